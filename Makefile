@@ -1,0 +1,40 @@
+# make demo    train, compare and report the tiny model on this machine
+# make test    the tests
+# make check   formatting, lint, types
+#
+# Each installs what it needs once; PYTHON=python3.10 chooses another interpreter.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/neuron-sdk-2.26.1.txt
+DEV_CONSTRAINTS := constraints/dev.txt
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/neuron-sum demo
+
+test: $(VENV)/.installed $(VENV)/.browser
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python tools/make_sample.py --check
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(DEV_CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --use-pep517 -c $(CONSTRAINTS) -c $(DEV_CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+# The report is opened in a real browser. Without one, and without the right to install it, that test is skipped.
+$(VENV)/.browser: $(VENV)/.installed
+	command -v chromium chromium-browser google-chrome >/dev/null 2>&1 \
+	    || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } \
+	    || echo "no browser: the report's browser test will be skipped (install chromium to run it)"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,110 @@
+"""`neuron-sum`: assembled from the entry-point group neuron_sum.commands; each command lives beside its stage.
+
+Nothing heavy is imported here or by a command's module, so every --help answers at once.
+"""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+
+from neuron_sum import __version__, console
+from neuron_sum.errors import NeuronSumError
+
+COMMAND_GROUP = "neuron_sum.commands"
+ORDER = ("demo", "recipes", "data", "train", "evaluate", "compare", "summarize", "merge")
+"""The way the data goes; what other packages add comes after."""
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
+"""What we say ourselves, and better; a person who sets one of these keeps it."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+
+
+def main() -> None:
+    """The console script."""
+    sys.excepthook = _report_defect
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    build()()
+
+
+def build() -> typer.Typer:
+    """The application with every installed command."""
+    app = typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        help="From a recipe to a compared, compiled and served dialogue-summarization model.",
+    )  # fmt: skip
+    app.callback()(_root)
+    points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
+    for name in [*(name for name in ORDER if name in points), *sorted(points.keys() - set(ORDER))]:
+        _add(app, points[name])
+    return app
+
+
+def _add(app: typer.Typer, point: EntryPoint) -> None:
+    loaded = point.load()
+    if isinstance(loaded, typer.Typer):
+        for info in loaded.registered_commands:
+            if info.callback is not None:
+                info.callback = _command(info.callback)
+        app.add_typer(loaded, name=point.name)
+    else:
+        app.command(name=point.name)(_command(loaded))
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with --json and --debug, and with our errors turned into one line and an exit code."""
+
+    @functools.wraps(function)
+    def command(*args: Any, json: bool, debug: bool, **options: Any) -> None:
+        console.settings.json, console.settings.debug = json, debug
+        try:
+            function(*args, **options)
+        except NeuronSumError as error:
+            if debug:
+                raise
+            console.fail(error.message, error.hint, error.exit_code)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            console.fail("interrupted", None, 130)
+            raise typer.Exit(130) from None
+
+    signature = inspect.signature(function, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("json", JsonOption), ("debug", DebugOption))
+    ]
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    command.__annotations__ = {**function.__annotations__, "json": JsonOption, "debug": DebugOption}
+    return command
+
+
+def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody foresaw is our defect: one line and exit code 1, and the trace under --debug."""
+    if console.settings.debug or isinstance(error, NeuronSumError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    message = " ".join(str(error).split())
+    console.fail(f"{kind.__name__}: {message:.300}", "a defect of neuron-sum; --debug shows the trace to report", 1)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"neuron-sum {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,47 @@
+"""`neuron-sum data`: what a recipe's data is, before anything is trained on it."""
+
+from typing import Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.recipe_command import Overrides, RecipeArgument
+
+
+def data(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
+) -> None:
+    """Read and check a recipe's data; show counts, lengths, the licence and an example."""
+    from neuron_sum.data.sources import load_dataset
+    from neuron_sum.recipe_loading import load_recipe
+
+    loaded = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
+    dataset = load_dataset(loaded.data)
+    table = console.table("split", "dialogues", "references", "words a dialogue", "words a summary")
+    splits: dict[str, dict[str, float]] = {}
+    for split, examples in dataset.splits.items():
+        references = [reference for example in examples for reference in example.references]
+        row = {
+            "dialogues": len(examples),
+            "references": len(references),
+            "dialogue_words_mean": sum(len(e.dialogue.split()) for e in examples) / max(len(examples), 1),
+            "summary_words_mean": sum(len(text.split()) for text in references) / max(len(references), 1),
+        }
+        splits[split] = row
+        table.add_row(split, f"{len(examples):,}", f"{len(references):,}", f"{row['dialogue_words_mean']:.1f}",
+                      f"{row['summary_words_mean']:.1f}")  # fmt: skip
+    first = next(examples[0] for examples in dataset.splits.values() if examples)
+    notes = [f"{dataset.origin}; licence: {dataset.license or 'not stated'}"]
+    notes += [f"left out: {count} rows: {kind}" for kind, count in dataset.skipped.items()]
+    if dataset.near_overlap:
+        notes.append(
+            f"{dataset.near_overlap} training dialogues stand in validation or test but for case and white space"
+        )
+    console.emit(
+        {"origin": dataset.origin, "license": dataset.license, "splits": splits, "skipped": dataset.skipped,
+         "near_overlap": dataset.near_overlap},
+        "\n".join(notes), table, f"\nthe first prompt, {first.id}:\n{loaded.prompt.resolve().render(first.dialogue)}"
+        f"{first.references[0]}\n\nnext: neuron-sum train {recipe}",
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""`neuron-sum evaluate`, `compare` and `summarize`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from neuron_sum.evaluation.predictions import PredictionColumns
+
+SYSTEM_HELP = (
+    "A run's folder; untuned, lead-3, longest-3 or human; or any system's predictions (.jsonl, .csv, .tsv; "
+    "FILE#COLUMN picks a column). NAME=… renames it."
+)
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="Data and protocol, where no run brings them: a name or a file.")
+]
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: generate.num_beams=4.")
+]
+PredictionColumn = Annotated[str, typer.Option(help="Of a predictions file: the system's summary.")]
+ReferenceColumn = Annotated[
+    list[str] | None, typer.Option(help="Of a predictions file: a human summary; may be given several times.")
+]
+IdColumn = Annotated[str, typer.Option(help="Of a predictions file: joins rows of one example.")]
+
+
+def evaluate(
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=SYSTEM_HELP)],
+    recipe: RecipeOption = None,
+    overrides: OverrideOption = None,
+    output: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation/SPLIT, or evaluation/NAME.")] = None,
+    prediction_column: PredictionColumn = "prediction",
+    reference_column: ReferenceColumn = None,
+    id_column: IdColumn = "id",
+) -> None:
+    """Measure one system: predictions.jsonl, metrics.json, report.html, and the model card of a run."""
+    _compare([system], recipe, overrides, output, _columns(prediction_column, reference_column, id_column))
+
+
+def compare(
+    systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help=SYSTEM_HELP)],
+    recipe: RecipeOption = None,
+    overrides: OverrideOption = None,
+    output: Annotated[Path, typer.Option(help="The folder for report.html and comparison.json.")] = Path("comparison"),
+    prediction_column: PredictionColumn = "prediction",
+    reference_column: ReferenceColumn = None,
+    id_column: IdColumn = "id",
+) -> None:
+    """Set systems beside each other and beside the human summaries, with improvements and their significance."""
+    _compare(systems, recipe, overrides, output, _columns(prediction_column, reference_column, id_column))
+
+
+def summarize(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    file: Annotated[Path, typer.Argument(help="A text file with one dialogue; - is standard input.")] = Path("-"),
+    overrides: OverrideOption = None,
+) -> None:
+    """Summarize one dialogue."""
+    if not (run / "recipe.yaml").is_file():
+        raise RunError(f"{run} is not a run: it holds no recipe.yaml", "give the folder that `neuron-sum train` wrote")
+    if str(file) == "-" and sys.stdin.isatty():
+        console.note("reading a dialogue from standard input; end it with Ctrl-D")
+    try:
+        dialogue = (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}", "a UTF-8 text file, one turn a line") from error
+    if not dialogue:
+        raise DataError(f"{'standard input' if str(file) == '-' else file} holds no dialogue", "one turn a line")
+
+    from neuron_sum.evaluation.generate import summarize_all
+    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.run_folder import open_run
+    from neuron_sum.trained import load_trained
+
+    opened = open_run(run)
+    settings = load_recipe(str(run), overrides or [])
+    model, tokenizer = load_trained(opened)
+    made = summarize_all(model, tokenizer, settings, ["dialogue"], [dialogue], quiet=True)[0]
+    if made.truncated:
+        console.warn(f"the dialogue was cut to fit data.max_source_length = {settings.data.max_source_length} tokens")
+    if made.hit_limit:
+        console.warn(f"the summary ends at generate.max_new_tokens = {settings.generate.max_new_tokens}")
+    console.emit(
+        {"summary_text": made.summary, "truncated": made.truncated, "input_tokens": made.input_tokens,
+         "output_tokens": made.output_tokens},
+        made.summary,
+    )  # fmt: skip
+
+
+def _columns(prediction: str, references: list[str] | None, example_id: str) -> "PredictionColumns":
+    from neuron_sum.evaluation.predictions import PredictionColumns
+
+    return PredictionColumns(prediction, tuple(references or ()), example_id)
+
+
+def _compare(
+    specs: list[str], recipe_name: str | None, overrides: list[str] | None, output: Path | None,
+    columns: "PredictionColumns",
+) -> None:  # fmt: skip
+    from neuron_sum import files
+    from neuron_sum.evaluation.render import render
+    from neuron_sum.evaluation.report import write_report
+    from neuron_sum.evaluation.session import Session
+    from neuron_sum.evaluation.systems import parse_systems
+    from neuron_sum.model_card import write_model_card
+
+    systems = parse_systems(specs)
+    session = Session(systems, recipe_name, overrides or [], columns)
+    folder = output or session.default_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    comparison = session.run(folder)
+    title = (
+        f"Evaluation of {systems[0].name}"
+        if len(systems) == 1
+        else "Comparison of " + ", ".join(s.name for s in systems)
+    )
+    write_report(folder / "report.html", comparison, title, session.origin, session.license)
+    files.write_json(folder / "comparison.json", comparison.as_dict())
+    for evaluation in comparison.evaluations:
+        if evaluation.system.run is not None:
+            write_model_card(evaluation.system.run, session.license, evaluation.metrics)
+    console.emit(
+        {**comparison.as_dict(), "report": str(folder / "report.html")},
+        render(comparison),
+        f"report: {folder / 'report.html'}",
+    )

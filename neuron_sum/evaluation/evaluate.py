@@ -1,0 +1,113 @@
+"""One system's figures: ROUGE with intervals, speaker-tag fidelity, lengths, and what was cut."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuron_sum import files
+from neuron_sum.data.examples import Example
+from neuron_sum.errors import DataError
+from neuron_sum.evaluation.predictions import Prediction, PredictionColumns
+from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, rouge
+from neuron_sum.evaluation.speaker_tags import tag_fidelity
+from neuron_sum.evaluation.statistics import bootstrap
+from neuron_sum.evaluation.systems import HUMAN, System, predict
+from neuron_sum.recipe import EvaluateConfig, Recipe
+from neuron_sum.run_folder import RunFolder
+
+
+DEFAULT_COLUMNS = PredictionColumns()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a system said and how good it was.
+
+    Attributes:
+        system: Which.
+        predictions: One per example; for `human`, the first references.
+        scores: ROUGE in points, per example.
+        metrics: What metrics.json holds.
+    """
+
+    system: System
+    predictions: Sequence[Prediction]
+    scores: Scores
+    metrics: dict[str, Any]
+
+
+def evaluate_system(
+    system: System, recipe: Recipe, examples: Sequence[Example], folder: Path,
+    columns: PredictionColumns = DEFAULT_COLUMNS, base: RunFolder | None = None,
+) -> Evaluation:  # fmt: skip
+    """Predicts where needed, scores, and writes predictions.jsonl (models) and metrics.json into a folder.
+
+    Args:
+        system: What to evaluate.
+        recipe: For prompt, generation and the ROUGE protocol.
+        examples: The split's examples.
+        folder: Where the files go; nothing is written for built-in systems that need no model.
+        columns: Of a predictions file.
+        base: For `untuned`: a run that started from it.
+
+    Raises:
+        DataError: For `human`, if an example has only one reference.
+    """
+    protocol = RougeProtocol.of(recipe.evaluate)
+    references = [example.references for example in examples]
+    if system.builtin == HUMAN:
+        if single := sum(len(given) < 2 for given in references):
+            raise DataError(
+                f"{single} of {len(examples)} examples have one reference only",
+                "people can be compared with people only on a split with several, such as DialogSum's test",
+            )
+        predictions = [Prediction(example.id, example.references[0]) for example in examples]
+        scores = human_agreement(references, protocol)
+    else:
+        predictions = predict(system, recipe, examples, columns, folder, base)
+        scores = rouge([prediction.summary for prediction in predictions], references, protocol)
+    metrics = _metrics(system, examples, predictions, scores, protocol, recipe.evaluate)
+    if folder.is_dir():
+        files.write_json(folder / "metrics.json", metrics)
+    return Evaluation(system, predictions, scores, metrics)
+
+
+def _metrics(
+    system: System, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Scores,
+    protocol: RougeProtocol, config: EvaluateConfig,
+) -> dict[str, Any]:  # fmt: skip
+    summaries = [prediction.summary for prediction in predictions]
+    words = [len(summary.split()) for summary in summaries]
+    reference_words = [len(reference.split()) for example in examples for reference in example.references]
+    tokens = [prediction.output_tokens for prediction in predictions if prediction.output_tokens is not None]
+    metrics: dict[str, Any] = {
+        "system": system.name,
+        "split": config.split,
+        "examples": len(examples),
+        "protocol": {"text": describe(protocol, config), **protocol.__dict__},
+        "scores": {name: bootstrap(values, config).as_dict() for name, values in scores.items()},
+        "speaker_tags": tag_fidelity(summaries, [example.dialogue for example in examples]),
+        "words_mean": round(float(np.mean(words)), 1),
+        "reference_words_mean": round(float(np.mean(reference_words)), 1),
+        "output_tokens_mean": round(float(np.mean(tokens)), 1) if tokens else None,
+        "empty": sum(not summary for summary in summaries),
+        "dialogues_cut": sum(prediction.truncated for prediction in predictions),
+        "hit_max_new_tokens": sum(prediction.hit_limit for prediction in predictions),
+    }
+    if system.run is not None:
+        results = system.run.read_results()
+        metrics["run"] = {
+            key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")
+        }
+    return metrics
+
+
+def describe(protocol: RougeProtocol, config: EvaluateConfig) -> str:
+    """The protocol in a line; printed with every result."""
+    return (
+        f"{protocol}; {100 * config.confidence:.0f} % intervals from {config.bootstrap_samples:,} bootstrap samples, "
+        f"seed {config.seed}"
+    )

@@ -1,0 +1,70 @@
+"""A comparison as people read it in a terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from neuron_sum import console
+from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
+from neuron_sum.evaluation.rouge import ROUGE_TYPES
+
+SHOWN = 2
+
+
+def render(comparison: Comparison) -> RenderableType:
+    """The table, the protocol, and the same dialogues side by side."""
+    first = comparison.evaluations[0].metrics
+    parts: list[RenderableType] = [
+        Text(f"{first['examples']} dialogues of the {first['split']} split"),
+        _scores(comparison),
+        Text(first["protocol"]["text"], style="dim"),
+    ]
+    if comparison.differences:
+        parts += [Text(), _improvements(comparison), Text(f"paired bootstrap; * p < {SIGNIFICANT}", style="dim")]
+    step = max(1, len(comparison.examples) // SHOWN)
+    for index in range(0, min(len(comparison.examples), SHOWN * step), step):
+        parts += [Text(), *_side_by_side(comparison, index)]
+    return Group(*parts)
+
+
+def _scores(comparison: Comparison) -> Table:
+    table = console.table("system", *ROUGE_TYPES.values(), "words", "tags right", "cut", "trainable", "size")
+    for evaluation in comparison.evaluations:
+        metrics, run = evaluation.metrics, evaluation.metrics.get("run")
+        table.add_row(
+            evaluation.system.name,
+            *(f"{score['value']:.2f}" for score in metrics["scores"].values()),
+            f"{metrics['words_mean']:.0f}",
+            f"{metrics['speaker_tags']['faithful_percent']:.0f} %",
+            str(metrics["dialogues_cut"]),
+            f"{run['trainable_parameters']:,}" if run else "",
+            console.size(run["weights_bytes"]) if run else "",
+        )
+    return table
+
+
+def _improvements(comparison: Comparison) -> Table:
+    table = console.table(f"points above {comparison.reference}", *ROUGE_TYPES.values())
+    for name, by_score in comparison.differences.items():
+        cells = [
+            f"{difference.interval.value:+.2f}{'*' if difference.p_value < SIGNIFICANT else ' '} "
+            f"[{difference.interval.low:+.1f}, {difference.interval.high:+.1f}]"
+            for difference in by_score.values()
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def _side_by_side(comparison: Comparison, index: int) -> list[RenderableType]:
+    example = comparison.examples[index]
+    parts: list[RenderableType] = [Text(f"{example.id}  {example.topic or ''}".rstrip(), style="bold")]
+    parts.append(Text("\n".join(f"  {line}" for line in example.dialogue.splitlines()), style="dim"))
+    texts = Table.grid(padding=(0, 2))
+    texts.add_column(style="bold", no_wrap=True)
+    texts.add_column(ratio=1)
+    for number, reference in enumerate(example.references, 1):
+        texts.add_row(f"  human {number}" if len(example.references) > 1 else "  human", reference)
+    for evaluation in comparison.evaluations:
+        if evaluation.system.builtin != "human":
+            texts.add_row(f"  {evaluation.system.name}", evaluation.predictions[index].summary.replace("\n", " / "))
+    return [*parts, texts]

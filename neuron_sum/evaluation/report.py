@@ -1,0 +1,94 @@
+"""report.html: one self-contained page, for a phone and for a desk."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from neuron_sum import __version__, console, files
+from neuron_sum.data.examples import SPEAKER_TAG
+from neuron_sum.evaluation import charts
+from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
+from neuron_sum.evaluation.rouge import ROUGE_TYPES
+from neuron_sum.evaluation.systems import HUMAN
+
+TEXTS_SHOWN = 12
+
+
+def write_report(path: Path, comparison: Comparison, title: str, data: str, data_license: str | None) -> None:
+    """Writes the page.
+
+    Args:
+        path: Where to.
+        comparison: One or more evaluations.
+        title: The page's heading.
+        data: Where the dialogues come from.
+        data_license: Shown beside them; the page quotes the data.
+    """
+    runs = {evaluation.system.name: evaluation.system.run for evaluation in comparison.evaluations}
+    logs = {name: files.read_jsonl(run.log) for name, run in runs.items() if run is not None}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["size"] = console.size
+    page = environment.get_template("report.html").render(
+        title=title,
+        data=data,
+        data_license=data_license or "not stated",
+        version=__version__,
+        comparison=comparison,
+        kinds=list(ROUGE_TYPES.values()),
+        protocol=comparison.evaluations[0].metrics["protocol"]["text"],
+        significant=SIGNIFICANT,
+        rouge_chart=Markup(charts.rouge_chart(comparison)),
+        loss_chart=Markup(charts.loss_chart(logs)) if logs else None,
+        length_chart=Markup(charts.length_chart(comparison)),
+        texts=[_text(comparison, index) for index in _spread(len(comparison.examples))],
+    )
+    files.write_text(path, page)
+
+
+def marked(summary: str, dialogue: str, reference: str) -> Markup:
+    """A summary with its differing speaker tags marked.
+
+    Red: not in the dialogue at all. Yellow: another speaker than the reference has at this place.
+    """
+    known, expected = set(SPEAKER_TAG.findall(dialogue)), iter(SPEAKER_TAG.findall(reference))
+    pieces: list[str] = []
+    end = 0
+    for match in SPEAKER_TAG.finditer(summary):
+        tag, wanted = match.group(), next(expected, None)
+        kind = "invented" if tag not in known else "other" if tag != wanted else ""
+        pieces += [escape(summary[end : match.start()]), escape(tag)]
+        if kind:
+            pieces[-1] = Markup('<mark class="{}">{}</mark>').format(kind, tag)
+        end = match.end()
+    return Markup("").join([*pieces, escape(summary[end:])])
+
+
+def _spread(count: int) -> Sequence[int]:
+    shown = min(count, TEXTS_SHOWN)
+    return [index * count // shown for index in range(shown)]
+
+
+def _text(comparison: Comparison, index: int) -> dict[str, Any]:
+    example = comparison.examples[index]
+    return {
+        "id": example.id,
+        "topic": example.topic,
+        "turns": [re.split(r"(?<=:)\s", line, maxsplit=1) for line in example.dialogue.splitlines()],
+        "references": example.references,
+        "summaries": [
+            (
+                evaluation.system.name,
+                marked(evaluation.predictions[index].summary, example.dialogue, example.references[0]),
+                evaluation.scores["ROUGE-1"][index],
+            )
+            for evaluation in comparison.evaluations
+            if evaluation.system.builtin != HUMAN
+        ],
+    }

@@ -1,0 +1,94 @@
+"""One evaluation or comparison from start to end: which recipe rules, which examples, then system by system."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import DataError, RunError
+from neuron_sum.evaluation.compare import Comparison, compare
+from neuron_sum.evaluation.evaluate import evaluate_system
+from neuron_sum.evaluation.predictions import PredictionColumns, read_predictions
+from neuron_sum.evaluation.systems import UNTUNED, System
+from neuron_sum.recipe import Recipe
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.run_folder import RunFolder
+
+
+class Session:
+    """The systems of one command, and the data that all of them summarize.
+
+    The data and the ROUGE protocol come from --recipe, else from the first run; prompt and generation settings from
+    each run's own recipe. With neither, a predictions file must bring its own references.
+
+    Attributes:
+        origin: What people call the data.
+        license: The data's licence.
+    """
+
+    def __init__(
+        self, systems: Sequence[System], recipe_name: str | None, overrides: Sequence[str], columns: PredictionColumns
+    ) -> None:
+        self._systems, self._columns = systems, columns
+        runs = [system.run for system in systems if system.run is not None]
+        self._first_run: RunFolder | None = runs[0] if runs else None
+        self._run_recipes = {str(run.path): load_recipe(str(run.path), overrides) for run in runs}
+        if recipe_name is not None:
+            self._recipe = load_recipe(recipe_name, overrides)
+        elif runs:
+            self._recipe = self._run_recipes[str(runs[0].path)]
+            self._check_same_data(runs)
+        elif len(systems) == 1 and systems[0].file is not None:
+            self._recipe = load_recipe("tiny", overrides)  # for the protocol alone
+            self._take_examples_from(systems[0])
+            return
+        else:
+            names = ", ".join(system.name for system in systems)
+            raise RunError(f"{names}: no run brings the data", "name it with --recipe, such as --recipe tiny")
+        dataset = load_dataset(self._recipe.data)
+        split = self._recipe.evaluate.split
+        self.origin, self.license, self._examples = dataset.origin, dataset.license, dataset[split]
+        if not self._examples:
+            raise DataError(
+                f"{dataset.origin} has no {split} split", "choose another one: --set evaluate.split=validation"
+            )
+
+    def default_folder(self) -> Path:
+        """Where one system's evaluation goes."""
+        system = self._systems[0]
+        if system.run is not None:
+            return system.run.path / "evaluation" / self._recipe.evaluate.split
+        return Path("evaluation") / system.name
+
+    def run(self, folder: Path) -> Comparison:
+        """Evaluates every system; a run's predictions are kept in its own folder and found again there."""
+        evaluations = []
+        for system in self._systems:
+            recipe = self._recipe
+            kept = folder if len(self._systems) == 1 else folder / system.name
+            if system.run is not None:
+                own = self._run_recipes[str(system.run.path)]
+                recipe = own.model_copy(update={"evaluate": self._recipe.evaluate})
+                if len(self._systems) > 1:
+                    kept = system.run.path / "evaluation" / recipe.evaluate.split
+            base = self._first_run if system.builtin == UNTUNED else None
+            evaluations.append(evaluate_system(system, recipe, self._examples, kept, self._columns, base))
+        return compare(self._examples, evaluations, self._recipe.evaluate)
+
+    def _take_examples_from(self, system: System) -> None:
+        assert system.file is not None
+        self._examples = tuple(read_predictions(system.file, self._columns, None)[0])
+        self.origin, self.license = system.file.name, None
+
+    def _check_same_data(self, runs: Sequence[RunFolder]) -> None:
+        """Scores on different dialogues cannot be compared."""
+        sources = {str(run.path): _data_of(self._run_recipes[str(run.path)]) for run in runs}
+        different = [path for path, source in sources.items() if source != sources[str(runs[0].path)]]
+        if different:
+            raise RunError(
+                f"{', '.join(different)} was trained on other data than {runs[0].path}",
+                "say which data to compare them on: --recipe NAME",
+            )
+
+
+def _data_of(recipe: Recipe) -> dict[str, object]:
+    return recipe.data.model_dump(include={"source", "path", "revision", "files", "columns", "max_eval_examples"})

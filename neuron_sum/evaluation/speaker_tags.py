@@ -1,0 +1,23 @@
+"""Speaker-tag fidelity: a summary may only name speakers who are in the dialogue (#Person1#, never #Pork1#)."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from neuron_sum.data.examples import SPEAKER_TAG
+
+
+def invented_tags(summary: str, dialogue: str) -> list[str]:
+    """The tags of a summary that its dialogue does not have, in order."""
+    known = set(SPEAKER_TAG.findall(dialogue))
+    return [tag for tag in SPEAKER_TAG.findall(summary) if tag not in known]
+
+
+def tag_fidelity(summaries: Sequence[str], dialogues: Sequence[str]) -> dict[str, object]:
+    """Over all summaries: the share without an invented tag, how many tags were invented, and which most often."""
+    invented = [invented_tags(*pair) for pair in zip(summaries, dialogues, strict=True)]
+    counts = Counter(tag for tags in invented for tag in tags)
+    return {
+        "faithful_percent": round(100 * sum(not tags for tags in invented) / len(invented), 2),
+        "invented": counts.total(),
+        "most_common": dict(counts.most_common(5)),
+    }

@@ -1,0 +1,70 @@
+"""Intervals and significance by a seeded bootstrap over examples."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuron_sum.recipe import EvaluateConfig
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For metrics.json."""
+        return {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of one system minus that of another on the same examples, and how likely it is chance.
+
+    Attributes:
+        interval: The difference and its interval.
+        p_value: Two-sided: how often resampling turns the sign (Koehn 2004, aclanthology.org/W04-3250).
+    """
+
+    interval: Interval
+    p_value: float
+
+
+def bootstrap(values: Values, config: EvaluateConfig) -> Interval:
+    """The mean of (examples,) values, with its interval."""
+    return _interval(float(values.mean()), _resampled_means(values, config), config)
+
+
+def paired_bootstrap(values: Values, baseline: Values, config: EvaluateConfig) -> Difference:
+    """Compares two systems by resampling examples, both systems' values of an example always together.
+
+    Args:
+        values: (examples,)
+        baseline: (examples,), in the same order.
+        config: Number of samples, confidence, seed.
+    """
+    differences = values - baseline
+    means = _resampled_means(differences, config)
+    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0)) / len(means)
+    # Nothing below one part in the number of samples can be told apart from it.
+    p_value = min(1.0, max(2 * tail, 1 / len(means)))
+    return Difference(_interval(float(differences.mean()), means, config), p_value)
+
+
+def _resampled_means(values: Values, config: EvaluateConfig) -> Values:
+    """(bootstrap_samples,) means; drawn one by one, for the whole matrix of indices can be large."""
+    generator = np.random.default_rng(config.seed)
+    count = len(values)
+    return np.array([values[generator.integers(0, count, count)].mean() for _ in range(config.bootstrap_samples)])
+
+
+def _interval(value: float, means: Values, config: EvaluateConfig) -> Interval:
+    tail = 50 * (1 - config.confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,131 @@
+"""The systems that can be compared: runs, the untuned model, baselines, people, and any other system's file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuron_sum import files
+from neuron_sum.data.examples import Example
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import RunError
+from neuron_sum.evaluation.baselines import BASELINES
+from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
+from neuron_sum.recipe import Recipe
+from neuron_sum.run_folder import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+HUMAN, UNTUNED = "human", "untuned"
+BUILT_IN = (UNTUNED, *BASELINES, HUMAN)
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that summarizes: exactly one of builtin, run and file says what.
+
+    Attributes:
+        name: Its name in tables; unique in a comparison.
+        builtin: One of BUILT_IN.
+        run: A trained model.
+        file: Predictions that another program made.
+        column: The column of that file, where several systems share it.
+    """
+
+    name: str
+    builtin: str | None = None
+    run: RunFolder | None = None
+    file: Path | None = None
+    column: str | None = None
+
+
+def parse_systems(specs: Sequence[str]) -> list[System]:
+    """Reads `[NAME=]SPEC`, where SPEC is a run's folder, a built-in, or a predictions file with an optional #COLUMN.
+
+    Raises:
+        RunError: For a SPEC that is none of these, or a name given twice.
+    """
+    systems: list[System] = []
+    for spec in specs:
+        name, equals, rest = spec.partition("=")
+        system = _parse(rest if equals else spec, name if equals else None)
+        if any(system.name == other.name for other in systems):
+            raise RunError(f"two systems are named {system.name!r}", f"name one of them: OTHER={rest or spec}")
+        systems.append(system)
+    return systems
+
+
+def _parse(spec: str, name: str | None) -> System:
+    if spec in BUILT_IN:
+        return System(name or spec, builtin=spec)
+    path, hash_sign, column = spec.partition("#")
+    if Path(path).is_file():
+        return System(name or column or Path(path).stem, file=Path(path), column=column if hash_sign else None)
+    if Path(spec).is_dir():
+        run = open_run(Path(spec))
+        return System(name or run.path.resolve().name, run=run)
+    raise RunError(
+        f"no system {spec!r}: neither a run's folder, a predictions file, nor one of {', '.join(BUILT_IN)}",
+        "neuron-sum train RECIPE makes a run",
+    )
+
+
+def predict(
+    system: System, recipe: Recipe, examples: Sequence[Example], columns: PredictionColumns, folder: Path,
+    base: RunFolder | None,
+) -> list[Prediction]:  # fmt: skip
+    """One prediction per example; a model's are taken from `folder` if the same weights and settings made them.
+
+    Args:
+        system: Any but `human`, who are not one system.
+        recipe: For prompt and generation.
+        examples: What to summarize.
+        columns: Of a predictions file.
+        folder: Where predictions.jsonl is kept.
+        base: For `untuned`: a run that started from it; None to load what the recipe names.
+    """
+    if system.builtin in BASELINES:
+        return [Prediction(example.id, BASELINES[system.builtin](example.dialogue)) for example in examples]
+    if system.file is not None:
+        own = replace(columns, prediction=system.column) if system.column is not None else columns
+        return read_predictions(system.file, own, examples)[1]
+    return _predict_with_model(system, recipe, examples, folder, base)
+
+
+def _predict_with_model(
+    system: System, recipe: Recipe, examples: Sequence[Example], folder: Path, base: RunFolder | None
+) -> list[Prediction]:
+    from neuron_sum.evaluation.generate import fingerprint, summarize_all
+
+    ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
+    run = system.run or base
+    weights = [Path(run.model_source())] if run is not None else []
+    key = fingerprint(recipe, ids, dialogues, [*weights, *([system.run.weights] if system.run is not None else [])])
+    record, finished = folder / "generation.json", folder / "predictions.jsonl"
+    if record.is_file() and files.read_json(record)["fingerprint"] == key:
+        return [Prediction(**entry) for entry in files.read_jsonl(finished)]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"partial-{key}.jsonl"
+    model, tokenizer = _load(system, recipe, base)
+    predictions = summarize_all(model, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
+    record.unlink(missing_ok=True)
+    write_predictions(finished, predictions)
+    files.write_json(record, {"fingerprint": key, "generate": recipe.generate.model_dump()})
+    partial.unlink()
+    return predictions
+
+
+def _load(
+    system: System, recipe: Recipe, base: RunFolder | None
+) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
+    from neuron_sum import models, trained
+
+    if system.run is not None:
+        return trained.load_trained(system.run)
+    if base is not None:
+        return trained.load_untuned(base)
+    texts = (text for example in load_dataset(recipe.data)["train"] for text in (example.dialogue, *example.references))
+    tokenizer = models.load_tokenizer(recipe.model, texts)
+    return models.load_base(recipe.model, tokenizer), tokenizer

@@ -1,0 +1,87 @@
+"""Writing so that nothing is ever half written: a temporary sibling first, then a rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neuron_sum.errors import ResourceError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content at once."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file's content at once."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON Lines file; a last line without its newline was cut by a kill and is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` once its block has ended well, and vanishes if it has not."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """A file's hash, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while piece := content.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def check_writable(folder: Path, needed_bytes: int) -> None:
+    """Finds a folder that cannot be written, or a disk that will be full, before long work starts.
+
+    Raises:
+        ResourceError: With the free and the needed space.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be written: {error.strerror}", "choose another folder with --output"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"{folder} has {free / 1e9:.1f} GB free, this run needs {needed_bytes / 1e9:.1f} GB",
+            "free some space, choose another disk with --output, or lower train.save_total_limit",
+        )

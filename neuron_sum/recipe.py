@@ -1,0 +1,254 @@
+"""The recipe: one frozen pydantic model per stage.
+
+A value lives here and in the line that uses it, nowhere else. recipe_loading.py reads recipes from YAML.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from neuron_sum.prompts import PRESETS, Prompt
+
+
+class MaybePath:
+    """Marks a string field that may name something on disk (or, where the field says so, on a model hub)."""
+
+
+PathOrHubId = Annotated[str, MaybePath()]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Section(BaseModel):
+    """What every part of a recipe is: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class SplitFiles(Section):
+    """File names inside `data.path`, where they are not train, validation and test with the format's usual ending."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+class Columns(Section):
+    """Which column (CSV, TSV) or key (JSONL, hub) holds what."""
+
+    id: str | None = None
+    """The example's id; without one, the file's name and line."""
+    dialogue: str = "dialogue"
+    summary: str | tuple[str, ...] = "summary"
+    """One column, or several references."""
+    topic: str | None = None
+
+
+class DataConfig(Section):
+    """Where the dialogues come from and how much of them is used."""
+
+    source: Literal["sample", "dialogsum", "samsum", "jsonl", "csv", "hub"] = "sample"
+    """`sample` is bundled; `dialogsum` and `samsum` are folders in those sets' own form; `jsonl` and `csv` take
+    `columns`; `hub` takes a data set id in `path` and `columns`."""
+    path: PathOrHubId | None = None
+    """A folder, or for `hub` a data set id such as knkarthick/dialogsum."""
+    revision: str | None = None
+    """For `hub`: the commit to pin."""
+    files: SplitFiles = SplitFiles()
+    columns: Columns = Columns()
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    """For `csv`: "," or "\\t"."""
+    encoding: str = "utf-8"
+    license: str | None = None
+    """The data's licence, where the source does not tell it; printed, and written into the model card."""
+    max_examples: int | None = Field(None, ge=1)
+    """At most so many training examples, evenly spaced over the split (the course used 125 of 12,460)."""
+    max_eval_examples: int | None = Field(None, ge=1)
+    """The same for validation and test."""
+    max_source_length: int = Field(512, ge=8)
+    """Tokens of the whole prompt; a longer dialogue is cut at its end, and counted."""
+    max_target_length: int = Field(128, ge=4)
+    """Tokens of the summary, end token included."""
+    skip_bad: bool = False
+    """Leave out bad rows and count them, instead of stopping."""
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> "DataConfig":
+        if self.source != "sample" and self.path is None:
+            raise ValueError(f"data.path is needed for source {self.source!r}")
+        return self
+
+
+class PromptConfig(Section):
+    """What the model is told around the dialogue: a preset's name or an own template, never both."""
+
+    preset: str | None = None
+    template: str | None = None
+    """Text with exactly one {dialogue}."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "PromptConfig":
+        if (self.preset is None) == (self.template is None):
+            raise ValueError("give either preset or template")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        if self.template is not None and self.template.count("{dialogue}") != 1:
+            raise ValueError("the template must contain {dialogue} exactly once")
+        return self
+
+    def resolve(self) -> Prompt:
+        """The prompt itself."""
+        return Prompt(PRESETS[self.preset] if self.preset is not None else str(self.template))
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer trained on the training split, for models that start from nothing."""
+
+    vocab_size: int = Field(2000, ge=300)
+
+
+class ModelConfig(Section):
+    """The base model: pretrained (`name_or_path`), or a configuration with random weights (`config`)."""
+
+    name_or_path: PathOrHubId | None = None
+    """A hub id such as google/flan-t5-base, or a local folder with safetensors."""
+    revision: str | None = None
+    config: PathOrHubId | dict[str, Any] | None = None
+    """A config.json, or its content; without `vocab_size` the tokenizer's is taken."""
+    tokenizer: PathOrHubId | TrainedTokenizer | None = None
+    """A folder, a hub id, a SentencePiece .model file, or {vocab_size: N} to train one. Default: `name_or_path`."""
+    seed: int = 0
+    """Seed of the random weights."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if (self.name_or_path is None) == (self.config is None):
+            raise ValueError("give either name_or_path (pretrained) or config (random weights); set the other to null")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError(
+                "random weights need a tokenizer: a folder, a .model file, or {vocab_size: N} to train one"
+            )
+        return self
+
+
+class FullMethod(Section):
+    """Every weight is trained."""
+
+    name: Literal["full"] = "full"
+
+
+class LoraMethod(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); fields carry PEFT's names."""
+
+    name: Literal["lora"] = "lora"
+    r: int = Field(32, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] | None = None
+    """Default: q and v for T5, all seven projections for Llama (fewer cannot be consolidated by optimum-neuron)."""
+
+
+class PromptTuningMethod(Section):
+    """A soft prompt before the input (Lester et al. 2021, arXiv:2104.08691)."""
+
+    name: Literal["prompt_tuning"] = "prompt_tuning"
+    num_virtual_tokens: int = Field(20, ge=1, le=1000)
+    """20 to 100 are usual; more rarely helps."""
+
+
+Method = Annotated[FullMethod | LoraMethod | PromptTuningMethod, Field(discriminator="name")]
+
+
+class TrainConfig(Section):
+    """How the model is trained; fields carry the names of transformers' TrainingArguments."""
+
+    backend: Literal["torch"] = "torch"
+    learning_rate: float = Field(1e-4, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; overrides num_train_epochs."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    bf16: bool = False
+    """Autocast to bfloat16; there is no fp16, in which T5 turns to NaN (transformers#23918)."""
+    gradient_checkpointing: bool = False
+    group_by_length: bool = True
+    """Batches of similar length: far less padding, the same examples."""
+    logging_steps: int = Field(10, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between validation losses; default: once an epoch."""
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int = Field(2, ge=2)
+    """Two at least, so that a kill while one is written leaves the other."""
+    report_to: tuple[Literal["tensorboard"], ...] = ()
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over the processes of torchrun (PyTorch FSDP2)."""
+    deepspeed: PathOrHubId | None = None
+    """A DeepSpeed configuration file (ZeRO), instead of fsdp."""
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _one_sharding(self) -> "TrainConfig":
+        if self.fsdp and self.deepspeed is not None:
+            raise ValueError("fsdp and deepspeed exclude each other")
+        return self
+
+
+class GenerateConfig(Section):
+    """How summaries are generated; fields carry the names of transformers' GenerationConfig."""
+
+    max_new_tokens: int = Field(128, ge=1)
+    min_new_tokens: int = Field(0, ge=0)
+    num_beams: int = Field(1, ge=1)
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    early_stopping: bool = False
+    batch_size: int = Field(8, ge=1)
+
+
+class EvaluateConfig(Section):
+    """The ROUGE protocol, every part of which moves the score; printed with every result."""
+
+    split: Split = "test"
+    use_stemmer: bool = True
+    references: Literal["mean", "first", "best"] = "mean"
+    """With several references: the mean of all, the first alone, or the best per example."""
+    sentence_splitting: Literal["punctuation", "newline"] = "punctuation"
+    """What counts as a sentence for ROUGE-Lsum."""
+    bootstrap_samples: int = Field(1000, ge=100)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    seed: int = 42
+
+
+class Recipe(Section):
+    """A whole run: data, prompt, model, method, training, generation, evaluation."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Also the name of the run's folder."""
+    description: str = ""
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig(preset="course")
+    model: ModelConfig
+    method: Method = FullMethod()
+    train: TrainConfig = TrainConfig()
+    generate: GenerateConfig = GenerateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _shards_whole_models(self) -> "Recipe":
+        if self.train.fsdp and not isinstance(self.method, FullMethod):
+            raise ValueError(
+                "train.fsdp needs method full; shard an adapter's base with train.deepspeed (ZeRO) instead"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

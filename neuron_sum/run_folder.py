@@ -1,0 +1,122 @@
+"""The folder a training run writes: what lies where, and whether it is whole."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuron_sum import files
+from neuron_sum.errors import RunError
+from neuron_sum.recipe import FullMethod, Recipe
+from neuron_sum.recipe_loading import differences, load_resolved
+
+CHECKPOINT_MARK = "complete"
+"""Written last into a training checkpoint; one without it was cut by a kill."""
+
+MAY_CHANGE_ON_RESUME = ("name", "description", "train.logging_steps", "train.save_steps", "train.save_total_limit",
+                        "train.report_to", "generate.", "evaluate.")  # fmt: skip
+"""What does not change the weights that a resumed run ends with."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One training run on disk.
+
+    Attributes:
+        path: The folder.
+        recipe: The resolved recipe it was made by.
+    """
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def weights(self) -> Path:
+        """What training made: checkpoint/ (full) or adapter/, in Hugging Face's layout."""
+        return self.path / ("checkpoint" if isinstance(self.recipe.method, FullMethod) else "adapter")
+
+    @property
+    def base(self) -> Path:
+        """The base model, where it started from random weights and so can be had nowhere else."""
+        return self.path / "base"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where training checkpoints lie until the run is whole."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """JSON Lines: step, loss, eval_loss, learning_rate, tokens_per_s."""
+        return self.path / "log.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Parameters, sizes, times and versions; its presence means the run is whole."""
+        return self.path / "all_results.json"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether training has ended."""
+        return self.results.is_file()
+
+    def read_results(self) -> dict[str, Any]:
+        """What `results` holds."""
+        return dict(files.read_json(self.results))
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest training checkpoint that was written to its end."""
+        whole = [mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARK}")]
+        return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def model_source(self) -> str:
+        """Where the base model is loaded from: the run's own base/, or what the recipe names."""
+        return str(self.base) if self.base.is_dir() else str(self.recipe.model.name_or_path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """A finished run.
+
+    Raises:
+        RunError: If there is none, or it has not ended.
+    """
+    if not (path / "recipe.yaml").is_file():
+        raise RunError(f"{path} is not a run: it holds no recipe.yaml", "give the folder that `neuron-sum train` wrote")
+    run = RunFolder(path, load_resolved(path / "recipe.yaml"))
+    if not run.is_complete:
+        raise RunError(f"the run in {path} has not ended", f"neuron-sum train {path} --output {path} --resume")
+    return run
+
+
+def start_run(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
+    """The folder for a run that is about to start or to go on; leaves everything as it is if that is refused.
+
+    Raises:
+        RunError: If something is there and neither resume nor overwrite was said, or the recipe there differs.
+    """
+    run = RunFolder(path, recipe)
+    if not path.exists() or not any(path.iterdir()):
+        return run
+    if not (path / "recipe.yaml").is_file():
+        raise RunError(f"{path} is not empty and not a run of ours", "choose another folder with --output")
+    if overwrite:
+        shutil.rmtree(path)
+        return run
+    if not resume:
+        last = run.last_checkpoint()
+        if run.is_complete:
+            raise RunError(f"{path} holds a finished run", "--overwrite replaces it, --output FOLDER keeps both")
+        what = f"saved at step {last.name.rpartition('-')[2]}" if last else "with nothing saved yet"
+        raise RunError(f"{path} holds an unfinished run, {what}", "--resume goes on with it, --overwrite starts anew")
+    changed = {
+        key: values
+        for key, values in differences(load_resolved(path / "recipe.yaml"), recipe).items()
+        if not key.startswith(MAY_CHANGE_ON_RESUME)
+    }
+    if changed:
+        listing = "\n  ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        raise RunError(
+            f"the run in {path} was started by another recipe:\n  {listing}",
+            "resume with the same values, or start anew with --overwrite",
+        )
+    return run

@@ -1,0 +1,58 @@
+"""What a training backend is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from neuron_sum.data.encoding import Encoded
+from neuron_sum.recipe import TrainConfig
+from neuron_sum.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model learns from, and what its loss is measured on.
+
+    Attributes:
+        train: The training split.
+        validation: The validation split; None if the source has none.
+    """
+
+    train: Encoded
+    validation: Encoded | None
+
+
+@dataclass(frozen=True)
+class ShapePlan:
+    """How examples become rows of tensors; here each batch is padded to its longest example.
+
+    Attributes:
+        source_len: The longest input_ids, in tokens.
+        target_len: The longest labels, in tokens.
+        pad_to_multiple_of: Widths are rounded up to this.
+    """
+
+    source_len: int
+    target_len: int
+    pad_to_multiple_of: int = 8
+
+
+class Trainer(Protocol):
+    """A backend: built for a run folder, it trains once. Every backend leaves the same files."""
+
+    def __init__(self, run: RunFolder, tokenizer: "PreTrainedTokenizerFast", resume_from: Path | None) -> None:
+        """Takes the folder to write to, and the checkpoint to go on from."""
+
+    def train(
+        self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
+    ) -> Path:
+        """Trains, saving on the way; returns the folder of the trained weights.
+
+        Raises:
+            Interrupted: After a signal, once a checkpoint is saved.
+        """
+        ...

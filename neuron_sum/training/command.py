@@ -1,0 +1,55 @@
+"""`neuron-sum train` and `neuron-sum merge`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.recipe_command import Overrides, RecipeArgument
+
+
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run there.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if it does not seem to fit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; train and write nothing.")] = False,
+) -> None:
+    """Fine-tune a model: full, LoRA or prompt tuning, as the recipe says."""
+    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.training.train import train as run_training
+
+    resolved = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
+    folder = output or Path("runs") / resolved.name
+    run, expected = run_training(resolved, folder, resume=resume, overwrite=overwrite, force=force, dry_run=dry_run)
+    if dry_run:
+        console.emit({"run": str(folder), "estimate": expected.as_dict()}, "dry run: nothing was written")
+        return
+    results = run.read_results()
+    loss = f"loss {results['train_loss']:.3f}"
+    if results["eval_loss"] is not None:
+        loss += f", validation loss {results['eval_loss']:.3f}"
+    console.emit(
+        {"run": str(folder), "weights": str(run.weights), **results},
+        f"trained {folder}: {loss}\nnext: neuron-sum evaluate {folder}",
+    )
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help="A finished LoRA run.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write. Default: RUN/merged.")] = None,
+) -> None:
+    """Merge a LoRA adapter into its base, and prove that the logits stay the same."""
+    from neuron_sum.run_folder import open_run
+    from neuron_sum.training.merge import merge_run
+
+    folder = output or run / "merged"
+    difference = merge_run(open_run(run), folder)
+    console.emit(
+        {"merged": str(folder), "largest_logit_difference": difference},
+        f"merged into {folder}; largest difference of a logit {difference:.1e} of the largest one",
+    )

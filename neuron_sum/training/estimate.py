@@ -1,0 +1,207 @@
+"""How much memory and time a run will take, said before it starts.
+
+A rough model, on purpose: it is there to refuse what cannot work and to tell minutes from days. What it predicted and
+what was measured stand side by side in docs/training.md.
+"""
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PretrainedConfig
+
+from neuron_sum.console import duration, size
+from neuron_sum.errors import ResourceError
+from neuron_sum.models import ParameterCount, is_decoder_only
+from neuron_sum.recipe import TrainConfig
+from neuron_sum.training.base import ShapePlan, TrainingData
+
+FP32_BYTES = 4
+ADAM_STATES = 2
+PROCESS_BYTES = 700e6
+"""Python, torch and transformers themselves."""
+MATMUL_SIZE = 1024
+EFFICIENCY = 0.55
+"""Training FLOPs a second over those of one large matrix product; from the runs in docs/training.md."""
+MEMORY_MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, per device.
+
+    Attributes:
+        weights: Bytes of parameters.
+        gradients: Bytes of gradients of the trainable ones.
+        optimizer: Bytes of AdamW's two moments.
+        activations: Bytes that the backward pass keeps of one batch.
+        available: Bytes that are free on the device now.
+        device: What people call it.
+        steps: Optimizer steps.
+        seconds: For all of them; None on a GPU, where the guess would be worthless.
+        disk: Bytes of checkpoints and results.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    available: float
+    device: str
+    steps: int
+    seconds: float | None
+    disk: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes in all."""
+        return (self.weights + self.gradients + self.optimizer + self.activations) * MEMORY_MARGIN + PROCESS_BYTES
+
+    def __str__(self) -> str:
+        parts = f"weights {size(self.weights)}, gradients {size(self.gradients)}, optimizer {size(self.optimizer)}, "
+        lines = f"memory about {size(self.memory)} of {size(self.available)} free on {self.device} ({parts}"
+        lines += f"activations {size(self.activations)}); disk about {size(self.disk)}"
+        if self.seconds is not None:
+            lines += f"\n{self.steps:,} optimizer steps; this will take about {duration(self.seconds)}"
+        else:
+            lines += f"\n{self.steps:,} optimizer steps"
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json: bytes and seconds."""
+        return {**dataclasses.asdict(self), "memory": self.memory}
+
+    def check(self, train: TrainConfig) -> None:
+        """Refuses a run that cannot fit.
+
+        Raises:
+            ResourceError: With what would make it fit.
+        """
+        if self.memory <= self.available:
+            return
+        fixed = (self.weights + self.gradients + self.optimizer) * MEMORY_MARGIN + PROCESS_BYTES
+        per_example = self.activations * MEMORY_MARGIN / train.per_device_train_batch_size
+        fitting = int((self.available - fixed) // per_example) if per_example else 0
+        if fitting >= 1:
+            steps = -(-train.per_device_train_batch_size * train.gradient_accumulation_steps // fitting)
+            remedy = f"train.per_device_train_batch_size={fitting} train.gradient_accumulation_steps={steps}"
+        elif self.gradients * 10 > self.weights:
+            remedy = "method=lora (no gradients and moments for the base), a smaller model, or a larger machine"
+        else:
+            remedy = "a smaller model, or a larger machine"
+        raise ResourceError(
+            f"this needs about {size(self.memory)} of memory, {self.device} has {size(self.available)} free",
+            f"{remedy}; --force tries all the same",
+        )
+
+
+def estimate(
+    config: PretrainedConfig, parameters: ParameterCount, data: TrainingData, plan: ShapePlan, train: TrainConfig
+) -> Estimate:
+    """The estimate for one device.
+
+    Args:
+        config: The base model's configuration, for widths and layers.
+        parameters: Of the model with its adapter.
+        data: Encoded; gives real lengths.
+        plan: The shapes of a batch.
+        train: Batch size and length of the run.
+    """
+    devices = world_size()
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * devices
+    steps = train.max_steps or max(1, round(len(data.train) * train.num_train_epochs / rows))
+    shards = devices if train.fsdp or train.deepspeed else 1
+    weights = parameters.all * FP32_BYTES / shards
+    trainable = parameters.trainable * FP32_BYTES / shards
+    checkpoint = (parameters.trainable if parameters.trainable < parameters.all else parameters.all) * FP32_BYTES
+    seconds = None
+    if not torch.cuda.is_available():
+        # Backward is twice the forward pass; without the frozen weights' gradients it is about once.
+        passes = 3 if parameters.trainable > 0.5 * parameters.all else 2
+        recomputed = 1 if train.gradient_checkpointing else 0
+        flops = 2 * (passes + recomputed) * _token_parameters(config, data) * rows * steps / len(data.train)
+        seconds = flops / (matmul_rate(train.bf16) * EFFICIENCY * devices)
+    available, device = available_memory()
+    return Estimate(
+        weights=weights,
+        gradients=trainable,
+        optimizer=trainable * ADAM_STATES,
+        activations=_activations(config, plan, train),
+        available=available,
+        device=device,
+        steps=steps,
+        seconds=seconds,
+        disk=checkpoint * ((1 + ADAM_STATES) * (train.save_total_limit + 1) + 1),
+    )
+
+
+def world_size() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def available_memory() -> tuple[float, str]:
+    """Free bytes on the device that will train, and its name; a container's limit counts."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
+    free = float(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, float(text) - float(used.read_text()))
+    return free, "this machine's CPU"
+
+
+def matmul_rate(bf16: bool) -> float:
+    """FLOPs a second of one square matrix product here and now, the best of a few."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    matrix = torch.ones(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - start)
+    return 2 * MATMUL_SIZE**3 / best
+
+
+def _token_parameters(config: PretrainedConfig, data: TrainingData) -> float:
+    """Sum over one epoch of (tokens x weights that each of them meets)."""
+    sources, targets = data.train.source_tokens, data.train.target_tokens
+    width: int = config.hidden_size
+    head: int = config.vocab_size * width
+    if is_decoder_only(config):
+        kv_width: int = width * config.num_key_value_heads // config.num_attention_heads
+        layer: int = 2 * width * (width + kv_width) + 3 * width * config.intermediate_size
+        layers: int = config.num_hidden_layers
+        return sources * (layers * layer + head)
+    attention: int = 4 * width * config.num_heads * config.d_kv
+    feed_forward: int = (3 if config.is_gated_act else 2) * width * config.d_ff
+    encoder: float = (
+        config.num_layers * (attention + feed_forward) + config.num_decoder_layers * attention / 2
+    )  # cross k, v
+    decoder: float = config.num_decoder_layers * (1.5 * attention + feed_forward)
+    return sources * encoder + targets * (decoder + head)
+
+
+def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) -> float:
+    """Bytes of one batch at its longest, after Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), in fp32."""
+    rows, width = train.per_device_train_batch_size, int(config.hidden_size)
+    logits: int = 3 * rows * (plan.source_len if is_decoder_only(config) else plan.target_len) * config.vocab_size
+
+    def stack(layers: int, length: int, keys: int, heads: int) -> float:
+        if train.gradient_checkpointing:
+            return rows * length * width * layers
+        return layers * rows * length * (17 * width + 2.5 * heads * keys)
+
+    if is_decoder_only(config):
+        elements = stack(config.num_hidden_layers, plan.source_len, plan.source_len, config.num_attention_heads)
+    else:
+        elements = stack(config.num_layers, plan.source_len, plan.source_len, config.num_heads)
+        elements += stack(
+            config.num_decoder_layers, plan.target_len, plan.target_len + plan.source_len, config.num_heads
+        )
+    return (elements + logits) * FP32_BYTES * (0.6 if train.bf16 else 1.0)

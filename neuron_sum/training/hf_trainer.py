@@ -1,0 +1,83 @@
+"""transformers' Trainer with an order that can be resumed, and with FSDP that works without an accelerator."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+
+from neuron_sum.data.encoding import Encoded
+from neuron_sum.training.order import EpochOrder, SetEpoch
+
+LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
+"""What FSDP shards as one unit."""
+
+
+class HFTrainer(transformers.Trainer):  # type: ignore[misc]
+    """Overrides, each for a reason told at its place; everything else is transformers'.
+
+    Args:
+        fsdp: Whether to shard over the processes.
+        set_epoch: Moves the order on.
+        **options: Trainer's own.
+    """
+
+    def __init__(self, *, fsdp: bool, set_epoch: SetEpoch, **options: Any) -> None:
+        self._fsdp, self._set_epoch = fsdp, set_epoch
+        super().__init__(**options)
+        self.add_callback(set_epoch)
+
+    def _get_train_sampler(self, train_dataset: Encoded | None = None) -> EpochOrder:
+        """See EpochOrder for what is wrong with transformers' samplers."""
+        data: Encoded = train_dataset or self.train_dataset
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [len(feature["input_ids"]) for feature in data.features] if self.args.group_by_length else None
+        self._set_epoch.order = EpochOrder(len(data), self.args.seed, lengths, rows)
+        return self._set_epoch.order
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Turns FSDP2 on by hand.
+
+        accelerate 1.8.1 does so from TrainingArguments for accelerators only; on a CPU it either refuses ("no available
+        devices") or silently trains data parallel, and FSDP1 ends in a segmentation fault while saving.
+        """
+        super().create_accelerator_and_postprocess()
+        if self._fsdp and self.args.world_size > 1:
+            state = self.accelerator.state
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                reshard_after_forward=True,
+                auto_wrap_policy="transformer_based_wrap",
+                transformer_cls_names_to_wrap=[LAYER_CLASSES[self.model.config.model_type]],
+                state_dict_type="FULL_STATE_DICT",
+                cpu_ram_efficient_loading=False,
+            )
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Goes round accelerate: its FSDP2 loading of a full state dict hangs, for ranks but 0 skip the collective."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = torch.load(
+            Path(resume_from_checkpoint) / "pytorch_model_fsdp.bin", map_location="cpu", weights_only=True
+        )
+        own = dict(self.model_wrapped.named_parameters())
+        untied = {name: value for name, value in saved.items() if name in own}
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.model_wrapped, untied, options=options)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The same for AdamW's moments, which accelerate would leave at zero without a word."""
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        moments = torch.load(Path(checkpoint) / "optimizer.bin", map_location="cpu", weights_only=True)
+        optimizer: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model_wrapped, optimizer, moments, options=options)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))

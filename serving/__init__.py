@@ -1,0 +1,1 @@
+"""What runs behind the endpoint: the DJL Serving handler and its packaging. Not built yet: see the README."""

@@ -1,0 +1,119 @@
+"""Shared ground of the tests: a clean environment, the real data where it is there, and micro models trained once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+MICRO = """
+name: micro
+extends: tiny
+data: {max_examples: 64, max_eval_examples: 12}
+model:
+  config: {d_model: 32, d_kv: 8, d_ff: 32, num_layers: 1, num_decoder_layers: 1, num_heads: 2, dropout_rate: 0.1}
+  tokenizer: {vocab_size: 400}
+train:
+  per_device_train_batch_size: 8
+  max_steps: 12
+  logging_steps: 1
+  save_steps: 4
+generate: {max_new_tokens: 12}
+"""
+
+MICRO_LLAMA = """
+name: micro-llama
+extends: tiny
+data: {max_examples: 64, max_eval_examples: 12}
+prompt: {preset: tinyllama-chat}
+model:
+  config: null
+  tokenizer: {vocab_size: 400}
+train: {per_device_train_batch_size: 8, max_steps: 6, logging_steps: 1}
+generate: {max_new_tokens: 12}
+"""
+LLAMA_CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the caller's hub, cache or distributed settings, and none reaches a hub."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "TRANSFORMERS_", "ACCELERATE_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data sets and tokenizers; see CONTRIBUTING.md."""
+    folder = Path(os.environ.get("NEURON_SUM_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder} (set NEURON_SUM_DATA)")
+    return folder
+
+
+@pytest.fixture
+def micro(tmp_path: Path) -> Path:
+    """A recipe that trains in a second."""
+    path = tmp_path / "micro.yaml"
+    path.write_text(MICRO)
+    return path
+
+
+@pytest.fixture
+def micro_llama(tmp_path: Path) -> Path:
+    """The same with grouped-query attention and a chat prompt."""
+    path = tmp_path / "micro-llama.yaml"
+    path.write_text(MICRO_LLAMA.replace("config: null", f"config: {json.dumps(LLAMA_CONFIG)}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished full run of the micro recipe. Tests that write into a run copy it."""
+    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.training.train import train
+
+    folder = tmp_path_factory.mktemp("micro")
+    (folder / "micro.yaml").write_text(MICRO)
+    train(load_recipe(str(folder / "micro.yaml")), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def micro_lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with LoRA."""
+    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.training.train import train
+
+    folder = tmp_path_factory.mktemp("micro-lora")
+    (folder / "micro.yaml").write_text(MICRO)
+    train(
+        load_recipe(str(folder / "micro.yaml"), ["method=lora", "name=micro-lora", "train.learning_rate=0.05"]),
+        folder / "run",
+    )
+    return folder / "run"
+
+
+@pytest.fixture
+def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line in a process of its own, in an empty folder."""
+
+    def run(
+        *arguments: str, stdin: str | None = None, launcher: Sequence[str] = (sys.executable,)
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*launcher, "-m", "neuron_sum", *arguments],
+            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+
+    return run
