@@ -80,9 +80,11 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             f"{folder} holds no adapter_model.safetensors", "give the folder that training wrote as adapter/"
         )
     try:
-        return PeftModel.from_pretrained(base, folder, is_trainable=False).eval()
+        adapted = PeftModel.from_pretrained(base, folder, is_trainable=False).eval()
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{folder} does not fit this base model: {str(error).splitlines()[0]}") from error
+    adapted.requires_grad_(False)  # PEFT 0.17 leaves a soft prompt trainable all the same
+    return adapted
 
 
 def is_mergeable(folder: Path) -> bool:

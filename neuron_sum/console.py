@@ -105,7 +105,8 @@ class ProgressBar:
         if self._console.is_terminal and not self._console.quiet:
             self._rich = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
             )  # fmt: skip
             self._task = self._rich.add_task(description, total=total, completed=done, detail="")
             self._rich.start()

@@ -70,6 +70,11 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
             f"{config.name_or_path} is a {loaded.model_type} model; allowed: {', '.join(FAMILIES)}",
             "T5, FLAN-T5, Llama and TinyLlama are of these families",
         )
+    if not is_decoder_only(loaded) and loaded.num_decoder_layers > loaded.num_layers:
+        raise ModelError(
+            f"a T5 with {loaded.num_decoder_layers} decoder layers on {loaded.num_layers} encoder layers",
+            "transformers 4.57 sizes the decoder's cache by the encoder and cannot generate with it; give both as many",
+        )
     return loaded
 
 
@@ -188,13 +193,12 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
 
 
 def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Tells the model the tokenizer's padding and end ids; a T5 decoder starts with padding."""
+    """Tells the model the tokenizer's padding, begin and end ids; a T5 decoder starts with padding."""
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
         config.eos_token_id = tokenizer.eos_token_id
-        if is_decoder_only(model.config):
-            config.bos_token_id = tokenizer.bos_token_id
-        elif config.decoder_start_token_id is None:
+        config.bos_token_id = tokenizer.bos_token_id
+        if not is_decoder_only(model.config) and config.decoder_start_token_id is None:
             config.decoder_start_token_id = tokenizer.pad_token_id
 
 

@@ -131,17 +131,22 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer` over `base`, mapping by mapping. Another method replaces the whole method, for its fields are its own."""
+    """`layer` over `base`, mapping by mapping; another method or model type has keys of its own and replaces the whole."""
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)
         if key == "method" and isinstance(value, str):  # the short form: method=lora
             value = {"name": value}
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+        if isinstance(old, dict) and isinstance(value, dict) and _kind({**old, **value}) == _kind(old):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _kind(section: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What decides which keys a section has: a method's name, a model configuration's type."""
+    return section.get("name"), section.get("model_type")
 
 
 def _anchored(raw: Mapping[str, Any], model: type[BaseModel], base: Path) -> dict[str, Any]:
@@ -202,16 +207,17 @@ def _dotted(location: Sequence[str]) -> str:
 def _fields_at(location: Sequence[str]) -> list[str]:
     """The valid keys of the section at a location."""
     methods = {"full": FullMethod, "lora": LoraMethod, "prompt_tuning": PromptTuningMethod}
-    model: type[BaseModel] = Recipe
+    model: Any = Recipe
+    inner: Any
     for part in location:
         if part in methods:
             model = methods[part]
         elif part == "TrainedTokenizer":
             model = TrainedTokenizer
         elif part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
+            inner = model.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
     return list(model.model_fields)
 
 

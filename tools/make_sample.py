@@ -5,7 +5,7 @@ other dialogue has, so the validation and test splits hold only combinations tha
 
 Run from anywhere::
 
-    python tools/make_sample.py            # write the three files
+    python tools/make_sample.py            # write the four files
     python tools/make_sample.py --check    # exit with 1 if the files are not what would be written
 """
 
@@ -36,18 +36,23 @@ Entry = dict[str, str]
 
 @dataclass(frozen=True)
 class Split:
-    """One of the files, with its number of examples per scenario."""
+    """One of the files, with its number of examples for each of its scenarios."""
 
     name: str
     prefix: str
+    scenarios: Sequence[Scenario]
     per_scenario: int
     references: int = 1
 
 
+TASK, OTHERS = SCENARIOS[:12], SCENARIOS[12:]
+"""What a model is tuned and tested on, and what its base may have seen before: no scenario is in both."""
+
 SPLITS = (
-    Split("train", "train", per_scenario=40),
-    Split("validation", "dev", per_scenario=3),
-    Split("test", "test", per_scenario=3, references=3),
+    Split("train", "train", TASK, per_scenario=42),
+    Split("validation", "dev", TASK, per_scenario=4),
+    Split("test", "test", TASK, per_scenario=4, references=3),
+    Split("pretrain", "pretrain", OTHERS, per_scenario=42),
 )
 
 
@@ -136,8 +141,9 @@ def make_splits(rng: random.Random) -> dict[str, list[Example]]:
     """Make the shuffled examples of every split; no two examples of a scenario share their slot values."""
     examples: dict[str, list[Example]] = {split.name: [] for split in SPLITS}
     for scenario in SCENARIOS:
-        unused = iter(draw_combinations(scenario, sum(split.per_scenario for split in SPLITS), rng))
-        for split in SPLITS:
+        splits = [split for split in SPLITS if scenario in split.scenarios]
+        unused = iter(draw_combinations(scenario, sum(split.per_scenario for split in splits), rng))
+        for split in splits:
             drawn = itertools.islice(unused, split.per_scenario)
             examples[split.name] += [make_example(scenario, values, split.references, rng) for values in drawn]
     for split in SPLITS:

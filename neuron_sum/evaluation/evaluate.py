@@ -18,7 +18,6 @@ from neuron_sum.evaluation.systems import HUMAN, System, predict
 from neuron_sum.recipe import EvaluateConfig, Recipe
 from neuron_sum.run_folder import RunFolder
 
-
 DEFAULT_COLUMNS = PredictionColumns()
 
 

@@ -72,7 +72,7 @@ def read_predictions(
     rows = _rows(path)
     if not rows:
         raise DataError(f"{path} holds no rows")
-    wanted = [columns.prediction, *columns.references, *([columns.id] if examples is not None else [])]
+    wanted = [columns.prediction, *columns.references]
     for where, row in rows:
         if missing := [column for column in wanted if not isinstance(row.get(column), str | int)]:
             raise DataError(

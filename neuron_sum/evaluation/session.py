@@ -37,7 +37,7 @@ class Session:
         elif runs:
             self._recipe = self._run_recipes[str(runs[0].path)]
             self._check_same_data(runs)
-        elif len(systems) == 1 and systems[0].file is not None:
+        elif all(system.file is not None for system in systems):
             self._recipe = load_recipe("tiny", overrides)  # for the protocol alone
             self._take_examples_from(systems[0])
             return
@@ -76,7 +76,7 @@ class Session:
 
     def _take_examples_from(self, system: System) -> None:
         assert system.file is not None
-        self._examples = tuple(read_predictions(system.file, self._columns, None)[0])
+        self._examples = tuple(read_predictions(system.file, system.columns(self._columns), None)[0])
         self.origin, self.license = system.file.name, None
 
     def _check_same_data(self, runs: Sequence[RunFolder]) -> None:

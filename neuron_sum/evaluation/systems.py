@@ -40,6 +40,10 @@ class System:
     file: Path | None = None
     column: str | None = None
 
+    def columns(self, columns: PredictionColumns) -> PredictionColumns:
+        """The columns of its file: those of the command, but its own #COLUMN for the summary."""
+        return columns if self.column is None else replace(columns, prediction=self.column)
+
 
 def parse_systems(specs: Sequence[str]) -> list[System]:
     """Reads `[NAME=]SPEC`, where SPEC is a run's folder, a built-in, or a predictions file with an optional #COLUMN.
@@ -89,8 +93,7 @@ def predict(
     if system.builtin in BASELINES:
         return [Prediction(example.id, BASELINES[system.builtin](example.dialogue)) for example in examples]
     if system.file is not None:
-        own = replace(columns, prediction=system.column) if system.column is not None else columns
-        return read_predictions(system.file, own, examples)[1]
+        return read_predictions(system.file, system.columns(columns), examples)[1]
     return _predict_with_model(system, recipe, examples, folder, base)
 
 

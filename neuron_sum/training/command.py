@@ -26,6 +26,8 @@ def train(
     resolved = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
     folder = output or Path("runs") / resolved.name
     run, expected = run_training(resolved, folder, resume=resume, overwrite=overwrite, force=force, dry_run=dry_run)
+    if not console.is_main_process():
+        return
     if dry_run:
         console.emit({"run": str(folder), "estimate": expected.as_dict()}, "dry run: nothing was written")
         return

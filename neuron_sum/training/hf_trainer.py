@@ -8,12 +8,30 @@ import transformers
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuron_sum.data.encoding import Encoded
 from neuron_sum.training.order import EpochOrder, SetEpoch
 
 LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
 """What FSDP shards as one unit."""
+
+
+class SumThenDivide(TrainerCallback):  # type: ignore[misc]
+    """Makes FSDP2's gradients right over gloo.
+
+    torch 2.8.0 reduces them with ReduceOp.AVG, which gloo carries out as a sum: gradients come out as many times too
+    large as there are processes. AdamW hides it, clipping and weight decay do not.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
+    ) -> None:
+        """Called once the model is sharded."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule) and args.device.type == "cpu":
+                module.set_force_sum_reduction_for_comms(True)
 
 
 class HFTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -29,6 +47,8 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         self._fsdp, self._set_epoch = fsdp, set_epoch
         super().__init__(**options)
         self.add_callback(set_epoch)
+        if self.is_fsdp_enabled:
+            self.add_callback(SumThenDivide())
 
     def _get_train_sampler(self, train_dataset: Encoded | None = None) -> EpochOrder:
         """See EpochOrder for what is wrong with transformers' samplers."""
@@ -55,6 +75,9 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
                 state_dict_type="FULL_STATE_DICT",
                 cpu_ram_efficient_loading=False,
             )
+            clip = self.accelerator.clip_grad_norm_
+            # As a DTensor the norm reads as this rank's part of it.
+            self.accelerator.clip_grad_norm_ = lambda *options: clip(*options).full_tensor()
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
@@ -77,7 +100,7 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         moments = torch.load(Path(checkpoint) / "optimizer.bin", map_location="cpu", weights_only=True)
-        optimizer: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model_wrapped, optimizer, moments, options=options)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))

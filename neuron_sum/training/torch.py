@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+HARMLESS_WARNINGS = (
+    "To copy construct from a tensor",  # Trainer counting tokens
+    "mtime may not be reliable",  # Trainer finding two checkpoints within a second
+)
+
+
 class TorchTrainer:
     """Trains with transformers' Trainer; see base.Trainer for the contract."""
 
@@ -62,7 +68,8 @@ class TorchTrainer:
         )
         trainer.remove_callback(PrinterCallback)
         with stop.listening(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)  # Trainer's token count
+            for harmless in HARMLESS_WARNINGS:
+                warnings.filterwarnings("ignore", harmless, UserWarning)
             trainer.train(resume_from_checkpoint=str(self.resume_from) if self.resume_from else None)
         if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(
@@ -70,6 +77,8 @@ class TorchTrainer:
                 f"neuron-sum train {self.run.path} --output {self.run.path} --resume",
             )
         self._save(trainer)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         return self.run.weights
 
     def _save(self, trainer: HFTrainer) -> None:

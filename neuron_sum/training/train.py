@@ -44,7 +44,10 @@ def train(
     Raises:
         NeuronSumError: Its children say what can go wrong; nothing is written before all checks have passed.
     """
-    run = start_run(output, recipe, resume=resume, overwrite=overwrite)
+    if console.is_main_process():
+        run = start_run(output, recipe, resume=resume, overwrite=overwrite)
+    else:  # rank 0 may be writing there already; if it refuses, torchrun ends all
+        run = RunFolder(output, recipe)
     if resume and run.is_complete:
         say(f"{output} is a finished run already")
     started = time.monotonic()
@@ -69,6 +72,8 @@ def train(
         origin, (text for example in dataset["train"] for text in (example.dialogue, *example.references))
     )
     base = models.load_base(origin, tokenizer)
+    if recipe.model.name_or_path is None:
+        base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
     config = base.config
     decoder_only = models.is_decoder_only(config)
     prompt = recipe.prompt.resolve()

@@ -1,0 +1,162 @@
+"""`evaluate`, `compare` and `summarize` as commands, and the report in a real browser."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from markupsafe import Markup
+
+from neuron_sum.evaluation.report import marked
+
+RESULTS = "human,original,peft\nA cat sat.,A dog ran.,A cat sat.\nHe left.,She left.,He left.\n"
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, micro_run: Path, micro_lora_run: Path) -> Path:
+    """Copies of the two runs, to write into."""
+    shutil.copytree(micro_run, tmp_path / "full")
+    shutil.copytree(micro_lora_run, tmp_path / "lora")
+    return tmp_path
+
+
+def test_compare_sets_systems_beside_the_human_summaries(runs: Path, neuron_sum: CommandLine) -> None:
+    made = neuron_sum("compare", "untuned", "full", "lora", "lead-3", "human", "--output", "comparison")
+    assert made.returncode == 0, made.stderr
+    out = made.stdout
+    for expected in ("12 dialogues of the test split", "untuned", "points above untuned", "human 1", "Porter stemming"):
+        assert expected in out
+    assert "report: comparison/report.html" in out
+    result = json.loads((runs / "comparison" / "comparison.json").read_text())
+    systems = {system["system"]: system for system in result["systems"]}
+    assert list(systems) == ["untuned", "full", "lora", "lead-3", "human"]
+    assert systems["full"]["run"]["trainable_parameters"] > systems["lora"]["run"]["trainable_parameters"]
+    assert systems["untuned"]["improvement"] == systems["human"]["improvement"] == {}
+    assert {"value", "low", "high", "p_value"} == set(systems["lora"]["improvement"]["ROUGE-1"])
+    gain = systems["lead-3"]["scores"]["ROUGE-1"]["value"] - systems["untuned"]["scores"]["ROUGE-1"]["value"]
+    assert systems["lead-3"]["improvement"]["ROUGE-1"]["value"] == pytest.approx(gain, abs=1e-3)
+
+    predictions = runs / "full" / "evaluation" / "test" / "predictions.jsonl"
+    assert len(predictions.read_text().splitlines()) == 12
+    stamp = predictions.stat().st_mtime_ns
+    again = neuron_sum("compare", "untuned", "full", "lora", "lead-3", "human", "--output", "comparison", "--json")
+    assert json.loads(again.stdout)["systems"] == result["systems"]
+    assert predictions.stat().st_mtime_ns == stamp, "the same weights and settings were generated again"
+
+
+def test_evaluate_writes_metrics_report_and_card(runs: Path, neuron_sum: CommandLine) -> None:
+    made = neuron_sum(
+        "evaluate", "lora", "--set", "evaluate.split=validation", "--set", "generate.num_beams=2", "--json"
+    )
+    assert made.returncode == 0, made.stderr
+    folder = runs / "lora" / "evaluation" / "validation"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["examples"] == 12
+    assert (folder / "report.html").is_file()
+    card = ModelCard.load(runs / "lora" / "adapter" / "README.md")
+    assert card.data.license == "apache-2.0"
+    results = {result.metric_name: result for result in card.data.eval_results}
+    assert results["ROUGE-1"].metric_value == pytest.approx(metrics["scores"]["ROUGE-1"]["value"], abs=0.01)
+    assert results["ROUGE-1"].dataset_split == "validation"
+    assert "Licence of the data: Apache-2.0" in card.text
+
+
+def test_any_systems_predictions_can_be_evaluated(tmp_path: Path, neuron_sum: CommandLine) -> None:
+    """In the form of the course's results file: a row per prediction and reference, one column a system."""
+    (tmp_path / "results.csv").write_text(
+        "human,original,peft\nA cat sat.,A dog ran.,A cat sat.\nHe left.,She left.,He left.\n"
+    )
+    made = neuron_sum("evaluate", "results.csv#peft", "--reference-column", "human", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["systems"][0]["scores"]["ROUGE-1"]["value"] == 100.0
+    made = neuron_sum("evaluate", "results.csv")
+    assert made.returncode == 4
+    assert "missing column prediction" in made.stderr
+
+
+def test_systems_of_one_file_are_compared_on_its_own_references(tmp_path: Path, neuron_sum: CommandLine) -> None:
+    (tmp_path / "results.csv").write_text(
+        "human,original,peft\nA cat sat.,A dog ran.,A cat sat.\nHe left.,She left.,He left.\n"
+    )
+    made = neuron_sum("compare", "results.csv#original", "results.csv#peft", "--reference-column", "human", "--json")
+    assert made.returncode == 0, made.stderr
+    result = json.loads(made.stdout)
+    assert result["reference"] == "original"
+    assert result["systems"][1]["improvement"]["ROUGE-1"]["value"] > 0
+
+
+def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
+    for arguments, code, expected in (
+        (("compare", "lead-3"), 8, "no run brings the data"),
+        (("compare", "nowhere"), 8, "no system 'nowhere'"),
+        (("evaluate", "full", "--set", "evaluate.split=tset"), 3, "evaluate.split = 'tset'"),
+        (("compare", "human", "-r", "tiny", "-s", "evaluate.split=train"), 4, "have one reference only"),
+    ):
+        made = neuron_sum(*arguments)
+        assert made.returncode == code, made.stderr
+        assert expected in made.stderr
+        assert "hint: " in made.stderr
+
+
+def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: CommandLine) -> None:
+    dialogue = "#Person1#: Can I book a table for two?\n#Person2#: Of course. When?"
+    piped = neuron_sum("summarize", "full", "--json", stdin=dialogue)
+    assert piped.returncode == 0, piped.stderr
+    answer = json.loads(piped.stdout)
+    assert set(answer) == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    (runs / "dialogue.txt").write_text(dialogue)
+    from_file = neuron_sum("summarize", "full", "dialogue.txt")
+    assert from_file.stdout.strip() == answer["summary_text"]
+    empty = neuron_sum("summarize", "full", stdin="  \n")
+    assert (empty.returncode, "holds no dialogue" in empty.stderr) == (4, True)
+    assert neuron_sum("summarize", "full", "missing.txt").returncode == 4
+    assert neuron_sum("summarize", "nowhere", stdin="x").returncode == 8
+
+
+def test_differing_speaker_tags_are_marked() -> None:
+    dialogue = "#Person1#: a\n#Person2#: b"
+    assert marked("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.") == "#Person1# asks #Person2#."
+    swapped = marked("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#")
+    assert swapped == Markup('<mark class="other">#Person2#</mark> &amp; <mark class="invented">#Pork1#</mark>')
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(375, 812), (1440, 900)], ids=["phone", "desktop"])
+def test_the_report_in_a_browser(runs: Path, neuron_sum: CommandLine, browser: object, width: int, height: int) -> None:
+    made = neuron_sum("compare", "untuned", "full", "lora", "human", "--output", "comparison")
+    assert made.returncode == 0, made.stderr
+    page = browser.new_page(viewport={"width": width, "height": height})
+    requests: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    url = (runs / "comparison" / "report.html").as_uri()
+    page.goto(url)
+    assert [request for request in requests if not request.startswith("data:")] == [url], "the report needs a network"
+    assert faults == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert page.locator("#scores tbody tr").count() == 4
+    assert page.locator("figure svg").count() == 3
+    assert page.locator("article").count() == 12
+    smallest = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
+    )
+    assert smallest >= 8, "chart text is too small to read"
+    page.close()

@@ -1,0 +1,285 @@
+"""Training: a killed run ends like an uninterrupted one, processes agree, what cannot work is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.trainer_pt_utils import LabelSmoother
+
+from neuron_sum import files
+from neuron_sum.errors import ResourceError, RunError
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.run_folder import RunFolder, open_run, start_run
+from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.order import EpochOrder
+from neuron_sum.training.train import train
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
+"""About nineteen epochs of eight steps; checkpoints fall within epochs."""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "neuron_sum", "train", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.002)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found = [run / "checkpoint" / "model.safetensors", run / "adapter" / "adapter_model.safetensors"]
+    return load_file(next(path for path in found if path.exists()))
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def test_a_run_leaves_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    for name in (
+        "recipe.yaml",
+        "all_results.json",
+        "log.jsonl",
+        "checkpoint/model.safetensors",
+        "checkpoint/README.md",
+    ):
+        assert (micro_run / name).is_file(), name
+    assert not [path for path in micro_run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not (micro_run / "checkpoints").exists()
+    model = AutoModelForSeq2SeqLM.from_pretrained(micro_run / "checkpoint")
+    assert len(AutoTokenizer.from_pretrained(micro_run / "checkpoint")) <= model.config.vocab_size
+    results = json.loads((micro_run / "all_results.json").read_text())
+    assert results["global_step"] == 12
+    assert results["trainable_parameters"] == results["all_parameters"] == sum(p.numel() for p in model.parameters())
+    log = files.read_jsonl(micro_run / "log.jsonl")
+    assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, 13))
+    assert any("eval_loss" in entry for entry in log)
+    assert log[-2]["loss"] < log[0]["loss"]
+
+
+def test_the_base_of_random_weights_is_kept_and_is_the_seeds(micro_run: Path, micro_lora_run: Path) -> None:
+    full, lora = (load_file(run / "base" / "model.safetensors") for run in (micro_run, micro_lora_run))
+    assert all(torch.equal(full[name], lora[name]) for name in full)
+    assert any(not torch.equal(full[name], value) for name, value in weights(micro_run).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning"])
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Path, micro: Path, method: str) -> None:
+    arguments = (str(micro), f"method={method}", "train.gradient_accumulation_steps=2", *LONG)
+    process = start(tmp_path, *arguments, "--output", "killed")
+    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "all_results.json").exists()
+
+    resumed = start(tmp_path, *arguments, "--output", "killed", "--resume")
+    whole = start(tmp_path, *arguments, "--output", "whole")
+    message = resumed.communicate(timeout=300)[1]
+    assert resumed.returncode == 0, message
+    assert "going on from checkpoint-" in message
+    assert whole.communicate(timeout=300) and whole.returncode == 0
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    steps = [entry["step"] for entry in files.read_jsonl(tmp_path / "killed" / "log.jsonl") if "loss" in entry]
+    assert steps == [1, *range(10, 151, 10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_llama: Path, number: int) -> None:
+    arguments = (str(micro_llama), *LONG)
+    process = start(tmp_path, *arguments, "--output", "stopped")
+    wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", process)
+    process.send_signal(number)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, message
+    assert "everything so far is saved" in message
+    assert "hint: neuron-sum train stopped --output stopped --resume" in message
+
+    resumed = start(tmp_path, "stopped", "--output", "stopped", "--resume")  # exactly what the hint says
+    assert resumed.communicate(timeout=300) and resumed.returncode == 0
+    whole = start(tmp_path, *arguments, "--output", "whole")
+    assert whole.communicate(timeout=300) and whole.returncode == 0
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, load_recipe("tiny"))
+    for step in (90, 100):
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (run.checkpoints / f"checkpoint-{step}" / "complete").touch()
+    (run.checkpoints / "checkpoint-110").mkdir()
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+
+
+def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
+    recipe = open_run(micro_run).recipe
+    with pytest.raises(RunError, match="finished run") as raised:
+        start_run(micro_run, recipe, resume=False, overwrite=False)
+    assert "--overwrite" in str(raised.value.hint)
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 0.5})})
+    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.005 there, 0\.5 now"):
+        start_run(micro_run, other, resume=True, overwrite=False)
+    start_run(micro_run, recipe.model_copy(update={"description": "new words"}), resume=True, overwrite=False)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(RunError, match="not a run of ours"):
+        start_run(tmp_path / "photos", recipe, resume=False, overwrite=True)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(micro_run, unfinished)
+    (unfinished / "all_results.json").unlink()
+    with pytest.raises(RunError, match="has not ended"):
+        open_run(unfinished)
+
+
+def test_resuming_a_finished_run_changes_nothing(micro_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in micro_run.rglob("*")}
+    train(open_run(micro_run).recipe, micro_run, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in micro_run.rglob("*")} == before
+
+
+def test_dry_run_estimates_and_writes_nothing(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+    made = neuron_sum("train", str(micro), "--dry-run", "--json")
+    assert made.returncode == 0, made.stderr
+    estimate = json.loads(made.stdout)["estimate"]
+    assert estimate["steps"] == 12
+    assert estimate["seconds"] > 0
+    assert "this will take about" in made.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_cannot_fit_is_refused_with_a_batch_that_does(tmp_path: Path, micro: Path) -> None:
+    recipe = load_recipe(str(micro), ["train.per_device_train_batch_size=10000000", "train.max_steps=1"])
+    with pytest.raises(ResourceError, match="of memory") as raised:
+        train(recipe, tmp_path / "run")
+    assert "train.per_device_train_batch_size=" in str(raised.value.hint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_and_an_unwritable_folder_are_found_first(
+    tmp_path: Path, micro: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written"):
+        train(load_recipe(str(micro)), tmp_path / "file" / "run")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ResourceError, match="free, this run needs"):
+        train(load_recipe(str(micro)), tmp_path / "run")
+
+
+def test_tensorboard_gets_the_losses(tmp_path: Path, micro: Path) -> None:
+    train(load_recipe(str(micro), ["train.report_to=[tensorboard]"]), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, fsdp: bool) -> None:
+    """Over gloo, at the same global batch, with summaries of unequal length; and a resumed run among them."""
+    common = ("model.config.dropout_rate=0.0", "train.max_steps=24", "train.save_steps=12", "train.learning_rate=1e-3")
+    one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
+    assert one.returncode == 0, one.stderr
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
+                "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
+    halves = (*common, "train.per_device_train_batch_size=4", f"train.fsdp={str(fsdp).lower()}", "--output", "two")
+    two = neuron_sum("train", str(micro), *halves, launcher=torchrun)
+    assert two.returncode == 0, two.stderr
+    losses = [
+        [entry["loss"] for entry in files.read_jsonl(tmp_path / run / "log.jsonl") if "loss" in entry]
+        for run in ("one", "two")
+    ]
+    assert len(losses[0]) == 24
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    for name, value in weights(tmp_path / "one").items():
+        assert torch.allclose(value, weights(tmp_path / "two")[name], atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
+    arguments = ("-m", "neuron_sum", "train", str(micro), "train.fsdp=true", "train.max_steps=60",
+                 "train.save_steps=10", "train.per_device_train_batch_size=4")  # fmt: skip
+
+    def launch(*more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([*torchrun, *arguments, *more], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    stopped = launch("--output", "stopped")
+    wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", stopped)
+    stopped.send_signal(signal.SIGTERM)  # torchrun hands it on to both processes
+    stopped.communicate(timeout=120)
+    assert not (tmp_path / "stopped" / "all_results.json").exists()
+    for more in (("--output", "stopped", "--resume"), ("--output", "whole")):
+        process = launch(*more)
+        message = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, message
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+@given(
+    count=st.integers(1, 200),
+    seed=st.integers(0, 3),
+    epoch=st.integers(0, 3),
+    batch=st.integers(1, 16),
+    grouped=st.booleans(),
+)
+def test_the_order_is_a_permutation_fixed_by_seed_and_epoch(
+    count: int, seed: int, epoch: int, batch: int, grouped: bool
+) -> None:
+    lengths = [(7 * index) % 31 + 1 for index in range(count)] if grouped else None
+    orders = [EpochOrder(count, seed, lengths, batch) for _ in range(2)]
+    for order in orders:
+        order.epoch = epoch
+    torch.manual_seed(int(time.monotonic_ns()) % 1000)  # nothing of the global state goes in
+    assert list(orders[0]) == list(orders[1])
+    assert sorted(orders[0]) == list(range(count))
+
+
+def test_the_order_changes_with_the_epoch() -> None:
+    order = EpochOrder(50, 42, None, 8)
+    first = list(order)
+    order.epoch = 1
+    assert list(order) != first
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_transformers_own(smoothing: float) -> None:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ).eval()
+    labels = torch.randint(2, 50, (3, 7))
+    labels[1, 4:] = -100
+    outputs = model(
+        input_ids=torch.randint(2, 50, (3, 9)), labels=labels
+    )  # fmt: skip
+    expected = LabelSmoother(smoothing)({"logits": outputs.logits}, labels) if smoothing else outputs.loss
+    loss = TokenLoss(decoder_only=False, label_smoothing=smoothing)
+    assert torch.allclose(loss({"logits": outputs.logits}, labels), expected)
+    whole = loss({"logits": outputs.logits}, labels, num_items_in_batch=int((labels != -100).sum()))
+    assert torch.allclose(whole, expected)
