@@ -33,15 +33,9 @@ def data(
         table.add_row(split, f"{len(examples):,}", f"{len(references):,}", f"{row['dialogue_words_mean']:.1f}",
                       f"{row['summary_words_mean']:.1f}")  # fmt: skip
     first = next(examples[0] for examples in dataset.splits.values() if examples)
-    notes = [f"{dataset.origin}; licence: {dataset.license or 'not stated'}"]
-    notes += [f"left out: {count} rows: {kind}" for kind, count in dataset.skipped.items()]
-    if dataset.near_overlap:
-        notes.append(
-            f"{dataset.near_overlap} training dialogues stand in validation or test but for case and white space"
-        )
     console.emit(
         {"origin": dataset.origin, "license": dataset.license, "splits": splits, "skipped": dataset.skipped,
          "near_overlap": dataset.near_overlap},
-        "\n".join(notes), table, f"\nthe first prompt, {first.id}:\n{loaded.prompt.resolve().render(first.dialogue)}"
-        f"{first.references[0]}\n\nnext: neuron-sum train {recipe}",
+        "\n".join(dataset.notes()), table, f"\nthe first prompt, {first.id}:",
+        loaded.prompt.resolve().render(first.dialogue) + first.references[0], f"\nnext: neuron-sum train {recipe}",
     )  # fmt: skip

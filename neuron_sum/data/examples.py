@@ -1,7 +1,7 @@
 """One dialogue with its human summaries, and the three splits of a data set."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from neuron_sum.recipe import Split
@@ -50,6 +50,25 @@ class Dataset:
     def __getitem__(self, split: Split) -> tuple[Example, ...]:
         """The examples of a split; empty if the source has none."""
         return self.splits.get(split, ())
+
+    def training_texts(self) -> Iterator[str]:
+        """Every dialogue and summary of the training split, for a tokenizer to be trained on."""
+        for example in self["train"]:
+            yield from (example.dialogue, *example.references)
+
+    def notes(self) -> list[str]:
+        """What a person should know about the data, a line each."""
+        counts = ", ".join(f"{len(examples):,} {split}" for split, examples in self.splits.items())
+        lines = [
+            f"data: {self.origin}, {counts}",
+            f"licence of the data: {self.license or 'not stated; set data.license'}",
+        ]
+        lines += [f"left out: {count} rows: {kind}" for kind, count in self.skipped.items()]
+        if self.near_overlap:
+            lines.append(
+                f"{self.near_overlap} training dialogues stand in validation or test but for case and white space"
+            )
+        return lines
 
 
 def evenly_spaced(examples: Sequence[Example], at_most: int | None) -> tuple[Example, ...]:

@@ -129,6 +129,5 @@ def _load(
         return trained.load_trained(system.run)
     if base is not None:
         return trained.load_untuned(base)
-    texts = (text for example in load_dataset(recipe.data)["train"] for text in (example.dialogue, *example.references))
-    tokenizer = models.load_tokenizer(recipe.model, texts)
+    tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
     return models.load_base(recipe.model, tokenizer), tokenizer

@@ -21,15 +21,17 @@ def train(
 ) -> None:
     """Fine-tune a model: full, LoRA or prompt tuning, as the recipe says."""
     from neuron_sum.recipe_loading import load_recipe
-    from neuron_sum.training.train import train as run_training
+    from neuron_sum.training import train as training
 
     resolved = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
     folder = output or Path("runs") / resolved.name
-    run, expected = run_training(resolved, folder, resume=resume, overwrite=overwrite, force=force, dry_run=dry_run)
-    if not console.is_main_process():
-        return
     if dry_run:
-        console.emit({"run": str(folder), "estimate": expected.as_dict()}, "dry run: nothing was written")
+        prepared = training.prepare(resolved, folder, resume=resume, overwrite=overwrite, force=force)
+        expected = {**prepared.estimate.as_dict(), "seconds": prepared.seconds}
+        console.emit({"run": str(folder), "estimate": expected}, "dry run: nothing was written")
+        return
+    run = training.train(resolved, folder, resume=resume, overwrite=overwrite, force=force)
+    if not console.is_main_process():
         return
     results = run.read_results()
     loss = f"loss {results['train_loss']:.3f}"

@@ -1,12 +1,11 @@
-"""How much memory and time a run will take, said before it starts.
+"""How much memory and disk a run will take, said before it starts.
 
-A rough model, on purpose: it is there to refuse what cannot work and to tell minutes from days. What it predicted and
-what was measured stand side by side in docs/training.md.
+A rough model, on purpose: it is there to refuse what cannot work. What it predicted and what was measured stand side by
+side in docs/training.md.
 """
 
 import dataclasses
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import psutil
 import torch
 from transformers import PretrainedConfig
 
-from neuron_sum.console import duration, size
+from neuron_sum.console import size
 from neuron_sum.errors import ResourceError
 from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import TrainConfig
@@ -25,9 +24,6 @@ FP32_BYTES = 4
 ADAM_STATES = 2
 PROCESS_BYTES = 700e6
 """Python, torch and transformers themselves."""
-MATMUL_SIZE = 1024
-EFFICIENCY = 0.55
-"""Training FLOPs a second over those of one large matrix product; from the runs in docs/training.md."""
 MEMORY_MARGIN = 1.15
 
 
@@ -43,7 +39,6 @@ class Estimate:
         available: Bytes that are free on the device now.
         device: What people call it.
         steps: Optimizer steps.
-        seconds: For all of them; None on a GPU, where the guess would be worthless.
         disk: Bytes of checkpoints and results.
     """
 
@@ -54,7 +49,6 @@ class Estimate:
     available: float
     device: str
     steps: int
-    seconds: float | None
     disk: float
 
     @property
@@ -64,16 +58,13 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = f"weights {size(self.weights)}, gradients {size(self.gradients)}, optimizer {size(self.optimizer)}, "
-        lines = f"memory about {size(self.memory)} of {size(self.available)} free on {self.device} ({parts}"
-        lines += f"activations {size(self.activations)}); disk about {size(self.disk)}"
-        if self.seconds is not None:
-            lines += f"\n{self.steps:,} optimizer steps; this will take about {duration(self.seconds)}"
-        else:
-            lines += f"\n{self.steps:,} optimizer steps"
-        return lines
+        return (
+            f"memory about {size(self.memory)} of {size(self.available)} free on {self.device} ({parts}"
+            f"activations {size(self.activations)}); disk about {size(self.disk)}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json: bytes and seconds."""
+        """For --json, in bytes."""
         return {**dataclasses.asdict(self), "memory": self.memory}
 
     def check(self, train: TrainConfig) -> None:
@@ -119,13 +110,6 @@ def estimate(
     weights = parameters.all * FP32_BYTES / shards
     trainable = parameters.trainable * FP32_BYTES / shards
     checkpoint = (parameters.trainable if parameters.trainable < parameters.all else parameters.all) * FP32_BYTES
-    seconds = None
-    if not torch.cuda.is_available():
-        # Backward is twice the forward pass; without the frozen weights' gradients it is about once.
-        passes = 3 if parameters.trainable > 0.5 * parameters.all else 2
-        recomputed = 1 if train.gradient_checkpointing else 0
-        flops = 2 * (passes + recomputed) * _token_parameters(config, data) * rows * steps / len(data.train)
-        seconds = flops / (matmul_rate(train.bf16) * EFFICIENCY * devices)
     available, device = available_memory()
     return Estimate(
         weights=weights,
@@ -135,7 +119,6 @@ def estimate(
         available=available,
         device=device,
         steps=steps,
-        seconds=seconds,
         disk=checkpoint * ((1 + ADAM_STATES) * (train.save_total_limit + 1) + 1),
     )
 
@@ -149,42 +132,12 @@ def available_memory() -> tuple[float, str]:
     """Free bytes on the device that will train, and its name; a container's limit counts."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
-    free = float(psutil.virtual_memory().available)
+    own = float(psutil.Process().memory_info().rss)  # the model is loaded already, and is counted as needed
+    free = float(psutil.virtual_memory().available) + own
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, float(text) - float(used.read_text()))
+        free = min(free, float(text) - float(used.read_text()) + own)
     return free, "this machine's CPU"
-
-
-def matmul_rate(bf16: bool) -> float:
-    """FLOPs a second of one square matrix product here and now, the best of a few."""
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    matrix = torch.ones(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
-    return 2 * MATMUL_SIZE**3 / best
-
-
-def _token_parameters(config: PretrainedConfig, data: TrainingData) -> float:
-    """Sum over one epoch of (tokens x weights that each of them meets)."""
-    sources, targets = data.train.source_tokens, data.train.target_tokens
-    width: int = config.hidden_size
-    head: int = config.vocab_size * width
-    if is_decoder_only(config):
-        kv_width: int = width * config.num_key_value_heads // config.num_attention_heads
-        layer: int = 2 * width * (width + kv_width) + 3 * width * config.intermediate_size
-        layers: int = config.num_hidden_layers
-        return sources * (layers * layer + head)
-    attention: int = 4 * width * config.num_heads * config.d_kv
-    feed_forward: int = (3 if config.is_gated_act else 2) * width * config.d_ff
-    encoder: float = (
-        config.num_layers * (attention + feed_forward) + config.num_decoder_layers * attention / 2
-    )  # cross k, v
-    decoder: float = config.num_decoder_layers * (1.5 * attention + feed_forward)
-    return sources * encoder + targets * (decoder + head)
 
 
 def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) -> float:

@@ -1,15 +1,17 @@
-"""The training recipe, read top to bottom: data, model, method, estimate, training, what is left behind."""
+"""The training recipe, read top to bottom: data, model, method, what it will take; then training, and what stays."""
 
 import platform
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuron_sum import __version__, adapters, console, files, models
 from neuron_sum.data.encoding import encode
+from neuron_sum.data.examples import Dataset
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.model_card import write_model_card
@@ -17,16 +19,36 @@ from neuron_sum.recipe import ModelConfig, Recipe
 from neuron_sum.run_folder import RunFolder, start_run
 from neuron_sum.training.base import ShapePlan, Trainer, TrainingData
 from neuron_sum.training.estimate import Estimate, estimate
+from neuron_sum.training.timing import seconds_per_step
 from neuron_sum.training.torch import TorchTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BACKENDS: dict[str, type[Trainer]] = {"torch": TorchTrainer}
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training needs, with nothing written yet."""
+
+    run: RunFolder
+    origin: ModelConfig
+    dataset: Dataset
+    tokenizer: "PreTrainedTokenizerFast"
+    model: "PreTrainedModel | PeftModel"
+    parameters: models.ParameterCount
+    data: TrainingData
+    plan: ShapePlan
+    estimate: Estimate
+    seconds: float
+
+
 def train(
-    recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False,
-    dry_run: bool = False, say: Callable[[str], None] = console.note,
-) -> tuple[RunFolder, Estimate]:  # fmt: skip
+    recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False
+) -> RunFolder:
     """Trains what a recipe describes.
 
     Args:
@@ -35,53 +57,83 @@ def train(
         resume: Go on with the unfinished run there.
         overwrite: Replace the run there.
         force: Start even if the estimate says that it will not fit.
-        dry_run: Stop before training; nothing is written.
-        say: Is told what a person wants to know on the way.
-
-    Returns:
-        The run folder, and what the run was estimated to need.
 
     Raises:
         NeuronSumError: Its children say what can go wrong; nothing is written before all checks have passed.
+    """
+    started = time.monotonic()
+    if resume and RunFolder(output, recipe).is_complete:
+        console.note(f"{output} is a finished run already")
+        return start_run(output, recipe, resume=True, overwrite=False)
+    made = prepare(recipe, output, resume=resume, overwrite=overwrite, force=force)
+    run = made.run
+
+    # From here on the folder is written
+    if overwrite and console.is_main_process() and output.exists():
+        shutil.rmtree(output)
+    files.check_writable(output, int(made.estimate.disk))
+    if console.is_main_process():
+        files.write_text(output / "recipe.yaml", recipe.to_yaml())
+        if made.origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
+            with files.new_folder(run.base) as folder:
+                models.load_base(made.origin, made.tokenizer).save_pretrained(folder)
+                made.tokenizer.save_pretrained(folder)
+    resume_from = run.last_checkpoint() if resume else None
+    if resume:
+        console.note(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
+    trainer = BACKENDS[recipe.train.backend](run, made.tokenizer, resume_from)
+    weights = trainer.train(made.model, made.data, made.plan, recipe.train)
+
+    # What is left behind
+    if console.is_main_process():
+        seconds = time.monotonic() - started
+        write_model_card(run, made.dataset.license)
+        files.write_json(run.results, _results(made, seconds))
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        console.note(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
+    return run
+
+
+def prepare(
+    recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False,
+    say: Callable[[str], None] = console.note,
+) -> Prepared:  # fmt: skip
+    """Loads and checks everything, and tells what the run will take; writes nothing.
+
+    Args:
+        recipe: The whole recipe.
+        output: The run folder that is to be written.
+        resume: As in `train`.
+        overwrite: As in `train`.
+        force: As in `train`.
+        say: Is told what a person wants to know.
+
+    Raises:
+        NeuronSumError: As in `train`.
     """
     if console.is_main_process():
         run = start_run(output, recipe, resume=resume, overwrite=overwrite)
     else:  # rank 0 may be writing there already; if it refuses, torchrun ends all
         run = RunFolder(output, recipe)
-    if resume and run.is_complete:
-        say(f"{output} is a finished run already")
-    started = time.monotonic()
 
     # Data
     dataset = load_dataset(recipe.data)
     if not dataset["train"]:
         raise DataError(f"{dataset.origin} has no training examples", "give data.files.train, or another data.path")
-    say(
-        f"data: {dataset.origin}, "
-        + ", ".join(f"{len(examples):,} {split}" for split, examples in dataset.splits.items())
-    )
-    say(f"licence of the data: {dataset.license or 'not stated; set data.license'}")
-    for kind, count in dataset.skipped.items():
-        say(f"left out: {count} rows: {kind}")
-    if dataset.near_overlap:
-        say(f"{dataset.near_overlap} training dialogues stand in validation or test but for case and white space")
+    for line in dataset.notes():
+        say(line)
 
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
-    tokenizer = models.load_tokenizer(
-        origin, (text for example in dataset["train"] for text in (example.dialogue, *example.references))
-    )
+    tokenizer = models.load_tokenizer(origin, dataset.training_texts())
     base = models.load_base(origin, tokenizer)
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
-    config = base.config
-    decoder_only = models.is_decoder_only(config)
-    prompt = recipe.prompt.resolve()
+    config, prompt, decoder_only = base.config, recipe.prompt.resolve(), models.is_decoder_only(base.config)
+    validation = encode(dataset["validation"], tokenizer, prompt, recipe.data, decoder_only=decoder_only)
     data = TrainingData(
         train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
-        validation=encode(dataset["validation"], tokenizer, prompt, recipe.data, decoder_only=decoder_only)
-        if dataset["validation"]
-        else None,
+        validation=validation if len(validation) else None,
     )
     say(
         f"cut to fit: {data.train.sources_cut} of {len(dataset['train']):,} training dialogues at "
@@ -102,54 +154,28 @@ def train(
     say(str(expected))
     if not force:
         expected.check(recipe.train)
-    if dry_run or (resume and run.is_complete):
-        return run, expected
-
-    # From here on the folder is written
-    if overwrite and console.is_main_process() and output.exists():
-        shutil.rmtree(output)
-    files.check_writable(output, int(expected.disk))
-    if console.is_main_process():
-        files.write_text(output / "recipe.yaml", recipe.to_yaml())
-        if origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
-            with files.new_folder(run.base) as folder:
-                models.load_base(origin, tokenizer).save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-    resume_from = run.last_checkpoint() if resume else None
-    if resume:
-        say(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
-    trainer = BACKENDS[recipe.train.backend](run, tokenizer, resume_from)
-    weights = trainer.train(model, data, plan, recipe.train)
-
-    # What is left behind
-    if console.is_main_process():
-        seconds = time.monotonic() - started
-        write_model_card(run, dataset.license)
-        files.write_json(run.results, _results(run, dataset.license, parameters, seconds, data))
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        say(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
-    return run, expected
+    seconds = expected.steps * seconds_per_step(model, tokenizer, data.train, recipe.train)
+    say(f"{expected.steps:,} optimizer steps; this will take about {console.duration(seconds)}")
+    return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, expected, seconds)
 
 
-def _results(
-    run: RunFolder, data_license: str | None, parameters: models.ParameterCount, seconds: float, data: TrainingData
-) -> dict[str, Any]:
-    log = files.read_jsonl(run.log)
+def _results(made: Prepared, seconds: float) -> dict[str, Any]:
+    log = files.read_jsonl(made.run.log)
     losses = [entry["loss"] for entry in log if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return {
-        "method": run.recipe.method.name,
+        "method": made.run.recipe.method.name,
         "global_step": log[-1]["step"] if log else 0,
         "train_loss": losses[-1] if losses else None,
         "eval_loss": eval_losses[-1] if eval_losses else None,
         "seconds": round(seconds, 1),
-        "trainable_parameters": parameters.trainable,
-        "all_parameters": parameters.all,
-        "weights_bytes": sum(file.stat().st_size for file in run.weights.glob("*.safetensors")),
-        "train_examples": len(data.train),
-        "sources_cut": data.train.sources_cut,
-        "targets_cut": data.train.targets_cut,
-        "data_license": data_license,
+        "trainable_parameters": made.parameters.trainable,
+        "all_parameters": made.parameters.all,
+        "weights_bytes": sum(file.stat().st_size for file in made.run.weights.glob("*.safetensors")),
+        "train_examples": len(made.data.train),
+        "sources_cut": made.data.train.sources_cut,
+        "targets_cut": made.data.train.targets_cut,
+        "data_license": made.dataset.license,
         "versions": {
             "neuron-sum": __version__,
             "python": platform.python_version(),
