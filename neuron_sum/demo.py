@@ -12,6 +12,9 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import NeuronSumError
 
+INTRODUCTION = """\
+A tiny T5 takes the place of FLAN-T5, of which no weights come with the package. First its base, which sees other
+scenarios than those it is then tuned and tested on; then the three methods, each from that base."""
 METHODS = {"full": "tiny-full", "lora": "tiny-lora", "prompt-tuning": "tiny-prompt-tuning"}
 
 
@@ -21,10 +24,7 @@ def demo(
     """Train a tiny model in full, with LoRA and with prompt tuning; compare them; write the report. A few minutes."""
     started = time.monotonic()
     base = output / "base"
-    console.note(
-        "A tiny T5 stands in for FLAN-T5, of which no weights come with the package. First its base, which sees"
-    )
-    console.note("other scenarios than the ones it is then tuned and tested on.")
+    console.note(INTRODUCTION)
     _run("train", "tiny-base", "--output", str(base), "--overwrite")
     for name, recipe in METHODS.items():
         _run(

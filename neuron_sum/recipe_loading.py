@@ -131,7 +131,7 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer` over `base`, mapping by mapping; another method or model type has keys of its own and replaces the whole."""
+    """`layer` over `base`, mapping by mapping; another method or model type replaces the whole, having its own keys."""
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)

@@ -66,7 +66,7 @@ class Dataset:
         lines += [f"left out: {count} rows: {kind}" for kind, count in self.skipped.items()]
         if self.near_overlap:
             lines.append(
-                f"{self.near_overlap} training dialogues stand in validation or test but for case and white space"
+                f"{self.near_overlap} training dialogues stand in validation or test too, but for case and spaces"
             )
         return lines
 

@@ -13,8 +13,15 @@ from neuron_sum.evaluation.rouge import ROUGE_TYPES
 
 matplotlib.use("svg")
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#e15759", "#76b7b2", "#9c755f", "#bab0ac")
-STYLE: Any = {"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "neuron-sum", "axes.spines.top": False,
-         "axes.spines.right": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"]}  # fmt: skip
+STYLE: Any = {
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "svg.fonttype": "none",
+    "svg.hashsalt": "neuron-sum",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 """fonttype none keeps text as text, in the reader's own font."""
 
 
