@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
@@ -70,7 +71,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **options)
         except NeuronSumError as error:
             if debug:
-                raise
+                traceback.print_exc()
             console.fail(error.message, error.hint, error.exit_code)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:

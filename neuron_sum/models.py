@@ -157,7 +157,7 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
     if not tokenizer.is_fast:
         raise ModelError(f"model.tokenizer = {source!r} has no fast form", "save it with a tokenizer.json")
     if tokenizer.pad_token is None:
-        # Not eos: a model that never sees its end token as a label does not learn to stop.
+        # Labels are padded with IGNORED, never with this, so that even the end token may serve (Llama 3 has no other).
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return cast(PreTrainedTokenizerFast, tokenizer)
 

@@ -19,6 +19,15 @@ from neuron_sum.recipe import FullMethod, LoraMethod, MaybePath, PromptTuningMet
 
 SHIPPED = Path(__file__).parent / "recipes"
 
+DISPLACES = {
+    "source": ("path", "revision", "files", "columns", "delimiter", "encoding", "license"),
+    "name_or_path": ("revision", "config", "tokenizer"),
+    "config": ("revision", "name_or_path"),
+    "preset": ("template",),
+    "template": ("preset",),
+}
+"""A new value of the key takes away what belonged to the old one: a child need not undo its parent with nulls."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
@@ -54,6 +63,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     raw = _read(_find(name_or_path))
     faults: list[str] = []
+    layer: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -64,13 +74,12 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         except yaml.YAMLError as error:
             faults.append(f"{key} = {text!r}: not a YAML value ({_one_line(error)})")
             continue
-        layer: dict[str, Any] = {}
-        inner = layer
         *parents, last = key.split(".")
+        inner = layer
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[last] = value
-        raw = _merge(raw, _anchored(layer, Recipe, Path.cwd()))
+    raw = _merge(raw, _anchored(layer, Recipe, Path.cwd()))
     return _validated(raw, name_or_path, faults)
 
 
@@ -131,8 +140,15 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer` over `base`, mapping by mapping; another method or model type replaces the whole, having its own keys."""
+    """`layer` over `base`, mapping by mapping; what the layer displaces goes.
+
+    Another method or model type replaces the whole section, for its keys are its own.
+    """
     merged = dict(base)
+    for key, value in layer.items():
+        if value is not None and value != base.get(key):
+            for displaced in DISPLACES.get(key, ()):
+                merged.pop(displaced, None)
     for key, value in layer.items():
         old = merged.get(key)
         if key == "method" and isinstance(value, str):  # the short form: method=lora

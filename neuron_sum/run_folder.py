@@ -1,6 +1,5 @@
 """The folder a training run writes: what lies where, and whether it is whole."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def open_run(path: Path) -> RunFolder:
 
 
 def start_run(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
-    """The folder for a run that is about to start or to go on; leaves everything as it is if that is refused.
+    """The folder for a run that is about to start or to go on; changes nothing there.
 
     Raises:
         RunError: If something is there and neither resume nor overwrite was said, or the recipe there differs.
@@ -100,7 +99,6 @@ def start_run(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> R
     if not (path / "recipe.yaml").is_file():
         raise RunError(f"{path} is not empty and not a run of ours", "choose another folder with --output")
     if overwrite:
-        shutil.rmtree(path)
         return run
     if not resume:
         last = run.last_checkpoint()

@@ -15,7 +15,7 @@ from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import PLATFORMS
 
 PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
-HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "numpy", "matplotlib", "pyarrow", "pydantic")
+HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "numpy", "matplotlib", "pyarrow", "yaml")
 
 
 def imported(path: Path) -> Iterator[str]:

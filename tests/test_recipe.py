@@ -70,6 +70,25 @@ def test_another_method_starts_from_its_own_defaults() -> None:
     assert load_recipe("flan-t5-base-lora", ["method.r=8"]).method == LoraMethod(r=8)
 
 
+def test_a_child_need_not_undo_its_parent(tmp_path: Path) -> None:
+    own = load_recipe(
+        write(
+            tmp_path,
+            "name: x\nextends: flan-t5-base-lora\nprompt: {template: 'Note: {dialogue}'}\n"
+            "data: {source: csv, path: ., columns: {dialogue: talk}}\n",
+        )
+    )
+    assert own.prompt.template == "Note: {dialogue}"
+    assert own.prompt.preset is own.data.license is own.data.columns.id is None
+    assert own.data.max_source_length == 512
+    other = load_recipe("tiny", ["model.tokenizer=some/tokenizer", "model.name_or_path=a/b"])
+    assert (other.model.config, other.model.tokenizer, other.model.name_or_path) == (None, "some/tokenizer", "a/b")
+    assert load_recipe("tiny", ["model.name_or_path=a/b"]).model.tokenizer is None
+    local = load_recipe("flan-t5-base-full", ["data.source=dialogsum", f"data.path={tmp_path}"])
+    assert (local.data.path, local.data.license) == (str(tmp_path), None)
+    assert load_recipe("flan-t5-base-full", ["data.max_examples=3"]).data.license == "CC BY-NC-SA 4.0"
+
+
 def test_extends_merges_and_finds_a_circle(tmp_path: Path) -> None:
     write(tmp_path, "name: parent\nextends: tiny\ntrain: {learning_rate: 1.0e-3, max_steps: 7}\n", "parent.yaml")
     child = load_recipe(write(tmp_path, "name: child\nextends: parent.yaml\ntrain: {max_steps: 9}\n", "child.yaml"))
@@ -103,7 +122,8 @@ def test_paths_are_relative_to_the_file_or_to_the_current_folder(
         ("name: X Y\nextends: tiny\n", "name = 'X Y'"),
         ("name: x\nextends: tiny\nprompt: {template: no slot}\n", "prompt: "),
         ("name: x\nextends: tiny\nprompt: {preset: none-such}\n", "no preset 'none-such'"),
-        ("name: x\nextends: tiny\nmodel: {name_or_path: a/b}\n", "either name_or_path"),
+        ("name: x\nextends: tiny\nmodel: {name_or_path: a/b, config: {model_type: t5}}\n", "either name_or_path"),
+        ("name: x\nextends: tiny\nprompt: {preset: course, template: '{dialogue}'}\n", "either preset or template"),
         ("name: x\nextends: tiny\ntrain: {fsdp: true}\nmethod: {name: lora}\n", "train.fsdp needs method full"),
         ("name: x\nextends: tiny\ndata: {source: csv}\n", "data.path is needed"),
     ],

@@ -32,9 +32,9 @@ def failure(data: DataConfig) -> str:
 def test_the_bundled_sample() -> None:
     dataset = load_dataset(DataConfig())
     assert {split: len(examples) for split, examples in dataset.splits.items()} == {
-        "train": 800,
-        "validation": 60,
-        "test": 60,
+        "train": 504,
+        "validation": 48,
+        "test": 48,
     }
     assert all(len(example.references) == 3 for example in dataset["test"])
     assert dataset.near_overlap == 0

@@ -1,0 +1,86 @@
+"""What group_by_length and bf16 are worth on this machine, against transformers' defaults (random batches, fp32).
+
+    python benchmarks/training.py --data DIALOGSUM --tokenizer SPIECE.MODEL [--steps 20] [--rounds 3]
+
+Forward and backward of the t5-scratch recipe's model over the same examples, the variants in turn within each round;
+figures are medians over the rounds, and ratios are taken within a round. Prints a table and the versions.
+"""
+
+import argparse
+import statistics
+import time
+from importlib.metadata import version
+
+import torch
+from transformers import DataCollatorForSeq2Seq
+
+from neuron_sum import console, models
+from neuron_sum.data.encoding import Encoded, encode
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.training.order import EpochOrder
+
+VARIANTS = {
+    "random batches, fp32 (transformers' defaults)": (False, False),
+    "group_by_length, fp32": (True, False),
+    "group_by_length, bf16": (True, True),
+}
+
+
+def main() -> None:
+    """Runs and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+
+    examples = options.steps * 16
+    recipe = load_recipe(
+        "t5-scratch",
+        [f"data.path={options.data}", f"model.tokenizer={options.tokenizer}", f"data.max_examples={examples}"],
+    )
+    tokenizer = models.load_tokenizer(recipe.model)
+    model = models.load_base(recipe.model, tokenizer).train()
+    data = encode(
+        load_dataset(recipe.data)["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=False
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer, model, pad_to_multiple_of=8)
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    padding: dict[str, float] = {}
+    for _ in range(options.rounds):
+        for name, (grouped, bf16) in VARIANTS.items():
+            taken, padded = epoch(model, collator, data, grouped=grouped, bf16=bf16)
+            seconds[name].append(taken)
+            padding[name] = 1 - data.source_tokens / padded
+
+    table = console.table("variant", "s an epoch", "faster than defaults", "encoder padding")
+    reference = seconds[next(iter(VARIANTS))]
+    for name, taken in seconds.items():
+        ratio = statistics.median(one / other for one, other in zip(reference, taken, strict=True))
+        table.add_row(name, f"{statistics.median(taken):.1f}", f"{ratio:.2f}", f"{100 * padding[name]:.0f} %")
+    names = ("torch", "transformers", "tokenizers")
+    console.emit(
+        {}, table, ", ".join(f"{name} {version(name)}" for name in names) + f", {torch.get_num_threads()} threads"
+    )
+
+
+def epoch(
+    model: torch.nn.Module, collator: DataCollatorForSeq2Seq, data: Encoded, *, grouped: bool, bf16: bool
+) -> tuple[float, int]:
+    """Seconds of forward and backward over all examples, and encoder positions with padding."""
+    lengths = [len(feature["input_ids"]) for feature in data.features] if grouped else None
+    order = list(EpochOrder(len(data), 0, lengths, 16))
+    batches = [collator([data[index] for index in order[start : start + 16]]) for start in range(0, len(order), 16)]
+    started = time.perf_counter()
+    for batch in batches:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+    return time.perf_counter() - started, sum(batch["input_ids"].numel() for batch in batches)
+
+
+if __name__ == "__main__":
+    main()
