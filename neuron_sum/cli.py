@@ -31,7 +31,6 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an
 
 def main() -> None:
     """The console script."""
-    sys.excepthook = _report_defect
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     build()()
@@ -67,6 +66,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, json: bool, debug: bool, **options: Any) -> None:
         console.settings.json, console.settings.debug = json, debug
+        sys.excepthook = _report_defect  # here, for typer sets its own when it is called
         try:
             function(*args, **options)
         except NeuronSumError as error:

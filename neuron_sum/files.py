@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON Lines file; a last line without its newline was cut by a kill and is left out."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 @contextmanager
@@ -43,9 +43,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(old)
         temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """The model card: Hugging Face's README.md with model-index, beside the weights it speaks of."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -22,14 +23,14 @@ Made by neuron-sum from the recipe `{{ name }}` ({{ method }}), base model `{{ b
 - **Data**: {{ data }}. Licence of the data: {{ data_license }}. A model trained on it may be bound by that licence.
 - **Prompt** (give the model exactly this):
 
-```text
+`````text
 {{ template }}
-```
+`````
 
 - **Limits**: it summarizes short dialogues like those it was trained on; it can name the wrong speaker or state
   what was not said. The evaluation below counts speaker tags that are not in the dialogue.
 {% if scores %}
-## Evaluation
+## Evaluation on {{ evaluated_on }}
 
 {{ protocol }}
 
@@ -44,25 +45,27 @@ SPDX = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY-NC-ND 4.0": "cc-by-nc-nd-4.
         "Apache-2.0": "apache-2.0"}  # fmt: skip
 
 
-def write_model_card(run: RunFolder, data_license: str | None, metrics: Mapping[str, Any] | None = None) -> None:
+def write_model_card(
+    run: RunFolder, results: Mapping[str, Any], metrics: Mapping[str, Any] | None = None, evaluated_on: str = ""
+) -> None:
     """Writes README.md into the weights' folder.
 
     Args:
         run: The finished run.
-        data_license: Told in the card, and its identifier in the metadata where it has one.
+        results: What all_results.json holds: the training data and its licence.
         metrics: What `evaluate` measured, in the form of metrics.json.
+        evaluated_on: The data that was measured on.
     """
     recipe = run.recipe
-    base = recipe.model.name_or_path or "random weights (see base/)"
-    data_name = {"sample": "neuron-sum sample", "dialogsum": "DialogSum", "samsum": "SAMSum"}.get(
-        recipe.data.source, str(recipe.data.path).rpartition("/")[2]
-    )
+    # A folder of this machine means nothing to others, and is no valid hub id.
+    hub_id = None if Path(str(recipe.model.name_or_path)).exists() else recipe.model.name_or_path
+    data_license = results["data_license"]
     scores = metrics["scores"] if metrics else {}
-    results = [
+    eval_results = [
         EvalResult(
             task_type="summarization",
-            dataset_type=data_name.lower().replace(" ", "-"),
-            dataset_name=data_name,
+            dataset_type=evaluated_on.lower().replace(" ", "-"),
+            dataset_name=evaluated_on,
             dataset_split=metrics["split"],
             metric_type=name.lower(),
             metric_name=name,
@@ -76,9 +79,9 @@ def write_model_card(run: RunFolder, data_license: str | None, metrics: Mapping[
         library_name="peft" if isinstance(recipe.method, LoraMethod | PromptTuningMethod) else "transformers",
         pipeline_tag="summarization",
         tags=["dialogue-summarization", "neuron-sum"],
-        base_model=recipe.model.name_or_path,
-        model_name=recipe.name if results else None,
-        eval_results=results or None,
+        base_model=hub_id,
+        model_name=recipe.name if eval_results else None,
+        eval_results=eval_results or None,
     )
     card = ModelCard.from_template(
         data,
@@ -86,11 +89,12 @@ def write_model_card(run: RunFolder, data_license: str | None, metrics: Mapping[
         name=recipe.name,
         description=recipe.description,
         method=recipe.method.name,
-        base=base,
-        data=data_name,
+        base=hub_id or "a local one",
+        data=Path(results["data"]).name,
         data_license=data_license or "not stated",
         template=recipe.prompt.resolve().template,
         scores=scores,
+        evaluated_on=evaluated_on,
         protocol=metrics["protocol"]["text"] if metrics else "",
         confidence=round(100 * recipe.evaluate.confidence),
     )

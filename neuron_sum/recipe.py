@@ -23,7 +23,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Section(BaseModel):
     """What every part of a recipe is: frozen, strict, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class SplitFiles(Section):
@@ -118,7 +120,7 @@ class ModelConfig(Section):
     """A config.json, or its content; without `vocab_size` the tokenizer's is taken."""
     tokenizer: PathOrHubId | TrainedTokenizer | None = None
     """A folder, a hub id, a SentencePiece .model file, or {vocab_size: N} to train one. Default: `name_or_path`."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of the random weights."""
 
     @model_validator(mode="after")
@@ -192,7 +194,7 @@ class TrainConfig(Section):
     """Shard weights, gradients and optimizer over the processes of torchrun (PyTorch FSDP2)."""
     deepspeed: PathOrHubId | None = None
     """A DeepSpeed configuration file (ZeRO), instead of fsdp."""
-    seed: int = 42
+    seed: int = Field(42, ge=0)
 
     @model_validator(mode="after")
     def _one_sharding(self) -> "TrainConfig":
@@ -224,7 +226,7 @@ class EvaluateConfig(Section):
     """What counts as a sentence for ROUGE-Lsum."""
     bootstrap_samples: int = Field(1000, ge=100)
     confidence: float = Field(0.95, gt=0, lt=1)
-    seed: int = 42
+    seed: int = Field(42, ge=0)
 
 
 class Recipe(Section):

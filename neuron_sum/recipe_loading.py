@@ -35,6 +35,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -74,13 +76,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         except yaml.YAMLError as error:
             faults.append(f"{key} = {text!r}: not a YAML value ({_one_line(error)})")
             continue
+        if key == "method" and isinstance(value, str):  # the short form: method=lora
+            key, value = "method.name", value
         *parents, last = key.split(".")
-        inner = layer
+        inner: Any = layer
         for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = value
+            inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner[last] = value
+        else:
+            faults.append(f"{key}: another override gives {'.'.join(parents)} a plain value")
     raw = _merge(raw, _anchored(layer, Recipe, Path.cwd()))
-    return _validated(raw, name_or_path, faults)
+    return _validated(_anchored(raw, Recipe, Path.cwd()), name_or_path, faults)
 
 
 def load_resolved(path: Path) -> Recipe:
@@ -107,8 +114,6 @@ def _find(name_or_path: str) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path).expanduser()
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
     if path.is_file():
         return path
     close = difflib.get_close_matches(name_or_path, shipped, n=1)
@@ -147,7 +152,8 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in layer.items():
         if value is not None and value != base.get(key):
-            for displaced in DISPLACES.get(key, ()):
+            of_hub = ("revision", "license") if key == "path" and base.get("source") == "hub" else ()
+            for displaced in (*DISPLACES.get(key, ()), *of_hub):
                 merged.pop(displaced, None)
     for key, value in layer.items():
         old = merged.get(key)
@@ -187,8 +193,12 @@ def _may_be_path(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
 
 def _validated(raw: Mapping[str, Any], origin: str, faults: list[str]) -> Recipe:
     try:
+        text = json.dumps(raw, default=str)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{origin}: a value contains itself", "remove the YAML anchor") from error
+    try:
         # JSON mode is strict about types yet takes a list for a tuple and 1 for 1.0, which is what YAML can say.
-        recipe = Recipe.model_validate_json(json.dumps(raw, default=str))
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         faults = faults + [_fault(item) for item in error.errors()]
     if faults:

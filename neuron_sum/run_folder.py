@@ -1,5 +1,6 @@
 """The folder a training run writes: what lies where, and whether it is whole."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ from neuron_sum.recipe_loading import differences, load_resolved
 
 CHECKPOINT_MARK = "complete"
 """Written last into a training checkpoint; one without it was cut by a kill."""
+
+OWN_NAMES = (
+    "recipe.yaml", "all_results.json", "log.jsonl", "base", "checkpoints", "checkpoint", "adapter", "tensorboard",
+    "evaluation", "merged",
+)  # fmt: skip
+"""Everything that a run, its evaluations and its merge write."""
 
 MAY_CHANGE_ON_RESUME = ("name", "description", "train.logging_steps", "train.save_steps", "train.save_total_limit",
                         "train.report_to", "generate.", "evaluate.")  # fmt: skip
@@ -28,6 +35,16 @@ class RunFolder:
 
     path: Path
     recipe: Recipe
+
+    @property
+    def recipe_path(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with it."""
+        return f"neuron-sum train {self.recipe_path} --output {self.path} --resume"
 
     @property
     def weights(self) -> Path:
@@ -63,6 +80,15 @@ class RunFolder:
         """What `results` holds."""
         return dict(files.read_json(self.results))
 
+    def clear(self) -> None:
+        """Removes what a run writes, and nothing else that may lie in the folder."""
+        for name in OWN_NAMES:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def last_checkpoint(self) -> Path | None:
         """The newest training checkpoint that was written to its end."""
         whole = [mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARK}")]
@@ -83,7 +109,7 @@ def open_run(path: Path) -> RunFolder:
         raise RunError(f"{path} is not a run: it holds no recipe.yaml", "give the folder that `neuron-sum train` wrote")
     run = RunFolder(path, load_resolved(path / "recipe.yaml"))
     if not run.is_complete:
-        raise RunError(f"the run in {path} has not ended", f"neuron-sum train {path} --output {path} --resume")
+        raise RunError(f"the run in {path} has not ended", run.resume_command)
     return run
 
 
@@ -94,9 +120,11 @@ def start_run(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> R
         RunError: If something is there and neither resume nor overwrite was said, or the recipe there differs.
     """
     run = RunFolder(path, recipe)
+    if resume and overwrite:
+        raise RunError("--resume goes on with a run and --overwrite replaces it", "give one of the two")
     if not path.exists() or not any(path.iterdir()):
         return run
-    if not (path / "recipe.yaml").is_file():
+    if not (path / "recipe.yaml").is_file() or not any((path / name).exists() for name in OWN_NAMES[1:]):
         raise RunError(f"{path} is not empty and not a run of ours", "choose another folder with --output")
     if overwrite:
         return run

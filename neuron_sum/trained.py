@@ -1,9 +1,11 @@
 """A finished run's model, ready to summarize."""
 
+from pathlib import Path
+
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from neuron_sum import adapters, models
+from neuron_sum import adapters, files, models
 from neuron_sum.recipe import FullMethod, ModelConfig
 from neuron_sum.run_folder import RunFolder
 
@@ -19,6 +21,22 @@ def load_trained(run: RunFolder) -> tuple[PreTrainedModel | PeftModel, PreTraine
         return models.load_base(ModelConfig(name_or_path=str(run.weights)), tokenizer), tokenizer
     base, _ = load_untuned(run)
     return adapters.load_adapter(base, run.weights), tokenizer
+
+
+def load_weights(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
+    """A checkpoint, or an adapter on the base that its adapter_config.json names.
+
+    Args:
+        folder: In Hugging Face's layout, with its tokenizer.
+
+    Raises:
+        ModelError: If weights are missing or do not fit.
+    """
+    tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(folder)))
+    if not (folder / "adapter_config.json").is_file():
+        return models.load_base(ModelConfig(name_or_path=str(folder)), tokenizer), tokenizer
+    base = files.read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+    return adapters.load_adapter(models.load_base(ModelConfig(name_or_path=base), tokenizer), folder), tokenizer
 
 
 def load_untuned(run: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

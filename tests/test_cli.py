@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -50,13 +51,22 @@ def test_errors_are_a_line_and_a_hint_or_json(neuron_sum: CommandLine) -> None:
     assert "Traceback" in trace.stderr
 
 
-def test_a_defect_is_one_line_unless_debugged(neuron_sum: CommandLine, tmp_path: Path) -> None:
-    """A folder where a file is expected is nothing we foresee here."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").mkdir()
-    made = neuron_sum("recipes", "check", "run")
-    assert made.returncode in (1, 3)
-    assert "Traceback" not in made.stderr
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_defect_is_one_line_unless_debugged(debug: bool) -> None:
+    code = (
+        "import sys\n"
+        "from neuron_sum import cli, recipe_loading\n"
+        "recipe_loading.load_recipe = None  # what nobody foresaw\n"
+        f"sys.argv = ['neuron-sum', 'recipes', 'check', 'tiny'{', ' + repr('--debug') if debug else ''}]\n"
+        "cli.main()\n"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert made.returncode == 1
+    assert ("Traceback" in made.stderr) == debug
+    if not debug:
+        assert made.stderr.startswith(
+            "error: TypeError: 'NoneType' object is not callable\nhint: a defect of neuron-sum"
+        )
 
 
 def test_output_off_a_terminal_is_plain(neuron_sum: CommandLine, micro: Path) -> None:

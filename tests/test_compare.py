@@ -20,6 +20,7 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 def runs(tmp_path: Path, micro_run: Path, micro_lora_run: Path) -> Path:
     """Copies of the two runs, to write into."""
     shutil.copytree(micro_run, tmp_path / "full")
+    shutil.copytree(micro_run, tmp_path / "t5-scratch")  # a run may have a shipped recipe's name
     shutil.copytree(micro_lora_run, tmp_path / "lora")
     return tmp_path
 
@@ -89,6 +90,33 @@ def test_systems_of_one_file_are_compared_on_its_own_references(tmp_path: Path, 
     assert result["systems"][1]["improvement"]["ROUGE-1"]["value"] > 0
 
 
+def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: CommandLine) -> None:
+    """The parts of a run, and what merge writes, on another recipe's data; names may look like formulas."""
+    merged = neuron_sum("merge", "lora", "--output", "merged")
+    assert merged.returncode == 0, merged.stderr
+    systems = ("c$1$=full/checkpoint", "adapter=lora/adapter", "merged", "full")
+    few = ("--set", "data.max_eval_examples=5")
+    made = neuron_sum("compare", *systems, "--recipe", "tiny", *few, "--output", "parts", "--json")
+    assert made.returncode == 0, made.stderr
+    names = ("c$1$", "adapter", "merged", "full")
+    read = {name: (runs / "parts" / name / "predictions.jsonl").read_text() for name in names}
+    assert read["c$1$"] == read["full"]
+    assert read["adapter"] == read["merged"]
+    assert not (runs / "full" / "evaluation").exists(), "other data's figures stand in the run"
+
+
+def test_the_card_tells_the_licence_of_what_the_model_was_trained_on(runs: Path, neuron_sum: CommandLine) -> None:
+    (runs / "mine").mkdir()
+    row = {"dialogue": "#Person1#: Hello.", "summary": "#Person1# greets."}
+    (runs / "mine" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    (runs / "mine.yaml").write_text("name: mine\nextends: tiny\ndata: {source: jsonl, path: mine, license: secret}\n")
+    made = neuron_sum("evaluate", "full", "--recipe", "mine.yaml")
+    assert made.returncode == 0, made.stderr
+    card = ModelCard.load(runs / "full" / "checkpoint" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.eval_results[0].dataset_name == "mine"
+
+
 def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
     for arguments, code, expected in (
         (("compare", "lead-3"), 8, "no run brings the data"),
@@ -105,6 +133,8 @@ def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
 def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: CommandLine) -> None:
     dialogue = "#Person1#: Can I book a table for two?\n#Person2#: Of course. When?"
     piped = neuron_sum("summarize", "full", "--json", stdin=dialogue)
+    namesake = neuron_sum("summarize", "t5-scratch", "--json", stdin=dialogue)
+    assert namesake.stdout == piped.stdout
     assert piped.returncode == 0, piped.stderr
     answer = json.loads(piped.stdout)
     assert set(answer) == {"summary_text", "truncated", "input_tokens", "output_tokens"}

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_sum import models
+from neuron_sum import files, models
 from neuron_sum.adapters import attach
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.baselines import lead, longest
 from neuron_sum.evaluation.generate import summarize_all
-from neuron_sum.evaluation.predictions import PredictionColumns, read_predictions
+from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
 from neuron_sum.evaluation.rouge import RougeProtocol, human_agreement, rouge
 from neuron_sum.evaluation.speaker_tags import invented_tags, tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap, paired_bootstrap
@@ -218,6 +218,12 @@ def test_generation_goes_on_where_a_kill_stopped_it(tmp_path: Path) -> None:
     assert again == whole
     assert calls == 3  # five dialogues left, two in a batch
     assert len(partial.read_text().splitlines()) == 8
+
+
+def test_odd_line_ends_in_a_summary_are_kept(tmp_path: Path) -> None:
+    odd = Prediction("a", "one\u2028two\x85three")
+    write_predictions(tmp_path / "p.jsonl", [odd, odd])
+    assert [Prediction(**entry) for entry in files.read_jsonl(tmp_path / "p.jsonl")] == [odd, odd]
 
 
 def test_truncation_and_the_token_limit_are_told() -> None:

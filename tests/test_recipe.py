@@ -89,6 +89,19 @@ def test_a_child_need_not_undo_its_parent(tmp_path: Path) -> None:
     assert load_recipe("flan-t5-base-full", ["data.max_examples=3"]).data.license == "CC BY-NC-SA 4.0"
 
 
+def test_overrides_count_in_any_order_and_a_clash_is_told() -> None:
+    for overrides in (["method=lora", "method.r=8"], ["method.r=8", "method=lora"]):
+        assert load_recipe("tiny", overrides).method == LoraMethod(r=8)
+    with pytest.raises(RecipeError, match="another override gives data a plain value"):
+        load_recipe("tiny", ["data=3", "data.path=x"])
+
+
+def test_a_path_that_exists_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny-base" / "checkpoint").mkdir(parents=True)
+    assert load_recipe("tiny-lora").model.name_or_path == str(tmp_path / "runs" / "tiny-base" / "checkpoint")
+
+
 def test_extends_merges_and_finds_a_circle(tmp_path: Path) -> None:
     write(tmp_path, "name: parent\nextends: tiny\ntrain: {learning_rate: 1.0e-3, max_steps: 7}\n", "parent.yaml")
     child = load_recipe(write(tmp_path, "name: child\nextends: parent.yaml\ntrain: {max_steps: 9}\n", "child.yaml"))
@@ -118,6 +131,9 @@ def test_paths_are_relative_to_the_file_or_to_the_current_folder(
         ("name: x\nname: y\n", "given twice"),
         ("name: [", "not valid YAML"),
         ("- a\n", "a recipe is a mapping"),
+        ("? [a, b]\n: c\n", "a key must be a plain word"),
+        ("name: x\nextends: tiny\nmodel: &m {config: *m}\n", "contains itself"),
+        ("name: x\nextends: tiny\ntrain: {learning_rate: .inf, seed: -1}\n", "2 faults"),
         ("name: x\n", "model: missing"),
         ("name: X Y\nextends: tiny\n", "name = 'X Y'"),
         ("name: x\nextends: tiny\nprompt: {template: no slot}\n", "prompt: "),

@@ -124,6 +124,7 @@ def test_a_csv_without_the_column_says_which_there_are(tmp_path: Path) -> None:
         ([GOOD, "{bad", {**GOOD, "id": "c", "dialogue": "z"}], "train.jsonl:2: invalid JSON: Expecting property name"),
         (["[1]"], "train.jsonl:1: invalid JSON: a list"),
         ([{**GOOD, "summary": 3}], "train.jsonl:1: not text: 'summary' is 3"),
+        ([GOOD, GOOD], "train.jsonl:2: duplicate row: 'a' with the same text stands at train.jsonl:1"),
         ([GOOD, {**GOOD, "dialogue": "other"}], "train.jsonl:2: duplicate id: 'a' stands at train.jsonl:1"),
     ],
 )

@@ -19,12 +19,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
 from neuron_sum import files
-from neuron_sum.errors import ResourceError, RunError
+from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import RunFolder, open_run, start_run
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.order import EpochOrder
-from neuron_sum.training.train import train
+from neuron_sum.training.train import prepare, train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
@@ -118,10 +118,12 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_
     message = process.communicate(timeout=120)[1]
     assert process.returncode == 130, message
     assert "everything so far is saved" in message
-    assert "hint: neuron-sum train stopped --output stopped --resume" in message
+    assert "hint: neuron-sum train stopped/recipe.yaml --output stopped --resume" in message
 
-    resumed = start(tmp_path, "stopped", "--output", "stopped", "--resume")  # exactly what the hint says
-    assert resumed.communicate(timeout=300) and resumed.returncode == 0
+    resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # exactly what the hint says
+    message = resumed.communicate(timeout=300)[1]
+    assert resumed.returncode == 0, message
+    assert "going on from checkpoint-" in message
     whole = start(tmp_path, *arguments, "--output", "whole")
     assert whole.communicate(timeout=300) and whole.returncode == 0
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
@@ -154,6 +156,39 @@ def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> No
     (unfinished / "all_results.json").unlink()
     with pytest.raises(RunError, match="has not ended"):
         open_run(unfinished)
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path) -> None:
+    recipe = load_recipe(str(micro), ["train.max_steps=2"])
+    train(recipe, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = weights(tmp_path / "run")
+    with pytest.raises(DataError):  # found before anything of the old run is gone
+        train(load_recipe(str(micro), ["data.source=jsonl", f"data.path={tmp_path}"]), tmp_path / "run", overwrite=True)
+    assert weights(tmp_path / "run").keys() == before.keys()
+    train(load_recipe(str(micro), ["train.max_steps=2", "train.seed=1"]), tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
+    with pytest.raises(RunError, match="give one of the two"):
+        start_run(tmp_path / "run", recipe, resume=True, overwrite=True)
+
+
+def test_a_kill_between_weights_and_results_is_mended_by_resume(tmp_path: Path, micro: Path) -> None:
+    recipe = load_recipe(str(micro), ["train.max_steps=3"])
+    train(recipe, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / "all_results.json").unlink()
+    train(recipe, tmp_path / "run", resume=True)
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("overrides", [["train.num_train_epochs=3"], ["train.num_train_epochs=1.5"]])
+def test_the_steps_that_are_promised_are_made(tmp_path: Path, micro: Path, overrides: list[str]) -> None:
+    common = ["train.max_steps=null", "data.max_examples=20", "train.gradient_accumulation_steps=2", *overrides]
+    recipe = load_recipe(str(micro), common)
+    promised = prepare(recipe, tmp_path / "run").estimate.steps
+    assert train(recipe, tmp_path / "run").read_results()["global_step"] == promised
 
 
 def test_resuming_a_finished_run_changes_nothing(micro_run: Path) -> None:
@@ -200,7 +235,7 @@ def test_tensorboard_gets_the_losses(tmp_path: Path, micro: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
 def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, fsdp: bool) -> None:
-    """Over gloo, at the same global batch, with summaries of unequal length; and a resumed run among them."""
+    """Over gloo, at the same global batch, with summaries of unequal length."""
     common = ("model.config.dropout_rate=0.0", "train.max_steps=24", "train.save_steps=12", "train.learning_rate=1e-3")
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
     assert one.returncode == 0, one.stderr
@@ -233,11 +268,14 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
     wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", stopped)
     stopped.send_signal(signal.SIGTERM)  # torchrun hands it on to both processes
     stopped.communicate(timeout=120)
+    shards = list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*/pytorch_model_fsdp.bin"))
+    assert shards, "nothing was sharded"
     assert not (tmp_path / "stopped" / "all_results.json").exists()
     for more in (("--output", "stopped", "--resume"), ("--output", "whole")):
         process = launch(*more)
         message = process.communicate(timeout=300)[1]
         assert process.returncode == 0, message
+        assert ("going on from checkpoint-" in message) == ("--resume" in more)
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -28,11 +28,12 @@ class Problem:
         return f"{self.where}: {self.kind}: {self.detail}; {self.remedy}"
 
 
-def merged_references(examples: Iterable[Example], *, by_dialogue: bool) -> list[Example]:
+def merged_references(examples: Iterable[Example], problems: list[Problem], *, by_dialogue: bool) -> list[Example]:
     """Joins rows that hold one reference each into examples with several.
 
     Args:
         examples: Rows in file order.
+        problems: Gets the rows that stand twice, word for word.
         by_dialogue: Join on the dialogue alone (validation and test, where hubs store DialogSum's three references as
             three rows with three ids); else on id and dialogue.
     """
@@ -40,7 +41,12 @@ def merged_references(examples: Iterable[Example], *, by_dialogue: bool) -> list
     for example in examples:
         key = (example.dialogue,) if by_dialogue else (example.id, example.dialogue)
         first = merged.setdefault(key, example)
-        if first is not example:
+        if first is example:
+            continue
+        if first.id == example.id and set(example.references) <= set(first.references):
+            detail = f"{example.id!r} with the same text stands at {first.where} already"
+            problems.append(Problem("duplicate row", example.where, detail, "remove it"))
+        else:
             merged[key] = replace(first, references=first.references + example.references)
     return list(merged.values())
 

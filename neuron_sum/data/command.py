@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.errors import DataError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
 
 
@@ -32,7 +33,9 @@ def data(
         splits[split] = row
         table.add_row(split, f"{len(examples):,}", f"{len(references):,}", f"{row['dialogue_words_mean']:.1f}",
                       f"{row['summary_words_mean']:.1f}")  # fmt: skip
-    first = next(examples[0] for examples in dataset.splits.values() if examples)
+    first = next((examples[0] for examples in dataset.splits.values() if examples), None)
+    if first is None:
+        raise DataError(f"{dataset.origin} has no examples at all", "check data.path and data.files")
     console.emit(
         {"origin": dataset.origin, "license": dataset.license, "splits": splits, "skipped": dataset.skipped,
          "near_overlap": dataset.near_overlap},

@@ -52,7 +52,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     columns = COLUMNS.get(config.source, config.columns)
     splits: dict[Split, list[Example]] = {}
     for split, rows in _rows_by_split(config).items():
-        found = merged_references(_examples(rows, columns, split, problems), by_dialogue=split != "train")
+        found = merged_references(_examples(rows, columns, split, problems), problems, by_dialogue=split != "train")
         splits[split] = without_duplicate_ids(found, problems)
     splits = without_overlap(splits, problems)
     if problems and not config.skip_bad:

@@ -41,7 +41,7 @@ def rouge_chart(comparison: Comparison) -> str:
             ]
             axes.barh(places, values, height=0.24, color=COLORS[offset], label=kind, xerr=errors,
                       error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"})  # fmt: skip
-        axes.set_yticks(range(len(systems)), [evaluation.system.name for evaluation in systems])
+        axes.set_yticks(range(len(systems)), [_plain(evaluation.system.name) for evaluation in systems])
         axes.set_xlabel("F1, points")
         axes.set_xlim(left=0)
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
@@ -53,7 +53,10 @@ def loss_chart(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(height=3.4)
         for color, (name, log) in zip(COLORS * len(logs), logs.items(), strict=False):
-            for key, style, label in (("loss", "-", name), ("eval_loss", "o--", f"{name}, validation")):
+            for key, style, label in (
+                ("loss", "-", _plain(name)),
+                ("eval_loss", "o--", f"{_plain(name)}, validation"),
+            ):
                 points = [(entry["step"], entry[key]) for entry in log if key in entry]
                 if points:
                     axes.plot(*zip(*points, strict=True), style, color=color, label=label, markersize=4, linewidth=1.4)
@@ -72,11 +75,17 @@ def length_chart(comparison: Comparison) -> str:
             rows[evaluation.system.name] = [len(prediction.summary.split()) for prediction in evaluation.predictions]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(height=0.9 + 0.4 * len(rows))
-        axes.boxplot(list(reversed(rows.values())), tick_labels=list(reversed(rows)), orientation="horizontal",
-                     showfliers=False, whis=(5, 95), medianprops={"color": COLORS[1]})  # fmt: skip
+        names = [_plain(name) for name in reversed(rows)]
+        axes.boxplot(list(reversed(rows.values())), tick_labels=names, orientation="horizontal", showfliers=False,
+                     whis=(5, 95), medianprops={"color": COLORS[1]})  # fmt: skip
         axes.set_xlabel("words (box: half of the summaries; whiskers: 90 %)")
         axes.set_xlim(left=0)
         return _svg(figure)
+
+
+def _plain(name: str) -> str:
+    """A name without matplotlib's formulas."""
+    return name.replace("$", r"\$")
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from neuron_sum.evaluation.predictions import PredictionColumns
 
 SYSTEM_HELP = (
-    "A run's folder; untuned, lead-3, longest-3 or human; or any system's predictions (.jsonl, .csv, .tsv; "
+    "A run, a checkpoint or an adapter (folders); untuned, lead-3, longest-3 or human; or any system's predictions "
+    "(.jsonl, .csv, .tsv; "
     "FILE#COLUMN picks a column). NAME=… renames it."
 )
 RecipeOption = Annotated[
@@ -26,6 +27,7 @@ PredictionColumn = Annotated[str, typer.Option(help="Of a predictions file: the 
 ReferenceColumn = Annotated[
     list[str] | None, typer.Option(help="Of a predictions file: a human summary; may be given several times.")
 ]
+DialogueColumn = Annotated[str, typer.Option(help="Of a predictions file: the dialogue, for speaker tags.")]
 IdColumn = Annotated[str, typer.Option(help="Of a predictions file: joins rows of one example.")]
 
 
@@ -37,9 +39,11 @@ def evaluate(
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
     id_column: IdColumn = "id",
+    dialogue_column: DialogueColumn = "dialogue",
 ) -> None:
     """Measure one system: predictions.jsonl, metrics.json, report.html, and the model card of a run."""
-    _compare([system], recipe, overrides, output, _columns(prediction_column, reference_column, id_column))
+    columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
+    _compare([system], recipe, overrides, output, columns)
 
 
 def compare(
@@ -50,9 +54,11 @@ def compare(
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
     id_column: IdColumn = "id",
+    dialogue_column: DialogueColumn = "dialogue",
 ) -> None:
     """Set systems beside each other and beside the human summaries, with improvements and their significance."""
-    _compare(systems, recipe, overrides, output, _columns(prediction_column, reference_column, id_column))
+    columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
+    _compare(systems, recipe, overrides, output, columns)
 
 
 def summarize(
@@ -78,7 +84,7 @@ def summarize(
     from neuron_sum.trained import load_trained
 
     opened = open_run(run)
-    settings = load_recipe(str(run), overrides or [])
+    settings = load_recipe(str(opened.recipe_path), overrides or [])
     model, tokenizer = load_trained(opened)
     made = summarize_all(model, tokenizer, settings, ["dialogue"], [dialogue], quiet=True)[0]
     if made.truncated:
@@ -92,10 +98,10 @@ def summarize(
     )  # fmt: skip
 
 
-def _columns(prediction: str, references: list[str] | None, example_id: str) -> "PredictionColumns":
+def _columns(prediction: str, references: list[str] | None, example_id: str, dialogue: str) -> "PredictionColumns":
     from neuron_sum.evaluation.predictions import PredictionColumns
 
-    return PredictionColumns(prediction, tuple(references or ()), example_id)
+    return PredictionColumns(prediction, tuple(references or ()), example_id, dialogue)
 
 
 def _compare(
@@ -123,7 +129,8 @@ def _compare(
     files.write_json(folder / "comparison.json", comparison.as_dict())
     for evaluation in comparison.evaluations:
         if evaluation.system.run is not None:
-            write_model_card(evaluation.system.run, session.license, evaluation.metrics)
+            run = evaluation.system.run
+            write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
     console.emit(
         {**comparison.as_dict(), "report": str(folder / "report.html")},
         render(comparison),

@@ -40,7 +40,7 @@ class Evaluation:
 
 def evaluate_system(
     system: System, recipe: Recipe, examples: Sequence[Example], folder: Path,
-    columns: PredictionColumns = DEFAULT_COLUMNS, base: RunFolder | None = None,
+    columns: PredictionColumns = DEFAULT_COLUMNS, base: RunFolder | None = None, data: str = "",
 ) -> Evaluation:  # fmt: skip
     """Predicts where needed, scores, and writes predictions.jsonl (models) and metrics.json into a folder.
 
@@ -51,6 +51,7 @@ def evaluate_system(
         folder: Where the files go; nothing is written for built-in systems that need no model.
         columns: Of a predictions file.
         base: For `untuned`: a run that started from it.
+        data: Where the examples are from; told with the figures.
 
     Raises:
         DataError: For `human`, if an example has only one reference.
@@ -68,7 +69,7 @@ def evaluate_system(
     else:
         predictions = predict(system, recipe, examples, columns, folder, base)
         scores = rouge([prediction.summary for prediction in predictions], references, protocol)
-    metrics = _metrics(system, examples, predictions, scores, protocol, recipe.evaluate)
+    metrics = {"data": data, **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate)}
     if folder.is_dir():
         files.write_json(folder / "metrics.json", metrics)
     return Evaluation(system, predictions, scores, metrics)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from neuron_sum import console, files
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
 
@@ -74,6 +75,8 @@ def read_predictions(
         raise DataError(f"{path} holds no rows")
     wanted = [columns.prediction, *columns.references]
     for where, row in rows:
+        if not isinstance(row, dict) or None in row:
+            raise DataError(f"{where}: not a row of named values", "one JSON object a line; as many cells as columns")
         if missing := [column for column in wanted if not isinstance(row.get(column), str | int)]:
             raise DataError(
                 f"{where}: missing column {', '.join(missing)}; there are {', '.join(map(str, row))}",
@@ -84,10 +87,16 @@ def read_predictions(
             f"{path}: nothing to compare its predictions with",
             "name the file's references with --reference-column, or the data with --recipe",
         )
+    if examples is None and columns.id not in rows[0][1]:
+        console.warn(
+            f"{path.name} has no column {columns.id!r}: each row counts as an example of its own (--id-column)"
+        )
     made: dict[str, Example] = {}
     predictions: dict[str, Prediction] = {}
     for number, (where, row) in enumerate(rows, 1):
-        row_id = str(row.get(columns.id, f"row_{number}"))
+        if blank := [column for column in columns.references if not str(row[column]).strip()]:
+            raise DataError(f"{where}: empty reference in {', '.join(blank)}", "fill it in or remove the row")
+        row_id = str(row[columns.id]) if row.get(columns.id) is not None else f"row_{number}"
         prediction = Prediction(row_id, str(row[columns.prediction]))
         if predictions.setdefault(row_id, prediction).summary != prediction.summary:
             raise DataError(f"{where}: a second, different prediction for {row_id!r}", "one prediction per example")
@@ -107,21 +116,20 @@ def read_predictions(
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Writes predictions.jsonl."""
-    from neuron_sum import files
-
     files.write_text(path, "".join(prediction.to_json() + "\n" for prediction in predictions))
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            if path.suffix == ".jsonl":
+            kind = path.suffix.lower()
+            if kind == ".jsonl":
                 return [
                     (f"{path.name}:{number}", json.loads(line)) for number, line in enumerate(text, 1) if line.strip()
                 ]
-            if path.suffix in (".csv", ".tsv"):
+            if kind in (".csv", ".tsv"):
                 csv.field_size_limit(2**31 - 1)
-                reader = csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",")
+                reader = csv.DictReader(text, delimiter="\t" if kind == ".tsv" else ",")
                 return [(f"{path.name}:{reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}", "UTF-8 JSON Lines, CSV or TSV") from error

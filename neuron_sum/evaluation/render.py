@@ -15,7 +15,7 @@ def render(comparison: Comparison) -> RenderableType:
     """The table, the protocol, and the same dialogues side by side."""
     first = comparison.evaluations[0].metrics
     parts: list[RenderableType] = [
-        Text(f"{first['examples']} dialogues of the {first['split']} split"),
+        Text(f"{first['examples']} dialogues: {first['data']}, {first['split']} split"),
         _scores(comparison),
         Text(first["protocol"]["text"], style="dim"),
     ]
@@ -31,11 +31,12 @@ def _scores(comparison: Comparison) -> Table:
     table = console.table("system", *ROUGE_TYPES.values(), "words", "tags right", "cut", "trainable", "size")
     for evaluation in comparison.evaluations:
         metrics, run = evaluation.metrics, evaluation.metrics.get("run")
+        tags_right = metrics["speaker_tags"]["faithful_percent"]
         table.add_row(
             evaluation.system.name,
             *(f"{score['value']:.2f}" for score in metrics["scores"].values()),
             f"{metrics['words_mean']:.0f}",
-            f"{metrics['speaker_tags']['faithful_percent']:.0f} %",
+            "" if tags_right is None else f"{tags_right:.0f} %",
             str(metrics["dialogues_cut"]),
             f"{run['trainable_parameters']:,}" if run else "",
             console.size(run["weights_bytes"]) if run else "",

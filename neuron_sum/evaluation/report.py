@@ -57,6 +57,8 @@ def marked(summary: str, dialogue: str, reference: str) -> Markup:
 
     Red: not in the dialogue at all. Yellow: another speaker than the reference has at this place.
     """
+    if not dialogue:
+        return Markup(escape(summary))
     known, expected = set(SPEAKER_TAG.findall(dialogue)), iter(SPEAKER_TAG.findall(reference))
     pieces: list[str] = []
     end = 0

@@ -29,9 +29,10 @@ class Session:
         self, systems: Sequence[System], recipe_name: str | None, overrides: Sequence[str], columns: PredictionColumns
     ) -> None:
         self._systems, self._columns = systems, columns
+        self._own_data = recipe_name is None  # then predictions may be kept in the runs' own folders
         runs = [system.run for system in systems if system.run is not None]
         self._first_run: RunFolder | None = runs[0] if runs else None
-        self._run_recipes = {str(run.path): load_recipe(str(run.path), overrides) for run in runs}
+        self._run_recipes = {str(run.path): load_recipe(str(run.recipe_path), overrides) for run in runs}
         if recipe_name is not None:
             self._recipe = load_recipe(recipe_name, overrides)
         elif runs:
@@ -55,7 +56,7 @@ class Session:
     def default_folder(self) -> Path:
         """Where one system's evaluation goes."""
         system = self._systems[0]
-        if system.run is not None:
+        if system.run is not None and self._own_data:
             return system.run.path / "evaluation" / self._recipe.evaluate.split
         return Path("evaluation") / system.name
 
@@ -68,10 +69,13 @@ class Session:
             if system.run is not None:
                 own = self._run_recipes[str(system.run.path)]
                 recipe = own.model_copy(update={"evaluate": self._recipe.evaluate})
-                if len(self._systems) > 1:
+                if len(self._systems) > 1 and self._own_data:
                     kept = system.run.path / "evaluation" / recipe.evaluate.split
             base = self._first_run if system.builtin == UNTUNED else None
-            evaluations.append(evaluate_system(system, recipe, self._examples, kept, self._columns, base))
+            if base is not None:  # as its tuned forms are asked
+                own = self._run_recipes[str(base.path)]
+                recipe = own.model_copy(update={"evaluate": self._recipe.evaluate})
+            evaluations.append(evaluate_system(system, recipe, self._examples, kept, self._columns, base, self.origin))
         return compare(self._examples, evaluations, self._recipe.evaluate)
 
     def _take_examples_from(self, system: System) -> None:

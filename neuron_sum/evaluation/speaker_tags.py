@@ -13,7 +13,12 @@ def invented_tags(summary: str, dialogue: str) -> list[str]:
 
 
 def tag_fidelity(summaries: Sequence[str], dialogues: Sequence[str]) -> dict[str, object]:
-    """Over all summaries: the share without an invented tag, how many tags were invented, and which most often."""
+    """Over all summaries: the share without an invented tag, how many tags were invented, and which most often.
+
+    Where no dialogue is known (a predictions file without them) nothing can be said: None, 0 and {}.
+    """
+    if not any(dialogues):
+        return {"faithful_percent": None, "invented": 0, "most_common": {}}
     invented = [invented_tags(*pair) for pair in zip(summaries, dialogues, strict=True)]
     counts = Counter(tag for tags in invented for tag in tags)
     return {

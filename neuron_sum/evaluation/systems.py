@@ -24,12 +24,13 @@ BUILT_IN = (UNTUNED, *BASELINES, HUMAN)
 
 @dataclass(frozen=True)
 class System:
-    """Something that summarizes: exactly one of builtin, run and file says what.
+    """Something that summarizes: exactly one of builtin, run, weights and file says what.
 
     Attributes:
         name: Its name in tables; unique in a comparison.
         builtin: One of BUILT_IN.
         run: A trained model.
+        weights: A checkpoint or adapter in Hugging Face's layout that is no run of ours, or a part of one.
         file: Predictions that another program made.
         column: The column of that file, where several systems share it.
     """
@@ -37,6 +38,7 @@ class System:
     name: str
     builtin: str | None = None
     run: RunFolder | None = None
+    weights: Path | None = None
     file: Path | None = None
     column: str | None = None
 
@@ -46,17 +48,23 @@ class System:
 
 
 def parse_systems(specs: Sequence[str]) -> list[System]:
-    """Reads `[NAME=]SPEC`, where SPEC is a run's folder, a built-in, or a predictions file with an optional #COLUMN.
+    """Reads `[NAME=]SPEC`, where SPEC is a run, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
 
     Raises:
-        RunError: For a SPEC that is none of these, or a name given twice.
+        RunError: For a SPEC that is none of these, or a name that is given twice or is no name.
     """
     systems: list[System] = []
     for spec in specs:
         name, equals, rest = spec.partition("=")
-        system = _parse(rest if equals else spec, name if equals else None)
+        if not equals or Path(spec).exists():  # a path may hold an equals sign
+            name, rest = "", spec
+        system = _parse(rest, name or None)
         if any(system.name == other.name for other in systems):
-            raise RunError(f"two systems are named {system.name!r}", f"name one of them: OTHER={rest or spec}")
+            raise RunError(f"two systems are named {system.name!r}", f"name one of them: OTHER={rest}")
+        if "/" in system.name or system.name in ("", ".", ".."):
+            raise RunError(
+                f"{system.name!r} is no name for a system: it names files too", "NAME=SPEC, with a plain NAME"
+            )
         systems.append(system)
     return systems
 
@@ -64,14 +72,19 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
 def _parse(spec: str, name: str | None) -> System:
     if spec in BUILT_IN:
         return System(name or spec, builtin=spec)
-    path, hash_sign, column = spec.partition("#")
-    if Path(path).is_file():
-        return System(name or column or Path(path).stem, file=Path(path), column=column if hash_sign else None)
-    if Path(spec).is_dir():
-        run = open_run(Path(spec))
+    path = Path(spec)
+    if path.is_file():
+        return System(name or path.stem, file=path)
+    file, hash_sign, column = spec.rpartition("#")
+    if hash_sign and Path(file).is_file():
+        return System(name or column, file=Path(file), column=column)
+    if (path / "recipe.yaml").is_file():
+        run = open_run(path)
         return System(name or run.path.resolve().name, run=run)
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return System(name or path.resolve().name, weights=path)
     raise RunError(
-        f"no system {spec!r}: neither a run's folder, a predictions file, nor one of {', '.join(BUILT_IN)}",
+        f"no system {spec!r}: neither a run, a checkpoint or adapter, a predictions file, nor {', '.join(BUILT_IN)}",
         "neuron-sum train RECIPE makes a run",
     )
 
@@ -105,7 +118,8 @@ def _predict_with_model(
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
     run = system.run or base
     weights = [Path(run.model_source())] if run is not None else []
-    key = fingerprint(recipe, ids, dialogues, [*weights, *([system.run.weights] if system.run is not None else [])])
+    weights += [folder for folder in (system.run.weights if system.run else None, system.weights) if folder is not None]
+    key = fingerprint(recipe, ids, dialogues, weights)
     record, finished = folder / "generation.json", folder / "predictions.jsonl"
     if record.is_file() and files.read_json(record)["fingerprint"] == key:
         return [Prediction(**entry) for entry in files.read_jsonl(finished)]
@@ -127,6 +141,8 @@ def _load(
 
     if system.run is not None:
         return trained.load_trained(system.run)
+    if system.weights is not None:
+        return trained.load_weights(system.weights)
     if base is not None:
         return trained.load_untuned(base)
     tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())

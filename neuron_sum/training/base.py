@@ -47,6 +47,14 @@ class Trainer(Protocol):
     def __init__(self, run: RunFolder, tokenizer: "PreTrainedTokenizerFast", resume_from: Path | None) -> None:
         """Takes the folder to write to, and the checkpoint to go on from."""
 
+    @staticmethod
+    def check(config: TrainConfig) -> None:
+        """Finds out what this backend lacks here, before anything is written.
+
+        Raises:
+            MissingExtraError: Naming what to install.
+        """
+
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
     ) -> Path:

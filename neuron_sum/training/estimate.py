@@ -5,6 +5,7 @@ side in docs/training.md.
 """
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class Estimate:
         """Bytes in all."""
         return (self.weights + self.gradients + self.optimizer + self.activations) * MEMORY_MARGIN + PROCESS_BYTES
 
+    @property
+    def fits(self) -> bool:
+        """Whether there is that much."""
+        return self.memory <= self.available
+
     def __str__(self) -> str:
         parts = f"weights {size(self.weights)}, gradients {size(self.gradients)}, optimizer {size(self.optimizer)}, "
         return (
@@ -73,7 +79,7 @@ class Estimate:
         Raises:
             ResourceError: With what would make it fit.
         """
-        if self.memory <= self.available:
+        if self.fits:
             return
         fixed = (self.weights + self.gradients + self.optimizer) * MEMORY_MARGIN + PROCESS_BYTES
         per_example = self.activations * MEMORY_MARGIN / train.per_device_train_batch_size
@@ -104,8 +110,10 @@ def estimate(
         train: Batch size and length of the run.
     """
     devices = world_size()
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * devices
-    steps = train.max_steps or max(1, round(len(data.train) * train.num_train_epochs / rows))
+    batches = math.ceil(len(data.train) / (train.per_device_train_batch_size * devices))
+    steps = train.max_steps or math.ceil(
+        math.ceil(batches / train.gradient_accumulation_steps) * train.num_train_epochs
+    )
     shards = devices if train.fsdp or train.deepspeed else 1
     weights = parameters.all * FP32_BYTES / shards
     trainable = parameters.trainable * FP32_BYTES / shards

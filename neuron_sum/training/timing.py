@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 WARM_S = 2.0
 """A first step shorter than this says more about warming up than about the steps to come: measure another."""
-RECOMPUTED = 4 / 3
-"""Gradient checkpointing runs the forward pass a second time."""
 
 
 def seconds_per_step(
@@ -40,13 +38,15 @@ def seconds_per_step(
     collator = DataCollatorForSeq2Seq(tokenizer, model, label_pad_token_id=IGNORED)
     batch = collator(by_length[first : first + rows]).to(device)
     model.to(device).train()
+    if train.gradient_checkpointing:  # as Trainer will
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with torch.random.fork_rng(), torch.autocast(device.type, torch.bfloat16, enabled=train.bf16):
         seconds = _forward_and_backward(model, batch)
         for _ in range(2):
             if seconds < WARM_S:
                 seconds = _forward_and_backward(model, batch)
     model.eval()
-    return seconds * train.gradient_accumulation_steps * (RECOMPUTED if train.gradient_checkpointing else 1)
+    return seconds * train.gradient_accumulation_steps
 
 
 def _forward_and_backward(model: "PreTrainedModel | PeftModel", batch: dict[str, torch.Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,13 @@ class TorchTrainer:
     def __init__(self, run: RunFolder, tokenizer: PreTrainedTokenizerFast, resume_from: Path | None) -> None:
         self.run, self.tokenizer, self.resume_from = run, tokenizer, resume_from
 
+    @staticmethod
+    def check(config: TrainConfig) -> None:
+        """Finds out what is not installed before anything is written."""
+        for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
+            if wanted and importlib.util.find_spec(package) is None:
+                raise MissingExtraError(package, package)
+
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
     ) -> Path:
@@ -74,7 +82,7 @@ class TorchTrainer:
         if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything so far is saved",
-                f"neuron-sum train {self.run.path} --output {self.run.path} --resume",
+                self.run.resume_command,
             )
         self._save(trainer)
         if torch.distributed.is_initialized():
@@ -87,13 +95,12 @@ class TorchTrainer:
         trainer.save_model(str(temporary))
         if trainer.is_world_process_zero():
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, and recipe.yaml says the same
+            if self.run.weights.exists():  # a kill came after this and before the run's results
+                shutil.rmtree(self.run.weights)
             temporary.replace(self.run.weights)
         trainer.accelerator.wait_for_everyone()
 
     def _arguments(self, config: TrainConfig, data: TrainingData, on_cpu: bool) -> TrainingArguments:
-        for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
-            if wanted and importlib.util.find_spec(package) is None:
-                raise MissingExtraError(package, package)
         evaluated = "steps" if config.eval_steps is not None else "epoch"
         return TrainingArguments(
             output_dir=str(self.run.checkpoints),

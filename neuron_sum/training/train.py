@@ -18,7 +18,7 @@ from neuron_sum.model_card import write_model_card
 from neuron_sum.recipe import ModelConfig, Recipe
 from neuron_sum.run_folder import RunFolder, start_run
 from neuron_sum.training.base import ShapePlan, Trainer, TrainingData
-from neuron_sum.training.estimate import Estimate, estimate
+from neuron_sum.training.estimate import Estimate, estimate, world_size
 from neuron_sum.training.timing import seconds_per_step
 from neuron_sum.training.torch import TorchTrainer
 
@@ -43,7 +43,7 @@ class Prepared:
     data: TrainingData
     plan: ShapePlan
     estimate: Estimate
-    seconds: float
+    seconds: float | None
 
 
 def train(
@@ -69,10 +69,10 @@ def train(
     run = made.run
 
     # From here on the folder is written
-    if overwrite and console.is_main_process() and output.exists():
-        shutil.rmtree(output)
-    files.check_writable(output, int(made.estimate.disk))
     if console.is_main_process():
+        files.check_writable(output, int(made.estimate.disk))
+        if overwrite:
+            run.clear()
         files.write_text(output / "recipe.yaml", recipe.to_yaml())
         if made.origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
             with files.new_folder(run.base) as folder:
@@ -87,8 +87,9 @@ def train(
     # What is left behind
     if console.is_main_process():
         seconds = time.monotonic() - started
-        write_model_card(run, made.dataset.license)
-        files.write_json(run.results, _results(made, seconds))
+        results = _results(made, seconds)
+        write_model_card(run, results)
+        files.write_json(run.results, results)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         console.note(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
     return run
@@ -115,6 +116,8 @@ def prepare(
         run = start_run(output, recipe, resume=resume, overwrite=overwrite)
     else:  # rank 0 may be writing there already; if it refuses, torchrun ends all
         run = RunFolder(output, recipe)
+
+    BACKENDS[recipe.train.backend].check(recipe.train)
 
     # Data
     dataset = load_dataset(recipe.data)
@@ -154,8 +157,11 @@ def prepare(
     say(str(expected))
     if not force:
         expected.check(recipe.train)
-    seconds = expected.steps * seconds_per_step(model, tokenizer, data.train, recipe.train)
-    say(f"{expected.steps:,} optimizer steps; this will take about {console.duration(seconds)}")
+    seconds = None
+    if world_size() == 1 and expected.fits:  # the step that is measured runs the whole model in one process
+        seconds = expected.steps * seconds_per_step(model, tokenizer, data.train, recipe.train)
+    takes = f"this will take about {console.duration(seconds)}" if seconds else "the progress bar will tell how long"
+    say(f"{expected.steps:,} optimizer steps; {takes}")
     return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, expected, seconds)
 
 
@@ -175,6 +181,7 @@ def _results(made: Prepared, seconds: float) -> dict[str, Any]:
         "train_examples": len(made.data.train),
         "sources_cut": made.data.train.sources_cut,
         "targets_cut": made.data.train.targets_cut,
+        "data": made.dataset.origin,
         "data_license": made.dataset.license,
         "versions": {
             "neuron-sum": __version__,
