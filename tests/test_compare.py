@@ -29,7 +29,13 @@ def test_compare_sets_systems_beside_the_human_summaries(runs: Path, neuron_sum:
     made = neuron_sum("compare", "untuned", "full", "lora", "lead-3", "human", "--output", "comparison")
     assert made.returncode == 0, made.stderr
     out = made.stdout
-    for expected in ("12 dialogues of the test split", "untuned", "points above untuned", "human 1", "Porter stemming"):
+    for expected in (
+        "12 dialogues: the bundled sample, test split",
+        "untuned",
+        "points above untuned",
+        "human 1",
+        "Porter stemming",
+    ):
         assert expected in out
     assert "report: comparison/report.html" in out
     result = json.loads((runs / "comparison" / "comparison.json").read_text())
@@ -68,21 +74,20 @@ def test_evaluate_writes_metrics_report_and_card(runs: Path, neuron_sum: Command
 
 def test_any_systems_predictions_can_be_evaluated(tmp_path: Path, neuron_sum: CommandLine) -> None:
     """In the form of the course's results file: a row per prediction and reference, one column a system."""
-    (tmp_path / "results.csv").write_text(
-        "human,original,peft\nA cat sat.,A dog ran.,A cat sat.\nHe left.,She left.,He left.\n"
-    )
+    (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("evaluate", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["systems"][0]["scores"]["ROUGE-1"]["value"] == 100.0
+    assert "each row counts as an example of its own" in made.stderr
+    system = json.loads(made.stdout)["systems"][0]
+    assert system["scores"]["ROUGE-1"]["value"] == 100.0
+    assert system["speaker_tags"]["faithful_percent"] is None  # there are no dialogues to say it by
     made = neuron_sum("evaluate", "results.csv")
     assert made.returncode == 4
     assert "missing column prediction" in made.stderr
 
 
 def test_systems_of_one_file_are_compared_on_its_own_references(tmp_path: Path, neuron_sum: CommandLine) -> None:
-    (tmp_path / "results.csv").write_text(
-        "human,original,peft\nA cat sat.,A dog ran.,A cat sat.\nHe left.,She left.,He left.\n"
-    )
+    (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("compare", "results.csv#original", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
     result = json.loads(made.stdout)
@@ -95,7 +100,7 @@ def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: Comman
     merged = neuron_sum("merge", "lora", "--output", "merged")
     assert merged.returncode == 0, merged.stderr
     systems = ("c$1$=full/checkpoint", "adapter=lora/adapter", "merged", "full")
-    few = ("--set", "data.max_eval_examples=5")
+    few = ("--set", "data.max_eval_examples=5", "--set", "generate.max_new_tokens=12")
     made = neuron_sum("compare", *systems, "--recipe", "tiny", *few, "--output", "parts", "--json")
     assert made.returncode == 0, made.stderr
     names = ("c$1$", "adapter", "merged", "full")

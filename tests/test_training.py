@@ -169,7 +169,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path
     train(load_recipe(str(micro), ["train.max_steps=2", "train.seed=1"]), tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
-    with pytest.raises(RunError, match="give one of the two"):
+    with pytest.raises(RunError, match="--resume goes on with a run and --overwrite replaces it"):
         start_run(tmp_path / "run", recipe, resume=True, overwrite=True)
 
 

@@ -1,7 +1,6 @@
 """How much memory and disk a run will take, said before it starts.
 
-A rough model, on purpose: it is there to refuse what cannot work. What it predicted and what was measured stand side by
-side in docs/training.md.
+A rough model, on purpose: it is there to refuse what cannot work. Time comes from timing.py.
 """
 
 import dataclasses
