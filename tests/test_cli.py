@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from neuron_sum import console, errors
-from neuron_sum.recipe_loading import shipped_recipes
+from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -159,6 +159,18 @@ def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -
         assert shown.returncode == 0, command
         for option in (word for word in words if word.startswith("--")):
             assert option.split("=")[0] in shown.stdout, f"{command}: no {option}"
+
+
+def test_the_recipes_of_the_docs_hold(tmp_path: Path) -> None:
+    found = 0
+    for page in PAGES:
+        for block in re.findall(r"```yaml\n(name: support-chats.*?)```", page.read_text(), re.DOTALL):
+            (tmp_path / "recipe.yaml").write_text(block)
+            recipe = load_recipe(str(tmp_path / "recipe.yaml"))
+            assert recipe.prompt.template is not None
+            assert recipe.data.license == "internal"
+            found += 1
+    assert found >= 2
 
 
 @pytest.mark.slow
