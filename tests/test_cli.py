@@ -17,6 +17,7 @@ from neuron_sum import console, errors
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_first_and_the_wrong_command(neuron_sum: CommandLine) -> None:
@@ -145,9 +146,7 @@ def commands_of(page: Path) -> list[str]:
     return [line for line in lines if line.startswith("neuron-sum ")]
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -> None:
     """Each names a command that is there, with options that it has."""
     for command in commands_of(page):
