@@ -2,9 +2,9 @@
 # make test    the tests
 # make check   formatting, lint, types
 #
-# Each installs what it needs once; PYTHON=python3.10 chooses another interpreter.
+# Each installs what it needs once; PYTHON=python3.10 chooses the interpreter.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.10)
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/neuron-sdk-2.26.1.txt
