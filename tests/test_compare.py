@@ -42,6 +42,10 @@ def test_compare_sets_systems_beside_the_human_summaries(runs: Path, neuron_sum:
     systems = {system["system"]: system for system in result["systems"]}
     assert list(systems) == ["untuned", "full", "lora", "lead-3", "human"]
     assert systems["full"]["run"]["trainable_parameters"] > systems["lora"]["run"]["trainable_parameters"]
+    untuned = systems["untuned"]["run"]
+    assert untuned["trainable_parameters"] == 0
+    assert untuned["all_parameters"] == systems["full"]["run"]["all_parameters"]
+    assert untuned["weights_bytes"] == (runs / "full" / "base" / "model.safetensors").stat().st_size
     assert systems["untuned"]["improvement"] == systems["human"]["improvement"] == {}
     assert {"value", "low", "high", "p_value"} == set(systems["lora"]["improvement"]["ROUGE-1"])
     gain = systems["lead-3"]["scores"]["ROUGE-1"]["value"] - systems["untuned"]["scores"]["ROUGE-1"]["value"]

@@ -14,7 +14,7 @@ from neuron_sum.evaluation.predictions import Prediction, PredictionColumns
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, rouge
 from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap
-from neuron_sum.evaluation.systems import HUMAN, System, predict
+from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System, predict
 from neuron_sum.recipe import EvaluateConfig, Recipe
 from neuron_sum.run_folder import RunFolder
 
@@ -69,7 +69,7 @@ def evaluate_system(
     else:
         predictions = predict(system, recipe, examples, columns, folder, base)
         scores = rouge([prediction.summary for prediction in predictions], references, protocol)
-    metrics = {"data": data, **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate)}
+    metrics = {"data": data, **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate, base)}
     if folder.is_dir():
         files.write_json(folder / "metrics.json", metrics)
     return Evaluation(system, predictions, scores, metrics)
@@ -77,7 +77,7 @@ def evaluate_system(
 
 def _metrics(
     system: System, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Scores,
-    protocol: RougeProtocol, config: EvaluateConfig,
+    protocol: RougeProtocol, config: EvaluateConfig, base: RunFolder | None,
 ) -> dict[str, Any]:  # fmt: skip
     summaries = [prediction.summary for prediction in predictions]
     words = [len(summary.split()) for summary in summaries]
@@ -97,12 +97,24 @@ def _metrics(
         "dialogues_cut": sum(prediction.truncated for prediction in predictions),
         "hit_max_new_tokens": sum(prediction.hit_limit for prediction in predictions),
     }
-    if system.run is not None:
-        results = system.run.read_results()
-        metrics["run"] = {
-            key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")
-        }
+    if sizes := _sizes(system, base):
+        metrics["run"] = sizes
     return metrics
+
+
+def _sizes(system: System, base: RunFolder | None) -> dict[str, Any] | None:
+    """Parameters and bytes of a run, or of the untuned model that a run started from."""
+    run = system.run or (base if system.builtin == UNTUNED else None)
+    if run is None:
+        return None
+    results = run.read_results()
+    kept = {key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")}
+    if system.run is not None:
+        return kept
+    added = 0 if results["method"] == "full" else results["trainable_parameters"]
+    size = sum(file.stat().st_size for file in Path(run.model_source()).glob("*.safetensors"))
+    parameters = results["all_parameters"] - added
+    return {"method": UNTUNED, "trainable_parameters": 0, "all_parameters": parameters, "weights_bytes": size or None}
 
 
 def describe(protocol: RougeProtocol, config: EvaluateConfig) -> str:

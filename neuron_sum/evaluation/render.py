@@ -39,7 +39,7 @@ def _scores(comparison: Comparison) -> Table:
             "" if tags_right is None else f"{tags_right:.0f} %",
             str(metrics["dialogues_cut"]),
             f"{run['trainable_parameters']:,}" if run else "",
-            console.size(run["weights_bytes"]) if run else "",
+            console.size(run["weights_bytes"]) if run and run["weights_bytes"] else "",
         )
     return table
 
