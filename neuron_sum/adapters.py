@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from neuron_sum.errors import ModelError
@@ -85,11 +85,6 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         raise ModelError(f"{folder} does not fit this base model: {str(error).splitlines()[0]}") from error
     adapted.requires_grad_(False)  # PEFT 0.17 leaves a soft prompt trainable all the same
     return adapted
-
-
-def is_mergeable(folder: Path) -> bool:
-    """Whether the adapter can become part of the weights; a soft prompt cannot."""
-    return str(PeftConfig.from_pretrained(folder).peft_type.value) == "LORA"
 
 
 def merge(adapted: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[PreTrainedModel, float]:

@@ -35,13 +35,20 @@ def demo(
     report = output / "comparison" / "report.html"
     console.emit(
         {"runs": runs, "report": str(report), "seconds": round(time.monotonic() - started, 1)},
-        f"\ndone in {console.duration(time.monotonic() - started)}. What to try next:\n"
-        f"  open {report}\n"
-        f"  neuron-sum summarize {runs[0]} < your-dialogue.txt     one dialogue, one summary\n"
-        f"  neuron-sum merge {runs[1]}                             the adapter into the weights, proven equal\n"
-        f"  neuron-sum recipes list                                FLAN-T5, TinyLlama, your own CSV\n"
-        f"  neuron-sum train flan-t5-base-lora --dry-run           what a real run takes here (needs a hub)",
+        f"\ndone in {console.duration(time.monotonic() - started)}. What to try next:",
+        *(f"  {command}\n      {what}" for command, what in _next(report, runs).items()),
     )
+
+
+def _next(report: Path, runs: list[str]) -> dict[str, str]:
+    """What to try, and what it shows."""
+    return {
+        f"open {report}": "the same in a browser, with charts and more dialogues",
+        f"neuron-sum summarize {runs[0]} < your-dialogue.txt": "one dialogue, one summary",
+        f"neuron-sum merge {runs[1]}": "the adapter into the weights, proven equal",
+        "neuron-sum recipes list": "FLAN-T5, TinyLlama, your own CSV",
+        "neuron-sum train flan-t5-base-lora --dry-run": "what a real run takes on this machine (needs a hub)",
+    }
 
 
 def _run(*arguments: str) -> None:

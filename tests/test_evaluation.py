@@ -1,4 +1,4 @@
-"""ROUGE and its protocols pinned to published figures, statistics, predictions files, generation."""
+"""ROUGE and its protocols pinned to known figures, statistics, predictions files, generation."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def dialogsum_test(shared_data: Path) -> tuple[Example, ...]:
     ("name", "expected"),
     [("lead-3", (26.95, 6.71, 20.39)), ("longest-3", (23.31, 6.24, 16.88)), ("human", (53.37, 26.73, 44.99))],
 )
-def test_published_figures_of_dialogsum(
+def test_known_figures_of_dialogsum(
     neuron_sum: Callable[..., object], shared_data: Path, name: str, expected: tuple[float, ...]
 ) -> None:
     """All three from the one command of docs/results.md."""
