@@ -7,6 +7,8 @@
     ├── ResourceError        6   this machine has too little memory or disk, or a folder cannot be written
     ├── MissingExtraError    7   an optional dependency is not installed
     ├── RunError             8   a run folder is missing, unfinished, or belongs to another recipe
+    ├── ArtifactError        9   an artifact is damaged, made for something else, or not compiled for what is asked
+    ├── CompileError        10   a compiler is missing or failed; its log is kept
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
@@ -76,6 +78,18 @@ class RunError(NeuronSumError):
     """A run folder is missing, unfinished, or was made by another recipe."""
 
     exit_code = 8
+
+
+class ArtifactError(NeuronSumError):
+    """An artifact is damaged, made for another stack or machine, or not compiled for what is asked of it."""
+
+    exit_code = 9
+
+
+class CompileError(NeuronSumError):
+    """A compiler is missing, or failed."""
+
+    exit_code = 10
 
 
 class Interrupted(NeuronSumError):

@@ -1,0 +1,1 @@
+"""Loading and stepping an artifact. compile/ only produces them."""

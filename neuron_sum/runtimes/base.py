@@ -1,0 +1,77 @@
+"""What the generation loop needs of any target, and what everybody else needs of any generator."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from neuron_sum.artifact import Bucket, SpecialTokens
+from neuron_sum.recipe import GenerateConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neuron_sum.runtimes.adapters import AdapterSlots
+
+
+class Session(Protocol):
+    """One batch on its way: its constants, its state and its position.
+
+    Attributes:
+        start: (examples, K) int64, the tokens that the first step takes.
+    """
+
+    start: "Tensor"
+
+    def step(self, tokens: "Tensor", rows: "Tensor") -> "Tensor":
+        """One token for every beam.
+
+        Args:
+            tokens: (examples, K) int64.
+            rows: (examples, K) int64, for each beam the row of its example that it continues.
+
+        Returns:
+            Logits (examples, K, vocab), float32.
+        """
+
+
+class StepRuntime(Protocol):
+    """Static graphs that can be stepped.
+
+    Attributes:
+        buckets: The shapes there are.
+        num_beams: The beam widths there are.
+        tokens: The model's special ids.
+        adapters: What fills the adapter slots; None for graphs without.
+    """
+
+    buckets: Sequence[Bucket]
+    num_beams: Sequence[int]
+    tokens: SpecialTokens
+    adapters: "AdapterSlots | None"
+
+    def begin(self, bucket: Bucket, num_beams: int, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Session:
+        """Encodes a batch.
+
+        Args:
+            bucket: One of `buckets` that fits the prompts.
+            num_beams: One of `num_beams`.
+            prompts: At most bucket.batch rows of at most bucket.source_len token ids.
+            slots: For each, its adapter's.
+        """
+
+
+class Generator(Protocol):
+    """Anything that turns prompts into summaries' tokens.
+
+    Attributes:
+        batch_size: How many prompts it takes at once without splitting them.
+    """
+
+    batch_size: int
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
+        """New tokens for each prompt, up to and with the end token if it came.
+
+        Args:
+            prompts: Token ids.
+            settings: Lengths, beams, penalties; `batch_size` is not read.
+        """
