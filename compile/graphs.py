@@ -1,15 +1,16 @@
 """From a transformers model to static graphs: which class, which tensors, which functions are compiled."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.layers import GraphOptions, Linear, SoftPrompts, own_layers
+from compile.layers import GraphOptions, Linear, own_layers
 from compile.llama import StaticLlama
 from compile.t5 import StaticT5
-from neuron_sum.artifact import Bucket, SpecialTokens, StateSpec
+from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models import is_decoder_only
 from neuron_sum.runtimes.adapters import MASK, VECTORS, AdapterSlots
 from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime
@@ -81,10 +82,10 @@ class EncodeGraph(nn.Module):
         """See `StaticT5.encode`."""
         return self.model.encode(input_ids, attention_mask, slot)
 
-    def example_inputs(self, bucket: Bucket) -> tuple[Tensor, ...]:
-        """Inputs of a bucket's shape."""
-        ids = torch.zeros(bucket.batch, bucket.source_len, dtype=torch.int64)
-        return ids, torch.ones_like(ids), torch.zeros(bucket.batch, dtype=torch.int64)
+    def example_inputs(self, graph: GraphFile) -> tuple[Any, ...]:
+        """Inputs of the graph's shape."""
+        ids = torch.zeros(graph.batch, graph.source_len, dtype=torch.int64)
+        return ids, torch.ones_like(ids), torch.zeros(graph.batch, dtype=torch.int64)
 
 
 class StepGraph(nn.Module):
@@ -101,20 +102,22 @@ class StepGraph(nn.Module):
         """See `StaticT5.step`."""
         return self.model.step(tokens, position, ancestors, slot, constants, state)
 
-    def example_inputs(self, bucket: Bucket, num_beams: int) -> tuple[Tensor | list[Tensor], ...]:
-        """Inputs of a bucket's shape."""
-        model, batch = self.model, bucket.batch
-        ids = torch.zeros(batch, num_beams, dtype=torch.int64)
-        source = bucket.source_len + model.options.soft_prompt_tokens
-        constants = [torch.zeros(batch, 1, 1, source)]
-        if isinstance(model, StaticLlama):
-            constants.append(torch.zeros(batch, dtype=torch.int64))
-        spec, dtype = state_spec(model), model.options.kv_dtype
-        constants += [torch.zeros(batch, spec.heads, source, spec.head_dim, dtype=dtype) for _ in range(spec.tensors)]
-        slots = bucket.target_len * num_beams
-        state = [torch.zeros(batch, spec.heads, slots, spec.head_dim, dtype=dtype) for _ in range(spec.tensors)]
-        ancestors = torch.zeros(batch, num_beams, bucket.target_len, dtype=torch.int64)
-        return ids, torch.zeros(1, dtype=torch.int64), ancestors, torch.zeros(batch, dtype=torch.int64), constants, state
+    def example_inputs(self, graph: GraphFile) -> tuple[Any, ...]:
+        """Inputs of the graph's shape."""
+        model, spec, dtype = self.model, state_spec(self.model), self.model.options.kv_dtype
+        batch, beams, target_len = graph.batch, graph.num_beams or 1, graph.target_len or 1
+        source = graph.source_len + model.options.soft_prompt_tokens
+
+        def cache(length: int) -> list[Tensor]:
+            shape = (batch, spec.heads, length, spec.head_dim)
+            return [torch.zeros(shape, dtype=dtype) for _ in range(spec.tensors)]
+
+        ids = torch.zeros(batch, beams, dtype=torch.int64)
+        slot = torch.zeros(batch, dtype=torch.int64)
+        constants = [torch.zeros(batch, 1, 1, source), *([slot.clone()] if isinstance(model, StaticLlama) else [])]
+        ancestors = torch.zeros(batch, beams, target_len, dtype=torch.int64)
+        position = torch.zeros(1, dtype=torch.int64)
+        return ids, position, ancestors, slot, [*constants, *cache(source)], cache(target_len * beams)
 
 
 def eager_runtime(

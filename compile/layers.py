@@ -42,7 +42,9 @@ class Linear(nn.Module):
         for index, (name, width) in enumerate(parts.items()):
             if spec is not None and spec.rank and name.rpartition(".")[2] in spec.target_modules:
                 self.adapted[name] = f"lora_{index}"
-                self.register_buffer(f"lora_{index}_a", torch.empty(spec.slots, spec.rank, in_features, dtype=self.dtype))
+                self.register_buffer(
+                    f"lora_{index}_a", torch.empty(spec.slots, spec.rank, in_features, dtype=self.dtype)
+                )
                 self.register_buffer(f"lora_{index}_b", torch.empty(spec.slots, width, spec.rank, dtype=self.dtype))
 
     def make_weight(self) -> None:
@@ -58,7 +60,7 @@ class Linear(nn.Module):
         return torch.cat([state[f"{name}.weight"] for name in self.parts])
 
     def product(self, inputs: Tensor) -> Tensor:
-        """inputs (..., in) times the weight, without adapters."""
+        """Inputs (..., in) times the weight, without adapters."""
         return functional.linear(inputs.to(self.weight.dtype), self.weight)
 
     def forward(self, inputs: Tensor, slot: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class Linear(nn.Module):
         outputs = self.product(inputs).float()
         if not self.adapted:
             return outputs
-        pieces = list(outputs.split(list(self.parts.values()), dim=-1))
+        pieces = list(torch.split(outputs, list(self.parts.values()), dim=-1))
         for index, name in enumerate(self.parts):
             if prefix := self.adapted.get(name):
                 down = getattr(self, f"{prefix}_a").index_select(0, slot)
@@ -138,6 +140,9 @@ class SoftPrompts(nn.Module):
         options: soft_prompt_tokens, and the number of slots.
     """
 
+    vectors: Tensor
+    mask: Tensor
+
     def __init__(self, width: int, options: GraphOptions) -> None:
         super().__init__()
         self.by_slot = options.adapters is not None
@@ -184,21 +189,23 @@ def attend(query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], sca
     """
     scores = [_scores(query * scale if scale != 1.0 else query, keys) + bias for keys, _, bias in memories]
     weights = torch.softmax(torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0], dim=-1)
-    parts = weights.split([keys.shape[2] for keys, _, _ in memories], dim=-1)
+    parts = torch.split(weights, [keys.shape[2] for keys, _, _ in memories], dim=-1)
     mixed = [_mix(part, values) for part, (_, values, _) in zip(parts, memories, strict=True)]
     return sum(mixed[1:], mixed[0])
 
 
 def _scores(query: Tensor, keys: Tensor) -> Tensor:
-    """query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
+    """Query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
     query = query.to(keys.dtype)
-    if query.shape[2] == 1:  # one query: a matrix product has nothing to reuse, and a plain sum fuses with its neighbours
+    if (
+        query.shape[2] == 1
+    ):  # one query: a matrix product has nothing to reuse, and a plain sum fuses with its neighbours
         return (query * keys).sum(-1, dtype=torch.float32).unsqueeze(2)
     return torch.matmul(query, keys.transpose(-1, -2)).float()
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """weights (B, H, Q, length) float32, values (B, H, length, D) -> (B, H, Q, D), float32."""
+    """Weights (B, H, Q, length) float32, values (B, H, length, D) -> (B, H, Q, D), float32."""
     if weights.shape[2] == 1:
         return (weights.transpose(2, 3) * values).sum(2, keepdim=True)
     return torch.matmul(weights.to(values.dtype), values).float()

@@ -5,7 +5,7 @@ of an encoder-decoder model, and the prompt's K/V, like cross-attention's, is he
 After transformers 4.57's modeling_llama.py, whose tokens they give. Llama: Touvron et al. 2023 (arXiv:2302.13971).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class StaticLlama(nn.Module):
     Raises:
         ModelError: For biases in projections, or rotary positions that change with the length.
     """
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: LlamaConfig, options: GraphOptions) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class StaticLlama(nn.Module):
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         constants = [source_bias, attention_mask.sum(1)]
-        for block in self.blocks:
+        for block in self._layers():
             query, keys, values = block.project(hidden, cos, sin, slot)
             keys, values = (part.to(self.options.kv_dtype).contiguous() for part in (keys, values))
             constants += [keys, values]
@@ -117,7 +120,7 @@ class StaticLlama(nn.Module):
         at = (prefilled + position)[:, None].expand(batch, beams)
         cos, sin = self.cos[at].unsqueeze(1), self.sin[at].unsqueeze(1)
         hidden = nn.functional.embedding(tokens, self.embedding).float()
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._layers()):
             query, key, value = block.project(hidden, cos, sin, slot)
             keys, values = (
                 write_column(cache, column, position)
@@ -128,11 +131,18 @@ class StaticLlama(nn.Module):
         logits: Tensor = self.head(self.norm(hidden), slot)
         return logits
 
+    def _layers(self) -> Iterator["_Layer"]:
+        return (block for block in self.blocks if isinstance(block, _Layer))
+
 
 class _Layer(nn.Module):
     def __init__(self, config: LlamaConfig, name: str, options: GraphOptions) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.widths = [count * config.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
         width, attention, mlp = config.hidden_size, f"{name}.self_attn", f"{name}.mlp"
         projections = dict(zip((f"{attention}.{part}_proj" for part in "qkv"), self.widths, strict=True))
@@ -147,7 +157,7 @@ class _Layer(nn.Module):
 
     def project(self, hidden: Tensor, cos: Tensor, sin: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (B, heads, rows, D), keys and values (B, kv_heads, rows, D); cos and sin are (B, 1, rows, D)."""
-        parts = self.qkv(self.norm(hidden), slot).split(self.widths, dim=-1)
+        parts = torch.split(self.qkv(self.norm(hidden), slot), self.widths, dim=-1)
         query, keys, values = (
             split_heads(part, count)
             for part, count in zip(parts, (self.heads, self.kv_heads, self.kv_heads), strict=True)
@@ -163,7 +173,8 @@ class _Layer(nn.Module):
         # The query heads that share a K/V head become further queries against it.
         grouped = query.reshape(batch, self.kv_heads, group * rows, width)
         repeated = [
-            (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1)) for keys, values, bias in memories
+            (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1))
+            for keys, values, bias in memories
         ]
         mixed = attend(grouped, repeated, self.head_dim**-0.5).view(batch, self.heads, rows, width)
         hidden = hidden + self.out(join_heads(mixed), slot)

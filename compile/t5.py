@@ -1,6 +1,6 @@
 """T5 as two static-shape graphs: the encoder with all cross-attention K/V, and one decoder step.
 
-After transformers 4.57's modeling_t5.py, whose tokens they give. Encoder-decoder: Raffel et al. 2020 (arXiv:1910.10683).
+After transformers 4.57's modeling_t5.py, whose tokens they give. T5: Raffel et al. 2020 (arXiv:1910.10683).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from compile.layers import (
     MASKED,
     GraphOptions,
-    Linear,
     RMSNorm,
     SoftPrompts,
     ancestry_bias,
@@ -34,6 +33,9 @@ class StaticT5(nn.Module):
         options: Dtypes, longest lengths, adapters.
     """
 
+    encoder_buckets: Tensor
+    decoder_buckets: Tensor
+
     def __init__(self, config: T5Config, options: GraphOptions) -> None:
         super().__init__()
         self.config, self.options = config, options
@@ -41,7 +43,9 @@ class StaticT5(nn.Module):
         self.state_heads, self.head_dim = config.num_heads, config.d_kv
         self.embedding = frozen(torch.empty(config.vocab_size, config.d_model, dtype=options.dtype))
         self.soft_prompts = SoftPrompts(config.d_model, options) if options.soft_prompt_tokens else None
-        self.encoder = nn.ModuleList(_EncoderLayer(config, f"encoder.block.{i}", options) for i in range(config.num_layers))
+        self.encoder = nn.ModuleList(
+            _EncoderLayer(config, f"encoder.block.{i}", options) for i in range(config.num_layers)
+        )
         self.encoder_norm = _norm("encoder.final_layer_norm", config)
         inner = config.num_heads * config.d_kv
         self.cross = nn.ModuleList(
@@ -65,12 +69,13 @@ class StaticT5(nn.Module):
         """The tensors that no layer makes by itself, from transformers' state dict."""
 
         def buckets(distances: Tensor, bidirectional: bool) -> Tensor:
-            return T5Attention._relative_position_bucket(
+            found: Tensor = T5Attention._relative_position_bucket(
                 distances,
                 bidirectional,
                 self.config.relative_attention_num_buckets,
                 self.config.relative_attention_max_distance,
             )
+            return found
 
         table = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         return {
@@ -191,7 +196,9 @@ class _DecoderLayer(nn.Module):
         memory: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:  # fmt: skip
         """Hidden (B, K, d_model); own and memory are keys, values and bias of self- and cross-attention."""
-        query, key, value = (split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1))
+        query, key, value = (
+            split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
+        )
         keys, values = write_column(own[0], key, position), write_column(own[1], value, position)
         hidden = hidden + self.out(join_heads(attend(query, [(keys, values, own[2])])), slot)
         query = split_heads(self.cross_query(self.cross_norm(hidden), slot), self.heads)
@@ -206,7 +213,9 @@ class _FeedForward(nn.Module):
         self.gated, self.activation = config.is_gated_act, ACT2FN[config.dense_act_fn]
         inputs = ("wi_0", "wi_1") if config.is_gated_act else ("wi",)
         self.norm = _norm(f"{name}.layer_norm", config)
-        self.up = options.linear({f"{name}.DenseReluDense.{part}": config.d_ff for part in inputs}, config.d_model, options)
+        self.up = options.linear(
+            {f"{name}.DenseReluDense.{part}": config.d_ff for part in inputs}, config.d_model, options
+        )
         self.down = options.linear({f"{name}.DenseReluDense.wo": config.d_model}, config.d_ff, options)
 
     def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The artifact: what was compiled, from what, for what, with every file's sha256. The contract between compile and serving.
+"""The artifact: what was compiled, from what, for what: the contract between compile and serving.
 
     artifact/
       manifest.json         this module's `Manifest`; verified as a whole by its own digest
@@ -132,12 +132,15 @@ class Manifest(Section):
     num_beams: tuple[int, ...]
     state: StateSpec
     graphs: tuple[GraphFile, ...]
-    aliases: dict[str, str] = {}
+    aliases: dict[str, str]
     """Graph tensors that are another one of weights.safetensors (a tied head)."""
-    adapters: AdapterSpec | None = None
-    adapter_targets: dict[str, str] = {}
+    adapters: AdapterSpec | None
+    adapter_targets: dict[str, str]
     """Module name in transformers' model -> prefix of its stacks."""
-    soft_prompt_tokens: int = 0
+    adapter_stacks: dict[str, tuple[int, ...]]
+    """Shapes of what adapters fill."""
+    default_adapter: str | None
+    """Who answers where no adapter is asked for; None for the base model."""
     source: SourceRecord
     files: dict[str, str]
     """Relative path -> sha256, of every file but the manifest."""

@@ -62,6 +62,11 @@ def note(text: str) -> None:
     _console(stderr=True).print(text, markup=False)
 
 
+def note_table(shown: Table) -> None:
+    """A table of what is about to happen; never part of the result."""
+    _console(stderr=True).print(shown)
+
+
 def warn(text: str) -> None:
     """Tells the person something they may want to act on."""
     _console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")

@@ -1,7 +1,7 @@
 """The one generation loop over static graphs: greedy and beam search, token for token transformers' generate().
 
-Follows transformers 4.57's GenerationMixin (`_sample` with do_sample=False, `_beam_search`), stopping rule included, and
-takes its logits processors. Used by evaluation, by the check after a compile, and by serving.
+Follows transformers 4.57's GenerationMixin (`_sample` with do_sample=False, `_beam_search`), stopping rule included,
+and takes its logits processors. Used by evaluation, by the check after a compile, and by serving.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +31,11 @@ class StepGenerator:
 
     Attributes:
         runtime: What is stepped.
+        default_adapter: Who answers where no adapters are asked for; None for the base model.
     """
 
     runtime: StepRuntime
+    default_adapter: str | None = None
 
     @property
     def batch_size(self) -> int:
@@ -48,16 +50,18 @@ class StepGenerator:
         Args:
             prompts: Token ids, any number of rows.
             settings: Lengths, beams, penalties.
-            adapters: For each prompt the name of its adapter; None for the base model.
+            adapters: For each prompt the name of its adapter, None for the base model; default: default_adapter.
 
         Raises:
             ArtifactError: If no bucket fits, or the graphs were compiled for other beams.
             ModelError: For an adapter that is not loaded.
         """
-        names = list(adapters or [None] * len(prompts))
+        names = list(adapters) if adapters is not None else [self.default_adapter] * len(prompts)
         if self.runtime.adapters is None and any(names):
-            raise ArtifactError(f"adapter {next(filter(None, names))!r}: the graphs have no adapter slots",
-                                "compile with compile.adapters")  # fmt: skip
+            raise ArtifactError(
+                f"adapter {next(filter(None, names))!r}: the graphs have no adapter slots",
+                "compile with compile.adapters",
+            )
         results: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         for start in range(0, len(order), self.batch_size):
@@ -65,7 +69,9 @@ class StepGenerator:
             rows = [prompts[index] for index in batch]
             bucket = choose_bucket(self.runtime, len(rows), max(map(len, rows)), settings)
             slots = self.runtime.adapters
-            lease = slots.lease([names[index] for index in batch]) if slots is not None else nullcontext([0] * len(batch))
+            lease = (
+                slots.lease([names[index] for index in batch]) if slots is not None else nullcontext([0] * len(batch))
+            )
             with lease as leased, torch.inference_mode():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
                 made = _search(session, rows, self.runtime, settings)
@@ -94,13 +100,11 @@ def choose_bucket(runtime: StepRuntime, examples: int, source_len: int, settings
     fitting = [
         bucket
         for bucket in runtime.buckets
-        if bucket.batch >= examples
-        and bucket.source_len >= source_len
-        and bucket.target_len >= settings.max_new_tokens
+        if bucket.batch >= examples and bucket.source_len >= source_len and bucket.target_len >= settings.max_new_tokens
     ]
     if not fitting:
         raise ArtifactError(
-            f"generate.max_new_tokens = {settings.max_new_tokens} with {examples} prompts of up to {source_len} tokens: "
+            f"generate.max_new_tokens = {settings.max_new_tokens} with {examples} prompts of {source_len} tokens: "
             f"no bucket of {', '.join(map(str, runtime.buckets))} (batch x source x target) fits",
             "ask for fewer new tokens, or compile a bucket for it",
         )
@@ -125,7 +129,7 @@ def _search(
 
 
 def _history(start: Tensor, prompts: Sequence[Sequence[int]], runtime: StepRuntime) -> Tensor:
-    """What processors see before the first new token: the decoder's start, or left-padded prompts. (examples, length)."""
+    """What processors see before the first new token: the decoder's start, or left-padded prompts; (examples, n)."""
     if runtime.tokens.decoder_start is not None:
         return start[:, :1]
     longest = max(map(len, prompts))
@@ -205,5 +209,5 @@ def _beam_search(
 
 
 def _pick(rows: Tensor, index: Tensor) -> Tensor:
-    """rows (examples, many, length), index (examples, few) -> (examples, few, length)."""
+    """Rows (examples, many, length), index (examples, few) -> (examples, few, length)."""
     return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))

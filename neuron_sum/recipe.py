@@ -215,6 +215,47 @@ class GenerateConfig(Section):
     batch_size: int = Field(8, ge=1)
 
 
+class AdapterSlotsConfig(Section):
+    """Room in the compiled graphs for adapters that are loaded, swapped and mixed without another compile."""
+
+    slots: int = Field(4, ge=1, le=256)
+    """Adapters at a time, beside none."""
+    rank: int | None = Field(None, ge=0)
+    """The highest LoRA rank that fits; default: the run's own, or 8; 0 for soft prompts alone."""
+    target_modules: tuple[str, ...] | None = None
+    """Default: the run's own, or method.target_modules' default."""
+    soft_prompt_tokens: int = Field(0, ge=0, le=1000)
+    """Room for soft prompts of so many tokens."""
+
+
+class CompileConfig(Section):
+    """What is compiled ahead of time: one bucket for every batch size and source length."""
+
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """int8: weights per output channel, activations per row; keys and values then are bf16."""
+    kv_dtype: Literal["fp32", "bf16"] | None = None
+    """Keys and values; default: fp32 for fp32, else bf16."""
+    batch_sizes: tuple[int, ...] = Field((1, 8), min_length=1)
+    source_lens: tuple[int, ...] | None = Field(None, min_length=1)
+    """Tokens of a prompt; default: data.max_source_length. `neuron-sum compile --plan DATA` chooses from data."""
+    target_len: int | None = Field(None, ge=1)
+    """New tokens; default: generate.max_new_tokens."""
+    num_beams: tuple[int, ...] | None = Field(None, min_length=1)
+    """Beam widths; default: generate.num_beams."""
+    adapters: AdapterSlotsConfig | None = None
+    """Keep LoRA and soft prompts apart from the weights; default: merged and compiled in."""
+    fallback: bool = False
+    """Compile fp32 where the CPU lacks the instructions for dtype, instead of stopping."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "CompileConfig":
+        for field in ("batch_sizes", "source_lens", "num_beams"):
+            values = getattr(self, field) or ()
+            if any(value < 1 for value in values) or len(set(values)) != len(values):
+                raise ValueError(f"{field} must be different whole numbers from 1")
+        return self
+
+
 class EvaluateConfig(Section):
     """The ROUGE protocol, every part of which moves the score; printed with every result."""
 
@@ -230,7 +271,7 @@ class EvaluateConfig(Section):
 
 
 class Recipe(Section):
-    """A whole run: data, prompt, model, method, training, generation, evaluation."""
+    """A whole run: data, prompt, model, method, training, generation, compile, evaluation."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Also the name of the run's folder."""
@@ -241,6 +282,7 @@ class Recipe(Section):
     method: Method = FullMethod()
     train: TrainConfig = TrainConfig()
     generate: GenerateConfig = GenerateConfig()
+    compile: CompileConfig = CompileConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")

@@ -234,16 +234,16 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     """The valid keys of the section at a location."""
     methods = {"full": FullMethod, "lora": LoraMethod, "prompt_tuning": PromptTuningMethod}
     model: Any = Recipe
-    inner: Any
     for part in location:
         if part in methods:
             model = methods[part]
         elif part == "TrainedTokenizer":
             model = TrainedTokenizer
         elif part in model.model_fields:
-            inner = model.model_fields[part].annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                model = inner
+            annotation = model.model_fields[part].annotation
+            for inner in (annotation, *get_args(annotation)):  # a section, or a section that may be left out
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    model = inner
     return list(model.model_fields)
 
 

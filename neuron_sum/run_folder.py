@@ -15,12 +15,12 @@ CHECKPOINT_MARK = "complete"
 
 OWN_NAMES = (
     "recipe.yaml", "all_results.json", "log.jsonl", "base", "checkpoints", "checkpoint", "adapter", "tensorboard",
-    "evaluation", "merged",
+    "evaluation", "merged", "artifacts",
 )  # fmt: skip
-"""Everything that a run, its evaluations and its merge write."""
+"""Everything that a run, its evaluations, its merge and its compiles write."""
 
 MAY_CHANGE_ON_RESUME = ("name", "description", "train.logging_steps", "train.save_steps", "train.save_total_limit",
-                        "train.report_to", "generate.", "evaluate.")  # fmt: skip
+                        "train.report_to", "generate.", "compile.", "evaluate.")  # fmt: skip
 """What does not change the weights that a resumed run ends with."""
 
 

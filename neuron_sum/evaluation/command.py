@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from neuron_sum.evaluation.predictions import PredictionColumns
 
 SYSTEM_HELP = (
-    "A run, a checkpoint or an adapter (folders); untuned, lead-3, longest-3 or human; or any system's predictions "
-    "(.jsonl, .csv, .tsv; "
-    "FILE#COLUMN picks a column). NAME=… renames it."
+    "A run, an artifact, a checkpoint or an adapter (folders); untuned, lead-3, longest-3 or human; or any system's "
+    "predictions (.jsonl, .csv, .tsv; FILE#COLUMN picks a column). NAME=… renames it."
 )
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", "-r", help="Data and protocol, where no run brings them: a name or a file.")
@@ -62,13 +61,15 @@ def compare(
 
 
 def summarize(
-    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="A finished run, or a compiled artifact.")],
     file: Annotated[Path, typer.Argument(help="A text file with one dialogue; - is standard input.")] = Path("-"),
     overrides: OverrideOption = None,
 ) -> None:
     """Summarize one dialogue."""
     if not (run / "recipe.yaml").is_file():
-        raise RunError(f"{run} is not a run: it holds no recipe.yaml", "give the folder that `neuron-sum train` wrote")
+        raise RunError(
+            f"{run} is neither a run nor an artifact: it holds no recipe.yaml", "neuron-sum train RECIPE makes a run"
+        )
     if str(file) == "-" and sys.stdin.isatty():
         console.note("reading a dialogue from standard input; end it with Ctrl-D")
     try:
@@ -78,15 +79,12 @@ def summarize(
     if not dialogue:
         raise DataError(f"{'standard input' if str(file) == '-' else file} holds no dialogue", "one turn a line")
 
-    from neuron_sum.evaluation.generate import summarize_all
+    from neuron_sum.evaluation.systems import parse_systems, summarize_one
     from neuron_sum.recipe_loading import load_recipe
-    from neuron_sum.run_folder import open_run
-    from neuron_sum.trained import load_trained
 
-    opened = open_run(run)
-    settings = load_recipe(str(opened.recipe_path), overrides or [])
-    model, tokenizer = load_trained(opened)
-    made = summarize_all(model, tokenizer, settings, ["dialogue"], [dialogue], quiet=True)[0]
+    system = parse_systems([str(run)])[0]
+    settings = load_recipe(str(system.own_recipe), overrides or [])
+    made = summarize_one(system, settings, dialogue)
     if made.truncated:
         console.warn(f"the dialogue was cut to fit data.max_source_length = {settings.data.max_source_length} tokens")
     if made.hit_limit:

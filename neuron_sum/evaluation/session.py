@@ -11,14 +11,13 @@ from neuron_sum.evaluation.predictions import PredictionColumns, read_prediction
 from neuron_sum.evaluation.systems import UNTUNED, System
 from neuron_sum.recipe import Recipe
 from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import RunFolder
 
 
 class Session:
     """The systems of one command, and the data that all of them summarize.
 
-    The data and the ROUGE protocol come from --recipe, else from the first run; prompt and generation settings from
-    each run's own recipe. With neither, a predictions file must bring its own references.
+    The data and the ROUGE protocol come from --recipe, else from the first run or artifact; prompt and generation
+    settings from each one's own recipe. With neither, a predictions file must bring its own references.
 
     Attributes:
         origin: What people call the data.
@@ -30,21 +29,26 @@ class Session:
     ) -> None:
         self._systems, self._columns = systems, columns
         self._own_data = recipe_name is None  # then predictions may be kept in the runs' own folders
-        runs = [system.run for system in systems if system.run is not None]
-        self._first_run: RunFolder | None = runs[0] if runs else None
-        self._run_recipes = {str(run.path): load_recipe(str(run.recipe_path), overrides) for run in runs}
+        self._first_run = next((system.run for system in systems if system.run is not None), None)
+        self._own_recipes = {
+            system.name: load_recipe(str(system.own_recipe), overrides)
+            for system in systems
+            if system.own_recipe is not None
+        }
         if recipe_name is not None:
             self._recipe = load_recipe(recipe_name, overrides)
-        elif runs:
-            self._recipe = self._run_recipes[str(runs[0].path)]
-            self._check_same_data(runs)
+        elif self._own_recipes:
+            self._recipe = next(iter(self._own_recipes.values()))
+            self._check_same_data()
         elif all(system.file is not None for system in systems):
             self._recipe = load_recipe("tiny", overrides)  # for the protocol alone
             self._take_examples_from(systems[0])
             return
         else:
             names = ", ".join(system.name for system in systems)
-            raise RunError(f"{names}: no run brings the data", "name it with --recipe, such as --recipe tiny")
+            raise RunError(
+                f"{names}: no run or artifact brings the data", "name it with --recipe, such as --recipe tiny"
+            )
         dataset = load_dataset(self._recipe.data)
         split = self._recipe.evaluate.split
         self.origin, self.license, self._examples = dataset.origin, dataset.license, dataset[split]
@@ -66,15 +70,13 @@ class Session:
         for system in self._systems:
             recipe = self._recipe
             kept = folder if len(self._systems) == 1 else folder / system.name
-            if system.run is not None:
-                own = self._run_recipes[str(system.run.path)]
-                recipe = own.model_copy(update={"evaluate": self._recipe.evaluate})
-                if len(self._systems) > 1 and self._own_data:
-                    kept = system.run.path / "evaluation" / recipe.evaluate.split
             base = self._first_run if system.builtin == UNTUNED else None
-            if base is not None:  # as its tuned forms are asked
-                own = self._run_recipes[str(base.path)]
-                recipe = own.model_copy(update={"evaluate": self._recipe.evaluate})
+            # The untuned model is asked as its tuned forms are.
+            asked_as = next((s.name for s in self._systems if s.run is base), "") if base is not None else system.name
+            if asked_as in self._own_recipes:
+                recipe = self._own_recipes[asked_as].model_copy(update={"evaluate": self._recipe.evaluate})
+            if system.run is not None and len(self._systems) > 1 and self._own_data:
+                kept = system.run.path / "evaluation" / recipe.evaluate.split
             evaluations.append(evaluate_system(system, recipe, self._examples, kept, self._columns, base, self.origin))
         return compare(self._examples, evaluations, self._recipe.evaluate)
 
@@ -83,13 +85,13 @@ class Session:
         self._examples = tuple(read_predictions(system.file, system.columns(self._columns), None)[0])
         self.origin, self.license = system.file.name, None
 
-    def _check_same_data(self, runs: Sequence[RunFolder]) -> None:
+    def _check_same_data(self) -> None:
         """Scores on different dialogues cannot be compared."""
-        sources = {str(run.path): _data_of(self._run_recipes[str(run.path)]) for run in runs}
-        different = [path for path, source in sources.items() if source != sources[str(runs[0].path)]]
-        if different:
+        sources = {name: _data_of(recipe) for name, recipe in self._own_recipes.items()}
+        first = next(iter(sources))
+        if different := [name for name, source in sources.items() if source != sources[first]]:
             raise RunError(
-                f"{', '.join(different)} was trained on other data than {runs[0].path}",
+                f"{', '.join(different)} was trained on other data than {first}",
                 "say which data to compare them on: --recipe NAME",
             )
 

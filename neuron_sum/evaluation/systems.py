@@ -1,4 +1,4 @@
-"""The systems that can be compared: runs, the untuned model, baselines, people, and any other system's file."""
+"""The systems that can be compared: runs, artifacts, the untuned model, baselines, people, any other system's file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuron_sum import files
+from neuron_sum.artifact import RECIPE, Artifact, is_artifact, open_artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.errors import RunError
+from neuron_sum.errors import ArtifactError, RunError
 from neuron_sum.evaluation.baselines import BASELINES
 from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
 from neuron_sum.recipe import Recipe
 from neuron_sum.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from neuron_sum.runtimes.base import Generator
 
 HUMAN, UNTUNED = "human", "untuned"
 BUILT_IN = (UNTUNED, *BASELINES, HUMAN)
@@ -24,12 +26,13 @@ BUILT_IN = (UNTUNED, *BASELINES, HUMAN)
 
 @dataclass(frozen=True)
 class System:
-    """Something that summarizes: exactly one of builtin, run, weights and file says what.
+    """Something that summarizes: exactly one of builtin, run, artifact, weights and file says what.
 
     Attributes:
         name: Its name in tables; unique in a comparison.
         builtin: One of BUILT_IN.
         run: A trained model.
+        artifact: A compiled one.
         weights: A checkpoint or adapter in Hugging Face's layout that is no run of ours, or a part of one.
         file: Predictions that another program made.
         column: The column of that file, where several systems share it.
@@ -38,9 +41,17 @@ class System:
     name: str
     builtin: str | None = None
     run: RunFolder | None = None
+    artifact: Artifact | None = None
     weights: Path | None = None
     file: Path | None = None
     column: str | None = None
+
+    @property
+    def own_recipe(self) -> Path | None:
+        """The recipe that a run or an artifact brings."""
+        if self.artifact is not None:
+            return self.artifact.path / RECIPE
+        return self.run.recipe_path if self.run is not None else None
 
     def columns(self, columns: PredictionColumns) -> PredictionColumns:
         """The columns of its file: those of the command, but its own #COLUMN for the summary."""
@@ -48,7 +59,7 @@ class System:
 
 
 def parse_systems(specs: Sequence[str]) -> list[System]:
-    """Reads `[NAME=]SPEC`, where SPEC is a run, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
+    """Reads `[NAME=]SPEC`: a run, an artifact, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
 
     Raises:
         RunError: For a SPEC that is none of these, or a name that is given twice or is no name.
@@ -78,13 +89,16 @@ def _parse(spec: str, name: str | None) -> System:
     file, hash_sign, column = spec.rpartition("#")
     if hash_sign and Path(file).is_file():
         return System(name or column, file=Path(file), column=column)
+    if is_artifact(path):
+        return System(name or path.resolve().name, artifact=open_artifact(path))
     if (path / "recipe.yaml").is_file():
         run = open_run(path)
         return System(name or run.path.resolve().name, run=run)
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return System(name or path.resolve().name, weights=path)
     raise RunError(
-        f"no system {spec!r}: neither a run, a checkpoint or adapter, a predictions file, nor {', '.join(BUILT_IN)}",
+        f"no system {spec!r}: neither a run, an artifact, a checkpoint or adapter, a predictions file, "
+        f"nor {', '.join(BUILT_IN)}",
         "neuron-sum train RECIPE makes a run",
     )
 
@@ -116,17 +130,14 @@ def _predict_with_model(
     from neuron_sum.evaluation.generate import fingerprint, summarize_all
 
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
-    run = system.run or base
-    weights = [Path(run.model_source())] if run is not None else []
-    weights += [folder for folder in (system.run.weights if system.run else None, system.weights) if folder is not None]
-    key = fingerprint(recipe, ids, dialogues, weights)
+    key = fingerprint(recipe, ids, dialogues, _hashes(system, base))
     record, finished = folder / "generation.json", folder / "predictions.jsonl"
     if record.is_file() and files.read_json(record)["fingerprint"] == key:
         return [Prediction(**entry) for entry in files.read_jsonl(finished)]
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"partial-{key}.jsonl"
-    model, tokenizer = _load(system, recipe, base)
-    predictions = summarize_all(model, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
+    generator, tokenizer = _load(system, recipe, base)
+    predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
     record.unlink(missing_ok=True)
     write_predictions(finished, predictions)
     files.write_json(record, {"fingerprint": key, "generate": recipe.generate.model_dump()})
@@ -134,16 +145,46 @@ def _predict_with_model(
     return predictions
 
 
-def _load(
-    system: System, recipe: Recipe, base: RunFolder | None
-) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
-    from neuron_sum import models, trained
+def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
+    """One dialogue, nothing kept.
 
+    Args:
+        system: A run or an artifact.
+        recipe: For prompt and generation.
+        dialogue: The text.
+    """
+    from neuron_sum.evaluation.generate import summarize_all
+
+    generator, tokenizer = _load(system, recipe, None)
+    return summarize_all(generator, tokenizer, recipe, ["dialogue"], [dialogue], quiet=True)[0]
+
+
+def _hashes(system: System, base: RunFolder | None) -> list[str]:
+    """Of everything on disk that a system's summaries depend on."""
+    if system.artifact is not None:
+        return list(system.artifact.manifest.files.values())
+    run = system.run or base
+    folders = [Path(run.model_source())] if run is not None else []
+    folders += [path for path in (system.run.weights if system.run else None, system.weights) if path is not None]
+    return [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+
+
+def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":
+    from neuron_sum import models, trained
+    from neuron_sum.runtimes.hugging_face import TransformersGenerator
+    from neuron_sum.runtimes.load import load_generator
+
+    if system.artifact is not None:
+        if recipe.prompt.resolve().sha256 != system.artifact.manifest.prompt.sha256:
+            raise ArtifactError("prompt: another one than the artifact was compiled with", "leave the recipe's prompt")
+        return load_generator(system.artifact)
     if system.run is not None:
-        return trained.load_trained(system.run)
-    if system.weights is not None:
-        return trained.load_weights(system.weights)
-    if base is not None:
-        return trained.load_untuned(base)
-    tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
-    return models.load_base(recipe.model, tokenizer), tokenizer
+        model, tokenizer = trained.load_trained(system.run)
+    elif system.weights is not None:
+        model, tokenizer = trained.load_weights(system.weights)
+    elif base is not None:
+        model, tokenizer = trained.load_untuned(base)
+    else:
+        tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+        model = models.load_base(recipe.model, tokenizer)
+    return TransformersGenerator(model, tokenizer, recipe.generate.batch_size), tokenizer

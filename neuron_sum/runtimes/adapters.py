@@ -124,11 +124,15 @@ class AdapterSlots:
             config = files.read_json(folder / "adapter_config.json")
             tensors = load_file(folder / "adapter_model.safetensors")
         except OSError as error:
-            raise ModelError(f"{folder} is no adapter: {error}", "PEFT's layout, as training writes adapter/") from error
+            raise ModelError(
+                f"{folder} is no adapter: {error}", "PEFT's layout, as training writes adapter/"
+            ) from error
         if config["peft_type"] == "PROMPT_TUNING":
             return self._soft_prompt(folder, tensors["prompt_embeddings"])
         if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-            raise ModelError(f"{folder}: {config['peft_type']}", "slots take LoRA (no DoRA, no modules_to_save) and soft prompts")
+            raise ModelError(
+                f"{folder}: {config['peft_type']}", "slots take LoRA (no DoRA, no modules_to_save) and soft prompts"
+            )
         contents: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
             module, _, half = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")

@@ -60,13 +60,11 @@ class StepRuntime(Protocol):
 
 
 class Generator(Protocol):
-    """Anything that turns prompts into summaries' tokens.
+    """Anything that turns prompts into summaries' tokens."""
 
-    Attributes:
-        batch_size: How many prompts it takes at once without splitting them.
-    """
-
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """How many prompts it takes at once without splitting them."""
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
         """New tokens for each prompt, up to and with the end token if it came.

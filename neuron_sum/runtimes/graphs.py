@@ -93,8 +93,6 @@ class GraphSession:
             self._ancestors[: self._examples] = past.gather(1, rows.unsqueeze(-1).expand_as(past))
             self._ancestors[:, :, self._position] = self._own
         position = torch.tensor([self._position])
-        logits: Tensor = self._step(
-            self._tokens, position, self._ancestors, self._slot, self._constants, self._state
-        )
+        logits: Tensor = self._step(self._tokens, position, self._ancestors, self._slot, self._constants, self._state)
         self._position += 1
         return logits[: self._examples]

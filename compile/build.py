@@ -1,0 +1,250 @@
+"""A trained run in, an artifact out: what is to be compiled, what that takes, and doing it."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from compile import cache
+from compile import cpu as cpu_target
+from compile.graphs import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
+from compile.layers import GraphOptions
+from compile.source import Source
+from compile.workers import Job, compile_all
+from neuron_sum import __version__, console, cpu, files
+from neuron_sum.artifact import (
+    ADAPTERS,
+    GRAPHS,
+    RECIPE,
+    TOKENIZER,
+    WEIGHTS,
+    AdapterSpec,
+    Artifact,
+    Bucket,
+    GraphFile,
+    Manifest,
+    PromptRecord,
+    SourceRecord,
+    SpecialTokens,
+    hash_files,
+    open_artifact,
+    write_manifest,
+)
+from neuron_sum.errors import RunError
+from neuron_sum.models import is_decoder_only
+from neuron_sum.recipe import CompileConfig
+from neuron_sum.runtimes import aoti
+
+PROCESS_BYTES = 2.2e9
+"""Python, torch and the C++ compiler at work on one graph; docs/compile.md has the measured peaks."""
+COMPILED_ADAPTER = "default"
+"""The slot name of the adapter that an artifact comes with."""
+
+
+@dataclass(frozen=True)
+class CompilePlan:
+    """What one artifact will consist of.
+
+    Attributes:
+        config: Of the model.
+        options: What its graphs share.
+        settings: The recipe's compile section, the fallback taken if it was needed.
+        buckets: Every batch size with every source length.
+        num_beams: Beam widths.
+        graphs: What is compiled.
+        cached: Where each graph lies in the cache, or will.
+    """
+
+    config: PretrainedConfig
+    options: GraphOptions
+    settings: CompileConfig
+    buckets: tuple[Bucket, ...]
+    num_beams: tuple[int, ...]
+    graphs: tuple[GraphFile, ...]
+    cached: Mapping[str, Path]
+
+    @property
+    def missing(self) -> list[GraphFile]:
+        """The graphs that the cache does not hold."""
+        return [graph for graph in self.graphs if not self.cached[graph.file].is_file()]
+
+    def model(self) -> StaticModel:
+        """The static model, its tensors not filled."""
+        return static_model(self.config, self.options)
+
+    def processes(self, jobs: int | None) -> int:
+        """How many graphs are compiled at a time: as processors and memory allow."""
+        fitting = int(psutil.virtual_memory().available // PROCESS_BYTES)
+        return max(1, min(jobs or len(os.sched_getaffinity(0)), fitting, max(len(self.missing), 1)))
+
+    def weights_bytes(self) -> int:
+        """Size of weights.safetensors."""
+        stacks = adapter_stacks(model := self.model()).keys()
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in stacks}
+        if self._tied:
+            del tensors["head.packed"]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    @property
+    def _tied(self) -> bool:
+        """Whether head and embedding are the same tensor, stored once."""
+        return bool(self.config.tie_word_embeddings) and self.settings.dtype != "int8"
+
+    def seconds(self, jobs: int | None) -> float:
+        """A rough guess of the time that the missing graphs take; docs/compile.md has the measured times."""
+        layers = int(self.config.num_hidden_layers)
+        return len(self.missing) * (12 + 1.8 * layers) / self.processes(jobs)
+
+    def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Tensors that need not be stored, by the one they equal."""
+        return {"head.packed": "embedding"} if self._tied and "head.packed" in tensors else {}
+
+
+def make_plan(source: Source) -> CompilePlan:
+    """What will be compiled; reads the model's configuration, not its weights.
+
+    Raises:
+        ModelError: For a configuration without a static form.
+        ResourceError: If this CPU lacks what the dtype needs.
+        CompileError: If there is no C++ compiler.
+    """
+    recipe, config = source.recipe, source.config()
+    settings = recipe.compile
+    if settings.fallback and cpu.missing(settings.dtype):
+        console.warn(f"this CPU has no {cpu.missing(settings.dtype)}: compiling fp32 instead of {settings.dtype}")
+        settings = settings.model_copy(update={"dtype": "fp32", "kv_dtype": None})
+    cpu_target.check_host(settings.dtype)
+    source_lens = settings.source_lens or (recipe.data.max_source_length,)
+    target_len = settings.target_len or recipe.generate.max_new_tokens
+    num_beams = tuple(sorted(settings.num_beams or (recipe.generate.num_beams,)))
+    adapters, soft_prompt = None, source.soft_prompt_tokens
+    if (slots := settings.adapters) is not None:
+        soft_prompt = max(soft_prompt, slots.soft_prompt_tokens)
+        rank = slots.rank if slots.rank is not None else source.lora.r if source.lora else 8
+        adapters = AdapterSpec(rank=rank, slots=slots.slots + 1, target_modules=source.target_modules(config))
+    options = GraphOptions(
+        dtype=torch.float32 if settings.dtype == "fp32" else torch.bfloat16,
+        kv_dtype=torch.float32 if (settings.kv_dtype or settings.dtype) == "fp32" else torch.bfloat16,
+        linear=cpu_target.LINEARS[settings.dtype],
+        source_len=max(source_lens),
+        target_len=target_len,
+        soft_prompt_tokens=soft_prompt,
+        adapters=adapters,
+    )
+    buckets = tuple(
+        Bucket(batch=batch, source_len=source_len, target_len=target_len)
+        for batch in sorted(settings.batch_sizes)
+        for source_len in sorted(source_lens)
+    )
+    graphs = [graph for bucket in buckets for graph in _graphs(bucket, num_beams)]
+    cached = {graph.file: cache.path(cache.key(config, options, graph)) for graph in graphs}
+    return CompilePlan(config, options, settings, buckets, num_beams, tuple(graphs), cached)
+
+
+def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, jobs: int | None) -> Artifact:
+    """Compiles what the cache does not hold, and writes the artifact.
+
+    Finished graphs stay in the cache, so that an interrupted compile goes on where it stopped.
+
+    Args:
+        source: What to compile.
+        plan: From `make_plan`.
+        output: The folder to write; complete or not there.
+        overwrite: Whether an artifact there is replaced.
+        jobs: Graphs at a time; None for as many as fit.
+
+    Raises:
+        RunError: If the folder is taken.
+        CompileError: If a graph does not compile.
+    """
+    check_output(output, overwrite=overwrite)
+    missing = plan.missing
+    cache.folder().mkdir(parents=True, exist_ok=True)
+    work = [Job(plan.config, plan.options, graph, plan.cached[graph.file]) for graph in missing]
+    with console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar:
+        for job in compile_all(work, plan.processes(jobs)):
+            bar.advance(detail=Path(job.graph.file).stem)
+    model, soft_prompt = source.load_for_compile()
+    static = plan.model()
+    tensors = weights(static, model.state_dict(), soft_prompt)
+    aliases = plan.aliases(tensors)
+    tokenizer = source.tokenizer()
+    with files.new_folder(output) as folder:
+        (folder / GRAPHS).mkdir()
+        for graph in plan.graphs:
+            shutil.copyfile(plan.cached[graph.file], folder / graph.file)
+        stored = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
+        save_file(stored, folder / WEIGHTS)
+        model.config.save_pretrained(folder / TOKENIZER)
+        tokenizer.save_pretrained(folder / TOKENIZER)
+        files.write_text(folder / RECIPE, source.recipe.to_yaml())
+        if source.keeps_adapter_apart:
+            source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
+        write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
+    return open_artifact(output)
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Whether an artifact may be written there.
+
+    Raises:
+        RunError: If something is there that would be lost.
+    """
+    if output.exists() and any(output.iterdir()):
+        if not (output / "manifest.json").is_file():
+            raise RunError(f"{output} is not empty and not an artifact", "choose another folder with --output")
+        if not overwrite:
+            raise RunError(f"{output} holds an artifact", "--overwrite replaces it, --output FOLDER keeps both")
+
+
+def _graphs(bucket: Bucket, num_beams: tuple[int, ...]) -> list[GraphFile]:
+    shape = {"batch": bucket.batch, "source_len": bucket.source_len}
+    stem = f"b{bucket.batch}-s{bucket.source_len}"
+    steps = [
+        GraphFile(
+            kind="step", **shape, target_len=bucket.target_len, num_beams=beams,
+            file=f"{GRAPHS}/step-{stem}-t{bucket.target_len}-k{beams}.pt2",
+        )
+        for beams in num_beams
+    ]  # fmt: skip
+    return [GraphFile(kind="encode", **shape, file=f"{GRAPHS}/encode-{stem}.pt2"), *steps]
+
+
+def _manifest(
+    source: Source, plan: CompilePlan, static: StaticModel, tokenizer: PreTrainedTokenizerFast,
+    aliases: dict[str, str], folder: Path,
+) -> Manifest:  # fmt: skip
+    prompt, config = source.recipe.prompt.resolve(), plan.config
+    start = None if is_decoder_only(config) else config.decoder_start_token_id
+    if start is None and not is_decoder_only(config):
+        start = tokenizer.pad_token_id
+    return Manifest(
+        neuron_sum=__version__,
+        model_type=config.model_type,
+        runtime="aoti",
+        target="cpu",
+        dtype=plan.settings.dtype,
+        kv_dtype="fp32" if plan.options.kv_dtype == torch.float32 else "bf16",
+        stack=aoti.stack(),
+        cpu_flags=tuple(sorted(cpu.flags())),
+        prompt=PromptRecord(template=prompt.template, sha256=prompt.sha256),
+        tokens=SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=start),
+        buckets=plan.buckets,
+        num_beams=plan.num_beams,
+        state=state_spec(static),
+        graphs=plan.graphs,
+        aliases=aliases,
+        adapters=plan.options.adapters,
+        adapter_targets=adapter_targets(static),
+        adapter_stacks={name: tuple(stack.shape) for name, stack in adapter_stacks(static).items()},
+        default_adapter=COMPILED_ADAPTER if source.keeps_adapter_apart else None,
+        source=SourceRecord(path=str(source.path.resolve()), weights_sha256=source.weights_sha256()),
+        files=hash_files(folder),
+    )

@@ -1,0 +1,56 @@
+"""Compiled graphs by the content they were made from: the next checkpoint of the same shape finds them."""
+
+import hashlib
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from compile import cpu as cpu_target
+from compile.layers import GraphOptions
+from neuron_sum import cpu, files
+from neuron_sum.artifact import GraphFile
+
+SOURCES = ("layers.py", "t5.py", "llama.py", "graphs.py", "cpu.py")
+"""The files of this package that decide what a graph computes."""
+
+IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache",
+              "task_specific_params", "dropout_rate", "attention_dropout", "initializer_factor", "initializer_range",
+              "pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "n_positions"}  # fmt: skip
+"""Configuration that no graph reads."""
+
+
+def folder() -> Path:
+    """NEURON_SUM_CACHE, else XDG_CACHE_HOME/neuron-sum, else ~/.cache/neuron-sum."""
+    if own := os.environ.get("NEURON_SUM_CACHE"):
+        return Path(own) / "graphs"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuron-sum" / "graphs"
+
+
+def key(config: PretrainedConfig, options: GraphOptions, graph: GraphFile) -> str:
+    """What a compiled graph depends on, hashed: dimensions, shape, dtype, code, torch, compiler, CPU; no weights."""
+    content = {
+        "config": {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT},
+        "options": [str(options.dtype), str(options.kv_dtype), options.linear.__name__, options.source_len,
+                    options.target_len, options.soft_prompt_tokens,
+                    options.adapters.model_dump(mode="json") if options.adapters else None],
+        "graph": graph.model_dump(mode="json", exclude={"file"}),
+        "code": [files.sha256(Path(__file__).with_name(name)) for name in SOURCES],
+        "torch": torch.__version__,
+        "compiler": _compiler(),
+        "cpu": sorted(cpu.flags()),
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def path(graph_key: str) -> Path:
+    """Where a graph lies, or will."""
+    return folder() / f"{graph_key}.pt2"
+
+
+@cache
+def _compiler() -> str:
+    return cpu_target.compiler_version()

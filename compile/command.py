@@ -1,0 +1,198 @@
+"""`neuron-sum compile`: a run to an artifact; `compile verify`: the artifact against transformers."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from neuron_sum import console
+from neuron_sum.errors import ArtifactError, RecipeError
+
+if TYPE_CHECKING:
+    from compile.build import CompilePlan
+    from compile.source import Source
+
+DEFAULT = "run"
+
+
+class _DefaultsToRun(TyperGroup):
+    """`compile RUN` is `compile run RUN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+compile = typer.Typer(
+    cls=_DefaultsToRun,
+    no_args_is_help=True,
+    help="Compile a run ahead of time into an artifact. `compile RUN` is short for `compile run RUN`.",
+)
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: compile.dtype=int8.")
+]
+
+
+@compile.command(DEFAULT)
+def run(
+    run: Annotated[Path | None, typer.Argument(help="A finished run, or a checkpoint with --recipe.")] = None,
+    target: Annotated[Literal["cpu"], typer.Option(help="Where it will run.")] = "cpu",
+    overrides: OverrideOption = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="How a plain checkpoint is asked: a name or a file.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Default: RUN/artifacts/TARGET-DTYPE.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the artifact there.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Graphs at a time; default: as fit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be compiled; write nothing.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Choose buckets from data: sample, a file or a folder.")
+    ] = None,
+) -> None:
+    """Compile a run ahead of time (the default of `neuron-sum compile`)."""
+    if plan is not None:
+        _plan_buckets(plan, run, recipe, overrides or [])
+        return
+    if run is None:
+        raise RecipeError("what is to be compiled?", "neuron-sum compile RUN; neuron-sum train RECIPE makes a run")
+
+    from compile.build import build, check_output, make_plan
+    from compile.source import open_source
+
+    source = open_source(run, recipe, overrides or [])
+    planned = make_plan(source)
+    folder = output or source.default_output(planned.settings.dtype)
+    check_output(folder, overwrite=overwrite)
+    _announce(source, planned, jobs)
+    if dry_run:
+        console.emit(_as_dict(planned, jobs, folder), "dry run: nothing was written")
+        return
+    artifact = build(source, planned, folder, overwrite=overwrite, jobs=jobs)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    console.emit(
+        {**_as_dict(planned, jobs, folder), "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
+        f"compiled {folder}: {len(planned.graphs)} graphs, {console.size(size)}\n"
+        f"next: neuron-sum compile verify {folder}",
+    )
+
+
+@compile.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact.")],
+    source: Annotated[Path | None, typer.Option(help="The run it came from, where that has moved.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Dialogues of the evaluation split.")] = 32,
+    max_drop: Annotated[float, typer.Option(min=0, help="ROUGE-1 points it may lose before this fails.")] = 1.0,
+) -> None:
+    """Hold an artifact's summaries against transformers', from the same weights, and record it in the manifest."""
+    from compile.verify import verify as check
+    from neuron_sum.artifact import open_artifact
+
+    opened = open_artifact(artifact)
+    found = check(opened, source, examples)
+    record = found.record
+    for example, expected, actual in found.differing[:3]:
+        console.note(f"{example}\n  transformers: {expected}\n  artifact:     {actual}")
+    table = console.table("ROUGE", "artifact minus transformers")
+    for name, difference in record.rouge_difference.items():
+        table.add_row(name, f"{difference:+.2f}")
+    reference_s, artifact_s = found.seconds
+    console.emit(
+        {**record.model_dump(), "truncated": found.truncated, "transformers_seconds": reference_s,
+         "artifact_seconds": artifact_s},
+        f"{record.identical} of {record.examples} summaries are those of transformers in fp32 "
+        f"(artifact: {opened.manifest.dtype}, beams: {record.num_beams}, cut dialogues: {found.truncated})",
+        table,
+        f"{console.duration(artifact_s)} against {console.duration(reference_s)}: {reference_s / artifact_s:.1f} times "
+        f"transformers' speed, graphs loaded on the way\nnext: neuron-sum evaluate {artifact}",
+    )  # fmt: skip
+    if record.rouge_difference["ROUGE-1"] < -max_drop:
+        raise ArtifactError(
+            f"ROUGE-1 fell by {-record.rouge_difference['ROUGE-1']:.2f} points, allowed are {max_drop}",
+            "compile with compile.dtype=bf16 or fp32, or allow more with --max-drop",
+        )
+
+
+def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
+    """What will be made, before the first graph."""
+    table = console.table("graph", "batch", "source", "target", "beams", "cached")
+    missing = {graph.file for graph in plan.missing}
+    for graph in plan.graphs:
+        table.add_row(
+            Path(graph.file).stem, str(graph.batch), str(graph.source_len), str(graph.target_len or ""),
+            str(graph.num_beams or ""), "no" if graph.file in missing else "yes",
+        )  # fmt: skip
+    console.note_table(table)
+    kept = "kept apart, in a slot" if source.keeps_adapter_apart else "compiled in"
+    adapter = f"; adapter {kept}" if source.is_adapter else ""
+    console.note(
+        f"{plan.config.model_type}, {plan.settings.dtype}, weights {console.size(plan.weights_bytes())}{adapter}"
+    )
+    if missing:
+        console.note(
+            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time: "
+            f"about {console.duration(plan.seconds(jobs))}"
+        )
+
+
+def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, Any]:
+    from compile import cache
+
+    return {
+        "artifact": str(folder),
+        "target": "cpu",
+        "dtype": plan.settings.dtype,
+        "buckets": [bucket.model_dump() for bucket in plan.buckets],
+        "num_beams": list(plan.num_beams),
+        "graphs": [graph.file for graph in plan.graphs],
+        "to_compile": [graph.file for graph in plan.missing],
+        "weights_bytes": plan.weights_bytes(),
+        "estimated_seconds": round(plan.seconds(jobs)),
+        "cache": str(cache.folder()),
+    }
+
+
+def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, overrides: list[str]) -> None:
+    from compile.plan import choices, measure
+    from compile.source import open_source
+    from neuron_sum.models import load_tokenizer
+    from neuron_sum.recipe_loading import load_recipe
+
+    if run is not None:
+        source = open_source(run, recipe_name, overrides)
+        recipe, tokenizer = source.recipe, source.tokenizer()
+    elif recipe_name is not None:
+        from neuron_sum.data.sources import load_dataset
+
+        recipe = load_recipe(recipe_name, overrides)
+        tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+    else:
+        raise RecipeError(
+            "tokens are counted by a model's tokenizer: whose?",
+            f"neuron-sum compile RUN --plan {data}, or --recipe NAME --plan {data}",
+        )
+    lengths = measure(data, recipe, tokenizer)
+    found = choices(lengths.source, recipe.data.max_source_length)
+    table = console.table("compile.source_lens", "fit", "padding", "positions", "against one", "graphs")
+    per_length = len(recipe.compile.batch_sizes) * (1 + len(recipe.compile.num_beams or (1,)))
+    for choice in found:
+        table.add_row(
+            f"[{','.join(map(str, choice.source_lens))}]", f"{100 * choice.fit:.1f} %", f"{100 * choice.padding:.1f} %",
+            f"{choice.positions:.0f}", f"{choice.positions / found[0].positions:.2f}",
+            str(per_length * len(choice.source_lens)),
+        )  # fmt: skip
+    best = next((c for c, more in pairwise(found) if more.positions > 0.9 * c.positions), found[-1])
+    p99, longest = lengths.target_percentile(99), max(lengths.target)
+    target = f"summaries: 99 % have at most {p99} tokens, the longest {longest}; compile.target_len covers new tokens"
+    suggestion = f"compile.source_lens=[{','.join(map(str, best.source_lens))}]"
+    where = str(run) if run is not None else "RUN"
+    console.emit(
+        {"origin": lengths.origin, "prompts": len(lengths.source), "suggested": list(best.source_lens),
+         "target_p99": p99, "target_longest": longest,
+         "choices": [{"source_lens": list(c.source_lens), "fit": c.fit, "padding": c.padding, "positions": c.positions}
+                     for c in found]},
+        f"{len(lengths.source):,} prompts of {lengths.origin}, at most {recipe.data.max_source_length} tokens compiled",
+        table, target, f"next: neuron-sum compile {where} --set {suggestion}",
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""The CPU target: AOTInductor packages whose matrix products are oneDNN's.
+
+Weights are not compiled in: a package depends on the model's dimensions alone, so that the next fine-tuned checkpoint
+of the same shape needs no compile.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compile.graphs import EncodeGraph, StaticModel, StepGraph
+from compile.layers import Linear, frozen
+from neuron_sum import cpu
+from neuron_sum.artifact import Dtype, GraphFile
+from neuron_sum.errors import CompileError, ResourceError
+
+INT8_MAX = 127
+ZERO_POINT = 128
+"""Activations are unsigned: oneDNN's u8 x s8 is several times faster than s8 x s8 on VNNI."""
+
+INDUCTOR = {
+    "aot_inductor.package_constants_in_so": False,  # weights.safetensors holds them, once for all graphs
+    "always_keep_tensor_constants": True,  # never a small tensor's values as literals: another checkpoint has others
+    "cpp.dynamic_threads": True,  # as many threads as where it runs, not as where it was compiled
+}
+
+
+class OneDnnLinear(Linear):
+    """fp32 or bf16, multiplied by oneDNN from its blocked layout, into which loading brings the weight."""
+
+    def make_weight(self) -> None:
+        """See `Linear`."""
+        self.packed = frozen(torch.empty(self.out_features, self.in_features, dtype=self.dtype))
+
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Linear`."""
+        return {"packed": self.fused(state).to(self.dtype)}
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """See `Linear`."""
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(self.dtype), self.packed, None, "none", [], "")
+        return outputs
+
+
+class Int8Linear(Linear):
+    """int8 weights, a scale per output; activations are quantised per row when they come.
+
+    Weight (out, in) symmetric; activations unsigned around `ZERO_POINT`.
+    """
+
+    def make_weight(self) -> None:
+        """See `Linear`. The graph sees the weight as oneDNN's packed form reports itself: (in, out)."""
+        self.packed = frozen(torch.empty(self.in_features, self.out_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(self.out_features))
+
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Linear`; stored (out, in), for it is loading that packs."""
+        weight = self.fused(state).float()
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / INT8_MAX
+        return {"packed": torch.round(weight / scale[:, None]).to(torch.int8), "scale": scale}
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """See `Linear`."""
+        rows = inputs.reshape(-1, self.in_features).float()
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
+        quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
+        unit, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+        point = torch.full((1,), ZERO_POINT, dtype=torch.int32)
+        products: Tensor = torch.ops.onednn.qlinear_pointwise.tensor(
+            quantised, unit, point, self.packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return (products * (largest / INT8_MAX)).view(*inputs.shape[:-1], self.out_features)
+
+
+LINEARS: dict[Dtype, type[Linear]] = {"fp32": OneDnnLinear, "bf16": OneDnnLinear, "int8": Int8Linear}
+
+
+def check_host(dtype: Dtype) -> None:
+    """Whether this machine can compile and run such graphs.
+
+    Raises:
+        ResourceError: If the CPU lacks the instructions.
+        CompileError: If there is no C++ compiler.
+    """
+    if lacking := cpu.missing(dtype):
+        raise ResourceError(
+            f"compile.dtype = {dtype} needs a CPU with {lacking}; {cpu.name()} has it not",
+            "compile.dtype=fp32, or compile.fallback=true to take fp32 wherever that is so",
+        )
+    compiler_version()
+
+
+def compiler_version() -> str:
+    """The C++ compiler's first line about itself.
+
+    Raises:
+        CompileError: If there is none.
+    """
+    command = os.environ.get("CXX", "g++")
+    if shutil.which(command) is None:
+        raise CompileError(f"no C++ compiler: {command} is not installed", "apt-get install g++ (Debian, Ubuntu)")
+    return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def compile_graph(model: StaticModel, graph: GraphFile, path: Path) -> None:
+    """Compiles one graph into a package.
+
+    Args:
+        model: With tensors of the right shapes; their values do not matter.
+        graph: Which.
+        path: Of the .pt2 to write.
+
+    Raises:
+        CompileError: If the compiler fails.
+    """
+    module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+    inputs = module.example_inputs(graph)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(module, inputs, strict=False)
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        raise CompileError(f"{graph.file}: {error}") from error

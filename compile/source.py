@@ -1,0 +1,139 @@
+"""What is compiled: a run, or a plain checkpoint with a recipe that says how it is asked."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from neuron_sum import adapters, files, models, trained
+from neuron_sum.errors import ModelError, RunError
+from neuron_sum.recipe import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.run_folder import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model on disk.
+
+    Attributes:
+        path: The run's folder, or the checkpoint's.
+        recipe: For prompt, lengths, generation and the compile section.
+        run: The run; None for a plain checkpoint.
+    """
+
+    path: Path
+    recipe: Recipe
+    run: RunFolder | None
+
+    @property
+    def weights(self) -> Path:
+        """A checkpoint, or an adapter."""
+        return self.run.weights if self.run is not None else self.path
+
+    def default_output(self, dtype: str) -> Path:
+        """Where its artifact goes unless told otherwise."""
+        parent = self.path if self.run is not None else self.path.resolve().parent
+        return parent / "artifacts" / f"cpu-{dtype}"
+
+    @property
+    def keeps_adapter_apart(self) -> bool:
+        """Whether the adapter goes into a slot and not into the weights."""
+        return self.recipe.compile.adapters is not None and self.is_adapter
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether what training made is an adapter on a base."""
+        return (self.weights / "adapter_config.json").is_file()
+
+    def config(self) -> PretrainedConfig:
+        """Of the base model, without its weights."""
+        if self.run is not None:
+            origin = str(self.weights) if not self.is_adapter else self.run.model_source()
+            return models.load_config(ModelConfig(name_or_path=origin, revision=self.recipe.model.revision))
+        return models.load_config(ModelConfig(name_or_path=str(self.path)))
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer it was trained with."""
+        return models.load_tokenizer(ModelConfig(name_or_path=str(self.weights)))
+
+    def load(self) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
+        """The model as transformers has it, adapter attached, and its tokenizer."""
+        return trained.load_trained(self.run) if self.run is not None else trained.load_weights(self.path)
+
+    def load_for_compile(self) -> tuple[PreTrainedModel, Tensor | None]:
+        """The plain model whose weights are compiled, LoRA merged unless kept apart, and a soft prompt if compiled in.
+
+        Returns:
+            The model, and (tokens, width) or None.
+        """
+        if self.run is not None and self.keeps_adapter_apart:
+            return trained.load_untuned(self.run)[0], None
+        model, _ = self.load()
+        if not self.is_adapter:
+            return model, None
+        if self.soft_prompt_tokens:
+            return model.get_base_model(), model.get_prompt(batch_size=1)[0].detach().float()
+        return model.merge_and_unload(safe_merge=True), None
+
+    @property
+    def soft_prompt_tokens(self) -> int:
+        """Tokens of the soft prompt that training made; 0 without one."""
+        method = self.recipe.method
+        return method.num_virtual_tokens if self.is_adapter and isinstance(method, PromptTuningMethod) else 0
+
+    @property
+    def lora(self) -> LoraMethod | None:
+        """How LoRA was trained, if it was."""
+        return self.recipe.method if self.is_adapter and isinstance(self.recipe.method, LoraMethod) else None
+
+    def target_modules(self, config: PretrainedConfig) -> tuple[str, ...]:
+        """Which modules get adapter slots."""
+        slots = self.recipe.compile.adapters
+        chosen = (slots.target_modules if slots else None) or (self.lora.target_modules if self.lora else None)
+        return chosen or tuple(adapters.LORA_TARGETS[config.model_type])
+
+    def copy_adapter(self, folder: Path) -> None:
+        """Copies what fills a slot, and nothing else."""
+        folder.mkdir(parents=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(self.weights / name, folder / name)
+
+    def weights_sha256(self) -> str:
+        """One hash of the safetensors it is made of."""
+        folders = [self.weights]
+        if self.is_adapter and self.run is not None:
+            folders.append(Path(self.run.model_source()))
+        hashes = [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str]) -> Source:
+    """A run with its own recipe, or a checkpoint with the one named.
+
+    Raises:
+        RunError: If the path is neither, or a checkpoint comes without a recipe.
+    """
+    if (path / "recipe.yaml").is_file():
+        run = open_run(path)
+        return Source(path, load_recipe(recipe_name or str(run.recipe_path), overrides), run)
+    if not (path / "config.json").is_file():
+        raise RunError(f"{path} is neither a run nor a checkpoint", "neuron-sum train RECIPE makes a run")
+    if recipe_name is None:
+        raise RunError(
+            f"{path} is a checkpoint without a recipe", "name one for prompt, lengths and beams: --recipe NAME"
+        )
+    recipe = load_recipe(recipe_name, overrides)
+    if not isinstance(recipe.method, FullMethod):
+        recipe = recipe.model_copy(update={"method": FullMethod()})
+    if recipe.compile.adapters is not None and (path / "adapter_config.json").is_file():
+        raise ModelError(f"{path} is an adapter without its run", "give the run's folder")
+    return Source(path, recipe, None)

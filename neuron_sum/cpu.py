@@ -1,0 +1,39 @@
+"""What this CPU can do, as /proc/cpuinfo says it."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+RELEVANT = re.compile(
+    r"^(sse\w*|ssse3|avx\w*|amx\w*|fma|f16c|bmi\d|abm|popcnt|movbe|adx|vaes|vpclmulqdq|gfni|aes|sha_ni)$"
+)
+"""Instruction sets that a C++ compiler told to build for this machine may use."""
+
+NEEDED = {"fp32": ({"avx2"},), "bf16": ({"avx512_bf16"}, {"amx_bf16"}), "int8": ({"avx512_vnni"}, {"amx_int8"})}
+"""For each dtype, the sets of flags of which one must be there for it to be faster than fp32, or to run at all."""
+
+
+@cache
+def flags() -> frozenset[str]:
+    """The relevant instruction sets of this CPU; none where the system does not say."""
+    return frozenset(flag for flag in _cpuinfo("flags").split() if RELEVANT.match(flag))
+
+
+@cache
+def name() -> str:
+    """The CPU's name."""
+    return _cpuinfo("model name") or "unknown CPU"
+
+
+def missing(dtype: str) -> str | None:
+    """What this CPU lacks for a dtype; None if nothing."""
+    if any(needed <= flags() for needed in NEEDED[dtype]):
+        return None
+    return " or ".join(" and ".join(sorted(needed)) for needed in NEEDED[dtype])
+
+
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(rf"^{field}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1] if found else ""

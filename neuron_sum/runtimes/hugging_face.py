@@ -1,0 +1,88 @@
+"""A Generator over transformers' own generate(): checkpoints and adapters, on a CPU or a GPU."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from neuron_sum.models import is_decoder_only
+from neuron_sum.recipe import GenerateConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class TransformersGenerator:
+    """See `neuron_sum.runtimes.base.Generator`.
+
+    Args:
+        model: In evaluation mode; moved to the GPU if there is one.
+        tokenizer: Its tokenizer, for padding.
+        batch_size: Prompts at a time.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast, batch_size: int
+    ) -> None:
+        self._model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._tokenizer, self._batch_size = tokenizer, batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts at a time."""
+        return self._batch_size
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
+        """See `Generator.generate`."""
+        model, config = self._model, self._model.config
+        decoder_only = is_decoder_only(config)
+        batch = self._tokenizer.pad(
+            {"input_ids": [list(prompt) for prompt in prompts]},
+            padding_side="left" if decoder_only else "right",
+            return_tensors="pt",
+        ).to(model.device)
+        beams = set() if settings.num_beams > 1 else {"early_stopping", "length_penalty"}  # of no meaning without beams
+        generation = GenerationConfig(
+            **settings.model_dump(exclude={"batch_size", *beams}),
+            do_sample=False,
+            pad_token_id=config.pad_token_id,
+            eos_token_id=config.eos_token_id,
+            bos_token_id=config.bos_token_id,
+            decoder_start_token_id=None if decoder_only else config.decoder_start_token_id,
+        )
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        generator: Any = model
+        if decoder_only and getattr(model, "active_peft_config", None) and model.active_peft_config.is_prompt_learning:
+            inputs, generator = _soft_prompt_inputs(model, **inputs), model.base_model
+        with torch.inference_mode():
+            rows = generator.generate(**inputs, generation_config=generation)
+        # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
+        skipped = (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
+        eos = config.eos_token_id
+        return [row[: row.index(eos) + 1] if eos in row else row for row in rows[:, skipped:].tolist()]
+
+
+def _soft_prompt_inputs(
+    model: "PeftModel", input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Left-padded rows with the soft prompt right before each row's first token.
+
+    PEFT 0.17 puts it before the padding, so that a row's rotary positions, and with them its summary, depend on
+    how long its neighbours are.
+
+    Args:
+        model: A soft prompt on a decoder-only model.
+        input_ids: (batch, source_len)
+        attention_mask: (batch, source_len)
+
+    Returns:
+        inputs_embeds (batch, source_len + num_virtual_tokens, hidden) and attention_mask.
+    """
+    soft = model.get_prompt(batch_size=1)[0]
+    words = model.get_input_embeddings()(input_ids)
+    padding = (attention_mask == 0).sum(dim=1).tolist()
+    rows = [torch.cat([row[:pads], soft.to(row.dtype), row[pads:]]) for row, pads in zip(words, padding, strict=True)]
+    added = attention_mask.new_ones(len(attention_mask), len(soft))
+    return {"inputs_embeds": torch.stack(rows), "attention_mask": torch.cat([attention_mask, added], dim=1)}
