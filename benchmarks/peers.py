@@ -6,7 +6,7 @@ It loads, says so in a line of JSON on standard output, and then answers each li
 `{"input_ids": [[…], …]}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …}` out. It ends when its input does. What has
 to be converted or compiled first is, when the artifact's folder is not there yet.
 
-It runs in the peers' environment and in the project's, so it imports nothing of either before it knows its system.
+It runs in the peers' environment as well as in the project's, so it imports what a system needs only for that system.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
+
+from neuron_sum.files import new_folder
 
 SOURCE_TOKENS = 256
 NEW_TOKENS = 64
@@ -93,15 +94,9 @@ def main() -> None:
 
 def once(folder: Path, build: Callable[[Path], object]) -> None:
     """Has `build` fill the folder if it is not there; a build that breaks off leaves none."""
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
-    try:
-        build(unfinished)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    if not folder.exists():
+        with new_folder(folder) as unfinished:
+            build(unfinished)
 
 
 def _answer(stream: TextIO, answer: dict[str, Any]) -> None:

@@ -122,12 +122,10 @@ class StaticLlama(nn.Module):
         hidden = nn.functional.embedding(tokens, self.embedding).float()
         for index, block in enumerate(self._layers()):
             query, key, value = block.project(hidden, cos, sin, slot)
-            keys, values = (
-                write_column(cache, column, position)
-                for cache, column in zip(state[2 * index : 2 * index + 2], (key, value), strict=True)
-            )
-            prompt = memory[2 * index : 2 * index + 2]
-            hidden = block.finish(hidden, query, [(*prompt, source_bias), (keys, values, bias)], slot)
+            keys = write_column(state[2 * index], key, position)
+            values = write_column(state[2 * index + 1], value, position)
+            prompt = (memory[2 * index], memory[2 * index + 1], source_bias)
+            hidden = block.finish(hidden, query, [prompt, (keys, values, bias)], slot)
         logits: Tensor = self.head(self.norm(hidden), slot)
         return logits
 

@@ -54,6 +54,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled graphs of this session; a graph that several tests need is compiled once."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["NEURON_SUM_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real data sets and tokenizers; see CONTRIBUTING.md."""

@@ -1,0 +1,254 @@
+"""Static graphs and the loop over them give transformers' tokens; broken ones do not."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from conftest import LLAMA_CONFIG, MICRO
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from compile import layers, t5
+from compile.graphs import eager_runtime, static_model, weights
+from compile.layers import GraphOptions
+from neuron_sum.artifact import Bucket, SpecialTokens
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import ArtifactError, ModelError
+from neuron_sum.generation import StepGenerator
+from neuron_sum.models import is_decoder_only
+from neuron_sum.recipe import GenerateConfig
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.run_folder import open_run
+from neuron_sum.runtimes.base import Generator
+from neuron_sum.runtimes.graphs import GraphRuntime
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
+from neuron_sum.trained import load_trained
+from neuron_sum.training.train import train
+
+SOURCE_LEN, TARGET_LEN = 160, 24
+NEAR_TIE = 1e-4
+FAMILIES = ("t5-tied-relu", "t5-untied-gated", "llama")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained tiny model, both ways, and real prompts."""
+
+    model: PreTrainedModel
+    runtime: GraphRuntime
+    expected: TransformersGenerator
+    prompts: list[list[int]]
+
+    @property
+    def actual(self) -> StepGenerator:
+        return StepGenerator(self.runtime)
+
+
+def eager(model: PreTrainedModel, source_len: int, target_len: int, batches: Sequence[int] = (1, 3, 8)) -> GraphRuntime:
+    config = model.config
+    static = static_model(config, GraphOptions(source_len=source_len, target_len=target_len))
+    tokens = SpecialTokens(
+        pad=config.pad_token_id, eos=config.eos_token_id,
+        decoder_start=None if is_decoder_only(config) else config.decoder_start_token_id,
+    )  # fmt: skip
+    buckets = [
+        Bucket(batch=batch, source_len=length, target_len=target_len)
+        for batch in batches
+        for length in (source_len // 2, source_len)
+    ]
+    return eager_runtime(static, weights(static, model.state_dict()), buckets, (1, 2, 4), tokens)
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """One of each family, trained until its summaries end by themselves."""
+    recipe_file = tmp_path_factory.mktemp("families") / "micro.yaml"
+    recipe_file.write_text(MICRO)
+    config = {"num_layers": 2, "num_decoder_layers": 2}
+    two_layers = [f"model.config.{key}={value}" for key, value in config.items()]
+    overrides = {
+        "t5-tied-relu": [*two_layers, "model.config.tie_word_embeddings=true", "model.config.feed_forward_proj=relu"],
+        "t5-untied-gated": [*two_layers, "model.config.tie_word_embeddings=false"],
+        "llama": [f"model.config={LLAMA_CONFIG}", "prompt.preset=tinyllama-chat"],
+    }
+    made = {}
+    for name, changes in overrides.items():
+        recipe = load_recipe(
+            str(recipe_file), [*changes, "train.max_steps=80", "train.learning_rate=5e-3", "train.logging_steps=40"]
+        )
+        train(recipe, recipe_file.parent / name)
+        model, tokenizer = load_trained(open_run(recipe_file.parent / name))
+        made[name] = Case(
+            model, eager(model, SOURCE_LEN, TARGET_LEN), TransformersGenerator(model, tokenizer, 8),
+            real_prompts(recipe.prompt.resolve(), tokenizer),
+        )  # fmt: skip
+    return made
+
+
+def real_prompts(prompt: Any, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """The sample's test dialogues, cut at many lengths."""
+    dialogues = [example.dialogue for example in load_dataset(load_recipe("tiny").data)["test"]]
+    cut = [dialogue[: 40 + 17 * index] for index, dialogue in enumerate(dialogues)]
+    return [entry.input_ids for entry in prompt.encode(tokenizer, cut, SOURCE_LEN)]
+
+
+def near_tie(case: Case, prompt: list[int], asked: GenerateConfig, one: list[int], other: list[int]) -> bool:
+    """Whether transformers itself scores both so alike that rounding decides."""
+    scores = [_score(case.model, prompt, row, asked) for row in (one, other)]
+    return abs(scores[0] - scores[1]) < NEAR_TIE
+
+
+def _score(model: PreTrainedModel, prompt: list[int], row: list[int], asked: GenerateConfig) -> float:
+    """Sum of log-probabilities, by length as beams are ranked; greedy stands alone in having no ranking."""
+    with torch.inference_mode():
+        if is_decoder_only(model.config):
+            logits = model(input_ids=torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1]
+        else:
+            logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([row])).logits[0]
+    total = torch.log_softmax(logits, -1).gather(1, torch.tensor(row)[:, None]).sum()
+    return float(total) / (len(row) ** asked.length_penalty)
+
+
+def compared(
+    case: Case, prompts: list[list[int]], asked: GenerateConfig, generator: Generator | None = None
+) -> Counter[str]:
+    """How many rows are those of transformers, how many are near ties, how many differ."""
+    expected, actual = case.expected.generate(prompts, asked), (generator or case.actual).generate(prompts, asked)
+    return Counter(
+        "equal" if one == other else "near tie" if near_tie(case, prompt, asked, one, other) else "different"
+        for prompt, one, other in zip(prompts, expected, actual, strict=True)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_transformers(cases: dict[str, Case], family: str, num_beams: int, batch: int) -> None:
+    case = cases[family]
+    asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
+    prompts = case.prompts[:24]
+    assert {len(row) for row in case.expected.generate(prompts, asked)} != {TARGET_LEN}, "no summary ends by itself"
+    seen = sum(
+        (compared(case, prompts[start : start + batch], asked) for start in range(0, len(prompts), batch)), Counter()
+    )
+    assert seen["different"] == 0
+    assert seen["near tie"] <= 1, seen
+
+
+OPTIONS = st.builds(
+    GenerateConfig,
+    max_new_tokens=st.integers(1, TARGET_LEN),
+    min_new_tokens=st.integers(0, 6),
+    num_beams=st.sampled_from([1, 2, 4]),
+    length_penalty=st.sampled_from([-1.0, 0.0, 0.6, 1.0, 2.0]),
+    no_repeat_ngram_size=st.sampled_from([0, 1, 2, 3]),
+    early_stopping=st.booleans(),
+)
+
+
+@given(family=st.sampled_from(FAMILIES), asked=OPTIONS, seed=st.integers(0, 10_000), rows=st.integers(1, 8))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_lengths_and_options_give_transformers_tokens(
+    cases: dict[str, Case], family: str, asked: GenerateConfig, seed: int, rows: int
+) -> None:
+    case = cases[family]
+    chosen = random.Random(seed).sample(case.prompts, rows)
+    if asked.min_new_tokens > asked.max_new_tokens:
+        asked = asked.model_copy(update={"min_new_tokens": 0})
+    assert compared(case, chosen, asked)["different"] == 0
+
+
+def test_flan_t5_small_dimensions() -> None:
+    config = T5Config(
+        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False, decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, 32000, (length,), generator=generator).tolist() for length in (64, 33, 7)]
+    runtime = eager(model, 64, 12, batches=(3,))
+    for num_beams in (1, 4):
+        asked = GenerateConfig(num_beams=num_beams, max_new_tokens=12)
+        actual = StepGenerator(runtime).generate(prompts, asked)
+        for prompt, row in zip(prompts, actual, strict=True):  # one by one: no padding to choose for this tokenizer
+            out = model.generate(
+                torch.tensor([prompt]), num_beams=num_beams, max_new_tokens=12, min_new_tokens=0, do_sample=False
+            )
+            assert row == out[0, 1 : 1 + len(row)].tolist()
+
+
+# Negative controls: what the tests above must be able to see.
+
+
+def broken_write(cache: torch.Tensor, column: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    return WRITE(cache, column, (position - 1).clamp(min=0))
+
+
+def no_ancestry(bias: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
+    rows = torch.arange(ancestors.shape[1])[None, :, None].expand_as(ancestors)
+    return ANCESTRY(bias, rows)
+
+
+WRITE, ANCESTRY = layers.write_column, layers.ancestry_bias
+BREAKAGES: dict[str, tuple[str, Callable[..., torch.Tensor], int]] = {
+    "a cache column overwritten": ("write_column", broken_write, 1),
+    "no beam ancestry": ("ancestry_bias", no_ancestry, 4),
+}
+
+
+@pytest.mark.parametrize("what", BREAKAGES)
+def test_a_broken_graph_is_seen(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    name, broken, num_beams = BREAKAGES[what]
+    monkeypatch.setattr(t5, name, broken)
+    asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
+    case = cases["t5-untied-gated"]
+    assert compared(case, case.prompts[:24], asked)["different"] > 0
+
+
+def test_the_wrong_examples_keys_and_values_are_seen(cases: dict[str, Case]) -> None:
+    case = cases["t5-untied-gated"]
+
+    def encode(bucket: Bucket) -> Any:
+        return lambda *inputs: [part.roll(1, 0) for part in case.runtime.encode(bucket)(*inputs)]
+
+    swapped = GraphRuntime(
+        case.runtime.buckets, case.runtime.num_beams, case.runtime.tokens, case.runtime.state, encode, case.runtime.step
+    )
+    asked = GenerateConfig(max_new_tokens=TARGET_LEN)
+    assert compared(case, case.prompts[:24], asked, StepGenerator(swapped))["different"] > 0
+
+
+def test_a_summary_does_not_depend_on_its_neighbours(cases: dict[str, Case]) -> None:
+    """Padding rows and padding positions of a bucket change nothing."""
+    for case in cases.values():
+        asked = GenerateConfig(num_beams=2, max_new_tokens=TARGET_LEN)
+        together = case.actual.generate(case.prompts[:5], asked)
+        alone = [case.actual.generate([prompt], asked)[0] for prompt in case.prompts[:5]]
+        assert together == alone
+
+
+def test_the_smallest_bucket_that_fits_is_taken_and_none_is_an_error(cases: dict[str, Case]) -> None:
+    from neuron_sum.generation import choose_bucket
+
+    runtime, asked = cases["llama"].runtime, GenerateConfig(max_new_tokens=TARGET_LEN)
+    assert str(choose_bucket(runtime, 1, 80, asked)) == f"1x80x{TARGET_LEN}"
+    assert str(choose_bucket(runtime, 2, 81, asked)) == f"3x160x{TARGET_LEN}"
+    with pytest.raises(ArtifactError, match="a prompt of 161 tokens") as error:
+        choose_bucket(runtime, 1, 161, asked)
+    assert "data.max_source_length=160" in str(error.value.hint)
+    with pytest.raises(ArtifactError, match="max_new_tokens = 25"):
+        choose_bucket(runtime, 1, 10, asked.model_copy(update={"max_new_tokens": 25}))
+    with pytest.raises(ArtifactError, match=r"num_beams = 3: compiled for 1, 2, 4"):
+        choose_bucket(runtime, 1, 10, asked.model_copy(update={"num_beams": 3}))
+
+
+def test_llamas_without_a_static_form_are_refused(cases: dict[str, Case]) -> None:
+    config = type(cases["llama"].model.config)(**{**cases["llama"].model.config.to_dict(), "attention_bias": True})
+    with pytest.raises(ModelError, match="attention_bias"):
+        static_model(config, GraphOptions())
