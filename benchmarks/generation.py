@@ -7,8 +7,12 @@
 (peers.py) that stays for all rounds, the systems in turn within each round. CPU is the process's time over all its
 threads. Figures are medians over the rounds; ratios are taken within a round, over the CPU and the wall time.
 
+As many threads as there are CPUs want a machine with nothing else to do: beside other work they wait for each other and
+spin (eager transformers took ten times as long; with OMP_WAIT_POLICY=passive it did not). How much else was going on
+stands above each table, and what is set of OMP_* is handed on to the systems.
+
 The peers' environment is made on first use, in .venv-peers (constraints/peers.txt over the environment that runs this,
-of Python 3.11). Checkpoints and what the systems make of them are kept in the work folder (6 GB for both models), with
+of Python 3.11). Checkpoints and what the systems make of them are kept in the work folder (8 GB for both models), with
 each system's log.
 """
 
@@ -30,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 from peers import NEW_TOKENS, SOURCE_TOKENS, SYSTEMS, Job, once
 from rich.table import Table
 
@@ -94,8 +99,9 @@ def main() -> None:
     console.emit({}, _machine(), ", ".join(f"{name} {found}" for name, found in sorted(versions.items())))
     for model, batch, threads in settings:
         jobs = jobs_for(work, names, model, batch, threads)
+        runs, elsewhere = measure(jobs, options.rounds)
         title = f"\nFLAN-T5-{model}, batch {batch}, {threads} thread(s), {options.rounds} rounds"
-        console.emit({}, speed_table(title, jobs, measure(jobs, options.rounds)))
+        console.emit({}, speed_table(f"{title}, {elsewhere:.1f} CPUs busy with other things", jobs, runs))
     for model in options.models if options.cold else ():
         batch, threads = options.batches[0], options.threads[0]
         jobs = jobs_for(work, names, model, batch, threads)
@@ -221,18 +227,24 @@ class Worker:
         return answer
 
 
-def measure(jobs: dict[str, Job], rounds: int) -> dict[str, list[Run]]:
-    """Each system's runs: one each to get warm, which is left out, then `rounds` times all in turn."""
+def measure(jobs: dict[str, Job], rounds: int) -> tuple[dict[str, list[Run]], float]:
+    """Has each system get warm once, then all generate in turn, `rounds` times.
+
+    Returns:
+        Each system's runs, and how many CPUs were busy with anything else meanwhile.
+    """
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, job)) for name, job in jobs.items()}
         input_ids = inputs(next(iter(jobs.values())).batch)
         for worker in workers.values():
             worker.generate(input_ids)
         runs: dict[str, list[Run]] = {name: [] for name in workers}
+        started, busy_s = time.perf_counter(), _busy_s()
         for _ in range(rounds):
             for name, worker in workers.items():
                 runs[name].append(worker.generate(input_ids))
-    return runs
+        elsewhere_s = _busy_s() - busy_s - sum(run.cpu_s for of_one in runs.values() for run in of_one)
+        return runs, max(0.0, elsewhere_s) / (time.perf_counter() - started)
 
 
 def speed_table(title: str, jobs: dict[str, Job], runs: dict[str, list[Run]]) -> Table:
@@ -300,6 +312,12 @@ def _best_int8(seconds: dict[str, list[float]]) -> list[float] | None:
     return min(peers, key=statistics.median, default=None)
 
 
+def _busy_s() -> float:
+    """CPU seconds that this machine has spent on anything, or that its host took from it."""
+    times = psutil.cpu_times()
+    return float(sum(getattr(times, kind) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
+
+
 def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
@@ -308,8 +326,7 @@ def _machine() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = [flag for flag in CPU_FLAGS if flag in found["flags"].split()]
-    load = os.getloadavg()[0]
-    return f"{found['model name']}, {os.cpu_count()} CPUs ({' '.join(flags)}), load {load:.1f}"
+    return f"{found['model name']}, {os.cpu_count()} CPUs ({' '.join(flags)})"
 
 
 def _python(*, peer: bool) -> str:

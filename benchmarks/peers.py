@@ -107,10 +107,7 @@ def _answer(stream: TextIO, answer: dict[str, Any]) -> None:
 
 
 def _ours(job: Job, *, dtype: str) -> Generate:
-    """Our own ahead-of-time compiled graphs (to be written with compile/ and neuron_sum/runtimes).
-
-    `job.artifact` is a folder for this dtype, batch and number of threads alone, and it is also where the artifact's
-    size is read. Compile through `once(job.artifact, build)`: the first process does, and is not timed.
+    """An artifact of `neuron-sum compile`, loaded as evaluation and serving load it, every file's hash checked.
 
     Args:
         job: The checkpoint, the artifact's folder, the batch and the threads; OMP_NUM_THREADS is set to the latter.
@@ -119,7 +116,41 @@ def _ours(job: Job, *, dtype: str) -> Generate:
     Returns:
         What generates exactly NEW_TOKENS greedily: no end of sequence before that.
     """
-    raise NotImplementedError(f"ours in {dtype} for {job.checkpoint}")
+    import torch
+
+    from neuron_sum.artifact import open_artifact
+    from neuron_sum.recipe import GenerateConfig
+    from neuron_sum.runtimes.load import load_generator
+
+    torch.set_num_threads(job.threads)
+    if not job.artifact.exists():
+        from compile.build import build, make_plan
+        from compile.source import open_source
+
+        _give_tokenizer(job.checkpoint)
+        settings = {
+            "dtype": dtype,
+            "batch_sizes": [job.batch],
+            "source_lens": [SOURCE_TOKENS],
+            "target_len": NEW_TOKENS,
+        }
+        source = open_source(job.checkpoint, "tiny", [f"compile.{key}={value}" for key, value in settings.items()])
+        build(source, make_plan(source), job.artifact, overwrite=False, jobs=None)
+    generator, _ = load_generator(open_artifact(job.artifact))
+    asked = GenerateConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+    return lambda input_ids: generator.generate(input_ids, asked)
+
+
+def _give_tokenizer(checkpoint: Path) -> None:
+    """Puts a tokenizer beside random weights, for an artifact holds one; nothing here is text."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(checkpoint)
 
 
 # ---------------------------------------------------------------- the others ----------------------------------------

@@ -41,9 +41,11 @@ from neuron_sum.errors import RunError
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import CompileConfig
 from neuron_sum.runtimes import aoti
+from neuron_sum.runtimes.weights import PACKED, PLAIN
 
 PROCESS_BYTES = 2.2e9
 """Python, torch and the C++ compiler at work on one graph; docs/compile.md has the measured peaks."""
+HEAD = "head" + PLAIN
 COMPILED_ADAPTER = "default"
 """The slot name of the adapter that an artifact comes with."""
 
@@ -87,9 +89,13 @@ class CompilePlan:
     def weights_bytes(self) -> int:
         """Size of weights.safetensors."""
         stacks = adapter_stacks(model := self.model()).keys()
-        tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in stacks}
+        tensors = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name not in stacks and not name.endswith(PACKED)
+        }
         if self._tied:
-            del tensors["head.packed"]
+            del tensors[HEAD]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     @property
@@ -104,7 +110,7 @@ class CompilePlan:
 
     def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Tensors that need not be stored, by the one they equal."""
-        return {"head.packed": "embedding"} if self._tied and "head.packed" in tensors else {}
+        return {HEAD: "embedding"} if self._tied and HEAD in tensors else {}
 
 
 def make_plan(source: Source) -> CompilePlan:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch._inductor.inductor_prims  # registers inductor_force_stride_order
 from torch import Tensor
 
 from compile.graphs import EncodeGraph, StaticModel, StepGraph
@@ -30,43 +31,52 @@ INDUCTOR = {
 }
 
 
-class OneDnnLinear(Linear):
-    """fp32 or bf16, multiplied by oneDNN from its blocked layout, into which loading brings the weight."""
+class FloatLinear(Linear):
+    """fp32 or bf16: one row is a fused sum over the plain weight, several are oneDNN's product with the packed one.
+
+    For one row, oneDNN reads a weight at about half the speed of the loop that Inductor writes (docs/performance.md).
+    Loading makes the packed form, and only where a graph asks for it.
+    """
 
     def make_weight(self) -> None:
         """See `Linear`."""
+        super().make_weight()
         self.packed = frozen(torch.empty(self.out_features, self.in_features, dtype=self.dtype))
-
-    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Linear`."""
-        return {"packed": self.fused(state).to(self.dtype)}
 
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
+        if _is_one_row(inputs):
+            return (self.weight * _held(inputs.reshape(1, -1))).sum(-1).view(*inputs.shape[:-1], -1)
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(self.dtype), self.packed, None, "none", [], "")
         return outputs
 
 
 class Int8Linear(Linear):
-    """int8 weights, a scale per output; activations are quantised per row when they come.
+    """int8 weights with a scale per output; for several rows, activations are quantised per row when they come.
 
-    Weight (out, in) symmetric; activations unsigned around `ZERO_POINT`.
+    """int8 weights with a scale per output; for several rows, activations are quantised per row as they come.
     """
 
+    scale: Tensor
+
     def make_weight(self) -> None:
-        """See `Linear`. The graph sees the weight as oneDNN's packed form reports itself: (in, out)."""
+        """See `Linear`. A graph sees the packed weight as oneDNN's form reports itself: (in, out)."""
+        self.weight = frozen(torch.empty(self.out_features, self.in_features, dtype=torch.int8))
         self.packed = frozen(torch.empty(self.in_features, self.out_features, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(self.out_features))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Linear`; stored (out, in), for it is loading that packs."""
+        """See `Linear`."""
         weight = self.fused(state).float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / INT8_MAX
-        return {"packed": torch.round(weight / scale[:, None]).to(torch.int8), "scale": scale}
+        return {"weight": torch.round(weight / scale[:, None]).to(torch.int8), "scale": scale}
 
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
-        rows = inputs.reshape(-1, self.in_features).float()
+        if _is_one_row(inputs):
+            sums = (self.weight.float() * _held(inputs.reshape(1, -1))).sum(-1)
+            return (sums * self.scale).view(*inputs.shape[:-1], -1)
+        rows = _held(inputs.reshape(-1, self.in_features))
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
         quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
         unit, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
@@ -77,7 +87,17 @@ class Int8Linear(Linear):
         return (products * (largest / INT8_MAX)).view(*inputs.shape[:-1], self.out_features)
 
 
-LINEARS: dict[Dtype, type[Linear]] = {"fp32": OneDnnLinear, "bf16": OneDnnLinear, "int8": Int8Linear}
+def _is_one_row(inputs: Tensor) -> bool:
+    return inputs.numel() == inputs.shape[-1]
+
+
+def _held(rows: Tensor) -> Tensor:
+    """(rows, in), computed once: else Inductor fuses what makes them into each of their uses, and computes it again."""
+    held: Tensor = torch.ops.prims.inductor_force_stride_order(rows, [rows.shape[1], 1])
+    return held
+
+
+LINEARS: dict[Dtype, type[Linear]] = {"fp32": FloatLinear, "bf16": FloatLinear, "int8": Int8Linear}
 
 
 def check_host(dtype: Dtype) -> None:

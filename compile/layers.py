@@ -32,6 +32,8 @@ class Linear(nn.Module):
         options: Dtypes and adapters.
     """
 
+    weight: nn.Parameter
+
     def __init__(self, parts: Mapping[str, int], in_features: int, options: "GraphOptions") -> None:
         super().__init__()
         self.parts = dict(parts)

@@ -51,12 +51,13 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
     """
     context = get_context("spawn")
     waiting, running = list(jobs), dict[Connection, tuple[SpawnProcess, Job]]()
+    scratch = Path(tempfile.mkdtemp(prefix="neuron-sum-compile-"))
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, theirs), daemon=False)
+                process = context.Process(target=_work, args=(job, scratch / job.path.stem, theirs))
                 process.start()
                 theirs.close()
                 running[ours] = process, job
@@ -78,9 +79,11 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
                 yield job
     finally:
         for process, _ in running.values():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
                 os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
             process.join()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _failed(job: Job, failure: str) -> CompileError:
@@ -91,12 +94,14 @@ def _failed(job: Job, failure: str) -> CompileError:
     )
 
 
-def _work(job: Job, result: Connection) -> None:
-    """What a process does: compile into a temporary folder, then move the package into the cache."""
+def _work(job: Job, scratch: Path, result: Connection) -> None:
+    """What a process does: compile in a folder of its own, then move the package into the cache."""
     os.setpgid(0, 0)  # so that the C++ compiler goes with us when we are killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    scratch = Path(tempfile.mkdtemp(prefix="neuron-sum-compile-"))
-    os.environ.update(OMP_NUM_THREADS="1", TORCHINDUCTOR_CACHE_DIR=str(scratch / "inductor"))
+    scratch.mkdir()
+    os.environ.update(
+        OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1", TORCHINDUCTOR_CACHE_DIR=str(scratch / "inductor")
+    )
     try:
         import torch
 
@@ -111,8 +116,6 @@ def _work(job: Job, result: Connection) -> None:
         result.send(None)
     except Exception:  # noqa: BLE001  handed to the parent, which raises
         result.send(traceback.format_exc())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _end_with_parent() -> None:

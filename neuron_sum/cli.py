@@ -6,6 +6,7 @@ Nothing heavy is imported here or by a command's module, so every --help answers
 import functools
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     def command(*args: Any, json: bool, debug: bool, **options: Any) -> None:
         console.settings.json, console.settings.debug = json, debug
         sys.excepthook = _report_defect  # here, for typer sets its own when it is called
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is cleaned up like Ctrl-C
         try:
             function(*args, **options)
         except NeuronSumError as error:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from neuron_sum.errors import ResourceError
 
 
@@ -39,7 +41,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` once its block has ended well, and vanishes if it has not."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in path.parent.glob(f".{path.name}.tmp-*"):  # of a process that was killed
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])) or left == temporary:
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -35,7 +35,8 @@ def test_every_error_has_a_code_of_its_own() -> None:
     codes = {kind.__name__: kind.exit_code for kind in kinds}
     assert len(set(codes.values())) == len(codes)
     assert codes == {"NeuronSumError": 1, "RecipeError": 3, "DataError": 4, "ModelError": 5, "ResourceError": 6,
-                     "MissingExtraError": 7, "RunError": 8, "Interrupted": 130}  # fmt: skip
+                     "MissingExtraError": 7, "RunError": 8, "ArtifactError": 9,
+                     "CompileError": 10, "Interrupted": 130}  # fmt: skip
     for name, code in codes.items():
         assert re.search(rf"{name}\s+{code}\n?", errors.__doc__ or ""), f"{name} is not drawn"
 
@@ -151,7 +152,9 @@ def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -
     """Each names a command that is there, with options that it has."""
     for command in commands_of(page):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
-        group = words[:2] if words[0] == "recipes" else words[:1]
+        # A group's own --help lists its commands; `compile RUN` is short for `compile run RUN`.
+        group = words[:2] if words[0] == "recipes" or words[:2] == ["compile", "verify"] else words[:1]
+        group += ["run"] if group == ["compile"] else []
         if words[0] == "--version":
             continue
         shown = neuron_sum(*group, "--help")

@@ -99,6 +99,10 @@ def _metrics(
     }
     if sizes := _sizes(system, base):
         metrics["run"] = sizes
+    if system.artifact is not None:
+        manifest = system.artifact.manifest
+        size = sum((system.artifact.path / name).stat().st_size for name in manifest.files)
+        metrics["artifact"] = {"target": manifest.target, "dtype": manifest.dtype, "bytes": size}
     return metrics
 
 

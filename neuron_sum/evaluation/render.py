@@ -31,6 +31,7 @@ def _scores(comparison: Comparison) -> Table:
     table = console.table("system", *ROUGE_TYPES.values(), "words", "tags right", "cut", "trainable", "size")
     for evaluation in comparison.evaluations:
         metrics, run = evaluation.metrics, evaluation.metrics.get("run")
+        size = (run or {}).get("weights_bytes") or metrics.get("artifact", {}).get("bytes")
         tags_right = metrics["speaker_tags"]["faithful_percent"]
         table.add_row(
             evaluation.system.name,
@@ -39,7 +40,7 @@ def _scores(comparison: Comparison) -> Table:
             "" if tags_right is None else f"{tags_right:.0f} %",
             str(metrics["dialogues_cut"]),
             f"{run['trainable_parameters']:,}" if run else "",
-            console.size(run["weights_bytes"]) if run and run["weights_bytes"] else "",
+            console.size(size) if size else "",
         )
     return table
 

@@ -1,0 +1,429 @@
+"""From a run to an artifact on the CPU: the compiled graphs themselves, the manifest, and what refuses."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import LLAMA_CONFIG, MICRO, ROOT
+from safetensors import safe_open
+from test_adapter_slots import make_lora
+
+from compile import cpu as cpu_target
+from compile.build import build, make_plan
+from compile.source import open_source
+from compile.verify import verify
+from neuron_sum import cpu, files
+from neuron_sum.adapters import load_adapter
+from neuron_sum.artifact import Artifact, open_artifact, write_manifest
+from neuron_sum.errors import ArtifactError, CompileError, ModelError, ResourceError, RunError
+from neuron_sum.recipe import GenerateConfig
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.run_folder import open_run
+from neuron_sum.runtimes import aoti
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.trained import load_trained, load_untuned
+from neuron_sum.training.train import train
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
+pytestmark = pytest.mark.slow
+
+
+def compiled(run: Path, folder: Path, *overrides: str) -> Artifact:
+    source = open_source(run, None, [*SHAPE, *overrides])
+    return build(source, make_plan(source), folder, overwrite=False, jobs=None)
+
+
+@pytest.fixture(scope="session")
+def lora_artifact(micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """fp32, greedy and two beams, with the adapter in a slot."""
+    folder = tmp_path_factory.mktemp("artifacts") / "lora"
+    return compiled(micro_lora_run, folder, "compile.num_beams=[1,2]", "compile.adapters.slots=2")
+
+
+@pytest.fixture(scope="session")
+def llama_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "micro.yaml").write_text(MICRO)
+    recipe = load_recipe(
+        str(folder / "micro.yaml"),
+        [f"model.config={json.dumps(LLAMA_CONFIG)}", "prompt.preset=tinyllama-chat", "train.max_steps=40"],
+    )
+    train(recipe, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def small(lora_artifact: Artifact, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(lora_artifact.path, tmp_path / "artifact"))
+
+
+def prompts_of(artifact: Artifact, run: Path, count: int = 8) -> list[list[int]]:
+    recipe = open_run(run).recipe
+    from neuron_sum.data.sources import load_dataset
+
+    dialogues = [example.dialogue for example in load_dataset(recipe.data)["test"]][:count]
+    tokenizer = load_trained(open_run(run))[1]
+    return [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, 192)]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_compiled_t5_gives_transformers_tokens_adapter_or_none(
+    lora_artifact: Artifact, micro_lora_run: Path, num_beams: int
+) -> None:
+    prompts, asked = prompts_of(lora_artifact, micro_lora_run), GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+    generator, _ = load_generator(lora_artifact)
+    for load, adapter in ((load_trained, "default"), (load_untuned, None)):
+        model, tokenizer = load(open_run(micro_lora_run))
+        expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+        assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
+    assert generator.generate(prompts, asked) == generator.generate(prompts, asked, ["default"] * len(prompts))
+
+
+def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
+    lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """No compile, no reload, and every row its own adapter's."""
+    base, tokenizer = load_untuned(open_run(micro_lora_run))
+    prompts, asked = prompts_of(lora_artifact, micro_lora_run, 6), GenerateConfig(max_new_tokens=12)
+    folders = {name: make_lora(base, tmp_path / name, 4, 64, seed) for seed, name in enumerate("ab")}
+    expected = {
+        name: TransformersGenerator(load_adapter(copy.deepcopy(base), folder), tokenizer, 6).generate(prompts, asked)
+        for name, folder in folders.items()
+    }
+    assert expected["a"] != expected["b"]
+    generator, _ = load_generator(lora_artifact)
+    slots = generator.runtime.adapters
+    assert slots is not None
+    slots.load("swapped", folders["a"])
+
+    def ask() -> list[list[int]]:
+        return generator.generate(prompts[:3], asked, ["swapped", None, "swapped"])
+
+    with ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(ask) for _ in range(12)]
+        for turn in range(6):
+            slots.load("swapped", folders["ba"[turn % 2]])
+        rows = [answer.result(timeout=60) for answer in answers]
+    for first, _, third in rows:
+        assert [first, third] in ([expected[name][0], expected[name][2]] for name in "ab")
+
+
+def test_a_compiled_llama_gives_transformers_tokens(llama_run: Path, tmp_path: Path) -> None:
+    artifact = compiled(llama_run, tmp_path / "llama", "compile.num_beams=[2]")
+    model, tokenizer = load_trained(open_run(llama_run))
+    prompts, asked = prompts_of(artifact, llama_run), GenerateConfig(max_new_tokens=12, num_beams=2)
+    expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+    assert load_generator(artifact)[0].generate(prompts, asked) == expected
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_narrow_dtypes_are_narrow_in_the_artifact_and_verified(
+    micro_run: Path, lora_artifact: Artifact, tmp_path: Path, dtype: str
+) -> None:
+    if lacking := cpu.missing(dtype):
+        pytest.skip(f"this CPU has no {lacking}")
+    artifact = compiled(micro_run, tmp_path / dtype, f"compile.dtype={dtype}")
+    with safe_open(artifact.path / "weights.safetensors", framework="pt") as stored:
+        matrices = [stored.get_tensor(name) for name in stored.keys() if name.endswith(".weight")]  # noqa: SIM118
+    linears = [matrix for matrix in matrices if matrix.dim() == 2]  # the others are norms
+    assert {matrix.dtype for matrix in linears} == {torch.int8 if dtype == "int8" else torch.bfloat16}
+    model, _ = load_trained(open_run(micro_run))
+    expected = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    tied = model.lm_head.weight.numel() if artifact.manifest.aliases else 0
+    assert bool(tied) == (dtype == "bf16"), "a tied head is stored once where both have one dtype"
+    assert sum(matrix.numel() for matrix in linears) == expected - tied, "every matrix once"
+    weights = (artifact.path / "weights.safetensors").stat().st_size
+    assert weights < (lora_artifact.path / "weights.safetensors").stat().st_size * 0.6
+    found = verify(artifact, None, 12)
+    recorded = open_artifact(artifact.path).manifest.verified
+    assert recorded == found.record
+    assert recorded is not None
+    assert recorded.examples == 12
+    assert recorded.rouge_difference.keys() == {"ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"}
+
+
+def test_weights_are_stored_once_and_graphs_hold_none(lora_artifact: Artifact) -> None:
+    """Two beam widths and an encoder, and not one weight in any of their packages."""
+    with safe_open(lora_artifact.path / "weights.safetensors", framework="pt") as stored:
+        names = (
+            set(stored.keys()) | lora_artifact.manifest.adapter_stacks.keys() | lora_artifact.manifest.aliases.keys()
+        )
+    for graph in lora_artifact.manifest.graphs:
+        package = torch._inductor.aoti_load_package(str(lora_artifact.path / graph.file))
+        asked = {name.removeprefix("model.").replace(".packed", ".weight") for name in package.get_constant_fqns()}
+        assert asked <= names
+        with pytest.raises(RuntimeError):
+            package.load_constants({}, check_full_update=True)
+
+
+def test_verify_sees_other_weights_and_a_broken_artifact(
+    lora_artifact: Artifact, micro_lora_run: Path, small: Path, tmp_path: Path
+) -> None:
+    assert verify(open_artifact(small), None, 8).record.identical == 8
+    retrained = Path(shutil.copytree(micro_lora_run, tmp_path / "retrained"))
+    recipe = load_recipe(str(retrained / "recipe.yaml"), ["train.max_steps=1"])
+    train(recipe, retrained, overwrite=True)
+    with pytest.raises(ArtifactError, match=r"source\.weights_sha256"):
+        verify(open_artifact(small), retrained, 8)
+
+
+# What loading refuses, each with the field that differs.
+
+
+def test_one_flipped_byte_in_any_file_is_refused(small: Path) -> None:
+    for file in sorted(path for path in small.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(ArtifactError) as error:
+            open_artifact(small)
+        assert file.name in error.value.message or "digest" in error.value.message
+        file.write_bytes(whole)
+    open_artifact(small)
+
+
+def edited(folder: Path, **changes: Any) -> Artifact:
+    """A manifest that somebody changed and signed again."""
+    artifact = open_artifact(folder)
+    write_manifest(folder, artifact.manifest.model_copy(update=changes))
+    return open_artifact(folder)
+
+
+def test_a_changed_prompt_is_refused(small: Path) -> None:
+    manifest = open_artifact(small).manifest
+    with pytest.raises(ArtifactError, match=r"prompt\.sha256"):
+        edited(small, prompt=manifest.prompt.model_copy(update={"template": "Say: {dialogue}"}))
+
+
+def test_a_recipe_with_another_prompt_is_refused(small: Path) -> None:
+    recipe = (small / "recipe.yaml").read_text()
+    assert "preset: summarize" in recipe
+    (small / "recipe.yaml").write_text(recipe.replace("preset: summarize", "preset: course"))
+    manifest = json.loads((small / "manifest.json").read_text())
+    from neuron_sum.artifact import Manifest
+
+    manifest.pop("digest")
+    manifest["files"]["recipe.yaml"] = files.sha256(small / "recipe.yaml")
+    write_manifest(small, Manifest.model_validate_json(json.dumps(manifest)))
+    with pytest.raises(ArtifactError, match=r"recipe\.yaml has another prompt"):
+        open_artifact(small)
+
+
+def test_another_torch_or_cpu_is_refused_with_the_field(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = edited(small, stack={"torch": "2.7.0"})
+    with pytest.raises(ArtifactError, match=r"stack\.torch: compiled with 2\.7\.0, this is 2\.") as error:
+        load_generator(artifact)
+    assert "torch==2.7.0" in str(error.value.hint)
+    artifact = edited(small, stack=aoti.stack())
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"sse2"}))
+    with pytest.raises(ArtifactError, match=r"cpu_flags: .*avx2"):
+        load_generator(artifact)
+
+
+def test_missing_foreign_and_unknown_things_are_refused(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        open_artifact(tmp_path)
+    (small / "extra.txt").write_text("x")
+    with pytest.raises(ArtifactError, match=r"holds extra\.txt"):
+        open_artifact(small)
+    (small / "extra.txt").unlink()
+    (small / "tokenizer" / "config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks tokenizer/config\.json"):
+        open_artifact(small)
+    manifest = json.loads((small / "manifest.json").read_text())
+    (small / "manifest.json").write_text(json.dumps({**manifest, "format_version": 9}))
+    with pytest.raises(ArtifactError, match="format_version is 9"):
+        open_artifact(small)
+
+
+# Building: the cache, the machine, interruption.
+
+
+def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
+    micro_lora_run: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    """Graphs depend on dimensions, not on weights."""
+    retrained = tmp_path / "retrained"
+    train(load_recipe(str(micro_lora_run / "recipe.yaml"), ["train.seed=7"]), retrained)
+    source = open_source(retrained, None, [*SHAPE, "compile.num_beams=[1,2]", "compile.adapters.slots=2"])
+    plan = make_plan(source)
+    assert plan.missing == []
+    again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
+    assert again.manifest.source.weights_sha256 != lora_artifact.manifest.source.weights_sha256
+    assert verify(again, None, 8).record.identical == 8
+    wider = open_source(retrained, None, [*SHAPE, "compile.num_beams=[1,2]", "compile.adapters.slots=3"])
+    assert len(make_plan(wider).missing) == 3
+    with pytest.raises(RunError, match="holds an artifact"):
+        build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
+
+
+def test_a_cpu_without_the_instructions_says_so_and_falls_back_only_when_told(
+    micro_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "avx512f", "avx512_vnni"}))
+    monkeypatch.setattr(cpu, "name", lambda: "a CPU of 2018")
+    with pytest.raises(ResourceError, match=r"compile\.dtype = bf16 needs a CPU with avx512_bf16 or amx_bf16"):
+        make_plan(open_source(micro_run, None, ["compile.dtype=bf16"]))
+    plan = make_plan(open_source(micro_run, None, ["compile.dtype=bf16", "compile.fallback=true"]))
+    assert plan.settings.dtype == "fp32"
+    assert "compiling fp32 instead of bf16" in capsys.readouterr().err
+    assert make_plan(open_source(micro_run, None, ["compile.dtype=int8"])).settings.dtype == "int8"
+
+
+def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lora_run: Path) -> None:
+    """oneDNN's packed weights are made where the artifact is loaded, for what is there."""
+    script = (
+        "import sys, json; from pathlib import Path; from neuron_sum.artifact import open_artifact;"
+        "from neuron_sum.runtimes.load import load_generator; from neuron_sum.recipe import GenerateConfig;"
+        "g, _ = load_generator(open_artifact(Path(sys.argv[1])));"
+        "print(json.dumps(g.generate(json.loads(sys.argv[2]), GenerateConfig(max_new_tokens=12))))"
+    )
+    prompts = prompts_of(lora_artifact, micro_lora_run, 3)
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(lora_artifact.path), json.dumps(prompts)],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = load_generator(lora_artifact)[0].generate(prompts, GenerateConfig(max_new_tokens=12))
+    assert json.loads(made.stdout.splitlines()[-1]) == expected
+
+
+def test_no_compiler_names_the_package(micro_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CompileError, match="no-such-compiler is not installed") as error:
+        cpu_target.check_host("fp32")
+    assert "apt-get install g++" in str(error.value.hint)
+
+
+def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
+    micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself fails here: one that knows its version and nothing else."""
+    fake = tmp_path / "g++"
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "fake 1.0" && exit 0\necho "fatal: no headers" >&2; exit 1\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
+    from compile import cache
+
+    cache._compiler.cache_clear()
+    source = open_source(micro_run, None, SHAPE)
+    with pytest.raises(CompileError, match="did not compile") as error:
+        build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=1)
+    cache._compiler.cache_clear()
+    log = Path(str(error.value.hint).removeprefix("whole log: "))
+    assert "fatal: no headers" in log.read_text()
+    assert not (tmp_path / "artifact").exists()
+    assert [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".log"]
+
+
+@pytest.fixture
+def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A compile at work on its second graph, its cache beside it."""
+    environment = {**os.environ, "NEURON_SUM_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neuron_sum", "compile", str(micro_run), "--output", "artifact", "--jobs", "1",
+         "--set", "compile.batch_sizes=[1]"],
+        cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "cache").rglob("*.pt2")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    time.sleep(2)
+    yield process, tmp_path
+    if process.poll() is None:
+        process.kill()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_compile_leaves_nothing_half_made_and_goes_on(
+    started: tuple[subprocess.Popen[str], Path], neuron_sum: CommandLine, micro_run: Path, how: signal.Signals
+) -> None:
+    process, folder = started
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if how != signal.SIGKILL else -signal.SIGKILL), err
+    psutil.wait_procs(workers, timeout=20)
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    assert not (folder / "artifact").exists()
+    assert len(list((folder / "cache").rglob("*.pt2"))) == 1
+    if how != signal.SIGKILL:
+        assert "--jobs" not in err
+        assert not list(folder.glob("neuron-sum-compile-*")), "scratch folders stay behind"
+    os.environ["NEURON_SUM_CACHE"], kept = str(folder / "cache"), os.environ["NEURON_SUM_CACHE"]
+    try:
+        planned = neuron_sum("compile", str(micro_run), "--set", "compile.batch_sizes=[1]", "--dry-run", "--json")
+    finally:
+        os.environ["NEURON_SUM_CACHE"] = kept
+    assert planned.returncode == 0, planned.stderr
+    assert len(json.loads(planned.stdout)["to_compile"]) == 1, "the finished graph is not made again"
+
+
+# The command line.
+
+
+def test_the_artifact_stands_wherever_a_checkpoint_does(
+    lora_artifact: Artifact, micro_lora_run: Path, neuron_sum: CommandLine
+) -> None:
+    artifact, run = str(lora_artifact.path), str(micro_lora_run)
+    compared = neuron_sum("compare", f"compiled={artifact}", f"trained={run}", "lead-3", "--json")
+    assert compared.returncode == 0, compared.stderr
+    scores = {s["system"]: s["scores"]["ROUGE-1"]["value"] for s in json.loads(compared.stdout)["systems"]}
+    assert scores["compiled"] == scores["trained"]
+    dialogue = "#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n"
+    said = [json.loads(neuron_sum("summarize", path, "--json", stdin=dialogue).stdout) for path in (artifact, run)]
+    assert said[0] == said[1]
+    assert neuron_sum("evaluate", artifact, "--set", "prompt.preset=course").returncode == 9
+    beams = neuron_sum("evaluate", artifact, "--set", "generate.num_beams=4")
+    assert beams.returncode == 9
+    assert "compiled for 1, 2" in beams.stderr
+
+
+def test_compile_says_what_it_will_do_and_what_it_was_not_told(
+    micro_run: Path, neuron_sum: CommandLine, tmp_path: Path
+) -> None:
+    planned = neuron_sum("compile", str(micro_run), "--dry-run", "--set", "compile.num_beams=[1,4]")
+    assert planned.returncode == 0, planned.stderr
+    assert "step-b8-s192-t12-k4" in planned.stderr
+    assert "6 of 6 graphs to compile" in planned.stderr
+    assert not (micro_run / "artifacts").exists()
+    nothing = neuron_sum("compile")
+    assert nothing.returncode == 2
+    assert neuron_sum("compile", "--plan", "sample").returncode == 3
+    assert neuron_sum("compile", str(tmp_path)).returncode == 8
+    checkpoint = neuron_sum("compile", str(micro_run / "checkpoint"), "--dry-run")
+    assert "--recipe NAME" in checkpoint.stderr
+    unknown = neuron_sum("compile", str(micro_run), "--dry-run", "--set", "compile.adapters.slot=2")
+    assert unknown.returncode == 3
+    assert "slots" in unknown.stderr
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("x")
+    assert neuron_sum("compile", str(micro_run), "--output", "taken").returncode == 8
+
+
+def test_adapter_slots_need_the_run_not_the_adapter_alone(micro_lora_run: Path) -> None:
+    with pytest.raises((ModelError, RunError)):
+        open_source(micro_lora_run / "adapter", "tiny", ["compile.adapters.slots=2"])
+
+
+def test_the_house_has_no_bare_import_of_compile() -> None:
+    assert not [path for path in (ROOT / "compile").glob("*.py") if "\nimport compile" in path.read_text()]
