@@ -54,7 +54,7 @@ class FloatLinear(Linear):
 class Int8Linear(Linear):
     """int8 weights with a scale per output; for several rows, activations are quantised per row when they come.
 
-    """int8 weights with a scale per output; for several rows, activations are quantised per row as they come.
+    Weights are symmetric, activations unsigned around `ZERO_POINT`. One row is a sum over activations as they are.
     """
 
     scale: Tensor
