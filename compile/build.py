@@ -1,12 +1,10 @@
 """A trained run in, an artifact out: what is to be compiled, what that takes, and doing it."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,14 +35,15 @@ from neuron_sum.artifact import (
     open_artifact,
     write_manifest,
 )
-from neuron_sum.errors import RunError
+from neuron_sum.errors import Interrupted, RunError
 from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import CompileConfig
+from neuron_sum.recipe import CompileConfig, Recipe
+from neuron_sum.recipe_loading import differences
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.weights import PACKED, PLAIN
 
-PROCESS_BYTES = 2.2e9
-"""Python, torch and the C++ compiler at work on one graph; docs/compile.md has the measured peaks."""
+PROCESS_BYTES = 1.3e9
+"""Python, torch and the C++ compiler at work on one graph, the model's own size not counted; docs/compile.md."""
 HEAD = "head" + PLAIN
 COMPILED_ADAPTER = "default"
 """The slot name of the adapter that an artifact comes with."""
@@ -83,20 +82,22 @@ class CompilePlan:
 
     def processes(self, jobs: int | None) -> int:
         """How many graphs are compiled at a time: as processors and memory allow."""
-        fitting = int(psutil.virtual_memory().available // PROCESS_BYTES)
+        fitting = int(cpu.available_memory() // (PROCESS_BYTES + self.parameters() * 4))
         return max(1, min(jobs or len(os.sched_getaffinity(0)), fitting, max(len(self.missing), 1)))
+
+    def parameters(self) -> int:
+        """How many numbers weights.safetensors holds."""
+        return sum(tensor.numel() for tensor in self._stored())
 
     def weights_bytes(self) -> int:
         """Size of weights.safetensors."""
-        stacks = adapter_stacks(model := self.model()).keys()
-        tensors = {
-            name: tensor
-            for name, tensor in model.state_dict().items()
-            if name not in stacks and not name.endswith(PACKED)
-        }
-        if self._tied:
-            del tensors[HEAD]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._stored())
+
+    def _stored(self) -> list[Tensor]:
+        left_out = {*adapter_stacks(model := self.model()), *([HEAD] if self._tied else [])}
+        return [
+            tensor for name, tensor in model.state_dict().items() if name not in left_out and not name.endswith(PACKED)
+        ]
 
     @property
     def _tied(self) -> bool:
@@ -169,14 +170,21 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     Raises:
         RunError: If the folder is taken.
         CompileError: If a graph does not compile.
+        Interrupted: On Ctrl-C or SIGTERM.
     """
-    check_output(output, overwrite=overwrite)
+    output = output.resolve()
+    check_output(output, overwrite=overwrite, needed_bytes=plan.weights_bytes())
     missing = plan.missing
-    cache.folder().mkdir(parents=True, exist_ok=True)
+    files.sweep(cache.folder())
     work = [Job(plan.config, plan.options, graph, plan.cached[graph.file]) for graph in missing]
-    with console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar:
-        for job in compile_all(work, plan.processes(jobs)):
-            bar.advance(detail=Path(job.graph.file).stem)
+    try:
+        with console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar:
+            for job in compile_all(work, plan.processes(jobs)):
+                bar.advance(detail=Path(job.graph.file).stem)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; nothing was written", "the same command goes on: finished graphs are kept"
+        ) from None
     model, soft_prompt = source.load_for_compile()
     static = plan.model()
     tensors = weights(static, model.state_dict(), soft_prompt)
@@ -185,29 +193,51 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     with files.new_folder(output) as folder:
         (folder / GRAPHS).mkdir()
         for graph in plan.graphs:
-            shutil.copyfile(plan.cached[graph.file], folder / graph.file)
+            cache.copy(plan.cached[graph.file], folder / graph.file)
         stored = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
         save_file(stored, folder / WEIGHTS)
         model.config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
-        files.write_text(folder / RECIPE, source.recipe.to_yaml())
+        files.write_text(folder / RECIPE, _effective(source.recipe, plan).to_yaml())
         if source.keeps_adapter_apart:
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
         write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
     return open_artifact(output)
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
+def check_output(output: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
     """Whether an artifact may be written there.
 
     Raises:
         RunError: If something is there that would be lost.
+        ResourceError: If the folder or the cache cannot be written.
     """
+    if output.exists() and not output.is_dir():
+        raise RunError(f"{output} is a file", "choose a folder with --output")
+    files.check_writable(cache.folder(), 0)
+    files.check_writable(output.resolve().parent, needed_bytes)
     if output.exists() and any(output.iterdir()):
         if not (output / "manifest.json").is_file():
             raise RunError(f"{output} is not empty and not an artifact", "choose another folder with --output")
         if not overwrite:
             raise RunError(f"{output} holds an artifact", "--overwrite replaces it, --output FOLDER keeps both")
+
+
+def _effective(recipe: Recipe, plan: CompilePlan) -> Recipe:
+    """The recipe as the artifact can follow it: lengths and beams that its buckets have, and said where they differ."""
+    source_len, target_len = plan.options.source_len, plan.options.target_len
+    beams = recipe.generate.num_beams if recipe.generate.num_beams in plan.num_beams else plan.num_beams[-1]
+    generate = {"max_new_tokens": min(recipe.generate.max_new_tokens, target_len), "num_beams": beams}
+    generate["min_new_tokens"] = min(recipe.generate.min_new_tokens, generate["max_new_tokens"])
+    data = {"max_source_length": min(recipe.data.max_source_length, source_len)}
+    clamped = recipe.model_copy(
+        update={"generate": recipe.generate.model_copy(update=generate), "data": recipe.data.model_copy(update=data)}
+    )
+    for key, (asked, taken) in differences(recipe, clamped).items():
+        console.note(
+            f"the artifact's recipe has {key} = {taken}, for that is what it is compiled for (the run: {asked})"
+        )
+    return clamped
 
 
 def _graphs(bucket: Bucket, num_beams: tuple[int, ...]) -> list[GraphFile]:

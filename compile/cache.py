@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
+import shutil
+import zipfile
 from functools import cache
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import PretrainedConfig
 
 from compile import cpu as cpu_target
 from compile.layers import GraphOptions
 from neuron_sum import cpu, files
 from neuron_sum.artifact import GraphFile
+from neuron_sum.errors import CompileError
 
 SOURCES = ("layers.py", "t5.py", "llama.py", "graphs.py", "cpu.py")
 """The files of this package that decide what a graph computes."""
@@ -24,7 +28,7 @@ IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_d
 
 
 def folder() -> Path:
-    """NEURON_SUM_CACHE, else XDG_CACHE_HOME/neuron-sum, else ~/.cache/neuron-sum."""
+    """NEURON_SUM_CACHE/graphs, else XDG_CACHE_HOME/neuron-sum/graphs, else ~/.cache/neuron-sum/graphs."""
     if own := os.environ.get("NEURON_SUM_CACHE"):
         return Path(own) / "graphs"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuron-sum" / "graphs"
@@ -40,6 +44,7 @@ def key(config: PretrainedConfig, options: GraphOptions, graph: GraphFile) -> st
         "graph": graph.model_dump(mode="json", exclude={"file"}),
         "code": [files.sha256(Path(__file__).with_name(name)) for name in SOURCES],
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "compiler": _compiler(),
         "cpu": sorted(cpu.flags()),
     }  # fmt: skip
@@ -49,6 +54,23 @@ def key(config: PretrainedConfig, options: GraphOptions, graph: GraphFile) -> st
 def path(graph_key: str) -> Path:
     """Where a graph lies, or will."""
     return folder() / f"{graph_key}.pt2"
+
+
+def copy(cached: Path, target: Path) -> None:
+    """Copies a graph out of the cache.
+
+    Raises:
+        CompileError: If it was damaged there.
+    """
+    shutil.copyfile(cached, target)
+    try:
+        damaged = zipfile.ZipFile(target).testzip()  # a package is an archive, with a checksum of every part
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise CompileError(
+            f"{cached} is damaged: {damaged}", f"rm {cached} and run the same command: it is compiled again"
+        )
 
 
 @cache

@@ -29,7 +29,8 @@ class _DefaultsToRun(TyperGroup):
 compile = typer.Typer(
     cls=_DefaultsToRun,
     no_args_is_help=True,
-    help="Compile a run ahead of time into an artifact. `compile RUN` is short for `compile run RUN`.",
+    help="Compile a run ahead of time into an artifact: `compile RUN`, short for `compile run RUN`, with --target, "
+    "--set, --plan, --dry-run, --output, --jobs and more (`compile run --help`).",
 )
 OverrideOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: compile.dtype=int8.")
@@ -57,7 +58,8 @@ def run(
         _plan_buckets(plan, run, recipe, overrides or [])
         return
     if run is None:
-        raise RecipeError("what is to be compiled?", "neuron-sum compile RUN; neuron-sum train RECIPE makes a run")
+        hint = "neuron-sum compile RUN; neuron-sum train RECIPE makes a run"
+        raise RecipeError("what is to be compiled?", "neuron-sum compile ./run" if Path("run").is_dir() else hint)
 
     from compile.build import build, check_output, make_plan
     from compile.source import open_source
@@ -65,7 +67,7 @@ def run(
     source = open_source(run, recipe, overrides or [])
     planned = make_plan(source)
     folder = output or source.default_output(planned.settings.dtype)
-    check_output(folder, overwrite=overwrite)
+    check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
     _announce(source, planned, jobs)
     if dry_run:
         console.emit(_as_dict(planned, jobs, folder), "dry run: nothing was written")
@@ -87,30 +89,32 @@ def verify(
     max_drop: Annotated[float, typer.Option(min=0, help="ROUGE-1 points it may lose before this fails.")] = 1.0,
 ) -> None:
     """Hold an artifact's summaries against transformers', from the same weights, and record it in the manifest."""
+    from compile.verify import ALLOWED_DIFFERENCES
     from compile.verify import verify as check
     from neuron_sum.artifact import open_artifact
 
     opened = open_artifact(artifact)
-    found = check(opened, source, examples)
-    record = found.record
+    found = check(opened, source, examples, max_drop)
     for example, expected, actual in found.differing[:3]:
         console.note(f"{example}\n  transformers: {expected}\n  artifact:     {actual}")
-    table = console.table("ROUGE", "artifact minus transformers")
-    for name, difference in record.rouge_difference.items():
-        table.add_row(name, f"{difference:+.2f}")
-    reference_s, artifact_s = found.seconds
+    table = console.table("batch", "beams", "same as transformers", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")
+    for seen in found.record.checks:
+        table.add_row(
+            str(seen.batch), str(seen.num_beams), f"{seen.identical} of {found.record.examples}",
+            *(f"{difference:+.2f}" for difference in seen.rouge_difference.values()),
+        )  # fmt: skip
+    unseen = f"; not seen, for no prompt is so long: {', '.join(found.record.unseen)}" if found.record.unseen else ""
     console.emit(
-        {**record.model_dump(), "truncated": found.truncated, "transformers_seconds": reference_s,
-         "artifact_seconds": artifact_s},
-        f"{record.identical} of {record.examples} summaries are those of transformers in fp32 "
-        f"(artifact: {opened.manifest.dtype}, beams: {record.num_beams}, cut dialogues: {found.truncated})",
+        {**found.record.model_dump(mode="json"), "truncated": found.truncated},
+        f"{opened.manifest.dtype} artifact against transformers in fp32, ROUGE as artifact minus transformers "
+        f"(cut dialogues: {found.truncated}{unseen})",
         table,
-        f"{console.duration(artifact_s)} against {console.duration(reference_s)}: {reference_s / artifact_s:.1f} times "
-        f"transformers' speed, graphs loaded on the way\nnext: neuron-sum evaluate {artifact}",
-    )  # fmt: skip
-    if record.rouge_difference["ROUGE-1"] < -max_drop:
+        f"next: neuron-sum evaluate {artifact}",
+    )
+    if not found.record.passed:
         raise ArtifactError(
-            f"ROUGE-1 fell by {-record.rouge_difference['ROUGE-1']:.2f} points, allowed are {max_drop}",
+            f"{opened.path} is not as good as what it was compiled from: {max_drop} points of ROUGE-1 may be lost, and "
+            f"in fp32 {ALLOWED_DIFFERENCES:.0%} of the summaries may differ",
             "compile with compile.dtype=bf16 or fp32, or allow more with --max-drop",
         )
 

@@ -199,9 +199,7 @@ def attend(query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], sca
 def _scores(query: Tensor, keys: Tensor) -> Tensor:
     """Query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
     query = query.to(keys.dtype)
-    if (
-        query.shape[2] == 1
-    ):  # one query: a matrix product has nothing to reuse, and a plain sum fuses with its neighbours
+    if query.shape[2] == 1:  # a matrix product has nothing to reuse, and a sum fuses with its neighbours
         return (query * keys).sum(-1, dtype=torch.float32).unsqueeze(2)
     return torch.matmul(query, keys.transpose(-1, -2)).float()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from neuron_sum import adapters, files, models, trained
-from neuron_sum.errors import ModelError, RunError
+from neuron_sum.errors import RunError
 from neuron_sum.recipe import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import RunFolder, open_run
@@ -108,11 +108,15 @@ class Source:
             shutil.copyfile(self.weights / name, folder / name)
 
     def weights_sha256(self) -> str:
-        """One hash of the safetensors it is made of."""
-        folders = [self.weights]
+        """One hash of the safetensors it is made of; a base on a hub counts by its name and commit."""
+        folders, hashes = [self.weights], []
         if self.is_adapter and self.run is not None:
-            folders.append(Path(self.run.model_source()))
-        hashes = [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+            base = Path(self.run.model_source())
+            if base.is_dir():
+                folders.append(base)
+            else:
+                hashes.append(f"{self.run.model_source()}@{getattr(self.config(), '_commit_hash', None)}")
+        hashes += [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -134,6 +138,4 @@ def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str]) -
     recipe = load_recipe(recipe_name, overrides)
     if not isinstance(recipe.method, FullMethod):
         recipe = recipe.model_copy(update={"method": FullMethod()})
-    if recipe.compile.adapters is not None and (path / "adapter_config.json").is_file():
-        raise ModelError(f"{path} is an adapter without its run", "give the run's folder")
     return Source(path, recipe, None)

@@ -1,20 +1,27 @@
 """Holds an artifact's text against transformers', from the same weights; the manifest keeps what was seen."""
 
+import dataclasses
 import datetime
-import time
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from compile.source import Source, open_source
-from neuron_sum import console
-from neuron_sum.artifact import RECIPE, Artifact, Verification, write_manifest
+from neuron_sum.artifact import RECIPE, Artifact, Bucket, Check, Verification, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, DataError
 from neuron_sum.evaluation.generate import summarize_all
+from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, rouge
+from neuron_sum.generation import StepGenerator
 from neuron_sum.recipe import Recipe
+from neuron_sum.runtimes.base import Generator
+from neuron_sum.runtimes.graphs import GraphRuntime, Step
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
+
+ALLOWED_DIFFERENCES = 0.02
+"""Share of fp32 summaries that may differ: rounding decides where transformers scores two continuations alike."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +32,29 @@ class Comparison:
         record: What the manifest keeps.
         differing: (id, transformers' summary, the artifact's) where they differ.
         truncated: Dialogues that were cut to fit.
-        seconds: Wall time of transformers and of the artifact.
     """
 
     record: Verification
     differing: list[tuple[str, str, str]]
     truncated: int
-    seconds: tuple[float, float]
 
 
-def verify(artifact: Artifact, source_path: Path | None, examples: int) -> Comparison:
-    """Summarizes the same dialogues twice, and writes the difference into the manifest.
+def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop: float) -> Comparison:
+    """Summarizes the same dialogues with transformers and with every batch size and beam width of the artifact.
+
+    The manifest keeps what was seen, passed or not.
 
     Args:
         artifact: To be checked.
         source_path: The run or checkpoint it came from, where that has moved.
         examples: How many of the evaluation split's dialogues.
+        max_drop: ROUGE-1 points that may be lost.
 
     Raises:
         ArtifactError: If the weights there are not those it was compiled from.
         DataError: If there are no dialogues to summarize.
     """
-    manifest, recipe = artifact.manifest, _recipe(artifact)
+    manifest, recipe = artifact.manifest, artifact.recipe
     source = open_source(source_path or Path(manifest.source.path), str(artifact.path / RECIPE), [])
     _check_same_weights(artifact, source)
     dataset = load_dataset(recipe.data)
@@ -54,52 +62,65 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int) -> Compa
     if not chosen:
         raise DataError(f"{dataset.origin} has no {recipe.evaluate.split} split", "an artifact of a recipe with data")
     ids, dialogues = [example.id for example in chosen], [example.dialogue for example in chosen]
+    references, protocol = [example.references for example in chosen], RougeProtocol.of(recipe.evaluate)
     model, tokenizer = source.load()
     reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
-    started = time.perf_counter()
-    expected = summarize_all(reference, tokenizer, recipe, ids, dialogues, description="transformers, fp32")
-    between = time.perf_counter()
-    generator, tokenizer = load_generator(artifact)
-    loaded = time.perf_counter()
-    actual = summarize_all(generator, tokenizer, recipe, ids, dialogues, description=f"artifact, {manifest.dtype}")
-    ended = time.perf_counter()
+    compiled, _ = load_generator(artifact)
+    generator, used = _recording(compiled)
+    checks, differing, truncated = [], list[tuple[str, str, str]](), 0
+    for num_beams in manifest.num_beams:
+        asked = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"num_beams": num_beams})})
 
-    references = [example.references for example in chosen]
-    protocol = RougeProtocol.of(recipe.evaluate)
-    before, after = (
-        {name: float(values.mean()) for name, values in rouge([p.summary for p in made], references, protocol).items()}
-        for made in (expected, actual)
-    )
-    pairs = list(zip(expected, actual, strict=True))
+        def summarize(by: Generator, what: str, asked: Recipe = asked) -> list[Prediction]:
+            return summarize_all(by, tokenizer, asked, ids, dialogues, description=what)
+
+        def scores(made: list[Prediction]) -> dict[str, float]:
+            found = rouge([prediction.summary for prediction in made], references, protocol)
+            return {name: float(values.mean()) for name, values in found.items()}
+
+        expected = summarize(reference, f"transformers, beams {num_beams}")
+        before = scores(expected)
+        for batch in sorted({bucket.batch for bucket in manifest.buckets}):
+            actual = summarize(
+                dataclasses.replace(generator, most=batch), f"artifact, beams {num_beams}, batch {batch}"
+            )
+            pairs = [
+                (one.id, one.summary, other.summary)
+                for one, other in zip(expected, actual, strict=True)
+                if one.summary != other.summary
+            ]
+            after = scores(actual)
+            difference = {name: round(after[name] - before[name], 3) for name in before}
+            checks.append(
+                Check(batch=batch, num_beams=num_beams, identical=len(ids) - len(pairs), rouge_difference=difference)
+            )
+            differing += pairs
+            truncated = sum(prediction.truncated for prediction in actual)
+    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.dtype == "fp32" else len(ids)
     record = Verification(
-        examples=len(chosen),
-        identical=sum(one.summary == other.summary for one, other in pairs),
-        rouge_difference={name: round(after[name] - before[name], 3) for name in before},
-        num_beams=recipe.generate.num_beams,
+        examples=len(ids),
+        checks=tuple(checks),
+        unseen=tuple(str(bucket) for bucket in manifest.buckets if bucket not in used),
+        max_drop=max_drop,
+        passed=all(
+            check.rouge_difference["ROUGE-1"] >= -max_drop and len(ids) - check.identical <= allowed for check in checks
+        ),
         checked=datetime.date.today().isoformat(),
     )
     write_manifest(artifact.path, manifest.model_copy(update={"verified": record}))
-    return Comparison(
-        record,
-        [(one.id, one.summary, other.summary) for one, other in pairs if one.summary != other.summary],
-        sum(prediction.truncated for prediction in actual),
-        (between - started, ended - loaded),
-    )
+    return Comparison(record, differing, truncated)
 
 
-def _recipe(artifact: Artifact) -> Recipe:
-    """The artifact's recipe, with lengths and beams that it was compiled for."""
-    recipe, manifest = artifact.recipe, artifact.manifest
-    beams = recipe.generate.num_beams if recipe.generate.num_beams in manifest.num_beams else manifest.num_beams[0]
-    longest = max(bucket.target_len for bucket in manifest.buckets)
-    generate = recipe.generate.model_copy(
-        update={"num_beams": beams, "max_new_tokens": min(recipe.generate.max_new_tokens, longest)}
-    )
-    cut = min(recipe.data.max_source_length, manifest.max_source_len)
-    if cut < recipe.data.max_source_length:
-        console.note(f"dialogues are cut to {cut} tokens, the longest bucket, for both")
-    data = recipe.data.model_copy(update={"max_source_length": cut})
-    return recipe.model_copy(update={"generate": generate, "data": data})
+def _recording(generator: StepGenerator) -> tuple[StepGenerator, set[Bucket]]:
+    """The same generator, and the buckets that it will have used."""
+    runtime, used = generator.runtime, set[Bucket]()
+    assert isinstance(runtime, GraphRuntime)
+
+    def step(bucket: Bucket, num_beams: int) -> Step:
+        used.add(bucket)
+        return runtime.step(bucket, num_beams)
+
+    return dataclasses.replace(generator, runtime=dataclasses.replace(runtime, step=step)), used
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:

@@ -21,6 +21,8 @@ from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
+SCRATCH = "neuron-sum-compile-"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -51,14 +53,18 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
     """
     context = get_context("spawn")
     waiting, running = list(jobs), dict[Connection, tuple[SpawnProcess, Job]]()
-    scratch = Path(tempfile.mkdtemp(prefix="neuron-sum-compile-"))
+    files.sweep(Path(tempfile.gettempdir()), SCRATCH)
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(job, scratch / job.path.stem, theirs))
+                # Until it has a group of its own, a Ctrl-C at the terminal would reach it too; we end it ourselves.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 process.start()
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 theirs.close()
                 running[ours] = process, job
             for ready in connection.wait(list(running)):
@@ -99,16 +105,16 @@ def _work(job: Job, scratch: Path, result: Connection) -> None:
     os.setpgid(0, 0)  # so that the C++ compiler goes with us when we are killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
     scratch.mkdir()
-    os.environ.update(
-        OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1", TORCHINDUCTOR_CACHE_DIR=str(scratch / "inductor")
-    )
+    os.environ.update(OMP_NUM_THREADS="1", TORCHINDUCTOR_CACHE_DIR=str(scratch / "inductor"))
     try:
         import torch
+        import torch._inductor.config
 
         from compile.cpu import compile_graph
         from compile.graphs import static_model
 
         torch.set_num_threads(1)
+        torch._inductor.config.compile_threads = 1  # one C++ compiler: this process is one of several already
         compile_graph(static_model(job.config, job.options), job.graph, scratch / "graph.pt2")
         temporary = job.path.with_name(f".{job.path.name}.tmp-{os.getpid()}")
         shutil.move(scratch / "graph.pt2", temporary)

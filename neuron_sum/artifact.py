@@ -98,15 +98,27 @@ class SourceRecord(Section):
     weights_sha256: str
 
 
+class Check(Section):
+    """The graphs of one batch size and beam width, against transformers in fp32 with the same weights."""
+
+    batch: int
+    num_beams: int
+    identical: int
+    """Generated texts that are transformers' own."""
+    rouge_difference: dict[str, float]
+    """The artifact's ROUGE minus transformers', in points."""
+
+
 class Verification(Section):
     """What `neuron-sum compile verify` saw."""
 
     examples: int
-    identical: int
-    """Generated texts equal to transformers' in fp32, from the same weights."""
-    rouge_difference: dict[str, float]
-    """The artifact's ROUGE minus transformers', in points."""
-    num_beams: int
+    checks: tuple[Check, ...]
+    unseen: tuple[str, ...]
+    """Buckets that no example was put into."""
+    max_drop: float
+    """ROUGE-1 points that were allowed to be lost."""
+    passed: bool
     checked: str
     """The day."""
 
@@ -213,7 +225,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 def _files(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path != folder / MANIFEST:
             yield path.relative_to(folder).as_posix()
 
 
@@ -222,7 +234,7 @@ def _read_manifest(path: Path) -> Manifest:
         content: dict[str, Any] = files.read_json(path)
         digest = content.pop("digest", None)
         version = content.get("format_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} is no manifest: {error}", "copy the artifact again, or compile again") from error
     if version != FORMAT_VERSION:
         raise ArtifactError(

@@ -1,8 +1,10 @@
-"""What this CPU can do, as /proc/cpuinfo says it."""
+"""What this machine's CPU can do, as /proc/cpuinfo says it, and what memory it has free."""
 
 import re
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 RELEVANT = re.compile(
     r"^(sse\w*|ssse3|avx\w*|amx\w*|fma|f16c|bmi\d|abm|popcnt|movbe|adx|vaes|vpclmulqdq|gfni|aes|sha_ni)$"
@@ -30,6 +32,15 @@ def missing(dtype: str) -> str | None:
     if any(needed <= flags() for needed in NEEDED[dtype]):
         return None
     return " or ".join(" and ".join(sorted(needed)) for needed in NEEDED[dtype])
+
+
+def available_memory() -> float:
+    """Free bytes of main memory; a container's limit counts."""
+    free = float(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, float(text) - float(used.read_text()))
+    return free
 
 
 def _cpuinfo(field: str) -> str:

@@ -14,8 +14,8 @@ from neuron_sum.errors import NeuronSumError
 
 INTRODUCTION = """\
 A tiny T5 takes the place of FLAN-T5, of which no weights come with the package. First its base, which sees other
-scenarios than those it is then tuned and tested on; then the three methods, each from that base. The best of them is
-compiled ahead of time for this machine's CPU and compared like the others."""
+scenarios than those it is then tuned and tested on; then the three methods, each from that base. The one tuned
+in full is compiled ahead of time for this machine's CPU and compared like the others."""
 METHODS = {"full": "tiny-full", "lora": "tiny-lora", "prompt-tuning": "tiny-prompt-tuning"}
 
 

@@ -4,14 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from neuron_sum.errors import ResourceError
+
+LEFT_AFTER_S = 24 * 3600.0
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,9 +42,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` once its block has ended well, and vanishes if it has not."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    for left in path.parent.glob(f".{path.name}.tmp-*"):  # of a process that was killed
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])) or left == temporary:
-            shutil.rmtree(left, ignore_errors=True)
+    sweep(path.parent, f".{path.name}.tmp-")
+    if not path.exists():  # a kill between the two renames below left only the old one
+        for old in path.parent.glob(f".{path.name}.old-*"):
+            old.replace(path)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -54,6 +57,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path, prefix: str = ".") -> None:
+    """Removes temporaries of that prefix that a killed process left there a day ago or longer."""
+    for left in folder.glob(f"{prefix}*"):
+        if (prefix != "." or ".tmp-" in left.name) and time.time() - left.stat().st_mtime > LEFT_AFTER_S:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

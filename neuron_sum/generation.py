@@ -32,15 +32,17 @@ class StepGenerator:
     Attributes:
         runtime: What is stepped.
         default_adapter: Who answers where no adapters are asked for; None for the base model.
+        most: Prompts at a time; None for as many as the largest bucket takes.
     """
 
     runtime: StepRuntime
     default_adapter: str | None = None
+    most: int | None = None
 
     @property
     def batch_size(self) -> int:
-        """The largest bucket's."""
-        return max(bucket.batch for bucket in self.runtime.buckets)
+        """Prompts at a time."""
+        return self.most or max(bucket.batch for bucket in self.runtime.buckets)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None
@@ -50,13 +52,16 @@ class StepGenerator:
         Args:
             prompts: Token ids, any number of rows.
             settings: Lengths, beams, penalties.
-            adapters: For each prompt the name of its adapter, None for the base model; default: default_adapter.
+            adapters: For each prompt the name of its adapter, None for the base model; default: default_adapter. All
+                prompts of a batch see the same version of one; a call with several batches may see a newer one later.
 
         Raises:
             ArtifactError: If no bucket fits, or the graphs were compiled for other beams.
             ModelError: For an adapter that is not loaded.
         """
         names = list(adapters) if adapters is not None else [self.default_adapter] * len(prompts)
+        if len(names) != len(prompts):
+            raise ValueError(f"{len(names)} adapters for {len(prompts)} prompts")
         if self.runtime.adapters is None and any(names):
             raise ArtifactError(
                 f"adapter {next(filter(None, names))!r}: the graphs have no adapter slots",
@@ -106,7 +111,8 @@ def choose_bucket(runtime: StepRuntime, examples: int, source_len: int, settings
         raise ArtifactError(
             f"generate.max_new_tokens = {settings.max_new_tokens} with {examples} prompts of {source_len} tokens: "
             f"no bucket of {', '.join(map(str, runtime.buckets))} (batch x source x target) fits",
-            "ask for fewer new tokens, or compile a bucket for it",
+            f"--set generate.max_new_tokens={max(bucket.target_len for bucket in runtime.buckets)}, or compile again "
+            "with a larger compile.target_len",
         )
     return min(fitting, key=lambda bucket: (bucket.batch, bucket.source_len, bucket.target_len))
 

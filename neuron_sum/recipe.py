@@ -214,6 +214,12 @@ class GenerateConfig(Section):
     early_stopping: bool = False
     batch_size: int = Field(8, ge=1)
 
+    @model_validator(mode="after")
+    def _room_for_the_least(self) -> "GenerateConfig":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens must not exceed max_new_tokens")
+        return self
+
 
 class AdapterSlotsConfig(Section):
     """Room in the compiled graphs for adapters that are loaded, swapped and mixed without another compile."""

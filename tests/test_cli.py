@@ -186,6 +186,7 @@ def test_the_demo_and_the_readmes_commands_run(neuron_sum: CommandLine, tmp_path
     rouge1 = {system["system"]: system["scores"]["ROUGE-1"]["value"] for system in systems}
     assert rouge1["full"] > rouge1["lora"] > rouge1["untuned"] + 20
     assert rouge1["full"] > rouge1["lead-3"] + 20
+    assert rouge1["compiled"] == rouge1["full"]
 
     shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "dialogue.txt").write_text("#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n")

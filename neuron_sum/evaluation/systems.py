@@ -90,7 +90,9 @@ def _parse(spec: str, name: str | None) -> System:
     if hash_sign and Path(file).is_file():
         return System(name or column, file=Path(file), column=column)
     if is_artifact(path):
-        return System(name or path.resolve().name, artifact=open_artifact(path))
+        parent, own = path.resolve().parent, path.resolve().name
+        of_run = f"{parent.parent.name}-{own}" if parent.name == "artifacts" else own
+        return System(name or of_run, artifact=open_artifact(path))
     if (path / "recipe.yaml").is_file():
         run = open_run(path)
         return System(name or run.path.resolve().name, run=run)

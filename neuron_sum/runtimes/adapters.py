@@ -1,11 +1,13 @@
 """Adapters as data: which slot holds which adapter, loaded, swapped and removed while requests run."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,19 +49,20 @@ class AdapterSlots:
         with self._changed:
             return sorted(self._slots)
 
-    def load(self, name: str, folder: Path) -> None:
+    def load(self, name: str, folder: Path, timeout_s: float = 60.0) -> None:
         """Loads an adapter, or replaces the one of that name; nothing is compiled.
 
         Args:
             name: What requests ask for.
             folder: LoRA or prompt tuning, in PEFT's layout, safetensors only.
+            timeout_s: How long to wait for a slot that running batches still use.
 
         Raises:
             ModelError: If it does not fit the slots, or none is free.
         """
         contents = self._read(folder)
         with self._changed:
-            slot = self._free_slot(name)
+            slot = self._free_slot(name, time.monotonic() + timeout_s)
             for key, stack in self._stacks.items():
                 stack[slot] = contents.get(key, torch.zeros(())).to(stack.dtype)
             self._slots[name] = slot
@@ -97,7 +100,7 @@ class AdapterSlots:
                     self._leases[slot] -= 1
                 self._changed.notify_all()
 
-    def _free_slot(self, name: str) -> int:
+    def _free_slot(self, name: str, deadline_s: float) -> int:
         """A slot nobody has or uses; waits for batches that still use a slot whose adapter is gone."""
         while True:
             taken = {slot for other, slot in self._slots.items() if other != name}
@@ -112,7 +115,11 @@ class AdapterSlots:
                     return slot
             if name in self._slots and not self._leases[self._slots[name]]:
                 return self._slots[name]
-            self._changed.wait()
+            if not self._changed.wait(deadline_s - time.monotonic()):
+                raise ModelError(
+                    f"adapter {name!r} was not loaded: every slot it could have is in use",
+                    "to replace adapters under load, compile.adapters.slots must be one more than there are adapters",
+                )
 
     def _unknown(self, name: str) -> ModelError:
         loaded = ", ".join(sorted(self._slots)) or "none"
@@ -122,13 +129,16 @@ class AdapterSlots:
         """The contents of one slot by stack name, in float32, padded to the compiled rank, the scale in B."""
         try:
             config = files.read_json(folder / "adapter_config.json")
-            tensors = load_file(folder / "adapter_model.safetensors")
-        except OSError as error:
+            return self._contents(folder, config, load_file(folder / "adapter_model.safetensors"))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
                 f"{folder} is no adapter: {error}", "PEFT's layout, as training writes adapter/"
             ) from error
+
+    def _contents(self, folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if config["peft_type"] == "PROMPT_TUNING":
-            return self._soft_prompt(folder, tensors["prompt_embeddings"])
+            # PEFT's default for T5 stores a second, unused half for the decoder.
+            return self._soft_prompt(folder, tensors["prompt_embeddings"][: int(str(config["num_virtual_tokens"]))])
         if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
             raise ModelError(
                 f"{folder}: {config['peft_type']}", "slots take LoRA (no DoRA, no modules_to_save) and soft prompts"
@@ -156,8 +166,10 @@ class AdapterSlots:
         return contents
 
     def _soft_prompt(self, folder: Path, vectors: Tensor) -> dict[str, Tensor]:
-        room = self._stacks[VECTORS].shape[1] if VECTORS in self._stacks else 0
-        if len(vectors) > room or vectors.shape[1] != self._stacks[VECTORS].shape[2]:
+        room, width = self._stacks[VECTORS].shape[1:] if VECTORS in self._stacks else (0, vectors.shape[1])
+        if vectors.shape[1] != width:
+            raise ModelError(f"{folder} does not fit this base model: vectors of {vectors.shape[1]}, not {width}")
+        if len(vectors) > room:
             raise ModelError(
                 f"{folder} is a soft prompt of {len(vectors)} tokens, the graphs have room for {room}",
                 "compile with compile.adapters.soft_prompt_tokens",

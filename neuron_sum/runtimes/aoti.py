@@ -80,8 +80,8 @@ class _Packages:
 
 
 def _check(artifact: Artifact) -> None:
-    for name, compiled in artifact.manifest.stack.items():
-        if (here := stack().get(name)) != compiled:
+    for name, here in stack().items():
+        if (compiled := artifact.manifest.stack.get(name)) != here:
             raise ArtifactError(
                 f"stack.{name}: compiled with {compiled}, this is {here}",
                 f"install {name}=={compiled}, or compile again",

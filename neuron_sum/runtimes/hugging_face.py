@@ -43,9 +43,10 @@ class TransformersGenerator:
             padding_side="left" if decoder_only else "right",
             return_tensors="pt",
         ).to(model.device)
-        beams = set() if settings.num_beams > 1 else {"early_stopping", "length_penalty"}  # of no meaning without beams
+        # Of no meaning without beams, and transformers would say so.
+        unused = set() if settings.num_beams > 1 else {"early_stopping", "length_penalty"}
         generation = GenerationConfig(
-            **settings.model_dump(exclude={"batch_size", *beams}),
+            **settings.model_dump(exclude={"batch_size", *unused}),
             do_sample=False,
             pad_token_id=config.pad_token_id,
             eos_token_id=config.eos_token_id,
@@ -57,7 +58,8 @@ class TransformersGenerator:
         if decoder_only and getattr(model, "active_peft_config", None) and model.active_peft_config.is_prompt_learning:
             inputs, generator = _soft_prompt_inputs(model, **inputs), model.base_model
         with torch.inference_mode():
-            rows = generator.generate(**inputs, generation_config=generation)
+            # Else a checkpoint's own defaults (sampling, penalties) replace what equals transformers' defaults.
+            rows = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
         # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
         skipped = (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
         eos = config.eos_token_id

@@ -34,7 +34,7 @@ class SharedWeights:
         missing = [name for name in names if name not in self._made]
         for name in missing:
             if name.endswith(PACKED):
-                self._made[name] = _packed(self._read(name.removesuffix(PACKED) + PLAIN))
+                self._made[name] = packed(self._read(name.removesuffix(PACKED) + PLAIN))
         self._made.update(_on_huge_pages({n: self._read(n) for n in missing if not n.endswith(PACKED)}))
         return {name: self._made[name] for name in names}
 
@@ -43,13 +43,13 @@ class SharedWeights:
         return tensor
 
 
-def _packed(weight: Tensor) -> Tensor:
+def packed(weight: Tensor) -> Tensor:
     """A weight (out, in) in oneDNN's blocked layout for this CPU."""
     if weight.dtype == torch.int8:
-        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+        blocked: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
     else:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return packed
+        blocked = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return blocked
 
 
 def _on_huge_pages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,13 +7,13 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from transformers import PretrainedConfig
 
+from neuron_sum import cpu
 from neuron_sum.console import size
 from neuron_sum.errors import ResourceError
 from neuron_sum.models import ParameterCount, is_decoder_only
@@ -140,11 +140,7 @@ def available_memory() -> tuple[float, str]:
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
     own = float(psutil.Process().memory_info().rss)  # the model is loaded already, and is counted as needed
-    free = float(psutil.virtual_memory().available) + own
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, float(text) - float(used.read_text()) + own)
-    return free, "this machine's CPU"
+    return cpu.available_memory() + own, "this machine's CPU"
 
 
 def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) -> float:
