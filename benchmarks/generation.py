@@ -111,7 +111,7 @@ def main() -> None:
 
 def jobs_for(work: Path, names: list[str], model: str, batch: int, threads: int) -> dict[str, Job]:
     """What each system has to do for a model, a batch and a number of threads."""
-    fixed = f"-batch{batch}-threads{threads}"
+    fixed = f"-batch{batch}"
     artifacts = {name: work / model / (name + (fixed if SYSTEMS[name].fixed else "")) for name in names}
     return {name: Job(work / model / "checkpoint", artifacts[name], batch, threads) for name in names}
 

@@ -52,7 +52,7 @@ class System:
         packages: The distributions whose versions are printed.
         peer: Whether it runs in the peers' environment.
         int8: Whether it is an int8 peer, one of those that the best is chosen from.
-        fixed: Whether an artifact is for one batch and one number of threads.
+        fixed: Whether an artifact is for one batch.
     """
 
     load: Callable[[Job], Generate]
@@ -127,7 +127,6 @@ def _ours(job: Job, *, dtype: str) -> Generate:
         from compile.build import build, make_plan
         from compile.source import open_source
 
-        _give_tokenizer(job.checkpoint)
         settings = {
             "dtype": dtype,
             "batch_sizes": [job.batch],
@@ -139,18 +138,6 @@ def _ours(job: Job, *, dtype: str) -> Generate:
     generator, _ = load_generator(open_artifact(job.artifact))
     asked = GenerateConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
     return lambda input_ids: generator.generate(input_ids, asked)
-
-
-def _give_tokenizer(checkpoint: Path) -> None:
-    """Puts a tokenizer beside random weights, for an artifact holds one; nothing here is text."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(checkpoint)
 
 
 # ---------------------------------------------------------------- the others ----------------------------------------

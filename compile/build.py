@@ -214,8 +214,9 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int = 0) -> Non
     """
     if output.exists() and not output.is_dir():
         raise RunError(f"{output} is a file", "choose a folder with --output")
-    files.check_writable(cache.folder(), 0)
-    files.check_writable(output.resolve().parent, needed_bytes)
+    for folder, size in ((cache.folder(), 0), (output.resolve().parent, needed_bytes)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        files.check_writable(there, size)
     if output.exists() and any(output.iterdir()):
         if not (output / "manifest.json").is_file():
             raise RunError(f"{output} is not empty and not an artifact", "choose another folder with --output")

@@ -25,6 +25,7 @@ from neuron_sum.evaluation.statistics import bootstrap, paired_bootstrap
 from neuron_sum.evaluation.systems import parse_systems
 from neuron_sum.recipe import DataConfig, EvaluateConfig, PromptTuningMethod
 from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
 
 MEAN = RougeProtocol()
 KINDS = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
@@ -189,7 +190,7 @@ def test_a_summary_does_not_depend_on_its_neighbours(config: dict[str, object], 
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
     one_by_one, together = (
         summarize_all(
-            model, tokenizer, load_recipe("tiny", [f"generate.batch_size={size}"]), ids, dialogues, quiet=True
+            TransformersGenerator(model, tokenizer, size), tokenizer, load_recipe("tiny"), ids, dialogues, quiet=True
         )
         for size in (1, 6)
     )
@@ -202,8 +203,8 @@ def test_generation_goes_on_where_a_kill_stopped_it(tmp_path: Path) -> None:
     model, tokenizer = untrained(T5)
     examples = load_dataset(DataConfig())["test"][:8]
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
-    recipe = load_recipe("tiny", ["generate.batch_size=2"])
-    whole = summarize_all(model, tokenizer, recipe, ids, dialogues, quiet=True)
+    recipe, generator = load_recipe("tiny"), TransformersGenerator(model, tokenizer, 2)
+    whole = summarize_all(generator, tokenizer, recipe, ids, dialogues, quiet=True)
     partial = tmp_path / "partial.jsonl"
     partial.write_text("".join(made.to_json() + "\n" for made in whole[:3]) + '{"id": "test_4", "summ')
     calls = 0
@@ -213,7 +214,7 @@ def test_generation_goes_on_where_a_kill_stopped_it(tmp_path: Path) -> None:
         calls += 1
 
     handle = model.encoder.register_forward_hook(count)
-    again = summarize_all(model, tokenizer, recipe, ids, dialogues, partial, quiet=True)
+    again = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, quiet=True)
     handle.remove()
     assert again == whole
     assert calls == 3  # five dialogues left, two in a batch
@@ -229,7 +230,9 @@ def test_odd_line_ends_in_a_summary_are_kept(tmp_path: Path) -> None:
 def test_truncation_and_the_token_limit_are_told() -> None:
     model, tokenizer = untrained(T5)
     recipe = load_recipe("tiny", ["data.max_source_length=40", "generate.max_new_tokens=3"])
-    made = summarize_all(model, tokenizer, recipe, ["a"], ["#Person1#: word " * 50], quiet=True)[0]
+    made = summarize_all(
+        TransformersGenerator(model, tokenizer, 1), tokenizer, recipe, ["a"], ["#Person1#: word " * 50], quiet=True
+    )[0]
     assert made.truncated
     assert made.input_tokens <= 40
     assert made.hit_limit == (made.output_tokens == 3)
