@@ -175,6 +175,7 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     output = output.resolve()
     check_output(output, overwrite=overwrite, needed_bytes=plan.weights_bytes())
     missing = plan.missing
+    cache.folder().mkdir(parents=True, exist_ok=True)
     files.sweep(cache.folder())
     work = [Job(plan.config, plan.options, graph, plan.cached[graph.file]) for graph in missing]
     try:
