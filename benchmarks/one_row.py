@@ -1,0 +1,139 @@
+"""What one row costs: oneDNN's product with a packed weight beside the sum over the plain weight that Inductor writes.
+
+    python benchmarks/one_row.py [--out 4096] [--in 768]
+
+Many copies of one weight in turn, as many as a step of FLAN-T5-base reads, so that no cache holds them; one thread;
+medians of process CPU time. Also the rate at which memory is read on small pages and on huge ones.
+"""
+
+import argparse
+import mmap
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compile.cpu import INDUCTOR, LINEARS
+from compile.layers import GraphOptions, Linear
+from neuron_sum import cpu
+from neuron_sum.artifact import Dtype
+from neuron_sum.runtimes.weights import SharedWeights, packed
+
+READ_BYTES = 150_000_000
+ROUNDS = 7
+
+
+class OneRow(nn.Module):
+    """One projection without adapters."""
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (1, in) -> (1, out)."""
+        return self.layer.product(inputs).float()
+
+
+def main() -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=int, default=4096)
+    parser.add_argument("--in", type=int, default=768, dest="width")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console()
+    console.print(f"{cpu.name()}, torch {torch.__version__}")
+    table = Table("dtype", "oneDNN µs", "fused sum µs", "ratio", title=f"one row, {options.out} x {options.width}")
+    for dtype in LINEARS:
+        if cpu.missing(dtype) is None:
+            both = _onednn_us(dtype, options.out, options.width), _fused_us(dtype, options.out, options.width)
+            table.add_row(dtype, *(f"{value:.0f}" for value in both), f"{both[0] / both[1]:.2f}")
+    console.print(table)
+    pages = Table("pages", "GB/s read", title="256 MB read in order")
+    for name, huge in (("small", False), ("huge", True)):
+        pages.add_row(name, f"{_read_rate(huge):.1f}")
+    console.print(pages)
+
+
+def _weights(dtype: Dtype, out: int, width: int) -> tuple[Linear, dict[str, Tensor]]:
+    layer = LINEARS[dtype](
+        {"one": out}, width, GraphOptions(dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
+    )
+    return layer, layer.weights({"one.weight": torch.randn(out, width)})
+
+
+def _copies(weight: Tensor) -> int:
+    return max(1, READ_BYTES // (weight.numel() * weight.element_size()))
+
+
+def _onednn_us(dtype: Dtype, out: int, width: int) -> float:
+    _, stored = _weights(dtype, out, width)
+    weights = [packed(stored["weight"].clone()) for _ in range(_copies(stored["weight"]))]
+    if dtype != "int8":
+        row = torch.randn(1, width).to(stored["weight"].dtype)
+        products = [lambda w=w: torch.ops.mkldnn._linear_pointwise(row, w, None, "none", [], "") for w in weights]
+        return _median_us(products)
+    quantised, unit = torch.randint(0, 255, (1, width), dtype=torch.uint8), torch.ones(1)
+    point, zero = torch.full((1,), 128, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    rest = (stored["scale"], zero, None, 1.0, 0, torch.float32, "none", [], "")
+    return _median_us(
+        [lambda w=w: torch.ops.onednn.qlinear_pointwise.tensor(quantised, unit, point, w, *rest) for w in weights]
+    )
+
+
+def _fused_us(dtype: Dtype, out: int, width: int) -> float:
+    layer, stored = _weights(dtype, out, width)
+    row = torch.randn(1, width)
+    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+        folder = Path(name)
+        exported = torch.export.export(OneRow(layer), (row,), strict=False)
+        path = torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(folder / "row.pt2"), inductor_configs=INDUCTOR
+        )
+        save_file(stored, folder / "weights.safetensors")
+        graphs = []
+        for _ in range(_copies(stored["weight"])):
+            graph = torch._inductor.aoti_load_package(path)
+            own = SharedWeights(folder / "weights.safetensors", {}, {}).get(
+                fqn.removeprefix("layer.") for fqn in graph.get_constant_fqns()
+            )
+            graph.load_constants({f"layer.{k}": v for k, v in own.items()}, check_full_update=True, user_managed=True)
+            graphs.append((graph, own))
+        return _median_us([lambda g=graph: g(row) for graph, _ in graphs])
+
+
+def _median_us(products: Sequence[Callable[[], object]]) -> float:
+    rounds = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        for product in products:
+            product()
+        rounds.append((time.process_time() - started) / len(products) * 1e6)
+    return statistics.median(rounds[1:])
+
+
+def _read_rate(huge: bool) -> float:
+    block = mmap.mmap(-1, 256 << 20)
+    block.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+    tensor = torch.frombuffer(block, dtype=torch.float32).fill_(1.0)
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        tensor.sum()
+        seconds.append(time.process_time() - started)
+    return tensor.numel() * 4 / statistics.median(seconds[1:]) / 1e9
+
+
+if __name__ == "__main__":
+    main()
