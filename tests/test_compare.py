@@ -128,7 +128,7 @@ def test_the_card_tells_the_licence_of_what_the_model_was_trained_on(runs: Path,
 
 def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
     for arguments, code, expected in (
-        (("compare", "lead-3"), 8, "no run brings the data"),
+        (("compare", "lead-3"), 8, "no run or artifact brings the data"),
         (("compare", "nowhere"), 8, "no system 'nowhere'"),
         (("evaluate", "full", "--set", "evaluate.split=tset"), 3, "evaluate.split = 'tset'"),
         (("compare", "human", "-r", "tiny", "-s", "evaluate.split=train"), 4, "have one reference only"),
