@@ -55,7 +55,7 @@ def packed(weight: Tensor) -> Tensor:
 def _on_huge_pages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in one block of memory that asks for huge pages.
 
-    A step reads every weight once, and with pages of 4 kB the address lookups take as long as the reading
+    A step reads every weight once, and on small pages looking up addresses can take as long as reading
     (docs/performance.md). A mapped file has no huge pages.
     """
     aligned = {
