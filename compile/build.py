@@ -260,9 +260,9 @@ def _manifest(
     aliases: dict[str, str], folder: Path,
 ) -> Manifest:  # fmt: skip
     prompt, config = source.recipe.prompt.resolve(), plan.config
-    start = None if is_decoder_only(config) else config.decoder_start_token_id
-    if start is None and not is_decoder_only(config):
-        start = tokenizer.pad_token_id
+    start = None
+    if not is_decoder_only(config):  # a T5 that names no start token starts with padding
+        start = tokenizer.pad_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
     return Manifest(
         neuron_sum=__version__,
         model_type=config.model_type,

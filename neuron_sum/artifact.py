@@ -158,11 +158,6 @@ class Manifest(Section):
     """Relative path -> sha256, of every file but the manifest."""
     verified: Verification | None = None
 
-    @property
-    def max_source_len(self) -> int:
-        """Tokens of the longest prompt that a bucket takes."""
-        return max(bucket.source_len for bucket in self.buckets)
-
 
 @dataclass(frozen=True)
 class Artifact:

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 def sweep(folder: Path, prefix: str = ".") -> None:
     """Removes temporaries of that prefix that a killed process left there a day ago or longer."""
     for left in folder.glob(f"{prefix}*"):
-        if (prefix != "." or ".tmp-" in left.name) and time.time() - left.stat().st_mtime > LEFT_AFTER_S:
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        with suppress(OSError):  # another process moved it meanwhile, or it is another person's
+            if (prefix != "." or ".tmp-" in left.name) and time.time() - left.stat().st_mtime > LEFT_AFTER_S:
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
 
 
 def sha256(path: Path) -> str:

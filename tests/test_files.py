@@ -1,0 +1,44 @@
+"""What a killed process leaves behind: swept when old, left alone while in use, restored where it was whole."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from compile import cache
+from neuron_sum import files
+from neuron_sum.errors import CompileError
+
+
+def aged(path: Path) -> Path:
+    then = time.time() - files.LEFT_AFTER_S - 60
+    os.utime(path, (then, then))
+    return path
+
+
+def test_only_old_temporaries_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".a.pt2.tmp-1").write_text("x")
+    (tmp_path / ".b.pt2.tmp-2").write_text("x")
+    (tmp_path / ".mine").write_text("x")
+    (tmp_path / ".c.tmp-3").mkdir()
+    for name in (".a.pt2.tmp-1", ".mine", ".c.tmp-3"):
+        aged(tmp_path / name)
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.pt2.tmp-2", ".mine"]
+
+
+def test_a_folder_that_a_kill_left_between_two_renames_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".artifact.old-7").mkdir()
+    (tmp_path / ".artifact.old-7" / "kept").write_text("x")
+    with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "artifact"):
+        raise ZeroDivisionError
+    assert (tmp_path / "artifact" / "kept").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_damaged_graph_in_the_cache_is_told(tmp_path: Path) -> None:
+    (tmp_path / "graph.pt2").write_bytes(b"half a package")
+    with pytest.raises(CompileError, match=r"graph\.pt2 is damaged") as error:
+        cache.copy(tmp_path / "graph.pt2", tmp_path / "copy.pt2")
+    assert "compiled again" in str(error.value.hint)
