@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from functools import cache
@@ -28,10 +27,8 @@ IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_d
 
 
 def folder() -> Path:
-    """NEURON_SUM_CACHE/graphs, else XDG_CACHE_HOME/neuron-sum/graphs, else ~/.cache/neuron-sum/graphs."""
-    if own := os.environ.get("NEURON_SUM_CACHE"):
-        return Path(own) / "graphs"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuron-sum" / "graphs"
+    """In neuron-sum's cache."""
+    return files.cache_folder() / "graphs"
 
 
 def key(config: PretrainedConfig, options: GraphOptions, graph: GraphFile) -> str:

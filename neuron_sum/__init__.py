@@ -3,6 +3,4 @@
 Importing this package imports nothing heavy; every module loads what it needs when it is used.
 """
 
-from importlib.metadata import version
-
-__version__ = version("neuron-sum")
+__version__ = "0.1.0"

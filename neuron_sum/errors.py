@@ -9,6 +9,8 @@
     ├── RunError             8   a run folder is missing, unfinished, or belongs to another recipe
     ├── ArtifactError        9   an artifact is damaged, made for something else, or not compiled for what is asked
     ├── CompileError        10   a compiler is missing or failed; its log is kept
+    ├── ServerError         11   DJL Serving cannot be had, or does not start
+    ├── RequestError        12   an endpoint refused a request, or cannot be reached
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
@@ -90,6 +92,18 @@ class CompileError(NeuronSumError):
     """A compiler is missing, or failed."""
 
     exit_code = 10
+
+
+class ServerError(NeuronSumError):
+    """DJL Serving cannot be had on this machine, or does not start."""
+
+    exit_code = 11
+
+
+class RequestError(NeuronSumError):
+    """An endpoint refused a request, or cannot be reached."""
+
+    exit_code = 12
 
 
 class Interrupted(NeuronSumError):

@@ -70,6 +70,13 @@ def sweep(folder: Path, prefix: str = ".") -> None:
                     left.unlink()
 
 
+def cache_folder() -> Path:
+    """NEURON_SUM_CACHE, else XDG_CACHE_HOME/neuron-sum, else ~/.cache/neuron-sum."""
+    if own := os.environ.get("NEURON_SUM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuron-sum"
+
+
 def sha256(path: Path) -> str:
     """A file's hash, read in pieces."""
     digest = hashlib.sha256()

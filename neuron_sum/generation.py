@@ -44,6 +44,15 @@ class StepGenerator:
         """Prompts at a time."""
         return self.most or max(bucket.batch for bucket in self.runtime.buckets)
 
+    def warm_up(self) -> None:
+        """Loads every graph and runs it once: the first request of a bucket must not pay for that."""
+        for bucket in self.runtime.buckets:
+            rows = [[self.runtime.tokens.eos] * bucket.source_len] * bucket.batch
+            for num_beams in self.runtime.num_beams:
+                with torch.inference_mode():
+                    session = self.runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
+                    session.step(session.start, torch.zeros_like(session.start))
+
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None
     ) -> list[list[int]]:

@@ -262,6 +262,22 @@ class CompileConfig(Section):
         return self
 
 
+class ServeConfig(Section):
+    """How the endpoint behaves; `neuron-sum package` writes it into serving.properties."""
+
+    deadline_s: float = Field(30.0, gt=0, le=55)
+    """From a request's arrival to its answer; then 503. SageMaker itself gives up after 60 s."""
+    queue_size: int = Field(256, ge=1, le=100_000)
+    """Dialogues that may wait; beyond, 503 with Retry-After."""
+    max_items: int = Field(64, ge=1)
+    """Dialogues in one request."""
+    max_characters: int = Field(100_000, ge=1)
+    """Of one dialogue. What has more tokens than the longest bucket takes is cut, and the answer says so."""
+    max_body_bytes: int = Field(6 * 1024 * 1024, ge=1024)
+    log_text: bool = False
+    """Write dialogues and summaries into the log."""
+
+
 class EvaluateConfig(Section):
     """The ROUGE protocol, every part of which moves the score; printed with every result."""
 
@@ -277,7 +293,7 @@ class EvaluateConfig(Section):
 
 
 class Recipe(Section):
-    """A whole run: data, prompt, model, method, training, generation, compile, evaluation."""
+    """A whole run: data, prompt, model, method, training, generation, compile, serving, evaluation."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Also the name of the run's folder."""
@@ -289,6 +305,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     generate: GenerateConfig = GenerateConfig()
     compile: CompileConfig = CompileConfig()
+    serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")

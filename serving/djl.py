@@ -1,0 +1,129 @@
+"""DJL Serving itself: its sources at a pinned commit, built with Maven once together with our plugin, kept in the cache.
+
+    python -m serving.djl [FOLDER]     build it now; FOLDER for an image, else the cache
+
+Maven Central has no server with `option.async_mode`, which the handler needs, so pom.xml builds one from DJL's own
+sources; its dependencies, DJL's api among them, come from Maven Central (docs/serving.md).
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from neuron_sum import console, files
+from neuron_sum.errors import ServerError
+
+VERSION = "0.36.0"
+REPOSITORY = "https://github.com/deepjavalibrary/djl-serving"
+COMMIT = "1e53e50dcbf307c765cf7cc0bb97d23d7c02fb76"
+"""Of tag v0.36.0, 2026-03-11."""
+
+HOME_VARIABLE = "NEURON_SUM_DJL"
+"""The folder of a server that was built elsewhere, as in an image."""
+
+SOURCE_VARIABLE = "NEURON_SUM_DJL_SOURCE"
+"""A checkout of REPOSITORY at that commit, for machines that cannot reach it."""
+
+PROJECT = Path(__file__).with_name("server")
+MAIN_CLASS = "ai.djl.serving.ModelServer"
+LIBRARIES = "lib"
+
+
+def install(folder: Path | None = None) -> Path:
+    """Builds the server, or finds that it was built.
+
+    Args:
+        folder: Where it shall be; None for NEURON_SUM_DJL or the cache.
+
+    Returns:
+        A folder with `lib/`, every jar of the class path.
+
+    Raises:
+        ServerError: If a tool is missing or a source cannot be reached, with what was tried.
+    """
+    target = folder or Path(os.environ.get(HOME_VARIABLE) or _cached())
+    if (target / LIBRARIES).is_dir():
+        return target
+    for tool, package in (("java", "openjdk-17-jdk"), ("mvn", "maven"), ("git", "git")):
+        if shutil.which(tool) is None:
+            raise ServerError(
+                f"DJL Serving {VERSION} is built once, which needs {tool}", f"apt-get install {package}"
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    console.note(f"building DJL Serving {VERSION} (once, about a minute)")
+    sources = _sources()
+    with files.new_folder(target) as temporary:
+        source, build, generated = temporary / "source", temporary / "build", temporary / "generated"
+        shutil.copytree(sources, source, ignore=shutil.ignore_patterns(".git"))
+        _prepare_python(source, generated)
+        _run(
+            ["mvn", "--batch-mode", "--quiet", "--file", str(PROJECT / "pom.xml"), "package",
+             f"-Ddjl.source={source}", f"-Dgenerated={generated}", f"-Dbuild={build}"],
+            "Maven could not build DJL Serving",
+            "its dependencies come from Maven Central; `mvn --version` must show Java 17 or newer",
+        )  # fmt: skip
+        (build / LIBRARIES).rename(temporary / LIBRARIES)
+        for made_on_the_way in (source, generated, build):
+            shutil.rmtree(made_on_the_way)
+    return target
+
+
+def _cached() -> Path:
+    """Named after everything that decides what is built."""
+    digest = hashlib.sha256(COMMIT.encode())
+    for path in [PROJECT / "pom.xml", *sorted(path for path in (PROJECT / "src").rglob("*") if path.is_file())]:
+        digest.update(path.read_bytes())
+    return files.cache_folder() / f"djl-serving-{VERSION}-{digest.hexdigest()[:12]}"
+
+
+def _sources() -> Path:
+    """DJL Serving's sources at the pinned commit and no other: a checkout that was given, else fetched once."""
+    given = os.environ.get(SOURCE_VARIABLE)
+    folder = Path(given) if given else files.cache_folder() / f"djl-serving-source-{VERSION}"
+    if not folder.is_dir():
+        with files.new_folder(folder) as temporary:
+            _run(
+                ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{VERSION}", "--config",
+                 "advice.detachedHead=false", REPOSITORY, str(temporary)],
+                f"DJL Serving's sources could not be fetched from {REPOSITORY}",
+                f"on a machine that can: git clone --branch v{VERSION} {REPOSITORY}; then here "
+                f"{SOURCE_VARIABLE}=THAT-FOLDER",
+            )  # fmt: skip
+    commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is no checkout", None).strip()
+    if commit != COMMIT:
+        raise ServerError(f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}", f"git checkout v{VERSION}")
+    return folder
+
+
+def _prepare_python(source: Path, generated: Path) -> None:
+    """What DJL's own build adds to the worker's files: their version, and the list of what the engine unpacks."""
+    setup = source / "engines" / "python" / "setup"
+    with (setup / "djl_python" / "__init__.py").open("a", encoding="utf-8") as module:
+        module.write(f'\n__version__ = "{VERSION}"\n')
+    names = sorted(
+        path.relative_to(setup).as_posix()
+        for path in (setup / "djl_python").rglob("*")
+        if path.is_file() and "tests" not in path.parts
+    )
+    target = generated / "native" / "lib" / "python.properties"
+    target.parent.mkdir(parents=True)
+    target.write_text(f"version={VERSION}\nlibraries={','.join(['djl_python_engine.py', *names])}\n", encoding="utf-8")
+
+
+def _run(command: list[str], failure: str, hint: str | None) -> str:
+    try:
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr.strip() or error.stdout.strip()).splitlines()
+        raise ServerError(f"{failure}: {' '.join(said[-3:])[:400]}", hint) from error
+    return done.stdout
+
+
+if __name__ == "__main__":
+    print(install(Path(sys.argv[1]) if len(sys.argv) > 1 else None))

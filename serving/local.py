@@ -1,0 +1,232 @@
+"""A real DJL Serving on this machine, bound to 127.0.0.1, which leaves nothing behind."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import psutil
+
+from neuron_sum.errors import ServerError
+from neuron_sum.recipe import ServeConfig
+from serving import djl, properties
+
+START_LIMIT_S = properties.LOADING_TIMEOUT_S
+STOP_LIMIT_S = 30.0
+"""What SageMaker gives a container between SIGTERM and SIGKILL."""
+
+HEAP = "256m"
+CONFIGURATION = djl.PROJECT / "log4j2.xml"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to serve.
+
+    Attributes:
+        name: In URLs.
+        folder: In the layout of package.py.
+    """
+
+    name: str
+    folder: Path
+
+
+def java_options(temporary: Path) -> list[str]:
+    """Options of the Java machine, here and in the image."""
+    return [
+        f"-Xmx{HEAP}",
+        "-XX:+ExitOnOutOfMemoryError",
+        # DJL waits for each answer of an async worker in a thread of the common pool. That has one thread less than
+        # there are cores, so that on 4 cores 3 requests would be served at a time; with 1, Java starts one a request.
+        "-Djava.util.concurrent.ForkJoinPool.common.parallelism=1",
+        f"-Djava.io.tmpdir={temporary}",
+        f"-Dlog4j.configurationFile={CONFIGURATION}",
+    ]
+
+
+class LocalServer:
+    """A server in a process of its own; use it in a `with` statement.
+
+    Args:
+        models: One, behind /invocations too; or several, each behind /models/NAME/invoke.
+        limits: For the server's own settings.
+        port: 0 for any that is free.
+        log: Where its output goes; None for this process's standard error.
+        environment: Added to that of the server.
+        java: Further options of the Java machine.
+        prefix: Before the command, such as `taskset -c 1`.
+
+    Raises:
+        ServerError: If it does not come up, with the last lines it said.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], limits: ServeConfig, port: int = 0, log: Path | None = None,
+        environment: Mapping[str, str] | None = None, java: Sequence[str] = (), prefix: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._models, self._limits, self._log = list(models), limits, log
+        self._environment, self._java, self._prefix = dict(environment or {}), list(java), list(prefix)
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def __enter__(self) -> "LocalServer":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Of the Java process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the Java process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def workers(self) -> list[psutil.Process]:
+        """The Python processes."""
+        return [child for child in psutil.Process(self.pid).children() if "djl_python_engine" in " ".join(child.cmdline())]
+
+    def start(self) -> None:
+        """Starts it and waits until every model answers.
+
+        Raises:
+            ServerError: If it does not.
+        """
+        home = djl.install()
+        if _taken(self.port):
+            raise ServerError(f"port {self.port} of 127.0.0.1 is taken", "--port 0 takes one that is free")
+        # Short, for it holds Unix sockets; and of its own, for a server kills workers it finds in its folder.
+        self._folder = Path(tempfile.mkdtemp(prefix="nsum-"))
+        temporary, output = self._folder / "tmp", self._log or self._folder / "log"
+        temporary.mkdir()
+        command = [
+            *self._prefix, "java", *java_options(temporary), *self._java, "-cp", f"{home / djl.LIBRARIES}/*",
+            djl.MAIN_CLASS,
+        ]  # fmt: skip
+        single = self._models[0] if len(self._models) == 1 else None
+        if single is not None:
+            command += ["-m", f"{single.name}::Python:-1={single.folder.resolve().as_uri()}"]
+        environment = {
+            **os.environ,
+            "PYTHON_EXECUTABLE": sys.executable,
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(temporary),
+            "DJL_CACHE_DIR": str(self._folder / "cache"),
+            "MODEL_SERVER_HOME": str(self._folder),
+            "SERVING_INFERENCE_ADDRESS": self.url,
+            "SERVING_MANAGEMENT_ADDRESS": self.url,
+            **properties.server_environment(self._limits),
+            **self._environment,
+        }
+        with output.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self._wait(output, lambda: self._get("/ping") is not None)
+        for model in self._models if single is None else []:
+            self.load(model)
+        for model in self._models:
+            self._wait(output, lambda name=model.name: self._ready(name))  # type: ignore[misc]
+
+    def load(self, model: Model) -> None:
+        """Adds a model to a running server, as SageMaker does for a multi-model endpoint.
+
+        Raises:
+            ServerError: If it is not loaded.
+        """
+        answer = httpx.post(
+            f"{self.url}/models", timeout=START_LIMIT_S,
+            params={"url": model.folder.resolve().as_uri(), "model_name": model.name, "engine": "Python", "device": "-1"},
+        )  # fmt: skip
+        if answer.status_code != 200:
+            raise ServerError(f"{model.name} was not loaded: {answer.text.strip()[:500]}", "its log says why")
+
+    def unload(self, name: str) -> None:
+        """Removes a model."""
+        httpx.delete(f"{self.url}/models/{name}", timeout=STOP_LIMIT_S).raise_for_status()
+
+    def stop(self) -> None:
+        """Lets it answer what it has accepted, then ends every process it started."""
+        if self._process is not None:
+            children = psutil.Process(self.pid).children(recursive=True) if self.running else []
+            if self.running:
+                self._process.send_signal(signal.SIGTERM)
+                try:
+                    self._process.wait(STOP_LIMIT_S)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+            _, alive = psutil.wait_procs(children, timeout=5)
+            for child in alive:
+                child.kill()
+            self._process = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait(self, output: Path, ready: Any) -> None:
+        end = time.monotonic() + START_LIMIT_S
+        while not ready():
+            if not self.running or time.monotonic() > end:
+                state = "did not come up in time" if self.running else "stopped"
+                said = output.read_text(errors="replace").splitlines()
+                told = [line for line in said if " ERROR " in line or "not loaded" in line] or said
+                raise ServerError(f"DJL Serving {state}: " + " | ".join(told[-3:])[:1500], "its log says more")
+            time.sleep(0.1)
+
+    def _ready(self, name: str) -> bool:
+        """Whether a model answers a request; /ping says 200 for one that is still loading."""
+        try:
+            answer = httpx.post(
+                f"{self.url}/predictions/{name}", timeout=self._limits.deadline_s + 5,
+                json={"inputs": "#Person1#: Hello.", "parameters": {"max_new_tokens": 1}},
+            )  # fmt: skip
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200
+
+    def _get(self, path: str) -> httpx.Response | None:
+        try:
+            return httpx.get(f"{self.url}{path}", timeout=5)
+        except httpx.TransportError:
+            return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False

@@ -1,0 +1,112 @@
+"""An artifact and all that serves it in one folder, or in one model.tar.gz as SageMaker unpacks it to /opt/ml/model.
+
+    serving.properties    made from the artifact's manifest and the recipe's `serve` section
+    artifact/             as compiled
+    neuron_sum/ serving/  this package, so that the image needs only its dependencies
+"""
+
+import gzip
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from neuron_sum import files
+from neuron_sum.artifact import Artifact
+from neuron_sum.errors import ArtifactError, ResourceError
+from neuron_sum.recipe import ServeConfig
+from serving import properties
+
+PROPERTIES = "serving.properties"
+HANDLER = ("__init__.py", "model.py", "service.py", "schema.py", "batching.py", "metrics.py", "properties.py")
+"""What of this package runs in the worker."""
+
+COMPRESSION_LEVEL = 1
+"""Weights hardly shrink; a higher level only takes longer."""
+
+
+def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
+    """The layout as a folder, with links to the artifact instead of copies.
+
+    Args:
+        artifact: What is served.
+        limits: How.
+        folder: Empty.
+    """
+    for name, source in _contents(artifact):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source.resolve())
+    (folder / PROPERTIES).write_text(properties.render(artifact, limits), encoding="utf-8")
+
+
+def write_archive(artifact: Artifact, limits: ServeConfig, target: Path) -> None:
+    """The layout as model.tar.gz: the same bytes for the same artifact, limits and package.
+
+    Args:
+        artifact: What is packed.
+        limits: How it shall be served.
+        target: The archive; replaced at once when it is whole.
+    """
+    files.check_writable(target.parent, files.folder_size(artifact.path))
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        with (
+            temporary.open("wb") as raw,
+            gzip.GzipFile("", "wb", COMPRESSION_LEVEL, raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
+        ):
+            text = properties.render(artifact, limits).encode()
+            written = temporary.with_suffix(".properties")
+            try:
+                written.write_bytes(text)
+                _add(archive, PROPERTIES, written)
+            finally:
+                written.unlink(missing_ok=True)
+            for name, source in _contents(artifact):
+                _add(archive, name, source)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a model.tar.gz of ours, refusing whatever would leave the folder.
+
+    Raises:
+        ArtifactError: If it is no such archive.
+        ResourceError: If it does not fit on the disk.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as packed:
+            size = 0
+            for member in packed:
+                size += member.size
+                if size > shutil.disk_usage(folder).free:
+                    raise ResourceError(f"{archive} is larger unpacked than {folder} has room", "free some space")
+                packed.extract(member, folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ArtifactError(f"{archive} cannot be unpacked: {error}", "neuron-sum package ARTIFACT makes one") from error
+    if not (folder / PROPERTIES).is_file():
+        raise ArtifactError(f"{archive} holds no {PROPERTIES}", "neuron-sum package ARTIFACT makes one that does")
+
+
+def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
+    """Every file but serving.properties: its name in the archive, and where it is; always in the same order."""
+    for path in sorted(path for path in artifact.path.rglob("*") if path.is_file()):
+        yield f"{properties.ARTIFACT}/{path.relative_to(artifact.path).as_posix()}", path
+    package = Path(properties.__file__).parent
+    library = Path(files.__file__).parent
+    for path in sorted(library.rglob("*.py")):
+        yield f"{library.name}/{path.relative_to(library).as_posix()}", path
+    for name in sorted(HANDLER):
+        yield f"{package.name}/{name}", package / name
+
+
+def _add(archive: tarfile.TarFile, name: str, path: Path) -> None:
+    """A file with neither owner nor time."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = path.stat().st_size, 0o644
+    with path.open("rb") as content:
+        archive.addfile(info, content)

@@ -1,0 +1,114 @@
+package neuronsum;
+
+import ai.djl.util.JsonUtils;
+
+import com.google.gson.JsonElement;
+import com.google.gson.JsonNull;
+import com.google.gson.JsonObject;
+import com.google.gson.JsonParseException;
+
+import io.netty.buffer.ByteBuf;
+import io.netty.buffer.Unpooled;
+import io.netty.channel.ChannelHandlerContext;
+import io.netty.handler.codec.http.DefaultFullHttpResponse;
+import io.netty.handler.codec.http.FullHttpResponse;
+import io.netty.handler.codec.http.HttpHeaderNames;
+import io.netty.handler.codec.http.HttpResponseStatus;
+import io.netty.handler.codec.http.HttpVersion;
+
+import ai.djl.serving.util.NettyUtils;
+
+import java.nio.charset.StandardCharsets;
+
+/** One shape for every error: {"error": {"code": 422, "message": "...", "field": "inputs[0]"}}. */
+final class Errors {
+
+    private static final String RETRY_AFTER_S = "1";
+
+    private Errors() {}
+
+    static void send(ChannelHandlerContext ctx, int code, String message) {
+        sendBody(ctx, code, error(code, message).toString());
+    }
+
+    static void sendBody(ChannelHandlerContext ctx, int code, String body) {
+        FullHttpResponse response =
+                new DefaultFullHttpResponse(HttpVersion.HTTP_1_1, HttpResponseStatus.valueOf(code));
+        response.content().writeBytes(body.getBytes(StandardCharsets.UTF_8));
+        response.headers().set(HttpHeaderNames.CONTENT_TYPE, "application/json");
+        NettyUtils.sendHttpResponse(ctx, response, true);
+    }
+
+    /**
+     * The response as it leaves.
+     *
+     * <p>The worker's own errors arrive as DJL writes them in async mode: {"code": 422, "error": "TEXT"}, with ours as
+     * TEXT. A worker that stopped is no fault of the request: DJL says 400 for one that is gone and 500 for one that
+     * dies, and both become 503, for the worker is started again.
+     */
+    static FullHttpResponse shape(FullHttpResponse response) {
+        int code = response.status().code();
+        if (code < 400) {
+            return response;
+        }
+        JsonObject error = read(response, code);
+        String message = error.get("message").getAsString();
+        if (message.contains("Backend Python process") || message.contains("Inference Engine Failure")) {
+            code = 503;
+            error = error(code, "the worker stopped and is being started again; send the request again").getAsJsonObject("error");
+        }
+        error.addProperty("code", code);
+        JsonObject body = new JsonObject();
+        body.add("error", error);
+        ByteBuf content = Unpooled.copiedBuffer(body.toString(), StandardCharsets.UTF_8);
+        FullHttpResponse shaped = response.replace(content);
+        response.release();
+        shaped.setStatus(HttpResponseStatus.valueOf(code));
+        shaped.headers().set(HttpHeaderNames.CONTENT_TYPE, "application/json");
+        shaped.headers().setInt(HttpHeaderNames.CONTENT_LENGTH, content.readableBytes());
+        if (code == 503 && !shaped.headers().contains(HttpHeaderNames.RETRY_AFTER)) {
+            shaped.headers().set(HttpHeaderNames.RETRY_AFTER, RETRY_AFTER_S);
+        }
+        return shaped;
+    }
+
+    private static JsonObject error(int code, String message) {
+        JsonObject error = new JsonObject();
+        error.addProperty("code", code);
+        error.addProperty("message", message);
+        error.add("field", JsonNull.INSTANCE);
+        JsonObject body = new JsonObject();
+        body.add("error", error);
+        return body;
+    }
+
+    /** What the body says, whoever wrote it: this class, our worker, or DJL. */
+    private static JsonObject read(FullHttpResponse response, int code) {
+        String text = response.content().toString(StandardCharsets.UTF_8);
+        JsonObject body = object(text);
+        if (body == null) {
+            String said = text.isEmpty() ? response.status().reasonPhrase() : text;
+            return error(code, said).getAsJsonObject("error");
+        }
+        JsonElement inner = body.get("error");
+        if (inner != null && inner.isJsonObject()) {
+            return inner.getAsJsonObject();
+        }
+        if (inner != null && inner.isJsonPrimitive()) {
+            JsonObject ours = object(inner.getAsString());
+            return ours != null ? ours : error(code, inner.getAsString()).getAsJsonObject("error");
+        }
+        JsonElement message = body.get("message");
+        boolean said = message != null && message.isJsonPrimitive();
+        return error(code, said ? message.getAsString() : response.status().reasonPhrase()).getAsJsonObject("error");
+    }
+
+    private static JsonObject object(String text) {
+        try {
+            JsonElement element = JsonUtils.GSON.fromJson(text, JsonElement.class);
+            return element != null && element.isJsonObject() ? element.getAsJsonObject() : null;
+        } catch (JsonParseException e) {
+            return null;
+        }
+    }
+}

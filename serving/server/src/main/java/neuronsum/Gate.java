@@ -1,0 +1,95 @@
+package neuronsum;
+
+import ai.djl.serving.plugins.RequestHandler;
+import ai.djl.util.Utils;
+
+import io.netty.channel.ChannelHandlerContext;
+import io.netty.handler.codec.http.FullHttpRequest;
+import io.netty.handler.codec.http.QueryStringDecoder;
+
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
+
+/**
+ * What DJL Serving lacks around its own request handlers, as one plugin.
+ *
+ * <p>Every request passes here first. It counts what was accepted and lets none be lost: on SIGTERM the server refuses
+ * new work and stops when what it holds is answered ({@link #drain}); a worker that hangs cannot hold a client longer
+ * than the limit ({@link Exchange}); and every error leaves in one shape with an honest status.
+ */
+public final class Gate implements RequestHandler<Void> {
+
+    static final Logger LOGGER = LoggerFactory.getLogger(Gate.class);
+    static final AtomicInteger IN_FLIGHT = new AtomicInteger();
+
+    private static final int DRAIN_S = setting("NEURON_SUM_DRAIN_S", 25);
+    private static volatile boolean draining;
+
+    private final Adapters adapters = new Adapters();
+
+    /** Made once, when the server loads its plugins. */
+    public Gate() {
+        Runtime.getRuntime().addShutdownHook(new Thread(Gate::drain, "drain"));
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public boolean acceptInboundMessage(Object message) {
+        return message instanceof FullHttpRequest;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public Void handleRequest(
+            ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] segments) {
+        Exchange exchange = ctx.pipeline().get(Exchange.class);
+        if (exchange == null) {
+            exchange = new Exchange();
+            ctx.pipeline().addBefore(ctx.name(), "exchange", exchange);
+        }
+        if (isInference(segments) || isPing(segments) && draining) {
+            if (draining) {
+                Errors.send(ctx, 503, "this server is shutting down; send the request again, to another instance");
+                return null;
+            }
+            exchange.begin(ctx);
+        }
+        if (!adapters.handle(ctx, request, decoder, segments)) {
+            ctx.fireChannelRead(request.retain());
+        }
+        return null;
+    }
+
+    static int setting(String name, int otherwise) {
+        return Integer.parseInt(Utils.getEnvOrSystemProperty(name, String.valueOf(otherwise)));
+    }
+
+    private static boolean isPing(String[] segments) {
+        return segments.length > 1 && "ping".equals(segments[1]);
+    }
+
+    private static boolean isInference(String[] segments) {
+        return segments.length > 1
+                && ("invocations".equals(segments[1])
+                        || "predictions".equals(segments[1])
+                        || segments.length > 3 && "invoke".equals(segments[3]));
+    }
+
+    /** The virtual machine waits for this thread when it is told to stop, while all others go on. */
+    private static void drain() {
+        draining = true;
+        LOGGER.info("shutting down: {} requests are still to be answered", IN_FLIGHT.get());
+        long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(DRAIN_S);
+        try {
+            while (IN_FLIGHT.get() > 0 && System.nanoTime() < end) {
+                Thread.sleep(20);
+            }
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+        }
+        LOGGER.info("shutting down: {} requests were not answered", IN_FLIGHT.get());
+    }
+}

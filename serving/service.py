@@ -1,0 +1,347 @@
+"""Requests in, summaries out: everything between the server's handler and the compiled graphs."""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerFast
+
+from neuron_sum import files
+from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.errors import ModelError
+from neuron_sum.generation import StepGenerator, choose_bucket
+from neuron_sum.prompts import EncodedPrompt
+from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.runtimes.adapters import AdapterSlots
+from neuron_sum.runtimes.load import load_generator
+from serving import metrics
+from serving.batching import Batcher, Work
+from serving.schema import RETRY, TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
+
+BASE = "base"
+"""As an adapter's name: no adapter, where the model has a default one."""
+
+HANG_FACTOR = 3
+"""A batch that runs so many deadlines long will never end: the worker stops, and the server starts another."""
+HANG_EXIT_CODE = 70
+
+LOG = logging.getLogger("neuron_sum")
+
+
+@dataclass
+class Answer:
+    """What the server sends.
+
+    Attributes:
+        body: Text.
+        content_type: Of the body.
+    """
+
+    body: str
+    content_type: str
+
+
+@dataclass
+class _Asked:
+    """A request's figures, for its log line."""
+
+    request_id: str
+    started: float = field(default_factory=time.monotonic)
+    items: int = 0
+    works: list[Work] = field(default_factory=list)
+    prompts: list[EncodedPrompt] = field(default_factory=list)
+    output_tokens: int = 0
+    errors: int = 0
+
+
+class Service:
+    """One artifact, loaded and warm.
+
+    Args:
+        artifact: What is served.
+        generator: Of that artifact.
+        tokenizer: Of that artifact.
+        limits: How the endpoint behaves.
+        state: Where registered adapters are remembered, so that they outlive a worker that dies.
+    """
+
+    def __init__(
+        self, artifact: Artifact, generator: StepGenerator, tokenizer: PreTrainedTokenizerFast, limits: ServeConfig,
+        state: Path,
+    ) -> None:  # fmt: skip
+        self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
+        self._prompt = artifact.recipe.prompt.resolve()
+        self._batcher = Batcher(generator, limits.queue_size, self._count_batch)
+        self._state = state
+        self._registered: dict[str, str] = {}
+
+    @classmethod
+    def load(cls, folder: Path, limits: ServeConfig, state_folder: Path) -> "Service":
+        """Checks the whole artifact, loads it and runs every graph once.
+
+        Args:
+            folder: The artifact.
+            limits: How the endpoint behaves.
+            state_folder: For what shall outlive the worker but not the server.
+
+        Raises:
+            NeuronSumError: If the manifest does not hold, or this machine is not what it was compiled for.
+        """
+        started = time.monotonic()
+        artifact = open_artifact(folder)
+        generator, tokenizer = load_generator(artifact)
+        generator.warm_up()
+        parent = psutil.Process(os.getppid())
+        server = f"{parent.pid}-{parent.create_time():.0f}-{artifact.manifest.source.weights_sha256[:12]}"
+        service = cls(artifact, generator, tokenizer, limits, state_folder / f"neuron-sum-adapters-{server}.json")
+        service._register_again()
+        LOG.info(
+            json.dumps(
+                {
+                    "event": "loaded", "artifact": str(folder), "seconds": round(time.monotonic() - started, 2),
+                    "buckets": [str(bucket) for bucket in artifact.manifest.buckets],
+                    "adapters": service.adapters, "limits": limits.model_dump(),
+                }
+            )
+        )  # fmt: skip
+        return service
+
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters that a request can name."""
+        slots = self._generator.runtime.adapters
+        return slots.names if slots is not None else []
+
+    async def answer(
+        self, body: bytes, content_type: str | None, accept: str | None, adapter: str | None, request_id: str
+    ) -> Answer:
+        """A request from beginning to end.
+
+        Args:
+            body: As it came.
+            content_type: Its header.
+            accept: Its header.
+            adapter: SageMaker's adapter header; a request's own parameter goes before it.
+            request_id: For the log.
+
+        Raises:
+            ServiceError: If it is refused as a whole.
+        """
+        asked, status = _Asked(request_id), 200
+        try:
+            kind = media_type(content_type)
+            items = parse(body, kind, self._limits)
+            answers = await self._answers(items, adapter, asked)
+            # A text that was sent alone is refused by status; in a list it is one entry among others.
+            if len(items) == 1 and items[0].field in ("inputs", "body") and isinstance(answers[0], ServiceError):
+                raise answers[0]
+            kind = answer_type(accept, kind, len(items))
+            return Answer(render(answers, kind), f"{kind}; charset=utf-8" if kind == TEXT else kind)
+        except ServiceError as error:
+            status = error.code
+            raise
+        except Exception:
+            status = 500
+            LOG.exception("a defect of neuron-sum, in request %s", request_id)
+            raise
+        finally:
+            self._count_request(asked, status)
+
+    async def register(self, name: str, folder: str, *, known: bool) -> None:
+        """Loads an adapter into a slot, or replaces one; requests go on meanwhile.
+
+        Args:
+            name: What requests will ask for.
+            folder: PEFT's layout, on this machine.
+            known: Whether it must be there already (an update) or must not (a registration).
+
+        Raises:
+            ServiceError: 400, 404, 409 or 422, with the reason.
+        """
+        slots = self._slots()
+        if name == BASE or not name:
+            raise ServiceError(400, f"{name!r} is no name for an adapter", "name")
+        if known and name not in slots.names:
+            raise self._unknown(name)
+        if not known and name in slots.names:
+            raise ServiceError(409, f"adapter {name!r} is registered; update it instead", "name")
+        try:
+            await asyncio.to_thread(slots.load, name, Path(folder))
+        except ModelError as error:
+            raise ServiceError(422, f"{error.message}; {error.hint or ''}".rstrip("; "), "src") from error
+        self._remember({**self._registered, name: folder})
+
+    async def unregister(self, name: str) -> None:
+        """Frees an adapter's slot; batches that use it are not disturbed.
+
+        Raises:
+            ServiceError: 404 for one that is not there.
+        """
+        slots = self._slots()
+        if name not in slots.names:
+            raise self._unknown(name)
+        slots.unload(name)
+        self._remember({other: folder for other, folder in self._registered.items() if other != name})
+
+    async def _answers(
+        self, items: Sequence[Item], adapter: str | None, asked: _Asked
+    ) -> list[Summary | ServiceError]:
+        asked.items = len(items)
+        deadline = asked.started + self._limits.deadline_s
+        taken = [item for item in items if item.error is None]
+        length = self._artifact.recipe.data.max_source_length
+        prompts = iter(self._prompt.encode(self._tokenizer, [item.text for item in taken], length))
+        answers: list[Summary | ServiceError | Work] = []
+        for item in items:
+            if item.error is not None:
+                answers.append(item.error)
+                continue
+            prompt = next(prompts)
+            try:
+                work = self._work(item, prompt, adapter, deadline)
+            except ServiceError as error:
+                answers.append(error)
+                continue
+            answers.append(work)
+            asked.works.append(work)
+            asked.prompts.append(prompt)
+        if asked.works:
+            self._batcher.submit(asked.works)
+            await self._wait(asked.works, deadline)
+        truncated = {id(work): prompt.truncated for work, prompt in zip(asked.works, asked.prompts, strict=True)}
+        done = [
+            answer if isinstance(answer, ServiceError) else self._summary(answer, truncated[id(answer)])
+            for answer in answers
+        ]
+        asked.errors = sum(isinstance(answer, ServiceError) for answer in done)
+        asked.output_tokens = sum(answer.output_tokens for answer in done if isinstance(answer, Summary))
+        if self._limits.log_text:
+            for item, answer in zip(items, done, strict=True):
+                said = answer.summary_text if isinstance(answer, Summary) else answer.message
+                LOG.info(
+                    json.dumps({"request": asked.request_id, "text": item.text, "summary": said}, ensure_ascii=False)
+                )
+        return done
+
+    def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work:
+        """Checks an item's parameters against what was compiled."""
+        name = item.parameters.adapter if item.parameters.adapter is not None else adapter
+        if name is None:
+            name = self._generator.default_adapter
+        elif name == BASE:
+            name = None
+        elif name not in self.adapters:
+            raise self._unknown(name)
+        return Work(prompt.input_ids, self._settings(item), name, deadline)
+
+    def _settings(self, item: Item) -> GenerateConfig:
+        runtime, field = self._generator.runtime, "parameters."
+        try:
+            settings = item.parameters.settings(self._artifact.recipe.generate)
+        except ValidationError as error:
+            raise ServiceError(422, f"parameters: {error.errors()[0]['msg']}", "parameters") from error
+        longest = max(bucket.target_len for bucket in runtime.buckets)
+        if settings.max_new_tokens > longest:
+            raise ServiceError(
+                422, f"max_new_tokens is {settings.max_new_tokens}; compiled for at most {longest}",
+                f"{field}max_new_tokens",
+            )  # fmt: skip
+        if settings.num_beams not in runtime.num_beams:
+            compiled = ", ".join(map(str, runtime.num_beams))
+            raise ServiceError(422, f"num_beams is {settings.num_beams}; compiled for {compiled}", f"{field}num_beams")
+        return settings
+
+    async def _wait(self, works: Sequence[Work], deadline: float) -> None:
+        """Until every result is there; the errors of single items stay in their results.
+
+        Raises:
+            ServiceError: 503 at the deadline.
+        """
+        results = [asyncio.wrap_future(work.result) for work in works]
+        _, late = await asyncio.wait(results, timeout=deadline - time.monotonic())
+        for result in results:
+            if result.done() and not result.cancelled():
+                result.exception()  # seen: asyncio must not complain of it
+        if late:
+            for result in late:
+                result.cancel()
+            self._stop_if_hanging()
+            raise ServiceError(
+                503, f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues at once, or "
+                "again later", None, 1,
+            )  # fmt: skip
+
+    def _stop_if_hanging(self) -> None:
+        since = self._batcher.running_since
+        if since is not None and time.monotonic() - since > HANG_FACTOR * self._limits.deadline_s:
+            LOG.critical("a batch hangs since %.0f s; the worker stops", time.monotonic() - since)
+            os._exit(HANG_EXIT_CODE)
+
+    def _summary(self, work: Work, truncated: bool) -> Summary | ServiceError:
+        error = work.result.exception()
+        if isinstance(error, ServiceError):
+            return error
+        tokens = work.result.result()
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return Summary(
+            summary_text=text, truncated=truncated, input_tokens=len(work.prompt), output_tokens=len(tokens)
+        )
+
+    def _slots(self) -> AdapterSlots:
+        slots = self._generator.runtime.adapters
+        if slots is None:
+            raise ServiceError(
+                400, "this model has no adapter slots; compile with compile.adapters", "parameters.adapter"
+            )
+        return slots
+
+    def _unknown(self, name: str) -> ServiceError:
+        known = ", ".join(self.adapters) or "none"
+        return ServiceError(404, f"no adapter {name!r}; there are: {known}", "parameters.adapter")
+
+    def _remember(self, registered: dict[str, str]) -> None:
+        self._registered = registered
+        files.write_json(self._state, registered)
+
+    def _register_again(self) -> None:
+        """After a worker died: what had been registered with it."""
+        if not self._state.is_file():
+            return
+        for name, folder in files.read_json(self._state).items():
+            try:
+                self._slots().load(name, Path(folder))
+                self._registered[name] = folder
+            except ModelError as error:
+                LOG.warning("adapter %r was registered before and cannot be loaded again: %s", name, error.message)
+
+    def _count_batch(self, batch: Sequence[Work], seconds: float) -> None:
+        longest = max(len(work.prompt) for work in batch)
+        bucket = choose_bucket(self._generator.runtime, len(batch), longest, batch[0].settings)
+        metrics.of_batch(batch, seconds, self._batcher.waiting, str(bucket))
+
+    def _count_request(self, asked: _Asked, status: int) -> None:
+        seconds = time.monotonic() - asked.started
+        input_tokens = sum(len(prompt.input_ids) for prompt in asked.prompts)
+        truncated = sum(prompt.truncated for prompt in asked.prompts)
+        started = [work.started for work in asked.works if work.started]
+        LOG.info(
+            json.dumps(
+                {
+                    "request": asked.request_id, "status": status, "seconds": round(seconds, 4),
+                    "queue_seconds": round(min(started) - asked.started, 4) if started else None,
+                    "items": asked.items, "errors": asked.errors, "batch": max((w.batch for w in asked.works), default=0),
+                    "input_tokens": input_tokens, "output_tokens": asked.output_tokens, "truncated": truncated,
+                    "adapters": sorted({work.adapter or BASE for work in asked.works}),
+                }
+            )
+        )  # fmt: skip
+        metrics.of_request(status, seconds, input_tokens, asked.output_tokens, truncated)
+
+
