@@ -179,6 +179,12 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
+def artifact_name(path: Path) -> str:
+    """What an artifact is called: its folder's name, after its run's where it lies in one."""
+    parent, own = path.resolve().parent, path.resolve().name
+    return f"{parent.parent.name}-{own}" if parent.name == "artifacts" else own
+
+
 def open_artifact(path: Path) -> Artifact:
     """Reads an artifact and checks every file against the manifest, and the manifest against its own digest.
 

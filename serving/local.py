@@ -1,5 +1,6 @@
 """A real DJL Serving on this machine, bound to 127.0.0.1, which leaves nothing behind."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,15 +9,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import httpx
 import psutil
 
+from neuron_sum.artifact import ADAPTERS, open_artifact
 from neuron_sum.errors import ServerError
 from neuron_sum.recipe import ServeConfig
 from serving import djl, properties
@@ -27,6 +30,9 @@ STOP_LIMIT_S = 30.0
 
 HEAP = "256m"
 CONFIGURATION = djl.PROJECT / "log4j2.xml"
+PAGE = Path(__file__).with_name("playground.html")
+PAGE_PROPERTY = "neuronsum.page"
+KNOWN = '<script type="application/json" id="known">{}</script>'
 
 
 @dataclass(frozen=True)
@@ -62,24 +68,29 @@ class LocalServer:
         models: One, behind /invocations too; or several, each behind /models/NAME/invoke.
         limits: For the server's own settings.
         port: 0 for any that is free.
-        log: Where its output goes; None for this process's standard error.
+        on_line: Told of every line that the server writes.
         environment: Added to that of the server.
         java: Further options of the Java machine.
         prefix: Before the command, such as `taskset -c 1`.
+        playground: Whether GET / is a page to try the models in.
 
     Raises:
         ServerError: If it does not come up, with the last lines it said.
     """
 
     def __init__(
-        self, models: Sequence[Model], limits: ServeConfig, port: int = 0, log: Path | None = None,
+        self, models: Sequence[Model], limits: ServeConfig, port: int = 0,
+        on_line: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None, java: Sequence[str] = (), prefix: Sequence[str] = (),
+        playground: bool = False,
     ) -> None:  # fmt: skip
-        self._models, self._limits, self._log = list(models), limits, log
+        self._models, self._limits, self._on_line = list(models), limits, on_line
+        self._said: deque[str] = deque(maxlen=200)
         self._environment, self._java, self._prefix = dict(environment or {}), list(java), list(prefix)
+        self._playground = playground
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
 
     def __enter__(self) -> "LocalServer":
@@ -121,10 +132,16 @@ class LocalServer:
             raise ServerError(f"port {self.port} of 127.0.0.1 is taken", "--port 0 takes one that is free")
         # Short, for it holds Unix sockets; and of its own, for a server kills workers it finds in its folder.
         self._folder = Path(tempfile.mkdtemp(prefix="nsum-"))
-        temporary, output = self._folder / "tmp", self._log or self._folder / "log"
+        temporary = self._folder / "tmp"
         temporary.mkdir()
+        if self._playground:
+            page = self._folder / PAGE.name
+            page.write_text(_playground(self._models), encoding="utf-8")
+            self._java.append(f"-D{PAGE_PROPERTY}={page}")
+        # Whatever ends this process, even SIGKILL, ends the server too.
+        follow = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [
-            *self._prefix, "java", *java_options(temporary), *self._java, "-cp", f"{home / djl.LIBRARIES}/*",
+            *follow, *self._prefix, "java", *java_options(temporary), *self._java, "-cp", f"{home / djl.LIBRARIES}/*",
             djl.MAIN_CLASS,
         ]  # fmt: skip
         single = self._models[0] if len(self._models) == 1 else None
@@ -142,16 +159,16 @@ class LocalServer:
             **properties.server_environment(self._limits),
             **self._environment,
         }
-        with output.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        self._wait(output, lambda: self._get("/ping") is not None)
+        self._process = subprocess.Popen(
+            command, env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True, text=True, errors="replace",
+        )  # fmt: skip
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        self._wait(lambda: self._get("/ping") is not None)
         for model in self._models if single is None else []:
             self.load(model)
         for model in self._models:
-            self._wait(output, lambda name=model.name: self._ready(name))  # type: ignore[misc]
+            self._wait(lambda name=model.name: self._ready(name))  # type: ignore[misc]
 
     def load(self, model: Model) -> None:
         """Adds a model to a running server, as SageMaker does for a multi-model endpoint.
@@ -164,7 +181,8 @@ class LocalServer:
             params={"url": model.folder.resolve().as_uri(), "model_name": model.name, "engine": "Python", "device": "-1"},
         )  # fmt: skip
         if answer.status_code != 200:
-            raise ServerError(f"{model.name} was not loaded: {answer.text.strip()[:500]}", "its log says why")
+            told = [line for line in self._said if "not loaded: " in line] or [answer.text.strip()]
+            raise ServerError(f"{model.name} was not loaded: {told[-1][:1000]}")
 
     def unload(self, name: str) -> None:
         """Removes a model."""
@@ -188,14 +206,20 @@ class LocalServer:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _wait(self, output: Path, ready: Any) -> None:
+    def _read(self, output: Iterable[str]) -> None:
+        for line in output:
+            self._said.append(line.rstrip("\n"))
+            if self._on_line is not None:
+                self._on_line(line.rstrip("\n"))
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
         end = time.monotonic() + START_LIMIT_S
         while not ready():
             if not self.running or time.monotonic() > end:
                 state = "did not come up in time" if self.running else "stopped"
-                said = output.read_text(errors="replace").splitlines()
-                told = [line for line in said if " ERROR " in line or "not loaded" in line] or said
-                raise ServerError(f"DJL Serving {state}: " + " | ".join(told[-3:])[:1500], "its log says more")
+                said = list(self._said)
+                told = [line for line in said if "not loaded: " in line] or [line for line in said if "ERROR" in line]
+                raise ServerError(f"DJL Serving {state}: {' | '.join((told or said)[-3:])[:1500]}")
             time.sleep(0.1)
 
     def _ready(self, name: str) -> bool:
@@ -214,6 +238,21 @@ class LocalServer:
             return httpx.get(f"{self.url}{path}", timeout=5)
         except httpx.TransportError:
             return None
+
+
+def _playground(models: Sequence[Model]) -> str:
+    """The page, told which adapters the artifacts bring: DJL lists only those that were registered by its API."""
+    known = {}
+    for model in models:
+        manifest = open_artifact(model.folder / properties.ARTIFACT).manifest
+        adapters = {Path(name).parts[1] for name in manifest.files if name.startswith(f"{ADAPTERS}/")}
+        known[model.name] = {
+            "slots": manifest.adapters is not None, "default": manifest.default_adapter, "adapters": sorted(adapters),
+        }  # fmt: skip
+    # No name can end the script element that holds this.
+    return PAGE.read_text(encoding="utf-8").replace(
+        KNOWN.format("{}"), KNOWN.format(json.dumps(known).replace("<", "\\u003c"))
+    )
 
 
 def _free_port() -> int:

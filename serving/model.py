@@ -4,9 +4,12 @@ The worker imports this file several times before it asks anything, so nothing i
 request. What happens to a request stands in service.py.
 """
 
+import hashlib
 import json
 import logging
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,22 @@ if TYPE_CHECKING:
     from serving.schema import ServiceError
     from serving.service import Service
 
+UNLOADED_S = 10.0
+"""How long the server's mark that a model was unloaded counts; DJL starts the worker again within a second."""
+
 _service: "Service | None" = None
+
+
+def _end_if_unloaded() -> None:
+    """Ends a worker that the server starts for a model it has just unloaded (Unloads.java), before it loads anything."""
+    folder = hashlib.sha256(str(Path.cwd().resolve()).encode()).hexdigest()[:16]
+    mark = Path(tempfile.gettempdir()) / f"neuron-sum-unloaded-{folder}"
+    if mark.exists() and time.time() - mark.stat().st_mtime < UNLOADED_S:
+        mark.unlink(missing_ok=True)
+        sys.exit("the model was unloaded")
+
+
+_end_if_unloaded()
 
 
 async def handle(inputs: "Input") -> "Output | None":

@@ -4,6 +4,7 @@ Shapes, prompt and adapters stand in the artifact's manifest and nowhere else.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,8 +16,9 @@ from neuron_sum.recipe import ServeConfig
 LOADING_TIMEOUT_S = 900
 """For reading weights and running every graph once; DJL's own 240 s are too few for a large model on a slow disk."""
 
-RETRY_THRESHOLD = 1000
-"""Worker failures after which the server calls the model failed for good. DJL's own 0 means: at the first."""
+RETRY_THRESHOLD = 1
+"""Failures of the worker in a row that are forgiven: it may die, but if it then does not come back the model has failed
+for good, and /ping says so. DJL's own 0 means: at the first."""
 
 ARTIFACT = "artifact"
 """The artifact's folder in a model's folder."""
@@ -43,14 +45,24 @@ def render(artifact: Artifact, limits: ServeConfig) -> str:
     return "".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}\n" for name, value in values.items())
 
 
+def read(path: Path) -> dict[str, str]:
+    """A file that `render` wrote."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
 def read_limits(options: Mapping[str, str]) -> ServeConfig:
-    """The limits from the options that DJL hands to the worker, where `option.` is cut off.
+    """The limits from the file's keys, or from the options that DJL hands to the worker, where `option.` is cut off.
 
     Raises:
         RecipeError: For a value that does not hold.
     """
-    prefix = PREFIX.removeprefix("option.")
-    given = {name.removeprefix(prefix): value for name, value in options.items() if name.startswith(prefix)}
+    short = PREFIX.removeprefix("option.")
+    given = {
+        name.removeprefix("option.").removeprefix(short): value
+        for name, value in options.items()
+        if name.startswith((PREFIX, short))
+    }
     try:
         return ServeConfig.model_validate(given, strict=False)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuron_sum import files
-from neuron_sum.artifact import RECIPE, Artifact, is_artifact, open_artifact
+from neuron_sum.artifact import RECIPE, Artifact, artifact_name, is_artifact, open_artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
@@ -90,9 +90,7 @@ def _parse(spec: str, name: str | None) -> System:
     if hash_sign and Path(file).is_file():
         return System(name or column, file=Path(file), column=column)
     if is_artifact(path):
-        parent, own = path.resolve().parent, path.resolve().name
-        of_run = f"{parent.parent.name}-{own}" if parent.name == "artifacts" else own
-        return System(name or of_run, artifact=open_artifact(path))
+        return System(name or artifact_name(path), artifact=open_artifact(path))
     if (path / "recipe.yaml").is_file():
         run = open_run(path)
         return System(name or run.path.resolve().name, run=run)

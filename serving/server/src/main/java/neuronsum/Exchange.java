@@ -34,6 +34,9 @@ final class Exchange extends ChannelDuplexHandler {
         if (open > 0 && sent instanceof LastHttpContent && isFinal(sent)) {
             promise = promise.unvoid();
             promise.addListener(written -> end(1));
+            if (sent instanceof HttpResponse && ((HttpResponse) sent).status().code() < 400) {
+                Workers.answered();
+            }
         }
         ctx.write(sent, promise);
     }

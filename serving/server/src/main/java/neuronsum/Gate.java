@@ -29,6 +29,7 @@ public final class Gate implements RequestHandler<Void> {
     private static volatile boolean draining;
 
     private final Adapters adapters = new Adapters();
+    private final Page page = new Page();
 
     /** Made once, when the server loads its plugins. */
     public Gate() {
@@ -57,7 +58,8 @@ public final class Gate implements RequestHandler<Void> {
             }
             exchange.begin(ctx);
         }
-        if (!adapters.handle(ctx, request, decoder, segments)) {
+        Unloads.see(request, segments);
+        if (!page.handle(ctx, request, decoder) && !adapters.handle(ctx, request, decoder, segments)) {
             ctx.fireChannelRead(request.retain());
         }
         return null;

@@ -1,0 +1,247 @@
+"""Everything that can go wrong behind an endpoint, done to a real DJL Serving; prints what happened and how long it took.
+
+    python benchmarks/drill.py ARTIFACT
+
+Every scenario starts a server of its own. A worker is held with SIGSTOP where requests must be under way for sure. What
+a client sees must be an answer (200) or a refusal (503 with Retry-After), and the service must be back without a hand,
+or /ping must say that it is not, so that SageMaker replaces the container.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from neuron_sum import console
+from neuron_sum.artifact import open_artifact
+from neuron_sum.recipe import ServeConfig
+from serving import package
+from serving.local import LocalServer, Model
+
+DIALOGUE = "#Person1#: Are you coming tonight? #Person2#: Yes, at eight. " * 4
+DEADLINE_S = 3.0
+BACK_LIMIT_S = 120.0
+REFUSED = "refused"
+"""In counts of statuses: no connection, which says as clearly as a status that nothing was accepted."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a scenario showed.
+
+    Attributes:
+        statuses: How often clients saw which status while it went wrong.
+        seconds: Until the last of them was answered.
+        back_s: Until the service answered 200 again; None where it must not.
+        note: What else was seen.
+    """
+
+    statuses: Counter[str]
+    seconds: float
+    back_s: float | None
+    note: str = ""
+
+
+@contextmanager
+def server(artifact: Path, limits: ServeConfig) -> Iterator[LocalServer]:
+    """A server with one model, whose folder can be damaged without harm to the artifact."""
+    with tempfile.TemporaryDirectory(prefix="nsum-drill-") as folder:
+        package.write_folder(open_artifact(artifact), limits, Path(folder))
+        with LocalServer([Model("model", Path(folder))], limits) as running:
+            yield running
+
+
+def post(url: str, inputs: str | Sequence[str] = DIALOGUE, timeout: float = 60.0) -> str:
+    """The status of one request, as text; for 503, whether Retry-After was there."""
+    try:
+        answer = httpx.post(f"{url}/invocations", json={"inputs": inputs}, timeout=timeout)
+    except httpx.ConnectError:
+        return REFUSED
+    except httpx.TransportError as error:
+        return type(error).__name__
+    if answer.status_code == 503 and "retry-after" not in answer.headers:
+        return "503 without Retry-After"
+    return str(answer.status_code)
+
+
+def kill_idle(artifact: Path) -> Outcome:
+    """SIGKILL of the worker while nothing is asked."""
+    with server(artifact, ServeConfig()) as running:
+        running.workers()[0].kill()
+        return _until_back(running)
+
+
+def kill_busy(artifact: Path) -> Outcome:
+    """SIGKILL of the worker while it holds requests."""
+    with server(artifact, ServeConfig()) as running, _held(running, 16) as (worker, answers):
+        worker.kill()
+        return _after(running, answers)
+
+
+def past_deadline(artifact: Path) -> Outcome:
+    """A worker that says nothing until long after the deadline."""
+    with server(artifact, ServeConfig(deadline_s=DEADLINE_S)) as running, _held(running, 4) as (worker, answers):
+        started = time.monotonic()
+        wait(answers)
+        seconds = time.monotonic() - started
+        worker.resume()
+        return _after(running, answers, seconds)
+
+
+def out_of_memory(artifact: Path) -> Outcome:
+    """A worker that gets no more memory for a while."""
+    with server(artifact, ServeConfig(deadline_s=DEADLINE_S)) as running:
+        worker = running.workers()[0]
+        before = worker.rlimit(resource.RLIMIT_AS)
+        worker.rlimit(resource.RLIMIT_AS, (worker.memory_info().vms, before[1]))
+        with ThreadPoolExecutor(8) as clients:
+            answers = [clients.submit(post, running.url, [DIALOGUE] * 64) for _ in range(8)]
+        if worker.is_running():
+            worker.rlimit(resource.RLIMIT_AS, before)
+        return _after(running, answers)
+
+
+def flood(artifact: Path) -> Outcome:
+    """Twice as many requests at once as the queue takes."""
+    limits = ServeConfig(queue_size=32)
+    with server(artifact, limits) as running, _held(running, 2 * limits.queue_size) as (worker, answers):
+        worker.resume()
+        return _after(running, answers)
+
+
+def sigterm_under_load(artifact: Path) -> Outcome:
+    """SIGTERM to the server while it holds requests; more come meanwhile."""
+    with server(artifact, ServeConfig()) as running, _held(running, 16) as (worker, answers):
+        os.kill(running.pid, signal.SIGTERM)
+        _until(lambda: post(running.url, timeout=5) != "ReadTimeout", 10)
+        late = post(running.url)
+        started = time.monotonic()
+        worker.resume()
+        wait(answers)
+        seconds = time.monotonic() - started
+        _until(lambda: not running.running, 30)
+        gone = "server ended" if not running.running else "server still runs"
+        return Outcome(_count(answers), seconds, None, f"new requests: {late}; {gone}")
+
+
+def broken_for_good(artifact: Path) -> Outcome:
+    """A worker that dies and cannot be started again, for its artifact is damaged: /ping must say so."""
+    with tempfile.TemporaryDirectory(prefix="nsum-drill-") as folder:
+        copy = Path(folder) / "artifact"
+        shutil.copytree(artifact, copy)
+        with server(copy, ServeConfig()) as running:
+            (copy / "weights.safetensors").write_bytes(b"")
+            running.workers()[0].kill()
+            started = time.monotonic()
+            statuses: Counter[str] = Counter()
+
+            def unhealthy() -> bool:
+                statuses[post(running.url)] += 1
+                return _ping(running.url) != 200
+
+            found = _until(unhealthy, BACK_LIMIT_S)
+            seconds = time.monotonic() - started
+            return Outcome(statuses, seconds, None, f"/ping {_ping(running.url)}" if found else "/ping still 200")
+
+
+SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
+    "SIGKILL of the idle worker": kill_idle,
+    "SIGKILL of the busy worker": kill_busy,
+    "worker silent past the deadline": past_deadline,
+    "worker without memory": out_of_memory,
+    "flood of twice the queue": flood,
+    "SIGTERM under load": sigterm_under_load,
+    "worker cannot start again": broken_for_good,
+}
+
+
+@contextmanager
+def _held(running: LocalServer, requests: int) -> Iterator[tuple[psutil.Process, list[Future[str]]]]:
+    """A worker that is stopped, with so many requests before it."""
+    worker = running.workers()[0]
+    worker.suspend()
+    with ThreadPoolExecutor(requests) as clients:
+        answers = [clients.submit(post, running.url) for _ in range(requests)]
+        _until(lambda: _connections(running) >= requests, 10)
+        time.sleep(0.3)
+        yield worker, answers
+
+
+def _connections(running: LocalServer) -> int:
+    connections = psutil.Process(running.pid).net_connections("tcp")
+    return sum(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == running.port for c in connections)
+
+
+def _after(running: LocalServer, answers: Sequence[Future[str]], seconds: float | None = None) -> Outcome:
+    started = time.monotonic()
+    wait(answers)
+    seconds = time.monotonic() - started if seconds is None else seconds
+    back = _until_back(running)
+    return Outcome(_count(answers), seconds, back.back_s)
+
+
+def _until_back(running: LocalServer) -> Outcome:
+    started = time.monotonic()
+    statuses: Counter[str] = Counter()
+
+    def answered() -> bool:
+        status = post(running.url)
+        statuses[status] += 1
+        return status == "200"
+
+    back = _until(answered, BACK_LIMIT_S)
+    seconds = time.monotonic() - started
+    return Outcome(statuses, seconds, seconds if back else float("inf"))
+
+
+def _count(answers: Sequence[Future[str]]) -> Counter[str]:
+    return Counter(answer.result() for answer in answers)
+
+
+def _ping(url: str) -> int:
+    try:
+        return httpx.get(f"{url}/ping", timeout=5).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def _until(true: Callable[[], bool], limit_s: float) -> bool:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def main() -> None:
+    """Runs the scenarios that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--only", choices=[scenario.__name__ for scenario in SCENARIOS.values()])
+    options = parser.parse_args()
+    table = console.table("what is done to it", "clients saw", "answered in", "back after", "seen")
+    for name, scenario in SCENARIOS.items():
+        if options.only in (None, scenario.__name__):
+            outcome = scenario(options.artifact)
+            statuses = ", ".join(f"{count} x {status}" for status, count in sorted(outcome.statuses.items()))
+            back = "-" if outcome.back_s is None else f"{outcome.back_s:.1f} s"
+            table.add_row(name, statuses, f"{outcome.seconds:.1f} s", back, outcome.note)
+            console.note(f"{name}: {statuses}, {outcome.seconds:.1f} s, back {back} {outcome.note}")
+    console.emit({}, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,461 @@
+"""For people who call the endpoint: a server at a URL, or a SageMaker endpoint.
+
+The Client knows what is sent, how often, and what a reply means; a Transport sends one request and gives back one reply:
+HttpTransport with httpx, SageMakerTransport with boto3.
+
+    with Client("http://127.0.0.1:8080") as client:
+        answers = client.summarize(dialogues, {"max_new_tokens": 40})
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from importlib import import_module
+from multiprocessing.pool import ThreadPool
+from types import TracebackType
+from typing import Any, Protocol
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
+from tenacity.nap import sleep_using_event
+
+from neuron_sum.errors import MissingExtraError, RequestError
+from serving.schema import JSON, ErrorAnswer, ErrorBody, Summary
+
+CONNECT_TIMEOUT_S = 5.0
+LONGEST_BACKOFF_S = 20.0
+LONGEST_RETRY_AFTER_S = 120.0
+"""An endpoint that asks for more is not waited for."""
+
+SAGEMAKER = "sagemaker:"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+BUSY_CODES = ("ModelNotReadyException", "ServiceUnavailable", "ServiceUnavailableException", "ThrottlingException")
+"""How SageMaker itself says 503, partly with another status."""
+
+FEWER = "send fewer dialogues in a request (--batch-size), or fewer requests at once (--concurrency)"
+HINTS = {
+    400: "is it a neuron-sum endpoint, and is its name right?",
+    403: "the AWS credentials must allow sagemaker:InvokeEndpoint on it",
+    404: "one model answers at URL/invocations, several at URL/models/NAME/invoke; `neuron-sum serve` prints them",
+    413: FEWER,
+    422: "change the parameters; the message says what is allowed",
+    503: f"{FEWER}, or again later",
+}
+ANSWERS = TypeAdapter(list[Summary | ErrorAnswer])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one dialogue.
+
+    Attributes:
+        summary_text: The summary; empty if the dialogue was refused.
+        truncated: Whether the dialogue was cut at its end to fit the longest bucket.
+        input_tokens: Of the prompt as the model saw it.
+        output_tokens: Of the summary.
+        error: Why the dialogue was refused; its neighbours were not. A field `inputs[7]` means the eighth dialogue.
+    """
+
+    summary_text: str = ""
+    truncated: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: ErrorBody | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the endpoint writes it."""
+        if self.error is not None:
+            return {"error": self.error.model_dump()}
+        return {
+            "summary_text": self.summary_text, "truncated": self.truncated,
+            "input_tokens": self.input_tokens, "output_tokens": self.output_tokens,
+        }  # fmt: skip
+
+
+class Unavailable(RequestError):
+    """An endpoint that cannot be reached, or says 503: worth another try.
+
+    Args:
+        message: What happened.
+        hint: What to run or change next.
+        retry_after_s: The least time that the endpoint asks for.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, retry_after_s: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class Client:
+    """Sends dialogues in batches, several requests at once, and tries again what is worth it.
+
+    Tried again are 503 and connections that fail, after Retry-After and an exponential backoff with jitter; not what
+    the endpoint refuses (4xx), and not an answer that does not come in time.
+
+    Args:
+        endpoint: A URL, to which /invocations is added unless it has a path; or `sagemaker:ENDPOINT[@REGION]`.
+        target_model: On a SageMaker endpoint with several models: which.
+        batch_size: Dialogues in one request.
+        concurrency: Requests at once.
+        timeout_s: How long one request may wait for its answer. To connect it may take CONNECT_TIMEOUT_S.
+        attempts: At most, for one request.
+        backoff_s: The first wait between two; each one after it is twice as long.
+        on_retry: Told why there will be another attempt, and when; in the thread of the request.
+
+    Raises:
+        RequestError: If `endpoint` is none.
+        MissingExtraError: If boto3 is needed and not installed.
+    """
+
+    def __init__(
+        self, endpoint: str, *, target_model: str | None = None, batch_size: int = 8, concurrency: int = 4,
+        timeout_s: float = 60.0, attempts: int = 5, backoff_s: float = 0.5,
+        on_retry: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.endpoint = endpoint
+        self._batch_size, self._concurrency, self._attempts = batch_size, concurrency, attempts
+        self._backoff = wait_exponential_jitter(backoff_s, LONGEST_BACKOFF_S, jitter=backoff_s)
+        self._on_retry = on_retry
+        self._transport = connect(endpoint, target_model, timeout_s, concurrency)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def summarize(
+        self,
+        dialogues: Sequence[str],
+        parameters: Mapping[str, Any] | None = None,
+        on_answers: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """The answers, in the dialogues' order.
+
+        Args:
+            dialogues: One turn a line.
+            parameters: As in serving.schema.Parameters: max_new_tokens, num_beams, adapter…; None is left out.
+            on_answers: Told how many more dialogues were answered, after each request.
+
+        Raises:
+            RequestError: If a whole request is refused, or the endpoint cannot be reached; no more is sent then.
+        """
+        if isinstance(dialogues, str):
+            raise TypeError("dialogues is one text; it must be a list of them")
+        if not dialogues:
+            return []
+        given = {name: value for name, value in (parameters or {}).items() if value is not None}
+        places = range(len(dialogues))
+        batches = [places[start : start + self._batch_size] for start in places[:: self._batch_size]]
+        answers: dict[int, Answer] = {}
+        stopped = threading.Event()
+        # Its threads are daemons: neither an error nor Ctrl-C waits for the requests that are on their way.
+        with ThreadPool(min(self._concurrency, len(batches))) as pool:
+            try:
+                for made in pool.imap_unordered(
+                    lambda batch: self._answer({place: dialogues[place] for place in batch}, given, stopped), batches
+                ):
+                    answers.update(made)
+                    if on_answers is not None:
+                        on_answers(len(made))
+            finally:
+                stopped.set()
+        return [answers[place] for place in places]
+
+    def _answer(
+        self, batch: Mapping[int, str], parameters: Mapping[str, Any], stopped: threading.Event
+    ) -> dict[int, Answer]:
+        """One batch, by place; the attempts after the first send only what an earlier one left at 503."""
+        answers: dict[int, Answer] = {}
+
+        def attempt() -> list[str]:
+            if stopped.is_set():
+                raise RequestError("not sent: another request failed")
+            answers.update(self._ask({place: batch[place] for place in batch if _busy(answers.get(place))}, parameters))
+            return [answer.error.message for answer in answers.values() if answer.error is not None and _busy(answer)]
+
+        Retrying(
+            retry=retry_if_exception_type(Unavailable) | retry_if_result(bool),
+            stop=stop_after_attempt(self._attempts) | stop_when_event_set(stopped),
+            wait=self._wait_s, sleep=sleep_using_event(stopped), before_sleep=self._tell,
+            retry_error_callback=lambda state: _outcome(state).result(),  # raises what the last attempt raised
+        )(attempt)  # fmt: skip
+        return answers
+
+    def _ask(self, batch: Mapping[int, str], parameters: Mapping[str, Any]) -> dict[int, Answer]:
+        """One attempt at one request."""
+        body = json.dumps({"inputs": list(batch.values()), "parameters": parameters}, ensure_ascii=False)
+        # Half a surrogate pair has no UTF-8; its backslash form is JSON's, and the endpoint refuses that item alone.
+        reply = self._transport.send(body.encode("utf-8", "backslashreplace"))
+        if reply.status != 200:
+            raise self._refusal(reply)
+        try:
+            found = ANSWERS.validate_json(reply.body)
+        except ValidationError as error:
+            raise RequestError(f"{self.endpoint} answered no summaries: {_start(reply.body)}", HINTS[400]) from error
+        if len(found) != len(batch):
+            raise RequestError(f"{self.endpoint} answered {len(found)} of {len(batch)} dialogues", HINTS[400])
+        return {
+            place: _relocated(item.error, index, place)
+            if isinstance(item, ErrorAnswer)
+            else Answer(item.summary_text, item.truncated, item.input_tokens, item.output_tokens)
+            for index, (place, item) in enumerate(zip(batch, found, strict=True))
+        }
+
+    def _refusal(self, reply: "Reply") -> RequestError:
+        """A whole request that was refused, or 503."""
+        try:
+            error = ErrorAnswer.model_validate_json(reply.body).error
+        except ValidationError:  # not from our service: a proxy, SageMaker itself, another server
+            error = ErrorBody(code=reply.status, message=_start(reply.body) or _phrase(reply.status), field=None)
+        place = f" (field {error.field})" if error.field and error.field not in error.message else ""
+        message = f"{self.endpoint} answered {reply.status}: {error.message}{place}"
+        hint = HINTS.get(reply.status, "the endpoint's log says why")
+        if reply.status != 503:
+            return RequestError(message, hint)
+        retry_after_s = seconds(reply.retry_after)
+        if retry_after_s > LONGEST_RETRY_AFTER_S:
+            return RequestError(message, f"it asks for {retry_after_s:.0f} s before another try")
+        return Unavailable(message, hint, retry_after_s)
+
+    def _wait_s(self, state: RetryCallState) -> float:
+        error = _outcome(state).exception()
+        asked = error.retry_after_s if isinstance(error, Unavailable) else 0.0
+        return asked + self._backoff(state)
+
+    def _tell(self, state: RetryCallState) -> None:
+        if self._on_retry is not None and state.next_action is not None:
+            outcome = _outcome(state)
+            error = outcome.exception()
+            message = error.message if isinstance(error, Unavailable) else outcome.result()[0]
+            again = f"attempt {state.attempt_number + 1} of {self._attempts} in {state.next_action.sleep:.1f} s"
+            self._on_retry(f"{message}; {again}")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an endpoint answered, whatever it was.
+
+    Attributes:
+        status: Of HTTP; behind SageMaker, that of the model's container.
+        body: Text.
+        retry_after: The header.
+    """
+
+    status: int
+    body: str
+    retry_after: str | None = None
+
+
+class Transport(Protocol):
+    """One way to an endpoint; used by several threads at once."""
+
+    def send(self, body: bytes) -> Reply:
+        """Sends one request of JSON and waits for its reply.
+
+        Raises:
+            Unavailable: If the endpoint cannot be reached, or the connection ends before the reply.
+            RequestError: If there is no reply in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes the connections."""
+        ...
+
+
+def connect(endpoint: str, target_model: str | None, timeout_s: float, connections: int) -> Transport:
+    """The way to an endpoint; nothing is sent yet.
+
+    Args:
+        endpoint: A URL, or `sagemaker:ENDPOINT[@REGION]`.
+        target_model: For SageMaker.
+        timeout_s: From a request to its reply.
+        connections: At once.
+
+    Raises:
+        RequestError: If it is neither.
+        MissingExtraError: If boto3 is needed and not installed.
+    """
+    if endpoint.startswith(SAGEMAKER):
+        name, _, region = endpoint.removeprefix(SAGEMAKER).partition("@")
+        if name:
+            return SageMakerTransport(name, region or None, target_model, timeout_s, connections)
+    elif endpoint.startswith(("http://", "https://")):
+        if target_model is not None:
+            raise RequestError(
+                f"{endpoint} takes no target model; that is for SageMaker", "URL/models/NAME/invoke picks a model"
+            )
+        return HttpTransport(endpoint, timeout_s, connections)
+    raise RequestError(f"{endpoint!r} is no endpoint", "http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]")
+
+
+class HttpTransport:
+    """A server at a URL.
+
+    Args:
+        url: /invocations is added unless it has a path.
+        timeout_s: From a request to its reply.
+        connections: At once.
+    """
+
+    def __init__(self, url: str, timeout_s: float, connections: int) -> None:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise RequestError(f"{url} is no URL: {error}", "http://127.0.0.1:8080") from error
+        self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
+            limits=httpx.Limits(max_connections=connections),
+            trust_env=parsed.host not in LOOPBACK,  # a proxy of the environment cannot reach this machine
+        )
+
+    def send(self, body: bytes) -> Reply:
+        """See Transport."""
+        headers = {"Content-Type": JSON, "Accept": JSON}
+        try:
+            answer = self._http.post(self._url, content=body, headers=headers)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise _late(str(self._url), self._timeout_s) from error
+        except httpx.RequestError as error:
+            raise Unavailable(f"no answer from {self._url}: {error}", "neuron-sum serve ARTIFACT starts one") from error
+        return Reply(answer.status_code, answer.text, answer.headers.get("Retry-After"))
+
+    def close(self) -> None:
+        """See Transport."""
+        self._http.close()
+
+
+class SageMakerTransport:
+    """A SageMaker endpoint, with the credentials and the region that boto3 finds.
+
+    Args:
+        endpoint_name: In its account.
+        region: Default: boto3's.
+        target_model: On an endpoint with several models: which, such as NAME.tar.gz.
+        timeout_s: From a request to its reply; SageMaker itself gives up after 60 s.
+        connections: At once.
+
+    Raises:
+        MissingExtraError: If boto3 is not installed.
+        RequestError: If boto3 finds no region.
+    """
+
+    def __init__(
+        self, endpoint_name: str, region: str | None, target_model: str | None, timeout_s: float, connections: int
+    ) -> None:
+        try:
+            boto3, botocore = import_module("boto3"), import_module("botocore")
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("boto3", "aws") from error
+        self._name, self._timeout_s, self._errors = endpoint_name, timeout_s, botocore.exceptions
+        self._arguments = {"EndpointName": endpoint_name, "ContentType": JSON, "Accept": JSON}
+        if target_model is not None:
+            self._arguments["TargetModel"] = target_model
+        settings = botocore.config.Config(
+            connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, max_pool_connections=connections,
+            # `max_attempts` would count the attempts after the first.
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        )  # fmt: skip
+        try:
+            self._client = boto3.client("sagemaker-runtime", region_name=region, config=settings)
+        except (botocore.exceptions.BotoCoreError, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def send(self, body: bytes) -> Reply:
+        """See Transport."""
+        try:
+            answer = self._client.invoke_endpoint(Body=body, **self._arguments)
+            return Reply(200, answer["Body"].read().decode("utf-8", "replace"))
+        except self._errors.ClientError as error:
+            return _sagemaker_reply(error.response)
+        except self._errors.ReadTimeoutError as error:
+            raise _late(self._name, self._timeout_s) from error
+        except (self._errors.ConnectionError, self._errors.HTTPClientError) as error:
+            hint = "is its region right, and does the network reach it?"
+            raise Unavailable(f"no answer from {self._name}: {error}", hint) from error
+        except self._errors.BotoCoreError as error:
+            raise self._unusable(error) from error
+
+    def close(self) -> None:
+        """See Transport."""
+        self._client.close()
+
+    def _unusable(self, error: Exception) -> RequestError:
+        hint = f"{SAGEMAKER}{self._name}@REGION, with credentials where boto3 looks for them"
+        return RequestError(f"boto3 cannot call {self._name}: {error}", hint)
+
+
+def seconds(retry_after: str | None) -> float:
+    """What a Retry-After header asks for, be it a number or a date; 0 for none, and for one that cannot be read."""
+    text = (retry_after or "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    when = when if when.tzinfo is not None else when.replace(tzinfo=timezone.utc)
+    return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
+
+
+def _sagemaker_reply(response: Mapping[str, Any]) -> Reply:
+    """A ClientError as a reply: what the model's container said, or SageMaker itself."""
+    code, metadata = response["Error"]["Code"], response["ResponseMetadata"]
+    retry_after = metadata.get("HTTPHeaders", {}).get("retry-after")
+    if code == "ModelError" and "OriginalStatusCode" in response:
+        return Reply(response["OriginalStatusCode"], response.get("OriginalMessage", ""), retry_after)
+    status = 503 if code in BUSY_CODES else metadata["HTTPStatusCode"]
+    return Reply(status, f"{code}: {response['Error'].get('Message', '')}", retry_after)
+
+
+def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
+    """An item's refusal that names the item's place among all dialogues, not that in its request."""
+    there, here = f"inputs[{index}]", f"inputs[{place}]"
+    field = error.field and error.field.replace(there, here)
+    return Answer(error=ErrorBody(code=error.code, message=error.message.replace(there, here), field=field))
+
+
+def _busy(answer: Answer | None) -> bool:
+    """Whether a dialogue has no answer yet, or may have another one later."""
+    return answer is None or (answer.error is not None and answer.error.code == 503)
+
+
+def _late(name: str, timeout_s: float) -> RequestError:
+    return RequestError(f"{name} has not answered within {timeout_s:g} s", FEWER)
+
+
+def _outcome(state: RetryCallState) -> "Future[Any]":
+    assert state.outcome is not None  # set before tenacity asks any of us
+    return state.outcome
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "no reason given"
+
+
+def _start(text: str) -> str:
+    return " ".join(text.split())[:300]

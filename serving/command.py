@@ -1,0 +1,240 @@
+"""`neuron-sum package`, `serve` and `request`."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from neuron_sum import console
+from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestError, ServerError
+
+if TYPE_CHECKING:
+    from neuron_sum.artifact import Artifact
+    from neuron_sum.recipe import ServeConfig
+    from serving.local import Model
+
+ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled artifact's folder.")]
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change how it is served: serve.deadline_s=20.")
+]
+ARCHIVE = ".tar.gz"
+
+
+def package(
+    artifact: ArtifactArgument,
+    overrides: OverrideOption = None,
+    output: Annotated[Path | None, typer.Option(help="Default: NAME.tar.gz beside the artifact's folder.")] = None,
+) -> None:
+    """Pack an artifact, its handler and serving.properties into model.tar.gz, the same bytes every time."""
+    from neuron_sum import files
+    from neuron_sum.artifact import open_artifact
+    from serving import package as packing
+
+    opened = open_artifact(artifact)
+    target = output or artifact.resolve().with_name(artifact.resolve().name + ARCHIVE)
+    packing.write_archive(opened, _limits(opened, overrides), target)
+    size, digest = target.stat().st_size, files.sha256(target)
+    console.emit(
+        {"archive": str(target), "bytes": size, "sha256": digest},
+        f"packed {target}: {console.size(size)}, sha256 {digest[:16]}…",
+        f"next: neuron-sum serve {target}",
+    )
+
+
+def serve(
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT|TARBALL...", help="One model; or several, behind one server.")
+    ],
+    overrides: OverrideOption = None,
+    port: Annotated[int, typer.Option(help="On 127.0.0.1; 0 for any that is free.")] = 8080,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not show the server's log.")] = False,
+    playground: Annotated[bool, typer.Option("--playground", help="With a page to try it in, at /.")] = False,
+) -> None:
+    """Start a real DJL Serving on this machine, until Ctrl-C."""
+    from serving.local import LocalServer
+
+    with ExitStack() as stack:
+        models, limits = _models(targets, overrides, stack)
+        started = time.monotonic()
+        on_line = None if quiet else console.note
+        server = stack.enter_context(LocalServer(models, limits, port, on_line=on_line, playground=playground))
+        paths = ["/invocations"] if len(models) == 1 else [f"/models/{model.name}/invoke" for model in models]
+        console.emit(
+            {"url": server.url, "paths": paths, "pid": server.pid, "playground": playground},
+            f"\nanswers after {time.monotonic() - started:.0f} s; stop it with Ctrl-C. Try:",
+            *(_curl(server.url + path) for path in paths),
+            *([f"or open {server.url}/ in a browser"] if playground else []),
+        )
+        try:
+            while server.running:
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            console.note("stopping, once what was accepted is answered")
+            return
+        raise ServerError("DJL Serving stopped on its own", "its log says why")
+
+
+def _models(
+    targets: Sequence[Path], overrides: list[str] | None, stack: ExitStack
+) -> "tuple[list[Model], ServeConfig]":
+    """Every target as a folder that the server can load, and the limits of the first."""
+    import tempfile
+
+    from neuron_sum.artifact import artifact_name, is_artifact, open_artifact
+    from serving import package as packing
+    from serving import properties
+    from serving.local import Model
+
+    models: list[Model] = []
+    limits: list[ServeConfig] = []
+    for target in targets:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nsum-model-")))
+        if is_artifact(target):
+            name, opened = artifact_name(target), open_artifact(target)
+            limits.append(_limits(opened, overrides))
+            packing.write_folder(opened, limits[-1], folder)
+        elif target.is_file():
+            name = target.name.removesuffix(ARCHIVE)
+            if overrides:
+                raise RecipeError(
+                    f"{target} was packed with its settings", "neuron-sum package ARTIFACT --set … makes another"
+                )
+            packing.unpack(target, folder)
+            limits.append(properties.read_limits(properties.read(folder / packing.PROPERTIES)))
+        else:
+            raise ArtifactError(
+                f"{target} is neither an artifact nor a model.tar.gz", "neuron-sum compile RUN makes an artifact"
+            )
+        if name in [model.name for model in models]:
+            raise ArtifactError(f"two models are named {name}", "give one archive another file name")
+        models.append(Model(name, folder))
+    return models, limits[0]
+
+
+def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":
+    """The `serve` section of the artifact's recipe with changes, which may concern nothing else."""
+    from neuron_sum.artifact import RECIPE
+    from neuron_sum.recipe_loading import load_recipe
+
+    if other := next((text for text in overrides or [] if not text.startswith(("serve.", "serve="))), None):
+        raise RecipeError(f"--set {other}: an artifact's shapes and prompt are compiled in", "--set serve.… alone")
+    return load_recipe(str(artifact.path / RECIPE), overrides or []).serve
+
+
+def _curl(url: str) -> str:
+    body = '{"inputs": "#Person1#: Are you coming tonight?\\n#Person2#: Yes, at eight."}'
+    return f"  curl {url} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def request(
+    endpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENDPOINT", help="http://127.0.0.1:8080, URL/models/NAME/invoke, or sagemaker:ENDPOINT[@REGION]."
+        ),
+    ],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help='A text file with one dialogue, - is standard input; or a .jsonl of {"inputs": …} or {"dialogue": …}.'
+        ),
+    ] = Path("-"),
+    adapter: Annotated[str | None, typer.Option(help="One that the endpoint has; default: its own.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="At most what was compiled.")] = None,
+    num_beams: Annotated[int | None, typer.Option(help="One of the widths that were compiled.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues in one request.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    output: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="A .jsonl for the answers, one line a dialogue, in order.")
+    ] = None,
+    target_model: Annotated[str | None, typer.Option(help="On a SageMaker endpoint with several models: which.")] = None,
+) -> None:
+    """Send dialogues to an endpoint, and try again what is worth it."""
+    from neuron_sum import files
+    from serving.client import Client
+
+    many = file.suffix == ".jsonl"
+    dialogues = _read_lines(file) if many else [_read_text(file)]
+    if output is not None:
+        files.check_writable(output.parent, 0)
+    parameters = {"adapter": adapter, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    with (
+        Client(
+            endpoint, target_model=target_model, batch_size=batch_size, concurrency=concurrency, on_retry=console.note
+        ) as client,
+        console.progress("dialogues", len(dialogues), quiet=not many) as bar,
+    ):
+        answers = client.summarize(dialogues, parameters, bar.advance)
+
+    refusals = [answer.error for answer in answers if answer.error is not None]
+    if refusals and not many:
+        raise RequestError(f"{endpoint} refused the dialogue: {refusals[0].message}", "change the dialogue or --options")
+    truncated = sum(answer.truncated for answer in answers)
+    if truncated:
+        cut = f"{truncated} of {len(answers)} dialogues were" if many else "the dialogue was"
+        console.warn(f"{cut} cut at the end to fit the longest input that was compiled")
+    found = [answer.as_dict() for answer in answers]
+    counts = {"dialogues": len(answers), "truncated": truncated, "refused": len(refusals)}
+    lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
+    if output is not None:
+        files.write_text(output, "".join(f"{line}\n" for line in lines))
+        console.emit({**counts, "output": str(output)}, f"wrote {output}: {len(lines)} answers")
+    elif many:
+        console.emit({**counts, "answers": found}, *map(Text, lines))
+    else:
+        console.emit(found[0], Text(answers[0].summary_text))
+    if refusals:
+        raise RequestError(
+            f"{len(refusals)} of {len(answers)} dialogues were refused; the first: {refusals[0].message}",
+            "the answers of the refused say why; inputs[0] is the first dialogue",
+        )
+
+
+def _read_text(file: Path) -> str:
+    """One dialogue."""
+    if str(file) == "-" and sys.stdin.isatty():
+        console.note("reading a dialogue from standard input; end it with Ctrl-D")
+    try:
+        dialogue = (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}", "a UTF-8 text file, one turn a line") from error
+    if not dialogue:
+        raise DataError(f"{'standard input' if str(file) == '-' else file} holds no dialogue", "one turn a line")
+    return dialogue
+
+
+def _read_lines(file: Path) -> list[str]:
+    """The dialogues of a .jsonl; every line that holds none is named at once."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}", "a UTF-8 file with a JSON object a line") from error
+    dialogues, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            faults.append(f"line {number} is not JSON: {error}")
+            continue
+        row = content if isinstance(content, dict) else {}
+        dialogue = row.get("inputs", row.get("dialogue"))
+        if "parameters" in row:
+            faults.append(f"line {number} has parameters of its own; here they are options, for all lines")
+        elif not isinstance(dialogue, str):
+            faults.append(f"line {number} has no text in inputs or dialogue")
+        else:
+            dialogues.append(dialogue)
+    if faults:
+        more = f"; and {len(faults) - 3} more lines" if len(faults) > 3 else ""
+        raise DataError(f"{file}: {'; '.join(faults[:3])}{more}", 'a line: {"inputs": "#Person1#: Hello."}')
+    if not dialogues:
+        raise DataError(f"{file} holds no dialogue", 'a line: {"inputs": "#Person1#: Hello."}')
+    return dialogues
