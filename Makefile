@@ -1,4 +1,4 @@
-# make demo    train, compare and report the tiny model on this machine
+# make demo    train, compare, compile and serve the tiny model on this machine
 # make test    the tests
 # make check   formatting, lint, types
 #
@@ -15,7 +15,7 @@ DEV_CONSTRAINTS := constraints/dev.txt
 demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
 
-test: $(VENV)/.installed $(VENV)/.browser
+test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed
@@ -35,6 +35,10 @@ $(VENV)/.browser: $(VENV)/.installed
 	    || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } \
 	    || echo "no browser: the report's browser test will be skipped (install chromium to run it)"
 	touch $@
+
+# A real DJL Serving, built once; without Java, Maven or its sources the tests that need it are skipped.
+$(VENV)/.server: $(VENV)/.installed
+	$(BIN)/python -m serving.djl && touch $@ || echo "no DJL Serving: the tests of the running server will be skipped"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -143,6 +143,7 @@ def make_checkpoint(dimensions: dict[str, int], folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -158,6 +159,7 @@ def make_checkpoint(dimensions: dict[str, int], folder: Path) -> None:
     T5ForConditionalGeneration(config).eval().save_pretrained(folder)
     words = [*SPECIAL_TOKENS, *(f"word{index}" for index in range(len(SPECIAL_TOKENS), VOCABULARY))]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)

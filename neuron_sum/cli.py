@@ -20,7 +20,21 @@ from neuron_sum import __version__, console
 from neuron_sum.errors import NeuronSumError
 
 COMMAND_GROUP = "neuron_sum.commands"
-ORDER = ("demo", "recipes", "data", "train", "evaluate", "compare", "summarize", "merge", "compile", "package", "serve", "request")
+ORDER = (
+    "demo",
+    "recipes",
+    "data",
+    "train",
+    "evaluate",
+    "compare",
+    "summarize",
+    "merge",
+    "compile",
+    "package",
+    "serve",
+    "request",
+    "dockerfile",
+)
 """The way the data goes; what other packages add comes after."""
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}

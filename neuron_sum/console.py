@@ -41,7 +41,12 @@ def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(
-        stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty(), quiet=not is_main_process()
+        stderr=stderr,
+        width=width,
+        highlight=False,
+        emoji=False,
+        soft_wrap=not stream.isatty(),
+        quiet=not is_main_process(),
     )
 
 

@@ -109,8 +109,8 @@ PLATFORMS = (
             "inf2": Image(
                 name="public.ecr.aws/neuron/pytorch-inference-neuronx:2.8.0-neuronx-py311-sdk2.26.1-ubuntu22.04",
                 python="3.11",
-                source="aws-neuron/deep-learning-containers, README.md; its Dockerfile of tag 2.26.1 (2025-10-29) has "
-                "the vendor_pins above",
+                source="aws-neuron/deep-learning-containers, README.md; its Dockerfile of tag 2.26.1 (2025-10-29) "
+                "installs this row's neuronx-cc, torch-neuronx and neuronx-distributed",
                 checked="2026-11-21",
             ),
         },
@@ -134,7 +134,7 @@ ENDED_CONTAINERS = {
         ended_source="AWS Neuron documentation v2.28.1, libraries/transformers-neuronx: support for the library ended "
         "that day. For the image itself no date was found: deepjavalibrary/djl-serving#2939 (2025-11-03) calls it "
         "discontinued and no longer published for several months, a request for a newer one "
-        "(aws/deep-learning-containers#5355, 2025-10-09) was closed without one, and AWS's list of images of "
+        "(aws/deep-learning-containers#5355, 2025-10-09) is closed as inactive, and AWS's list of images of "
         "2026-08-21 (aws/deep-learning-containers e0ecedea6a, docs/src/data) does not have it",
         source="deepjavalibrary/djl-serving, branch 0.30.0-dlc at fefd40ec, serving/docker/pytorch-inf2.Dockerfile",
         checked="2026-11-21",

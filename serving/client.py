@@ -1,7 +1,7 @@
 """For people who call the endpoint: a server at a URL, or a SageMaker endpoint.
 
-The Client knows what is sent, how often, and what a reply means; a Transport sends one request and gives back one reply:
-HttpTransport with httpx, SageMakerTransport with boto3.
+The Client knows what is sent, how often, and what a reply means; a Transport sends one request and gives back one
+reply: HttpTransport with httpx, SageMakerTransport with boto3.
 
     with Client("http://127.0.0.1:8080") as client:
         answers = client.summarize(dialogues, {"max_new_tokens": 40})
@@ -30,7 +30,8 @@ from tenacity import (
     retry_if_result,
     stop_after_attempt,
     stop_when_event_set,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 from tenacity.nap import sleep_using_event
 
@@ -129,7 +130,7 @@ class Client:
     ) -> None:  # fmt: skip
         self.endpoint = endpoint
         self._batch_size, self._concurrency, self._attempts = batch_size, concurrency, attempts
-        self._backoff = wait_exponential_jitter(backoff_s, LONGEST_BACKOFF_S, jitter=backoff_s)
+        self._backoff = wait_exponential(backoff_s, LONGEST_BACKOFF_S) + wait_random(0, backoff_s)
         self._on_retry = on_retry
         self._transport = connect(endpoint, target_model, timeout_s, concurrency)
 
@@ -190,17 +191,22 @@ class Client:
         answers: dict[int, Answer] = {}
 
         def attempt() -> list[str]:
-            if stopped.is_set():
-                raise RequestError("not sent: another request failed")
+            if stopped.is_set():  # another request failed, and its error is the one to raise
+                return []
             answers.update(self._ask({place: batch[place] for place in batch if _busy(answers.get(place))}, parameters))
             return [answer.error.message for answer in answers.values() if answer.error is not None and _busy(answer)]
 
-        Retrying(
+        retrying = Retrying(
             retry=retry_if_exception_type(Unavailable) | retry_if_result(bool),
             stop=stop_after_attempt(self._attempts) | stop_when_event_set(stopped),
             wait=self._wait_s, sleep=sleep_using_event(stopped), before_sleep=self._tell,
             retry_error_callback=lambda state: _outcome(state).result(),  # raises what the last attempt raised
-        )(attempt)  # fmt: skip
+        )  # fmt: skip
+        try:
+            retrying(attempt)
+        except RequestError:
+            stopped.set()
+            raise
         return answers
 
     def _ask(self, batch: Mapping[int, str], parameters: Mapping[str, Any]) -> dict[int, Answer]:
@@ -325,6 +331,8 @@ class HttpTransport:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise RequestError(f"{url} is no URL: {error}", "http://127.0.0.1:8080") from error
+        if not parsed.host:
+            raise RequestError(f"{url} names no host", "http://127.0.0.1:8080")
         self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
         self._timeout_s = timeout_s
         self._http = httpx.Client(

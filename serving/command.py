@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from neuron_sum.recipe import ServeConfig
     from serving.local import Model
 
-ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled artifact's folder.")]
 OverrideOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change how it is served: serve.deadline_s=20.")
 ]
@@ -27,23 +26,64 @@ ARCHIVE = ".tar.gz"
 
 
 def package(
-    artifact: ArtifactArgument,
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT|RUN", help="A compiled artifact's folder; a run's for --container djl….")
+    ],
     overrides: OverrideOption = None,
-    output: Annotated[Path | None, typer.Option(help="Default: NAME.tar.gz beside the artifact's folder.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Default: NAME.tar.gz beside the folder.")] = None,
+    container: Annotated[
+        Literal["own", "djl-0.30-neuronx"],
+        typer.Option(help="Our image, or AWS's last DJL container with Neuron, which has no support any more."),
+    ] = "own",
 ) -> None:
     """Pack an artifact, its handler and serving.properties into model.tar.gz, the same bytes every time."""
     from neuron_sum import files
-    from neuron_sum.artifact import open_artifact
+    from neuron_sum.artifact import is_artifact, open_artifact
+    from neuron_sum.run_folder import open_run
+    from neuron_sum.stack import ENDED_CONTAINERS
+    from serving import neuronx_container
     from serving import package as packing
 
-    opened = open_artifact(artifact)
-    target = output or artifact.resolve().with_name(artifact.resolve().name + ARCHIVE)
-    packing.write_archive(opened, _limits(opened, overrides), target)
+    name = artifact.resolve().name
+    if container == "own":
+        opened = open_artifact(artifact)
+        target = output or artifact.resolve().with_name(name + ARCHIVE)
+        packing.write_archive(opened, _limits(opened, overrides), target)
+        described, told = {}, [f"next: neuron-sum serve {target}"]
+    else:
+        if overrides:
+            raise RecipeError(f"{container} reads nothing of `serve`", "leave --set out")
+        if is_artifact(artifact):
+            raise ArtifactError(f"{artifact} is compiled; {container} compiles for itself", "give the run's folder")
+        run, ended = open_run(artifact), ENDED_CONTAINERS[container]
+        target = output or artifact.resolve().with_name(f"{name}-{container}{ARCHIVE}")
+        settings = neuronx_container.write_archive(run, target)
+        console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
+        prompt = run.recipe.prompt.resolve().template
+        described = {"image": ended.name, "ended": ended.ended, "ended_source": ended.ended_source,
+                     "properties": settings, "prompt": prompt}  # fmt: skip
+        told = [settings.rstrip(), f"image: {ended.name}; it takes whole prompts as inputs, made with {prompt!r}"]
     size, digest = target.stat().st_size, files.sha256(target)
     console.emit(
-        {"archive": str(target), "bytes": size, "sha256": digest},
+        {"archive": str(target), "bytes": size, "sha256": digest, **described},
         f"packed {target}: {console.size(size)}, sha256 {digest[:16]}…",
-        f"next: neuron-sum serve {target}",
+        *told,
+    )
+
+
+def dockerfile(
+    target: Annotated[Literal["cpu", "inf2"], typer.Option(help="Where the image will run.")] = "cpu",
+    output: Annotated[Path | None, typer.Option(help="The folder. Default: image-TARGET.")] = None,
+) -> None:
+    """Write the serving image's build context: Dockerfile, entrypoint, exact versions and this package."""
+    from serving.dockerfile import write_context
+
+    folder = output or Path(f"image-{target}")
+    write_context(target, folder)
+    console.emit(
+        {"folder": str(folder), "target": target},
+        f"wrote {folder}; the head of its Dockerfile says how to run the image, and what was proven of it",
+        f"next: docker build --platform linux/amd64 --tag neuron-sum:{target} {folder}",
     )
 
 
@@ -106,7 +146,7 @@ def _models(
                     f"{target} was packed with its settings", "neuron-sum package ARTIFACT --set … makes another"
                 )
             packing.unpack(target, folder)
-            limits.append(properties.read_limits(properties.read(folder / packing.PROPERTIES)))
+            limits.append(properties.read_limits(properties.read(folder / properties.FILE)))
         else:
             raise ArtifactError(
                 f"{target} is neither an artifact nor a model.tar.gz", "neuron-sum compile RUN makes an artifact"
@@ -153,7 +193,7 @@ def request(
     output: Annotated[
         Path | None, typer.Option(dir_okay=False, help="A .jsonl for the answers, one line a dialogue, in order.")
     ] = None,
-    target_model: Annotated[str | None, typer.Option(help="On a SageMaker endpoint with several models: which.")] = None,
+    target_model: Annotated[str | None, typer.Option(help="Which, on a SageMaker endpoint with several.")] = None,
 ) -> None:
     """Send dialogues to an endpoint, and try again what is worth it."""
     from neuron_sum import files
@@ -174,7 +214,7 @@ def request(
 
     refusals = [answer.error for answer in answers if answer.error is not None]
     if refusals and not many:
-        raise RequestError(f"{endpoint} refused the dialogue: {refusals[0].message}", "change the dialogue or --options")
+        raise RequestError(f"{endpoint} refused the dialogue: {refusals[0].message}", "change the text or the options")
     truncated = sum(answer.truncated for answer in answers)
     if truncated:
         cut = f"{truncated} of {len(answers)} dialogues were" if many else "the dialogue was"

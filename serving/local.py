@@ -25,6 +25,7 @@ from neuron_sum.recipe import ServeConfig
 from serving import djl, properties
 
 START_LIMIT_S = properties.LOADING_TIMEOUT_S
+ANSWER_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 """What SageMaker gives a container between SIGTERM and SIGKILL."""
 
@@ -91,7 +92,9 @@ class LocalServer:
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
         self._folder: Path | None = None
+        self._http = httpx.Client(base_url=self.url, timeout=ANSWER_LIMIT_S, trust_env=False)
 
     def __enter__(self) -> "LocalServer":
         try:
@@ -163,7 +166,8 @@ class LocalServer:
             command, env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, text=True, errors="replace",
         )  # fmt: skip
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
         self._wait(lambda: self._get("/ping") is not None)
         for model in self._models if single is None else []:
             self.load(model)
@@ -176,8 +180,8 @@ class LocalServer:
         Raises:
             ServerError: If it is not loaded.
         """
-        answer = httpx.post(
-            f"{self.url}/models", timeout=START_LIMIT_S,
+        answer = self._http.post(
+            "/models", timeout=START_LIMIT_S,
             params={"url": model.folder.resolve().as_uri(), "model_name": model.name, "engine": "Python", "device": "-1"},
         )  # fmt: skip
         if answer.status_code != 200:
@@ -186,7 +190,7 @@ class LocalServer:
 
     def unload(self, name: str) -> None:
         """Removes a model."""
-        httpx.delete(f"{self.url}/models/{name}", timeout=STOP_LIMIT_S).raise_for_status()
+        self._http.delete(f"/models/{name}").raise_for_status()
 
     def stop(self) -> None:
         """Lets it answer what it has accepted, then ends every process it started."""
@@ -202,7 +206,12 @@ class LocalServer:
             _, alive = psutil.wait_procs(children, timeout=5)
             for child in alive:
                 child.kill()
+            if self._reader is not None:
+                self._reader.join(timeout=5)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
             self._process = None
+        self._http.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -225,8 +234,8 @@ class LocalServer:
     def _ready(self, name: str) -> bool:
         """Whether a model answers a request; /ping says 200 for one that is still loading."""
         try:
-            answer = httpx.post(
-                f"{self.url}/predictions/{name}", timeout=self._limits.deadline_s + 5,
+            answer = self._http.post(
+                f"/predictions/{name}",
                 json={"inputs": "#Person1#: Hello.", "parameters": {"max_new_tokens": 1}},
             )  # fmt: skip
         except httpx.TransportError:
@@ -235,7 +244,7 @@ class LocalServer:
 
     def _get(self, path: str) -> httpx.Response | None:
         try:
-            return httpx.get(f"{self.url}{path}", timeout=5)
+            return self._http.get(path)
         except httpx.TransportError:
             return None
 

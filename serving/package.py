@@ -3,14 +3,18 @@
     serving.properties    made from the artifact's manifest and the recipe's `serve` section
     artifact/             as compiled
     neuron_sum/ serving/  this package, so that the image needs only its dependencies
+
+neuronx_container.py packs another layout the same way.
 """
 
 import gzip
+import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from neuron_sum import files
 from neuron_sum.artifact import Artifact
@@ -18,7 +22,6 @@ from neuron_sum.errors import ArtifactError, ResourceError
 from neuron_sum.recipe import ServeConfig
 from serving import properties
 
-PROPERTIES = "serving.properties"
 HANDLER = ("__init__.py", "model.py", "service.py", "schema.py", "batching.py", "metrics.py", "properties.py")
 """What of this package runs in the worker."""
 
@@ -38,7 +41,7 @@ def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source.resolve())
-    (folder / PROPERTIES).write_text(properties.render(artifact, limits), encoding="utf-8")
+    (folder / properties.FILE).write_text(properties.render(artifact, limits), encoding="utf-8")
 
 
 def write_archive(artifact: Artifact, limits: ServeConfig, target: Path) -> None:
@@ -50,6 +53,17 @@ def write_archive(artifact: Artifact, limits: ServeConfig, target: Path) -> None
         target: The archive; replaced at once when it is whole.
     """
     files.check_writable(target.parent, files.folder_size(artifact.path))
+    pack(target, properties.render(artifact, limits), _contents(artifact))
+
+
+def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> None:
+    """A model.tar.gz that has no trace of when and by whom it was packed.
+
+    Args:
+        target: The archive; replaced at once when it is whole.
+        settings: serving.properties.
+        contents: Every other file: its name in the archive, and where it is.
+    """
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with (
@@ -57,15 +71,11 @@ def write_archive(artifact: Artifact, limits: ServeConfig, target: Path) -> None
             gzip.GzipFile("", "wb", COMPRESSION_LEVEL, raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
         ):
-            text = properties.render(artifact, limits).encode()
-            written = temporary.with_suffix(".properties")
-            try:
-                written.write_bytes(text)
-                _add(archive, PROPERTIES, written)
-            finally:
-                written.unlink(missing_ok=True)
-            for name, source in _contents(artifact):
-                _add(archive, name, source)
+            text = settings.encode()
+            _add(archive, properties.FILE, io.BytesIO(text), len(text))
+            for name, path in contents:
+                with path.open("rb") as content:
+                    _add(archive, name, content, path.stat().st_size)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,9 +97,11 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise ResourceError(f"{archive} is larger unpacked than {folder} has room", "free some space")
                 packed.extract(member, folder, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ArtifactError(f"{archive} cannot be unpacked: {error}", "neuron-sum package ARTIFACT makes one") from error
-    if not (folder / PROPERTIES).is_file():
-        raise ArtifactError(f"{archive} holds no {PROPERTIES}", "neuron-sum package ARTIFACT makes one that does")
+        raise ArtifactError(
+            f"{archive} cannot be unpacked: {error}", "neuron-sum package ARTIFACT makes one"
+        ) from error
+    if not (folder / properties.FILE).is_file():
+        raise ArtifactError(f"{archive} holds no {properties.FILE}", "neuron-sum package ARTIFACT makes one that does")
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
@@ -104,9 +116,8 @@ def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
         yield f"{package.name}/{name}", package / name
 
 
-def _add(archive: tarfile.TarFile, name: str, path: Path) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:
     """A file with neither owner nor time."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode = path.stat().st_size, 0o644
-    with path.open("rb") as content:
-        archive.addfile(info, content)
+    info.size, info.mode = size, 0o644
+    archive.addfile(info, content)

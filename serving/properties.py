@@ -20,6 +20,7 @@ RETRY_THRESHOLD = 1
 """Failures of the worker in a row that are forgiven: it may die, but if it then does not come back the model has failed
 for good, and /ping says so. DJL's own 0 means: at the first."""
 
+FILE = "serving.properties"
 ARTIFACT = "artifact"
 """The artifact's folder in a model's folder."""
 
@@ -52,17 +53,12 @@ def read(path: Path) -> dict[str, str]:
 
 
 def read_limits(options: Mapping[str, str]) -> ServeConfig:
-    """The limits from the file's keys, or from the options that DJL hands to the worker, where `option.` is cut off.
+    """The limits from the keys of the file.
 
     Raises:
         RecipeError: For a value that does not hold.
     """
-    short = PREFIX.removeprefix("option.")
-    given = {
-        name.removeprefix("option.").removeprefix(short): value
-        for name, value in options.items()
-        if name.startswith((PREFIX, short))
-    }
+    given = {name.removeprefix(PREFIX): value for name, value in options.items() if name.startswith(PREFIX)}
     try:
         return ServeConfig.model_validate(given, strict=False)
     except ValidationError as error:

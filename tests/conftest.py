@@ -6,8 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from neuron_sum.artifact import Artifact
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes at once only spin otherwise
 
@@ -41,6 +45,18 @@ generate: {max_new_tokens: 12}
 """
 LLAMA_CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
                 "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
+LORA_SHAPE = ["compile.batch_sizes=[1,3]", "compile.num_beams=[1,2]", "compile.adapters.slots=2",
+              "compile.adapters.soft_prompt_tokens=4"]  # fmt: skip
+
+
+def compiled(run: Path, folder: Path, *overrides: str) -> "Artifact":
+    from compile.build import build, make_plan
+    from compile.source import open_source
+
+    source = open_source(run, None, [*SHAPE, *overrides])
+    return build(source, make_plan(source), folder, overwrite=False, jobs=None)
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +128,29 @@ def micro_lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "run",
     )
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def lora_artifact(micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> "Artifact":
+    """fp32, one row and several, greedy and two beams, the adapter in a slot and room for a soft prompt."""
+    return compiled(micro_lora_run, tmp_path_factory.mktemp("artifacts") / "lora", *LORA_SHAPE)
+
+
+@pytest.fixture(scope="session")
+def djl_serving() -> Path:
+    """A real DJL Serving; built when the tests were installed, or now where its sources can be reached."""
+    from neuron_sum.errors import ServerError
+    from serving import djl
+
+    cache = os.environ.pop("NEURON_SUM_CACHE")
+    try:
+        folder = djl.install()
+    except ServerError as error:
+        pytest.skip(f"no DJL Serving: {error.message}; {error.hint}")
+    finally:
+        os.environ["NEURON_SUM_CACHE"] = cache
+    os.environ["NEURON_SUM_DJL"] = str(folder)
+    return folder
 
 
 @pytest.fixture

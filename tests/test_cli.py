@@ -36,7 +36,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
     assert len(set(codes.values())) == len(codes)
     assert codes == {"NeuronSumError": 1, "RecipeError": 3, "DataError": 4, "ModelError": 5, "ResourceError": 6,
                      "MissingExtraError": 7, "RunError": 8, "ArtifactError": 9,
-                     "CompileError": 10, "Interrupted": 130}  # fmt: skip
+                     "CompileError": 10, "ServerError": 11, "RequestError": 12, "Interrupted": 130}  # fmt: skip
     for name, code in codes.items():
         assert re.search(rf"{name}\s+{code}\n?", errors.__doc__ or ""), f"{name} is not drawn"
 
@@ -140,9 +140,9 @@ def test_durations_and_sizes_read_well() -> None:
     ]
 
 
-def commands_of(page: Path) -> list[str]:
-    """The neuron-sum commands in the ```bash blocks of a page."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+def commands_of(page: Path, language: str = "bash") -> list[str]:
+    """The neuron-sum commands in a page's blocks of a language: bash ends by itself, sh runs until Ctrl-C."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith("neuron-sum ")]
 
@@ -150,7 +150,7 @@ def commands_of(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -> None:
     """Each names a command that is there, with options that it has."""
-    for command in commands_of(page):
+    for command in commands_of(page) + commands_of(page, "sh"):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
         # A group's own --help lists its commands; `compile RUN` is short for `compile run RUN`.
         group = words[:2] if words[0] == "recipes" or words[:2] == ["compile", "verify"] else words[:1]
@@ -176,9 +176,18 @@ def test_the_recipes_of_the_docs_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_and_the_readmes_commands_run(neuron_sum: CommandLine, tmp_path: Path) -> None:
+def test_the_demo_and_the_readmes_commands_run(
+    neuron_sum: CommandLine, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """`make demo` is `neuron-sum demo`; the README's other commands then run on what it made, as they stand."""
+    try:
+        server = request.getfixturevalue("djl_serving")
+    except pytest.skip.Exception:
+        server = None
     made = neuron_sum("demo")
+    if server is not None:  # else the demo says that it goes on without
+        [answer] = re.findall(r"request http://127.0.0.1:\d+\n", made.stderr)
+        assert "without its last step" not in made.stderr and answer
     assert made.returncode == 0, made.stderr[-3000:]
     assert "What to try next" in made.stdout
     assert (tmp_path / "runs" / "demo" / "comparison" / "report.html").is_file()

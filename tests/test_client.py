@@ -24,7 +24,8 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 NEEDS_BOTO3 = pytest.mark.skipif(find_spec("boto3") is None, reason="boto3 is in the extra [aws]")
 
 BUSY = {"error": {"code": 503, "message": "9 items wait", "field": None}}
-TOO_LONG = {"error": {"code": 422, "message": "max_new_tokens is 99; compiled for at most 40", "field": "parameters.max_new_tokens"}}  # fmt: skip
+MESSAGE = "max_new_tokens is 99; compiled for at most 40"
+TOO_LONG = {"error": {"code": 422, "message": MESSAGE, "field": "parameters.max_new_tokens"}}
 
 
 class FarEnd(ThreadingHTTPServer):
@@ -122,6 +123,7 @@ def test_a_path_is_kept_and_a_bare_url_is_completed(far_end: FarEnd) -> None:
 
 def test_any_text_arrives_as_it_was(far_end: FarEnd) -> None:
     dialogues = ['quote " and \\ and\nline', "naïve 日本 🙂", "half a pair \ud83d"]
+    far_end.script += [(200, capitals(["a", "b", " "]), {})]  # no endpoint gives back half a pair
     with Client(far_end.url) as client:
         client.summarize(dialogues)
     assert far_end.sent == [dialogues]
@@ -220,10 +222,10 @@ def test_of_a_request_only_the_busy_dialogues_are_sent_again(far_end: FarEnd) ->
 
 
 def test_after_a_refusal_no_more_is_sent(far_end: FarEnd) -> None:
-    far_end.script += [(422, TOO_LONG, {})] * 50
+    far_end.script += [(422, TOO_LONG, {})]
     with Client(far_end.url, batch_size=1, concurrency=1) as client, pytest.raises(RequestError, match="answered 422"):
         client.summarize([str(number) for number in range(50)])
-    assert len(far_end.seen) < 50
+    assert len(far_end.seen) == 1
 
 
 def test_nobody_there(nowhere: str) -> None:
@@ -232,7 +234,9 @@ def test_nobody_there(nowhere: str) -> None:
     assert caught.value.hint == "neuron-sum serve ARTIFACT starts one"
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:8080", "sagemaker:", "sagemaker:@eu-west-1", "ftp://host", "http://["])
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:8080", "sagemaker:", "sagemaker:@eu-west-1", "ftp://a", "http://", "http://a:b"]
+)
 def test_what_is_no_endpoint_is_refused_with_the_forms_there_are(endpoint: str) -> None:
     with pytest.raises(RequestError) as caught:
         Client(endpoint)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import LLAMA_CONFIG, MICRO
+from conftest import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_adapter_slots import make_lora, make_soft_prompt
@@ -41,21 +41,7 @@ from neuron_sum.trained import load_trained, load_untuned
 from neuron_sum.training.train import train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
-LORA_SHAPE = ["compile.batch_sizes=[1,3]", "compile.num_beams=[1,2]", "compile.adapters.slots=2",
-              "compile.adapters.soft_prompt_tokens=4"]  # fmt: skip
 pytestmark = pytest.mark.slow
-
-
-def compiled(run: Path, folder: Path, *overrides: str) -> Artifact:
-    source = open_source(run, None, [*SHAPE, *overrides])
-    return build(source, make_plan(source), folder, overwrite=False, jobs=None)
-
-
-@pytest.fixture(scope="session")
-def lora_artifact(micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """fp32, one row and several, greedy and two beams, the adapter in a slot and room for a soft prompt."""
-    return compiled(micro_lora_run, tmp_path_factory.mktemp("artifacts") / "lora", *LORA_SHAPE)
 
 
 @pytest.fixture(scope="session")

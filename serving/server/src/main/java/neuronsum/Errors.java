@@ -1,5 +1,6 @@
 package neuronsum;
 
+import ai.djl.serving.util.NettyUtils;
 import ai.djl.util.JsonUtils;
 
 import com.google.gson.JsonElement;
@@ -16,8 +17,6 @@ import io.netty.handler.codec.http.HttpHeaderNames;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.netty.handler.codec.http.HttpVersion;
 
-import ai.djl.serving.util.NettyUtils;
-
 import java.nio.charset.StandardCharsets;
 
 /** One shape for every error: {"error": {"code": 422, "message": "...", "field": "inputs[0]"}}. */
@@ -28,7 +27,7 @@ final class Errors {
     private Errors() {}
 
     static void send(ChannelHandlerContext ctx, int code, String message) {
-        sendBody(ctx, code, error(code, message).toString());
+        sendBody(ctx, code, body(object(code, message)).toString());
     }
 
     static void sendBody(ChannelHandlerContext ctx, int code, String body) {
@@ -44,7 +43,7 @@ final class Errors {
      *
      * <p>The worker's own errors arrive as DJL writes them in async mode: {"code": 422, "error": "TEXT"}, with ours as
      * TEXT. A worker that stopped is no fault of the request: DJL says 400 for one that is gone and 500 for one that
-     * dies, and both become 503, for the worker is started again.
+     * dies, and both become 503, for the worker is started again. So does 507, the worker out of memory.
      */
     static FullHttpResponse shape(FullHttpResponse response) {
         int code = response.status().code();
@@ -53,14 +52,15 @@ final class Errors {
         }
         JsonObject error = read(response, code);
         String message = error.get("message").getAsString();
-        if (message.contains("Backend Python process") || message.contains("Inference Engine Failure")) {
+        if (message.startsWith("Backend Python process") || message.startsWith("Inference Engine Failure")) {
             code = 503;
-            error = error(code, "the worker stopped and is being started again; send the request again").getAsJsonObject("error");
+            error = object(code, "the worker stopped and is being started again; send the request again");
+        } else if (code == 507) {
+            code = 503;
+            error = object(code, "too little memory for this request; send the request again, or a smaller one");
         }
         error.addProperty("code", code);
-        JsonObject body = new JsonObject();
-        body.add("error", error);
-        ByteBuf content = Unpooled.copiedBuffer(body.toString(), StandardCharsets.UTF_8);
+        ByteBuf content = Unpooled.copiedBuffer(body(error).toString(), StandardCharsets.UTF_8);
         FullHttpResponse shaped = response.replace(content);
         response.release();
         shaped.setStatus(HttpResponseStatus.valueOf(code));
@@ -72,38 +72,42 @@ final class Errors {
         return shaped;
     }
 
-    private static JsonObject error(int code, String message) {
-        JsonObject error = new JsonObject();
-        error.addProperty("code", code);
-        error.addProperty("message", message);
-        error.add("field", JsonNull.INSTANCE);
+    private static JsonObject body(JsonObject error) {
         JsonObject body = new JsonObject();
         body.add("error", error);
         return body;
     }
 
+    private static JsonObject object(int code, String message) {
+        JsonObject error = new JsonObject();
+        error.addProperty("code", code);
+        error.addProperty("message", message);
+        error.add("field", JsonNull.INSTANCE);
+        return error;
+    }
+
     /** What the body says, whoever wrote it: this class, our worker, or DJL. */
     private static JsonObject read(FullHttpResponse response, int code) {
         String text = response.content().toString(StandardCharsets.UTF_8);
-        JsonObject body = object(text);
+        JsonObject body = parsed(text);
         if (body == null) {
             String said = text.isEmpty() ? response.status().reasonPhrase() : text;
-            return error(code, said).getAsJsonObject("error");
+            return object(code, said);
         }
         JsonElement inner = body.get("error");
         if (inner != null && inner.isJsonObject()) {
             return inner.getAsJsonObject();
         }
         if (inner != null && inner.isJsonPrimitive()) {
-            JsonObject ours = object(inner.getAsString());
-            return ours != null ? ours : error(code, inner.getAsString()).getAsJsonObject("error");
+            JsonObject ours = parsed(inner.getAsString());
+            return ours != null ? ours : object(code, inner.getAsString());
         }
         JsonElement message = body.get("message");
         boolean said = message != null && message.isJsonPrimitive();
-        return error(code, said ? message.getAsString() : response.status().reasonPhrase()).getAsJsonObject("error");
+        return object(code, said ? message.getAsString() : response.status().reasonPhrase());
     }
 
-    private static JsonObject object(String text) {
+    private static JsonObject parsed(String text) {
         try {
             JsonElement element = JsonUtils.GSON.fromJson(text, JsonElement.class);
             return element != null && element.isJsonObject() ? element.getAsJsonObject() : null;

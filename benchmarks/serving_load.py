@@ -1,0 +1,236 @@
+"""What the server costs: a real DJL Serving beside the bare generation loop, on one core, in the same run.
+
+    python benchmarks/serving_load.py [--dtype int8] [--batch 16] [--rounds 3] [--seconds 30] [--work FOLDER]
+
+FLAN-T5-small's dimensions with random weights, 256 tokens in, exactly 64 out, greedy. The worker, and the bare loop,
+have one core for themselves; the server's Java and the clients have the others. In every round, in turn: the bare loop
+over full batches; 32 clients that send one dialogue after the other; the same against an artifact of batch 1; and
+arrivals at random times (Poisson) at 70 % of the throughput just measured. Ratios are taken within a round.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import httpx
+import psutil
+from generation import END_OF_SEQUENCE, MODELS, SPECIAL_TOKENS, VOCABULARY, make_checkpoint
+from peers import once
+
+from neuron_sum import console
+from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.recipe import GenerateConfig, ServeConfig
+from serving import djl, package
+from serving.local import LocalServer, Model
+
+ROOT = Path(__file__).parents[1]
+SOURCE_TOKENS, NEW_TOKENS = 256, 64
+CLIENTS, LOAD = 32, 0.7
+WORKER_CORE = (os.cpu_count() or 2) - 1
+OTHER_CORES = [core for core in range(os.cpu_count() or 2) if core != WORKER_CORE]
+EXACT = GenerateConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+PARAMETERS = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+
+
+@dataclass(frozen=True)
+class Round:
+    """Summaries a second, and seconds at 70 % load."""
+
+    bare: float
+    server: float
+    server_batch_1: float
+    p50_s: float
+    p99_s: float
+    refused: int
+
+
+def main() -> None:
+    """Prepares, runs and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "int8"], default="int8")
+    parser.add_argument("--batch", type=int, default=16, help="the largest batch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "serving")
+    options = parser.parse_args()
+    if not OTHER_CORES:
+        parser.error("two cores are needed: one for the worker, one for everything else")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    batched = _artifact(options.work, options.dtype, [1, options.batch // 2, options.batch])
+    single = _artifact(options.work, options.dtype, [1])
+    rounds = []
+    for number in range(options.rounds):
+        bare = _bare(batched, options.seconds)
+        with _serving(single, options.work) as server:
+            server_batch_1 = _closed(server.url, options.seconds)
+        with _serving(batched, options.work) as server:
+            throughput = _closed(server.url, options.seconds)
+            latencies, refused = asyncio.run(_open(server.url, LOAD * throughput, 2 * options.seconds))
+        percentiles = statistics.quantiles(latencies, n=100)
+        rounds.append(Round(bare, throughput, server_batch_1, percentiles[49], percentiles[98], refused))
+        console.note(f"round {number + 1}: {rounds[-1]}")
+    table = console.table(
+        "round", "bare /s", "server /s", "of bare", "batch 1 /s", "× batch 1", "p50 s", "p99 s", "p99/p50", "refused",
+        title=f"FLAN-T5-small {options.dtype}, batches to {options.batch}, {CLIENTS} clients, p50 and p99 at "
+        f"{LOAD:.0%} load; DJL Serving {djl.VERSION}, Python {platform.python_version()}, {_java()}",
+    )  # fmt: skip
+    for number, r in enumerate(rounds, start=1):
+        table.add_row(
+            str(number), f"{r.bare:.2f}", f"{r.server:.2f}", f"{r.server / r.bare:.2f}", f"{r.server_batch_1:.2f}",
+            f"{r.server / r.server_batch_1:.2f}", f"{r.p50_s:.2f}", f"{r.p99_s:.2f}", f"{r.p99_s / r.p50_s:.2f}",
+            str(r.refused),
+        )  # fmt: skip
+    median = statistics.median
+    table.add_row(
+        "median", "", "", f"{median(r.server / r.bare for r in rounds):.2f}", "",
+        f"{median(r.server / r.server_batch_1 for r in rounds):.2f}", "", "",
+        f"{median(r.p99_s / r.p50_s for r in rounds):.2f}", "",
+    )  # fmt: skip
+    console.emit({}, table)
+
+
+def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
+    """Compiled once into the work folder."""
+    checkpoint = work / "checkpoint"
+    once(checkpoint, partial(make_checkpoint, MODELS["small"]))
+
+    folder = work / f"{dtype}-{'-'.join(map(str, batches))}"
+    if not folder.exists():
+        from compile.build import build, make_plan
+        from compile.source import open_source
+
+        changes = [
+            f"compile.dtype={dtype}", f"compile.batch_sizes={list(batches)}", f"compile.source_lens=[{SOURCE_TOKENS}]",
+            f"compile.target_len={NEW_TOKENS}", f"generate.max_new_tokens={NEW_TOKENS}",
+            f"data.max_source_length={SOURCE_TOKENS}",
+        ]  # fmt: skip
+        source = open_source(checkpoint, "tiny", changes)
+        build(source, make_plan(source), folder, overwrite=False, jobs=None)
+    return open_artifact(folder)
+
+
+def _bare(artifact: Artifact, seconds: float) -> float:
+    """Summaries a second of the generation loop alone, over full batches, in a process on the worker's core."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_bare_loop, args=(artifact.path, seconds, there))
+    process.start()
+    try:
+        return float(here.recv())
+    finally:
+        process.join()
+
+
+def _bare_loop(folder: Path, seconds: float, answer: Connection) -> None:
+    from neuron_sum.runtimes.load import load_generator
+
+    psutil.Process().cpu_affinity([WORKER_CORE])
+    generator, _ = load_generator(open_artifact(folder))
+    numbers = random.Random(7)
+    words = range(len(SPECIAL_TOKENS), VOCABULARY)
+    prompts = [
+        [*numbers.choices(words, k=SOURCE_TOKENS - 1), END_OF_SEQUENCE] for _ in range(generator.batch_size)
+    ]
+    generator.generate(prompts, EXACT)
+    started, done = time.monotonic(), 0
+    while time.monotonic() - started < seconds:
+        done += len(generator.generate(prompts, EXACT))
+    answer.send(done / (time.monotonic() - started))
+
+
+class _serving:
+    """A server whose worker has one core, and Java the others."""
+
+    def __init__(self, artifact: Artifact, work: Path) -> None:
+        limits = ServeConfig(deadline_s=55.0)
+        folder = work / "served" / artifact.path.name
+        if not folder.is_dir():
+            package.write_folder(artifact, limits, folder)
+        cores = ",".join(map(str, OTHER_CORES))
+        self._server = LocalServer([Model("model", folder)], limits, prefix=["taskset", "--cpu-list", cores])
+
+    def __enter__(self) -> LocalServer:
+        server = self._server.__enter__()
+        [worker] = server.workers()
+        for thread in worker.threads():
+            os.sched_setaffinity(thread.id, [WORKER_CORE])
+        os.sched_setaffinity(0, OTHER_CORES)
+        return server
+
+    def __exit__(self, *error: object) -> None:
+        os.sched_setaffinity(0, range(os.cpu_count() or 2))
+        self._server.stop()
+
+
+def _dialogue(numbers: random.Random) -> str:
+    # The prompt's own words and the end token take the rest of the source length.
+    return " ".join(f"word{n}" for n in numbers.choices(range(len(SPECIAL_TOKENS), VOCABULARY), k=SOURCE_TOKENS - 10))
+
+
+def _closed(url: str, seconds: float) -> float:
+    """Summaries a second of clients that send one dialogue after the other; the first batches are not counted."""
+
+    async def client(number: int, http: httpx.AsyncClient, done: list[float], end: float) -> None:
+        numbers = random.Random(number)
+        while time.monotonic() < end:
+            (await _post(http, url, _dialogue(numbers))).raise_for_status()
+            done.append(time.monotonic())
+
+    async def all_clients() -> float:
+        done: list[float] = []
+        started = time.monotonic()
+        warm = started + seconds / 5
+        async with _client() as http:
+            await asyncio.gather(*(client(n, http, done, warm + seconds) for n in range(CLIENTS)))
+        counted = [at for at in done if warm < at <= warm + seconds]
+        return len(counted) / seconds
+
+    return asyncio.run(all_clients())
+
+
+async def _open(url: str, rate: float, seconds: float) -> tuple[list[float], int]:
+    """Seconds of each request that arrives at a random time, at `rate` a second; and how many were refused."""
+    numbers, latencies, statuses = random.Random(1), list[float](), list[int]()
+
+    async def one(http: httpx.AsyncClient, text: str) -> None:
+        started = time.monotonic()
+        answer = await _post(http, url, text)
+        statuses.append(answer.status_code)
+        if answer.status_code == 200:
+            latencies.append(time.monotonic() - started)
+
+    async with _client() as http:
+        asked, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            asked.append(asyncio.create_task(one(http, _dialogue(numbers))))
+            await asyncio.sleep(numbers.expovariate(rate))
+        await asyncio.gather(*asked)
+    return latencies, sum(status != 200 for status in statuses)
+
+
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None, max_keepalive_connections=100))
+
+
+async def _post(http: httpx.AsyncClient, url: str, text: str) -> httpx.Response:
+    return await http.post(f"{url}/invocations", json={"inputs": text, "parameters": PARAMETERS})
+
+
+def _java() -> str:
+    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
+    return said.splitlines()[0].replace('"', "")
+
+
+if __name__ == "__main__":
+    main()

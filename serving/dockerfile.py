@@ -1,0 +1,134 @@
+"""The serving image's build context, made from stack.py's row: Neuron or plain base, Java, DJL Serving, our package.
+
+    Dockerfile        from Dockerfile.j2; its head says how to build and run it, and what was proven
+    entrypoint        bash; becomes the Java machine, with the options that `neuron-sum serve` gives it
+    constraints.txt   exact versions, AWS's own packages with them for inf2
+    source/           this package
+
+`docker build` needs nothing beside this folder and a network.
+"""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import serving
+from neuron_sum import __version__, files
+from neuron_sum.errors import ResourceError
+from neuron_sum.recipe import ServeConfig
+from neuron_sum.stack import PLATFORMS, Platform
+from serving import djl, local, properties
+
+Target = Literal["cpu", "inf2"]
+
+TEMPLATE = "Dockerfile.j2"
+MARK = "# Made by `neuron-sum dockerfile"
+"""How a Dockerfile of ours begins; a folder with one may be replaced."""
+
+HOME, OURS, MODEL, TEMPORARY = Path("/opt/djl"), Path("/opt/neuron-sum"), Path("/opt/ml/model"), Path("/tmp")
+PORT = 8080
+USER = "neuron-sum"
+
+PROJECT_FILES = ("pyproject.toml", "README.md")
+PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
+
+ENTRYPOINT = """\
+#!/bin/bash
+# SageMaker starts the container with the argument `serve`; anything else is run as it stands, to look around.
+set -euo pipefail
+if [[ "${{1:-serve}}" != serve ]]; then
+    exec "$@"
+fi
+# A container of an inference pipeline is told its port.
+export SERVING_INFERENCE_ADDRESS="${{SERVING_INFERENCE_ADDRESS:-http://0.0.0.0:${{SAGEMAKER_BIND_TO_PORT:-{port}}}}}"
+export SERVING_MANAGEMENT_ADDRESS="${{SERVING_MANAGEMENT_ADDRESS:-$SERVING_INFERENCE_ADDRESS}}"
+model=()
+if [[ -f {model}/{properties} ]]; then
+    # Device -1: one worker, and none of DJL's own devices. See the Dockerfile.
+    model=(-m model::Python:-1=file://{model})
+elif [[ "${{SAGEMAKER_MULTI_MODEL:-}}" != true ]]; then
+    echo "{model} holds no {properties}: neuron-sum package ARTIFACT makes the model.tar.gz that does" >&2
+    exit 1
+fi
+# exec: SIGTERM then reaches Java, whose shutdown hook answers what was accepted (Gate.java).
+exec java \\
+    {options} \\
+    -cp '{home}/{libraries}/*' {main} "${{model[@]}}"
+"""
+
+
+def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0]) -> None:
+    """Writes the build context.
+
+    Args:
+        target: Where the image will run.
+        output: The folder; one that this function wrote is replaced.
+        platform: The row.
+
+    Raises:
+        ResourceError: If this is no checkout of the project, or something else lies in the folder.
+    """
+    root = Path(serving.__file__).parent.parent
+    constraints = root / "constraints" / f"{platform.name}.txt"
+    if missing := [path for path in (*(root / name for name in PROJECT_FILES), constraints) if not path.is_file()]:
+        raise ResourceError(
+            f"an image is built from a checkout of the project; {missing[0]} is not there",
+            "git clone the project, `make` in it, and run this there",
+        )
+    dockerfile = output / "Dockerfile"
+    if output.exists() and not (dockerfile.is_file() and dockerfile.read_text(encoding="utf-8").startswith(MARK)):
+        raise ResourceError(f"{output} is there and no build context of ours", "choose another folder with --output")
+    files.check_writable(output.parent, 0)
+    with files.new_folder(output) as folder:
+        (folder / "Dockerfile").write_text(render(target, platform), encoding="utf-8")
+        (folder / "entrypoint").write_text(render_entrypoint(), encoding="utf-8")
+        (folder / "constraints.txt").write_text(
+            constraints.read_text(encoding="utf-8")
+            + "".join(f"{pin}\n" for pin in _pins(platform.vendor_pins) if target == "inf2"),
+            encoding="utf-8",
+        )
+        source = folder / "source"
+        source.mkdir()
+        for name in PROJECT_FILES:
+            shutil.copyfile(root / name, source / name)
+        for name in PACKAGES:
+            shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+
+
+def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
+    """The Dockerfile."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    return templates.get_template(TEMPLATE).render(
+        mark=MARK, target=target, version=__version__, platform=platform, builder=platform.serving_images["cpu"],
+        image=platform.serving_images[target], neuron=target == "inf2", djl=djl, home=HOME, ours=OURS, model=MODEL,
+        port=PORT, user=USER, grace_s=int(local.STOP_LIMIT_S), configuration=local.CONFIGURATION.name,
+        pins=_pins(platform.pins | (platform.vendor_pins if target == "inf2" else {})),
+        environment={
+            djl.HOME_VARIABLE: HOME,
+            "MODEL_SERVER_HOME": HOME,
+            "DJL_CACHE_DIR": TEMPORARY / "djl",
+            "PYTHON_EXECUTABLE": "python",
+            "PYTHONUNBUFFERED": "1",
+            **properties.server_environment(ServeConfig()),
+        },
+    )  # fmt: skip
+
+
+def render_entrypoint() -> str:
+    """The script that becomes the server: Java with the options that it has on this machine."""
+    here, there = str(local.CONFIGURATION), str(OURS / local.CONFIGURATION.name)
+    options = [shlex.quote(option.replace(here, there)) for option in local.java_options(TEMPORARY)]
+    return ENTRYPOINT.format(
+        port=PORT, model=MODEL, properties=properties.FILE, options=" \\\n    ".join(options), home=HOME,
+        libraries=djl.LIBRARIES, main=djl.MAIN_CLASS,
+    )  # fmt: skip
+
+
+def _pins(versions: dict[str, str]) -> list[str]:
+    return [f"{name}=={version}" for name, version in versions.items()]

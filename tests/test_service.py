@@ -1,0 +1,232 @@
+"""Requests, the batching queue and the service over real graphs, without a server around them."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuron_sum.artifact import Artifact
+from neuron_sum.errors import ModelError, RecipeError
+from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.runtimes.load import load_generator
+from serving import properties
+from serving.batching import Batcher, Work
+from serving.schema import JSON, JSON_LINES, TEXT, Parameters, ServiceError, answer_type, media_type, openapi, parse
+from serving.service import Answer, Service
+
+LIMITS = ServeConfig(max_items=5, max_characters=5000, max_body_bytes=100_000)
+DIALOGUE = "#Person1#: Are you coming tonight?\n#Person2#: Yes, at eight."
+
+REFUSED: list[tuple[str, bytes, int, str | None]] = [
+    (JSON, b"", 400, "inputs"),
+    (JSON, b"{", 400, None),
+    (JSON, b"\xff\xfe", 400, None),
+    (JSON, b'{"inputs": NaN}', 400, None),
+    (JSON, b"[" * 50_000, 400, None),
+    (JSON, b"[]", 422, "body"),
+    (JSON, b"{}", 422, "inputs"),
+    (JSON, b'{"inputs": ""}', 422, "inputs"),
+    (JSON, b'{"inputs": []}', 422, "inputs"),
+    (JSON, b'{"inputs": 3}', 422, "inputs"),
+    (JSON, b'{"inputs": "\\ud800"}', 422, "inputs"),
+    (JSON, b'{"inputs": "a", "more": 1}', 422, "more"),
+    (JSON, b'{"inputs": "a", "parameters": {"adapter": "x"}}', 404, "parameters.adapter"),
+    (JSON, b'{"inputs": "a", "parameters": {"num_beams": 9}}', 422, "parameters.num_beams"),
+    (JSON, b'{"inputs": "a", "parameters": {"num_beams": "2"}}', 422, "parameters.num_beams"),
+    (JSON, b'{"inputs": "a", "parameters": {"max_new_tokens": 13}}', 422, "parameters.max_new_tokens"),
+    (JSON, b'{"inputs": "a", "parameters": {"max_new_tokens": 0}}', 422, "parameters.max_new_tokens"),
+    (JSON, b'{"inputs": "a", "parameters": {"max_new_tokens": 3, "min_new_tokens": 4}}', 422, "parameters"),
+    (JSON, json.dumps({"inputs": "x" * 5001}).encode(), 422, "inputs"),
+    (JSON, json.dumps({"inputs": ["x"] * 6}).encode(), 413, "inputs"),
+    (JSON, b" " * 100_001, 413, None),
+    (JSON_LINES, b'{"inputs": "a"}\n' * 6, 413, "inputs"),
+    (TEXT, b"  ", 400, None),
+    ("image/png", b"a", 415, "Content-Type"),
+    ("application/json; charset=latin-1", b"{}", 415, "Content-Type"),
+]
+"""(content type, body, status, field) under LIMITS; tests/test_serving.py sends the same to a real server."""
+
+
+class Slow:
+    """A generator that waits until it is let go, and tells what it was given."""
+
+    batch_size, default_adapter = 4, None
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.batches: list[list[Any]] = []
+
+    def generate(self, prompts: Sequence[Any], settings: GenerateConfig, adapters: Sequence[Any]) -> list[list[int]]:
+        self.batches.append(list(prompts))
+        self.began.release()
+        assert self.go.acquire(timeout=30)
+        if any("bad" in prompt for prompt in prompts):
+            raise RuntimeError("one of them")
+        if any("big" in prompt for prompt in prompts):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        if any("gone" in prompt for prompt in prompts):
+            raise ModelError("no adapter 'gone'", "loaded: none")
+        return [[len(prompt)] for prompt in prompts]
+
+
+def works(*names: str, **settings: Any) -> list[Work]:
+    return [Work([name], GenerateConfig(**settings), None, float("inf")) for name in names]  # type: ignore[list-item]
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture(scope="module")
+def ask(lora_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answer]]:
+    service = Service.load(lora_artifact.path, LIMITS, tmp_path_factory.mktemp("state"))
+
+    def answer(body: Any, content_type: str | None = JSON, accept: str | None = None, adapter: str | None = None) -> Any:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return asyncio.run(service.answer(raw, content_type, accept, adapter, "test"))
+
+    answer.service = service  # type: ignore[attr-defined]
+    yield answer
+
+
+@pytest.mark.parametrize(("content_type", "body", "code", "field"), REFUSED)
+def test_refused_requests_name_the_field(
+    ask: Callable[..., Answer], content_type: str, body: bytes, code: int, field: str | None
+) -> None:
+    with pytest.raises(ServiceError) as refused:
+        ask(body, content_type)
+    assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_one_text_and_many_are_answered_in_order(ask: Callable[..., Answer]) -> None:
+    one = json.loads(ask({"inputs": DIALOGUE}).body)
+    assert one[0].keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    many = json.loads(ask({"inputs": [DIALOGUE, "", DIALOGUE * 60]}).body)
+    assert many[0] == one[0]
+    assert many[1]["error"] == {"code": 422, "message": "inputs[1] holds no text", "field": "inputs[1]"}
+    assert many[2]["truncated"] and many[2]["input_tokens"] == 192
+
+
+def test_every_content_type_answers_in_kind(ask: Callable[..., Answer]) -> None:
+    summary = json.loads(ask({"inputs": DIALOGUE}).body)[0]["summary_text"]
+    text = ask(DIALOGUE.encode(), "text/plain; charset=UTF-8")
+    assert (text.body, text.content_type) == (summary, "text/plain; charset=utf-8")
+    assert json.loads(ask(DIALOGUE.encode(), TEXT, accept="application/json").body)[0]["summary_text"] == summary
+    lines = ask(b'{"inputs": "a"}\n\nno\n{"inputs": ["a"]}\n', "application/x-ndjson").body.splitlines()
+    assert ["error" in json.loads(line) for line in lines] == [False, True, True]
+    assert json.loads(lines[1])["error"]["field"] == "line 3" or "line 3" in json.loads(lines[1])["error"]["message"]
+
+
+def test_parameters_override_and_the_header_names_an_adapter(ask: Callable[..., Answer]) -> None:
+    short = json.loads(ask({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 2, "num_beams": 2}}).body)[0]
+    assert short["output_tokens"] <= 2
+    tuned = ask({"inputs": DIALOGUE}).body
+    assert ask({"inputs": DIALOGUE}, adapter="default").body == tuned
+    assert ask({"inputs": DIALOGUE}, adapter="base").body != tuned
+    assert ask({"inputs": DIALOGUE, "parameters": {"adapter": "default"}}, adapter="base").body == tuned
+
+
+def test_adapters_come_and_go_and_outlive_the_worker(
+    ask: Callable[..., Answer], micro_lora_run: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    service = Service.load(lora_artifact.path, LIMITS, tmp_path)
+    folder = str(micro_lora_run / "adapter")
+    asyncio.run(service.register("other", folder, known=False))
+    with pytest.raises(ServiceError, match="taken"):
+        asyncio.run(service.register("third", folder, known=False))
+    asyncio.run(service.unregister("default"))
+    asyncio.run(service.register("other", folder, known=True))
+    refusals = [("other", folder, False, 409), ("x", folder, True, 404), ("base", folder, False, 400),
+                ("other", str(tmp_path), True, 422)]  # fmt: skip
+    for name, source, known, code in refusals:
+        with pytest.raises(ServiceError) as refused:
+            asyncio.run(service.register(name, source, known=known))
+        assert refused.value.code == code
+    assert service.adapters == ["other"]
+    assert "other" in Service.load(lora_artifact.path, LIMITS, tmp_path).adapters
+
+
+def test_the_media_type_of_a_request_and_of_its_answer() -> None:
+    assert [media_type(header) for header in (None, "Application/JSON ; charset=utf-8", "application/jsonl")] == [
+        JSON, JSON, JSON_LINES,
+    ]  # fmt: skip
+    assert answer_type("text/html, application/json;q=0.5", TEXT, 1) == JSON
+    assert answer_type("text/plain", JSON, 2) == JSON
+    assert answer_type("*/*", JSON_LINES, 3) == JSON_LINES
+
+
+def test_the_queue_batches_what_waits_and_never_makes_one_wait_alone(slow: Slow) -> None:
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    first, *rest = works("1", "22", "333", "4444", "55555", "666666")
+    batcher.submit([first])
+    assert slow.began.acquire(timeout=10)  # it began without company
+    batcher.submit(rest)
+    batcher.submit(works("other", num_beams=2))
+    for _ in range(4):
+        slow.go.release()
+    assert [work.result.result(10) for work in (first, *rest)] == [[1]] * 6
+    assert [len(batch) for batch in slow.batches[:2]] == [1, 4]
+    assert ["other"] in [prompt for batch in slow.batches for prompt in batch]
+    assert all(len({*map(tuple, batch)} & {("other",)}) == 0 or len(batch) == 1 for batch in slow.batches)
+
+
+def test_one_item_that_fails_harms_no_neighbour(slow: Slow) -> None:
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    asked = works("good", "bad", "big", "gone")
+    for _ in range(8):
+        slow.go.release()
+    batcher.submit(asked)
+    assert asked[0].result.result(10) == [1]
+    assert isinstance(asked[1].result.exception(10), RuntimeError)
+    assert [asked[i].result.exception(10).code for i in (2, 3)] == [503, 404]  # type: ignore[union-attr]
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back(slow: Slow) -> None:
+    batcher = Batcher(slow, 3, lambda batch, seconds: None)  # type: ignore[arg-type]
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    batcher.submit(works("a", "b"))
+    with pytest.raises(ServiceError) as refused:
+        batcher.submit(works("c", "d"))
+    assert refused.value.code == 503 and refused.value.retry_after_s is not None
+    batcher.submit(works("c"))
+    for _ in range(4):
+        slow.go.release()
+
+
+def test_what_nobody_waits_for_is_not_generated(slow: Slow) -> None:
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    gone, late, kept = works("gone"), works("late"), works("kept")
+    for batch in (gone, late, kept):
+        batcher.submit(batch)
+    gone[0].result.cancel()
+    late[0].deadline = 0.0
+    slow.go.release()
+    slow.go.release()
+    assert kept[0].result.result(10) == [1]
+    assert slow.batches == [[["running"]], [["kept"]]]
+
+
+def test_limits_travel_in_serving_properties(lora_artifact: Artifact, tmp_path: Path) -> None:
+    limits = ServeConfig(deadline_s=7.5, log_text=True, queue_size=9)
+    (tmp_path / "serving.properties").write_text(properties.render(lora_artifact, limits))
+    read = properties.read(tmp_path / "serving.properties")
+    assert properties.read_limits(read) == limits
+    assert read["option.async_mode"] == "true" and read["option.enable_lora"] == "true"
+    with pytest.raises(RecipeError, match="serve_deadline_s"):
+        properties.read_limits({"option.serve_deadline_s": "soon"})
+
+
+def test_the_openapi_document_describes_what_is_parsed() -> None:
+    document = openapi(LIMITS)
+    assert document["components"]["schemas"]["Parameters"]["properties"].keys() == Parameters.model_fields.keys()
+    assert set(document["paths"]["/invocations"]["post"]["responses"]) == {"200", "400", "404", "413", "415", "422", "503"}
+    assert parse(json.dumps({"inputs": "a", "parameters": {"num_beams": 2}}).encode(), JSON, LIMITS)[0].parameters.num_beams == 2

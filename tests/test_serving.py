@@ -1,0 +1,335 @@
+"""A real DJL Serving with our handler: the contract, adapters, faults, several models, and what it leaves behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_service import DIALOGUE, LIMITS, REFUSED
+
+from benchmarks import drill
+from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import ArtifactError, ServerError
+from neuron_sum.evaluation.generate import summarize_all
+from neuron_sum.recipe import DataConfig
+from neuron_sum.runtimes.load import load_generator
+from serving import package, properties
+from serving.local import LocalServer, Model
+from serving.schema import openapi
+
+pytestmark = pytest.mark.slow
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+ALLOWED = {200, 400, 404, 413, 415, 422, 503}
+
+
+class Endpoint:
+    """A server that tests share, and what it wrote."""
+
+    def __init__(self, server: LocalServer, said: list[str]) -> None:
+        self.server, self.said = server, said
+
+    def post(self, body: Any, content_type: str = "application/json", **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes | str) else json.dumps(body)
+        return httpx.post(
+            f"{self.server.url}/invocations", content=content, timeout=60,
+            headers={"content-type": content_type, **headers},
+        )  # fmt: skip
+
+    def adapters(self, method: str, path: str = "", **query: str) -> httpx.Response:
+        return httpx.request(method, f"{self.server.url}/models/model/adapters{path}", params=query, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    djl_serving: Path, lora_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoint]:
+    folder, said = tmp_path_factory.mktemp("served"), list[str]()
+    package.write_folder(lora_artifact, LIMITS, folder)
+    with LocalServer([Model("model", folder)], LIMITS, on_line=said.append) as server:
+        yield Endpoint(server, said)
+
+
+@pytest.mark.parametrize(("content_type", "body", "code", "field"), REFUSED)
+def test_refused_requests_have_their_status_and_one_shape(
+    endpoint: Endpoint, content_type: str, body: bytes, code: int, field: str | None
+) -> None:
+    answer = endpoint.post(body, content_type)
+    assert answer.status_code == code
+    if body != b" " * 100_001:  # the server itself cuts a body that is too large, without a word
+        assert answer.json()["error"].keys() == {"code", "message", "field"}
+        assert (answer.json()["error"]["code"], answer.json()["error"]["field"]) == (code, field)
+
+
+def test_sagemaker_calls_ping_and_invocations(endpoint: Endpoint) -> None:
+    assert httpx.get(f"{endpoint.server.url}/ping").status_code == 200
+    answer = endpoint.post({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 3}})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    [summary] = answer.json()
+    assert summary.keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    assert summary["output_tokens"] <= 3
+    text = endpoint.post(DIALOGUE, "text/plain")
+    assert (text.status_code, text.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+
+
+def test_json_lines_of_dialogsum_are_what_summarize_says(
+    endpoint: Endpoint, lora_artifact: Artifact, shared_data: Path
+) -> None:
+    config = DataConfig(source="dialogsum", path=str(shared_data / "dialogsum"))
+    dialogues = [example.dialogue for example in load_dataset(config).splits["test"]]
+    assert len(dialogues) == 500
+    size = LIMITS.max_items
+    bodies = [
+        "".join(json.dumps({"inputs": text}) + "\n" for text in dialogues[start : start + size])
+        for start in range(0, len(dialogues), size)
+    ]
+    with ThreadPoolExecutor(8) as clients:  # so that rows of different requests share batches
+        answers = list(clients.map(lambda body: endpoint.post(body, "application/jsonlines"), bodies))
+    assert {answer.status_code for answer in answers} == {200}
+    rows = [json.loads(line) for answer in answers for line in answer.text.splitlines()]
+    generator, tokenizer = load_generator(lora_artifact)
+    ids = [str(index) for index in range(len(dialogues))]
+    expected = summarize_all(generator, tokenizer, lora_artifact.recipe, ids, dialogues, quiet=True)
+    assert rows == [
+        {"summary_text": made.summary, "truncated": made.truncated, "input_tokens": made.input_tokens,
+         "output_tokens": made.output_tokens} for made in expected
+    ]  # fmt: skip
+
+
+def test_adapters_through_the_servers_own_api(endpoint: Endpoint, micro_lora_run: Path, tmp_path: Path) -> None:
+    source = str(micro_lora_run / "adapter")
+    assert endpoint.adapters("POST", name="mine").status_code == 400
+    refused = endpoint.adapters("POST", name="mine", src=str(tmp_path))
+    assert refused.status_code == 422 and "adapter_config.json" in refused.json()["error"]["message"]
+    assert endpoint.adapters("POST", name="mine", src=source).status_code == 200
+    assert [adapter["name"] for adapter in endpoint.adapters("GET").json()["adapters"]] == ["mine"]
+    asked = {"inputs": DIALOGUE, "parameters": {"adapter": "mine"}}
+    tuned = endpoint.post(asked).json()
+    assert endpoint.post({"inputs": DIALOGUE}, **{"X-Amzn-SageMaker-Adapter-Identifier": "mine"}).json() == tuned
+    assert endpoint.adapters("POST", "/mine/update", src=source).status_code == 200
+    assert endpoint.adapters("DELETE", "/mine").status_code == 200
+    gone = endpoint.post(asked)
+    assert gone.status_code == 404 and "there are: default" in gone.json()["error"]["message"]
+    assert endpoint.adapters("DELETE", "/mine").status_code == 404
+
+
+def test_the_log_has_a_line_a_request_without_its_text_and_the_metrics_count(endpoint: Endpoint) -> None:
+    endpoint.post({"inputs": "a very particular sentence"})
+    metrics = httpx.get(f"{endpoint.server.url}/server/metrics").text
+    for name in ("queue_seconds", "batch_seconds", "request_seconds"):
+        assert re.search(rf"^neuron_sum_{name}_count", metrics, re.M), name
+    for name in ("requests", "tokens", "truncated", "batch_items", "adapter_items"):
+        assert re.search(rf"^neuron_sum_{name}_total", metrics, re.M), name
+    lines = [json.loads(line.partition("INFO::")[2]) for line in endpoint.said if '"request"' in line]
+    assert {"request", "status", "seconds", "queue_seconds", "batch", "adapters"} <= lines[-1].keys()
+    assert not any("particular sentence" in line for line in endpoint.said)
+
+
+KEYS = ["inputs", "parameters", "adapter", "num_beams", "max_new_tokens", "x"]
+
+
+def conforming(schema: dict[str, Any], document: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """What a schema of our OpenAPI document allows."""
+    if "$ref" in schema:
+        return conforming(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    if "anyOf" in schema:
+        return st.one_of([conforming(branch, document) for branch in schema["anyOf"]])
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if schema["type"] == "object":
+        fields = {name: conforming(value, document) for name, value in schema["properties"].items()}
+        required = {name: fields.pop(name) for name in schema.get("required", [])}
+        return st.fixed_dictionaries(required, optional=fields)
+    simple: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
+        "string": lambda: st.text(max_size=schema.get("maxLength", 300)),
+        "integer": lambda: st.integers(low, high),
+        "number": lambda: st.floats(low, high),
+        "boolean": st.booleans,
+        "null": st.none,
+        "array": lambda: st.lists(conforming(schema["items"], document), max_size=7),
+    }
+    return simple[schema["type"]]()
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_body_brings_the_endpoint_down(endpoint: Endpoint, data: st.DataObject) -> None:
+    document = openapi(LIMITS)
+    anything = st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    )
+    described = conforming(document["components"]["schemas"]["Request"], document)
+    bodies = (described | anything).map(lambda body: json.dumps(body).encode()) | st.binary(max_size=200)
+    kinds = st.sampled_from(
+        ["application/json", "application/jsonlines", "text/plain", "multipart/form-data", "text/html", "x", ""]
+    )
+    answer = endpoint.post(data.draw(bodies), data.draw(kinds))
+    assert answer.status_code in ALLOWED, answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == answer.status_code
+
+
+def test_the_worker_is_still_the_first_one(endpoint: Endpoint) -> None:
+    """After everything above: none of it cost a worker."""
+    assert len(endpoint.server.workers()) == 1
+    assert not any("Restarting python worker" in line for line in endpoint.said)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "statuses"),
+    [(drill.kill_busy, {"503"}), (drill.past_deadline, {"503"}), (drill.flood, {"200", "503"}),
+     (drill.out_of_memory, {"200", "503"})],
+)  # fmt: skip
+def test_what_goes_wrong_is_answered_and_the_service_comes_back(
+    djl_serving: Path, lora_artifact: Artifact, scenario: Callable[[Path], drill.Outcome], statuses: set[str]
+) -> None:
+    outcome = scenario(lora_artifact.path)
+    assert set(outcome.statuses) <= statuses
+    assert outcome.back_s is not None and outcome.back_s < drill.BACK_LIMIT_S
+
+
+def test_sigterm_answers_what_was_accepted(djl_serving: Path, lora_artifact: Artifact) -> None:
+    outcome = drill.sigterm_under_load(lora_artifact.path)
+    assert set(outcome.statuses) == {"200"}
+    assert "server ended" in outcome.note
+
+
+def test_a_worker_that_cannot_come_back_turns_ping(djl_serving: Path, lora_artifact: Artifact) -> None:
+    outcome = drill.broken_for_good(lora_artifact.path)
+    assert set(outcome.statuses) == {"503"}
+    assert outcome.note == "/ping 500"
+
+
+def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
+    djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    archive = tmp_path / "model.tar.gz"
+    package.write_archive(lora_artifact, LIMITS, archive)
+    models = [Model(name, tmp_path / name) for name in ("first", "second")]
+    for model in models:
+        model.folder.mkdir()
+        package.unpack(archive, model.folder)
+    with LocalServer(models, LIMITS) as server:
+        one, two = (f"{server.url}/models/{model.name}/invoke" for model in models)
+        body = {"inputs": DIALOGUE}
+        assert httpx.post(one, json=body, timeout=60).json() == httpx.post(two, json=body, timeout=60).json()
+        server.unload("first")
+        assert httpx.post(one, json=body).status_code == 404
+        assert httpx.post(two, json=body, timeout=60).status_code == 200
+        assert drill._until(lambda: len(server.workers()) == 1, 10)
+        server.load(models[0])
+        assert httpx.post(one, json=body, timeout=60).status_code == 200
+        children = psutil.Process(server.pid).children(recursive=True)
+    assert len(children) == 2 and not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_a_damaged_artifact_is_not_served(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    package.write_folder(lora_artifact, LIMITS, folder)
+    damaged = folder / properties.ARTIFACT / "recipe.yaml"
+    text = damaged.read_text().replace("max_new_tokens: 12", "max_new_tokens: 11")
+    damaged.unlink()
+    damaged.write_text(text)
+    with pytest.raises(ServerError, match=r"files\.recipe\.yaml: sha256"), LocalServer([Model("m", folder)], LIMITS):
+        pass
+
+
+def test_serve_answers_until_ctrl_c_and_leaves_no_process(
+    djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "neuron_sum", "serve", str(lora_artifact.path), "--port", "0", "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        shown = []
+        for line in process.stdout:
+            shown.append(line)
+            if line == "}\n":
+                break
+        url = json.loads("".join(shown))["url"]
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.post(f"{url}/invocations", json={"inputs": DIALOGUE}, timeout=60).status_code == 200
+        taken = subprocess.run(
+            [*command[:5], "--port", url.rpartition(":")[2]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert taken.returncode == 11 and "is taken" in taken.stderr
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_a_killed_serve_takes_its_server_along(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv")
+    command = [sys.executable, "-m", "neuron_sum", "serve", str(lora_artifact.path), "--port", "0", "--json", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "{\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(children) == 2 and not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_an_archive_has_the_same_bytes_every_time(lora_artifact: Artifact, tmp_path: Path, neuron_sum: CommandLine) -> None:
+    for name in ("one", "two"):
+        done = neuron_sum("package", str(lora_artifact.path), "--output", str(tmp_path / f"{name}.tar.gz"))
+        assert done.returncode == 0, done.stderr
+        time.sleep(0.01)
+    assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
+    (tmp_path / "out").mkdir()
+    package.unpack(tmp_path / "one.tar.gz", tmp_path / "out")
+    assert open_artifact(tmp_path / "out" / "artifact").manifest == lora_artifact.manifest
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "serving.properties", "artifact", "neuron_sum", "serving",
+    }  # fmt: skip
+    # what is vendored runs without this package being installed
+    code = "import serving.service, neuron_sum; print(neuron_sum.__file__)"
+    alone = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "out")},
+    )  # fmt: skip
+    assert alone.stdout.startswith(str(tmp_path / "out"))
+
+
+def test_settings_of_the_endpoint_alone_can_be_changed(lora_artifact: Artifact, tmp_path: Path, neuron_sum: CommandLine) -> None:
+    target = str(tmp_path / "m.tar.gz")
+    changed = neuron_sum("package", str(lora_artifact.path), "--output", target, "--set", "serve.deadline_s=9")
+    assert changed.returncode == 0, changed.stderr
+    with tarfile.open(target) as archive:
+        content = archive.extractfile("serving.properties")
+        assert content is not None and b"option.serve_deadline_s=9.0\n" in content.read()
+    refused = neuron_sum("package", str(lora_artifact.path), "--set", "generate.num_beams=2")
+    assert refused.returncode == 3 and "compiled in" in refused.stderr
+    packed = neuron_sum("serve", target, "--set", "serve.deadline_s=9")
+    assert packed.returncode == 3 and "was packed with its settings" in packed.stderr
+    nothing = neuron_sum("serve", str(tmp_path / "nothing"))
+    assert nothing.returncode == 9 and "neither an artifact nor" in nothing.stderr
+
+
+@pytest.mark.parametrize("name", ["../outside", "/absolute"])
+def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "text").write_text("x")
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "text", name)
+    (tmp_path / "into").mkdir()
+    with pytest.raises(ArtifactError):
+        package.unpack(tmp_path / "bad.tar.gz", tmp_path / "into")
+    assert not (tmp_path / "outside").exists()
+
