@@ -1,4 +1,4 @@
-"""Everything that can go wrong behind an endpoint, done to a real DJL Serving; prints what happened and how long it took.
+"""What can go wrong behind an endpoint, done to a real DJL Serving; prints what happened and how long it took.
 
     python benchmarks/drill.py ARTIFACT
 

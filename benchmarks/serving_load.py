@@ -139,9 +139,7 @@ def _bare_loop(folder: Path, seconds: float, answer: Connection) -> None:
     generator, _ = load_generator(open_artifact(folder))
     numbers = random.Random(7)
     words = range(len(SPECIAL_TOKENS), VOCABULARY)
-    prompts = [
-        [*numbers.choices(words, k=SOURCE_TOKENS - 1), END_OF_SEQUENCE] for _ in range(generator.batch_size)
-    ]
+    prompts = [[*numbers.choices(words, k=SOURCE_TOKENS - 1), END_OF_SEQUENCE] for _ in range(generator.batch_size)]
     generator.generate(prompts, EXACT)
     started, done = time.monotonic(), 0
     while time.monotonic() - started < seconds:

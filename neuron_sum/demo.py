@@ -17,8 +17,8 @@ from neuron_sum.errors import NeuronSumError
 INTRODUCTION = """\
 A tiny T5 takes the place of FLAN-T5, of which no weights come with the package. First its base, which sees other
 scenarios than those it is then tuned and tested on; then the three methods, each from that base. The one tuned
-in full is compiled ahead of time for this machine's CPU and compared like the others; then packed as for SageMaker, and
-a real DJL Serving answers a request with it."""
+in full is compiled ahead of time for this machine's CPU and compared like the others; then packed as for SageMaker,
+and a real DJL Serving answers a request with it."""
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
 #Person2#: Thank you, I will tell the others."""
@@ -28,7 +28,7 @@ METHODS = {"full": "tiny-full", "lora": "tiny-lora", "prompt-tuning": "tiny-prom
 def demo(
     output: Annotated[Path, typer.Option(help="Where the runs and the report go.")] = Path("runs/demo"),
 ) -> None:
-    """Train a tiny model in full, with LoRA and with prompt tuning; compile it; compare all; serve it; write the report."""
+    """Train a tiny model in full, with LoRA and with prompt tuning; compile, compare, serve; write the report."""
     started = time.monotonic()
     base = output / "base"
     console.note(INTRODUCTION)

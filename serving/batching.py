@@ -30,6 +30,7 @@ class Work:
         settings: How to generate; only equal settings share a batch.
         adapter: Its name, None for the base model.
         deadline: On the monotonic clock; past it, nobody waits for the result.
+        truncated: Whether the dialogue was cut to fit.
         result: New tokens.
         arrived: On the monotonic clock.
         started: When its batch began; 0 before.
@@ -40,6 +41,7 @@ class Work:
     settings: GenerateConfig
     adapter: str | None
     deadline: float
+    truncated: bool = False
     result: "Future[list[int]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from serving.local import Model
 
 OverrideOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change how it is served: serve.deadline_s=20.")
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="How it is served: serve.deadline_s=20.")
 ]
 ARCHIVE = ".tar.gz"
 

@@ -1,4 +1,4 @@
-"""DJL Serving itself: its sources at a pinned commit, built with Maven once together with our plugin, kept in the cache.
+"""DJL Serving itself: its sources at a pinned commit, built once with our plugin by Maven, kept in the cache.
 
     python -m serving.djl [FOLDER]     build it now; FOLDER for an image, else the cache
 
@@ -49,9 +49,7 @@ def install(folder: Path | None = None) -> Path:
         return target
     for tool, package in (("java", "openjdk-17-jdk"), ("mvn", "maven"), ("git", "git")):
         if shutil.which(tool) is None:
-            raise ServerError(
-                f"DJL Serving {VERSION} is built once, which needs {tool}", f"apt-get install {package}"
-            )
+            raise ServerError(f"DJL Serving {VERSION} is built once, which needs {tool}", f"apt-get install {package}")
     target.parent.mkdir(parents=True, exist_ok=True)
     console.note(f"building DJL Serving {VERSION} (once, about a minute)")
     sources = _sources()

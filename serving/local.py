@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +122,8 @@ class LocalServer:
 
     def workers(self) -> list[psutil.Process]:
         """The Python processes."""
-        return [child for child in psutil.Process(self.pid).children() if "djl_python_engine" in " ".join(child.cmdline())]
+        children = psutil.Process(self.pid).children()
+        return [child for child in children if "djl_python_engine" in " ".join(child.cmdline())]
 
     def start(self) -> None:
         """Starts it and waits until every model answers.
@@ -182,7 +183,9 @@ class LocalServer:
         """
         answer = self._http.post(
             "/models", timeout=START_LIMIT_S,
-            params={"url": model.folder.resolve().as_uri(), "model_name": model.name, "engine": "Python", "device": "-1"},
+            params={
+                "url": model.folder.resolve().as_uri(), "model_name": model.name, "engine": "Python", "device": "-1",
+            },
         )  # fmt: skip
         if answer.status_code != 200:
             told = [line for line in self._said if "not loaded: " in line] or [answer.text.strip()]

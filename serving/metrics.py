@@ -26,10 +26,7 @@ def of_batch(batch: Sequence[Work], seconds: float, waiting: int, shape: str) ->
         _line("neuron_sum_batch_items", len(batch), "bucket", shape, "c"),
         _line("neuron_sum_queue_items", waiting, "queue", "waiting", "g"),
     ]
-    lines += [
-        _line("neuron_sum_queue_seconds", work.started - work.arrived, "bucket", shape, "h")
-        for work in batch
-    ]
+    lines += [_line("neuron_sum_queue_seconds", work.started - work.arrived, "bucket", shape, "h") for work in batch]
     adapters = Counter(work.adapter or "base" for work in batch)
     lines += [_line("neuron_sum_adapter_items", n, "adapter", name, "c") for name, n in adapters.items()]
     _write(lines)

@@ -66,17 +66,17 @@ async def handle(inputs: Input) -> Output | None:
 
 
 async def register_adapter(inputs: Input) -> Output:
-    """POST /models/M/adapters?name=…&src=…"""
+    """POST /models/M/adapters?name=…&src=… comes here."""
     return await _change_adapter(inputs, known=False)
 
 
 async def update_adapter(inputs: Input) -> Output:
-    """POST /models/M/adapters/A/update?src=…"""
+    """POST /models/M/adapters/A/update?src=… comes here."""
     return await _change_adapter(inputs, known=True)
 
 
 async def unregister_adapter(inputs: Input) -> Output:
-    """DELETE /models/M/adapters/A"""
+    """DELETE /models/M/adapters/A comes here."""
     try:
         await _service.unregister(inputs.get_property("name") or "")
     except ServiceError as error:

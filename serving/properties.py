@@ -43,7 +43,8 @@ def render(artifact: Artifact, limits: ServeConfig) -> str:
         "option.enable_lora": "true" if artifact.manifest.adapters is not None else "false",
         **{PREFIX + name: value for name, value in limits.model_dump(mode="json").items()},
     }
-    return "".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}\n" for name, value in values.items())
+    lines = (f"{name}={str(value).lower() if isinstance(value, bool) else value}\n" for name, value in values.items())
+    return "".join(lines)
 
 
 def read(path: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What the endpoint takes and gives, in every content type, and the OpenAPI document made from the same models.
 
-    {"inputs": "text" | ["text", ...], "parameters": {...}}  ->  [{"summary_text": ..., "truncated": false, ...}, ...]
+{"inputs": "text" | ["text", ...], "parameters": {...}}  ->  [{"summary_text": ..., "truncated": false, ...}, ...]
 """
 
 import json

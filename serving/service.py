@@ -23,7 +23,7 @@ from neuron_sum.runtimes.adapters import AdapterSlots
 from neuron_sum.runtimes.load import load_generator
 from serving import metrics
 from serving.batching import Batcher, Work
-from serving.schema import RETRY, TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
+from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
 
 BASE = "base"
 """As an adapter's name: no adapter, where the model has a default one."""
@@ -56,7 +56,6 @@ class _Asked:
     started: float = field(default_factory=time.monotonic)
     items: int = 0
     works: list[Work] = field(default_factory=list)
-    prompts: list[EncodedPrompt] = field(default_factory=list)
     output_tokens: int = 0
     errors: int = 0
 
@@ -190,36 +189,18 @@ class Service:
         slots.unload(name)
         self._remember({other: folder for other, folder in self._registered.items() if other != name})
 
-    async def _answers(
-        self, items: Sequence[Item], adapter: str | None, asked: _Asked
-    ) -> list[Summary | ServiceError]:
+    async def _answers(self, items: Sequence[Item], adapter: str | None, asked: _Asked) -> list[Summary | ServiceError]:
         asked.items = len(items)
         deadline = asked.started + self._limits.deadline_s
         taken = [item for item in items if item.error is None]
         length = self._artifact.recipe.data.max_source_length
         prompts = iter(self._prompt.encode(self._tokenizer, [item.text for item in taken], length))
-        answers: list[Summary | ServiceError | Work] = []
-        for item in items:
-            if item.error is not None:
-                answers.append(item.error)
-                continue
-            prompt = next(prompts)
-            try:
-                work = self._work(item, prompt, adapter, deadline)
-            except ServiceError as error:
-                answers.append(error)
-                continue
-            answers.append(work)
-            asked.works.append(work)
-            asked.prompts.append(prompt)
+        answers = [item.error or self._work(item, next(prompts), adapter, deadline) for item in items]
+        asked.works = [answer for answer in answers if isinstance(answer, Work)]
         if asked.works:
             self._batcher.submit(asked.works)
             await self._wait(asked.works, deadline)
-        truncated = {id(work): prompt.truncated for work, prompt in zip(asked.works, asked.prompts, strict=True)}
-        done = [
-            answer if isinstance(answer, ServiceError) else self._summary(answer, truncated[id(answer)])
-            for answer in answers
-        ]
+        done = [self._summary(answer) if isinstance(answer, Work) else answer for answer in answers]
         asked.errors = sum(isinstance(answer, ServiceError) for answer in done)
         asked.output_tokens = sum(answer.output_tokens for answer in done if isinstance(answer, Summary))
         if self._limits.log_text:
@@ -230,16 +211,23 @@ class Service:
                 )
         return done
 
-    def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work:
-        """Checks an item's parameters against what was compiled."""
+    def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
+        """An item for the queue, or why its parameters do not go with what was compiled."""
+        try:
+            settings, name = self._settings(item), self._adapter(item, adapter)
+        except ServiceError as error:
+            return error
+        return Work(prompt.input_ids, settings, name, deadline, prompt.truncated)
+
+    def _adapter(self, item: Item, adapter: str | None) -> str | None:
         name = item.parameters.adapter if item.parameters.adapter is not None else adapter
         if name is None:
-            name = self._generator.default_adapter
-        elif name == BASE:
-            name = None
-        elif name not in self.adapters:
+            return self._generator.default_adapter
+        if name == BASE:
+            return None
+        if name not in self.adapters:
             raise self._unknown(name)
-        return Work(prompt.input_ids, self._settings(item), name, deadline)
+        return name
 
     def _settings(self, item: Item) -> GenerateConfig:
         runtime, field = self._generator.runtime, "parameters."
@@ -284,14 +272,14 @@ class Service:
             LOG.critical("a batch hangs since %.0f s; the worker stops", time.monotonic() - since)
             os._exit(HANG_EXIT_CODE)
 
-    def _summary(self, work: Work, truncated: bool) -> Summary | ServiceError:
+    def _summary(self, work: Work) -> Summary | ServiceError:
         error = work.result.exception()
         if isinstance(error, ServiceError):
             return error
         tokens = work.result.result()
         text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
         return Summary(
-            summary_text=text, truncated=truncated, input_tokens=len(work.prompt), output_tokens=len(tokens)
+            summary_text=text, truncated=work.truncated, input_tokens=len(work.prompt), output_tokens=len(tokens)
         )
 
     def _slots(self) -> AdapterSlots:
@@ -328,20 +316,19 @@ class Service:
 
     def _count_request(self, asked: _Asked, status: int) -> None:
         seconds = time.monotonic() - asked.started
-        input_tokens = sum(len(prompt.input_ids) for prompt in asked.prompts)
-        truncated = sum(prompt.truncated for prompt in asked.prompts)
+        input_tokens = sum(len(work.prompt) for work in asked.works)
+        truncated = sum(work.truncated for work in asked.works)
         started = [work.started for work in asked.works if work.started]
         LOG.info(
             json.dumps(
                 {
                     "request": asked.request_id, "status": status, "seconds": round(seconds, 4),
                     "queue_seconds": round(min(started) - asked.started, 4) if started else None,
-                    "items": asked.items, "errors": asked.errors, "batch": max((w.batch for w in asked.works), default=0),
+                    "items": asked.items, "errors": asked.errors,
+                    "batch": max((work.batch for work in asked.works), default=0),
                     "input_tokens": input_tokens, "output_tokens": asked.output_tokens, "truncated": truncated,
                     "adapters": sorted({work.adapter or BASE for work in asked.works}),
                 }
             )
         )  # fmt: skip
         metrics.of_request(status, seconds, input_tokens, asked.output_tokens, truncated)
-
-

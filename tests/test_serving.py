@@ -1,14 +1,11 @@
 """A real DJL Serving with our handler: the contract, adapters, faults, several models, and what it leaves behind."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +19,9 @@ from hypothesis import strategies as st
 from test_service import DIALOGUE, LIMITS, REFUSED
 
 from benchmarks import drill
-from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.artifact import Artifact
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.errors import ArtifactError, ServerError
+from neuron_sum.errors import ServerError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.recipe import DataConfig
 from neuron_sum.runtimes.load import load_generator
@@ -279,57 +276,11 @@ def test_a_killed_serve_takes_its_server_along(djl_serving: Path, lora_artifact:
     if shutil.which("setpriv") is None:
         pytest.skip("no setpriv")
     command = [sys.executable, "-m", "neuron_sum", "serve", str(lora_artifact.path), "--port", "0", "--json", "--quiet"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "{\n"
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert len(children) == 2 and not psutil.wait_procs(children, timeout=10)[1]
-
-
-def test_an_archive_has_the_same_bytes_every_time(lora_artifact: Artifact, tmp_path: Path, neuron_sum: CommandLine) -> None:
-    for name in ("one", "two"):
-        done = neuron_sum("package", str(lora_artifact.path), "--output", str(tmp_path / f"{name}.tar.gz"))
-        assert done.returncode == 0, done.stderr
-        time.sleep(0.01)
-    assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
-    (tmp_path / "out").mkdir()
-    package.unpack(tmp_path / "one.tar.gz", tmp_path / "out")
-    assert open_artifact(tmp_path / "out" / "artifact").manifest == lora_artifact.manifest
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "serving.properties", "artifact", "neuron_sum", "serving",
-    }  # fmt: skip
-    # what is vendored runs without this package being installed
-    code = "import serving.service, neuron_sum; print(neuron_sum.__file__)"
-    alone = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "out")},
-    )  # fmt: skip
-    assert alone.stdout.startswith(str(tmp_path / "out"))
-
-
-def test_settings_of_the_endpoint_alone_can_be_changed(lora_artifact: Artifact, tmp_path: Path, neuron_sum: CommandLine) -> None:
-    target = str(tmp_path / "m.tar.gz")
-    changed = neuron_sum("package", str(lora_artifact.path), "--output", target, "--set", "serve.deadline_s=9")
-    assert changed.returncode == 0, changed.stderr
-    with tarfile.open(target) as archive:
-        content = archive.extractfile("serving.properties")
-        assert content is not None and b"option.serve_deadline_s=9.0\n" in content.read()
-    refused = neuron_sum("package", str(lora_artifact.path), "--set", "generate.num_beams=2")
-    assert refused.returncode == 3 and "compiled in" in refused.stderr
-    packed = neuron_sum("serve", target, "--set", "serve.deadline_s=9")
-    assert packed.returncode == 3 and "was packed with its settings" in packed.stderr
-    nothing = neuron_sum("serve", str(tmp_path / "nothing"))
-    assert nothing.returncode == 9 and "neither an artifact nor" in nothing.stderr
-
-
-@pytest.mark.parametrize("name", ["../outside", "/absolute"])
-def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "text").write_text("x")
-    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "text", name)
-    (tmp_path / "into").mkdir()
-    with pytest.raises(ArtifactError):
-        package.unpack(tmp_path / "bad.tar.gz", tmp_path / "into")
-    assert not (tmp_path / "outside").exists()
-
