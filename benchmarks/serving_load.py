@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import time
@@ -153,8 +154,8 @@ class _serving:
     def __init__(self, artifact: Artifact, work: Path) -> None:
         limits = ServeConfig(deadline_s=55.0)
         folder = work / "served" / artifact.path.name
-        if not folder.is_dir():
-            package.write_folder(artifact, limits, folder)
+        shutil.rmtree(folder, ignore_errors=True)  # it holds the handler's code as it was then
+        package.write_folder(artifact, limits, folder)
         cores = ",".join(map(str, OTHER_CORES))
         self._server = LocalServer([Model("model", folder)], limits, prefix=["taskset", "--cpu-list", cores])
 

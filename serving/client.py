@@ -1,7 +1,7 @@
 """For people who call the endpoint: a server at a URL, or a SageMaker endpoint.
 
 The Client knows what is sent, how often, and what a reply means; a Transport sends one request and gives back one
-reply: HttpTransport with httpx, SageMakerTransport with boto3.
+reply (serving/transport.py).
 
     with Client("http://127.0.0.1:8080") as client:
         answers = client.summarize(dialogues, {"max_new_tokens": 40})
@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import httpx
 from pydantic import TypeAdapter, ValidationError
 from tenacity import (
     RetryCallState,
@@ -35,20 +33,14 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-from neuron_sum.errors import MissingExtraError, RequestError
-from serving.schema import JSON, ErrorAnswer, ErrorBody, Summary
+from neuron_sum.errors import RequestError
+from serving.schema import ErrorAnswer, ErrorBody, Summary
+from serving.transport import FEWER, Reply, Unavailable, connect
 
-CONNECT_TIMEOUT_S = 5.0
 LONGEST_BACKOFF_S = 20.0
 LONGEST_RETRY_AFTER_S = 120.0
 """An endpoint that asks for more is not waited for."""
 
-SAGEMAKER = "sagemaker:"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-BUSY_CODES = ("ModelNotReadyException", "ServiceUnavailable", "ServiceUnavailableException", "ThrottlingException")
-"""How SageMaker itself says 503, partly with another status."""
-
-FEWER = "send fewer dialogues in a request (--batch-size), or fewer requests at once (--concurrency)"
 HINTS = {
     400: "is it a neuron-sum endpoint, and is its name right?",
     403: "the AWS credentials must allow sagemaker:InvokeEndpoint on it",
@@ -86,20 +78,6 @@ class Answer:
             "summary_text": self.summary_text, "truncated": self.truncated,
             "input_tokens": self.input_tokens, "output_tokens": self.output_tokens,
         }  # fmt: skip
-
-
-class Unavailable(RequestError):
-    """An endpoint that cannot be reached, or says 503: worth another try.
-
-    Args:
-        message: What happened.
-        hint: What to run or change next.
-        retry_after_s: The least time that the endpoint asks for.
-    """
-
-    def __init__(self, message: str, hint: str | None = None, retry_after_s: float = 0.0) -> None:
-        super().__init__(message, hint)
-        self.retry_after_s = retry_after_s
 
 
 class Client:
@@ -229,7 +207,7 @@ class Client:
             for index, (place, item) in enumerate(zip(batch, found, strict=True))
         }
 
-    def _refusal(self, reply: "Reply") -> RequestError:
+    def _refusal(self, reply: Reply) -> RequestError:
         """A whole request that was refused, or 503."""
         try:
             error = ErrorAnswer.model_validate_json(reply.body).error
@@ -259,164 +237,6 @@ class Client:
             self._on_retry(f"{message}; {again}")
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What an endpoint answered, whatever it was.
-
-    Attributes:
-        status: Of HTTP; behind SageMaker, that of the model's container.
-        body: Text.
-        retry_after: The header.
-    """
-
-    status: int
-    body: str
-    retry_after: str | None = None
-
-
-class Transport(Protocol):
-    """One way to an endpoint; used by several threads at once."""
-
-    def send(self, body: bytes) -> Reply:
-        """Sends one request of JSON and waits for its reply.
-
-        Raises:
-            Unavailable: If the endpoint cannot be reached, or the connection ends before the reply.
-            RequestError: If there is no reply in time.
-        """
-        ...
-
-    def close(self) -> None:
-        """Closes the connections."""
-        ...
-
-
-def connect(endpoint: str, target_model: str | None, timeout_s: float, connections: int) -> Transport:
-    """The way to an endpoint; nothing is sent yet.
-
-    Args:
-        endpoint: A URL, or `sagemaker:ENDPOINT[@REGION]`.
-        target_model: For SageMaker.
-        timeout_s: From a request to its reply.
-        connections: At once.
-
-    Raises:
-        RequestError: If it is neither.
-        MissingExtraError: If boto3 is needed and not installed.
-    """
-    if endpoint.startswith(SAGEMAKER):
-        name, _, region = endpoint.removeprefix(SAGEMAKER).partition("@")
-        if name:
-            return SageMakerTransport(name, region or None, target_model, timeout_s, connections)
-    elif endpoint.startswith(("http://", "https://")):
-        if target_model is not None:
-            raise RequestError(
-                f"{endpoint} takes no target model; that is for SageMaker", "URL/models/NAME/invoke picks a model"
-            )
-        return HttpTransport(endpoint, timeout_s, connections)
-    raise RequestError(f"{endpoint!r} is no endpoint", "http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]")
-
-
-class HttpTransport:
-    """A server at a URL.
-
-    Args:
-        url: /invocations is added unless it has a path.
-        timeout_s: From a request to its reply.
-        connections: At once.
-    """
-
-    def __init__(self, url: str, timeout_s: float, connections: int) -> None:
-        try:
-            parsed = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise RequestError(f"{url} is no URL: {error}", "http://127.0.0.1:8080") from error
-        if not parsed.host:
-            raise RequestError(f"{url} names no host", "http://127.0.0.1:8080")
-        self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
-        self._timeout_s = timeout_s
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections=connections),
-            trust_env=parsed.host not in LOOPBACK,  # a proxy of the environment cannot reach this machine
-        )
-
-    def send(self, body: bytes) -> Reply:
-        """See Transport."""
-        headers = {"Content-Type": JSON, "Accept": JSON}
-        try:
-            answer = self._http.post(self._url, content=body, headers=headers)
-        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise _late(str(self._url), self._timeout_s) from error
-        except httpx.RequestError as error:
-            raise Unavailable(f"no answer from {self._url}: {error}", "neuron-sum serve ARTIFACT starts one") from error
-        return Reply(answer.status_code, answer.text, answer.headers.get("Retry-After"))
-
-    def close(self) -> None:
-        """See Transport."""
-        self._http.close()
-
-
-class SageMakerTransport:
-    """A SageMaker endpoint, with the credentials and the region that boto3 finds.
-
-    Args:
-        endpoint_name: In its account.
-        region: Default: boto3's.
-        target_model: On an endpoint with several models: which, such as NAME.tar.gz.
-        timeout_s: From a request to its reply; SageMaker itself gives up after 60 s.
-        connections: At once.
-
-    Raises:
-        MissingExtraError: If boto3 is not installed.
-        RequestError: If boto3 finds no region.
-    """
-
-    def __init__(
-        self, endpoint_name: str, region: str | None, target_model: str | None, timeout_s: float, connections: int
-    ) -> None:
-        try:
-            boto3, botocore = import_module("boto3"), import_module("botocore")
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("boto3", "aws") from error
-        self._name, self._timeout_s, self._errors = endpoint_name, timeout_s, botocore.exceptions
-        self._arguments = {"EndpointName": endpoint_name, "ContentType": JSON, "Accept": JSON}
-        if target_model is not None:
-            self._arguments["TargetModel"] = target_model
-        settings = botocore.config.Config(
-            connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, max_pool_connections=connections,
-            # `max_attempts` would count the attempts after the first.
-            retries={"total_max_attempts": 1, "mode": "standard"},
-        )  # fmt: skip
-        try:
-            self._client = boto3.client("sagemaker-runtime", region_name=region, config=settings)
-        except (botocore.exceptions.BotoCoreError, ValueError) as error:
-            raise self._unusable(error) from error
-
-    def send(self, body: bytes) -> Reply:
-        """See Transport."""
-        try:
-            answer = self._client.invoke_endpoint(Body=body, **self._arguments)
-            return Reply(200, answer["Body"].read().decode("utf-8", "replace"))
-        except self._errors.ClientError as error:
-            return _sagemaker_reply(error.response)
-        except self._errors.ReadTimeoutError as error:
-            raise _late(self._name, self._timeout_s) from error
-        except (self._errors.ConnectionError, self._errors.HTTPClientError) as error:
-            hint = "is its region right, and does the network reach it?"
-            raise Unavailable(f"no answer from {self._name}: {error}", hint) from error
-        except self._errors.BotoCoreError as error:
-            raise self._unusable(error) from error
-
-    def close(self) -> None:
-        """See Transport."""
-        self._client.close()
-
-    def _unusable(self, error: Exception) -> RequestError:
-        hint = f"{SAGEMAKER}{self._name}@REGION, with credentials where boto3 looks for them"
-        return RequestError(f"boto3 cannot call {self._name}: {error}", hint)
-
-
 def seconds(retry_after: str | None) -> float:
     """What a Retry-After header asks for, be it a number or a date; 0 for none, and for one that cannot be read."""
     text = (retry_after or "").strip()
@@ -430,16 +250,6 @@ def seconds(retry_after: str | None) -> float:
     return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
 
 
-def _sagemaker_reply(response: Mapping[str, Any]) -> Reply:
-    """A ClientError as a reply: what the model's container said, or SageMaker itself."""
-    code, metadata = response["Error"]["Code"], response["ResponseMetadata"]
-    retry_after = metadata.get("HTTPHeaders", {}).get("retry-after")
-    if code == "ModelError" and "OriginalStatusCode" in response:
-        return Reply(response["OriginalStatusCode"], response.get("OriginalMessage", ""), retry_after)
-    status = 503 if code in BUSY_CODES else metadata["HTTPStatusCode"]
-    return Reply(status, f"{code}: {response['Error'].get('Message', '')}", retry_after)
-
-
 def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
     """An item's refusal that names the item's place among all dialogues, not that in its request."""
     there, here = f"inputs[{index}]", f"inputs[{place}]"
@@ -450,10 +260,6 @@ def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
 def _busy(answer: Answer | None) -> bool:
     """Whether a dialogue has no answer yet, or may have another one later."""
     return answer is None or (answer.error is not None and answer.error.code == 503)
-
-
-def _late(name: str, timeout_s: float) -> RequestError:
-    return RequestError(f"{name} has not answered within {timeout_s:g} s", FEWER)
 
 
 def _outcome(state: RetryCallState) -> "Future[Any]":

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from neuron_sum.errors import MissingExtraError, RequestError
-from serving.client import Client, HttpTransport, seconds
+from serving.client import Client, seconds
 from serving.command import request
+from serving.transport import HttpTransport
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 NEEDS_BOTO3 = pytest.mark.skipif(find_spec("boto3") is None, reason="boto3 is in the extra [aws]")

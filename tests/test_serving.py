@@ -15,10 +15,9 @@ import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from test_service import DIALOGUE, LIMITS, REFUSED
 
-from benchmarks import drill
+from benchmarks import drill, serving_fuzz
 from neuron_sum.artifact import Artifact
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ServerError
@@ -27,11 +26,9 @@ from neuron_sum.recipe import DataConfig
 from neuron_sum.runtimes.load import load_generator
 from serving import package, properties
 from serving.local import LocalServer, Model
-from serving.schema import openapi
 
 pytestmark = pytest.mark.slow
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-ALLOWED = {200, 400, 404, 413, 415, 422, 503}
 
 
 class Endpoint:
@@ -136,46 +133,11 @@ def test_the_log_has_a_line_a_request_without_its_text_and_the_metrics_count(end
     assert not any("particular sentence" in line for line in endpoint.said)
 
 
-KEYS = ["inputs", "parameters", "adapter", "num_beams", "max_new_tokens", "x"]
-
-
-def conforming(schema: dict[str, Any], document: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """What a schema of our OpenAPI document allows."""
-    if "$ref" in schema:
-        return conforming(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
-    if "anyOf" in schema:
-        return st.one_of([conforming(branch, document) for branch in schema["anyOf"]])
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if schema["type"] == "object":
-        fields = {name: conforming(value, document) for name, value in schema["properties"].items()}
-        required = {name: fields.pop(name) for name in schema.get("required", [])}
-        return st.fixed_dictionaries(required, optional=fields)
-    simple: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
-        "string": lambda: st.text(max_size=schema.get("maxLength", 300)),
-        "integer": lambda: st.integers(low, high),
-        "number": lambda: st.floats(low, high),
-        "boolean": st.booleans,
-        "null": st.none,
-        "array": lambda: st.lists(conforming(schema["items"], document), max_size=7),
-    }
-    return simple[schema["type"]]()
-
-
 @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_no_body_brings_the_endpoint_down(endpoint: Endpoint, data: st.DataObject) -> None:
-    document = openapi(LIMITS)
-    anything = st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
-    )
-    described = conforming(document["components"]["schemas"]["Request"], document)
-    bodies = (described | anything).map(lambda body: json.dumps(body).encode()) | st.binary(max_size=200)
-    kinds = st.sampled_from(
-        ["application/json", "application/jsonlines", "text/plain", "multipart/form-data", "text/html", "x", ""]
-    )
-    answer = endpoint.post(data.draw(bodies), data.draw(kinds))
-    assert answer.status_code in ALLOWED, answer.text
+@given(body=serving_fuzz.bodies(LIMITS), content_type=serving_fuzz.CONTENT_TYPES)
+def test_no_body_brings_the_endpoint_down(endpoint: Endpoint, body: bytes, content_type: str) -> None:
+    answer = endpoint.post(body, content_type)
+    assert answer.status_code in serving_fuzz.ALLOWED, answer.text
     assert answer.status_code == 200 or answer.json()["error"]["code"] == answer.status_code
 
 
