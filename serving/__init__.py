@@ -1,1 +1,1 @@
-"""What runs behind the endpoint: the DJL Serving handler and its packaging. Not built yet: see the README."""
+"""What runs behind an endpoint: the DJL Serving handler, its server and image, packaging, the client."""
