@@ -15,10 +15,10 @@ from transformers import PretrainedConfig
 
 from neuron_sum import cpu
 from neuron_sum.console import size
+from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import ResourceError
 from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import TrainConfig
-from neuron_sum.training.base import ShapePlan, TrainingData
 
 FP32_BYTES = 4
 ADAM_STATES = 2
@@ -96,20 +96,17 @@ class Estimate:
         )
 
 
-def estimate(
-    config: PretrainedConfig, parameters: ParameterCount, data: TrainingData, plan: ShapePlan, train: TrainConfig
-) -> Estimate:
+def estimate(config: PretrainedConfig, parameters: ParameterCount, plan: ShapePlan, train: TrainConfig) -> Estimate:
     """The estimate for one device.
 
     Args:
         config: The base model's configuration, for widths and layers.
         parameters: Of the model with its adapter.
-        data: Encoded; gives real lengths.
-        plan: The shapes of a batch.
+        plan: Rows of an epoch, and the shapes of a batch.
         train: Batch size and length of the run.
     """
     devices = world_size()
-    batches = math.ceil(len(data.train) / (train.per_device_train_batch_size * devices))
+    batches = math.ceil(plan.rows_per_epoch / (plan.batch_size * plan.devices))
     steps = train.max_steps or math.ceil(
         math.ceil(batches / train.gradient_accumulation_steps) * train.num_train_epochs
     )
@@ -133,6 +130,11 @@ def estimate(
 def world_size() -> int:
     """How many processes torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device_count() -> int:
+    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel)."""
+    return world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
 
 
 def available_memory() -> tuple[float, str]:
