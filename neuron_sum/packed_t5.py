@@ -18,8 +18,8 @@ class T5ForConditionalGeneration(transformers.T5ForConditionalGeneration):  # ty
 
     A mask of zeros and ones is the case of one example. The name is the plain class's, for it is saved in config.json.
 
-    Relative positions need no change: they count from key to query, and the mask leaves only pairs of one segment, whose
-    distance in a row is what it would be alone.
+    Relative positions need no change: they count from key to query, and the mask leaves only pairs of one segment, as
+    far apart in a row as they would be alone.
     """
 
     accepts_loss_kwargs = False

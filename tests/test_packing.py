@@ -1,23 +1,19 @@
 """Packed rows: the loss and the gradients of one example at a time, and a run that leaves an ordinary checkpoint."""
 
 import copy
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from neuron_sum import adapters, packed_t5
 from neuron_sum.data.encoding import IGNORED, Encoded, Features
-from neuron_sum.data.layouts import Lengths, Row, Shape
-from neuron_sum.data.rows import Batch, Collator, RowSet, count_tokens
+from neuron_sum.data.layouts import Lengths, Shape
+from neuron_sum.data.rows import Batch, Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.recipe import FullMethod, LoraMethod, Method, PromptTuningMethod
 
@@ -73,9 +69,7 @@ def alone(data: Encoded) -> list[Batch]:
     return [{name: torch.tensor([value]) for name, value in feature.items()} for feature in data.features]
 
 
-def loss_and_gradients(
-    model: torch.nn.Module, batches: Sequence[Batch]
-) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: torch.nn.Module, batches: Sequence[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss summed over label tokens, and its gradients."""
     total = torch.zeros(())
     for batch in batches:
@@ -90,7 +84,9 @@ def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     """Of any gradient's entry, relative to the largest of its tensor."""
     assert one.keys() == other.keys()
     assert one
-    return max(float((other[name] - value).abs().max() / value.abs().max().clamp(min=1e-9)) for name, value in one.items())
+    return max(
+        float((other[name] - value).abs().max() / value.abs().max().clamp(min=1e-9)) for name, value in one.items()
+    )
 
 
 CASES = [("t5", "full"), ("t5", "lora"), ("t5", "prompt_tuning"), ("llama", "full"), ("llama", "lora")]

@@ -14,7 +14,6 @@ import numpy as np
 from neuron_sum.data.buckets import best_buckets
 from neuron_sum.data.encoding import Encoded
 from neuron_sum.data.layouts import (
-    POOL,
     STEP,
     BucketLayout,
     DynamicLayout,
@@ -30,9 +29,11 @@ from neuron_sum.errors import RecipeError
 from neuron_sum.recipe import PromptTuningMethod, Recipe
 
 PACKED_GROWTH = 2
-"""A packed row's one side may be so many times as long as the longest example, so that both sides fill up alike."""
+"""A packed row may take so many times the longest source, so that several examples fill both of its sides alike."""
 PACKED_CANDIDATES = 16
-"""Lengths that are tried between the two."""
+"""Source lengths that are tried between the two."""
+PACKED_SAMPLE = 2048
+"""Examples that are packed to try them."""
 PACKED_TOLERANCE = 1.01
 """The shortest row is taken whose positions are so close to the fewest: attention grows with its length squared."""
 
@@ -299,26 +300,32 @@ def refuse_what_cannot_be_packed(recipe: Recipe, *, decoder_only: bool) -> None:
 def packed_shape(lengths: Lengths, longest: Shape) -> Shape:
     """The shortest packed row that leaves little padding.
 
-    One side is as long as its longest example. The other, the one that would be full first, may be longer, so that both
-    fill up alike; how long is found by packing a sample.
+    It takes the longest example on either side, and both sides fill up alike; how long it is, is found by packing a
+    sample. Whatever comes of the lengths, the same data always gives the same shape.
 
     Args:
         lengths: Of the examples.
         longest: What a row must hold.
     """
     smallest = rounded_up(*longest)
-    filled = [side.sum() / length if length else 0.0 for side, length in zip(_sides(lengths), smallest, strict=True)]
-    short = smallest[filled[0] < filled[1]]
-    step, _ = rounded_up(-(-short * (PACKED_GROWTH - 1) // PACKED_CANDIDATES), 0)
-    grown = range(short, short * PACKED_GROWTH + 1, step)
-    sample = np.linspace(0, len(lengths) - 1, min(POOL, len(lengths))).astype(int)
+    step, _ = rounded_up(-(-smallest.source_len * (PACKED_GROWTH - 1) // PACKED_CANDIDATES), 0)
+    targets_per_source = lengths.target.sum() / lengths.source.sum()
+    candidates = {smallest}
+    for source_len in range(smallest.source_len, smallest.source_len * PACKED_GROWTH + 1, step):
+        even = rounded_up(source_len, int(source_len * targets_per_source)).target_len
+        candidates |= {
+            Shape(source_len, max(target_len, smallest.target_len) if smallest.target_len else 0)
+            for target_len in (even, even + STEP, even + 2 * STEP)
+        }
+    sample = np.linspace(0, len(lengths) - 1, min(PACKED_SAMPLE, len(lengths))).astype(int)
     source, target = lengths.source[sample], lengths.target[sample]
-    shapes = [
-        smallest._replace(target_len=length) if filled[0] < filled[1] else smallest._replace(source_len=length)
-        for length in grown
-    ]
-    positions = [len(pack(source, target, *shape)) * sum(shape) for shape in shapes]
-    return next(s for s, count in zip(shapes, positions, strict=True) if count <= PACKED_TOLERANCE * min(positions))
+    shortest_first = sorted(candidates, key=sum)
+    positions = [len(pack(source, target, *shape)) * sum(shape) for shape in shortest_first]
+    return next(
+        shape
+        for shape, count in zip(shortest_first, positions, strict=True)
+        if count <= PACKED_TOLERANCE * min(positions)
+    )
 
 
 def _lengths(data: Encoded, decoder_only: bool, virtual_tokens: int) -> Lengths:
