@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuron_sum import console
 from neuron_sum.data.buckets import best_buckets
+from neuron_sum.data.command import data
 from neuron_sum.data.encoding import Encoded
 from neuron_sum.data.layouts import Lengths, Row, Shape
 from neuron_sum.data.packing import pack, spread
@@ -25,7 +25,6 @@ from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.training.hf_trainer import HFTrainer
 from neuron_sum.training.train import prepare, train
 
-CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 PLANS = ("dynamic", "fixed", "buckets", "packed")
 PAIRS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 24)), min_size=1, max_size=80)
 SMALL = settings(max_examples=60, deadline=None)
@@ -232,13 +231,13 @@ def test_an_empty_row_and_its_neighbours_are_finite_under_autocast() -> None:
                 assert parameter.grad is None or torch.isfinite(parameter.grad).all(), (name, config.model_type)
 
 
-def test_data_tells_what_padding_will_cost(neuron_sum: CommandLine) -> None:
-    shown = neuron_sum("data", "tiny", "train.shapes.plan=packed")
-    assert shown.returncode == 0, shown.stderr
-    assert "shapes (packed): one of" in shown.stdout
-    told = json.loads(neuron_sum("data", "tiny", "train.shapes.plan=buckets", "--json").stdout)["shapes"]
+def test_data_tells_what_padding_will_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    data("tiny", ["train.shapes.plan=packed"])
+    assert "shapes (packed): one of" in capsys.readouterr().out
+    data("tiny", ["model.tokenizer=some/where"])
+    assert "shapes: not counted, for that needs the model's tokenizer" in capsys.readouterr().out
+    monkeypatch.setattr(console.settings, "json", True)
+    data("tiny", ["train.shapes.plan=buckets"])
+    told = json.loads(capsys.readouterr().out)["shapes"]
     assert told["graphs"] == len(told["shapes"]) == 4
     assert 1 < told["ratio"] < 1.3
-    without = neuron_sum("data", "tiny", "model.tokenizer=some/where")
-    assert without.returncode == 0
-    assert "shapes: not counted, for that needs the model's tokenizer" in without.stdout
