@@ -234,7 +234,7 @@ def test_an_empty_row_and_its_neighbours_are_finite_under_autocast() -> None:
 def test_data_tells_what_padding_will_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     data("tiny", ["train.shapes.plan=packed"])
     assert "shapes (packed): one of" in capsys.readouterr().out
-    data("tiny", ["model.tokenizer=some/where"])
+    data("tiny", ["model.tokenizer=nowhere.model"])
     assert "shapes: not counted, for that needs the model's tokenizer" in capsys.readouterr().out
     monkeypatch.setattr(console.settings, "json", True)
     data("tiny", ["train.shapes.plan=buckets"])

@@ -79,9 +79,14 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
-        """The mean over all label tokens. transformers' mean of the batches' means depends on what shares a batch."""
+        """The mean over all label tokens. transformers' mean of the batches' means depends on what shares a batch.
+
+        The random state stays as it is: a checkpoint at the end of an epoch is saved before the evaluation, so a run
+        that is resumed from it would go on from another state than one that evaluated.
+        """
         self._validation = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        with torch.random.fork_rng():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
         loss, tokens = self.accelerator.reduce(self._validation).tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
         return output
