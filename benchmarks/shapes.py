@@ -1,6 +1,6 @@
 """What each shape plan costs on DialogSum: padding, cuts, shapes, forward FLOPs, and the time of an epoch on this CPU.
 
-    python benchmarks/shapes.py --data DIALOGSUM --tokenizer SPIECE.MODEL --config FLAN_T5_BASE.json [--examples 96]
+    python benchmarks/shapes.py --data DIALOGSUM --tokenizer SPIECE.MODEL --config FLAN_T5_BASE.json [--examples 64]
 
 Positions are counted from the rows of the first epoch, after the cut. FLOPs are those that torch's FlopCounterMode
 counts in a forward pass of one row of the given configuration, on the meta device, times the rows for an example: eager
@@ -11,7 +11,7 @@ the t5-scratch recipe's model, the plans in turn; `--examples 0` leaves them out
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--examples", type=int, default=96)
+    parser.add_argument("--examples", type=int, default=64)
     options = parser.parse_args()
 
     measured = measure(options.data, options.tokenizer, options.config)
@@ -79,28 +79,32 @@ def main() -> None:
     tables = [table]
     if options.examples:
         seconds = epochs(options.data, options.tokenizer, options.examples)
-        times = console.table("plan", f"s for {options.examples} examples", "of the course's")
+        times = console.table(
+            "plan", f"s for {options.examples} examples", "of the course's", "CPU s", "of the course's"
+        )
         for name, taken in seconds.items():
-            times.add_row(name, f"{taken:.1f}", f"{taken / seconds[COURSE]:.3f}")
+            columns = zip(taken, seconds[COURSE], strict=True)
+            times.add_row(name, *(text for one, course in columns for text in (f"{one:.1f}", f"{one / course:.3f}")))
         tables.append(times)
     names = ("torch", "transformers", "tokenizers", "numpy")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     console.emit({}, *tables, f"{versions}, {torch.get_num_threads()} threads")
 
 
-def measure(data: str, tokenizer: str, config: Path) -> dict[str, Measured]:
-    """Every plan over DialogSum's training split.
+def measure(data: str, tokenizer: str, config: Path, names: Collection[str] = PLANS) -> dict[str, Measured]:
+    """Plans over DialogSum's training split.
 
     Args:
         data: The folder with train.jsonl.
         tokenizer: T5's SentencePiece file.
         config: The config.json whose FLOPs are counted.
+        names: Which of PLANS.
     """
     made = {}
     with torch.device("meta"):
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**json.loads(config.read_text())))
     flops: dict[Shape, int] = {}
-    for name, (_, split, plan) in plans(data, tokenizer):
+    for name, (_, split, plan) in plans(data, tokenizer, names):
         report = plan.report(split)
         total = 0
         for batch in plan.batches(0):
@@ -112,14 +116,16 @@ def measure(data: str, tokenizer: str, config: Path) -> dict[str, Measured]:
     return made
 
 
-def plans(data: str, tokenizer: str, *overrides: str) -> Iterator[tuple[str, tuple[Recipe, Encoded, ShapePlan]]]:
+def plans(
+    data: str, tokenizer: str, names: Collection[str], *overrides: str
+) -> Iterator[tuple[str, tuple[Recipe, Encoded, ShapePlan]]]:
     """The plans with the course's prompt, each with its own cut."""
     encoded: dict[int, Encoded] = {}
-    for name, shaped in PLANS.items():
+    for name in names:
         recipe = load_recipe(
             "t5-scratch",
             [f"data.path={data}", f"model.tokenizer={tokenizer}", "prompt.preset=course", "data.max_source_length=512",
-             "train.per_device_train_batch_size=8", *shaped, *overrides],
+             "train.per_device_train_batch_size=8", *PLANS[name], *overrides],
         )  # fmt: skip
         longest = recipe.data.max_target_length
         if longest not in encoded:
@@ -139,24 +145,22 @@ def forward_flops(model: torch.nn.Module, shape: Shape) -> int:
     return int(counter.get_total_flops())
 
 
-def epochs(data: str, tokenizer: str, examples: int) -> dict[str, float]:
-    """Seconds of one epoch over the same examples, by plan."""
+def epochs(data: str, tokenizer: str, examples: int) -> dict[str, tuple[float, float]]:
+    """Seconds of one epoch over the same examples, on the clock and of this process, by plan."""
     seconds = {}
-    for name, (recipe, split, plan) in plans(data, tokenizer, f"data.max_examples={examples}"):
-        if name not in TIMED:
-            continue
+    for name, (recipe, split, plan) in plans(data, tokenizer, TIMED, f"data.max_examples={examples}"):
         model = models.load_base(recipe.model, models.load_tokenizer(recipe.model), packed=plan.packed).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         rows = RowSet(split, plan)
         collator = Collator(plan, model.config)
         batches = [collator([rows[row] for row in batch]) for batch in plan.batches(0)]
         model(**batches[0]).loss.backward()  # warm
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         for batch in batches:
             optimizer.zero_grad()
             model(**batch).loss.backward()
             optimizer.step()
-        seconds[name] = time.perf_counter() - started
+        seconds[name] = time.perf_counter() - started, time.process_time() - started_cpu
     return seconds
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import shapes
 from neuron_sum import console
 from neuron_sum.data.buckets import best_buckets
 from neuron_sum.data.command import data
@@ -229,6 +230,22 @@ def test_an_empty_row_and_its_neighbours_are_finite_under_autocast() -> None:
             assert torch.isfinite(loss), (name, config.model_type)
             for parameter in model.parameters():
                 assert parameter.grad is None or torch.isfinite(parameter.grad).all(), (name, config.model_type)
+
+
+@pytest.mark.slow
+def test_dialogsum_is_padded_as_little_as_documented(shared_data: Path) -> None:
+    tokenizer = shared_data / "tokenizers" / "t5" / "spiece.model"
+    config = shared_data / "configs" / "flan-t5-base.json"
+    names = (shapes.COURSE, shapes.BUCKETS, shapes.PACKED)
+    measured = shapes.measure(str(shared_data / "dialogsum"), str(tokenizer), config, names)
+    course, buckets, packed = (measured[name] for name in names)
+    assert course.report.ratio == pytest.approx(3.77, abs=0.01)
+    assert (buckets.report.graphs, packed.report.graphs) == (4, 1)
+    assert buckets.report.ratio <= 1.30
+    assert packed.report.ratio <= 1.05
+    assert packed.report.sources_cut <= 260
+    assert packed.report.targets_cut <= 51
+    assert packed.gflops <= 0.28 * course.gflops
 
 
 def test_data_tells_what_padding_will_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
