@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ from serving.local import LocalServer, Model
 DIALOGUE = "#Person1#: Are you coming tonight? #Person2#: Yes, at eight. " * 4
 DEADLINE_S = 3.0
 BACK_LIMIT_S = 120.0
+CLIENTS = 8
+TRAFFIC_S = 10.0
 REFUSED = "refused"
 """In counts of statuses: no connection, which says as clearly as a status that nothing was accepted."""
 
@@ -63,10 +66,13 @@ def server(artifact: Path, limits: ServeConfig) -> Iterator[LocalServer]:
             yield running
 
 
-def post(url: str, inputs: str | Sequence[str] = DIALOGUE, timeout: float = 60.0) -> str:
+def post(
+    url: str, inputs: str | Sequence[str] = DIALOGUE, timeout: float = 60.0, client: httpx.Client | None = None
+) -> str:
     """The status of one request, as text; for 503, whether Retry-After was there."""
+    send = httpx.post if client is None else client.post
     try:
-        answer = httpx.post(f"{url}/invocations", json={"inputs": inputs}, timeout=timeout)
+        answer = send(f"{url}/invocations", json={"inputs": inputs}, timeout=timeout)
     except httpx.ConnectError:
         return REFUSED
     except httpx.TransportError as error:
@@ -88,6 +94,31 @@ def kill_busy(artifact: Path) -> Outcome:
     with server(artifact, ServeConfig()) as running, _held(running, 16) as (worker, answers):
         worker.kill()
         return _after(running, answers)
+
+
+def kill_under_traffic(artifact: Path) -> Outcome:
+    """SIGKILL of the worker while clients post without a pause, so that requests meet it as it dies and as it starts."""
+    with server(artifact, ServeConfig()) as running:
+        over = threading.Event()
+
+        def post_on() -> Counter[str]:
+            statuses: Counter[str] = Counter()
+            with httpx.Client() as client:
+                while not over.is_set():
+                    statuses[post(running.url, client=client)] += 1
+            return statuses
+
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            seen = [clients.submit(post_on) for _ in range(CLIENTS)]
+            time.sleep(1)
+            killed = time.monotonic()
+            running.workers()[0].kill()
+            time.sleep(TRAFFIC_S)
+            over.set()
+        back = _until_back(running)
+        back_s = None if back.back_s is None else time.monotonic() - killed
+        statuses = sum((counted.result() for counted in seen), Counter[str]())
+        return Outcome(statuses, TRAFFIC_S, back_s, f"workers: {len(running.workers())}")
 
 
 def past_deadline(artifact: Path) -> Outcome:
@@ -159,6 +190,7 @@ def broken_for_good(artifact: Path) -> Outcome:
 SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
     "SIGKILL of the idle worker": kill_idle,
     "SIGKILL of the busy worker": kill_busy,
+    "SIGKILL of the worker under steady traffic": kill_under_traffic,
     "worker silent past the deadline": past_deadline,
     "worker without memory": out_of_memory,
     "flood of twice the queue": flood,

@@ -123,7 +123,7 @@ def serve(
 def _models(
     targets: Sequence[Path], overrides: list[str] | None, stack: ExitStack
 ) -> "tuple[list[Model], ServeConfig]":
-    """Every target as a folder that the server can load, and the limits of the first."""
+    """Every target as a folder that the server can load; and limits that are wide enough for all of them."""
     import tempfile
 
     from neuron_sum.artifact import artifact_name, is_artifact, open_artifact
@@ -154,7 +154,8 @@ def _models(
         if name in [model.name for model in models]:
             raise ArtifactError(f"two models are named {name}", "give one archive another file name")
         models.append(Model(name, folder))
-    return models, limits[0]
+    widest = {name: max(getattr(each, name) for each in limits) for name in ("deadline_s", "max_body_bytes")}
+    return models, limits[0].model_copy(update=widest)
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":
