@@ -196,13 +196,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _retirements(names: Iterable[str]) -> list[Check]:
-    return [
-        Check(
-            f"{retirement.what}: {retirement.status}", "note",
-            f"since {retirement.since} (SDK {retirement.release}): {retirement.means}", None, retirement.source,
-        )
-        for retirement in (RETIREMENTS[name] for name in names)
-    ]  # fmt: skip
+    checks = []
+    for name in names:
+        retirement = RETIREMENTS[name]
+        since = f"{retirement.status} since {retirement.since} (SDK {retirement.release})"
+        found = f"{retirement.what}: {since}; {retirement.means}"
+        checks.append(Check(name, "note", found, None, retirement.source))
+    return checks
 
 
 # A recipe on an instance

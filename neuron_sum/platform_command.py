@@ -1,12 +1,19 @@
 """`neuron-sum doctor` and `neuron-sum explain`."""
 
+import sys
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
 from neuron_sum.recipe_command import Overrides
+
+if TYPE_CHECKING:
+    from neuron_sum.explain import Finding
+
+UPSTREAM = "https://github.com/aws-neuron/aws-neuron-sdk/issues, https://github.com/huggingface/optimum-neuron/issues"
 
 
 def doctor(
@@ -50,5 +57,58 @@ def doctor(
     doctoring.raise_if_blocked(checks)
 
 
-def explain() -> None:
-    """x."""
+def explain(
+    log: Annotated[str, typer.Argument(metavar="[FILE|-]", help="A log. Default: standard input.")] = "-",
+) -> None:
+    """Tell the known causes in a log of the compiler, the runtime or SageMaker; what is not known is not guessed."""
+    from neuron_sum import explain as explaining
+    from neuron_sum.causes import CAUSES
+    from neuron_sum.errors import DataError
+
+    if log == "-":
+        if sys.stdin.isatty():
+            raise DataError("no log: standard input is a terminal", "neuron-sum explain FILE, or pipe a log into it")
+        told = explaining.explain(sys.stdin.buffer)
+    else:
+        try:
+            with Path(log).open("rb") as file:
+                told = explaining.explain(file)
+        except OSError as error:
+            raise DataError(f"{log} cannot be read: {error.strerror}") from error
+    result = {
+        "known": bool(told.findings),
+        "lines": told.lines,
+        "causes": [
+            {
+                "name": finding.cause.name,
+                "line": finding.line,
+                "text": finding.text,
+                "times": finding.times,
+                "cause": finding.cause.cause,
+                "remedy": finding.cause.remedy,
+                "source": finding.cause.source,
+            }
+            for finding in told.findings
+        ],
+    }
+    lines = f"{told.lines:,} line{'' if told.lines == 1 else 's'}"
+    if not told.findings:
+        shown = (
+            f"unknown: none of {len(CAUSES)} known causes is in these {lines}\n"
+            f"upstream's threads: {UPSTREAM}\n"
+            "a line that should be known: CONTRIBUTING.md, A cause"
+        )
+    else:
+        shown = "\n\n".join(_told(finding) for finding in told.findings)
+    console.emit(result, shown)
+
+
+def _told(finding: "Finding") -> str:
+    more = f" (and {finding.times - 1:,} more)" if finding.times > 1 else ""
+    return (
+        f"{finding.cause.name}: line {finding.line:,}{more}\n"
+        f"  {finding.text}\n"
+        f"cause:  {finding.cause.cause}\n"
+        f"remedy: {finding.cause.remedy}\n"
+        f"source: {finding.cause.source}"
+    )

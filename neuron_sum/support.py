@@ -88,15 +88,14 @@ RETIREMENTS = {
         since=ENDED_CONTAINERS["djl-0.30-neuronx"].ended,
         release="2.26",
         means="only that container is left; `neuron-sum package --container djl-0.30-neuronx` fills it",
-        source=SDK_DOCS + "announce-intent-eos-tnx.rst (2025-06-24) names the release; "
-        + ENDED_CONTAINERS["djl-0.30-neuronx"].ended_source.split(". For the image")[0] + " names the day",
+        source=SDK_DOCS + "announce-intent-eos-tnx.rst (2025-06-24) has the release, stack.ENDED_CONTAINERS the day",
     ),
     "torch-2.8": Retirement(
         what="PyTorch 2.7 and 2.8",
         status="ended",
         since="2026-03-30",
         release="2.29",
-        means="the newest SDK for this row is 2.28; a driver may be newer than its runtime",
+        means="the last SDK with them is 2.28; an image pins them, and the host's driver may be newer",
         source=SDK_DOCS + "announce-no-longer-support-pytorch-2-7-2-8.rst",
     ),
     "python-3.10": Retirement(

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from neuron_sum import cli, doctor, platform_command, traps
+from neuron_sum import doctor, traps
 from neuron_sum.doctor import Check, check_machine, check_recipe
 from neuron_sum.errors import PlatformError
 from neuron_sum.machine import Machine, look
@@ -34,20 +32,6 @@ TRAINIUM = dataclasses.replace(
     LAPTOP, neuron_devices=1, driver=ROW.system_packages["aws-neuronx-dkms"], instance="trn1.2xlarge",
     packages={**ROW.pins, **NEURON},
 )  # fmt: skip
-
-
-@pytest.fixture
-def command() -> Callable[..., Any]:
-    """The command line with the two commands alone, as an installed entry point adds them."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    for function in (platform_command.doctor, platform_command.explain):
-        app.command(name=function.__name__)(cli._command(function))
-
-    def run(*words: str, **options: Any) -> Any:
-        return CliRunner().invoke(app, words, **options)
-
-    return run
 
 
 def named(checks: list[Check], name: str) -> Check:
@@ -248,20 +232,22 @@ def test_traps_concern_their_cases_alone() -> None:
     assert all(trap.happens and trap.handled and trap.source for trap in traps.TRAPS)
 
 
-def test_the_command_tells_people_and_programs(command: Callable[..., Any]) -> None:
+def test_the_command_tells_people_and_programs(platform_command: Callable[..., Any]) -> None:
     words = ("doctor", "flan-t5-base-lora", "--instance", "trn1.2xlarge", "--region", "eu-west-1")
-    made = command(*words)
+    made = platform_command(*words)
     assert made.exit_code == 0, made.output
     assert "flan-t5-base-lora on ml.trn1.2xlarge, with neuron-sdk-2.26.1" in made.stdout
-    told = json.loads(command(*words, "--json").stdout)
+    told = json.loads(platform_command(*words, "--json").stdout)
     assert (told["recipe"], told["instance"], told["platform"]) == ("flan-t5-base-lora", "ml.trn1.2xlarge", ROW.name)
     assert {check["verdict"] for check in told["checks"]} <= {"ok", "note", "differs"}
     [image] = [check["found"] for check in told["checks"] if check["name"] == "image"]
     assert image == ROW.registry_images[0].uri("eu-west-1")
 
 
-def test_the_command_exits_13_where_something_blocks(command: Callable[..., Any]) -> None:
-    made = command("doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json")
+def test_the_command_exits_13_where_something_blocks(platform_command: Callable[..., Any]) -> None:
+    made = platform_command(
+        "doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json"
+    )
     assert made.exit_code == 13
     assert json.loads(made.stdout)["checks"]  # the whole answer comes first
     error = json.loads(made.stderr.splitlines()[-1])["error"]
@@ -269,11 +255,11 @@ def test_the_command_exits_13_where_something_blocks(command: Callable[..., Any]
     assert "train llama prompt_tuning" in error["message"]
 
 
-def test_the_command_refuses_what_nobody_knows(command: Callable[..., Any]) -> None:
-    assert command("doctor", "tiny", "--instance", "ml.p5.48xlarge").exit_code == 13
-    assert command("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").exit_code == 13
-    assert command("doctor", "tinny", "--instance", "ml.trn1.2xlarge").exit_code == 3
-    assert command("doctor", "--instance", "ml.trn1.2xlarge").exit_code == 2
+def test_the_command_refuses_what_nobody_knows(platform_command: Callable[..., Any]) -> None:
+    assert platform_command("doctor", "tiny", "--instance", "ml.p5.48xlarge").exit_code == 13
+    assert platform_command("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").exit_code == 13
+    assert platform_command("doctor", "tinny", "--instance", "ml.trn1.2xlarge").exit_code == 3
+    assert platform_command("doctor", "--instance", "ml.trn1.2xlarge").exit_code == 2
 
 
 def test_without_an_instance_it_is_this_one() -> None:

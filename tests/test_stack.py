@@ -116,7 +116,7 @@ def test_a_retirement_has_a_day_a_release_and_a_source(name: str) -> None:
 
 
 def test_the_document_has_the_table() -> None:
-    """Every retirement, instance and image of docs/platform.md comes from the table, with its day."""
+    """docs/platform.md says what the tables say: retirements with their day, instances, images, cells."""
     text = " ".join((ROOT / "docs" / "platform.md").read_text().split())
     for retirement in RETIREMENTS.values():
         assert f"| {retirement.what} | {retirement.status} | {retirement.since} | {retirement.release} |" in text
@@ -124,6 +124,14 @@ def test_the_document_has_the_table() -> None:
         assert f"| {instance.name} | {instance.neuron_cores} | {instance.vcpus} | {instance.host_gib} |" in text
     for image in PLATFORMS[0].registry_images:
         assert f"`{image.repository}:{image.tag}`" in text
+    names = {"t5": "T5", "llama": "Llama", "full": "full", "lora": "LoRA", "prompt_tuning": "prompt tuning"}
+    worded = {True: "yes", False: "no", None: "no source says"}
+    for family, method in product(get_args(support.Family), get_args(support.Method)):
+        [row] = re.findall(rf"\| {names[family]} \| {names[method]}[^|]*\|([^|]+)\|([^|]+)\|([^|]+)\|", text)
+        for said, stage in zip(row, get_args(support.Stage), strict=True):
+            cell = support.find_cell(family, method, stage)
+            seen = "" if cell.works is None else f": {cell.seen}"
+            assert said.strip().startswith(f"{worded[cell.works]}{seen}")
 
 
 def test_no_version_of_the_table_is_written_twice() -> None:
