@@ -18,7 +18,7 @@ UPSTREAM = "https://github.com/aws-neuron/aws-neuron-sdk/issues, https://github.
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name, or a YAML file.")
+        str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")
     ] = None,
     overrides: Overrides = None,
     instance: Annotated[
@@ -40,12 +40,13 @@ def doctor(
         checks = doctoring.check_machine(machine, platform)
         title = f"this machine, beside {platform.name}"
     else:
+        from neuron_sum.instance_check import check_recipe
         from neuron_sum.recipe_loading import load_recipe
 
         resolved = load_recipe(recipe, overrides or [])
         wanted = instance or doctoring.own_instance(machine)
         known = find_instance(wanted)
-        checks = doctoring.check_recipe(resolved, known, platform, region)
+        checks = check_recipe(resolved, known, platform, region)
         title = f"{resolved.name} on {known.name}, with {platform.name}"
         result.update(recipe=resolved.name, instance=known.name)
     table = console.table("", "check", "found", title=title)
@@ -58,7 +59,7 @@ def doctor(
 
 
 def explain(
-    log: Annotated[str, typer.Argument(metavar="[FILE|-]", help="A log. Default: standard input.")] = "-",
+    log: Annotated[str, typer.Argument(metavar="FILE|-", help="A log. Default: standard input.")] = "-",
 ) -> None:
     """Tell the known causes in a log of the compiler, the runtime or SageMaker; what is not known is not guessed."""
     from neuron_sum import explain as explaining

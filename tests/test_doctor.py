@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from neuron_sum import doctor, traps
-from neuron_sum.doctor import Check, check_machine, check_recipe
+from neuron_sum import doctor, instance_check, traps
+from neuron_sum.doctor import Check, check_machine
 from neuron_sum.errors import PlatformError
+from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
@@ -134,7 +135,7 @@ def test_the_machine_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).model.config is not None
-                                  or load_recipe(name).model.name_or_path in doctor.PUBLISHED])  # fmt: skip
+                                  or load_recipe(name).model.name_or_path in instance_check.PUBLISHED])  # fmt: skip
 def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
     for instance in (TRN1, TRN1_LARGE, INF2):
         doctor.raise_if_blocked(check_recipe(load_recipe(name), instance, ROW))
@@ -142,8 +143,8 @@ def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
 
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
     """flan-t5: as model cards and docs/results.md count them; TinyLlama: 1,100,048,384 by its own checkpoint."""
-    counts = {name: doctor._parameters(recipe, doctor._config(recipe.model)).all for name, recipe in (
-        (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in doctor.PUBLISHED
+    counts = {name: instance_check._parameters(recipe, instance_check._config(recipe.model)).all for name, recipe in (
+        (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in instance_check.PUBLISHED
     )}  # fmt: skip
     assert list(counts.values()) == [76_961_152, 247_577_856, 783_150_080, 1_100_048_384]
 
@@ -151,7 +152,7 @@ def test_the_doctors_dimensions_are_the_published_ones() -> None:
 def test_the_published_dimensions_are_the_hubs(shared_data: Path) -> None:
     for size in ("small", "base", "large"):
         values = json.loads((shared_data / "configs" / f"flan-t5-{size}.json").read_text())
-        ours = doctor.PUBLISHED[f"google/flan-t5-{size}"]
+        ours = instance_check.PUBLISHED[f"google/flan-t5-{size}"]
         assert {key: values[key] for key in ours} == ours
 
 
@@ -187,8 +188,8 @@ def test_the_remedy_for_memory_fits() -> None:
 
 def test_what_is_sharded_takes_less() -> None:
     recipe = load_recipe("tinyllama-lora", ["method=full"])
-    config = doctor._config(recipe.model)
-    given = (config, doctor._parameters(recipe, config), ShapePlan(768, 128), recipe.train, TRN1_LARGE)
+    config = instance_check._config(recipe.model)
+    given = (config, instance_check._parameters(recipe, config), ShapePlan(768, 128), recipe.train, TRN1_LARGE)
     whole, split = estimate_neuron(*given), estimate_neuron(*given, tensor_parallel_size=8)
     sharded, both = estimate_neuron(*given, zero_1=True), estimate_neuron(*given, tensor_parallel_size=8, zero_1=True)
     assert split.core.weights == whole.core.weights / 8 == split.core.gradients
@@ -200,16 +201,20 @@ def test_what_is_sharded_takes_less() -> None:
 
 def test_layout_reads_what_the_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
     train = load_recipe("tiny").train
-    assert doctor.layout_of(train) == doctor.Layout(train.backend, 1, False)
+    assert instance_check.layout_of(train) == instance_check.Layout(train.backend, 1, False)
     monkeypatch.setattr(
         type(train), "model_dump", lambda self: {"backend": "neuron", "tensor_parallel_size": 2, "zero_1": True}
     )
-    layout = doctor.layout_of(train)
+    layout = instance_check.layout_of(train)
     assert (layout.tensor_parallel_size, layout.zero_1) == (2, True)
-    checks = doctor._check_layout(load_recipe("tiny"), dataclasses.replace(layout, backend="neuron"), "t5", TRN1)
+    checks = instance_check._check_layout(
+        load_recipe("tiny"), dataclasses.replace(layout, backend="neuron"), "t5", TRN1
+    )
     assert [check.verdict for check in checks] == ["blocks"]
     three = dataclasses.replace(layout, backend="neuron", tensor_parallel_size=3)
-    assert "does not divide" in doctor._check_layout(load_recipe("tinyllama-lora"), three, "llama", TRN1)[0].found
+    assert (
+        "does not divide" in instance_check._check_layout(load_recipe("tinyllama-lora"), three, "llama", TRN1)[0].found
+    )
 
 
 def test_traps_concern_their_cases_alone() -> None:
