@@ -66,7 +66,7 @@ TRAPS = (
         "a save in the middle gives the model new parameters that the optimizer does not know: training goes on, "
         "grad_norm is 0, nothing is learned any more, and no error is raised",
         "checkpoints are written from a copy on the CPU; the model keeps its parameters",
-        OPTIMUM + "accelerate/utils/misc.py:117 (create_patched_save_pretrained); reproduced on XLA:CPU",
+        OPTIMUM + "accelerate/utils/misc.py:97 (create_patched_save_pretrained); reproduced on XLA:CPU",
     ),
     Trap(
         "reduction-argument",
@@ -94,7 +94,7 @@ TRAPS = (
         lambda case: case.stage == "train" and case.family == "llama",
         "what is saved are shards, at tensor_parallel_size 1 too; consolidating them leaves the configuration out",
         "one command ends with a plain Hugging Face folder",
-        OPTIMUM + "models/training; read",
+        OPTIMUM + "models/training/checkpointing.py; read",
     ),
     Trap(
         "evaluation-refused",
@@ -108,21 +108,21 @@ TRAPS = (
         lambda case: case.stage == "train",
         "NeuronTrainer refuses resume_from_checkpoint, so an interrupted spot instance starts anew",
         "--resume is neuron-sum's own: weights, optimizer, schedule, place in the data, random state",
-        OPTIMUM + "trainers/transformers.py",
+        OPTIMUM + "trainers/transformers.py:1096",
     ),
     Trap(
         "metrics",
         lambda case: case.stage == "train",
         "with all three metrics switched off training dies with: Unknown metric: throughput",
         "they stay on",
-        OPTIMUM + "trainers; reproduced on XLA:CPU",
+        OPTIMUM + "trainers/metrics/collector.py:258; reproduced on XLA:CPU",
     ),
     Trap(
         "zero-1",
         lambda case: case.stage == "train",
         "upstream shards the optimizer over the cores by default (ZeRO-1)",
         "off for T5 unless the recipe asks for it, for it cannot be shown without a device",
-        OPTIMUM + "trainers/training_args.py; read",
+        OPTIMUM + "trainers/training_args.py:325; read",
     ),
     Trap(
         "a-graph-a-shape",
@@ -136,7 +136,7 @@ TRAPS = (
         lambda case: case.stage == "train" and case.family == "t5" and case.gradient_checkpointing,
         "gradient_checkpointing on T5 uses one more of AWS's modules, which nobody has seen run here",
         "left as the recipe says; it needs a device to be shown",
-        OPTIMUM + "trainers/transformers.py; read",
+        OPTIMUM + "trainers/transformers.py:849; read",
     ),
     Trap(
         "compiler-killed",
