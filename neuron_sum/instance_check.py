@@ -110,15 +110,15 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
 def _check_training(
     recipe: Recipe, config: "PretrainedConfig", parameters: "ParameterCount", instance: Instance
 ) -> list[Check]:
+    from neuron_sum.data.layouts import Shape
     from neuron_sum.models import is_decoder_only
-    from neuron_sum.training.base import ShapePlan
     from neuron_sum.training.estimate import estimate_neuron
 
     layout, train, data = layout_of(recipe.train), recipe.train, recipe.data
     checks = [*_check_layout(recipe, layout, str(config.model_type), instance)]
     one_row = data.max_source_length + data.max_target_length if is_decoder_only(config) else data.max_source_length
     expected = estimate_neuron(
-        config, parameters, ShapePlan(one_row, data.max_target_length), train, instance,
+        config, parameters, Shape(one_row, data.max_target_length), train, instance,
         tensor_parallel_size=layout.tensor_parallel_size, zero_1=layout.zero_1,
     )  # fmt: skip
     core = expected.core

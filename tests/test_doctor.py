@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from neuron_sum import doctor, instance_check, traps
+from neuron_sum.data.layouts import Shape
 from neuron_sum.doctor import Check, check_machine
 from neuron_sum.errors import PlatformError
 from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from neuron_sum.training.base import ShapePlan
 from neuron_sum.training.estimate import estimate_neuron
 
 ROW = PLATFORMS[0]
@@ -189,7 +189,7 @@ def test_the_remedy_for_memory_fits() -> None:
 def test_what_is_sharded_takes_less() -> None:
     recipe = load_recipe("tinyllama-lora", ["method=full"])
     config = instance_check._config(recipe.model)
-    given = (config, instance_check._parameters(recipe, config), ShapePlan(768, 128), recipe.train, TRN1_LARGE)
+    given = (config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train, TRN1_LARGE)
     whole, split = estimate_neuron(*given), estimate_neuron(*given, tensor_parallel_size=8)
     sharded, both = estimate_neuron(*given, zero_1=True), estimate_neuron(*given, tensor_parallel_size=8, zero_1=True)
     assert split.core.weights == whole.core.weights / 8 == split.core.gradients

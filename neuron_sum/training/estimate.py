@@ -15,11 +15,12 @@ from transformers import PretrainedConfig
 
 from neuron_sum import cpu
 from neuron_sum.console import size
+from neuron_sum.data.layouts import Shape
+from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import ResourceError
 from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import TrainConfig
 from neuron_sum.stack import Instance
-from neuron_sum.training.base import ShapePlan, TrainingData
 
 FP32_BYTES = 4
 ADAM_STATES = 2
@@ -116,25 +117,23 @@ class Estimate(ModelMemory):
         )
 
 
-def estimate(
-    config: PretrainedConfig, parameters: ParameterCount, data: TrainingData, plan: ShapePlan, train: TrainConfig
-) -> Estimate:
+def estimate(config: PretrainedConfig, parameters: ParameterCount, plan: ShapePlan, train: TrainConfig) -> Estimate:
     """The estimate for one device.
 
     Args:
         config: The base model's configuration, for widths and layers.
         parameters: Of the model with its adapter.
-        data: Encoded; gives real lengths.
-        plan: The shapes of a batch.
+        plan: Rows of an epoch, and the shapes of a batch.
         train: Batch size and length of the run.
     """
     devices = world_size()
-    batches = math.ceil(len(data.train) / (train.per_device_train_batch_size * devices))
+    batches = math.ceil(plan.rows_per_epoch / (plan.batch_size * plan.devices))
     steps = train.max_steps or math.ceil(
         math.ceil(batches / train.gradient_accumulation_steps) * train.num_train_epochs
     )
     shards = devices if train.fsdp or train.deepspeed else 1
-    model = model_memory(config, parameters, plan, train, shards=shards, optimizer_shards=shards)
+    longest = Shape(plan.source_len, plan.target_len)
+    model = model_memory(config, parameters, longest, train, shards=shards, optimizer_shards=shards)
     checkpoint = (parameters.trainable if parameters.trainable < parameters.all else parameters.all) * FP32_BYTES
     available, device = available_memory()
     return Estimate(
@@ -147,7 +146,7 @@ def estimate(
 
 
 def model_memory(
-    config: PretrainedConfig, parameters: ParameterCount, plan: ShapePlan, train: TrainConfig,
+    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig,
     *, shards: int = 1, optimizer_shards: int = 1,
 ) -> ModelMemory:  # fmt: skip
     """What one device keeps of the model.
@@ -155,7 +154,7 @@ def model_memory(
     Args:
         config: The base model's configuration, for widths and layers.
         parameters: Of the model with its adapter.
-        plan: The shapes of a batch.
+        shape: The longest row.
         train: Batch size and precision; weights, gradients and moments are fp32, for bf16 is autocast.
         shards: Over how many devices weights and gradients are spread.
         optimizer_shards: Over how many the moments are.
@@ -165,7 +164,7 @@ def model_memory(
         weights=parameters.all * FP32_BYTES / shards,
         gradients=trainable / shards,
         optimizer=trainable * ADAM_STATES / optimizer_shards,
-        activations=_activations(config, plan, train),
+        activations=_activations(config, shape, train),
     )
 
 
@@ -189,7 +188,7 @@ class NeuronEstimate:
 
 
 def estimate_neuron(
-    config: PretrainedConfig, parameters: ParameterCount, plan: ShapePlan, train: TrainConfig, instance: Instance,
+    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, instance: Instance,
     *, tensor_parallel_size: int = 1, zero_1: bool = False,
 ) -> NeuronEstimate:  # fmt: skip
     """The estimate for an instance: data parallel over its cores, but for what is sharded.
@@ -197,7 +196,7 @@ def estimate_neuron(
     Args:
         config: The base model's configuration.
         parameters: Of the model with its adapter.
-        plan: The static shapes of a batch.
+        shape: The longest row.
         train: Batch size of one core, and precision.
         instance: Where it shall run.
         tensor_parallel_size: Cores that share one copy of the model. Activations are counted whole, which is more
@@ -208,7 +207,7 @@ def estimate_neuron(
     loaded = parameters.all * FP32_BYTES  # every process holds the whole model once, before its core has its part
     return NeuronEstimate(
         core=model_memory(
-            config, parameters, plan, train,
+            config, parameters, shape, train,
             shards=tensor_parallel_size, optimizer_shards=tensor_parallel_size * (copies if zero_1 else 1),
         ),
         core_available=instance.core_memory,
@@ -223,6 +222,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def device_count() -> int:
+    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel)."""
+    return world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+
+
 def available_memory() -> tuple[float, str]:
     """Free bytes on the device that will train, and its name; a container's limit counts."""
     if torch.cuda.is_available():
@@ -231,10 +235,10 @@ def available_memory() -> tuple[float, str]:
     return cpu.available_memory() + own, "this machine's CPU"
 
 
-def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) -> float:
+def _activations(config: PretrainedConfig, shape: Shape, train: TrainConfig) -> float:
     """Bytes of one batch at its longest, after Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), in fp32."""
     rows, width = train.per_device_train_batch_size, int(config.hidden_size)
-    logits: int = 3 * rows * (plan.source_len if is_decoder_only(config) else plan.target_len) * config.vocab_size
+    logits: int = 3 * rows * (shape.source_len if is_decoder_only(config) else shape.target_len) * config.vocab_size
 
     def stack(layers: int, length: int, keys: int, heads: int) -> float:
         if train.gradient_checkpointing:
@@ -242,10 +246,10 @@ def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) 
         return layers * rows * length * (17 * width + 2.5 * heads * keys)
 
     if is_decoder_only(config):
-        elements = stack(config.num_hidden_layers, plan.source_len, plan.source_len, config.num_attention_heads)
+        elements = stack(config.num_hidden_layers, shape.source_len, shape.source_len, config.num_attention_heads)
     else:
-        elements = stack(config.num_layers, plan.source_len, plan.source_len, config.num_heads)
+        elements = stack(config.num_layers, shape.source_len, shape.source_len, config.num_heads)
         elements += stack(
-            config.num_decoder_layers, plan.target_len, plan.target_len + plan.source_len, config.num_heads
+            config.num_decoder_layers, shape.target_len, shape.target_len + shape.source_len, config.num_heads
         )
     return (elements + logits) * FP32_BYTES * (0.6 if train.bf16 else 1.0)
