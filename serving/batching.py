@@ -20,6 +20,9 @@ from serving.schema import DEFECT, RETRY, ServiceError
 
 LOG = logging.getLogger("neuron_sum")
 
+NO_MEMORY = ("allocate memory", "start new thread")
+"""How torch's allocator and Python's threads say it."""
+
 SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of seconds per item."""
 
@@ -143,7 +146,7 @@ class Batcher:
                 for work in batch:
                     self._generate([work])
                 return
-            batch[0].result.set_exception(_as_service_error(error))
+            batch[0].result.set_exception(as_service_error(error))
         else:
             for work, tokens in zip(batch, made, strict=True):
                 work.result.set_result(tokens)
@@ -154,11 +157,11 @@ def _wanted(work: Work) -> bool:
     return work.deadline > time.monotonic() and not work.result.cancelled()
 
 
-def _as_service_error(error: Exception) -> ServiceError:
+def as_service_error(error: Exception) -> ServiceError:
     """What the client is told: an adapter that is gone and too little memory are no defects."""
     if isinstance(error, ModelError):
         return ServiceError(404, f"{error.message}; {error.hint}", "parameters.adapter")
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY):
         return ServiceError(503, f"too little memory for this item; {RETRY}", None, 1)
     LOG.error("a defect of neuron-sum", exc_info=error)
     return ServiceError(500, DEFECT)

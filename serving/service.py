@@ -22,8 +22,8 @@ from neuron_sum.recipe import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.adapters import AdapterSlots
 from neuron_sum.runtimes.load import load_generator
 from serving import metrics
-from serving.batching import Batcher, Work
-from serving.schema import DEFECT, TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
+from serving.batching import Batcher, Work, as_service_error
+from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
 
 BASE = "base"
 """As an adapter's name: no adapter, where the model has a default one."""
@@ -150,9 +150,9 @@ class Service:
             status = error.code
             raise
         except Exception as error:
-            status = 500
-            LOG.exception("a defect of neuron-sum, in request %s", request_id)
-            raise ServiceError(500, DEFECT) from error
+            refusal = as_service_error(error)
+            status = refusal.code
+            raise refusal from error
         finally:
             self._count_request(asked, status)
 

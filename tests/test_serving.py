@@ -306,6 +306,19 @@ def test_an_adapter_that_a_new_worker_could_not_load_can_be_registered_and_remov
         assert endpoint.adapters("GET").json()["adapters"] == []
 
 
+def test_a_model_that_loads_longer_than_an_import_may_take(
+    djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    package.write_folder(lora_artifact, LIMITS, tmp_path)
+    handler = tmp_path / "serving" / "model.py"
+    text, changed = re.subn(r"^IMPORT_S = .*$", "IMPORT_S = 0.0", handler.read_text(), flags=re.M)
+    assert changed
+    handler.unlink()  # the link to ours
+    handler.write_text(text)
+    with LocalServer([Model("model", tmp_path)], LIMITS) as server:
+        assert httpx.post(f"{server.url}/invocations", json={"inputs": DIALOGUE}, timeout=60).status_code == 200
+
+
 def test_a_damaged_artifact_is_not_served(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     package.write_folder(lora_artifact, LIMITS, folder)
