@@ -1,15 +1,17 @@
 """What each shape plan costs on DialogSum: padding, cuts, shapes, forward FLOPs, and the time of an epoch on this CPU.
 
-    python benchmarks/shapes.py --data DIALOGSUM --tokenizer SPIECE.MODEL --config FLAN_T5_BASE.json [--examples 64]
+    python benchmarks/shapes.py --data DIALOGSUM --tokenizer SPIECE.MODEL --config FLAN_T5_BASE.json [--examples 32]
 
 Positions are counted from the rows of the first epoch, after the cut. FLOPs are those that torch's FlopCounterMode
 counts in a forward pass of one row of the given configuration, on the meta device, times the rows for an example: eager
 attention computes every pair of a row. Times are forward, backward and AdamW over the same evenly spaced examples with
-the t5-scratch recipe's model, the plans in turn; `--examples 0` leaves them out. Prints tables and the versions.
+the t5-scratch recipe's model in batches of four rows, the plans in turn within each round; medians over the rounds,
+ratios taken within a round. `--examples 0` leaves them out. Prints tables and the versions.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -64,7 +66,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
     measured = measure(options.data, options.tokenizer, options.config)
@@ -78,13 +81,11 @@ def main() -> None:
                       f"{made.gflops / measured[COURSE].gflops:.3f}")  # fmt: skip
     tables = [table]
     if options.examples:
-        seconds = epochs(options.data, options.tokenizer, options.examples)
-        times = console.table(
-            "plan", f"s for {options.examples} examples", "of the course's", "CPU s", "of the course's"
-        )
+        seconds = epochs(options.data, options.tokenizer, options.examples, options.rounds)
+        times = console.table("plan", f"s for {options.examples} examples", "of the course's")
         for name, taken in seconds.items():
-            columns = zip(taken, seconds[COURSE], strict=True)
-            times.add_row(name, *(text for one, course in columns for text in (f"{one:.1f}", f"{one / course:.3f}")))
+            ratio = statistics.median(one / course for one, course in zip(taken, seconds[COURSE], strict=True))
+            times.add_row(name, f"{statistics.median(taken):.1f}", f"{ratio:.3f}")
         tables.append(times)
     names = ("torch", "transformers", "tokenizers", "numpy")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
@@ -145,22 +146,25 @@ def forward_flops(model: torch.nn.Module, shape: Shape) -> int:
     return int(counter.get_total_flops())
 
 
-def epochs(data: str, tokenizer: str, examples: int) -> dict[str, tuple[float, float]]:
-    """Seconds of one epoch over the same examples, on the clock and of this process, by plan."""
-    seconds = {}
-    for name, (recipe, split, plan) in plans(data, tokenizer, TIMED, f"data.max_examples={examples}"):
-        model = models.load_base(recipe.model, models.load_tokenizer(recipe.model), packed=plan.packed).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        rows = RowSet(split, plan)
-        collator = Collator(plan, model.config)
-        batches = [collator([rows[row] for row in batch]) for batch in plan.batches(0)]
-        model(**batches[0]).loss.backward()  # warm
-        started, started_cpu = time.perf_counter(), time.process_time()
-        for batch in batches:
-            optimizer.zero_grad()
-            model(**batch).loss.backward()
-            optimizer.step()
-        seconds[name] = time.perf_counter() - started, time.process_time() - started_cpu
+def epochs(data: str, tokenizer: str, examples: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of an epoch over the same examples, by plan, in each round."""
+    overrides = (f"data.max_examples={examples}", "train.per_device_train_batch_size=4")
+    seconds: dict[str, list[float]] = {name: [] for name in TIMED}
+    made = dict(plans(data, tokenizer, TIMED, *overrides))
+    for _ in range(rounds):
+        for name, (recipe, split, plan) in made.items():
+            model = models.load_base(recipe.model, models.load_tokenizer(recipe.model), packed=plan.packed).train()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+            rows = RowSet(split, plan)
+            collator = Collator(plan, model.config)
+            batches = [collator([rows[row] for row in batch]) for batch in plan.batches(0)]
+            model(**batches[0]).loss.backward()  # warm
+            started = time.perf_counter()
+            for batch in batches:
+                optimizer.zero_grad()
+                model(**batch).loss.backward()
+                optimizer.step()
+            seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
