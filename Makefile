@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
 
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

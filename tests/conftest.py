@@ -72,8 +72,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled graphs of this session; a graph that several tests need is compiled once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Compiled graphs of this session; a graph that several tests need is compiled once, for all of xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graph-cache"
+    folder.mkdir(exist_ok=True)
     os.environ["NEURON_SUM_CACHE"] = str(folder)
     return folder
 
