@@ -5,16 +5,16 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum.data.encoding import IGNORED
 from neuron_sum.errors import Interrupted, MissingExtraError
 from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import TrainConfig
+from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 from neuron_sum.training.base import ShapePlan, TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
@@ -37,6 +37,8 @@ HARMLESS_WARNINGS = (
 class TorchTrainer:
     """Trains with transformers' Trainer; see base.Trainer for the contract."""
 
+    computes_here: ClassVar[bool] = True
+
     def __init__(self, run: RunFolder, tokenizer: PreTrainedTokenizerFast, resume_from: Path | None) -> None:
         self.run, self.tokenizer, self.resume_from = run, tokenizer, resume_from
 
@@ -46,6 +48,10 @@ class TorchTrainer:
         for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
             if wanted and importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, package)
+
+    @staticmethod
+    def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
+        """Trains every model that a recipe can describe."""
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
