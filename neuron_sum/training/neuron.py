@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum import console
 from neuron_sum.adapters import LORA_TARGETS
-from neuron_sum.cpu import available_memory
 from neuron_sum.data.encoding import IGNORED, Encoded
 from neuron_sum.errors import Interrupted, PlatformError, RecipeError
 from neuron_sum.models import DECODER_ONLY, is_decoder_only

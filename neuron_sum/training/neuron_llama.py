@@ -23,7 +23,6 @@ from optimum.neuron.models.training.checkpointing import consolidate_model_paral
 from optimum.neuron.peft import get_peft_model
 from optimum.neuron.peft.utils.save_and_load import get_peft_model_state_dict
 from peft import PeftModel
-from peft.utils.save_and_load import set_peft_model_state_dict
 
 from neuron_sum import adapters, console
 from neuron_sum.errors import ModelError
@@ -102,15 +101,15 @@ def consolidate(
 
 
 def _give(plain: "PreTrainedModel | PeftModel", state: dict[str, torch.Tensor]) -> None:
-    if isinstance(plain, PeftModel):
-        loaded = set_peft_model_state_dict(plain, state, adapter_name=ADAPTER, low_cpu_mem_usage=True)
-        missing = [name for name in loaded.missing_keys if "lora_" in name]
+    if isinstance(plain, PeftModel):  # whose own names have the adapter's name in them
+        state = {name.replace(".weight", f".{ADAPTER}.weight"): value for name, value in state.items()}
+        wanted = {name for name, value in plain.named_parameters() if value.requires_grad}
     else:
-        loaded = plain.load_state_dict(state, strict=False, assign=True)
-        plain.tie_weights()
-        missing = sorted(set(loaded.missing_keys) - set(plain._tied_weights_keys or ()))
-    if missing or loaded.unexpected_keys:
-        raise ModelError(
-            f"the consolidated weights are not those of a Hugging Face Llama: missing {missing}, "
-            f"unexpected {loaded.unexpected_keys}"
-        )
+        wanted = plain.state_dict().keys() - set(plain._tied_weights_keys or ())
+    # Assigned, for there is nothing on the meta device to copy into.
+    unexpected = plain.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    if missing := wanted - state.keys():
+        raise ModelError(f"the trained weights are not those of a Hugging Face Llama: missing {sorted(missing)}")
+    if unexpected:
+        raise ModelError(f"the trained weights are not those of a Hugging Face Llama: unexpected {unexpected}")
+    plain.tie_weights()

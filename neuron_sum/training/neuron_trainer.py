@@ -69,7 +69,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         options["callbacks"] = [CountProgress(batches), *options.get("callbacks", [])]
         super().__init__(**options)
         self._batches, self._total_steps, self._loss, self._resume_from = batches, total_steps, loss, resume_from
-        self._micro_batch = 0
+        self._micro_batch, self._learning_rate = 0, 0.0
         self._loop: dict[str, Any] = {}
         if resume_from is not None:
             self._loop = files.read_json(resume_from / LOOP)
@@ -130,6 +130,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         torch.manual_seed(seed)
         xm.set_rng_state(seed)
         self._micro_batch += 1
+        self._learning_rate = super()._get_last_learning_rate()
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
@@ -154,6 +155,10 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
                 outputs = model(**features)
                 loss = self._loss(outputs, inputs["labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_last_learning_rate(self) -> float:
+        """For the log: the rate of the step that is logged. Upstream's is the next one's."""
+        return float(self._learning_rate)
 
     # Saving and going on
 

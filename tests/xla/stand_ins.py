@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch_xla  # noqa: F401
+import torch_xla
 from torch import nn
 
 
@@ -45,7 +45,7 @@ def _module(name: str, names: dict[str, Any]) -> None:
 
 
 class Parallel:
-    """torch-neuronx's and neuronx-distributed's idea of how processes share a model: one process, nothing shared."""
+    """neuronx-distributed's idea of how processes share a model: one process, nothing shared."""
 
     initialized = False
 
@@ -88,11 +88,13 @@ class BaseParallelLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(output_size, input_size, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(output_size, dtype=dtype)) if bias else None
         mark_sharded(self.weight, self.partition_dim)
-        self.init_weight_cpu()
+        self.initialize_weight_and_bias()
 
-    def init_weight_cpu(self) -> None:
+    def initialize_weight_and_bias(self) -> None:
         with torch.no_grad():
             (self.arg_init_method or nn.init.xavier_uniform_)(self.weight)
+
+    init_weight_cpu = initialize_weight_and_bias
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(inputs, self.weight, self.bias)
@@ -146,6 +148,16 @@ def move_all_tensor_to_cpu(data: Any, convert: bool = True) -> Any:
     return type(data)((name, move_all_tensor_to_cpu(value, convert)) for name, value in data.items())
 
 
+def create_local_weight(
+    full_weight: torch.Tensor, partition_dim: int, per_partition_size: int, stride: int, out_weight: Any = None
+) -> torch.Tensor:
+    """This process's shard of a weight: all of it."""
+    if out_weight is None:
+        return full_weight
+    with torch.no_grad():
+        return out_weight.copy_(full_weight)
+
+
 def same(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """A collective of one process."""
     return tensor
@@ -178,7 +190,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "ColumnParallelLinear": ColumnParallelLinear,
         "RowParallelLinear": RowParallelLinear,
         "ParallelEmbedding": ParallelEmbedding,
-        "create_local_weight": absent("create_local_weight"),
+        "create_local_weight": create_local_weight,
     },
     f"{LAYERS}.mappings": {
         "gather_from_sequence_parallel_region": same,

@@ -1,0 +1,87 @@
+"""Trains with the neuron backend on XLA's CPU device, and writes down what happened: python observe.py CASES FOLDER
+
+CASES is a JSON list of {name, recipe, overrides, and what may be done to a run}; FOLDER gets a run folder for each, and
+NAME.json with a line for every optimizer step. tests/test_neuron.py starts it and looks at what it leaves.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import stand_ins
+
+
+def main(cases: list[dict[str, Any]], folder: Path) -> None:
+    stand_ins.install()
+    from neuron_sum.errors import Interrupted
+    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.training import neuron, neuron_trainer
+    from neuron_sum.training.train import train
+
+    own_trainer, own_collate = neuron_trainer.ResumableNeuronTrainer, neuron._collate
+    for case in cases:
+        steps: list[dict[str, Any]] = []
+        neuron_trainer.ResumableNeuronTrainer = watched(own_trainer, case, steps)
+        neuron._collate = as_wide_as_needed(own_collate) if case.get("dynamic") else own_collate
+        recipe = load_recipe(case["recipe"], case.get("overrides", []))
+        try:
+            train(recipe, folder / case.get("run", case["name"]), resume=case.get("resume", False))
+        except Interrupted:
+            assert "stop_at" in case
+        (folder / f"{case['name']}.json").write_text(json.dumps(steps))
+
+
+def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) -> type:
+    """The trainer with a look at optimizer and compiler after every step, and whatever the case does to it."""
+    import torch_xla.debug.metrics as metrics
+    from optimum.neuron import NeuronTrainer
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+            known = {id(value) for group in optimizer.param_groups for value in group["params"]}
+            trained = [value for value in model.parameters() if value.requires_grad]
+            compiled = metrics.metric_data("CompileTime")
+            steps.append(
+                {
+                    "step": state.global_step,
+                    "known": sum(id(value) in known for value in trained),
+                    "trained": len(trained),
+                    "compiled": compiled[0] if compiled else 0,
+                    "weight": float(trained[0].detach().abs().sum()),
+                }
+            )
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == case.get("stop_at"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    class Watched(trainer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "callbacks": [*options["callbacks"], Watch()]})
+
+    if case.get("upstream_save"):
+        Watched._save_checkpoint = NeuronTrainer._save_checkpoint
+    return Watched
+
+
+def as_wide_as_needed(collate: Any) -> Any:
+    """Batches as wide as their longest example: what the shape plan is there to avoid."""
+    from dataclasses import replace
+
+    def narrower(rows: Any, data: Any, plan: Any, model: Any) -> Any:
+        examples = [data[example] for row in rows for example in row]
+        widths = {
+            "source_len": max(len(features["input_ids"]) for features in examples),
+            "target_len": max(len(features["labels"]) for features in examples),
+        }
+        return collate(rows, data, replace(plan, **widths, pad_to_multiple_of=1), model)
+
+    return narrower
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
