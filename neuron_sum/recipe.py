@@ -219,7 +219,8 @@ class TrainConfig(Section):
     def _what_the_backend_has(self) -> "TrainConfig":
         if self.backend == "neuron" and (self.fsdp or self.deepspeed is not None):
             raise ValueError(
-                "backend neuron has no fsdp and no deepspeed; neuron.zero_1 and neuron.tensor_parallel_size shard a Llama"
+                "backend neuron has neither fsdp nor deepspeed; neuron.zero_1 and neuron.tensor_parallel_size shard a "
+                "Llama"
             )
         if self.backend != "neuron" and self.neuron != NeuronConfig():
             raise ValueError("neuron.* is for backend neuron")

@@ -5,6 +5,7 @@ The environment must be set before torch, transformers or accelerate are importe
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.recipe import TrainConfig
 
 EXTRACTOR = "neuron_parallel_compile"
-EXTRACTION_STEPS = 4
-"""NeuronTrainer meets its last new graph in the third step (docs/training.md); the fourth is to be sure."""
+EXTRACTION_STEPS = 10
+"""What AWS's page on neuron_parallel_compile advises; with one shape, the last new graph comes in the third step."""
 
 NEURON_ENVIRONMENT = {
     "NEURON_CC_FLAGS": "--model-type transformer --retry_failed_compilation",
@@ -77,7 +78,10 @@ def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
     Raises:
         PlatformError: If neuron_parallel_compile is not there.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    with socket.socket() as free:  # torchrun's own default port may be another run's
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     command = [*torchrun, "-m", "neuron_sum", "train", *arguments]
     if not precompile:
         os.execv(command[0], command)  # so that signals reach torchrun, which hands them on to every process

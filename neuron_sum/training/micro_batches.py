@@ -25,8 +25,8 @@ class Tokens(NamedTuple):
 class MicroBatches(torch.utils.data.Dataset[Batch], Generic[Row]):
     """Every micro-batch from the first epoch to the last, this process's share of each.
 
-    An epoch that does not fill its last optimizer step is filled up with rows of padding alone, which count for nothing in
-    the loss: so every step has as many micro-batches, and every micro-batch as many rows.
+    An epoch that does not fill its last optimizer step is filled up with rows of padding alone, which count for nothing
+    in the loss: so every step has as many micro-batches, and every micro-batch as many rows.
 
     Args:
         rows: The rows of an epoch, in order; as many in every epoch.

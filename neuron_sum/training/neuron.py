@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum import console
 from neuron_sum.adapters import LORA_TARGETS
+from neuron_sum.cpu import available_memory
 from neuron_sum.data.encoding import IGNORED, Encoded
 from neuron_sum.errors import Interrupted, PlatformError, RecipeError
 from neuron_sum.models import DECODER_ONLY, is_decoder_only
@@ -47,6 +48,13 @@ NEEDED = {
 """Modules, and the distributions that bring them; the last two are on AWS's own package index only."""
 DEVICE = Path("/dev/neuron0")
 
+COMPILER_MEMORY = 32e9
+MEMORY_HINT = (
+    "{} of main memory is free, and graphs are compiled in it; a compiler that runs out of it is killed (F137, -9). "
+    "How much a graph needs is not published: a summarizer of 1 GB at 1,024 tokens ran out of a trn1.2xlarge's 32 GB "
+    "(optimum-neuron#22). Shorter sequences and smaller batches need less"
+)
+
 Row = tuple[int, ...]
 """The examples of a row of tensors; () is a row of padding alone."""
 
@@ -71,8 +79,8 @@ class NeuronBackend:
         if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise PlatformError(
                 "train.backend=neuron runs in one process for each NeuronCore, started by torchrun",
-                "add --processes 2 on a trn1.2xlarge, --processes 32 on a trn1.32xlarge; or torchrun --nproc_per_node 2 "
-                "-m neuron_sum train RECIPE",
+                "add --processes 2 on a trn1.2xlarge, --processes 32 on a trn1.32xlarge; or "
+                "torchrun --nproc_per_node 2 -m neuron_sum train RECIPE",
             )
 
     @staticmethod
@@ -86,8 +94,8 @@ class NeuronBackend:
             wanted = LORA_TARGETS[DECODER_ONLY]
             if method.target_modules is not None and set(method.target_modules) != set(wanted):
                 faults.append(
-                    "method.target_modules: optimum-neuron 0.4.5 trains other targets of a Llama, but cannot consolidate "
-                    f"them; all seven: {', '.join(wanted)}"
+                    "method.target_modules: optimum-neuron 0.4.5 trains other targets of a Llama, but cannot put them "
+                    f"together again; all seven: {', '.join(wanted)}"
                 )
         if not decoder_only and neuron.tensor_parallel_size > 1:
             faults.append("train.neuron.tensor_parallel_size: a T5 is trained data parallel only; 1")
@@ -106,6 +114,8 @@ class NeuronBackend:
         # Imported here, because only now is it known to be there; both import torch_xla and optimum-neuron.
         from neuron_sum.training import neuron_llama, neuron_trainer
 
+        if (free := available_memory()) < COMPILER_MEMORY and not launch.extracts_graphs():
+            console.note(MEMORY_HINT.format(console.size(free)))
         if data.validation is not None:
             console.note(
                 "no validation loss: optimum-neuron 0.4.5 does not evaluate while it trains, and it would take further "
@@ -266,6 +276,6 @@ def _is_there(module: str) -> bool:
 
 def _ways_on() -> str:
     return (
-        "train.backend=torch trains the same recipe on a CPU or a GPU; on a trn1 instance, AWS's Neuron training image of "
-        f"SDK {PLATFORMS[0].neuron_sdk} has what is missing"
+        "train.backend=torch trains the same recipe on a CPU or a GPU; on a trn1 instance, AWS's Neuron training image "
+        f"of SDK {PLATFORMS[0].neuron_sdk} with optimum-neuron has what is missing"
     )

@@ -42,7 +42,7 @@ def load(plain: "PreTrainedModel | PeftModel", run: RunFolder, trn_config: Train
     """optimum-neuron's Llama with the base model's weights, and with a fresh adapter if the plain model has one.
 
     Args:
-        plain: The model that was prepared, with its adapter; its weights are given up, so that each process has them once.
+        plain: The model that was prepared, with its adapter. Its weights are given up, so that a process has them once.
         run: Knows where the base model is.
         trn_config: How the model is sharded.
     """

@@ -1,4 +1,4 @@
-"""optimum-neuron's NeuronTrainer with resume, one loss for every model, and saving that leaves the optimizer its parameters.
+"""optimum-neuron's NeuronTrainer, resumable, with one loss for every model and saving that does no harm.
 
 Written against optimum-neuron 0.4.5. Importing this imports torch_xla, optimum-neuron and neuronx-distributed.
 """
@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from neuron_sum import files
 from neuron_sum.errors import RunError
+from neuron_sum.training import launch
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.micro_batches import Batch, MicroBatches
 
@@ -49,8 +50,8 @@ class CountProgress(TrainerCallback):  # type: ignore[misc]
 class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
     """Overrides, each for a reason told at its place; the training loop itself is upstream's, unchanged.
 
-    Upstream refuses resume_from_checkpoint and begins at epoch 0. So what is left of the whole run is given to it as one
-    epoch of micro-batches.
+    Upstream refuses resume_from_checkpoint and begins at epoch 0. So what is left of the whole run is given to it as
+    one epoch of micro-batches.
 
     Args:
         batches: The whole run.
@@ -108,8 +109,8 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
     ) -> tuple[list[Batch], torch.Tensor]:
         """Adds the label tokens of the whole step, over all processes.
 
-        It is a tensor on the device, so that the graph has it as an input and is the same for every number. Divided by the
-        data parallel processes, for upstream takes the mean of their gradients.
+        It is a tensor on the device, so that the graph has it as an input and is the same for every number. Divided by
+        the data parallel processes, for upstream takes the mean of their gradients.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
         self._micro_batch = self.state.global_step * self.args.gradient_accumulation_steps
@@ -143,8 +144,8 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
     ) -> Any:
         """The same loss as the torch backend's.
 
-        Upstream passes `reduction="sum"` to whatever takes **kwargs: PEFT's models then fail (T5's forward takes no such
-        word), and a Hugging Face Llama takes it in silence and is divided by the tokens twice.
+        Upstream passes `reduction="sum"` to whatever takes **kwargs: PEFT's models then fail (T5's forward takes no
+        such word), and a Hugging Face Llama takes it in silence and is divided by the tokens twice.
         """
         features = {name: value for name, value in inputs.items() if name != "labels"}
         with self.autocast_smart_context_manager(), self.metrics_collector.time_metric("forward_pass", inputs=inputs):
@@ -171,7 +172,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
                 setattr(self.state, name, getattr(saved, name))
 
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
-        """Loads what upstream has just made: moments, learning rate, and the part of the loss that is not logged yet."""
+        """Loads what upstream has just made: moments, learning rate, and the loss that is not logged yet."""
         super().setup_training(*args, **kwargs)
         if self._resume_from is not None:
             self.optimizer.load_state_dict(_load(self._resume_from / OPTIMIZER.format(self._optimizer_rank)))
@@ -188,6 +189,8 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         optimizer does not know: training goes on without an error, and nothing is learned any more. It also leaves
         pickles behind, and a file of arguments that recipe.yaml says better.
         """
+        if launch.extracts_graphs():  # nothing is computed, and files in the middle of it can hang it
+            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if get_data_parallel_rank() == 0:
@@ -211,7 +214,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         xm.rendezvous("checkpoint_saved")
 
     def state_dict_on_host(self) -> dict[str, torch.Tensor]:
-        """A copy of this process's weights in main memory; tied ones stay one tensor, as transformers' saving needs it."""
+        """This process's weights in main memory; tied ones stay one tensor, as transformers' saving needs it."""
         xm.mark_step()
         copies: dict[int, torch.Tensor] = {}
         state: Mapping[str, torch.Tensor] = self.model.state_dict(keep_vars=True)
@@ -221,10 +224,10 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         return {name: copies[id(value)] for name, value in state.items()}
 
     def report_and_save_summary_metrics(self) -> None:
-        """Upstream would leave a training_summary_metrics.json among the checkpoints, in every process; log.jsonl has it."""
+        """Upstream would write a training_summary_metrics.json, in every process; log.jsonl has its figures."""
 
     def synchronize_hub_cache(self) -> None:
-        """Upstream asks the hub who is logged in even where nothing is to be pushed; compiled graphs go to train.neuron's cache."""
+        """Upstream asks the hub who is logged in, even where nothing is to be pushed."""
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """What the optimizer changes; each tied parameter once."""
@@ -236,7 +239,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
 
     @property
     def _optimizer_rank(self) -> int:
-        """Whose optimizer state this process has: under ZeRO-1 its own, else that of all with the same shard of the model."""
+        """Whose optimizer state this is: under ZeRO-1 this process's, else that of all with the same shard."""
         return int(xr.global_ordinal() if self.args.zero_1 else get_tensor_model_parallel_rank())
 
 

@@ -1,13 +1,14 @@
 """Trains with the neuron backend on XLA's CPU device, and writes down what happened: python observe.py CASES FOLDER
 
-CASES is a JSON list of {name, recipe, overrides, and what may be done to a run}; FOLDER gets a run folder for each, and
-NAME.json with a line for every optimizer step. tests/test_neuron.py starts it and looks at what it leaves.
+CASES is a JSON list of {name, recipe, overrides, and what is done to the run}; FOLDER gets a run folder for each, and
+NAME.json with an entry for every optimizer step. tests/test_neuron.py starts it, and looks at what it leaves.
 """
 
 import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +31,33 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
         try:
             train(recipe, folder / case.get("run", case["name"]), resume=case.get("resume", False))
         except Interrupted:
-            assert "stop_at" in case
+            assert "stop_after" in case
         (folder / f"{case['name']}.json").write_text(json.dumps(steps))
 
 
 def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) -> type:
-    """The trainer with a look at optimizer and compiler after every step, and whatever the case does to it."""
+    """The trainer with a look at optimizer and compiler between steps, and what the case does to it."""
     import torch_xla.debug.metrics as metrics
     from optimum.neuron import NeuronTrainer
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+            """Between steps, when all is computed, so that looking adds no graph."""
             known = {id(value) for group in optimizer.param_groups for value in group["params"]}
             trained = [value for value in model.parameters() if value.requires_grad]
-            compiled = metrics.metric_data("CompileTime")
             steps.append(
                 {
-                    "step": state.global_step,
+                    "done": state.global_step,
                     "known": sum(id(value) in known for value in trained),
                     "trained": len(trained),
-                    "compiled": compiled[0] if compiled else 0,
-                    "weight": float(trained[0].detach().abs().sum()),
+                    "compiled": (metrics.metric_data("CompileTime") or (0,))[0],
+                    "sum": float(sum(value.detach().cpu().double().abs().sum() for value in trained)),
                 }
             )
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == case.get("stop_at"):
+            if state.global_step == case.get("stop_after"):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     class Watched(trainer):
@@ -69,16 +70,13 @@ def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) ->
 
 
 def as_wide_as_needed(collate: Any) -> Any:
-    """Batches as wide as their longest example: what the shape plan is there to avoid."""
-    from dataclasses import replace
+    """Batches as wide as their longest example, which is what fixed shapes are there to avoid."""
 
     def narrower(rows: Any, data: Any, plan: Any, model: Any) -> Any:
         examples = [data[example] for row in rows for example in row]
-        widths = {
-            "source_len": max(len(features["input_ids"]) for features in examples),
-            "target_len": max(len(features["labels"]) for features in examples),
-        }
-        return collate(rows, data, replace(plan, **widths, pad_to_multiple_of=1), model)
+        source_len = max(len(features["input_ids"]) for features in examples)
+        target_len = max(len(features["labels"]) for features in examples)
+        return collate(rows, data, replace(plan, source_len=source_len, target_len=target_len), model)
 
     return narrower
 

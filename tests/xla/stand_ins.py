@@ -1,9 +1,9 @@
 """Stand-ins for the modules that only AWS's package index has, for ONE process on XLA's CPU device.
 
 What is under test is real: torch_xla, optimum-neuron, PEFT, transformers. These modules would otherwise come with
-torch-neuronx and neuronx-distributed, and optimum-neuron imports them while it trains. Every parallel size is 1, so every
-layer holds the whole weight and every collective is the identity; what that cannot show is marked as needing a device in
-docs/training.md. Each module gets a spec, for importlib.util.find_spec fails on one without.
+torch-neuronx and neuronx-distributed, and optimum-neuron imports them while it trains. Every parallel size is 1, so
+every layer holds the whole weight and every collective is the identity; what that cannot show is marked as needing a
+device in docs/training.md. Each module gets a spec, for importlib.util.find_spec fails on one without.
 
 torch_xla is imported first: it looks for libneuronxla, which is none of ours.
 """
