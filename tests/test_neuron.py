@@ -5,6 +5,7 @@ are stood in for (tests/xla/stand_ins.py), and stand-ins stay in sys.modules. Wh
 environment that users have, with plain transformers and PEFT.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -48,13 +49,13 @@ XLA_ENVIRONMENT = {
 LIMIT_S = 1200
 
 NO_DROPOUT = ["model.config.dropout_rate=0.0"]
-UNEVEN = ["data.max_examples=60", "train.gradient_accumulation_steps=3", "train.num_train_epochs=7"]
+UNEVEN = ["data.max_examples=60", "train.gradient_accumulation_steps=3"]
 """60 examples in rows of 8 and steps of 3: the last micro-batch is half empty, and the last of the step wholly."""
 LEARNS = ["train.max_steps=20", "train.logging_steps=1", "train.save_steps=100"]
 AGREE = {
     "full": [*NO_DROPOUT, *LEARNS, "train.learning_rate=0.02", "train.warmup_ratio=0.1", "train.weight_decay=0.01"],
-    "uneven": [*NO_DROPOUT, *UNEVEN, "train.save_steps=100", "train.learning_rate=0.02"],
-    "lora": [*NO_DROPOUT, *LEARNS, "method=lora", "method.lora_dropout=0.0", "train.learning_rate=0.1",
+    "uneven": [*NO_DROPOUT, *UNEVEN, *LEARNS, "train.learning_rate=0.02"],
+    "lora": [*NO_DROPOUT, *LEARNS, "method=lora", "method.lora_dropout=0.0", "train.learning_rate=0.02",
              "method.target_modules=[q,k,v,o,wi_0,wi_1,wo]"],
     "prompt_tuning": [*NO_DROPOUT, *LEARNS, "method=prompt_tuning", "train.learning_rate=0.3"],
 }  # fmt: skip
@@ -115,7 +116,7 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             case(f"then-{name}", t5, [*overrides, *SAVES], run=f"resumed-{name}", resume=True),
         ]
     decoder_only = [
-        case("agree-llama", llama, [*LEARNS, "train.learning_rate=0.02", *UNEVEN[:2], "train.max_steps=20"]),
+        case("agree-llama", llama, [*LEARNS, *UNEVEN, "train.learning_rate=0.02"]),
     ]
     for name, overrides in LLAMA.items():
         more = [*overrides, *CONSTANT]
@@ -182,7 +183,8 @@ def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Pa
 def test_the_optimizer_knows_its_parameters_after_a_save(observed: Path, method: str) -> None:
     seen = steps(observed, f"whole-{method}")
     assert all(step["known"] == step["trained"] > 0 for step in seen)
-    assert len({step["sum"] for step in seen}) == len(seen), "the weights stand still"
+    moving = [step["sum"] for step in seen if step["done"] >= 1]  # the first step of a warm-up has a rate of zero
+    assert len(set(moving)) == len(moving), "the weights stand still"
     assert all(norm > 0 for (norm,) in log(observed / f"whole-{method}", "grad_norm"))
 
 
@@ -237,7 +239,7 @@ def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> 
     saving = [step["compiled"] for step in steps(observed, "whole-full")]
     assert len(set(saving[5:])) == 1, saving  # the first save reads the loss so far
     dynamic = [step["compiled"] for step in steps(observed, "dynamic")]
-    assert dynamic[-1] - dynamic[3] >= 4, dynamic
+    assert all(after > before for before, after in itertools.pairwise(dynamic)), dynamic
 
 
 @pytest.mark.slow

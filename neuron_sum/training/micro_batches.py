@@ -56,6 +56,7 @@ class MicroBatches(torch.utils.data.Dataset[Batch], Generic[Row]):
         self._step_rows = batch_size * devices * accumulation
         self._epoch: tuple[int, Sequence[Row]] = (0, rows(0))
         self.steps_per_epoch = math.ceil(len(self._epoch[1]) / self._step_rows)
+        self._epoch_batches = math.ceil(len(self._epoch[1]) / (batch_size * devices))
         self._first, self._steps = 0, self.steps_per_epoch
 
     def between(self, first_step: int, last_step: int) -> "MicroBatches[Row]":
@@ -71,6 +72,11 @@ class MicroBatches(torch.utils.data.Dataset[Batch], Generic[Row]):
         of_all = self._step_rows // self._accumulation
         first = micro_batch * of_all + self._rank * self._batch_size
         return self._collate(self._of_step(step)[first : first + self._batch_size])
+
+    def epochs(self, steps: int) -> float:
+        """How many epochs so many steps are; micro-batches that only fill a step are none of it."""
+        epoch, within = divmod(steps, self.steps_per_epoch)
+        return epoch + min(within * self._accumulation / self._epoch_batches, 1.0)
 
     def tokens(self, step: int) -> Tokens:
         """What a step learns from; every process knows it without asking the others."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
+import transformers
 from neuronx_distributed.parallel_layers.parallel_state import get_data_parallel_rank, get_tensor_model_parallel_rank
 from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,7 @@ class CountProgress(TrainerCallback):  # type: ignore[misc]
         self, args: NeuronTrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Comes before all other callbacks, so that log and checkpoint have it."""
-        state.epoch = state.global_step / self._batches.steps_per_epoch
+        state.epoch = self._batches.epochs(state.global_step)
         state.num_input_tokens_seen += self._batches.tokens(state.global_step - 1).inputs
 
 
@@ -117,6 +118,11 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         labels = self._batches.tokens(self.state.global_step).labels
         return batches, torch.tensor(labels / self.dp_size, dtype=torch.float32).to(xm.xla_device())
 
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """As transformers' Trainer has it. Upstream's list of names misses T5's `layer_norm`, which it would decay."""
+        names: list[str] = transformers.Trainer.get_decay_parameter_names(self, model)
+        return names
+
     # A step
 
     def training_step(
@@ -177,7 +183,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         if self._resume_from is not None:
             self.optimizer.load_state_dict(_load(self._resume_from / OPTIMIZER.format(self._optimizer_rank)))
             self.lr_scheduler.load_state_dict(_load(self._resume_from / SCHEDULER))
-            self.state.epoch = self.state.global_step / self._batches.steps_per_epoch
+            self.state.epoch = self._batches.epochs(self.state.global_step)
             self.global_step_last_logged = self._loop["last_logged"]
             self.running_loss += self._loop["running_loss"]
             xm.mark_step()

@@ -76,7 +76,8 @@ def as_wide_as_needed(collate: Any) -> Any:
         examples = [data[example] for row in rows for example in row]
         source_len = max(len(features["input_ids"]) for features in examples)
         target_len = max(len(features["labels"]) for features in examples)
-        return collate(rows, data, replace(plan, source_len=source_len, target_len=target_len), model)
+        widths = replace(plan, source_len=source_len, target_len=target_len, pad_to_multiple_of=1)
+        return collate(rows, data, widths, model)
 
     return narrower
 
