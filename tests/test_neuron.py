@@ -233,6 +233,16 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
 
 
 @pytest.mark.slow
+def test_processes_agree_to_stop_and_wait_for_each_other(tmp_path: Path) -> None:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
+                "--rdzv_endpoint=127.0.0.1:0")  # fmt: skip
+    ends_well(xla(*torchrun, f"{ROOT}/tests/xla/agree_to_stop.py", str(tmp_path), folder=tmp_path), tmp_path)
+    assert (tmp_path / "0.out").read_text().count("agreed") == 2
+
+
+@pytest.mark.slow
 def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> None:
     fixed = [step["compiled"] for step in steps(observed, "agree-full")]
     assert len(set(fixed[3:])) == 1, fixed

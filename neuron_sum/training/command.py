@@ -33,8 +33,9 @@ def train(
     launch.set_environment(resolved.train)
     if processes is not None and not dry_run:
         where = ["--output", str(output)] if output is not None and not precompile else []
-        flags = {"--resume": resume, "--overwrite": overwrite, "--force": force, "--precompile": False}
-        given = [flag for flag, on in flags.items() if on and (flag == "--force" or not precompile)]
+        run_flags = {"--resume": resume and not precompile, "--overwrite": overwrite and not precompile}
+        all_flags = {**run_flags, "--force": force, "--json": console.settings.json, "--debug": console.settings.debug}
+        given = [flag for flag, on in all_flags.items() if on]
         raise typer.Exit(launch.start([recipe, *changes, *where, *given], processes, precompile=precompile))
     from neuron_sum.training import train as training
 
@@ -46,6 +47,9 @@ def train(
         return
     run = training.train(resolved, folder, resume=resume, overwrite=overwrite, force=force)
     if not console.is_main_process():
+        return
+    if not run.is_complete:
+        console.note("graphs were extracted; nothing was trained")
         return
     results = run.read_results()
     loss = f"loss {results['train_loss']:.3f}"
