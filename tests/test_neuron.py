@@ -70,11 +70,11 @@ LLAMA = {
 }
 
 
-def xla(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+def xla(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     """A process with the stand-ins; its output goes to a file, for a pipe that nobody reads fills up."""
     with (folder / f"{len(list(folder.glob('*.out')))}.out").open("w") as out:
         return subprocess.Popen(
-            [str(XLA_PYTHON), *arguments], cwd=folder, env={**os.environ, **XLA_ENVIRONMENT}, stdout=out, stderr=out,
+            [str(XLA_PYTHON), *arguments], cwd=folder, env={**os.environ, **XLA_ENVIRONMENT, **environment}, stdout=out, stderr=out,
             text=True,
         )  # fmt: skip
 
@@ -230,6 +230,18 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
     assert "going on from checkpoint-" in (tmp_path / "1.out").read_text()
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
     assert log(tmp_path / "killed", "step", "loss") == log(tmp_path / "whole", "step", "loss")
+
+
+@pytest.mark.slow
+def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    command = (f"{ROOT}/tests/xla/run.py", "train", str(recipes / "t5.yaml"), "train.backend=neuron", "--output", "run")
+    ends_well(xla(*command, folder=tmp_path, NEURON_EXTRACT_GRAPHS_ONLY="1"), tmp_path)
+    assert len(log(tmp_path / "run", "step")) == launch.EXTRACTION_STEPS
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert "nothing was trained" in (tmp_path / "0.out").read_text()
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ class NeuronBackend:
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
             logging_first_step=True,
-            save_strategy="steps",
+            save_strategy="no" if launch.extracts_graphs() else "steps",  # there is nothing to save
             save_steps=config.save_steps,
             save_total_limit=config.save_total_limit,
             report_to=list(config.report_to) or "none",

@@ -22,7 +22,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from neuron_sum import files
 from neuron_sum.errors import RunError
-from neuron_sum.training import launch
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.micro_batches import Batch, MicroBatches
 
@@ -195,8 +194,6 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         optimizer does not know: training goes on without an error, and nothing is learned any more. It also leaves
         pickles behind, and a file of arguments that recipe.yaml says better.
         """
-        if launch.extracts_graphs():  # nothing is computed, and files in the middle of it can hang it
-            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if get_data_parallel_rank() == 0:
