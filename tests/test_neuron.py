@@ -74,8 +74,8 @@ def xla(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[s
     """A process with the stand-ins; its output goes to a file, for a pipe that nobody reads fills up."""
     with (folder / f"{len(list(folder.glob('*.out')))}.out").open("w") as out:
         return subprocess.Popen(
-            [str(XLA_PYTHON), *arguments], cwd=folder, env={**os.environ, **XLA_ENVIRONMENT, **environment}, stdout=out, stderr=out,
-            text=True,
+            [str(XLA_PYTHON), *arguments],
+            cwd=folder, env={**os.environ, **XLA_ENVIRONMENT, **environment}, stdout=out, stderr=out, text=True,
         )  # fmt: skip
 
 
