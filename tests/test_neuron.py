@@ -323,6 +323,17 @@ def test_bf16_is_autocast_and_padding_rows_do_no_harm(observed: Path) -> None:
     assert all(value.dtype == torch.float32 for value in weights(observed / "bf16").values())
 
 
+@pytest.mark.slow
+def test_the_torch_backend_does_not_turn_to_xla_where_that_is_installed(recipes: Path, tmp_path: Path) -> None:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    command = ("-m", "neuron_sum", "train", str(recipes / "t5.yaml"), "train.max_steps=4", "--output", "there")
+    process = xla(*command, folder=tmp_path)
+    train(load_recipe(str(recipes / "t5.yaml"), ["train.max_steps=4"]), tmp_path / "here")
+    ends_well(process, tmp_path)
+    assert_same_weights(tmp_path / "here", tmp_path / "there")
+
+
 # Without any of it
 
 

@@ -108,7 +108,7 @@ def estimate(
         plan: The shapes of a batch.
         train: Batch size and length of the run.
     """
-    devices = world_size()
+    devices = max(world_size() // train.neuron.tensor_parallel_size, 1)
     batches = math.ceil(len(data.train) / (train.per_device_train_batch_size * devices))
     steps = train.max_steps or math.ceil(
         math.ceil(batches / train.gradient_accumulation_steps) * train.num_train_epochs
