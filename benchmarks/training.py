@@ -12,13 +12,13 @@ import time
 from importlib.metadata import version
 
 import torch
-from transformers import DataCollatorForSeq2Seq
 
 from neuron_sum import console, models
-from neuron_sum.data.encoding import Encoded, encode
+from neuron_sum.data.encoding import encode
+from neuron_sum.data.rows import Collator, RowSet
+from neuron_sum.data.shapes import choose_plan
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.training.order import EpochOrder
 
 VARIANTS = {
     "random batches, fp32 (transformers' defaults)": (False, False),
@@ -46,12 +46,13 @@ def main() -> None:
     data = encode(
         load_dataset(recipe.data)["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=False
     )
-    collator = DataCollatorForSeq2Seq(tokenizer, model, pad_to_multiple_of=8)
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     padding: dict[str, float] = {}
     for _ in range(options.rounds):
         for name, (grouped, bf16) in VARIANTS.items():
-            taken, padded = epoch(model, collator, data, grouped=grouped, bf16=bf16)
+            train = recipe.train.model_copy(update={"group_by_length": grouped})
+            plan = choose_plan(recipe.model_copy(update={"train": train}), data, None, decoder_only=False)
+            taken, padded = epoch(model, RowSet(data, plan), bf16=bf16)
             seconds[name].append(taken)
             padding[name] = 1 - data.source_tokens / padded
 
@@ -66,13 +67,10 @@ def main() -> None:
     )
 
 
-def epoch(
-    model: torch.nn.Module, collator: DataCollatorForSeq2Seq, data: Encoded, *, grouped: bool, bf16: bool
-) -> tuple[float, int]:
+def epoch(model: torch.nn.Module, rows: RowSet, *, bf16: bool) -> tuple[float, int]:
     """Seconds of forward and backward over all examples, and encoder positions with padding."""
-    lengths = [len(feature["input_ids"]) for feature in data.features] if grouped else None
-    order = list(EpochOrder(len(data), 0, lengths, 16))
-    batches = [collator([data[index] for index in order[start : start + 16]]) for start in range(0, len(order), 16)]
+    collator = Collator(rows.plan, model.config)
+    batches = [collator([rows[row] for row in batch]) for batch in rows.plan.batches(0)]
     started = time.perf_counter()
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from neuron_sum.data.buckets import best_buckets
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.recipe import DataConfig, Recipe, SplitFiles
@@ -54,7 +55,7 @@ class DataLengths:
 
 
 def choices(lengths: Sequence[int], longest: int) -> list[BucketChoice]:
-    """The best cut into one bucket, two, and so on.
+    """The best cut into one bucket, two, and so on, while another bucket saves something.
 
     Args:
         lengths: Tokens of each prompt; those over `longest` are counted as not fitting, and as cut to it.
@@ -63,23 +64,10 @@ def choices(lengths: Sequence[int], longest: int) -> list[BucketChoice]:
     cut = np.minimum(np.asarray(lengths), longest)
     grid = [*range(STEP, longest, STEP), longest]
     ends = [end for end in grid if end <= _first_at_least(grid, int(cut.max()))]
-    # below[i]: how many prompts fit into ends[i]; cost(i, j) is that of sending those between them into ends[j].
-    below = [0, *(int((cut <= end).sum()) for end in ends)]
     found: list[BucketChoice] = []
-    tables: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
-    for _ in range(min(MOST_BUCKETS, len(ends))):
-        previous = tables[-1]
-        table = {
-            j: min(
-                (cost + (below[j] - below[i]) * ends[j - 1], (*chosen, ends[j - 1]))
-                for i, (cost, chosen) in previous.items()
-                if i < j
-            )
-            for j in range(1, len(ends) + 1)
-            if any(i < j for i in previous)
-        }
-        tables.append(table)
-        positions, source_lens = table[len(ends)]
+    for shapes in best_buckets(cut, np.zeros_like(cut), np.array(ends), np.zeros(1, np.int64), MOST_BUCKETS):
+        source_lens = tuple(source_len for source_len, _ in shapes)
+        positions = int(np.array(source_lens)[np.searchsorted(source_lens, cut)].sum())
         found.append(
             BucketChoice(
                 source_lens=source_lens,

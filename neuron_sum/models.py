@@ -12,6 +12,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from neuron_sum import packed_t5
 from neuron_sum.errors import ModelError
 from neuron_sum.recipe import ModelConfig, TrainedTokenizer
 
@@ -78,16 +79,21 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
     return loaded
 
 
-def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed: bool = False) -> PreTrainedModel:
     """The base model in fp32, in evaluation mode.
 
     Weights come from safetensors only, and no code from a hub is run.
+
+    Args:
+        config: The recipe's model section.
+        tokenizer: The model's.
+        packed: Whether it will be trained on packed rows.
 
     Raises:
         ModelError: If it cannot be loaded, or the tokenizer has more entries than the model's embedding.
     """
     settings = load_config(config, tokenizer)
-    model_class = model_class_of(settings)
+    model_class = model_class_of(settings, packed=packed)
     if config.name_or_path is not None:
         try:
             model = model_class.from_pretrained(
@@ -108,10 +114,10 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> PreTra
     return cast(PreTrainedModel, model.eval())
 
 
-def model_class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class of a family: T5ForConditionalGeneration or LlamaForCausalLM."""
+def model_class_of(config: PretrainedConfig, *, packed: bool = False) -> type[PreTrainedModel]:
+    """The class of a family: T5ForConditionalGeneration or LlamaForCausalLM, which takes packed rows as it is."""
     classes: dict[str, type[PreTrainedModel]] = {
-        SEQ2SEQ: transformers.T5ForConditionalGeneration,
+        SEQ2SEQ: packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration,
         DECODER_ONLY: transformers.LlamaForCausalLM,
     }
     return classes[config.model_type]

@@ -173,6 +173,33 @@ class NeuronConfig(Section):
     """Where compiled graphs are kept: a folder or an s3:// address; default: the compiler's own, on this machine."""
 
 
+class ShapesConfig(Section):
+    """How examples become rows of tensors: any shape, or a few fixed ones, which an ahead-of-time compiler needs."""
+
+    plan: Literal["dynamic", "fixed", "buckets", "packed"] = "dynamic"
+    """dynamic: a batch is as wide as its longest example. fixed: one shape for all. buckets: a few shapes, chosen so
+    that little is padded. packed: one shape, several examples in a row."""
+    buckets: int = Field(4, ge=1, le=16)
+    """How many shapes `buckets` chooses."""
+    sizes: tuple[tuple[int, int], ...] | None = Field(None, min_length=1)
+    """[source_len, target_len] of each shape, in place of what is chosen; one for fixed and packed."""
+
+    @model_validator(mode="after")
+    def _sizes_that_fit_the_plan(self) -> "ShapesConfig":
+        if self.sizes is None:
+            return self
+        if self.plan == "dynamic":
+            raise ValueError("sizes are for fixed, buckets and packed; dynamic has none")
+        if self.plan != "buckets" and len(self.sizes) != 1:
+            raise ValueError(f"{self.plan} has one shape: sizes=[[source_len, target_len]]")
+        smaller = (0, 0)
+        for size in self.sizes:
+            if size == smaller or min(size) < 1 or any(new < old for new, old in zip(size, smaller, strict=True)):
+                raise ValueError("each size needs two whole numbers from 1, none smaller than in the size before it")
+            smaller = size
+        return self
+
+
 class TrainConfig(Section):
     """How the model is trained; fields carry the names of transformers' TrainingArguments."""
 
@@ -184,6 +211,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrides num_train_epochs."""
     per_device_train_batch_size: int = Field(8, ge=1)
+    """Rows; a packed row holds several examples."""
     per_device_eval_batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -194,8 +222,9 @@ class TrainConfig(Section):
     bf16: bool = False
     """Autocast to bfloat16; there is no fp16, in which T5 turns to NaN (transformers#23918)."""
     gradient_checkpointing: bool = False
+    shapes: ShapesConfig = ShapesConfig()
     group_by_length: bool = True
-    """Batches of similar length: far less padding, the same examples."""
+    """Batches of similar length: far less padding, the same examples. For shapes.plan dynamic, the others need none."""
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
     """Steps between validation losses; default: once an epoch."""
@@ -217,6 +246,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _what_the_backend_has(self) -> "TrainConfig":
+        if self.backend == "neuron" and self.shapes.plan == "dynamic":
+            raise ValueError(
+                "backend neuron needs shapes that are known before: shapes.plan = packed, buckets or fixed"
+            )
         if self.backend == "neuron" and (self.fsdp or self.deepspeed is not None):
             raise ValueError(
                 "backend neuron has neither fsdp nor deepspeed; neuron.zero_1 and neuron.tensor_parallel_size shard a "

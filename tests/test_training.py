@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
@@ -23,7 +21,6 @@ from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import RunFolder, open_run, start_run
 from neuron_sum.training.loss import TokenLoss
-from neuron_sum.training.order import EpochOrder
 from neuron_sum.training.train import prepare, train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -277,32 +274,6 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
         assert process.returncode == 0, message
         assert ("going on from checkpoint-" in message) == ("--resume" in more)
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
-
-
-@given(
-    count=st.integers(1, 200),
-    seed=st.integers(0, 3),
-    epoch=st.integers(0, 3),
-    batch=st.integers(1, 16),
-    grouped=st.booleans(),
-)
-def test_the_order_is_a_permutation_fixed_by_seed_and_epoch(
-    count: int, seed: int, epoch: int, batch: int, grouped: bool
-) -> None:
-    lengths = [(7 * index) % 31 + 1 for index in range(count)] if grouped else None
-    orders = [EpochOrder(count, seed, lengths, batch) for _ in range(2)]
-    for order in orders:
-        order.epoch = epoch
-    torch.manual_seed(int(time.monotonic_ns()) % 1000)  # nothing of the global state goes in
-    assert list(orders[0]) == list(orders[1])
-    assert sorted(orders[0]) == list(range(count))
-
-
-def test_the_order_changes_with_the_epoch() -> None:
-    order = EpochOrder(50, 42, None, 8)
-    first = list(order)
-    order.epoch = 1
-    assert list(order) != first
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -1,12 +1,17 @@
 """`neuron-sum data`: what a recipe's data is, before anything is trained on it."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import DataError
+from neuron_sum.errors import DataError, ModelError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
+
+if TYPE_CHECKING:
+    from neuron_sum.data.examples import Dataset
+    from neuron_sum.data.shapes import ShapeReport
+    from neuron_sum.recipe import Recipe
 
 
 def data(
@@ -14,7 +19,7 @@ def data(
     overrides: Overrides = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
 ) -> None:
-    """Read and check a recipe's data; show counts, lengths, the licence and an example."""
+    """Read and check a recipe's data; show counts, lengths, the licence, an example, and what padding will cost."""
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.recipe_loading import load_recipe
 
@@ -36,9 +41,31 @@ def data(
     first = next((examples[0] for examples in dataset.splits.values() if examples), None)
     if first is None:
         raise DataError(f"{dataset.origin} has no examples at all", "check data.path and data.files")
+    shapes = None
+    try:
+        shapes = _shapes(loaded, dataset) if dataset["train"] else None
+        shapes_line = str(shapes) if shapes else "shapes: no training examples"
+    except ModelError as error:  # the data is all that was asked for; the model may be out of reach here
+        shapes_line = f"shapes: not counted, for that needs the model's tokenizer: {error.message}"
     console.emit(
         {"origin": dataset.origin, "license": dataset.license, "splits": splits, "skipped": dataset.skipped,
-         "near_overlap": dataset.near_overlap},
-        "\n".join(dataset.notes()), table, f"\nthe first prompt, {first.id}:",
+         "near_overlap": dataset.near_overlap, "shapes": shapes.as_dict() if shapes else None},
+        "\n".join(dataset.notes()), table, shapes_line, f"\nthe first prompt, {first.id}:",
         loaded.prompt.resolve().render(first.dialogue) + first.references[0], f"\nnext: neuron-sum train {recipe}",
     )  # fmt: skip
+
+
+def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":
+    """What `train` will say of padding, for one process."""
+    from neuron_sum import models
+    from neuron_sum.data.encoding import encode
+    from neuron_sum.data.shapes import choose_plan, refuse_what_cannot_be_packed
+
+    tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
+    decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))
+    refuse_what_cannot_be_packed(recipe, decoder_only=decoder_only)
+    training, validation = (
+        encode(dataset[split], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
+        for split in ("train", "validation")
+    )
+    return choose_plan(recipe, training, validation or None, decoder_only=decoder_only).report(training)

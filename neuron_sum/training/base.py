@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from neuron_sum.data.encoding import Encoded
+from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 
@@ -24,21 +25,6 @@ class TrainingData:
 
     train: Encoded
     validation: Encoded | None
-
-
-@dataclass(frozen=True)
-class ShapePlan:
-    """How examples become rows of tensors; here each batch is padded to its longest example.
-
-    Attributes:
-        source_len: The longest input_ids, in tokens.
-        target_len: The longest labels, in tokens.
-        pad_to_multiple_of: Widths are rounded up to this.
-    """
-
-    source_len: int
-    target_len: int
-    pad_to_multiple_of: int = 8
 
 
 class Trainer(Protocol):

@@ -69,6 +69,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             now, seen = time.monotonic(), state.num_input_tokens_seen
             logs["tokens_per_s"] = round((seen - self._last[1]) / max(now - self._last[0], 1e-9), 1)
+            logs["num_input_tokens_seen"] = seen
             self._last = (now, seen)
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as log:

@@ -43,7 +43,10 @@ def train(
     if dry_run:
         prepared = training.prepare(resolved, folder, resume=resume, overwrite=overwrite, force=force)
         expected = {**prepared.estimate.as_dict(), "seconds": prepared.seconds}
-        console.emit({"run": str(folder), "estimate": expected}, "dry run: nothing was written")
+        console.emit(
+            {"run": str(folder), "shapes": prepared.shapes.as_dict(), "estimate": expected},
+            "dry run: nothing was written",
+        )
         return
     run = training.train(resolved, folder, resume=resume, overwrite=overwrite, force=force)
     if not console.is_main_process():

@@ -1,4 +1,4 @@
-"""transformers' Trainer with an order that can be resumed, and with FSDP that works without an accelerator."""
+"""transformers' Trainer with an order that can be resumed, exact counts, and FSDP that works without an accelerator."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
-from neuron_sum.data.encoding import Encoded
+from neuron_sum.data.rows import Batch, RowSet, count_tokens
 from neuron_sum.training.order import EpochOrder, SetEpoch
 
 LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
@@ -50,13 +51,45 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.is_fsdp_enabled:
             self.add_callback(SumThenDivide())
 
-    def _get_train_sampler(self, train_dataset: Encoded | None = None) -> EpochOrder:
+    def _get_train_sampler(self, train_dataset: RowSet | None = None) -> EpochOrder:
         """See EpochOrder for what is wrong with transformers' samplers."""
-        data: Encoded = train_dataset or self.train_dataset
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = [len(feature["input_ids"]) for feature in data.features] if self.args.group_by_length else None
-        self._set_epoch.order = EpochOrder(len(data), self.args.seed, lengths, rows)
+        self._set_epoch.order = EpochOrder((train_dataset or self.train_dataset).plan)
         return self._set_epoch.order
+
+    def _get_eval_sampler(self, eval_dataset: RowSet) -> EpochOrder:
+        """The same rows at every evaluation."""
+        return EpochOrder(eval_dataset.plan)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Counts the tokens first; transformers would add up the attention mask, which in packed rows is no count."""
+        tokens = count_tokens(inputs).to(self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """Adds up what evaluation_loop needs."""
+        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        tokens = self._get_num_items_in_batch([inputs], self.args.device)
+        self._validation += torch.stack([loss.double() * tokens, tokens.double()]).to(self._validation)
+        return loss, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
+        """The mean over all label tokens. transformers' mean of the batches' means depends on what shares a batch.
+
+        The random state stays as it is: a checkpoint at the end of an epoch is saved before the evaluation, so a run
+        that is resumed from it would go on from another state than one that evaluated.
+        """
+        self._validation = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.random.fork_rng():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        loss, tokens = self.accelerator.reduce(self._validation).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
+        return output
 
     def create_accelerator_and_postprocess(self) -> None:
         """Turns FSDP2 on by hand.

@@ -7,11 +7,9 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.trainer_callback import PrinterCallback
@@ -20,17 +18,19 @@ from neuron_sum import console
 from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.cpu import available_memory
 from neuron_sum.data.encoding import IGNORED, Encoded
+from neuron_sum.data.layouts import Row
+from neuron_sum.data.rows import Collator, RowSet
+from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, PlatformError, RecipeError
 from neuron_sum.models import DECODER_ONLY, is_decoder_only
 from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 from neuron_sum.stack import PLATFORMS
 from neuron_sum.training import launch
-from neuron_sum.training.base import ShapePlan, TrainingData
+from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
 from neuron_sum.training.loss import TokenLoss
-from neuron_sum.training.micro_batches import Batch, MicroBatches, Tokens
-from neuron_sum.training.order import EpochOrder
+from neuron_sum.training.micro_batches import MicroBatches, Tokens
 
 if TYPE_CHECKING:
     from optimum.neuron import NeuronTrainingArguments
@@ -54,9 +54,6 @@ MEMORY_HINT = (
     "How much a graph needs is not published: a summarizer of 1 GB at 1,024 tokens ran out of a trn1.2xlarge's 32 GB "
     "(optimum-neuron#22). Shorter sequences and smaller batches need less"
 )
-
-Row = tuple[int, ...]
-"""The examples of a row of tensors; () is a row of padding alone."""
 
 
 class NeuronBackend:
@@ -121,12 +118,12 @@ class NeuronBackend:
                 "no validation loss: optimum-neuron 0.4.5 does not evaluate while it trains, and it would take further "
                 "graphs; `neuron-sum evaluate` does, afterwards"
             )
-        arguments = self._arguments(config)  # starts the process group, where nobody has
+        arguments = self._arguments(config, plan)  # starts the process group, where nobody has
         trained: Any = model
         if is_decoder_only(model.config):
             trained = neuron_llama.load(model, self.run, arguments.trn_config)
         group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
-        batches = self._batches(model.config, data.train, plan, config, arguments.trn_config.data_parallel_size)
+        batches = self._batches(model.config, data.train, plan, config)
         stop = StopOnSignal(group)
         steps = config.max_steps or math.ceil(batches.steps_per_epoch * config.num_train_epochs)
         if launch.extracts_graphs():
@@ -177,7 +174,7 @@ class NeuronBackend:
             temporary.replace(self.run.weights)
         xm.rendezvous("weights_saved")
 
-    def _arguments(self, config: TrainConfig) -> "NeuronTrainingArguments":
+    def _arguments(self, config: TrainConfig, plan: ShapePlan) -> "NeuronTrainingArguments":
         from optimum.neuron import NeuronTrainingArguments
 
         return NeuronTrainingArguments(
@@ -205,66 +202,35 @@ class NeuronBackend:
             seed=config.seed,
             zero_1=config.neuron.zero_1,
             tensor_parallel_size=config.neuron.tensor_parallel_size,
-            recompute_causal_mask=True,  # right where a row holds one example: its padding is behind it
+            # Upstream's Llama then ignores masks; right where a row holds one example, whose padding is behind it.
+            recompute_causal_mask=not plan.packed,
             skip_cache_push=True,
             # enable_*_metrics stay on: with all of them off, upstream fails with "Unknown metric: throughput".
         )
 
     def _batches(
-        self, model: PretrainedConfig, data: Encoded, plan: ShapePlan, config: TrainConfig, devices: int
+        self, model: PretrainedConfig, data: Encoded, plan: ShapePlan, config: TrainConfig
     ) -> MicroBatches[Row]:
-        """The rows of all epochs, this process's share, all of one shape."""
+        """The rows of all epochs, this process's share."""
         from neuronx_distributed.parallel_layers.parallel_state import get_data_parallel_rank
 
-        order = EpochOrder(len(data), config.seed, None, 1)
-
-        def rows(epoch: int) -> list[Row]:
-            order.epoch = epoch
-            return [(example,) for example in order]
+        rows, collator = RowSet(data, plan), Collator(plan, model)
 
         def tokens(row: Row) -> Tokens:
-            examples = [data[example] for example in row]
+            examples = rows[row].examples
             labels = sum(label != IGNORED for features in examples for label in features["labels"])
             return Tokens(labels, sum(len(features["input_ids"]) for features in examples))
 
-        def collate(some: Sequence[Row]) -> Batch:
-            return _collate(some, data, plan, model)
-
         return MicroBatches(
-            rows=rows,
-            empty=lambda _: (),
+            rows=plan.rows,
+            empty=lambda row: row._replace(examples=()),
             tokens=tokens,
-            collate=collate,
-            batch_size=config.per_device_train_batch_size,
+            collate=lambda some: collator([rows[row] for row in some]),
+            batch_size=plan.batch_size,
             accumulation=config.gradient_accumulation_steps,
-            devices=devices,
+            devices=plan.devices,
             rank=get_data_parallel_rank(),
         )
-
-
-def _collate(rows: Sequence[Row], data: Encoded, plan: ShapePlan, model: PretrainedConfig) -> Batch:
-    """Tensors of the plan's shape, padding on the right, whatever the rows hold."""
-    decoder_only = is_decoder_only(model)
-    source_len, target_len = (
-        -(-length // plan.pad_to_multiple_of) * plan.pad_to_multiple_of for length in (plan.source_len, plan.target_len)
-    )
-    source_len = max(source_len, target_len) if decoder_only else source_len
-    batch = {
-        "input_ids": torch.full((len(rows), source_len), model.pad_token_id),
-        "attention_mask": torch.zeros((len(rows), source_len), dtype=torch.long),
-        "labels": torch.full((len(rows), source_len if decoder_only else target_len), IGNORED),
-    }
-    batch["attention_mask"][:, 0] = 1  # a row that attends to nothing is NaN under autocast
-    for at, row in enumerate(rows):
-        for features in (data[example] for example in row):
-            batch["input_ids"][at, : len(features["input_ids"])] = torch.tensor(features["input_ids"])
-            batch["attention_mask"][at, : len(features["input_ids"])] = 1
-            batch["labels"][at, : len(features["labels"])] = torch.tensor(features["labels"])
-    if not decoder_only:
-        shifted = batch["labels"].roll(1, dims=1)
-        shifted[:, 0] = model.decoder_start_token_id
-        batch["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORED, model.pad_token_id)
-    return batch
 
 
 def _is_there(module: str) -> bool:

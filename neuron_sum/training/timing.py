@@ -4,9 +4,8 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
-from neuron_sum.data.encoding import IGNORED, Encoded
+from neuron_sum.data.rows import Batch, Collator, RowSet
 from neuron_sum.recipe import TrainConfig
 
 if TYPE_CHECKING:
@@ -17,26 +16,21 @@ WARM_S = 2.0
 """A first step shorter than this says more about warming up than about the steps to come: measure another."""
 
 
-def seconds_per_step(
-    model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast, data: Encoded, train: TrainConfig
-) -> float:
-    """Measures forward and backward on a batch of middling examples; weights and random state stay as they are.
+def seconds_per_step(model: "PreTrainedModel | PeftModel", rows: RowSet, train: TrainConfig) -> float:
+    """Measures forward and backward on a middling batch; weights and random state stay as they are.
 
     Args:
         model: With its adapter; moved to the GPU if there is one.
-        tokenizer: Its tokenizer.
-        data: The training split.
-        train: Batch size, accumulation, precision.
+        rows: The training split.
+        train: Accumulation, precision.
 
     Returns:
         Seconds of one optimizer step, without the optimizer's own work.
     """
-    by_length = sorted(data.features, key=lambda feature: len(feature["input_ids"]))
-    rows = min(train.per_device_train_batch_size, len(by_length))
-    first = (len(by_length) - rows) // 2
+    by_size = sorted(rows.plan.batches(0), key=lambda batch: len(batch) * sum(rows.plan.shape_of(batch)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    collator = DataCollatorForSeq2Seq(tokenizer, model, label_pad_token_id=IGNORED)
-    batch = collator(by_length[first : first + rows]).to(device)
+    collated = Collator(rows.plan, model.config)([rows[row] for row in by_size[len(by_size) // 2]])
+    batch = {name: tensor.to(device) for name, tensor in collated.items()}
     model.to(device).train()
     if train.gradient_checkpointing:  # as Trainer will
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -49,7 +43,7 @@ def seconds_per_step(
     return seconds * train.gradient_accumulation_steps
 
 
-def _forward_and_backward(model: "PreTrainedModel | PeftModel", batch: dict[str, torch.Tensor]) -> float:
+def _forward_and_backward(model: "PreTrainedModel | PeftModel", batch: Batch) -> float:
     start = time.perf_counter()
     loss: torch.Tensor = model(**batch).loss
     loss.backward()  # type: ignore[no-untyped-call]

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from transformers import DataCollatorForSeq2Seq, PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from neuron_sum.data.encoding import IGNORED
+from neuron_sum.data.rows import Collator, RowSet
+from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, MissingExtraError
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
-from neuron_sum.training.base import ShapePlan, TrainingData
+from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
 from neuron_sum.training.estimate import world_size
 from neuron_sum.training.hf_trainer import HFTrainer
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-HARMLESS_WARNINGS = (
-    "To copy construct from a tensor",  # Trainer counting tokens
-    "mtime may not be reliable",  # Trainer finding two checkpoints within a second
-)
+HARMLESS_WARNING = "mtime may not be reliable"
+"""Trainer finding two checkpoints within a second."""
 
 
 class TorchTrainer:
@@ -62,28 +61,26 @@ class TorchTrainer:
             # Else accelerate 1.8.1 loads a checkpoint to "cpu:0", a device that torch does not know.
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
         stop = StopOnSignal()
+        validation = None
+        if data.validation:
+            validation = RowSet(
+                data.validation, plan.for_validation(data.validation, config.per_device_eval_batch_size)
+            )
         trainer = HFTrainer(
             fsdp=config.fsdp,
             set_epoch=SetEpoch(),
             model=model,
             args=self._arguments(config, data, on_cpu),
-            data_collator=DataCollatorForSeq2Seq(
-                # With the model it also makes decoder_input_ids, which T5 needs where Trainer keeps the labels back.
-                self.tokenizer,
-                model,
-                label_pad_token_id=IGNORED,
-                pad_to_multiple_of=plan.pad_to_multiple_of,
-            ),
+            data_collator=Collator(plan, model.config),
             compute_loss_func=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
-            train_dataset=data.train,
-            eval_dataset=data.validation,
+            train_dataset=RowSet(data.train, plan),
+            eval_dataset=validation,
             processing_class=self.tokenizer,
             callbacks=[Log(self.run), Progress(), MarkComplete(), stop],  # Log adds what Progress shows
         )
         trainer.remove_callback(PrinterCallback)
         with stop.listening(), warnings.catch_warnings():
-            for harmless in HARMLESS_WARNINGS:
-                warnings.filterwarnings("ignore", harmless, UserWarning)
+            warnings.filterwarnings("ignore", HARMLESS_WARNING, UserWarning)
             trainer.train(resume_from_checkpoint=str(self.resume_from) if self.resume_from else None)
         if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(
@@ -123,7 +120,6 @@ class TorchTrainer:
             bf16=config.bf16,
             gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-            group_by_length=config.group_by_length,
             logging_steps=config.logging_steps,
             logging_first_step=True,
             eval_strategy=evaluated if data.validation else "no",
@@ -134,7 +130,6 @@ class TorchTrainer:
             save_total_limit=config.save_total_limit,
             report_to=list(config.report_to) or "none",
             logging_dir=str(self.run.path / "tensorboard"),
-            include_num_input_tokens_seen="non_padding",
             disable_tqdm=True,
             dataloader_pin_memory=not on_cpu,
             use_cpu=on_cpu,

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from neuron_sum import __version__, adapters, console, files, models
 from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Dataset
+from neuron_sum.data.rows import RowSet
+from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, refuse_what_cannot_be_packed
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.model_card import write_model_card
 from neuron_sum.recipe import ModelConfig, Recipe
 from neuron_sum.run_folder import RunFolder, start_run
-from neuron_sum.training.base import ShapePlan, Trainer, TrainingData
-from neuron_sum.training.estimate import Estimate, estimate, world_size
+from neuron_sum.training.base import Trainer, TrainingData
+from neuron_sum.training.estimate import Estimate, device_count, estimate, world_size
 from neuron_sum.training.neuron import NeuronBackend
 from neuron_sum.training.timing import seconds_per_step
 from neuron_sum.training.torch import TorchTrainer
@@ -43,6 +45,7 @@ class Prepared:
     parameters: models.ParameterCount
     data: TrainingData
     plan: ShapePlan
+    shapes: ShapeReport
     estimate: Estimate
     seconds: float | None
 
@@ -132,7 +135,8 @@ def prepare(
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
-    base = models.load_base(origin, tokenizer)
+    refuse_what_cannot_be_packed(recipe, decoder_only=models.is_decoder_only(models.load_config(origin, tokenizer)))
+    base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
     config, prompt, decoder_only = base.config, recipe.prompt.resolve(), models.is_decoder_only(base.config)
@@ -153,21 +157,22 @@ def prepare(
     say(f"{recipe.method.name}: {parameters}")
 
     # What it will take
-    plan = ShapePlan(
-        source_len=max(len(feature["input_ids"]) for feature in data.train.features),
-        target_len=max(len(feature["labels"]) for feature in data.train.features),
+    plan = choose_plan(
+        recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train)
     )
-    expected = estimate(config, parameters, data, plan, recipe.train)
+    shapes = plan.report(data.train)
+    say(str(shapes))
+    expected = estimate(config, parameters, plan, recipe.train)
     say(str(expected))
     if not force:
         expected.check(recipe.train)
     seconds = None
     measurable = world_size() == 1 and BACKENDS[recipe.train.backend].computes_here
     if measurable and expected.fits:  # the step that is measured runs the whole model in one process
-        seconds = expected.steps * seconds_per_step(model, tokenizer, data.train, recipe.train)
+        seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train)
     takes = f"this will take about {console.duration(seconds)}" if seconds else "the progress bar will tell how long"
     say(f"{expected.steps:,} optimizer steps; {takes}")
-    return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, expected, seconds)
+    return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, seconds)
 
 
 def _results(made: Prepared, seconds: float) -> dict[str, Any]:
@@ -184,6 +189,7 @@ def _results(made: Prepared, seconds: float) -> dict[str, Any]:
         "all_parameters": made.parameters.all,
         "weights_bytes": sum(file.stat().st_size for file in made.run.weights.glob("*.safetensors")),
         "train_examples": len(made.data.train),
+        "shapes": made.shapes.as_dict(),
         "sources_cut": made.data.train.sources_cut,
         "targets_cut": made.data.train.targets_cut,
         "data": made.dataset.origin,

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,21 @@ import stand_ins
 def main(cases: list[dict[str, Any]], folder: Path) -> None:
     stand_ins.install()
     from neuron_sum.errors import Interrupted
+    from neuron_sum.recipe import ShapesConfig
     from neuron_sum.recipe_loading import load_recipe
-    from neuron_sum.training import neuron, neuron_trainer
+    from neuron_sum.training import neuron_trainer
     from neuron_sum.training.train import train
 
-    own_trainer, own_collate = neuron_trainer.ResumableNeuronTrainer, neuron._collate
+    own_trainer = neuron_trainer.ResumableNeuronTrainer
     for case in cases:
         steps: list[dict[str, Any]] = []
         neuron_trainer.ResumableNeuronTrainer = watched(own_trainer, case, steps)
-        neuron._collate = as_wide_as_needed(own_collate) if case.get("dynamic") else own_collate
         recipe = load_recipe(case["recipe"], case.get("overrides", []))
+        if case.get("dynamic"):  # what a recipe for this backend may not say
+            any_shape = recipe.train.model_copy(
+                update={"shapes": ShapesConfig(plan="dynamic"), "group_by_length": False}
+            )
+            recipe = recipe.model_copy(update={"train": any_shape})
         try:
             train(recipe, folder / case.get("run", case["name"]), resume=case.get("resume", False))
         except Interrupted:
@@ -67,19 +71,6 @@ def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) ->
     if case.get("upstream_save"):
         Watched._save_checkpoint = NeuronTrainer._save_checkpoint
     return Watched
-
-
-def as_wide_as_needed(collate: Any) -> Any:
-    """Batches as wide as their longest example, which is what fixed shapes are there to avoid."""
-
-    def narrower(rows: Any, data: Any, plan: Any, model: Any) -> Any:
-        examples = [data[example] for row in rows for example in row]
-        source_len = max(len(features["input_ids"]) for features in examples)
-        target_len = max(len(features["labels"]) for features in examples)
-        widths = replace(plan, source_len=source_len, target_len=target_len, pad_to_multiple_of=1)
-        return collate(rows, data, widths, model)
-
-    return narrower
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+"""Which examples share a row, and in which order the rows come: a function of seed and epoch alone.
+
+The same in every process and after every resume; nothing is drawn from a global random state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from neuron_sum.data.packing import Integers, pack, spread
+
+POOL = 4096
+"""Examples that are packed together: so many fill rows nearly as well as all, and others meet in the next epoch."""
+ATTEMPTS = 8
+"""Shuffles that an epoch may take to need no more rows than the first one."""
+STEP = 8
+"""Chosen lengths are multiples of it."""
+
+
+class Shape(NamedTuple):
+    """What a row of tensors measures, in tokens.
+
+    Attributes:
+        source_len: Of input_ids. For a decoder-only model, of prompt and summary together.
+        target_len: Of labels; 0 for a decoder-only model.
+    """
+
+    source_len: int
+    target_len: int
+
+    def __str__(self) -> str:
+        return f"{self.source_len} + {self.target_len}" if self.target_len else f"{self.source_len}"
+
+
+def rounded_up(source_len: int, target_len: int) -> Shape:
+    """The smallest shape of multiples of STEP that holds so many tokens."""
+    return Shape(-(-source_len // STEP) * STEP, -(-target_len // STEP) * STEP)
+
+
+class Row(NamedTuple):
+    """One row of a batch.
+
+    Attributes:
+        examples: Their positions in the data; () is a row of padding alone, which fills a batch.
+        shape: What it is padded to; None: as its batch needs.
+    """
+
+    examples: tuple[int, ...]
+    shape: Shape | None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of each example, after the cut.
+
+    Attributes:
+        source: Of input_ids.
+        target: Of labels; zeros for a decoder-only model, whose labels lie under its input_ids.
+    """
+
+    source: Integers
+    target: Integers
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return int(self.source.sum() + self.target.sum())
+
+
+class Layout(Protocol):
+    """A way to lay an epoch out."""
+
+    def rows(self, epoch: int) -> list[Row]:
+        """The rows of an epoch, every example once; as many in every epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class DynamicLayout:
+    """A row for each example, no fixed shape.
+
+    Attributes:
+        lengths: Of the examples.
+        seed: With the epoch, the whole of the randomness.
+        group: Put similar lengths into the batches of so many rows; None for a plain permutation.
+        chunk: Rows are filled up to a multiple of it.
+    """
+
+    lengths: Lengths
+    seed: int
+    group: int | None
+    chunk: int
+
+    def rows(self, epoch: int) -> list[Row]:
+        """See Layout."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        if self.group is None:
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        else:
+            order = get_length_grouped_indices(self.lengths.source.tolist(), self.group, generator=generator)
+        rows = [Row((example,), None) for example in order]
+        return rows + [Row((), None)] * (-len(rows) % self.chunk)
+
+
+@dataclass(frozen=True)
+class BucketLayout:
+    """A row for each example, in the first shape that is long enough; one shape or several.
+
+    Attributes:
+        lengths: Of the examples.
+        seed: With the epoch, the whole of the randomness.
+        shapes: None smaller than the one before it.
+        chunk: Rows that all processes take at once; they have one shape.
+    """
+
+    lengths: Lengths
+    seed: int
+    shapes: tuple[Shape, ...]
+    chunk: int
+
+    def rows(self, epoch: int) -> list[Row]:
+        """See Layout. What does not fill a chunk goes into the next larger shape; padding fills the last chunk."""
+        generator = np.random.default_rng((self.seed, epoch))
+        chunks: list[list[Row]] = []
+        rest: list[int] = []
+        for shape, members in zip(self.shapes, self._members, strict=True):
+            order = generator.permutation([*rest, *members]).astype(int).tolist()
+            whole = len(order) - len(order) % self.chunk
+            chunks += [_rows(order[at : at + self.chunk], shape) for at in range(0, whole, self.chunk)]
+            rest = order[whole:]
+        if rest:
+            filling = [Row((), self.shapes[-1])] * (self.chunk - len(rest))
+            chunks.append(_rows(rest, self.shapes[-1]) + filling)
+        return [row for index in generator.permutation(len(chunks)) for row in chunks[index]]
+
+    @cached_property
+    def _members(self) -> list[list[int]]:
+        """The examples of each shape."""
+        fits = [
+            (self.lengths.source <= shape.source_len) & (self.lengths.target <= shape.target_len)
+            for shape in self.shapes
+        ]
+        first = np.argmax(fits, axis=0)
+        return [np.flatnonzero(first == index).tolist() for index in range(len(self.shapes))]
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Several examples in a row, other ones together in each epoch.
+
+    Every epoch has as many rows as the first one, rounded up to whole chunks, so that steps can be counted before they
+    are made. An epoch that needs fewer has some rows halved; one that needs more is shuffled again.
+
+    Attributes:
+        lengths: Of the examples.
+        seed: With the epoch, the whole of the randomness.
+        shape: Of every row.
+        chunk: Rows that all processes take at once.
+    """
+
+    lengths: Lengths
+    seed: int
+    shape: Shape
+    chunk: int
+
+    def rows(self, epoch: int) -> list[Row]:
+        """See Layout."""
+        shuffles = [(self.seed, epoch, attempt) for attempt in range(ATTEMPTS)]
+        packed = next((rows for rows in map(self._pack, shuffles) if len(rows) <= self._count), self._first)
+        filled = spread(packed, self._count)
+        order = np.random.default_rng((self.seed, epoch)).permutation(sum(len(row) > 0 for row in filled))
+        return [Row(filled[index], self.shape) for index in order] + [
+            Row((), self.shape) for _ in range(len(filled) - len(order))
+        ]
+
+    @cached_property
+    def _first(self) -> list[list[int]]:
+        return self._pack((self.seed, 0, 0))
+
+    @cached_property
+    def _count(self) -> int:
+        return -(-len(self._first) // self.chunk) * self.chunk
+
+    def _pack(self, shuffle: tuple[int, ...]) -> list[list[int]]:
+        order = np.random.default_rng(shuffle).permutation(len(self.lengths))
+        rows: list[list[int]] = []
+        for at in range(0, len(order), POOL):
+            pool = order[at : at + POOL]
+            packed = pack(self.lengths.source[pool], self.lengths.target[pool], *self.shape)
+            rows += [pool[row].tolist() for row in packed]
+        return rows
+
+
+def _rows(examples: Sequence[int], shape: Shape) -> list[Row]:
+    return [Row((example,), shape) for example in examples]

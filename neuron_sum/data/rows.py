@@ -1,0 +1,163 @@
+"""Rows of examples to tensors, in the shapes of a plan."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PretrainedConfig
+
+from neuron_sum.data.encoding import IGNORED, Encoded, Features
+from neuron_sum.data.layouts import Row, Shape, rounded_up
+from neuron_sum.data.packing import Integers
+from neuron_sum.data.shapes import ShapePlan
+
+NO_SLOT = -1
+"""In prompt_slots: a word, not a vector of the soft prompt."""
+
+Batch = dict[str, torch.Tensor]
+
+
+class LaidRow(NamedTuple):
+    """A row with what stands in it.
+
+    Attributes:
+        examples: input_ids and labels of each; none in a row that only fills a batch.
+        shape: What it is padded to; None: as its batch needs.
+    """
+
+    examples: list[Features]
+    shape: Shape | None
+
+
+class RowSet(torch.utils.data.Dataset[LaidRow]):
+    """The rows of a split. Its indices are Rows, which EpochOrder chooses; its length is their number in an epoch.
+
+    Attributes:
+        data: The split.
+        plan: How its examples become rows.
+    """
+
+    def __init__(self, data: Encoded, plan: ShapePlan) -> None:
+        self.data, self.plan = data, plan
+
+    def __len__(self) -> int:
+        return self.plan.rows_per_epoch
+
+    def __getitem__(self, row: Row) -> LaidRow:
+        return LaidRow([self.data[example] for example in row.examples], row.shape)
+
+
+class Collator:
+    """Makes a batch: padding on the right, everything in int64.
+
+    An encoder-decoder model gets input_ids and attention_mask (batch, source_len), decoder_input_ids and labels
+    (batch, target_len); a decoder-only model gets input_ids, attention_mask and labels (batch, source_len).
+
+    Packed rows say which example a position belongs to. An encoder-decoder model is told by segment ids in
+    attention_mask and in decoder_attention_mask (batch, target_len): 1, 2, … and 0 for padding (packed_t5.py reads
+    them); with a soft prompt, prompt_slots (batch, source_len) says where its vectors go. A decoder-only model gets an
+    additive attention_mask (batch, 1, source_len, source_len), position_ids (batch, source_len) that start anew with
+    each example, and no label for an example's first token, which the example before it cannot know.
+
+    A row without examples has no labels. Where it is not packed it attends to one padding token, for a row that attends
+    to nothing is NaN under autocast.
+
+    Args:
+        plan: Of the training split; it serves the validation split too.
+        config: The model's, for padding and for the token that a decoder starts with.
+    """
+
+    def __init__(self, plan: ShapePlan, config: PretrainedConfig) -> None:
+        self._plan, self._decoder_only = plan, not config.is_encoder_decoder
+        self._padding: int = config.pad_token_id
+        self._start: int = self._padding if self._decoder_only else config.decoder_start_token_id
+
+    def __call__(self, batch: Sequence[LaidRow]) -> Batch:
+        """The tensors of a batch.
+
+        Args:
+            batch: Rows of one shape.
+        """
+        shape = batch[0].shape or self._widest([features for row in batch for features in row.examples])
+        sources, segments, slots = (
+            np.full((len(batch), shape.source_len), fill) for fill in (self._padding, 0, NO_SLOT)
+        )
+        targets, target_segments = (
+            np.full((len(batch), shape.target_len or shape.source_len), fill) for fill in (IGNORED, 0)
+        )
+        virtual = self._plan.virtual_tokens
+        for row, (examples, _) in enumerate(batch):
+            source_at = target_at = 0
+            for segment, features in enumerate(examples, 1):
+                slots[row, source_at : source_at + virtual] = range(virtual)
+                source = slice(source_at + virtual, source_at + virtual + len(features["input_ids"]))
+                target = slice(target_at, target_at + len(features["labels"]))
+                sources[row, source], targets[row, target] = features["input_ids"], features["labels"]
+                segments[row, source_at : source.stop], target_segments[row, target] = segment, segment
+                source_at, target_at = source.stop, target.stop
+        tensors = self._decoder_only_batch if self._decoder_only else self._seq2seq_batch
+        made = tensors(sources, segments, targets, target_segments)
+        if virtual:
+            made["prompt_slots"] = slots
+        return {name: torch.from_numpy(value) for name, value in made.items()}
+
+    def _widest(self, examples: Sequence[Features]) -> Shape:
+        source_len = max((len(features["input_ids"]) for features in examples), default=1)
+        target_len = max((len(features["labels"]) for features in examples), default=1)
+        return rounded_up(source_len, 0 if self._decoder_only else target_len)
+
+    def _seq2seq_batch(
+        self, sources: Integers, segments: Integers, targets: Integers, target_segments: Integers
+    ) -> dict[str, npt.NDArray[Any]]:
+        # T5's own shift over the row would start every segment but the first with the end of the one before it.
+        decoder_inputs = np.roll(targets, 1, axis=1)
+        decoder_inputs[_first_of_segment(target_segments)] = self._start
+        decoder_inputs[decoder_inputs == IGNORED] = self._padding
+        made = {"input_ids": sources, "labels": targets, "decoder_input_ids": decoder_inputs}
+        if self._plan.packed:
+            return {**made, "attention_mask": segments, "decoder_attention_mask": target_segments}
+        return {**made, "attention_mask": _plain_mask(segments)}
+
+    def _decoder_only_batch(
+        self, sources: Integers, segments: Integers, targets: Integers, target_segments: Integers
+    ) -> dict[str, npt.NDArray[Any]]:
+        if not self._plan.packed:
+            return {"input_ids": sources, "labels": targets, "attention_mask": _plain_mask(segments)}
+        first = _first_of_segment(segments)
+        positions = np.arange(sources.shape[1])[None, :]
+        position_ids = positions - np.maximum.accumulate(np.where(first, positions, 0), axis=1)
+        keep = np.tril(segments[:, :, None] == segments[:, None, :])  # padding attends to padding: never to nothing
+        mask = np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32)[:, None]
+        return {
+            "input_ids": sources,
+            "labels": np.where(first, IGNORED, targets),
+            "attention_mask": mask,
+            "position_ids": np.where(segments > 0, position_ids, 0),
+        }
+
+
+def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The input tokens of a batch, padding not counted; transformers would add up segment ids and masks.
+
+    Args:
+        batch: From Collator.
+    """
+    if "position_ids" in batch:  # 0, 1, 2, … for every example, all of which have two tokens or more; 0 for padding
+        position_ids = batch["position_ids"]
+        return (position_ids > 0).sum() + (position_ids == 1).sum()
+    return (batch["attention_mask"] > 0).sum()
+
+
+def _first_of_segment(segments: Integers) -> npt.NDArray[np.bool_]:
+    """Where a segment begins, and where the padding does."""
+    first = np.ones_like(segments, dtype=bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return first
+
+
+def _plain_mask(segments: Integers) -> Integers:
+    mask = (segments > 0).astype(np.int64)
+    mask[:, 0] = 1
+    return mask

@@ -1,0 +1,339 @@
+"""The shape plan: which shapes a model is trained on, and what that costs in padding, said before training.
+
+`ShapePlan` is what both training backends take their batches from: `RowSet` (rows.py) is its data set, `Collator` makes
+the tensors, and `EpochOrder` (training/order.py) is the order of the rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from neuron_sum.data.buckets import best_buckets
+from neuron_sum.data.encoding import Encoded
+from neuron_sum.data.layouts import (
+    STEP,
+    BucketLayout,
+    DynamicLayout,
+    Layout,
+    Lengths,
+    PackedLayout,
+    Row,
+    Shape,
+    rounded_up,
+)
+from neuron_sum.data.packing import Integers, pack
+from neuron_sum.errors import RecipeError
+from neuron_sum.recipe import PromptTuningMethod, Recipe
+
+PACKED_GROWTH = 2
+"""A packed row may take so many times the longest source, so that several examples fill both of its sides alike."""
+PACKED_CANDIDATES = 16
+"""Source lengths that are tried between the two."""
+PACKED_SAMPLE = 2048
+"""Examples that are packed to try them."""
+PACKED_TOLERANCE = 1.01
+"""The shortest row is taken whose positions are so close to the fewest: attention grows with its length squared."""
+
+
+@dataclass(frozen=True)
+class ShapeReport:
+    """What a plan costs in an epoch, counted from its rows.
+
+    Attributes:
+        plan: Its name.
+        shapes: What each batch measures, smallest first; for `dynamic`, as many as the first epoch happens to have.
+        examples: Training examples.
+        rows: Rows of an epoch.
+        real_tokens: Tokens of the examples after the cut, with the virtual ones of a soft prompt in packed rows.
+        padded_positions: Positions that are computed.
+        sources_cut: Dialogues cut to data.max_source_length.
+        targets_cut: Summaries cut to data.max_target_length.
+    """
+
+    plan: str
+    shapes: tuple[Shape, ...]
+    examples: int
+    rows: int
+    real_tokens: int
+    padded_positions: int
+    sources_cut: int
+    targets_cut: int
+
+    @property
+    def ratio(self) -> float:
+        """Positions computed for each real token."""
+        return self.padded_positions / self.real_tokens
+
+    @property
+    def examples_per_row(self) -> float:
+        """Examples that a row holds on average."""
+        return self.examples / self.rows
+
+    @property
+    def graphs(self) -> int:
+        """Different input shapes of a training step: what an ahead-of-time compiler compiles."""
+        return len(self.shapes)
+
+    def __str__(self) -> str:
+        if self.plan == "dynamic":
+            shapes = f"{self.graphs} different ones in the first epoch"
+        else:
+            listed = ", ".join(str(shape) for shape in self.shapes)
+            shapes = f"{self.graphs} of {listed}" if self.graphs > 1 else f"one of {listed}"
+        return (
+            f"shapes ({self.plan}): {shapes}; {self.rows:,} rows of {self.examples_per_row:.2f} examples an epoch; "
+            f"{self.padded_positions:,} positions for {self.real_tokens:,} tokens ({self.ratio:.3f}); "
+            f"cut: {self.sources_cut} sources, {self.targets_cut} targets"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json and all_results.json."""
+        return {
+            "plan": self.plan,
+            "graphs": self.graphs,
+            "shapes": [list(shape) for shape in self.shapes] if self.plan != "dynamic" else None,
+            "examples": self.examples,
+            "rows": self.rows,
+            "examples_per_row": round(self.examples_per_row, 4),
+            "real_tokens": self.real_tokens,
+            "padded_positions": self.padded_positions,
+            "ratio": round(self.ratio, 4),
+            "sources_cut": self.sources_cut,
+            "targets_cut": self.targets_cut,
+        }
+
+
+@dataclass(frozen=True)
+class ShapePlan:
+    """How the examples of one split become rows of tensors.
+
+    Attributes:
+        name: dynamic, fixed, buckets or packed.
+        shapes: Smallest first; () for dynamic.
+        lengths: Of the examples; packed, with the virtual tokens of a soft prompt.
+        decoder_only: Whether prompt and summary share a row.
+        virtual_tokens: Positions that a soft prompt takes in front of each example of a packed row; else 0.
+        batch_size: Rows of one process and micro-batch.
+        devices: Processes that train together.
+        seed: Of the order.
+        group: See DynamicLayout.
+        fill: Whether the last batches are filled with empty rows; always so where there are shapes.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+    lengths: Lengths
+    decoder_only: bool
+    virtual_tokens: int
+    batch_size: int
+    devices: int
+    seed: int
+    group: int | None = None
+    fill: bool = True
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several examples."""
+        return self.name == "packed"
+
+    @property
+    def source_len(self) -> int:
+        """The longest input_ids that can come."""
+        return self.shapes[-1].source_len if self.shapes else int(self.lengths.source.max())
+
+    @property
+    def target_len(self) -> int:
+        """The longest labels that can come; 0 for a decoder-only model."""
+        return self.shapes[-1].target_len if self.shapes else int(self.lengths.target.max())
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """The same in every epoch."""
+        return len(self._first_epoch)
+
+    def rows(self, epoch: int) -> list[Row]:
+        """The rows of an epoch, in order.
+
+        They come in chunks of batch_size x devices rows of one shape, of which the first process takes the first
+        batch_size; so no process ever sees another shape than the others, nor a batch that is not full.
+        """
+        return self._first_epoch if epoch == 0 else self._layout.rows(epoch)
+
+    def batches(self, epoch: int) -> list[list[Row]]:
+        """The micro-batches of an epoch, over all processes."""
+        rows = self.rows(epoch)
+        return [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
+
+    def shape_of(self, batch: Sequence[Row]) -> Shape:
+        """What a batch is padded to: its own shape, or its longest example rounded up to a multiple of STEP."""
+        if batch[0].shape is not None:
+            return batch[0].shape
+        examples = [example for row in batch for example in row.examples]
+        return rounded_up(*(int(side[examples].max(initial=0)) for side in _sides(self.lengths)))
+
+    def report(self, data: Encoded) -> ShapeReport:
+        """What the plan costs.
+
+        Args:
+            data: The split that it was made for.
+        """
+        batches = self.batches(0)
+        padded = [(len(batch), self.shape_of(batch)) for batch in batches]
+        different = sorted({(shape, rows) for rows, shape in padded})
+        return ShapeReport(
+            plan=self.name,
+            shapes=tuple(shape for shape, _ in different),
+            examples=len(data),
+            rows=self.rows_per_epoch,
+            real_tokens=self.lengths.tokens,
+            padded_positions=sum(rows * sum(shape) for rows, shape in padded),
+            sources_cut=data.sources_cut,
+            targets_cut=data.targets_cut,
+        )
+
+    def for_validation(self, data: Encoded, batch_size: int) -> "ShapePlan":
+        """The same shapes for another split.
+
+        Args:
+            data: The validation split.
+            batch_size: per_device_eval_batch_size.
+        """
+        return replace(
+            self,
+            lengths=_lengths(data, self.decoder_only, self.virtual_tokens),
+            batch_size=batch_size,
+            group=batch_size,
+            fill=True,
+        )
+
+    @cached_property
+    def _first_epoch(self) -> list[Row]:
+        return self._layout.rows(0)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        chunk = self.batch_size * self.devices
+        if not self.shapes:
+            return DynamicLayout(self.lengths, self.seed, self.group, chunk if self.fill else 1)
+        if self.packed:
+            return PackedLayout(self.lengths, self.seed, self.shapes[0], chunk)
+        return BucketLayout(self.lengths, self.seed, self.shapes, chunk)
+
+
+def choose_plan(
+    recipe: Recipe, training: Encoded, validation: Encoded | None, *, decoder_only: bool, devices: int = 1
+) -> ShapePlan:
+    """The plan of a recipe for its data.
+
+    Args:
+        recipe: For train.shapes and what else bears on a batch.
+        training: The training split.
+        validation: The validation split, whose examples must fit too.
+        decoder_only: Whether prompt and summary share a row.
+        devices: Processes that train together.
+
+    Raises:
+        RecipeError: If train.shapes.sizes are too small for an example.
+    """
+    train, data, method = recipe.train, recipe.data, recipe.method
+    config = train.shapes
+    virtual_tokens = 0  # where rows are not packed, PEFT puts a soft prompt before them
+    if config.plan == "packed" and isinstance(method, PromptTuningMethod):
+        virtual_tokens = method.num_virtual_tokens
+    lengths = _lengths(training, decoder_only, virtual_tokens)
+    splits = [lengths] if validation is None else [lengths, _lengths(validation, decoder_only, virtual_tokens)]
+    longest = Shape(*(max(int(split[side].max()) for split in map(_sides, splits)) for side in (0, 1)))
+    shapes: tuple[Shape, ...]
+    if config.sizes is not None:
+        shapes = tuple(Shape(s + t, 0) if decoder_only else Shape(s, t) for s, t in config.sizes)
+        if shapes[-1].source_len < longest.source_len or shapes[-1].target_len < longest.target_len:
+            raise RecipeError(
+                f"train.shapes.sizes end with {shapes[-1]} tokens; the longest examples have {longest}",
+                "a larger last size, or lower data.max_source_length and data.max_target_length",
+            )
+    elif config.plan == "dynamic":
+        shapes = ()
+    elif config.plan == "fixed":
+        most = data.max_source_length, data.max_target_length
+        shapes = (Shape(sum(most), 0) if decoder_only else Shape(*most),)
+    elif config.plan == "buckets":
+        grids = [np.arange(STEP, side + 1, STEP) if side else np.zeros(1, np.int64) for side in rounded_up(*longest)]
+        found = best_buckets(lengths.source, lengths.target, grids[0], grids[1], config.buckets)
+        shapes = tuple(Shape(*shape) for shape in found[-1])
+    else:
+        shapes = (packed_shape(lengths, longest),)
+    return ShapePlan(
+        name=config.plan,
+        shapes=shapes,
+        lengths=lengths,
+        decoder_only=decoder_only,
+        virtual_tokens=virtual_tokens,
+        batch_size=train.per_device_train_batch_size,
+        devices=devices,
+        seed=train.seed,
+        group=train.per_device_train_batch_size * train.gradient_accumulation_steps * devices
+        if train.group_by_length
+        else None,
+        fill=config.plan != "dynamic",
+    )
+
+
+def refuse_what_cannot_be_packed(recipe: Recipe, *, decoder_only: bool) -> None:
+    """Known before a model is loaded.
+
+    Raises:
+        RecipeError: For a soft prompt before a decoder-only model.
+    """
+    packed = recipe.train.shapes.plan == "packed"
+    if packed and decoder_only and isinstance(recipe.method, PromptTuningMethod):
+        # PEFT joins its mask to a two-dimensional one, and drops the position_ids that packed rows need.
+        raise RecipeError(
+            "train.shapes.plan = 'packed' with prompt_tuning: PEFT cannot put a soft prompt before each example of a "
+            "decoder-only model's row",
+            "train.shapes.plan=buckets, or method=lora",
+        )
+
+
+def packed_shape(lengths: Lengths, longest: Shape) -> Shape:
+    """The shortest packed row that leaves little padding.
+
+    It takes the longest example on either side, and both sides fill up alike; how long it is, is found by packing a
+    sample. Whatever comes of the lengths, the same data always gives the same shape.
+
+    Args:
+        lengths: Of the examples.
+        longest: What a row must hold.
+    """
+    smallest = rounded_up(*longest)
+    step, _ = rounded_up(-(-smallest.source_len * (PACKED_GROWTH - 1) // PACKED_CANDIDATES), 0)
+    targets_per_source = lengths.target.sum() / lengths.source.sum()
+    candidates = {smallest}
+    for source_len in range(smallest.source_len, smallest.source_len * PACKED_GROWTH + 1, step):
+        even = rounded_up(source_len, int(source_len * targets_per_source)).target_len
+        candidates |= {
+            Shape(source_len, max(target_len, smallest.target_len) if smallest.target_len else 0)
+            for target_len in (even, even + STEP, even + 2 * STEP)
+        }
+    sample = np.linspace(0, len(lengths) - 1, min(PACKED_SAMPLE, len(lengths))).astype(int)
+    source, target = lengths.source[sample], lengths.target[sample]
+    shortest_first = sorted(candidates, key=sum)
+    positions = [len(pack(source, target, *shape)) * sum(shape) for shape in shortest_first]
+    return next(
+        shape
+        for shape, count in zip(shortest_first, positions, strict=True)
+        if count <= PACKED_TOLERANCE * min(positions)
+    )
+
+
+def _lengths(data: Encoded, decoder_only: bool, virtual_tokens: int) -> Lengths:
+    source = np.array([len(feature["input_ids"]) + virtual_tokens for feature in data.features], dtype=np.int64)
+    if decoder_only:
+        return Lengths(source, np.zeros_like(source))
+    return Lengths(source, np.array([len(feature["labels"]) for feature in data.features], dtype=np.int64))
+
+
+def _sides(lengths: Lengths) -> tuple[Integers, Integers]:
+    return lengths.source, lengths.target
