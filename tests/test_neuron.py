@@ -123,7 +123,7 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         ]
     decoder_only = [
         case("agree-llama", llama, [*LEARNS, *UNEVEN, "train.learning_rate=0.02"]),
-        case("agree-llama-packed", llama, [*LEARNS, "train.shapes.plan=packed", "train.learning_rate=0.02"]),
+        case("agree-llama-packed", llama, [*LEARNS, "train.shapes.plan=packed", "train.learning_rate=0.01"]),
     ]
     for name, overrides in LLAMA.items():
         more = [*overrides, *CONSTANT]
@@ -269,7 +269,7 @@ def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> 
     saving = [step["compiled"] for step in steps(observed, "whole-full")]
     assert len(set(saving[5:])) == 1, saving  # the first save reads the loss so far
     dynamic = [step["compiled"] for step in steps(observed, "dynamic")]
-    assert dynamic[-1] >= dynamic[3] + 3, dynamic
+    assert dynamic[-1] >= dynamic[3] + 2, dynamic
 
 
 @pytest.mark.slow
