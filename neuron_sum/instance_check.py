@@ -32,13 +32,8 @@ class Layout:
 
 
 def layout_of(train: TrainConfig) -> Layout:
-    """The layout, with upstream's smallest for what the recipe's model has no field for."""
-    values = train.model_dump()
-    return Layout(
-        backend=train.backend,
-        tensor_parallel_size=values.get("tensor_parallel_size") or 1,
-        zero_1=bool(values.get("zero_1")),
-    )
+    """The layout that a recipe asks for."""
+    return Layout(train.backend, train.neuron.tensor_parallel_size, train.neuron.zero_1)
 
 
 def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region: str | None = None) -> list[Check]:
@@ -141,8 +136,8 @@ def _check_training(
 
 def _smaller(train: TrainConfig, layout: Layout, family: str) -> str:
     """What makes a model fit of which not one example does."""
-    if family == "llama" and layout.tensor_parallel_size == 1 and "tensor_parallel_size" in type(train).model_fields:
-        return "train.tensor_parallel_size=2, or method=lora"
+    if family == "llama" and layout.tensor_parallel_size == 1:
+        return "train.neuron.tensor_parallel_size=2, or method=lora"
     return "method=lora, or a smaller model" if train.gradient_checkpointing else "train.gradient_checkpointing=true"
 
 
@@ -156,15 +151,15 @@ def _check_layout(recipe: Recipe, layout: Layout, family: str, instance: Instanc
     if size_ > 1 and family == "t5":
         checks.append(
             Check(
-                "train.tensor_parallel_size", "blocks", f"{size_}: upstream splits models with a class of its own only",
-                "train.tensor_parallel_size=1",
+                "train.neuron.tensor_parallel_size", "blocks",
+                f"{size_}: upstream splits models with a class of its own only", "train.neuron.tensor_parallel_size=1",
             )
         )  # fmt: skip
     if instance.neuron_cores % size_:
         checks.append(
             Check(
-                "train.tensor_parallel_size", "blocks", f"{size_} does not divide {instance.neuron_cores} NeuronCores",
-                "train.tensor_parallel_size=2",
+                "train.neuron.tensor_parallel_size", "blocks",
+                f"{size_} does not divide {instance.neuron_cores} NeuronCores", "train.neuron.tensor_parallel_size=2",
             )
         )  # fmt: skip
     if recipe.train.fsdp or recipe.train.deepspeed is not None:

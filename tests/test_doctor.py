@@ -199,14 +199,12 @@ def test_what_is_sharded_takes_less() -> None:
     assert whole.host > 32 * whole.core.weights
 
 
-def test_layout_reads_what_the_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layout_reads_what_the_recipe_has() -> None:
     train = load_recipe("tiny").train
     assert instance_check.layout_of(train) == instance_check.Layout(train.backend, 1, False)
-    monkeypatch.setattr(
-        type(train), "model_dump", lambda self: {"backend": "neuron", "tensor_parallel_size": 2, "zero_1": True}
-    )
-    layout = instance_check.layout_of(train)
-    assert (layout.tensor_parallel_size, layout.zero_1) == (2, True)
+    given = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
+    layout = instance_check.layout_of(load_recipe("trn1-tinyllama-lora", given).train)
+    assert layout == instance_check.Layout("neuron", 2, True)
     checks = instance_check._check_layout(
         load_recipe("tiny"), dataclasses.replace(layout, backend="neuron"), "t5", TRN1
     )

@@ -222,9 +222,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def device_count() -> int:
-    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel)."""
-    return world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+def device_count(train: TrainConfig) -> int:
+    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel).
+
+    Args:
+        train: Says how many share one copy of the model, and so one batch.
+    """
+    count = world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+    return max(count // train.neuron.tensor_parallel_size, 1)
 
 
 def available_memory() -> tuple[float, str]:
