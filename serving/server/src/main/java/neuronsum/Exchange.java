@@ -51,7 +51,13 @@ final class Exchange extends ChannelDuplexHandler {
         Object sent = message instanceof FullHttpResponse ? Errors.shape((FullHttpResponse) message) : message;
         if (!open.isEmpty() && sent instanceof LastHttpContent && isFinal(sent)) {
             promise = promise.unvoid();
-            promise.addListener(written -> end());
+            promise.addListener(written -> {
+                end();
+                if (!written.isSuccess()) { // such as an error when a part of another answer is out already
+                    Gate.LOGGER.warn("an answer could not be written, the connection is closed", written.cause());
+                    ctx.close();
+                }
+            });
             if (sent instanceof HttpResponse && ((HttpResponse) sent).status().code() < 400) {
                 Workers.answered(open.element().failures());
             }
