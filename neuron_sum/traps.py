@@ -72,7 +72,7 @@ TRAPS = (
         "reduction-argument",
         lambda case: case.stage == "train" and case.family == "t5" and case.method != "full",
         "an adapter on T5 fails with: forward() got an unexpected keyword argument 'reduction'",
-        "the model is told not to take loss arguments (accepts_loss_kwargs)",
+        "the loss is neuron-sum's own for every model, and the argument is not passed",
         OPTIMUM + "trainers/transformers.py:201; reproduced on XLA:CPU with LoRA",
     ),
     Trap(
@@ -121,7 +121,7 @@ TRAPS = (
         "zero-1",
         lambda case: case.stage == "train",
         "upstream shards the optimizer over the cores by default (ZeRO-1)",
-        "off for T5 unless the recipe asks for it, for it cannot be shown without a device",
+        "off by default, and refused for T5, for it cannot be shown without a device",
         OPTIMUM + "trainers/training_args.py:325; read",
     ),
     Trap(

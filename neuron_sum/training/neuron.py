@@ -241,7 +241,10 @@ def _is_there(module: str) -> bool:
 
 
 def _ways_on() -> str:
+    row = PLATFORMS[0]
+    image = next(image for image in row.registry_images if image.stage == "train")
     return (
-        "train.backend=torch trains the same recipe on a CPU or a GPU; on a trn1 instance, AWS's Neuron training image "
-        f"of SDK {PLATFORMS[0].neuron_sdk} with optimum-neuron has what is missing"
+        "train.backend=torch trains the same recipe on a CPU or a GPU; on a trn1 instance, a Neuron training image "
+        f"with optimum-neuron in it has what is missing (SDK {row.neuron_sdk}: {image.repository}:{image.tag}); "
+        "`neuron-sum doctor` says what this machine has"
     )
