@@ -84,6 +84,9 @@ final class Adapters {
         asked.thenAcceptAsync(
                         output -> {
                             byte[] data = output.getData().getAsBytes(); // waits for the worker, a minute at most
+                            if (data.length == 0) { // lost on its way, as Exchange.write tells
+                                throw new IllegalStateException("no answer");
+                            }
                             int code = output.getCode();
                             if (code == 404 || code < 300 && now == null) {
                                 info.getAdapters().remove(name);

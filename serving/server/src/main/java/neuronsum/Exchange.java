@@ -8,6 +8,7 @@ import io.netty.channel.ChannelPromise;
 import io.netty.handler.codec.http.FullHttpResponse;
 import io.netty.handler.codec.http.HttpResponse;
 import io.netty.handler.codec.http.LastHttpContent;
+import io.netty.util.ReferenceCountUtil;
 import io.netty.util.concurrent.ScheduledFuture;
 
 import java.util.ArrayDeque;
@@ -28,6 +29,7 @@ final class Exchange extends ChannelDuplexHandler {
 
     private final Queue<Request> open = new ArrayDeque<>();
     private ChannelHandlerContext gate;
+    private boolean begun;
 
     /** A request, the failures of its model when it came, and what ends its waiting. */
     private record Request(Map<Model, Integer> failures, ScheduledFuture<?> limit) {}
@@ -49,6 +51,15 @@ final class Exchange extends ChannelDuplexHandler {
     @Override
     public void write(ChannelHandlerContext ctx, Object message, ChannelPromise promise) {
         Object sent = message instanceof FullHttpResponse ? Errors.shape((FullHttpResponse) message) : message;
+        if (!open.isEmpty() && !begun && sent instanceof LastHttpContent && !(sent instanceof HttpResponse)) {
+            // The end of an answer of which nothing came: its only chunk arrived between the two steps of
+            // ChunkedBytesSupplier.appendContent, and InferenceRequestHandler.sendOutput saw neither it nor that it would.
+            ReferenceCountUtil.release(sent);
+            promise.unvoid().trySuccess();
+            refuse("the answer was lost on its way; send the request again");
+            return;
+        }
+        begun = isFinal(sent) && !(sent instanceof LastHttpContent);
         if (!open.isEmpty() && sent instanceof LastHttpContent && isFinal(sent)) {
             promise = promise.unvoid();
             promise.addListener(written -> {
@@ -91,7 +102,7 @@ final class Exchange extends ChannelDuplexHandler {
 
     private void refuse(String message) {
         if (!open.isEmpty()) {
-            Gate.LOGGER.error("refused while it waited for its worker: {}", message);
+            Gate.LOGGER.error("refused while it waited: {}", message);
             Errors.send(gate, 503, message);
         }
     }
