@@ -9,14 +9,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/neuron-sdk-2.26.1.txt
 DEV_CONSTRAINTS := constraints/dev.txt
+XLA := .venv-xla
+XLA_CONSTRAINTS := constraints/xla.txt
 
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
 
-test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(XLA)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -40,5 +42,13 @@ $(VENV)/.browser: $(VENV)/.installed
 $(VENV)/.server: $(VENV)/.installed
 	$(BIN)/python -m serving.djl && touch $@ || echo "no DJL Serving: the tests of the running server will be skipped"
 
+# torch_xla and optimum-neuron over .venv, for the tests of the Neuron backend; in .venv accelerate would turn to XLA by itself.
+$(XLA)/.installed: $(VENV)/.installed $(XLA_CONSTRAINTS)
+	test -x $(XLA)/bin/python || $(BIN)/python -m venv $(XLA)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(XLA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(XLA)/bin/pip install --quiet --no-deps -r $(XLA_CONSTRAINTS)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(XLA) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -13,12 +13,13 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,8 @@ from serving.local import LocalServer, Model
 DIALOGUE = "#Person1#: Are you coming tonight? #Person2#: Yes, at eight. " * 4
 DEADLINE_S = 3.0
 BACK_LIMIT_S = 120.0
+CLIENTS = 8
+TRAFFIC_S = 10.0
 REFUSED = "refused"
 """In counts of statuses: no connection, which says as clearly as a status that nothing was accepted."""
 
@@ -55,18 +58,21 @@ class Outcome:
 
 
 @contextmanager
-def server(artifact: Path, limits: ServeConfig) -> Iterator[LocalServer]:
+def server(artifact: Path, limits: ServeConfig, **environment: str) -> Iterator[LocalServer]:
     """A server with one model, whose folder can be damaged without harm to the artifact."""
     with tempfile.TemporaryDirectory(prefix="nsum-drill-") as folder:
         package.write_folder(open_artifact(artifact), limits, Path(folder))
-        with LocalServer([Model("model", Path(folder))], limits) as running:
+        with LocalServer([Model("model", Path(folder))], limits, environment=environment) as running:
             yield running
 
 
-def post(url: str, inputs: str | Sequence[str] = DIALOGUE, timeout: float = 60.0) -> str:
+def post(
+    url: str, inputs: str | Sequence[str] = DIALOGUE, timeout: float = 60.0, client: httpx.Client | None = None
+) -> str:
     """The status of one request, as text; for 503, whether Retry-After was there."""
+    send = httpx.post if client is None else client.post
     try:
-        answer = httpx.post(f"{url}/invocations", json={"inputs": inputs}, timeout=timeout)
+        answer = send(f"{url}/invocations", json={"inputs": inputs}, timeout=timeout)
     except httpx.ConnectError:
         return REFUSED
     except httpx.TransportError as error:
@@ -88,6 +94,43 @@ def kill_busy(artifact: Path) -> Outcome:
     with server(artifact, ServeConfig()) as running, _held(running, 16) as (worker, answers):
         worker.kill()
         return _after(running, answers)
+
+
+def kill_under_traffic(artifact: Path) -> Outcome:
+    """SIGKILL of the worker while clients post without a pause; some meet it as it dies, some as it starts."""
+    with server(artifact, ServeConfig()) as running:
+        over, seen = threading.Event(), list[tuple[float, str]]()
+
+        def post_on() -> None:
+            with httpx.Client() as client:
+                while not over.is_set():
+                    status = post(running.url, client=client)
+                    seen.append((time.monotonic(), status))
+
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            traffic = [clients.submit(post_on) for _ in range(CLIENTS)]
+            time.sleep(1)
+            killed = time.monotonic()
+            running.workers()[0].kill()
+            time.sleep(TRAFFIC_S)
+            back = _until_back(running)  # and clients still post, so that the new worker meets them too
+            time.sleep(1)
+            over.set()
+        for client in traffic:
+            client.result()
+        last_refused = max((at for at, status in seen if status != "200"), default=killed) - killed
+        return Outcome(
+            Counter(status for _, status in seen), seen[-1][0] - killed,
+            last_refused if back.back_s != float("inf") else back.back_s, _workers(running),
+        )  # fmt: skip
+
+
+def kill_while_sending(artifact: Path) -> Outcome:
+    """SIGKILL of the worker before it has read what the server writes to it, more than a socket's buffer holds."""
+    with server(artifact, ServeConfig()) as running, _held(running, 16, [DIALOGUE * 6] * 64) as (worker, answers):
+        worker.kill()
+        outcome = _after(running, answers)
+        return replace(outcome, note=_workers(running))
 
 
 def past_deadline(artifact: Path) -> Outcome:
@@ -117,8 +160,9 @@ def flood(artifact: Path) -> Outcome:
     """Twice as many requests at once as the queue takes."""
     limits = ServeConfig(queue_size=32)
     with server(artifact, limits) as running, _held(running, 2 * limits.queue_size) as (worker, answers):
+        ping = _ping(running.url)
         worker.resume()
-        return _after(running, answers)
+        return replace(_after(running, answers), note=f"/ping {ping} meanwhile")
 
 
 def sigterm_under_load(artifact: Path) -> Outcome:
@@ -134,6 +178,18 @@ def sigterm_under_load(artifact: Path) -> Outcome:
         _until(lambda: not running.running, 30)
         gone = "server ended" if not running.running else "server still runs"
         return Outcome(_count(answers), seconds, None, f"new requests: {late}; {gone}")
+
+
+def sigterm_while_silent(artifact: Path) -> Outcome:
+    """SIGTERM to the server while the worker says nothing, nor will."""
+    with (
+        server(artifact, ServeConfig(), NEURON_SUM_DRAIN_S=f"{DEADLINE_S:.0f}") as running,
+        _held(running, 16) as (_, answers),
+    ):
+        started = time.monotonic()
+        os.kill(running.pid, signal.SIGTERM)
+        wait(answers)
+        return Outcome(_count(answers), time.monotonic() - started, None)
 
 
 def broken_for_good(artifact: Path) -> Outcome:
@@ -159,24 +215,36 @@ def broken_for_good(artifact: Path) -> Outcome:
 SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
     "SIGKILL of the idle worker": kill_idle,
     "SIGKILL of the busy worker": kill_busy,
+    "SIGKILL of the worker under steady traffic": kill_under_traffic,
+    "SIGKILL of the worker while it is sent to": kill_while_sending,
     "worker silent past the deadline": past_deadline,
     "worker without memory": out_of_memory,
     "flood of twice the queue": flood,
     "SIGTERM under load": sigterm_under_load,
+    "SIGTERM while the worker is silent": sigterm_while_silent,
     "worker cannot start again": broken_for_good,
 }
 
 
 @contextmanager
-def _held(running: LocalServer, requests: int) -> Iterator[tuple[psutil.Process, list[Future[str]]]]:
+def _held(
+    running: LocalServer, requests: int, inputs: str | Sequence[str] = DIALOGUE
+) -> Iterator[tuple[psutil.Process, list[Future[str]]]]:
     """A worker that is stopped, with so many requests before it."""
     worker = running.workers()[0]
     worker.suspend()
     with ThreadPoolExecutor(requests) as clients:
-        answers = [clients.submit(post, running.url) for _ in range(requests)]
+        answers = [clients.submit(post, running.url, inputs) for _ in range(requests)]
         _until(lambda: _connections(running) >= requests, 10)
         time.sleep(0.3)
         yield worker, answers
+
+
+def _workers(running: LocalServer) -> str:
+    """The processes, and the server's threads that send to them: a thread that ended takes a minute to be replaced."""
+    [model] = httpx.get(f"{running.url}/models/model").json()[0]["models"]
+    threads = [worker["id"] for group in model["workerGroups"] for worker in group["workers"]]
+    return f"{len(running.workers())} worker, thread {threads}"
 
 
 def _connections(running: LocalServer) -> int:

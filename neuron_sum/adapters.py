@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from neuron_sum.errors import ModelError
 from neuron_sum.models import DECODER_ONLY, SEQ2SEQ, is_decoder_only
@@ -33,33 +33,45 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel
     """
     if isinstance(method, FullMethod):
         return model
-    task = TaskType.CAUSAL_LM if is_decoder_only(model.config) else TaskType.SEQ_2_SEQ_LM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(method, LoraMethod):
-            config = LoraConfig(
-                task_type=task,
-                r=method.r,
-                lora_alpha=method.lora_alpha,
-                lora_dropout=method.lora_dropout,
-                target_modules=list(method.target_modules or LORA_TARGETS[model.config.model_type]),
-                bias="none",
-            )
             try:
-                return get_peft_model(model, config)
+                return get_peft_model(model, lora_config(method, model.config))
             except ValueError as error:
                 raise ModelError(f"method.target_modules: {error}", f"usual: {LORA_TARGETS}") from error
-        return _attach_soft_prompt(model, method, task)
+        return _attach_soft_prompt(model, method)
 
 
-def _attach_soft_prompt(model: PreTrainedModel, method: PromptTuningMethod, task: TaskType) -> PeftModel:
+def lora_config(method: LoraMethod, config: PretrainedConfig) -> LoraConfig:
+    """PEFT's configuration of a recipe's LoRA.
+
+    Args:
+        method: The recipe's method.
+        config: The base model's.
+    """
+    return LoraConfig(
+        task_type=_task(config),
+        r=method.r,
+        lora_alpha=method.lora_alpha,
+        lora_dropout=method.lora_dropout,
+        target_modules=list(method.target_modules or LORA_TARGETS[config.model_type]),
+        bias="none",
+    )
+
+
+def _task(config: PretrainedConfig) -> TaskType:
+    return TaskType.CAUSAL_LM if is_decoder_only(config) else TaskType.SEQ_2_SEQ_LM
+
+
+def _attach_soft_prompt(model: PreTrainedModel, method: PromptTuningMethod) -> PeftModel:
     """A soft prompt that starts from sampled word embeddings, which Lester et al. (3.2) found better than noise.
 
     PEFT's default for encoder-decoder models makes a second set of vectors for the decoder that prompt tuning never
     reads; num_transformer_submodules=1 leaves it out, so that the parameters counted are the parameters used.
     """
     config = PromptTuningConfig(
-        task_type=task, num_virtual_tokens=method.num_virtual_tokens, num_transformer_submodules=1
+        task_type=_task(model.config), num_virtual_tokens=method.num_virtual_tokens, num_transformer_submodules=1
     )
     tuned = get_peft_model(model, config)
     words = model.get_input_embeddings().weight

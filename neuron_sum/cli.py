@@ -22,6 +22,7 @@ from neuron_sum.errors import NeuronSumError
 COMMAND_GROUP = "neuron_sum.commands"
 ORDER = (
     "demo",
+    "doctor",
     "recipes",
     "data",
     "train",
@@ -34,6 +35,7 @@ ORDER = (
     "serve",
     "request",
     "dockerfile",
+    "explain",
 )
 """The way the data goes; what other packages add comes after."""
 

@@ -1,5 +1,7 @@
 """What the commands say, and where: results on standard output, everything else on standard error.
 
+And what they are told there: a dialogue, in a file or on standard input.
+
 On a terminal, rich tables and a live progress bar; off a terminal, plain lines and one progress line now and then; with
 `--json`, exactly one JSON document on standard output.
 """
@@ -11,11 +13,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from neuron_sum.errors import DataError
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
@@ -86,6 +91,28 @@ def fail(message: str, hint: str | None, exit_code: int) -> None:
     console.print(f"error: {message}", markup=False, style="red")
     if hint:
         console.print(f"hint: {hint}", markup=False)
+
+
+def read_dialogue(file: Path) -> str:
+    """One dialogue.
+
+    Args:
+        file: Its text; - is standard input.
+
+    Raises:
+        DataError: If it cannot be read, or holds none.
+    """
+    from_stdin = str(file) == "-"
+    name = "standard input" if from_stdin else str(file)
+    if from_stdin and sys.stdin.isatty():
+        note("reading a dialogue from standard input; end it with Ctrl-D")
+    try:
+        dialogue = (sys.stdin.read() if from_stdin else file.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name} cannot be read: {error}", "UTF-8 text, one turn a line") from error
+    if not dialogue:
+        raise DataError(f"{name} holds no dialogue", "one turn a line")
+    return dialogue
 
 
 def table(*columns: str, title: str | None = None) -> Table:

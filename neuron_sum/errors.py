@@ -11,6 +11,7 @@
     ├── CompileError        10   a compiler is missing or failed; its log is kept
     ├── ServerError         11   DJL Serving cannot be had, or does not start
     ├── RequestError        12   an endpoint refused a request, or cannot be reached
+    ├── PlatformError       13   this machine or an instance lacks what is asked, or nobody knows the instance
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
@@ -104,6 +105,12 @@ class RequestError(NeuronSumError):
     """An endpoint refused a request, or cannot be reached."""
 
     exit_code = 12
+
+
+class PlatformError(NeuronSumError):
+    """This machine, or the instance that is asked for, cannot do it; or the platform table does not know it."""
+
+    exit_code = 13
 
 
 class Interrupted(NeuronSumError):

@@ -162,6 +162,17 @@ class PromptTuningMethod(Section):
 Method = Annotated[FullMethod | LoraMethod | PromptTuningMethod, Field(discriminator="name")]
 
 
+class NeuronConfig(Section):
+    """What only the neuron backend knows; the first two carry the names of NeuronTrainingArguments."""
+
+    tensor_parallel_size: int = Field(1, ge=1)
+    """NeuronCores that share one copy of a Llama; the other processes train data parallel. Needs a device to try."""
+    zero_1: bool = False
+    """Shard the optimizer's moments over the data parallel processes (Llama only). Needs a device to try."""
+    cache_url: str | None = None
+    """Where compiled graphs are kept: a folder or an s3:// address; default: the compiler's own, on this machine."""
+
+
 class ShapesConfig(Section):
     """How examples become rows of tensors: any shape, or a few fixed ones, which an ahead-of-time compiler needs."""
 
@@ -192,7 +203,9 @@ class ShapesConfig(Section):
 class TrainConfig(Section):
     """How the model is trained; fields carry the names of transformers' TrainingArguments."""
 
-    backend: Literal["torch"] = "torch"
+    backend: Literal["torch", "neuron"] = "torch"
+    """torch: a CPU or GPUs. neuron: AWS Trainium, with optimum-neuron."""
+    neuron: NeuronConfig = NeuronConfig()
     learning_rate: float = Field(1e-4, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -229,6 +242,23 @@ class TrainConfig(Section):
     def _one_sharding(self) -> "TrainConfig":
         if self.fsdp and self.deepspeed is not None:
             raise ValueError("fsdp and deepspeed exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_backend_has(self) -> "TrainConfig":
+        if self.backend == "neuron" and self.shapes.plan == "dynamic":
+            raise ValueError(
+                "backend neuron needs shapes that are known before: shapes.plan = packed, buckets or fixed"
+            )
+        if self.backend == "neuron" and (self.fsdp or self.deepspeed is not None):
+            raise ValueError(
+                "backend neuron has neither fsdp nor deepspeed; neuron.zero_1 and neuron.tensor_parallel_size shard a "
+                "Llama"
+            )
+        if self.backend != "neuron" and self.neuron != NeuronConfig():
+            raise ValueError("neuron.* is for backend neuron")
+        if self.neuron.tensor_parallel_size > 1 and self.label_smoothing_factor > 0:
+            raise ValueError("label_smoothing_factor must be 0 where neuron.tensor_parallel_size is more than 1")
         return self
 
 

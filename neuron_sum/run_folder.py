@@ -20,7 +20,7 @@ OWN_NAMES = (
 """Everything that a run, its evaluations, its merge and its compiles write."""
 
 MAY_CHANGE_ON_RESUME = ("name", "description", "train.logging_steps", "train.save_steps", "train.save_total_limit",
-                        "train.report_to", "generate.", "compile.", "evaluate.")  # fmt: skip
+                        "train.report_to", "train.neuron.cache_url", "generate.", "compile.", "evaluate.")  # fmt: skip
 """What does not change the weights that a resumed run ends with."""
 
 

@@ -4,6 +4,7 @@ One thread runs the graphs. Whenever it is free it takes the oldest item that wa
 settings as the largest batch has room for: alone, an item starts at once; under load, batches fill by themselves.
 """
 
+import logging
 import math
 import threading
 import time
@@ -15,7 +16,12 @@ from dataclasses import dataclass, field
 from neuron_sum.errors import ModelError
 from neuron_sum.generation import StepGenerator
 from neuron_sum.recipe import GenerateConfig
-from serving.schema import RETRY, ServiceError
+from serving.schema import DEFECT, RETRY, ServiceError
+
+LOG = logging.getLogger("neuron_sum")
+
+NO_MEMORY = ("allocate memory", "start new thread")
+"""How torch's allocator and Python's threads say it."""
 
 SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of seconds per item."""
@@ -79,6 +85,8 @@ class Batcher:
             ServiceError: 503 if they find no room, or could not be done before their deadline.
         """
         with self._changed:
+            # A long batch must not let what nobody waits for any more fill the queue.
+            self._queue = deque(work for work in self._queue if _wanted(work))
             expected_s = (len(self._queue) + len(works)) * self._seconds_per_item
             retry_after_s = max(1, math.ceil(len(self._queue) * self._seconds_per_item))
             # A request longer than the queue is let in when it is alone: else it never could be.
@@ -106,25 +114,26 @@ class Batcher:
             per_item = seconds / len(batch)
             known = self._seconds_per_item
             self._seconds_per_item = per_item if not known else known + SMOOTHING * (per_item - known)
-            self._finished(batch, seconds)
+            try:
+                self._finished(batch, seconds)
+            except Exception:  # the thread must go on: without it nothing would be answered any more
+                LOG.exception("a batch was not counted")
 
     def _next(self) -> list[Work]:
         """The oldest item that somebody still waits for, and those that fit to it, oldest first."""
         with self._changed:
             while True:
-                now = time.monotonic()
                 batch: list[Work] = []
                 kept: deque[Work] = deque()
-                for work in self._queue:
-                    if work.deadline <= now or work.result.cancelled():
-                        continue
+                for work in filter(_wanted, self._queue):
                     fits = not batch or work.settings == batch[0].settings
                     (batch if fits and len(batch) < self._generator.batch_size else kept).append(work)
                 self._queue = kept
                 # Once running, a future cannot be cancelled any more, and its result can be set.
                 if batch := [work for work in batch if work.result.set_running_or_notify_cancel()]:
                     return batch
-                self._changed.wait()
+                if not kept:
+                    self._changed.wait()
 
     def _generate(self, batch: Sequence[Work]) -> None:
         """Sets every result; if a batch fails, its items are tried one by one, so that one harms no other."""
@@ -137,16 +146,22 @@ class Batcher:
                 for work in batch:
                     self._generate([work])
                 return
-            batch[0].result.set_exception(_as_service_error(error))
+            batch[0].result.set_exception(as_service_error(error))
         else:
             for work, tokens in zip(batch, made, strict=True):
                 work.result.set_result(tokens)
 
 
-def _as_service_error(error: Exception) -> Exception:
+def _wanted(work: Work) -> bool:
+    """Whether somebody still waits for it."""
+    return work.deadline > time.monotonic() and not work.result.cancelled()
+
+
+def as_service_error(error: Exception) -> ServiceError:
     """What the client is told: an adapter that is gone and too little memory are no defects."""
     if isinstance(error, ModelError):
         return ServiceError(404, f"{error.message}; {error.hint}", "parameters.adapter")
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY):
         return ServiceError(503, f"too little memory for this item; {RETRY}", None, 1)
-    return error
+    LOG.error("a defect of neuron-sum", exc_info=error)
+    return ServiceError(500, DEFECT)

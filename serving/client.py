@@ -8,13 +8,10 @@ reply (serving/transport.py).
 """
 
 import json
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from multiprocessing.pool import ThreadPool
 from types import TracebackType
@@ -33,9 +30,8 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-from neuron_sum.errors import RequestError
 from serving.schema import ErrorAnswer, ErrorBody, Summary
-from serving.transport import FEWER, Reply, Unavailable, connect
+from serving.transport import FEWER, Reply, Unanswered, Unavailable, connect
 
 LONGEST_BACKOFF_S = 20.0
 LONGEST_RETRY_AFTER_S = 120.0
@@ -48,6 +44,7 @@ HINTS = {
     413: FEWER,
     422: "change the parameters; the message says what is allowed",
     503: f"{FEWER}, or again later",
+    504: FEWER,
 }
 ANSWERS = TypeAdapter(list[Summary | ErrorAnswer])
 
@@ -57,11 +54,13 @@ class Answer:
     """What came back for one dialogue.
 
     Attributes:
-        summary_text: The summary; empty if the dialogue was refused.
+        summary_text: The summary; empty where there is an error.
         truncated: Whether the dialogue was cut at its end to fit the longest bucket.
         input_tokens: Of the prompt as the model saw it.
         output_tokens: Of the summary.
-        error: Why the dialogue was refused; its neighbours were not. A field `inputs[7]` means the eighth dialogue.
+        error: Why there is no summary. A field `inputs[7]` means the eighth dialogue.
+        answered: Whether the endpoint summarized or refused this very dialogue. It did neither if it was busy (503) at
+            every attempt, or if a whole request failed: this one's, or one after which this one was not sent any more.
     """
 
     summary_text: str = ""
@@ -69,6 +68,7 @@ class Answer:
     input_tokens: int = 0
     output_tokens: int = 0
     error: ErrorBody | None = None
+    answered: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """As the endpoint writes it."""
@@ -132,13 +132,16 @@ class Client:
     ) -> list[Answer]:
         """The answers, in the dialogues' order.
 
+        Once a whole request is refused, or its last attempt fails, no more is sent. Its dialogues and those that were
+        not sent have its error; what the endpoint has answered, and what it still answers of that under way, is kept.
+
         Args:
             dialogues: One turn a line.
             parameters: As in serving.schema.Parameters: max_new_tokens, num_beams, adapter…; None is left out.
             on_answers: Told how many more dialogues were answered, after each request.
 
         Raises:
-            RequestError: If a whole request is refused, or the endpoint cannot be reached; no more is sent then.
+            RequestError: If a request fails and no dialogue at all is answered.
         """
         if isinstance(dialogues, str):
             raise TypeError("dialogues is one text; it must be a list of them")
@@ -148,31 +151,43 @@ class Client:
         places = range(len(dialogues))
         batches = [places[start : start + self._batch_size] for start in places[:: self._batch_size]]
         answers: dict[int, Answer] = {}
+        failures: list[Unanswered] = []
         stopped = threading.Event()
-        # Its threads are daemons: neither an error nor Ctrl-C waits for the requests that are on their way.
+        # Its threads are daemons: Ctrl-C does not wait for the requests that are on their way.
         with ThreadPool(min(self._concurrency, len(batches))) as pool:
             try:
-                for made in pool.imap_unordered(
+                for made, failure in pool.imap_unordered(
                     lambda batch: self._answer({place: dialogues[place] for place in batch}, given, stopped), batches
                 ):
                     answers.update(made)
+                    if failure is not None:
+                        failures.append(failure)
                     if on_answers is not None:
-                        on_answers(len(made))
+                        on_answers(sum(answer.answered for answer in made.values()))
             finally:
                 stopped.set()
-        return [answers[place] for place in places]
+        if failures and not any(answer.answered for answer in answers.values()):
+            raise failures[0]
+        return [answers[place] if place in answers else _given_up(failures[0]) for place in places]
 
     def _answer(
         self, batch: Mapping[int, str], parameters: Mapping[str, Any], stopped: threading.Event
-    ) -> dict[int, Answer]:
-        """One batch, by place; the attempts after the first send only what an earlier one left at 503."""
+    ) -> tuple[dict[int, Answer], Unanswered | None]:
+        """One batch, by place, and why it failed if it did.
+
+        The attempts after the first send only what an earlier one left at 503. There is none once another batch has
+        failed; then places can be missing.
+        """
         answers: dict[int, Answer] = {}
 
+        def open_places() -> list[int]:
+            return [place for place in batch if place not in answers or not answers[place].answered]
+
         def attempt() -> list[str]:
-            if stopped.is_set():  # another request failed, and its error is the one to raise
+            if stopped.is_set():
                 return []
-            answers.update(self._ask({place: batch[place] for place in batch if _busy(answers.get(place))}, parameters))
-            return [answer.error.message for answer in answers.values() if answer.error is not None and _busy(answer)]
+            answers.update(self._ask({place: batch[place] for place in open_places()}, parameters))
+            return [error.message for place in open_places() if (error := answers[place].error) is not None]
 
         retrying = Retrying(
             retry=retry_if_exception_type(Unavailable) | retry_if_result(bool),
@@ -182,10 +197,10 @@ class Client:
         )  # fmt: skip
         try:
             retrying(attempt)
-        except RequestError:
+        except Unanswered as failure:
             stopped.set()
-            raise
-        return answers
+            return answers | dict.fromkeys(open_places(), _given_up(failure)), failure
+        return answers, None
 
     def _ask(self, batch: Mapping[int, str], parameters: Mapping[str, Any]) -> dict[int, Answer]:
         """One attempt at one request."""
@@ -197,9 +212,9 @@ class Client:
         try:
             found = ANSWERS.validate_json(reply.body)
         except ValidationError as error:
-            raise RequestError(f"{self.endpoint} answered no summaries: {_start(reply.body)}", HINTS[400]) from error
+            raise Unanswered(f"{self.endpoint} answered no summaries: {_start(reply.body)}", HINTS[400], 502) from error
         if len(found) != len(batch):
-            raise RequestError(f"{self.endpoint} answered {len(found)} of {len(batch)} dialogues", HINTS[400])
+            raise Unanswered(f"{self.endpoint} answered {len(found)} of {len(batch)} dialogues", HINTS[400], 502)
         return {
             place: _relocated(item.error, index, place)
             if isinstance(item, ErrorAnswer)
@@ -207,7 +222,7 @@ class Client:
             for index, (place, item) in enumerate(zip(batch, found, strict=True))
         }
 
-    def _refusal(self, reply: Reply) -> RequestError:
+    def _refusal(self, reply: Reply) -> Unanswered:
         """A whole request that was refused, or 503."""
         try:
             error = ErrorAnswer.model_validate_json(reply.body).error
@@ -215,13 +230,12 @@ class Client:
             error = ErrorBody(code=reply.status, message=_start(reply.body) or _phrase(reply.status), field=None)
         place = f" (field {error.field})" if error.field and error.field not in error.message else ""
         message = f"{self.endpoint} answered {reply.status}: {error.message}{place}"
-        hint = HINTS.get(reply.status, "the endpoint's log says why")
+        hint = hint_for(reply.status)
         if reply.status != 503:
-            return RequestError(message, hint)
-        retry_after_s = seconds(reply.retry_after)
-        if retry_after_s > LONGEST_RETRY_AFTER_S:
-            return RequestError(message, f"it asks for {retry_after_s:.0f} s before another try")
-        return Unavailable(message, hint, retry_after_s)
+            return Unanswered(message, hint, reply.status)
+        if reply.retry_after_s > LONGEST_RETRY_AFTER_S:
+            return Unanswered(message, f"it asks for {reply.retry_after_s:.0f} s before another try", 503)
+        return Unavailable(message, hint, reply.retry_after_s)
 
     def _wait_s(self, state: RetryCallState) -> float:
         error = _outcome(state).exception()
@@ -237,29 +251,21 @@ class Client:
             self._on_retry(f"{message}; {again}")
 
 
-def seconds(retry_after: str | None) -> float:
-    """What a Retry-After header asks for, be it a number or a date; 0 for none, and for one that cannot be read."""
-    text = (retry_after or "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    try:
-        when = parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    when = when if when.tzinfo is not None else when.replace(tzinfo=timezone.utc)
-    return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
+def hint_for(code: int) -> str:
+    """What to run or change after a status."""
+    return HINTS.get(code, "the endpoint's log says why")
 
 
 def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
     """An item's refusal that names the item's place among all dialogues, not that in its request."""
     there, here = f"inputs[{index}]", f"inputs[{place}]"
     field = error.field and error.field.replace(there, here)
-    return Answer(error=ErrorBody(code=error.code, message=error.message.replace(there, here), field=field))
+    told = ErrorBody(code=error.code, message=error.message.replace(there, here), field=field)
+    return Answer(error=told, answered=error.code != 503)
 
 
-def _busy(answer: Answer | None) -> bool:
-    """Whether a dialogue has no answer yet, or may have another one later."""
-    return answer is None or (answer.error is not None and answer.error.code == 503)
+def _given_up(failure: Unanswered) -> Answer:
+    return Answer(error=ErrorBody(code=failure.code, message=failure.message, field=None), answered=False)
 
 
 def _outcome(state: RetryCallState) -> "Future[Any]":

@@ -1,7 +1,6 @@
 """`neuron-sum package`, `serve` and `request`."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -123,7 +122,7 @@ def serve(
 def _models(
     targets: Sequence[Path], overrides: list[str] | None, stack: ExitStack
 ) -> "tuple[list[Model], ServeConfig]":
-    """Every target as a folder that the server can load, and the limits of the first."""
+    """Every target as a folder that the server can load; and limits that are wide enough for all of them."""
     import tempfile
 
     from neuron_sum.artifact import artifact_name, is_artifact, open_artifact
@@ -154,7 +153,8 @@ def _models(
         if name in [model.name for model in models]:
             raise ArtifactError(f"two models are named {name}", "give one archive another file name")
         models.append(Model(name, folder))
-    return models, limits[0]
+    widest = {name: max(getattr(each, name) for each in limits) for name in ("deadline_s", "max_body_bytes")}
+    return models, limits[0].model_copy(update=widest)
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":
@@ -197,10 +197,10 @@ def request(
 ) -> None:
     """Send dialogues to an endpoint, and try again what is worth it."""
     from neuron_sum import files
-    from serving.client import Client
+    from serving.client import Client, hint_for
 
     many = file.suffix == ".jsonl"
-    dialogues = _read_lines(file) if many else [_read_text(file)]
+    dialogues = _read_lines(file) if many else [console.read_dialogue(file)]
     if output is not None:
         files.check_writable(output.parent, 0)
     parameters = {"adapter": adapter, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
@@ -212,15 +212,20 @@ def request(
     ):
         answers = client.summarize(dialogues, parameters, bar.advance)
 
-    refusals = [answer.error for answer in answers if answer.error is not None]
+    refusals = [answer.error for answer in answers if answer.error is not None and answer.answered]
+    failures = [answer.error for answer in answers if answer.error is not None and not answer.answered]
     if refusals and not many:
         raise RequestError(f"{endpoint} refused the dialogue: {refusals[0].message}", "change the text or the options")
+    if failures and not many:
+        raise RequestError(f"{endpoint} did not answer: {failures[0].message}", hint_for(failures[0].code))
     truncated = sum(answer.truncated for answer in answers)
     if truncated:
         cut = f"{truncated} of {len(answers)} dialogues were" if many else "the dialogue was"
         console.warn(f"{cut} cut at the end to fit the longest input that was compiled")
     found = [answer.as_dict() for answer in answers]
-    counts = {"dialogues": len(answers), "truncated": truncated, "refused": len(refusals)}
+    counts = {
+        "dialogues": len(answers), "truncated": truncated, "refused": len(refusals), "unanswered": len(failures),
+    }  # fmt: skip
     lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     if output is not None:
         files.write_text(output, "".join(f"{line}\n" for line in lines))
@@ -229,24 +234,16 @@ def request(
         console.emit({**counts, "answers": found}, *map(Text, lines))
     else:
         console.emit(found[0], Text(answers[0].summary_text))
-    if refusals:
-        raise RequestError(
-            f"{len(refusals)} of {len(answers)} dialogues were refused; the first: {refusals[0].message}",
-            "the answers of the refused say why; inputs[0] is the first dialogue",
-        )
-
-
-def _read_text(file: Path) -> str:
-    """One dialogue."""
-    if str(file) == "-" and sys.stdin.isatty():
-        console.note("reading a dialogue from standard input; end it with Ctrl-D")
-    try:
-        dialogue = (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", "a UTF-8 text file, one turn a line") from error
-    if not dialogue:
-        raise DataError(f"{'standard input' if str(file) == '-' else file} holds no dialogue", "one turn a line")
-    return dialogue
+    told = [
+        f"{len(errors)} of {len(answers)} dialogues were {what}; the first: {errors[0].message}"
+        for what, errors in (("not answered", failures), ("refused", refusals))
+        if errors
+    ]
+    if told:
+        hint = "the answers of the refused say why; inputs[0] is the first dialogue"
+        if failures:
+            hint = f"put those whose answer has an error into a .jsonl and request it; {hint_for(failures[0].code)}"
+        raise RequestError("; ".join(told), hint)
 
 
 def _read_lines(file: Path) -> list[str]:

@@ -6,11 +6,15 @@ Maven Central has no server with `option.async_mode`, which the handler needs, s
 sources; its dependencies, DJL's api among them, come from Maven Central (docs/serving.md).
 """
 
+import errno
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from neuron_sum import console, files
@@ -36,7 +40,8 @@ def install(folder: Path | None = None) -> Path:
     """Builds the server, or finds that it was built.
 
     Args:
-        folder: Where it shall be; None for NEURON_SUM_DJL or the cache.
+        folder: Where it shall be; None for NEURON_SUM_DJL or the cache. Of several that build it at once the first to
+            finish puts it there, and the others use that one.
 
     Returns:
         A folder with `lib/`, every jar of the class path.
@@ -50,10 +55,9 @@ def install(folder: Path | None = None) -> Path:
     for tool, package in (("java", "openjdk-17-jdk"), ("mvn", "maven"), ("git", "git")):
         if shutil.which(tool) is None:
             raise ServerError(f"DJL Serving {VERSION} is built once, which needs {tool}", f"apt-get install {package}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     console.note(f"building DJL Serving {VERSION} (once, about a minute)")
     sources = _sources()
-    with files.new_folder(target) as temporary:
+    with _scratch(target) as temporary:
         source, build, generated = temporary / "source", temporary / "build", temporary / "generated"
         shutil.copytree(sources, source, ignore=shutil.ignore_patterns(".git"))
         _prepare_python(source, generated)
@@ -63,9 +67,8 @@ def install(folder: Path | None = None) -> Path:
             "Maven could not build DJL Serving",
             "its dependencies come from Maven Central; `mvn --version` must show Java 17 or newer",
         )  # fmt: skip
-        (build / LIBRARIES).rename(temporary / LIBRARIES)
-        for made_on_the_way in (source, generated, build):
-            shutil.rmtree(made_on_the_way)
+        target.mkdir(exist_ok=True)
+        _place(build / LIBRARIES, target / LIBRARIES)
     return target
 
 
@@ -82,18 +85,42 @@ def _sources() -> Path:
     given = os.environ.get(SOURCE_VARIABLE)
     folder = Path(given) if given else files.cache_folder() / f"djl-serving-source-{VERSION}"
     if not folder.is_dir():
-        with files.new_folder(folder) as temporary:
+        with _scratch(folder) as temporary:
+            clone = temporary / "clone"
             _run(
                 ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{VERSION}", "--config",
-                 "advice.detachedHead=false", REPOSITORY, str(temporary)],
+                 "advice.detachedHead=false", REPOSITORY, str(clone)],
                 f"DJL Serving's sources could not be fetched from {REPOSITORY}",
                 f"on a machine that can: git clone --branch v{VERSION} {REPOSITORY}; then here "
                 f"{SOURCE_VARIABLE}=THAT-FOLDER",
             )  # fmt: skip
+            _place(clone, folder)
     commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is no checkout", None).strip()
     if commit != COMMIT:
         raise ServerError(f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}", f"git checkout v{VERSION}")
     return folder
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to make it in, which vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.tmp-"
+    files.sweep(target.parent, prefix)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
+        yield Path(folder)
+
+
+def _place(made: Path, target: Path) -> None:
+    """Moves a folder to its place, unless another process has put its own there.
+
+    That one stays, for it can be in use: Java opens its jars one by one, when it first needs them.
+    """
+    try:
+        made.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _prepare_python(source: Path, generated: Path) -> None:

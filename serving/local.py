@@ -1,7 +1,9 @@
 """A real DJL Serving on this machine, bound to 127.0.0.1, which leaves nothing behind."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ import psutil
 from neuron_sum.artifact import ADAPTERS, open_artifact
 from neuron_sum.errors import ServerError
 from neuron_sum.recipe import ServeConfig
+from neuron_sum.stack import PLATFORMS
 from serving import djl, properties
 
 START_LIMIT_S = properties.LOADING_TIMEOUT_S
@@ -30,6 +33,10 @@ STOP_LIMIT_S = 30.0
 """What SageMaker gives a container between SIGTERM and SIGKILL."""
 
 HEAP = "256m"
+COMMON_POOL_SINCE = 25
+"""The first Java whose CompletableFuture uses the common pool whatever its size."""
+WAITING = 1024
+"""Requests whose answers can be waited for at once, on such a Java; far more than the default queue takes."""
 CONFIGURATION = djl.PROJECT / "log4j2.xml"
 PAGE = Path(__file__).with_name("playground.html")
 PAGE_PROPERTY = "neuronsum.page"
@@ -49,14 +56,22 @@ class Model:
     folder: Path
 
 
-def java_options(temporary: Path) -> list[str]:
-    """Options of the Java machine, here and in the image."""
+def java_options(temporary: Path, java: str = PLATFORMS[0].java) -> list[str]:
+    """Options of the Java machine, here and in the image.
+
+    Args:
+        temporary: Of this server alone.
+        java: The machine's version, "17" or "25.0.3"; the image's if not given.
+    """
+    # DJL waits for each answer of an async worker in a thread of the common pool. That has one thread less than there
+    # are cores, so that on 4 cores 3 requests would be served at a time. Before Java 25, 1 means a thread for each
+    # task, while a large pool of threads that block can leave tasks lying (seen with 17); from 25 on, 1 means one at a
+    # time, and a large pool serves all. It creates its threads as it needs them.
+    parallelism = 1 if int(java.partition(".")[0]) < COMMON_POOL_SINCE else WAITING
     return [
         f"-Xmx{HEAP}",
         "-XX:+ExitOnOutOfMemoryError",
-        # DJL waits for each answer of an async worker in a thread of the common pool. That has one thread less than
-        # there are cores, so that on 4 cores 3 requests would be served at a time; with 1, Java starts one a request.
-        "-Djava.util.concurrent.ForkJoinPool.common.parallelism=1",
+        f"-Djava.util.concurrent.ForkJoinPool.common.parallelism={parallelism}",
         f"-Djava.io.tmpdir={temporary}",
         f"-Dlog4j.configurationFile={CONFIGURATION}",
     ]
@@ -122,8 +137,12 @@ class LocalServer:
 
     def workers(self) -> list[psutil.Process]:
         """The Python processes."""
-        children = psutil.Process(self.pid).children()
-        return [child for child in children if "djl_python_engine" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(self.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end right now
+                if "djl_python_engine" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def start(self) -> None:
         """Starts it and waits until every model answers.
@@ -145,8 +164,8 @@ class LocalServer:
         # Whatever ends this process, even SIGKILL, ends the server too.
         follow = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [
-            *follow, *self._prefix, "java", *java_options(temporary), *self._java, "-cp", f"{home / djl.LIBRARIES}/*",
-            djl.MAIN_CLASS,
+            *follow, *self._prefix, "java", *java_options(temporary, _java_version()), *self._java,
+            "-cp", f"{home / djl.LIBRARIES}/*", djl.MAIN_CLASS,
         ]  # fmt: skip
         single = self._models[0] if len(self._models) == 1 else None
         if single is not None:
@@ -265,6 +284,14 @@ def _playground(models: Sequence[Model]) -> str:
     return PAGE.read_text(encoding="utf-8").replace(
         KNOWN.format("{}"), KNOWN.format(json.dumps(known).replace("<", "\\u003c"))
     )
+
+
+def _java_version() -> str:
+    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
+    found = re.search(r'version "([0-9.]+)', said)
+    if found is None:
+        raise ServerError(f"`java -version` says {said[:200]!r}", f"install Java {PLATFORMS[0].java} or newer")
+    return found[1]
 
 
 def _free_port() -> int:

@@ -3,57 +3,80 @@
 The worker imports this module once, before it takes requests. The model is loaded right then and not in the empty
 request that follows: a model that fails there leaves DJL's async mode in a deadlock (PyProcess.stopPythonProcess waits
 for a connection whose thread waits for it), while a worker that ends here makes the load fail, and the server with it.
+Only a model that loads for longer than DJL waits for an import goes on in that request.
 What happens to a request stands in service.py.
 """
 
-import hashlib
+import asyncio
 import json
 import logging
+import os
 import sys
-import tempfile
-import time
+import threading
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillLoading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from djl_python import Input, Output
 
 from neuron_sum.errors import NeuronSumError
 from serving import properties
 from serving.schema import ServiceError
-from serving.service import Service
+from serving.worker import Worker
 
-UNLOADED_S = 10.0
-"""How long the server's mark that a model was unloaded counts; DJL starts the worker again within a second."""
+if TYPE_CHECKING:
+    from serving.service import Service
+
+IMPORT_S = 90.0
+"""DJL waits two minutes for the import (PyProcess.startPythonProcess), and model_loading_timeout for the request."""
 
 
-def _start() -> Service:
+def _start() -> "Future[Service]":
     """Loads the model of the folder that the worker was started in."""
-    _end_if_unloaded()
-    try:
-        limits = properties.read_limits(properties.read(Path(properties.FILE)))
-        return Service.load(Path(properties.ARTIFACT), limits, Path(tempfile.gettempdir()))
-    except NeuronSumError as error:
-        logging.error("the model is not loaded: %s; %s", error.message, error.hint)
-        sys.exit(error.exit_code)
-
-
-def _end_if_unloaded() -> None:
-    """Ends a worker that the server starts for a model it has just unloaded (Unloads.java)."""
-    folder = hashlib.sha256(str(Path.cwd().resolve()).encode()).hexdigest()[:16]
-    mark = Path(tempfile.gettempdir()) / f"neuron-sum-unloaded-{folder}"
-    if mark.exists() and time.time() - mark.stat().st_mtime < UNLOADED_S:
-        mark.unlink(missing_ok=True)
+    worker = Worker(Path.cwd(), sys.argv[sys.argv.index("--sock-name") + 1])
+    if not worker.is_wanted():
         sys.exit("the model was unloaded")
+    loaded: Future[Service] = Future()
+    threading.Thread(target=_load, args=(worker, loaded), name="load", daemon=True).start()
+    try:
+        loaded.result(IMPORT_S)
+    except StillLoading:
+        loaded.add_done_callback(lambda late: os._exit(_told(late.exception())) if late.exception() else None)
+    except NeuronSumError as error:
+        sys.exit(_told(error))
+    return loaded
 
 
-_service = _start()
+def _load(worker: Worker, loaded: "Future[Service]") -> None:
+    try:
+        from serving.service import Service  # seconds, which an unwanted worker does not get to
+
+        limits = properties.read_limits(properties.read(Path(properties.FILE)))
+        loaded.set_result(Service.load(Path(properties.ARTIFACT), limits, worker.adapters))
+    except BaseException as error:  # noqa: BLE001  it is raised again where the result is asked for
+        loaded.set_exception(error)
+
+
+def _told(error: BaseException | None) -> int:
+    """Logs why the model is not loaded; the exit code."""
+    if isinstance(error, NeuronSumError):
+        logging.error("the model is not loaded: %s; %s", error.message, error.hint)
+        return error.exit_code
+    logging.error("the model is not loaded", exc_info=error)
+    return 1
+
+
+_loaded = _start()
 
 
 async def handle(inputs: Input) -> Output | None:
     """A request; the empty one asks whether the model is loaded."""
     if inputs.is_empty():
+        await asyncio.wrap_future(_loaded)
         return None
     try:
-        answer = await _service.answer(
+        answer = await _loaded.result().answer(
             bytes(inputs.get_content().get("data") or b""),
             inputs.get_property("content-type"),
             inputs.get_property("accept"),
@@ -78,7 +101,7 @@ async def update_adapter(inputs: Input) -> Output:
 async def unregister_adapter(inputs: Input) -> Output:
     """DELETE /models/M/adapters/A comes here."""
     try:
-        await _service.unregister(inputs.get_property("name") or "")
+        await _loaded.result().unregister(inputs.get_property("name") or "")
     except ServiceError as error:
         return _refusal(error)
     return _output({"data": "unregistered", "last": True}, {})
@@ -86,7 +109,9 @@ async def unregister_adapter(inputs: Input) -> Output:
 
 async def _change_adapter(inputs: Input, *, known: bool) -> Output:
     try:
-        await _service.register(inputs.get_property("name") or "", inputs.get_property("src") or "", known=known)
+        await _loaded.result().register(
+            inputs.get_property("name") or "", inputs.get_property("src") or "", known=known
+        )
     except ServiceError as error:
         return _refusal(error)
     return _output({"data": "registered", "last": True}, {})

@@ -12,8 +12,9 @@ import io
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from neuron_sum import files
@@ -22,11 +23,15 @@ from neuron_sum.errors import ArtifactError, ResourceError
 from neuron_sum.recipe import ServeConfig
 from serving import properties
 
-HANDLER = ("__init__.py", "model.py", "service.py", "schema.py", "batching.py", "metrics.py", "properties.py")
+HANDLER = (
+    "__init__.py", "batching.py", "metrics.py", "model.py", "properties.py", "schema.py", "service.py", "worker.py",
+)  # fmt: skip
 """What of this package runs in the worker."""
 
 COMPRESSION_LEVEL = 1
 """Weights hardly shrink; a higher level only takes longer."""
+
+REMEDY = "neuron-sum package ARTIFACT makes one"
 
 
 def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
@@ -82,26 +87,43 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> N
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a model.tar.gz of ours, refusing whatever would leave the folder.
+    """Unpacks a model.tar.gz of ours.
+
+    Args:
+        archive: Nothing but files, as pack() writes it.
+        folder: An empty one; it stays as it is unless the whole archive is good.
 
     Raises:
-        ArtifactError: If it is no such archive.
+        ArtifactError: If it is damaged, or no such archive.
         ResourceError: If it does not fit on the disk.
     """
     try:
-        with tarfile.open(archive, "r:gz") as packed:
-            size = 0
-            for member in packed:
-                size += member.size
-                if size > shutil.disk_usage(folder).free:
-                    raise ResourceError(f"{archive} is larger unpacked than {folder} has room", "free some space")
-                packed.extract(member, folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ArtifactError(
-            f"{archive} cannot be unpacked: {error}", "neuron-sum package ARTIFACT makes one"
-        ) from error
-    if not (folder / properties.FILE).is_file():
-        raise ArtifactError(f"{archive} holds no {properties.FILE}", "neuron-sum package ARTIFACT makes one that does")
+        with files.new_folder(folder) as unpacked, gzip.open(archive) as stream:
+            shutil.copymode(folder, unpacked)
+            with tarfile.open(fileobj=stream, mode="r|") as packed:
+                for member in packed:
+                    _extract(packed, member, unpacked)
+            while stream.read(1 << 20):  # the checksum comes last
+                pass
+            if not (unpacked / properties.FILE).is_file():
+                raise ArtifactError(f"{archive} holds no {properties.FILE}", f"{REMEDY} that does")
+    # ValueError: a header of another program's making can hold a number that is none, or a name with a NUL.
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
+        raise ArtifactError(f"{archive} cannot be unpacked: {error}", REMEDY) from error
+
+
+def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """One file, under a name that stays in the folder and was not there."""
+    place = PurePosixPath(member.name)
+    if member.type != tarfile.REGTYPE or place.is_absolute() or ".." in place.parts:
+        raise tarfile.ExtractError(f"{member.name!r} is not a file of a model.tar.gz")
+    if member.size > shutil.disk_usage(folder).free:
+        raise ResourceError(f"{member.name} is larger than the room that is left in {folder.parent}", "free some space")
+    content = packed.extractfile(member)
+    assert content is not None  # it is a file
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    with content, (folder / place).open("xb") as target:
+        shutil.copyfileobj(content, target)
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
@@ -112,7 +134,7 @@ def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
     library = Path(files.__file__).parent
     for path in sorted(library.rglob("*.py")):
         yield f"{library.name}/{path.relative_to(library).as_posix()}", path
-    for name in sorted(HANDLER):
+    for name in HANDLER:
         yield f"{package.name}/{name}", package / name
 
 

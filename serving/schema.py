@@ -16,6 +16,7 @@ from neuron_sum.recipe import GenerateConfig, ServeConfig
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
 ALIASES = {"application/jsonl": JSON_LINES, "application/x-jsonlines": JSON_LINES, "application/x-ndjson": JSON_LINES}
 CONTENT_TYPES = (JSON, JSON_LINES, TEXT)
+DEFECT = "a defect of neuron-sum; the log of the endpoint has it"
 RETRY = "send the request again after the time that Retry-After gives"
 
 
@@ -203,6 +204,7 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
         413: f"More than {limits.max_body_bytes} bytes or {limits.max_items} items.",
         415: "A content type that is not offered.",
         422: "A value that does not hold; `field` says which.",
+        500: "A defect of neuron-sum; the log has it.",
         503: "The queue is full, the deadline passed, or the worker starts again; Retry-After says when to try again.",
     }
     return {

@@ -6,10 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +22,7 @@ from neuron_sum.recipe import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.adapters import AdapterSlots
 from neuron_sum.runtimes.load import load_generator
 from serving import metrics
-from serving.batching import Batcher, Work
+from serving.batching import Batcher, Work, as_service_error
 from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
 
 BASE = "base"
@@ -31,6 +31,9 @@ BASE = "base"
 HANG_FACTOR = 3
 """A batch that runs so many deadlines long will never end: the worker stops, and the server starts another."""
 HANG_EXIT_CODE = 70
+
+TOKENIZERS = 4
+"""Requests that are tokenized at once, so that one of megabytes does not hold up the others."""
 
 LOG = logging.getLogger("neuron_sum")
 
@@ -68,7 +71,7 @@ class Service:
         generator: Of that artifact.
         tokenizer: Of that artifact.
         limits: How the endpoint behaves.
-        state: Where registered adapters are remembered, so that they outlive a worker that dies.
+        state: The file in which registered adapters are remembered, so that they outlive a worker that dies.
     """
 
     def __init__(
@@ -77,18 +80,19 @@ class Service:
     ) -> None:  # fmt: skip
         self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
         self._prompt = artifact.recipe.prompt.resolve()
+        self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "tokenizer")
         self._batcher = Batcher(generator, limits.queue_size, self._count_batch)
         self._state = state
         self._registered: dict[str, str] = {}
 
     @classmethod
-    def load(cls, folder: Path, limits: ServeConfig, state_folder: Path) -> "Service":
+    def load(cls, folder: Path, limits: ServeConfig, state: Path) -> "Service":
         """Checks the whole artifact, loads it and runs every graph once.
 
         Args:
             folder: The artifact.
             limits: How the endpoint behaves.
-            state_folder: For what shall outlive the worker but not the server.
+            state: As in the constructor; what it holds is registered again.
 
         Raises:
             NeuronSumError: If the manifest does not hold, or this machine is not what it was compiled for.
@@ -97,9 +101,7 @@ class Service:
         artifact = open_artifact(folder)
         generator, tokenizer = load_generator(artifact)
         generator.warm_up()
-        parent = psutil.Process(os.getppid())
-        server = f"{parent.pid}-{parent.create_time():.0f}-{artifact.manifest.source.weights_sha256[:12]}"
-        service = cls(artifact, generator, tokenizer, limits, state_folder / f"neuron-sum-adapters-{server}.json")
+        service = cls(artifact, generator, tokenizer, limits, state)
         service._register_again()
         LOG.info(
             json.dumps(
@@ -138,18 +140,19 @@ class Service:
             kind = media_type(content_type)
             items = parse(body, kind, self._limits)
             answers = await self._answers(items, adapter, asked)
-            # A text that was sent alone is refused by status; in a list it is one entry among others.
-            if len(items) == 1 and items[0].field in ("inputs", "body") and isinstance(answers[0], ServiceError):
-                raise answers[0]
             kind = answer_type(accept, kind, len(items))
+            # A text that was sent alone is refused by status; in a list it is an entry, which plain text cannot show.
+            alone = len(items) == 1 and (items[0].field in ("inputs", "body") or kind == TEXT)
+            if alone and isinstance(answers[0], ServiceError):
+                raise answers[0]
             return Answer(render(answers, kind), f"{kind}; charset=utf-8" if kind == TEXT else kind)
         except ServiceError as error:
             status = error.code
             raise
-        except Exception:
-            status = 500
-            LOG.exception("a defect of neuron-sum, in request %s", request_id)
-            raise
+        except Exception as error:
+            refusal = as_service_error(error)
+            status = refusal.code
+            raise refusal from error
         finally:
             self._count_request(asked, status)
 
@@ -192,9 +195,8 @@ class Service:
     async def _answers(self, items: Sequence[Item], adapter: str | None, asked: _Asked) -> list[Summary | ServiceError]:
         asked.items = len(items)
         deadline = asked.started + self._limits.deadline_s
-        taken = [item for item in items if item.error is None]
-        length = self._artifact.recipe.data.max_source_length
-        prompts = iter(self._prompt.encode(self._tokenizer, [item.text for item in taken], length))
+        self._stop_if_hanging()
+        prompts = iter(await self._encode([item.text for item in items if item.error is None], deadline))
         answers = [item.error or self._work(item, next(prompts), adapter, deadline) for item in items]
         asked.works = [answer for answer in answers if isinstance(answer, Work)]
         if asked.works:
@@ -210,6 +212,21 @@ class Service:
                     json.dumps({"request": asked.request_id, "text": item.text, "summary": said}, ensure_ascii=False)
                 )
         return done
+
+    async def _encode(self, texts: Sequence[str], deadline: float) -> list[EncodedPrompt]:
+        """Tokenizes apart from the thread that takes and answers requests.
+
+        Raises:
+            ServiceError: 503 at the deadline.
+        """
+        length = self._artifact.recipe.data.max_source_length
+        asked = asyncio.get_running_loop().run_in_executor(
+            self._tokenizers, self._prompt.encode, self._tokenizer, texts, length
+        )
+        try:
+            return await asyncio.wait_for(asked, deadline - time.monotonic())
+        except asyncio.TimeoutError as error:
+            raise self._late() from error
 
     def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
         """An item for the queue, or why its parameters do not go with what was compiled."""
@@ -260,13 +277,16 @@ class Service:
         if late:
             for result in late:
                 result.cancel()
-            self._stop_if_hanging()
-            raise ServiceError(
-                503, f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues at once, or "
-                "again later", None, 1,
-            )  # fmt: skip
+            raise self._late()
+
+    def _late(self) -> ServiceError:
+        return ServiceError(
+            503, f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues at once, or "
+            "again later", None, 1,
+        )  # fmt: skip
 
     def _stop_if_hanging(self) -> None:
+        """Asked by each request: while none comes, a batch that hangs harms nobody."""
         since = self._batcher.running_since
         if since is not None and time.monotonic() - since > HANG_FACTOR * self._limits.deadline_s:
             LOG.critical("a batch hangs since %.0f s; the worker stops", time.monotonic() - since)

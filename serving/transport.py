@@ -1,7 +1,10 @@
 """The ways to an endpoint: one request, one reply, over HTTP or through SageMaker."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -19,7 +22,21 @@ BUSY_CODES = ("ModelNotReadyException", "ServiceUnavailable", "ServiceUnavailabl
 FEWER = "send fewer dialogues in a request (--batch-size), or fewer requests at once (--concurrency)"
 
 
-class Unavailable(RequestError):
+class Unanswered(RequestError):
+    """A request that brought no answers.
+
+    Args:
+        message: What happened.
+        hint: What to run or change next.
+        code: The status that came, or the one that a proxy would give for it.
+    """
+
+    def __init__(self, message: str, hint: str, code: int) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+class Unavailable(Unanswered):
     """An endpoint that cannot be reached, or says 503: worth another try.
 
     Args:
@@ -28,8 +45,8 @@ class Unavailable(RequestError):
         retry_after_s: The least time that the endpoint asks for.
     """
 
-    def __init__(self, message: str, hint: str | None = None, retry_after_s: float = 0.0) -> None:
-        super().__init__(message, hint)
+    def __init__(self, message: str, hint: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message, hint, 503)
         self.retry_after_s = retry_after_s
 
 
@@ -40,12 +57,12 @@ class Reply:
     Attributes:
         status: Of HTTP; behind SageMaker, that of the model's container.
         body: Text.
-        retry_after: The header.
+        retry_after_s: What its header asks for.
     """
 
     status: int
     body: str
-    retry_after: str | None = None
+    retry_after_s: float = 0.0
 
 
 class Transport(Protocol):
@@ -56,7 +73,7 @@ class Transport(Protocol):
 
         Raises:
             Unavailable: If the endpoint cannot be reached, or the connection ends before the reply.
-            RequestError: If there is no reply in time.
+            Unanswered: If there is no reply in time, or boto3 cannot make the call.
         """
         ...
 
@@ -124,7 +141,7 @@ class HttpTransport:
             raise _late(str(self._url), self._timeout_s) from error
         except httpx.RequestError as error:
             raise Unavailable(f"no answer from {self._url}: {error}", "neuron-sum serve ARTIFACT starts one") from error
-        return Reply(answer.status_code, answer.text, answer.headers.get("Retry-After"))
+        return Reply(answer.status_code, answer.text, seconds(answer.headers.get("Retry-After")))
 
     def close(self) -> None:
         """See Transport."""
@@ -186,20 +203,33 @@ class SageMakerTransport:
         """See Transport."""
         self._client.close()
 
-    def _unusable(self, error: Exception) -> RequestError:
+    def _unusable(self, error: Exception) -> Unanswered:
         hint = f"{SAGEMAKER}{self._name}@REGION, with credentials where boto3 looks for them"
-        return RequestError(f"boto3 cannot call {self._name}: {error}", hint)
+        return Unanswered(f"boto3 cannot call {self._name}: {error}", hint, 500)
+
+
+def seconds(retry_after: str | None) -> float:
+    """What a Retry-After header asks for, be it a number or a date; 0 for none, and for one that cannot be read."""
+    text = (retry_after or "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    when = when if when.tzinfo is not None else when.replace(tzinfo=timezone.utc)
+    return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
 
 
 def _sagemaker_reply(response: Mapping[str, Any]) -> Reply:
     """A ClientError as a reply: what the model's container said, or SageMaker itself."""
     code, metadata = response["Error"]["Code"], response["ResponseMetadata"]
-    retry_after = metadata.get("HTTPHeaders", {}).get("retry-after")
+    retry_after_s = seconds(metadata.get("HTTPHeaders", {}).get("retry-after"))
     if code == "ModelError" and "OriginalStatusCode" in response:
-        return Reply(response["OriginalStatusCode"], response.get("OriginalMessage", ""), retry_after)
+        return Reply(response["OriginalStatusCode"], response.get("OriginalMessage", ""), retry_after_s)
     status = 503 if code in BUSY_CODES else metadata["HTTPStatusCode"]
-    return Reply(status, f"{code}: {response['Error'].get('Message', '')}", retry_after)
+    return Reply(status, f"{code}: {response['Error'].get('Message', '')}", retry_after_s)
 
 
-def _late(name: str, timeout_s: float) -> RequestError:
-    return RequestError(f"{name} has not answered within {timeout_s:g} s", FEWER)
+def _late(name: str, timeout_s: float) -> Unanswered:
+    return Unanswered(f"{name} has not answered within {timeout_s:g} s", FEWER, 504)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -72,8 +72,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled graphs of this session; a graph that several tests need is compiled once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Compiled graphs of this session; a graph that several tests need is compiled once, for all of xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graph-cache"
+    folder.mkdir(exist_ok=True)
     os.environ["NEURON_SUM_CACHE"] = str(folder)
     return folder
 
@@ -85,6 +87,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder} (set NEURON_SUM_DATA)")
     return folder
+
+
+@pytest.fixture
+def platform_command() -> Callable[..., Any]:
+    """`neuron-sum doctor` and `explain` in this process, put together as the command line does it."""
+    import typer
+    from typer.testing import CliRunner
+
+    from neuron_sum import cli, platform_command
+
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    for function in (platform_command.doctor, platform_command.explain):
+        app.command(name=function.__name__)(cli._command(function))
+    return lambda *words, **options: CliRunner().invoke(app, words, **options)
 
 
 @pytest.fixture

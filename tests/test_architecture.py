@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from packaging.requirements import Requirement
 
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
-from neuron_sum.stack import PLATFORMS
 
 PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "numpy", "matplotlib", "pyarrow", "yaml")
@@ -75,20 +73,6 @@ def test_a_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         recipe = load_recipe(name)
         (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
         assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
-
-
-@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
-def test_constraints_match_the_platform_table(platform: object) -> None:
-    lines = (ROOT / "constraints" / f"{platform.name}.txt").read_text().splitlines()
-    pinned = {}
-    for line in lines:
-        if line and not line.startswith("#"):
-            requirement = Requirement(line)
-            specifiers = list(requirement.specifier)
-            assert [s.operator for s in specifiers] == ["=="], f"{line}: not an exact version"
-            pinned.setdefault(requirement.name.lower().replace("_", "-"), set()).add(specifiers[0].version)
-    for name, version in platform.pins.items():
-        assert pinned[name] == {version}
 
 
 def test_no_registry_host_is_named() -> None:

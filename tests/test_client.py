@@ -4,9 +4,11 @@ import inspect
 import json
 import socket
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +19,9 @@ from typing import Any
 import pytest
 
 from neuron_sum.errors import MissingExtraError, RequestError
-from serving.client import Client, seconds
+from serving.client import Answer, Client
 from serving.command import request
-from serving.transport import HttpTransport
+from serving.transport import HttpTransport, seconds
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 NEEDS_BOTO3 = pytest.mark.skipif(find_spec("boto3") is None, reason="boto3 is in the extra [aws]")
@@ -29,8 +31,19 @@ MESSAGE = "max_new_tokens is 99; compiled for at most 40"
 TOO_LONG = {"error": {"code": 422, "message": MESSAGE, "field": "parameters.max_new_tokens"}}
 
 
+@dataclass
+class Held:
+    """A reply that waits for something."""
+
+    until: threading.Event
+    reply: tuple[int, Any, dict[str, str]] | None = None
+
+
 class FarEnd(ThreadingHTTPServer):
-    """Answers in capitals, after it has gone through its script: (status, body, headers), or "drop", or "late"."""
+    """Answers in capitals, after it has gone through its script.
+
+    A step is (status, body, headers), or None for capitals, or one of both that is Held, or "drop", "gone" or "late".
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -43,6 +56,11 @@ class FarEnd(ThreadingHTTPServer):
         """The dialogues of every request that came."""
         return [body["inputs"] for _, body, _ in self.seen]
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that does not wait for its answer is part of the play."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -52,7 +70,13 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, body, dict(self.headers)))
         step = self.server.script.popleft() if self.server.script else None
-        if step == "drop":
+        if isinstance(step, Held):
+            step.until.wait(60)
+            step = step.reply
+        if step == "gone":
+            self.server.shutdown()
+            self.server.socket.close()
+        if step in ("drop", "gone"):
             self.close_connection = True
             return
         if step == "late":
@@ -220,6 +244,7 @@ def test_of_a_request_only_the_busy_dialogues_are_sent_again(far_end: FarEnd) ->
     assert far_end.sent == [["a", "b", " ", "d"], ["b", "d"]]
     assert [answer.summary_text for answer in answers] == ["A", "", "", "D"]
     assert [answer.error and answer.error.code for answer in answers] == [None, 503, 422, None]
+    assert [answer.answered for answer in answers] == [True, False, True, True]
 
 
 def test_after_a_refusal_no_more_is_sent(far_end: FarEnd) -> None:
@@ -227,6 +252,72 @@ def test_after_a_refusal_no_more_is_sent(far_end: FarEnd) -> None:
     with Client(far_end.url, batch_size=1, concurrency=1) as client, pytest.raises(RequestError, match="answered 422"):
         client.summarize([str(number) for number in range(50)])
     assert len(far_end.seen) == 1
+
+
+@pytest.mark.parametrize(("steps", "code", "message"), [
+    ([(503, BUSY, {})] * 2, 503, "answered 503: 9 items wait"),
+    ([(503, BUSY, {"Retry-After": "3600"})], 503, "answered 503: 9 items wait"),
+    (["drop"] * 2, 503, "no answer from"),
+    (["gone"], 503, "no answer from"),
+    ([Held(threading.Event())], 504, "not answered within 0.5 s"),
+    ([(404, "no such adapter", {})], 404, "answered 404: no such adapter"),
+    ([(200, "<html>", {})], 502, "answered no summaries"),
+], ids=["busy", "busy for an hour", "dropped", "gone", "late", "refused", "another server"])  # fmt: skip
+def test_what_was_answered_before_a_failure_is_kept(far_end: FarEnd, steps: list[Any], code: int, message: str) -> None:
+    far_end.script += [None, None, *steps]
+    done: list[int] = []
+    with Client(far_end.url, batch_size=2, concurrency=1, attempts=2, backoff_s=0, timeout_s=0.5) as client:
+        answers = client.summarize(["a", " ", "c", "d", "e", "f", "g"], on_answers=done.append)
+    assert [answer.summary_text for answer in answers] == ["A", "", "C", "D", "", "", ""]
+    assert [answer.answered for answer in answers] == [True] * 4 + [False] * 3
+    assert [answer.error and answer.error.code for answer in answers] == [None, 422, None, None, code, code, code]
+    assert all(answer.error is not None and message in answer.error.message for answer in answers[4:])
+    assert sum(done) == 4
+    assert len(far_end.seen) == 2 + len(steps), "something was sent after the failure"
+    for step in steps:
+        if isinstance(step, Held):
+            step.until.set()
+
+
+def test_what_is_under_way_when_another_fails_is_collected(far_end: FarEnd) -> None:
+    failed = threading.Event()
+    far_end.script += [Held(failed), (422, TOO_LONG, {})]
+    with Client(far_end.url, batch_size=1, concurrency=2) as client:
+        answers = client.summarize(["a", "b", "c", "d"], on_answers=lambda _: failed.set())
+    assert len(far_end.seen) == 2
+    answered = [answer for answer in answers if answer.answered]
+    assert answered in ([Answer("A", False, 1, 3)], [Answer("B", False, 1, 3)])
+    assert [answer.error.code for answer in answers if answer.error is not None] == [422, 422, 422]
+
+
+def test_what_waits_for_another_attempt_when_another_fails_is_given_up(far_end: FarEnd) -> None:
+    waits = threading.Event()
+    far_end.script += [(503, BUSY, {"Retry-After": "100"}), None, Held(waits, (422, TOO_LONG, {}))]
+    with Client(far_end.url, batch_size=1, concurrency=2, on_retry=lambda _: waits.set()) as client:
+        answers = client.summarize(["a", "b", "c"])
+    assert len(far_end.seen) == 3
+    assert sum(answer.answered for answer in answers) == 1
+    assert [answer.error.code for answer in answers if answer.error is not None] == [422, 422]
+
+
+def test_no_attempt_is_announced_after_another_failed(far_end: FarEnd) -> None:
+    failed = threading.Event()
+    told: list[str] = []
+    far_end.script += [Held(failed, (503, BUSY, {})), (422, TOO_LONG, {})]
+    with (
+        Client(far_end.url, batch_size=1, concurrency=2, on_retry=told.append) as client,
+        pytest.raises(RequestError, match="answered 422"),
+    ):
+        client.summarize(["a", "b"], on_answers=lambda _: failed.set())
+    assert (told, len(far_end.seen)) == ([], 2)
+
+
+def test_of_a_request_that_fails_in_the_end_the_answers_are_kept(far_end: FarEnd) -> None:
+    far_end.script += [(200, [*capitals(["a"]), BUSY], {}), (503, BUSY, {})]
+    with Client(far_end.url, attempts=2, backoff_s=0) as client:
+        first, second = client.summarize(["a", "b"])
+    assert (first.summary_text, second.answered) == ("A", False)
+    assert second.error is not None and second.error.message.endswith("answered 503: 9 items wait")
 
 
 def test_nobody_there(nowhere: str) -> None:
@@ -368,8 +459,46 @@ def test_many_dialogues_from_a_file(neuron_sum: CommandLine, far_end: FarEnd, tm
     assert [line.get("summary_text") for line in lines] == ["ONE", "TWO", None]
     assert "1 of 3 dialogues were refused; the first: inputs[2] holds no text" in made.stderr
     written = neuron_sum("request", far_end.url, "many.jsonl", "--output", "answers.jsonl", "--json")
-    assert json.loads(written.stdout) == {"dialogues": 3, "truncated": 0, "refused": 1, "output": "answers.jsonl"}
+    assert json.loads(written.stdout) == {
+        "dialogues": 3,
+        "truncated": 0,
+        "refused": 1,
+        "unanswered": 0,
+        "output": "answers.jsonl",
+    }
     assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == lines
+
+
+def test_what_was_answered_before_a_failure_is_written(
+    neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path
+) -> None:
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"inputs": text}) + "\n" for text in ("a", " ", "c", "d")))
+    far_end.script += [None, None, (503, BUSY, {"Retry-After": "3600"})]
+    single = ("--batch-size", "1", "--concurrency", "1", "--output", "answers.jsonl")
+    made = neuron_sum("request", far_end.url, "many.jsonl", *single, "--json")
+    assert made.returncode == 12
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line.get("summary_text") for line in lines] == ["A", None, None, None]
+    assert [line["error"]["code"] for line in lines[1:]] == [422, 503, 503]
+    told = json.loads(made.stdout)
+    assert (told["dialogues"], told["refused"], told["unanswered"]) == (4, 1, 2)
+    error = json.loads(made.stderr)["error"]
+    assert error["message"] == (
+        f"2 of 4 dialogues were not answered; the first: {far_end.url} answered 503: 9 items wait; "
+        "1 of 4 dialogues were refused; the first: inputs[1] holds no text"
+    )
+    assert "into a .jsonl" in error["hint"] and "--batch-size" in error["hint"]
+
+
+def test_a_lone_dialogue_without_an_answer(far_end: FarEnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.txt").write_text("Hello.")
+    monkeypatch.setitem(Client.__init__.__kwdefaults__, "attempts", 1)
+    far_end.script += [(200, [BUSY], {}), (200, capitals([" "]), {})]
+    with pytest.raises(RequestError, match="did not answer: 9 items wait") as caught:
+        request(far_end.url, tmp_path / "one.txt")
+    assert "again later" in (caught.value.hint or "")
+    with pytest.raises(RequestError, match=r"refused the dialogue: inputs\[0\] holds no text"):
+        request(far_end.url, tmp_path / "one.txt")
 
 
 def test_what_holds_no_dialogue_is_not_sent(neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_builder_needs_no_more_than_it_installs(contexts: dict[str, Path]) -
 def test_what_sagemaker_is_told(contexts: dict[str, Path], target: str) -> None:
     made = (contexts[target] / "Dockerfile").read_text()
     labels = re.findall(r'^LABEL com\.amazonaws\.sagemaker\.capabilities\.(\S+)="true"$', made, re.MULTILINE)
-    assert labels == ["accept-bind-to-port", "multi-models"] if target == "cpu" else ["accept-bind-to-port"]
+    assert labels == (["accept-bind-to-port", "multi-models"] if target == "cpu" else ["accept-bind-to-port"])
     assert re.findall(r"^USER (\S+)$", made, re.MULTILINE) == ([dockerfile.USER] if target == "cpu" else [])
     assert made.endswith('ENTRYPOINT ["/bin/bash", "/opt/neuron-sum/entrypoint"]\nCMD ["serve"]\n')
     assert environment_of(made)[djl.HOME_VARIABLE] == str(dockerfile.HOME)
@@ -179,7 +179,7 @@ def test_the_script_becomes_a_server_that_ends_on_sigterm(
             said, _ = server.communicate(timeout=local.STOP_LIMIT_S)
         finally:
             server.kill()
-    assert "0 requests were not answered" in said
+    assert ", 0 not answered" in said
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_process_1_of_the_containers_own_layout(
             assert summary["output_tokens"] == 2
         first.send_signal(signal.SIGTERM)
         said, _ = server.communicate(timeout=local.STOP_LIMIT_S)
-    assert "0 requests were not answered" in said
+    assert ", 0 not answered" in said
 
 
 def test_a_checkpoint_is_packed_for_the_ended_container(

@@ -1,6 +1,10 @@
 """model.tar.gz: its bytes, what is in it, and what may be changed."""
 
+import ast
 import os
+import random
+import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -39,6 +43,19 @@ def test_an_archive_has_the_same_bytes_every_time(
     assert alone.stdout.startswith(str(tmp_path / "out"))
 
 
+def test_the_handler_is_packed_with_all_that_it_imports() -> None:
+    source = Path(package.__file__).parent
+    for name in package.HANDLER:
+        for node in ast.walk(ast.parse((source / name).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "serving":
+                needed = {f"{alias.name}.py" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("serving."):
+                needed = {f"{(node.module or '').removeprefix('serving.')}.py"}
+            else:
+                continue
+            assert needed <= set(package.HANDLER), f"{name} needs {needed}"
+
+
 def test_settings_of_the_endpoint_alone_can_be_changed(
     lora_artifact: Artifact, tmp_path: Path, neuron_sum: CommandLine
 ) -> None:
@@ -56,12 +73,109 @@ def test_settings_of_the_endpoint_alone_can_be_changed(
     assert nothing.returncode == 9 and "neither an artifact nor" in nothing.stderr
 
 
-@pytest.mark.parametrize("name", ["../outside", "/absolute"])
-def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "text").write_text("x")
-    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "text", name)
-    (tmp_path / "into").mkdir()
-    with pytest.raises(ArtifactError):
-        package.unpack(tmp_path / "bad.tar.gz", tmp_path / "into")
-    assert not (tmp_path / "outside").exists()
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A small archive of pack()'s, with a long name and with bytes that do not shrink."""
+    contents = {"artifact/manifest.json": b"{}", "artifact/weights": random.Random(0).randbytes(900),
+                f"artifact/{'long' * 40}": b"text " * 100}  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes(content)
+    package.pack(tmp_path / "m.tar.gz", "option=1\n", [(name, tmp_path / "from" / name) for name in contents])
+    return tmp_path / "m.tar.gz"
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    """An empty folder with nothing beside it."""
+    (tmp_path / "place" / "into").mkdir(parents=True)
+    return tmp_path / "place" / "into"
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(archive: Path, into: Path) -> bool:
+    """Whether it is refused with the one error; then nothing may be left."""
+    try:
+        package.unpack(archive, into)
+    except ArtifactError as error:
+        assert str(archive) in error.message and error.hint
+        assert [path for path in into.parent.rglob("*")] == [into], "something was left"
+        return True
+    return False
+
+
+def test_a_changed_byte_is_found_wherever_it_is(packed: Path, into: Path) -> None:
+    whole = packed.read_bytes()
+    package.unpack(packed, into)
+    content = content_of(into)
+    assert len(content) == 4
+    harmless = 0
+    for place in range(len(whole)):
+        shutil.rmtree(into)
+        into.mkdir()
+        packed.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        if not refused(packed, into):  # gzip's head and its code tables have bits that decide nothing
+            assert content_of(into) == content
+            harmless += 1
+    assert harmless < len(whole) / 20
+
+
+def test_what_a_truncated_archive_holds_is_not_unpacked(packed: Path, into: Path) -> None:
+    whole = packed.read_bytes()
+    for length in range(0, len(whole), 7):
+        packed.write_bytes(whole[:length])
+        assert refused(packed, into), length
+
+
+def test_what_follows_the_archive_is_found(packed: Path, into: Path) -> None:
+    packed.write_bytes(packed.read_bytes() + b"more")
+    assert refused(packed, into)
+
+
+@pytest.mark.parametrize(("name", "kind", "headers"), [
+    ("../outside", tarfile.REGTYPE, {}),
+    ("artifact/../../outside", tarfile.REGTYPE, {}),
+    ("/tmp/outside", tarfile.REGTYPE, {}),
+    ("", tarfile.REGTYPE, {}),
+    ("serving.properties", tarfile.REGTYPE, {}),
+    ("serving.properties/below", tarfile.REGTYPE, {}),
+    ("link", tarfile.SYMTYPE, {}),
+    ("link", tarfile.LNKTYPE, {}),
+    ("device", tarfile.CHRTYPE, {}),
+    ("pipe", tarfile.FIFOTYPE, {}),
+    ("folder", tarfile.DIRTYPE, {}),
+    ("sparse", tarfile.GNUTYPE_SPARSE, {}),
+    ("name", tarfile.REGTYPE, {"path": "a\0b"}),
+    ("name", tarfile.REGTYPE, {"GNU.sparse.map": "a,b"}),
+])  # fmt: skip
+def test_only_files_of_its_own_folder_are_unpacked(
+    tmp_path: Path, into: Path, name: str, kind: bytes, headers: dict[str, str]
+) -> None:
+    archive = tmp_path / "bad.tar.gz"
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as bad:
+        bad.addfile(tarfile.TarInfo("serving.properties"))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.pax_headers = kind, "serving.properties", headers
+        bad.addfile(member)
+    assert refused(archive, into)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path, into: Path, neuron_sum: CommandLine) -> None:
+    with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as other:
+        other.addfile(tarfile.TarInfo("notes.txt"))
+    with pytest.raises(ArtifactError, match=r"holds no serving\.properties"):
+        package.unpack(tmp_path / "other.tar.gz", into)
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    assert refused(tmp_path / "text.tar.gz", into)
+    assert refused(tmp_path / "missing.tar.gz", into)
+    told = neuron_sum("serve", "text.tar.gz")
+    assert (told.returncode, told.stderr.count("\n")) == (9, 2)
+
+
+def test_who_may_read_the_folder_may_read_it_afterwards(packed: Path, into: Path) -> None:
+    into.chmod(0o700)
+    package.unpack(packed, into)
+    assert stat.S_IMODE(into.stat().st_mode) == 0o700

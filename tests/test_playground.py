@@ -15,13 +15,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from compile.build import build, make_plan
-from compile.source import open_source
 from neuron_sum.artifact import Artifact
-from neuron_sum.errors import ServerError
 from neuron_sum.recipe import ServeConfig
 from neuron_sum.run_folder import open_run
-from serving import djl
 from serving.service import BASE
 
 pytestmark = pytest.mark.slow
@@ -29,30 +25,6 @@ pytestmark = pytest.mark.slow
 DIALOGUE = "#Person1#: Are you coming tonight?\n#Person2#: Yes, at eight. <b>Really</b> & truly."
 NEW_NAME = "<b>new"
 OpenPage = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def server_home(graph_cache: Path) -> Iterator[None]:
-    """DJL Serving from the person's own cache and not that of this session, where it would be built again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NEURON_SUM_CACHE")
-        try:
-            home = djl.install()
-        except ServerError as error:
-            pytest.skip(f"no DJL Serving: {error.message}")
-        patch.setenv(djl.HOME_VARIABLE, str(home))
-        patch.setenv("NEURON_SUM_CACHE", str(graph_cache))
-        yield
-
-
-@pytest.fixture(scope="module")
-def artifact(micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The run's adapter in a slot, and room for another."""
-    shape = ["compile.batch_sizes=[1]", "compile.num_beams=[1]", "compile.source_lens=[192]"]
-    slots = ["compile.adapters.slots=2", "compile.adapters.soft_prompt_tokens=4"]
-    source = open_source(micro_lora_run, None, [*shape, *slots])
-    target = tmp_path_factory.mktemp("artifacts") / "first"
-    return build(source, make_plan(source), target, overwrite=False, jobs=None)
 
 
 @contextmanager
@@ -76,8 +48,8 @@ def served(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def url(artifact: Artifact, server_home: None) -> Iterator[str]:
-    with served(artifact.path) as address:
+def url(lora_artifact: Artifact, djl_serving: Path) -> Iterator[str]:
+    with served(lora_artifact.path) as address:
         yield address
 
 
@@ -187,7 +159,7 @@ def test_adapters_come_and_go_while_the_page_is_open(
     page = open_page(url)
     choose(page, "default")
     source = {"name": NEW_NAME, "src": str(open_run(micro_lora_run).weights)}
-    httpx.post(f"{url}/models/first/adapters", params=source).raise_for_status()
+    httpx.post(f"{url}/models/lora/adapters", params=source).raise_for_status()
     page.evaluate("window.dispatchEvent(new Event('focus'))")
     expect(page.locator(".choice span")).to_have_text([BASE, NEW_NAME, "default"])
     assert [box.is_checked() for box in page.locator(".choice input").all()] == [False, False, True]
@@ -196,7 +168,7 @@ def test_adapters_come_and_go_while_the_page_is_open(
     expect(page.locator(".card").nth(1)).to_contain_text(f"the same text as {NEW_NAME}")
     assert faults == []
 
-    httpx.delete(f"{url}/models/first/adapters/{NEW_NAME}").raise_for_status()
+    httpx.delete(f"{url}/models/lora/adapters/{NEW_NAME}").raise_for_status()
     summarize(page, DIALOGUE)
     refused = page.locator(".card").first
     expect(refused.locator(".text")).to_have_text(f"no adapter '{NEW_NAME}'; there are: default")
@@ -249,15 +221,15 @@ def test_the_policy_forbids_all_but_this_server(url: str) -> None:
 
 
 def test_several_models_and_one_without_slots(
-    artifact: Artifact, server_home: None, open_page: OpenPage, faults: list[str], tmp_path: Path
+    lora_artifact: Artifact, djl_serving: Path, open_page: OpenPage, faults: list[str], tmp_path: Path
 ) -> None:
-    another = shutil.copytree(artifact.path, tmp_path / "another")
-    with served(artifact.path, another) as url:
+    another = shutil.copytree(lora_artifact.path, tmp_path / "another")
+    with served(lora_artifact.path, another) as url:
         page = open_page(url)
-        assert page.get_by_label("Model").locator("option").all_inner_texts() == ["first", "another"]
+        assert page.get_by_label("Model").locator("option").all_inner_texts() == ["lora", "another"]
         summarize(page, DIALOGUE)
         expect(page.locator(".card")).to_have_count(2)
-        expect(page.get_by_role("status")).to_contain_text("first: 2 summaries")
+        expect(page.get_by_role("status")).to_contain_text("lora: 2 summaries")
 
         def without_slots(route: Route) -> None:
             given = route.fetch()
@@ -270,13 +242,13 @@ def test_several_models_and_one_without_slots(
         expect(page.get_by_role("group", name="Adapters")).to_be_hidden()
         summarize(page, DIALOGUE)
         expect(page.locator(".card h3")).to_have_text(["another"])
-        page.get_by_label("Model").select_option("first")
+        page.get_by_label("Model").select_option("lora")
         expect(page.locator(".choice span")).to_have_text([BASE, "default"])
     assert faults == []
 
 
-def test_without_the_option_there_is_no_page(artifact: Artifact, server_home: None) -> None:
-    with served(artifact.path, options=()) as url:
+def test_without_the_option_there_is_no_page(lora_artifact: Artifact, djl_serving: Path) -> None:
+    with served(lora_artifact.path, options=()) as url:
         for path in ("/", "/playground"):
             answer = httpx.get(url + path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, 404)

@@ -1,13 +1,12 @@
 """`neuron-sum evaluate`, `compare` and `summarize`."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import DataError, RunError
+from neuron_sum.errors import RunError
 
 if TYPE_CHECKING:
     from neuron_sum.evaluation.predictions import PredictionColumns
@@ -70,14 +69,7 @@ def summarize(
         raise RunError(
             f"{run} is neither a run nor an artifact: it holds no recipe.yaml", "neuron-sum train RECIPE makes a run"
         )
-    if str(file) == "-" and sys.stdin.isatty():
-        console.note("reading a dialogue from standard input; end it with Ctrl-D")
-    try:
-        dialogue = (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", "a UTF-8 text file, one turn a line") from error
-    if not dialogue:
-        raise DataError(f"{'standard input' if str(file) == '-' else file} holds no dialogue", "one turn a line")
+    dialogue = console.read_dialogue(file)
 
     from neuron_sum.evaluation.systems import parse_systems, summarize_one
     from neuron_sum.recipe_loading import load_recipe

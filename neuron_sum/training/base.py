@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from neuron_sum.data.encoding import Encoded
 from neuron_sum.data.shapes import ShapePlan
-from neuron_sum.recipe import TrainConfig
+from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class TrainingData:
 
 
 class Trainer(Protocol):
-    """A backend: built for a run folder, it trains once. Every backend leaves the same files."""
+    """A backend: built for a run folder, it trains once. Every backend leaves the same files.
+
+    Attributes:
+        computes_here: Whether a step by torch in this process tells how long its steps will take.
+    """
+
+    computes_here: ClassVar[bool]
 
     def __init__(self, run: RunFolder, tokenizer: "PreTrainedTokenizerFast", resume_from: Path | None) -> None:
         """Takes the folder to write to, and the checkpoint to go on from."""
@@ -39,12 +45,21 @@ class Trainer(Protocol):
 
         Raises:
             MissingExtraError: Naming what to install.
+            PlatformError: If this is no machine for it.
+        """
+
+    @staticmethod
+    def check_model(config: "PretrainedConfig", recipe: Recipe) -> None:
+        """Finds out whether this backend can train this model by the recipe's method.
+
+        Raises:
+            RecipeError: With everything that it cannot.
         """
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
-    ) -> Path:
-        """Trains, saving on the way; returns the folder of the trained weights.
+    ) -> Path | None:
+        """Trains, saving on the way; returns the folder of the trained weights, or None for a rehearsal without any.
 
         Raises:
             Interrupted: After a signal, once a checkpoint is saved.

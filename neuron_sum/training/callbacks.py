@@ -77,21 +77,34 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint once all of it is written: transformers writes in place, so a kill leaves a part of one."""
+    """Marks a checkpoint once all of it is written: it is written in place, so a kill leaves a part of one.
+
+    Args:
+        group: Of all processes; None: the default one.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called after everything, rotation included; every process writes a part of a checkpoint."""
         if _is_distributed():
-            dist.barrier()
+            dist.barrier(self._group)
         if state.is_world_process_zero:
             files.write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, "")
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C or SIGTERM ends the current step, saves, and stops; a second Ctrl-C stops at once."""
+    """Ctrl-C or SIGTERM ends the current step, saves, and stops; a second Ctrl-C stops at once.
 
-    def __init__(self) -> None:
+    Args:
+        group: Of all processes, over main memory, where asking the device at every step would hold it up; None: the
+            default one, over the device.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.stopped = False
+        self._group = group
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -111,8 +124,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stops every process at the same step, whichever of them was told."""
         if _is_distributed():
-            told = torch.tensor([float(self.stopped)], device=args.device)
-            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+            told = torch.tensor([float(self.stopped)], device=args.device if self._group is None else "cpu")
+            dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
             self.stopped = bool(told.item())
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True

@@ -18,12 +18,27 @@ def train(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if it does not seem to fit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; train and write nothing.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Train in so many processes (torchrun).")] = None,
+    precompile: Annotated[
+        bool, typer.Option("--precompile", help="Neuron: only extract and compile the graphs, for the cache.")
+    ] = False,
 ) -> None:
     """Fine-tune a model: full, LoRA or prompt tuning, as the recipe says."""
     from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.training import launch
+
+    changes = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
+    resolved = load_recipe(recipe, changes)
+    launch.check_options(resolved.train, processes, precompile=precompile)
+    launch.set_environment(resolved.train)
+    if processes is not None and not dry_run:
+        where = ["--output", str(output)] if output is not None and not precompile else []
+        run_flags = {"--resume": resume and not precompile, "--overwrite": overwrite and not precompile}
+        all_flags = {**run_flags, "--force": force, "--json": console.settings.json, "--debug": console.settings.debug}
+        given = [flag for flag, on in all_flags.items() if on]
+        raise typer.Exit(launch.start([recipe, *changes, *where, *given], processes, precompile=precompile))
     from neuron_sum.training import train as training
 
-    resolved = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
     folder = output or Path("runs") / resolved.name
     if dry_run:
         prepared = training.prepare(resolved, folder, resume=resume, overwrite=overwrite, force=force)
@@ -35,6 +50,9 @@ def train(
         return
     run = training.train(resolved, folder, resume=resume, overwrite=overwrite, force=force)
     if not console.is_main_process():
+        return
+    if not run.is_complete:
+        console.note("graphs were extracted; nothing was trained")
         return
     results = run.read_results()
     loss = f"loss {results['train_loss']:.3f}"

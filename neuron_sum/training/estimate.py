@@ -15,10 +15,12 @@ from transformers import PretrainedConfig
 
 from neuron_sum import cpu
 from neuron_sum.console import size
+from neuron_sum.data.layouts import Shape
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import ResourceError
 from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import TrainConfig
+from neuron_sum.stack import Instance
 
 FP32_BYTES = 4
 ADAM_STATES = 2
@@ -28,24 +30,48 @@ MEMORY_MARGIN = 1.15
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a run will need, per device.
+class ModelMemory:
+    """What training keeps of a model on one device.
 
     Attributes:
         weights: Bytes of parameters.
         gradients: Bytes of gradients of the trainable ones.
         optimizer: Bytes of AdamW's two moments.
         activations: Bytes that the backward pass keeps of one batch.
-        available: Bytes that are free on the device now.
-        device: What people call it.
-        steps: Optimizer steps.
-        disk: Bytes of checkpoints and results.
     """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes in all, with a margin."""
+        return (self.weights + self.gradients + self.optimizer + self.activations) * MEMORY_MARGIN
+
+    def remedy(self, available: float, train: TrainConfig) -> str | None:
+        """The largest batch size that fits, with accumulation that keeps a step's examples; None if none does."""
+        fixed = (self.weights + self.gradients + self.optimizer) * MEMORY_MARGIN
+        per_example = self.activations * MEMORY_MARGIN / train.per_device_train_batch_size
+        fitting = int((available - fixed) // per_example) if per_example else 0
+        if fitting < 1:
+            return None
+        steps = -(-train.per_device_train_batch_size * train.gradient_accumulation_steps // fitting)
+        return f"train.per_device_train_batch_size={fitting} train.gradient_accumulation_steps={steps}"
+
+
+@dataclass(frozen=True)
+class Estimate(ModelMemory):
+    """What a run will need, per device.
+
+    Attributes:
+        available: Bytes that are free on the device now.
+        device: What people call it.
+        steps: Optimizer steps.
+        disk: Bytes of checkpoints and results.
+    """
+
     available: float
     device: str
     steps: int
@@ -53,8 +79,8 @@ class Estimate:
 
     @property
     def memory(self) -> float:
-        """Bytes in all."""
-        return (self.weights + self.gradients + self.optimizer + self.activations) * MEMORY_MARGIN + PROCESS_BYTES
+        """Bytes in all, the process itself included."""
+        return super().memory + PROCESS_BYTES
 
     @property
     def fits(self) -> bool:
@@ -80,15 +106,10 @@ class Estimate:
         """
         if self.fits:
             return
-        fixed = (self.weights + self.gradients + self.optimizer) * MEMORY_MARGIN + PROCESS_BYTES
-        per_example = self.activations * MEMORY_MARGIN / train.per_device_train_batch_size
-        fitting = int((self.available - fixed) // per_example) if per_example else 0
-        if fitting >= 1:
-            steps = -(-train.per_device_train_batch_size * train.gradient_accumulation_steps // fitting)
-            remedy = f"train.per_device_train_batch_size={fitting} train.gradient_accumulation_steps={steps}"
-        elif self.gradients * 10 > self.weights:
+        remedy = self.remedy(self.available - PROCESS_BYTES, train)
+        if remedy is None and self.gradients * 10 > self.weights:
             remedy = "method=lora (no gradients and moments for the base), a smaller model, or a larger machine"
-        else:
+        elif remedy is None:
             remedy = "a smaller model, or a larger machine"
         raise ResourceError(
             f"this needs about {size(self.memory)} of memory, {self.device} has {size(self.available)} free",
@@ -111,15 +132,12 @@ def estimate(config: PretrainedConfig, parameters: ParameterCount, plan: ShapePl
         math.ceil(batches / train.gradient_accumulation_steps) * train.num_train_epochs
     )
     shards = devices if train.fsdp or train.deepspeed else 1
-    weights = parameters.all * FP32_BYTES / shards
-    trainable = parameters.trainable * FP32_BYTES / shards
+    longest = Shape(plan.source_len, plan.target_len)
+    model = model_memory(config, parameters, longest, train, shards=shards, optimizer_shards=shards)
     checkpoint = (parameters.trainable if parameters.trainable < parameters.all else parameters.all) * FP32_BYTES
     available, device = available_memory()
     return Estimate(
-        weights=weights,
-        gradients=trainable,
-        optimizer=trainable * ADAM_STATES,
-        activations=_activations(config, plan, train),
+        **dataclasses.asdict(model),
         available=available,
         device=device,
         steps=steps,
@@ -127,14 +145,91 @@ def estimate(config: PretrainedConfig, parameters: ParameterCount, plan: ShapePl
     )
 
 
+def model_memory(
+    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig,
+    *, shards: int = 1, optimizer_shards: int = 1,
+) -> ModelMemory:  # fmt: skip
+    """What one device keeps of the model.
+
+    Args:
+        config: The base model's configuration, for widths and layers.
+        parameters: Of the model with its adapter.
+        shape: The longest row.
+        train: Batch size and precision; weights, gradients and moments are fp32, for bf16 is autocast.
+        shards: Over how many devices weights and gradients are spread.
+        optimizer_shards: Over how many the moments are.
+    """
+    trainable = parameters.trainable * FP32_BYTES
+    return ModelMemory(
+        weights=parameters.all * FP32_BYTES / shards,
+        gradients=trainable / shards,
+        optimizer=trainable * ADAM_STATES / optimizer_shards,
+        activations=_activations(config, shape, train),
+    )
+
+
+@dataclass(frozen=True)
+class NeuronEstimate:
+    """What a run will need on a Neuron instance.
+
+    Attributes:
+        core: On each NeuronCore.
+        core_available: Bytes of a core's device memory.
+        host: Bytes of all processes on the host; the compiler's own, of which no figure is published, come on top.
+        host_available: Bytes of the host's memory.
+        processes: One a NeuronCore.
+    """
+
+    core: ModelMemory
+    core_available: float
+    host: float
+    host_available: float
+    processes: int
+
+
+def estimate_neuron(
+    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, instance: Instance,
+    *, tensor_parallel_size: int = 1, zero_1: bool = False,
+) -> NeuronEstimate:  # fmt: skip
+    """The estimate for an instance: data parallel over its cores, but for what is sharded.
+
+    Args:
+        config: The base model's configuration.
+        parameters: Of the model with its adapter.
+        shape: The longest row.
+        train: Batch size of one core, and precision.
+        instance: Where it shall run.
+        tensor_parallel_size: Cores that share one copy of the model. Activations are counted whole, which is more
+            than they take.
+        zero_1: Whether the copies share the optimizer's moments.
+    """
+    copies = max(instance.neuron_cores // tensor_parallel_size, 1)
+    loaded = parameters.all * FP32_BYTES  # every process holds the whole model once, before its core has its part
+    return NeuronEstimate(
+        core=model_memory(
+            config, parameters, shape, train,
+            shards=tensor_parallel_size, optimizer_shards=tensor_parallel_size * (copies if zero_1 else 1),
+        ),
+        core_available=instance.core_memory,
+        host=instance.neuron_cores * (PROCESS_BYTES + loaded),
+        host_available=instance.host_memory,
+        processes=instance.neuron_cores,
+    )  # fmt: skip
+
+
 def world_size() -> int:
     """How many processes torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def device_count() -> int:
-    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel)."""
-    return world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+def device_count(train: TrainConfig) -> int:
+    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel).
+
+    Args:
+        train: Says how many share one copy of the model, and so one batch.
+    """
+    count = world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+    return max(count // train.neuron.tensor_parallel_size, 1)
 
 
 def available_memory() -> tuple[float, str]:
@@ -145,10 +240,10 @@ def available_memory() -> tuple[float, str]:
     return cpu.available_memory() + own, "this machine's CPU"
 
 
-def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) -> float:
+def _activations(config: PretrainedConfig, shape: Shape, train: TrainConfig) -> float:
     """Bytes of one batch at its longest, after Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), in fp32."""
     rows, width = train.per_device_train_batch_size, int(config.hidden_size)
-    logits: int = 3 * rows * (plan.source_len if is_decoder_only(config) else plan.target_len) * config.vocab_size
+    logits: int = 3 * rows * (shape.source_len if is_decoder_only(config) else shape.target_len) * config.vocab_size
 
     def stack(layers: int, length: int, keys: int, heads: int) -> float:
         if train.gradient_checkpointing:
@@ -156,10 +251,10 @@ def _activations(config: PretrainedConfig, plan: ShapePlan, train: TrainConfig) 
         return layers * rows * length * (17 * width + 2.5 * heads * keys)
 
     if is_decoder_only(config):
-        elements = stack(config.num_hidden_layers, plan.source_len, plan.source_len, config.num_attention_heads)
+        elements = stack(config.num_hidden_layers, shape.source_len, shape.source_len, config.num_attention_heads)
     else:
-        elements = stack(config.num_layers, plan.source_len, plan.source_len, config.num_heads)
+        elements = stack(config.num_layers, shape.source_len, shape.source_len, config.num_heads)
         elements += stack(
-            config.num_decoder_layers, plan.target_len, plan.target_len + plan.source_len, config.num_heads
+            config.num_decoder_layers, shape.target_len, shape.target_len + shape.source_len, config.num_heads
         )
     return (elements + logits) * FP32_BYTES * (0.6 if train.bf16 else 1.0)

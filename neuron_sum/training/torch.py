@@ -5,17 +5,17 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, MissingExtraError
 from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import TrainConfig
+from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
@@ -36,6 +36,8 @@ HARMLESS_WARNING = "mtime may not be reliable"
 class TorchTrainer:
     """Trains with transformers' Trainer; see base.Trainer for the contract."""
 
+    computes_here: ClassVar[bool] = True
+
     def __init__(self, run: RunFolder, tokenizer: PreTrainedTokenizerFast, resume_from: Path | None) -> None:
         self.run, self.tokenizer, self.resume_from = run, tokenizer, resume_from
 
@@ -45,6 +47,10 @@ class TorchTrainer:
         for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
             if wanted and importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, package)
+
+    @staticmethod
+    def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
+        """Trains every model that a recipe can describe."""
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig

@@ -21,6 +21,7 @@ from neuron_sum.recipe import ModelConfig, Recipe
 from neuron_sum.run_folder import RunFolder, start_run
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.estimate import Estimate, device_count, estimate, world_size
+from neuron_sum.training.neuron import NeuronBackend
 from neuron_sum.training.timing import seconds_per_step
 from neuron_sum.training.torch import TorchTrainer
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-BACKENDS: dict[str, type[Trainer]] = {"torch": TorchTrainer}
+BACKENDS: dict[str, type[Trainer]] = {"torch": TorchTrainer, "neuron": NeuronBackend}
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
 
 
@@ -86,6 +87,8 @@ def train(
         console.note(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
     trainer = BACKENDS[recipe.train.backend](run, made.tokenizer, resume_from)
     weights = trainer.train(made.model, made.data, made.plan, recipe.train)
+    if weights is None:
+        return run
 
     # What is left behind
     if console.is_main_process():
@@ -148,12 +151,15 @@ def prepare(
     )
 
     # Method
+    BACKENDS[recipe.train.backend].check_model(config, recipe)
     model = adapters.attach(base, recipe.method, recipe.train.seed)
     parameters = models.count_parameters(model)
     say(f"{recipe.method.name}: {parameters}")
 
     # What it will take
-    plan = choose_plan(recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count())
+    plan = choose_plan(
+        recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train)
+    )
     shapes = plan.report(data.train)
     say(str(shapes))
     expected = estimate(config, parameters, plan, recipe.train)
@@ -161,7 +167,8 @@ def prepare(
     if not force:
         expected.check(recipe.train)
     seconds = None
-    if world_size() == 1 and expected.fits:  # the step that is measured runs the whole model in one process
+    measurable = world_size() == 1 and BACKENDS[recipe.train.backend].computes_here
+    if measurable and expected.fits:  # the step that is measured runs the whole model in one process
         seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train)
     takes = f"this will take about {console.duration(seconds)}" if seconds else "the progress bar will tell how long"
     say(f"{expected.steps:,} optimizer steps; {takes}")

@@ -2,7 +2,6 @@ package neuronsum;
 
 import ai.djl.modality.Input;
 import ai.djl.modality.Output;
-import ai.djl.ndarray.BytesSupplier;
 import ai.djl.serving.http.StatusResponse;
 import ai.djl.serving.models.ModelManager;
 import ai.djl.serving.util.NettyUtils;
@@ -22,14 +21,13 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.ConcurrentHashMap;
 
 /**
  * DJL's adapter routes, telling the truth in async mode.
  *
  * <p>DJL answers 200 to a registration as soon as the worker was asked (AdapterManagementRequestHandler reads a code
  * that an async worker has not given yet), and lists an adapter that was refused. Here the same calls wait for the
- * worker. Listing and describing stay DJL's.
+ * worker. It alone knows which adapters there are; DJL's list follows it. Listing and describing stay DJL's.
  */
 final class Adapters {
 
@@ -62,50 +60,55 @@ final class Adapters {
             if (name == null || source == null) {
                 Errors.send(ctx, 400, "name and src are required: POST /models/M/adapters?name=NAME&src=FOLDER");
             } else {
-                Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, source, options(decoder));
-                answer(ctx, adapter.register(wlm), "registered", () -> info.registerAdapter(adapter));
+                Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, source, Map.of());
+                answer(ctx, info, name, adapter, adapter.register(wlm), "registered");
             }
         } else if (known == null) {
             Errors.send(ctx, 404, "no adapter " + name + " was registered here");
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3) {
             String now = source == null ? known.getSrc() : source;
-            Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, now, options(decoder));
-            answer(ctx, adapter.update(wlm), "updated", () -> info.updateAdapter(adapter));
+            Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, now, Map.of());
+            answer(ctx, info, name, adapter, adapter.update(wlm), "updated");
         } else if (HttpMethod.DELETE.equals(request.method())) {
-            answer(ctx, Adapter.unregister(known, info, wlm), "unregistered", () -> info.unregisterAdapter(name));
+            answer(ctx, info, name, null, Adapter.unregister(known, info, wlm), "unregistered");
         } else {
             Errors.send(ctx, 405, "GET, POST or DELETE");
         }
         return true;
     }
 
+    /** Sends what the worker says, and makes DJL's list say the same: the adapter as it is now, null for gone. */
     private static void answer(
-            ChannelHandlerContext ctx, CompletableFuture<Output> asked, String done, Runnable record) {
-        asked.whenCompleteAsync(
-                (output, failure) -> {
-                    if (failure != null) {
-                        NettyUtils.sendError(ctx, HttpResponseStatus.SERVICE_UNAVAILABLE, failure);
-                        return;
-                    }
-                    BytesSupplier data = output.getData();
-                    String body = new String(data.getAsBytes(), StandardCharsets.UTF_8); // waits for the worker
-                    if (output.getCode() >= 300) {
-                        Errors.sendBody(ctx, output.getCode(), body);
-                        return;
-                    }
-                    record.run();
-                    NettyUtils.sendJsonResponse(ctx, new StatusResponse(done), HttpResponseStatus.OK);
-                });
+            ChannelHandlerContext ctx, ModelInfo<Input, Output> info, String name, Adapter<Input, Output> now,
+            CompletableFuture<Output> asked, String done) {
+        asked.thenAcceptAsync(
+                        output -> {
+                            byte[] data = output.getData().getAsBytes(); // waits for the worker, a minute at most
+                            if (data.length == 0) { // lost on its way, as Exchange.write tells
+                                throw new IllegalStateException("no answer");
+                            }
+                            int code = output.getCode();
+                            if (code == 404 || code < 300 && now == null) {
+                                info.getAdapters().remove(name);
+                            } else if (code < 300) {
+                                info.getAdapters().put(name, now);
+                            }
+                            if (code < 300) {
+                                NettyUtils.sendJsonResponse(ctx, new StatusResponse(done), HttpResponseStatus.OK);
+                            } else {
+                                Errors.sendBody(ctx, code, new String(data, StandardCharsets.UTF_8));
+                            }
+                        })
+                .exceptionally(
+                        failure -> {
+                            Gate.LOGGER.error("an adapter was not {}", done, failure);
+                            Errors.send(ctx, 503, "the worker did not say whether it was " + done + "; ask again");
+                            return null;
+                        });
     }
 
     private static String parameter(QueryStringDecoder decoder, String name) {
         List<String> values = decoder.parameters().get(name);
         return values == null ? null : values.get(0);
-    }
-
-    private static Map<String, String> options(QueryStringDecoder decoder) {
-        Map<String, String> options = new ConcurrentHashMap<>();
-        decoder.parameters().forEach((key, values) -> options.put(key, values.get(0)));
-        return options;
     }
 }

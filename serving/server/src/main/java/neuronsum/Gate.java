@@ -26,6 +26,9 @@ public final class Gate implements RequestHandler<Void> {
     static final AtomicInteger IN_FLIGHT = new AtomicInteger();
 
     private static final int DRAIN_S = setting("NEURON_SUM_DRAIN_S", 25);
+    private static final int REFUSE_S = 2;
+    private static final String SHUTTING_DOWN =
+            "this server is shutting down; send the request again, to another instance";
     private static volatile boolean draining;
 
     private final Adapters adapters = new Adapters();
@@ -33,6 +36,7 @@ public final class Gate implements RequestHandler<Void> {
 
     /** Made once, when the server loads its plugins. */
     public Gate() {
+        System.setProperty("io.netty.bootstrap.extensions", "serviceload"); // for Connections, before Netty asks
         Runtime.getRuntime().addShutdownHook(new Thread(Gate::drain, "drain"));
     }
 
@@ -46,17 +50,17 @@ public final class Gate implements RequestHandler<Void> {
     @Override
     public Void handleRequest(
             ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] segments) {
-        Exchange exchange = ctx.pipeline().get(Exchange.class);
-        if (exchange == null) {
-            exchange = new Exchange();
-            ctx.pipeline().addBefore(ctx.name(), "exchange", exchange);
+        boolean inference = isInference(segments);
+        if (inference) {
+            ctx.pipeline().get(Exchange.class).begin(ctx, Workers.failures(request, decoder, segments));
         }
-        if (isInference(segments) || isPing(segments) && draining) {
-            if (draining) {
-                Errors.send(ctx, 503, "this server is shutting down; send the request again, to another instance");
-                return null;
-            }
-            exchange.begin(ctx);
+        // Asked after it was counted: either this sees that the server drains, or the drain sees this request.
+        if (draining && (inference || isPing(segments))) {
+            Errors.send(ctx, 503, SHUTTING_DOWN);
+            return null;
+        }
+        if (inference && Refusals.refuse(ctx, request, decoder)) {
+            return null;
         }
         Unloads.see(request, segments);
         if (!page.handle(ctx, request, decoder) && !adapters.handle(ctx, request, decoder, segments)) {
@@ -77,21 +81,31 @@ public final class Gate implements RequestHandler<Void> {
         return segments.length > 1
                 && ("invocations".equals(segments[1])
                         || "predictions".equals(segments[1])
-                        || segments.length > 3 && "invoke".equals(segments[3]));
+                        || "v1".equals(segments[1])
+                        || "models".equals(segments[1]) && "invoke".equals(segments[segments.length - 1]));
     }
 
     /** The virtual machine waits for this thread when it is told to stop, while all others go on. */
     private static void drain() {
         draining = true;
         LOGGER.info("shutting down: {} requests are still to be answered", IN_FLIGHT.get());
-        long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(DRAIN_S);
         try {
-            while (IN_FLIGHT.get() > 0 && System.nanoTime() < end) {
-                Thread.sleep(20);
+            await(DRAIN_S);
+            int left = IN_FLIGHT.get();
+            if (left > 0) {
+                Exchange.refuseAll(SHUTTING_DOWN);
+                await(REFUSE_S);
             }
+            LOGGER.info("shut down: {} requests were refused, {} not answered", left, IN_FLIGHT.get());
         } catch (InterruptedException e) {
             Thread.currentThread().interrupt();
         }
-        LOGGER.info("shutting down: {} requests were not answered", IN_FLIGHT.get());
+    }
+
+    private static void await(int seconds) throws InterruptedException {
+        long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(seconds);
+        while (IN_FLIGHT.get() > 0 && System.nanoTime() < end) {
+            Thread.sleep(20);
+        }
     }
 }

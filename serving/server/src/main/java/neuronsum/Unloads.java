@@ -1,9 +1,9 @@
 package neuronsum;
 
 import ai.djl.Model;
+import ai.djl.serving.models.Endpoint;
 import ai.djl.serving.models.ModelManager;
-import ai.djl.serving.wlm.ModelInfo;
-import ai.djl.serving.wlm.WorkerPoolConfig;
+import ai.djl.serving.workflow.Workflow;
 
 import io.netty.handler.codec.http.FullHttpRequest;
 import io.netty.handler.codec.http.HttpMethod;
@@ -13,29 +13,41 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.Paths;
-import java.util.HexFormat;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.HexFormat;
+import java.util.Set;
 
 /**
  * Models that are being unloaded, told to their workers.
  *
  * <p>When DJL unloads a model in async mode, the connection that it closes itself looks to it like a worker that died:
  * it starts another, which nobody ever stops (Connection.channelInactive, PyProcess.restartPythonWorkerAsyncMode). So a
- * mark is left before the model goes, and a worker that finds a fresh one while it starts ends at once
+ * mark is left before the model goes, and a worker that finds one for it while it starts ends at once
  * (serving/model.py), which DJL takes as final.
  */
 final class Unloads {
 
+    private static final Set<String> ROOTS = Set.of("models", "workflows");
+
     private Unloads() {}
 
-    static void see(FullHttpRequest request, String[] segments) {
-        if (segments.length != 3 || !"models".equals(segments[1]) || !HttpMethod.DELETE.equals(request.method())) {
+    /** DELETE /models/M[/VERSION], but not /models/M/adapters/A. */
+    static void see(FullHttpRequest request, String[] path) {
+        String version = path.length > 3 ? path[3] : null;
+        if (path.length < 3
+                || !ROOTS.contains(path[1])
+                || "adapters".equals(version)
+                || !HttpMethod.DELETE.equals(request.method())) {
             return;
         }
-        for (WorkerPoolConfig<?, ?> pool : ModelManager.getInstance().getWpcs()) {
-            if (pool instanceof ModelInfo && pool.getId().equals(segments[2])) {
-                for (Model model : ((ModelInfo<?, ?>) pool).getModels().values()) {
+        Endpoint endpoint = ModelManager.getInstance().getEndpoints().get(path[2]);
+        if (endpoint == null) {
+            return;
+        }
+        for (Workflow workflow : endpoint.getWorkflows()) {
+            if (version == null || version.equals(workflow.getVersion())) {
+                for (Model model : Workers.models(workflow)) {
                     mark(model.getModelPath());
                 }
             }

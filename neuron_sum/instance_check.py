@@ -1,0 +1,235 @@
+"""A recipe on an instance, before it is paid for: method, layout, memory, image, and the traps that concern it.
+
+No hub is asked for the base models that published.py has.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from neuron_sum.console import size
+from neuron_sum.doctor import Check, retirements
+from neuron_sum.published import PUBLISHED
+from neuron_sum.recipe import CompileConfig, LoraMethod, ModelConfig, Recipe, TrainConfig, TrainedTokenizer
+from neuron_sum.stack import Instance, Platform
+from neuron_sum.support import FAMILIES_OF_STAGE, Stage, find_cell
+from neuron_sum.traps import TRAPS, Case
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from neuron_sum.models import ParameterCount
+
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a recipe spreads over NeuronCores."""
+
+    backend: str
+    tensor_parallel_size: int
+    zero_1: bool
+
+
+def layout_of(train: TrainConfig) -> Layout:
+    """The layout that a recipe asks for."""
+    return Layout(train.backend, train.neuron.tensor_parallel_size, train.neuron.zero_1)
+
+
+def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region: str | None = None) -> list[Check]:
+    """Whether a recipe works on an instance: method, memory, layout, image; and the traps that concern it.
+
+    Args:
+        recipe: The whole recipe.
+        instance: Trainium is asked to train, Inferentia2 to run what was compiled.
+        platform: The versions it shall run with.
+        region: Where, for the image's full name.
+
+    Raises:
+        NeuronSumError: If the base model's configuration cannot be had.
+    """
+    config = _config(recipe.model)
+    parameters = _parameters(recipe, config)
+    family, method = str(config.model_type), recipe.method.name
+    stages: list[Stage] = [stage for stage, families in FAMILIES_OF_STAGE.items() if instance.family in families]
+    checks = [_check_method(family, method, stage) for stage in stages]
+    names = [name for stage in stages for name in find_cell(family, method, stage).retirements]
+    checks += retirements(dict.fromkeys([*names, *platform.retirements]))
+    if "train" in stages:
+        checks += _check_training(recipe, config, parameters, instance)
+    else:
+        checks.append(_check_serving_memory(recipe, config, parameters, instance))
+    checks += _check_traps(recipe, family, instance, "train" if "train" in stages else "compile")
+    return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
+
+
+def _config(model: ModelConfig) -> "PretrainedConfig":
+    """The base model's configuration: published dimensions where they are known, so that no hub is asked."""
+    from transformers import AutoConfig
+
+    from neuron_sum.models import load_config
+
+    if model.name_or_path in PUBLISHED:
+        values = dict(PUBLISHED[str(model.name_or_path)])
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    config = load_config(model)
+    if isinstance(model.tokenizer, TrainedTokenizer) and not (
+        isinstance(model.config, dict) and "vocab_size" in model.config
+    ):
+        config.vocab_size = model.tokenizer.vocab_size
+    return config
+
+
+def _parameters(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":
+    """Counted on the model itself, with the adapter, of which no weight is made."""
+    import torch
+
+    from neuron_sum import adapters, models
+
+    with torch.device("meta"):
+        base = models.model_class_of(config)(config)
+        return models.count_parameters(adapters.attach(base, recipe.method, recipe.train.seed))
+
+
+def _check_method(family: str, method: str, stage: Stage) -> Check:
+    cell = find_cell(family, method, stage)
+    name = f"{stage} {family} {method}"
+    if cell.works is None:
+        return Check(name, "note", f"no source says whether it works: {cell.note}", None, None)
+    told = f"{cell.note} (seen: {cell.seen}; {cell.status})"
+    if cell.works:
+        return Check(name, "ok", told, None, cell.source)
+    return Check(name, "blocks", told, "method=lora", cell.source)
+
+
+def _check_training(
+    recipe: Recipe, config: "PretrainedConfig", parameters: "ParameterCount", instance: Instance
+) -> list[Check]:
+    from neuron_sum.data.layouts import Shape
+    from neuron_sum.models import is_decoder_only
+    from neuron_sum.training.estimate import estimate_neuron
+
+    layout, train, data = layout_of(recipe.train), recipe.train, recipe.data
+    checks = [*_check_layout(recipe, layout, str(config.model_type), instance)]
+    one_row = data.max_source_length + data.max_target_length if is_decoder_only(config) else data.max_source_length
+    expected = estimate_neuron(
+        config, parameters, Shape(one_row, data.max_target_length), train, instance,
+        tensor_parallel_size=layout.tensor_parallel_size, zero_1=layout.zero_1,
+    )  # fmt: skip
+    core = expected.core
+    told = (
+        f"about {size(core.memory)} of {size(expected.core_available)} (weights {size(core.weights)}, gradients "
+        f"{size(core.gradients)}, optimizer {size(core.optimizer)}, activations {size(core.activations)})"
+    )
+    if core.memory <= expected.core_available:
+        checks.append(Check("memory of a NeuronCore", "ok", told))
+    else:
+        remedy = core.remedy(expected.core_available, train) or _smaller(train, layout, str(config.model_type))
+        checks.append(Check("memory of a NeuronCore", "blocks", told, remedy))
+    told = f"about {size(expected.host)} of {size(expected.host_available)} for {expected.processes} processes"
+    if expected.host <= expected.host_available:
+        checks.append(Check("memory of the host", "ok", f"{told}; the compiler's own comes on top"))
+    else:
+        checks.append(Check("memory of the host", "blocks", told, "a larger instance, or a smaller model"))
+    return checks
+
+
+def _smaller(train: TrainConfig, layout: Layout, family: str) -> str:
+    """What makes a model fit of which not one example does."""
+    if family == "llama" and layout.tensor_parallel_size == 1:
+        return "train.neuron.tensor_parallel_size=2, or method=lora"
+    return "method=lora, or a smaller model" if train.gradient_checkpointing else "train.gradient_checkpointing=true"
+
+
+def _check_layout(recipe: Recipe, layout: Layout, family: str, instance: Instance) -> list[Check]:
+    """Backend, parallelism, and what NeuronTrainer has no part for."""
+    checks, size_ = [], layout.tensor_parallel_size
+    if layout.backend == "torch":
+        checks.append(
+            Check("train.backend", "differs", "torch trains on the CPU of that instance", "train.backend=neuron")
+        )
+    if size_ > 1 and family == "t5":
+        checks.append(
+            Check(
+                "train.neuron.tensor_parallel_size", "blocks",
+                f"{size_}: upstream splits models with a class of its own only", "train.neuron.tensor_parallel_size=1",
+            )
+        )  # fmt: skip
+    if instance.neuron_cores % size_:
+        checks.append(
+            Check(
+                "train.neuron.tensor_parallel_size", "blocks",
+                f"{size_} does not divide {instance.neuron_cores} NeuronCores", "train.neuron.tensor_parallel_size=2",
+            )
+        )  # fmt: skip
+    if recipe.train.fsdp or recipe.train.deepspeed is not None:
+        checks.append(
+            Check(
+                "sharding", "blocks", "fsdp and deepspeed are torch's; NeuronTrainer has ZeRO-1 and tensor parallelism",
+                "train.fsdp=false train.deepspeed=null",
+            )
+        )  # fmt: skip
+    targets = set(recipe.method.target_modules or ()) if isinstance(recipe.method, LoraMethod) else set()
+    if family == "llama" and targets and targets < _all_targets(family):
+        checks.append(
+            Check(
+                "method.target_modules", "blocks", "fewer than all seven projections cannot be consolidated",
+                "method.target_modules=null",
+            )
+        )  # fmt: skip
+    return checks
+
+
+def _all_targets(family: str) -> set[str]:
+    from neuron_sum.adapters import LORA_TARGETS
+
+    return set(LORA_TARGETS[family])
+
+
+def _check_serving_memory(
+    recipe: Recipe, config: "PretrainedConfig", parameters: "ParameterCount", instance: Instance
+) -> Check:
+    """Weights and the keys and values of the largest bucket, on one core; activations of one step are small beside."""
+    compiled: CompileConfig = recipe.compile
+    weights = parameters.all * DTYPE_BYTES[compiled.dtype]
+    kv_bytes = DTYPE_BYTES[compiled.kv_dtype or ("fp32" if compiled.dtype == "fp32" else "bf16")]
+    source = max(compiled.source_lens or (recipe.data.max_source_length,))
+    target = compiled.target_len or recipe.generate.max_new_tokens
+    batch, beams = max(compiled.batch_sizes), max(compiled.num_beams or (recipe.generate.num_beams,))
+    if config.model_type == "t5":
+        columns = config.num_decoder_layers * config.num_heads * config.d_kv * (beams * target + source)
+    else:
+        head = config.hidden_size // config.num_attention_heads
+        columns = config.num_hidden_layers * config.num_key_value_heads * head * beams * (source + target)
+    needed = weights + 2 * batch * columns * kv_bytes
+    told = (
+        f"about {size(needed)} of {size(instance.core_memory)} (weights {size(weights)} in {compiled.dtype}, keys and "
+        f"values {size(needed - weights)} at batch {batch}, {beams} beams, {source} + {target} tokens)"
+    )
+    if needed <= instance.core_memory:
+        return Check("memory of a NeuronCore", "ok", told)
+    return Check("memory of a NeuronCore", "blocks", told, "compile.dtype=bf16, or smaller compile.batch_sizes")
+
+
+def _check_traps(recipe: Recipe, family: str, instance: Instance, stage: Literal["train", "compile"]) -> list[Check]:
+    case = Case(
+        family=family,
+        method=recipe.method.name,
+        stage=stage,
+        instance=instance,
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+        dtype=recipe.compile.dtype,
+        num_beams=max(recipe.compile.num_beams or (recipe.generate.num_beams,)),
+    )
+    return [
+        Check(f"trap {trap.name}", "note", trap.happens, trap.handled, trap.source)
+        for trap in TRAPS
+        if trap.concerns(case)
+    ]
+
+
+def _image(platform: Platform, stage: str, region: str | None) -> Check:
+    image = next(image for image in platform.registry_images if image.stage == stage)
+    name = image.uri(region) if region else f"{image.repository}:{image.tag}"
+    found = name if region else f"{name} (--region gives its full name)"
+    return Check("image", "ok", found, None, image.source)
