@@ -20,10 +20,13 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from neuron_sum import files
 from neuron_sum.errors import DataError
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
+ERRORS = "NEURON_SUM_ERRORS"
+"""The variable that names the folder of `errors_go_to`."""
 
 
 @dataclass
@@ -82,8 +85,26 @@ def warn(text: str) -> None:
     _console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")
 
 
+@contextmanager
+def errors_go_to(folder: Path) -> Iterator[None]:
+    """Processes that are started in this block leave their errors there, for one of several to be printed.
+
+    Args:
+        folder: It gets RANK.json for each that fails, with the arguments of `fail`.
+    """
+    os.environ[ERRORS] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[ERRORS]
+
+
 def fail(message: str, hint: str | None, exit_code: int) -> None:
     """Prints an error as one line and a hint, or as one JSON object on standard error."""
+    if folder := os.environ.get(ERRORS):
+        error = {"message": message, "hint": hint, "exit_code": exit_code}
+        files.write_json(Path(folder) / f"{os.environ['RANK']}.json", error)
+        return
     if settings.json:
         print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": exit_code}}), file=sys.stderr)
         return

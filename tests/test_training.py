@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -274,6 +276,105 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
         assert process.returncode == 0, message
         assert ("going on from checkpoint-" in message) == ("--resume" in more)
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+TWO = ("train.per_device_train_batch_size=4", "--processes", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_every_process_which_save_and_end_as_one(tmp_path: Path, micro: Path, number: int) -> None:
+    process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")
+    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-10" / "complete", process)
+    process.send_signal(number)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, message
+    assert message.count("error:") == 1 and "Traceback" not in message and "torch.distributed" not in message, message
+    stopped = re.search("stopped at step ([0-9]+) of 100000; everything so far is saved", message)
+    assert stopped, message
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{stopped[1]}" / "complete").exists()
+
+
+def slow_to_save(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a checkpoint takes longer than torchrun's 30 s, and no more than it must."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'neuron_sum.training.hf_trainer':\n"
+        "            from transformers import Trainer\n"
+        "            save = Trainer._save_checkpoint\n"
+        "            def slow(self, *args, **kwargs):\n"
+        "                if self.state.global_step > 1:\n"
+        "                    time.sleep(35)\n"
+        "                return save(self, *args, **kwargs)\n"
+        "            Trainer._save_checkpoint = slow\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+
+
+@pytest.mark.slow
+def test_processes_get_as_long_as_they_need_to_save(tmp_path: Path, micro: Path) -> None:
+    command = [sys.executable, "-m", "neuron_sum", "train", str(micro), "train.max_steps=100000", *TWO]
+    process = subprocess.Popen(
+        [*command, "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
+        cwd=tmp_path, env=slow_to_save(tmp_path), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "run" / "log.jsonl", process)
+    while len(files.read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, message
+    assert "everything so far is saved" in message
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete"))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path: Path, micro: Path) -> None:
+    command = [sys.executable, "-m", "neuron_sum", "train", str(micro), "train.max_steps=100000", *TWO]
+    process = subprocess.Popen(
+        [*command, "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
+        cwd=tmp_path, env=slow_to_save(tmp_path), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "run" / "log.jsonl", process)
+    while len(files.read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert any("stopping" in line for line in process.stderr)  # until then
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=20)[1]
+    assert process.returncode == 130, message
+    assert message.split("\n")[-2:] == ["error: interrupted", ""]
+    assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.slow
+def test_processes_end_with_their_own_error_told_once(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+    result = neuron_sum("train", str(micro), "data.source=csv", "data.path=nowhere", *TWO, "--output", "run")
+    assert result.returncode == DataError.exit_code == 4, result.stderr
+    lines = result.stderr.strip().split("\n")
+    assert lines[0].startswith("error: ") and len(lines) <= 2, result.stderr
+    result = neuron_sum("train", str(micro), "data.source=csv", "data.path=nowhere", *TWO, "--output", "run", "--json")
+    assert result.returncode == 4
+    assert json.loads(result.stderr)["error"]["exit_code"] == 4
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named(tmp_path: Path, micro: Path) -> None:
+    process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")
+    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-10" / "complete", process)
+    psutil.Process(process.pid).children()[1].kill()
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "error: process 1 of 2 was ended by SIGKILL\nhint: SIGKILL often comes" in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -115,6 +115,10 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if (
+                self.stopped and _is_distributed()
+            ):  # torchrun sends SIGTERM to the processes that end last, which are ending already
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True

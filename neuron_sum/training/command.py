@@ -18,7 +18,7 @@ def train(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if it does not seem to fit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; train and write nothing.")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Train in so many processes (torchrun).")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Train in so many processes on this machine.")] = None,
     precompile: Annotated[
         bool, typer.Option("--precompile", help="Neuron: only extract and compile the graphs, for the cache.")
     ] = False,

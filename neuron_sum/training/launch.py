@@ -65,7 +65,7 @@ def is_launched() -> bool:
 
 
 def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
-    """Runs `neuron-sum train` once more, in several processes.
+    """Runs `neuron-sum train` once more, in several processes; an error of theirs is printed.
 
     Args:
         arguments: What follows `neuron-sum train`.
@@ -76,15 +76,18 @@ def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
         The exit code.
 
     Raises:
+        NeuronSumError: If one of the processes was killed.
         PlatformError: If neuron_parallel_compile is not there.
     """
     with socket.socket() as free:  # torchrun's own default port may be another run's
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    if not precompile:
+        from neuron_sum.training.processes import run_processes
+
+        return run_processes(["train", *arguments], processes, port)
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     command = [*torchrun, "-m", "neuron_sum", "train", *arguments]
-    if not precompile:
-        os.execv(command[0], command)  # so that signals reach torchrun, which hands them on to every process
     if shutil.which(EXTRACTOR) is None:
         raise PlatformError(
             f"--precompile needs the program {EXTRACTOR}, which is not on the PATH",
