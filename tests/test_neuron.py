@@ -356,6 +356,18 @@ def test_a_machine_without_the_sdk_is_told_what_is_missing(tmp_path: Path, neuro
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--precompile"]])
+def test_it_is_told_so_once_before_processes_are_started(
+    tmp_path: Path, neuron_sum: CommandLine, more: list[str]
+) -> None:
+    result = neuron_sum("train", "tiny", *NEURON, "--processes", "2", "--output", "run", *more)
+    assert result.returncode == 13, result.stderr
+    said = [line for line in result.stderr.strip().split("\n") if not line.startswith("environment:")]
+    assert [line.partition(": ")[0] for line in said] == ["error", "hint"]
+    assert "torch-neuronx" in said[0] and "Neuron training image" in said[1]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -366,6 +366,14 @@ def test_processes_end_with_their_own_error_told_once(tmp_path: Path, micro: Pat
     assert json.loads(result.stderr)["error"]["exit_code"] == 4
 
 
+def test_a_folder_is_refused_before_processes_are_started(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    result = neuron_sum("train", str(micro), *TWO, "--output", "run")
+    assert result.returncode == RunError.exit_code, result.stderr
+    assert result.stderr.startswith("error: run is not empty and not a run of ours\nhint:")
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_named(tmp_path: Path, micro: Path) -> None:
     process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")

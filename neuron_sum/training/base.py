@@ -40,8 +40,12 @@ class Trainer(Protocol):
         """Takes the folder to write to, and the checkpoint to go on from."""
 
     @staticmethod
-    def check(config: TrainConfig) -> None:
+    def check(config: TrainConfig, processes: int | None = None) -> None:
         """Finds out what this backend lacks here, before anything is written.
+
+        Args:
+            config: The recipe's train section.
+            processes: How many are about to be started to train; None: this one trains.
 
         Raises:
             MissingExtraError: Naming what to install.

@@ -31,7 +31,13 @@ def train(
     resolved = load_recipe(recipe, changes)
     launch.check_options(resolved.train, processes, precompile=precompile)
     launch.set_environment(resolved.train)
+    folder = output or Path("runs") / resolved.name
     if processes is not None and not dry_run:
+        with launch.environment_stays():
+            from neuron_sum.training.train import check_before_start
+
+            written = None if precompile else folder
+            check_before_start(resolved, written, processes, resume=resume, overwrite=overwrite)
         where = ["--output", str(output)] if output is not None and not precompile else []
         run_flags = {"--resume": resume and not precompile, "--overwrite": overwrite and not precompile}
         all_flags = {**run_flags, "--force": force, "--json": console.settings.json, "--debug": console.settings.debug}
@@ -39,7 +45,6 @@ def train(
         raise typer.Exit(launch.start([recipe, *changes, *where, *given], processes, precompile=precompile))
     from neuron_sum.training import train as training
 
-    folder = output or Path("runs") / resolved.name
     if dry_run:
         prepared = training.prepare(resolved, folder, resume=resume, overwrite=overwrite, force=force)
         expected = {**prepared.estimate.as_dict(), "seconds": prepared.seconds}

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from neuron_sum import console
 from neuron_sum.errors import PlatformError, RecipeError
@@ -52,6 +53,17 @@ def set_environment(config: TrainConfig) -> None:
         os.environ.setdefault(name, value)
     if config.backend == "neuron":
         console.note("environment: " + " ".join(f"{name}={os.environ[name]!r}" for name in wanted))
+
+
+@contextmanager
+def environment_stays() -> Iterator[None]:
+    """Keeps what heavy imports set in this process from the processes that it will start."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def extracts_graphs() -> bool:

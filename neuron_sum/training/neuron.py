@@ -65,15 +65,15 @@ class NeuronBackend:
         self.run, self.tokenizer, self.resume_from = run, tokenizer, resume_from
 
     @staticmethod
-    def check(config: TrainConfig) -> None:
-        """Finds out whether this is a machine with the Neuron SDK, and a process of torchrun's."""
+    def check(config: TrainConfig, processes: int | None = None) -> None:
+        """Finds out whether this is a machine with the Neuron SDK, and one process of several."""
         missing = [name for module, name in NEEDED.items() if not _is_there(module)]
         # With PJRT_DEVICE=CPU torch_xla computes on the CPU, which is how this is tested without a device.
         if not DEVICE.exists() and os.environ.get("PJRT_DEVICE") != "CPU":
             missing.append(f"a Neuron device ({DEVICE})")
         if missing:
             raise PlatformError(f"train.backend=neuron needs what this machine lacks: {', '.join(missing)}", _ways_on())
-        if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        if processes is None and not dist.is_initialized() and not launch.is_launched():
             raise PlatformError(
                 "train.backend=neuron runs in one process for each NeuronCore, started by torchrun",
                 "add --processes 2 on a trn1.2xlarge, --processes 32 on a trn1.32xlarge; or "

@@ -42,7 +42,7 @@ class TorchTrainer:
         self.run, self.tokenizer, self.resume_from = run, tokenizer, resume_from
 
     @staticmethod
-    def check(config: TrainConfig) -> None:
+    def check(config: TrainConfig, processes: int | None = None) -> None:
         """Finds out what is not installed before anything is written."""
         for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
             if wanted and importlib.util.find_spec(package) is None:

@@ -101,6 +101,28 @@ def train(
     return run
 
 
+def check_before_start(
+    recipe: Recipe, output: Path | None, processes: int, *, resume: bool, overwrite: bool
+) -> None:  # fmt: skip
+    """What one process can refuse before it starts others, which all load everything first.
+
+    Args:
+        recipe: The whole recipe.
+        output: The run folder that is to be written; None: a temporary one.
+        processes: How many will train.
+        resume: As in `train`.
+        overwrite: As in `train`.
+
+    Raises:
+        RunError: If the folder holds something else.
+        MissingExtraError: Naming what to install.
+        PlatformError: If this is no machine for the backend.
+    """
+    if output is not None:
+        start_run(output, recipe, resume=resume, overwrite=overwrite)
+    BACKENDS[recipe.train.backend].check(recipe.train, processes)
+
+
 def prepare(
     recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False,
     say: Callable[[str], None] = console.note,
