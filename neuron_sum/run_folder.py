@@ -13,6 +13,9 @@ from neuron_sum.recipe_loading import differences, load_resolved
 CHECKPOINT_MARK = "complete"
 """Written last into a training checkpoint; one without it was cut by a kill."""
 
+PROCESSES = "processes.json"
+"""Beside the training checkpoints, and removed with them."""
+
 OWN_NAMES = (
     "recipe.yaml", "all_results.json", "log.jsonl", "base", "checkpoints", "checkpoint", "adapter", "tensorboard",
     "evaluation", "merged", "artifacts",
@@ -43,8 +46,24 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """What goes on with it."""
-        return f"neuron-sum train {self.recipe_path} --output {self.path} --resume"
+        """What goes on with it, in as many processes as it began with."""
+        several = f" --processes {count}" if (count := self.processes or 1) > 1 else ""
+        return f"neuron-sum train {self.recipe_path} --output {self.path} --resume{several}"
+
+    @property
+    def processes(self) -> int | None:
+        """How many processes train it; None where none have begun, or all is done."""
+        path = self.checkpoints / PROCESSES
+        return int(files.read_json(path)["processes"]) if path.exists() else None
+
+    def note_processes(self, count: int) -> None:
+        """Writes down how many processes train it, which a resumed run must have again.
+
+        Args:
+            count: So many.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.checkpoints / PROCESSES, {"processes": count})
 
     @property
     def weights(self) -> Path:
@@ -113,11 +132,18 @@ def open_run(path: Path) -> RunFolder:
     return run
 
 
-def start_run(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
+def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overwrite: bool) -> RunFolder:
     """The folder for a run that is about to start or to go on; changes nothing there.
 
+    Args:
+        path: Where it is.
+        recipe: What it is to train.
+        processes: How many will train it.
+        resume: Go on with the unfinished run there.
+        overwrite: Replace the run there.
+
     Raises:
-        RunError: If something is there and neither resume nor overwrite was said, or the recipe there differs.
+        RunError: If something is there and neither resume nor overwrite was said, or recipe or processes there differ.
     """
     run = RunFolder(path, recipe)
     if resume and overwrite:
@@ -145,4 +171,15 @@ def start_run(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> R
             f"the run in {path} was started by another recipe:\n  {listing}",
             "resume with the same values, or start anew with --overwrite",
         )
+    before = run.processes
+    if before not in (None, processes) and run.last_checkpoint() is not None:
+        # Other processes take other examples for a step, and a checkpoint has a random state for each.
+        raise RunError(
+            f"the run in {path} was started in {_counted(before)}, and this is {_counted(processes)}",
+            run.resume_command,
+        )
     return run
+
+
+def _counted(processes: int | None) -> str:
+    return "one process" if processes == 1 else f"{processes} processes"

@@ -140,21 +140,46 @@ def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
 def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
     recipe = open_run(micro_run).recipe
     with pytest.raises(RunError, match="finished run") as raised:
-        start_run(micro_run, recipe, resume=False, overwrite=False)
+        start_run(micro_run, recipe, processes=1, resume=False, overwrite=False)
     assert "--overwrite" in str(raised.value.hint)
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(RunError, match=r"train\.learning_rate: 0\.002 there, 0\.5 now"):
-        start_run(micro_run, other, resume=True, overwrite=False)
-    start_run(micro_run, recipe.model_copy(update={"description": "new words"}), resume=True, overwrite=False)
+        start_run(micro_run, other, processes=1, resume=True, overwrite=False)
+    start_run(
+        micro_run, recipe.model_copy(update={"description": "new words"}), processes=1, resume=True, overwrite=False
+    )
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(RunError, match="not a run of ours"):
-        start_run(tmp_path / "photos", recipe, resume=False, overwrite=True)
+        start_run(tmp_path / "photos", recipe, processes=1, resume=False, overwrite=True)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(micro_run, unfinished)
     (unfinished / "all_results.json").unlink()
     with pytest.raises(RunError, match="has not ended"):
         open_run(unfinished)
+
+
+@pytest.mark.parametrize("backend", [[], ["train.backend=neuron", "train.shapes.plan=fixed"]], ids=["torch", "neuron"])
+def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: list[str]) -> None:
+    recipe = load_recipe("tiny", backend)
+    run = RunFolder(tmp_path, recipe)
+    files.write_text(run.recipe_path, recipe.to_yaml())
+    run.note_processes(2)
+    start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
+    (run.checkpoints / "checkpoint-2").mkdir()
+    (run.checkpoints / "checkpoint-2" / "complete").touch()
+    start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
+    start_run(tmp_path, recipe, processes=1, resume=False, overwrite=True)
+    with pytest.raises(RunError, match="started in 2 processes, and this is one process") as raised:
+        start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)
+    assert raised.value.hint == f"neuron-sum train {tmp_path}/recipe.yaml --output {tmp_path} --resume --processes 2"
+    with pytest.raises(RunError, match="has not ended") as raised:
+        open_run(tmp_path)
+    assert str(raised.value.hint).endswith("--resume --processes 2")
+    run.note_processes(1)
+    with pytest.raises(RunError, match="started in one process, and this is 2 processes") as raised:
+        start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
+    assert str(raised.value.hint).endswith("--resume")
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path) -> None:
@@ -169,7 +194,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
     with pytest.raises(RunError, match="--resume goes on with a run and --overwrite replaces it"):
-        start_run(tmp_path / "run", recipe, resume=True, overwrite=True)
+        start_run(tmp_path / "run", recipe, processes=1, resume=True, overwrite=True)
 
 
 def test_a_kill_between_weights_and_results_is_mended_by_resume(tmp_path: Path, micro: Path) -> None:
@@ -293,6 +318,11 @@ def test_a_signal_reaches_every_process_which_save_and_end_as_one(tmp_path: Path
     stopped = re.search("stopped at step ([0-9]+) of 100000; everything so far is saved", message)
     assert stopped, message
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{stopped[1]}" / "complete").exists()
+    hint = "neuron-sum train run/recipe.yaml --output run --resume --processes 2"
+    assert f"hint: {hint}\n" in message
+    alone = start(tmp_path, "run/recipe.yaml", "--output", "run", "--resume")
+    assert hint in alone.communicate(timeout=120)[1]
+    assert alone.returncode == RunError.exit_code
 
 
 def slow_to_save(tmp_path: Path) -> dict[str, str]:

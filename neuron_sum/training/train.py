@@ -68,7 +68,7 @@ def train(
     started = time.monotonic()
     if resume and RunFolder(output, recipe).is_complete:
         console.note(f"{output} is a finished run already")
-        return start_run(output, recipe, resume=True, overwrite=False)
+        return start_run(output, recipe, processes=world_size(), resume=True, overwrite=False)
     made = prepare(recipe, output, resume=resume, overwrite=overwrite, force=force)
     run = made.run
 
@@ -78,6 +78,7 @@ def train(
         if overwrite:
             run.clear()
         files.write_text(output / "recipe.yaml", recipe.to_yaml())
+        run.note_processes(world_size())
         if made.origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
             with files.new_folder(run.base) as folder:
                 models.load_base(made.origin, made.tokenizer).save_pretrained(folder)
@@ -119,7 +120,7 @@ def check_before_start(
         PlatformError: If this is no machine for the backend.
     """
     if output is not None:
-        start_run(output, recipe, resume=resume, overwrite=overwrite)
+        start_run(output, recipe, processes=processes, resume=resume, overwrite=overwrite)
     BACKENDS[recipe.train.backend].check(recipe.train, processes)
 
 
@@ -141,7 +142,7 @@ def prepare(
         NeuronSumError: As in `train`.
     """
     if console.is_main_process():
-        run = start_run(output, recipe, resume=resume, overwrite=overwrite)
+        run = start_run(output, recipe, processes=world_size(), resume=resume, overwrite=overwrite)
     else:  # rank 0 may be writing there already; if it refuses, torchrun ends all
         run = RunFolder(output, recipe)
 
@@ -203,6 +204,7 @@ def _results(made: Prepared, seconds: float) -> dict[str, Any]:
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return {
         "method": made.run.recipe.method.name,
+        "processes": world_size(),
         "global_step": log[-1]["step"] if log else 0,
         "train_loss": losses[-1] if losses else None,
         "eval_loss": eval_losses[-1] if eval_losses else None,
