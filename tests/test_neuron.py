@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from neuron_sum import files
+from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.models import load_tokenizer
 from neuron_sum.recipe import ModelConfig, TrainConfig
@@ -32,6 +33,7 @@ from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import open_run
 from neuron_sum.trained import load_trained
 from neuron_sum.training import launch
+from neuron_sum.training.extraction import FEWEST_STEPS, extraction_rows, save_step
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
 from neuron_sum.training.train import prepare, train
@@ -67,6 +69,10 @@ AGREE = {
 }  # fmt: skip
 SAVES = ["train.max_steps=12", "train.save_steps=4", "train.logging_steps=3", "train.gradient_accumulation_steps=2"]
 """About three epochs; a log line spans two of the checkpoints."""
+RARE_SHAPE = ["train.shapes.plan=buckets", "train.shapes.sizes=[[96,32],[192,48]]",
+              "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2", "train.max_steps=36",
+              "train.save_steps=7", "train.logging_steps=5", "train.warmup_ratio=0.1"]  # fmt: skip
+"""Two of an epoch's 32 micro-batches have the small one, the first of them in the eleventh step."""
 METHODS = {"full": [], "lora": ["method=lora"], "prompt_tuning": ["method=prompt_tuning"]}
 LONG = ["train.max_steps=60", "train.save_steps=5", "train.logging_steps=10"]
 CONSTANT = ["train.lr_scheduler_type=constant", "train.learning_rate=0.01", "train.save_steps=100"]
@@ -114,6 +120,8 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         case("bf16", t5, [*UNEVEN, "train.bf16=true", "train.max_steps=5", "train.learning_rate=0.02"]),
         case("dynamic", t5, ["train.per_device_train_batch_size=2", "train.max_steps=9", "train.save_steps=100"],
              dynamic=True),
+        *(case(f"extracted-{name}", t5, [*RARE_SHAPE, *more], extract_first=True)
+          for name, more in (("full", []), ("lora", ["method=lora"]))),
     ]  # fmt: skip
     for name, overrides in METHODS.items():
         seq2seq += [
@@ -245,10 +253,18 @@ def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: P
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     command = (f"{ROOT}/tests/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, "--output", "run")
     ends_well(xla(*command, folder=tmp_path, NEURON_EXTRACT_GRAPHS_ONLY="1"), tmp_path)
-    assert len(log(tmp_path / "run", "step")) == launch.EXTRACTION_STEPS
+    assert len(log(tmp_path / "run", "step")) == FEWEST_STEPS
     assert not (tmp_path / "run" / "checkpoint").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
     assert "nothing was trained" in (tmp_path / "0.out").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_an_extraction_has_every_graph_of_a_run_in_buckets(observed: Path, name: str) -> None:
+    """In one process, where XLA keeps what it has compiled; with the saves of the run, and a shape that is rare."""
+    assert files.read_json(observed / f"extracted-{name}" / "all_results.json")["shapes"]["graphs"] == 2
+    assert files.read_json(observed / f"extracted-{name}-graphs.json") == 0
 
 
 @pytest.mark.slow
@@ -456,6 +472,26 @@ def test_processes_starts_torchrun(tmp_path: Path, micro: Path, neuron_sum: Comm
     assert result.returncode == 0, result.stderr
     assert open_run(tmp_path / "two").read_results()["global_step"] == 3
     shutil.rmtree(tmp_path / "two")
+
+
+@given(
+    chunks=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    chunk=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+)
+def test_an_extraction_begins_as_the_run_and_has_three_whole_steps_of_each_shape(
+    chunks: list[int], chunk: int, accumulation: int
+) -> None:
+    rows = [Row((index,), Shape(8 * (1 + size), 8)) for index, size in enumerate(chunks) for _ in range(chunk)]
+    step_rows = chunk * accumulation
+    made = extraction_rows(rows, step_rows)
+    assert len(made) % step_rows == 0
+    steps = [made[at : at + step_rows] for at in range(0, len(made), step_rows)]
+    assert made[: 3 * step_rows][: len(rows)] == rows[: 3 * step_rows]
+    for shape in {row.shape for row in rows}:
+        assert sum({row.shape for row in step} == {shape} for step in steps) >= 3
+    assert FEWEST_STEPS <= len(steps) <= max(FEWEST_STEPS + 3, 3 + 3 * len(set(chunks)))
+    assert 3 < save_step(len(steps)) <= len(steps) - 2 and save_step(len(steps)) % 2 == 1
 
 
 @given(

@@ -17,8 +17,6 @@ from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.recipe import TrainConfig
 
 EXTRACTOR = "neuron_parallel_compile"
-EXTRACTION_STEPS = 10
-"""What AWS's page on neuron_parallel_compile advises; with one shape, the last new graph comes in the third step."""
 
 NEURON_ENVIRONMENT = {
     "NEURON_CC_FLAGS": "--model-type transformer --retry_failed_compilation",

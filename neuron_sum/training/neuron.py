@@ -26,7 +26,7 @@ from neuron_sum.models import DECODER_ONLY, is_decoder_only
 from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 from neuron_sum.stack import PLATFORMS
-from neuron_sum.training import launch
+from neuron_sum.training import extraction, launch
 from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
 from neuron_sum.training.loss import TokenLoss
@@ -127,16 +127,20 @@ class NeuronBackend:
         stop = StopOnSignal(group)
         steps = config.max_steps or math.ceil(batches.steps_per_epoch * config.num_train_epochs)
         if launch.extracts_graphs():
-            steps = min(steps, launch.EXTRACTION_STEPS)
+            steps = batches.steps_per_epoch  # all that it has
+            arguments.logging_steps = min(config.logging_steps, extraction.LOGGING_STEPS)
+            arguments.save_steps = extraction.save_step(steps)
         arguments.max_steps = steps
         trainer = neuron_trainer.ResumableNeuronTrainer(
             batches=batches,
             total_steps=steps,
             loss=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
             resume_from=self.resume_from,
+            group=group,
             model=trained,
             args=arguments,
-            callbacks=[Log(self.run), Progress(), MarkComplete(group), stop],  # Log adds what Progress shows
+            # Log adds what Progress shows; an extraction of graphs saves nothing that could be marked
+            callbacks=[Log(self.run), Progress(), *([] if launch.extracts_graphs() else [MarkComplete(group)]), stop],
         )
         trainer.remove_callback(PrinterCallback)
         use_cache = model.config.use_cache
@@ -150,13 +154,16 @@ class NeuronBackend:
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything so far is saved",
                 self.run.resume_command,
             )
-        self._save(model, trainer)
+        self._save(model, trainer, group)
         return self.run.weights
 
-    def _save(self, model: "PreTrainedModel | PeftModel", trainer: "ResumableNeuronTrainer") -> None:
+    def _save(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        trainer: "ResumableNeuronTrainer",
+        group: dist.ProcessGroup | None,
+    ) -> None:
         """The weights in Hugging Face's layout, whole or not at all."""
-        import torch_xla.core.xla_model as xm
-
         from neuron_sum.training import neuron_llama
 
         temporary = self.run.path / f".{self.run.weights.name}.tmp"
@@ -172,7 +179,8 @@ class NeuronBackend:
             if self.run.weights.exists():  # a kill came after this and before the run's results
                 shutil.rmtree(self.run.weights)
             temporary.replace(self.run.weights)
-        xm.rendezvous("weights_saved")
+        if group is not None:  # torch_xla's rendezvous would take a graph of its own
+            dist.barrier(group)
 
     def _arguments(self, config: TrainConfig, plan: ShapePlan) -> "NeuronTrainingArguments":
         from optimum.neuron import NeuronTrainingArguments
@@ -191,7 +199,7 @@ class NeuronBackend:
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
             logging_first_step=True,
-            save_strategy="no" if launch.extracts_graphs() else "steps",  # there is nothing to save
+            save_strategy="steps",
             save_steps=config.save_steps,
             save_total_limit=config.save_total_limit,
             report_to=list(config.report_to) or "none",
@@ -221,8 +229,13 @@ class NeuronBackend:
             labels = sum(label != IGNORED for features in examples for label in features["labels"])
             return Tokens(labels, sum(len(features["input_ids"]) for features in examples))
 
+        order = plan.rows
+        if launch.extracts_graphs():
+            step_rows = plan.batch_size * plan.devices * config.gradient_accumulation_steps
+            few = extraction.extraction_rows(plan.rows(0), step_rows)
+            order = lambda epoch: few  # noqa: E731
         return MicroBatches(
-            rows=plan.rows,
+            rows=order,
             empty=lambda row: row._replace(examples=()),
             tokens=tokens,
             collate=lambda some: collator([rows[row] for row in some]),

@@ -4,12 +4,12 @@ Written against optimum-neuron 0.4.5. Importing this imports torch_xla, optimum-
 """
 
 import hashlib
-import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
 import transformers
@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from neuron_sum import files
 from neuron_sum.errors import RunError
+from neuron_sum.training import launch
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.micro_batches import Batch, MicroBatches
 
@@ -58,6 +59,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         total_steps: Optimizer steps of the whole run.
         loss: Of a micro-batch.
         resume_from: A checkpoint that this class wrote.
+        group: Of all processes, over main memory; None where there is one. MarkComplete waits in it for a whole save.
         **options: NeuronTrainer's own.
 
     Raises:
@@ -65,12 +67,19 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *, batches: MicroBatches[Any], total_steps: int, loss: TokenLoss, resume_from: Path | None, **options: Any
+        self,
+        *,
+        batches: MicroBatches[Any],
+        total_steps: int,
+        loss: TokenLoss,
+        resume_from: Path | None,
+        group: dist.ProcessGroup | None,
+        **options: Any,
     ) -> None:
         options["callbacks"] = [CountProgress(batches), *options.get("callbacks", [])]
         super().__init__(**options)
         self._batches, self._total_steps, self._loss, self._resume_from = batches, total_steps, loss, resume_from
-        self._micro_batch, self._learning_rate = 0, 0.0
+        self._group, self._micro_batch, self._learning_rate = group, 0, 0.0
         self._loop: dict[str, Any] = {}
         if resume_from is not None:
             self._loop = files.read_json(resume_from / LOOP)
@@ -194,6 +203,12 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         optimizer does not know: training goes on without an error, and nothing is learned any more. It also leaves
         pickles behind, and a file of arguments that recipe.yaml says better.
         """
+        if launch.extracts_graphs():
+            # The device's part alone: what comes from it under neuron_parallel_compile is no data.
+            _to_cpu([parameter for _, parameter in self._trained()])
+            _to_cpu(self.optimizer.state_dict())
+            self.running_loss.item()
+            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if get_data_parallel_rank() == 0:
@@ -201,20 +216,23 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
             save_file(weights, folder / WEIGHTS.format(get_tensor_model_parallel_rank()))
         if get_data_parallel_rank() == 0 or self.args.zero_1:
             torch.save(_to_cpu(self.optimizer.state_dict()), folder / OPTIMIZER.format(self._optimizer_rank))
-        # The mean over the processes: upstream logs no other, so that each may go on with it.
-        running_loss = xm.mesh_reduce("running_loss", float(self.running_loss.item()), statistics.fmean)
+        # The mean over the processes: upstream logs no other, so that each may go on with it. In main memory, for
+        # torch_xla's mesh_reduce takes two graphs, which an extraction of graphs could not have made.
+        running_loss = torch.tensor(float(self.running_loss.item()), dtype=torch.float64)
+        if self._group is not None:
+            dist.all_reduce(running_loss, group=self._group)
+            running_loss /= dist.get_world_size(self._group)
         if self.is_logging_process():
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             loop = {
                 "global_step": self.state.global_step,
                 "last_logged": self.global_step_last_logged,
-                "running_loss": running_loss,
+                "running_loss": running_loss.item(),
                 "processes": self._processes,
             }
             files.write_json(folder / LOOP, loop)
             self._rotate_checkpoints(use_mtime=False, output_dir=self.args.output_dir)
-        xm.rendezvous("checkpoint_saved")
 
     def state_dict_on_host(self) -> dict[str, torch.Tensor]:
         """This process's weights in main memory; tied ones stay one tensor, as transformers' saving needs it."""

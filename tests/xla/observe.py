@@ -32,16 +32,29 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
                 update={"shapes": ShapesConfig(plan="dynamic"), "group_by_length": False}
             )
             recipe = recipe.model_copy(update={"train": any_shape})
+        if case.get("extract_first"):
+            os.environ["NEURON_EXTRACT_GRAPHS_ONLY"] = "1"
+            train(recipe, folder / f"extraction-of-{case['name']}")
+            del os.environ["NEURON_EXTRACT_GRAPHS_ONLY"]
+            steps.clear()
+        before = compiled()
         try:
             train(recipe, folder / case.get("run", case["name"]), resume=case.get("resume", False))
         except Interrupted:
             assert "stop_after" in case
         (folder / f"{case['name']}.json").write_text(json.dumps(steps))
+        (folder / f"{case['name']}-graphs.json").write_text(json.dumps(compiled() - before))
+
+
+def compiled() -> int:
+    """How many graphs this process has compiled."""
+    import torch_xla.debug.metrics as metrics
+
+    return (metrics.metric_data("CompileTime") or (0,))[0]
 
 
 def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) -> type:
     """The trainer with a look at optimizer and compiler between steps, and what the case does to it."""
-    import torch_xla.debug.metrics as metrics
     from optimum.neuron import NeuronTrainer
     from transformers import TrainerCallback
 
@@ -55,7 +68,7 @@ def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) ->
                     "done": state.global_step,
                     "known": sum(id(value) in known for value in trained),
                     "trained": len(trained),
-                    "compiled": (metrics.metric_data("CompileTime") or (0,))[0],
+                    "compiled": compiled(),
                     "sum": float(sum(value.detach().cpu().double().abs().sum() for value in trained)),
                 }
             )
