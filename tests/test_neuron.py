@@ -178,7 +178,8 @@ def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Pa
     assert len(theirs) >= 20
     for one, other in zip(theirs, ours, strict=True):
         assert other == pytest.approx(one, abs=1e-3)
-    assert "prompt" in name or ours[-1][0] <= 0.8 * ours[0][0]
+    # Ten vectors before a frozen model of random weights can do little; the backends agree on that too.
+    assert ours[-1][0] <= (1.0 if "prompt" in name else 0.8) * ours[0][0]
     left, right = weights(tmp_path / "torch"), weights(observed / f"agree-{name}")
     assert left.keys() == right.keys()
     for key, value in left.items():

@@ -188,6 +188,8 @@ class NeuronBackend:
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
             use_autocast=config.bf16,  # else all weights become bf16, those too that T5 keeps in fp32
+            # Weights are fp32, and its random state would be in no checkpoint.
+            stochastic_rounding_enabled=False,
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
             logging_first_step=True,
