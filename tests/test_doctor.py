@@ -5,20 +5,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neuron_sum import doctor, instance_check, traps
+from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.data.layouts import Shape
 from neuron_sum.doctor import Check, check_machine
-from neuron_sum.errors import PlatformError
+from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
 from neuron_sum.training.estimate import estimate_neuron
+from neuron_sum.training.neuron import NeuronBackend
 
 ROW = PLATFORMS[0]
 TRN1, TRN1_LARGE, INF2 = INSTANCES["ml.trn1.2xlarge"], INSTANCES["ml.trn1.32xlarge"], INSTANCES["ml.inf2.xlarge"]
@@ -163,6 +166,7 @@ def test_the_published_dimensions_are_the_hubs(shared_data: Path) -> None:
         (["method.target_modules=[q_proj,v_proj]"], TRN1, "method.target_modules", "null"),
         (["method=full"], TRN1, "memory of a NeuronCore", "method=lora"),
         (["train.per_device_train_batch_size=64"], TRN1, "memory of a NeuronCore", "per_device_train_batch_size="),
+        (["method.target_modules=[q_proj,lm_head]"], TRN1, "method.target_modules", "null"),
         (["method=full", "train.fsdp=true"], TRN1_LARGE, "sharding", "train.fsdp=false"),
         (["compile.batch_sizes=[4096]"], INF2, "memory of a NeuronCore", "compile.batch_sizes"),
     ],
@@ -200,19 +204,50 @@ def test_what_is_sharded_takes_less() -> None:
 
 
 def test_layout_reads_what_the_recipe_has() -> None:
-    train = load_recipe("tiny").train
-    assert instance_check.layout_of(train) == instance_check.Layout(train.backend, 1, False)
-    given = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
-    layout = instance_check.layout_of(load_recipe("trn1-tinyllama-lora", given).train)
-    assert layout == instance_check.Layout("neuron", 2, True)
-    checks = instance_check._check_layout(
-        load_recipe("tiny"), dataclasses.replace(layout, backend="neuron"), "t5", TRN1
-    )
-    assert [check.verdict for check in checks] == ["blocks"]
-    three = dataclasses.replace(layout, backend="neuron", tensor_parallel_size=3)
-    assert (
-        "does not divide" in instance_check._check_layout(load_recipe("tinyllama-lora"), three, "llama", TRN1)[0].found
-    )
+    split = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
+    whole, halves = (
+        check_recipe(load_recipe("trn1-tinyllama-lora", given), TRN1_LARGE, ROW) for given in ([], split)
+    )  # fmt: skip
+    assert not [check for check in (*whole, *halves) if check.verdict in ("blocks", "differs")]
+    assert named(whole, "memory of a NeuronCore").found != named(halves, "memory of a NeuronCore").found
+    three = load_recipe("trn1-tinyllama-lora", ["train.neuron.tensor_parallel_size=3"])
+    check = named(check_recipe(three, TRN1, ROW), "train.neuron.tensor_parallel_size")
+    assert (check.verdict, "does not divide 2" in check.found) == ("blocks", True)
+    torch = named(check_recipe(load_recipe("tiny"), TRN1, ROW), "train.backend")
+    assert torch.verdict == "differs"
+    assert load_recipe("tiny", str(torch.remedy).split()).train.backend == "neuron"
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *product(("t5", "llama"), ("method=full", "method=prompt_tuning", "method=lora")),
+        ("t5", "q,wo"),
+        ("llama", "q_proj,v_proj"),
+        ("llama", "q_proj,lm_head"),
+        ("llama", ",".join(LORA_TARGETS["llama"])),
+        ("llama", ",".join([*LORA_TARGETS["llama"], "lm_head"])),
+    ],
+)
+def test_the_doctor_blocks_what_train_refuses_and_nothing_else(
+    micro: Path, micro_llama: Path, family: str, method: str
+) -> None:
+    given = [method] if "=" in method else ["method=lora", f"method.target_modules=[{method}]"]
+    neuron = ["train.backend=neuron", "train.shapes.plan=fixed", "model.tokenizer.vocab_size=400"]
+    for zero_1, split in product(("false", "true"), (1, 2)):
+        layout = [f"train.neuron.zero_1={zero_1}", f"train.neuron.tensor_parallel_size={split}"]
+        recipe = load_recipe(str(micro if family == "t5" else micro_llama), [*neuron, *given, *layout])
+        try:
+            NeuronBackend.check_model(instance_check._config(recipe.model), recipe)
+            refused = set()
+        except RecipeError as error:
+            lines = error.message.splitlines()[1:]
+            refused = {line.split(":")[0].strip() for line in lines}
+            assert lines and len(refused) == len(lines)
+        checks = check_recipe(recipe, TRN1, ROW)
+        blocked = {check.name.replace(f"train {family} prompt_tuning", "method") for check in checks
+                   if check.verdict == "blocks"}  # fmt: skip
+        assert blocked == refused, layout
 
 
 def test_traps_concern_their_cases_alone() -> None:

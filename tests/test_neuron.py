@@ -379,7 +379,7 @@ def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrid
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("llama", ["method=prompt_tuning"], "takes LoRA only"),
+        ("llama", ["method=prompt_tuning"], "takes LoRA adapters only"),
         ("llama", ["method=lora", "method.target_modules=[q_proj,v_proj]"], "all seven: q_proj"),
         ("t5", ["train.neuron.tensor_parallel_size=2"], "data parallel only"),
         ("t5", ["train.neuron.zero_1=true"], "not for T5"),

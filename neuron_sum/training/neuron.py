@@ -15,15 +15,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum import console
-from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.cpu import available_memory
 from neuron_sum.data.encoding import IGNORED, Encoded
 from neuron_sum.data.layouts import Row
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, PlatformError, RecipeError
-from neuron_sum.models import DECODER_ONLY, is_decoder_only
-from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe, TrainConfig
+from neuron_sum.models import is_decoder_only
+from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 from neuron_sum.stack import PLATFORMS
 from neuron_sum.training import launch
@@ -31,6 +30,7 @@ from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
+from neuron_sum.training.neuron_limits import neuron_faults
 
 if TYPE_CHECKING:
     from optimum.neuron import NeuronTrainingArguments
@@ -83,24 +83,11 @@ class NeuronBackend:
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
         """Refuses what optimum-neuron cannot train with this model, or cannot save."""
-        decoder_only, method, neuron = is_decoder_only(config), recipe.method, recipe.train.neuron
-        faults = []
-        if decoder_only and isinstance(method, PromptTuningMethod):
-            faults.append("method prompt_tuning: optimum-neuron's Llama takes LoRA only; method=lora")
-        if decoder_only and isinstance(method, LoraMethod):
-            wanted = LORA_TARGETS[DECODER_ONLY]
-            if method.target_modules is not None and set(method.target_modules) != set(wanted):
-                faults.append(
-                    "method.target_modules: optimum-neuron 0.4.5 trains other targets of a Llama, but cannot put them "
-                    f"together again; all seven: {', '.join(wanted)}"
-                )
-        if not decoder_only and neuron.tensor_parallel_size > 1:
-            faults.append("train.neuron.tensor_parallel_size: a T5 is trained data parallel only; 1")
-        if not decoder_only and neuron.zero_1:
-            faults.append("train.neuron.zero_1: not for T5, where nobody has shown that it trains right; false")
+        faults = neuron_faults(config, recipe)
         if faults:
             raise RecipeError(
-                "what train.backend=neuron cannot do:" + "".join(f"\n  {fault}" for fault in faults),
+                "what train.backend=neuron cannot do:"
+                + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
                 "change the recipe, or train.backend=torch",
             )
 
