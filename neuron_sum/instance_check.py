@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from neuron_sum.console import size
 from neuron_sum.doctor import Check, retirements
 from neuron_sum.published import PUBLISHED
-from neuron_sum.recipe import CompileConfig, ModelConfig, Recipe, TrainConfig, TrainedTokenizer
+from neuron_sum.recipe import CompileConfig, ModelConfig, Recipe, TrainedTokenizer
 from neuron_sum.stack import Instance, Platform
 from neuron_sum.support import FAMILIES_OF_STAGE, Stage, find_cell
 from neuron_sum.traps import TRAPS, Case
@@ -92,38 +92,26 @@ def _check_training(
 ) -> list[Check]:
     from neuron_sum.data.layouts import Shape
     from neuron_sum.models import is_decoder_only
-    from neuron_sum.training.estimate import estimate_neuron
+    from neuron_sum.training.memory import neuron_memory
 
     train, data = recipe.train, recipe.data
     checks = _check_layout(recipe, config, instance)
     one_row = data.max_source_length + data.max_target_length if is_decoder_only(config) else data.max_source_length
-    expected = estimate_neuron(
-        config, parameters, Shape(one_row, data.max_target_length), train, instance,
-        tensor_parallel_size=train.neuron.tensor_parallel_size, zero_1=train.neuron.zero_1,
+    memory = neuron_memory(
+        config, parameters, Shape(one_row, data.max_target_length), train,
+        processes=instance.neuron_cores, core_available=instance.core_memory, host_available=instance.host_memory,
     )  # fmt: skip
-    core = expected.core
-    told = (
-        f"about {size(core.memory)} of {size(expected.core_available)} (weights {size(core.weights)}, gradients "
-        f"{size(core.gradients)}, optimizer {size(core.optimizer)}, activations {size(core.activations)})"
-    )
-    if core.memory <= expected.core_available:
+    told = f"about {size(memory.core.memory)} of {size(memory.core_available)} ({memory.core.parts})"
+    if memory.core_fits:
         checks.append(Check("memory of a NeuronCore", "ok", told))
     else:
-        remedy = core.remedy(expected.core_available, train) or _smaller(train, str(config.model_type))
-        checks.append(Check("memory of a NeuronCore", "blocks", told, remedy))
-    told = f"about {size(expected.host)} of {size(expected.host_available)} for {expected.processes} processes"
-    if expected.host <= expected.host_available:
+        checks.append(Check("memory of a NeuronCore", "blocks", told, memory.core_remedy))
+    told = f"about {size(memory.host)} of {size(memory.host_available)} for {memory.processes} processes"
+    if memory.host_fits:
         checks.append(Check("memory of the host", "ok", f"{told}; the compiler's own comes on top"))
     else:
-        checks.append(Check("memory of the host", "blocks", told, "a larger instance, or a smaller model"))
+        checks.append(Check("memory of the host", "blocks", told, memory.host_remedy))
     return checks
-
-
-def _smaller(train: TrainConfig, family: str) -> str:
-    """What makes a model fit of which not one example does."""
-    if family == "llama" and train.neuron.tensor_parallel_size == 1:
-        return "train.neuron.tensor_parallel_size=2, or method=lora"
-    return "method=lora, or a smaller model" if train.gradient_checkpointing else "train.gradient_checkpointing=true"
 
 
 def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance) -> list[Check]:

@@ -20,7 +20,7 @@ from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from neuron_sum.training.estimate import estimate_neuron
+from neuron_sum.training.memory import NeuronMemory, neuron_memory
 from neuron_sum.training.neuron import NeuronBackend
 
 ROW = PLATFORMS[0]
@@ -191,12 +191,17 @@ def test_the_remedy_for_memory_fits() -> None:
 
 
 def test_what_is_sharded_takes_less() -> None:
-    recipe = load_recipe("tinyllama-lora", ["method=full"])
-    config = instance_check._config(recipe.model)
-    given = (config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train, TRN1_LARGE)
-    whole, split = estimate_neuron(*given), estimate_neuron(*given, tensor_parallel_size=8)
-    sharded, both = estimate_neuron(*given, zero_1=True), estimate_neuron(*given, tensor_parallel_size=8, zero_1=True)
-    assert split.core.weights == whole.core.weights / 8 == split.core.gradients
+    def memory(*layout: str) -> NeuronMemory:
+        recipe = load_recipe("trn1-tinyllama-lora", ["method=full", *layout])
+        config = instance_check._config(recipe.model)
+        return neuron_memory(
+            config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train,
+            processes=32, core_available=TRN1_LARGE.core_memory, host_available=TRN1_LARGE.host_memory,
+        )  # fmt: skip
+
+    split, zero_1 = "train.neuron.tensor_parallel_size=8", "train.neuron.zero_1=true"
+    whole, parts, sharded, both = memory(), memory(split), memory(zero_1), memory(split, zero_1)
+    assert parts.core.weights == whole.core.weights / 8 == parts.core.gradients
     assert sharded.core.optimizer == whole.core.optimizer / 32 == both.core.optimizer
     assert sharded.core.weights == whole.core.weights
     assert whole.processes == 32

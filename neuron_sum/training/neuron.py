@@ -17,18 +17,21 @@ from transformers.trainer_callback import PrinterCallback
 from neuron_sum import console
 from neuron_sum.cpu import available_memory
 from neuron_sum.data.encoding import IGNORED, Encoded
-from neuron_sum.data.layouts import Row
+from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, PlatformError, RecipeError
-from neuron_sum.models import is_decoder_only
+from neuron_sum.machine import instance_type
+from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
-from neuron_sum.stack import PLATFORMS
+from neuron_sum.stack import CORE_MEMORY, INSTANCES, PLATFORMS
 from neuron_sum.training import launch
 from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
+from neuron_sum.training.estimate import host_count, world_size
 from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.memory import NeuronMemory, available_to_processes, neuron_memory
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
 from neuron_sum.training.neuron_limits import neuron_faults
 
@@ -90,6 +93,16 @@ class NeuronBackend:
                 + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
                 "change the recipe, or train.backend=torch",
             )
+
+    @staticmethod
+    def memory(config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig) -> NeuronMemory:
+        """What NeuronCores and the host have is the instance's; an unknown one has cores like those that are known."""
+        instance = INSTANCES.get(f"ml.{instance_type()}")
+        return neuron_memory(
+            config, parameters, shape, train,
+            processes=world_size(), hosts=host_count(), host_available=available_to_processes(),
+            core_available=instance.core_memory if instance is not None else CORE_MEMORY,
+        )  # fmt: skip
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
