@@ -312,6 +312,22 @@ def test_without_an_instance_it_is_this_one() -> None:
     assert "--dry-run" in str(raised.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("instance", "devices", "told"),
+    [
+        ("trn1n.32xlarge", 16, "trn1n.32xlarge is not"),
+        ("trn2.48xlarge", 0, "trn2.48xlarge is not"),
+        ("inf1.xlarge", 0, "inf1.xlarge is not"),
+        ("p9.large", 1, "p9.large is not"),
+        (None, 2, "a machine with 2 Neuron chips is not"),
+    ],
+)
+def test_a_neuron_instance_that_the_table_lacks_is_called_that(instance: str | None, devices: int, told: str) -> None:
+    with pytest.raises(PlatformError, match=f"{told} in the table") as raised:
+        doctor.own_instance(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
+    assert all(name in str(raised.value.hint) for name in INSTANCES)
+
+
 def test_this_machine_is_told_without_torch() -> None:
     code = (
         "import sys\n"
