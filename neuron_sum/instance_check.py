@@ -90,18 +90,19 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
 def _check_training(
     recipe: Recipe, config: "PretrainedConfig", parameters: "ParameterCount", instance: Instance
 ) -> list[Check]:
-    from neuron_sum.data.layouts import Shape
+    from neuron_sum.data.shapes import longest_row
     from neuron_sum.models import is_decoder_only
     from neuron_sum.training.memory import neuron_memory
 
-    train, data = recipe.train, recipe.data
+    longest = longest_row(recipe, decoder_only=is_decoder_only(config))
     checks = _check_layout(recipe, config, instance)
-    one_row = data.max_source_length + data.max_target_length if is_decoder_only(config) else data.max_source_length
     memory = neuron_memory(
-        config, parameters, Shape(one_row, data.max_target_length), train,
+        config, parameters, longest, recipe.train,
         processes=instance.neuron_cores, core_available=instance.core_memory, host_available=instance.host_memory,
     )  # fmt: skip
     told = f"about {size(memory.core.memory)} of {size(memory.core_available)} ({memory.core.parts})"
+    if recipe.train.shapes.plan == "packed" and recipe.train.shapes.sizes is None:
+        told += f"; for rows of {longest}, and the data may choose longer ones: train.shapes.sizes sets them"
     if memory.core_fits:
         checks.append(Check("memory of a NeuronCore", "ok", told))
     else:

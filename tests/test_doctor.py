@@ -22,6 +22,7 @@ from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
 from neuron_sum.training.memory import NeuronMemory, neuron_memory
 from neuron_sum.training.neuron import NeuronBackend
+from neuron_sum.training.train import prepare
 
 ROW = PLATFORMS[0]
 TRN1, TRN1_LARGE, INF2 = INSTANCES["ml.trn1.2xlarge"], INSTANCES["ml.trn1.32xlarge"], INSTANCES["ml.inf2.xlarge"]
@@ -188,6 +189,34 @@ def test_the_remedy_for_memory_fits() -> None:
     assert named(check_recipe(smaller, TRN1, ROW), "memory of a NeuronCore").verdict == "ok"
     train = smaller.train
     assert train.per_device_train_batch_size * train.gradient_accumulation_steps >= 64
+
+
+@pytest.mark.parametrize(
+    ("plan", "sizes"), [("packed", "[[8192,256]]"), ("fixed", "[[8192,256]]"), ("buckets", "[[512,128],[8192,256]]")]
+)
+def test_the_longest_row_is_the_plans(plan: str, sizes: str) -> None:
+    given = [f"train.shapes.plan={plan}", f"train.shapes.sizes={sizes}"]
+    check = named(check_recipe(load_recipe("trn1-flan-t5-base-full", given), TRN1, ROW), "memory of a NeuronCore")
+    assert check.verdict == "blocks"
+    one = load_recipe("trn1-flan-t5-base-full", [*given[:1], "train.shapes.sizes=null"])
+    unset = named(check_recipe(one, TRN1, ROW), "memory of a NeuronCore")
+    assert (unset.verdict, "may choose longer ones" in unset.found) == ("ok", plan == "packed")
+
+
+def test_doctor_and_train_count_the_same_memory(
+    micro: Path, micro_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config: None))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    neuron = ["train.backend=neuron", "train.shapes.plan=packed", "train.shapes.sizes=[[512,96]]"]
+    for path in (micro, micro_llama):
+        recipe = load_recipe(str(path), [*neuron, "train.per_device_train_batch_size=64"])
+        told = named(check_recipe(recipe, TRN1, ROW), "memory of a NeuronCore").found
+        said: list[str] = []
+        prepare(recipe, tmp_path / "run", say=said.append)
+        [line] = [line for line in said if "each NeuronCore" in line]
+        assert told.split(" (")[0] == line.removeprefix("memory ").split(" on each")[0]
+        assert told.rpartition("activations ")[2] in line
 
 
 def test_what_is_sharded_takes_less() -> None:
