@@ -24,6 +24,7 @@ from neuron_sum.training.memory import NeuronMemory, neuron_memory
 from neuron_sum.training.neuron import NeuronBackend
 from neuron_sum.training.train import prepare
 
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 ROW = PLATFORMS[0]
 TRN1, TRN1_LARGE, INF2 = INSTANCES["ml.trn1.2xlarge"], INSTANCES["ml.trn1.32xlarge"], INSTANCES["ml.inf2.xlarge"]
 NEURON = {**ROW.vendor_pins, "optimum-neuron": ROW.optimum_neuron}
@@ -304,34 +305,32 @@ def test_traps_concern_their_cases_alone() -> None:
     assert all(trap.happens and trap.handled and trap.source for trap in traps.TRAPS)
 
 
-def test_the_command_tells_people_and_programs(platform_command: Callable[..., Any]) -> None:
+def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
     words = ("doctor", "flan-t5-base-lora", "--instance", "trn1.2xlarge", "--region", "eu-west-1")
-    made = platform_command(*words)
-    assert made.exit_code == 0, made.output
+    made = neuron_sum(*words)
+    assert made.returncode == 0, made.stderr
     assert "flan-t5-base-lora on ml.trn1.2xlarge, with neuron-sdk-2.26.1" in made.stdout
-    told = json.loads(platform_command(*words, "--json").stdout)
+    told = json.loads(neuron_sum(*words, "--json").stdout)
     assert (told["recipe"], told["instance"], told["platform"]) == ("flan-t5-base-lora", "ml.trn1.2xlarge", ROW.name)
     assert {check["verdict"] for check in told["checks"]} <= {"ok", "note", "differs"}
     [image] = [check["found"] for check in told["checks"] if check["name"] == "image"]
     assert image == ROW.registry_images[0].uri("eu-west-1")
 
 
-def test_the_command_exits_13_where_something_blocks(platform_command: Callable[..., Any]) -> None:
-    made = platform_command(
-        "doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json"
-    )
-    assert made.exit_code == 13
+def test_the_command_exits_13_where_something_blocks(neuron_sum: CommandLine) -> None:
+    made = neuron_sum("doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json")
+    assert made.returncode == 13
     assert json.loads(made.stdout)["checks"]  # the whole answer comes first
     error = json.loads(made.stderr.splitlines()[-1])["error"]
     assert error["exit_code"] == 13
     assert "train llama prompt_tuning" in error["message"]
 
 
-def test_the_command_refuses_what_nobody_knows(platform_command: Callable[..., Any]) -> None:
-    assert platform_command("doctor", "tiny", "--instance", "ml.p5.48xlarge").exit_code == 13
-    assert platform_command("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").exit_code == 13
-    assert platform_command("doctor", "tinny", "--instance", "ml.trn1.2xlarge").exit_code == 3
-    assert platform_command("doctor", "--instance", "ml.trn1.2xlarge").exit_code == 2
+def test_the_command_refuses_what_nobody_knows(neuron_sum: CommandLine) -> None:
+    assert neuron_sum("doctor", "tiny", "--instance", "ml.p5.48xlarge").returncode == 13
+    assert neuron_sum("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").returncode == 13
+    assert neuron_sum("doctor", "tinny", "--instance", "ml.trn1.2xlarge").returncode == 3
+    assert neuron_sum("doctor", "--instance", "ml.trn1.2xlarge").returncode == 2
 
 
 def test_without_an_instance_it_is_this_one() -> None:
