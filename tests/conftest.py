@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -87,21 +87,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder} (set NEURON_SUM_DATA)")
     return folder
-
-
-@pytest.fixture
-def platform_command() -> Callable[..., Any]:
-    """`neuron-sum doctor` and `explain` in this process, put together as the command line does it."""
-    import typer
-    from typer.testing import CliRunner
-
-    from neuron_sum import cli, platform_command
-
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    for function in (platform_command.doctor, platform_command.explain):
-        app.command(name=function.__name__)(cli._command(function))
-    return lambda *words, **options: CliRunner().invoke(app, words, **options)
 
 
 @pytest.fixture
