@@ -96,6 +96,9 @@ class TorchTrainer:
             )
         self._save(trainer)
         if torch.distributed.is_initialized():
+            # Kept until the trainer is gone: DDP's reducer, as the group's last owner, would wait for gloo's threads
+            # without letting go of Python's lock, which one of them may need to end.
+            self._group = torch.distributed.group.WORLD
             torch.distributed.destroy_process_group()
         return self.run.weights
 
