@@ -261,7 +261,7 @@ def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
         httpx.delete(f"{server.url}/models/third/2").raise_for_status()
         assert drill._until(lambda: len(server.workers()) == 2, 10)
         children = psutil.Process(server.pid).children(recursive=True)
-    assert len(children) == 2 and not psutil.wait_procs(children, timeout=5)[1]
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=5)[1]
 
 
 def test_a_model_that_failed_is_not_forgiven_for_the_answers_of_another(
