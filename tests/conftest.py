@@ -164,7 +164,7 @@ def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*launcher, "-m", "neuron_sum", *arguments],
-            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=600, check=False,
+            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=1500, check=False,
         )  # fmt: skip
 
     return run
