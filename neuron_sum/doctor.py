@@ -16,6 +16,8 @@ from neuron_sum.support import RETIREMENTS
 Verdict = Literal["ok", "note", "differs", "blocks"]
 DISK_NEEDED = 20 * 10**9
 """torch's CUDA libraries, a base model, two checkpoints of it."""
+NEURON_FAMILIES = ("trn", "inf")
+"""How the names of instances with Neuron chips begin, those too that the table does not have."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,19 @@ def own_instance(machine: Machine) -> str:
     """The instance that a recipe is checked for where none is named: this one.
 
     Raises:
-        PlatformError: If this is no Neuron instance.
+        PlatformError: If this is no Neuron instance, or one that is not in the table.
     """
-    if machine.instance is None or f"ml.{machine.instance}" not in INSTANCES:
+    if machine.instance is not None and f"ml.{machine.instance}" in INSTANCES:
+        return machine.instance
+    if machine.neuron_devices or (machine.instance or "").startswith(NEURON_FAMILIES):
+        this = machine.instance or f"a machine with {machine.neuron_devices} Neuron chips"
         raise PlatformError(
-            "this machine is no Trainium or Inferentia2 instance",
-            "--instance ml.trn1.2xlarge names one; `neuron-sum train RECIPE --dry-run` estimates for this machine",
+            f"{this} is not in the table", f"there are {', '.join(INSTANCES)}; --instance names the one to check for"
         )
-    return machine.instance
+    raise PlatformError(
+        "this machine is no Trainium or Inferentia2 instance",
+        "--instance ml.trn1.2xlarge names one; `neuron-sum train RECIPE --dry-run` estimates for this machine",
+    )
 
 
 def check_machine(machine: Machine, platform: Platform) -> list[Check]:

@@ -3,13 +3,12 @@
 No hub is asked for the base models that published.py has.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from neuron_sum.console import size
 from neuron_sum.doctor import Check, retirements
 from neuron_sum.published import PUBLISHED
-from neuron_sum.recipe import CompileConfig, LoraMethod, ModelConfig, Recipe, TrainConfig, TrainedTokenizer
+from neuron_sum.recipe import CompileConfig, ModelConfig, Recipe, TrainedTokenizer
 from neuron_sum.stack import Instance, Platform
 from neuron_sum.support import FAMILIES_OF_STAGE, Stage, find_cell
 from neuron_sum.traps import TRAPS, Case
@@ -20,20 +19,6 @@ if TYPE_CHECKING:
     from neuron_sum.models import ParameterCount
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a recipe spreads over NeuronCores."""
-
-    backend: str
-    tensor_parallel_size: int
-    zero_1: bool
-
-
-def layout_of(train: TrainConfig) -> Layout:
-    """The layout that a recipe asks for."""
-    return Layout(train.backend, train.neuron.tensor_parallel_size, train.neuron.zero_1)
 
 
 def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region: str | None = None) -> list[Check]:
@@ -105,56 +90,45 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
 def _check_training(
     recipe: Recipe, config: "PretrainedConfig", parameters: "ParameterCount", instance: Instance
 ) -> list[Check]:
-    from neuron_sum.data.layouts import Shape
+    from neuron_sum.data.shapes import longest_row
     from neuron_sum.models import is_decoder_only
-    from neuron_sum.training.estimate import estimate_neuron
+    from neuron_sum.training.memory import neuron_memory
 
-    layout, train, data = layout_of(recipe.train), recipe.train, recipe.data
-    checks = [*_check_layout(recipe, layout, str(config.model_type), instance)]
-    one_row = data.max_source_length + data.max_target_length if is_decoder_only(config) else data.max_source_length
-    expected = estimate_neuron(
-        config, parameters, Shape(one_row, data.max_target_length), train, instance,
-        tensor_parallel_size=layout.tensor_parallel_size, zero_1=layout.zero_1,
+    longest = longest_row(recipe, decoder_only=is_decoder_only(config))
+    checks = _check_layout(recipe, config, instance)
+    memory = neuron_memory(
+        config, parameters, longest, recipe.train,
+        processes=instance.neuron_cores, core_available=instance.core_memory, host_available=instance.host_memory,
     )  # fmt: skip
-    core = expected.core
-    told = (
-        f"about {size(core.memory)} of {size(expected.core_available)} (weights {size(core.weights)}, gradients "
-        f"{size(core.gradients)}, optimizer {size(core.optimizer)}, activations {size(core.activations)})"
-    )
-    if core.memory <= expected.core_available:
+    told = f"about {size(memory.core.memory)} of {size(memory.core_available)} ({memory.core.parts})"
+    if recipe.train.shapes.plan == "packed" and recipe.train.shapes.sizes is None:
+        told += f"; for rows of {longest}, and the data may choose longer ones: train.shapes.sizes sets them"
+    if memory.core_fits:
         checks.append(Check("memory of a NeuronCore", "ok", told))
     else:
-        remedy = core.remedy(expected.core_available, train) or _smaller(train, layout, str(config.model_type))
-        checks.append(Check("memory of a NeuronCore", "blocks", told, remedy))
-    told = f"about {size(expected.host)} of {size(expected.host_available)} for {expected.processes} processes"
-    if expected.host <= expected.host_available:
+        checks.append(Check("memory of a NeuronCore", "blocks", told, memory.core_remedy))
+    told = f"about {size(memory.host)} of {size(memory.host_available)} for {memory.processes} processes"
+    if memory.host_fits:
         checks.append(Check("memory of the host", "ok", f"{told}; the compiler's own comes on top"))
     else:
-        checks.append(Check("memory of the host", "blocks", told, "a larger instance, or a smaller model"))
+        checks.append(Check("memory of the host", "blocks", told, memory.host_remedy))
     return checks
 
 
-def _smaller(train: TrainConfig, layout: Layout, family: str) -> str:
-    """What makes a model fit of which not one example does."""
-    if family == "llama" and layout.tensor_parallel_size == 1:
-        return "train.neuron.tensor_parallel_size=2, or method=lora"
-    return "method=lora, or a smaller model" if train.gradient_checkpointing else "train.gradient_checkpointing=true"
-
-
-def _check_layout(recipe: Recipe, layout: Layout, family: str, instance: Instance) -> list[Check]:
+def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance) -> list[Check]:
     """Backend, parallelism, and what NeuronTrainer has no part for."""
-    checks, size_ = [], layout.tensor_parallel_size
-    if layout.backend == "torch":
-        checks.append(
-            Check("train.backend", "differs", "torch trains on the CPU of that instance", "train.backend=neuron")
-        )
-    if size_ > 1 and family == "t5":
-        checks.append(
-            Check(
-                "train.neuron.tensor_parallel_size", "blocks",
-                f"{size_}: upstream splits models with a class of its own only", "train.neuron.tensor_parallel_size=1",
-            )
-        )  # fmt: skip
+    from neuron_sum.training.neuron_limits import neuron_faults
+
+    checks, train = [], recipe.train
+    if train.backend == "torch":
+        remedy = "train.backend=neuron" + (" train.shapes.plan=packed" if train.shapes.plan == "dynamic" else "")
+        checks.append(Check("train.backend", "differs", "torch trains on the CPU of that instance", remedy))
+    checks += [
+        Check(fault.field, "blocks", fault.why, fault.remedy)
+        for fault in neuron_faults(config, recipe)
+        if fault.field != "method"  # the matrix's cell has told that
+    ]
+    size_ = train.neuron.tensor_parallel_size
     if instance.neuron_cores % size_:
         checks.append(
             Check(
@@ -162,28 +136,14 @@ def _check_layout(recipe: Recipe, layout: Layout, family: str, instance: Instanc
                 f"{size_} does not divide {instance.neuron_cores} NeuronCores", "train.neuron.tensor_parallel_size=2",
             )
         )  # fmt: skip
-    if recipe.train.fsdp or recipe.train.deepspeed is not None:
+    if train.fsdp or train.deepspeed is not None:  # in a recipe for torch; with backend neuron it does not load
         checks.append(
             Check(
                 "sharding", "blocks", "fsdp and deepspeed are torch's; NeuronTrainer has ZeRO-1 and tensor parallelism",
                 "train.fsdp=false train.deepspeed=null",
             )
         )  # fmt: skip
-    targets = set(recipe.method.target_modules or ()) if isinstance(recipe.method, LoraMethod) else set()
-    if family == "llama" and targets and targets < _all_targets(family):
-        checks.append(
-            Check(
-                "method.target_modules", "blocks", "fewer than all seven projections cannot be consolidated",
-                "method.target_modules=null",
-            )
-        )  # fmt: skip
     return checks
-
-
-def _all_targets(family: str) -> set[str]:
-    from neuron_sum.adapters import LORA_TARGETS
-
-    return set(LORA_TARGETS[family])
 
 
 def _check_serving_memory(

@@ -70,7 +70,7 @@ def look(distributions: Iterable[str], root: Path = Path("/")) -> Machine:
         free_disk=shutil.disk_usage(Path.cwd()).free,
         neuron_devices=sum(1 for device in (root / "dev").glob("neuron*") if re.fullmatch(r"neuron\d+", device.name)),
         driver=_text(root / "sys/module/neuron/version"),
-        instance=_instance(root),
+        instance=instance_type(root),
         packages={name: _version(name) for name in distributions},
         java=_java() if "java" in tools else None,
         tools=tools,
@@ -84,8 +84,15 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _instance(root: Path) -> str | None:
-    """The EC2 type: SageMaker tells it in a variable, EC2's firmware as the product's name."""
+def instance_type(root: Path = Path("/")) -> str | None:
+    """The EC2 type, such as trn1.2xlarge: SageMaker tells it in a variable, EC2's firmware as the product's name.
+
+    Args:
+        root: Where /sys is.
+
+    Returns:
+        None where this is no EC2 instance, or does not say so.
+    """
     told = os.environ.get("SM_CURRENT_INSTANCE_TYPE")
     if told:
         return told.removeprefix("ml.")

@@ -93,7 +93,7 @@ class Instance:
     @property
     def core_memory(self) -> float:
         """Bytes of device memory that one NeuronCore has."""
-        return CHIP_GIB * GIB / CORES_PER_CHIP
+        return CORE_MEMORY
 
     @property
     def host_memory(self) -> float:
@@ -159,6 +159,7 @@ class Platform:
 
 CORES_PER_CHIP = 2
 CHIP_GIB = 32
+CORE_MEMORY = float(CHIP_GIB * GIB / CORES_PER_CHIP)
 INSTANCES = {
     instance.name: instance
     for instance in (

@@ -154,8 +154,8 @@ CELLS = (
     Cell("t5", "full", "train", True, "run on XLA:CPU", "data parallel only", _TRAINS_XLA, _XLA),
     Cell("t5", "lora", "train", True, "run on XLA:CPU", "data parallel only, with plain PEFT", _TRAINS_XLA, _XLA),
     Cell(
-        "t5", "prompt_tuning", "train", True, "read",
-        "as LoRA: plain PEFT, and the same fix for its forward's arguments", _TRAINS_XLA, _XLA,
+        "t5", "prompt_tuning", "train", True, "run on XLA:CPU",
+        "data parallel only, with plain PEFT", _TRAINS_XLA, _XLA,
     ),
     Cell(
         "llama", "full", "train", True, "run on XLA:CPU",

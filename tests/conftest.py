@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -90,21 +90,6 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def platform_command() -> Callable[..., Any]:
-    """`neuron-sum doctor` and `explain` in this process, put together as the command line does it."""
-    import typer
-    from typer.testing import CliRunner
-
-    from neuron_sum import cli, platform_command
-
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    for function in (platform_command.doctor, platform_command.explain):
-        app.command(name=function.__name__)(cli._command(function))
-    return lambda *words, **options: CliRunner().invoke(app, words, **options)
-
-
-@pytest.fixture
 def micro(tmp_path: Path) -> Path:
     """A recipe that trains in a second."""
     path = tmp_path / "micro.yaml"
@@ -179,7 +164,7 @@ def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*launcher, "-m", "neuron_sum", *arguments],
-            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=600, check=False,
+            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=1500, check=False,
         )  # fmt: skip
 
     return run

@@ -5,21 +5,26 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neuron_sum import doctor, instance_check, traps
+from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.data.layouts import Shape
 from neuron_sum.doctor import Check, check_machine
-from neuron_sum.errors import PlatformError
+from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from neuron_sum.training.estimate import estimate_neuron
+from neuron_sum.training.memory import NeuronMemory, neuron_memory
+from neuron_sum.training.neuron import NeuronBackend
+from neuron_sum.training.train import prepare
 
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 ROW = PLATFORMS[0]
 TRN1, TRN1_LARGE, INF2 = INSTANCES["ml.trn1.2xlarge"], INSTANCES["ml.trn1.32xlarge"], INSTANCES["ml.inf2.xlarge"]
 NEURON = {**ROW.vendor_pins, "optimum-neuron": ROW.optimum_neuron}
@@ -163,6 +168,7 @@ def test_the_published_dimensions_are_the_hubs(shared_data: Path) -> None:
         (["method.target_modules=[q_proj,v_proj]"], TRN1, "method.target_modules", "null"),
         (["method=full"], TRN1, "memory of a NeuronCore", "method=lora"),
         (["train.per_device_train_batch_size=64"], TRN1, "memory of a NeuronCore", "per_device_train_batch_size="),
+        (["method.target_modules=[q_proj,lm_head]"], TRN1, "method.target_modules", "null"),
         (["method=full", "train.fsdp=true"], TRN1_LARGE, "sharding", "train.fsdp=false"),
         (["compile.batch_sizes=[4096]"], INF2, "memory of a NeuronCore", "compile.batch_sizes"),
     ],
@@ -186,13 +192,46 @@ def test_the_remedy_for_memory_fits() -> None:
     assert train.per_device_train_batch_size * train.gradient_accumulation_steps >= 64
 
 
+@pytest.mark.parametrize(
+    ("plan", "sizes"), [("packed", "[[8192,256]]"), ("fixed", "[[8192,256]]"), ("buckets", "[[512,128],[8192,256]]")]
+)
+def test_the_longest_row_is_the_plans(plan: str, sizes: str) -> None:
+    given = [f"train.shapes.plan={plan}", f"train.shapes.sizes={sizes}"]
+    check = named(check_recipe(load_recipe("trn1-flan-t5-base-full", given), TRN1, ROW), "memory of a NeuronCore")
+    assert check.verdict == "blocks"
+    one = load_recipe("trn1-flan-t5-base-full", [*given[:1], "train.shapes.sizes=null"])
+    unset = named(check_recipe(one, TRN1, ROW), "memory of a NeuronCore")
+    assert (unset.verdict, "may choose longer ones" in unset.found) == ("ok", plan == "packed")
+
+
+def test_doctor_and_train_count_the_same_memory(
+    micro: Path, micro_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config: None))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    neuron = ["train.backend=neuron", "train.shapes.plan=packed", "train.shapes.sizes=[[512,96]]"]
+    for path in (micro, micro_llama):
+        recipe = load_recipe(str(path), [*neuron, "train.per_device_train_batch_size=64"])
+        told = named(check_recipe(recipe, TRN1, ROW), "memory of a NeuronCore").found
+        said: list[str] = []
+        prepare(recipe, tmp_path / "run", say=said.append)
+        [line] = [line for line in said if "each NeuronCore" in line]
+        assert told.split(" (")[0] == line.removeprefix("memory ").split(" on each")[0]
+        assert told.rpartition("activations ")[2] in line
+
+
 def test_what_is_sharded_takes_less() -> None:
-    recipe = load_recipe("tinyllama-lora", ["method=full"])
-    config = instance_check._config(recipe.model)
-    given = (config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train, TRN1_LARGE)
-    whole, split = estimate_neuron(*given), estimate_neuron(*given, tensor_parallel_size=8)
-    sharded, both = estimate_neuron(*given, zero_1=True), estimate_neuron(*given, tensor_parallel_size=8, zero_1=True)
-    assert split.core.weights == whole.core.weights / 8 == split.core.gradients
+    def memory(*layout: str) -> NeuronMemory:
+        recipe = load_recipe("trn1-tinyllama-lora", ["method=full", *layout])
+        config = instance_check._config(recipe.model)
+        return neuron_memory(
+            config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train,
+            processes=32, core_available=TRN1_LARGE.core_memory, host_available=TRN1_LARGE.host_memory,
+        )  # fmt: skip
+
+    split, zero_1 = "train.neuron.tensor_parallel_size=8", "train.neuron.zero_1=true"
+    whole, parts, sharded, both = memory(), memory(split), memory(zero_1), memory(split, zero_1)
+    assert parts.core.weights == whole.core.weights / 8 == parts.core.gradients
     assert sharded.core.optimizer == whole.core.optimizer / 32 == both.core.optimizer
     assert sharded.core.weights == whole.core.weights
     assert whole.processes == 32
@@ -200,19 +239,50 @@ def test_what_is_sharded_takes_less() -> None:
 
 
 def test_layout_reads_what_the_recipe_has() -> None:
-    train = load_recipe("tiny").train
-    assert instance_check.layout_of(train) == instance_check.Layout(train.backend, 1, False)
-    given = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
-    layout = instance_check.layout_of(load_recipe("trn1-tinyllama-lora", given).train)
-    assert layout == instance_check.Layout("neuron", 2, True)
-    checks = instance_check._check_layout(
-        load_recipe("tiny"), dataclasses.replace(layout, backend="neuron"), "t5", TRN1
-    )
-    assert [check.verdict for check in checks] == ["blocks"]
-    three = dataclasses.replace(layout, backend="neuron", tensor_parallel_size=3)
-    assert (
-        "does not divide" in instance_check._check_layout(load_recipe("tinyllama-lora"), three, "llama", TRN1)[0].found
-    )
+    split = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
+    whole, halves = (
+        check_recipe(load_recipe("trn1-tinyllama-lora", given), TRN1_LARGE, ROW) for given in ([], split)
+    )  # fmt: skip
+    assert not [check for check in (*whole, *halves) if check.verdict in ("blocks", "differs")]
+    assert named(whole, "memory of a NeuronCore").found != named(halves, "memory of a NeuronCore").found
+    three = load_recipe("trn1-tinyllama-lora", ["train.neuron.tensor_parallel_size=3"])
+    check = named(check_recipe(three, TRN1, ROW), "train.neuron.tensor_parallel_size")
+    assert (check.verdict, "does not divide 2" in check.found) == ("blocks", True)
+    torch = named(check_recipe(load_recipe("tiny"), TRN1, ROW), "train.backend")
+    assert torch.verdict == "differs"
+    assert load_recipe("tiny", str(torch.remedy).split()).train.backend == "neuron"
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *product(("t5", "llama"), ("method=full", "method=prompt_tuning", "method=lora")),
+        ("t5", "q,wo"),
+        ("llama", "q_proj,v_proj"),
+        ("llama", "q_proj,lm_head"),
+        ("llama", ",".join(LORA_TARGETS["llama"])),
+        ("llama", ",".join([*LORA_TARGETS["llama"], "lm_head"])),
+    ],
+)
+def test_the_doctor_blocks_what_train_refuses_and_nothing_else(
+    micro: Path, micro_llama: Path, family: str, method: str
+) -> None:
+    given = [method] if "=" in method else ["method=lora", f"method.target_modules=[{method}]"]
+    neuron = ["train.backend=neuron", "train.shapes.plan=fixed", "model.tokenizer.vocab_size=400"]
+    for zero_1, split in product(("false", "true"), (1, 2)):
+        layout = [f"train.neuron.zero_1={zero_1}", f"train.neuron.tensor_parallel_size={split}"]
+        recipe = load_recipe(str(micro if family == "t5" else micro_llama), [*neuron, *given, *layout])
+        try:
+            NeuronBackend.check_model(instance_check._config(recipe.model), recipe)
+            refused = set()
+        except RecipeError as error:
+            lines = error.message.splitlines()[1:]
+            refused = {line.split(":")[0].strip() for line in lines}
+            assert lines and len(refused) == len(lines)
+        checks = check_recipe(recipe, TRN1, ROW)
+        blocked = {check.name.replace(f"train {family} prompt_tuning", "method") for check in checks
+                   if check.verdict == "blocks"}  # fmt: skip
+        assert blocked == refused, layout
 
 
 def test_traps_concern_their_cases_alone() -> None:
@@ -235,34 +305,32 @@ def test_traps_concern_their_cases_alone() -> None:
     assert all(trap.happens and trap.handled and trap.source for trap in traps.TRAPS)
 
 
-def test_the_command_tells_people_and_programs(platform_command: Callable[..., Any]) -> None:
+def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
     words = ("doctor", "flan-t5-base-lora", "--instance", "trn1.2xlarge", "--region", "eu-west-1")
-    made = platform_command(*words)
-    assert made.exit_code == 0, made.output
+    made = neuron_sum(*words)
+    assert made.returncode == 0, made.stderr
     assert "flan-t5-base-lora on ml.trn1.2xlarge, with neuron-sdk-2.26.1" in made.stdout
-    told = json.loads(platform_command(*words, "--json").stdout)
+    told = json.loads(neuron_sum(*words, "--json").stdout)
     assert (told["recipe"], told["instance"], told["platform"]) == ("flan-t5-base-lora", "ml.trn1.2xlarge", ROW.name)
     assert {check["verdict"] for check in told["checks"]} <= {"ok", "note", "differs"}
     [image] = [check["found"] for check in told["checks"] if check["name"] == "image"]
     assert image == ROW.registry_images[0].uri("eu-west-1")
 
 
-def test_the_command_exits_13_where_something_blocks(platform_command: Callable[..., Any]) -> None:
-    made = platform_command(
-        "doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json"
-    )
-    assert made.exit_code == 13
+def test_the_command_exits_13_where_something_blocks(neuron_sum: CommandLine) -> None:
+    made = neuron_sum("doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json")
+    assert made.returncode == 13
     assert json.loads(made.stdout)["checks"]  # the whole answer comes first
     error = json.loads(made.stderr.splitlines()[-1])["error"]
     assert error["exit_code"] == 13
     assert "train llama prompt_tuning" in error["message"]
 
 
-def test_the_command_refuses_what_nobody_knows(platform_command: Callable[..., Any]) -> None:
-    assert platform_command("doctor", "tiny", "--instance", "ml.p5.48xlarge").exit_code == 13
-    assert platform_command("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").exit_code == 13
-    assert platform_command("doctor", "tinny", "--instance", "ml.trn1.2xlarge").exit_code == 3
-    assert platform_command("doctor", "--instance", "ml.trn1.2xlarge").exit_code == 2
+def test_the_command_refuses_what_nobody_knows(neuron_sum: CommandLine) -> None:
+    assert neuron_sum("doctor", "tiny", "--instance", "ml.p5.48xlarge").returncode == 13
+    assert neuron_sum("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").returncode == 13
+    assert neuron_sum("doctor", "tinny", "--instance", "ml.trn1.2xlarge").returncode == 3
+    assert neuron_sum("doctor", "--instance", "ml.trn1.2xlarge").returncode == 2
 
 
 def test_without_an_instance_it_is_this_one() -> None:
@@ -270,6 +338,22 @@ def test_without_an_instance_it_is_this_one() -> None:
     with pytest.raises(PlatformError, match="no Trainium") as raised:
         doctor.own_instance(LAPTOP)
     assert "--dry-run" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("instance", "devices", "told"),
+    [
+        ("trn1n.32xlarge", 16, "trn1n.32xlarge is not"),
+        ("trn2.48xlarge", 0, "trn2.48xlarge is not"),
+        ("inf1.xlarge", 0, "inf1.xlarge is not"),
+        ("p9.large", 1, "p9.large is not"),
+        (None, 2, "a machine with 2 Neuron chips is not"),
+    ],
+)
+def test_a_neuron_instance_that_the_table_lacks_is_called_that(instance: str | None, devices: int, told: str) -> None:
+    with pytest.raises(PlatformError, match=f"{told} in the table") as raised:
+        doctor.own_instance(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
+    assert all(name in str(raised.value.hint) for name in INSTANCES)
 
 
 def test_this_machine_is_told_without_torch() -> None:

@@ -19,6 +19,7 @@ from neuron_sum import explain as explaining
 from neuron_sum.causes import CAUSES
 from neuron_sum.explain import Explanation, explain, mark_of
 
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 LINES = [
     (entry["cause"], entry["line"], entry["origin"])
     for entry in map(json.loads, Path(__file__).with_name("known_lines.jsonl").read_text().splitlines())
@@ -159,32 +160,32 @@ def test_a_hostile_line_takes_no_time() -> None:
             explain(io.BytesIO(mark_of(pattern).encode() * 20_000))
 
 
-def test_the_command_tells_people_and_programs(platform_command: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_command_tells_people_and_programs(neuron_sum: CommandLine, tmp_path: Path) -> None:
     log = tmp_path / "job.log"
     log.write_text("starting\nRuntimeError: neuronx-cc failed with -9\n")
-    made = platform_command("explain", str(log))
-    assert made.exit_code == 0
+    made = neuron_sum("explain", str(log))
+    assert made.returncode == 0
     assert made.stdout.startswith("compiler-killed: line 2\n  RuntimeError: neuronx-cc failed with -9\ncause:  ")
     assert "source: https://github.com/aws-neuron/aws-neuron-samples/issues/10" in made.stdout
-    piped = json.loads(platform_command("explain", "-", "--json", input=log.read_text()).stdout)
+    piped = json.loads(neuron_sum("explain", "-", "--json", stdin=log.read_text()).stdout)
     assert piped["known"] and piped["lines"] == 2
     assert piped["causes"][0].keys() == {"name", "line", "text", "times", "cause", "remedy", "source"}
 
 
-def test_an_unknown_log_is_answered_unknown(platform_command: Callable[..., Any]) -> None:
-    made = platform_command("explain", input="nothing\nto see\n")
-    assert made.exit_code == 0
+def test_an_unknown_log_is_answered_unknown(neuron_sum: CommandLine) -> None:
+    made = neuron_sum("explain", stdin="nothing\nto see\n")
+    assert made.returncode == 0
     assert made.stdout.startswith(f"unknown: none of {len(CAUSES)} known causes is in these 2 lines\n")
-    assert json.loads(platform_command("explain", "--json", input="x").stdout) == {
+    assert json.loads(neuron_sum("explain", "--json", stdin="x").stdout) == {
         "known": False,
         "lines": 1,
         "causes": [],
     }
 
 
-def test_a_log_that_is_not_there_is_an_error(platform_command: Callable[..., Any], tmp_path: Path) -> None:
-    assert platform_command("explain", str(tmp_path / "nothing.log")).exit_code == 4
-    assert platform_command("explain", str(tmp_path)).exit_code == 4
+def test_a_log_that_is_not_there_is_an_error(neuron_sum: CommandLine, tmp_path: Path) -> None:
+    assert neuron_sum("explain", str(tmp_path / "nothing.log")).returncode == 4
+    assert neuron_sum("explain", str(tmp_path)).returncode == 4
 
 
 def test_the_document_names_every_cause() -> None:

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from neuron_sum import files
+from neuron_sum import cpu, files
 from neuron_sum.data.layouts import Row, Shape
-from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.models import load_tokenizer
+from neuron_sum.errors import PlatformError, RecipeError, ResourceError
+from neuron_sum.models import load_config, load_tokenizer
 from neuron_sum.recipe import ModelConfig, TrainConfig
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import open_run
@@ -35,7 +35,9 @@ from neuron_sum.trained import load_trained
 from neuron_sum.training import launch
 from neuron_sum.training.extraction import FEWEST_STEPS, extraction_rows, save_step
 from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.memory import available_to_processes
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
+from neuron_sum.training.neuron import NeuronBackend
 from neuron_sum.training.train import prepare, train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -186,7 +188,8 @@ def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Pa
     assert len(theirs) >= 20
     for one, other in zip(theirs, ours, strict=True):
         assert other == pytest.approx(one, abs=1e-3)
-    assert "prompt" in name or ours[-1][0] <= 0.8 * ours[0][0]
+    # Ten vectors before a frozen model of random weights can do little; the backends agree on that too.
+    assert ours[-1][0] <= (1.0 if "prompt" in name else 0.8) * ours[0][0]
     left, right = weights(tmp_path / "torch"), weights(observed / f"agree-{name}")
     assert left.keys() == right.keys()
     for key, value in left.items():
@@ -407,7 +410,7 @@ def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrid
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("llama", ["method=prompt_tuning"], "takes LoRA only"),
+        ("llama", ["method=prompt_tuning"], "takes LoRA adapters only"),
         ("llama", ["method=lora", "method.target_modules=[q_proj,v_proj]"], "all seven: q_proj"),
         ("t5", ["train.neuron.tensor_parallel_size=2"], "data parallel only"),
         ("t5", ["train.neuron.zero_1=true"], "not for T5"),
@@ -416,12 +419,94 @@ def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrid
 def test_a_method_that_upstream_lacks_for_a_model_is_refused(
     recipes: Path, family: str, overrides: list[str], message: str
 ) -> None:
-    from neuron_sum.models import load_config
-    from neuron_sum.training.neuron import NeuronBackend
-
     recipe = load_recipe(str(recipes / f"{family}.yaml"), [*NEURON, *overrides])
     with pytest.raises(RecipeError, match=message):
         NeuronBackend.check_model(load_config(recipe.model), recipe)
+
+
+@pytest.fixture
+def trainium(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """This machine passes for a host with so much memory free, where torchrun has started so many processes."""
+
+    def pretend(free: float, processes: int = 2, hosts: int = 1, instance: str | None = "ml.trn1.2xlarge") -> None:
+        monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config: None))
+        monkeypatch.setattr(cpu, "available_memory", lambda: free)
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes // hosts))
+        monkeypatch.delenv("SM_CURRENT_INSTANCE_TYPE", raising=False)
+        if instance is not None:
+            monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", instance)
+
+    return pretend
+
+
+@pytest.mark.parametrize("instance", ["ml.trn1.2xlarge", "ml.trn9.2xlarge", None])
+def test_a_batch_that_a_core_cannot_hold_is_refused_though_the_host_could(
+    recipes: Path, tmp_path: Path, trainium: Callable[..., None], instance: str | None
+) -> None:
+    trainium(free=1e12, instance=instance)
+    large = [*NEURON, "train.per_device_train_batch_size=20000"]
+    with pytest.raises(ResourceError, match=r"of memory, each NeuronCore has 17\.2 GB$") as raised:
+        prepare(load_recipe(str(recipes / "t5.yaml"), large), tmp_path / "run")
+    remedy, _, force = str(raised.value.hint).partition(";")
+    assert force == " --force tries all the same"
+    smaller = prepare(load_recipe(str(recipes / "t5.yaml"), [*NEURON, *remedy.split()]), tmp_path / "run")
+    assert smaller.estimate.memory.fits
+    assert "on each NeuronCore (weights" in str(smaller.estimate)
+    told = smaller.estimate.as_dict()
+    assert (told["available"], told["processes"]) == (16 * 2**30, 2)
+    assert {"steps", "disk", "host", "host_available", "weights", "memory"} <= told.keys()
+
+
+def test_processes_that_the_host_cannot_hold_are_refused(
+    recipes: Path, tmp_path: Path, trainium: Callable[..., None]
+) -> None:
+    recipe = load_recipe(str(recipes / "t5.yaml"), NEURON)
+    trainium(free=8e9, processes=32)
+    with pytest.raises(ResourceError, match=r"about 35\.\d GB of main memory for 32 processes, the host has") as raised:
+        prepare(recipe, tmp_path / "run")
+    assert "fewer processes" in str(raised.value.hint)
+    prepare(recipe, tmp_path / "run", force=True)
+    trainium(free=8e9, processes=32, hosts=16)
+    assert prepare(recipe, tmp_path / "run").estimate.as_dict()["processes"] == 2
+    trainium(free=1e6, processes=32)
+    large = load_recipe(str(recipes / "t5.yaml"), [*NEURON, "train.per_device_train_batch_size=20000"])
+    with pytest.raises(ResourceError, match=r"each NeuronCore has .*; and about .* for 32 processes"):
+        prepare(large, tmp_path / "run")
+
+
+def test_what_a_llama_shards_over_the_cores_is_counted_so(
+    recipes: Path, tmp_path: Path, trainium: Callable[..., None]
+) -> None:
+    trainium(free=1e12, processes=8)
+
+    def core(*layout: str) -> dict[str, Any]:
+        recipe = load_recipe(str(recipes / "llama.yaml"), [*NEURON, *layout])
+        return prepare(recipe, tmp_path / "run").estimate.as_dict()
+
+    whole, parts, zero_1 = core(), core("train.neuron.tensor_parallel_size=2"), core("train.neuron.zero_1=true")
+    assert parts["weights"] == whole["weights"] / 2
+    assert zero_1["optimizer"] == whole["optimizer"] / 8
+    assert zero_1["weights"] == whole["weights"]
+
+
+def test_memory_that_the_processes_of_a_run_hold_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's children, of which this is one, have loaded the model already; it is counted as needed."""
+    monkeypatch.setattr(cpu, "available_memory", lambda: 0.0)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    alone = available_to_processes()
+    assert alone > 1e8
+    code = "from neuron_sum.training.memory import available_to_processes as there\nprint(there(), flush=True); input()"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    command = f"from neuron_sum import cpu\ncpu.available_memory = lambda: 0.0\n{code}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", command], **pipes)
+    one = float(first.stdout.readline())
+    second = subprocess.Popen([sys.executable, "-c", command], **pipes)
+    two = float(second.stdout.readline())
+    for process in (first, second):
+        process.communicate("\n")
+    assert two > one + 1e8
 
 
 def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import test_neuron
 from conftest import ROOT
 from packaging.requirements import Requirement
 
@@ -94,6 +95,13 @@ def test_the_matrix_has_every_cell_once() -> None:
     assert set(support.FAMILIES_OF_STAGE) == set(get_args(support.Stage))
     for cell in CELLS:
         assert support.find_cell(cell.family, cell.method, cell.stage) is cell
+
+
+def test_what_was_seen_on_xla_is_what_the_tests_run_there() -> None:
+    """tests/test_neuron.py trains these methods to the end, resumes them, and reads what they leave."""
+    proven = {*product(["t5"], test_neuron.METHODS), *product(["llama"], test_neuron.LLAMA)}
+    seen = {(cell.family, cell.method, cell.stage) for cell in CELLS if cell.seen == "run on XLA:CPU"}
+    assert seen == {(family, method, "train") for family, method in proven}
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.family}-{cell.method}-{cell.stage}")

@@ -238,7 +238,7 @@ def choose_plan(
     Raises:
         RecipeError: If train.shapes.sizes are too small for an example.
     """
-    train, data, method = recipe.train, recipe.data, recipe.method
+    train, method = recipe.train, recipe.method
     config = train.shapes
     virtual_tokens = 0  # where rows are not packed, PEFT puts a soft prompt before them
     if config.plan == "packed" and isinstance(method, PromptTuningMethod):
@@ -248,7 +248,7 @@ def choose_plan(
     longest = Shape(*(max(int(split[side].max()) for split in map(_sides, splits)) for side in (0, 1)))
     shapes: tuple[Shape, ...]
     if config.sizes is not None:
-        shapes = tuple(Shape(s + t, 0) if decoder_only else Shape(s, t) for s, t in config.sizes)
+        shapes = tuple(_shape_of_sides(*sides, decoder_only) for sides in config.sizes)
         if shapes[-1].source_len < longest.source_len or shapes[-1].target_len < longest.target_len:
             raise RecipeError(
                 f"train.shapes.sizes end with {shapes[-1]} tokens; the longest examples have {longest}",
@@ -257,8 +257,7 @@ def choose_plan(
     elif config.plan == "dynamic":
         shapes = ()
     elif config.plan == "fixed":
-        most = data.max_source_length, data.max_target_length
-        shapes = (Shape(sum(most), 0) if decoder_only else Shape(*most),)
+        shapes = (longest_row(recipe, decoder_only=decoder_only),)
     elif config.plan == "buckets":
         grids = [np.arange(STEP, side + 1, STEP) if side else np.zeros(1, np.int64) for side in rounded_up(*longest)]
         found = best_buckets(lengths.source, lengths.target, grids[0], grids[1], config.buckets)
@@ -279,6 +278,19 @@ def choose_plan(
         else None,
         fill=config.plan != "dynamic",
     )
+
+
+def longest_row(recipe: Recipe, *, decoder_only: bool) -> Shape:
+    """The longest row that a recipe asks for: the last of train.shapes.sizes, or else one example at its longest.
+
+    Where `packed` chooses its row from the data, that may be up to PACKED_GROWTH times as long.
+
+    Args:
+        recipe: For train.shapes and the lengths at which data is cut.
+        decoder_only: Whether prompt and summary share a row.
+    """
+    sizes = recipe.train.shapes.sizes or ((recipe.data.max_source_length, recipe.data.max_target_length),)
+    return _shape_of_sides(*sizes[-1], decoder_only)
 
 
 def refuse_what_cannot_be_packed(recipe: Recipe, *, decoder_only: bool) -> None:
@@ -326,6 +338,10 @@ def packed_shape(lengths: Lengths, longest: Shape) -> Shape:
         for shape, count in zip(shortest_first, positions, strict=True)
         if count <= PACKED_TOLERANCE * min(positions)
     )
+
+
+def _shape_of_sides(source_len: int, target_len: int, decoder_only: bool) -> Shape:
+    return Shape(source_len + target_len, 0) if decoder_only else Shape(source_len, target_len)
 
 
 def _lengths(data: Encoded, decoder_only: bool, virtual_tokens: int) -> Lengths:

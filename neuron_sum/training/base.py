@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from neuron_sum.data.encoding import Encoded
+from neuron_sum.data.layouts import Shape
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
+from neuron_sum.training.memory import Memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from neuron_sum.models import ParameterCount
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,18 @@ class Trainer(Protocol):
         Raises:
             RecipeError: With everything that it cannot.
         """
+
+    @staticmethod
+    def memory(config: "PretrainedConfig", parameters: "ParameterCount", shape: Shape, train: TrainConfig) -> Memory:
+        """What a run needs of this backend's devices, and what they have.
+
+        Args:
+            config: The base model's configuration.
+            parameters: Of the model with its adapter.
+            shape: The longest row.
+            train: The recipe's train section.
+        """
+        ...
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig

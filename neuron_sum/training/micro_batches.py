@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -51,24 +52,20 @@ class MicroBatches(torch.utils.data.Dataset[Batch], Generic[Row]):
         devices: int = 1,
         rank: int = 0,
     ) -> None:
-        self._rows, self._empty, self._tokens, self._collate = rows, empty, tokens, collate
+        self._rows = lru_cache(maxsize=2)(rows)  # a loader may be in the next epoch while the last one is counted
+        self._empty, self._tokens, self._collate = empty, tokens, collate
         self._batch_size, self._accumulation, self._rank = batch_size, accumulation, rank
         self._step_rows = batch_size * devices * accumulation
-        self._epoch: tuple[int, Sequence[Row]] = (0, rows(0))
-        self.steps_per_epoch = math.ceil(len(self._epoch[1]) / self._step_rows)
-        self._epoch_batches = math.ceil(len(self._epoch[1]) / (batch_size * devices))
-        self._first, self._steps = 0, self.steps_per_epoch
+        of_epoch = len(self._rows(0))
+        self.steps_per_epoch = math.ceil(of_epoch / self._step_rows)
+        self._epoch_batches = math.ceil(of_epoch / (batch_size * devices))
 
-    def between(self, first_step: int, last_step: int) -> "MicroBatches[Row]":
-        """The same, from one optimizer step to before another."""
-        self._first, self._steps = first_step * self._accumulation, last_step
-        return self
-
-    def __len__(self) -> int:
-        return max(self._steps * self._accumulation - self._first, 0)
+    def between(self, first_step: int, last_step: int) -> "torch.utils.data.Subset[Batch]":
+        """The micro-batches from one optimizer step to before another."""
+        return torch.utils.data.Subset(self, range(first_step * self._accumulation, last_step * self._accumulation))
 
     def __getitem__(self, index: int) -> Batch:
-        step, micro_batch = divmod(self._first + index, self._accumulation)
+        step, micro_batch = divmod(index, self._accumulation)
         of_all = self._step_rows // self._accumulation
         first = micro_batch * of_all + self._rank * self._batch_size
         return self._collate(self._of_step(step)[first : first + self._batch_size])
@@ -86,7 +83,5 @@ class MicroBatches(torch.utils.data.Dataset[Batch], Generic[Row]):
     def _of_step(self, step: int) -> Sequence[Row]:
         """The rows of all processes and micro-batches of a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._rows(epoch))
-        rows = self._epoch[1][within * self._step_rows : (within + 1) * self._step_rows]
+        rows = self._rows(epoch)[within * self._step_rows : (within + 1) * self._step_rows]
         return [*rows, *[self._empty(rows[-1])] * (self._step_rows - len(rows))]

@@ -15,22 +15,25 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum import console
-from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.cpu import available_memory
 from neuron_sum.data.encoding import IGNORED, Encoded
-from neuron_sum.data.layouts import Row
+from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, PlatformError, RecipeError
-from neuron_sum.models import DECODER_ONLY, is_decoder_only
-from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe, TrainConfig
+from neuron_sum.machine import instance_type
+from neuron_sum.models import ParameterCount, is_decoder_only
+from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
-from neuron_sum.stack import PLATFORMS
+from neuron_sum.stack import CORE_MEMORY, INSTANCES, PLATFORMS
 from neuron_sum.training import extraction, launch
 from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
+from neuron_sum.training.estimate import host_count, world_size
 from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.memory import NeuronMemory, available_to_processes, neuron_memory
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
+from neuron_sum.training.neuron_limits import neuron_faults
 
 if TYPE_CHECKING:
     from optimum.neuron import NeuronTrainingArguments
@@ -83,26 +86,23 @@ class NeuronBackend:
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
         """Refuses what optimum-neuron cannot train with this model, or cannot save."""
-        decoder_only, method, neuron = is_decoder_only(config), recipe.method, recipe.train.neuron
-        faults = []
-        if decoder_only and isinstance(method, PromptTuningMethod):
-            faults.append("method prompt_tuning: optimum-neuron's Llama takes LoRA only; method=lora")
-        if decoder_only and isinstance(method, LoraMethod):
-            wanted = LORA_TARGETS[DECODER_ONLY]
-            if method.target_modules is not None and set(method.target_modules) != set(wanted):
-                faults.append(
-                    "method.target_modules: optimum-neuron 0.4.5 trains other targets of a Llama, but cannot put them "
-                    f"together again; all seven: {', '.join(wanted)}"
-                )
-        if not decoder_only and neuron.tensor_parallel_size > 1:
-            faults.append("train.neuron.tensor_parallel_size: a T5 is trained data parallel only; 1")
-        if not decoder_only and neuron.zero_1:
-            faults.append("train.neuron.zero_1: not for T5, where nobody has shown that it trains right; false")
+        faults = neuron_faults(config, recipe)
         if faults:
             raise RecipeError(
-                "what train.backend=neuron cannot do:" + "".join(f"\n  {fault}" for fault in faults),
+                "what train.backend=neuron cannot do:"
+                + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
                 "change the recipe, or train.backend=torch",
             )
+
+    @staticmethod
+    def memory(config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig) -> NeuronMemory:
+        """What NeuronCores and the host have is the instance's; an unknown one has cores like those that are known."""
+        instance = INSTANCES.get(f"ml.{instance_type()}")
+        return neuron_memory(
+            config, parameters, shape, train,
+            processes=world_size(), hosts=host_count(), host_available=available_to_processes(),
+            core_available=instance.core_memory if instance is not None else CORE_MEMORY,
+        )  # fmt: skip
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
@@ -196,6 +196,8 @@ class NeuronBackend:
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
             use_autocast=config.bf16,  # else all weights become bf16, those too that T5 keeps in fp32
+            # Weights are fp32, and its random state would be in no checkpoint.
+            stochastic_rounding_enabled=False,
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
             logging_first_step=True,

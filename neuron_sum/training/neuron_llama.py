@@ -85,6 +85,9 @@ def consolidate(
     adapter = isinstance(model, PeftModel)
     if adapter:
         state = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER)
+    if console.is_main_process():  # what a kill has left would be put together with these
+        shutil.rmtree(folder, ignore_errors=True)
+    xm.rendezvous("shards_begin")
     if get_data_parallel_rank() == 0:  # the names are those that upstream's consolidation looks for
         shards = folder / "model"
         shards.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,11 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, MissingExtraError
-from neuron_sum.models import is_decoder_only
+from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import Recipe, TrainConfig
 from neuron_sum.run_folder import RunFolder
 from neuron_sum.training.base import TrainingData
@@ -22,6 +23,7 @@ from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSig
 from neuron_sum.training.estimate import world_size
 from neuron_sum.training.hf_trainer import HFTrainer
 from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.memory import DeviceMemory, device_memory
 from neuron_sum.training.order import SetEpoch
 
 if TYPE_CHECKING:
@@ -51,6 +53,11 @@ class TorchTrainer:
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
         """Trains every model that a recipe can describe."""
+
+    @staticmethod
+    def memory(config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig) -> DeviceMemory:
+        """The CPU's or the GPU's, which several processes may share out."""
+        return device_memory(config, parameters, shape, train, processes=world_size())
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
@@ -89,6 +96,9 @@ class TorchTrainer:
             )
         self._save(trainer)
         if torch.distributed.is_initialized():
+            # Kept until the trainer is gone: DDP's reducer, as the group's last owner, would wait for gloo's threads
+            # without letting go of Python's lock, which one of them may need to end.
+            self._group = torch.distributed.group.WORLD
             torch.distributed.destroy_process_group()
         return self.run.weights
 

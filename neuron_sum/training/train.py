@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neuron_sum import __version__, adapters, console, files, models
 from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Dataset
+from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
 from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, refuse_what_cannot_be_packed
 from neuron_sum.data.sources import load_dataset
@@ -185,13 +186,15 @@ def prepare(
     )
     shapes = plan.report(data.train)
     say(str(shapes))
-    expected = estimate(config, parameters, plan, recipe.train)
+    longest = Shape(plan.source_len, plan.target_len)
+    memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe.train)
+    expected = estimate(parameters, plan, recipe.train, memory)
     say(str(expected))
     if not force:
-        expected.check(recipe.train)
+        memory.check(recipe.train)
     seconds = None
     measurable = world_size() == 1 and BACKENDS[recipe.train.backend].computes_here
-    if measurable and expected.fits:  # the step that is measured runs the whole model in one process
+    if measurable and memory.fits:  # the step that is measured runs the whole model in one process
         seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train)
     takes = f"this will take about {console.duration(seconds)}" if seconds else "the progress bar will tell how long"
     say(f"{expected.steps:,} optimizer steps; {takes}")
