@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -95,7 +94,7 @@ def _serve(archive: Path) -> bool:
                 raise NeuronSumError("the demo's server did not start", f"neuron-sum {shlex.join(arguments)}")
             _run("request", json.loads("".join(shown))["url"], stdin=DIALOGUE)
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()  # a shell's `make demo &` has its children ignore SIGINT
     return True
 
 

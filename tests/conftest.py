@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes at once only spin otherwise
+# Started with `&` by a script, everything ignores Ctrl-C, the commands too that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
