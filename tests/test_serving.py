@@ -259,9 +259,11 @@ def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
         httpx.post(f"{server.url}/models", params=versioned, timeout=60).raise_for_status()
         assert len(server.workers()) == 3
         httpx.delete(f"{server.url}/models/third/2").raise_for_status()
-        assert drill._until(lambda: len(server.workers()) == 2, 10)
-        children = psutil.Process(server.pid).children(recursive=True)
-    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=5)[1]
+        java = psutil.Process(server.pid)
+        assert drill._until(lambda: len(java.children(recursive=True)) == 2, 10)  # the third has ended and is reaped
+        children = server.workers()
+        assert len(children) == 2
+    assert not psutil.wait_procs(children, timeout=5)[1]
 
 
 def test_a_model_that_failed_is_not_forgiven_for_the_answers_of_another(
