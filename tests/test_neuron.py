@@ -21,7 +21,7 @@ import torch
 from conftest import LLAMA_CONFIG, MICRO, MICRO_LLAMA, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from training_runs import assert_same_weights, log, weights
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from neuron_sum import cpu, files
@@ -155,23 +155,6 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def steps(observed: Path, name: str) -> list[dict[str, Any]]:
     return list(files.read_json(observed / f"{name}.json"))
-
-
-def log(run: Path, *keys: str) -> list[Any]:
-    entries = [entry for entry in files.read_jsonl(run / "log.jsonl") if "loss" in entry]
-    return [[entry[key] for key in keys] for entry in entries]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    found = [run / "checkpoint" / "model.safetensors", run / "adapter" / "adapter_model.safetensors"]
-    return load_file(next(path for path in found if path.exists()))
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    left, right = weights(one), weights(other)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
 
 
 # On XLA's CPU device

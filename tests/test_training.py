@@ -8,13 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import (
+    LONG,
+    TORCHRUN,
+    assert_a_kill_changes_nothing,
+    assert_same_weights,
+    log,
+    start,
+    wait_for,
+    weights,
+)
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -26,33 +37,6 @@ from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
-"""About nineteen epochs of eight steps; checkpoints fall within epochs."""
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "neuron_sum", "train", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.002)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    found = [run / "checkpoint" / "model.safetensors", run / "adapter" / "adapter_model.safetensors"]
-    return load_file(next(path for path in found if path.exists()))
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    left, right = weights(one), weights(other)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
 
 
 def test_a_run_leaves_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
@@ -88,23 +72,8 @@ def test_the_base_of_random_weights_is_kept_and_is_the_seeds(micro_run: Path, mi
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning"])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Path, micro: Path, method: str) -> None:
-    arguments = (str(micro), f"method={method}", "train.gradient_accumulation_steps=2", *LONG)
-    process = start(tmp_path, *arguments, "--output", "killed")
-    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "all_results.json").exists()
-
-    resumed = start(tmp_path, *arguments, "--output", "killed", "--resume")
-    whole = start(tmp_path, *arguments, "--output", "whole")
-    message = resumed.communicate(timeout=300)[1]
-    assert resumed.returncode == 0, message
-    assert "going on from checkpoint-" in message
-    assert whole.communicate(timeout=300) and whole.returncode == 0
-    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-    steps = [entry["step"] for entry in files.read_jsonl(tmp_path / "killed" / "log.jsonl") if "loss" in entry]
-    assert steps == [1, *range(10, 151, 10)]
+    assert_a_kill_changes_nothing(tmp_path, str(micro), f"method={method}", "train.gradient_accumulation_steps=2")
+    assert log(tmp_path / "killed", "step") == [[step] for step in (1, *range(10, 151, 10))]
 
 
 @pytest.mark.slow
@@ -263,15 +232,10 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_
     common = ("model.config.dropout_rate=0.0", "train.max_steps=24", "train.save_steps=12", "train.learning_rate=1e-3")
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
     assert one.returncode == 0, one.stderr
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
-                "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
     halves = (*common, "train.per_device_train_batch_size=4", f"train.fsdp={str(fsdp).lower()}", "--output", "two")
-    two = neuron_sum("train", str(micro), *halves, launcher=torchrun)
+    two = neuron_sum("train", str(micro), *halves, launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
-    losses = [
-        [entry["loss"] for entry in files.read_jsonl(tmp_path / run / "log.jsonl") if "loss" in entry]
-        for run in ("one", "two")
-    ]
+    losses = [[loss for (loss,) in log(tmp_path / run, "loss")] for run in ("one", "two")]
     assert len(losses[0]) == 24
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)
     for name, value in weights(tmp_path / "one").items():
@@ -280,13 +244,11 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
     arguments = ("-m", "neuron_sum", "train", str(micro), "train.fsdp=true", "train.max_steps=60",
                  "train.save_steps=10", "train.per_device_train_batch_size=4")  # fmt: skip
 
     def launch(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*torchrun, *arguments, *more], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen([*TORCHRUN, *arguments, *more], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
     stopped = launch("--output", "stopped")
     wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", stopped)
@@ -325,9 +287,10 @@ def test_a_signal_reaches_every_process_which_save_and_end_as_one(tmp_path: Path
     assert alone.returncode == RunError.exit_code
 
 
-def slow_to_save(tmp_path: Path) -> dict[str, str]:
-    """An environment in which a checkpoint takes longer than torchrun's 30 s, and no more than it must."""
-    (tmp_path / "sitecustomize.py").write_text(
+@contextmanager
+def slow_to_save(folder: Path, recipe: Path) -> Iterator[subprocess.Popen[str]]:
+    """Two processes at work, whose checkpoints take longer than torchrun's 30 s, and no more than they must."""
+    (folder / "sitecustomize.py").write_text(
         "import sys, time\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
@@ -341,22 +304,27 @@ def slow_to_save(tmp_path: Path) -> dict[str, str]:
         "            Trainer._save_checkpoint = slow\n"
         "sys.meta_path.insert(0, Finder())\n"
     )
-    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "neuron_sum", "train", str(recipe), "train.max_steps=100000", *TWO,
+         "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
+        cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            wait_for(folder / "run" / "log.jsonl", process)
+            while len(log(folder / "run")) < 3:
+                assert process.poll() is None
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
 def test_processes_get_as_long_as_they_need_to_save(tmp_path: Path, micro: Path) -> None:
-    command = [sys.executable, "-m", "neuron_sum", "train", str(micro), "train.max_steps=100000", *TWO]
-    process = subprocess.Popen(
-        [*command, "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
-        cwd=tmp_path, env=slow_to_save(tmp_path), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "run" / "log.jsonl", process)
-    while len(files.read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.terminate()
-    message = process.communicate(timeout=120)[1]
+    with slow_to_save(tmp_path, micro) as process:
+        process.terminate()
+        message = process.communicate(timeout=120)[1]
     assert process.returncode == 130, message
     assert "everything so far is saved" in message
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete"))
@@ -364,22 +332,14 @@ def test_processes_get_as_long_as_they_need_to_save(tmp_path: Path, micro: Path)
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path: Path, micro: Path) -> None:
-    command = [sys.executable, "-m", "neuron_sum", "train", str(micro), "train.max_steps=100000", *TWO]
-    process = subprocess.Popen(
-        [*command, "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
-        cwd=tmp_path, env=slow_to_save(tmp_path), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "run" / "log.jsonl", process)
-    while len(files.read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    workers = psutil.Process(process.pid).children()
-    assert len(workers) == 2
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    assert any("stopping" in line for line in process.stderr)  # until then
-    process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=20)[1]
+    with slow_to_save(tmp_path, micro) as process:
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert any("stopping" in line for line in process.stderr)  # until then
+        process.send_signal(signal.SIGINT)
+        message = process.communicate(timeout=20)[1]
     assert process.returncode == 130, message
     assert message.split("\n")[-2:] == ["error: interrupted", ""]
     assert not any(worker.is_running() for worker in workers)
