@@ -7,7 +7,6 @@ environment that users have, with plain transformers and PEFT.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -532,14 +531,6 @@ def test_precompile_runs_the_command_and_leaves_nothing(monkeypatch: pytest.Monk
     assert arguments[:4] == [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     assert arguments[5:10] == ["-m", "neuron_sum", "train", "trn1", "train.seed=1"]
     assert not Path(arguments[11]).parent.exists()
-
-
-@pytest.mark.slow
-def test_processes_starts_torchrun(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
-    result = neuron_sum("train", str(micro), "train.max_steps=3", "--processes", "2", "--output", "two")
-    assert result.returncode == 0, result.stderr
-    assert open_run(tmp_path / "two").read_results()["global_step"] == 3
-    shutil.rmtree(tmp_path / "two")
 
 
 @given(
