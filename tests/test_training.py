@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import NEURON
 from safetensors.torch import load_file
 from training_runs import (
     LONG,
@@ -124,8 +125,8 @@ def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> No
         open_run(unfinished)
 
 
-@pytest.mark.parametrize("backend", [[], ["train.backend=neuron", "train.shapes.plan=fixed"]], ids=["torch", "neuron"])
-def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: list[str]) -> None:
+@pytest.mark.parametrize("backend", [(), NEURON], ids=["torch", "neuron"])
+def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: tuple[str, ...]) -> None:
     recipe = load_recipe("tiny", backend)
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
