@@ -15,8 +15,8 @@ from conftest import NEURON
 from neuron_sum import cpu
 from neuron_sum.errors import ResourceError
 from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.training.memory import available_to_processes
 from neuron_sum.training.neuron import NeuronBackend
+from neuron_sum.training.neuron_memory import available_to_processes
 from neuron_sum.training.train import prepare
 
 
@@ -92,9 +92,13 @@ def test_memory_that_the_processes_of_a_run_hold_is_theirs(monkeypatch: pytest.M
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     alone = available_to_processes()
     assert alone > 1e8
-    code = "from neuron_sum.training.memory import available_to_processes as there\nprint(there(), flush=True); input()"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    command = f"from neuron_sum import cpu\ncpu.available_memory = lambda: 0.0\n{code}"
+    command = (
+        "from neuron_sum import cpu\n"
+        "from neuron_sum.training.neuron_memory import available_to_processes\n"
+        "cpu.available_memory = lambda: 0.0\n"
+        "print(available_to_processes(), flush=True); input()\n"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     first = subprocess.Popen([sys.executable, "-c", command], **pipes)
     one = float(first.stdout.readline())
