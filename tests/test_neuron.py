@@ -57,6 +57,9 @@ AGREE = {
     "buckets": [*NO_DROPOUT, *LEARNS, "train.shapes.plan=buckets", "train.shapes.buckets=2",
                 "train.learning_rate=0.02", "train.max_steps=24"],
 }  # fmt: skip
+ACCUMULATED = ["train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=4"]
+COUNTED = {"agree-buckets": [], "buckets-accumulated": ACCUMULATED}
+"""Runs in buckets whose graphs are counted, each after a short one in a single shape, which compiles all the rest."""
 SAVES = ["train.max_steps=12", "train.save_steps=4", "train.logging_steps=3", "train.gradient_accumulation_steps=2"]
 """About three epochs; a log line spans two of the checkpoints."""
 RARE_SHAPE = ["train.shapes.plan=buckets", "train.shapes.sizes=[[96,32],[192,48]]",
@@ -105,7 +108,10 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     folder, t5, llama = tmp_path_factory.mktemp("xla"), recipes / "t5.yaml", recipes / "llama.yaml"
     seq2seq = [
+        *(case(f"before-{name}", t5, [*AGREE["buckets"], *more, "train.shapes.plan=fixed", "train.max_steps=3"])
+          for name, more in COUNTED.items()),
         *(case(f"agree-{name}", t5, overrides) for name, overrides in AGREE.items()),
+        case("buckets-accumulated", t5, [*AGREE["buckets"], *ACCUMULATED]),
         case("upstream", t5, [*LEARNS[:-1], "train.save_steps=4"], upstream_save=True),
         case("bf16", t5, [*UNEVEN, "train.bf16=true", "train.max_steps=5", "train.learning_rate=0.02"]),
         case("dynamic", t5, ["train.per_device_train_batch_size=2", "train.max_steps=9", "train.save_steps=100"],
@@ -234,8 +240,8 @@ def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: P
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_an_extraction_has_every_graph_of_a_run_in_buckets(observed: Path, name: str) -> None:
     """In one process, where XLA keeps what it has compiled; with the saves of the run, and a shape that is rare."""
-    assert files.read_json(observed / f"extracted-{name}" / "all_results.json")["shapes"]["graphs"] == 2
-    assert files.read_json(observed / f"extracted-{name}-graphs.json") == 0
+    assert open_run(observed / f"extracted-{name}").read_results()["shapes"]["graphs"] == 4
+    assert files.read_json(observed / f"extracted-{name}-compiled.json")["graphs"] == 0
 
 
 @pytest.mark.slow
@@ -249,14 +255,28 @@ def test_processes_agree_to_stop_and_wait_for_each_other(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTED)
+def test_buckets_compile_as_many_graphs_as_the_plan_says(observed: Path, name: str) -> None:
+    """All of them in the first of three epochs."""
+    plan = open_run(observed / name).read_results()["shapes"]
+    told = files.read_json(observed / f"{name}-compiled.json")
+    assert told == {"graphs": plan["graphs"], "shapes": len(plan["shapes"])}
+    assert plan["graphs"] == (4 if name == "buckets-accumulated" else 2)
+    compiled = [step["compiled"] for step in steps(observed, name)]
+    assert len(compiled) == 24 and len(set(compiled[8:])) == 1, compiled
+
+
+@pytest.mark.slow
 def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> None:
     for name in ("full", "packed"):
         compiled = [step["compiled"] for step in steps(observed, f"agree-{name}")]
         assert len(set(compiled[3:])) == 1, (name, compiled)
+        assert files.read_json(observed / f"agree-{name}-compiled.json")["shapes"] == 1
     saving = [step["compiled"] for step in steps(observed, "whole-full")]
     assert len(set(saving[5:])) == 1, saving  # the first save reads the loss so far
     dynamic = [step["compiled"] for step in steps(observed, "dynamic")]
     assert dynamic[-1] >= dynamic[3] + 2, dynamic
+    assert files.read_json(observed / "dynamic-compiled.json")["shapes"] > 3
 
 
 @pytest.mark.slow
