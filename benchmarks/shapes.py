@@ -75,7 +75,7 @@ def main() -> None:
                           "GFLOP an example", "of the course's")  # fmt: skip
     for name, made in measured.items():
         report = made.report
-        shapes = ", ".join(map(str, report.shapes)) if report.plan != "dynamic" else f"{report.graphs} in an epoch"
+        shapes = ", ".join(map(str, report.shapes)) if report.plan != "dynamic" else f"{len(report.shapes)} in an epoch"
         table.add_row(name, shapes, f"{report.examples_per_row:.2f}", f"{report.ratio:.3f}",
                       f"{report.sources_cut}, {report.targets_cut}", f"{made.gflops:.1f}",
                       f"{made.gflops / measured[COURSE].gflops:.3f}")  # fmt: skip

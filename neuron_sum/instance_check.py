@@ -92,7 +92,7 @@ def _check_training(
 ) -> list[Check]:
     from neuron_sum.data.shapes import longest_row
     from neuron_sum.models import is_decoder_only
-    from neuron_sum.training.memory import neuron_memory
+    from neuron_sum.training.neuron_memory import neuron_memory
 
     longest = longest_row(recipe, decoder_only=is_decoder_only(config))
     checks = _check_layout(recipe, config, instance)

@@ -128,7 +128,7 @@ TRAPS = (
         "a-graph-a-shape",
         lambda case: case.stage == "train",
         "every new shape of a batch is compiled anew, for minutes",
-        "shapes are fixed before training; the plan says how many graphs there will be",
+        "shapes are fixed before training; the plan says how many graphs of forward and backward there will be",
         "12 shapes made 12 compiles on XLA:CPU, one shape 2",
     ),
     Trap(

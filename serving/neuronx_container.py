@@ -8,7 +8,7 @@ Support for it has ended; stack.py's ENDED_CONTAINERS says when, and who says so
     config.json …         the checkpoint, at the root
 
 The keys are those of DJL's branch 0.30.0-dlc: djl_python/properties_manager/tnx_properties.py and what it derives from,
-PyModel.java for the entry point and the time to load. tests/test_containers.py holds them against that class.
+PyModel.java for the entry point and the time to load. tests/test_neuronx_container.py holds them against that class.
 """
 
 from collections.abc import Iterator

@@ -2,16 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from far_end import FarEnd
+    from playwright.sync_api import Browser
+
     from neuron_sum.artifact import Artifact
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes at once only spin otherwise
@@ -48,6 +54,9 @@ generate: {max_new_tokens: 12}
 """
 LLAMA_CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
                 "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+NEURON = ("train.backend=neuron", "train.shapes.plan=fixed")
+"""What turns any recipe of the torch backend into one that the neuron backend takes."""
 
 SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
 LORA_SHAPE = ["compile.batch_sizes=[1,3]", "compile.num_beams=[1,2]", "compile.adapters.slots=2",
@@ -156,6 +165,41 @@ def djl_serving() -> Path:
         os.environ["NEURON_SUM_CACHE"] = cache
     os.environ["NEURON_SUM_DJL"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A Chromium without a window; a file's tests share it."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def far_end() -> Iterator["FarEnd"]:
+    """A server that plays what a test writes into its script."""
+    from far_end import FarEnd
+
+    with FarEnd() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """A URL at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture

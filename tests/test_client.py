@@ -1,123 +1,24 @@
-"""The client against a far end of its own: a real HTTP server that plays what endpoints do on bad days."""
+"""The client and `request` against a far end (far_end.py): order, retries, refusals, and what is kept of a failure.
+
+The ways there are in test_transport.py.
+"""
 
 import inspect
 import json
-import socket
 import subprocess
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from far_end import BUSY, TOO_LONG, FarEnd, Held, capitals
 
-from neuron_sum.errors import MissingExtraError, RequestError
+from neuron_sum.errors import RequestError
 from serving.client import Answer, Client
 from serving.command import request
-from serving.transport import HttpTransport, seconds
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-NEEDS_BOTO3 = pytest.mark.skipif(find_spec("boto3") is None, reason="boto3 is in the extra [aws]")
-
-BUSY = {"error": {"code": 503, "message": "9 items wait", "field": None}}
-MESSAGE = "max_new_tokens is 99; compiled for at most 40"
-TOO_LONG = {"error": {"code": 422, "message": MESSAGE, "field": "parameters.max_new_tokens"}}
-
-
-@dataclass
-class Held:
-    """A reply that waits for something."""
-
-    until: threading.Event
-    reply: tuple[int, Any, dict[str, str]] | None = None
-
-
-class FarEnd(ThreadingHTTPServer):
-    """Answers in capitals, after it has gone through its script.
-
-    A step is (status, body, headers), or None for capitals, or one of both that is Held, or "drop", "gone" or "late".
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.script: deque[Any] = deque()
-        self.seen: list[tuple[str, dict[str, Any], dict[str, str]]] = []
-
-    @property
-    def sent(self) -> list[list[str]]:
-        """The dialogues of every request that came."""
-        return [body["inputs"] for _, body, _ in self.seen]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that does not wait for its answer is part of the play."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FarEnd
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body, dict(self.headers)))
-        step = self.server.script.popleft() if self.server.script else None
-        if isinstance(step, Held):
-            step.until.wait(60)
-            step = step.reply
-        if step == "gone":
-            self.server.shutdown()
-            self.server.socket.close()
-        if step in ("drop", "gone"):
-            self.close_connection = True
-            return
-        if step == "late":
-            threading.Event().wait(0.15)
-        status, answer, headers = step if isinstance(step, tuple) else (200, capitals(body["inputs"]), {})
-        content = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
-        self.send_response(status)
-        for name, value in {**headers, "Content-Type": "application/json", "Content-Length": len(content)}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def capitals(dialogues: list[str]) -> list[dict[str, Any]]:
-    return [
-        {"summary_text": text.upper(), "truncated": len(text) > 20, "input_tokens": len(text), "output_tokens": 3}
-        if text.strip()
-        else {"error": {"code": 422, "message": f"inputs[{place}] holds no text", "field": f"inputs[{place}]"}}
-        for place, text in enumerate(dialogues)
-    ]
-
-
-@pytest.fixture
-def far_end() -> Iterator[FarEnd]:
-    with FarEnd() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def nowhere() -> str:
-    """A URL at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_answers_come_in_order_whatever_the_batches(far_end: FarEnd) -> None:
@@ -139,13 +40,6 @@ def test_one_text_is_no_list_of_texts(far_end: FarEnd) -> None:
     assert far_end.seen == []
 
 
-def test_a_path_is_kept_and_a_bare_url_is_completed(far_end: FarEnd) -> None:
-    for given in ("", "/", "/models/micro/invoke"):
-        with Client(far_end.url + given) as client:
-            client.summarize(["Hello."])
-    assert [path for path, _, _ in far_end.seen] == ["/invocations", "/invocations", "/models/micro/invoke"]
-
-
 def test_any_text_arrives_as_it_was(far_end: FarEnd) -> None:
     dialogues = ['quote " and \\ and\nline', "naïve 日本 🙂", "half a pair \ud83d"]
     far_end.script += [(200, capitals(["a", "b", " "]), {})]  # no endpoint gives back half a pair
@@ -161,14 +55,6 @@ def test_busy_is_tried_again_and_not_before_retry_after(far_end: FarEnd) -> None
         assert client.summarize(["Hello."])[0].summary_text == "HELLO."
     assert [line.split("; ")[1] for line in told] == ["attempt 2 of 5 in 0.1 s", "attempt 3 of 5 in 0.0 s"]
     assert "9 items wait" in told[0]
-
-
-def test_a_retry_after_is_seconds_or_a_date() -> None:
-    now = datetime.now(timezone.utc)
-    assert [seconds(text) for text in ("7", " 2 ", None, "soon", "-3", format_datetime(now - timedelta(hours=1)))] == [
-        7, 2, 0, 0, 0, 0,
-    ]  # fmt: skip
-    assert 3500 < seconds(format_datetime(now + timedelta(hours=1))) <= 3600
 
 
 def test_an_endpoint_that_asks_for_an_hour_is_not_waited_for(far_end: FarEnd) -> None:
@@ -320,123 +206,10 @@ def test_of_a_request_that_fails_in_the_end_the_answers_are_kept(far_end: FarEnd
     assert second.error is not None and second.error.message.endswith("answered 503: 9 items wait")
 
 
-def test_nobody_there(nowhere: str) -> None:
-    with Client(nowhere, attempts=2, backoff_s=0) as client, pytest.raises(RequestError, match="refused") as caught:
-        client.summarize(["Hello."])
-    assert caught.value.hint == "neuron-sum serve ARTIFACT starts one"
-
-
-@pytest.mark.parametrize(
-    "endpoint", ["127.0.0.1:8080", "sagemaker:", "sagemaker:@eu-west-1", "ftp://a", "http://", "http://a:b"]
-)
-def test_what_is_no_endpoint_is_refused_with_the_forms_there_are(endpoint: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        Client(endpoint)
-    assert "http://127.0.0.1:8080" in (caught.value.hint or "")
-
-
-def test_a_target_model_is_for_sagemaker(nowhere: str) -> None:
-    with pytest.raises(RequestError, match="for SageMaker"):
-        Client(nowhere, target_model="micro")
-
-
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
-    far_end: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTP_PROXY", nowhere)
-    transport = HttpTransport(far_end.url, 5, 1)
-    assert transport.send(b'{"inputs": []}').status == 200
-    transport.close()
-
-
 def test_the_command_and_the_client_have_the_same_defaults() -> None:
     command, client = inspect.signature(request).parameters, inspect.signature(Client.__init__).parameters
     for name in ("batch_size", "concurrency", "target_model"):
         assert command[name].default == client[name].default
-
-
-@pytest.mark.skipif(find_spec("boto3") is not None, reason="boto3 is installed")
-def test_without_boto3_the_error_names_the_extra() -> None:
-    with pytest.raises(MissingExtraError) as caught:
-        Client("sagemaker:micro@eu-west-1")
-    assert caught.value.hint == "pip install 'neuron-sum[aws]'"
-
-
-@pytest.fixture
-def sagemaker(far_end: FarEnd, monkeypatch: pytest.MonkeyPatch) -> FarEnd:
-    """The far end in the place of AWS, which boto3 reaches as it reaches AWS."""
-    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", far_end.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return far_end
-
-
-def model_error(status: int, message: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """As SageMaker passes on what a container answered."""
-    body = {"Message": f"Received client error ({status})", "OriginalStatusCode": status, "OriginalMessage": message}
-    return 424, body, {"x-amzn-ErrorType": "ModelError"}
-
-
-@NEEDS_BOTO3
-def test_a_sagemaker_endpoint_answers_like_any_other(sagemaker: FarEnd) -> None:
-    busy = (429, {"Message": "loading"}, {"x-amzn-ErrorType": "ModelNotReadyException"})
-    sagemaker.script += ["drop", model_error(503, json.dumps(BUSY)), busy]
-    with Client("sagemaker:micro@eu-west-1", target_model="a.tar.gz", backoff_s=0) as client:
-        assert client.summarize(["Hello."], {"adapter": "b"})[0].summary_text == "HELLO."
-    assert len(sagemaker.seen) == 4
-    path, body, headers = sagemaker.seen[-1]
-    assert path == "/endpoints/micro/invocations"
-    assert body == {"inputs": ["Hello."], "parameters": {"adapter": "b"}}
-    assert headers["X-Amzn-SageMaker-Target-Model"] == "a.tar.gz"
-    assert "eu-west-1" in headers["Authorization"]
-
-
-@NEEDS_BOTO3
-def test_what_a_container_refuses_comes_through_sagemaker(sagemaker: FarEnd) -> None:
-    sagemaker.script += [model_error(422, json.dumps(TOO_LONG))]
-    with Client("sagemaker:micro@eu-west-1") as client, pytest.raises(RequestError, match="compiled for at most 40"):
-        client.summarize(["Hello."])
-    assert len(sagemaker.seen) == 1
-
-
-@NEEDS_BOTO3
-def test_what_sagemaker_refuses_itself_is_told(sagemaker: FarEnd) -> None:
-    sagemaker.script += [
-        (400, {"Message": "Endpoint micro not found."}, {"x-amzn-ErrorType": "ValidationError"}),
-        "late",
-    ]
-    with Client("sagemaker:micro@eu-west-1", timeout_s=0.05) as client:
-        with pytest.raises(RequestError, match="answered 400: ValidationError: Endpoint micro not found"):
-            client.summarize(["Hello."])
-        with pytest.raises(RequestError, match="not answered within"):
-            client.summarize(["Hello."])
-    assert len(sagemaker.seen) == 2
-
-
-@NEEDS_BOTO3
-def test_sagemaker_without_region_credentials_or_network(
-    sagemaker: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(RequestError, match="region"):
-        Client("sagemaker:micro")
-    with pytest.raises(RequestError, match="eu west"):
-        Client("sagemaker:micro@eu west")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", nowhere)
-    with (
-        Client("sagemaker:micro@eu-west-1", attempts=2, backoff_s=0) as client,
-        pytest.raises(RequestError, match="no answer from micro"),
-    ):
-        client.summarize(["Hello."])
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
-    with Client("sagemaker:micro@eu-west-1") as client, pytest.raises(RequestError, match="credentials"):
-        client.summarize(["Hello."])
 
 
 def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd) -> None:

@@ -3,14 +3,18 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 
 from neuron_sum.evaluation.report import marked
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 RESULTS = "human,original,peft\nA cat sat.,A dog ran.,A cat sat.\nHe left.,She left.,He left.\n"
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -163,21 +167,10 @@ def test_differing_speaker_tags_are_marked() -> None:
     assert swapped == Markup('<mark class="other">#Person2#</mark> &amp; <mark class="invented">#Pork1#</mark>')
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
-
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if executable is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
 @pytest.mark.parametrize(("width", "height"), [(375, 812), (1440, 900)], ids=["phone", "desktop"])
-def test_the_report_in_a_browser(runs: Path, neuron_sum: CommandLine, browser: object, width: int, height: int) -> None:
+def test_the_report_in_a_browser(
+    runs: Path, neuron_sum: CommandLine, browser: "Browser", width: int, height: int
+) -> None:
     made = neuron_sum("compare", "untuned", "full", "lora", "human", "--output", "comparison")
     assert made.returncode == 0, made.stderr
     page = browser.new_page(viewport={"width": width, "height": height})

@@ -20,8 +20,8 @@ from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from neuron_sum.training.memory import NeuronMemory, neuron_memory
 from neuron_sum.training.neuron import NeuronBackend
+from neuron_sum.training.neuron_memory import NeuronMemory, neuron_memory
 from neuron_sum.training.train import prepare
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]

@@ -138,7 +138,7 @@ def test_what_follows_the_archive_is_found(packed: Path, into: Path) -> None:
 @pytest.mark.parametrize(("name", "kind", "headers"), [
     ("../outside", tarfile.REGTYPE, {}),
     ("artifact/../../outside", tarfile.REGTYPE, {}),
-    ("/tmp/outside", tarfile.REGTYPE, {}),
+    ("/outside", tarfile.REGTYPE, {}),
     ("", tarfile.REGTYPE, {}),
     ("serving.properties", tarfile.REGTYPE, {}),
     ("serving.properties/below", tarfile.REGTYPE, {}),

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from test_training import LONG, assert_same_weights, start, wait_for
+from training_runs import TORCHRUN, assert_a_kill_changes_nothing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from neuron_sum import adapters, files, packed_t5
@@ -270,19 +267,10 @@ def test_a_packed_run_leaves_what_plain_transformers_loads(
 def test_a_killed_packed_run_resumes_to_the_same_weights_bit_for_bit(
     tmp_path: Path, request: pytest.FixtureRequest, family: str, method: str
 ) -> None:
-    arguments = (str(request.getfixturevalue(family)), f"method={method}", "train.shapes.plan=packed",
-                 "train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=4", *LONG)  # fmt: skip
-    process = start(tmp_path, *arguments, "--output", "killed")
-    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    resumed = start(tmp_path, *arguments, "--output", "killed", "--resume")
-    whole = start(tmp_path, *arguments, "--output", "whole")
-    message = resumed.communicate(timeout=300)[1]
-    assert resumed.returncode == 0, message
-    assert "going on from checkpoint-" in message
-    assert whole.communicate(timeout=300) and whole.returncode == 0
-    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert_a_kill_changes_nothing(
+        tmp_path, str(request.getfixturevalue(family)), f"method={method}", "train.shapes.plan=packed",
+        "train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=4",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -292,10 +280,8 @@ def test_two_processes_take_the_rows_of_one(tmp_path: Path, micro: Path, neuron_
               "data.max_examples=50", "train.learning_rate=1e-3")  # fmt: skip
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
     assert one.returncode == 0, one.stderr
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
     halves = (*common, "train.per_device_train_batch_size=4", "--output", "two")
-    two = neuron_sum("train", str(micro), *halves, launcher=torchrun)
+    two = neuron_sum("train", str(micro), *halves, launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
     for key in ("loss", "eval_loss", "num_input_tokens_seen"):
         logged = [

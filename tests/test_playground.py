@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from neuron_sum.artifact import Artifact
 from neuron_sum.recipe import ServeConfig
@@ -51,17 +51,6 @@ def served(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterat
 def url(lora_artifact: Artifact, djl_serving: Path) -> Iterator[str]:
     with served(lora_artifact.path) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if executable is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -236,15 +236,21 @@ def test_answers_are_waited_for_as_the_java_that_runs_can(java: str, size: int, 
     assert f"-Djava.util.concurrent.ForkJoinPool.common.parallelism={size}" in java_options(tmp_path, java)
 
 
-def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
-    djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
-) -> None:
-    archive = tmp_path / "model.tar.gz"
-    package.write_archive(lora_artifact, LIMITS, archive)
-    models = [Model(name, tmp_path / name) for name in ("first", "second")]
+def unpacked(artifact: Artifact, folder: Path, *names: str) -> list[Model]:
+    """The same archive under each of these names, unpacked as a container does it."""
+    archive = folder / "model.tar.gz"
+    package.write_archive(artifact, LIMITS, archive)
+    models = [Model(name, folder / name) for name in names]
     for model in models:
         model.folder.mkdir()
         package.unpack(archive, model.folder)
+    return models
+
+
+def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
+    djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    models = unpacked(lora_artifact, tmp_path, "first", "second")
     with LocalServer(models, LIMITS) as server:
         one, two = (f"{server.url}/models/{model.name}/invoke" for model in models)
         body = {"inputs": DIALOGUE}
@@ -259,20 +265,17 @@ def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
         httpx.post(f"{server.url}/models", params=versioned, timeout=60).raise_for_status()
         assert len(server.workers()) == 3
         httpx.delete(f"{server.url}/models/third/2").raise_for_status()
-        assert drill._until(lambda: len(server.workers()) == 2, 10)
-        children = psutil.Process(server.pid).children(recursive=True)
-    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=5)[1]
+        java = psutil.Process(server.pid)
+        assert drill._until(lambda: len(java.children(recursive=True)) == 2, 10)  # the third has ended and is reaped
+        children = server.workers()
+        assert len(children) == 2
+    assert not psutil.wait_procs(children, timeout=5)[1]
 
 
 def test_a_model_that_failed_is_not_forgiven_for_the_answers_of_another(
     djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
 ) -> None:
-    archive = tmp_path / "model.tar.gz"
-    package.write_archive(lora_artifact, LIMITS, archive)
-    models = [Model(name, tmp_path / name) for name in ("dead", "alive")]
-    for model in models:
-        model.folder.mkdir()
-        package.unpack(archive, model.folder)
+    models = unpacked(lora_artifact, tmp_path, "dead", "alive")
     with LocalServer(models, LIMITS) as server:
         dead, alive = (f"{server.url}/models/{model.name}/invoke" for model in models)
         [worker] = [worker for worker in server.workers() if Path(worker.cwd()) == models[0].folder]

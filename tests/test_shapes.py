@@ -145,6 +145,11 @@ def test_the_report_counts_what_is_computed() -> None:
     assert "cut: 2 sources, 1 targets" in str(fixed)
     buckets = plan_of("buckets", pairs, 1, 1, "train.shapes.buckets=2").report(encoded(pairs))
     assert (buckets.shapes, buckets.padded_positions) == ((Shape(16, 8), Shape(32, 8)), 3 * 24 + 40)
+    assert buckets.graphs == 2
+    twice = plan_of("buckets", pairs, 1, 1, "train.shapes.buckets=2", "train.gradient_accumulation_steps=2")
+    accumulated = twice.report(encoded(pairs))
+    assert (accumulated.graphs, accumulated.shapes) == (4, buckets.shapes)
+    assert "2 of 16 + 8, 32 + 8 (4 graphs, for gradients are accumulated); 4 rows" in str(accumulated)
     packed = plan_of("packed", pairs, 1, 1, "train.shapes.sizes=[[32,12]]").report(encoded(pairs))
     assert (packed.rows, packed.padded_positions, packed.examples_per_row) == (2, 88, 2.0)
     dynamic = plan_of("dynamic", pairs, 2).report(encoded(pairs))

@@ -1,20 +1,28 @@
-"""Training: a killed run ends like an uninterrupted one, processes agree, what cannot work is refused."""
+"""Training: a killed run ends like an uninterrupted one, what cannot work is refused.
+
+Several processes are in test_processes.py.
+"""
 
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from conftest import NEURON
 from safetensors.torch import load_file
+from training_runs import (
+    LONG,
+    assert_a_kill_changes_nothing,
+    assert_same_weights,
+    log,
+    start,
+    wait_for,
+    weights,
+)
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -26,33 +34,6 @@ from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
-"""About nineteen epochs of eight steps; checkpoints fall within epochs."""
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "neuron_sum", "train", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.002)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    found = [run / "checkpoint" / "model.safetensors", run / "adapter" / "adapter_model.safetensors"]
-    return load_file(next(path for path in found if path.exists()))
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    left, right = weights(one), weights(other)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
 
 
 def test_a_run_leaves_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
@@ -88,23 +69,8 @@ def test_the_base_of_random_weights_is_kept_and_is_the_seeds(micro_run: Path, mi
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning"])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Path, micro: Path, method: str) -> None:
-    arguments = (str(micro), f"method={method}", "train.gradient_accumulation_steps=2", *LONG)
-    process = start(tmp_path, *arguments, "--output", "killed")
-    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "all_results.json").exists()
-
-    resumed = start(tmp_path, *arguments, "--output", "killed", "--resume")
-    whole = start(tmp_path, *arguments, "--output", "whole")
-    message = resumed.communicate(timeout=300)[1]
-    assert resumed.returncode == 0, message
-    assert "going on from checkpoint-" in message
-    assert whole.communicate(timeout=300) and whole.returncode == 0
-    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-    steps = [entry["step"] for entry in files.read_jsonl(tmp_path / "killed" / "log.jsonl") if "loss" in entry]
-    assert steps == [1, *range(10, 151, 10)]
+    assert_a_kill_changes_nothing(tmp_path, str(micro), f"method={method}", "train.gradient_accumulation_steps=2")
+    assert log(tmp_path / "killed", "step") == [[step] for step in (1, *range(10, 151, 10))]
 
 
 @pytest.mark.slow
@@ -159,8 +125,8 @@ def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> No
         open_run(unfinished)
 
 
-@pytest.mark.parametrize("backend", [[], ["train.backend=neuron", "train.shapes.plan=fixed"]], ids=["torch", "neuron"])
-def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: list[str]) -> None:
+@pytest.mark.parametrize("backend", [(), NEURON], ids=["torch", "neuron"])
+def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: tuple[str, ...]) -> None:
     recipe = load_recipe("tiny", backend)
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
@@ -254,165 +220,6 @@ def test_a_full_disk_and_an_unwritable_folder_are_found_first(
 def test_tensorboard_gets_the_losses(tmp_path: Path, micro: Path) -> None:
     train(load_recipe(str(micro), ["train.report_to=[tensorboard]"]), tmp_path / "run")
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, fsdp: bool) -> None:
-    """Over gloo, at the same global batch, with summaries of unequal length."""
-    common = ("model.config.dropout_rate=0.0", "train.max_steps=24", "train.save_steps=12", "train.learning_rate=1e-3")
-    one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
-    assert one.returncode == 0, one.stderr
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
-                "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
-    halves = (*common, "train.per_device_train_batch_size=4", f"train.fsdp={str(fsdp).lower()}", "--output", "two")
-    two = neuron_sum("train", str(micro), *halves, launcher=torchrun)
-    assert two.returncode == 0, two.stderr
-    losses = [
-        [entry["loss"] for entry in files.read_jsonl(tmp_path / run / "log.jsonl") if "loss" in entry]
-        for run in ("one", "two")
-    ]
-    assert len(losses[0]) == 24
-    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
-    for name, value in weights(tmp_path / "one").items():
-        assert torch.allclose(value, weights(tmp_path / "two")[name], atol=1e-4), name
-
-
-@pytest.mark.slow
-def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
-    arguments = ("-m", "neuron_sum", "train", str(micro), "train.fsdp=true", "train.max_steps=60",
-                 "train.save_steps=10", "train.per_device_train_batch_size=4")  # fmt: skip
-
-    def launch(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*torchrun, *arguments, *more], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-
-    stopped = launch("--output", "stopped")
-    wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", stopped)
-    stopped.send_signal(signal.SIGTERM)  # torchrun hands it on to both processes
-    stopped.communicate(timeout=120)
-    shards = list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*/pytorch_model_fsdp.bin"))
-    assert shards, "nothing was sharded"
-    assert not (tmp_path / "stopped" / "all_results.json").exists()
-    for more in (("--output", "stopped", "--resume"), ("--output", "whole")):
-        process = launch(*more)
-        message = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, message
-        assert ("going on from checkpoint-" in message) == ("--resume" in more)
-    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
-
-
-TWO = ("train.per_device_train_batch_size=4", "--processes", "2")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_reaches_every_process_which_save_and_end_as_one(tmp_path: Path, micro: Path, number: int) -> None:
-    process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")
-    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-10" / "complete", process)
-    process.send_signal(number)
-    message = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, message
-    assert message.count("error:") == 1 and "Traceback" not in message and "torch.distributed" not in message, message
-    stopped = re.search("stopped at step ([0-9]+) of 100000; everything so far is saved", message)
-    assert stopped, message
-    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{stopped[1]}" / "complete").exists()
-    hint = "neuron-sum train run/recipe.yaml --output run --resume --processes 2"
-    assert f"hint: {hint}\n" in message
-    alone = start(tmp_path, "run/recipe.yaml", "--output", "run", "--resume")
-    assert hint in alone.communicate(timeout=120)[1]
-    assert alone.returncode == RunError.exit_code
-
-
-def slow_to_save(tmp_path: Path) -> dict[str, str]:
-    """An environment in which a checkpoint takes longer than torchrun's 30 s, and no more than it must."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'neuron_sum.training.hf_trainer':\n"
-        "            from transformers import Trainer\n"
-        "            save = Trainer._save_checkpoint\n"
-        "            def slow(self, *args, **kwargs):\n"
-        "                if self.state.global_step > 1:\n"
-        "                    time.sleep(35)\n"
-        "                return save(self, *args, **kwargs)\n"
-        "            Trainer._save_checkpoint = slow\n"
-        "sys.meta_path.insert(0, Finder())\n"
-    )
-    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-
-
-@pytest.mark.slow
-def test_processes_get_as_long_as_they_need_to_save(tmp_path: Path, micro: Path) -> None:
-    command = [sys.executable, "-m", "neuron_sum", "train", str(micro), "train.max_steps=100000", *TWO]
-    process = subprocess.Popen(
-        [*command, "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
-        cwd=tmp_path, env=slow_to_save(tmp_path), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "run" / "log.jsonl", process)
-    while len(files.read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.terminate()
-    message = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, message
-    assert "everything so far is saved" in message
-    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete"))
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path: Path, micro: Path) -> None:
-    command = [sys.executable, "-m", "neuron_sum", "train", str(micro), "train.max_steps=100000", *TWO]
-    process = subprocess.Popen(
-        [*command, "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
-        cwd=tmp_path, env=slow_to_save(tmp_path), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "run" / "log.jsonl", process)
-    while len(files.read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    workers = psutil.Process(process.pid).children()
-    assert len(workers) == 2
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    assert any("stopping" in line for line in process.stderr)  # until then
-    process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=20)[1]
-    assert process.returncode == 130, message
-    assert message.split("\n")[-2:] == ["error: interrupted", ""]
-    assert not any(worker.is_running() for worker in workers)
-
-
-@pytest.mark.slow
-def test_processes_end_with_their_own_error_told_once(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
-    result = neuron_sum("train", str(micro), "data.source=csv", "data.path=nowhere", *TWO, "--output", "run")
-    assert result.returncode == DataError.exit_code == 4, result.stderr
-    lines = result.stderr.strip().split("\n")
-    assert lines[0].startswith("error: ") and len(lines) <= 2, result.stderr
-    result = neuron_sum("train", str(micro), "data.source=csv", "data.path=nowhere", *TWO, "--output", "run", "--json")
-    assert result.returncode == 4
-    assert json.loads(result.stderr)["error"]["exit_code"] == 4
-
-
-def test_a_folder_is_refused_before_processes_are_started(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").touch()
-    result = neuron_sum("train", str(micro), *TWO, "--output", "run")
-    assert result.returncode == RunError.exit_code, result.stderr
-    assert result.stderr.startswith("error: run is not empty and not a run of ours\nhint:")
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_named(tmp_path: Path, micro: Path) -> None:
-    process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")
-    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-10" / "complete", process)
-    psutil.Process(process.pid).children()[1].kill()
-    message = process.communicate(timeout=120)[1]
-    assert process.returncode == 1
-    assert "error: process 1 of 2 was ended by SIGKILL\nhint: SIGKILL often comes" in message
-    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -45,6 +45,7 @@ class ShapeReport:
     Attributes:
         plan: Its name.
         shapes: What each batch measures, smallest first; for `dynamic`, as many as the first epoch happens to have.
+        accumulates: Whether an optimizer step has several micro-batches.
         examples: Training examples.
         rows: Rows of an epoch.
         real_tokens: Tokens of the examples after the cut, with the virtual ones of a soft prompt in packed rows.
@@ -55,6 +56,7 @@ class ShapeReport:
 
     plan: str
     shapes: tuple[Shape, ...]
+    accumulates: bool
     examples: int
     rows: int
     real_tokens: int
@@ -74,15 +76,21 @@ class ShapeReport:
 
     @property
     def graphs(self) -> int:
-        """Different input shapes of a training step: what an ahead-of-time compiler compiles."""
-        return len(self.shapes)
+        """Graphs of forward and backward passes that an ahead-of-time compiler compiles for these shapes.
+
+        One for each; two where gradients are accumulated, for the first micro-batch of a step makes gradients, and the
+        others add to them. The optimizer and the log have some more, as many under every plan.
+        """
+        return len(self.shapes) * (2 if self.accumulates else 1)
 
     def __str__(self) -> str:
         if self.plan == "dynamic":
-            shapes = f"{self.graphs} different ones in the first epoch"
+            shapes = f"{len(self.shapes)} different ones in the first epoch"
         else:
             listed = ", ".join(str(shape) for shape in self.shapes)
-            shapes = f"{self.graphs} of {listed}" if self.graphs > 1 else f"one of {listed}"
+            shapes = f"{len(self.shapes) if len(self.shapes) > 1 else 'one'} of {listed}"
+            if self.accumulates:
+                shapes += f" ({self.graphs} graphs, for gradients are accumulated)"
         return (
             f"shapes ({self.plan}): {shapes}; {self.rows:,} rows of {self.examples_per_row:.2f} examples an epoch; "
             f"{self.padded_positions:,} positions for {self.real_tokens:,} tokens ({self.ratio:.3f}); "
@@ -119,6 +127,7 @@ class ShapePlan:
         batch_size: Rows of one process and micro-batch.
         devices: Processes that train together.
         seed: Of the order.
+        accumulation: Micro-batches of one optimizer step.
         group: See DynamicLayout.
         fill: Whether the last batches are filled with empty rows; always so where there are shapes.
     """
@@ -131,6 +140,7 @@ class ShapePlan:
     batch_size: int
     devices: int
     seed: int
+    accumulation: int = 1
     group: int | None = None
     fill: bool = True
 
@@ -186,6 +196,7 @@ class ShapePlan:
         return ShapeReport(
             plan=self.name,
             shapes=tuple(shape for shape, _ in different),
+            accumulates=self.accumulation > 1,
             examples=len(data),
             rows=self.rows_per_epoch,
             real_tokens=self.lengths.tokens,
@@ -205,6 +216,7 @@ class ShapePlan:
             self,
             lengths=_lengths(data, self.decoder_only, self.virtual_tokens),
             batch_size=batch_size,
+            accumulation=1,
             group=batch_size,
             fill=True,
         )
@@ -273,6 +285,7 @@ def choose_plan(
         batch_size=train.per_device_train_batch_size,
         devices=devices,
         seed=train.seed,
+        accumulation=train.gradient_accumulation_steps,
         group=train.per_device_train_batch_size * train.gradient_accumulation_steps * devices
         if train.group_by_length
         else None,

@@ -115,9 +115,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if (
-                self.stopped and _is_distributed()
-            ):  # torchrun sends SIGTERM to the processes that end last, which are ending already
+            # When the first process has ended, torchrun sends SIGTERM to the others, which are ending as well.
+            if self.stopped and _is_distributed():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

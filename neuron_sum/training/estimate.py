@@ -1,6 +1,6 @@
 """How long a run is, and how much memory and disk it will take, said before it starts.
 
-Memory is modelled in memory.py; time comes from timing.py.
+Memory is modelled in memory.py and neuron_memory.py; time comes from timing.py.
 """
 
 import math

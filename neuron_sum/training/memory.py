@@ -1,4 +1,4 @@
-"""How much memory a run takes, beside what there is: on a CPU or GPU, or on NeuronCores and their host.
+"""How much memory a run takes, beside what there is on a CPU or GPU; neuron_memory.py has NeuronCores and their host.
 
 A rough model, on purpose: it is there to refuse what cannot work.
 """
@@ -6,7 +6,7 @@ A rough model, on purpose: it is there to refuse what cannot work.
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -18,7 +18,6 @@ from neuron_sum.data.layouts import Shape
 from neuron_sum.errors import ResourceError
 from neuron_sum.models import ParameterCount, is_decoder_only
 from neuron_sum.recipe import TrainConfig
-from neuron_sum.training.launch import is_launched
 
 FP32_BYTES = 4
 ADAM_STATES = 2
@@ -127,80 +126,8 @@ class DeviceMemory(ModelMemory):
         if self.fits:
             return
         ways = [*([ADAPTER_HINT] if self.trains_the_base else []), "a smaller model", "a larger machine"]
-        remedy = self.smaller_batch(self.available - PROCESS_BYTES, train) or _one_of(ways)
-        raise _refusal([f"{size(self.memory)} of memory, {self.device} has {size(self.available)} free"], [remedy])
-
-
-@dataclass(frozen=True)
-class NeuronMemory:
-    """NeuronCores, each with a process of its own, and the host of these processes: see Memory.
-
-    Attributes:
-        core: On each NeuronCore.
-        core_available: Bytes of a core's device memory.
-        core_remedy: What makes it fit there.
-        host: Bytes of all processes on the host; the compiler's own, of which no figure is published, come on top.
-        host_available: Bytes of the host's memory.
-        processes: On this host.
-    """
-
-    core: ModelMemory
-    core_available: float
-    core_remedy: str
-    host: float
-    host_available: float
-    processes: int
-
-    host_remedy: ClassVar[str] = "fewer processes, a smaller model, or a larger instance"
-
-    @property
-    def core_fits(self) -> bool:
-        """Whether a core has enough."""
-        return self.core.memory <= self.core_available
-
-    @property
-    def host_fits(self) -> bool:
-        """Whether the host has enough."""
-        return self.host <= self.host_available
-
-    @property
-    def fits(self) -> bool:
-        """See Memory."""
-        return self.core_fits and self.host_fits
-
-    def __str__(self) -> str:
-        return (
-            f"memory about {size(self.core.memory)} of {size(self.core_available)} on each NeuronCore "
-            f"({self.core.parts}); about {size(self.host)} of {size(self.host_available)} on the host for "
-            f"{self.processes} processes"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """See Memory: a core as every device, and the host."""
-        return {
-            **dataclasses.asdict(self.core),
-            "memory": self.core.memory,
-            "available": self.core_available,
-            "device": "each NeuronCore",
-            "host": self.host,
-            "host_available": self.host_available,
-            "processes": self.processes,
-        }
-
-    def check(self, train: TrainConfig) -> None:
-        """See Memory; core and host each for itself."""
-        faults, remedies = [], []
-        if not self.core_fits:
-            faults.append(f"{size(self.core.memory)} of memory, each NeuronCore has {size(self.core_available)}")
-            remedies.append(self.core_remedy)
-        if not self.host_fits:
-            faults.append(
-                f"{size(self.host)} of main memory for {self.processes} processes, the host has "
-                f"{size(self.host_available)}"
-            )
-            remedies.append(self.host_remedy)
-        if faults:
-            raise _refusal(faults, remedies)
+        remedy = self.smaller_batch(self.available - PROCESS_BYTES, train) or one_of(ways)
+        raise refusal([f"{size(self.memory)} of memory, {self.device} has {size(self.available)} free"], [remedy])
 
 
 def device_memory(
@@ -219,45 +146,6 @@ def device_memory(
     model = model_memory(config, parameters, shape, train, shards=shards, optimizer_shards=shards)
     available, device = available_memory()
     return DeviceMemory(**dataclasses.asdict(model), available=available, device=device)
-
-
-def neuron_memory(
-    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig,
-    *, processes: int, core_available: float, host_available: float, hosts: int = 1,
-) -> NeuronMemory:  # fmt: skip
-    """What a run needs on NeuronCores: data parallel over the processes, but for what train.neuron shards.
-
-    Activations are counted whole where cores share a copy of the model, which is more than they take.
-
-    Args:
-        config: The base model's configuration.
-        parameters: Of the model with its adapter.
-        shape: The longest row.
-        train: Batch size of one core, precision, and the layout.
-        processes: One a NeuronCore, on all hosts.
-        core_available: Bytes of a core's device memory.
-        host_available: Bytes of a host's memory.
-        hosts: Machines that train together.
-    """
-    split = train.neuron.tensor_parallel_size
-    copies = max(processes // split, 1) if train.neuron.zero_1 else 1
-    core = model_memory(config, parameters, shape, train, shards=split, optimizer_shards=split * copies)
-    loaded = parameters.all * FP32_BYTES  # every process holds the whole model once, before its core has its part
-    ways = [
-        *(["train.neuron.tensor_parallel_size=2"] if is_decoder_only(config) and split == 1 < processes else []),
-        *([ADAPTER_HINT] if core.trains_the_base else []),
-        *([] if train.gradient_checkpointing else ["train.gradient_checkpointing=true"]),
-        "a smaller model",
-    ]
-    here = -(-processes // hosts)
-    return NeuronMemory(
-        core=core,
-        core_available=core_available,
-        core_remedy=core.smaller_batch(core_available, train) or _one_of(ways),
-        host=here * (PROCESS_BYTES + loaded),
-        host_available=host_available,
-        processes=here,
-    )
 
 
 def model_memory(
@@ -287,31 +175,31 @@ def available_memory() -> tuple[float, str]:
     """Free bytes on the device that will train, and its name; a container's limit counts."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
-    return cpu.available_memory() + _held([psutil.Process()]), "this machine's CPU"
+    return cpu.available_memory() + held([psutil.Process()]), "this machine's CPU"
 
 
-def available_to_processes() -> float:
-    """Bytes of main memory that all processes of this run can have on this machine; a container's limit counts."""
-    own = psutil.Process()
-    torchrun = own.parent() if is_launched() else None
-    return cpu.available_memory() + _held(torchrun.children() if torchrun is not None else [own])
-
-
-def _held(processes: list[psutil.Process]) -> float:
-    """Bytes that they hold already: the model is loaded, and is counted as needed."""
-    held = 0.0
+def held(processes: list[psutil.Process]) -> float:
+    """Bytes that processes hold already: the model is loaded, and is counted as needed."""
+    total = 0.0
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            held += process.memory_info().rss
-    return held
+            total += process.memory_info().rss
+    return total
 
 
-def _refusal(faults: list[str], remedies: list[str]) -> ResourceError:
+def refusal(faults: list[str], remedies: list[str]) -> ResourceError:
+    """The error for a run that does not fit.
+
+    Args:
+        faults: What it needs more of than there is.
+        remedies: What would make it fit, one for each.
+    """
     needs = "; and ".join(f"about {fault}" for fault in faults)
     return ResourceError(f"this needs {needs}", f"{'; '.join(remedies)}; --force tries all the same")
 
 
-def _one_of(ways: list[str]) -> str:
+def one_of(ways: list[str]) -> str:
+    """These ways as a choice, for people."""
     *others, last = ways
     return f"{', '.join(others)}, or {last}" if others else last
 

@@ -31,9 +31,9 @@ from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
 from neuron_sum.training.estimate import host_count, world_size
 from neuron_sum.training.loss import TokenLoss
-from neuron_sum.training.memory import NeuronMemory, available_to_processes, neuron_memory
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
 from neuron_sum.training.neuron_limits import neuron_faults
+from neuron_sum.training.neuron_memory import NeuronMemory, available_to_processes, neuron_memory
 
 if TYPE_CHECKING:
     from optimum.neuron import NeuronTrainingArguments

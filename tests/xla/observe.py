@@ -1,7 +1,8 @@
 """Trains with the neuron backend on XLA's CPU device, and writes down what happened: python observe.py CASES FOLDER
 
 CASES is a JSON list of {name, recipe, overrides, and what is done to the run}; FOLDER gets a run folder for each, and
-NAME.json with an entry for every optimizer step. tests/test_neuron.py starts it, and looks at what it leaves.
+NAME.json with an entry for every optimizer step, NAME-compiled.json with the number of graphs and of input shapes.
+tests/test_neuron.py starts it, and looks at what it leaves.
 """
 
 import json
@@ -25,7 +26,8 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
     own_trainer = neuron_trainer.ResumableNeuronTrainer
     for case in cases:
         steps: list[dict[str, Any]] = []
-        neuron_trainer.ResumableNeuronTrainer = watched(own_trainer, case, steps)
+        shapes: set[str] = set()
+        neuron_trainer.ResumableNeuronTrainer = watched(own_trainer, case, steps, shapes)
         recipe = load_recipe(case["recipe"], case.get("overrides", []))
         if case.get("dynamic"):  # what a recipe for this backend may not say
             any_shape = recipe.train.model_copy(
@@ -37,13 +39,15 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
             train(recipe, folder / f"extraction-of-{case['name']}")
             del os.environ["NEURON_EXTRACT_GRAPHS_ONLY"]
             steps.clear()
+            shapes.clear()
         before = compiled()
         try:
             train(recipe, folder / case.get("run", case["name"]), resume=case.get("resume", False))
         except Interrupted:
             assert "stop_after" in case
         (folder / f"{case['name']}.json").write_text(json.dumps(steps))
-        (folder / f"{case['name']}-graphs.json").write_text(json.dumps(compiled() - before))
+        told = {"graphs": compiled() - before, "shapes": len(shapes)}
+        (folder / f"{case['name']}-compiled.json").write_text(json.dumps(told))
 
 
 def compiled() -> int:
@@ -53,8 +57,8 @@ def compiled() -> int:
     return (metrics.metric_data("CompileTime") or (0,))[0]
 
 
-def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) -> type:
-    """The trainer with a look at optimizer and compiler between steps, and what the case does to it."""
+def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]], shapes: set[str]) -> type:
+    """The trainer with a look at its inputs, at optimizer and compiler between steps, and what the case does to it."""
     from optimum.neuron import NeuronTrainer
     from transformers import TrainerCallback
 
@@ -80,6 +84,10 @@ def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]]) ->
     class Watched(trainer):
         def __init__(self, **options: Any) -> None:
             super().__init__(**{**options, "callbacks": [*options["callbacks"], Watch()]})
+
+        def training_step(self, model: Any, inputs: dict[str, Any], **options: Any) -> Any:
+            shapes.add(str(sorted((name, tuple(value.shape)) for name, value in inputs.items())))
+            return super().training_step(model, inputs, **options)
 
     if case.get("upstream_save"):
         Watched._save_checkpoint = NeuronTrainer._save_checkpoint

@@ -1,0 +1,73 @@
+"""What tests do to training runs: start one, kill it and go on with it, look at the weights and the log it leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from neuron_sum import files
+
+LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
+"""Of the micro recipe, about nineteen epochs of eight steps; checkpoints fall within epochs."""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
+            "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
+"""In place of the interpreter: two processes, on a free port."""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "neuron_sum", "train", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.002)
+
+
+def assert_a_kill_changes_nothing(folder: Path, *arguments: str) -> None:
+    """Kills a LONG run, goes on with it in folder/killed, and compares its weights with an undisturbed run's.
+
+    Args:
+        folder: Gets both runs.
+        *arguments: Of `neuron-sum train`, but for LONG and --output.
+    """
+    process = start(folder, *arguments, *LONG, "--output", "killed")
+    wait_for(folder / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "killed" / "all_results.json").exists()
+    resumed = start(folder, *arguments, *LONG, "--output", "killed", "--resume")
+    whole = start(folder, *arguments, *LONG, "--output", "whole")
+    message = resumed.communicate(timeout=300)[1]
+    assert resumed.returncode == 0, message
+    assert "going on from checkpoint-" in message
+    assert whole.communicate(timeout=300) and whole.returncode == 0
+    assert_same_weights(folder / "killed", folder / "whole")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found = [run / "checkpoint" / "model.safetensors", run / "adapter" / "adapter_model.safetensors"]
+    return load_file(next(path for path in found if path.exists()))
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def log(run: Path, *keys: str) -> list[list[Any]]:
+    """These figures of every line of the log that has a training loss."""
+    entries = [entry for entry in files.read_jsonl(run / "log.jsonl") if "loss" in entry]
+    return [[entry[key] for key in keys] for entry in entries]
