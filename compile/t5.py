@@ -146,10 +146,18 @@ class StaticT5(nn.Module):
         return logits.view(batch, beams, -1)
 
     def _encoder_bias(self, length: int) -> Tensor:
-        """(1, H, S, S). Row i, column j depends on j - i alone, so 2 S - 1 values make it."""
+        """(1, H, S, S). Row i, column j depends on j - i alone, so 2 S - 1 values make it.
+
+        They stand in a ring of 2 S, distance 0 first and the negative ones last (one place between is never read); read
+        round and round in rows of 2 S - 1, each row begins one further back. torch_xla has no lowering for
+        Tensor.unfold and would leave the graph.
+        """
         first = self.longest - length
         values = self.encoder_relative[self.encoder_buckets[first : first + 2 * length - 1]].t()
-        return values.unfold(1, length, 1).flip(1).unsqueeze(0)
+        ring = torch.cat([values[:, length - 1 :], values[:, :1], values[:, : length - 1]], dim=1)
+        rows = ring.unsqueeze(1).expand(-1, length, -1).reshape(-1, 2 * length * length)
+        square = rows[:, : length * (2 * length - 1)].reshape(-1, length, 2 * length - 1)[:, :, :length]
+        return square.unsqueeze(0)
 
     def _decoder_bias(self, position: Tensor, target_len: int) -> Tensor:
         """(1, H, 1, T) for the query at `position`; steps to come are masked."""
