@@ -16,7 +16,7 @@ import torch_xla
 import torch_xla.core.xla_builder as xla_builder
 import torch_xla.core.xla_op_registry as xla_op_registry
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig
 
 from compile.graphs import EncodeGraph, StepGraph, static_model
@@ -36,13 +36,21 @@ def main() -> None:
             model = static_model(config, options)
         placeholders(model)
         for dump in job["graphs"]:
-            graph = GraphFile.model_validate(dump)
             started = time.monotonic()
-            text = hlo(EncodeGraph(model) if graph.kind == "encode" else StepGraph(model), graph)
+            graph = GraphFile.model_validate(dump)
+            module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+            inputs = module.example_inputs(graph)
+            text = hlo(module, inputs)
             if request["folder"]:
                 (Path(request["folder"]) / f"{graph.file}.hlo").write_text(text)
-            seconds = round(time.monotonic() - started, 2)
-            print(json.dumps({"account": asdict(account(text)), "seconds": seconds}), flush=True)
+            answer = {
+                "account": asdict(account(text)),
+                "weights": sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
+                "inputs": sum(tensor.nbytes for tensor in tree_leaves(inputs)),
+                "state": sum(tensor.nbytes for tensor in tree_leaves(inputs[-2:])) if graph.kind == "step" else 0,
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            print(json.dumps(answer), flush=True)
 
 
 def graph_options(values: dict[str, Any]) -> GraphOptions:
@@ -59,13 +67,12 @@ def graph_options(values: dict[str, Any]) -> GraphOptions:
     )
 
 
-def hlo(module: EncodeGraph | StepGraph, graph: GraphFile) -> str:
+def hlo(module: EncodeGraph | StepGraph, inputs: tuple[Any, ...]) -> str:
     """A graph's HLO, with the state of a step among its results."""
-    inputs = tree_map(placeholder, module.example_inputs(graph))
+    inputs = tree_map(placeholder, inputs)
     with torch.no_grad():
         made = module(*inputs)
-    outputs = [made, *inputs[-1]] if isinstance(module, StepGraph) else made
-    return text_of(outputs)
+    return text_of([made, *inputs[-1]] if isinstance(module, StepGraph) else made)
 
 
 def text_of(outputs: list[Tensor]) -> str:
