@@ -171,7 +171,7 @@ def account(text: str) -> Account:
         dtypes=dict(Counter(array.dtype for each in every for array in each.arrays).most_common()),
         dynamic=tuple(each.name for each in every if any(array.dynamic for array in each.arrays)),
         flops=dict(_flops(graph)),
-        read=sum(_read(graph).values()),
+        read=sum(bytes_read(graph).values()),
         written=written,
         parameters=sum(each.array.nbytes for each in graph.parameters),
         activations=_activations(graph),
@@ -266,8 +266,8 @@ def _is_view(graph: Graph, each: Instruction) -> bool:
     return each.opcode in RESIZING and same
 
 
-def _read(graph: Graph) -> dict[str, int]:
-    """Bytes that each parameter's readers need of it."""
+def bytes_read(graph: Graph) -> dict[str, int]:
+    """Bytes that each parameter's readers need of it, by its name."""
     users: dict[str, list[tuple[Instruction, int]]] = defaultdict(list)
     for each in graph.instructions.values():
         for place, operand in enumerate(each.operands):

@@ -162,7 +162,7 @@ class StaticT5(nn.Module):
     def _decoder_bias(self, position: Tensor, target_len: int) -> Tensor:
         """(1, H, 1, T) for the query at `position`; steps to come are masked."""
         steps = torch.arange(target_len, device=position.device)
-        distance = (position - steps).clamp(min=0)
+        distance = torch.maximum(position - steps, torch.zeros_like(steps))
         values = self.decoder_relative[self.decoder_buckets[distance]].t()
         return torch.where(steps <= position, values, MASKED)[None, :, None, :]
 

@@ -82,14 +82,16 @@ def text_of(outputs: list[Tensor]) -> str:
 
 
 def placeholders(module: nn.Module) -> None:
-    """Puts a placeholder in the place of every parameter and buffer."""
+    """Puts a placeholder in the place of every parameter and buffer; what is shared stays shared."""
+    made: dict[int, Tensor] = {}
     for owner in module.modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is not None:
-                owner._parameters[name] = nn.Parameter(placeholder(parameter), requires_grad=parameter.requires_grad)
-        for name, buffer in owner._buffers.items():
-            if buffer is not None:
-                owner._buffers[name] = placeholder(buffer)
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in made:
+                    made[id(tensor)] = placeholder(tensor)
+                    if isinstance(tensor, nn.Parameter):
+                        made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=tensor.requires_grad)
+                tensors[name] = None if tensor is None else made[id(tensor)]  # type: ignore[assignment]
 
 
 def placeholder(like: Any) -> Any:
