@@ -8,7 +8,7 @@ floor of their models. Neither was measured.
 import math
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from compile import calibration
 from compile.hlo import Account
 from compile.lowering import Lowered, LoweringJob, LoweringOptions, lower
+from neuron_sum import console
 from neuron_sum.artifact import AdapterSpec, Bucket, GraphFile
 from neuron_sum.errors import RecipeError
 from neuron_sum.prices import find_price
@@ -235,12 +236,12 @@ class Report:
 
     @cached_property
     def unlisted(self) -> dict[str, list[str]]:
-        """Operators outside the published list, with the graphs that use them."""
-        found: dict[str, list[str]] = {}
+        """Operators outside the published list, with the kinds of graph that use them."""
+        found: dict[str, set[str]] = {}
         for graph in self.graphs:
-            for name in sorted(_used(graph.account) - PUBLISHED_OPERATORS):
-                found.setdefault(name, []).append(graph.name)
-        return found
+            for name in _used(graph.account) - PUBLISHED_OPERATORS:
+                found.setdefault(name, set()).add(graph.lowered.graph.kind)
+        return {name: sorted(found[name]) for name in sorted(found)}
 
     @property
     def weight_copies(self) -> int:
@@ -262,17 +263,13 @@ class Report:
         }  # fmt: skip
 
 
-def preflight(
-    recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | None = None,
-    say: Callable[[int, int, str], None] = lambda done, total, what: None,
-) -> Report:  # fmt: skip
+def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | None = None) -> Report:
     """Lowers every graph of a recipe and counts.
 
     Args:
         recipe: The whole recipe.
         examples_per_row: See `project_epoch`.
         keep: A folder for the HLO texts.
-        say: Is told how many graphs are done, of how many, and the last one's name.
 
     Raises:
         RecipeError: For a dtype that Inferentia2's graphs do not have.
@@ -288,10 +285,11 @@ def preflight(
         LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
         *(published.job() for published in calibration.PUBLISHED),
     ]
-    total, made = sum(len(job.graphs) for job in jobs), list[Lowered]()
-    for lowered in lower(jobs, keep):
-        made.append(lowered)
-        say(len(made), total, Path(lowered.graph.file).name)
+    made = []
+    with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
+        for lowered in lower(jobs, keep):
+            made.append(lowered)
+            bar.advance(detail=lowered.graph.file)
     where = {lowered.graph.file: lowered for lowered in made if lowered.write == "where"}
     reports = {
         lowered.graph: GraphReport(lowered, where.get(f"{lowered.graph.file}{WHERE}"))

@@ -1,5 +1,6 @@
 """`neuron-sum preflight`: a recipe's graphs on Inferentia2, as far as they can be known without its compiler."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,18 +47,7 @@ def preflight(
     from neuron_sum.recipe_loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    bars: list[console.ProgressBar] = []
-
-    def say(done: int, total: int, what: str) -> None:
-        if not bars:
-            bars.append(console.ProgressBar("lowering graphs", total))
-        bars[0].update(done, what)
-
-    try:
-        report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo, say=say)
-    finally:
-        for bar in bars:
-            bar.close()
+    report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
     if picture is not None:
         from compile.preflight_chart import draw
 
@@ -97,29 +87,29 @@ def _shown(report: "Report") -> "list[Table | str]":
 
 def _graphs(report: "Report") -> "Table":
     table = console.table(
-        "graph, one call", "GFLOP", "MB read", "MB written", "MB, cache rewritten", "floor ms", "bound by",
+        "graph, one call", "GFLOP", "MB read", "MB written", "MB, cache rewritten", "ms floor", "bound by",
         title="\nwhat a call computes and moves",
     )  # fmt: skip
     for graph in report.graphs:
         account = graph.account
         table.add_row(
-            graph.name, f"{account.total_flops / 1e9:.2f}", f"{account.read / 1e6:.1f}", f"{account.written / 1e6:.2f}",
-            f"{graph.where.account.moved / 1e6:.1f}" if graph.where else "", f"{graph.floor_s * 1e3:.3f}", graph.bound,
+            graph.name, _short(account.total_flops / 1e9), _short(account.read / 1e6), _short(account.written / 1e6),
+            _short(graph.where.account.moved / 1e6) if graph.where else "", _short(graph.floor_s * 1e3), graph.bound,
         )  # fmt: skip
     return table
 
 
 def _buckets(report: "Report") -> "Table":
     table = console.table(
-        "bucket", "GB on a core", "s floor", "s projected", "tokens/s floor", "projected", "$ per 1,000 floor",
-        "projected", title="\na batch of summaries, every one of target_len tokens; tokens/s of one core",
+        "bucket", "on a core", "ms floor", "projected", "tokens/s floor", "projected", "$ per 1,000 floor", "projected",
+        title="\na batch of summaries, every one of target_len tokens; tokens/s of one core, $ with a process on each",
     )  # fmt: skip
     for bucket in report.buckets:
         told = bucket.as_dict()
         table.add_row(
-            bucket.name, f"{bucket.memory / 1e9:.2f}", f"{told['floor_s']:.3f}", f"{told['projected_s']:.2f}",
-            f"{told['floor_tokens_per_s_per_core']:,.0f}", f"{told['projected_tokens_per_s_per_core']:,.0f}",
-            f"{told['floor_usd_per_1000']:.4f}", f"{told['projected_usd_per_1000']:.3f}",
+            bucket.name, console.size(bucket.memory), _short(told["floor_s"] * 1e3), _short(told["projected_s"] * 1e3),
+            _short(told["floor_tokens_per_s_per_core"]), _short(told["projected_tokens_per_s_per_core"]),
+            _short(told["floor_usd_per_1000"]), _short(told["projected_usd_per_1000"]),
         )  # fmt: skip
     return table
 
@@ -133,7 +123,7 @@ def _calibration(report: "Report") -> "Table":
     for each in report.calibrations:
         table.add_row(
             each.published.model, f"{each.published.instance}, {each.published.cores}",
-            f"{each.floor_tokens_per_s:,.0f}", f"{each.published.tokens_per_s:g}", f"{each.ratio:.3f}",
+            _short(each.floor_tokens_per_s), f"{each.published.tokens_per_s:g}", f"{each.ratio:.3f}",
         )  # fmt: skip
     return table
 
@@ -147,8 +137,8 @@ def _operators(report: "Report") -> str:
     own = "neuronx-cc is not on PATH" if report.compiler_operators is None else "checked against neuronx-cc's own list"
     return (
         f"operators: {', '.join(names)}\noutside the published list: {outside} ({OPERATORS_SOURCE}); {own}\n"
-        f"memory of a core: {CORE_MEMORY / 1e9:.1f} GB. The buckets' figures have every weight once; were each graph "
-        f"to hold a copy of its own, all of them would hold {report.weight_copies / 1e9:.2f} GB of weights"
+        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have every weight once; were each graph "
+        f"to hold a copy of its own, all of them would hold {console.size(report.weight_copies)} of weights"
     )
 
 
@@ -157,13 +147,21 @@ def _training(report: "Report") -> str:
 
     epoch = report.epoch
     lines = (
-        f"training, rows of {epoch.shape} ({epoch.dtype}): {epoch.flops_per_row / 1e12:.2f} TFLOP a row, forward and "
-        f"backward; at least ${epoch.floor_usd_per_1000_rows:.4f} for 1,000 rows on {epoch.instance}"
+        f"training, rows of {epoch.shape} ({epoch.dtype}): {_short(epoch.flops_per_row / 1e9)} GFLOP a row, forward "
+        f"and backward; at least ${_short(epoch.floor_usd_per_1000_rows)} for 1,000 rows on {epoch.instance}"
     )
     if epoch.floor_s is None or epoch.floor_usd is None or epoch.projected_s is None or epoch.projected_usd is None:
         return f"{lines}; {epoch.rows_are}"
     return (
         f"{lines}\nan epoch of {epoch.rows:,} rows ({epoch.rows_are}): floor {console.duration(epoch.floor_s)}, "
-        f"${epoch.floor_usd:.3f} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
-        f"${epoch.projected_usd:.2f} (assuming {ASSUMED_SHARE:.0%} of it; compile time not counted)"
+        f"${_short(epoch.floor_usd)} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
+        f"${_short(epoch.projected_usd)} (assuming {ASSUMED_SHARE:.0%} of it; compile time not counted)"
     )
+
+
+def _short(value: float) -> str:
+    """Three digits that count: 1234.5 -> '1,230', 0.01234 -> '0.0123'."""
+    if not value:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):,.{max(digits, 0)}f}"

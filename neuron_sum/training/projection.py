@@ -1,7 +1,7 @@
 """What an epoch on Trainium would cost: a floor from the chip's published rate, and a projection with its assumption.
 
-Nothing here was measured. Operations are those that torch counts in one step of transformers' model on the meta device,
-eager attention, every position of the recipe's longest row computed; NeuronTrainer's own Llama may need fewer.
+Nothing here was measured. Operations are those that torch counts in one step of transformers' model with tensors that
+have no memory, eager attention, every position of the recipe's longest row; NeuronTrainer's own Llama may need fewer.
 """
 
 import copy
@@ -85,7 +85,7 @@ def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: 
         rows = math.ceil(examples / examples_per_row)
         rows_are = f"{examples:,} published examples at {examples_per_row:g} a row"
     else:
-        rows, rows_are = None, "the data are not here, and their number is not published"
+        rows, rows_are = None, "data or tokenizer are not on this machine, and no published number of examples is known"
     instance, dtype = INSTANCES[INSTANCE], "bf16" if recipe.train.bf16 else "fp32"
     row_s = flops / (CORE_FLOPS[dtype] * instance.neuron_cores)
     usd_per_s = find_price(INSTANCE).usd_per_hour / 3600
@@ -108,6 +108,7 @@ def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
         shape: Of a row.
     """
     import torch
+    from torch._subclasses import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     from neuron_sum import adapters, models
@@ -117,7 +118,7 @@ def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
     if not models.is_decoder_only(config) and config.decoder_start_token_id is None:
         config.decoder_start_token_id = 0  # any: only shapes count
     rows, train = recipe.train.per_device_train_batch_size, recipe.train
-    with torch.device("meta"):
+    with FakeTensorMode():  # not the meta device, on which Llama's rotary positions cannot switch autocast off
         base = models.model_class_of(config)(config)
         model = adapters.attach(base, recipe.method, train.seed).train()
         if train.gradient_checkpointing:
