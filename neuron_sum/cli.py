@@ -30,6 +30,7 @@ ORDER = (
     "compare",
     "summarize",
     "merge",
+    "preflight",
     "compile",
     "package",
     "serve",

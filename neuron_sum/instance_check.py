@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from neuron_sum.console import size
 from neuron_sum.doctor import Check, retirements
-from neuron_sum.published import PUBLISHED
-from neuron_sum.recipe import CompileConfig, ModelConfig, Recipe, TrainedTokenizer
+from neuron_sum.published import base_config
+from neuron_sum.recipe import CompileConfig, Recipe
 from neuron_sum.stack import Instance, Platform
 from neuron_sum.support import FAMILIES_OF_STAGE, Stage, find_cell
 from neuron_sum.traps import TRAPS, Case
@@ -33,7 +33,7 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
     Raises:
         NeuronSumError: If the base model's configuration cannot be had.
     """
-    config = _config(recipe.model)
+    config = base_config(recipe.model)
     parameters = _parameters(recipe, config)
     family, method = str(config.model_type), recipe.method.name
     stages: list[Stage] = [stage for stage, families in FAMILIES_OF_STAGE.items() if instance.family in families]
@@ -46,23 +46,6 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         checks.append(_check_serving_memory(recipe, config, parameters, instance))
     checks += _check_traps(recipe, family, instance, "train" if "train" in stages else "compile")
     return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
-
-
-def _config(model: ModelConfig) -> "PretrainedConfig":
-    """The base model's configuration: published dimensions where they are known, so that no hub is asked."""
-    from transformers import AutoConfig
-
-    from neuron_sum.models import load_config
-
-    if model.name_or_path in PUBLISHED:
-        values = dict(PUBLISHED[str(model.name_or_path)])
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    config = load_config(model)
-    if isinstance(model.tokenizer, TrainedTokenizer) and not (
-        isinstance(model.config, dict) and "vocab_size" in model.config
-    ):
-        config.vocab_size = model.tokenizer.vocab_size
-    return config
 
 
 def _parameters(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":

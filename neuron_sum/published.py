@@ -1,6 +1,12 @@
-"""The dimensions of the base models that recipes name, so that a check needs no model hub."""
+"""The dimensions of the base models that recipes name, and the sizes of data sets, so that a check needs no hub."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuron_sum.recipe import DataConfig, ModelConfig, TrainedTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _T5 = {
     "model_type": "t5",
@@ -26,3 +32,40 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """By hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama."""
+
+TRAINING_EXAMPLES = {"dialogsum": 12_460, "knkarthick/dialogsum": 12_460}
+"""By source or hub id. Chen et al. 2021 (arXiv:2105.06762), table 1."""
+
+
+def base_config(model: ModelConfig) -> "PretrainedConfig":
+    """A base model's configuration without a hub where that is possible: published dimensions, where they are known.
+
+    A run that a shipped recipe will make and that is not there yet has the dimensions of that recipe.
+
+    Raises:
+        ModelError: If it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    from neuron_sum.models import load_config
+    from neuron_sum.recipe_loading import load_recipe, shipped_recipes
+
+    origin = str(model.name_or_path)
+    if origin in PUBLISHED:
+        values = dict(PUBLISHED[origin])
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    *_, folder, run, _ = ("", "", *Path(origin).parts)
+    if folder == "runs" and run in shipped_recipes() and not Path(origin).exists():
+        return base_config(load_recipe(run).model)
+    config = load_config(model)
+    if isinstance(model.tokenizer, TrainedTokenizer) and not (
+        isinstance(model.config, dict) and "vocab_size" in model.config
+    ):
+        config.vocab_size = model.tokenizer.vocab_size
+    return config
+
+
+def training_examples(data: DataConfig) -> int | None:
+    """How many examples a known data set trains on; None for others."""
+    known = TRAINING_EXAMPLES.get(str(data.path) if data.source == "hub" else data.source)
+    return min(known, data.max_examples or known) if known else None

@@ -160,6 +160,10 @@ class Platform:
 CORES_PER_CHIP = 2
 CHIP_GIB = 32
 CORE_MEMORY = float(CHIP_GIB * GIB / CORES_PER_CHIP)
+CORE_BANDWIDTH = 820 * GIB / CORES_PER_CHIP
+"""Bytes a second between a NeuronCore and its device memory, published: a chip's, halved."""
+CORE_FLOPS = {"fp32": 47.5e12 / CORES_PER_CHIP, "bf16": 190e12 / CORES_PER_CHIP}
+"""Operations a second of a NeuronCore, published: a chip's, halved. Trainium and Inferentia2 are alike in both."""
 INSTANCES = {
     instance.name: instance
     for instance in (

@@ -1,0 +1,386 @@
+"""What can be known of a recipe's graphs on Inferentia2 without its compiler and without a device.
+
+A floor is what the published rates of the chip allow at best: bytes over bandwidth or operations over rate, whichever
+is longer, of every graph as it stands. A projection is the floor times how far AWS's own published figures are from the
+floor of their models. Neither was measured.
+"""
+
+import math
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compile import calibration
+from compile.hlo import Account
+from compile.lowering import Lowered, LoweringJob, LoweringOptions, lower
+from neuron_sum import console
+from neuron_sum.artifact import AdapterSpec, Bucket, GraphFile
+from neuron_sum.errors import RecipeError
+from neuron_sum.prices import find_price
+from neuron_sum.published import base_config
+from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe
+from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, INSTANCES
+from neuron_sum.training.projection import EpochProjection, project_epoch
+
+INSTANCE = "ml.inf2.xlarge"
+WHERE = "-where"
+"""Ends the names of steps whose cache is rewritten."""
+RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOPS["bf16"]}
+"""Operations a second by a product's type. With the compiler's auto-cast, f32 products run at bf16's rate."""
+LACKING = {"f64", "c64", "c128"}
+"""Types that a NeuronCore-v2 has no arithmetic for."""
+_LISTED = """
+abs add all-gather all-reduce and atan2 batch-norm-grad batch-norm-inference batch-norm-training broadcast ceil clamp
+compare concatenate constant convert cosine custom-call divide dot dynamic-update-slice exponential floor gather
+get-tuple-element iota log maximum minimum multiply negate not pad power reduce reshape rng rng-bit-generator rsqrt
+scatter select shift-right-logical sign sine slice sqrt subtract tanh transpose tuple
+"""
+PUBLISHED_OPERATORS = frozenset(_LISTED.split())
+OPERATORS_SOURCE = (
+    "AWS Neuron documentation, archive/neuron-cc/neuron-cc-ops/neuron-cc-ops-xla: of Inferentia1's compiler, advisory"
+)
+STRUCTURE = {"parameter"}
+"""Part of any HLO, on no list."""
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One graph on one NeuronCore.
+
+    Attributes:
+        lowered: Its account.
+        where: The same step with the cache rewritten, for a compiler that refuses the in-place write.
+    """
+
+    lowered: Lowered
+    where: Lowered | None = None
+
+    @property
+    def account(self) -> Account:
+        """Of the graph itself."""
+        return self.lowered.account
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds that its products take at least."""
+        return math.fsum(flops / RATES[dtype] for dtype, flops in self.account.flops.items())
+
+    @property
+    def memory_s(self) -> float:
+        """Seconds that its bytes take at least."""
+        return self.account.moved / CORE_BANDWIDTH
+
+    @property
+    def floor_s(self) -> float:
+        """Seconds of a call at least."""
+        return max(self.compute_s, self.memory_s)
+
+    @property
+    def bound(self) -> str:
+        """Which of the two it is."""
+        return "memory" if self.memory_s >= self.compute_s else "compute"
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        graph = self.lowered.graph
+        shape = f"{graph.kind} {graph.batch}x{graph.source_len}"
+        return shape if graph.kind == "encode" else f"{shape}x{graph.target_len}, {_beams(graph.num_beams or 1)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json: bytes, operations and seconds of a call."""
+        account = asdict(self.account)
+        return {
+            **self.lowered.graph.model_dump(exclude={"file"}), **account, "moved": self.account.moved,
+            "moved_where": self.where.account.moved if self.where else None,
+            "floor_compute_s": self.compute_s, "floor_memory_s": self.memory_s, "floor_s": self.floor_s,
+            "bound": self.bound, "lowering_s": self.lowered.seconds,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A published figure beside its floor.
+
+    Attributes:
+        published: AWS's.
+        floor_s: Of a step of our graph of the same dimensions, spread evenly over its cores.
+    """
+
+    published: calibration.Published
+    floor_s: float
+
+    @property
+    def floor_tokens_per_s(self) -> float:
+        """At the floor."""
+        return 1 / self.floor_s
+
+    @property
+    def ratio(self) -> float:
+        """Published over roofline."""
+        return self.published.tokens_per_s * self.floor_s
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "model": self.published.model, "instance": self.published.instance, "cores": self.published.cores,
+            "published_tokens_per_s": self.published.tokens_per_s, "floor_tokens_per_s": self.floor_tokens_per_s,
+            "published_over_roofline": self.ratio, "source": calibration.SOURCE,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """Summaries of one bucket and beam width, a batch at a time, every one of target_len tokens.
+
+    Attributes:
+        bucket: Its shape.
+        num_beams: Its width.
+        encode: Its first graph.
+        step: The graph of every token.
+        ratio: Of the calibration.
+    """
+
+    bucket: Bucket
+    num_beams: int
+    encode: GraphReport
+    step: GraphReport
+    ratio: float
+
+    @property
+    def floor_s(self) -> float:
+        """Seconds of a batch on one core at least."""
+        return self.encode.floor_s + self.bucket.target_len * self.step.floor_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of one core at most, the whole batch's."""
+        return self.bucket.batch / self.step.floor_s
+
+    @property
+    def usd_per_1000(self) -> float:
+        """1,000 summaries at least, each of the instance's cores with a process of its own."""
+        batches = 1000 / self.bucket.batch / INSTANCES[INSTANCE].neuron_cores
+        return batches * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
+
+    @property
+    def memory(self) -> float:
+        """Bytes on one core: all weights once, keys and values, and at most so many activations."""
+        activations = max(self.encode.account.activations, self.step.account.activations)
+        return self.step.lowered.weights + self.step.lowered.state + activations
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.bucket}, {_beams(self.num_beams)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            **self.bucket.model_dump(), "num_beams": self.num_beams,
+            "floor_s": self.floor_s, "projected_s": self.floor_s / self.ratio,
+            "floor_tokens_per_s_per_core": self.tokens_per_s,
+            "projected_tokens_per_s_per_core": self.tokens_per_s * self.ratio,
+            "floor_usd_per_1000": self.usd_per_1000, "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
+            "memory": self.memory, "weights": self.step.lowered.weights, "keys_and_values": self.step.lowered.state,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found.
+
+    Attributes:
+        recipe: Whose.
+        model_type: Of its base.
+        dtype: Of weights and products.
+        kv_dtype: Of keys and values.
+        graphs: Every graph, encode first in each bucket.
+        buckets: Every bucket and beam width.
+        calibrations: Published figures beside their floors.
+        epoch: Of training.
+        compiler_operators: What `neuronx-cc list-operators` named; None where it is not on PATH.
+    """
+
+    recipe: Recipe
+    model_type: str
+    dtype: str
+    kv_dtype: str
+    graphs: tuple[GraphReport, ...]
+    buckets: tuple[BucketReport, ...]
+    calibrations: tuple[Calibration, ...]
+    epoch: EpochProjection
+    compiler_operators: frozenset[str] | None
+
+    @cached_property
+    def faults(self) -> list[str]:
+        """What will not compile or not fit."""
+        found = []
+        for graph in self.graphs:
+            for account in (graph.account, *([graph.where.account] if graph.where else [])):
+                if account.dynamic:
+                    found.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
+                if lacking := LACKING & account.dtypes.keys():
+                    found.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not compute")
+                if self.compiler_operators is not None and (refused := _used(account) - self.compiler_operators):
+                    found.append(f"{graph.name}: neuronx-cc does not list {', '.join(sorted(refused))}")
+        available = INSTANCES[INSTANCE].core_memory
+        for bucket in self.buckets:
+            if bucket.memory > available:
+                found.append(f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory, a core has {available / 1e9:.1f}")
+        return found
+
+    @cached_property
+    def unlisted(self) -> dict[str, list[str]]:
+        """Operators outside the published list, with the kinds of graph that use them."""
+        found: dict[str, set[str]] = {}
+        for graph in self.graphs:
+            for name in _used(graph.account) - PUBLISHED_OPERATORS:
+                found.setdefault(name, set()).add(graph.lowered.graph.kind)
+        return {name: sorted(found[name]) for name in sorted(found)}
+
+    @property
+    def weight_copies(self) -> int:
+        """Bytes if each loaded graph held its own copy of the weights it reads."""
+        return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        price = find_price(INSTANCE)
+        return {
+            "recipe": self.recipe.name, "model_type": self.model_type, "dtype": self.dtype, "kv_dtype": self.kv_dtype,
+            "graphs": [graph.as_dict() for graph in self.graphs],
+            "buckets": [bucket.as_dict() for bucket in self.buckets],
+            "core_memory": INSTANCES[INSTANCE].core_memory, "weights_in_every_graph": self.weight_copies,
+            "unlisted_operators": self.unlisted, "operators_source": OPERATORS_SOURCE,
+            "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
+            "faults": self.faults, "calibration": [each.as_dict() for each in self.calibrations],
+            "training": self.epoch.as_dict(), "price": asdict(price),
+        }  # fmt: skip
+
+
+def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | None = None) -> Report:
+    """Lowers every graph of a recipe and counts.
+
+    Args:
+        recipe: The whole recipe.
+        examples_per_row: See `project_epoch`.
+        keep: A folder for the HLO texts.
+
+    Raises:
+        RecipeError: For a dtype that Inferentia2's graphs do not have.
+        NeuronSumError: If there is no torch_xla, a model's dimensions cannot be had, or a graph does not lower.
+    """
+    config = base_config(recipe.model)
+    buckets, beams = recipe_buckets(recipe)
+    options = recipe_options(recipe, str(config.model_type), buckets)
+    graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams))
+    steps = tuple(graph.model_copy(update={"file": graph.file + WHERE}) for graph in graphs if graph.kind == "step")
+    jobs = [
+        LoweringJob(config, options, graphs),
+        LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
+        *(published.job() for published in calibration.PUBLISHED),
+    ]
+    made = []
+    with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
+        for lowered in lower(jobs, keep):
+            made.append(lowered)
+            bar.advance(detail=lowered.graph.file)
+    where = {lowered.graph.file: lowered for lowered in made if lowered.write == "where"}
+    reports = {
+        lowered.graph: GraphReport(lowered, where.get(f"{lowered.graph.file}{WHERE}"))
+        for lowered in made[: len(graphs)]
+    }
+    calibrations = tuple(
+        Calibration(published, GraphReport(lowered).floor_s / published.cores)
+        for published, lowered in zip(calibration.PUBLISHED, made[len(graphs) + len(steps) :], strict=True)
+    )
+    ratio = min(each.ratio for each in calibrations)
+    by_bucket = []
+    for bucket in buckets:
+        encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))
+        by_bucket += [
+            BucketReport(bucket, width, encode, step, ratio) for width, step in zip(beams, bucket_steps, strict=True)
+        ]
+    return Report(
+        recipe=recipe, model_type=str(config.model_type), dtype=options.dtype, kv_dtype=options.kv_dtype,
+        graphs=tuple(reports.values()), buckets=tuple(by_bucket), calibrations=calibrations,
+        epoch=project_epoch(recipe, config, examples_per_row), compiler_operators=list_operators(),
+    )  # fmt: skip
+
+
+def recipe_buckets(recipe: Recipe) -> tuple[tuple[Bucket, ...], tuple[int, ...]]:
+    """The buckets and beam widths that a recipe compiles."""
+    settings = recipe.compile
+    target_len = settings.target_len or recipe.generate.max_new_tokens
+    source_lens = sorted(settings.source_lens or (recipe.data.max_source_length,))
+    buckets = tuple(
+        Bucket(batch=batch, source_len=source_len, target_len=target_len)
+        for batch in sorted(settings.batch_sizes)
+        for source_len in source_lens
+    )
+    return buckets, tuple(sorted(settings.num_beams or (recipe.generate.num_beams,)))
+
+
+def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -> LoweringOptions:
+    """What the graphs of a recipe share on Inferentia2: plain projections, K/V and weights of the recipe's dtypes.
+
+    Raises:
+        RecipeError: For int8, which is the CPU's.
+    """
+    settings, method = recipe.compile, recipe.method
+    if settings.dtype == "int8":
+        raise RecipeError("compile.dtype = int8 is for --target cpu", "compile.dtype=bf16 or fp32")
+    adapters = None
+    soft_prompt = method.num_virtual_tokens if isinstance(method, PromptTuningMethod) else 0
+    if (slots := settings.adapters) is not None:
+        from neuron_sum.adapters import LORA_TARGETS
+
+        lora = method if isinstance(method, LoraMethod) else None
+        targets = slots.target_modules or (lora.target_modules if lora else None) or LORA_TARGETS[model_type]
+        rank = slots.rank if slots.rank is not None else lora.r if lora else 8
+        adapters = AdapterSpec(rank=rank, slots=slots.slots + 1, target_modules=tuple(targets))
+        soft_prompt = max(soft_prompt, slots.soft_prompt_tokens)
+    return LoweringOptions(
+        dtype=settings.dtype,
+        kv_dtype=settings.kv_dtype or settings.dtype,
+        source_len=max(bucket.source_len for bucket in buckets),
+        target_len=max(bucket.target_len for bucket in buckets),
+        soft_prompt_tokens=soft_prompt,
+        adapters=adapters,
+    )
+
+
+def bucket_graphs(bucket: Bucket, num_beams: Sequence[int]) -> tuple[GraphFile, ...]:
+    """Its encode, and a step for every beam width."""
+    shape = {"batch": bucket.batch, "source_len": bucket.source_len}
+    stem = f"b{bucket.batch}-s{bucket.source_len}"
+    return (
+        GraphFile(kind="encode", **shape, file=f"encode-{stem}"),
+        *(
+            GraphFile(kind="step", **shape, target_len=bucket.target_len, num_beams=width,
+                      file=f"step-{stem}-t{bucket.target_len}-k{width}")
+            for width in num_beams
+        ),
+    )  # fmt: skip
+
+
+def list_operators() -> frozenset[str] | None:
+    """What the compiler on PATH says it knows; None without one."""
+    if shutil.which("neuronx-cc") is None:
+        return None
+    command = ["neuronx-cc", "list-operators", "--framework", "XLA"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.lower()
+    return frozenset(listed.split()) or None
+
+
+def _used(account: Account) -> set[str]:
+    return account.operators.keys() - STRUCTURE
+
+
+def _beams(count: int) -> str:
+    return "greedy" if count == 1 else f"{count} beams"

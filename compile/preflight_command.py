@@ -1,0 +1,167 @@
+"""`neuron-sum preflight`: a recipe's graphs on Inferentia2, as far as they can be known without its compiler."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.errors import PlatformError, RecipeError
+from neuron_sum.recipe_command import Overrides, RecipeArgument
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from compile.preflight import Report
+
+PICTURES = (".png", ".svg")
+LLAMA_NOTE = (
+    "A Llama's artifact for inf2 is made by optimum-neuron's own exporter, which cannot be lowered here. These are \n"
+    "our own static graphs of the same dimensions."
+)
+
+
+def preflight(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: compile.dtype=bf16."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the floors: a .png or .svg file to write.")
+    ] = None,
+    hlo: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the HLO texts there.")] = None,
+    examples_per_row: Annotated[
+        float, typer.Option(min=1.0, help="Of packed rows in training, where the data are not on this machine.")
+    ] = 1.0,
+) -> None:
+    """Lower a recipe's graphs without a Neuron package: operators, bytes, memory, floors of time and cost."""
+    if picture is not None and picture.suffix not in PICTURES:
+        raise RecipeError(
+            f"--picture {picture}: no picture of that kind", f"a file that ends in {' or '.join(PICTURES)}"
+        )
+
+    from compile import preflight as preflighting
+    from neuron_sum.recipe_loading import load_recipe
+
+    resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
+    if picture is not None:
+        from compile.preflight_chart import draw
+
+        draw(report, picture)
+    console.emit(report.as_dict(), *_shown(report), *([f"picture: {picture}"] if picture else []))
+    if report.faults:
+        raise PlatformError(
+            f"{resolved.name} would not run on {preflighting.INSTANCE}: {'; '.join(report.faults)}",
+            "smaller compile.batch_sizes or compile.dtype=bf16, where it is memory",
+        )
+
+
+def _shown(report: "Report") -> "list[Table | str]":
+    from compile.preflight import INSTANCE
+    from neuron_sum.prices import find_price
+    from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
+
+    instance = INSTANCES[INSTANCE]
+    lines: list[Table | str] = [
+        f"{report.recipe.name}: {report.model_type}, weights and products {report.dtype}, keys and values "
+        f"{report.kv_dtype}, on {INSTANCE} ({instance.neuron_cores} NeuronCores)\n"
+        "Nothing here was measured on a device. A floor is what the published rates allow at best; a projection is\n"
+        "that, made worse by as much as AWS's published figures are worse than their floors (calibration below).",
+        *([LLAMA_NOTE] if report.model_type == "llama" else []),
+        _graphs(report),
+        _buckets(report),
+        _calibration(report),
+        f"rates of a NeuronCore: {CORE_FLOPS['bf16'] / 1e12:g} TFLOPS bf16, {CORE_FLOPS['fp32'] / 1e12:g} fp32 (bf16's "
+        f"with the compiler's auto-cast), {CORE_BANDWIDTH / GIB:g} GiB/s: half a chip's each\n"
+        f"  {INSTANCES_SOURCE}\nprice: {find_price(INSTANCE)}",
+        _operators(report),
+        _training(report),
+    ]
+    verdict = "no dynamic dimension, no 64-bit float, memory fits" if not report.faults else "; ".join(report.faults)
+    return [*lines, f"found: {verdict}"]
+
+
+def _graphs(report: "Report") -> "Table":
+    table = console.table(
+        "graph, one call", "GFLOP", "MB read", "MB written", "MB, cache rewritten", "ms floor", "bound by",
+        title="\nwhat a call computes and moves",
+    )  # fmt: skip
+    for graph in report.graphs:
+        account = graph.account
+        table.add_row(
+            graph.name, _short(account.total_flops / 1e9), _short(account.read / 1e6), _short(account.written / 1e6),
+            _short(graph.where.account.moved / 1e6) if graph.where else "", _short(graph.floor_s * 1e3), graph.bound,
+        )  # fmt: skip
+    return table
+
+
+def _buckets(report: "Report") -> "Table":
+    table = console.table(
+        "bucket", "on a core", "ms floor", "projected", "tokens/s floor", "projected", "$ per 1,000 floor", "projected",
+        title="\na batch of summaries, every one of target_len tokens; tokens/s of one core, $ with a process on each",
+    )  # fmt: skip
+    for bucket in report.buckets:
+        told = bucket.as_dict()
+        table.add_row(
+            bucket.name, console.size(bucket.memory), _short(told["floor_s"] * 1e3), _short(told["projected_s"] * 1e3),
+            _short(told["floor_tokens_per_s_per_core"]), _short(told["projected_tokens_per_s_per_core"]),
+            _short(told["floor_usd_per_1000"]), _short(told["projected_usd_per_1000"]),
+        )  # fmt: skip
+    return table
+
+
+def _calibration(report: "Report") -> "Table":
+    from compile.calibration import SOURCE
+
+    table = console.table(
+        "model", "instance, cores", "tokens/s floor", "published", "published / floor", title=f"\ncalibration: {SOURCE}"
+    )
+    for each in report.calibrations:
+        table.add_row(
+            each.published.model, f"{each.published.instance}, {each.published.cores}",
+            _short(each.floor_tokens_per_s), f"{each.published.tokens_per_s:g}", f"{each.ratio:.3f}",
+        )  # fmt: skip
+    return table
+
+
+def _operators(report: "Report") -> str:
+    from compile.preflight import OPERATORS_SOURCE
+    from neuron_sum.stack import CORE_MEMORY
+
+    names = sorted({name for graph in report.graphs for name in graph.account.operators})
+    outside = "; ".join(f"{name} ({', '.join(where)})" for name, where in report.unlisted.items()) or "none"
+    own = "neuronx-cc is not on PATH" if report.compiler_operators is None else "checked against neuronx-cc's own list"
+    return (
+        f"operators: {', '.join(names)}\noutside the published list: {outside} ({OPERATORS_SOURCE}); {own}\n"
+        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have every weight once; were each graph "
+        f"to hold a copy of its own, all of them would hold {console.size(report.weight_copies)} of weights"
+    )
+
+
+def _training(report: "Report") -> str:
+    from neuron_sum.training.projection import ASSUMED_SHARE
+
+    epoch = report.epoch
+    lines = (
+        f"training, rows of {epoch.shape} ({epoch.dtype}): {_short(epoch.flops_per_row / 1e9)} GFLOP a row, forward "
+        f"and backward; at least ${_short(epoch.floor_usd_per_1000_rows)} for 1,000 rows on {epoch.instance}"
+    )
+    if epoch.floor_s is None or epoch.floor_usd is None or epoch.projected_s is None or epoch.projected_usd is None:
+        return f"{lines}; {epoch.rows_are}"
+    return (
+        f"{lines}\nan epoch of {epoch.rows:,} rows ({epoch.rows_are}): floor {console.duration(epoch.floor_s)}, "
+        f"${_short(epoch.floor_usd)} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
+        f"${_short(epoch.projected_usd)} (assuming {ASSUMED_SHARE:.0%} of it; compile time not counted)"
+    )
+
+
+def _short(value: float) -> str:
+    """Three digits that count: 1234.5 -> '1,230', 0.01234 -> '0.0123'."""
+    if not value:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):,.{max(digits, 0)}f}"

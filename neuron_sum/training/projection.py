@@ -1,0 +1,153 @@
+"""What an epoch on Trainium would cost: a floor from the chip's published rate, and a projection with its assumption.
+
+Nothing here was measured. Operations are those that torch counts in one step of transformers' model with tensors that
+have no memory, eager attention, every position of the recipe's longest row; NeuronTrainer's own Llama may need fewer.
+"""
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from neuron_sum.data.layouts import Shape
+from neuron_sum.errors import NeuronSumError
+from neuron_sum.prices import find_price
+from neuron_sum.published import training_examples
+from neuron_sum.recipe import Recipe
+from neuron_sum.stack import CORE_FLOPS, INSTANCES
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+INSTANCE = "ml.trn1.2xlarge"
+ASSUMED_SHARE = 0.25
+"""Of the peak rate, in the projection: an assumption. AWS publishes no figure for models of this size."""
+
+
+@dataclass(frozen=True)
+class EpochProjection:
+    """One epoch on one instance.
+
+    Attributes:
+        shape: Of a row.
+        rows_per_step: Of one core's micro-batch.
+        flops_per_row: Forward and backward.
+        rows: Of an epoch; None where no data says how many.
+        rows_are: Where that number comes from.
+        dtype: Whose peak rate counts.
+        instance: On which.
+        floor_s: Seconds of an epoch at the peak rate of all cores; None without rows.
+        floor_usd: What they cost.
+        projected_s: At ASSUMED_SHARE of that rate.
+        projected_usd: What they cost.
+        floor_usd_per_1000_rows: The same for 1,000 rows.
+    """
+
+    shape: Shape
+    rows_per_step: int
+    flops_per_row: float
+    rows: int | None
+    rows_are: str
+    dtype: str
+    instance: str
+    floor_s: float | None
+    floor_usd: float | None
+    projected_s: float | None
+    projected_usd: float | None
+    floor_usd_per_1000_rows: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {**asdict(self), "shape": list(self.shape), "assumed_share_of_peak": ASSUMED_SHARE}
+
+
+def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: float = 1.0) -> EpochProjection:
+    """What an epoch of a recipe costs.
+
+    Args:
+        recipe: For method, shapes, batch size and data.
+        config: Of the base model.
+        examples_per_row: How many a packed row holds; counted from the data where they are at hand.
+    """
+    from neuron_sum.data.shapes import longest_row
+    from neuron_sum.models import is_decoder_only
+
+    shape = longest_row(recipe, decoder_only=is_decoder_only(config))
+    rows_per_step = recipe.train.per_device_train_batch_size
+    flops = step_flops(recipe, config, shape) / rows_per_step
+    counted = counted_rows(recipe, config)
+    if counted is not None:
+        rows, shape_of_data, rows_are = counted
+        if shape_of_data != shape:  # packed, its row chosen from the data
+            shape = shape_of_data
+            flops = step_flops(recipe, config, shape) / rows_per_step
+    elif (examples := training_examples(recipe.data)) is not None:
+        rows = math.ceil(examples / examples_per_row)
+        rows_are = f"{examples:,} published examples at {examples_per_row:g} a row"
+    else:
+        rows, rows_are = None, "data or tokenizer are not on this machine, and no published number of examples is known"
+    instance, dtype = INSTANCES[INSTANCE], "bf16" if recipe.train.bf16 else "fp32"
+    row_s = flops / (CORE_FLOPS[dtype] * instance.neuron_cores)
+    usd_per_s = find_price(INSTANCE).usd_per_hour / 3600
+    floor_s = None if rows is None else rows * row_s
+    projected_s = None if floor_s is None else floor_s / ASSUMED_SHARE
+    return EpochProjection(
+        shape=shape, rows_per_step=rows_per_step, flops_per_row=flops, rows=rows, rows_are=rows_are, dtype=dtype,
+        instance=INSTANCE, floor_s=floor_s, floor_usd=None if floor_s is None else floor_s * usd_per_s,
+        projected_s=projected_s, projected_usd=None if projected_s is None else projected_s * usd_per_s,
+        floor_usd_per_1000_rows=1000 * row_s * usd_per_s,
+    )  # fmt: skip
+
+
+def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
+    """Operations of one micro-batch, forward and backward, what gradient checkpointing computes again included.
+
+    Args:
+        recipe: For method, batch size and gradient checkpointing.
+        config: Of the base model.
+        shape: Of a row.
+    """
+    import torch
+    from torch._subclasses import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from neuron_sum import adapters, models
+
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"
+    if not models.is_decoder_only(config) and config.decoder_start_token_id is None:
+        config.decoder_start_token_id = 0  # any: only shapes count
+    rows, train = recipe.train.per_device_train_batch_size, recipe.train
+    with FakeTensorMode():  # not the meta device, on which Llama's rotary positions cannot switch autocast off
+        base = models.model_class_of(config)(config)
+        model = adapters.attach(base, recipe.method, train.seed).train()
+        if train.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        inputs = {"input_ids": torch.ones(rows, shape.source_len, dtype=torch.long)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["labels"] = torch.ones(rows, shape.target_len or shape.source_len, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs, use_cache=False).loss.backward()
+    return int(counter.get_total_flops())
+
+
+def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape, str] | None:
+    """Rows of an epoch and their shape as the shape plan has them, where data and tokenizer are on this machine."""
+    from neuron_sum import models
+    from neuron_sum.data.encoding import encode
+    from neuron_sum.data.shapes import choose_plan, longest_row
+    from neuron_sum.data.sources import load_dataset
+
+    if recipe.data.source == "hub":
+        return None
+    decoder_only = models.is_decoder_only(config)
+    try:
+        dataset = load_dataset(recipe.data)
+        tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
+    except NeuronSumError:  # not here: the caller has other ways
+        return None
+    encoded = encode(dataset["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
+    plan = choose_plan(recipe, encoded, None, decoder_only=decoder_only, devices=INSTANCES[INSTANCE].neuron_cores)
+    longest = longest_row(recipe, decoder_only=decoder_only)
+    shape = Shape(plan.source_len, plan.target_len) if plan.shapes else longest
+    return plan.rows_per_epoch, shape, f"counted from {dataset.origin} ({recipe.train.shapes.plan})"
