@@ -123,6 +123,20 @@ class Verification(Section):
     """The day."""
 
 
+class Compilation(Section):
+    """How a Neuron compiler was called."""
+
+    compiler: str
+    """neuronx-cc's version."""
+    arguments: tuple[str, ...]
+    """What it was given, the same for every graph."""
+    exporter: Literal["own", "optimum"]
+    cache_write: Literal["in_place", "where"]
+    inline_weights: bool
+    tensor_parallel_size: int
+    core: int
+
+
 class Manifest(Section):
     """Everything a runtime must know and check before it runs an artifact."""
 
@@ -130,20 +144,25 @@ class Manifest(Section):
     neuron_sum: str
     """Version of this package."""
     model_type: str
-    runtime: Literal["aoti"]
-    target: Literal["cpu"]
+    runtime: Literal["aoti", "neuronx", "optimum"]
+    """Which module of neuron_sum/runtimes runs it."""
+    target: Literal["cpu", "inf2", "trn1"]
     dtype: Dtype
     kv_dtype: Literal["fp32", "bf16"]
     stack: dict[str, str]
     """Versions that must be the same where it runs."""
-    cpu_flags: tuple[str, ...]
-    """Instructions that the machine code may use."""
+    cpu_flags: tuple[str, ...] = ()
+    """Instructions that machine code for the CPU may use."""
+    compilation: Compilation | None = None
+    """For inf2 and trn1."""
     prompt: PromptRecord
     tokens: SpecialTokens
     buckets: tuple[Bucket, ...]
     num_beams: tuple[int, ...]
-    state: StateSpec
+    state: StateSpec | None
+    """None where an upstream runtime keeps it (optimum)."""
     graphs: tuple[GraphFile, ...]
+    """The graphs that are ours; none for optimum."""
     aliases: dict[str, str]
     """Graph tensors that are another one of weights.safetensors (a tied head)."""
     adapters: AdapterSpec | None

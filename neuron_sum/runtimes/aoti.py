@@ -56,6 +56,7 @@ def load(artifact: Artifact) -> GraphRuntime:
     def step(bucket: Bucket, num_beams: int) -> Callable[..., Any]:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
 
+    assert manifest.state is not None
     return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, manifest.state, encode, step, adapters)
 
 
