@@ -15,7 +15,7 @@ from neuron_sum import cpu
 from neuron_sum.artifact import ADAPTERS, WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError
 from neuron_sum.runtimes.adapters import MASK, AdapterSlots
-from neuron_sum.runtimes.graphs import GraphRuntime
+from neuron_sum.runtimes.graphs import GraphRuntime, with_host_state
 from neuron_sum.runtimes.weights import SharedWeights
 
 MODEL = "model."
@@ -57,7 +57,8 @@ def load(artifact: Artifact) -> GraphRuntime:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
 
     assert manifest.state is not None
-    return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, manifest.state, encode, step, adapters)
+    opened = with_host_state(step, manifest.state)
+    return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, encode, opened, adapters)
 
 
 class _Packages:
