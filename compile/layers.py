@@ -6,7 +6,7 @@ Letters in shapes: B examples, K beams, S source positions (soft prompt included
 of a head, N adapter slots, r rank.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -88,6 +88,32 @@ class Linear(nn.Module):
         return torch.cat(pieces, dim=-1)
 
 
+def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
+    """Writes the K beams' newest key or value in place.
+
+    Args:
+        cache: (B, H, T * K, D); slot t * K + k holds what beam row k wrote at step t.
+        column: (B, H, K, D).
+        position: (1,) int64, the step.
+
+    Returns:
+        The cache.
+    """
+    beams = column.shape[2]
+    rows = position * beams + torch.arange(beams, device=cache.device)
+    return cache.index_copy_(2, rows, column.to(cache.dtype))
+
+
+def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
+    """The same as a choice between old and new for every slot: a new cache, for a compiler without in-place writes."""
+    batch, heads, slots, width = cache.shape
+    beams = column.shape[2]
+    written = torch.arange(slots // beams, device=cache.device) == position
+    by_step = cache.view(batch, heads, -1, beams, width)
+    chosen = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
+    return chosen.view(batch, heads, slots, width)
+
+
 @dataclass(frozen=True)
 class GraphOptions:
     """What the graphs of one artifact share.
@@ -96,6 +122,10 @@ class GraphOptions:
         dtype: Of weights and of the operands of matrix products.
         kv_dtype: Of keys and values.
         linear: How the target stores and multiplies a weight.
+        write: How a step writes its column into the self-attention cache: (cache, column, position) -> cache. It
+            writes in place, or returns a new tensor.
+        row_sums: Whether a single query is multiplied as a sum, which fuses on a CPU, or as the matrix product that a
+            device has an engine for.
         source_len: The longest bucket's, soft prompt not counted.
         target_len: The longest bucket's.
         soft_prompt_tokens: Positions kept before the source for a soft prompt.
@@ -105,6 +135,8 @@ class GraphOptions:
     dtype: torch.dtype = torch.float32
     kv_dtype: torch.dtype = torch.float32
     linear: type[Linear] = field(default=Linear)
+    write: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=write_column)
+    row_sums: bool = True
     source_len: int = 512
     target_len: int = 128
     soft_prompt_tokens: int = 0
@@ -177,7 +209,9 @@ def join_heads(inputs: Tensor) -> Tensor:
     return inputs.transpose(1, 2).reshape(batch, rows, heads * width)
 
 
-def attend(query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float = 1.0) -> Tensor:
+def attend(
+    query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float = 1.0, *, row_sums: bool = True
+) -> Tensor:
     """Attention over one or several memories as if they were one, without joining them in memory.
 
     Args:
@@ -185,46 +219,34 @@ def attend(query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], sca
         memories: For each, keys and values (B, H, length, D) and what is added to the scores, broadcastable to
             (B, H, Q, length), float32.
         scale: Of the scores; T5 has none.
+        row_sums: See `GraphOptions`.
 
     Returns:
         (B, H, Q, D), float32.
     """
-    scores = [_scores(query * scale if scale != 1.0 else query, keys) + bias for keys, _, bias in memories]
+    row_sums = row_sums and query.shape[2] == 1
+    if scale != 1.0:
+        query = query * scale
+    scores = [_scores(query, keys, row_sums) + bias for keys, _, bias in memories]
     weights = torch.softmax(torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0], dim=-1)
     parts = torch.split(weights, [keys.shape[2] for keys, _, _ in memories], dim=-1)
-    mixed = [_mix(part, values) for part, (_, values, _) in zip(parts, memories, strict=True)]
+    mixed = [_mix(part, values, row_sums) for part, (_, values, _) in zip(parts, memories, strict=True)]
     return sum(mixed[1:], mixed[0])
 
 
-def _scores(query: Tensor, keys: Tensor) -> Tensor:
+def _scores(query: Tensor, keys: Tensor, row_sums: bool) -> Tensor:
     """Query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
     query = query.to(keys.dtype)
-    if query.shape[2] == 1:  # a matrix product has nothing to reuse, and a sum fuses with its neighbours
+    if row_sums:  # a matrix product has nothing to reuse, and a sum fuses with its neighbours
         return (query * keys).sum(-1, dtype=torch.float32).unsqueeze(2)
     return torch.matmul(query, keys.transpose(-1, -2)).float()
 
 
-def _mix(weights: Tensor, values: Tensor) -> Tensor:
+def _mix(weights: Tensor, values: Tensor, row_sums: bool) -> Tensor:
     """Weights (B, H, Q, length) float32, values (B, H, length, D) -> (B, H, Q, D), float32."""
-    if weights.shape[2] == 1:
+    if row_sums:
         return (weights.transpose(2, 3) * values).sum(2, keepdim=True)
     return torch.matmul(weights.to(values.dtype), values).float()
-
-
-def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """Writes the K beams' newest key or value in place.
-
-    Args:
-        cache: (B, H, T * K, D); slot t * K + k holds what beam row k wrote at step t.
-        column: (B, H, K, D).
-        position: (1,) int64, the step.
-
-    Returns:
-        The cache.
-    """
-    beams = column.shape[2]
-    rows = position * beams + torch.arange(beams, device=cache.device)
-    return cache.index_copy_(2, rows, column.to(cache.dtype))
 
 
 def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:

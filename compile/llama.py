@@ -23,7 +23,6 @@ from compile.layers import (
     frozen,
     join_heads,
     split_heads,
-    write_column,
 )
 from neuron_sum.errors import ModelError
 
@@ -107,7 +106,8 @@ class StaticLlama(nn.Module):
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
             constants: From `encode`.
-            state: For each layer keys and values (B, H, T * K, D); one column is written in place.
+            state: For each layer keys and values (B, H, T * K, D); one column is written in place, or a new tensor
+                takes the old one's place in the list (`GraphOptions.write`).
 
         Returns:
             Logits (B, K, vocab), float32.
@@ -122,8 +122,8 @@ class StaticLlama(nn.Module):
         hidden = nn.functional.embedding(tokens, self.embedding).float()
         for index, block in enumerate(self._layers()):
             query, key, value = block.project(hidden, cos, sin, slot)
-            keys = write_column(state[2 * index], key, position)
-            values = write_column(state[2 * index + 1], value, position)
+            keys = state[2 * index] = self.options.write(state[2 * index], key, position)
+            values = state[2 * index + 1] = self.options.write(state[2 * index + 1], value, position)
             prompt = (memory[2 * index], memory[2 * index + 1], source_bias)
             hidden = block.finish(hidden, query, [prompt, (keys, values, bias)], slot)
         logits: Tensor = self.head(self.norm(hidden), slot)
@@ -141,6 +141,7 @@ class _Layer(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
+        self.row_sums = options.row_sums
         self.widths = [count * config.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
         width, attention, mlp = config.hidden_size, f"{name}.self_attn", f"{name}.mlp"
         projections = dict(zip((f"{attention}.{part}_proj" for part in "qkv"), self.widths, strict=True))
@@ -174,8 +175,8 @@ class _Layer(nn.Module):
             (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1))
             for keys, values, bias in memories
         ]
-        mixed = attend(grouped, repeated, self.head_dim**-0.5).view(batch, self.heads, rows, width)
-        hidden = hidden + self.out(join_heads(mixed), slot)
+        mixed = attend(grouped, repeated, self.head_dim**-0.5, row_sums=self.row_sums)
+        hidden = hidden + self.out(join_heads(mixed.view(batch, self.heads, rows, width)), slot)
         gate, up = self.up(self.mlp_norm(hidden), slot).chunk(2, dim=-1)
         result: Tensor = hidden + self.down(self.activation(gate) * up, slot)
         return result

@@ -21,7 +21,6 @@ from compile.layers import (
     frozen,
     join_heads,
     split_heads,
-    write_column,
 )
 
 
@@ -125,7 +124,8 @@ class StaticT5(nn.Module):
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
             constants: From `encode`.
-            state: For each layer self-attention keys and values (B, H, T * K, D); one column is written in place.
+            state: For each layer self-attention keys and values (B, H, T * K, D); one column is written in place, or
+                a new tensor takes the old one's place in the list (`GraphOptions.write`).
 
         Returns:
             Logits (B, K, vocab), float32.
@@ -136,7 +136,9 @@ class StaticT5(nn.Module):
         hidden = nn.functional.embedding(tokens, self.embedding).float()
         for index, layer in enumerate(self.decoder):
             own, memory = state[2 * index : 2 * index + 2], cross[2 * index : 2 * index + 2]
-            hidden = layer(hidden, position, slot, (*own, bias), (*memory, source_bias))
+            hidden, *state[2 * index : 2 * index + 2] = layer(
+                hidden, position, slot, (*own, bias), (*memory, source_bias)
+            )
         hidden = self.decoder_norm(hidden)
         if self.config.tie_word_embeddings:
             hidden = hidden * self.config.d_model**-0.5
@@ -160,7 +162,7 @@ class StaticT5(nn.Module):
 class _EncoderLayer(nn.Module):
     def __init__(self, config: T5Config, name: str, options: GraphOptions) -> None:
         super().__init__()
-        self.heads, self.dtype = config.num_heads, options.dtype
+        self.heads, self.dtype, self.row_sums = config.num_heads, options.dtype, options.row_sums
         inner, attention = config.num_heads * config.d_kv, f"{name}.layer.0.SelfAttention"
         self.norm = _norm(f"{name}.layer.0.layer_norm", config)
         self.qkv = options.linear({f"{attention}.{part}": inner for part in "qkv"}, config.d_model, options)
@@ -173,7 +175,8 @@ class _EncoderLayer(nn.Module):
             split_heads(part, self.heads).to(self.dtype).contiguous()
             for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
         )
-        hidden = hidden + self.out(join_heads(attend(query, [(keys, values, bias)])), slot)
+        mixed = attend(query, [(keys, values, bias)], row_sums=self.row_sums)
+        hidden = hidden + self.out(join_heads(mixed), slot)
         result: Tensor = self.feed_forward(hidden, slot)
         return result
 
@@ -182,6 +185,7 @@ class _DecoderLayer(nn.Module):
     def __init__(self, config: T5Config, name: str, options: GraphOptions) -> None:
         super().__init__()
         self.heads, inner = config.num_heads, config.num_heads * config.d_kv
+        self.write, self.row_sums = options.write, options.row_sums
         own, cross = f"{name}.layer.0.SelfAttention", f"{name}.layer.1.EncDecAttention"
         self.norm = _norm(f"{name}.layer.0.layer_norm", config)
         self.qkv = options.linear({f"{own}.{part}": inner for part in "qkv"}, config.d_model, options)
@@ -194,17 +198,22 @@ class _DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, position: Tensor, slot: Tensor, own: tuple[Tensor, Tensor, Tensor],
         memory: tuple[Tensor, Tensor, Tensor],
-    ) -> Tensor:  # fmt: skip
-        """Hidden (B, K, d_model); own and memory are keys, values and bias of self- and cross-attention."""
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Hidden (B, K, d_model); own and memory are keys, values and bias of self- and cross-attention.
+
+        Returns:
+            Hidden, and the keys and values of self-attention with the new column.
+        """
         query, key, value = (
             split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
         )
-        keys, values = write_column(own[0], key, position), write_column(own[1], value, position)
-        hidden = hidden + self.out(join_heads(attend(query, [(keys, values, own[2])])), slot)
+        keys, values = self.write(own[0], key, position), self.write(own[1], value, position)
+        mixed = attend(query, [(keys, values, own[2])], row_sums=self.row_sums)
+        hidden = hidden + self.out(join_heads(mixed), slot)
         query = split_heads(self.cross_query(self.cross_norm(hidden), slot), self.heads)
-        hidden = hidden + self.cross_out(join_heads(attend(query, [memory])), slot)
-        result: Tensor = self.feed_forward(hidden, slot)
-        return result
+        mixed = attend(query, [memory], row_sums=self.row_sums)
+        hidden = hidden + self.cross_out(join_heads(mixed), slot)
+        return self.feed_forward(hidden, slot), keys, values
 
 
 class _FeedForward(nn.Module):

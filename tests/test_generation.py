@@ -3,7 +3,7 @@
 import copy
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,11 @@ class Case:
         return StepGenerator(self.runtime)
 
 
-def eager(model: PreTrainedModel, source_len: int, target_len: int, batches: Sequence[int] = (1, 3, 8)) -> GraphRuntime:
+def eager(
+    model: PreTrainedModel, source_len: int, target_len: int, batches: Sequence[int] = (1, 3, 8), **options: Any
+) -> GraphRuntime:
     config = model.config
-    static = static_model(config, GraphOptions(source_len=source_len, target_len=target_len))
+    static = static_model(config, GraphOptions(source_len=source_len, target_len=target_len, **options))
     tokens = SpecialTokens(
         pad=config.pad_token_id, eos=config.eos_token_id,
         decoder_start=None if is_decoder_only(config) else config.decoder_start_token_id,
@@ -144,6 +146,17 @@ def test_tokens_are_those_of_transformers(cases: dict[str, Case], family: str, n
     assert seen["near tie"] <= 1, seen
 
 
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_writes_and_products_give_the_same_tokens(cases: dict[str, Case], family: str, num_beams: int) -> None:
+    case = cases[family]
+    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=layers.write_where, row_sums=False)
+    asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
+    seen = compared(case, case.prompts[:12], asked, StepGenerator(other))
+    assert seen["different"] == 0
+    assert seen["near tie"] <= 1, seen
+
+
 OPTIONS = st.builds(
     lambda least, **asked: GenerateConfig(min_new_tokens=min(least, asked["max_new_tokens"]), **asked),
     max_new_tokens=st.integers(1, TARGET_LEN),
@@ -216,20 +229,20 @@ def no_ancestry(bias: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
 
 
 WRITE, ANCESTRY = layers.write_column, layers.ancestry_bias
-BREAKAGES: dict[str, tuple[str, Callable[..., torch.Tensor], int]] = {
-    "a cache column overwritten": ("write_column", broken_write, 1),
-    "no beam ancestry": ("ancestry_bias", no_ancestry, 4),
-}
 
 
 @pytest.mark.parametrize("family", ["t5-untied-gated", "llama"])
-@pytest.mark.parametrize("what", BREAKAGES)
-def test_a_broken_graph_is_seen(
-    cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, what: str, family: str
-) -> None:
-    name, broken, num_beams = BREAKAGES[what]
-    monkeypatch.setattr(llama if family == "llama" else t5, name, broken)
-    asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
+def test_a_cache_column_overwritten_is_seen(cases: dict[str, Case], family: str) -> None:
+    case = cases[family]
+    broken = StepGenerator(eager(case.model, SOURCE_LEN, TARGET_LEN, write=broken_write))
+    asked = GenerateConfig(max_new_tokens=TARGET_LEN)
+    assert compared(case, case.prompts[:24], asked, broken)["different"] > 0
+
+
+@pytest.mark.parametrize("family", ["t5-untied-gated", "llama"])
+def test_a_missing_ancestry_is_seen(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(llama if family == "llama" else t5, "ancestry_bias", no_ancestry)
+    asked = GenerateConfig(num_beams=4, max_new_tokens=TARGET_LEN)
     case = cases[family]
     assert compared(case, case.prompts[:24], asked)["different"] > 0
 
