@@ -40,7 +40,9 @@ OverrideOption = Annotated[
 @compile.command(DEFAULT)
 def run(
     run: Annotated[Path | None, typer.Argument(help="A finished run, or a checkpoint with --recipe.")] = None,
-    target: Annotated[Literal["cpu"], typer.Option(help="Where it will run.")] = "cpu",
+    target: Annotated[
+        Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: the recipe's, cpu.")
+    ] = None,
     overrides: OverrideOption = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="How a plain checkpoint is asked: a name or a file.")
@@ -64,9 +66,9 @@ def run(
     from compile.build import build, check_output, make_plan
     from compile.source import open_source
 
-    source = open_source(run, recipe, overrides or [])
+    source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
     planned = make_plan(source)
-    folder = output or source.default_output(planned.settings.dtype)
+    folder = output or source.default_output(planned.settings.target, planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
     _announce(source, planned, jobs)
     if dry_run:
@@ -136,8 +138,8 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
     )
     if missing:
         console.note(
-            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time: "
-            f"about {console.duration(plan.seconds(jobs))}"
+            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time"
+            + (f": about {console.duration(seconds)}" if (seconds := plan.seconds(jobs)) is not None else "")
         )
 
 
@@ -146,14 +148,14 @@ def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, A
 
     return {
         "artifact": str(folder),
-        "target": "cpu",
+        "target": plan.settings.target,
         "dtype": plan.settings.dtype,
         "buckets": [bucket.model_dump() for bucket in plan.buckets],
         "num_beams": list(plan.num_beams),
         "graphs": [graph.file for graph in plan.graphs],
         "to_compile": [graph.file for graph in plan.missing],
         "weights_bytes": plan.weights_bytes(),
-        "estimated_seconds": round(plan.seconds(jobs)),
+        "estimated_seconds": None if (seconds := plan.seconds(jobs)) is None else round(seconds),
         "cache": str(cache.folder()),
     }
 

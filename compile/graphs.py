@@ -59,7 +59,7 @@ def adapter_stacks(model: StaticModel) -> dict[str, Tensor]:
     if model.options.adapters is None:
         return {}
     names = AdapterSlots.stack_names(adapter_targets(model), model.options.soft_prompt_tokens)
-    return {name: model.get_buffer(name) for name in names}
+    return {name: model.get_parameter(name) for name in names}
 
 
 def state_spec(model: StaticModel) -> StateSpec:

@@ -55,6 +55,13 @@ class AdapterSpec(Section):
     target_modules: tuple[str, ...]
 
 
+class KeptTensor(Section):
+    """One parameter that a graph keeps: state.N, constants.N, or a stack of the adapters by its own name."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 class GraphFile(Section):
     """One compiled graph. `encode` does not depend on target_len and beams."""
 
@@ -64,6 +71,8 @@ class GraphFile(Section):
     target_len: int | None = None
     num_beams: int | None = None
     file: str
+    kept: tuple[KeptTensor, ...] = ()
+    """What a graph for Neuron keeps on its device, in the order of its parameters."""
 
 
 class StateSpec(Section):
@@ -135,6 +144,8 @@ class Compilation(Section):
     inline_weights: bool
     tensor_parallel_size: int
     core: int
+    sdk: str | None = None
+    """The row of the platform table that has these versions; None where no row has."""
 
 
 class Manifest(Section):
