@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ OverrideOption = Annotated[
 def run(
     run: Annotated[Path | None, typer.Argument(help="A finished run, or a checkpoint with --recipe.")] = None,
     target: Annotated[
-        Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: the recipe's, cpu.")
+        Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: compile.target, cpu.")
     ] = None,
     overrides: OverrideOption = None,
     recipe: Annotated[
@@ -68,7 +68,7 @@ def run(
 
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
     planned = make_plan(source)
-    folder = output or source.default_output(planned.settings.target, planned.settings.dtype)
+    folder = output or source.default_output(planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
     _announce(source, planned, jobs)
     if dry_run:
@@ -119,6 +119,31 @@ def verify(
             f"in fp32 {ALLOWED_DIFFERENCES:.0%} of the summaries may differ",
             "compile with compile.dtype=bf16 or fp32, or allow more with --max-drop",
         )
+
+
+@compile.command()
+def report(
+    artifact: Annotated[Path, typer.Argument(help="An artifact.")],
+    output: Annotated[Path | None, typer.Option(help="Default: NAME-report.json here.")] = None,
+    source: Annotated[Path | None, typer.Option(help="The run it came from, where that has moved.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Dialogues that `verify` summarizes.")] = 32,
+    max_drop: Annotated[float, typer.Option(min=0, help="As for `verify`.")] = 1.0,
+) -> None:
+    """Write what this machine says of an artifact into one file: doctor, manifest, latency, verify; to be sent."""
+    from compile.report import make_report
+    from neuron_sum.artifact import artifact_name, open_artifact
+
+    opened = open_artifact(artifact)
+    made = make_report(opened, source, examples, max_drop)
+    target = output or Path(f"{artifact_name(artifact)}-report.json")
+    files.write_json(target, made)
+    failed = [name for name in ("latency", "verify") if made[name]["error"] is not None]
+    for name in failed:
+        console.warn(f"{name}: {made[name]['error']}")
+    table = console.table("bucket", "beams", "encode ms", "step ms")
+    for row in (made["latency"]["result"] or [])[1:]:
+        table.add_row(row["bucket"], str(row["num_beams"]), f"{row['encode_ms']:.2f}", f"{row['step_ms']:.2f}")
+    console.emit(made, table, f"wrote {target}: it has paths and versions of this machine, no text of dialogues")
 
 
 def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:

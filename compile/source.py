@@ -39,10 +39,10 @@ class Source:
         """A checkpoint, or an adapter."""
         return self.run.weights if self.run is not None else self.path
 
-    def default_output(self, target: str, dtype: str) -> Path:
+    def default_output(self, dtype: str) -> Path:
         """Where its artifact goes unless told otherwise."""
         parent = self.path if self.run is not None else self.path.resolve().parent
-        return parent / "artifacts" / f"{target}-{dtype}"
+        return parent / "artifacts" / f"{self.recipe.compile.target}-{dtype}"
 
     @property
     def keeps_adapter_apart(self) -> bool:

@@ -99,7 +99,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
             )
             differing += pairs
             truncated = sum(prediction.truncated for prediction in actual)
-    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.dtype == "fp32" else len(ids)
+    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.is_exact else len(ids)
     record = Verification(
         examples=len(ids),
         checks=tuple(checks),

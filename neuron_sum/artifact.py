@@ -188,6 +188,24 @@ class Manifest(Section):
     """Relative path -> sha256, of every file but the manifest."""
     verified: Verification | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether all is computed in fp32, so that next to no text may differ from transformers'."""
+        casts = self.compilation is not None and "none" not in self.compilation.arguments[:2]
+        return self.dtype == "fp32" and not casts
+
+    @property
+    def doubt(self) -> str | None:
+        """Why its summaries may be worse than those of the model it was compiled from; None where they are not.
+
+        fp32 for a CPU is held to transformers' tokens by this package's tests; anything else by `compile verify` alone.
+        """
+        if self.verified is not None:
+            return None if self.verified.passed else "`compile verify` found it worse than what it was compiled from"
+        if self.target == "cpu" and self.is_exact:
+            return None
+        return f"{self.dtype} for {self.target}, and no `compile verify` has held it against transformers"
+
 
 @dataclass(frozen=True)
 class Artifact:

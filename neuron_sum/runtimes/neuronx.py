@@ -167,6 +167,7 @@ class _Graphs:
                 self._loaded[graph.file] = self._load(graph)
             return self._loaded[graph.file]
 
+    @torch.inference_mode(False)  # what it keeps is written to by every later batch
     def _load(self, graph: GraphFile) -> _Graph:
         import torch_neuronx
 

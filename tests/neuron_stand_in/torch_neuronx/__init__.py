@@ -43,7 +43,7 @@ def trace(
         inline_weights_to_neff=inline_weights_to_neff,
         inputs=[[str(tensor.dtype), list(tensor.shape)] for tensor in example_inputs],
         aliases=[[order[id(t)], str(t.dtype), list(t.shape), output] for t, output in input_output_aliases.items()],
-        parameters=list(order.values())[: len(kept)],
+        parameters=[name for name in order.values() if name in kept],
     )  # fmt: skip
     compile_it(Path(compiler_workdir))
     torch.__future__.set_overwrite_module_params_on_conversion(True)
