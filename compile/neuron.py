@@ -61,11 +61,11 @@ class NeuronTarget:
     def check(self, config: PretrainedConfig) -> None:
         """See `Target`."""
         chosen = self.settings.neuron
-        if is_decoder_only(config):
+        if is_decoder_only(config) or chosen.exporter == "optimum":
             raise RecipeError(
-                f"compile.neuron.exporter = {chosen.exporter or 'own'}: this package's graphs for "
-                f"{self.settings.target} are T5's, not {config.model_type}'s",
-                "compile.target=cpu takes Llama",
+                f"a {config.model_type} with compile.neuron.exporter = {chosen.exporter or 'own'}: this package's "
+                f"graphs for {self.settings.target} are T5's, with exporter own",
+                "compile.neuron.exporter=own for T5; compile.target=cpu takes Llama",
             )
         if chosen.tensor_parallel_size != 1:
             raise RecipeError(
@@ -75,11 +75,14 @@ class NeuronTarget:
         missing = [name for name in neuronx.NEEDED if neuronx.stack().get(name) is None]
         if missing:
             row = PLATFORMS[0]
-            image = row.registry_images[0]
+            image, wanted = (
+                row.registry_images[0],
+                " ".join(f"{name}=={row.vendor_pins[name]}" for name in neuronx.NEEDED),
+            )
             raise PlatformError(
                 f"compile.target = {self.settings.target} needs what this machine lacks: {', '.join(missing)}",
                 f"a Neuron image has them (SDK {row.neuron_sdk}: {image.repository}:{image.tag}), and so has any x86 "
-                f"host after `pip install --extra-index-url={NEURON_INDEX} {' '.join(neuronx.NEEDED)}`: no Neuron "
+                f"host after `pip install --extra-index-url={NEURON_INDEX} {wanted}`: no Neuron "
                 "device is needed; --target cpu compiles for this machine",
             )
 

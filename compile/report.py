@@ -15,7 +15,7 @@ import torch
 from compile.verify import verify
 from neuron_sum import __version__, doctor
 from neuron_sum.artifact import Artifact
-from neuron_sum.errors import NeuronSumError
+from neuron_sum.errors import ArtifactError, NeuronSumError
 from neuron_sum.generation import StepGenerator
 from neuron_sum.machine import look
 from neuron_sum.runtimes.load import load_generator
@@ -62,7 +62,8 @@ def _told(work: Callable[[], Any]) -> dict[str, Any]:
 def _latency(artifact: Artifact) -> list[dict[str, Any]]:
     """Medians in milliseconds, the graphs loaded and run once before."""
     generator, _ = load_generator(artifact)
-    assert isinstance(generator, StepGenerator)
+    if not isinstance(generator, StepGenerator):
+        raise ArtifactError(f"runtime {artifact.manifest.runtime}: its graphs are not ours to step and to time")
     started = time.perf_counter()
     generator.warm_up()
     found: list[dict[str, Any]] = [{"load_and_warm_up_s": round(time.perf_counter() - started, 3)}]

@@ -29,9 +29,9 @@ from transformers import LlamaConfig
 from compile import neuron, t5
 from compile.build import CompilePlan, build, make_plan
 from compile.layers import ancestry_bias
+from compile.report import make_report
 from compile.source import open_source
 from compile.verify import verify
-from neuron_sum import machine
 from neuron_sum.adapters import load_adapter
 from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.errors import ArtifactError, CompileError, PlatformError, RecipeError
@@ -428,10 +428,14 @@ def test_without_neuron_packages_nothing_is_compiled_or_loaded(
 
 
 def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -> None:
-    with pytest.raises(RecipeError, match="graphs for inf2 are T5's, not llama's"):
+    with pytest.raises(RecipeError, match=r"a llama with .* = own: this package's graphs for inf2 are T5's"):
         neuron.NeuronTarget(CompileConfig(target="inf2")).check(LlamaConfig())
-    with pytest.raises(RecipeError, match="tensor_parallel_size = 2: T5's graphs run on one core"):
-        make_plan(open_source(micro_run, None, [INF2, "compile.neuron.tensor_parallel_size=2"]))
+    for setting, message in (
+        ("tensor_parallel_size=2", "tensor_parallel_size = 2: T5's graphs run on one core"),
+        ("exporter=optimum", "exporter = optimum: this package's graphs"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_plan(open_source(micro_run, None, [INF2, f"compile.neuron.{setting}"]))
 
 
 # A compiler that fails.
@@ -452,7 +456,6 @@ def test_a_compiler_that_fails_leaves_its_log_and_nothing_else(
     calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     monkeypatch.setenv("NEURON_STAND_IN_FAILS", failure)
-    monkeypatch.setattr(machine, "total_memory", lambda: 384 * 2**30)
     monkeypatch.setattr(neuron, "total_memory", lambda: 384 * 2**30)
     source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST])
     with pytest.raises(CompileError, match=r"encode-b1-s192\.pt did not compile") as error:
@@ -559,6 +562,14 @@ def test_the_command_line_compiles_verifies_and_reports(
     assert report["latency"]["result"][1].keys() == {"bucket", "num_beams", "encode_ms", "step_ms"}
     assert {"machine", "checks", "environment"} <= report.keys()
     assert "no `compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
+
+
+def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
+    other = edited(artifact.path, stack={**artifact.manifest.stack, "neuronx-cc": "2.0.0.0"})
+    made = make_report(other, None, 4, 1.0)
+    for part in ("latency", "verify"):
+        assert made[part]["error"].startswith("stack.neuronx-cc: compiled with 2.0.0.0")
+        assert "Traceback" in made[part]["trace"]
 
 
 def test_djl_serving_answers_from_it(
