@@ -1,7 +1,9 @@
 """A trained run in, an artifact out: what is to be compiled, what that takes, and doing it."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +13,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
-from compile import cpu as cpu_target
 from compile.graphs import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
 from compile.layers import GraphOptions
 from compile.source import Source
-from compile.workers import Job, compile_all
+from compile.target import Target
+from compile.targets import choose_target
+from compile.workers import SCRATCH, Job, compile_all
 from neuron_sum import __version__, console, cpu, files
 from neuron_sum.artifact import (
     ADAPTERS,
@@ -39,11 +42,8 @@ from neuron_sum.errors import Interrupted, RunError
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import CompileConfig, Recipe
 from neuron_sum.recipe_loading import differences
-from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.weights import PACKED, PLAIN
 
-PROCESS_BYTES = 1.3e9
-"""Python, torch and the C++ compiler at work on one graph, the model's own size not counted; docs/compile.md."""
 HEAD = "head" + PLAIN
 COMPILED_ADAPTER = "default"
 """The slot name of the adapter that an artifact comes with."""
@@ -56,7 +56,7 @@ class CompilePlan:
     Attributes:
         config: Of the model.
         options: What its graphs share.
-        settings: The recipe's compile section, the fallback taken if it was needed.
+        target: Where they will run.
         buckets: Every batch size with every source length.
         num_beams: Beam widths.
         graphs: What is compiled.
@@ -65,11 +65,16 @@ class CompilePlan:
 
     config: PretrainedConfig
     options: GraphOptions
-    settings: CompileConfig
+    target: Target
     buckets: tuple[Bucket, ...]
     num_beams: tuple[int, ...]
     graphs: tuple[GraphFile, ...]
     cached: Mapping[str, Path]
+
+    @property
+    def settings(self) -> CompileConfig:
+        """The recipe's compile section as it is followed."""
+        return self.target.settings
 
     @property
     def missing(self) -> list[GraphFile]:
@@ -82,7 +87,7 @@ class CompilePlan:
 
     def processes(self, jobs: int | None) -> int:
         """How many graphs are compiled at a time: as processors and memory allow."""
-        fitting = int(cpu.available_memory() // (PROCESS_BYTES + self.parameters() * 4))
+        fitting = int(cpu.available_memory() // self.target.process_bytes(self.parameters()))
         return max(1, min(jobs or len(os.sched_getaffinity(0)), fitting, max(len(self.missing), 1)))
 
     def parameters(self) -> int:
@@ -104,10 +109,10 @@ class CompilePlan:
         """Whether head and embedding are the same tensor, stored once."""
         return bool(self.config.tie_word_embeddings) and self.settings.dtype != "int8"
 
-    def seconds(self, jobs: int | None) -> float:
-        """A rough guess of the time that the missing graphs take; docs/compile.md has the measured times."""
-        layers = int(self.config.num_hidden_layers)
-        return len(self.missing) * (12 + 1.8 * layers) / self.processes(jobs)
+    def seconds(self, jobs: int | None) -> float | None:
+        """A rough guess of the time that the missing graphs take; None where nobody has measured."""
+        each = self.target.seconds(int(self.config.num_hidden_layers))
+        return None if each is None else len(self.missing) * each / self.processes(jobs)
 
     def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Tensors that need not be stored, by the one they equal."""
@@ -119,15 +124,15 @@ def make_plan(source: Source) -> CompilePlan:
 
     Raises:
         ModelError: For a configuration without a static form.
+        RecipeError: For a setting that the target has not.
         ResourceError: If this CPU lacks what the dtype needs.
+        PlatformError: If this machine has no Neuron compiler.
         CompileError: If there is no C++ compiler.
     """
     recipe, config = source.recipe, source.config()
-    settings = recipe.compile
-    if settings.fallback and cpu.missing(settings.dtype):
-        console.warn(f"this CPU has no {cpu.missing(settings.dtype)}: compiling fp32 instead of {settings.dtype}")
-        settings = settings.model_copy(update={"dtype": "fp32", "kv_dtype": None})
-    cpu_target.check_host(settings.dtype)
+    target = choose_target(recipe.compile)
+    target.check(config)
+    settings = target.settings
     source_lens = settings.source_lens or (recipe.data.max_source_length,)
     target_len = settings.target_len or recipe.generate.max_new_tokens
     num_beams = tuple(sorted(settings.num_beams or (recipe.generate.num_beams,)))
@@ -139,20 +144,27 @@ def make_plan(source: Source) -> CompilePlan:
     options = GraphOptions(
         dtype=torch.float32 if settings.dtype == "fp32" else torch.bfloat16,
         kv_dtype=torch.float32 if (settings.kv_dtype or settings.dtype) == "fp32" else torch.bfloat16,
-        linear=cpu_target.LINEARS[settings.dtype],
         source_len=max(source_lens),
         target_len=target_len,
         soft_prompt_tokens=soft_prompt,
         adapters=adapters,
+        **target.graph_options(),
     )
     buckets = tuple(
         Bucket(batch=batch, source_len=source_len, target_len=target_len)
         for batch in sorted(settings.batch_sizes)
         for source_len in sorted(source_lens)
     )
-    graphs = [graph for bucket in buckets for graph in _graphs(bucket, num_beams)]
-    cached = {graph.file: cache.path(cache.key(config, options, graph)) for graph in graphs}
-    return CompilePlan(config, options, settings, buckets, num_beams, tuple(graphs), cached)
+    static = static_model(config, options)
+    graphs = [
+        graph.model_copy(update={"kept": target.kept(static, graph)})
+        for bucket in buckets
+        for graph in _graphs(bucket, num_beams, target.suffix)
+    ]
+    inside = source.weights_sha256() if target.weights_inside else None
+    keys = {graph.file: cache.key(config, options, graph, target, inside) for graph in graphs}
+    cached = {file: cache.path(key, target.suffix) for file, key in keys.items()}
+    return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached)
 
 
 def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, jobs: int | None) -> Artifact:
@@ -177,18 +189,22 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     missing = plan.missing
     cache.folder().mkdir(parents=True, exist_ok=True)
     files.sweep(cache.folder())
-    work = [Job(plan.config, plan.options, graph, plan.cached[graph.file]) for graph in missing]
     try:
-        with console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar:
+        with (
+            _compiled_in(source, plan) as inside,
+            console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar,
+        ):
+            work = [
+                Job(plan.config, plan.options, graph, plan.target, plan.cached[graph.file], inside) for graph in missing
+            ]
             for job in compile_all(work, plan.processes(jobs)):
                 bar.advance(detail=Path(job.graph.file).stem)
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; nothing was written", "the same command goes on: finished graphs are kept"
         ) from None
-    model, soft_prompt = source.load_for_compile()
     static = plan.model()
-    tensors = weights(static, model.state_dict(), soft_prompt)
+    model_config, tensors = _tensors(source, static)
     aliases = plan.aliases(tensors)
     tokenizer = source.tokenizer()
     with files.new_folder(output) as folder:
@@ -197,13 +213,31 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
             cache.copy(plan.cached[graph.file], folder / graph.file)
         stored = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
         save_file(stored, folder / WEIGHTS)
-        model.config.save_pretrained(folder / TOKENIZER)
+        model_config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
         files.write_text(folder / RECIPE, _effective(source.recipe, plan).to_yaml())
         if source.keeps_adapter_apart:
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
         write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
     return open_artifact(output)
+
+
+def _tensors(source: Source, static: StaticModel) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    """The checkpoint's configuration, and its tensors as the graphs want them."""
+    model, soft_prompt = source.load_for_compile()
+    return model.config, weights(static, model.state_dict(), soft_prompt)
+
+
+@contextlib.contextmanager
+def _compiled_in(source: Source, plan: CompilePlan) -> Iterator[Path | None]:
+    """A file with the tensors that graphs are to hold; None where they hold none or nothing is to be compiled."""
+    if not plan.target.weights_inside or not plan.missing:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
+        file = Path(folder) / WEIGHTS
+        save_file({name: tensor.clone() for name, tensor in _tensors(source, plan.model())[1].items()}, file)
+        yield file
 
 
 def check_output(output: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
@@ -242,17 +276,18 @@ def _effective(recipe: Recipe, plan: CompilePlan) -> Recipe:
     return clamped
 
 
-def _graphs(bucket: Bucket, num_beams: tuple[int, ...]) -> list[GraphFile]:
-    shape = {"batch": bucket.batch, "source_len": bucket.source_len}
-    stem = f"b{bucket.batch}-s{bucket.source_len}"
+def _graphs(bucket: Bucket, num_beams: tuple[int, ...], suffix: str) -> list[GraphFile]:
+    batch, source_len, target_len = bucket.batch, bucket.source_len, bucket.target_len
+    stem = f"b{batch}-s{source_len}"
     steps = [
         GraphFile(
-            kind="step", **shape, target_len=bucket.target_len, num_beams=beams,
-            file=f"{GRAPHS}/step-{stem}-t{bucket.target_len}-k{beams}.pt2",
+            kind="step", batch=batch, source_len=source_len, target_len=target_len, num_beams=beams,
+            file=f"{GRAPHS}/step-{stem}-t{target_len}-k{beams}{suffix}",
         )
         for beams in num_beams
     ]  # fmt: skip
-    return [GraphFile(kind="encode", **shape, file=f"{GRAPHS}/encode-{stem}.pt2"), *steps]
+    encode = GraphFile(kind="encode", batch=batch, source_len=source_len, file=f"{GRAPHS}/encode-{stem}{suffix}")
+    return [encode, *steps]
 
 
 def _manifest(
@@ -266,12 +301,9 @@ def _manifest(
     return Manifest(
         neuron_sum=__version__,
         model_type=config.model_type,
-        runtime="aoti",
-        target="cpu",
+        **plan.target.manifest(),
         dtype=plan.settings.dtype,
         kv_dtype="fp32" if plan.options.kv_dtype == torch.float32 else "bf16",
-        stack=aoti.stack(),
-        cpu_flags=tuple(sorted(cpu.flags())),
         prompt=PromptRecord(template=prompt.template, sha256=prompt.sha256),
         tokens=SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=start),
         buckets=plan.buckets,

@@ -4,21 +4,20 @@ import hashlib
 import json
 import shutil
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import PretrainedConfig
 
-from compile import cpu as cpu_target
 from compile.layers import GraphOptions
-from neuron_sum import cpu, files
+from compile.target import Target
+from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
-SOURCES = ("layers.py", "t5.py", "llama.py", "graphs.py", "cpu.py")
-"""The files of this package that decide what a graph computes."""
+SOURCES = ("layers.py", "t5.py", "llama.py", "graphs.py")
+"""The files of this package that decide what a graph computes, whatever its target."""
 
 IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache",
               "task_specific_params", "dropout_rate", "attention_dropout", "initializer_factor", "initializer_range",
@@ -31,26 +30,36 @@ def folder() -> Path:
     return files.cache_folder() / "graphs"
 
 
-def key(config: PretrainedConfig, options: GraphOptions, graph: GraphFile) -> str:
-    """What a compiled graph depends on, hashed: dimensions, shape, dtype, code, torch, compiler, CPU; no weights."""
+def key(
+    config: PretrainedConfig, options: GraphOptions, graph: GraphFile, target: Target, weights_sha256: str | None
+) -> str:
+    """What a compiled graph depends on, hashed: dimensions, shape, dtype, code, torch, compiler, machine.
+
+    Args:
+        config: Of the model.
+        options: Of the artifact's graphs.
+        graph: Which.
+        target: Where it will run.
+        weights_sha256: Of the weights, where they are compiled in.
+    """
     content = {
         "config": {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT},
-        "options": [str(options.dtype), str(options.kv_dtype), options.linear.__name__, options.source_len,
-                    options.target_len, options.soft_prompt_tokens,
+        "options": [str(options.dtype), str(options.kv_dtype), options.linear.__name__, options.write.__name__,
+                    options.row_sums, options.source_len, options.target_len, options.soft_prompt_tokens,
                     options.adapters.model_dump(mode="json") if options.adapters else None],
-        "graph": graph.model_dump(mode="json", exclude={"file"}),
-        "code": [files.sha256(Path(__file__).with_name(name)) for name in SOURCES],
+        "graph": graph.model_dump(mode="json", exclude={"file", "kept"}),
+        "code": [files.sha256(Path(__file__).with_name(name)) for name in (*SOURCES, *target.sources)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "compiler": _compiler(),
-        "cpu": sorted(cpu.flags()),
+        "weights": weights_sha256,
+        **target.identity(),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def path(graph_key: str) -> Path:
+def path(graph_key: str, suffix: str) -> Path:
     """Where a graph lies, or will."""
-    return folder() / f"{graph_key}.pt2"
+    return folder() / f"{graph_key}{suffix}"
 
 
 def copy(cached: Path, target: Path) -> None:
@@ -68,8 +77,3 @@ def copy(cached: Path, target: Path) -> None:
         raise CompileError(
             f"{cached} is damaged: {damaged}", f"rm {cached} and run the same command: it is compiled again"
         )
-
-
-@cache
-def _compiler() -> str:
-    return cpu_target.compiler_version()

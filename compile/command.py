@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ OverrideOption = Annotated[
 @compile.command(DEFAULT)
 def run(
     run: Annotated[Path | None, typer.Argument(help="A finished run, or a checkpoint with --recipe.")] = None,
-    target: Annotated[Literal["cpu"], typer.Option(help="Where it will run.")] = "cpu",
+    target: Annotated[
+        Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: compile.target, cpu.")
+    ] = None,
     overrides: OverrideOption = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="How a plain checkpoint is asked: a name or a file.")
@@ -64,7 +66,7 @@ def run(
     from compile.build import build, check_output, make_plan
     from compile.source import open_source
 
-    source = open_source(run, recipe, overrides or [])
+    source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
     planned = make_plan(source)
     folder = output or source.default_output(planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
@@ -119,6 +121,31 @@ def verify(
         )
 
 
+@compile.command()
+def report(
+    artifact: Annotated[Path, typer.Argument(help="An artifact.")],
+    output: Annotated[Path | None, typer.Option(help="Default: NAME-report.json here.")] = None,
+    source: Annotated[Path | None, typer.Option(help="The run it came from, where that has moved.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Dialogues that `verify` summarizes.")] = 32,
+    max_drop: Annotated[float, typer.Option(min=0, help="As for `verify`.")] = 1.0,
+) -> None:
+    """Write what this machine says of an artifact into one file: doctor, manifest, latency, verify; to be sent."""
+    from compile.report import make_report
+    from neuron_sum.artifact import artifact_name, open_artifact
+
+    opened = open_artifact(artifact)
+    made = make_report(opened, source, examples, max_drop)
+    target = output or Path(f"{artifact_name(artifact)}-report.json")
+    files.write_json(target, made)
+    failed = [name for name in ("latency", "verify") if made[name]["error"] is not None]
+    for name in failed:
+        console.warn(f"{name}: {made[name]['error']}")
+    table = console.table("bucket", "beams", "encode ms", "step ms")
+    for row in (made["latency"]["result"] or [])[1:]:
+        table.add_row(row["bucket"], str(row["num_beams"]), f"{row['encode_ms']:.2f}", f"{row['step_ms']:.2f}")
+    console.emit(made, table, f"wrote {target}: it has paths and versions of this machine, no text of dialogues")
+
+
 def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
     """What will be made, before the first graph."""
     table = console.table("graph", "batch", "source", "target", "beams", "cached")
@@ -136,8 +163,8 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
     )
     if missing:
         console.note(
-            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time: "
-            f"about {console.duration(plan.seconds(jobs))}"
+            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time"
+            + (f": about {console.duration(seconds)}" if (seconds := plan.seconds(jobs)) is not None else "")
         )
 
 
@@ -146,14 +173,14 @@ def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, A
 
     return {
         "artifact": str(folder),
-        "target": "cpu",
+        "target": plan.settings.target,
         "dtype": plan.settings.dtype,
         "buckets": [bucket.model_dump() for bucket in plan.buckets],
         "num_beams": list(plan.num_beams),
         "graphs": [graph.file for graph in plan.graphs],
         "to_compile": [graph.file for graph in plan.missing],
         "weights_bytes": plan.weights_bytes(),
-        "estimated_seconds": round(plan.seconds(jobs)),
+        "estimated_seconds": None if (seconds := plan.seconds(jobs)) is None else round(seconds),
         "cache": str(cache.folder()),
     }
 

@@ -4,25 +4,35 @@ Weights are not compiled in: a package depends on the model's dimensions alone, 
 of the same shape needs no compile.
 """
 
+import functools
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+import torch._inductor.config
 import torch._inductor.inductor_prims  # registers inductor_force_stride_order
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from compile.graphs import EncodeGraph, StaticModel, StepGraph
-from compile.layers import Linear, frozen
-from neuron_sum import cpu
-from neuron_sum.artifact import Dtype, GraphFile
+from compile.layers import Linear, frozen, write_column
+from neuron_sum import console, cpu
+from neuron_sum.artifact import Dtype, GraphFile, KeptTensor
 from neuron_sum.errors import CompileError, ResourceError
+from neuron_sum.recipe import CompileConfig
+from neuron_sum.runtimes import aoti
 
 INT8_MAX = 127
 ZERO_POINT = 128
 """Activations are unsigned: oneDNN's u8 x s8 is several times faster than s8 x s8 on VNNI."""
+
+PROCESS_BYTES = 1.3e9
+"""Python, torch and the C++ compiler at work on one graph, the model's own size not counted; docs/compile.md."""
 
 INDUCTOR = {
     "aot_inductor.package_constants_in_so": False,  # weights.safetensors holds them, once for all graphs
@@ -100,6 +110,78 @@ def _held(rows: Tensor) -> Tensor:
 LINEARS: dict[Dtype, type[Linear]] = {"fp32": FloatLinear, "bf16": FloatLinear, "int8": Int8Linear}
 
 
+@dataclass(frozen=True)
+class CpuTarget:
+    """See `compile.target.Target`.
+
+    Args:
+        settings: With a dtype that this CPU has, unless it shall stop.
+    """
+
+    settings: CompileConfig
+
+    suffix: ClassVar[str] = ".pt2"
+    sources: ClassVar[tuple[str, ...]] = ("cpu.py",)
+    weights_inside: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, settings: CompileConfig) -> "CpuTarget":
+        """The target for a recipe, the fallback taken where it is allowed and needed."""
+        if settings.fallback and cpu.missing(settings.dtype):
+            console.warn(f"this CPU has no {cpu.missing(settings.dtype)}: compiling fp32 instead of {settings.dtype}")
+            settings = settings.model_copy(update={"dtype": "fp32", "kv_dtype": None})
+        return cls(settings)
+
+    def check(self, config: PretrainedConfig) -> None:
+        """See `Target`."""
+        check_host(self.settings.dtype)
+
+    def graph_options(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {"linear": LINEARS[self.settings.dtype], "write": write_column, "row_sums": True}
+
+    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+        """See `Target`."""
+        return ()
+
+    def identity(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {"compiler": _known_compiler(), "cpu": sorted(cpu.flags())}
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {
+            "runtime": "aoti", "target": "cpu", "stack": aoti.stack(), "cpu_flags": tuple(sorted(cpu.flags())),
+        }  # fmt: skip
+
+    def process_bytes(self, parameters: int) -> float:
+        """See `Target`."""
+        return PROCESS_BYTES + parameters * 4
+
+    def seconds(self, layers: int) -> float | None:
+        """See `Target`; docs/compile.md has the measured times."""
+        return 12 + 1.8 * layers
+
+    def memory_advice(self) -> str:
+        """See `Target`."""
+        return "--jobs 1 needs the least"
+
+    def compile_graph(
+        self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
+    ) -> None:
+        """See `Target`."""
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
+        torch._inductor.config.compile_threads = 1  # one C++ compiler: this process is one of several already
+        module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+        inputs = module.example_inputs(graph)
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(module, inputs, strict=False)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            raise CompileError(f"{graph.file}: {error}") from error
+
+
 def check_host(dtype: Dtype) -> None:
     """Whether this machine can compile and run such graphs.
 
@@ -127,22 +209,6 @@ def compiler_version() -> str:
     return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def compile_graph(model: StaticModel, graph: GraphFile, path: Path) -> None:
-    """Compiles one graph into a package.
-
-    Args:
-        model: With tensors of the right shapes; their values do not matter.
-        graph: Which.
-        path: Of the .pt2 to write.
-
-    Raises:
-        CompileError: If the compiler fails.
-    """
-    module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
-    inputs = module.example_inputs(graph)
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(module, inputs, strict=False)
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
-    except (RuntimeError, subprocess.CalledProcessError) as error:
-        raise CompileError(f"{graph.file}: {error}") from error
+@functools.cache
+def _known_compiler() -> str:
+    return compiler_version()

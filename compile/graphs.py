@@ -13,7 +13,7 @@ from compile.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models import is_decoder_only
 from neuron_sum.runtimes.adapters import MASK, VECTORS, AdapterSlots
-from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime
+from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime, with_host_state
 
 StaticModel = StaticT5 | StaticLlama
 
@@ -59,7 +59,7 @@ def adapter_stacks(model: StaticModel) -> dict[str, Tensor]:
     if model.options.adapters is None:
         return {}
     names = AdapterSlots.stack_names(adapter_targets(model), model.options.soft_prompt_tokens)
-    return {name: model.get_buffer(name) for name in names}
+    return {name: model.get_parameter(name) for name in names}
 
 
 def state_spec(model: StaticModel) -> StateSpec:
@@ -129,6 +129,5 @@ def eager_runtime(
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters
     adapters = AdapterSlots(spec, stacks, adapter_targets(model)) if spec is not None else None
-    return GraphRuntime(
-        buckets, num_beams, tokens, state_spec(model), lambda _: model.encode, lambda *_: model.step, adapters
-    )
+    opened = with_host_state(lambda *_: model.step, state_spec(model))
+    return GraphRuntime(buckets, num_beams, tokens, lambda _: model.encode, opened, adapters)

@@ -44,10 +44,11 @@ class Linear(nn.Module):
         for index, (name, width) in enumerate(parts.items()):
             if spec is not None and spec.rank and name.rpartition(".")[2] in spec.target_modules:
                 self.adapted[name] = f"lora_{index}"
-                self.register_buffer(
-                    f"lora_{index}_a", torch.empty(spec.slots, spec.rank, in_features, dtype=self.dtype)
-                )
-                self.register_buffer(f"lora_{index}_b", torch.empty(spec.slots, width, spec.rank, dtype=self.dtype))
+                # Parameters and no buffers, for torch_neuronx takes what shall stay on the device by its parameter.
+                shapes = {"a": (spec.slots, spec.rank, in_features), "b": (spec.slots, width, spec.rank)}
+                for half, shape in shapes.items():
+                    stack = frozen(torch.empty(shape, dtype=self.dtype))
+                    self.register_parameter(f"lora_{index}_{half}", stack)
 
     def make_weight(self) -> None:
         """Registers the (empty) parameter or buffers that `weights` fills."""
@@ -174,15 +175,12 @@ class SoftPrompts(nn.Module):
         options: soft_prompt_tokens, and the number of slots.
     """
 
-    vectors: Tensor
-    mask: Tensor
-
     def __init__(self, width: int, options: GraphOptions) -> None:
         super().__init__()
         self.by_slot = options.adapters is not None
         slots = options.adapters.slots if options.adapters is not None else 1
-        self.register_buffer("vectors", torch.empty(slots, options.soft_prompt_tokens, width, dtype=options.dtype))
-        self.register_buffer("mask", torch.empty(slots, options.soft_prompt_tokens, dtype=torch.int64))
+        self.vectors = frozen(torch.empty(slots, options.soft_prompt_tokens, width, dtype=options.dtype))
+        self.mask = frozen(torch.empty(slots, options.soft_prompt_tokens, dtype=torch.int64))
 
     def forward(self, words: Tensor, attention_mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded words (B, source, width) and mask (B, source), both with the soft prompt before them."""

@@ -4,6 +4,7 @@ After transformers 4.57's modeling_t5.py, whose tokens they give. T5: Raffel et 
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ class StaticT5(nn.Module):
         config: Of the model; gated or plain feed-forward, tied or untied head.
         options: Dtypes, longest lengths, adapters.
     """
+
+    ENCODE_NAMES: ClassVar[tuple[str, ...]] = ("soft_prompts.", "encoder.", "cross.")
+    """How the names of the parts begin that only `encode` uses."""
 
     encoder_buckets: Tensor
     decoder_buckets: Tensor
@@ -66,6 +70,16 @@ class StaticT5(nn.Module):
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that no layer makes by itself, from transformers' state dict."""
+        table = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        return {
+            "embedding": state["shared.weight"].to(self.options.dtype),
+            "encoder_relative": state[f"encoder.{table}"].float(),
+            "decoder_relative": state[f"decoder.{table}"].float(),
+            **self.tables(),
+        }
+
+    def tables(self) -> dict[str, Tensor]:
+        """The tensors that depend on dimensions alone."""
 
         def buckets(distances: Tensor, bidirectional: bool) -> Tensor:
             found: Tensor = T5Attention._relative_position_bucket(
@@ -76,11 +90,7 @@ class StaticT5(nn.Module):
             )
             return found
 
-        table = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         return {
-            "embedding": state["shared.weight"].to(self.options.dtype),
-            "encoder_relative": state[f"encoder.{table}"].float(),
-            "decoder_relative": state[f"decoder.{table}"].float(),
             "encoder_buckets": buckets(torch.arange(1 - self.longest, self.longest), True),
             "decoder_buckets": buckets(-torch.arange(self.options.target_len), False),
         }

@@ -3,8 +3,11 @@
 import dataclasses
 import datetime
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from compile.source import Source, open_source
 from neuron_sum.artifact import RECIPE, Artifact, Bucket, Check, Verification, write_manifest
@@ -96,7 +99,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
             )
             differing += pairs
             truncated = sum(prediction.truncated for prediction in actual)
-    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.dtype == "fp32" else len(ids)
+    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.is_exact else len(ids)
     record = Verification(
         examples=len(ids),
         checks=tuple(checks),
@@ -116,11 +119,11 @@ def _recording(generator: StepGenerator) -> tuple[StepGenerator, set[Bucket]]:
     runtime, used = generator.runtime, set[Bucket]()
     assert isinstance(runtime, GraphRuntime)
 
-    def step(bucket: Bucket, num_beams: int) -> Step:
+    def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
         used.add(bucket)
-        return runtime.step(bucket, num_beams)
+        return runtime.open(bucket, num_beams, constants)
 
-    return dataclasses.replace(generator, runtime=dataclasses.replace(runtime, step=step)), used
+    return dataclasses.replace(generator, runtime=dataclasses.replace(runtime, open=open_step)), used
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:

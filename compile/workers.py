@@ -16,10 +16,11 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from compile import failures
 from compile.layers import GraphOptions
+from compile.target import Target
 from neuron_sum import files
 from neuron_sum.artifact import GraphFile
-from neuron_sum.errors import CompileError
 
 SCRATCH = "neuron-sum-compile-"
 
@@ -32,13 +33,17 @@ class Job:
         config: Of the model.
         options: Of the artifact's graphs.
         graph: Which.
-        path: The package to write, in the cache.
+        target: Where it will run.
+        path: The file to write, in the cache.
+        weights: A safetensors file, where graphs hold the weights.
     """
 
     config: PretrainedConfig
     options: GraphOptions
     graph: GraphFile
+    target: Target
     path: Path
+    weights: Path | None
 
 
 def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
@@ -74,14 +79,12 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
                     failure: str | None = ready.recv()
                 except EOFError:  # it died before it could say anything
                     process.join()
-                    failure = f"the compiler's process ended with {process.exitcode}"
-                    if process.exitcode == -signal.SIGKILL:
-                        failure += ": killed, most likely for want of memory; --jobs 1 needs the least"
+                    failure = failures.ended(process.exitcode)
                 process.join()
                 del running[ready]
                 ready.close()
                 if failure is not None:
-                    raise _failed(job, failure)
+                    raise failures.failed(job.target, job.graph.file, failure, scratch / job.path.stem, job.path)
                 yield job
     finally:
         for process, _ in running.values():
@@ -92,32 +95,27 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _failed(job: Job, failure: str) -> CompileError:
-    log = job.path.with_suffix(".log")
-    files.write_text(log, failure)
-    return CompileError(
-        f"{job.graph.file} did not compile: {failure.strip().splitlines()[-1]:.200}", f"whole log: {log}"
-    )
-
-
 def _work(job: Job, scratch: Path, result: Connection) -> None:
-    """What a process does: compile in a folder of its own, then move the package into the cache."""
-    os.setpgid(0, 0)  # so that the C++ compiler goes with us when we are killed
+    """What a process does: compile in a folder of its own, then move the graph into the cache."""
+    os.setpgid(0, 0)  # so that the compiler goes with us when we are killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
     scratch.mkdir()
-    os.environ.update(OMP_NUM_THREADS="1", TORCHINDUCTOR_CACHE_DIR=str(scratch / "inductor"))
+    with (scratch / failures.OUTPUT).open("wb") as output:  # a compiler talks, and neuronx-cc's reasons stand there
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         import torch
-        import torch._inductor.config
+        from safetensors.torch import load_file
 
-        from compile.cpu import compile_graph
         from compile.graphs import static_model
 
         torch.set_num_threads(1)
-        torch._inductor.config.compile_threads = 1  # one C++ compiler: this process is one of several already
-        compile_graph(static_model(job.config, job.options), job.graph, scratch / "graph.pt2")
+        weights = load_file(job.weights) if job.weights is not None else None
+        made = scratch / f"graph{job.target.suffix}"
+        job.target.compile_graph(static_model(job.config, job.options), job.graph, weights, made)
         temporary = job.path.with_name(f".{job.path.name}.tmp-{os.getpid()}")
-        shutil.move(scratch / "graph.pt2", temporary)
+        shutil.move(made, temporary)
         temporary.replace(job.path)
         result.send(None)
     except Exception:  # noqa: BLE001  handed to the parent, which raises

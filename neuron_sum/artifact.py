@@ -55,6 +55,13 @@ class AdapterSpec(Section):
     target_modules: tuple[str, ...]
 
 
+class KeptTensor(Section):
+    """One parameter that a graph keeps: state.N, constants.N, or a stack of the adapters by its own name."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 class GraphFile(Section):
     """One compiled graph. `encode` does not depend on target_len and beams."""
 
@@ -64,6 +71,8 @@ class GraphFile(Section):
     target_len: int | None = None
     num_beams: int | None = None
     file: str
+    kept: tuple[KeptTensor, ...] = ()
+    """What a graph for Neuron keeps on its device, in the order of its parameters."""
 
 
 class StateSpec(Section):
@@ -123,6 +132,22 @@ class Verification(Section):
     """The day."""
 
 
+class Compilation(Section):
+    """How a Neuron compiler was called."""
+
+    compiler: str
+    """neuronx-cc's version."""
+    arguments: tuple[str, ...]
+    """What it was given, the same for every graph."""
+    exporter: Literal["own", "optimum"]
+    cache_write: Literal["in_place", "where"]
+    inline_weights: bool
+    tensor_parallel_size: int
+    core: int
+    sdk: str | None = None
+    """The row of the platform table that has these versions; None where no row has."""
+
+
 class Manifest(Section):
     """Everything a runtime must know and check before it runs an artifact."""
 
@@ -130,20 +155,25 @@ class Manifest(Section):
     neuron_sum: str
     """Version of this package."""
     model_type: str
-    runtime: Literal["aoti"]
-    target: Literal["cpu"]
+    runtime: Literal["aoti", "neuronx", "optimum"]
+    """Which module of neuron_sum/runtimes runs it."""
+    target: Literal["cpu", "inf2", "trn1"]
     dtype: Dtype
     kv_dtype: Literal["fp32", "bf16"]
     stack: dict[str, str]
     """Versions that must be the same where it runs."""
-    cpu_flags: tuple[str, ...]
-    """Instructions that the machine code may use."""
+    cpu_flags: tuple[str, ...] = ()
+    """Instructions that machine code for the CPU may use."""
+    compilation: Compilation | None = None
+    """For inf2 and trn1."""
     prompt: PromptRecord
     tokens: SpecialTokens
     buckets: tuple[Bucket, ...]
     num_beams: tuple[int, ...]
-    state: StateSpec
+    state: StateSpec | None
+    """None where an upstream runtime keeps it (optimum)."""
     graphs: tuple[GraphFile, ...]
+    """The graphs that are ours; none for optimum."""
     aliases: dict[str, str]
     """Graph tensors that are another one of weights.safetensors (a tied head)."""
     adapters: AdapterSpec | None
@@ -157,6 +187,24 @@ class Manifest(Section):
     files: dict[str, str]
     """Relative path -> sha256, of every file but the manifest."""
     verified: Verification | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all is computed in fp32, so that next to no text may differ from transformers'."""
+        casts = self.compilation is not None and "none" not in self.compilation.arguments[:2]
+        return self.dtype == "fp32" and not casts
+
+    @property
+    def doubt(self) -> str | None:
+        """Why its summaries may be worse than those of the model it was compiled from; None where they are not.
+
+        fp32 for a CPU is held to transformers' tokens by this package's tests; anything else by `compile verify` alone.
+        """
+        if self.verified is not None:
+            return None if self.verified.passed else "`compile verify` found it worse than what it was compiled from"
+        if self.target == "cpu" and self.is_exact:
+            return None
+        return f"{self.dtype} for {self.target}, and no `compile verify` has held it against transformers"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class StepGenerator:
         for bucket in self.runtime.buckets:
             rows = [[self.runtime.tokens.eos] * bucket.source_len] * bucket.batch
             for num_beams in self.runtime.num_beams:
-                with torch.inference_mode():
+                with self.runtime.turn(), torch.inference_mode():
                     session = self.runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
                     session.step(session.start, torch.zeros_like(session.start))
 
@@ -86,7 +86,7 @@ class StepGenerator:
             lease = (
                 slots.lease([names[index] for index in batch]) if slots is not None else nullcontext([0] * len(batch))
             )
-            with lease as leased, torch.inference_mode():
+            with lease as leased, self.runtime.turn(), torch.inference_mode():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
                 made = _search(session, rows, self.runtime, settings)
             for index, tokens in zip(batch, made, strict=True):

@@ -65,16 +65,30 @@ def look(distributions: Iterable[str], root: Path = Path("/")) -> Machine:
         python=platform.python_version(),
         cpu=cpu.name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=int(psutil.virtual_memory().total),
+        memory=total_memory(),
         free_memory=int(cpu.available_memory()),
         free_disk=shutil.disk_usage(Path.cwd()).free,
-        neuron_devices=sum(1 for device in (root / "dev").glob("neuron*") if re.fullmatch(r"neuron\d+", device.name)),
+        neuron_devices=neuron_devices(root),
         driver=_text(root / "sys/module/neuron/version"),
         instance=instance_type(root),
-        packages={name: _version(name) for name in distributions},
+        packages={name: package_version(name) for name in distributions},
         java=_java() if "java" in tools else None,
         tools=tools,
     )
+
+
+def total_memory() -> int:
+    """Bytes of main memory."""
+    return int(psutil.virtual_memory().total)
+
+
+def neuron_devices(root: Path = Path("/")) -> int:
+    """Trainium or Inferentia chips that the driver shows.
+
+    Args:
+        root: Where /dev is.
+    """
+    return sum(1 for device in (root / "dev").glob("neuron*") if re.fullmatch(r"neuron\d+", device.name))
 
 
 def _text(path: Path) -> str | None:
@@ -100,7 +114,8 @@ def instance_type(root: Path = Path("/")) -> str | None:
     return product if re.fullmatch(r"[a-z][a-z0-9-]*\.\d*[a-z]+", product) else None
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Of an installed distribution; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

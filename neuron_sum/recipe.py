@@ -293,11 +293,32 @@ class AdapterSlotsConfig(Section):
     """Room for soft prompts of so many tokens."""
 
 
+class NeuronCompileConfig(Section):
+    """What only a compile for inf2 and trn1 knows; the compiler's options carry neuronx-cc's names."""
+
+    exporter: Literal["own", "optimum"] | None = None
+    """own: this package's graphs. optimum: optimum-neuron's. Default: own for T5, optimum for Llama."""
+    auto_cast: Literal["none", "matmult", "all"] = "none"
+    """Which fp32 operations the compiler may compute in auto_cast_type."""
+    auto_cast_type: Literal["bf16", "tf32"] = "bf16"
+    optlevel: Literal[1, 2, 3] = 2
+    cache_write: Literal["in_place", "where"] = "in_place"
+    """How a step stores its keys and values; where rewrites the cache, for a compiler that refuses the other."""
+    inline_weights: bool = False
+    """Put the weights into the compiled graphs; outside, another checkpoint of the same shape needs no compile."""
+    tensor_parallel_size: Literal[1, 2] = 1
+    """NeuronCores that share one Llama."""
+    core: int = Field(0, ge=0)
+    """Where a model of one core is placed, counted among NEURON_RT_VISIBLE_CORES."""
+
+
 class CompileConfig(Section):
     """What is compiled ahead of time: one bucket for every batch size and source length."""
 
+    target: Literal["cpu", "inf2", "trn1"] = "cpu"
+    """Where it will run; `--target` says so too."""
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
-    """int8: weights per output channel, activations per row; keys and values then are bf16."""
+    """int8 (cpu alone): weights per output channel, activations per row; keys and values then are bf16."""
     kv_dtype: Literal["fp32", "bf16"] | None = None
     """Keys and values; default: fp32 for fp32, else bf16."""
     batch_sizes: tuple[int, ...] = Field((1, 8), min_length=1)
@@ -311,6 +332,7 @@ class CompileConfig(Section):
     """Keep LoRA and soft prompts apart from the weights; default: merged and compiled in."""
     fallback: bool = False
     """Compile fp32 where the CPU lacks the instructions for dtype, instead of stopping."""
+    neuron: NeuronCompileConfig = NeuronCompileConfig()
 
     @model_validator(mode="after")
     def _positive(self) -> "CompileConfig":
@@ -318,6 +340,14 @@ class CompileConfig(Section):
             values = getattr(self, field) or ()
             if any(value < 1 for value in values) or len(set(values)) != len(values):
                 raise ValueError(f"{field} must be different whole numbers from 1")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_target_has(self) -> "CompileConfig":
+        if self.target != "cpu" and self.dtype == "int8":
+            raise ValueError(f"target {self.target} has no int8: dtype = bf16 or fp32")
+        if self.target == "cpu" and self.neuron != NeuronCompileConfig():
+            raise ValueError("neuron.* is for target inf2 or trn1")
         return self
 
 

@@ -46,6 +46,7 @@ def package(
     name = artifact.resolve().name
     if container == "own":
         opened = open_artifact(artifact)
+        _warn(opened)
         target = output or artifact.resolve().with_name(name + ARCHIVE)
         packing.write_archive(opened, _limits(opened, overrides), target)
         described, told = {}, [f"next: neuron-sum serve {target}"]
@@ -136,6 +137,7 @@ def _models(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nsum-model-")))
         if is_artifact(target):
             name, opened = artifact_name(target), open_artifact(target)
+            _warn(opened)
             limits.append(_limits(opened, overrides))
             packing.write_folder(opened, limits[-1], folder)
         elif target.is_file():
@@ -155,6 +157,11 @@ def _models(
         models.append(Model(name, folder))
     widest = {name: max(getattr(each, name) for each in limits) for name in ("deadline_s", "max_body_bytes")}
     return models, limits[0].model_copy(update=widest)
+
+
+def _warn(artifact: "Artifact") -> None:
+    if doubt := artifact.manifest.doubt:
+        console.warn(f"{artifact.path}: {doubt}; neuron-sum compile verify {artifact.path}")
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":

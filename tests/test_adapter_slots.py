@@ -220,9 +220,7 @@ def test_slots_say_what_does_not_fit(base: PreTrainedModel, folders: dict[str, P
     with pytest.raises(ModelError):
         slots.unload("b")
     with pytest.raises(ArtifactError, match="no adapter slots"):
-        bare = GraphRuntime(
-            runtime.buckets, runtime.num_beams, runtime.tokens, runtime.state, runtime.encode, runtime.step
-        )
+        bare = GraphRuntime(runtime.buckets, runtime.num_beams, runtime.tokens, runtime.encode, runtime.open)
         StepGenerator(bare).generate([[5]], ASKED, ["a"])
 
 

@@ -262,13 +262,11 @@ def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
-    from compile import cache
-
-    cache._compiler.cache_clear()
+    cpu_target._known_compiler.cache_clear()
     source = open_source(micro_run, None, SHAPE)
     with pytest.raises(CompileError, match="did not compile") as error:
         build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=1)
-    cache._compiler.cache_clear()
+    cpu_target._known_compiler.cache_clear()
     log = Path(str(error.value.hint).removeprefix("whole log: "))
     assert "fatal: no headers" in log.read_text()
     assert not (tmp_path / "artifact").exists()

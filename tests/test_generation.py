@@ -253,9 +253,7 @@ def test_the_wrong_examples_keys_and_values_are_seen(cases: dict[str, Case]) -> 
     def encode(bucket: Bucket) -> Any:
         return lambda *inputs: [part.roll(1, 0) for part in case.runtime.encode(bucket)(*inputs)]
 
-    swapped = GraphRuntime(
-        case.runtime.buckets, case.runtime.num_beams, case.runtime.tokens, case.runtime.state, encode, case.runtime.step
-    )
+    swapped = GraphRuntime(case.runtime.buckets, case.runtime.num_beams, case.runtime.tokens, encode, case.runtime.open)
     asked = GenerateConfig(max_new_tokens=TARGET_LEN)
     assert compared(case, case.prompts[:24], asked, StepGenerator(swapped))["different"] > 0
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from neuron_sum import files
-from neuron_sum.artifact import AdapterSpec
+from neuron_sum.artifact import ADAPTERS, AdapterSpec, Artifact
 from neuron_sum.errors import ModelError
 
 VECTORS, MASK = "soft_prompts.vectors", "soft_prompts.mask"
@@ -35,6 +35,8 @@ class AdapterSlots:
         self._spec, self._stacks, self._targets = spec, stacks, targets
         self._slots: dict[str, int] = {}
         self._leases = [0] * spec.slots
+        self.version = 0
+        """Counts what was loaded: who keeps copies of the stacks sees by it that they are old."""
         self._changed = threading.Condition()
 
     @staticmethod
@@ -42,6 +44,11 @@ class AdapterSlots:
         """The names of all stacks that graphs with these targets read."""
         names = [f"{prefix}_{half}" for prefix in targets.values() for half in "ab"]
         return names + ([VECTORS, MASK] if soft_prompt_tokens else [])
+
+    @property
+    def stacks(self) -> Mapping[str, Tensor]:
+        """The stacks by name."""
+        return self._stacks
 
     @property
     def names(self) -> list[str]:
@@ -65,6 +72,7 @@ class AdapterSlots:
             slot = self._free_slot(name, time.monotonic() + timeout_s)
             for key, stack in self._stacks.items():
                 stack[slot] = contents.get(key, torch.zeros(())).to(stack.dtype)
+            self.version += 1
             self._slots[name] = slot
 
     def unload(self, name: str) -> None:
@@ -177,6 +185,26 @@ class AdapterSlots:
         padded, mask = torch.zeros(self._stacks[VECTORS].shape[1:]), torch.zeros(room, dtype=torch.int64)
         padded[room - len(vectors) :], mask[room - len(vectors) :] = vectors.float(), 1
         return {VECTORS: padded, MASK: mask}
+
+
+def load_slots(artifact: Artifact) -> tuple[AdapterSlots | None, dict[str, Tensor]]:
+    """The adapters that an artifact brings, in slots, and their stacks; none for graphs without.
+
+    Raises:
+        ModelError: If an adapter in the artifact does not fit its slots.
+    """
+    manifest = artifact.manifest
+    if manifest.adapters is None:
+        return None, {}
+    dtype = torch.float32 if manifest.dtype == "fp32" else torch.bfloat16
+    stacks = {
+        name: torch.zeros(shape, dtype=torch.int64 if name == MASK else dtype)
+        for name, shape in manifest.adapter_stacks.items()
+    }
+    slots = AdapterSlots(manifest.adapters, stacks, manifest.adapter_targets)
+    for folder in sorted((artifact.path / ADAPTERS).glob("*")):
+        slots.load(folder.name, folder)
+    return slots, stacks
 
 
 def _scale(config: Mapping[str, object], module: str, rank: int) -> float:

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from neuron_sum import cpu
-from neuron_sum.artifact import ADAPTERS, WEIGHTS, Artifact, Bucket
+from neuron_sum.artifact import WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError
-from neuron_sum.runtimes.adapters import MASK, AdapterSlots
-from neuron_sum.runtimes.graphs import GraphRuntime
-from neuron_sum.runtimes.weights import SharedWeights
-
-MODEL = "model."
-"""How the names of a graph's tensors begin; compile/graphs.py."""
+from neuron_sum.runtimes.adapters import load_slots
+from neuron_sum.runtimes.graphs import GraphRuntime, with_host_state
+from neuron_sum.runtimes.weights import MODEL, SharedWeights
 
 
 def stack() -> dict[str, str]:
@@ -36,16 +32,7 @@ def load(artifact: Artifact) -> GraphRuntime:
     """
     manifest = artifact.manifest
     _check(artifact)
-    adapters, stacks = None, dict[str, Tensor]()
-    if manifest.adapters is not None:
-        dtype = torch.float32 if manifest.dtype == "fp32" else torch.bfloat16
-        stacks = {
-            name: torch.zeros(shape, dtype=torch.int64 if name == MASK else dtype)
-            for name, shape in manifest.adapter_stacks.items()
-        }
-        adapters = AdapterSlots(manifest.adapters, stacks, manifest.adapter_targets)
-        for folder in sorted((artifact.path / ADAPTERS).glob("*")):
-            adapters.load(folder.name, folder)
+    adapters, stacks = load_slots(artifact)
     weights = SharedWeights(artifact.path / WEIGHTS, manifest.aliases, stacks)
     graphs = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g.file for g in manifest.graphs}
     packages = _Packages(artifact.path, weights)
@@ -56,7 +43,9 @@ def load(artifact: Artifact) -> GraphRuntime:
     def step(bucket: Bucket, num_beams: int) -> Callable[..., Any]:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
 
-    return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, manifest.state, encode, step, adapters)
+    assert manifest.state is not None
+    opened = with_host_state(step, manifest.state)
+    return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, encode, opened, adapters)
 
 
 class _Packages:

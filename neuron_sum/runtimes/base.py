@@ -1,7 +1,8 @@
 """What the generation loop needs of any target, and what everybody else needs of any generator."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.recipe import GenerateConfig
@@ -47,6 +48,9 @@ class StepRuntime(Protocol):
     num_beams: Sequence[int]
     tokens: SpecialTokens
     adapters: "AdapterSlots | None"
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held from `begin` to a batch's last step; where the graphs keep the state, it lets one batch in at a time."""
 
     def begin(self, bucket: Bucket, num_beams: int, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Session:
         """Encodes a batch.

@@ -1,7 +1,8 @@
 """A StepRuntime over a pair of graphs per bucket: loaded from an artifact, or plain torch modules."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,31 +15,33 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 """(input_ids, attention_mask, slot) -> constants; shapes as in compile/t5.py."""
-Step = Callable[..., Any]
-"""(tokens, position, ancestors, slot, constants, state) -> logits; writes a column of state in place."""
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(tokens, position, ancestors, slot) -> logits, of one batch whose constants and state it knows."""
+OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]
+"""(bucket, num_beams, constants) -> the step of a new batch."""
 
 
 @dataclass
 class GraphRuntime:
-    """Pads a batch to its bucket, keeps its state, and reorders beams by a table of ancestors.
+    """Pads a batch to its bucket, and reorders beams by a table of ancestors.
 
     Attributes:
         buckets: The shapes there are.
         num_beams: The beam widths there are.
         tokens: The model's special ids.
-        state: Shape of the self-attention cache.
         encode: The encode graph of a bucket.
-        step: The step graph of a bucket and beam width.
+        open: Begins a batch with the step graph of a bucket and beam width.
         adapters: What fills the adapter slots.
+        turn: See `StepRuntime.turn`.
     """
 
     buckets: Sequence[Bucket]
     num_beams: Sequence[int]
     tokens: SpecialTokens
-    state: StateSpec
     encode: Callable[[Bucket], Encode]
-    step: Callable[[Bucket, int], Step]
-    adapters: AdapterSlots | None = field(default=None)
+    open: OpenStep
+    adapters: AdapterSlots | None = None
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def begin(
         self, bucket: Bucket, num_beams: int, prompts: Sequence[Sequence[int]], slots: Sequence[int]
@@ -56,29 +59,39 @@ class GraphRuntime:
             start[row] = start_id if start_id is not None else prompt[-1]
         slot = torch.tensor([*slots, *[0] * (bucket.batch - len(slots))])
         constants = list(self.encode(bucket)(input_ids, mask, slot))
-        shape = (bucket.batch, self.state.heads, bucket.target_len * num_beams, self.state.head_dim)
-        state = [torch.zeros(shape, dtype=TORCH_DTYPES[self.state.dtype]) for _ in range(self.state.tensors)]
-        return GraphSession(self.step(bucket, num_beams), bucket, len(prompts), start, slot, constants, state)
+        return GraphSession(self.open(bucket, num_beams, constants), bucket, len(prompts), start, slot)
+
+
+def with_host_state(graph: Callable[[Bucket, int], Callable[..., Any]], spec: StateSpec) -> OpenStep:
+    """For graphs that are given their constants and state at every call, and write a column of the state in place.
+
+    Args:
+        graph: Of a bucket and beam width: (tokens, position, ancestors, slot, constants, state) -> logits.
+        spec: Shape of the state.
+    """
+
+    def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
+        shape = (bucket.batch, spec.heads, bucket.target_len * num_beams, spec.head_dim)
+        state = [torch.zeros(shape, dtype=TORCH_DTYPES[spec.dtype]) for _ in range(spec.tensors)]
+        step, held = graph(bucket, num_beams), list(constants)
+        return lambda tokens, position, ancestors, slot: step(tokens, position, ancestors, slot, held, state)
+
+    return open_step
 
 
 class GraphSession:
     """A batch padded to its bucket; only the rows of real examples are seen from outside.
 
     Args:
-        step: The graph.
+        step: Of this batch.
         bucket: Its shape.
         examples: How many of the bucket's rows are real.
         start: (B, K) int64.
         slot: (B,) int64.
-        constants: From the encode graph.
-        state: Zeros.
     """
 
-    def __init__(
-        self, step: Step, bucket: Bucket, examples: int, start: Tensor, slot: Tensor, constants: list[Tensor],
-        state: list[Tensor],
-    ) -> None:  # fmt: skip
-        self._step, self._examples, self._slot, self._constants, self._state = step, examples, slot, constants, state
+    def __init__(self, step: Step, bucket: Bucket, examples: int, start: Tensor, slot: Tensor) -> None:
+        self._step, self._examples, self._slot = step, examples, slot
         self._tokens, self.start = start.clone(), start[:examples]
         self._position = 0
         # ancestors[b, k, t]: the row that wrote, at step t, the past of beam k.
@@ -93,6 +106,6 @@ class GraphSession:
             self._ancestors[: self._examples] = past.gather(1, rows.unsqueeze(-1).expand_as(past))
             self._ancestors[:, :, self._position] = self._own
         position = torch.tensor([self._position])
-        logits: Tensor = self._step(self._tokens, position, self._ancestors, self._slot, self._constants, self._state)
+        logits = self._step(self._tokens, position, self._ancestors, self._slot)
         self._position += 1
         return logits[: self._examples]

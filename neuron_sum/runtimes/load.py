@@ -6,9 +6,9 @@ from neuron_sum.artifact import TOKENIZER, Artifact
 from neuron_sum.generation import StepGenerator
 from neuron_sum.models import load_tokenizer
 from neuron_sum.recipe import ModelConfig
-from neuron_sum.runtimes import aoti
+from neuron_sum.runtimes import aoti, neuronx
 
-RUNTIMES = {"aoti": aoti.load}
+RUNTIMES = {"aoti": aoti.load, "neuronx": neuronx.load}
 
 
 def load_generator(artifact: Artifact) -> tuple[StepGenerator, PreTrainedTokenizerFast]:

@@ -1,0 +1,1 @@
+"""See torch_neuronx/__init__.py."""
