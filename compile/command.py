@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ OverrideOption = Annotated[
 @compile.command(DEFAULT)
 def run(
     run: Annotated[Path | None, typer.Argument(help="A finished run, or a checkpoint with --recipe.")] = None,
-    target: Annotated[Literal["cpu"], typer.Option(help="Where it will run.")] = "cpu",
+    target: Annotated[
+        Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: compile.target, cpu.")
+    ] = None,
     overrides: OverrideOption = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="How a plain checkpoint is asked: a name or a file.")
@@ -61,10 +63,14 @@ def run(
         hint = "neuron-sum compile RUN; neuron-sum train RECIPE makes a run"
         raise RecipeError("what is to be compiled?", "neuron-sum compile ./run" if Path("run").is_dir() else hint)
 
+    from compile import optimum
     from compile.build import build, check_output, make_plan
     from compile.source import open_source
 
-    source = open_source(run, recipe, overrides or [])
+    source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
+    if optimum.is_chosen(source):
+        _export(source, output, overwrite=overwrite, dry_run=dry_run)
+        return
     planned = make_plan(source)
     folder = output or source.default_output(planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
@@ -139,6 +145,32 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
             f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time: "
             f"about {console.duration(plan.seconds(jobs))}"
         )
+
+
+def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: bool) -> None:
+    """`compile` through optimum-neuron."""
+    from compile import optimum
+
+    plan = optimum.make_plan(source)
+    folder = output or source.default_output(plan.settings.dtype)
+    described = {
+        "artifact": str(folder), "target": plan.settings.target, "dtype": plan.settings.dtype, "exporter": "optimum",
+        "buckets": [plan.bucket.model_dump()], "num_beams": [plan.num_beams], "sequence_length": plan.sequence_length,
+    }  # fmt: skip
+    adapter, cores = "; adapter merged" if source.is_adapter else "", plan.settings.neuron.tensor_parallel_size
+    console.note(
+        f"{plan.config.model_type}, {plan.settings.dtype}, for {plan.settings.target} through optimum-neuron: batch "
+        f"{plan.bucket.batch}, {plan.sequence_length} tokens, NeuronCores: {cores}{adapter}"
+    )
+    if dry_run:
+        console.emit(described, "dry run: nothing was written")
+        return
+    artifact = optimum.build(source, plan, folder, overwrite=overwrite)
+    size = files.folder_size(folder)
+    console.emit(
+        {**described, "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
+        f"compiled {folder}: {console.size(size)}\nnext, on {plan.settings.target}: neuron-sum compile verify {folder}",
+    )
 
 
 def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, Any]:

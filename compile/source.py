@@ -42,7 +42,7 @@ class Source:
     def default_output(self, dtype: str) -> Path:
         """Where its artifact goes unless told otherwise."""
         parent = self.path if self.run is not None else self.path.resolve().parent
-        return parent / "artifacts" / f"cpu-{dtype}"
+        return parent / "artifacts" / f"{self.recipe.compile.target}-{dtype}"
 
     @property
     def keeps_adapter_apart(self) -> bool:
