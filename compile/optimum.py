@@ -292,7 +292,7 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path) -> Compilation:
         compiler=result["compiler"],
         arguments=tuple(result["arguments"]),
         exporter="optimum",
-        cache_write="in_place",
+        cache_write=None,
         inline_weights=neuron.inline_weights,
         tensor_parallel_size=neuron.tensor_parallel_size,
         core=neuron.core,

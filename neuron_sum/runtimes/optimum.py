@@ -40,9 +40,13 @@ NEVER_GENERATED = 2**30
 NOISE = (
     "The following kwargs are not supported for neuron model",
     "A decoder-only architecture is being used, but right-padding was detected",
-    "`logits_processor` will not be neglected",
+    "`logits_processor` will",
+    "Padding input tensors",
 )
-"""What upstream warns of at every call, about arguments that transformers or upstream itself passes."""
+SPEAKERS = (
+    "Neuron", "transformers.generation.utils", "optimum.neuron.generation.utils", "optimum.neuron.modeling_traced",
+)  # fmt: skip
+"""What these loggers say at every call, about arguments that transformers or upstream itself passes."""
 
 
 def stack() -> dict[str, str]:
@@ -79,7 +83,7 @@ def load(artifact: Artifact) -> "OptimumGenerator":
     manifest = artifact.manifest
     _check_stack(manifest)
     _check_device(manifest)
-    for name in ("Neuron", "transformers.generation.utils", "optimum.neuron.generation.utils"):
+    for name in SPEAKERS:
         logging.getLogger(name).addFilter(_is_news)
     folder = str(artifact.path / FOLDER)
     if manifest.tokens.decoder_start is None:

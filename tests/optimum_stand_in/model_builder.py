@@ -100,6 +100,9 @@ class ModelBuilder:
 
     def trace(self, initialize_model_weights: bool) -> torch.jit.ScriptModule:
         """Compiles all of them."""
+        if self.options["world_size"] != 1:
+            record(graphs=list(self.graphs), tp_degree=self.options["tp_degree"])
+            raise NotImplementedError("the stand-in has one core")
         traced, shapes, weights = [], [], None
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # as the real one does, over XLA
         for key, (instance, inputs, compiler_args) in self.graphs.items():
@@ -110,8 +113,6 @@ class ModelBuilder:
                 aliases=[[index, *described([tensor])[0]] for tensor, index in aliases.items()],
                 start_rank=self.options["start_rank_id"], workdir=self.options["compiler_workdir"],
             )  # fmt: skip
-            if self.options["world_size"] != 1:
-                raise NotImplementedError("the stand-in has one core; neuronx-distributed has several")
             tensors = module.state_dict()
             state = [name for name in tensors if name.startswith(STATE)]
             names = [name for name in tensors if name not in state]
