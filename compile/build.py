@@ -215,7 +215,8 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
         save_file(stored, folder / WEIGHTS)
         model_config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
-        files.write_text(folder / RECIPE, _effective(source.recipe, plan).to_yaml())
+        recipe = effective(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
+        files.write_text(folder / RECIPE, recipe.to_yaml())
         if source.keeps_adapter_apart:
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
         write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
@@ -259,10 +260,9 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int = 0) -> Non
             raise RunError(f"{output} holds an artifact", "--overwrite replaces it, --output FOLDER keeps both")
 
 
-def _effective(recipe: Recipe, plan: CompilePlan) -> Recipe:
+def effective(recipe: Recipe, source_len: int, target_len: int, num_beams: tuple[int, ...]) -> Recipe:
     """The recipe as the artifact can follow it: lengths and beams that its buckets have, and said where they differ."""
-    source_len, target_len = plan.options.source_len, plan.options.target_len
-    beams = recipe.generate.num_beams if recipe.generate.num_beams in plan.num_beams else plan.num_beams[-1]
+    beams = recipe.generate.num_beams if recipe.generate.num_beams in num_beams else num_beams[-1]
     generate = {"max_new_tokens": min(recipe.generate.max_new_tokens, target_len), "num_beams": beams}
     generate["min_new_tokens"] = min(recipe.generate.min_new_tokens, generate["max_new_tokens"])
     data = {"max_source_length": min(recipe.data.max_source_length, source_len)}
@@ -274,6 +274,14 @@ def _effective(recipe: Recipe, plan: CompilePlan) -> Recipe:
             f"the artifact's recipe has {key} = {taken}, for that is what it is compiled for (the run: {asked})"
         )
     return clamped
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> SpecialTokens:
+    """What steers generation; a T5 that names no start token starts with padding."""
+    start = None
+    if not is_decoder_only(config):
+        start = tokenizer.pad_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+    return SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=start)
 
 
 def _graphs(bucket: Bucket, num_beams: tuple[int, ...], suffix: str) -> list[GraphFile]:
@@ -294,18 +302,15 @@ def _manifest(
     source: Source, plan: CompilePlan, static: StaticModel, tokenizer: PreTrainedTokenizerFast,
     aliases: dict[str, str], folder: Path,
 ) -> Manifest:  # fmt: skip
-    prompt, config = source.recipe.prompt.resolve(), plan.config
-    start = None
-    if not is_decoder_only(config):  # a T5 that names no start token starts with padding
-        start = tokenizer.pad_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+    prompt = source.recipe.prompt.resolve()
     return Manifest(
         neuron_sum=__version__,
-        model_type=config.model_type,
+        model_type=plan.config.model_type,
         **plan.target.manifest(),
         dtype=plan.settings.dtype,
         kv_dtype="fp32" if plan.options.kv_dtype == torch.float32 else "bf16",
         prompt=PromptRecord(template=prompt.template, sha256=prompt.sha256),
-        tokens=SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=start),
+        tokens=special_tokens(tokenizer, plan.config),
         buckets=plan.buckets,
         num_beams=plan.num_beams,
         state=state_spec(static),

@@ -63,10 +63,14 @@ def run(
         hint = "neuron-sum compile RUN; neuron-sum train RECIPE makes a run"
         raise RecipeError("what is to be compiled?", "neuron-sum compile ./run" if Path("run").is_dir() else hint)
 
+    from compile import optimum
     from compile.build import build, check_output, make_plan
     from compile.source import open_source
 
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
+    if optimum.is_chosen(source):
+        _export(source, output, overwrite=overwrite, dry_run=dry_run)
+        return
     planned = make_plan(source)
     folder = output or source.default_output(planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
@@ -166,6 +170,32 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
             f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time"
             + (f": about {console.duration(seconds)}" if (seconds := plan.seconds(jobs)) is not None else "")
         )
+
+
+def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: bool) -> None:
+    """`compile` through optimum-neuron."""
+    from compile import optimum
+
+    plan = optimum.make_plan(source)
+    folder = output or source.default_output(plan.settings.dtype)
+    described = {
+        "artifact": str(folder), "target": plan.settings.target, "dtype": plan.settings.dtype, "exporter": "optimum",
+        "buckets": [plan.bucket.model_dump()], "num_beams": [plan.num_beams], "sequence_length": plan.sequence_length,
+    }  # fmt: skip
+    adapter, cores = "; adapter merged" if source.is_adapter else "", plan.settings.neuron.tensor_parallel_size
+    console.note(
+        f"{plan.config.model_type}, {plan.settings.dtype}, for {plan.settings.target} through optimum-neuron: batch "
+        f"{plan.bucket.batch}, {plan.sequence_length} tokens, NeuronCores: {cores}{adapter}"
+    )
+    if dry_run:
+        console.emit(described, "dry run: nothing was written")
+        return
+    artifact = optimum.build(source, plan, folder, overwrite=overwrite)
+    size = files.folder_size(folder)
+    console.emit(
+        {**described, "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
+        f"compiled {folder}: {console.size(size)}\nnext, on {plan.settings.target}: neuron-sum compile verify {folder}",
+    )
 
 
 def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, Any]:

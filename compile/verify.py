@@ -1,25 +1,19 @@
 """Holds an artifact's text against transformers', from the same weights; the manifest keeps what was seen."""
 
-import dataclasses
 import datetime
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from compile.source import Source, open_source
-from neuron_sum.artifact import RECIPE, Artifact, Bucket, Check, Verification, write_manifest
+from neuron_sum.artifact import RECIPE, Artifact, Check, Verification, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, DataError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, rouge
-from neuron_sum.generation import StepGenerator
 from neuron_sum.recipe import Recipe
 from neuron_sum.runtimes.base import Generator
-from neuron_sum.runtimes.graphs import GraphRuntime, Step
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 
@@ -69,7 +63,6 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
     model, tokenizer = source.load()
     reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
     compiled, _ = load_generator(artifact)
-    generator, used = _recording(compiled)
     checks, differing, truncated = [], list[tuple[str, str, str]](), 0
     for num_beams in manifest.num_beams:
         asked = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"num_beams": num_beams})})
@@ -84,9 +77,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
         expected = summarize(reference, f"transformers, beams {num_beams}")
         before = scores(expected)
         for batch in sorted({bucket.batch for bucket in manifest.buckets}):
-            actual = summarize(
-                dataclasses.replace(generator, most=batch), f"artifact, beams {num_beams}, batch {batch}"
-            )
+            actual = summarize(compiled.at_most(batch), f"artifact, beams {num_beams}, batch {batch}")
             pairs = [
                 (one.id, one.summary, other.summary)
                 for one, other in zip(expected, actual, strict=True)
@@ -103,7 +94,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
     record = Verification(
         examples=len(ids),
         checks=tuple(checks),
-        unseen=tuple(str(bucket) for bucket in manifest.buckets if bucket not in used),
+        unseen=tuple(str(bucket) for bucket in manifest.buckets if bucket not in compiled.used),
         max_drop=max_drop,
         passed=all(
             check.rouge_difference["ROUGE-1"] >= -max_drop and len(ids) - check.identical <= allowed for check in checks
@@ -112,18 +103,6 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
     )
     write_manifest(artifact.path, manifest.model_copy(update={"verified": record}))
     return Comparison(record, differing, truncated)
-
-
-def _recording(generator: StepGenerator) -> tuple[StepGenerator, set[Bucket]]:
-    """The same generator, and the buckets that it will have used."""
-    runtime, used = generator.runtime, set[Bucket]()
-    assert isinstance(runtime, GraphRuntime)
-
-    def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
-        used.add(bucket)
-        return runtime.open(bucket, num_beams, constants)
-
-    return dataclasses.replace(generator, runtime=dataclasses.replace(runtime, open=open_step)), used
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:

@@ -140,7 +140,8 @@ class Compilation(Section):
     arguments: tuple[str, ...]
     """What it was given, the same for every graph."""
     exporter: Literal["own", "optimum"]
-    cache_write: Literal["in_place", "where"]
+    cache_write: Literal["in_place", "where"] | None
+    """None for optimum, which has its own way."""
     inline_weights: bool
     tensor_parallel_size: int
     core: int

@@ -4,9 +4,9 @@ Follows transformers 4.57's GenerationMixin (`_sample` with do_sample=False, `_b
 and takes its logits processors. Used by evaluation, by the check after a compile, and by serving.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from transformers.generation.logits_process import (
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipe import GenerateConfig
-from neuron_sum.runtimes.base import Session, StepRuntime
+from neuron_sum.runtimes.adapters import AdapterSlots
+from neuron_sum.runtimes.base import Session, Shapes, StepRuntime
 
 NEVER = -1.0e9
 """A score that no beam reaches; transformers' own constant."""
@@ -27,17 +28,43 @@ NEVER = -1.0e9
 
 @dataclass(frozen=True)
 class StepGenerator:
-    """A `Generator` over a StepRuntime.
+    """A `CompiledGenerator` over a StepRuntime.
 
     Attributes:
         runtime: What is stepped.
         default_adapter: Who answers where no adapters are asked for; None for the base model.
         most: Prompts at a time; None for as many as the largest bucket takes.
+        used: See `CompiledGenerator`.
     """
 
     runtime: StepRuntime
     default_adapter: str | None = None
     most: int | None = None
+    used: set[Bucket] = field(default_factory=set, compare=False)
+
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """See `Shapes`."""
+        return self.runtime.buckets
+
+    @property
+    def num_beams(self) -> Sequence[int]:
+        """See `Shapes`."""
+        return self.runtime.num_beams
+
+    @property
+    def adapters(self) -> AdapterSlots | None:
+        """See `CompiledGenerator`."""
+        return self.runtime.adapters
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """None: the loop below follows them all."""
+        return {}
+
+    def at_most(self, prompts: int) -> "StepGenerator":
+        """See `CompiledGenerator`."""
+        return replace(self, most=prompts)
 
     @property
     def batch_size(self) -> int:
@@ -81,7 +108,8 @@ class StepGenerator:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             rows = [prompts[index] for index in batch]
-            bucket = choose_bucket(self.runtime, len(rows), max(map(len, rows)), settings)
+            bucket = choose_bucket(self, len(rows), max(map(len, rows)), settings)
+            self.used.add(bucket)
             slots = self.runtime.adapters
             lease = (
                 slots.lease([names[index] for index in batch]) if slots is not None else nullcontext([0] * len(batch))
@@ -94,18 +122,18 @@ class StepGenerator:
         return results
 
 
-def choose_bucket(runtime: StepRuntime, examples: int, source_len: int, settings: GenerateConfig) -> Bucket:
+def choose_bucket(compiled: Shapes, examples: int, source_len: int, settings: GenerateConfig) -> Bucket:
     """The smallest bucket that fits.
 
     Raises:
         ArtifactError: If none does, with what there is.
     """
-    if settings.num_beams not in runtime.num_beams:
+    if settings.num_beams not in compiled.num_beams:
         raise ArtifactError(
-            f"generate.num_beams = {settings.num_beams}: compiled for {', '.join(map(str, runtime.num_beams))}",
+            f"generate.num_beams = {settings.num_beams}: compiled for {', '.join(map(str, compiled.num_beams))}",
             "ask for one of these, or compile again with compile.num_beams",
         )
-    longest = max(bucket.source_len for bucket in runtime.buckets)
+    longest = max(bucket.source_len for bucket in compiled.buckets)
     if source_len > longest:
         raise ArtifactError(
             f"a prompt of {source_len} tokens, the longest bucket takes {longest}",
@@ -113,14 +141,14 @@ def choose_bucket(runtime: StepRuntime, examples: int, source_len: int, settings
         )
     fitting = [
         bucket
-        for bucket in runtime.buckets
+        for bucket in compiled.buckets
         if bucket.batch >= examples and bucket.source_len >= source_len and bucket.target_len >= settings.max_new_tokens
     ]
     if not fitting:
         raise ArtifactError(
             f"generate.max_new_tokens = {settings.max_new_tokens} with {examples} prompts of {source_len} tokens: "
-            f"no bucket of {', '.join(map(str, runtime.buckets))} (batch x source x target) fits",
-            f"--set generate.max_new_tokens={max(bucket.target_len for bucket in runtime.buckets)}, or compile again "
+            f"no bucket of {', '.join(map(str, compiled.buckets))} (batch x source x target) fits",
+            f"--set generate.max_new_tokens={max(bucket.target_len for bucket in compiled.buckets)}, or compile again "
             "with a larger compile.target_len",
         )
     return min(fitting, key=lambda bucket: (bucket.batch, bucket.source_len, bucket.target_len))

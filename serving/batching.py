@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from neuron_sum.errors import ModelError
-from neuron_sum.generation import StepGenerator
 from neuron_sum.recipe import GenerateConfig
+from neuron_sum.runtimes.base import CompiledGenerator
 from serving.schema import DEFECT, RETRY, ServiceError
 
 LOG = logging.getLogger("neuron_sum")
@@ -64,7 +64,7 @@ class Batcher:
     """
 
     def __init__(
-        self, generator: StepGenerator, queue_size: int, finished: Callable[[Sequence[Work], float], None]
+        self, generator: CompiledGenerator, queue_size: int, finished: Callable[[Sequence[Work], float], None]
     ) -> None:
         self._generator, self._queue_size, self._finished = generator, queue_size, finished
         self._queue: deque[Work] = deque()

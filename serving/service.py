@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from neuron_sum import files
 from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.errors import ModelError
-from neuron_sum.generation import StepGenerator, choose_bucket
+from neuron_sum.generation import choose_bucket
 from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipe import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.adapters import AdapterSlots
+from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.load import load_generator
 from serving import metrics
 from serving.batching import Batcher, Work, as_service_error
@@ -75,7 +76,7 @@ class Service:
     """
 
     def __init__(
-        self, artifact: Artifact, generator: StepGenerator, tokenizer: PreTrainedTokenizerFast, limits: ServeConfig,
+        self, artifact: Artifact, generator: CompiledGenerator, tokenizer: PreTrainedTokenizerFast, limits: ServeConfig,
         state: Path,
     ) -> None:  # fmt: skip
         self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
@@ -119,7 +120,7 @@ class Service:
     @property
     def adapters(self) -> list[str]:
         """The adapters that a request can name."""
-        slots = self._generator.runtime.adapters
+        slots = self._generator.adapters
         return slots.names if slots is not None else []
 
     async def answer(
@@ -249,20 +250,25 @@ class Service:
         return name
 
     def _settings(self, item: Item) -> GenerateConfig:
-        runtime, field = self._generator.runtime, "parameters."
+        compiled, field = self._generator, "parameters."
         try:
             settings = item.parameters.settings(self._artifact.recipe.generate)
         except ValidationError as error:
             raise ServiceError(422, f"parameters: {error.errors()[0]['msg']}", "parameters") from error
-        longest = max(bucket.target_len for bucket in runtime.buckets)
+        longest = max(bucket.target_len for bucket in compiled.buckets)
         if settings.max_new_tokens > longest:
             raise ServiceError(
                 422, f"max_new_tokens is {settings.max_new_tokens}; compiled for at most {longest}",
                 f"{field}max_new_tokens",
             )  # fmt: skip
-        if settings.num_beams not in runtime.num_beams:
-            compiled = ", ".join(map(str, runtime.num_beams))
-            raise ServiceError(422, f"num_beams is {settings.num_beams}; compiled for {compiled}", f"{field}num_beams")
+        if settings.num_beams not in compiled.num_beams:
+            widths = ", ".join(map(str, compiled.num_beams))
+            raise ServiceError(422, f"num_beams is {settings.num_beams}; compiled for {widths}", f"{field}num_beams")
+        for name, reason in compiled.unsupported.items():
+            if getattr(settings, name) != (default := GenerateConfig.model_fields[name].default):
+                raise ServiceError(
+                    422, f"{name} is {getattr(settings, name)}; here only {default}: {reason}", field + name
+                )
         return settings
 
     async def _wait(self, works: Sequence[Work], deadline: float) -> None:
@@ -305,7 +311,7 @@ class Service:
         )
 
     def _slots(self) -> AdapterSlots:
-        slots = self._generator.runtime.adapters
+        slots = self._generator.adapters
         if slots is None:
             raise ServiceError(
                 400, "this model has no adapter slots; compile with compile.adapters", "parameters.adapter"
@@ -333,7 +339,7 @@ class Service:
 
     def _count_batch(self, batch: Sequence[Work], seconds: float) -> None:
         longest = max(len(work.prompt) for work in batch)
-        bucket = choose_bucket(self._generator.runtime, len(batch), longest, batch[0].settings)
+        bucket = choose_bucket(self._generator, len(batch), longest, batch[0].settings)
         metrics.of_batch(batch, seconds, self._batcher.waiting, str(bucket))
 
     def _count_request(self, asked: _Asked, status: int) -> None:

@@ -1,6 +1,6 @@
 """What the generation loop needs of any target, and what everybody else needs of any generator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,18 @@ class Session(Protocol):
         Returns:
             Logits (examples, K, vocab), float32.
         """
+
+
+class Shapes(Protocol):
+    """What was compiled."""
+
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """The shapes there are."""
+
+    @property
+    def num_beams(self) -> Sequence[int]:
+        """The beam widths there are."""
 
 
 class StepRuntime(Protocol):
@@ -76,4 +88,52 @@ class Generator(Protocol):
         Args:
             prompts: Token ids.
             settings: Lengths, beams, penalties; `batch_size` is not read.
+        """
+
+
+class CompiledGenerator(Shapes, Protocol):
+    """A generator over an artifact, ours or an upstream one: what serving and `compile verify` need of either.
+
+    Its `generate` is `Generator`'s, with the adapters of a batch.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts it takes at once without splitting them."""
+
+    @property
+    def adapters(self) -> "AdapterSlots | None":
+        """What fills the adapter slots; None where there are none."""
+
+    @property
+    def default_adapter(self) -> str | None:
+        """Who answers where no adapters are asked for; None for the base model."""
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """Fields of GenerateConfig that must keep their default, and why."""
+
+    @property
+    def used(self) -> set[Bucket]:
+        """The buckets that generated something so far."""
+
+    def at_most(self, prompts: int) -> "CompiledGenerator":
+        """The same, with so many prompts at a time; `used` is shared."""
+
+    def warm_up(self) -> None:
+        """Runs every graph once: the first request must not pay for that."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None
+    ) -> list[list[int]]:
+        """New tokens for each prompt, up to and with the end token if it came.
+
+        Args:
+            prompts: Token ids, any number of rows.
+            settings: Lengths, beams, penalties.
+            adapters: For each prompt the name of its adapter, None for the base model; default: default_adapter.
+
+        Raises:
+            ArtifactError: If no bucket fits, or it cannot follow the settings.
+            ModelError: For an adapter that is not loaded.
         """

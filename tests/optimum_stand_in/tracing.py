@@ -1,0 +1,39 @@
+"""What both compilers do: write down what they are asked for, and trace it with torch.jit."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def record(**call: Any) -> None:
+    """Writes down what was asked for; fails if the test wants it to."""
+    if path := os.environ.get("NEURON_STAND_IN_CALLS"):
+        with Path(path).open("a", encoding="utf-8") as calls:
+            calls.write(json.dumps(call) + "\n")
+    if failure := os.environ.get("NEURON_STAND_IN_FAILS"):
+        raise RuntimeError(failure)
+
+
+def described(tensors: Sequence[Tensor]) -> list[Any]:
+    """Dtypes and shapes."""
+    return [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors]
+
+
+class Traceable(TorchFunctionMode):
+    """What upstream writes for an XLA device, in a form that torch.jit.trace can keep on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device", "")).startswith("xla"):
+            kwargs["device"] = "cpu"
+        if func in (torch.full, Tensor.index_fill_) and isinstance(args[-1], bool):  # TorchScript fills with numbers
+            args = (*args[:-1], int(args[-1]))
+            if func is torch.full:
+                kwargs["dtype"] = torch.bool
+        return func(*args, **kwargs)

@@ -1,0 +1,541 @@
+"""Artifacts through optimum-neuron 0.4.5: its real exporters and generate(), with only AWS's own modules stood in for.
+
+Whatever imports optimum-neuron runs in processes of the environment .venv-xla (`make test` builds it), with
+tests/optimum_stand_in on their path; what they make and say is looked at here, beside plain transformers.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import LLAMA_CONFIG, MICRO, ROOT
+
+from compile import optimum as exporter
+from compile.source import open_source
+from neuron_sum.artifact import Artifact, Manifest, open_artifact, write_manifest
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import ArtifactError, PlatformError, RecipeError
+from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.run_folder import open_run
+from neuron_sum.runtimes import optimum
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.stack import PLATFORMS
+from neuron_sum.trained import load_trained
+from neuron_sum.training.train import train
+from serving import package, properties
+from serving.local import LocalServer, Model
+
+XLA_PYTHON = Path(os.environ.get("NEURON_SUM_XLA_PYTHON", ROOT / ".venv-xla" / "bin" / "python"))
+INSTANCE = "inf2.xlarge"
+LIMIT_S = 600
+
+LLAMA_SHAPE = ["compile.batch_sizes=[3]"]
+T5_SHAPE = ["compile.neuron.exporter=optimum", "compile.batch_sizes=[1]"]
+GREEDY, BEAMS = "compile.neuron.auto_cast=matmult", "compile.num_beams=[4]"
+
+GENERATE = """
+import json, sys
+from pathlib import Path
+from neuron_sum.artifact import open_artifact
+from neuron_sum.errors import NeuronSumError
+from neuron_sum.recipe import GenerateConfig
+from neuron_sum.runtimes.load import load_generator
+generator, _ = load_generator(open_artifact(Path(sys.argv[1])))
+generator.warm_up()
+assert not generator.used
+results = []
+for case in json.loads(sys.argv[2]):
+    by = generator.at_most(case["most"]) if "most" in case else generator
+    try:
+        results.append(by.generate(case["prompts"], GenerateConfig(**case["settings"]), case.get("adapters")))
+    except NeuronSumError as error:
+        results.append(f"{type(error).__name__}: {error.message}")
+print(json.dumps({"results": results, "used": [str(bucket) for bucket in generator.used]}))
+"""
+"""Every case's tokens, or how it was refused."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Processes that have optimum-neuron and the stand-ins.
+
+    Attributes:
+        versions: The folder that says which versions of AWS's modules are installed.
+        calls: What the stand-ins write down.
+    """
+
+    versions: Path
+    calls: Path
+
+    def environment(self, instance: str | None, **more: str) -> dict[str, str]:
+        path = (ROOT / "tests" / "optimum_stand_in", self.versions, ROOT)
+        device = {"NEURON_STAND_IN_INSTANCE": instance} if instance else {}
+        return {
+            "PYTHONPATH": os.pathsep.join(map(str, path)), "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1",
+            "NEURON_STAND_IN_CALLS": str(self.calls), **device, **more,
+        }  # fmt: skip
+
+    def python(self, *arguments: str, instance: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        """Runs to its end, whatever that is."""
+        return subprocess.run(
+            [str(XLA_PYTHON), *arguments], env={**os.environ, **self.environment(instance, **more)},
+            cwd=self.calls.parent, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+        )  # fmt: skip
+
+    def neuron_sum(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", "neuron_sum", *arguments, **more)
+
+    def generate(self, artifact: Path, *cases: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """GENERATE's answer."""
+        made = self.python("-c", GENERATE, str(artifact), json.dumps(cases), instance=INSTANCE, **more)
+        assert made.returncode == 0, made.stderr
+        answer: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
+        return answer
+
+    def taken(self) -> list[dict[str, Any]]:
+        """What was written down since the last time."""
+        calls = [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return calls
+
+
+def write_versions(folder: Path, **others: str) -> Path:
+    """What installed distributions leave, of the platform's versions of AWS's modules."""
+    for name, version in {**PLATFORMS[0].vendor_pins, **others}.items():
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    folder = tmp_path_factory.mktemp("upstream")
+    return Upstream(write_versions(folder / "versions"), folder / "calls.jsonl")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact, what compiled it, and what its compiler was asked for."""
+
+    artifact: Artifact
+    run: Path
+    calls: list[dict[str, Any]]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    def prompts(self, count: int = 12) -> list[list[int]]:
+        """Of the test split, of different lengths."""
+        recipe = open_run(self.run).recipe
+        dialogues = [example.dialogue for example in load_dataset(recipe.data)["test"]][:count]
+        dialogues = [dialogue[: 40 + 60 * index] for index, dialogue in enumerate(dialogues)]
+        tokenizer = load_trained(open_run(self.run))[1]
+        length = self.manifest.buckets[0].source_len
+        return [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, length)]
+
+    def expected(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
+        """What transformers generates, LoRA attached."""
+        model, tokenizer = load_trained(open_run(self.run))
+        return TransformersGenerator(model, tokenizer, 8).generate(prompts, settings)
+
+
+def exported(upstream: Upstream, run: Path, folder: Path, overrides: Sequence[str]) -> Exported:
+    upstream.taken()
+    options = [option for override in overrides for option in ("--set", override)]
+    made = upstream.neuron_sum("compile", str(run), "--target", "inf2", "--output", str(folder), *options)
+    assert made.returncode == 0, made.stderr
+    return Exported(open_artifact(folder), run, upstream.taken())
+
+
+@pytest.fixture(scope="module")
+def llama_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grouped keys and values, and LoRA."""
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "micro.yaml").write_text(MICRO)
+    overrides = [f"model.config={json.dumps(LLAMA_CONFIG)}", "prompt.preset=tinyllama-chat", "train.max_steps=40"]
+    train(load_recipe(str(folder / "micro.yaml"), [*overrides, "method=lora"]), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def llama(upstream: Upstream, llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(upstream, llama_run, tmp_path_factory.mktemp("llama-artifact") / "artifact", LLAMA_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def t5(upstream: Upstream, micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("t5-artifact") / "artifact"
+    return exported(upstream, micro_lora_run, folder, [*T5_SHAPE, GREEDY])
+
+
+@pytest.fixture(scope="module")
+def t5_beams(upstream: Upstream, micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("t5-beams") / "artifact"
+    return exported(upstream, micro_lora_run, folder, [*T5_SHAPE, BEAMS])
+
+
+# Llama.
+
+
+@pytest.mark.slow
+def test_llamas_two_graphs_are_compiled_as_upstream_compiles_them(llama: Exported) -> None:
+    """Batch 3: prompts go through one by one, tokens three at a time, over one cache of every position."""
+    context, token = llama.calls
+    length = 192 + 12
+    cache = [[1 + index, "float32", [3, 2, length, 8]] for index in range(2 * 2)]
+    assert (context["graph"], token["graph"]) == ("context_encoding", "token_generation")
+    assert context["inputs"] == [["int32", [1, length]], ["int32", [1, length]], ["int32", [1]], ["float32", [1, 3]]]
+    assert token["inputs"] == [["int32", [3, 1]], ["int32", [3, 1]], ["int32", [3]], ["float32", [3, 3]]]
+    for graph in (context, token):
+        assert graph["aliases"] == cache
+        assert (graph["tp_degree"], graph["start_rank"]) == (1, 0)
+        # What optimum-neuron 0.4.5 passes; it takes inf2 for trn1, whose cores are the same.
+        assert graph["compiler_args"] == (
+            "--auto-cast=none --model-type=transformer --tensorizer-options='--enable-ccop-compute-overlap "
+            "--cc-pipeline-tiling-factor=2 --vectorize-strided-dma ' -O2  --lnc=1 --target trn1"
+        )
+        assert llama.manifest.compilation is not None
+        assert list(llama.manifest.compilation.arguments) == shlex.split(graph["compiler_args"])
+
+
+@pytest.mark.slow
+def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exported, t5: Exported) -> None:
+    for made in (llama, t5):
+        manifest, compilation = made.manifest, made.manifest.compilation
+        assert compilation is not None
+        assert (manifest.runtime, manifest.target, compilation.exporter) == ("optimum", "inf2", "optimum")
+        assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
+        assert manifest.stack.keys() == set(optimum.DISTRIBUTIONS)
+        assert (manifest.graphs, manifest.state, manifest.adapters) == ((), None, None)
+        assert {"recipe.yaml", "tokenizer/tokenizer.json", "optimum/config.json"} <= manifest.files.keys()
+        for file in made.artifact.path.rglob("*.json"):
+            if file.name != "manifest.json":
+                assert str(made.artifact.path.parent) not in file.read_text(), file
+        assert not [path.name for path in made.artifact.path.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_a_llama_gives_transformers_tokens(upstream: Upstream, llama: Exported) -> None:
+    """Alone and in batches of different lengths, as many as the compiled batch, fewer and more."""
+    prompts = llama.prompts()
+    asked = [GenerateConfig(max_new_tokens=tokens) for tokens in (12, 5)]
+    cases = [
+        {"prompts": prompts, "settings": asked[0].model_dump()},
+        {"prompts": prompts, "settings": asked[0].model_dump(), "most": 1},
+        {"prompts": prompts[:2], "settings": asked[0].model_dump(), "most": 2},
+        {"prompts": prompts, "settings": asked[1].model_dump()},
+    ]
+    full, short = (llama.expected(prompts, settings) for settings in asked)
+    answer = upstream.generate(llama.artifact.path, *cases)
+    assert answer["results"] == [full, full, full[:2], short]
+    assert len({len(prompt) for prompt in prompts}) > 3
+    assert answer["used"] == ["3x192x12"]
+
+
+@pytest.mark.slow
+def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upstream, llama: Exported) -> None:
+    prompt, settings = llama.prompts(1)[0], GenerateConfig(max_new_tokens=4)
+    refused = [
+        ({"prompts": [prompt * 9]}, "the longest bucket takes 192"),
+        ({"prompts": [prompt] * 4, "most": 4}, "no bucket of 3x192x12"),
+        ({"prompts": [prompt], "settings": {"max_new_tokens": 13}}, "no bucket of 3x192x12"),
+        ({"prompts": [prompt], "settings": {"num_beams": 2}}, "compiled for 1"),
+        ({"prompts": [prompt], "settings": {"no_repeat_ngram_size": 3}}, "ignores it"),
+        ({"prompts": [prompt], "settings": {"min_new_tokens": 3, "max_new_tokens": 4}}, "ignores it"),
+        ({"prompts": [prompt], "adapters": ["support"]}, "no adapter slots"),
+        ({"prompts": [prompt[:2]]}, "a prompt of 2 tokens"),
+    ]
+    answer = upstream.generate(
+        llama.artifact.path, *({"settings": settings.model_dump(), **case} for case, _ in refused)
+    )
+    for (case, words), said in zip(refused, answer["results"], strict=True):
+        assert isinstance(said, str), case
+        assert said.startswith("ArtifactError") and words in said
+
+
+@pytest.mark.slow
+def test_two_cores_are_asked_for_and_a_failure_leaves_its_log_alone(
+    upstream: Upstream, llama_run: Path, tmp_path: Path
+) -> None:
+    """The stand-in has one core; that neuronx-distributed's two give the same is for a device to show."""
+    upstream.taken()
+    made = upstream.neuron_sum(
+        "compile", str(llama_run), "--target", "trn1", "--output", str(tmp_path / "artifact"), "--set", LLAMA_SHAPE[0],
+        "--set", "compile.neuron.tensor_parallel_size=2", NEURON_SUM_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert made.returncode == 10
+    assert "the stand-in has one core" in made.stderr
+    assert upstream.taken() == [{"graphs": ["context_encoding", "token_generation"], "tp_degree": 2}]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    [log] = (tmp_path / "cache" / "logs").iterdir()
+    assert f"neuron-sum explain {log}" in made.stderr
+    assert "Traceback" in log.read_text()
+
+
+# What an artifact is bound to.
+
+
+def changed(exported: Exported, folder: Path, **update: Any) -> Path:
+    """A copy with another manifest."""
+    shutil.copytree(exported.artifact.path, folder)
+    write_manifest(folder, exported.manifest.model_copy(update=update))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("instance", "update", "code", "words"),
+    [
+        (INSTANCE, {"tensor_parallel_size": 2}, 9, "compilation.tensor_parallel_size: compiled for 2 NeuronCores"),
+        ("trn2.3xlarge", {}, 9, "target: compiled for inf2, this machine is a trn2"),
+        (None, {}, 13, "no Neuron device"),
+    ],
+)
+def test_another_machine_is_refused_with_the_field(
+    upstream: Upstream,
+    llama: Exported,
+    tmp_path: Path,
+    instance: str | None,
+    update: dict[str, Any],
+    code: int,
+    words: str,
+) -> None:
+    assert llama.manifest.compilation is not None
+    compilation = llama.manifest.compilation.model_copy(update=update)
+    folder = changed(llama, tmp_path / "artifact", compilation=compilation)
+    made = upstream.neuron_sum("compile", "verify", str(folder), instance=instance, NEURON_RT_VISIBLE_CORES="0")
+    assert made.returncode == code, made.stderr
+    assert words in made.stderr
+
+
+@pytest.mark.slow
+def test_another_sdk_is_refused_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+    other = Upstream(write_versions(tmp_path, **{"torch-neuronx": "2.9.0.1"}), upstream.calls)
+    made = other.neuron_sum("compile", "verify", str(llama.artifact.path), instance=INSTANCE)
+    assert made.returncode == 9
+    assert f"stack.torch-neuronx: compiled with {PLATFORMS[0].vendor_pins['torch-neuronx']}" in made.stderr
+    assert "this is 2.9.0.1" in made.stderr
+
+
+@pytest.mark.slow
+def test_no_sdk_is_one_error_that_says_what_to_install(llama: Exported) -> None:
+    """This process has neither optimum-neuron nor the stand-ins."""
+    with pytest.raises(PlatformError, match="lacks: optimum-neuron, torch-neuronx, neuronx-distributed") as error:
+        load_generator(llama.artifact)
+    assert f"torch-neuronx=={PLATFORMS[0].vendor_pins['torch-neuronx']}" in str(error.value.hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimum/model.pt", "optimum/neuron_config.json"])
+def test_a_changed_file_is_refused_by_name(llama: Exported, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"files.{name}"):
+        open_artifact(folder)
+
+
+# T5.
+
+
+@pytest.mark.slow
+def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_beams: Exported) -> None:
+    """On a host without a device; the state of every layer is a parameter of the decoder, aliased to an output."""
+    for made, beams, cast in ((t5, 1, "matmult --auto-cast-type bf16"), (t5_beams, 4, "none")):
+        encoder, decoder = made.calls
+        arguments = f"--auto-cast {cast} --optlevel 2 --target inf2 --model-type transformer"
+        tokens = ["int64", [beams, 192]]
+        state = [["float32", [beams, 2, 191, 8]]] * 2 + [["float32", [beams, 2, 192, 8]]] * 2
+        assert encoder["inputs"] == [["int64", [1, 192]]] * 2
+        assert decoder["inputs"] == [
+            ["int64", [beams, 1]], tokens, ["float32", [beams, 192, 32]], tokens, ["int64", [beams]],
+            ["float32", [beams]],
+        ]  # fmt: skip
+        first = 1 if beams == 1 else 3
+        assert decoder["aliases"] == [[first + index, *kind] for index, kind in enumerate(state)]
+        for graph in (encoder, decoder):
+            assert (graph["compiler_args"], graph["cpu_backend"], graph["inline_weights"]) == (arguments, True, False)
+            assert made.manifest.compilation is not None
+            assert list(made.manifest.compilation.arguments) == arguments.split()
+
+
+@pytest.mark.slow
+def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
+    prompts, settings = t5.prompts(), GenerateConfig(max_new_tokens=12)
+    shorter = GenerateConfig(max_new_tokens=3)
+    answer = upstream.generate(
+        t5.artifact.path, {"prompts": prompts, "settings": settings.model_dump()},
+        {"prompts": prompts, "settings": shorter.model_dump()},
+        {"prompts": prompts[:1], "settings": {"no_repeat_ngram_size": 2}},
+    )  # fmt: skip
+    assert answer["results"][:2] == [t5.expected(prompts, settings), t5.expected(prompts, shorter)]
+    assert "ignores it" in answer["results"][2]
+
+
+@pytest.mark.slow
+def test_t5s_beams_differ_by_the_length_they_are_scored_by(upstream: Upstream, t5_beams: Exported) -> None:
+    """With no length penalty they are transformers'; with one, upstream divides by a length with the start token."""
+    prompts = t5_beams.prompts()
+    penalties = (0.0, 2.0)
+    asked = [GenerateConfig(max_new_tokens=12, num_beams=4, length_penalty=penalty) for penalty in penalties]
+    answer = upstream.generate(
+        t5_beams.artifact.path, *({"prompts": prompts, "settings": settings.model_dump()} for settings in asked)
+    )
+    equal = [
+        sum(one == other for one, other in zip(made, t5_beams.expected(prompts, settings), strict=True))
+        for made, settings in zip(answer["results"], asked, strict=True)
+    ]
+    print(equal)
+
+
+# What is refused before anything is compiled.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["compile.batch_sizes = [1, 8]: an export has one batch size", "compile.batch_sizes=[8]"]),
+        (["compile.source_lens=[96,192]"], ["an export has one length"]),
+        (["compile.num_beams=[4]"], ["beams: 4; upstream's Llama has greedy search alone"]),
+        (["generate.num_beams=2"], ["beams: 2; upstream's Llama has greedy search alone"]),
+        (["generate.no_repeat_ngram_size=3", "generate.min_new_tokens=2"],
+         ["generate.no_repeat_ngram_size = 3", "generate.min_new_tokens = 2", "ignores it"]),
+        (["compile.adapters.slots=2"], ["compile.adapters: its graphs have no adapter slots; LoRA is merged"]),
+        (["compile.kv_dtype=bf16"], ["keys and values have the weights' dtype"]),
+        (["compile.neuron.auto_cast=all"], ["--auto-cast=none -O2", "compile.dtype=bf16"]),
+        (["compile.neuron.optlevel=1"], ["--auto-cast=none -O2"]),
+        (["compile.neuron.inline_weights=true"], ["keeps its weights outside"]),
+        (["compile.neuron.core=1"], ["NEURON_RT_VISIBLE_CORES"]),
+        (["compile.neuron.cache_write=where"], ["compile.neuron.cache_write"]),
+    ],
+)  # fmt: skip
+def test_what_upstreams_llama_does_not_do_is_said_at_once(
+    llama_run: Path, overrides: list[str], words: list[str]
+) -> None:
+    source = open_source(llama_run, None, ["compile.target=inf2", *overrides])
+    assert exporter.is_chosen(source)
+    with pytest.raises(RecipeError) as error:
+        exporter.make_plan(source)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["compile.batch_sizes=[8]"], ["right for one prompt at a time", "compile.neuron.exporter=own"]),
+        (["compile.dtype=bf16"], ["does not export with other weights", "compile.neuron.auto_cast=matmult"]),
+        (["compile.neuron.tensor_parallel_size=2"], ["for Llama alone"]),
+        (["compile.neuron.auto_cast=all"], ["not proven"]),
+        (["compile.num_beams=[1,4]"], ["an export has one beam width"]),
+        (["generate.no_repeat_ngram_size=3"], ["ignores it"]),
+    ],
+)
+def test_what_upstreams_t5_does_wrong_is_said_at_once(micro_run: Path, overrides: list[str], words: list[str]) -> None:
+    source = open_source(micro_run, None, ["compile.target=inf2", *T5_SHAPE, *overrides])
+    with pytest.raises(RecipeError) as error:
+        exporter.make_plan(source)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_llama_whose_attention_upstream_computes_otherwise_is_refused(llama_run: Path) -> None:
+    source = open_source(llama_run, None, ["compile.target=inf2", *LLAMA_SHAPE])
+    config = source.config()
+    for update, words in (
+        ({"attention_bias": True}, "leaves biases"),
+        ({"head_dim": 16}, "head_dim = 16"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling dynamic"),
+        ({"vocab_size": 200}, "a vocabulary of 200"),
+    ):
+        other = type(config).from_dict({**config.to_dict(), **update})
+        assert any(words in fault for fault in exporter._llama(other, source)), words
+
+
+def test_the_exporter_is_chosen_by_target_family_and_recipe(micro_run: Path, llama_run: Path) -> None:
+    def chosen(run: Path, *overrides: str) -> bool:
+        return exporter.is_chosen(open_source(run, None, overrides))
+
+    assert not chosen(llama_run)
+    assert chosen(llama_run, "compile.target=trn1")
+    assert not chosen(micro_run, "compile.target=inf2")
+    assert chosen(micro_run, "compile.target=inf2", "compile.neuron.exporter=optimum")
+
+
+def test_without_the_sdk_compile_says_what_to_install(
+    llama_run: Path, neuron_sum: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    made = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0])
+    assert made.returncode == 13
+    assert "lacks: optimum-neuron, torch-neuronx, neuronx-distributed" in made.stderr
+    assert not (llama_run / "artifacts").exists()
+    planned = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["sequence_length"] == 192 + 12
+
+
+# As everything else: verify, package, the handler and the real DJL Serving.
+
+
+@pytest.mark.slow
+def test_verify_and_summarize_take_it_as_any_artifact(
+    upstream: Upstream, llama: Exported, llama_run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
+    made = upstream.neuron_sum("compile", "verify", str(folder), instance=INSTANCE)
+    assert made.returncode == 0, made.stderr
+    verified = open_artifact(folder).manifest.verified
+    assert verified is not None and verified.passed
+    assert [(check.batch, check.num_beams, check.identical) for check in verified.checks] == [(3, 1, 12)]
+    assert verified.unseen == ()
+    for noise in optimum.NOISE:
+        assert noise not in made.stderr
+
+
+@pytest.mark.slow
+def test_a_real_djl_serving_answers_with_transformers_summaries(
+    upstream: Upstream, llama: Exported, djl_serving: Path, tmp_path: Path
+) -> None:
+    """The worker's Python is that of .venv-xla; package, handler and server are as for any artifact."""
+    limits = ServeConfig()
+    archive, folder = tmp_path / "model.tar.gz", tmp_path / "model"
+    package.write_archive(llama.artifact, limits, archive)
+    folder.mkdir()
+    package.unpack(archive, folder)
+    assert (folder / properties.ARTIFACT / "optimum" / "model.pt").is_file()
+    environment = upstream.environment(INSTANCE, PYTHON_EXECUTABLE=str(XLA_PYTHON))
+    dialogues = [example.dialogue for example in load_dataset(llama.artifact.recipe.data)["test"]][:7]
+    tokenizer = load_trained(open_run(llama.run))[1]
+    encoded = llama.artifact.recipe.prompt.resolve().encode(tokenizer, dialogues, 192)
+    expected = llama.expected([entry.input_ids for entry in encoded], GenerateConfig(max_new_tokens=12))
+    with LocalServer([Model("model", folder)], limits, environment=environment) as server:
+
+        def ask(body: dict[str, Any]) -> httpx.Response:
+            return httpx.post(f"{server.url}/invocations", json=body, timeout=60)
+
+        answer = ask({"inputs": dialogues})
+        assert answer.status_code == 200, answer.text
+        assert [summary["summary_text"] for summary in answer.json()] == [
+            tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in expected
+        ]
+        assert [summary["output_tokens"] for summary in answer.json()] == [len(tokens) for tokens in expected]
+        for parameter in ({"num_beams": 2}, {"no_repeat_ngram_size": 3}, {"max_new_tokens": 13}):
+            [name] = parameter
+            refused = ask({"inputs": "a", "parameters": parameter})
+            assert (refused.status_code, refused.json()["error"]["field"]) == (422, f"parameters.{name}")
+        assert ask({"inputs": "a", "parameters": {"adapter": "x"}}).status_code == 404
