@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
+from compile.buckets import adapter_room, bucket_graphs, recipe_buckets
 from compile.graphs import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
 from compile.layers import GraphOptions
 from compile.source import Source
@@ -26,7 +27,6 @@ from neuron_sum.artifact import (
     RECIPE,
     TOKENIZER,
     WEIGHTS,
-    AdapterSpec,
     Artifact,
     Bucket,
     GraphFile,
@@ -133,33 +133,22 @@ def make_plan(source: Source) -> CompilePlan:
     target = choose_target(recipe.compile)
     target.check(config)
     settings = target.settings
-    source_lens = settings.source_lens or (recipe.data.max_source_length,)
-    target_len = settings.target_len or recipe.generate.max_new_tokens
-    num_beams = tuple(sorted(settings.num_beams or (recipe.generate.num_beams,)))
-    adapters, soft_prompt = None, source.soft_prompt_tokens
-    if (slots := settings.adapters) is not None:
-        soft_prompt = max(soft_prompt, slots.soft_prompt_tokens)
-        rank = slots.rank if slots.rank is not None else source.lora.r if source.lora else 8
-        adapters = AdapterSpec(rank=rank, slots=slots.slots + 1, target_modules=source.target_modules(config))
+    buckets, num_beams = recipe_buckets(recipe)
+    adapters, soft_prompt = adapter_room(settings, source.lora, source.soft_prompt_tokens, config.model_type)
     options = GraphOptions(
         dtype=torch.float32 if settings.dtype == "fp32" else torch.bfloat16,
         kv_dtype=torch.float32 if (settings.kv_dtype or settings.dtype) == "fp32" else torch.bfloat16,
-        source_len=max(source_lens),
-        target_len=target_len,
+        source_len=max(bucket.source_len for bucket in buckets),
+        target_len=max(bucket.target_len for bucket in buckets),
         soft_prompt_tokens=soft_prompt,
         adapters=adapters,
         **target.graph_options(),
-    )
-    buckets = tuple(
-        Bucket(batch=batch, source_len=source_len, target_len=target_len)
-        for batch in sorted(settings.batch_sizes)
-        for source_len in sorted(source_lens)
     )
     static = static_model(config, options)
     graphs = [
         graph.model_copy(update={"kept": target.kept(static, graph)})
         for bucket in buckets
-        for graph in _graphs(bucket, num_beams, target.suffix)
+        for graph in bucket_graphs(bucket, num_beams, target.suffix)
     ]
     inside = source.weights_sha256() if target.weights_inside else None
     keys = {graph.file: cache.key(config, options, graph, target, inside) for graph in graphs}
@@ -282,20 +271,6 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig)
     if not is_decoder_only(config):
         start = tokenizer.pad_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
     return SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=start)
-
-
-def _graphs(bucket: Bucket, num_beams: tuple[int, ...], suffix: str) -> list[GraphFile]:
-    batch, source_len, target_len = bucket.batch, bucket.source_len, bucket.target_len
-    stem = f"b{batch}-s{source_len}"
-    steps = [
-        GraphFile(
-            kind="step", batch=batch, source_len=source_len, target_len=target_len, num_beams=beams,
-            file=f"{GRAPHS}/step-{stem}-t{target_len}-k{beams}{suffix}",
-        )
-        for beams in num_beams
-    ]  # fmt: skip
-    encode = GraphFile(kind="encode", batch=batch, source_len=source_len, file=f"{GRAPHS}/encode-{stem}{suffix}")
-    return [encode, *steps]
 
 
 def _manifest(

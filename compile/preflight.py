@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from compile import calibration
+from compile.buckets import adapter_room, bucket_graphs, recipe_buckets
 from compile.hlo import Account
 from compile.lowering import Lowered, LoweringJob, LoweringOptions, lower
 from neuron_sum import console
-from neuron_sum.artifact import AdapterSpec, Bucket, GraphFile
+from neuron_sum.artifact import Bucket
 from neuron_sum.errors import RecipeError
 from neuron_sum.prices import find_price
 from neuron_sum.published import base_config
@@ -289,7 +290,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
         for lowered in lower(jobs, keep):
             made.append(lowered)
-            bar.advance(detail=lowered.graph.file)
+            bar.advance(detail=Path(lowered.graph.file).name)
     where = {lowered.graph.file: lowered for lowered in made if lowered.write == "where"}
     reports = {
         lowered.graph: GraphReport(lowered, where.get(f"{lowered.graph.file}{WHERE}"))
@@ -313,19 +314,6 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     )  # fmt: skip
 
 
-def recipe_buckets(recipe: Recipe) -> tuple[tuple[Bucket, ...], tuple[int, ...]]:
-    """The buckets and beam widths that a recipe compiles."""
-    settings = recipe.compile
-    target_len = settings.target_len or recipe.generate.max_new_tokens
-    source_lens = sorted(settings.source_lens or (recipe.data.max_source_length,))
-    buckets = tuple(
-        Bucket(batch=batch, source_len=source_len, target_len=target_len)
-        for batch in sorted(settings.batch_sizes)
-        for source_len in source_lens
-    )
-    return buckets, tuple(sorted(settings.num_beams or (recipe.generate.num_beams,)))
-
-
 def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -> LoweringOptions:
     """What the graphs of a recipe share on Inferentia2: plain projections, K/V and weights of the recipe's dtypes.
 
@@ -335,16 +323,9 @@ def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -
     settings, method = recipe.compile, recipe.method
     if settings.dtype == "int8":
         raise RecipeError("compile.dtype = int8 is for --target cpu", "compile.dtype=bf16 or fp32")
-    adapters = None
-    soft_prompt = method.num_virtual_tokens if isinstance(method, PromptTuningMethod) else 0
-    if (slots := settings.adapters) is not None:
-        from neuron_sum.adapters import LORA_TARGETS
-
-        lora = method if isinstance(method, LoraMethod) else None
-        targets = slots.target_modules or (lora.target_modules if lora else None) or LORA_TARGETS[model_type]
-        rank = slots.rank if slots.rank is not None else lora.r if lora else 8
-        adapters = AdapterSpec(rank=rank, slots=slots.slots + 1, target_modules=tuple(targets))
-        soft_prompt = max(soft_prompt, slots.soft_prompt_tokens)
+    trained = method.num_virtual_tokens if isinstance(method, PromptTuningMethod) else 0
+    lora = method if isinstance(method, LoraMethod) else None
+    adapters, soft_prompt = adapter_room(settings, lora, trained, model_type)
     return LoweringOptions(
         dtype=settings.dtype,
         kv_dtype=settings.kv_dtype or settings.dtype,
@@ -353,20 +334,6 @@ def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -
         soft_prompt_tokens=soft_prompt,
         adapters=adapters,
     )
-
-
-def bucket_graphs(bucket: Bucket, num_beams: Sequence[int]) -> tuple[GraphFile, ...]:
-    """Its encode, and a step for every beam width."""
-    shape = {"batch": bucket.batch, "source_len": bucket.source_len}
-    stem = f"b{bucket.batch}-s{bucket.source_len}"
-    return (
-        GraphFile(kind="encode", **shape, file=f"encode-{stem}"),
-        *(
-            GraphFile(kind="step", **shape, target_len=bucket.target_len, num_beams=width,
-                      file=f"step-{stem}-t{bucket.target_len}-k{width}")
-            for width in num_beams
-        ),
-    )  # fmt: skip
 
 
 def list_operators() -> frozenset[str] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from neuron_sum import adapters, files, models, trained
+from neuron_sum import files, models, trained
 from neuron_sum.errors import RunError
 from neuron_sum.recipe import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.recipe_loading import load_recipe
@@ -94,12 +94,6 @@ class Source:
     def lora(self) -> LoraMethod | None:
         """How LoRA was trained, if it was."""
         return self.recipe.method if self.is_adapter and isinstance(self.recipe.method, LoraMethod) else None
-
-    def target_modules(self, config: PretrainedConfig) -> tuple[str, ...]:
-        """Which modules get adapter slots."""
-        slots = self.recipe.compile.adapters
-        chosen = (slots.target_modules if slots else None) or (self.lora.target_modules if self.lora else None)
-        return chosen or tuple(adapters.LORA_TARGETS[config.model_type])
 
     def copy_adapter(self, folder: Path) -> None:
         """Copies what fills a slot, and nothing else."""

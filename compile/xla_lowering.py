@@ -42,7 +42,7 @@ def main() -> None:
             inputs = module.example_inputs(graph)
             text = hlo(module, inputs)
             if request["folder"]:
-                (Path(request["folder"]) / f"{graph.file}.hlo").write_text(text)
+                (Path(request["folder"]) / f"{Path(graph.file).name}.hlo").write_text(text)
             answer = {
                 "account": asdict(account(text)),
                 "weights": sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),

@@ -16,9 +16,10 @@ from transformers import AutoConfig, PretrainedConfig
 from benchmarks import preflight as benchmark
 from compile import hlo, lowering, preflight_command
 from compile import preflight as preflighting
+from compile.buckets import bucket_graphs, recipe_buckets
 from compile.hlo import Account, account
 from compile.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
-from compile.preflight import Report, bucket_graphs, preflight, recipe_buckets, recipe_options
+from compile.preflight import Report, preflight, recipe_options
 from neuron_sum import prices
 from neuron_sum.artifact import AdapterSpec, Bucket
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
@@ -67,7 +68,7 @@ def tiny(xla_python: Path) -> dict[tuple[str, str, str], Lowered]:
     for family, values in TINY.items():
         slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS[family])
         for name, options in {**VARIANTS, "slots": dataclasses.replace(PLAIN, adapters=slots)}.items():
-            jobs.append(LoweringJob(config_of(values), options, bucket_graphs(BUCKET, (1, BEAMS))))
+            jobs.append(LoweringJob(config_of(values), options, tuple(bucket_graphs(BUCKET, (1, BEAMS)))))
             keys += [(family, name, kind) for kind in ("encode", "greedy", "beams")]
     return dict(zip(keys, lower(jobs), strict=True))
 
@@ -275,7 +276,7 @@ def test_the_bars_against_optimum_neurons_exporter(xla_python: Path, tmp_path: P
 def test_what_does_not_lower_keeps_its_log(xla_python: Path) -> None:
     wrong = dataclasses.replace(PLAIN, dtype="fp16")
     with pytest.raises(CompileError, match="encode 2x16 did not lower: KeyError") as error:
-        list(lower([LoweringJob(config_of(TINY["t5"]), wrong, bucket_graphs(BUCKET, ()))]))
+        list(lower([LoweringJob(config_of(TINY["t5"]), wrong, tuple(bucket_graphs(BUCKET, ())))]))
     kept = str(error.value.hint).removeprefix("whole log: ")
     assert "Traceback" in Path(kept).read_text()
 
