@@ -53,6 +53,7 @@ class Trainer(Protocol):
 
         Raises:
             MissingExtraError: Naming what to install.
+            RecipeError: If the recipe needs another number of processes.
             PlatformError: If this is no machine for it.
         """
 

@@ -118,6 +118,7 @@ def check_before_start(
     Raises:
         RunError: If the folder holds something else.
         MissingExtraError: Naming what to install.
+        RecipeError: If the recipe needs another number of processes.
         PlatformError: If this is no machine for the backend.
     """
     if output is not None:
