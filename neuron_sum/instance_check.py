@@ -100,7 +100,7 @@ def _check_training(
 
 def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance) -> list[Check]:
     """Backend, parallelism, and what NeuronTrainer has no part for."""
-    from neuron_sum.training.neuron_limits import neuron_faults
+    from neuron_sum.training.neuron_limits import layout_faults, neuron_faults
 
     checks, train = [], recipe.train
     if train.backend == "torch":
@@ -108,17 +108,9 @@ def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance
         checks.append(Check("train.backend", "differs", "torch trains on the CPU of that instance", remedy))
     checks += [
         Check(fault.field, "blocks", fault.why, fault.remedy)
-        for fault in neuron_faults(config, recipe)
+        for fault in [*neuron_faults(config, recipe), *layout_faults(train.neuron, instance.neuron_cores)]
         if fault.field != "method"  # the matrix's cell has told that
     ]
-    size_ = train.neuron.tensor_parallel_size
-    if instance.neuron_cores % size_:
-        checks.append(
-            Check(
-                "train.neuron.tensor_parallel_size", "blocks",
-                f"{size_} does not divide {instance.neuron_cores} NeuronCores", "train.neuron.tensor_parallel_size=2",
-            )
-        )  # fmt: skip
     if train.fsdp or train.deepspeed is not None:  # in a recipe for torch; with backend neuron it does not load
         checks.append(
             Check(

@@ -41,6 +41,26 @@ def test_it_is_told_so_once_before_processes_are_started(
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_that_cannot_share_a_model_are_refused_once(tmp_path: Path, neuron_sum: CommandLine) -> None:
+    split = "train.neuron.tensor_parallel_size=2"
+    result = neuron_sum("train", "tiny", *NEURON, split, "--processes", "3", "--output", "run")
+    assert result.returncode == RecipeError.exit_code == 3, result.stderr
+    assert result.stderr.count("error: ") == result.stderr.count("tensor_parallel_size: 2 does not divide 3") == 1
+    assert "train.neuron.tensor_parallel_size=1" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_so_are_those_that_torchrun_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_recipe("tiny", [*NEURON, "train.neuron.tensor_parallel_size=4"]).train
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(RecipeError, match=r"4 does not divide 6.*tensor_parallel_size=2"):
+        NeuronBackend.check(config)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(PlatformError):  # of this machine, which is none for it
+        NeuronBackend.check(config)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

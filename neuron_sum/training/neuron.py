@@ -32,7 +32,7 @@ from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSig
 from neuron_sum.training.estimate import host_count, world_size
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.micro_batches import MicroBatches, Tokens
-from neuron_sum.training.neuron_limits import neuron_faults
+from neuron_sum.training.neuron_limits import Fault, layout_faults, neuron_faults
 from neuron_sum.training.neuron_memory import NeuronMemory, available_to_processes, neuron_memory
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class NeuronBackend:
 
     @staticmethod
     def check(config: TrainConfig, processes: int | None = None) -> None:
-        """Finds out whether this is a machine with the Neuron SDK, and one process of several."""
+        """Finds out whether this is a machine with the Neuron SDK, and one process of as many as the layout takes."""
+        if processes is not None or launch.is_launched():
+            _refuse(layout_faults(config.neuron, processes or world_size()))
         missing = [name for module, name in NEEDED.items() if not _is_there(module)]
         # With PJRT_DEVICE=CPU torch_xla computes on the CPU, which is how this is tested without a device.
         if not DEVICE.exists() and os.environ.get("PJRT_DEVICE") != "CPU":
@@ -86,21 +88,17 @@ class NeuronBackend:
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
         """Refuses what optimum-neuron cannot train with this model, or cannot save."""
-        faults = neuron_faults(config, recipe)
-        if faults:
-            raise RecipeError(
-                "what train.backend=neuron cannot do:"
-                + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
-                "change the recipe, or train.backend=torch",
-            )
+        _refuse(neuron_faults(config, recipe))
 
     @staticmethod
-    def memory(config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig) -> NeuronMemory:
+    def memory(
+        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
+    ) -> NeuronMemory:
         """What NeuronCores and the host have is the instance's; an unknown one has cores like those that are known."""
         instance = INSTANCES.get(f"ml.{instance_type()}")
         return neuron_memory(
             config, parameters, shape, train,
-            processes=world_size(), hosts=host_count(), host_available=available_to_processes(),
+            processes=processes, hosts=host_count(), host_available=available_to_processes(),
             core_available=instance.core_memory if instance is not None else CORE_MEMORY,
         )  # fmt: skip
 
@@ -245,6 +243,15 @@ class NeuronBackend:
             accumulation=config.gradient_accumulation_steps,
             devices=plan.devices,
             rank=get_data_parallel_rank(),
+        )
+
+
+def _refuse(faults: list[Fault]) -> None:
+    if faults:
+        raise RecipeError(
+            "what train.backend=neuron cannot do:"
+            + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
+            "change the recipe, or train.backend=torch",
         )
 
 

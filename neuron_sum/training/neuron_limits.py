@@ -3,13 +3,14 @@
 Importing this imports nothing of optimum-neuron.
 """
 
+import math
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
 from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.models import DECODER_ONLY, is_decoder_only
-from neuron_sum.recipe import LoraMethod, Recipe
+from neuron_sum.recipe import LoraMethod, NeuronConfig, Recipe
 from neuron_sum.support import find_cell
 
 
@@ -69,3 +70,22 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
             )
         )
     return faults
+
+
+def layout_faults(neuron: NeuronConfig, processes: int) -> list[Fault]:
+    """What is wrong with a layout for so many processes, each with a NeuronCore of its own.
+
+    Args:
+        neuron: The recipe's train.neuron section.
+        processes: How many train together.
+    """
+    size = neuron.tensor_parallel_size
+    if processes % size == 0:
+        return []
+    return [
+        Fault(
+            "train.neuron.tensor_parallel_size",
+            f"{size} does not divide {processes}, the number of processes and their NeuronCores",
+            f"train.neuron.tensor_parallel_size={math.gcd(size, processes)}",
+        )
+    ]
