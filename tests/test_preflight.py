@@ -404,6 +404,16 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
     assert re.search(r"hint: .*\.png or \.svg", wrong.stderr)
 
 
+def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert preflighting.list_operators() is None
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    fake = tmp_path / "neuronx-cc"
+    for said, expected in (("ADD\nDOT\nSORT\n", {"add", "dot", "sort"}), ("usage: neuronx-cc", None)):
+        fake.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        fake.chmod(0o755)
+        assert preflighting.list_operators() == expected
+
+
 def test_int8_is_refused_and_buckets_are_the_recipes() -> None:
     recipe = load_recipe("flan-t5-base-lora", ["compile.num_beams=[4,1]", "compile.source_lens=[512,256]",
                                                "compile.adapters.slots=3", "compile.kv_dtype=bf16"])  # fmt: skip
