@@ -254,6 +254,12 @@ def test_the_compiler_is_called_as_optimum_neuron_calls_it(
                     for n, _ in upstream["aliases"] if n.endswith((".0", ".1"))][:2] + ["constants"] * 3  # fmt: skip
 
 
+def test_torch_xla_computes_what_is_traced(upstream: dict[str, Any]) -> None:
+    """Moved to its device, which gives a module new parameters; the write in place alone needs torch_neuronx."""
+    assert upstream["own_graphs_on_xla"].keys() == {"encode", "step"}
+    assert max(upstream["own_graphs_on_xla"].values()) < 1e-5
+
+
 def test_a_step_takes_four_small_tensors_and_keeps_the_rest(
     calls: Calls, micro_lora_run: Path, own_cache: Path, tmp_path: Path
 ) -> None:

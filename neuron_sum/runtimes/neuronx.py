@@ -93,7 +93,13 @@ def load(artifact: Artifact) -> GraphRuntime:
         graph.renew_stacks()
         # What the encoder keeps may come out of it too, behind the constants.
         graph.copy_in(dict(zip(graph.constants, constants[: len(graph.constants)], strict=True)))
-        return lambda *inputs: graph(*inputs)[0]
+
+        def call(*inputs: Tensor) -> Tensor:
+            made = graph(*inputs)
+            logits: Tensor = made if isinstance(made, Tensor) else made[0]
+            return logits
+
+        return call
 
     lock = threading.Lock()
     return GraphRuntime(

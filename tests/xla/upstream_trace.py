@@ -1,6 +1,8 @@
-"""What optimum-neuron's own T5 exporter hands to torch_neuronx.trace, as JSON: python tests/xla/upstream_trace.py
+"""What optimum-neuron's own T5 exporter hands to torch_neuronx.trace, as JSON: python tests/xla/upstream_trace.py FILE
 
-Its compiler arguments for several choices, its keywords, and which of a decoder's parameters become which outputs.
+Its compiler arguments for several choices, its keywords, and which of a decoder's parameters become which outputs. And
+how far our graphs are from themselves when torch_xla computes them, moved to its device as torch_neuronx moves them.
+FILE is what the exporter writes.
 """
 
 import json
@@ -46,10 +48,50 @@ def main() -> None:
             {
                 "arguments": arguments, "keywords": sorted(seen), "cpu_backend": seen["cpu_backend"],
                 "inline_weights_to_neff": seen["inline_weights_to_neff"], "type": type(seen["compiler_args"]).__name__,
+                "own_graphs_on_xla": {kind: own_on_xla(kind) for kind in ("encode", "step")},
                 "aliases": [[names[id(parameter)], output] for parameter, output in aliases.items()],
             }
         )
     )  # fmt: skip
+
+
+def own_on_xla(kind: str) -> float:
+    """The largest difference of any output, relative to the largest value."""
+    from transformers import T5Config
+
+    from compile.graphs import static_model
+    from compile.layers import GraphOptions, write_where
+    from compile.neuron import device_graph
+    from neuron_sum.artifact import AdapterSpec, GraphFile
+
+    torch.manual_seed(0)
+    config = T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=64, decoder_start_token_id=0)
+    spec = AdapterSpec(rank=2, slots=2, target_modules=("q", "v"))
+    options = GraphOptions(
+        source_len=16, target_len=6, write=write_where, row_sums=False, adapters=spec, soft_prompt_tokens=2
+    )
+    steps: dict[str, Any] = {"target_len": 6, "num_beams": 3} if kind == "step" else {}
+    graph = GraphFile(kind=kind, batch=2, source_len=16, file="none", **steps)
+    model = static_model(config, options)
+    model.load_state_dict({name: _drawn(tensor) for name, tensor in model.state_dict().items()} | model.tables())
+    module = device_graph(model, graph)
+    kept = module.kept()
+    for _, tensor in kept:
+        tensor.copy_(_drawn(tensor))
+    limits = (64, 6, 3, 2) if kind == "step" else (64, 2, 2)
+    inputs = [torch.randint(0, limit, t.shape) for limit, t in zip(limits, module.example_inputs(), strict=True)]
+    with torch.no_grad():
+        expected = module(*inputs)
+        actual = module.to("xla")(*(tensor.to("xla") for tensor in inputs))
+    assert [name for name, _ in module.kept()] == [name for name, _ in kept]
+    pairs = zip(actual, expected, strict=True)
+    return max(float((one.cpu() - other).abs().max() / (other.abs().max() + 1)) for one, other in pairs)
+
+
+def _drawn(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.dtype.is_floating_point:
+        return torch.randint(0, 2, tensor.shape)
+    return torch.randn(tensor.shape)
 
 
 MODULES: dict[str, dict[str, Any]] = {
