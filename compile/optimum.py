@@ -50,8 +50,9 @@ SMALLEST_VOCABULARY = 256
 UNFIT_ROPE = ("dynamic", "longrope")
 """Rotary positions that change with the prompt's length; a static graph has one table."""
 BEAM_DIFFERENCE = (
-    "beam search through optimum-neuron is not transformers': it scores a finished beam by a length that counts the "
-    "start token (beam_scorer.process gets no decoder_prompt_len), so another beam may win"
+    "beam search through optimum-neuron is not quite transformers': a finished beam's length counts the start token "
+    "(its scorer is given no decoder_prompt_len), and it stops by BeamSearchScorer's rule, not generate()'s; `compile "
+    "verify` says how many summaries that changes"
 )
 
 

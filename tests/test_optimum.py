@@ -64,6 +64,42 @@ print(json.dumps({"results": results, "used": [str(bucket) for bucket in generat
 """
 """Every case's tokens, or how it was refused."""
 
+TWO_CAUSES = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import GenerationConfig
+from transformers.generation.beam_search import BeamSearchScorer
+from neuron_sum.artifact import open_artifact
+from neuron_sum.run_folder import open_run
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.trained import load_trained
+upstream = load_generator(open_artifact(Path(sys.argv[1])))[0].model
+model = load_trained(open_run(Path(sys.argv[2])))[0]
+
+def same(early_stopping):
+    config = GenerationConfig(
+        num_beams=4, length_penalty=2.0, early_stopping=early_stopping, pad_token_id=0, eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    count = 0
+    for prompt in json.loads(sys.argv[3]):
+        inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.int64)}
+        rows = [by.generate(**inputs, generation_config=config, max_length=25)[0].tolist() for by in (upstream, model)]
+        first, second = (row[: row.index(1)] if 1 in row else row for row in rows)
+        count += first == second
+    return count
+
+found = {"as it is": same(False), "no early stop": same("never")}
+for name in ("process", "finalize"):
+    def told(self, *arguments, whole=getattr(BeamSearchScorer, name), **options):
+        return whole(self, *arguments, **{**options, "decoder_prompt_len": 1})
+    setattr(BeamSearchScorer, name, told)
+found["no early stop, without the start token"] = same("never")
+print(json.dumps(found))
+"""
+"""How many of upstream's beams are transformers', with each of its differences taken away."""
+
 
 @dataclass(frozen=True)
 class Upstream:
@@ -139,10 +175,12 @@ class Exported:
         return self.artifact.manifest
 
     def prompts(self, count: int = 12) -> list[list[int]]:
-        """Of the test split, of different lengths."""
+        """Up to 12 that are cut to very different lengths; beyond, whole ones."""
         recipe = open_run(self.run).recipe
-        dialogues = [example.dialogue for example in load_dataset(recipe.data)["test"]][:count]
-        dialogues = [dialogue[: 40 + 60 * index] for index, dialogue in enumerate(dialogues)]
+        splits = load_dataset(recipe.data)
+        dialogues = [example.dialogue for split in ("test", "validation") for example in splits[split]][:count]
+        if count <= 12:
+            dialogues = [dialogue[: 40 + 60 * index] for index, dialogue in enumerate(dialogues)]
         tokenizer = load_trained(open_run(self.run))[1]
         length = self.manifest.buckets[0].source_len
         return [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, length)]
@@ -183,9 +221,13 @@ def t5(upstream: Upstream, micro_lora_run: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def t5_beams(upstream: Upstream, micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp("t5-beams") / "artifact"
-    return exported(upstream, micro_lora_run, folder, [*T5_SHAPE, BEAMS])
+def t5_beams(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Of a model that has learnt to end: among beams of one length nothing differs."""
+    folder = tmp_path_factory.mktemp("t5-beams")
+    (folder / "micro.yaml").write_text(MICRO)
+    learns = ["train.max_steps=150", "train.learning_rate=0.02", "train.save_steps=500", "generate.max_new_tokens=24"]
+    train(load_recipe(str(folder / "micro.yaml"), learns), folder / "run")
+    return exported(upstream, folder / "run", folder / "artifact", [*T5_SHAPE, BEAMS])
 
 
 # Llama.
@@ -388,19 +430,21 @@ def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream,
 
 
 @pytest.mark.slow
-def test_t5s_beams_differ_by_the_length_they_are_scored_by(upstream: Upstream, t5_beams: Exported) -> None:
-    """With no length penalty they are transformers'; with one, upstream divides by a length with the start token."""
-    prompts = t5_beams.prompts()
-    penalties = (0.0, 2.0)
-    asked = [GenerateConfig(max_new_tokens=12, num_beams=4, length_penalty=penalty) for penalty in penalties]
+def test_t5s_beams_differ_by_what_is_scored_and_when_it_stops(upstream: Upstream, t5_beams: Exported) -> None:
+    """Without a length penalty they are transformers'; with one, two things of upstream's change some of them."""
+    prompts = t5_beams.prompts(24)
+    none, high = (GenerateConfig(max_new_tokens=24, num_beams=4, length_penalty=penalty) for penalty in (0.0, 2.0))
     answer = upstream.generate(
-        t5_beams.artifact.path, *({"prompts": prompts, "settings": settings.model_dump()} for settings in asked)
+        t5_beams.artifact.path, *({"prompts": prompts, "settings": settings.model_dump()} for settings in (none, high))
     )
-    equal = [
-        sum(one == other for one, other in zip(made, t5_beams.expected(prompts, settings), strict=True))
-        for made, settings in zip(answer["results"], asked, strict=True)
-    ]
-    print(equal)
+    assert answer["results"][0] == t5_beams.expected(prompts, none)
+    assert answer["results"][1] != t5_beams.expected(prompts, high)
+    made = upstream.python(
+        "-c", TWO_CAUSES, str(t5_beams.artifact.path), str(t5_beams.run), json.dumps(prompts), instance=INSTANCE
+    )
+    assert made.returncode == 0, made.stderr
+    same = json.loads(made.stdout.splitlines()[-1])
+    assert same["as it is"] < same["no early stop"] < same["no early stop, without the start token"] == len(prompts)
 
 
 # What is refused before anything is compiled.

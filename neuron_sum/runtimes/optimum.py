@@ -187,8 +187,8 @@ class OptimumGenerator:
         [prompt] = rows  # batch 1 is all that upstream gets right
         input_ids = torch.tensor([list(prompt)])
         # Of no meaning without beams, and transformers would say so.
-        penalties = {"length_penalty": settings.length_penalty, "early_stopping": settings.early_stopping}
-        config = self._config(eos, **penalties if settings.num_beams > 1 else {})
+        beams = settings.model_dump(include={"num_beams", "length_penalty", "early_stopping"})
+        config = self._config(eos, **beams if settings.num_beams > 1 else {})
         made = self.model.generate(
             input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config,
             max_length=1 + settings.max_new_tokens,  # the start token counts
