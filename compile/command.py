@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import console, files
-from neuron_sum.errors import ArtifactError, RecipeError
+from neuron_sum.errors import ArtifactError, CompileError, RecipeError
 
 if TYPE_CHECKING:
     from compile.build import CompilePlan
@@ -71,6 +71,11 @@ def run(
     if optimum.is_chosen(source):
         _export(source, output, overwrite=overwrite, dry_run=dry_run)
         return
+    if source.recipe.compile.target != "cpu":
+        raise CompileError(
+            f"target {source.recipe.compile.target}: this version's own graphs are compiled for the CPU alone",
+            "--set compile.neuron.exporter=optimum, or --target cpu",
+        )
     planned = make_plan(source)
     folder = output or source.default_output(planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())

@@ -2,11 +2,12 @@
 
 import datetime
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from compile.source import Source, open_source
-from neuron_sum.artifact import RECIPE, Artifact, Check, Verification, write_manifest
+from neuron_sum.artifact import RECIPE, Artifact, Check, Manifest, Verification, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, DataError
 from neuron_sum.evaluation.generate import summarize_all
@@ -90,7 +91,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
             )
             differing += pairs
             truncated = sum(prediction.truncated for prediction in actual)
-    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.dtype == "fp32" else len(ids)
+    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if _computes_in_fp32(manifest) else len(ids)
     record = Verification(
         examples=len(ids),
         checks=tuple(checks),
@@ -103,6 +104,14 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
     )
     write_manifest(artifact.path, manifest.model_copy(update={"verified": record}))
     return Comparison(record, differing, truncated)
+
+
+def _computes_in_fp32(manifest: Manifest) -> bool:
+    """Whether nothing narrower than fp32 is computed in; neuronx-cc casts unless it is told not to."""
+    if manifest.compilation is None:
+        return manifest.dtype == "fp32"
+    cast = re.search(r"--auto-cast[ =](\w+)", " ".join(manifest.compilation.arguments))
+    return manifest.dtype == "fp32" and cast is not None and cast[1] == "none"
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:

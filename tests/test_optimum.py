@@ -583,3 +583,22 @@ def test_a_real_djl_serving_answers_with_transformers_summaries(
             refused = ask({"inputs": "a", "parameters": parameter})
             assert (refused.status_code, refused.json()["error"]["field"]) == (422, f"parameters.{name}")
         assert ask({"inputs": "a", "parameters": {"adapter": "x"}}).status_code == 404
+
+
+def test_products_that_the_compiler_casts_are_not_held_to_fp32s_tokens() -> None:
+    """auto_cast=matmult is verified by ROUGE, as bf16 is."""
+    from compile.verify import _computes_in_fp32
+
+    class Made:
+        dtype = "fp32"
+
+        def __init__(self, *arguments: str) -> None:
+            self.compilation = type("Compilation", (), {"arguments": arguments})
+
+    for arguments, exact in (
+        (("--auto-cast", "none"), True),
+        (("--auto-cast=none", "-O2"), True),
+        (("--auto-cast", "matmult", "--auto-cast-type", "bf16"), False),
+        (("--optlevel", "2"), False),
+    ):
+        assert _computes_in_fp32(Made(*arguments)) is exact  # type: ignore[arg-type]
