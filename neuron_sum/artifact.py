@@ -14,6 +14,7 @@ artifact safe.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +192,12 @@ class Manifest(Section):
 
     @property
     def is_exact(self) -> bool:
-        """Whether all is computed in fp32, so that next to no text may differ from transformers'."""
-        casts = self.compilation is not None and "none" not in self.compilation.arguments[:2]
-        return self.dtype == "fp32" and not casts
+        """Whether all is computed in fp32, so that next to no text may differ from transformers'.
+
+        neuronx-cc casts products unless it is told not to.
+        """
+        told = self.compilation is None or re.search(r"--auto-cast[ =]none\b", " ".join(self.compilation.arguments))
+        return self.dtype == "fp32" and bool(told)
 
     @property
     def doubt(self) -> str | None:

@@ -20,7 +20,7 @@ from conftest import LLAMA_CONFIG, MICRO, ROOT
 
 from compile import optimum as exporter
 from compile.source import open_source
-from neuron_sum.artifact import Artifact, Manifest, open_artifact, write_manifest
+from neuron_sum.artifact import Artifact, Compilation, Manifest, open_artifact, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, PlatformError, RecipeError
 from neuron_sum.recipe import GenerateConfig, ServeConfig
@@ -583,3 +583,19 @@ def test_a_real_djl_serving_answers_with_transformers_summaries(
             refused = ask({"inputs": "a", "parameters": parameter})
             assert (refused.status_code, refused.json()["error"]["field"]) == (422, f"parameters.{name}")
         assert ask({"inputs": "a", "parameters": {"adapter": "x"}}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exact"),
+    [
+        (("--auto-cast", "none"), True),
+        (("--auto-cast=none", "-O2"), True),
+        (("--auto-cast", "matmult", "--auto-cast-type", "bf16"), False),
+        (("--optlevel", "2"), False),
+    ],
+)
+def test_products_that_the_compiler_casts_are_not_held_to_fp32s_tokens(arguments: tuple[str, ...], exact: bool) -> None:
+    """auto_cast=matmult is verified by ROUGE, as bf16 is."""
+    compilation = Compilation.model_construct(arguments=arguments)
+    assert Manifest.model_construct(dtype="fp32", compilation=compilation).is_exact is exact
+    assert not Manifest.model_construct(dtype="bf16", compilation=compilation).is_exact
