@@ -1,0 +1,68 @@
+"""What SageMaker instances cost: a dated table, for where AWS's own Price List cannot be asked.
+
+The Price List itself is asked by sagemaker_jobs/live_prices.py. EC2's prices for the same hardware are lower (trn1.2xlarge
+1.34, inf2.xlarge 0.758) and wrong for SageMaker.
+"""
+
+from dataclasses import dataclass
+
+from neuron_sum.errors import PlatformError
+
+REGION = "us-east-1"
+"""The table's only region."""
+
+READ = "2026-09-27"
+SOURCE = f"table: {REGION} on demand, read {READ} from one third-party list"
+
+USD_PER_HOUR = {
+    "ml.trn1.2xlarge": 1.54,
+    "ml.trn1.32xlarge": 24.73,
+    "ml.inf2.xlarge": 0.99,
+    "ml.inf2.8xlarge": 2.36,
+    "ml.inf2.24xlarge": 7.79,
+    "ml.inf2.48xlarge": 15.58,
+    "ml.g5.2xlarge": 1.52,
+    "ml.g5.12xlarge": 7.09,
+    "ml.g6.xlarge": 1.127,
+    "ml.c7i.4xlarge": 0.857,
+}
+"""By SageMaker's instance name."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one instance costs for an hour.
+
+    Attributes:
+        instance: As SageMaker calls it.
+        usd_per_hour: On demand.
+        source: Who says so, when, and for which region; shown wherever the price is.
+    """
+
+    instance: str
+    usd_per_hour: float
+    source: str
+
+    def cost(self, hours: float, instances: int = 1) -> float:
+        """USD for so many instances for so long."""
+        return self.usd_per_hour * hours * instances
+
+
+def find_price(instance: str, region: str = REGION) -> Price:
+    """The table's price; for another region it says that it is not that region's.
+
+    Args:
+        instance: With or without `ml.`.
+        region: Where it shall run.
+
+    Raises:
+        PlatformError: If the table does not have the instance.
+    """
+    name = instance if instance.startswith("ml.") else f"ml.{instance}"
+    if name not in USD_PER_HOUR:
+        raise PlatformError(
+            f"no price of {name} in the table of {READ}",
+            f"there are {', '.join(USD_PER_HOUR)}; with AWS credentials `neuron-sum aws plan` asks AWS itself",
+        )
+    other = "" if region == REGION else f"; {region} may cost more"
+    return Price(name, USD_PER_HOUR[name], SOURCE + other)
