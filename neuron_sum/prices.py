@@ -1,7 +1,7 @@
 """What SageMaker instances cost: a dated table, for where AWS's own Price List cannot be asked.
 
-The Price List itself is asked by sagemaker_jobs/live_prices.py. EC2's prices for the same hardware are lower (trn1.2xlarge
-1.34, inf2.xlarge 0.758) and wrong for SageMaker.
+The Price List itself is asked by sagemaker_jobs/live_prices.py. EC2's prices for the same hardware are lower
+(trn1.2xlarge 1.34, inf2.xlarge 0.758) and wrong for SageMaker.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,9 @@ USD_PER_HOUR = {
     "ml.c7i.4xlarge": 0.857,
 }
 """By SageMaker's instance name."""
+
+S3_USD_PER_GB_MONTH = 0.023
+S3_SOURCE = f"S3 Standard at ${S3_USD_PER_GB_MONTH} per GB and month, its list price in {REGION}, not asked live"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from neuron_sum.errors import AwsError, MissingExtraError
 ATTEMPTS = 8
 """At most, for one call; botocore waits between them, longer each time. AWS_MAX_ATTEMPTS sets another number."""
 
+PRICING_REGION = "us-east-1"
+
 EXPIRED = (
     "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
     "TokenRetrievalError",
@@ -111,7 +113,10 @@ class Account:
             connect_timeout=10,
             read_timeout=60,
         )
-        self._clients: dict[tuple[str, str], Any] = {}
+        self._hasty = botocore.config.Config(
+            retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=5, read_timeout=10
+        )
+        self._clients: dict[str, Any] = {}
 
     @cached_property
     def id(self) -> str:
@@ -127,20 +132,21 @@ class Account:
         """What an ARN has after its first colon."""
         return str(self._session.get_partition_for_region(self.region))
 
-    def client(self, service: str, region: str | None = None) -> Any:
+    def client(self, service: str) -> Any:
         """A service's boto3 client, made once.
 
         Args:
             service: As boto3 calls it.
-            region: Default: the account's.
         """
-        key = (service, region or self.region)
-        if key not in self._clients:
+        if service not in self._clients:
+            # The Price List is served from few regions for all; and it is a convenience, so not asked for long.
+            elsewhere = {"region_name": PRICING_REGION} if service == "pricing" else {}
+            settings = self._settings.merge(self._hasty) if service == "pricing" else self._settings
             try:
-                self._clients[key] = self._session.client(service, region_name=key[1], config=self._settings)
+                self._clients[service] = self._session.client(service, config=settings, **elsewhere)
             except (self._errors.BotoCoreError, ValueError) as error:
                 raise self._translated(error, service) from error
-        return self._clients[key]
+        return self._clients[service]
 
     def call(self, service: str, operation: str, /, **request: Any) -> dict[str, Any]:
         """One call, tried again where AWS is busy or cannot be reached.
@@ -155,7 +161,8 @@ class Account:
             Unreached: If no answer came.
             AwsError: If it could not be sent.
         """
-        return self.translated(lambda: getattr(self.client(service), operation)(**request), f"{service} {operation}")
+        method = getattr(self.client(service), operation)
+        return dict(self.translated(lambda: method(**request), f"{service} {operation}"))
 
     def pages(self, service: str, operation: str, key: str, /, **request: Any) -> Iterator[dict[str, Any]]:
         """Everything that a listing has, page after page.

@@ -80,7 +80,7 @@ class Ledger:
         Raises:
             ResourceError: If it cannot be written.
         """
-        line = {"time": _now(), "event": event, "run": run, "kind": kind, "name": name}
+        line: dict[str, Any] = {"time": _now(), "event": event, "run": run, "kind": kind, "name": name}
         if details:
             line["details"] = details
         try:

@@ -1,7 +1,7 @@
 """What everything of ours is called in an account, and how it is told from what is not ours.
 
-Names begin with PREFIX, roles lie under ROLE_PATH, and all that can carry tags has RUN_TAG: the policies that `aws iam`
-prints allow nothing else, and `aws down` looks for nothing else.
+Names begin with PREFIX, roles lie under a path of the region's, and all that can carry tags has RUN_TAG: the policies
+that `aws iam` prints allow nothing else, and `aws down` looks for nothing else.
 """
 
 import re
@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 PREFIX = "neuron-sum"
 RUN_TAG = "neuron-sum-run"
 RECIPE_TAG = "neuron-sum-recipe"
-ROLE_PATH = f"/{PREFIX}/"
 
 NAME_LIMIT = 63
 """Of a training job, a model, an endpoint and a bucket; a role may have 64."""
@@ -62,6 +61,15 @@ def new_run(recipe: str) -> Run:
     """
     slug = re.sub(r"[^a-z0-9]+", "-", recipe.lower()).strip("-")[:SLUG_LIMIT].strip("-")
     return Run(f"{slug}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
+
+
+def role_path(region: str) -> str:
+    """Where roles lie: IAM is the same in all regions, and a region's clean-up must not take another's roles.
+
+    Args:
+        region: Where what has the role runs.
+    """
+    return f"/{PREFIX}/{region}/"
 
 
 def bucket_name(account: str, region: str) -> str:

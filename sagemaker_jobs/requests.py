@@ -39,7 +39,7 @@ LOCAL_STORAGE_FAMILIES = ("ml.trn1.", "ml.g5.", "ml.g6.")
 EXPIRY_TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
 DOWNLOAD_TIMEOUT_S = 1800
 STARTUP_TIMEOUT_S = 1800
-"""A compiled model is several GB, and loading it onto NeuronCores takes minutes; SageMaker's own default is 10 of them."""
+"""A compiled model is several GB, and takes minutes to come onto NeuronCores; SageMaker's own default is 10."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Job:
     volume_gb: int = 100
     attempt: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
-    isolation: Isolation = Isolation()
+    isolation: Isolation = field(default_factory=Isolation)
 
     @property
     def name(self) -> str:
@@ -160,7 +160,7 @@ def processes_on(instance: str) -> int:
 
 
 def training_image(region: str) -> str:
-    """AWS's image that is nearest to the platform's row; it has Neuron's compiler, so it compiles without a device, too.
+    """AWS's image that is nearest to the platform's row; it has Neuron's compiler, and so compiles on a CPU, too.
 
     Raises:
         PlatformError: If AWS has no registry in the region.

@@ -154,7 +154,7 @@ def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -
     for command in commands_of(page) + commands_of(page, "sh"):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
         # A group's own --help lists its commands; `compile RUN` is short for `compile run RUN`.
-        group = words[:2] if words[0] == "recipes" or words[:2] == ["compile", "verify"] else words[:1]
+        group = words[:2] if words[0] in ("recipes", "aws") or words[:2] == ["compile", "verify"] else words[:1]
         group += ["run"] if group == ["compile"] else []
         if words[0] == "--version":
             continue
