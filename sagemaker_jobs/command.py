@@ -201,7 +201,7 @@ def status(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests; send nothing.")] = False,
 ) -> None:
     """List what of ours is there with age and cost an hour, and what else runs by the hour."""
-    from sagemaker_jobs import following, inventory
+    from sagemaker_jobs import following, inventory, training
     from sagemaker_jobs.ledger import Ledger
 
     if dry_run:
@@ -209,20 +209,18 @@ def status(
         return
     account = _account(region)
     ledger = Ledger(account.id, account.region)
-    jobs = inventory.running_jobs(account, ledger, run)
     if follow:
         if run is None:
             raise AwsError("--follow needs to know which run", "neuron-sum aws status RUN --follow")
-        if not jobs:
-            raise AwsError(f"no job of run {run!r} runs in {account.region}", "neuron-sum aws status lists what does")
+        name = training.last_job(account, run)
         try:
-            job = following.follow(account, jobs[0].name, console.note, every_s=every)
+            job = following.follow(account, name, console.note, every_s=every)
         except KeyboardInterrupt:
-            raise _left_running(run, jobs[0].name) from None
+            raise _left_running(run, name) from None
         console.emit({"run": run, "job": job.name, "status": job.status, "model": job.model},
                      f"{job.name} completed: {job.model}")  # fmt: skip
         return
-    ours = [*jobs, *inventory.roles(account, ledger, run)]
+    ours = [*inventory.running_jobs(account, ledger, run), *inventory.roles(account, ledger, run)]
     others = [] if run is not None else inventory.not_ours(account)
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     told = [

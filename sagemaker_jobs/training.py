@@ -221,6 +221,22 @@ def attempts_of(account: Account, run: Run) -> int:
     return sum(1 for _ in listing)
 
 
+def last_job(account: Account, run_id: str) -> str:
+    """The name of a run's newest training job, whether it runs or has ended.
+
+    Raises:
+        AwsError: If it has none.
+    """
+    listing = account.pages(
+        "sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=Run(run_id, "").name("train"),
+        SortBy="CreationTime", SortOrder="Descending",
+    )  # fmt: skip
+    newest = next(listing, None)
+    if newest is None:
+        raise AwsError(f"no training job of a run {run_id!r} in {account.region}", "neuron-sum aws status")
+    return str(newest["TrainingJobName"])
+
+
 def find_run(account: Account, run_id: str) -> Run:
     """A run of before, by its id, with the name of its recipe.
 

@@ -93,6 +93,7 @@ class AwsServer:
         self.client: int | None = None
         self.hit: str | None = None
         self._lock = threading.Lock()
+        self._clients: dict[str, Any] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -126,10 +127,13 @@ class AwsServer:
 
     def boto3(self, service: str) -> Any:
         """A client of the test's own; its calls are not counted."""
-        return boto3.client(
+        if service in self._clients:
+            return self._clients[service]
+        self._clients[service] = boto3.client(
             service, endpoint_url=self.url, region_name=REGION, aws_access_key_id="none", aws_secret_access_key="none",
             config=boto3.session.Config(user_agent_extra="the-test"),
         )  # fmt: skip
+        return self._clients[service]
 
     def everything(self) -> list[str]:
         """All that is in the account and is no record: what a clean-up must not leave."""

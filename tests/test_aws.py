@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[str, tuple[str, str, int], str]] = {
     "bucket of another account": ("s3.HEAD Bucket", ("403", "Forbidden", 403), "the bucket is another account's"),
     "image not in the region": (
         "sagemaker.CreateTrainingJob",
-        ("ValidationException", "The repository of your image 1.dkr.ecr.us-east-1.amazonaws.com/x does not exist.", 400),
+        ("ValidationException", "The repository of your image 1.dkr.ecr.us-east-1.amazonaws.com/x does not exist", 400),
         "that image is not in us-east-1",
     ),
 }  # fmt: skip

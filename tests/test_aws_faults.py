@@ -1,6 +1,7 @@
 """Every call of `aws train` fails, in every way that a call can; afterwards `aws down` leaves nothing.
 
-The network goes before a call has its effect, or after it with the reply lost, and stays away; a call is throttled once;
+The network goes before a call has its effect, or after it with the reply lost, and stays away; a call is throttled
+once;
 the process is killed before or after a call's effect. The number of points is printed (pytest -s, or the report's end).
 """
 
@@ -11,9 +12,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import boto3
 import pytest
 from aws_server import FAULTS, AwsServer, Fault, only_loopback
 from typer.testing import CliRunner, Result
@@ -21,7 +24,7 @@ from typer.testing import CliRunner, Result
 from neuron_sum.cli import build
 from sagemaker_jobs.ledger import Ledger
 
-TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.001"]
+TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr("boto3.Session", cache(_Session))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)  # no sleeps
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "ours-1-py3-none-any.whl").write_bytes(b"a wheel")
@@ -44,9 +48,12 @@ def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
         yield server
 
 
+build_once = cache(build)
+
+
 def neuron_sum(*words: str) -> Result:
     """In this process: starting one takes longer than all of its calls."""
-    return CliRunner().invoke(build(), list(words))
+    return CliRunner().invoke(build_once(), list(words))
 
 
 def cleared(aws: AwsServer, where: str) -> None:
@@ -58,15 +65,26 @@ def cleared(aws: AwsServer, where: str) -> None:
     for left in aws.everything():
         kind, name = left.split()[:2]
         assert ({"job": "training-job"}.get(kind, kind), name) in noted, f"{where}: the ledger lost {left}"
-    down = neuron_sum("aws", "down", "--all", "--every", "0.001")
+    down = neuron_sum("aws", "down", "--all", "--every", "0.01")
     assert down.exit_code == 0, f"{where}: {down.stderr}"
     assert aws.everything() == [], where
     assert neuron_sum("aws", "down", "--check").exit_code == 0
-    gone = neuron_sum("aws", "down", "--all", "--artifacts", "--every", "0.001")
+    gone = neuron_sum("aws", "down", "--all", "--artifacts", "--every", "0.01")
     assert gone.exit_code == 0, f"{where}: {gone.stderr}"
     assert aws.boto3("s3").list_buckets()["Buckets"] == [], where
     for path in ledgers:
         assert Ledger(path.stem[:12], path.stem[13:], _state()).open() == [], where
+
+
+class _Session(boto3.session.Session):
+    """Reading AWS's description of SageMaker takes as long as all calls of a run; a client is made once."""
+
+    made: ClassVar[dict[str, Any]] = {}
+
+    def client(self, service: str, **options: Any) -> Any:  # type: ignore[override]
+        if service not in self.made:
+            self.made[service] = super().client(service, **options)
+        return self.made[service]
 
 
 def _state() -> Path:
@@ -135,7 +153,7 @@ def test_the_words_of_a_job_under_way(aws: AwsServer, monkeypatch: pytest.Monkey
     assert "as it is" in error["message"] and "status" in error["hint"] and "down" in error["hint"]
     run = json.loads(neuron_sum("aws", "status", "--json").stdout)["ours"][0]["run"]
     aws.script.looks = 0
-    followed = neuron_sum("aws", "status", run, "--follow", "--every", "0.001", "--json")
+    followed = neuron_sum("aws", "status", run, "--follow", "--every", "0.01", "--json")
     assert followed.exit_code == 0, followed.stderr
     assert json.loads(followed.stdout)["status"] == "Completed"
 
