@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
@@ -17,16 +16,11 @@ from neuron_sum.recipe_command import Overrides, RecipeArgument
 
 if TYPE_CHECKING:
     from sagemaker_jobs.account import Account
-    from sagemaker_jobs.inventory import Found
     from sagemaker_jobs.names import Run
-    from sagemaker_jobs.plan import Item, Plan
     from sagemaker_jobs.requests import Isolation
     from sagemaker_jobs.training import Options
 
 aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
-
-ANY_ACCOUNT = "123456789012"
-"""Stands in a plan or a dry run for an account that cannot be asked for its number."""
 
 DEFAULT_REGION = "us-east-1"
 
@@ -77,35 +71,32 @@ def plan(
     """Price a recipe's life in AWS, at worst and as expected, before anything is started."""
     from neuron_sum.recipe_loading import load_recipe
     from sagemaker_jobs import plan as planning
+    from sagemaker_jobs import pricing, tables
     from sagemaker_jobs.names import new_run
 
     resolved = load_recipe(recipe, overrides or [])
     account = None if offline else _account_or_none(region)
     where = account.region if account is not None else region or DEFAULT_REGION
-    requests = _planned_requests(
+    requests = pricing.planned_requests(
         new_run(resolved.name), where,
         train=(instance, instances, max_hours), compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),
     )  # fmt: skip
-    made = _priced(requests, account, expected_hours, endpoint_hours)
+    made = pricing.priced(requests, account, expected_hours, endpoint_hours)
     beside = planning.elsewhere(made, resolved)
     result = {
-        "recipe": resolved.name, "region": where,
-        "items": [item.as_dict() for item in made.items],
-        "worst_usd": round(made.worst_usd, 2),
-        "expected_usd": None if made.expected_usd is None else round(made.expected_usd, 2),
-        "not_counted": planning.NOT_COUNTED,
+        "recipe": resolved.name, "region": where, **made.as_dict(),
         "elsewhere": [vars(row) for row in beside],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
     }  # fmt: skip
-    shown = _plan_tables(made, f"{resolved.name} in {where}")
+    shown = tables.plan_tables(made, f"{resolved.name} in {where}")
     if max_usd is not None and made.worst_usd > max_usd:
         console.note_table(shown[0])
     made.check(max_usd)
     extra = [_json(requests)] if dry_run else []
-    console.emit(result, *shown, *_beside_tables(beside, planning.published()), *extra, f"next: neuron-sum aws train "
-                 f"{recipe} --instance {instance} --max-hours {max_hours:g}")  # fmt: skip
+    following = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
+    console.emit(result, *shown, *tables.beside_tables(beside, planning.published()), *extra, following)
 
 
 @aws.command()
@@ -137,7 +128,7 @@ def train(
 ) -> None:
     """Train a recipe on SageMaker, and follow the job to its end."""
     from neuron_sum.recipe_loading import load_recipe
-    from sagemaker_jobs import following, inputs, training
+    from sagemaker_jobs import following, inputs, pricing, tables, training
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import Run, new_run
 
@@ -163,23 +154,25 @@ def train(
             run, resolved, options, channels, number, where, attempt=attempt,
             partition=account.partition if account is not None else "aws",
         )  # fmt: skip
-        priced = _priced({"training-job": launch.job_call.request}, None if offline else account, expected_hours, 0)
+        priced = pricing.priced(
+            {"training-job": launch.job_call.request}, None if offline else account, expected_hours, 0
+        )
         if dry_run:
             priced.check(max_usd)
             if wheels is None and image is None:
                 console.note("a real start builds a wheelhouse first, and uploads it as one more channel")
-            made = {"run": run.id, "plan": _plan_dict(priced), "requests": launch.as_dicts()}
-            console.emit(made, *_plan_tables(priced, "dry run: nothing was sent"), _json(launch.as_dicts()))
+            made = {"run": run.id, "plan": priced.as_dict(), "requests": launch.as_dicts()}
+            console.emit(made, *tables.plan_tables(priced, "dry run: nothing was sent"), _json(launch.as_dicts()))
             return
         assert account is not None  # only a dry run goes without
-        console.note_table(_plan_tables(priced, f"run {run.id}")[0])
+        console.note_table(tables.plan_tables(priced, f"run {run.id}")[0])
         priced.check(max_usd)
         ledger = Ledger(number, where)
         with _stopping_leaves(run, launch.job_call.name, where):
             with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
                 name = training.start(account, ledger, launch, bar.advance)
             console.note(f"started {name}; the ledger is {ledger.path}")
-            told = {"run": run.id, "job": name, "region": where, "plan": _plan_dict(priced)}
+            told = {"run": run.id, "job": name, "region": where, "plan": priced.as_dict()}
             if detach:
                 console.emit(told, f"started {name}\nnext: neuron-sum aws status {run.id} --follow")
                 return
@@ -201,7 +194,7 @@ def status(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests; send nothing.")] = False,
 ) -> None:
     """List what of ours is there with age and cost an hour, and what else runs by the hour."""
-    from sagemaker_jobs import following, inventory, training
+    from sagemaker_jobs import following, inventory, tables, training
     from sagemaker_jobs.ledger import Ledger
 
     if dry_run:
@@ -224,8 +217,8 @@ def status(
     others = [] if run is not None else inventory.not_ours(account)
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     told = [
-        _found_table(ours, f"ours in {account.region}") if ours else f"nothing of ours runs in {account.region}",
-        *([_found_table(others, "not ours, and paid by the hour")] if others else []),
+        tables.found_table(ours, f"ours in {account.region}") if ours else f"nothing of ours runs in {account.region}",
+        *([tables.found_table(others, "not ours, and paid by the hour")] if others else []),
         f"${per_hour:.2f} an hour in all; the ledger is {ledger.path}",
     ]
     console.emit(
@@ -253,6 +246,7 @@ def down(
 ) -> None:
     """Stop and delete what was made; what was trained stays unless --artifacts."""
     from sagemaker_jobs import down as clearing
+    from sagemaker_jobs import tables
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import bucket_name
 
@@ -271,8 +265,8 @@ def down(
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
             raise AwsError(f"something of ours is left: {listing}", f"neuron-sum aws down {run or '--all'}")
-        console.emit(told, _found_table(remaining, "would be removed") if remaining else "nothing of ours is left",
-                     *map(str, kept))  # fmt: skip
+        told_left = tables.found_table(remaining, "would be removed") if remaining else "nothing of ours is left"
+        console.emit(told, told_left, *map(str, kept))
         return
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)
     kept = clearing.stored(account, where, run)
@@ -356,6 +350,8 @@ def _account_or_none(region: str | None) -> "Account | None":
 
 def _number(account: "Account | None", *, dry_run: bool) -> str:
     """The account's twelve digits; in a dry run without credentials, ones that stand for them."""
+    from sagemaker_jobs.pricing import ANY_ACCOUNT
+
     if account is not None:
         try:
             return account.id
@@ -394,104 +390,6 @@ def _built_wheelhouse() -> Path:
     folder = files.cache_folder() / "wheelhouse" / __version__
     folder.parent.mkdir(parents=True, exist_ok=True)
     return wheelhouse.build(folder)
-
-
-def _planned_requests(
-    run: "Run", region: str, *, train: tuple[str, int, float], compiling: tuple[str, float],
-    endpoint: tuple[str, float],
-) -> dict[str, Any]:  # fmt: skip
-    """The requests of a whole life, by kind; what is not wanted is left out."""
-    from datetime import datetime, timedelta, timezone
-
-    from sagemaker_jobs import requests
-    from sagemaker_jobs.names import bucket_name, role_path
-
-    role = f"arn:aws:iam::{ANY_ACCOUNT}:role{role_path(region)}{run.name('role')}"
-    place = requests.Place(ANY_ACCOUNT, region, bucket_name(ANY_ACCOUNT, region), role)
-    image, isolation = requests.training_image(region), requests.Isolation()
-    instance, instances, hours = train
-    jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
-    if compiling[1] > 0:
-        jobs.append(("compile", requests.compile_arguments("inf2"), compiling[0], 1, compiling[1]))
-    made: dict[str, Any] = {}
-    for stage, arguments, which, count, longest in jobs:
-        job = requests.Job(run, stage, arguments, {}, which, count, round(longest * 3600), image)
-        made["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
-    if endpoint[1] > 0:
-        ends = datetime.now(timezone.utc) + timedelta(hours=endpoint[1])
-        model_data = f"{place.output(run)}/model.tar.gz"
-        made["schedule"] = requests.create_expiry(run, at=ends, role_arn=role)
-        made["model"] = requests.create_model(
-            run, place, image=image, model_data=model_data, environment={}, isolation=isolation
-        )
-        made["endpoint-config"] = requests.create_endpoint_config(
-            run, instance=endpoint[0], instances=1, isolation=isolation
-        )
-        made["endpoint"] = requests.create_endpoint(run)
-    return made
-
-
-def _priced(
-    requests: dict[str, Any], account: "Account | None", expected_hours: float | None, endpoint_hours: float
-) -> "Plan":
-    from sagemaker_jobs import live_prices
-    from sagemaker_jobs import plan as planning
-
-    items: list[Item] = [planning.Item("bucket", "one for all runs"), planning.Item("role", "one for the run")]
-    for kind in ("training-job", "compile-job"):
-        if kind in requests:
-            name = requests[kind]["ResourceConfig"]["InstanceType"]
-            price = live_prices.price_of(name, live_prices.TRAINING, account)
-            items.append(planning.job_item(requests[kind], price, expected_hours if kind == "training-job" else None))
-    if "endpoint" in requests:
-        [variant] = requests["endpoint-config"]["ProductionVariants"]
-        price = live_prices.price_of(variant["InstanceType"], live_prices.HOSTING, account)
-        items += planning.endpoint_items(requests, price, endpoint_hours)
-    return planning.Plan(tuple(items))
-
-
-def _plan_dict(made: "Plan") -> dict[str, Any]:
-    return {"items": [item.as_dict() for item in made.items], "worst_usd": round(made.worst_usd, 2),
-            "expected_usd": made.expected_usd}  # fmt: skip
-
-
-def _plan_tables(made: "Plan", title: str) -> list[Any]:
-    from sagemaker_jobs.plan import NOT_COUNTED
-
-    table = console.table("what", "instance", "$ an hour", "at most", "worst $", "expected $", title=title)
-    for item in made.items:
-        if item.price is None:
-            table.add_row(f"{item.kind} {item.name}", "", "", "", "0.00", "0.00")
-            continue
-        table.add_row(
-            f"{item.kind} {item.name}", f"{item.instances} × {item.price.instance}", f"{item.price.usd_per_hour:.3f}",
-            f"{item.worst_hours:.2f} h", f"{item.worst_usd:.2f}",
-            "unknown" if item.expected_usd is None else f"{item.expected_usd:.2f}",
-        )  # fmt: skip
-    sources = sorted({item.price.source for item in made.items if item.price})
-    return [table, f"worst case: ${made.worst_usd:.2f}", *(f"prices: {source}" for source in sources),
-            f"not counted: {NOT_COUNTED}"]  # fmt: skip
-
-
-def _beside_tables(beside: Any, published: Any) -> Iterator[Table]:
-    elsewhere = console.table("elsewhere", "what", "hours", "$", "cheaper if under", "source")
-    for row in beside:
-        even = "" if row.even_hours is None else f"{row.even_hours:.2f} h"
-        elsewhere.add_row(row.instance, row.what, f"{row.hours:.2f}", f"{row.usd:.2f}", even, row.source)
-    paid = console.table("what others paid", "on", "hours", "$", "source")
-    for cost in published:
-        paid.add_row(cost.what, cost.instance, "" if cost.hours is None else f"{cost.hours:.1f}", f"{cost.usd:.2f}",
-                     cost.source)  # fmt: skip
-    yield elsewhere
-    yield paid
-
-
-def _found_table(found: "list[Found]", title: str) -> Table:
-    table = console.table("what", "run", "state", "age", "$ an hour", title=title)
-    for item in found:
-        cost = "no price known" if item.usd_per_hour is None else f"{item.usd_per_hour:.2f}"
-        table.add_row(f"{item.kind} {item.name}", item.run or "", item.state, console.duration(item.hours * 3600), cost)
-    return table
 
 
 @contextmanager

@@ -117,6 +117,14 @@ class Plan:
         expected = [item.expected_usd for item in self.items]
         return None if None in expected else sum(usd for usd in expected if usd is not None)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        expected = self.expected_usd
+        return {
+            "items": [item.as_dict() for item in self.items], "worst_usd": round(self.worst_usd, 2),
+            "expected_usd": None if expected is None else round(expected, 2), "not_counted": NOT_COUNTED,
+        }  # fmt: skip
+
     def check(self, max_usd: float | None) -> None:
         """Refuses what may cost more than it is allowed to.
 
