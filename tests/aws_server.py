@@ -129,7 +129,7 @@ class AwsServer:
         """A client of the test's own; its calls are not counted."""
         if service in self._clients:
             return self._clients[service]
-        self._clients[service] = boto3.client(
+        self._clients[service] = _SESSION.client(
             service, endpoint_url=self.url, region_name=REGION, aws_access_key_id="none", aws_secret_access_key="none",
             config=boto3.session.Config(user_agent_extra="the-test"),
         )  # fmt: skip
@@ -171,8 +171,9 @@ class AwsServer:
             if (refusal := self.script.refusals.get(call)) is not None:
                 return _refusal(environ, start_response, *refusal)
             if call == "pricing.GetProducts":
-                return self._price_list(environ, body, start_response)
-            answer = list(self._moto(environ, start_response))
+                answer = self._price_list(environ, body, start_response)
+            else:
+                answer = list(self._moto(environ, start_response))
             if faulty and self.fault in ("lost", "killed after"):
                 self._kill()
                 _drop(environ)
@@ -343,6 +344,7 @@ def _patch(server: AwsServer) -> None:
 
 
 _create = _Response.create_training_job
+_SESSION = boto3.session.Session()
 
 
 def _end(job: Any, status: str, secondary: str) -> None:
