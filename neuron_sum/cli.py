@@ -36,6 +36,7 @@ ORDER = (
     "serve",
     "request",
     "dockerfile",
+    "aws",
     "explain",
 )
 """The way the data goes; what other packages add comes after."""

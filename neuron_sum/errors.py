@@ -12,6 +12,7 @@
     ├── ServerError         11   DJL Serving cannot be had, or does not start
     ├── RequestError        12   an endpoint refused a request, or cannot be reached
     ├── PlatformError       13   this machine or an instance lacks what is asked, or nobody knows the instance
+    ├── AwsError            14   AWS refused or could not be asked, a job did not complete, or a plan costs too much
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
@@ -111,6 +112,12 @@ class PlatformError(NeuronSumError):
     """This machine, or the instance that is asked for, cannot do it; or the platform table does not know it."""
 
     exit_code = 13
+
+
+class AwsError(NeuronSumError):
+    """AWS refused a request or cannot be asked, a job ended otherwise than well, or a plan is above its limit."""
+
+    exit_code = 14
 
 
 class Interrupted(NeuronSumError):

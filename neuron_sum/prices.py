@@ -1,57 +1,74 @@
-"""What SageMaker's instances cost by the hour: a dated table, for where no live price can be had."""
+"""What SageMaker instances cost: a dated table, for where AWS's own Price List cannot be asked.
+
+The Price List itself is asked by sagemaker_jobs/live_prices.py. EC2's prices for the same hardware are lower
+(trn1.2xlarge 1.34, inf2.xlarge 0.758) and wrong for SageMaker.
+"""
 
 from dataclasses import dataclass
 
 from neuron_sum.errors import PlatformError
 
+REGION = "us-east-1"
+"""The table's only region."""
+
+READ = "2026-09-27"
+SOURCE = f"table: {REGION} on demand, read {READ} from one third-party list"
+
+USD_PER_HOUR = {
+    "ml.trn1.2xlarge": 1.54,
+    "ml.trn1.32xlarge": 24.73,
+    "ml.inf2.xlarge": 0.99,
+    "ml.inf2.8xlarge": 2.36,
+    "ml.inf2.24xlarge": 7.79,
+    "ml.inf2.48xlarge": 15.58,
+    "ml.g5.2xlarge": 1.52,
+    "ml.g5.12xlarge": 7.09,
+    "ml.g6.xlarge": 1.127,
+    "ml.c7i.4xlarge": 0.857,
+}
+"""By SageMaker's instance name."""
+
+S3_USD_PER_GB_MONTH = 0.023
+S3_SOURCE = f"S3 Standard at ${S3_USD_PER_GB_MONTH} per GB and month, its list price in {REGION}, not asked live"
+
 
 @dataclass(frozen=True)
 class Price:
-    """What an instance costs on demand.
+    """What one instance costs for an hour.
 
     Attributes:
-        instance: As CreateTrainingJob and CreateEndpointConfig take it.
-        usd_per_hour: Training or hosting; EC2's own price for the same type is lower.
-        region: Where.
-        read: The day it was read.
-        source: Where.
+        instance: As SageMaker calls it.
+        usd_per_hour: On demand.
+        source: Who says so, when, and for which region; shown wherever the price is.
     """
 
     instance: str
     usd_per_hour: float
-    region: str
-    read: str
     source: str
 
     def __str__(self) -> str:
-        return f"${self.usd_per_hour:g} an hour for {self.instance} in {self.region}, read {self.read} ({self.source})"
+        return f"${self.usd_per_hour:g} an hour for {self.instance} ({self.source})"
+
+    def cost(self, hours: float, instances: int = 1) -> float:
+        """USD for so many instances for so long."""
+        return self.usd_per_hour * hours * instances
 
 
-REGION, READ = "us-east-1", "2026-09-27"
-SOURCE = "a third party's list of SageMaker's on-demand prices, not AWS's own"
-FALLBACK = {
-    instance: Price(instance, usd_per_hour, REGION, READ, SOURCE)
-    for instance, usd_per_hour in (
-        ("ml.trn1.2xlarge", 1.54),
-        ("ml.trn1.32xlarge", 24.73),
-        ("ml.inf2.xlarge", 0.99),
-        ("ml.inf2.8xlarge", 2.36),
-        ("ml.inf2.24xlarge", 7.79),
-        ("ml.inf2.48xlarge", 15.58),
-        ("ml.g5.2xlarge", 1.52),
-        ("ml.g5.12xlarge", 7.09),
-        ("ml.g6.xlarge", 1.127),
-        ("ml.c7i.4xlarge", 0.857),
-    )
-}
+def find_price(instance: str, region: str = REGION) -> Price:
+    """The table's price; for another region it says that it is not that region's.
 
-
-def find_price(instance: str) -> Price:
-    """The table's price of an instance type.
+    Args:
+        instance: With or without `ml.`.
+        region: Where it shall run.
 
     Raises:
-        PlatformError: If the table does not have it.
+        PlatformError: If the table does not have the instance.
     """
-    if instance not in FALLBACK:
-        raise PlatformError(f"no price of {instance!r} in the table", f"there are {', '.join(FALLBACK)}")
-    return FALLBACK[instance]
+    name = instance if instance.startswith("ml.") else f"ml.{instance}"
+    if name not in USD_PER_HOUR:
+        raise PlatformError(
+            f"no price of {name} in the table of {READ}",
+            f"there are {', '.join(USD_PER_HOUR)}; with AWS credentials `neuron-sum aws plan` asks AWS itself",
+        )
+    other = "" if region == REGION else f"; {region} may cost more"
+    return Price(name, USD_PER_HOUR[name], SOURCE + other)

@@ -1,1 +1,1 @@
-"""What talks to AWS: cost plan, training and compile jobs, endpoints, clean-up. Not built yet: see the README."""
+"""What talks to AWS: the price of a run before it starts, training jobs, what is there, and its removal."""

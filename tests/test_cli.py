@@ -36,7 +36,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
     assert len(set(codes.values())) == len(codes)
     assert codes == {"NeuronSumError": 1, "RecipeError": 3, "DataError": 4, "ModelError": 5, "ResourceError": 6,
                      "MissingExtraError": 7, "RunError": 8, "ArtifactError": 9,
-                     "CompileError": 10, "ServerError": 11, "RequestError": 12, "PlatformError": 13,
+                     "CompileError": 10, "ServerError": 11, "RequestError": 12, "PlatformError": 13, "AwsError": 14,
                      "Interrupted": 130}  # fmt: skip
     for name, code in codes.items():
         assert re.search(rf"{name}\s+{code}\n?", errors.__doc__ or ""), f"{name} is not drawn"
@@ -154,11 +154,8 @@ def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -
     for command in commands_of(page) + commands_of(page, "sh"):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
         # A group's own --help lists its commands; `compile RUN` is short for `compile run RUN`.
-        group = (
-            words[:2]
-            if words[0] == "recipes" or words[:2] in (["compile", "verify"], ["compile", "report"])
-            else words[:1]
-        )
+        grouped = words[0] in ("recipes", "aws") or words[:2] in (["compile", "verify"], ["compile", "report"])
+        group = words[:2] if grouped else words[:1]
         group += ["run"] if group == ["compile"] else []
         if words[0] == "--version":
             continue

@@ -394,7 +394,7 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
     assert made.returncode == 0, made.stderr
     told = json.loads(made.stdout)
     assert (told["recipe"], told["dtype"], told["faults"]) == ("tiny", "bf16", [])
-    assert told["price"]["read"] == prices.READ
+    assert prices.READ in told["price"]["source"]
     assert told["training"]["rows_are"] == "counted from the bundled sample (dynamic)"
     assert "lowering graphs 5/5" in made.stderr
     assert "</svg>" in (tmp_path / "floors.svg").read_text()
@@ -476,7 +476,7 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
 
 def test_prices_are_dated_and_unknown_ones_are_errors() -> None:
     price = prices.find_price("ml.inf2.xlarge")
-    assert (price.usd_per_hour, price.region) == (0.99, "us-east-1")
-    assert "read 2026-09-27" in str(price)
-    with pytest.raises(PlatformError, match=r"no price of 'ml\.p5"):
+    assert (price.usd_per_hour, price.cost(2, instances=3)) == (0.99, pytest.approx(5.94))
+    assert "us-east-1 on demand, read 2026-09-27" in str(price)
+    with pytest.raises(PlatformError, match=r"no price of ml\.p5"):
         prices.find_price("ml.p5.48xlarge")

@@ -1,0 +1,169 @@
+"""A training job until its end: its status and its log, as they come; and what its end means."""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from neuron_sum.console import duration
+from neuron_sum.errors import AwsError
+from neuron_sum.explain import explain
+from neuron_sum.prices import Price
+from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs.iam import LOG_GROUP
+
+ENDED = ("Completed", "Failed", "Stopped")
+LOG_KEPT = 2_000
+"""Lines that are looked through for a known cause; a failure's is among the last."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What DescribeTrainingJob says, as far as anybody here asks."""
+
+    described: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return str(self.described["TrainingJobName"])
+
+    @property
+    def status(self) -> str:
+        """InProgress, Completed, Failed, Stopping or Stopped."""
+        return str(self.described["TrainingJobStatus"])
+
+    @property
+    def stage(self) -> str:
+        """What it is doing, such as Downloading."""
+        return str(self.described.get("SecondaryStatus", self.status))
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.status in ENDED
+
+    @property
+    def model(self) -> str | None:
+        """The S3 address of what it made."""
+        artifacts = self.described.get("ModelArtifacts") or {}
+        return artifacts.get("S3ModelArtifacts") if self.status == "Completed" else None
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made, or between that and its end."""
+        end = self.described.get("TrainingEndTime") if self.ended else None
+        passed: float = ((end or datetime.now(timezone.utc)) - self.described["CreationTime"]).total_seconds()
+        return max(passed, 0.0)
+
+
+def describe(account: Account, name: str) -> Job:
+    """A job as it is now.
+
+    Raises:
+        AwsError: If there is none, or AWS cannot be asked.
+    """
+    return Job(account.call("sagemaker", "describe_training_job", TrainingJobName=name))
+
+
+def follow(
+    account: Account, name: str, say: Callable[[str], None], *, every_s: float, price: Price | None = None
+) -> Job:  # fmt: skip
+    """Waits for a job's end and tells what happens.
+
+    Args:
+        account: Where it runs.
+        name: The job's.
+        say: Is told each change of its state, and each line of its log.
+        every_s: How often to look.
+        price: Of its instance, to say what it has cost by now.
+
+    Returns:
+        The completed job.
+
+    Raises:
+        AwsError: If it failed, with AWS's reason and the known cause in its log; or was stopped, which is no success.
+    """
+    log = Log(account, name)
+    before = ""
+    while True:
+        job = describe(account, name)
+        if (now := f"{job.status}, {job.stage}") != before:
+            before = now
+            count = job.described["ResourceConfig"]["InstanceCount"]
+            cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
+            say(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
+        for line in log.new_lines():
+            say(line)
+        if job.ended:
+            break
+        time.sleep(every_s)
+    if job.status == "Completed":
+        return job
+    raise _unsuccessful(job, log)
+
+
+def _unsuccessful(job: Job, log: "Log") -> AwsError:
+    reason = " ".join(str(job.described.get("FailureReason", "")).split())
+    text = "\n".join([reason, *log.lines])
+    told = explain(io.BytesIO(text.encode())).findings
+    known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
+    if job.status == "Stopped":
+        why = reason or {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}.get(
+            job.stage, "a request to stop"
+        )
+        return AwsError(
+            f"{job.name} was stopped by {why}: it is not done{known}",
+            "neuron-sum aws train RECIPE --resume RUN goes on from its last checkpoint",
+        )
+    hint = told[-1].cause.remedy if told else f"aws logs tail {LOG_GROUP} --log-stream-name-prefix {job.name}/"
+    return AwsError(f"{job.name} failed: {reason or 'AWS gives no reason'}{known}", hint)
+
+
+class Log:
+    """The lines of a job's log in CloudWatch, each told once.
+
+    Args:
+        account: Where.
+        name: The job's; each of its hosts has a stream that begins so.
+    """
+
+    def __init__(self, account: Account, name: str) -> None:
+        self._account, self._name = account, name
+        self._tokens: dict[str, str | None] = {}
+        self.lines: list[str] = []
+
+    def new_lines(self) -> list[str]:
+        """What has come since the last call; none while there is no stream yet.
+
+        Raises:
+            AwsError: If AWS cannot be asked.
+        """
+        found: list[str] = []
+        try:
+            streams = self._account.pages(
+                "logs", "describe_log_streams", "logStreams",
+                logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/",
+            )  # fmt: skip
+            for stream in sorted(item["logStreamName"] for item in streams):
+                found += self._read(stream)
+        except Refused as refused:
+            if not refused.missing:
+                raise
+        self.lines = (self.lines + found)[-LOG_KEPT:]
+        return found
+
+    def _read(self, stream: str) -> list[str]:
+        lines: list[str] = []
+        while True:
+            token = self._tokens.get(stream)
+            page = self._account.call(
+                "logs", "get_log_events", logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True,
+                **({"nextToken": token} if token else {}),
+            )  # fmt: skip
+            lines += [event["message"].rstrip("\n") for event in page["events"]]
+            self._tokens[stream] = page["nextForwardToken"]
+            if page["nextForwardToken"] == token:  # CloudWatch gives the same token at the end
+                return lines

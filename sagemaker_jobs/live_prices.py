@@ -1,0 +1,66 @@
+"""SageMaker's prices from AWS's own Price List, else the dated table; which of the two is always said."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+from neuron_sum.errors import AwsError
+from neuron_sum.prices import REGION, Price, find_price
+from sagemaker_jobs.account import Account
+
+SERVICE = "AmazonSageMaker"
+TRAINING, HOSTING = "Training", "Hosting"
+"""Components: the list has a product for each thing that an instance can do, and their prices may differ."""
+
+
+def price_of(instance: str, component: str, account: Account | None) -> Price:
+    """What an instance costs: live where AWS answers, else from the table.
+
+    Args:
+        instance: As SageMaker calls it.
+        component: TRAINING or HOSTING.
+        account: None: do not ask.
+
+    Raises:
+        AwsError: If AWS answers with anything but one price.
+        PlatformError: If AWS does not answer, and the table has no such instance.
+    """
+    if account is None:
+        return find_price(instance, REGION)
+    try:
+        products = list(_products(instance, account))
+    except AwsError as error:
+        table = find_price(instance, account.region)
+        return Price(instance, table.usd_per_hour, f"{table.source} (no live price: {error.message:.120})")
+    found = {price for product in products for price in _prices(product, component)}
+    if len(found) != 1:
+        listing = ", ".join(f"{price:g}" for price in sorted(found)) or "none"
+        raise AwsError(
+            f"AWS's Price List has {len(found)} prices of {instance} for {component} in {account.region}: {listing}",
+            "another --instance or --region; --offline takes the shipped table instead",
+        )
+    read = datetime.now(timezone.utc).date().isoformat()
+    return Price(instance, found.pop(), f"AWS Price List, {account.region}, {read}")
+
+
+def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
+    """The service filters by region and instance; the component's attribute it does not take as a filter."""
+    filters = {"regionCode": account.region, "instanceName": instance}
+    listing = account.pages(
+        "pricing", "get_products", "PriceList", ServiceCode=SERVICE,
+        Filters=[{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in filters.items()],
+    )  # fmt: skip
+    for product in listing:
+        yield dict(json.loads(product)) if isinstance(product, str) else product
+
+
+def _prices(product: dict[str, Any], component: str) -> Iterator[float]:
+    """USD an hour on demand, of a product that is of the component."""
+    attributes = product.get("product", {}).get("attributes", {})
+    if str(attributes.get("component", "")).lower() != component.lower():
+        return
+    for offer in product.get("terms", {}).get("OnDemand", {}).values():
+        for dimension in offer["priceDimensions"].values():
+            if dimension.get("unit", "").lower() in ("hrs", "hours", "hour"):
+                yield float(dimension["pricePerUnit"]["USD"])

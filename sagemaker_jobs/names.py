@@ -1,0 +1,77 @@
+"""What everything of ours is called in an account, and how it is told from what is not ours.
+
+Names begin with PREFIX, roles lie under a path of the region's, and all that can carry tags has RUN_TAG: the policies
+that `aws iam` prints allow nothing else, and `aws down` looks for nothing else.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+PREFIX = "neuron-sum"
+RUN_TAG = "neuron-sum-run"
+RECIPE_TAG = "neuron-sum-recipe"
+
+NAME_LIMIT = 63
+"""Of a training job, a model, an endpoint and a bucket; a role may have 64."""
+
+SLUG_LIMIT = 23
+TAG_LIMIT = 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe's life in an account; whatever is made for it has its id in the name and in a tag.
+
+    Attributes:
+        id: As `aws down RUN` takes it.
+        recipe: The recipe's name.
+    """
+
+    id: str
+    recipe: str
+
+    def name(self, kind: str, attempt: int = 1) -> str:
+        """What a resource of this run is called.
+
+        Args:
+            kind: Such as train.
+            attempt: From 1; SageMaker takes a job's name only once.
+        """
+        return f"{PREFIX}-{self.id}-{kind}" + (f"-{attempt}" if attempt > 1 else "")
+
+    @property
+    def tags(self) -> list[dict[str, str]]:
+        """As every create request takes them."""
+        return tags({RUN_TAG: self.id, RECIPE_TAG: self.recipe[:TAG_LIMIT]})
+
+
+def tags(values: Mapping[str, str]) -> list[dict[str, str]]:
+    """A mapping as AWS wants it."""
+    return [{"Key": key, "Value": value} for key, value in values.items()]
+
+
+def new_run(recipe: str) -> Run:
+    """A run with an id that no other has: the recipe, the time (UTC), four random digits.
+
+    Args:
+        recipe: Its name; what SageMaker does not allow in a name becomes a hyphen in the id.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", recipe.lower()).strip("-")[:SLUG_LIMIT].strip("-")
+    return Run(f"{slug}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
+
+
+def role_path(region: str) -> str:
+    """Where roles lie: IAM is the same in all regions, and a region's clean-up must not take another's roles.
+
+    Args:
+        region: Where what has the role runs.
+    """
+    return f"/{PREFIX}/{region}/"
+
+
+def bucket_name(account: str, region: str) -> str:
+    """The bucket that is made where none is given; with account and region no other account can have it by accident."""
+    return f"{PREFIX}-{account}-{region}"

@@ -1,0 +1,83 @@
+"""From options to a priced plan: the requests of a recipe's whole life, and each with its instance's price."""
+
+from datetime import datetime, timedelta, timezone
+
+from sagemaker_jobs import live_prices, requests
+from sagemaker_jobs import plan as planning
+from sagemaker_jobs.account import Account
+from sagemaker_jobs.names import Run, bucket_name, role_path
+from sagemaker_jobs.plan import Item, Plan
+from sagemaker_jobs.requests import Request
+
+ANY_ACCOUNT = "123456789012"
+"""Stands in a plan or a dry run for an account that cannot be asked for its number."""
+
+
+def planned_requests(
+    run: Run, region: str, *, train: tuple[str, int, float], compiling: tuple[str, float],
+    endpoint: tuple[str, float],
+) -> dict[str, Request]:  # fmt: skip
+    """The requests of a whole life, by kind; what is not wanted is left out.
+
+    Args:
+        run: Whose.
+        region: Where.
+        train: Instance, how many, hours at most.
+        compiling: Instance, hours at most; 0: no compile.
+        endpoint: Instance, hours; 0: no endpoint.
+
+    Raises:
+        AwsError: If SageMaker would refuse one of them.
+        PlatformError: If AWS has no image in the region.
+    """
+    role = f"arn:aws:iam::{ANY_ACCOUNT}:role{role_path(region)}{run.name('role')}"
+    place = requests.Place(ANY_ACCOUNT, region, bucket_name(ANY_ACCOUNT, region), role)
+    image, isolation = requests.training_image(region), requests.Isolation()
+    instance, instances, hours = train
+    jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
+    if compiling[1] > 0:
+        jobs.append(("compile", requests.compile_arguments("inf2"), compiling[0], 1, compiling[1]))
+    made: dict[str, Request] = {}
+    for stage, arguments, which, count, longest in jobs:
+        job = requests.Job(run, stage, arguments, {}, which, count, round(longest * 3600), image)
+        made["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
+    if endpoint[1] > 0:
+        ends = datetime.now(timezone.utc) + timedelta(hours=endpoint[1])
+        model_data = f"{place.output(run)}/model.tar.gz"
+        made["schedule"] = requests.create_expiry(run, at=ends, role_arn=role)
+        made["model"] = requests.create_model(
+            run, place, image=image, model_data=model_data, environment={}, isolation=isolation
+        )
+        made["endpoint-config"] = requests.create_endpoint_config(
+            run, instance=endpoint[0], instances=1, isolation=isolation
+        )
+        made["endpoint"] = requests.create_endpoint(run)
+    return made
+
+
+def priced(
+    made: dict[str, Request], account: Account | None, expected_hours: float | None, endpoint_hours: float
+) -> Plan:
+    """The plan of requests, by kind.
+
+    Args:
+        made: What will be sent.
+        account: To ask for prices; None: the shipped table.
+        expected_hours: Of the training.
+        endpoint_hours: Until the endpoint's expiry.
+
+    Raises:
+        AwsError: If AWS has no one price.
+        PlatformError: If nobody has a price.
+    """
+    items: list[Item] = [planning.Item("bucket", "one for all runs"), planning.Item("role", "one for the run")]
+    for kind in ("training-job", "compile-job"):
+        if kind in made:
+            name = made[kind]["ResourceConfig"]["InstanceType"]
+            price = live_prices.price_of(name, live_prices.TRAINING, account)
+            items.append(planning.job_item(made[kind], price, expected_hours if kind == "training-job" else None))
+    if "endpoint" in made:
+        [variant] = made["endpoint-config"]["ProductionVariants"]
+        price = live_prices.price_of(variant["InstanceType"], live_prices.HOSTING, account)
+        items += planning.endpoint_items(made, price, endpoint_hours)
+    return planning.Plan(tuple(items))

@@ -1,0 +1,362 @@
+"""AWS over HTTP on 127.0.0.1: moto's server with what it lacks, and with faults on demand.
+
+boto3 reaches it through AWS_ENDPOINT_URL and credentials that are none, so nothing of the product knows that it is
+there. Each patch says what AWS does. A fault happens to the n-th request that comes, whatever it is.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+import boto3
+import moto.sagemaker.models as sagemaker_models
+import moto.sagemaker.responses as sagemaker_responses
+from moto.core.exceptions import JsonRESTError
+from moto.core.responses import ActionResult
+from moto.iam.models import iam_backends
+from moto.logs.models import logs_backends
+from moto.moto_api._internal import moto_api_backend
+from moto.s3.models import s3_backends
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+ACCOUNT, REGION = "123456789012", "us-east-1"
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
+FAULTS: tuple[Fault, ...] = ("before", "lost", "throttled", "killed before", "killed after")
+
+_Response = sagemaker_responses.SageMakerResponse
+_Job = sagemaker_models.FakeTrainingJob
+
+
+class Dropped(Exception):
+    """The connection was closed without a reply."""
+
+
+@dataclass
+class Script:
+    """What the account is like and what happens to a job; a test changes it.
+
+    Attributes:
+        looks: How often a job is seen running before it ends; None: it runs until it is stopped.
+        end: How it ends.
+        reason: Why, if it fails.
+        log: Its lines.
+        prices: USD an hour by instance and component, as the Price List has them; None: the list cannot be asked.
+        refusals: AWS's answer to an operation instead of its effect: (code, message, status).
+        roles_unknown: How often a role that is there cannot be assumed yet.
+        notebooks, apps: What else runs in the account.
+    """
+
+    looks: int | None = 2
+    end: str = "Completed"
+    reason: str = ""
+    log: tuple[str, ...] = ()
+    prices: dict[tuple[str, str], list[float]] | None = None
+    refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    roles_unknown: int = 0
+    apps: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _refuse(code: str, message: str) -> JsonRESTError:
+    return JsonRESTError(code, message)
+
+
+class AwsServer:
+    """The server, its script, and what came.
+
+    Attributes:
+        calls: `service.Operation` of every request, in order.
+        point: The number of the request that the fault happens to, from 0; None: no fault.
+        fault: Which.
+        client: The process that is killed.
+        hit: The call that it happened to.
+    """
+
+    def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+        self.script = Script()
+        self.calls: list[str] = []
+        self.point: int | None = None
+        self.fault: Fault = "before"
+        self.client: int | None = None
+        self.hit: str | None = None
+        self._lock = threading.Lock()
+        self._clients: dict[str, Any] = {}
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        _patch(self)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def ways_out(self) -> list[str]:
+        """Requests for another host, which a process sends through its proxy."""
+        return [call for call in self.calls if "CONNECT" in call or "://" in call]
+
+    def reset(self) -> None:
+        """An empty account."""
+        moto_api_backend.reset()
+        self.script, self.point, self.client, self.hit = Script(), None, None, None
+        self.calls.clear()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.url, "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",
+            "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            # A way out would come here, and be seen.
+            "HTTP_PROXY": self.url, "HTTPS_PROXY": self.url, "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
+
+    def boto3(self, service: str) -> Any:
+        """A client of the test's own; its calls are not counted."""
+        if service in self._clients:
+            return self._clients[service]
+        self._clients[service] = _SESSION.client(
+            service, endpoint_url=self.url, region_name=REGION, aws_access_key_id="none", aws_secret_access_key="none",
+            config=boto3.session.Config(user_agent_extra="the-test"),
+        )  # fmt: skip
+        return self._clients[service]
+
+    def everything(self) -> list[str]:
+        """All that is in the account and is no record: what a clean-up must not leave."""
+        sagemaker, iam = self.boto3("sagemaker"), self.boto3("iam")
+        found = [
+            f"job {job['TrainingJobName']} {job['TrainingJobStatus']}"
+            for job in sagemaker.list_training_jobs()["TrainingJobSummaries"]
+            if job["TrainingJobStatus"] in ("InProgress", "Stopping")
+        ]
+        found += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
+        for operation, key in (("list_models", "Models"), ("list_endpoints", "Endpoints"),
+                               ("list_endpoint_configs", "EndpointConfigs")):  # fmt: skip
+            found += [f"{operation} {item}" for item in getattr(sagemaker, operation)()[key]]
+        found += [f"schedule {item['Name']}" for item in self.boto3("scheduler").list_schedules()["Schedules"]]
+        return found
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        call = _name_of(environ, body)
+        if "the-test" in environ.get("HTTP_USER_AGENT", ""):
+            return list(self._moto(environ, start_response))
+        with self._lock:  # one after the other, so that the n-th is the n-th
+            number = len(self.calls)
+            self.calls.append(call)
+            dead = self.point is not None and number > self.point and self.fault in ("before", "lost")
+            faulty = number == self.point
+            if faulty:
+                self.hit = call
+            if dead or (faulty and self.fault in ("before", "killed before")):
+                self._kill()
+                _drop(environ)
+            if faulty and self.fault == "throttled":
+                return _throttled(environ, start_response)
+            if (refusal := self.script.refusals.get(call)) is not None:
+                return _refusal(environ, start_response, *refusal)
+            if call == "pricing.GetProducts":
+                answer = self._price_list(environ, body, start_response)
+            else:
+                answer = list(self._moto(environ, start_response))
+            if faulty and self.fault in ("lost", "killed after"):
+                self._kill()
+                _drop(environ)
+            return answer
+
+    def _kill(self) -> None:
+        if self.fault.startswith("killed") and self.client is not None:
+            os.kill(self.client, signal.SIGKILL)
+
+    def _price_list(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
+        """moto has no Price List. AWS answers with JSON in strings, one product for each component of an instance."""
+        if self.script.prices is None:
+            return _refusal(environ, start_response, "AccessDeniedException", "not authorized to ask for prices", 400)
+        filters = {item["Field"]: item["Value"] for item in json.loads(body)["Filters"]}
+        assert filters["regionCode"] == REGION
+        products = [
+            json.dumps({
+                "product": {"attributes": {"instanceName": instance, "component": component, "regionCode": REGION}},
+                "terms": {"OnDemand": {"a": {"priceDimensions": {"b": {
+                    "unit": "Hrs", "pricePerUnit": {"USD": f"{price:.10f}"}}}}}},
+            })
+            for (instance, component), prices in self.script.prices.items() for price in prices
+            if instance == filters["instanceName"]
+        ]  # fmt: skip
+        return _json(start_response, "200 OK", {"FormatVersion": "aws_v1", "PriceList": products})
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *arguments: Any) -> None:
+        pass
+
+    def run_wsgi(self) -> None:
+        with contextlib.suppress(Dropped, ConnectionError, ValueError):
+            super().run_wsgi()
+
+
+@contextlib.contextmanager
+def only_loopback() -> Iterator[None]:
+    """Any other connection of this process is an error of the test."""
+    before = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), f"a way out: {address}"
+        before(self, address)
+
+    socket.socket.connect = connect  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        socket.socket.connect = before  # type: ignore[method-assign]
+
+
+def _name_of(environ: dict[str, Any], body: bytes) -> str:
+    """The operation: in a header (JSON), in the body (query), or told by method and path (S3)."""
+    if environ["REQUEST_METHOD"] == "CONNECT" or "://" in environ.get("RAW_URI", ""):
+        return f"CONNECT {environ.get('RAW_URI')}"
+    if target := environ.get("HTTP_X_AMZ_TARGET"):
+        service, operation = target.split(".")
+        service = {"AWSPriceListService": "pricing", "Logs_20140328": "logs", "SageMaker": "sagemaker"}[service]
+        return f"{service}.{operation}"
+    if b"Action=" in body[:2000]:
+        return f"{_service(environ)}.{parse_qs(body.decode())['Action'][0]}"
+    what = "Object" if environ["PATH_INFO"].strip("/").partition("/")[2] else "Bucket"
+    query = (environ["QUERY_STRING"] or "").split("=")[0].split("&")[0]
+    return f"s3.{environ['REQUEST_METHOD']} {what}" + (f" ?{query}" if query else "")
+
+
+def _service(environ: dict[str, Any]) -> str:
+    found = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+    return found.group(1) if found else "?"
+
+
+def _drop(environ: dict[str, Any]) -> None:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise Dropped
+
+
+def _json(start_response: Callable[..., Any], status: str, value: Any) -> list[bytes]:
+    body = json.dumps(value).encode()
+    start_response(status, [("Content-Type", "application/x-amz-json-1.1"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _refusal(
+    environ: dict[str, Any], start_response: Callable[..., Any], code: str, message: str, status: int
+) -> list[bytes]:
+    if environ.get("HTTP_X_AMZ_TARGET"):
+        return _json(start_response, f"{status} No", {"__type": code, "message": message})
+    error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    body = (error if _service(environ) == "s3" else f"<ErrorResponse>{error}</ErrorResponse>").encode()
+    if environ["REQUEST_METHOD"] == "HEAD":
+        body = b""
+    start_response(f"{status} No", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _throttled(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    if _service(environ) == "s3":
+        return _refusal(environ, start_response, "SlowDown", "Please reduce your request rate.", 503)
+    return _refusal(environ, start_response, "ThrottlingException", "Rate exceeded", 400)
+
+
+def _patch(server: AwsServer) -> None:
+    """Makes moto's training jobs behave as AWS's."""
+
+    def create(self: Any) -> ActionResult:
+        name, role = self._get_param("TrainingJobName"), self._get_param("RoleArn").rpartition("/")[2]
+        # A job's name can be used only once, whatever became of the job; moto replaces it.
+        if name in self.sagemaker_backend.training_jobs:
+            raise _refuse("ResourceInUse", f"Training job names must be unique. The job {name} already exists.")
+        # A role must be there, and SageMaker able to become it, which takes seconds after its making; moto takes any.
+        known = {each.name for each in iam_backends[ACCOUNT]["aws"].roles.values()}
+        if role not in known or server.script.roles_unknown > 0:
+            server.script.roles_unknown -= 1
+            told = "that the role exists and allows principal 'sagemaker.amazonaws.com' to assume the role."
+            raise _refuse("ValidationException", f"Could not assume role {role}. Please ensure {told}")
+        # Buckets must be there.
+        bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
+        if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
+            raise _refuse("ValidationException", f"S3 bucket {bucket} does not exist")
+        made = _create(self)
+        job = self.sagemaker_backend.training_jobs[name]
+        # moto's jobs are born completed, and lose their environment.
+        job.training_job_status, job.secondary_status, job.training_end_time = "InProgress", "Starting", None
+        job.environment, job.looks, job.failure_reason = self._get_param("Environment"), 0, None
+        return made
+
+    def describe(self: Any) -> ActionResult:
+        job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
+        if job is None:
+            raise _refuse("ValidationException", "Requested resource not found.")
+        job.looks += 1
+        script = server.script
+        if job.training_job_status == "Stopping":
+            _end(job, "Stopped", "Stopped")
+        elif job.training_job_status == "InProgress":
+            job.secondary_status = "Training" if job.looks > 1 else "Starting"
+            if script.looks is not None and job.looks > script.looks:
+                job.failure_reason = script.reason or None
+                _write_log(job, script.log)
+                _end(job, script.end, "MaxRuntimeExceeded" if script.end == "Stopped" else script.end)
+        response = job.response_object
+        for key in ("Looks", "Tags"):
+            response.pop(key, None)
+        if job.training_job_status != "Completed":  # there is no model.tar.gz before
+            response.pop("ModelArtifacts", None)
+        return ActionResult(response)
+
+    def stop(self: Any) -> ActionResult:
+        """moto has none. AWS refuses for a job that has ended."""
+        job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
+        if job is None:
+            raise _refuse("ValidationException", "Requested resource not found.")
+        if job.training_job_status in ("Completed", "Failed", "Stopped"):
+            raise _refuse("ValidationException", f"The request was rejected because the training job is in status "
+                          f"{job.training_job_status}.")  # fmt: skip
+        job.training_job_status = job.secondary_status = "Stopping"
+        return ActionResult({})
+
+    def list_apps(self: Any) -> ActionResult:
+        """moto has none."""
+        return ActionResult({"Apps": server.script.apps})
+
+    _Response.create_training_job, _Response.describe_training_job = create, describe
+    _Response.stop_training_job, _Response.list_apps = stop, list_apps
+
+
+_create = _Response.create_training_job
+_SESSION = boto3.session.Session()
+
+
+def _end(job: Any, status: str, secondary: str) -> None:
+    job.training_job_status, job.secondary_status = status, secondary
+    job.training_end_time = datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def _write_log(job: Any, lines: tuple[str, ...]) -> None:
+    logs = logs_backends[ACCOUNT][REGION]
+    stream = f"{job.training_job_name}/algo-1-1700000000"
+    if LOG_GROUP not in logs.groups:
+        logs.create_log_group(LOG_GROUP, {})
+    logs.create_log_stream(LOG_GROUP, stream)
+    now = int(datetime.now(timezone.utc).timestamp() * 1000)
+    logs.put_log_events(LOG_GROUP, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])

@@ -1,0 +1,151 @@
+"""Every request against the service's own model, for any options: valid, tagged, bounded, the same twice."""
+
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any
+
+import botocore.session
+import pytest
+from botocore.validate import ParamValidator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuron_sum.errors import AwsError
+from sagemaker_jobs import requests
+from sagemaker_jobs.names import RUN_TAG, Run, new_run
+from sagemaker_jobs.requests import Isolation, Job, Place
+
+PLACE = Place("123456789012", "us-east-1", "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
+RUN = Run("tiny-261121-200000-abcd", "tiny")
+INSTANCES = ("ml.trn1.2xlarge", "ml.trn1.32xlarge", "ml.c7i.4xlarge", "ml.g5.12xlarge")
+
+
+@cache
+def model(service: str) -> Any:
+    return botocore.session.get_session().get_service_model(service)
+
+
+def faults(shape: Any, value: Any, path: str = "") -> list[str]:
+    """What botocore's own validator leaves to the service: enumerations, patterns and the longest that is allowed."""
+    import re
+
+    found = []
+    if shape.type_name == "structure":
+        for name, inner in value.items():
+            found += faults(shape.members[name], inner, f"{path}.{name}")
+    elif shape.type_name == "list":
+        for inner in value:
+            found += faults(shape.member, inner, f"{path}[]")
+    elif shape.type_name == "string":
+        limit, pattern = shape.metadata.get("max"), shape.metadata.get("pattern", "")
+        if limit and len(value) > limit:
+            found.append(f"{path}: longer than {limit}: {value}")
+        if pattern and "\\p" not in pattern and not re.fullmatch(pattern, value):
+            found.append(f"{path}: {value} is not {pattern}")
+        if shape.enum and value not in shape.enum:
+            found.append(f"{path}: {value} is none of the service's")
+    return found
+
+
+def check(service: str, operation: str, request: dict[str, Any]) -> None:
+    shape = model(service).operation_model(operation).input_shape
+    report = ParamValidator().validate(request, shape)
+    assert not report.has_errors(), report.generate_report()
+    assert not (found := faults(shape, request)), found
+
+
+isolations = st.builds(
+    Isolation,
+    kms_key=st.none() | st.just("arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+    network_isolation=st.booleans(),
+) | st.just(Isolation(subnets=("subnet-0a1b2c3d",), security_groups=("sg-0a1b2c3d", "sg-11111111")))
+runs = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,80}", fullmatch=True).map(new_run)
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> Job:
+    instance = draw(st.sampled_from(INSTANCES))
+    instances = draw(st.integers(1, 16)) if instance == "ml.trn1.32xlarge" else 1
+    runtime = draw(st.integers(1, requests.MAX_RUNTIME_LIMIT_S))
+    stage = draw(st.sampled_from(["train", "compile"]))
+    return Job(
+        run=draw(runs), stage=stage, channels={"code": PLACE.inputs("code", "0123"), "data": "s3://b/d/"},
+        arguments=requests.train_arguments(instance, instances) if stage == "train"
+        else requests.compile_arguments("inf2"),
+        instance=instance, instances=instances, max_runtime_s=runtime,
+        max_wait_s=draw(st.none() | st.integers(runtime, 2 * runtime)), attempt=draw(st.integers(1, 99)),
+        image=requests.training_image("us-east-1"), isolation=draw(isolations), environment={"A": "b"},
+    )  # fmt: skip
+
+
+@given(jobs())
+def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
+    made = requests.create_training_job(job, PLACE)
+    check("sagemaker", "CreateTrainingJob", made)
+    assert made == requests.create_training_job(job, PLACE)
+    assert {"Key": RUN_TAG, "Value": job.run.id} in made["Tags"]
+    assert made["StoppingCondition"]["MaxRuntimeInSeconds"] == job.max_runtime_s
+    assert made["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
+    assert job.run.id in made["CheckpointConfig"]["S3Uri"] and job.run.id in made["OutputDataConfig"]["S3OutputPath"]
+    waits = made["StoppingCondition"].get("MaxWaitTimeInSeconds")
+    assert made["EnableManagedSpotTraining"] == (waits is not None)
+    assert waits is None or waits >= job.max_runtime_s
+    if job.instance == "ml.trn1.32xlarge":
+        assert made["Environment"]["FI_PROVIDER"] == "efa"
+    if job.instance.startswith("ml.trn1"):
+        assert "VolumeKmsKeyId" not in made["ResourceConfig"]
+
+
+@given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
+def test_what_an_endpoint_and_a_batch_need_is_valid_and_tagged(run: Run, isolation: Isolation, instance: str) -> None:
+    made = [
+        ("sagemaker", "CreateModel", requests.create_model(
+            run, PLACE, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1", model_data="s3://b/m.tar.gz",
+            environment={}, isolation=isolation)),
+        ("sagemaker", "CreateEndpointConfig", requests.create_endpoint_config(
+            run, instance=instance, instances=1, isolation=isolation)),
+        ("sagemaker", "CreateEndpoint", requests.create_endpoint(run)),
+        ("sagemaker", "CreateTransformJob", requests.create_transform_job(
+            run, PLACE, instance=instance, instances=1, source="s3://b/in/", isolation=isolation)),
+    ]  # fmt: skip
+    for service, operation, request in made:
+        check(service, operation, request)
+        assert {"Key": RUN_TAG, "Value": run.id} in request["Tags"]
+    ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
+    expiry = requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
+    check("scheduler", "CreateSchedule", expiry)
+    assert expiry["ScheduleExpression"] == "at(2026-11-21T23:30:00)"
+    assert run.name("endpoint") in expiry["Target"]["Input"]
+
+
+@given(runs, runs)
+def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
+    for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "role"):
+        assert one.name(kind) != other.name(kind)
+        assert len(one.name(kind, 99)) <= 63
+    assert not PLACE.output(one).startswith(PLACE.output(other))
+    assert not PLACE.checkpoints(one).startswith(PLACE.checkpoints(other))
+
+
+@pytest.mark.parametrize(
+    ("instance", "instances", "runtime", "wait", "told"),
+    [
+        ("ml.inf2.xlarge", 1, 60, None, "runs no jobs on ml.inf2.xlarge"),
+        ("trn1.2xlarge", 1, 60, None, "no SageMaker instance"),
+        ("ml.trn1.2xlarge", 2, 60, None, "only ml.trn1.32xlarge has the network"),
+        ("ml.trn1.2xlarge", 0, 60, None, "0 instances"),
+        ("ml.trn1.2xlarge", 1, 0, None, "maximum run time of 0 s"),
+        ("ml.trn1.2xlarge", 1, 10**8, None, "maximum run time"),
+        ("ml.trn1.2xlarge", 1, 3600, 1800, "cannot run 3600 s"),
+    ],
+)
+def test_what_sagemaker_would_refuse_is_refused_here(
+    instance: str, instances: int, runtime: int, wait: int | None, told: str
+) -> None:
+    with pytest.raises(AwsError, match=told):
+        requests.check_job(instance, instances, runtime, wait)
+
+
+def test_half_a_vpc_is_refused() -> None:
+    with pytest.raises(AwsError, match="both subnets and security groups"):
+        Isolation(subnets=("subnet-1",)).check()
