@@ -472,11 +472,3 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     counted = project_epoch(tiny, base_config(tiny.model))
     assert counted.rows is not None and counted.rows < 400
     assert counted.rows_are == "counted from the bundled sample (packed)"
-
-
-def test_prices_are_dated_and_unknown_ones_are_errors() -> None:
-    price = prices.find_price("ml.inf2.xlarge")
-    assert (price.usd_per_hour, price.cost(2, instances=3)) == (0.99, pytest.approx(5.94))
-    assert "us-east-1 on demand, read 2026-09-27" in str(price)
-    with pytest.raises(PlatformError, match=r"no price of ml\.p5"):
-        prices.find_price("ml.p5.48xlarge")
