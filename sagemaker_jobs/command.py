@@ -113,7 +113,7 @@ def train(
     role: RoleOption = None,
     image: ImageOption = None,
     wheelhouse: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Wheels for the image. Default: built once.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="Wheels for the image. Default: built now.")
     ] = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,

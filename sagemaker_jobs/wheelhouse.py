@@ -15,22 +15,27 @@ from neuron_sum import console, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.stack import PLATFORMS, Platform
 
-KEPT = ("torch", "triton")
+KEPT = ("torch", "torch_xla", "triton")
+NEURON_PINS = "xla.txt"
+"""optimum-neuron and optimum, which AWS's plain image has not, beside the row's own constraints."""
+
 KEPT_PREFIXES = ("nvidia-", "cuda-")
 PLATFORM_TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "any")
+SOURCES_ALONE = ("rouge-score",)
+"""Published without a wheel; pure Python, so one that is built here fits there."""
+
 EPOCH = "1700000000"
 """A wheel's files are dated with it, so that the same source gives the same bytes, and is uploaded once."""
 
 
-def pins(constraints: str, python: str, platform: Platform = PLATFORMS[0]) -> list[str]:
+def pins(constraints: str, python: str) -> list[str]:
     """What is brought, as `name==version`.
 
     Args:
-        constraints: The text of the row's constraints file.
+        constraints: The text of the constraints files.
         python: The image's, as 3.11.
-        platform: The row, for optimum-neuron's version.
     """
-    found = [f"optimum-neuron=={platform.optimum_neuron}"]
+    found = []
     for line in constraints.splitlines():
         text = line.split("#")[0].strip()
         if not text:
@@ -61,13 +66,15 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
             "--wheelhouse FOLDER with one that was built elsewhere",
         )
     python = next(image for image in platform.registry_images if image.stage == "train").versions["python"]
-    wanted = pins(constraints.read_text(encoding="utf-8"), python, platform)
-    console.note(f"building a wheelhouse of {len(wanted) + 1} packages for Python {python} (once)")
+    both = [path.read_text(encoding="utf-8") for path in (constraints, constraints.with_name(NEURON_PINS))]
+    wanted = pins("".join(both), python)
+    console.note(f"building a wheelhouse of {len(wanted) + 1} packages for Python {python}")
     tags = [word for tag in PLATFORM_TAGS for word in ("--platform", tag)]
     with files.new_folder(folder) as temporary:
-        _pip("wheel", "--no-deps", "--wheel-dir", str(temporary), str(root))
+        built = [pin for pin in wanted if pin.startswith(SOURCES_ALONE)]
+        _pip("wheel", "--no-deps", "--wheel-dir", str(temporary), str(root), *built)
         _pip("download", "--no-deps", "--only-binary=:all:", "--python-version", python, *tags,
-             "--dest", str(temporary), *wanted)  # fmt: skip
+             "--dest", str(temporary), *(pin for pin in wanted if pin not in built))  # fmt: skip
     return folder
 
 

@@ -114,12 +114,13 @@ def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> Non
 
 def test_a_wheelhouse_has_the_rows_versions_and_leaves_the_images_torch() -> None:
     platform = PLATFORMS[0]
-    wanted = wheelhouse.pins((ROOT / "constraints" / f"{platform.name}.txt").read_text(), "3.11")
+    texts = [(ROOT / "constraints" / name).read_text() for name in (f"{platform.name}.txt", wheelhouse.NEURON_PINS)]
+    wanted = wheelhouse.pins("".join(texts), "3.11")
     names = {pin.partition("==")[0].lower() for pin in wanted}
     assert len(names) == len(wanted)
     assert {f"{name}=={version}" for name, version in platform.pins.items() if name != "torch"} <= set(wanted)
-    assert f"optimum-neuron=={platform.optimum_neuron}" in wanted
-    assert not {name for name in names if name in ("torch", "triton") or name.startswith("nvidia-")}
+    assert f"optimum-neuron=={platform.optimum_neuron}" in wanted and "optimum" in names
+    assert not {name for name in names if name in ("torch", "torch_xla", "triton") or name.startswith("nvidia-")}
 
 
 def _container(folder: Path, overrides: list[str]) -> Path:
