@@ -37,7 +37,7 @@ def main() -> None:
         placeholders(model)
         for dump in job["graphs"]:
             started = time.monotonic()
-            graph = GraphFile.model_validate(dump)
+            graph = GraphFile.model_validate_json(json.dumps(dump))
             module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
             inputs = module.example_inputs(graph)
             text = hlo(module, inputs)
