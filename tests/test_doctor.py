@@ -207,7 +207,7 @@ def test_the_longest_row_is_the_plans(plan: str, sizes: str) -> None:
 def test_doctor_and_train_count_the_same_memory(
     micro: Path, micro_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config: None))
+    monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config, processes: None))
     monkeypatch.setenv("WORLD_SIZE", "2")
     neuron = ["train.backend=neuron", "train.shapes.plan=packed", "train.shapes.sizes=[[512,96]]"]
     for path in (micro, micro_llama):

@@ -3,19 +3,25 @@
 Several processes at work are in test_processes.py.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import NEURON
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuron_sum import console
 from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.recipe import TrainConfig
-from neuron_sum.training import launch
+from neuron_sum.training import command, launch
 from neuron_sum.training.extraction import FEWEST_STEPS, extraction_rows, save_step
+
+EPOCH = ["train.max_steps=null", "train.num_train_epochs=1"]
+"""64 examples in batches of 8."""
 
 
 def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +38,47 @@ def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.
     assert "USE_TORCH_XLA" not in os.environ
     launch.set_environment(TrainConfig())
     assert os.environ["USE_TORCH_XLA"] == "0"
+
+
+@pytest.fixture
+def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine passes for one with the Neuron SDK."""
+    monkeypatch.setattr("neuron_sum.training.neuron.NEEDED", {})
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    for name, value in launch.NEURON_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("family", "split", "processes", "reckoned"),
+    [("micro", 1, None, 1), ("micro", 1, 4, 4), ("micro_llama", 2, None, 2), ("micro_llama", 2, 4, 4)],
+)
+def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
+    sdk: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, family: str, split: int, processes: int | None, reckoned: int,
+) -> None:  # fmt: skip
+    recipe, run = str(request.getfixturevalue(family)), tmp_path / "run"
+    overrides = [*NEURON, f"train.neuron.tensor_parallel_size={split}", *EPOCH]
+    monkeypatch.setattr(console.settings, "json", True)
+    command.train(recipe, overrides, run, dry_run=True, processes=processes)
+    said = capsys.readouterr()
+    estimate = json.loads(said.out)["estimate"]
+    assert estimate["processes"] == reckoned
+    assert estimate["steps"] == 8 * split // reckoned  # each copy of the model takes a batch
+    assert ("without --processes" in said.err) == (processes is None)
+    assert not run.exists()
+    with pytest.raises(PlatformError, match="one process for each NeuronCore"):
+        command.train(recipe, overrides, run)
+
+
+def test_a_dry_run_of_the_torch_backend_reckons_with_its_processes_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], micro: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(console.settings, "json", True)
+    monkeypatch.setenv("USE_TORCH_XLA", "0")  # which the command sets, and which is to be gone afterwards
+    command.train(str(micro), EPOCH, tmp_path / "run", dry_run=True, processes=2)
+    told = json.loads(capsys.readouterr().out)["estimate"]
+    assert (told["steps"], told["seconds"]) == (4, None)
 
 
 def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def trainium(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """This machine passes for a host with so much memory free, where torchrun has started so many processes."""
 
     def pretend(free: float, processes: int = 2, hosts: int = 1, instance: str | None = "ml.trn1.2xlarge") -> None:
-        monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config: None))
+        monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config, processes: None))
         monkeypatch.setattr(cpu, "available_memory", lambda: free)
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes // hosts))

@@ -49,7 +49,7 @@ class Trainer(Protocol):
 
         Args:
             config: The recipe's train section.
-            processes: How many are about to be started to train; None: this one trains.
+            processes: How many other ones are to train; None: this one trains.
 
         Raises:
             MissingExtraError: Naming what to install.
@@ -66,7 +66,9 @@ class Trainer(Protocol):
         """
 
     @staticmethod
-    def memory(config: "PretrainedConfig", parameters: "ParameterCount", shape: Shape, train: TrainConfig) -> Memory:
+    def memory(
+        config: "PretrainedConfig", parameters: "ParameterCount", shape: Shape, train: TrainConfig, processes: int
+    ) -> Memory:
         """What a run needs of this backend's devices, and what they have.
 
         Args:
@@ -74,6 +76,7 @@ class Trainer(Protocol):
             parameters: Of the model with its adapter.
             shape: The longest row.
             train: The recipe's train section.
+            processes: How many train together.
         """
         ...
 

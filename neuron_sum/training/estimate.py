@@ -66,11 +66,12 @@ def host_count() -> int:
     return max(world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), 1)
 
 
-def device_count(train: TrainConfig) -> int:
+def device_count(train: TrainConfig, processes: int) -> int:
     """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel).
 
     Args:
         train: Says how many share one copy of the model, and so one batch.
+        processes: How many train together.
     """
-    count = world_size() if world_size() > 1 else max(1, torch.cuda.device_count())
+    count = processes if processes > 1 else max(1, torch.cuda.device_count())
     return max(count // train.neuron.tensor_parallel_size, 1)

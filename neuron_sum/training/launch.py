@@ -74,6 +74,23 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def planned_processes(config: TrainConfig, processes: int | None) -> int | None:
+    """How many processes a dry run reckons with, which needs none of them: those that there are, or those to come.
+
+    Args:
+        config: The recipe's train section.
+        processes: As given on the command line.
+
+    Returns:
+        None where torchrun has started them, or where the backend trains in this one.
+    """
+    if processes is not None or is_launched() or config.backend == "torch":
+        return processes
+    fewest = config.neuron.tensor_parallel_size
+    console.note(f"without --processes N, this reckons with the fewest that the recipe can have: {fewest}")
+    return fewest
+
+
 def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
     """Runs `neuron-sum train` once more, in several processes; an error of theirs is printed.
 

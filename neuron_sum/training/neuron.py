@@ -91,12 +91,14 @@ class NeuronBackend:
         _refuse(neuron_faults(config, recipe))
 
     @staticmethod
-    def memory(config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig) -> NeuronMemory:
+    def memory(
+        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
+    ) -> NeuronMemory:
         """What NeuronCores and the host have is the instance's; an unknown one has cores like those that are known."""
         instance = INSTANCES.get(f"ml.{instance_type()}")
         return neuron_memory(
             config, parameters, shape, train,
-            processes=world_size(), hosts=host_count(), host_available=available_to_processes(),
+            processes=processes, hosts=host_count(), host_available=available_to_processes(),
             core_available=instance.core_memory if instance is not None else CORE_MEMORY,
         )  # fmt: skip
 

@@ -55,9 +55,11 @@ class TorchTrainer:
         """Trains every model that a recipe can describe."""
 
     @staticmethod
-    def memory(config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig) -> DeviceMemory:
+    def memory(
+        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
+    ) -> DeviceMemory:
         """The CPU's or the GPU's, which several processes may share out."""
-        return device_memory(config, parameters, shape, train, processes=world_size())
+        return device_memory(config, parameters, shape, train, processes=processes)
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig

@@ -128,7 +128,7 @@ def check_before_start(
 
 def prepare(
     recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False,
-    say: Callable[[str], None] = console.note,
+    processes: int | None = None, say: Callable[[str], None] = console.note,
 ) -> Prepared:  # fmt: skip
     """Loads and checks everything, and tells what the run will take; writes nothing.
 
@@ -138,17 +138,19 @@ def prepare(
         resume: As in `train`.
         overwrite: As in `train`.
         force: As in `train`.
+        processes: How many are to train it, where none of them is this one; None: this one, and all of its torchrun.
         say: Is told what a person wants to know.
 
     Raises:
         NeuronSumError: As in `train`.
     """
+    together = processes or world_size()
     if console.is_main_process():
-        run = start_run(output, recipe, processes=world_size(), resume=resume, overwrite=overwrite)
+        run = start_run(output, recipe, processes=together, resume=resume, overwrite=overwrite)
     else:  # rank 0 may be writing there already; if it refuses, torchrun ends all
         run = RunFolder(output, recipe)
 
-    BACKENDS[recipe.train.backend].check(recipe.train)
+    BACKENDS[recipe.train.backend].check(recipe.train, processes)
 
     # Data
     dataset = load_dataset(recipe.data)
@@ -183,18 +185,18 @@ def prepare(
 
     # What it will take
     plan = choose_plan(
-        recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train)
+        recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train, together)
     )
     shapes = plan.report(data.train)
     say(str(shapes))
     longest = Shape(plan.source_len, plan.target_len)
-    memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe.train)
+    memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe.train, together)
     expected = estimate(parameters, plan, recipe.train, memory)
     say(str(expected))
     if not force:
         memory.check(recipe.train)
     seconds = None
-    measurable = world_size() == 1 and BACKENDS[recipe.train.backend].computes_here
+    measurable = together == 1 and BACKENDS[recipe.train.backend].computes_here
     if measurable and memory.fits:  # the step that is measured runs the whole model in one process
         seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train)
     takes = f"this will take about {console.duration(seconds)}" if seconds else "the progress bar will tell how long"
