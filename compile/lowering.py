@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 PYTHON = "NEURON_SUM_XLA_PYTHON"
 """The variable that names a Python with torch_xla."""
-WriteForm = Literal["in place", "where"]
-"""How a step writes its column: HLO's dynamic-update-slice, or a choice for every slot."""
+WriteForm = Literal["in_place", "where"]
+"""compile.neuron.cache_write: a step writes its column by HLO's dynamic-update-slice, or by a choice for every slot."""
 ENVIRONMENT = {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 
 
@@ -45,7 +45,7 @@ class LoweringOptions:
     kv_dtype: str
     source_len: int
     target_len: int
-    write: WriteForm = "in place"
+    write: WriteForm = "in_place"
     soft_prompt_tokens: int = 0
     adapters: AdapterSpec | None = None
 

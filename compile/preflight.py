@@ -112,7 +112,7 @@ class Calibration:
         floor_s: Of a step of our graph of the same dimensions, spread evenly over its cores.
     """
 
-    published: calibration.Published
+    published: calibration.Measured
     floor_s: float
 
     @property
@@ -284,7 +284,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     jobs = [
         LoweringJob(config, options, graphs),
         LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
-        *(published.job() for published in calibration.PUBLISHED),
+        *(published.job() for published in calibration.MEASURED),
     ]
     made = []
     with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
@@ -298,7 +298,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     }
     calibrations = tuple(
         Calibration(published, GraphReport(lowered).floor_s / published.cores)
-        for published, lowered in zip(calibration.PUBLISHED, made[len(graphs) + len(steps) :], strict=True)
+        for published, lowered in zip(calibration.MEASURED, made[len(graphs) + len(steps) :], strict=True)
     )
     ratio = min(each.ratio for each in calibrations)
     by_bucket = []

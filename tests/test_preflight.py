@@ -248,7 +248,7 @@ def test_negative_controls_are_seen(controls: dict[str, Any]) -> None:
     assert "f64" in found["f64"].dtypes
     assert found["dynamic"].dynamic
     assert (found["rewritten"].written, found["rewritten"].in_place) == (cache, 0)
-    assert (found["in place"].written, found["in place"].in_place) == (column, 1)
+    assert (found["in_place"].written, found["in_place"].in_place) == (column, 1)
     assert (found["scattered"].written, found["scattered"].in_place) == (column, 1)
     assert all(not each.dynamic for name, each in found.items() if name != "dynamic")
 
