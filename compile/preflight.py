@@ -6,15 +6,13 @@ floor of their models. Neither was measured.
 """
 
 import math
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compile import calibration
+from compile import calibration, operators
 from compile.buckets import adapter_room, bucket_graphs, recipe_buckets
 from compile.hlo import Account
 from compile.lowering import Lowered, LoweringJob, LoweringOptions, lower
@@ -34,16 +32,6 @@ RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOP
 """Operations a second by a product's type. With the compiler's auto-cast, f32 products run at bf16's rate."""
 LACKING = {"f64", "c64", "c128"}
 """Types that a NeuronCore-v2 has no arithmetic for."""
-_LISTED = """
-abs add all-gather all-reduce and atan2 batch-norm-grad batch-norm-inference batch-norm-training broadcast ceil clamp
-compare concatenate constant convert cosine custom-call divide dot dynamic-update-slice exponential floor gather
-get-tuple-element iota log maximum minimum multiply negate not pad power reduce reshape rng rng-bit-generator rsqrt
-scatter select shift-right-logical sign sine slice sqrt subtract tanh transpose tuple
-"""
-PUBLISHED_OPERATORS = frozenset(_LISTED.split())
-OPERATORS_SOURCE = (
-    "AWS Neuron documentation, archive/neuron-cc/neuron-cc-ops/neuron-cc-ops-xla: of Inferentia1's compiler, advisory"
-)
 STRUCTURE = {"parameter"}
 """Part of any HLO, on no list."""
 
@@ -227,8 +215,6 @@ class Report:
                     found.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
                 if lacking := LACKING & account.dtypes.keys():
                     found.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not compute")
-                if self.compiler_operators is not None and (refused := _used(account) - self.compiler_operators):
-                    found.append(f"{graph.name}: neuronx-cc does not list {', '.join(sorted(refused))}")
         available = INSTANCES[INSTANCE].core_memory
         for bucket in self.buckets:
             if bucket.memory > available:
@@ -238,9 +224,23 @@ class Report:
     @cached_property
     def unlisted(self) -> dict[str, list[str]]:
         """Operators outside the published list, with the kinds of graph that use them."""
+        return self._outside(frozenset(operators.PUBLISHED.values()))
+
+    @cached_property
+    def unlisted_by_compiler(self) -> dict[str, list[str]] | None:
+        """The same for the list of the compiler on PATH: worth a look, no fault, for no real list was seen yet."""
+        return None if self.compiler_operators is None else self._outside(self.compiler_operators)
+
+    @cached_property
+    def limits(self) -> dict[str, str]:
+        """What the published list says of operators that these graphs use."""
+        used = {name for graph in self.graphs for name in graph.account.operators}
+        return {name: limit for name, limit in operators.LIMITS.items() if name in used}
+
+    def _outside(self, known: frozenset[str]) -> dict[str, list[str]]:
         found: dict[str, set[str]] = {}
         for graph in self.graphs:
-            for name in _used(graph.account) - PUBLISHED_OPERATORS:
+            for name in _used(graph.account) - known:
                 found.setdefault(name, set()).add(graph.lowered.graph.kind)
         return {name: sorted(found[name]) for name in sorted(found)}
 
@@ -257,7 +257,8 @@ class Report:
             "graphs": [graph.as_dict() for graph in self.graphs],
             "buckets": [bucket.as_dict() for bucket in self.buckets],
             "core_memory": INSTANCES[INSTANCE].core_memory, "weights_in_every_graph": self.weight_copies,
-            "unlisted_operators": self.unlisted, "operators_source": OPERATORS_SOURCE,
+            "unlisted_operators": self.unlisted, "operators_source": operators.SOURCE,
+            "operator_limits": self.limits, "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
             "faults": self.faults, "calibration": [each.as_dict() for each in self.calibrations],
             "training": self.epoch.as_dict(), "price": asdict(price),
@@ -310,7 +311,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     return Report(
         recipe=recipe, model_type=str(config.model_type), dtype=options.dtype, kv_dtype=options.kv_dtype,
         graphs=tuple(reports.values()), buckets=tuple(by_bucket), calibrations=calibrations,
-        epoch=project_epoch(recipe, config, examples_per_row), compiler_operators=list_operators(),
+        epoch=project_epoch(recipe, config, examples_per_row), compiler_operators=operators.listed(),
     )  # fmt: skip
 
 
@@ -334,16 +335,6 @@ def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -
         soft_prompt_tokens=soft_prompt,
         adapters=adapters,
     )
-
-
-def list_operators() -> frozenset[str] | None:
-    """What the compiler on PATH says it knows; None without one, or where its answer is no such list."""
-    if shutil.which("neuronx-cc") is None:
-        return None
-    command = ["neuronx-cc", "list-operators", "--framework", "XLA"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.lower()
-    names = frozenset(listed.split())
-    return names if {"add", "dot"} <= names else None  # its format was never seen here
 
 
 def _used(account: Account) -> set[str]:

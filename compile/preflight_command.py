@@ -11,6 +11,8 @@ from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from compile.preflight import Report
@@ -79,6 +81,7 @@ def _shown(report: "Report") -> "list[Table | str]":
         f"with the compiler's auto-cast), {CORE_BANDWIDTH / GIB:g} GiB/s: half a chip's each\n"
         f"  {INSTANCES_SOURCE}\nprice: {find_price(INSTANCE)}",
         _operators(report),
+        _memory(report),
         _training(report),
     ]
     verdict = "no dynamic dimension, no 64-bit float, memory fits" if not report.faults else "; ".join(report.faults)
@@ -129,17 +132,31 @@ def _calibration(report: "Report") -> "Table":
 
 
 def _operators(report: "Report") -> str:
-    from compile.preflight import OPERATORS_SOURCE
-    from neuron_sum.stack import CORE_MEMORY
+    from compile import operators
 
     names = sorted({name for graph in report.graphs for name in graph.account.operators})
-    outside = "; ".join(f"{name} ({', '.join(where)})" for name, where in report.unlisted.items()) or "none"
-    own = "neuronx-cc is not on PATH" if report.compiler_operators is None else "checked against neuronx-cc's own list"
+    own, write = report.unlisted_by_compiler, "dynamic-update-slice"
+    lines = [
+        f"operators: {', '.join(names)}",
+        f"outside the published list: {_by_kind(report.unlisted)} ({operators.SOURCE})",
+        "neuronx-cc is not on PATH" if own is None else f"not in neuronx-cc's own list: {_by_kind(own)} (no fault)",
+    ]
+    if write in report.limits:
+        lines.append(f'the published list says of {write}: "{report.limits[write]}"; {operators.RUN_TIME_INDEX}')
+    return "\n".join(lines)
+
+
+def _memory(report: "Report") -> str:
+    from neuron_sum.stack import CORE_MEMORY
+
     return (
-        f"operators: {', '.join(names)}\noutside the published list: {outside} ({OPERATORS_SOURCE}); {own}\n"
-        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have every weight once; were each graph "
-        f"to hold a copy of its own, all of them would hold {console.size(report.weight_copies)} of weights"
+        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have every weight once; were each\n"
+        f"graph to hold a copy of its own, all of them would hold {console.size(report.weight_copies)} of weights"
     )
+
+
+def _by_kind(outside: "Mapping[str, list[str]]") -> str:
+    return "; ".join(f"{name} ({', '.join(kinds)})" for name, kinds in outside.items()) or "none"
 
 
 def _training(report: "Report") -> str:

@@ -14,7 +14,7 @@ from conftest import LLAMA_CONFIG, ROOT
 from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks import preflight as benchmark
-from compile import hlo, lowering, preflight_command
+from compile import hlo, lowering, operators, preflight_command
 from compile import preflight as preflighting
 from compile.buckets import bucket_graphs, recipe_buckets
 from compile.hlo import Account, account
@@ -378,7 +378,14 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     assert len(faults(report, graphs=(broken, *report.graphs[1:]))) == 2
     large = dataclasses.replace(step, lowered=dataclasses.replace(step.lowered, weights=18 * 10**9))
     assert "of memory, a core has 17.2" in faults(report, buckets=(dataclasses.replace(bucket, step=large),))[0]
-    assert faults(report, compiler_operators=frozenset({"dot"}))[0].startswith("encode 1x512: neuronx-cc does not list")
+    # A list that nobody saw yet refuses nothing.
+    short = dataclasses.replace(report, compiler_operators=frozenset({"dot"}))
+    assert short.faults == [] and "add" in (short.unlisted_by_compiler or {})
+    whole = dataclasses.replace(report, compiler_operators=frozenset(operators.PUBLISHED.values()))
+    assert whole.unlisted_by_compiler == report.unlisted
+    told = "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
+    assert 'says of dynamic-update-slice: "Supports only for constant index"' in told
+    assert "compile.neuron.cache_write=where" in told and "neuronx-cc is not on PATH" in told
 
 
 def faults(report: Report, **changes: Any) -> list[str]:
@@ -405,13 +412,29 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
 
 
 def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert preflighting.list_operators() is None
+    assert operators.listed() is None
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     fake = tmp_path / "neuronx-cc"
-    for said, expected in (("ADD\nDOT\nSORT\n", {"add", "dot", "sort"}), ("usage: neuronx-cc", None)):
-        fake.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    lines, page = "\n".join(operators.PUBLISHED), ", ".join(operators.PUBLISHED)
+    table = "\n".join(
+        f"| {name} | {operators.LIMITS.get(operators.opcode(name), '')} |" for name in operators.PUBLISHED
+    )
+    every = set(operators.PUBLISHED.values())
+    for said in (lines, page, table, lines.lower(), lines.upper()):
+        fake.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
         fake.chmod(0o755)
-        assert preflighting.list_operators() == expected
+        found = operators.listed()
+        assert found is not None and every <= found, said
+    fake.write_text("#!/bin/sh\necho usage: neuronx-cc\n")
+    assert operators.listed() is None
+
+
+def test_operators_have_their_opcodes_names() -> None:
+    named = {"DynamicUpdateSlice": "dynamic-update-slice", "Mul": "multiply", "Exp": "exponential", "Ge": "compare",
+             "GetTupleElement": "get-tuple-element", "ConvertElementType": "convert", "ReduceWindow": "reduce-window",
+             "AllGather": "all-gather", "Logistic": "logistic", "reduce-window": "reduce-window"}  # fmt: skip
+    assert {name: operators.opcode(name) for name in named} == named
+    assert operators.LIMITS.keys() <= set(operators.PUBLISHED.values())
 
 
 def test_int8_is_refused_and_buckets_are_the_recipes() -> None:
