@@ -158,7 +158,7 @@ class BucketReport:
 
     @property
     def memory(self) -> float:
-        """Bytes on one core: all weights once, keys and values, and at most so many activations."""
+        """Bytes on one core, the weights once: these, keys and values, and at most so many activations."""
         activations = max(self.encode.account.activations, self.step.account.activations)
         return self.step.lowered.weights + self.step.lowered.state + activations
 
@@ -218,8 +218,22 @@ class Report:
         available = INSTANCES[INSTANCE].core_memory
         for bucket in self.buckets:
             if bucket.memory > available:
-                found.append(f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory, a core has {available / 1e9:.1f}")
+                found.append(
+                    f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory with one copy of the weights, "
+                    f"a core has {available / 1e9:.1f}"
+                )
         return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may not fit: it depends on the requests which graphs are loaded, and each is when it is first used."""
+        available = INSTANCES[INSTANCE].core_memory
+        if self.loaded_memory <= available:
+            return []
+        return [
+            f"all graphs loaded take up to {self.loaded_memory / 1e9:.1f} GB, a core has {available / 1e9:.1f}: fewer "
+            "or smaller buckets, or compile.dtype=bf16"
+        ]
 
     @cached_property
     def unlisted(self) -> dict[str, list[str]]:
@@ -246,8 +260,18 @@ class Report:
 
     @property
     def weight_copies(self) -> int:
-        """Bytes if each loaded graph held its own copy of the weights it reads."""
+        """Bytes of the weights that the graphs read, a copy for each: so neuron_sum/runtimes/neuronx.py loads them."""
         return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
+
+    @property
+    def state(self) -> int:
+        """Bytes of all steps' keys and values: each has its own."""
+        return sum(graph.lowered.state for graph in self.graphs)
+
+    @property
+    def loaded_memory(self) -> int:
+        """Bytes on one core once every graph is loaded; the compiled programs themselves are not counted."""
+        return self.weight_copies + self.state + max(graph.account.activations for graph in self.graphs)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -257,6 +281,7 @@ class Report:
             "graphs": [graph.as_dict() for graph in self.graphs],
             "buckets": [bucket.as_dict() for bucket in self.buckets],
             "core_memory": INSTANCES[INSTANCE].core_memory, "weights_in_every_graph": self.weight_copies,
+            "state_of_every_graph": self.state, "memory_all_loaded": self.loaded_memory, "warnings": self.warnings,
             "unlisted_operators": self.unlisted, "operators_source": operators.SOURCE,
             "operator_limits": self.limits, "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,

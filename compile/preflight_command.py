@@ -84,8 +84,9 @@ def _shown(report: "Report") -> "list[Table | str]":
         _memory(report),
         _training(report),
     ]
-    verdict = "no dynamic dimension, no 64-bit float, memory fits" if not report.faults else "; ".join(report.faults)
-    return [*lines, f"found: {verdict}"]
+    fits = "fits only as long as not every graph is loaded" if report.warnings else "fits with every graph loaded"
+    verdict = report.faults or ["no dynamic dimension", "no 64-bit float", f"memory {fits}"]
+    return [*lines, f"found: {'; '.join(verdict)}", *(f"warning: {each}" for each in report.warnings)]
 
 
 def _graphs(report: "Report") -> "Table":
@@ -104,7 +105,8 @@ def _graphs(report: "Report") -> "Table":
 
 def _buckets(report: "Report") -> "Table":
     table = console.table(
-        "bucket", "on a core", "ms floor", "projected", "tokens/s floor", "projected", "$ per 1,000 floor", "projected",
+        "bucket", "weights once", "ms floor", "projected", "tokens/s floor", "projected",
+        "$ per 1,000 floor", "projected",
         title="\na batch of summaries, every one of target_len tokens; tokens/s of one core, $ with a process on each",
     )  # fmt: skip
     for bucket in report.buckets:
@@ -149,9 +151,13 @@ def _operators(report: "Report") -> str:
 def _memory(report: "Report") -> str:
     from neuron_sum.stack import CORE_MEMORY
 
+    activations = report.loaded_memory - report.weight_copies - report.state
     return (
-        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have every weight once; were each\n"
-        f"graph to hold a copy of its own, all of them would hold {console.size(report.weight_copies)} of weights"
+        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have one copy of the weights; every\n"
+        f"loaded graph has its own, and its own keys and values: {len(report.graphs)} graphs, "
+        f"{console.size(report.weight_copies)} of weights, {console.size(report.state)} of keys and values,\n"
+        f"at most {console.size(activations)} of activations: {console.size(report.loaded_memory)}, compiled programs "
+        "not counted"
     )
 
 

@@ -346,7 +346,7 @@ def test_every_shipped_recipe_runs(lowered_before: None, monkeypatch: pytest.Mon
         for bucket in told["buckets"]:
             assert 0 < bucket["floor_s"] < bucket["projected_s"]
             assert 0 < bucket["floor_usd_per_1000"] < bucket["projected_usd_per_1000"]
-        text = "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
+        text = shown(report)
         assert "Nothing here was measured" in text
         assert ("optimum-neuron's own exporter" in text) == ("tinyllama" in name)
         assert [each.published.tokens_per_s for each in report.calibrations] == [117.6, 108.2]
@@ -377,15 +377,29 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     broken = dataclasses.replace(encode, lowered=dataclasses.replace(encode.lowered, account=wide))
     assert len(faults(report, graphs=(broken, *report.graphs[1:]))) == 2
     large = dataclasses.replace(step, lowered=dataclasses.replace(step.lowered, weights=18 * 10**9))
-    assert "of memory, a core has 17.2" in faults(report, buckets=(dataclasses.replace(bucket, step=large),))[0]
+    over = dataclasses.replace(report, buckets=(dataclasses.replace(bucket, step=large),))
+    assert "GB of memory with one copy of the weights, a core has 17.2" in over.faults[0]
+    # Every loaded graph has its own copy of the weights.
+    steps = [graph.lowered.state for graph in report.graphs if graph.lowered.graph.kind == "step"]
+    assert 2 * weights < report.weight_copies < report.loaded_memory - sum(steps)
+    assert report.warnings == [] and "memory fits with every graph loaded" in shown(report)
+    many = dataclasses.replace(report, graphs=report.graphs * 9)
+    assert many.faults == [] and many.loaded_memory > 17.2e9
+    assert many.warnings[0].startswith("all graphs loaded take up to ")
+    assert "warning: all graphs loaded" in shown(many) and "fits with every graph" not in shown(many)
     # A list that nobody saw yet refuses nothing.
     short = dataclasses.replace(report, compiler_operators=frozenset({"dot"}))
     assert short.faults == [] and "add" in (short.unlisted_by_compiler or {})
     whole = dataclasses.replace(report, compiler_operators=frozenset(operators.PUBLISHED.values()))
     assert whole.unlisted_by_compiler == report.unlisted
-    told = "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
+    told = shown(report)
     assert 'says of dynamic-update-slice: "Supports only for constant index"' in told
     assert "compile.neuron.cache_write=where" in told and "neuronx-cc is not on PATH" in told
+
+
+def shown(report: Report) -> str:
+    """What is printed beside the tables."""
+    return "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
 
 
 def faults(report: Report, **changes: Any) -> list[str]:
