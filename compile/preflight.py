@@ -152,9 +152,8 @@ class BucketReport:
 
     @property
     def usd_per_1000(self) -> float:
-        """1,000 summaries at least, each of the instance's cores with a process of its own."""
-        batches = 1000 / self.bucket.batch / INSTANCES[INSTANCE].neuron_cores
-        return batches * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
+        """1,000 summaries at least, with the one worker on one core that serving/properties.py asks for."""
+        return 1000 / self.bucket.batch * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
 
     @property
     def memory(self) -> float:
@@ -175,6 +174,7 @@ class BucketReport:
             "floor_tokens_per_s_per_core": self.tokens_per_s,
             "projected_tokens_per_s_per_core": self.tokens_per_s * self.ratio,
             "floor_usd_per_1000": self.usd_per_1000, "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
+            "workers": 1, "floor_usd_per_1000_all_cores": self.usd_per_1000 / INSTANCES[INSTANCE].neuron_cores,
             "memory": self.memory, "weights": self.step.lowered.weights, "keys_and_values": self.step.lowered.state,
         }  # fmt: skip
 

@@ -104,10 +104,15 @@ def _graphs(report: "Report") -> "Table":
 
 
 def _buckets(report: "Report") -> "Table":
+    from compile.preflight import INSTANCE
+    from neuron_sum.stack import INSTANCES
+
+    cores = INSTANCES[INSTANCE].neuron_cores
     table = console.table(
         "bucket", "weights once", "ms floor", "projected", "tokens/s floor", "projected",
         "$ per 1,000 floor", "projected",
-        title="\na batch of summaries, every one of target_len tokens; tokens/s of one core, $ with a process on each",
+        title="\na batch of summaries, every one of target_len tokens; tokens/s and $ with one worker on one core, as\n"
+        f"serving has it (a worker on each of the {cores} cores would divide $ by {cores})",
     )  # fmt: skip
     for bucket in report.buckets:
         told = bucket.as_dict()

@@ -367,7 +367,8 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     assert encode.floor_s == pytest.approx(encode.account.total_flops / 23.75e12)
     bucket = report.buckets[0]
     assert bucket.floor_s == pytest.approx(encode.floor_s + 128 * step.floor_s)
-    assert bucket.usd_per_1000 == pytest.approx(1000 / 2 * bucket.floor_s * 0.99 / 3600)
+    assert bucket.usd_per_1000 == pytest.approx(1000 * bucket.floor_s * 0.99 / 3600)
+    assert bucket.as_dict()["floor_usd_per_1000_all_cores"] == pytest.approx(bucket.usd_per_1000 / 2)
     ratio = min(each.ratio for each in report.calibrations)
     assert bucket.as_dict()["projected_s"] == pytest.approx(bucket.floor_s / ratio)
     weights = 247_577_856 * 4
