@@ -1,13 +1,14 @@
 """`neuron-sum preflight`: a recipe's graphs on Inferentia2, as far as they can be known without its compiler."""
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import PlatformError, RecipeError
+from neuron_sum.errors import PlatformError, RecipeError, ResourceError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
 
 if TYPE_CHECKING:
@@ -40,26 +41,35 @@ def preflight(
     ] = 1.0,
 ) -> None:
     """Lower a recipe's graphs without a Neuron package: operators, bytes, memory, floors of time and cost."""
-    if picture is not None and picture.suffix not in PICTURES:
-        raise RecipeError(
-            f"--picture {picture}: no picture of that kind", f"a file that ends in {' or '.join(PICTURES)}"
-        )
+    if picture is not None:
+        _check_picture(picture)
 
     from compile import preflight as preflighting
     from neuron_sum.recipe_loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
-    if picture is not None:
+    console.emit(report.as_dict(), *_shown(report))
+    if picture is not None:  # last: whatever becomes of the file, the report was printed
         from compile.preflight_chart import draw
 
         draw(report, picture)
-    console.emit(report.as_dict(), *_shown(report), *([f"picture: {picture}"] if picture else []))
+        console.note(f"picture: {picture}")
     if report.faults:
         raise PlatformError(
             f"{resolved.name} would not run on {preflighting.INSTANCE}: {'; '.join(report.faults)}",
             "smaller compile.batch_sizes or compile.dtype=bf16, where it is memory",
         )
+
+
+def _check_picture(path: Path) -> None:
+    """Before anything is lowered, which takes minutes."""
+    if path.suffix not in PICTURES:
+        raise RecipeError(f"--picture {path}: no picture of that kind", f"a file that ends in {' or '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise ResourceError(f"--picture {path}: there is no folder {path.parent}", f"mkdir -p {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(f"--picture {path} cannot be written", "a file in a folder that can be")
 
 
 def _shown(report: "Report") -> "list[Table | str]":

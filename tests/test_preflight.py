@@ -426,6 +426,15 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
     assert re.search(r"hint: .*\.png or \.svg", wrong.stderr)
 
 
+def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLine, tmp_path: Path) -> None:
+    nowhere = neuron_sum("preflight", "tiny", "--picture", "none/floors.png")
+    assert (nowhere.returncode, nowhere.stdout) == (6, "")
+    assert "--picture none/floors.png: there is no folder none" in nowhere.stderr
+    assert "lowering" not in nowhere.stderr and "hint: mkdir -p none" in nowhere.stderr
+    (tmp_path / "folder.png").mkdir()
+    assert neuron_sum("preflight", "tiny", "--picture", "folder.png").returncode == 6
+
+
 def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert operators.listed() is None
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
