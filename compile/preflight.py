@@ -290,7 +290,7 @@ class Report:
         }  # fmt: skip
 
 
-def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | None = None) -> Report:
+def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Path | None = None) -> Report:
     """Lowers every graph of a recipe and counts.
 
     Args:
@@ -299,13 +299,14 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
         keep: A folder for the HLO texts.
 
     Raises:
-        RecipeError: For a dtype that Inferentia2's graphs do not have.
+        RecipeError: For a dtype that Inferentia2's graphs do not have, or examples_per_row without packed rows.
         NeuronSumError: If there is no torch_xla, a model's dimensions cannot be had, or a graph does not lower.
     """
     config = base_config(recipe.model)
     buckets, beams = recipe_buckets(recipe)
     options = recipe_options(recipe, str(config.model_type), buckets)
     graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams))
+    epoch = project_epoch(recipe, config, examples_per_row)
     steps = tuple(graph.model_copy(update={"file": graph.file + WHERE}) for graph in graphs if graph.kind == "step")
     jobs = [
         LoweringJob(config, options, graphs),
@@ -336,7 +337,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     return Report(
         recipe=recipe, model_type=str(config.model_type), dtype=options.dtype, kv_dtype=options.kv_dtype,
         graphs=tuple(reports.values()), buckets=tuple(by_bucket), calibrations=calibrations,
-        epoch=project_epoch(recipe, config, examples_per_row), compiler_operators=operators.listed(),
+        epoch=epoch, compiler_operators=operators.listed(),
     )  # fmt: skip
 
 

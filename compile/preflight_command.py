@@ -37,8 +37,9 @@ def preflight(
     ] = None,
     hlo: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the HLO texts there.")] = None,
     examples_per_row: Annotated[
-        float, typer.Option(min=1.0, help="Of packed rows in training, where the data are not on this machine.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=1.0, help="Of packed rows in training, where the data are not on this machine."),
+    ] = None,
 ) -> None:
     """Lower a recipe's graphs without a Neuron package: operators, bytes, memory, floors of time and cost."""
     if picture is not None:
@@ -186,13 +187,14 @@ def _training(report: "Report") -> str:
     epoch = report.epoch
     lines = (
         f"training, rows of {epoch.shape} ({epoch.dtype}): {_short(epoch.flops_per_row / 1e9)} GFLOP a row, forward "
-        f"and backward; at least ${_short(epoch.floor_usd_per_1000_rows)} for 1,000 rows on {epoch.instance}"
+        f"and backward; at least ${_short(epoch.peak_usd_per_1000_rows)} for 1,000 such rows on {epoch.instance}"
     )
-    if epoch.floor_s is None or epoch.floor_usd is None or epoch.projected_s is None or epoch.projected_usd is None:
-        return f"{lines}; {epoch.rows_are}"
+    if epoch.peak_s is None or epoch.peak_usd is None or epoch.projected_s is None or epoch.projected_usd is None:
+        return f"{lines}\nan epoch: {epoch.rows_are}"
+    told = "floor" if epoch.is_floor else "estimate, as if every row were that long,"
     return (
-        f"{lines}\nan epoch of {epoch.rows:,} rows ({epoch.rows_are}): floor {console.duration(epoch.floor_s)}, "
-        f"${_short(epoch.floor_usd)} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
+        f"{lines}\nan epoch of {epoch.rows:,} rows ({epoch.rows_are}): {told} {console.duration(epoch.peak_s)}, "
+        f"${_short(epoch.peak_usd)} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
         f"${_short(epoch.projected_usd)} (assuming {ASSUMED_SHARE:.0%} of it; compile time not counted)"
     )
 

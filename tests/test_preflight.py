@@ -508,14 +508,29 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     epoch = project_epoch(lora, base_config(lora.model), examples_per_row=2.2)
     assert (epoch.rows, epoch.dtype, tuple(epoch.shape)) == (5664, "bf16", (512, 112))
     assert epoch.rows_are == "12,460 published examples at 2.2 a row"
-    assert epoch.floor_s == pytest.approx(5664 * 2e12 / 190e12)
-    assert epoch.floor_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
-    assert epoch.projected_s == pytest.approx((epoch.floor_s or 0) / projection.ASSUMED_SHARE)
+    assert epoch.is_floor
+    assert epoch.peak_s == pytest.approx(5664 * 2e12 / 190e12)
+    assert epoch.peak_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
+    assert epoch.projected_s == pytest.approx((epoch.peak_s or 0) / projection.ASSUMED_SHARE)
+    # Not known how many are in a packed row: only what 1,000 rows cost.
+    unasked = project_epoch(lora, base_config(lora.model))
+    assert (unasked.rows, unasked.peak_s, unasked.projected_usd) == (None, None, None)
+    assert unasked.peak_usd_per_1000_rows == pytest.approx(1000 * 2e12 / 190e12 * 1.54 / 3600)
+    assert "--examples-per-row" in unasked.rows_are
+    # Rows of other lengths than the longest: what it costs as if they were that long is no floor.
+    course = load_recipe("flan-t5-base-lora")
+    dynamic = project_epoch(course, base_config(course.model))
+    assert (dynamic.rows, dynamic.rows_are, dynamic.is_floor) == (12_460, "12,460 published examples", False)
+    chosen = load_recipe("trn1-flan-t5-base-lora", ["train.shapes.sizes=null"])
+    assert not project_epoch(chosen, base_config(chosen.model), 2.2).is_floor
+    with pytest.raises(RecipeError, match="is for packed rows"):
+        project_epoch(course, base_config(course.model), 2.2)
     unknown = load_recipe("mts-dialog")
     nothing = project_epoch(unknown, base_config(unknown.model))
-    assert (nothing.rows, nothing.floor_usd) == (None, None)
-    assert nothing.floor_usd_per_1000_rows > 0
+    assert (nothing.rows, nothing.peak_usd) == (None, None)
+    assert nothing.peak_usd_per_1000_rows > 0
     tiny = load_recipe("tiny", ["train.shapes.plan=packed"])
     counted = project_epoch(tiny, base_config(tiny.model))
     assert counted.rows is not None and counted.rows < 400
     assert counted.rows_are == "counted from the bundled sample (packed)"
+    assert counted.is_floor
