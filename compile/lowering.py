@@ -104,17 +104,6 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
         PlatformError: If there is no Python with torch_xla.
         CompileError: If a graph does not lower.
     """
-    request = {
-        "folder": str(keep.resolve()) if keep else None,
-        "jobs": [
-            {
-                "config": job.config.to_dict(),
-                "options": job.options.as_dict(),
-                "graphs": [graph.model_dump(mode="json") for graph in job.graphs],
-            }
-            for job in jobs
-        ],
-    }
     python = xla_python()
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -127,7 +116,7 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         try:
-            json.dump(request, process.stdin)
+            json.dump(request(jobs, keep), process.stdin)
             process.stdin.close()
             for job in jobs:
                 for graph in job.graphs:
@@ -144,6 +133,26 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def request(jobs: Sequence[LoweringJob], keep: Path | None = None) -> dict[str, Any]:
+    """What compile/xla_lowering.py reads.
+
+    Args:
+        jobs: In order.
+        keep: A folder for the HLO texts.
+    """
+    return {
+        "folder": str(keep.resolve()) if keep else None,
+        "jobs": [
+            {
+                "config": job.config.to_dict(),
+                "options": job.options.as_dict(),
+                "graphs": [graph.model_dump(mode="json") for graph in job.graphs],
+            }
+            for job in jobs
+        ],
+    }
 
 
 def xla_python() -> Path:

@@ -242,6 +242,25 @@ def test_memory_is_that_of_the_tensors(tiny: dict[tuple[str, str, str], Lowered]
     assert step.account.parameters - (step.inputs - unused) < step.weights
 
 
+def test_what_is_traced_for_a_device_has_the_same_account(xla_python: Path) -> None:
+    slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS["t5"])
+    variants = [*VARIANTS.values(), dataclasses.replace(PLAIN, adapters=slots)]
+    graphs = tuple(bucket_graphs(BUCKET, (1, BEAMS)))
+    made = subprocess.run(
+        [str(xla_python), str(ROOT / "tests" / "xla" / "device_graphs.py")],
+        input=json.dumps(lowering.request([LoweringJob(config_of(TINY["t5"]), each, graphs) for each in variants])),
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    pairs = [json.loads(line) for line in made.stdout.splitlines()]
+    assert len(pairs) == len(variants) * len(graphs)
+    for ours, traced in pairs:
+        # The tuple of its results counts what it hands through (constants, stacks) as results of their types.
+        types, handed = ours.pop("dtypes"), traced.pop("dtypes")
+        assert traced == ours
+        assert handed.keys() == types.keys()
+
+
 def test_negative_controls_are_seen(controls: dict[str, Any]) -> None:
     found = {name: account(text) for name, text in controls["texts"].items()}
     cache, column = 192, 32
