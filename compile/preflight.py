@@ -32,6 +32,11 @@ RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOP
 """Operations a second by a product's type. With the compiler's auto-cast, f32 products run at bf16's rate."""
 LACKING = {"f64", "c64", "c128"}
 """Types that a NeuronCore-v2 has no arithmetic for."""
+WIDE_INTEGERS = (
+    "s64: token ids, positions and indices, all far below 2^31. A NeuronCore-v2's engines are documented for integers\n"
+    "of up to 32 bits; neuronx-cc narrows s64 to s32 by default (said of Neuron 2.32; the next release is to change it)"
+)
+"""AWS Neuron documentation: neuron-core-v2 (its engines), and release-notes/components/compiler of 2.32.0."""
 STRUCTURE = {"parameter"}
 """Part of any HLO, on no list."""
 
@@ -259,6 +264,11 @@ class Report:
         return {name: sorted(found[name]) for name in sorted(found)}
 
     @property
+    def has_wide_integers(self) -> bool:
+        """Whether WIDE_INTEGERS speaks of these graphs."""
+        return any("s64" in graph.account.dtypes for graph in self.graphs)
+
+    @property
     def weight_copies(self) -> int:
         """Bytes of the weights that the graphs read, a copy for each: so neuron_sum/runtimes/neuronx.py loads them."""
         return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
@@ -285,6 +295,7 @@ class Report:
             "unlisted_operators": self.unlisted, "operators_source": operators.SOURCE,
             "operator_limits": self.limits, "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
+            "integers": WIDE_INTEGERS if self.has_wide_integers else None,
             "faults": self.faults, "calibration": [each.as_dict() for each in self.calibrations],
             "training": self.epoch.as_dict(), "price": asdict(price),
         }  # fmt: skip

@@ -151,6 +151,7 @@ def _calibration(report: "Report") -> "Table":
 
 def _operators(report: "Report") -> str:
     from compile import operators
+    from compile.preflight import WIDE_INTEGERS
 
     names = sorted({name for graph in report.graphs for name in graph.account.operators})
     own, write = report.unlisted_by_compiler, "dynamic-update-slice"
@@ -161,6 +162,8 @@ def _operators(report: "Report") -> str:
     ]
     if write in report.limits:
         lines.append(f'the published list says of {write}: "{report.limits[write]}"; {operators.RUN_TIME_INDEX}')
+    if report.has_wide_integers:
+        lines.append(WIDE_INTEGERS)
     return "\n".join(lines)
 
 

@@ -197,6 +197,9 @@ def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, 
         assert lowered.account.dynamic == (), key
         assert "f64" not in lowered.account.dtypes, key
         assert lowered.account.total_flops > 0, key
+        # What a compiler that does not narrow s64 would refuse in it: docs/compile.md.
+        assert lowered.account.flops.keys() <= {"f32", "bf16"}, key
+        assert "scatter" not in lowered.account.operators, key
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -414,6 +417,7 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     assert whole.unlisted_by_compiler == report.unlisted
     told = shown(report)
     assert 'says of dynamic-update-slice: "Supports only for constant index"' in told
+    assert "\ns64: token ids" in told
     assert "compile.neuron.cache_write=where" in told and "neuronx-cc is not on PATH" in told
 
 
