@@ -31,13 +31,13 @@ ROOT = Path(__file__).parent.parent
 SOURCE_LEN, TARGET_LEN = 512, 128
 BEAMS = (1, 4)
 BARS: dict[tuple[str, WriteForm, int], float] = {
-    ("fp32", "in place", 1): 0.90, ("fp32", "in place", 4): 0.53,
+    ("fp32", "in_place", 1): 0.90, ("fp32", "in_place", 4): 0.53,
     ("fp32", "where", 1): 0.91, ("fp32", "where", 4): 0.56,
-    ("bf16", "in place", 1): 0.45, ("bf16", "in place", 4): 0.27,
+    ("bf16", "in_place", 1): 0.45, ("bf16", "in_place", 4): 0.27,
     ("bf16", "where", 1): 0.46, ("bf16", "where", 4): 0.28,
 }  # fmt: skip
 """Of the exporter's bytes in fp32, at most."""
-CACHE_WRITE: dict[WriteForm, set[str]] = {"in place": {"dynamic-update-slice"}, "where": set()}
+CACHE_WRITE: dict[WriteForm, set[str]] = {"in_place": {"dynamic-update-slice"}, "where": set()}
 """What a form may use beyond upstream's operators."""
 
 
@@ -147,7 +147,7 @@ def compare(dims: dict[str, Any], folder: Path) -> tuple[list[Row], dict[int, Ac
 def _job(config: Any, dtype: str, write: WriteForm) -> LoweringJob:
     graphs = tuple(
         GraphFile(kind="step", batch=1, source_len=SOURCE_LEN, target_len=TARGET_LEN, num_beams=beams,
-                  file=f"{dtype}-{write.replace(' ', '-')}-k{beams}")
+                  file=f"{dtype}-{write}-k{beams}")
         for beams in BEAMS
     )  # fmt: skip
     return LoweringJob(config, LoweringOptions(dtype, dtype, SOURCE_LEN, TARGET_LEN, write), graphs)

@@ -14,7 +14,7 @@ _SHAPE: dict[str, Any] = {"batch": 1, "source_len": 128, "target_len": 84, "num_
 
 
 @dataclass(frozen=True)
-class Published:
+class Measured:
     """A figure of AWS's.
 
     Attributes:
@@ -44,8 +44,8 @@ class Published:
         return T5Config(**self.dims)
 
 
-PUBLISHED = (
-    Published(
+MEASURED = (
+    Measured(
         "google/flan-t5-xl",
         {
             "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32,
@@ -53,7 +53,7 @@ PUBLISHED = (
         },
         117.6, "ml.inf2.24xlarge", 8,
     ),
-    Published(
+    Measured(
         "google-t5/t5-3b",
         {
             "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32,

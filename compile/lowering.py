@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 PYTHON = "NEURON_SUM_XLA_PYTHON"
 """The variable that names a Python with torch_xla."""
-WriteForm = Literal["in place", "where"]
-"""How a step writes its column: HLO's dynamic-update-slice, or a choice for every slot."""
+WriteForm = Literal["in_place", "where"]
+"""compile.neuron.cache_write: a step writes its column by HLO's dynamic-update-slice, or by a choice for every slot."""
 ENVIRONMENT = {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 
 
@@ -45,7 +45,7 @@ class LoweringOptions:
     kv_dtype: str
     source_len: int
     target_len: int
-    write: WriteForm = "in place"
+    write: WriteForm = "in_place"
     soft_prompt_tokens: int = 0
     adapters: AdapterSpec | None = None
 
@@ -104,17 +104,6 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
         PlatformError: If there is no Python with torch_xla.
         CompileError: If a graph does not lower.
     """
-    request = {
-        "folder": str(keep.resolve()) if keep else None,
-        "jobs": [
-            {
-                "config": job.config.to_dict(),
-                "options": job.options.as_dict(),
-                "graphs": [graph.model_dump(mode="json") for graph in job.graphs],
-            }
-            for job in jobs
-        ],
-    }
     python = xla_python()
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -127,7 +116,7 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         try:
-            json.dump(request, process.stdin)
+            json.dump(request(jobs, keep), process.stdin)
             process.stdin.close()
             for job in jobs:
                 for graph in job.graphs:
@@ -144,6 +133,26 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def request(jobs: Sequence[LoweringJob], keep: Path | None = None) -> dict[str, Any]:
+    """What compile/xla_lowering.py reads.
+
+    Args:
+        jobs: In order.
+        keep: A folder for the HLO texts.
+    """
+    return {
+        "folder": str(keep.resolve()) if keep else None,
+        "jobs": [
+            {
+                "config": job.config.to_dict(),
+                "options": job.options.as_dict(),
+                "graphs": [graph.model_dump(mode="json") for graph in job.graphs],
+            }
+            for job in jobs
+        ],
+    }
 
 
 def xla_python() -> Path:

@@ -6,15 +6,13 @@ floor of their models. Neither was measured.
 """
 
 import math
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compile import calibration
+from compile import calibration, operators
 from compile.buckets import adapter_room, bucket_graphs, recipe_buckets
 from compile.hlo import Account
 from compile.lowering import Lowered, LoweringJob, LoweringOptions, lower
@@ -34,16 +32,11 @@ RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOP
 """Operations a second by a product's type. With the compiler's auto-cast, f32 products run at bf16's rate."""
 LACKING = {"f64", "c64", "c128"}
 """Types that a NeuronCore-v2 has no arithmetic for."""
-_LISTED = """
-abs add all-gather all-reduce and atan2 batch-norm-grad batch-norm-inference batch-norm-training broadcast ceil clamp
-compare concatenate constant convert cosine custom-call divide dot dynamic-update-slice exponential floor gather
-get-tuple-element iota log maximum minimum multiply negate not pad power reduce reshape rng rng-bit-generator rsqrt
-scatter select shift-right-logical sign sine slice sqrt subtract tanh transpose tuple
-"""
-PUBLISHED_OPERATORS = frozenset(_LISTED.split())
-OPERATORS_SOURCE = (
-    "AWS Neuron documentation, archive/neuron-cc/neuron-cc-ops/neuron-cc-ops-xla: of Inferentia1's compiler, advisory"
+WIDE_INTEGERS = (
+    "s64: token ids, positions and indices, all far below 2^31. A NeuronCore-v2's engines are documented for integers\n"
+    "of up to 32 bits; neuronx-cc narrows s64 to s32 by default (said of Neuron 2.32; the next release is to change it)"
 )
+"""AWS Neuron documentation: neuron-core-v2 (its engines), and release-notes/components/compiler of 2.32.0."""
 STRUCTURE = {"parameter"}
 """Part of any HLO, on no list."""
 
@@ -112,7 +105,7 @@ class Calibration:
         floor_s: Of a step of our graph of the same dimensions, spread evenly over its cores.
     """
 
-    published: calibration.Published
+    published: calibration.Measured
     floor_s: float
 
     @property
@@ -164,13 +157,12 @@ class BucketReport:
 
     @property
     def usd_per_1000(self) -> float:
-        """1,000 summaries at least, each of the instance's cores with a process of its own."""
-        batches = 1000 / self.bucket.batch / INSTANCES[INSTANCE].neuron_cores
-        return batches * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
+        """1,000 summaries at least, with the one worker on one core that serving/properties.py asks for."""
+        return 1000 / self.bucket.batch * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
 
     @property
     def memory(self) -> float:
-        """Bytes on one core: all weights once, keys and values, and at most so many activations."""
+        """Bytes on one core, the weights once: these, keys and values, and at most so many activations."""
         activations = max(self.encode.account.activations, self.step.account.activations)
         return self.step.lowered.weights + self.step.lowered.state + activations
 
@@ -187,6 +179,7 @@ class BucketReport:
             "floor_tokens_per_s_per_core": self.tokens_per_s,
             "projected_tokens_per_s_per_core": self.tokens_per_s * self.ratio,
             "floor_usd_per_1000": self.usd_per_1000, "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
+            "workers": 1, "floor_usd_per_1000_all_cores": self.usd_per_1000 / INSTANCES[INSTANCE].neuron_cores,
             "memory": self.memory, "weights": self.step.lowered.weights, "keys_and_values": self.step.lowered.state,
         }  # fmt: skip
 
@@ -227,27 +220,68 @@ class Report:
                     found.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
                 if lacking := LACKING & account.dtypes.keys():
                     found.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not compute")
-                if self.compiler_operators is not None and (refused := _used(account) - self.compiler_operators):
-                    found.append(f"{graph.name}: neuronx-cc does not list {', '.join(sorted(refused))}")
         available = INSTANCES[INSTANCE].core_memory
         for bucket in self.buckets:
             if bucket.memory > available:
-                found.append(f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory, a core has {available / 1e9:.1f}")
+                found.append(
+                    f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory with one copy of the weights, "
+                    f"a core has {available / 1e9:.1f}"
+                )
         return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may not fit: it depends on the requests which graphs are loaded, and each is when it is first used."""
+        available = INSTANCES[INSTANCE].core_memory
+        if self.loaded_memory <= available:
+            return []
+        return [
+            f"all graphs loaded take up to {self.loaded_memory / 1e9:.1f} GB, a core has {available / 1e9:.1f}: fewer "
+            "or smaller buckets, or compile.dtype=bf16"
+        ]
 
     @cached_property
     def unlisted(self) -> dict[str, list[str]]:
         """Operators outside the published list, with the kinds of graph that use them."""
+        return self._outside(frozenset(operators.PUBLISHED.values()))
+
+    @cached_property
+    def unlisted_by_compiler(self) -> dict[str, list[str]] | None:
+        """The same for the list of the compiler on PATH: worth a look, no fault, for no real list was seen yet."""
+        return None if self.compiler_operators is None else self._outside(self.compiler_operators)
+
+    @cached_property
+    def limits(self) -> dict[str, str]:
+        """What the published list says of operators that these graphs use."""
+        used = {name for graph in self.graphs for name in graph.account.operators}
+        return {name: limit for name, limit in operators.LIMITS.items() if name in used}
+
+    def _outside(self, known: frozenset[str]) -> dict[str, list[str]]:
         found: dict[str, set[str]] = {}
         for graph in self.graphs:
-            for name in _used(graph.account) - PUBLISHED_OPERATORS:
+            for name in _used(graph.account) - known:
                 found.setdefault(name, set()).add(graph.lowered.graph.kind)
         return {name: sorted(found[name]) for name in sorted(found)}
 
     @property
+    def has_wide_integers(self) -> bool:
+        """Whether WIDE_INTEGERS speaks of these graphs."""
+        return any("s64" in graph.account.dtypes for graph in self.graphs)
+
+    @property
     def weight_copies(self) -> int:
-        """Bytes if each loaded graph held its own copy of the weights it reads."""
+        """Bytes of the weights that the graphs read, a copy for each: so neuron_sum/runtimes/neuronx.py loads them."""
         return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
+
+    @property
+    def state(self) -> int:
+        """Bytes of all steps' keys and values: each has its own."""
+        return sum(graph.lowered.state for graph in self.graphs)
+
+    @property
+    def loaded_memory(self) -> int:
+        """Bytes on one core once every graph is loaded; the compiled programs themselves are not counted."""
+        return self.weight_copies + self.state + max(graph.account.activations for graph in self.graphs)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -257,14 +291,17 @@ class Report:
             "graphs": [graph.as_dict() for graph in self.graphs],
             "buckets": [bucket.as_dict() for bucket in self.buckets],
             "core_memory": INSTANCES[INSTANCE].core_memory, "weights_in_every_graph": self.weight_copies,
-            "unlisted_operators": self.unlisted, "operators_source": OPERATORS_SOURCE,
+            "state_of_every_graph": self.state, "memory_all_loaded": self.loaded_memory, "warnings": self.warnings,
+            "unlisted_operators": self.unlisted, "operators_source": operators.SOURCE,
+            "operator_limits": self.limits, "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
+            "integers": WIDE_INTEGERS if self.has_wide_integers else None,
             "faults": self.faults, "calibration": [each.as_dict() for each in self.calibrations],
             "training": self.epoch.as_dict(), "price": asdict(price),
         }  # fmt: skip
 
 
-def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | None = None) -> Report:
+def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Path | None = None) -> Report:
     """Lowers every graph of a recipe and counts.
 
     Args:
@@ -273,18 +310,19 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
         keep: A folder for the HLO texts.
 
     Raises:
-        RecipeError: For a dtype that Inferentia2's graphs do not have.
+        RecipeError: For a dtype that Inferentia2's graphs do not have, or examples_per_row without packed rows.
         NeuronSumError: If there is no torch_xla, a model's dimensions cannot be had, or a graph does not lower.
     """
     config = base_config(recipe.model)
     buckets, beams = recipe_buckets(recipe)
     options = recipe_options(recipe, str(config.model_type), buckets)
     graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams))
+    epoch = project_epoch(recipe, config, examples_per_row)
     steps = tuple(graph.model_copy(update={"file": graph.file + WHERE}) for graph in graphs if graph.kind == "step")
     jobs = [
         LoweringJob(config, options, graphs),
         LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
-        *(published.job() for published in calibration.PUBLISHED),
+        *(published.job() for published in calibration.MEASURED),
     ]
     made = []
     with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
@@ -298,7 +336,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     }
     calibrations = tuple(
         Calibration(published, GraphReport(lowered).floor_s / published.cores)
-        for published, lowered in zip(calibration.PUBLISHED, made[len(graphs) + len(steps) :], strict=True)
+        for published, lowered in zip(calibration.MEASURED, made[len(graphs) + len(steps) :], strict=True)
     )
     ratio = min(each.ratio for each in calibrations)
     by_bucket = []
@@ -310,7 +348,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float = 1.0, keep: Path | Non
     return Report(
         recipe=recipe, model_type=str(config.model_type), dtype=options.dtype, kv_dtype=options.kv_dtype,
         graphs=tuple(reports.values()), buckets=tuple(by_bucket), calibrations=calibrations,
-        epoch=project_epoch(recipe, config, examples_per_row), compiler_operators=list_operators(),
+        epoch=epoch, compiler_operators=operators.listed(),
     )  # fmt: skip
 
 
@@ -334,16 +372,6 @@ def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -
         soft_prompt_tokens=soft_prompt,
         adapters=adapters,
     )
-
-
-def list_operators() -> frozenset[str] | None:
-    """What the compiler on PATH says it knows; None without one, or where its answer is no such list."""
-    if shutil.which("neuronx-cc") is None:
-        return None
-    command = ["neuronx-cc", "list-operators", "--framework", "XLA"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.lower()
-    names = frozenset(listed.split())
-    return names if {"add", "dot"} <= names else None  # its format was never seen here
 
 
 def _used(account: Account) -> set[str]:

@@ -1,16 +1,19 @@
 """`neuron-sum preflight`: a recipe's graphs on Inferentia2, as far as they can be known without its compiler."""
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import PlatformError, RecipeError
+from neuron_sum.errors import PlatformError, RecipeError, ResourceError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from compile.preflight import Report
@@ -34,30 +37,40 @@ def preflight(
     ] = None,
     hlo: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the HLO texts there.")] = None,
     examples_per_row: Annotated[
-        float, typer.Option(min=1.0, help="Of packed rows in training, where the data are not on this machine.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=1.0, help="Of packed rows in training, where the data are not on this machine."),
+    ] = None,
 ) -> None:
     """Lower a recipe's graphs without a Neuron package: operators, bytes, memory, floors of time and cost."""
-    if picture is not None and picture.suffix not in PICTURES:
-        raise RecipeError(
-            f"--picture {picture}: no picture of that kind", f"a file that ends in {' or '.join(PICTURES)}"
-        )
+    if picture is not None:
+        _check_picture(picture)
 
     from compile import preflight as preflighting
     from neuron_sum.recipe_loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
-    if picture is not None:
+    console.emit(report.as_dict(), *_shown(report))
+    if picture is not None:  # last: whatever becomes of the file, the report was printed
         from compile.preflight_chart import draw
 
         draw(report, picture)
-    console.emit(report.as_dict(), *_shown(report), *([f"picture: {picture}"] if picture else []))
+        console.note(f"picture: {picture}")
     if report.faults:
         raise PlatformError(
             f"{resolved.name} would not run on {preflighting.INSTANCE}: {'; '.join(report.faults)}",
             "smaller compile.batch_sizes or compile.dtype=bf16, where it is memory",
         )
+
+
+def _check_picture(path: Path) -> None:
+    """Before anything is lowered, which takes minutes."""
+    if path.suffix not in PICTURES:
+        raise RecipeError(f"--picture {path}: no picture of that kind", f"a file that ends in {' or '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise ResourceError(f"--picture {path}: there is no folder {path.parent}", f"mkdir -p {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(f"--picture {path} cannot be written", "a file in a folder that can be")
 
 
 def _shown(report: "Report") -> "list[Table | str]":
@@ -79,10 +92,12 @@ def _shown(report: "Report") -> "list[Table | str]":
         f"with the compiler's auto-cast), {CORE_BANDWIDTH / GIB:g} GiB/s: half a chip's each\n"
         f"  {INSTANCES_SOURCE}\nprice: {find_price(INSTANCE)}",
         _operators(report),
+        _memory(report),
         _training(report),
     ]
-    verdict = "no dynamic dimension, no 64-bit float, memory fits" if not report.faults else "; ".join(report.faults)
-    return [*lines, f"found: {verdict}"]
+    fits = "fits only as long as not every graph is loaded" if report.warnings else "fits with every graph loaded"
+    verdict = report.faults or ["no dynamic dimension", "no 64-bit float", f"memory {fits}"]
+    return [*lines, f"found: {'; '.join(verdict)}", *(f"warning: {each}" for each in report.warnings)]
 
 
 def _graphs(report: "Report") -> "Table":
@@ -100,9 +115,15 @@ def _graphs(report: "Report") -> "Table":
 
 
 def _buckets(report: "Report") -> "Table":
+    from compile.preflight import INSTANCE
+    from neuron_sum.stack import INSTANCES
+
+    cores = INSTANCES[INSTANCE].neuron_cores
     table = console.table(
-        "bucket", "on a core", "ms floor", "projected", "tokens/s floor", "projected", "$ per 1,000 floor", "projected",
-        title="\na batch of summaries, every one of target_len tokens; tokens/s of one core, $ with a process on each",
+        "bucket", "weights once", "ms floor", "projected", "tokens/s floor", "projected",
+        "$ per 1,000 floor", "projected",
+        title="\na batch of summaries, every one of target_len tokens; tokens/s and $ with one worker on one core, as\n"
+        f"serving has it (a worker on each of the {cores} cores would divide $ by {cores})",
     )  # fmt: skip
     for bucket in report.buckets:
         told = bucket.as_dict()
@@ -129,17 +150,38 @@ def _calibration(report: "Report") -> "Table":
 
 
 def _operators(report: "Report") -> str:
-    from compile.preflight import OPERATORS_SOURCE
-    from neuron_sum.stack import CORE_MEMORY
+    from compile import operators
+    from compile.preflight import WIDE_INTEGERS
 
     names = sorted({name for graph in report.graphs for name in graph.account.operators})
-    outside = "; ".join(f"{name} ({', '.join(where)})" for name, where in report.unlisted.items()) or "none"
-    own = "neuronx-cc is not on PATH" if report.compiler_operators is None else "checked against neuronx-cc's own list"
+    own, write = report.unlisted_by_compiler, "dynamic-update-slice"
+    lines = [
+        f"operators: {', '.join(names)}",
+        f"outside the published list: {_by_kind(report.unlisted)} ({operators.SOURCE})",
+        "neuronx-cc is not on PATH" if own is None else f"not in neuronx-cc's own list: {_by_kind(own)} (no fault)",
+    ]
+    if write in report.limits:
+        lines.append(f'the published list says of {write}: "{report.limits[write]}"; {operators.RUN_TIME_INDEX}')
+    if report.has_wide_integers:
+        lines.append(WIDE_INTEGERS)
+    return "\n".join(lines)
+
+
+def _memory(report: "Report") -> str:
+    from neuron_sum.stack import CORE_MEMORY
+
+    activations = report.loaded_memory - report.weight_copies - report.state
     return (
-        f"operators: {', '.join(names)}\noutside the published list: {outside} ({OPERATORS_SOURCE}); {own}\n"
-        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have every weight once; were each graph "
-        f"to hold a copy of its own, all of them would hold {console.size(report.weight_copies)} of weights"
+        f"memory of a core: {console.size(CORE_MEMORY)}. The buckets' figures have one copy of the weights; every\n"
+        f"loaded graph has its own, and its own keys and values: {len(report.graphs)} graphs, "
+        f"{console.size(report.weight_copies)} of weights, {console.size(report.state)} of keys and values,\n"
+        f"at most {console.size(activations)} of activations: {console.size(report.loaded_memory)}, compiled programs "
+        "not counted"
     )
+
+
+def _by_kind(outside: "Mapping[str, list[str]]") -> str:
+    return "; ".join(f"{name} ({', '.join(kinds)})" for name, kinds in outside.items()) or "none"
 
 
 def _training(report: "Report") -> str:
@@ -148,13 +190,14 @@ def _training(report: "Report") -> str:
     epoch = report.epoch
     lines = (
         f"training, rows of {epoch.shape} ({epoch.dtype}): {_short(epoch.flops_per_row / 1e9)} GFLOP a row, forward "
-        f"and backward; at least ${_short(epoch.floor_usd_per_1000_rows)} for 1,000 rows on {epoch.instance}"
+        f"and backward; at least ${_short(epoch.peak_usd_per_1000_rows)} for 1,000 such rows on {epoch.instance}"
     )
-    if epoch.floor_s is None or epoch.floor_usd is None or epoch.projected_s is None or epoch.projected_usd is None:
-        return f"{lines}; {epoch.rows_are}"
+    if epoch.peak_s is None or epoch.peak_usd is None or epoch.projected_s is None or epoch.projected_usd is None:
+        return f"{lines}\nan epoch: {epoch.rows_are}"
+    told = "floor" if epoch.is_floor else "estimate, as if every row were that long,"
     return (
-        f"{lines}\nan epoch of {epoch.rows:,} rows ({epoch.rows_are}): floor {console.duration(epoch.floor_s)}, "
-        f"${_short(epoch.floor_usd)} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
+        f"{lines}\nan epoch of {epoch.rows:,} rows ({epoch.rows_are}): {told} {console.duration(epoch.peak_s)}, "
+        f"${_short(epoch.peak_usd)} (at 100 % of the peak rate); projection {console.duration(epoch.projected_s)}, "
         f"${_short(epoch.projected_usd)} (assuming {ASSUMED_SHARE:.0%} of it; compile time not counted)"
     )
 

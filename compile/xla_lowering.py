@@ -116,7 +116,7 @@ def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     return written
 
 
-WRITES = {"in place": write_slice, "where": write_where}
+WRITES = {"in_place": write_slice, "where": write_where}
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ from conftest import LLAMA_CONFIG, ROOT
 from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks import preflight as benchmark
-from compile import hlo, lowering, preflight_command
+from compile import hlo, lowering, operators, preflight_command
 from compile import preflight as preflighting
 from compile.buckets import bucket_graphs, recipe_buckets
 from compile.hlo import Account, account
@@ -197,6 +197,9 @@ def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, 
         assert lowered.account.dynamic == (), key
         assert "f64" not in lowered.account.dtypes, key
         assert lowered.account.total_flops > 0, key
+        # What a compiler that does not narrow s64 would refuse in it: docs/compile.md.
+        assert lowered.account.flops.keys() <= {"f32", "bf16"}, key
+        assert "scatter" not in lowered.account.operators, key
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -242,13 +245,32 @@ def test_memory_is_that_of_the_tensors(tiny: dict[tuple[str, str, str], Lowered]
     assert step.account.parameters - (step.inputs - unused) < step.weights
 
 
+def test_what_is_traced_for_a_device_has_the_same_account(xla_python: Path) -> None:
+    slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS["t5"])
+    variants = [*VARIANTS.values(), dataclasses.replace(PLAIN, adapters=slots)]
+    graphs = tuple(bucket_graphs(BUCKET, (1, BEAMS)))
+    made = subprocess.run(
+        [str(xla_python), str(ROOT / "tests" / "xla" / "device_graphs.py")],
+        input=json.dumps(lowering.request([LoweringJob(config_of(TINY["t5"]), each, graphs) for each in variants])),
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    pairs = [json.loads(line) for line in made.stdout.splitlines()]
+    assert len(pairs) == len(variants) * len(graphs)
+    for ours, traced in pairs:
+        # The tuple of its results counts what it hands through (constants, stacks) as results of their types.
+        types, handed = ours.pop("dtypes"), traced.pop("dtypes")
+        assert traced == ours
+        assert handed.keys() == types.keys()
+
+
 def test_negative_controls_are_seen(controls: dict[str, Any]) -> None:
     found = {name: account(text) for name, text in controls["texts"].items()}
     cache, column = 192, 32
     assert "f64" in found["f64"].dtypes
     assert found["dynamic"].dynamic
     assert (found["rewritten"].written, found["rewritten"].in_place) == (cache, 0)
-    assert (found["in place"].written, found["in place"].in_place) == (column, 1)
+    assert (found["in_place"].written, found["in_place"].in_place) == (column, 1)
     assert (found["scattered"].written, found["scattered"].in_place) == (column, 1)
     assert all(not each.dynamic for name, each in found.items() if name != "dynamic")
 
@@ -346,7 +368,7 @@ def test_every_shipped_recipe_runs(lowered_before: None, monkeypatch: pytest.Mon
         for bucket in told["buckets"]:
             assert 0 < bucket["floor_s"] < bucket["projected_s"]
             assert 0 < bucket["floor_usd_per_1000"] < bucket["projected_usd_per_1000"]
-        text = "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
+        text = shown(report)
         assert "Nothing here was measured" in text
         assert ("optimum-neuron's own exporter" in text) == ("tinyllama" in name)
         assert [each.published.tokens_per_s for each in report.calibrations] == [117.6, 108.2]
@@ -367,7 +389,8 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     assert encode.floor_s == pytest.approx(encode.account.total_flops / 23.75e12)
     bucket = report.buckets[0]
     assert bucket.floor_s == pytest.approx(encode.floor_s + 128 * step.floor_s)
-    assert bucket.usd_per_1000 == pytest.approx(1000 / 2 * bucket.floor_s * 0.99 / 3600)
+    assert bucket.usd_per_1000 == pytest.approx(1000 * bucket.floor_s * 0.99 / 3600)
+    assert bucket.as_dict()["floor_usd_per_1000_all_cores"] == pytest.approx(bucket.usd_per_1000 / 2)
     ratio = min(each.ratio for each in report.calibrations)
     assert bucket.as_dict()["projected_s"] == pytest.approx(bucket.floor_s / ratio)
     weights = 247_577_856 * 4
@@ -377,8 +400,30 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     broken = dataclasses.replace(encode, lowered=dataclasses.replace(encode.lowered, account=wide))
     assert len(faults(report, graphs=(broken, *report.graphs[1:]))) == 2
     large = dataclasses.replace(step, lowered=dataclasses.replace(step.lowered, weights=18 * 10**9))
-    assert "of memory, a core has 17.2" in faults(report, buckets=(dataclasses.replace(bucket, step=large),))[0]
-    assert faults(report, compiler_operators=frozenset({"dot"}))[0].startswith("encode 1x512: neuronx-cc does not list")
+    over = dataclasses.replace(report, buckets=(dataclasses.replace(bucket, step=large),))
+    assert "GB of memory with one copy of the weights, a core has 17.2" in over.faults[0]
+    # Every loaded graph has its own copy of the weights.
+    steps = [graph.lowered.state for graph in report.graphs if graph.lowered.graph.kind == "step"]
+    assert 2 * weights < report.weight_copies < report.loaded_memory - sum(steps)
+    assert report.warnings == [] and "memory fits with every graph loaded" in shown(report)
+    many = dataclasses.replace(report, graphs=report.graphs * 9)
+    assert many.faults == [] and many.loaded_memory > 17.2e9
+    assert many.warnings[0].startswith("all graphs loaded take up to ")
+    assert "warning: all graphs loaded" in shown(many) and "fits with every graph" not in shown(many)
+    # A list that nobody saw yet refuses nothing.
+    short = dataclasses.replace(report, compiler_operators=frozenset({"dot"}))
+    assert short.faults == [] and "add" in (short.unlisted_by_compiler or {})
+    whole = dataclasses.replace(report, compiler_operators=frozenset(operators.PUBLISHED.values()))
+    assert whole.unlisted_by_compiler == report.unlisted
+    told = shown(report)
+    assert 'says of dynamic-update-slice: "Supports only for constant index"' in told
+    assert "\ns64: token ids" in told
+    assert "compile.neuron.cache_write=where" in told and "neuronx-cc is not on PATH" in told
+
+
+def shown(report: Report) -> str:
+    """What is printed beside the tables."""
+    return "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
 
 
 def faults(report: Report, **changes: Any) -> list[str]:
@@ -404,14 +449,39 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
     assert re.search(r"hint: .*\.png or \.svg", wrong.stderr)
 
 
+def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLine, tmp_path: Path) -> None:
+    nowhere = neuron_sum("preflight", "tiny", "--picture", "none/floors.png")
+    assert (nowhere.returncode, nowhere.stdout) == (6, "")
+    assert "--picture none/floors.png: there is no folder none" in nowhere.stderr
+    assert "lowering" not in nowhere.stderr and "hint: mkdir -p none" in nowhere.stderr
+    (tmp_path / "folder.png").mkdir()
+    assert neuron_sum("preflight", "tiny", "--picture", "folder.png").returncode == 6
+
+
 def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert preflighting.list_operators() is None
+    assert operators.listed() is None
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     fake = tmp_path / "neuronx-cc"
-    for said, expected in (("ADD\nDOT\nSORT\n", {"add", "dot", "sort"}), ("usage: neuronx-cc", None)):
-        fake.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    lines, page = "\n".join(operators.PUBLISHED), ", ".join(operators.PUBLISHED)
+    table = "\n".join(
+        f"| {name} | {operators.LIMITS.get(operators.opcode(name), '')} |" for name in operators.PUBLISHED
+    )
+    every = set(operators.PUBLISHED.values())
+    for said in (lines, page, table, lines.lower(), lines.upper()):
+        fake.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
         fake.chmod(0o755)
-        assert preflighting.list_operators() == expected
+        found = operators.listed()
+        assert found is not None and every <= found, said
+    fake.write_text("#!/bin/sh\necho usage: neuronx-cc\n")
+    assert operators.listed() is None
+
+
+def test_operators_have_their_opcodes_names() -> None:
+    named = {"DynamicUpdateSlice": "dynamic-update-slice", "Mul": "multiply", "Exp": "exponential", "Ge": "compare",
+             "GetTupleElement": "get-tuple-element", "ConvertElementType": "convert", "ReduceWindow": "reduce-window",
+             "AllGather": "all-gather", "Logistic": "logistic", "reduce-window": "reduce-window"}  # fmt: skip
+    assert {name: operators.opcode(name) for name in named} == named
+    assert operators.LIMITS.keys() <= set(operators.PUBLISHED.values())
 
 
 def test_int8_is_refused_and_buckets_are_the_recipes() -> None:
@@ -461,14 +531,29 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     epoch = project_epoch(lora, base_config(lora.model), examples_per_row=2.2)
     assert (epoch.rows, epoch.dtype, tuple(epoch.shape)) == (5664, "bf16", (512, 112))
     assert epoch.rows_are == "12,460 published examples at 2.2 a row"
-    assert epoch.floor_s == pytest.approx(5664 * 2e12 / 190e12)
-    assert epoch.floor_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
-    assert epoch.projected_s == pytest.approx((epoch.floor_s or 0) / projection.ASSUMED_SHARE)
+    assert epoch.is_floor
+    assert epoch.peak_s == pytest.approx(5664 * 2e12 / 190e12)
+    assert epoch.peak_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
+    assert epoch.projected_s == pytest.approx((epoch.peak_s or 0) / projection.ASSUMED_SHARE)
+    # Not known how many are in a packed row: only what 1,000 rows cost.
+    unasked = project_epoch(lora, base_config(lora.model))
+    assert (unasked.rows, unasked.peak_s, unasked.projected_usd) == (None, None, None)
+    assert unasked.peak_usd_per_1000_rows == pytest.approx(1000 * 2e12 / 190e12 * 1.54 / 3600)
+    assert "--examples-per-row" in unasked.rows_are
+    # Rows of other lengths than the longest: what it costs as if they were that long is no floor.
+    course = load_recipe("flan-t5-base-lora")
+    dynamic = project_epoch(course, base_config(course.model))
+    assert (dynamic.rows, dynamic.rows_are, dynamic.is_floor) == (12_460, "12,460 published examples", False)
+    chosen = load_recipe("trn1-flan-t5-base-lora", ["train.shapes.sizes=null"])
+    assert not project_epoch(chosen, base_config(chosen.model), 2.2).is_floor
+    with pytest.raises(RecipeError, match="is for packed rows"):
+        project_epoch(course, base_config(course.model), 2.2)
     unknown = load_recipe("mts-dialog")
     nothing = project_epoch(unknown, base_config(unknown.model))
-    assert (nothing.rows, nothing.floor_usd) == (None, None)
-    assert nothing.floor_usd_per_1000_rows > 0
+    assert (nothing.rows, nothing.peak_usd) == (None, None)
+    assert nothing.peak_usd_per_1000_rows > 0
     tiny = load_recipe("tiny", ["train.shapes.plan=packed"])
     counted = project_epoch(tiny, base_config(tiny.model))
     assert counted.rows is not None and counted.rows < 400
     assert counted.rows_are == "counted from the bundled sample (packed)"
+    assert counted.is_floor

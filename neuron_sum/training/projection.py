@@ -1,4 +1,7 @@
-"""What an epoch on Trainium would cost: a floor from the chip's published rate, and a projection with its assumption.
+"""What an epoch on Trainium would cost: at the chip's published rate, and a projection with its assumption.
+
+At that rate it is a floor where every row has one known shape. Else the longest row stands for every row, and what
+comes of it is an estimate that may lie above the floor.
 
 Nothing here was measured. Operations are those that torch counts in one step of transformers' model with tensors that
 have no memory, eager attention, every position of the recipe's longest row; NeuronTrainer's own Llama may need fewer.
@@ -10,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from neuron_sum.data.layouts import Shape
-from neuron_sum.errors import NeuronSumError
+from neuron_sum.errors import NeuronSumError, RecipeError
 from neuron_sum.prices import find_price
 from neuron_sum.published import training_examples
 from neuron_sum.recipe import Recipe
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 INSTANCE = "ml.trn1.2xlarge"
 ASSUMED_SHARE = 0.25
 """Of the peak rate, in the projection: an assumption. AWS publishes no figure for models of this size."""
+ASK_FOR_PACKED = (
+    "how many rows {examples:,} published examples fill is not known without the data: --examples-per-row, which "
+    "`neuron-sum train` prints where the data are ('rows of 2.20 examples')"
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,12 @@ class EpochProjection:
         rows_are: Where that number comes from.
         dtype: Whose peak rate counts.
         instance: On which.
-        floor_s: Seconds of an epoch at the peak rate of all cores; None without rows.
-        floor_usd: What they cost.
+        is_floor: Whether every row is known to have this shape; else the longest stands for all, an estimate.
+        peak_s: Seconds of an epoch at the peak rate of all cores; None without rows.
+        peak_usd: What they cost.
         projected_s: At ASSUMED_SHARE of that rate.
         projected_usd: What they cost.
-        floor_usd_per_1000_rows: The same for 1,000 rows.
+        peak_usd_per_1000_rows: The cost of 1,000 rows of this shape at the peak rate: a floor of such rows.
     """
 
     shape: Shape
@@ -50,28 +58,39 @@ class EpochProjection:
     rows_are: str
     dtype: str
     instance: str
-    floor_s: float | None
-    floor_usd: float | None
+    is_floor: bool
+    peak_s: float | None
+    peak_usd: float | None
     projected_s: float | None
     projected_usd: float | None
-    floor_usd_per_1000_rows: float
+    peak_usd_per_1000_rows: float
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         return {**asdict(self), "shape": list(self.shape), "assumed_share_of_peak": ASSUMED_SHARE}
 
 
-def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: float = 1.0) -> EpochProjection:
+def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: float | None = None) -> EpochProjection:
     """What an epoch of a recipe costs.
 
     Args:
         recipe: For method, shapes, batch size and data.
         config: Of the base model.
-        examples_per_row: How many a packed row holds; counted from the data where they are at hand.
+        examples_per_row: How many a packed row holds; counted from the data where they are at hand. Without either,
+            how long a packed epoch takes is not known.
+
+    Raises:
+        RecipeError: For examples_per_row with a plan that does not pack.
     """
     from neuron_sum.data.shapes import longest_row
     from neuron_sum.models import is_decoder_only
 
+    plan, sizes = recipe.train.shapes.plan, recipe.train.shapes.sizes
+    if examples_per_row is not None and plan != "packed":
+        raise RecipeError(
+            f"--examples-per-row is for packed rows, and train.shapes.plan is {plan}: a row holds one example",
+            "leave it out, or train.shapes.plan=packed",
+        )
     shape = longest_row(recipe, decoder_only=is_decoder_only(config))
     rows_per_step = recipe.train.per_device_train_batch_size
     flops = step_flops(recipe, config, shape) / rows_per_step
@@ -81,21 +100,26 @@ def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: 
         if shape_of_data != shape:  # packed, its row chosen from the data
             shape = shape_of_data
             flops = step_flops(recipe, config, shape) / rows_per_step
-    elif (examples := training_examples(recipe.data)) is not None:
+    elif (examples := training_examples(recipe.data)) is None:
+        rows, rows_are = None, "data or tokenizer are not on this machine, and no published number of examples is known"
+    elif plan != "packed":
+        rows, rows_are = examples, f"{examples:,} published examples"
+    elif examples_per_row is None:
+        rows, rows_are = None, ASK_FOR_PACKED.format(examples=examples)
+    else:
         rows = math.ceil(examples / examples_per_row)
         rows_are = f"{examples:,} published examples at {examples_per_row:g} a row"
-    else:
-        rows, rows_are = None, "data or tokenizer are not on this machine, and no published number of examples is known"
     instance, dtype = INSTANCES[INSTANCE], "bf16" if recipe.train.bf16 else "fp32"
     row_s = flops / (CORE_FLOPS[dtype] * instance.neuron_cores)
     usd_per_s = find_price(INSTANCE).usd_per_hour / 3600
-    floor_s = None if rows is None else rows * row_s
-    projected_s = None if floor_s is None else floor_s / ASSUMED_SHARE
+    peak_s = None if rows is None else rows * row_s
+    projected_s = None if peak_s is None else peak_s / ASSUMED_SHARE
     return EpochProjection(
         shape=shape, rows_per_step=rows_per_step, flops_per_row=flops, rows=rows, rows_are=rows_are, dtype=dtype,
-        instance=INSTANCE, floor_s=floor_s, floor_usd=None if floor_s is None else floor_s * usd_per_s,
+        instance=INSTANCE, is_floor=plan in ("fixed", "packed") and (counted is not None or sizes is not None),
+        peak_s=peak_s, peak_usd=None if peak_s is None else peak_s * usd_per_s,
         projected_s=projected_s, projected_usd=None if projected_s is None else projected_s * usd_per_s,
-        floor_usd_per_1000_rows=1000 * row_s * usd_per_s,
+        peak_usd_per_1000_rows=1000 * row_s * usd_per_s,
     )  # fmt: skip
 
 

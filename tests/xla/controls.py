@@ -28,7 +28,7 @@ CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
     "f64": lambda cache: (cache.double() * 2).float(),
     "dynamic": lambda cache: torch.nonzero(cache),
     "rewritten": shifted,
-    "in place": lambda cache: write_slice(cache, torch.ones_like(cache[:, :, :1]), torch.ones_like(cache[0, 0, 0, :1])),
+    "in_place": lambda cache: write_slice(cache, torch.ones_like(cache[:, :, :1]), torch.ones_like(cache[0, 0, 0, :1])),
     "scattered": lambda cache: write_column(
         cache, cache[:, :, :1] + 1, torch.zeros(1, dtype=torch.int64).to(cache.device)
     ),
