@@ -128,11 +128,7 @@ class NeuronTarget:
 
     def memory_advice(self) -> str:
         """See `Target`."""
-        larger = [host for host in INSTANCES.values() if host.host_memory > MORE_MEMORY * total_memory()]
-        if not larger:
-            return "--jobs 1, smaller buckets, or compile.neuron.optlevel=1"
-        host = min(larger, key=lambda instance: instance.host_gib)
-        return f"--jobs 1 needs the least; a {host.name} has {host.host_gib} GiB of host memory"
+        return larger_host("--jobs 1 needs the least") or "--jobs 1, smaller buckets, or compile.neuron.optlevel=1"
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
@@ -162,6 +158,15 @@ class NeuronTarget:
                 {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in module.state_dict().items()},
             )
         torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+
+
+def larger_host(before: str) -> str:
+    """The smallest instance with clearly more memory than this machine, behind other advice; empty if there is none."""
+    larger = [host for host in INSTANCES.values() if host.host_memory > MORE_MEMORY * total_memory()]
+    if not larger:
+        return ""
+    host = min(larger, key=lambda instance: instance.host_gib)
+    return f"{before}; a {host.name} has {host.host_gib} GiB of host memory"
 
 
 class DeviceEncode(nn.Module):

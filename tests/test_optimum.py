@@ -324,8 +324,41 @@ def test_two_cores_are_asked_for_and_a_failure_leaves_its_log_alone(
     assert upstream.taken() == [{"graphs": ["context_encoding", "token_generation"], "tp_degree": 2}]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     [log] = (tmp_path / "cache" / "logs").iterdir()
-    assert f"neuron-sum explain {log}" in made.stderr
+    assert f"whole log: {log}" in made.stderr
     assert "Traceback" in log.read_text()
+
+
+FAILURES = {
+    "[F137] neuronx-cc was forcibly killed - This most commonly occurs due to insufficient system memory.": (
+        ("neuronx-cc failed with -9", "compiler-killed: the compiler was killed"), True,
+    ),
+    "this process is killed": (("ended with -9: killed, nearly always because memory ran out",), True),
+    "ERROR: [NCC_EVRF001] Operator sort is not supported": (
+        ("neuronx-cc failed with 70", "unsupported-operator: "), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_compiler_that_fails_is_explained_as_for_our_own_graphs(
+    upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str
+) -> None:
+    """Usually neuronx-cc, the exporter's child, is killed; its own log lies where nothing is left."""
+    words, is_memory = FAILURES[failure]
+    made = upstream.neuron_sum(
+        "compile", str(llama_run), "--target", "inf2", "--output", str(tmp_path / "artifact"), "--set", LLAMA_SHAPE[0],
+        NEURON_SUM_CACHE=str(tmp_path / "cache"), NEURON_STAND_IN_FAILS=failure,
+    )  # fmt: skip
+    upstream.taken()
+    assert made.returncode == 10
+    for word in ("optimum-neuron did not export the model: ", *words):
+        assert word in made.stderr
+    assert ("; this machine has" in made.stderr, exporter.memory_advice() in made.stderr) == (is_memory, is_memory)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    [log] = (tmp_path / "cache" / "logs").iterdir()
+    assert f"whole log: {log}" in made.stderr
+    assert failure == "this process is killed" or failure in log.read_text()
 
 
 # What an artifact is bound to.
