@@ -144,9 +144,10 @@ def report(
     failed = [name for name in ("latency", "verify") if made[name]["error"] is not None]
     for name in failed:
         console.warn(f"{name}: {made[name]['error']}")
-    table = console.table("bucket", "beams", "encode ms", "step ms")
-    for row in (made["latency"]["result"] or [])[1:]:
-        table.add_row(row["bucket"], str(row["num_beams"]), f"{row['encode_ms']:.2f}", f"{row['step_ms']:.2f}")
+    timed = (made["latency"]["result"] or [])[1:]
+    table = console.table(*(name.replace("_", " ") for name in (timed[0] if timed else ())))
+    for row in timed:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.emit(made, table, f"wrote {target}: it has paths and versions of this machine, no text of dialogues")
 
 

@@ -565,6 +565,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     report = json.loads((tmp_path / "artifact-report.json").read_text())
     assert report["manifest"]["stack"] == manifest["stack"]
     assert report["verify"]["result"]["examples"] == 12
+    assert report["latency"]["result"][0].keys() == {"load_and_warm_up_s"}
     assert report["latency"]["result"][1].keys() == {"bucket", "num_beams", "encode_ms", "step_ms"}
     assert {"machine", "checks", "environment"} <= report.keys()
     assert "no `compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
@@ -576,6 +577,19 @@ def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
     for part in ("latency", "verify"):
         assert made[part]["error"].startswith("stack.neuronx-cc: compiled with 2.0.0.0")
         assert "Traceback" in made[part]["trace"]
+
+
+def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first device's packages may lack a name that was read in their documentation."""
+
+    def absent(artifact: Artifact) -> None:
+        raise AttributeError("module 'torch_neuronx' has no attribute 'replace_weights'")
+
+    monkeypatch.setattr("compile.report.load_generator", absent)
+    made = make_report(artifact, None, 4, 100.0)
+    assert made["latency"]["error"] == "module 'torch_neuronx' has no attribute 'replace_weights'"
+    assert "AttributeError" in made["latency"]["trace"]
+    assert made["verify"]["error"] is None, "the rest goes on"
 
 
 def test_djl_serving_answers_from_it(

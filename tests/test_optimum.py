@@ -585,6 +585,22 @@ def test_verify_and_summarize_take_it_as_any_artifact(
 
 
 @pytest.mark.slow
+def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
+    made = upstream.neuron_sum(
+        "compile", "report", str(folder), "--output", str(tmp_path / "report.json"), "--examples", "1",
+        instance=INSTANCE,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    loaded, timed = report["latency"]["result"]
+    assert loaded["load_and_warm_up_s"] > 0 < timed["generate_ms"]
+    assert (timed["bucket"], timed["num_beams"]) == ("3x192x12", 1)
+    assert 1 <= timed["new_tokens"] <= 12
+    assert report["verify"]["error"] is None
+
+
+@pytest.mark.slow
 def test_a_real_djl_serving_answers_with_transformers_summaries(
     upstream: Upstream, llama: Exported, djl_serving: Path, tmp_path: Path
 ) -> None:
