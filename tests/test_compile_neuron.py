@@ -21,7 +21,8 @@ import torch
 from conftest import LORA_SHAPE, MICRO, ROOT, SHAPE
 from safetensors import safe_open
 from test_adapter_slots import make_lora, make_soft_prompt
-from test_compile import edited, prompts_of
+from test_artifact import edited
+from test_compile import prompts_of
 from test_neuron import XLA_ENVIRONMENT, XLA_PYTHON
 from test_service import DIALOGUE, LIMITS
 from transformers import LlamaConfig
