@@ -25,7 +25,7 @@ from neuron_sum.machine import neuron_devices, total_memory
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import CompileConfig
 from neuron_sum.runtimes import neuronx
-from neuron_sum.stack import INSTANCES, NEURON_INDEX, PLATFORMS
+from neuron_sum.stack import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
 
 COMPILER = "neuronx-cc"
 PROCESS_BYTES = 16e9
@@ -105,7 +105,6 @@ class NeuronTarget:
         """See `Target`."""
         stack, chosen = neuronx.stack(), self.settings.neuron
         versions = {name: stack[name] for name in neuronx.NEEDED}
-        rows = (row.name for row in PLATFORMS if versions.items() <= row.vendor_pins.items())
         compilation = Compilation(
             compiler=stack[COMPILER] or "",
             arguments=self.arguments,
@@ -114,7 +113,7 @@ class NeuronTarget:
             inline_weights=chosen.inline_weights,
             tensor_parallel_size=chosen.tensor_parallel_size,
             core=chosen.core,
-            sdk=next(rows, None),
+            sdk=platform_row(versions),
         )
         return {"runtime": "neuronx", "target": self.settings.target, "stack": stack, "compilation": compilation}
 

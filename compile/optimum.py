@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from compile import failures
 from compile.build import check_output, effective, special_tokens
-from compile.neuron import larger_host
+from compile.neuron import COMPILER, larger_host
 from compile.optimum_export import CHECKPOINT, EXPORTED, RESULT, Request
 from compile.source import Source
 from neuron_sum import __version__, console, files
@@ -43,7 +43,10 @@ from neuron_sum.errors import CompileError, Interrupted, RecipeError
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import CompileConfig, GenerateConfig
 from neuron_sum.runtimes import optimum
+from neuron_sum.stack import platform_row
 
+PUBLIC = ("torch", "transformers")
+"""Of optimum.DISTRIBUTIONS, what does not tell one SDK from another."""
 LOGS = "logs"
 """In neuron-sum's cache: what upstream and the compiler said, one file per artifact, kept."""
 SMALLEST_VOCABULARY = 256
@@ -135,7 +138,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
     tokenizer = source.tokenizer()
     with files.new_folder(output) as folder, _scratch(folder) as scratch:
         _write_checkpoint(source, plan, scratch / CHECKPOINT)
-        compilation = _export(plan, scratch, log)
+        compilation = _export(plan, scratch, log, versions)
         (scratch / EXPORTED).rename(folder / optimum.FOLDER)
         plan.config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
@@ -259,7 +262,7 @@ def _write_checkpoint(source: Source, plan: OptimumPlan, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _export(plan: OptimumPlan, scratch: Path, log: Path) -> Compilation:
+def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str]) -> Compilation:
     """Runs the exporter over scratch/checkpoint; it leaves scratch/exported."""
     neuron = plan.settings.neuron
     request = Request(
@@ -280,14 +283,17 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path) -> Compilation:
     if code := _run(scratch, log):
         raise _failed(code, scratch, log)
     result = files.read_json(scratch / RESULT)
+    compiler = result["compiler"].partition("+")[0]
+    vendors = {name: version for name, version in versions.items() if name not in PUBLIC}
     return Compilation(
-        compiler=result["compiler"],
+        compiler=compiler,
         arguments=tuple(result["arguments"]),
         exporter="optimum",
         cache_write=None,
         inline_weights=neuron.inline_weights,
         tensor_parallel_size=neuron.tensor_parallel_size,
         core=neuron.core,
+        sdk=platform_row({**vendors, COMPILER: compiler}),
     )
 
 

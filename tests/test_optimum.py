@@ -261,6 +261,7 @@ def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exporte
         assert compilation is not None
         assert (manifest.runtime, manifest.target, compilation.exporter) == ("optimum", "inf2", "optimum")
         assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
+        assert compilation.sdk == PLATFORMS[0].name
         assert manifest.stack.keys() == set(optimum.DISTRIBUTIONS)
         assert (manifest.graphs, manifest.state, manifest.adapters) == ((), None, None)
         assert {"recipe.yaml", "tokenizer/tokenizer.json", "optimum/config.json"} <= manifest.files.keys()
