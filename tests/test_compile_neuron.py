@@ -7,6 +7,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from neuron_sum.errors import ArtifactError, CompileError, PlatformError, Recipe
 from neuron_sum.recipe import CompileConfig, GenerateConfig, NeuronCompileConfig
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import open_run
-from neuron_sum.runtimes import neuronx
+from neuron_sum.runtimes import device, neuronx
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 from neuron_sum.stack import PLATFORMS
@@ -78,7 +79,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Puts the packages on the path, and says which of their functions were called how."""
+    """Puts the packages on the path of a process on inf2, and says which of their functions were called how."""
+    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
+    monkeypatch.setenv(device.VISIBLE, "")  # as if unset, and what a test takes is gone after it
+    monkeypatch.setattr(device, "_taken", None)
     monkeypatch.syspath_prepend(str(packages))
     importlib.invalidate_caches()
     log = tmp_path / "calls.jsonl"
@@ -367,10 +371,14 @@ def test_other_versions_and_other_devices_are_refused_with_the_field(
         with pytest.raises(ArtifactError, match=rf"stack\.{name}: compiled with 1\.2\.3, this is {stack[name]}"):
             load_generator(other)
     whole = edited(artifact.path, stack=stack)
-    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.trn1.2xlarge")
-    with pytest.raises(ArtifactError, match=r"target: compiled for inf2, this is a ml\.trn1\.2xlarge") as error:
-        load_generator(whole)
-    assert "--target trn1" in str(error.value.hint)
+    for name, remedy in (
+        ("trn1.2xlarge", "--target trn1"), ("trn2.48xlarge", "nothing here compiles for trn2"),
+        ("trn1n.32xlarge", "run it on inf2"), ("inf1.xlarge", "run it on inf2"),
+    ):  # fmt: skip
+        monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", f"ml.{name}")
+        with pytest.raises(ArtifactError, match=rf"target: compiled for inf2, this is a {re.escape(name)}") as error:
+            load_generator(whole)
+        assert remedy in str(error.value.hint)
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
     load_generator(whole)
 
@@ -397,15 +405,48 @@ def test_a_core_that_is_not_there_is_refused(
     load_generator(fitting)
 
 
+def test_a_process_takes_its_artifacts_core_alone(
+    calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the runtime would reserve every core of the machine, and no second process could start."""
+    compilation = artifact.manifest.compilation
+    assert compilation is not None
+    second = edited(artifact.path, compilation=compilation.model_copy(update={"core": 1}))
+    for _ in range(2):  # `compile report` loads an artifact twice
+        load_generator(second)[0].warm_up()
+        assert os.environ[device.VISIBLE] == "1"
+    placed = {(call["visible"], call["start_nc"]) for call in calls("set_neuron_cores")}
+    assert placed == {("1", 0)}, "the runtime counts what it was given from 0"
+    assert {call["device_id"] for call in calls("move_trace_to_device")} == {0}
+    assert {call["device"] for call in calls("to")} == {"neuron:0"}
+    with pytest.raises(ArtifactError, match="compiled for NeuronCore 0, and this process took 1 for another"):
+        load_generator(edited(artifact.path, compilation=compilation))
+    for name, value in ((device.VISIBLE, "0-1"), (device.COUNT, "2")):
+        monkeypatch.setattr(device, "_taken", None)
+        monkeypatch.setenv(device.VISIBLE, "")
+        monkeypatch.setenv(name, value)
+        load_generator(edited(artifact.path, compilation=compilation.model_copy(update={"core": 1})))[0].warm_up()
+        assert os.environ[name] == value, "who says which cores keeps his word"
+        assert calls("set_neuron_cores")[-1]["start_nc"] == 1
+
+
+def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """optimum-neuron counts a list with a comma as one core."""
+    monkeypatch.setenv(device.VISIBLE, "")
+    monkeypatch.setattr(device, "_taken", None)
+    assert (device.take_cores(0, 2), os.environ[device.VISIBLE]) == (0, "0-1")
+    assert device.take_cores(1, 1) == 1, "of those it has"
+
+
 def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for listed, count in (("0", 1), ("4-7", 4), ("0,2", 2), ("0-1,6", 3)):
         monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", listed)
-        assert neuronx.visible_cores() == count
+        assert device.visible_cores() == count
     monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "both")
     with pytest.raises(PlatformError, match="NEURON_RT_VISIBLE_CORES=both"):
-        neuronx.visible_cores()
+        device.visible_cores()
     monkeypatch.delenv("NEURON_RT_VISIBLE_CORES")
-    assert neuronx.visible_cores() is None
+    assert device.visible_cores() is None
 
 
 def test_a_graph_of_another_shape_is_refused(artifact: Artifact) -> None:

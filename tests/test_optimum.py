@@ -115,7 +115,7 @@ class Upstream:
 
     def environment(self, instance: str | None, **more: str) -> dict[str, str]:
         path = (ROOT / "tests" / "optimum_stand_in", self.versions, ROOT)
-        device = {"NEURON_STAND_IN_INSTANCE": instance} if instance else {}
+        device = {"NEURON_STAND_IN_INSTANCE": instance, "SM_CURRENT_INSTANCE_TYPE": instance} if instance else {}
         return {
             "PYTHONPATH": os.pathsep.join(map(str, path)), "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1",
             "NEURON_STAND_IN_CALLS": str(self.calls), **device, **more,
@@ -374,28 +374,35 @@ def changed(exported: Exported, folder: Path, **update: Any) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("instance", "update", "code", "words"),
+    ("instance", "cores", "visible", "code", "words"),
     [
-        (INSTANCE, {"tensor_parallel_size": 2}, 9, "compilation.tensor_parallel_size: compiled for 2 NeuronCores"),
-        ("trn2.3xlarge", {}, 9, "target: compiled for inf2, this machine is a trn2"),
-        (None, {}, 13, "no Neuron device"),
+        (INSTANCE, 2, "0", 9, ["compilation.tensor_parallel_size: compiled for 2 NeuronCores", "VISIBLE_CORES=0-1"]),
+        (INSTANCE, 2, "0,1", 13, ["NEURON_RT_VISIBLE_CORES=0,1: optimum-neuron reads one core or a range", "0-1"]),
+        ("trn2.3xlarge", 1, "0", 9, ["target: compiled for inf2, this is a trn2.3xlarge", "run it on inf2"]),
+        ("trn1.2xlarge", 1, "0", 9, ["target: compiled for inf2, this is a trn1.2xlarge", "--target trn1"]),
+        (None, 1, "0", 13, ["no Neuron device"]),
     ],
 )
 def test_another_machine_is_refused_with_the_field(
-    upstream: Upstream,
-    llama: Exported,
-    tmp_path: Path,
-    instance: str | None,
-    update: dict[str, Any],
-    code: int,
-    words: str,
-) -> None:
+    upstream: Upstream, llama: Exported, tmp_path: Path, instance: str | None, cores: int, visible: str, code: int,
+    words: list[str],
+) -> None:  # fmt: skip
     assert llama.manifest.compilation is not None
-    compilation = llama.manifest.compilation.model_copy(update=update)
+    compilation = llama.manifest.compilation.model_copy(update={"tensor_parallel_size": cores})
     folder = changed(llama, tmp_path / "artifact", compilation=compilation)
-    made = upstream.neuron_sum("compile", "verify", str(folder), instance=instance, NEURON_RT_VISIBLE_CORES="0")
+    made = upstream.neuron_sum("compile", "verify", str(folder), instance=instance, NEURON_RT_VISIBLE_CORES=visible)
     assert made.returncode == code, made.stderr
-    assert words in made.stderr
+    for word in words:
+        assert word in made.stderr
+
+
+@pytest.mark.slow
+def test_upstream_counts_a_range_of_cores_and_no_list(upstream: Upstream) -> None:
+    """Why documents and errors name two cores as 0-1."""
+    code = "from optimum.neuron.utils.system import get_available_cores; print(get_available_cores())"
+    for visible, count in (("0-1", "2"), ("0,1", "1")):
+        made = upstream.python("-c", code, instance=INSTANCE, NEURON_RT_VISIBLE_CORES=visible)
+        assert made.stdout.split()[-1] == count, made.stderr
 
 
 @pytest.mark.slow
@@ -454,6 +461,7 @@ def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_
 def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
     prompts, settings = t5.prompts(), GenerateConfig(max_new_tokens=12)
     shorter = GenerateConfig(max_new_tokens=3)
+    upstream.taken()
     answer = upstream.generate(
         t5.artifact.path, {"prompts": prompts, "settings": settings.model_dump()},
         {"prompts": prompts, "settings": shorter.model_dump()},
@@ -461,6 +469,7 @@ def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream,
     )  # fmt: skip
     assert answer["results"][:2] == [t5.expected(prompts, settings), t5.expected(prompts, shorter)]
     assert "ignores it" in answer["results"][2]
+    assert {"runtime": "initialize", "visible": "0"} in upstream.taken(), "one core, and the others are free"
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class Runtime:
     """torch.classes.neuron.Runtime: which core a process has."""
 
     def initialize(self) -> None:
-        record(runtime="initialize")
+        record(runtime="initialize", visible=os.environ.get("NEURON_RT_VISIBLE_CORES"))
 
     def set_default_neuron_cores(self, first: int, count: int) -> None:
         record(runtime="cores", first=first, count=count)
