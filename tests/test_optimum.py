@@ -290,6 +290,19 @@ def test_a_llama_gives_transformers_tokens(upstream: Upstream, llama: Exported) 
 
 
 @pytest.mark.slow
+def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_run: Path, tmp_path: Path) -> None:
+    """The documented command's dtype; a CPU's bf16 rounds where a device's may not, so that not every token is held."""
+    made = exported(upstream, llama_run, tmp_path / "artifact", [*LLAMA_SHAPE, "compile.dtype=bf16"])
+    assert (made.manifest.dtype, made.manifest.kv_dtype, made.manifest.is_exact) == ("bf16", "bf16", False)
+    for graph in made.calls:
+        assert {dtype for _, dtype, _ in graph["aliases"]} == {"bfloat16"}, "keys and values"
+    prompts, settings = made.prompts(), GenerateConfig(max_new_tokens=12)
+    [rows] = upstream.generate(made.artifact.path, {"prompts": prompts, "settings": settings.model_dump()})["results"]
+    pairs = list(zip(rows, made.expected(prompts, settings), strict=True))
+    assert sum(row[0] == other[0] for row, other in pairs) > len(pairs) / 2, "first tokens of fp32"
+
+
+@pytest.mark.slow
 def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upstream, llama: Exported) -> None:
     prompt, settings = llama.prompts(1)[0], GenerateConfig(max_new_tokens=4)
     refused = [
