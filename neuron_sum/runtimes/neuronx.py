@@ -141,7 +141,7 @@ class _Graphs:
         self._folder, self._adapters = artifact.path, adapters
         self._core, self._inside = core, manifest.compilation.inline_weights
         self.device = f"neuron:{self._core}"
-        self._weights = {} if self._inside else _weights(artifact.path / WEIGHTS, manifest.aliases)
+        self._weights = {} if self._inside else _weights(artifact.path / WEIGHTS, manifest.aliases, adapters)
         self._loaded: dict[str, _Graph] = {}
         self._lock = threading.Lock()
 
@@ -172,9 +172,11 @@ class _Graphs:
         return _Graph(trace, graph, self._adapters)
 
 
-def _weights(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
+def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | None) -> dict[str, Tensor]:
+    """All that any graph has but its state; a graph holds the stacks that only the other kind reads, too."""
     stored = load_file(path)
-    tensors = {**stored, **{name: stored[other] for name, other in aliases.items()}}
+    stacks = adapters.stacks if adapters is not None else {}
+    tensors = {**stored, **{name: stored[other] for name, other in aliases.items()}, **stacks}
     return {MODEL + name: tensor for name, tensor in tensors.items()}
 
 
