@@ -253,10 +253,23 @@ def test_the_compiler_is_called_as_optimum_neuron_calls_it(
     assert compilation.sdk == PLATFORMS[0].name
     assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
     assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
-    # Upstream's order too: behind what is handed out, self-attention first, then what the encoder made.
-    ours = [name.split(".")[0] for name, *_ in calls("trace")[1]["aliases"]]
-    assert ours == [{"past_key_values_sa": "state", "past_key_values_ca": "constants"}[n.split(".")[0]]
-                    for n, _ in upstream["aliases"] if n.endswith((".0", ".1"))][:2] + ["constants"] * 3  # fmt: skip
+
+
+def test_aliases_have_upstreams_order_and_numbers(
+    calls: Calls, upstream: dict[str, Any], learned_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    """Two layers each, whole: self-attention's keys and values, then the encoder's, behind what is handed out."""
+    compiled(learned_run, tmp_path, *SMALLEST)
+    ours = [(name, output) for name, _, _, output in calls("trace")[1]["aliases"]]
+    theirs = [
+        (name.replace("past_key_values_sa", "state").replace("past_key_values_ca", "constants"), output)
+        for name, output in upstream["aliases"]
+    ]
+    # Ours keeps one tensor more, its first constant: the encoder's mask, which upstream hands in at every call.
+    assert [name for name, _ in ours] == [name for name, _ in theirs] + ["constants.4"]
+    for pairs in (ours, theirs):
+        assert [output for _, output in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
+    assert (ours[0][1], theirs[0][1]) == (1, 3), "logits; of upstream's beams, also their scores and tokens"
 
 
 def test_torch_xla_computes_what_is_traced(upstream: dict[str, Any]) -> None:
