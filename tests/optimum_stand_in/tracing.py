@@ -23,7 +23,8 @@ def record(**call: Any) -> None:
         workdir = Path(os.environ["BASE_COMPILE_WORK_DIR"], "graph")
         workdir.mkdir(parents=True)
         (workdir / "log-neuron-cc.txt").write_text(failure)  # where neuronx-cc's own log lies; it prints nothing
-        raise RuntimeError("neuronx-cc failed with -9" if "F137" in failure else "neuronx-cc failed with 70")
+        status = -9 if "F137" in failure else 70  # a traceback quotes the next line
+        raise RuntimeError(f"neuronx-cc failed with {status}")
 
 
 def described(tensors: Sequence[Tensor]) -> list[Any]:
