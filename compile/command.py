@@ -69,6 +69,8 @@ def run(
 
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
     if optimum.is_chosen(source):
+        if jobs is not None:
+            console.warn(f"--jobs {jobs} is not followed: optimum-neuron decides how many compilers run at once")
         _export(source, output, overwrite=overwrite, dry_run=dry_run)
         return
     planned = make_plan(source)

@@ -586,7 +586,12 @@ def test_without_the_sdk_compile_says_what_to_install(
     assert not (llama_run / "artifacts").exists()
     planned = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
+    assert "--jobs" not in planned.stderr
     assert json.loads(planned.stdout)["sequence_length"] == 192 + 12
+    at_once = neuron_sum(
+        "compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--jobs", "2"
+    )
+    assert at_once.returncode == 0 and "--jobs 2 is not followed" in at_once.stderr
 
 
 # As everything else: verify, package, the handler and the real DJL Serving.
