@@ -69,6 +69,8 @@ def run(
 
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
     if optimum.is_chosen(source):
+        if jobs is not None:
+            console.warn(f"--jobs {jobs} is not followed: optimum-neuron decides how many compilers run at once")
         _export(source, output, overwrite=overwrite, dry_run=dry_run)
         return
     planned = make_plan(source)
@@ -144,9 +146,10 @@ def report(
     failed = [name for name in ("latency", "verify") if made[name]["error"] is not None]
     for name in failed:
         console.warn(f"{name}: {made[name]['error']}")
-    table = console.table("bucket", "beams", "encode ms", "step ms")
-    for row in (made["latency"]["result"] or [])[1:]:
-        table.add_row(row["bucket"], str(row["num_beams"]), f"{row['encode_ms']:.2f}", f"{row['step_ms']:.2f}")
+    timed = (made["latency"]["result"] or [])[1:]
+    table = console.table(*(name.replace("_", " ") for name in (timed[0] if timed else ())))
+    for row in timed:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.emit(made, table, f"wrote {target}: it has paths and versions of this machine, no text of dialogues")
 
 

@@ -1,10 +1,9 @@
 """What is said, and kept, when a graph does not compile: the compiler's log, and what is known of it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from compile.target import Target
 from neuron_sum import console, cpu, files
 from neuron_sum.errors import CompileError
 from neuron_sum.explain import explain
@@ -25,26 +24,30 @@ def ended(exit_code: int | None) -> str:
     return f"the compiling process ended with {exit_code}{killed}"
 
 
-def failed(target: Target, graph: str, failure: str, scratch: Path, path: Path) -> CompileError:
-    """The error, its log beside where the graph would be.
+def compiler_logs(scratch: Path) -> list[Path]:
+    """What neuronx-cc wrote of its own below a compiling process's folder, which will be deleted."""
+    return sorted(scratch.rglob(OTHER_LOGS))
+
+
+def failed(what: str, failure: str, logs: Iterable[Path], log: Path, memory_advice: str) -> CompileError:
+    """The error, and its log.
 
     Args:
-        target: What was compiled for.
-        graph: The graph's name.
+        what: What did not happen, without a full stop.
         failure: A trace, or what `ended` says.
-        scratch: The compiling process's folder.
-        path: Of the graph in the cache.
+        logs: What was written until then; those that are there go into the log.
+        log: Where the log is kept; it may be one of `logs`.
+        memory_advice: What to do where memory ran out.
     """
-    log = path.with_suffix(".log")
-    files.write_text(log, "\n".join([*_logs(scratch), failure]))
+    files.write_text(log, "\n".join([*_texts(logs), failure]))
     with log.open("rb") as stream:
         causes = [finding.cause for finding in explain(stream).findings]
-    message = f"{graph} did not compile: {failure.strip().splitlines()[-1]:.200}"
+    message = f"{what}: {failure.strip().splitlines()[-1]:.200}"
     remedies = []
     if KILLED in failure or MEMORY_CAUSES & {cause.name for cause in causes}:
         free = console.size(cpu.available_memory())
         message += f"; this machine has {console.size(total_memory())} of memory, {free} free now"
-        remedies.append(target.memory_advice())
+        remedies.append(memory_advice)
     for cause in causes:
         message += f"\n  {cause.name}: {cause.cause}"
         if cause.name not in MEMORY_CAUSES:
@@ -52,7 +55,7 @@ def failed(target: Target, graph: str, failure: str, scratch: Path, path: Path) 
     return CompileError(message, "; ".join([*remedies, f"whole log: {log}"]))
 
 
-def _logs(scratch: Path) -> Iterator[str]:
-    for log in (scratch / OUTPUT, *sorted(scratch.rglob(OTHER_LOGS))):
+def _texts(logs: Iterable[Path]) -> Iterator[str]:
+    for log in logs:
         if log.is_file():
             yield log.read_text(encoding="utf-8", errors="replace")

@@ -25,7 +25,7 @@ from neuron_sum.machine import neuron_devices, total_memory
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import CompileConfig
 from neuron_sum.runtimes import neuronx
-from neuron_sum.stack import INSTANCES, NEURON_INDEX, PLATFORMS
+from neuron_sum.stack import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
 
 COMPILER = "neuronx-cc"
 PROCESS_BYTES = 16e9
@@ -105,7 +105,6 @@ class NeuronTarget:
         """See `Target`."""
         stack, chosen = neuronx.stack(), self.settings.neuron
         versions = {name: stack[name] for name in neuronx.NEEDED}
-        rows = (row.name for row in PLATFORMS if versions.items() <= row.vendor_pins.items())
         compilation = Compilation(
             compiler=stack[COMPILER] or "",
             arguments=self.arguments,
@@ -114,7 +113,7 @@ class NeuronTarget:
             inline_weights=chosen.inline_weights,
             tensor_parallel_size=chosen.tensor_parallel_size,
             core=chosen.core,
-            sdk=next(rows, None),
+            sdk=platform_row(versions),
         )
         return {"runtime": "neuronx", "target": self.settings.target, "stack": stack, "compilation": compilation}
 
@@ -128,11 +127,7 @@ class NeuronTarget:
 
     def memory_advice(self) -> str:
         """See `Target`."""
-        larger = [host for host in INSTANCES.values() if host.host_memory > MORE_MEMORY * total_memory()]
-        if not larger:
-            return "--jobs 1, smaller buckets, or compile.neuron.optlevel=1"
-        host = min(larger, key=lambda instance: instance.host_gib)
-        return f"--jobs 1 needs the least; a {host.name} has {host.host_gib} GiB of host memory"
+        return larger_host("--jobs 1 needs the least") or "--jobs 1, smaller buckets, or compile.neuron.optlevel=1"
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
@@ -162,6 +157,15 @@ class NeuronTarget:
                 {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in module.state_dict().items()},
             )
         torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+
+
+def larger_host(before: str) -> str:
+    """The smallest instance with clearly more memory than this machine, behind other advice; empty if there is none."""
+    larger = [host for host in INSTANCES.values() if host.host_memory > MORE_MEMORY * total_memory()]
+    if not larger:
+        return ""
+    host = min(larger, key=lambda instance: instance.host_gib)
+    return f"{before}; a {host.name} has {host.host_gib} GiB of host memory"
 
 
 class DeviceEncode(nn.Module):

@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
+from compile import failures
 from compile.build import check_output, effective, special_tokens
+from compile.neuron import COMPILER, larger_host
 from compile.optimum_export import CHECKPOINT, EXPORTED, RESULT, Request
 from compile.source import Source
-from neuron_sum import __version__, console, cpu, files
+from neuron_sum import __version__, console, files
 from neuron_sum.artifact import (
     RECIPE,
     TOKENIZER,
@@ -41,8 +43,10 @@ from neuron_sum.errors import CompileError, Interrupted, RecipeError
 from neuron_sum.models import is_decoder_only
 from neuron_sum.recipe import CompileConfig, GenerateConfig
 from neuron_sum.runtimes import optimum
-from neuron_sum.stack import INSTANCES
+from neuron_sum.stack import platform_row
 
+PUBLIC = ("torch", "transformers")
+"""Of optimum.DISTRIBUTIONS, what does not tell one SDK from another."""
 LOGS = "logs"
 """In neuron-sum's cache: what upstream and the compiler said, one file per artifact, kept."""
 SMALLEST_VOCABULARY = 256
@@ -134,7 +138,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
     tokenizer = source.tokenizer()
     with files.new_folder(output) as folder, _scratch(folder) as scratch:
         _write_checkpoint(source, plan, scratch / CHECKPOINT)
-        compilation = _export(plan, scratch, log)
+        compilation = _export(plan, scratch, log, versions)
         (scratch / EXPORTED).rename(folder / optimum.FOLDER)
         plan.config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
@@ -258,7 +262,7 @@ def _write_checkpoint(source: Source, plan: OptimumPlan, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _export(plan: OptimumPlan, scratch: Path, log: Path) -> Compilation:
+def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str]) -> Compilation:
     """Runs the exporter over scratch/checkpoint; it leaves scratch/exported."""
     neuron = plan.settings.neuron
     request = Request(
@@ -276,28 +280,39 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path) -> Compilation:
     files.write_json(scratch / "request.json", asdict(request))
     log.parent.mkdir(parents=True, exist_ok=True)
     console.note(f"optimum-neuron exports; its log: {log}")
-    memory = cpu.available_memory()
-    code = _run(scratch, log)
-    if code:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = said[-1][:200] if said else f"it ended with {code} and said nothing"
-        if code == -signal.SIGKILL:
-            largest = max(INSTANCES.values(), key=lambda instance: instance.host_gib)
-            reason = (
-                f"killed, most likely for want of memory: {console.size(int(memory))} was free "
-                f"({largest.name} has {largest.host_gib} GiB)"
-            )
-        raise CompileError(f"optimum-neuron did not export the model: {reason}", f"neuron-sum explain {log}")
+    if code := _run(scratch, log):
+        raise _failed(code, scratch, log)
     result = files.read_json(scratch / RESULT)
+    compiler = result["compiler"].partition("+")[0]
+    vendors = {name: version for name, version in versions.items() if name not in PUBLIC}
     return Compilation(
-        compiler=result["compiler"],
+        compiler=compiler,
         arguments=tuple(result["arguments"]),
         exporter="optimum",
         cache_write=None,
         inline_weights=neuron.inline_weights,
         tensor_parallel_size=neuron.tensor_parallel_size,
         core=neuron.core,
+        sdk=platform_row({**vendors, COMPILER: compiler}),
     )
+
+
+def _failed(code: int, scratch: Path, log: Path) -> CompileError:
+    """As for our own graphs: usually it is neuronx-cc, its child, that was killed, and what is left is in the logs."""
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return failures.failed(
+        "optimum-neuron did not export the model",
+        said[-1] if said and code != -signal.SIGKILL else failures.ended(code),
+        [log, *failures.compiler_logs(scratch)],
+        log,
+        memory_advice(),
+    )
+
+
+def memory_advice() -> str:
+    """What to do where the export was killed for want of memory; upstream decides how many compilers run at once."""
+    smaller = "a smaller compile.batch_sizes or data.max_source_length needs less"
+    return larger_host(smaller) or smaller
 
 
 def _run(scratch: Path, log: Path) -> int:

@@ -84,7 +84,12 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
                 del running[ready]
                 ready.close()
                 if failure is not None:
-                    raise failures.failed(job.target, job.graph.file, failure, scratch / job.path.stem, job.path)
+                    own = scratch / job.path.stem
+                    raise failures.failed(
+                        f"{job.graph.file} did not compile", failure,
+                        [own / failures.OUTPUT, *failures.compiler_logs(own)], job.path.with_suffix(".log"),
+                        job.target.memory_advice(),
+                    )  # fmt: skip
                 yield job
     finally:
         for process, _ in running.values():

@@ -4,11 +4,13 @@ What works on it, and what AWS is retiring, is in support.py. Versions live here
 test holds against this table; nowhere else.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuron_sum.errors import PlatformError
 
 GIB = 2**30
+OPTIMUM = "optimum-neuron"
 NEURON_INDEX = "https://pip.repos.neuron.amazonaws.com"
 """AWS's own package index, the only one with the compiler and the runtime's Python packages."""
 
@@ -335,6 +337,17 @@ PLATFORMS = (
     ),
 )
 """The newest row first; the first is the default of every command and of the Makefile."""
+
+
+def platform_row(versions: Mapping[str, str | None]) -> str | None:
+    """The name of the row that has these versions of AWS's packages and of optimum-neuron; None where no row has.
+
+    Args:
+        versions: By distribution; what a row does not list makes it another one.
+    """
+    rows = (row for row in PLATFORMS if versions.items() <= {**row.vendor_pins, OPTIMUM: row.optimum_neuron}.items())
+    return next((row.name for row in rows), None)
+
 
 ENDED_CONTAINERS = {
     "djl-0.30-neuronx": EndedContainer(

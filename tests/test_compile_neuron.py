@@ -7,6 +7,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from neuron_sum.errors import ArtifactError, CompileError, PlatformError, Recipe
 from neuron_sum.recipe import CompileConfig, GenerateConfig, NeuronCompileConfig
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.run_folder import open_run
-from neuron_sum.runtimes import neuronx
+from neuron_sum.runtimes import device, neuronx
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 from neuron_sum.stack import PLATFORMS
@@ -78,7 +79,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Puts the packages on the path, and says which of their functions were called how."""
+    """Puts the packages on the path of a process on inf2, and says which of their functions were called how."""
+    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
+    monkeypatch.setenv(device.VISIBLE, "")  # as if unset, and what a test takes is gone after it
+    monkeypatch.setattr(device, "_taken", None)
     monkeypatch.syspath_prepend(str(packages))
     importlib.invalidate_caches()
     log = tmp_path / "calls.jsonl"
@@ -249,10 +253,23 @@ def test_the_compiler_is_called_as_optimum_neuron_calls_it(
     assert compilation.sdk == PLATFORMS[0].name
     assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
     assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
-    # Upstream's order too: behind what is handed out, self-attention first, then what the encoder made.
-    ours = [name.split(".")[0] for name, *_ in calls("trace")[1]["aliases"]]
-    assert ours == [{"past_key_values_sa": "state", "past_key_values_ca": "constants"}[n.split(".")[0]]
-                    for n, _ in upstream["aliases"] if n.endswith((".0", ".1"))][:2] + ["constants"] * 3  # fmt: skip
+
+
+def test_aliases_have_upstreams_order_and_numbers(
+    calls: Calls, upstream: dict[str, Any], learned_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    """Two layers each, whole: self-attention's keys and values, then the encoder's, behind what is handed out."""
+    compiled(learned_run, tmp_path, *SMALLEST)
+    ours = [(name, output) for name, _, _, output in calls("trace")[1]["aliases"]]
+    theirs = [
+        (name.replace("past_key_values_sa", "state").replace("past_key_values_ca", "constants"), output)
+        for name, output in upstream["aliases"]
+    ]
+    # Ours keeps one tensor more, its first constant: the encoder's mask, which upstream hands in at every call.
+    assert [name for name, _ in ours] == [name for name, _ in theirs] + ["constants.4"]
+    for pairs in (ours, theirs):
+        assert [output for _, output in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
+    assert (ours[0][1], theirs[0][1]) == (1, 3), "logits; of upstream's beams, also their scores and tokens"
 
 
 def test_torch_xla_computes_what_is_traced(upstream: dict[str, Any]) -> None:
@@ -297,10 +314,7 @@ def test_a_step_takes_four_small_tensors_and_keeps_the_rest(
     assert [call["device_id"] for call in calls("move_trace_to_device")] == [0, 0]
     assert [call["device"] for call in calls("to")] == ["neuron:0"] * 3, "the encoder's inputs, and no step's"
     for call in calls("replace_weights")[-2:]:
-        missing = {name.removeprefix("model.") for name in call["missing"]}
-        assert missing < set(artifact.manifest.adapter_stacks), (
-            "every weight is replaced; the other kind's stacks unread"
-        )
+        assert call["missing"] == [], "every tensor, the stacks that only the other kind reads too"
 
 
 def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
@@ -367,10 +381,14 @@ def test_other_versions_and_other_devices_are_refused_with_the_field(
         with pytest.raises(ArtifactError, match=rf"stack\.{name}: compiled with 1\.2\.3, this is {stack[name]}"):
             load_generator(other)
     whole = edited(artifact.path, stack=stack)
-    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.trn1.2xlarge")
-    with pytest.raises(ArtifactError, match=r"target: compiled for inf2, this is a ml\.trn1\.2xlarge") as error:
-        load_generator(whole)
-    assert "--target trn1" in str(error.value.hint)
+    for name, remedy in (
+        ("trn1.2xlarge", "--target trn1"), ("trn2.48xlarge", "nothing here compiles for trn2"),
+        ("trn1n.32xlarge", "run it on inf2"), ("inf1.xlarge", "run it on inf2"),
+    ):  # fmt: skip
+        monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", f"ml.{name}")
+        with pytest.raises(ArtifactError, match=rf"target: compiled for inf2, this is a {re.escape(name)}") as error:
+            load_generator(whole)
+        assert remedy in str(error.value.hint)
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
     load_generator(whole)
 
@@ -397,15 +415,48 @@ def test_a_core_that_is_not_there_is_refused(
     load_generator(fitting)
 
 
+def test_a_process_takes_its_artifacts_core_alone(
+    calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the runtime would reserve every core of the machine, and no second process could start."""
+    compilation = artifact.manifest.compilation
+    assert compilation is not None
+    second = edited(artifact.path, compilation=compilation.model_copy(update={"core": 1}))
+    for _ in range(2):  # `compile report` loads an artifact twice
+        load_generator(second)[0].warm_up()
+        assert os.environ[device.VISIBLE] == "1"
+    placed = {(call["visible"], call["start_nc"]) for call in calls("set_neuron_cores")}
+    assert placed == {("1", 0)}, "the runtime counts what it was given from 0"
+    assert {call["device_id"] for call in calls("move_trace_to_device")} == {0}
+    assert {call["device"] for call in calls("to")} == {"neuron:0"}
+    with pytest.raises(ArtifactError, match="compiled for NeuronCore 0, and this process took 1 for another"):
+        load_generator(edited(artifact.path, compilation=compilation))
+    for name, value in ((device.VISIBLE, "0-1"), (device.COUNT, "2")):
+        monkeypatch.setattr(device, "_taken", None)
+        monkeypatch.setenv(device.VISIBLE, "")
+        monkeypatch.setenv(name, value)
+        load_generator(edited(artifact.path, compilation=compilation.model_copy(update={"core": 1})))[0].warm_up()
+        assert os.environ[name] == value, "who says which cores keeps his word"
+        assert calls("set_neuron_cores")[-1]["start_nc"] == 1
+
+
+def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """optimum-neuron counts a list with a comma as one core."""
+    monkeypatch.setenv(device.VISIBLE, "")
+    monkeypatch.setattr(device, "_taken", None)
+    assert (device.take_cores(0, 2), os.environ[device.VISIBLE]) == (0, "0-1")
+    assert device.take_cores(1, 1) == 1, "of those it has"
+
+
 def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for listed, count in (("0", 1), ("4-7", 4), ("0,2", 2), ("0-1,6", 3)):
         monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", listed)
-        assert neuronx.visible_cores() == count
+        assert device.visible_cores() == count
     monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "both")
     with pytest.raises(PlatformError, match="NEURON_RT_VISIBLE_CORES=both"):
-        neuronx.visible_cores()
+        device.visible_cores()
     monkeypatch.delenv("NEURON_RT_VISIBLE_CORES")
-    assert neuronx.visible_cores() is None
+    assert device.visible_cores() is None
 
 
 def test_a_graph_of_another_shape_is_refused(artifact: Artifact) -> None:
@@ -566,6 +617,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     report = json.loads((tmp_path / "artifact-report.json").read_text())
     assert report["manifest"]["stack"] == manifest["stack"]
     assert report["verify"]["result"]["examples"] == 12
+    assert report["latency"]["result"][0].keys() == {"load_and_warm_up_s"}
     assert report["latency"]["result"][1].keys() == {"bucket", "num_beams", "encode_ms", "step_ms"}
     assert {"machine", "checks", "environment"} <= report.keys()
     assert "no `compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
@@ -577,6 +629,19 @@ def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
     for part in ("latency", "verify"):
         assert made[part]["error"].startswith("stack.neuronx-cc: compiled with 2.0.0.0")
         assert "Traceback" in made[part]["trace"]
+
+
+def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first device's packages may lack a name that was read in their documentation."""
+
+    def absent(artifact: Artifact) -> None:
+        raise AttributeError("module 'torch_neuronx' has no attribute 'replace_weights'")
+
+    monkeypatch.setattr("compile.report.load_generator", absent)
+    made = make_report(artifact, None, 4, 100.0)
+    assert made["latency"]["error"] == "module 'torch_neuronx' has no attribute 'replace_weights'"
+    assert "AttributeError" in made["latency"]["trace"]
+    assert made["verify"]["error"] is None, "the rest goes on"
 
 
 def test_djl_serving_answers_from_it(

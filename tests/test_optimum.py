@@ -115,7 +115,7 @@ class Upstream:
 
     def environment(self, instance: str | None, **more: str) -> dict[str, str]:
         path = (ROOT / "tests" / "optimum_stand_in", self.versions, ROOT)
-        device = {"NEURON_STAND_IN_INSTANCE": instance} if instance else {}
+        device = {"NEURON_STAND_IN_INSTANCE": instance, "SM_CURRENT_INSTANCE_TYPE": instance} if instance else {}
         return {
             "PYTHONPATH": os.pathsep.join(map(str, path)), "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1",
             "NEURON_STAND_IN_CALLS": str(self.calls), **device, **more,
@@ -261,6 +261,7 @@ def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exporte
         assert compilation is not None
         assert (manifest.runtime, manifest.target, compilation.exporter) == ("optimum", "inf2", "optimum")
         assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
+        assert compilation.sdk == PLATFORMS[0].name
         assert manifest.stack.keys() == set(optimum.DISTRIBUTIONS)
         assert (manifest.graphs, manifest.state, manifest.adapters) == ((), None, None)
         assert {"recipe.yaml", "tokenizer/tokenizer.json", "optimum/config.json"} <= manifest.files.keys()
@@ -286,6 +287,19 @@ def test_a_llama_gives_transformers_tokens(upstream: Upstream, llama: Exported) 
     assert answer["results"] == [full, full, full[:2], short]
     assert len({len(prompt) for prompt in prompts}) > 3
     assert answer["used"] == ["3x192x12"]
+
+
+@pytest.mark.slow
+def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_run: Path, tmp_path: Path) -> None:
+    """The documented command's dtype; a CPU's bf16 rounds where a device's may not, so that not every token is held."""
+    made = exported(upstream, llama_run, tmp_path / "artifact", [*LLAMA_SHAPE, "compile.dtype=bf16"])
+    assert (made.manifest.dtype, made.manifest.kv_dtype, made.manifest.is_exact) == ("bf16", "bf16", False)
+    for graph in made.calls:
+        assert {dtype for _, dtype, _ in graph["aliases"]} == {"bfloat16"}, "keys and values"
+    prompts, settings = made.prompts(), GenerateConfig(max_new_tokens=12)
+    [rows] = upstream.generate(made.artifact.path, {"prompts": prompts, "settings": settings.model_dump()})["results"]
+    pairs = list(zip(rows, made.expected(prompts, settings), strict=True))
+    assert sum(row[0] == other[0] for row, other in pairs) > len(pairs) / 2, "first tokens of fp32"
 
 
 @pytest.mark.slow
@@ -324,8 +338,41 @@ def test_two_cores_are_asked_for_and_a_failure_leaves_its_log_alone(
     assert upstream.taken() == [{"graphs": ["context_encoding", "token_generation"], "tp_degree": 2}]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     [log] = (tmp_path / "cache" / "logs").iterdir()
-    assert f"neuron-sum explain {log}" in made.stderr
+    assert f"whole log: {log}" in made.stderr
     assert "Traceback" in log.read_text()
+
+
+FAILURES = {
+    "[F137] neuronx-cc was forcibly killed - This most commonly occurs due to insufficient system memory.": (
+        ("neuronx-cc failed with -9", "compiler-killed: the compiler was killed"), True,
+    ),
+    "this process is killed": (("ended with -9: killed, nearly always because memory ran out",), True),
+    "ERROR: [NCC_EVRF001] Operator sort is not supported": (
+        ("neuronx-cc failed with 70", "unsupported-operator: "), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_compiler_that_fails_is_explained_as_for_our_own_graphs(
+    upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str
+) -> None:
+    """Usually neuronx-cc, the exporter's child, is killed; its own log lies where nothing is left."""
+    words, is_memory = FAILURES[failure]
+    made = upstream.neuron_sum(
+        "compile", str(llama_run), "--target", "inf2", "--output", str(tmp_path / "artifact"), "--set", LLAMA_SHAPE[0],
+        NEURON_SUM_CACHE=str(tmp_path / "cache"), NEURON_STAND_IN_FAILS=failure,
+    )  # fmt: skip
+    upstream.taken()
+    assert made.returncode == 10
+    for word in ("optimum-neuron did not export the model: ", *words):
+        assert word in made.stderr
+    assert ("; this machine has" in made.stderr, exporter.memory_advice() in made.stderr) == (is_memory, is_memory)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    [log] = (tmp_path / "cache" / "logs").iterdir()
+    assert f"whole log: {log}" in made.stderr
+    assert failure == "this process is killed" or failure in log.read_text()
 
 
 # What an artifact is bound to.
@@ -340,28 +387,35 @@ def changed(exported: Exported, folder: Path, **update: Any) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("instance", "update", "code", "words"),
+    ("instance", "cores", "visible", "code", "words"),
     [
-        (INSTANCE, {"tensor_parallel_size": 2}, 9, "compilation.tensor_parallel_size: compiled for 2 NeuronCores"),
-        ("trn2.3xlarge", {}, 9, "target: compiled for inf2, this machine is a trn2"),
-        (None, {}, 13, "no Neuron device"),
+        (INSTANCE, 2, "0", 9, ["compilation.tensor_parallel_size: compiled for 2 NeuronCores", "VISIBLE_CORES=0-1"]),
+        (INSTANCE, 2, "0,1", 13, ["NEURON_RT_VISIBLE_CORES=0,1: optimum-neuron reads one core or a range", "0-1"]),
+        ("trn2.3xlarge", 1, "0", 9, ["target: compiled for inf2, this is a trn2.3xlarge", "run it on inf2"]),
+        ("trn1.2xlarge", 1, "0", 9, ["target: compiled for inf2, this is a trn1.2xlarge", "--target trn1"]),
+        (None, 1, "0", 13, ["no Neuron device"]),
     ],
 )
 def test_another_machine_is_refused_with_the_field(
-    upstream: Upstream,
-    llama: Exported,
-    tmp_path: Path,
-    instance: str | None,
-    update: dict[str, Any],
-    code: int,
-    words: str,
-) -> None:
+    upstream: Upstream, llama: Exported, tmp_path: Path, instance: str | None, cores: int, visible: str, code: int,
+    words: list[str],
+) -> None:  # fmt: skip
     assert llama.manifest.compilation is not None
-    compilation = llama.manifest.compilation.model_copy(update=update)
+    compilation = llama.manifest.compilation.model_copy(update={"tensor_parallel_size": cores})
     folder = changed(llama, tmp_path / "artifact", compilation=compilation)
-    made = upstream.neuron_sum("compile", "verify", str(folder), instance=instance, NEURON_RT_VISIBLE_CORES="0")
+    made = upstream.neuron_sum("compile", "verify", str(folder), instance=instance, NEURON_RT_VISIBLE_CORES=visible)
     assert made.returncode == code, made.stderr
-    assert words in made.stderr
+    for word in words:
+        assert word in made.stderr
+
+
+@pytest.mark.slow
+def test_upstream_counts_a_range_of_cores_and_no_list(upstream: Upstream) -> None:
+    """Why documents and errors name two cores as 0-1."""
+    code = "from optimum.neuron.utils.system import get_available_cores; print(get_available_cores())"
+    for visible, count in (("0-1", "2"), ("0,1", "1")):
+        made = upstream.python("-c", code, instance=INSTANCE, NEURON_RT_VISIBLE_CORES=visible)
+        assert made.stdout.split()[-1] == count, made.stderr
 
 
 @pytest.mark.slow
@@ -420,6 +474,7 @@ def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_
 def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
     prompts, settings = t5.prompts(), GenerateConfig(max_new_tokens=12)
     shorter = GenerateConfig(max_new_tokens=3)
+    upstream.taken()
     answer = upstream.generate(
         t5.artifact.path, {"prompts": prompts, "settings": settings.model_dump()},
         {"prompts": prompts, "settings": shorter.model_dump()},
@@ -427,6 +482,7 @@ def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream,
     )  # fmt: skip
     assert answer["results"][:2] == [t5.expected(prompts, settings), t5.expected(prompts, shorter)]
     assert "ignores it" in answer["results"][2]
+    assert {"runtime": "initialize", "visible": "0"} in upstream.taken(), "one core, and the others are free"
 
 
 @pytest.mark.slow
@@ -530,7 +586,12 @@ def test_without_the_sdk_compile_says_what_to_install(
     assert not (llama_run / "artifacts").exists()
     planned = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
+    assert "--jobs" not in planned.stderr
     assert json.loads(planned.stdout)["sequence_length"] == 192 + 12
+    at_once = neuron_sum(
+        "compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--jobs", "2"
+    )
+    assert at_once.returncode == 0 and "--jobs 2 is not followed" in at_once.stderr
 
 
 # As everything else: verify, package, the handler and the real DJL Serving.
@@ -549,6 +610,22 @@ def test_verify_and_summarize_take_it_as_any_artifact(
     assert verified.unseen == ()
     for noise in optimum.NOISE:
         assert noise not in made.stderr
+
+
+@pytest.mark.slow
+def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
+    made = upstream.neuron_sum(
+        "compile", "report", str(folder), "--output", str(tmp_path / "report.json"), "--examples", "1",
+        instance=INSTANCE,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    loaded, timed = report["latency"]["result"]
+    assert loaded["load_and_warm_up_s"] > 0 < timed["generate_ms"]
+    assert (timed["bucket"], timed["num_beams"]) == ("3x192x12", 1)
+    assert 1 <= timed["new_tokens"] <= 12
+    assert report["verify"]["error"] is None
 
 
 @pytest.mark.slow

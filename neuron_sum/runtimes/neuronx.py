@@ -7,7 +7,6 @@ there too (AWS Neuron documentation, "Direct HBM Tensor Allocation"). Self-atten
 what an earlier batch left is masked until it is written over.
 """
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -20,18 +19,16 @@ from torch import Tensor
 
 from neuron_sum.artifact import WEIGHTS, Artifact, Bucket, GraphFile, Manifest
 from neuron_sum.errors import ArtifactError, PlatformError
-from neuron_sum.machine import instance_type, neuron_devices, package_version
+from neuron_sum.machine import package_version
 from neuron_sum.runtimes.adapters import AdapterSlots, load_slots
+from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores, visible_cores
 from neuron_sum.runtimes.graphs import GraphRuntime, Step
 from neuron_sum.runtimes.weights import MODEL
-from neuron_sum.stack import CORES_PER_CHIP, INSTANCES
 
 STATE, CONSTANT = "state.", "constants."
 """How the names of kept tensors begin that are no adapters'; compile/neuron.py's DeviceStep."""
 NEEDED = ("torch-neuronx", "neuronx-cc")
 """Distributions on AWS's own package index."""
-VISIBLE, COUNT = "NEURON_RT_VISIBLE_CORES", "NEURON_RT_NUM_CORES"
-"""Which cores the Neuron runtime gives to this process, or how many."""
 
 
 def stack() -> dict[str, str | None]:
@@ -40,26 +37,6 @@ def stack() -> dict[str, str | None]:
         "torch": torch.__version__.partition("+")[0],
         **{name: (package_version(name) or "").partition("+")[0] or None for name in NEEDED},
     }
-
-
-def visible_cores() -> int | None:
-    """How many NeuronCores this process may use; None where nothing says so.
-
-    Raises:
-        PlatformError: If a variable of the Neuron runtime makes no sense.
-    """
-    try:
-        if listed := os.environ.get(VISIBLE):
-            ends = [[int(end) for end in part.split("-")] for part in listed.split(",")]
-            return sum(max(part) - min(part) + 1 for part in ends)
-        if count := os.environ.get(COUNT):
-            return int(count)
-    except ValueError as error:
-        raise PlatformError(
-            f"{VISIBLE}={os.environ.get(VISIBLE)}, {COUNT}={os.environ.get(COUNT)}: {error}",
-            f"{VISIBLE}=0, 0-1 or 0,2; {COUNT}=1",
-        ) from error
-    return CORES_PER_CHIP * neuron_devices() or None
 
 
 def load(artifact: Artifact) -> GraphRuntime:
@@ -75,7 +52,7 @@ def load(artifact: Artifact) -> GraphRuntime:
     assert manifest.state is not None
     _check(manifest, manifest.compilation.core)
     adapters, _ = load_slots(artifact)
-    graphs = _Graphs(artifact, adapters)
+    graphs = _Graphs(artifact, adapters, take_cores(manifest.compilation.core, 1))
     files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g for g in manifest.graphs}
 
     def encode(bucket: Bucket) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
@@ -155,15 +132,16 @@ class _Graphs:
     Args:
         artifact: Whose.
         adapters: Of that artifact.
+        core: Counted among those that the process sees.
     """
 
-    def __init__(self, artifact: Artifact, adapters: AdapterSlots | None) -> None:
+    def __init__(self, artifact: Artifact, adapters: AdapterSlots | None, core: int) -> None:
         manifest = artifact.manifest
         assert manifest.compilation is not None
         self._folder, self._adapters = artifact.path, adapters
-        self._core, self._inside = manifest.compilation.core, manifest.compilation.inline_weights
+        self._core, self._inside = core, manifest.compilation.inline_weights
         self.device = f"neuron:{self._core}"
-        self._weights = {} if self._inside else _weights(artifact.path / WEIGHTS, manifest.aliases)
+        self._weights = {} if self._inside else _weights(artifact.path / WEIGHTS, manifest.aliases, adapters)
         self._loaded: dict[str, _Graph] = {}
         self._lock = threading.Lock()
 
@@ -194,9 +172,11 @@ class _Graphs:
         return _Graph(trace, graph, self._adapters)
 
 
-def _weights(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
+def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | None) -> dict[str, Tensor]:
+    """All that any graph has but its state; a graph holds the stacks that only the other kind reads, too."""
     stored = load_file(path)
-    tensors = {**stored, **{name: stored[other] for name, other in aliases.items()}}
+    stacks = adapters.stacks if adapters is not None else {}
+    tensors = {**stored, **{name: stored[other] for name, other in aliases.items()}, **stacks}
     return {MODEL + name: tensor for name, tensor in tensors.items()}
 
 
@@ -213,14 +193,9 @@ def _check(manifest: Manifest, core: int) -> None:
                 f"stack.{name}: compiled with {compiled}, this is {here.get(name)}",
                 f"install {name}=={compiled}, or compile again",
             )
-    instance = INSTANCES.get(f"ml.{instance_type()}")
-    if instance is not None and instance.family != manifest.target:
-        raise ArtifactError(
-            f"target: compiled for {manifest.target}, this is a {instance.name}",
-            f"compile again with --target {instance.family}",
-        )
-    if (cores := visible_cores()) is not None and core >= cores:
-        raise ArtifactError(
-            f"compilation.core is {core}, counted from 0, and this process sees {cores} NeuronCores",
-            f"compile.neuron.core={cores - 1} or less, or more cores in {VISIBLE}",
-        )
+    check_family(manifest)
+    fewer = max((visible_cores() or 1) - 1, 0)
+    check_cores(
+        core, 1, f"compilation.core is {core}, counted from 0",
+        f"compile.neuron.core={fewer} or less, or more cores in {VISIBLE}",
+    )  # fmt: skip

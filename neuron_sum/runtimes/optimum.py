@@ -5,6 +5,7 @@ optimum-neuron 0.4.5: optimum/neuron/models/inference/backend (Llama) and optimu
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from neuron_sum.artifact import Artifact, Bucket, Manifest, SpecialTokens
 from neuron_sum.errors import ArtifactError, PlatformError
 from neuron_sum.generation import choose_bucket
 from neuron_sum.recipe import GenerateConfig
+from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores
 from neuron_sum.stack import NEURON_INDEX, PLATFORMS
 
 FOLDER = "optimum"
@@ -81,7 +83,10 @@ def load(artifact: Artifact) -> "OptimumGenerator":
         ArtifactError: If they are not what the artifact was compiled for.
     """
     manifest = artifact.manifest
+    needed = manifest.compilation.tensor_parallel_size if manifest.compilation is not None else 1
     _check_stack(manifest)
+    _check_machine(manifest, needed)
+    take_cores(0, needed)
     _check_device(manifest)
     for name in SPEAKERS:
         logging.getLogger(name).addFilter(_is_news)
@@ -235,24 +240,25 @@ def _check_stack(manifest: Manifest) -> None:
 
 
 def _check_device(manifest: Manifest) -> None:
-    from optimum.neuron.utils.instance import current_instance_type, normalize_instance_type
-    from optimum.neuron.utils.system import get_available_cores, get_neuron_major
+    from optimum.neuron.utils.system import get_neuron_major
 
     if get_neuron_major() == -1:
         raise PlatformError(
             f"target: compiled for {manifest.target}, and this machine has no Neuron device",
             f"run it on {manifest.target}, or compile another artifact with --target cpu",
         )
-    # inf2 and trn1 have the same cores, and upstream takes them for one.
-    if (here := current_instance_type()) != normalize_instance_type(manifest.target):
-        raise ArtifactError(
-            f"target: compiled for {manifest.target}, this machine is a {here}", "compile again with --target"
-        )
-    needed = manifest.compilation.tensor_parallel_size if manifest.compilation is not None else 1
-    if (cores := get_available_cores()) < needed:
-        raise ArtifactError(
-            f"compilation.tensor_parallel_size: compiled for {needed} NeuronCores, this process sees {cores}",
-            "set NEURON_RT_VISIBLE_CORES to more, or compile again with compile.neuron.tensor_parallel_size=1",
+
+
+def _check_machine(manifest: Manifest, needed: int) -> None:
+    """What can be told without an import of upstream's, which may bring torch_neuronx."""
+    check_family(manifest)
+    check_cores(
+        0, needed, f"compilation.tensor_parallel_size: compiled for {needed} NeuronCores",
+        f"{VISIBLE}=0-{needed - 1}, or compile again with compile.neuron.tensor_parallel_size=1",
+    )  # fmt: skip
+    if "," in (listed := os.environ.get(VISIBLE, "")):  # get_available_cores: a list counts as one, or does not parse
+        raise PlatformError(
+            f"{VISIBLE}={listed}: optimum-neuron reads one core or a range", f"{VISIBLE}=0, or 0-1 for two"
         )
 
 

@@ -2,7 +2,8 @@
 
 torch_neuronx.trace and neuronx-distributed's ModelBuilder make TorchScript with state in it, as the real ones do, but
 of CPU operators. Every layer is whole: what several cores share is not shown here. Each request for a graph is written
-as a line of JSON to the file that NEURON_STAND_IN_CALLS names; NEURON_STAND_IN_FAILS is an error to fail with.
+as a line of JSON to the file that NEURON_STAND_IN_CALLS names; NEURON_STAND_IN_FAILS is what the compiler shall say
+when it fails.
 """
 
 import importlib
@@ -41,7 +42,7 @@ class Runtime:
     """torch.classes.neuron.Runtime: which core a process has."""
 
     def initialize(self) -> None:
-        record(runtime="initialize")
+        record(runtime="initialize", visible=os.environ.get("NEURON_RT_VISIBLE_CORES"))
 
     def set_default_neuron_cores(self, first: int, count: int) -> None:
         record(runtime="cores", first=first, count=count)

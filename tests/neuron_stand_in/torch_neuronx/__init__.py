@@ -132,10 +132,12 @@ def move_trace_to_device(trace: Any, device_id: int) -> None:
 
 def set_neuron_cores(trace: Any, start_nc: int = -1, nc_count: int = -1) -> None:
     """Refuses cores that are not there, as the real one does."""
-    listed = os.environ.get("NEURON_RT_VISIBLE_CORES", "0,1").split(",")
-    if start_nc >= len(listed) or nc_count > len(listed):
-        raise ValueError(f"Invalid NeuronCore count nc_count={nc_count}. NeuronCores available: {len(listed)}")
-    record(call="set_neuron_cores", start_nc=start_nc, nc_count=nc_count)
+    visible = os.environ.get("NEURON_RT_VISIBLE_CORES") or "0-1"
+    ends = [[int(end) for end in part.split("-")] for part in visible.split(",")]
+    available = sum(part[-1] - part[0] + 1 for part in ends)
+    if start_nc + nc_count > available:
+        raise ValueError(f"Invalid NeuronCore count nc_count={nc_count}. NeuronCores available: {available}")
+    record(call="set_neuron_cores", start_nc=start_nc, nc_count=nc_count, visible=visible)
 
 
 experimental = SimpleNamespace(set_neuron_cores=set_neuron_cores)
