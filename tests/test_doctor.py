@@ -18,6 +18,7 @@ from neuron_sum.doctor import Check, check_machine
 from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.instance_check import check_recipe
 from neuron_sum.machine import Machine, look
+from neuron_sum.published import PUBLISHED, base_config
 from neuron_sum.recipe_loading import load_recipe, shipped_recipes
 from neuron_sum.stack import INSTANCES, PLATFORMS
 from neuron_sum.training.neuron import NeuronBackend
@@ -140,7 +141,7 @@ def test_the_machine_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).model.config is not None
-                                  or load_recipe(name).model.name_or_path in instance_check.PUBLISHED])  # fmt: skip
+                                  or load_recipe(name).model.name_or_path in PUBLISHED])  # fmt: skip
 def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
     for instance in (TRN1, TRN1_LARGE, INF2):
         doctor.raise_if_blocked(check_recipe(load_recipe(name), instance, ROW))
@@ -148,8 +149,8 @@ def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
 
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
     """flan-t5: as model cards and docs/results.md count them; TinyLlama: 1,100,048,384 by its own checkpoint."""
-    counts = {name: instance_check._parameters(recipe, instance_check._config(recipe.model)).all for name, recipe in (
-        (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in instance_check.PUBLISHED
+    counts = {name: instance_check._parameters(recipe, base_config(recipe.model)).all for name, recipe in (
+        (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in PUBLISHED
     )}  # fmt: skip
     assert list(counts.values()) == [76_961_152, 247_577_856, 783_150_080, 1_100_048_384]
 
@@ -157,7 +158,7 @@ def test_the_doctors_dimensions_are_the_published_ones() -> None:
 def test_the_published_dimensions_are_the_hubs(shared_data: Path) -> None:
     for size in ("small", "base", "large"):
         values = json.loads((shared_data / "configs" / f"flan-t5-{size}.json").read_text())
-        ours = instance_check.PUBLISHED[f"google/flan-t5-{size}"]
+        ours = PUBLISHED[f"google/flan-t5-{size}"]
         assert {key: values[key] for key in ours} == ours
 
 
@@ -223,7 +224,7 @@ def test_doctor_and_train_count_the_same_memory(
 def test_what_is_sharded_takes_less() -> None:
     def memory(*layout: str) -> NeuronMemory:
         recipe = load_recipe("trn1-tinyllama-lora", ["method=full", *layout])
-        config = instance_check._config(recipe.model)
+        config = base_config(recipe.model)
         return neuron_memory(
             config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train,
             processes=32, core_available=TRN1_LARGE.core_memory, host_available=TRN1_LARGE.host_memory,
@@ -273,7 +274,7 @@ def test_the_doctor_blocks_what_train_refuses_and_nothing_else(
         layout = [f"train.neuron.zero_1={zero_1}", f"train.neuron.tensor_parallel_size={split}"]
         recipe = load_recipe(str(micro if family == "t5" else micro_llama), [*neuron, *given, *layout])
         try:
-            NeuronBackend.check_model(instance_check._config(recipe.model), recipe)
+            NeuronBackend.check_model(base_config(recipe.model), recipe)
             refused = set()
         except RecipeError as error:
             lines = error.message.splitlines()[1:]
