@@ -52,6 +52,8 @@ def test_every_version_is_the_tables(contexts: dict[str, Path], target: str) -> 
     installed = made.partition("--no-index")[2].partition("COPY")[0]
     for name, version in (platform.pins | (platform.vendor_pins if target == "inf2" else {})).items():
         assert f"{name}=={version}" in installed.split()
+    upstream = f"--constraint constraints.txt wheels/*.whl optimum-neuron=={platform.optimum_neuron}\n"
+    assert (upstream in made) == (target == "inf2"), "what runs a Llama's artifact"
     assert f"FROM {platform.serving_images[target].name}\n" in made
     assert max(len(line) for line in made.splitlines() if line.startswith("#")) <= 120
 
