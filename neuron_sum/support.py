@@ -17,8 +17,8 @@ Method = Literal["full", "lora", "prompt_tuning"]
 Stage = Literal["train", "compile", "serve"]
 Seen = Literal["run on XLA:CPU", "run on a stand-in", "read", "nowhere"]
 """Where it was seen. XLA:CPU: upstream's own training code, on a CPU in place of the NeuronCores. A stand-in:
-upstream's own export and generation code, on a module in place of AWS's tracing package. Neither shows what the
-compiler accepts, bf16's numerics, memory or speed."""
+this package's graphs, or upstream's own export and generation code, on modules in place of AWS's. Neither shows what
+the compiler accepts, bf16's numerics, memory or speed."""
 
 SDK_DOCS = "aws-neuron/aws-neuron-sdk 81ce03ae (2026-08-21), about-neuron/announcements/neuron2.x/"
 OPTIMUM = "huggingface/optimum-neuron v0.4.5 (2026-02-11)"
@@ -145,7 +145,7 @@ FAMILIES_OF_STAGE: dict[Stage, tuple[str, ...]] = {"train": ("trn1",), "compile"
 
 _TRAINS_XLA = f"{OPTIMUM}, docs/source/supported_architectures.mdx: any architecture that compiles and fits 16 GB"
 _TRAINS_CLASS = f"{OPTIMUM}, docs/source/supported_architectures.mdx: a class of its own, tensor parallelism included"
-_EXPORTS_T5 = f"{OPTIMUM}, docs/source/supported_architectures.mdx: T5, text2text-generation"
+_OWN_T5 = f"docs/compile.md; {OPTIMUM}, docs/source/supported_architectures.mdx: T5, text2text-generation"
 _EXPORTS_LLAMA = f"{OPTIMUM}, docs/source/supported_architectures.mdx: Llama, text-generation"
 _XLA, _LLAMA = ("pytorch-xla-training",), ("pytorch-xla-training", "nxd-training")
 _INFERENCE, _NXD = ("pytorch-xla-inference",), ("pytorch-xla-inference", "nxd-inference")
@@ -171,25 +171,31 @@ CELLS = (
     ),
     Cell(
         "t5", "full", "compile", True, "run on a stand-in",
-        "upstream's exporter; greedy at batch 1 and beams with length_penalty 0 equal transformers'",
-        _EXPORTS_T5, _INFERENCE,
+        "this package's graphs; upstream's exporter is right for greedy search at batch 1", _OWN_T5, _INFERENCE,
     ),
     Cell(
         "t5", "lora", "compile", True, "run on a stand-in",
-        "merged first; upstream has no adapters at run time for T5", _EXPORTS_T5, _INFERENCE,
+        "merged, or in a slot of this package's graphs; upstream has no adapters at run time for T5",
+        _OWN_T5, _INFERENCE,
     ),
-    Cell("t5", "prompt_tuning", "compile", None, "nowhere", "upstream exports no soft prompts", None, _INFERENCE),
+    Cell(
+        "t5", "prompt_tuning", "compile", True, "run on a stand-in",
+        "compiled in, or in a slot of this package's graphs; upstream exports no soft prompts", _OWN_T5, _INFERENCE,
+    ),
     Cell("llama", "full", "compile", True, "run on a stand-in", "two graphs, weights apart", _EXPORTS_LLAMA, _NXD),
     Cell(
-        "llama", "lora", "compile", True, "read",
+        "llama", "lora", "compile", True, "run on a stand-in",
         "merged first; adapters at run time exist upstream for Trn2 alone", _EXPORTS_LLAMA, _NXD,
     ),
     Cell("llama", "prompt_tuning", "compile", None, "nowhere", "upstream exports no soft prompts", None, _NXD),
-    Cell("t5", "full", "serve", True, "read", "a handler of one's own: DJL's has no T5", _EXPORTS_T5, _INFERENCE),
-    Cell("t5", "lora", "serve", True, "read", "merged", _EXPORTS_T5, _INFERENCE),
-    Cell("t5", "prompt_tuning", "serve", None, "nowhere", "nothing compiled to serve", None, _INFERENCE),
-    Cell("llama", "full", "serve", True, "read", "upstream's own generate()", _EXPORTS_LLAMA, _NXD),
-    Cell("llama", "lora", "serve", True, "read", "merged", _EXPORTS_LLAMA, _NXD),
+    Cell(
+        "t5", "full", "serve", True, "run on a stand-in",
+        "this package's handler in DJL Serving, whose own has no T5", _OWN_T5, _INFERENCE,
+    ),
+    Cell("t5", "lora", "serve", True, "run on a stand-in", "merged, or loaded at run time", _OWN_T5, _INFERENCE),
+    Cell("t5", "prompt_tuning", "serve", True, "run on a stand-in", "as LoRA", _OWN_T5, _INFERENCE),
+    Cell("llama", "full", "serve", True, "run on a stand-in", "upstream's own generate()", _EXPORTS_LLAMA, _NXD),
+    Cell("llama", "lora", "serve", True, "run on a stand-in", "merged", _EXPORTS_LLAMA, _NXD),
     Cell("llama", "prompt_tuning", "serve", None, "nowhere", "nothing compiled to serve", None, _NXD),
 )  # fmt: skip
 
