@@ -230,8 +230,9 @@ def container(context: Path, home: Path, model: Path, user: str) -> Iterator["su
     namespaces = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]
     if os.geteuid() != 0 or subprocess.run([*namespaces, "true"], capture_output=True, check=False).returncode:
         pytest.skip("namespaces need root, and a kernel that lets it")
-    if Path(sys.prefix).is_relative_to("/tmp"):
-        pytest.skip("the environment lies in /tmp, of which a container has its own")
+    for own in ("/tmp", "/root"):
+        if Path(sys.prefix).is_relative_to(own):
+            pytest.skip(f"the environment lies in {own}, and a container has its own {own}")
     python = Path(sys.base_prefix)
     hidden = f"mount --bind {python} /opt/python; mount -t tmpfs -o mode=755 tmpfs /root; mkdir -p {python}; " \
              f"mount --bind /opt/python {python}" if Path("/root") in python.parents else ":"  # fmt: skip

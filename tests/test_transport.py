@@ -1,9 +1,9 @@
 """The ways to an endpoint: plain HTTP and SageMaker, whose place a server of ours takes, and what is no endpoint."""
 
 import json
+import sys
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -12,8 +12,6 @@ from far_end import BUSY, TOO_LONG, FarEnd
 from neuron_sum.errors import MissingExtraError, RequestError
 from serving.client import Client
 from serving.transport import HttpTransport, seconds
-
-NEEDS_BOTO3 = pytest.mark.skipif(find_spec("boto3") is None, reason="boto3 is in the extra [aws]")
 
 
 def test_a_path_is_kept_and_a_bare_url_is_completed(far_end: FarEnd) -> None:
@@ -60,8 +58,8 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
     transport.close()
 
 
-@pytest.mark.skipif(find_spec("boto3") is not None, reason="boto3 is installed")
-def test_without_boto3_the_error_names_the_extra() -> None:
+def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)  # the import system's way to say that there is none
     with pytest.raises(MissingExtraError) as caught:
         Client("sagemaker:micro@eu-west-1")
     assert caught.value.hint == "pip install 'neuron-sum[aws]'"
@@ -87,7 +85,6 @@ def model_error(status: int, message: str) -> tuple[int, dict[str, Any], dict[st
     return 424, body, {"x-amzn-ErrorType": "ModelError"}
 
 
-@NEEDS_BOTO3
 def test_a_sagemaker_endpoint_answers_like_any_other(sagemaker: FarEnd) -> None:
     busy = (429, {"Message": "loading"}, {"x-amzn-ErrorType": "ModelNotReadyException"})
     sagemaker.script += ["drop", model_error(503, json.dumps(BUSY)), busy]
@@ -101,7 +98,6 @@ def test_a_sagemaker_endpoint_answers_like_any_other(sagemaker: FarEnd) -> None:
     assert "eu-west-1" in headers["Authorization"]
 
 
-@NEEDS_BOTO3
 def test_what_a_container_refuses_comes_through_sagemaker(sagemaker: FarEnd) -> None:
     sagemaker.script += [model_error(422, json.dumps(TOO_LONG))]
     with Client("sagemaker:micro@eu-west-1") as client, pytest.raises(RequestError, match="compiled for at most 40"):
@@ -109,7 +105,6 @@ def test_what_a_container_refuses_comes_through_sagemaker(sagemaker: FarEnd) -> 
     assert len(sagemaker.seen) == 1
 
 
-@NEEDS_BOTO3
 def test_what_sagemaker_refuses_itself_is_told(sagemaker: FarEnd) -> None:
     sagemaker.script += [
         (400, {"Message": "Endpoint micro not found."}, {"x-amzn-ErrorType": "ValidationError"}),
@@ -123,7 +118,6 @@ def test_what_sagemaker_refuses_itself_is_told(sagemaker: FarEnd) -> None:
     assert len(sagemaker.seen) == 2
 
 
-@NEEDS_BOTO3
 def test_sagemaker_without_region_credentials_or_network(
     sagemaker: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
