@@ -79,33 +79,39 @@ def test_a_compiled_t5_gives_transformers_tokens_adapter_or_none(
     assert generator.generate(prompts, asked) == generator.generate(prompts, asked, ["default"] * len(prompts))
 
 
-def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
-    lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
-) -> None:
-    """LoRA for a soft prompt and back: no compile, no reload, and every row its own adapter's."""
-    base, tokenizer = load_untuned(open_run(micro_lora_run))
-    prompts, asked = prompts_of(lora_artifact, micro_lora_run, 6), GenerateConfig(max_new_tokens=12)
-    folders = {"a": make_lora(base, tmp_path / "a", 4, 64, 0), "b": make_soft_prompt(base, tmp_path / "b", 4)}
+def assert_adapters_are_swapped_under_load(artifact: Artifact, run: Path, folder: Path) -> None:
+    """LoRA for a soft prompt and back, while several threads ask: every row is its own adapter's, old or new."""
+    base, tokenizer = load_untuned(open_run(run))
+    prompts, asked = prompts_of(artifact, run, 6), GenerateConfig(max_new_tokens=12)
+    folders = {"a": make_lora(base, folder / "a", 4, 64, 0), "b": make_soft_prompt(base, folder / "b", 4)}
     expected = {
-        name: TransformersGenerator(load_adapter(copy.deepcopy(base), folder), tokenizer, 6).generate(prompts, asked)
-        for name, folder in folders.items()
+        name: TransformersGenerator(load_adapter(copy.deepcopy(base), adapter), tokenizer, 6).generate(prompts, asked)
+        for name, adapter in folders.items()
     }
     assert expected["a"] != expected["b"]
-    generator, _ = load_generator(lora_artifact)
-    slots = generator.runtime.adapters
-    assert slots is not None
-    slots.load("swapped", folders["a"])
+    generator, _ = load_generator(artifact)
+    assert generator.adapters is not None
+    generator.adapters.load("swapped", folders["a"])
 
     def ask() -> list[list[int]]:
         return generator.generate(prompts[:3], asked, ["swapped", None, "swapped"])
 
     with ThreadPoolExecutor(3) as threads:
-        answers = [threads.submit(ask) for _ in range(12)]
-        for turn in range(6):
-            slots.load("swapped", folders["ba"[turn % 2]])
+        answers = [threads.submit(ask) for _ in range(9)]
+        for turn in range(4):
+            generator.adapters.load("swapped", folders["ba"[turn % 2]])
         rows = [answer.result(timeout=60) for answer in answers]
     for first, _, third in rows:
         assert [first, third] in ([expected[name][0], expected[name][2]] for name in "ab")
+    generator.adapters.load("swapped", folders["b"])
+    assert ask()[0] == expected["b"][0]
+
+
+def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
+    lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """No compile, no reload."""
+    assert_adapters_are_swapped_under_load(lora_artifact, micro_lora_run, tmp_path)
 
 
 def test_a_compiled_llama_gives_transformers_tokens(llama_run: Path, tmp_path: Path) -> None:

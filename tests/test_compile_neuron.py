@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import pytest
 import torch
 from conftest import LORA_SHAPE, MICRO, ROOT, SHAPE
 from safetensors import safe_open
-from test_adapter_slots import make_lora, make_soft_prompt
+from test_adapter_slots import make_lora
 from test_artifact import edited
-from test_compile import prompts_of
+from test_compile import assert_adapters_are_swapped_under_load, prompts_of
 from test_neuron import XLA_ENVIRONMENT, XLA_PYTHON
 from test_service import DIALOGUE, LIMITS
 from transformers import LlamaConfig
@@ -174,32 +173,7 @@ def test_tokens_are_those_of_transformers_for_one_to_eight_dialogues(calls: Call
 
 def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp_path: Path) -> None:
     """Several threads ask while slots change; the graphs keep one batch's state, so that batches take turns."""
-    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
-    base, tokenizer = load_untuned(open_run(micro_lora_run))
-    prompts, asked = prompts_of(artifact, micro_lora_run, 6), GenerateConfig(max_new_tokens=12)
-    folders = {"a": make_lora(base, tmp_path / "a", 4, 64, 0), "b": make_soft_prompt(base, tmp_path / "b", 4)}
-    expected = {
-        name: TransformersGenerator(load_adapter(copy.deepcopy(base), folder), tokenizer, 6).generate(prompts, asked)
-        for name, folder in folders.items()
-    }
-    assert expected["a"] != expected["b"]
-    generator, _ = load_generator(artifact)
-    slots = generator.runtime.adapters
-    assert slots is not None
-    slots.load("swapped", folders["a"])
-
-    def ask() -> list[list[int]]:
-        return generator.generate(prompts[:3], asked, ["swapped", None, "swapped"])
-
-    with ThreadPoolExecutor(3) as threads:
-        answers = [threads.submit(ask) for _ in range(9)]
-        for turn in range(4):
-            slots.load("swapped", folders["ba"[turn % 2]])
-        rows = [answer.result(timeout=60) for answer in answers]
-    for first, _, third in rows:
-        assert [first, third] in ([expected[name][0], expected[name][2]] for name in "ab")
-    slots.load("swapped", folders["b"])
-    assert ask()[0] == expected["b"][0]
+    assert_adapters_are_swapped_under_load(compiled(micro_lora_run, tmp_path, *LORA_SHAPE), micro_lora_run, tmp_path)
 
 
 def test_the_two_ways_to_write_a_column_are_the_cpus(calls: Calls) -> None:
