@@ -20,6 +20,7 @@ import torch
 from transformers import PretrainedConfig
 
 from compile import failures
+from compile.buckets import recipe_buckets
 from compile.build import check_output, effective, special_tokens
 from compile.neuron import COMPILER, larger_host
 from compile.optimum_export import CHECKPOINT, EXPORTED, RESULT, Request
@@ -101,17 +102,14 @@ def make_plan(source: Source) -> OptimumPlan:
         RecipeError: With everything that upstream does not do, or does wrong.
     """
     config, settings, recipe = source.config(), source.recipe.compile, source.recipe
-    source_lens = settings.source_lens or (recipe.data.max_source_length,)
-    target_len = settings.target_len or recipe.generate.max_new_tokens
-    num_beams = settings.num_beams or (recipe.generate.num_beams,)
-    faults = [*_faults(source, source_lens, num_beams), *(_llama if is_decoder_only(config) else _t5)(config, source)]
+    buckets, num_beams = recipe_buckets(recipe)
+    faults = [*_faults(source, num_beams), *(_llama if is_decoder_only(config) else _t5)(config, source)]
     if faults:
         raise RecipeError(
             "optimum-neuron's exporter does not do this:\n" + "\n".join(f"  {fault}" for fault in faults),
             "--set KEY=VALUE changes the recipe; docs/compile.md says why each is refused",
         )
-    bucket = Bucket(batch=settings.batch_sizes[0], source_len=source_lens[0], target_len=target_len)
-    return OptimumPlan(config, settings, bucket, num_beams[0])
+    return OptimumPlan(config, settings, buckets[0], num_beams[0])
 
 
 def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -> Artifact:
@@ -172,7 +170,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
     return open_artifact(output)
 
 
-def _faults(source: Source, source_lens: tuple[int, ...], num_beams: tuple[int, ...]) -> Iterator[str]:
+def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
     """What upstream does for neither family."""
     settings, neuron, generate = source.recipe.compile, source.recipe.compile.neuron, source.recipe.generate
     if settings.adapters is not None:
@@ -185,8 +183,8 @@ def _faults(source: Source, source_lens: tuple[int, ...], num_beams: tuple[int, 
             f"compile.batch_sizes = {list(settings.batch_sizes)}: an export has one batch size and its own copy of the "
             f"weights; smaller batches are padded to it (compile.batch_sizes=[{largest}])"
         )
-    if len(source_lens) > 1:
-        yield f"compile.source_lens = {list(source_lens)}: an export has one length (compile.source_lens=[N])"
+    if settings.source_lens is not None and len(settings.source_lens) > 1:
+        yield f"compile.source_lens = {list(settings.source_lens)}: an export has one length (compile.source_lens=[N])"
     if len(num_beams) > 1:
         yield f"compile.num_beams = {list(num_beams)}: an export has one beam width (compile.num_beams=[1])"
     for name, reason in optimum.UNSUPPORTED.items():
@@ -202,8 +200,8 @@ def _faults(source: Source, source_lens: tuple[int, ...], num_beams: tuple[int, 
 
 
 def _llama(config: PretrainedConfig, source: Source) -> Iterator[str]:
-    settings, neuron = source.recipe.compile, source.recipe.compile.neuron
-    beams = settings.num_beams or (source.recipe.generate.num_beams,)
+    neuron = source.recipe.compile.neuron
+    _, beams = recipe_buckets(source.recipe)
     if beams != (1,):
         asked = ", ".join(map(str, beams))
         yield f"beams: {asked}; upstream's Llama has greedy search alone (compile.num_beams=[1] generate.num_beams=1)"

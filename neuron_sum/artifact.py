@@ -15,7 +15,7 @@ artifact safe.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -189,6 +189,22 @@ class Manifest(Section):
     files: dict[str, str]
     """Relative path -> sha256, of every file but the manifest."""
     verified: Verification | None = None
+
+    def check_stack(self, here: Mapping[str, str | None]) -> None:
+        """Whether this machine has the versions that were compiled with.
+
+        Args:
+            here: By distribution; None for what is not installed.
+
+        Raises:
+            ArtifactError: With the first that differs.
+        """
+        for name in {**self.stack, **here}:
+            if (compiled := self.stack.get(name)) != here.get(name):
+                raise ArtifactError(
+                    f"stack.{name}: compiled with {compiled}, this is {here.get(name)}",
+                    f"install {name}=={compiled}, or compile again",
+                )
 
     @property
     def is_exact(self) -> bool:

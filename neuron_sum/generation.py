@@ -83,17 +83,9 @@ class StepGenerator:
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None
     ) -> list[list[int]]:
-        """New tokens for each prompt, up to and with the end token if it came.
+        """See `CompiledGenerator`.
 
-        Args:
-            prompts: Token ids, any number of rows.
-            settings: Lengths, beams, penalties.
-            adapters: For each prompt the name of its adapter, None for the base model; default: default_adapter. All
-                prompts of a batch see the same version of one; a call with several batches may see a newer one later.
-
-        Raises:
-            ArtifactError: If no bucket fits, or the graphs were compiled for other beams.
-            ModelError: For an adapter that is not loaded.
+        All prompts of a batch see the same version of an adapter; of several batches, a later one may see a newer.
         """
         names = list(adapters) if adapters is not None else [self.default_adapter] * len(prompts)
         if len(names) != len(prompts):

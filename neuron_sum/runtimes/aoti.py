@@ -69,12 +69,7 @@ class _Packages:
 
 
 def _check(artifact: Artifact) -> None:
-    for name, here in stack().items():
-        if (compiled := artifact.manifest.stack.get(name)) != here:
-            raise ArtifactError(
-                f"stack.{name}: compiled with {compiled}, this is {here}",
-                f"install {name}=={compiled}, or compile again",
-            )
+    artifact.manifest.check_stack(stack())
     if missing := sorted(set(artifact.manifest.cpu_flags) - cpu.flags()):
         raise ArtifactError(
             f"cpu_flags: compiled for a CPU with {', '.join(missing)}, which this one lacks",

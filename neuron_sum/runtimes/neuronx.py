@@ -187,12 +187,7 @@ def _check(manifest: Manifest, core: int) -> None:
             f"target: compiled for {manifest.target}, and this machine has no {' and no '.join(missing)}",
             f"run it on an {manifest.target} instance with the Neuron SDK, or compile with --target cpu",
         )
-    for name, compiled in manifest.stack.items():
-        if compiled != here.get(name):
-            raise ArtifactError(
-                f"stack.{name}: compiled with {compiled}, this is {here.get(name)}",
-                f"install {name}=={compiled}, or compile again",
-            )
+    manifest.check_stack(here)
     check_family(manifest)
     fewer = max((visible_cores() or 1) - 1, 0)
     check_cores(

@@ -84,7 +84,7 @@ def load(artifact: Artifact) -> "OptimumGenerator":
     """
     manifest = artifact.manifest
     needed = manifest.compilation.tensor_parallel_size if manifest.compilation is not None else 1
-    _check_stack(manifest)
+    manifest.check_stack(stack())
     _check_machine(manifest, needed)
     take_cores(0, needed)
     _check_device(manifest)
@@ -228,15 +228,6 @@ def _load_t5(folder: str, manifest: Manifest) -> Any:
         # Upstream moves the decoder's weights to its core and leaves the encoder's to be copied at each call.
         torch_neuronx.move_trace_to_device(model.encoder.model, 0)
     return model
-
-
-def _check_stack(manifest: Manifest) -> None:
-    for name, here in stack().items():
-        if (compiled := manifest.stack.get(name)) != here:
-            raise ArtifactError(
-                f"stack.{name}: compiled with {compiled}, this is {here}",
-                f"install {name}=={compiled}, or compile again",
-            )
 
 
 def _check_device(manifest: Manifest) -> None:
