@@ -13,40 +13,35 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
+from sagemaker_jobs.options import (
+    BucketOption,
+    CapOption,
+    EveryOption,
+    ExpectedOption,
+    GroupOption,
+    HoursOption,
+    ImageOption,
+    InstanceOption,
+    InstancesOption,
+    IsolatedOption,
+    KeyOption,
+    OfflineOption,
+    RegionOption,
+    RoleOption,
+    RunArgument,
+    SpotOption,
+    SubnetOption,
+    isolation_of,
+    options_of,
+)
 
 if TYPE_CHECKING:
     from sagemaker_jobs.account import Account
     from sagemaker_jobs.names import Run
-    from sagemaker_jobs.requests import Isolation
-    from sagemaker_jobs.training import Options
 
 aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
 
 DEFAULT_REGION = "us-east-1"
-
-RegionOption = Annotated[str | None, typer.Option(help="Default: AWS_REGION, or the profile's.")]
-InstanceOption = Annotated[str, typer.Option(help="ml.trn1.2xlarge, ml.trn1.32xlarge, or a CPU.")]
-InstancesOption = Annotated[int, typer.Option(min=1, help="Several of ml.trn1.32xlarge train together.")]
-HoursOption = Annotated[float, typer.Option(min=0.01, help="The job is stopped after so long, whatever it does.")]
-SpotOption = Annotated[
-    float | None, typer.Option(help="Spot: running and waiting for capacity together may take so long.")
-]
-CapOption = Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more.")]
-ExpectedOption = Annotated[
-    float | None, typer.Option(min=0, help="What an earlier run or a projection says, for the expected cost.")
-]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask AWS nothing; prices from the shipped table.")]
-BucketOption = Annotated[str | None, typer.Option(help="Yours, in that region. Default: one is made.")]
-RoleOption = Annotated[str | None, typer.Option(help="The ARN of a role of yours. Default: one is made for the run.")]
-ImageOption = Annotated[str | None, typer.Option(help="Default: AWS's own, of the platform's row.")]
-KeyOption = Annotated[str | None, typer.Option(help="The ARN of a KMS key for inputs, outputs and volumes.")]
-SubnetOption = Annotated[list[str] | None, typer.Option(help="Of a VPC; may be repeated.")]
-GroupOption = Annotated[list[str] | None, typer.Option(help="Of that VPC; may be repeated.")]
-IsolatedOption = Annotated[
-    bool, typer.Option("--network-isolation", help="No way out of the container; data and model from this machine.")
-]
-EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at a job.")]
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As `aws train` printed it.")]
 
 
 @aws.command()
@@ -133,8 +128,8 @@ def train(
     from sagemaker_jobs.names import Run, new_run
 
     resolved = load_recipe(recipe, overrides or [])
-    isolation = _isolation(kms_key, subnet, security_group, network_isolation)
-    options = _options(
+    isolation = isolation_of(kms_key, subnet, security_group, network_isolation)
+    options = options_of(
         instance, instances, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
     )
     account = None if offline and dry_run else _account(region, dry_run=dry_run)
@@ -304,7 +299,7 @@ def iam(
     account = None if account_id is not None else _account(region)
     number = account_id or (account.id if account is not None else "")
     where = account.region if account is not None else region or DEFAULT_REGION
-    isolation = _isolation(kms_key, subnet, security_group, False)
+    isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
     name, partition = bucket or bucket_name(number, where), account.partition if account is not None else "aws"
     made = {
@@ -360,27 +355,6 @@ def _number(account: "Account | None", *, dry_run: bool) -> str:
                 raise
             console.note(f"the account is shown as {ANY_ACCOUNT}: {error.message}")
     return ANY_ACCOUNT
-
-
-def _isolation(
-    kms_key: str | None, subnets: list[str] | None, groups: list[str] | None, network_isolation: bool
-) -> "Isolation":
-    from sagemaker_jobs.requests import Isolation
-
-    return Isolation(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
-
-
-def _options(
-    instance: str, instances: int, max_hours: float, max_wait_hours: float | None, *, bucket: str | None,
-    role: str | None, image: str | None, isolation: "Isolation",
-) -> "Options":  # fmt: skip
-    from sagemaker_jobs.training import Options
-
-    return Options(
-        instance=instance, instances=instances, max_runtime_s=round(max_hours * 3600),
-        max_wait_s=None if max_wait_hours is None else round(max_wait_hours * 3600),
-        bucket=bucket, role_arn=role, image=image, isolation=isolation,
-    )  # fmt: skip
 
 
 def _built_wheelhouse() -> Path:

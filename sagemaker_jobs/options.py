@@ -1,0 +1,56 @@
+"""What the commands of `neuron-sum aws` take on the command line, each option once."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sagemaker_jobs.requests import Isolation
+    from sagemaker_jobs.training import Options
+
+RegionOption = Annotated[str | None, typer.Option(help="Default: AWS_REGION, or the profile's.")]
+InstanceOption = Annotated[str, typer.Option(help="ml.trn1.2xlarge, ml.trn1.32xlarge, or a CPU.")]
+InstancesOption = Annotated[int, typer.Option(min=1, help="Several of ml.trn1.32xlarge train together.")]
+HoursOption = Annotated[float, typer.Option(min=0.01, help="The job is stopped after so long, whatever it does.")]
+SpotOption = Annotated[
+    float | None, typer.Option(help="Spot: running and waiting for capacity together may take so long.")
+]
+CapOption = Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more.")]
+ExpectedOption = Annotated[
+    float | None, typer.Option(min=0, help="What an earlier run or a projection says, for the expected cost.")
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask AWS nothing; prices from the shipped table.")]
+BucketOption = Annotated[str | None, typer.Option(help="Yours, in that region. Default: one is made.")]
+RoleOption = Annotated[str | None, typer.Option(help="The ARN of a role of yours. Default: one is made for the run.")]
+ImageOption = Annotated[str | None, typer.Option(help="Default: AWS's own, of the platform's row.")]
+KeyOption = Annotated[str | None, typer.Option(help="The ARN of a KMS key for inputs, outputs and volumes.")]
+SubnetOption = Annotated[list[str] | None, typer.Option(help="Of a VPC; may be repeated.")]
+GroupOption = Annotated[list[str] | None, typer.Option(help="Of that VPC; may be repeated.")]
+IsolatedOption = Annotated[
+    bool, typer.Option("--network-isolation", help="No way out of the container; data and model from this machine.")
+]
+EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at a job.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As `aws train` printed it.")]
+
+
+def isolation_of(
+    kms_key: str | None, subnets: list[str] | None, groups: list[str] | None, network_isolation: bool
+) -> "Isolation":
+    """What the options say about encryption and network."""
+    from sagemaker_jobs.requests import Isolation
+
+    return Isolation(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
+
+
+def options_of(
+    instance: str, instances: int, max_hours: float, max_wait_hours: float | None, *, bucket: str | None,
+    role: str | None, image: str | None, isolation: "Isolation",
+) -> "Options":  # fmt: skip
+    """What the options say about a training job."""
+    from sagemaker_jobs.training import Options
+
+    return Options(
+        instance=instance, instances=instances, max_runtime_s=round(max_hours * 3600),
+        max_wait_s=None if max_wait_hours is None else round(max_wait_hours * 3600),
+        bucket=bucket, role_arn=role, image=image, isolation=isolation,
+    )  # fmt: skip
