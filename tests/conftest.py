@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from aws_server import AwsServer
     from far_end import FarEnd
     from playwright.sync_api import Browser
 
@@ -215,3 +216,47 @@ def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def aws_account() -> "Iterator[AwsServer]":
+    from aws_server import AwsServer
+
+    made = AwsServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def aws(aws_account: "AwsServer", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[AwsServer]":
+    """An empty account; nothing leaves this machine."""
+    from aws_server import only_loopback
+
+    aws_account.reset()
+    for name, value in aws_account.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("NEURON_SUM_STATE", str(tmp_path / "state"))
+    assert aws_account.url.startswith("http://127.0.0.1:")
+    with only_loopback():
+        yield aws_account
+    assert not aws_account.ways_out
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    (folder / "ours-1-py3-none-any.whl").write_bytes(b"a wheel")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xla_python() -> Path:
+    from compile import lowering
+    from neuron_sum.errors import PlatformError
+
+    try:
+        return lowering.xla_python()
+    except PlatformError as error:
+        pytest.skip(f"{error.message}; {error.hint}")

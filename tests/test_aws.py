@@ -7,38 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_server import ACCOUNT, REGION, AwsServer, only_loopback
+from aws_server import ACCOUNT, REGION, AwsServer
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    made = AwsServer()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AwsServer]:
-    """An empty account; nothing leaves this machine."""
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setenv("NEURON_SUM_STATE", str(tmp_path / "state"))
-    assert server.url.startswith("http://127.0.0.1:")
-    with only_loopback():
-        yield server
-    assert not server.ways_out
-
-
-@pytest.fixture
-def wheels(tmp_path: Path) -> Path:
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    (folder / "ours-1-py3-none-any.whl").write_bytes(b"a wheel")
-    return folder
 
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"

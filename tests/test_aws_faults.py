@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import boto3
 import pytest
-from aws_server import FAULTS, AwsServer, Fault, only_loopback
+from aws_server import FAULTS, AwsServer, Fault
 from typer.testing import CliRunner, Result
 
 from neuron_sum.cli import build
@@ -27,25 +26,12 @@ from sagemaker_jobs.ledger import Ledger
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    made = AwsServer()
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AwsServer]:
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """conftest's, asked through one session for all commands of this process, and without pauses between attempts."""
     monkeypatch.setattr("boto3.Session", cache(_Session))
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)  # no sleeps
-    (tmp_path / "wheels").mkdir()
-    (tmp_path / "wheels" / "ours-1-py3-none-any.whl").write_bytes(b"a wheel")
-    with only_loopback():
-        yield server
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+    return aws
 
 
 build_once = cache(build)
