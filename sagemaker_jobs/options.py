@@ -1,5 +1,6 @@
 """What the commands of `neuron-sum aws` take on the command line, each option once."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,11 @@ IsolatedOption = Annotated[
     bool, typer.Option("--network-isolation", help="No way out of the container; data and model from this machine.")
 ]
 EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at a job.")]
+WheelhouseOption = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, help="Wheels for the image. Default: built now.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for it.")]
+RequestsOption = Annotated[bool, typer.Option("--dry-run", help="Print every request; send and write nothing.")]
 RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As `aws train` printed it.")]
 
 

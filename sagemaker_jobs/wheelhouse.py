@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import sagemaker_jobs
-from neuron_sum import console, files
+from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.stack import PLATFORMS, Platform
 
@@ -76,6 +76,22 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
         _pip("download", "--no-deps", "--only-binary=:all:", "--python-version", python, *tags,
              "--dest", str(temporary), *(pin for pin in wanted if pin not in built))  # fmt: skip
     return folder
+
+
+def wheels_for(given: Path | None, image: str | None, *, dry_run: bool) -> Path | None:
+    """The wheels of a job: those that were given; else built into the cache; none for an image of the caller's own.
+
+    Raises:
+        ResourceError: As `build`.
+    """
+    if given is not None or image is not None:
+        return given
+    if dry_run:
+        console.note("a real start builds a wheelhouse first, and uploads it as one more channel")
+        return None
+    folder = files.cache_folder() / "wheelhouse" / __version__
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return build(folder)
 
 
 def _pip(*arguments: str) -> None:

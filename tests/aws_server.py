@@ -14,63 +14,32 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
+import aws_training
 import boto3
-import moto.sagemaker.models as sagemaker_models
-import moto.sagemaker.responses as sagemaker_responses
-from moto.core.exceptions import JsonRESTError
-from moto.core.responses import ActionResult
-from moto.iam.models import iam_backends
-from moto.logs.models import logs_backends
+from aws_script import REGION, Script
 from moto.moto_api._internal import moto_api_backend
-from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-ACCOUNT, REGION = "123456789012", "us-east-1"
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
+TARGETS = {
+    "AWSPriceListService": "pricing", "Logs_20140328": "logs", "SageMaker": "sagemaker",
+    "CodeBuild_20161006": "codebuild", "AmazonEC2ContainerRegistry_V20150921": "ecr",
+    "AnyScaleFrontendService": "application-autoscaling",
+}  # fmt: skip
+"""Services that name the operation in a header."""
+
 FAULTS: tuple[Fault, ...] = ("before", "lost", "throttled", "killed before", "killed after")
 
-_Response = sagemaker_responses.SageMakerResponse
-_Job = sagemaker_models.FakeTrainingJob
+
+_SESSION = boto3.session.Session()
 
 
 class Dropped(Exception):
     """The connection was closed without a reply."""
-
-
-@dataclass
-class Script:
-    """What the account is like and what happens to a job; a test changes it.
-
-    Attributes:
-        looks: How often a job is seen running before it ends; None: it runs until it is stopped.
-        end: How it ends.
-        reason: Why, if it fails.
-        log: Its lines.
-        prices: USD an hour by instance and component, as the Price List has them; None: the list cannot be asked.
-        refusals: AWS's answer to an operation instead of its effect: (code, message, status).
-        roles_unknown: How often a role that is there cannot be assumed yet.
-        notebooks, apps: What else runs in the account.
-    """
-
-    looks: int | None = 2
-    end: str = "Completed"
-    reason: str = ""
-    log: tuple[str, ...] = ()
-    prices: dict[tuple[str, str], list[float]] | None = None
-    refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
-    roles_unknown: int = 0
-    apps: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _refuse(code: str, message: str) -> JsonRESTError:
-    return JsonRESTError(code, message)
 
 
 class AwsServer:
@@ -97,7 +66,7 @@ class AwsServer:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        _patch(self)
+        aws_training.patch(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -234,10 +203,11 @@ def _name_of(environ: dict[str, Any], body: bytes) -> str:
         return f"CONNECT {environ.get('RAW_URI')}"
     if target := environ.get("HTTP_X_AMZ_TARGET"):
         service, operation = target.split(".")
-        service = {"AWSPriceListService": "pricing", "Logs_20140328": "logs", "SageMaker": "sagemaker"}[service]
-        return f"{service}.{operation}"
+        return f"{TARGETS[service]}.{operation}"
     if b"Action=" in body[:2000]:
         return f"{_service(environ)}.{parse_qs(body.decode())['Action'][0]}"
+    if (service := _service(environ)) not in ("s3", "?"):  # REST: scheduler, sagemaker's runtime
+        return f"{service}.{environ['REQUEST_METHOD']} {'/'.join(environ['PATH_INFO'].split('/')[:2])}"
     what = "Object" if environ["PATH_INFO"].strip("/").partition("/")[2] else "Bucket"
     query = (environ["QUERY_STRING"] or "").split("=")[0].split("&")[0]
     return f"s3.{environ['REQUEST_METHOD']} {what}" + (f" ?{query}" if query else "")
@@ -276,87 +246,3 @@ def _throttled(environ: dict[str, Any], start_response: Callable[..., Any]) -> l
     if _service(environ) == "s3":
         return _refusal(environ, start_response, "SlowDown", "Please reduce your request rate.", 503)
     return _refusal(environ, start_response, "ThrottlingException", "Rate exceeded", 400)
-
-
-def _patch(server: AwsServer) -> None:
-    """Makes moto's training jobs behave as AWS's."""
-
-    def create(self: Any) -> ActionResult:
-        name, role = self._get_param("TrainingJobName"), self._get_param("RoleArn").rpartition("/")[2]
-        # A job's name can be used only once, whatever became of the job; moto replaces it.
-        if name in self.sagemaker_backend.training_jobs:
-            raise _refuse("ResourceInUse", f"Training job names must be unique. The job {name} already exists.")
-        # A role must be there, and SageMaker able to become it, which takes seconds after its making; moto takes any.
-        known = {each.name for each in iam_backends[ACCOUNT]["aws"].roles.values()}
-        if role not in known or server.script.roles_unknown > 0:
-            server.script.roles_unknown -= 1
-            told = "that the role exists and allows principal 'sagemaker.amazonaws.com' to assume the role."
-            raise _refuse("ValidationException", f"Could not assume role {role}. Please ensure {told}")
-        # Buckets must be there.
-        bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
-        if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
-            raise _refuse("ValidationException", f"S3 bucket {bucket} does not exist")
-        made = _create(self)
-        job = self.sagemaker_backend.training_jobs[name]
-        # moto's jobs are born completed, and lose their environment.
-        job.training_job_status, job.secondary_status, job.training_end_time = "InProgress", "Starting", None
-        job.environment, job.looks, job.failure_reason = self._get_param("Environment"), 0, None
-        return made
-
-    def describe(self: Any) -> ActionResult:
-        job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
-        if job is None:
-            raise _refuse("ValidationException", "Requested resource not found.")
-        job.looks += 1
-        script = server.script
-        if job.training_job_status == "Stopping":
-            _end(job, "Stopped", "Stopped")
-        elif job.training_job_status == "InProgress":
-            job.secondary_status = "Training" if job.looks > 1 else "Starting"
-            if script.looks is not None and job.looks > script.looks:
-                job.failure_reason = script.reason or None
-                _write_log(job, script.log)
-                _end(job, script.end, "MaxRuntimeExceeded" if script.end == "Stopped" else script.end)
-        response = job.response_object
-        for key in ("Looks", "Tags"):
-            response.pop(key, None)
-        if job.training_job_status != "Completed":  # there is no model.tar.gz before
-            response.pop("ModelArtifacts", None)
-        return ActionResult(response)
-
-    def stop(self: Any) -> ActionResult:
-        """moto has none. AWS refuses for a job that has ended."""
-        job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
-        if job is None:
-            raise _refuse("ValidationException", "Requested resource not found.")
-        if job.training_job_status in ("Completed", "Failed", "Stopped"):
-            raise _refuse("ValidationException", f"The request was rejected because the training job is in status "
-                          f"{job.training_job_status}.")  # fmt: skip
-        job.training_job_status = job.secondary_status = "Stopping"
-        return ActionResult({})
-
-    def list_apps(self: Any) -> ActionResult:
-        """moto has none."""
-        return ActionResult({"Apps": server.script.apps})
-
-    _Response.create_training_job, _Response.describe_training_job = create, describe
-    _Response.stop_training_job, _Response.list_apps = stop, list_apps
-
-
-_create = _Response.create_training_job
-_SESSION = boto3.session.Session()
-
-
-def _end(job: Any, status: str, secondary: str) -> None:
-    job.training_job_status, job.secondary_status = status, secondary
-    job.training_end_time = datetime.now(timezone.utc).replace(tzinfo=None)
-
-
-def _write_log(job: Any, lines: tuple[str, ...]) -> None:
-    logs = logs_backends[ACCOUNT][REGION]
-    stream = f"{job.training_job_name}/algo-1-1700000000"
-    if LOG_GROUP not in logs.groups:
-        logs.create_log_group(LOG_GROUP, {})
-    logs.create_log_stream(LOG_GROUP, stream)
-    now = int(datetime.now(timezone.utc).timestamp() * 1000)
-    logs.put_log_events(LOG_GROUP, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])

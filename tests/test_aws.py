@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_server import ACCOUNT, REGION, AwsServer
+from aws_script import ACCOUNT, REGION
+from aws_server import AwsServer
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -42,7 +42,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
     requests = pricing.planned_requests(
         RUN, "us-east-1", train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
     )
-    requests["training-job"] = job = launch.job_call.request
+    requests["training-job"] = job = launch.calls[0].request
     longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S) / 3600
     resources = job["ResourceConfig"]
     billed = prices.USD_PER_HOUR[resources["InstanceType"]] * resources["InstanceCount"] * longest_h

@@ -1,0 +1,169 @@
+"""All that a start sends, in its order: bucket, uploads, roles, and what they are for; the ledger beside it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from neuron_sum.errors import AwsError
+from sagemaker_jobs import iam, inputs
+from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs.calls import Call, create, create_with_new_role
+from sagemaker_jobs.inputs import Channel
+from sagemaker_jobs.ledger import Ledger
+from sagemaker_jobs.names import RUN_TAG, Run, bucket_name, role_path, tags
+from sagemaker_jobs.requests import Isolation, Place, inputs_prefix
+
+ROLE_POLICY = "job"
+PARTS_KEPT_DAYS = 1
+"""What a killed upload leaves of a large file is removed by S3 itself."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that a start is.
+
+    Attributes:
+        run: Whose.
+        place: Where.
+        calls: What it is for, in the order of their making.
+        channels: What is uploaded first.
+        bucket_calls: That make and set the bucket; none for the caller's own.
+        role_calls: That make roles; none for the caller's own.
+        encryption: Of every upload, as put_object takes it.
+    """
+
+    run: Run
+    place: Place
+    calls: tuple[Call, ...]
+    channels: tuple[Channel, ...] = ()
+    bucket_calls: tuple[Call, ...] = ()
+    role_calls: tuple[Call, ...] = ()
+    encryption: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Every request in its order; an upload's body is the file."""
+        uploads = [
+            Call("s3", "put_object", {
+                "Bucket": self.place.bucket, "Key": inputs_prefix(channel.name, channel.digest) + name,
+                "Body": f"file://{path}", "ExpectedBucketOwner": self.place.account, **self.encryption,
+            })
+            for channel in self.channels for name, path in sorted(channel.files.items())
+        ]  # fmt: skip
+        return [call.as_dict() for call in (*self.bucket_calls, *uploads, *self.role_calls, *self.calls)]
+
+
+def place_of(
+    run: Run, account: str, region: str, *, bucket: str | None = None, role_arn: str | None = None,
+    partition: str = "aws",
+) -> Place:  # fmt: skip
+    """Where a run's things go: the caller's bucket and role, or those that are made for it.
+
+    Args:
+        run: Whose.
+        account: Twelve digits.
+        region: Where.
+        bucket: The caller's own.
+        role_arn: The caller's own.
+        partition: Of ARNs.
+    """
+    own = role_arn or f"arn:{partition}:iam::{account}:role{role_path(region)}{run.name('role')}"
+    return Place(account, region, bucket or bucket_name(account, region), own)
+
+
+def encryption_of(isolation: Isolation) -> dict[str, str]:
+    """Of uploads, as put_object takes it."""
+    key = isolation.kms_key
+    return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+
+def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[int], None]) -> None:
+    """Sends a launch; whatever it makes is in the ledger before it is there.
+
+    Args:
+        account: Where.
+        ledger: Of that account and region.
+        made: What to send.
+        on_upload: Told each file's bytes, once it is there.
+
+    Raises:
+        AwsError: If AWS refuses, or cannot be reached; `aws down` removes what was made by then.
+    """
+    _ready_bucket(account, ledger, made)
+    for channel in made.channels:
+        for _, size in inputs.upload(account, made.place.bucket, channel, made.encryption):
+            on_upload(size)
+    for call in made.role_calls:
+        create(account, ledger, call, made.run)
+    send = create_with_new_role if made.role_calls else create
+    for call in made.calls:
+        send(account, ledger, call, made.run)
+
+
+def bucket_calls(place: Place) -> tuple[Call, ...]:
+    """The bucket that is made where none is given: closed to the public, swept of killed uploads."""
+    bucket, owner = place.bucket, {"ExpectedBucketOwner": place.account}
+    # us-east-1 is refused as a LocationConstraint: it is what a bucket has without one.
+    elsewhere = (
+        {} if place.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": place.region}}
+    )
+    closed = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
+    swept = {
+        "ID": "parts-of-killed-uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": PARTS_KEPT_DAYS},
+    }  # fmt: skip
+    return (
+        Call("s3", "create_bucket", {"Bucket": bucket, **elsewhere}, "bucket", bucket),
+        # The bucket is all runs', so its tag names none.
+        Call("s3", "put_bucket_tagging", {"Bucket": bucket, "Tagging": {"TagSet": tags({RUN_TAG: "all"})}, **owner}),
+        Call("s3", "put_public_access_block",
+             {"Bucket": bucket, "PublicAccessBlockConfiguration": closed, **owner}),
+        Call("s3", "put_bucket_lifecycle_configuration",
+             {"Bucket": bucket, "LifecycleConfiguration": {"Rules": [swept]}, **owner}),
+    )  # fmt: skip
+
+
+def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role") -> tuple[Call, ...]:
+    """A role of a run's, with its one policy.
+
+    Args:
+        run: Whose.
+        region: Where what has the role runs.
+        trust: Who may become it.
+        policy: What it may.
+        kind: What its name ends with: role, build-role or expiry-role.
+    """
+    name = run.name(kind)
+    return (
+        Call("iam", "create_role", {
+            "RoleName": name, "Path": role_path(region), "AssumeRolePolicyDocument": json.dumps(trust),
+            "Description": f"Of the run {run.id} of neuron-sum", "Tags": run.tags,
+        }, "role", name),
+        Call("iam", "put_role_policy", {
+            "RoleName": name, "PolicyName": ROLE_POLICY, "PolicyDocument": json.dumps(policy),
+        }),
+    )  # fmt: skip
+
+
+def job_role_calls(run: Run, place: Place, isolation: Isolation, partition: str) -> tuple[Call, ...]:
+    """The role of a run's jobs and endpoint."""
+    policy = iam.job_policy(
+        place.account, place.region, place.bucket, run=run, isolation=isolation, partition=partition
+    )
+    return role_calls(run, place.region, iam.trust_policy(place.account), policy)
+
+
+def _ready_bucket(account: Account, ledger: Ledger, made: Launch) -> None:
+    """The bucket, checked to be the account's own; ours is made where it is missing."""
+    bucket, owner = made.place.bucket, {"ExpectedBucketOwner": made.place.account}
+    try:
+        account.call("s3", "head_bucket", Bucket=bucket, **owner)
+    except Refused as refused:
+        if not refused.missing or not made.bucket_calls:
+            hint = None if refused.missing else refused.hint
+            raise AwsError(
+                f"bucket {bucket}: {refused.message}", hint or "--bucket with one that is there"
+            ) from refused
+        create(account, ledger, made.bucket_calls[0], made.run)
+    for call in made.bucket_calls[1:]:  # each time: a kill may have come between the bucket and its settings
+        account.call(call.service, call.operation, **call.request)

@@ -1,0 +1,121 @@
+"""What the commands of `neuron-sum aws` have in common at the terminal: whose account, a dry run, Ctrl-C, a start."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from neuron_sum import console
+from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
+from sagemaker_jobs import tables
+from sagemaker_jobs.account import Account
+from sagemaker_jobs.launch import Launch, start
+from sagemaker_jobs.ledger import Ledger
+from sagemaker_jobs.plan import Plan
+from sagemaker_jobs.pricing import ANY_ACCOUNT
+
+DEFAULT_REGION = "us-east-1"
+
+
+def account_in(region: str | None, *, dry_run: bool = False) -> Account:
+    """The account in that region, or in the environment's; a dry run takes DEFAULT_REGION where there is none."""
+    if dry_run and region is None and not os.environ.get("AWS_REGION") and not os.environ.get("AWS_DEFAULT_REGION"):
+        region = DEFAULT_REGION
+    return Account(region)
+
+
+def account_or_none(region: str | None) -> Account | None:
+    """The account where it can be asked for prices; a plan needs none."""
+    try:
+        account = account_in(region)
+        account.id  # noqa: B018 - one cheap call says whether the credentials hold
+    except (AwsError, MissingExtraError) as error:
+        console.note(f"prices are the shipped table's: {error.message}")
+        return None
+    return account
+
+
+def number_of(account: Account | None, *, dry_run: bool) -> str:
+    """The account's twelve digits; in a dry run without credentials, ones that stand for them."""
+    if account is not None:
+        try:
+            return account.id
+        except AwsError as error:
+            if not dry_run:
+                raise
+            console.note(f"the account is shown as {ANY_ACCOUNT}: {error.message}")
+    return ANY_ACCOUNT
+
+
+def partition_of(account: Account | None) -> str:
+    """What ARNs have after their first colon."""
+    return account.partition if account is not None else "aws"
+
+
+def begin(
+    made: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool
+) -> Ledger | None:  # fmt: skip
+    """Shows what a launch costs at most, refuses it above the cap, and sends it.
+
+    Args:
+        made: What to send.
+        plan: Its prices.
+        account: Where; only a dry run goes without.
+        max_usd: The cap.
+        dry_run: Print every request instead, and send nothing.
+
+    Returns:
+        The ledger that it is in; None after a dry run, when the command is over.
+
+    Raises:
+        AwsError: If it may cost more, or AWS refuses.
+    """
+    if dry_run or account is None:
+        plan.check(max_usd)
+        told = {"run": made.run.id, "plan": plan.as_dict(), "requests": made.as_dicts()}
+        console.emit(told, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(made.as_dicts()))
+        return None
+    console.note_table(tables.plan_tables(plan, f"run {made.run.id}")[0])
+    plan.check(max_usd)
+    ledger = Ledger(made.place.account, made.place.region)
+    with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
+        start(account, ledger, made, bar.advance)
+    return ledger
+
+
+@contextmanager
+def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
+    """Ctrl-C leaves a job alone, and says how to come back and how to stop; an error says how to clean up."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise left_running(run, what) from None
+    except AwsError as error:
+        if error.hint is None or "aws down" not in error.hint:
+            hint = f"{error.hint}; " if error.hint else ""
+            error.hint = f"{hint}neuron-sum aws down {run} --region {region} removes what was made"
+        raise
+
+
+def left_running(run: str, what: str) -> Interrupted:
+    """What Ctrl-C says."""
+    return Interrupted(
+        f"left {what} as it is; if it has started, it goes on and is paid",
+        f"neuron-sum aws status {run} --follow comes back to it, neuron-sum aws down {run} stops it",
+    )
+
+
+def emit_reads(reads: tuple[tuple[str, str], ...]) -> None:
+    """The dry run of a command that only asks.
+
+    Args:
+        reads: Service and operation of each call.
+    """
+    made = [{"service": service, "operation": operation} for service, operation in reads]
+    console.emit({"requests": made}, "only reads:", as_json(made))
+
+
+def as_json(value: Any) -> str:
+    """For people to read and copy."""
+    return json.dumps(value, indent=2, ensure_ascii=False)

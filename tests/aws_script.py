@@ -1,0 +1,38 @@
+"""What the parts of the AWS server of the tests share: whose account it is, and what a test tells it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from moto.core.exceptions import JsonRESTError
+
+ACCOUNT, REGION = "123456789012", "us-east-1"
+
+
+@dataclass
+class Script:
+    """What the account is like and what happens to a job; a test changes it.
+
+    Attributes:
+        looks: How often a job is seen running before it ends; None: it runs until it is stopped.
+        end: How it ends.
+        reason: Why, if it fails.
+        log: Its lines.
+        prices: USD an hour by instance and component, as the Price List has them; None: the list cannot be asked.
+        refusals: AWS's answer to an operation instead of its effect: (code, message, status).
+        roles_unknown: How often a role that is there cannot be assumed yet.
+        notebooks, apps: What else runs in the account.
+    """
+
+    looks: int | None = 2
+    end: str = "Completed"
+    reason: str = ""
+    log: tuple[str, ...] = ()
+    prices: dict[tuple[str, str], list[float]] | None = None
+    refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    roles_unknown: int = 0
+    apps: list[dict[str, Any]] = field(default_factory=list)
+
+
+def refuse(code: str, message: str) -> JsonRESTError:
+    """AWS's answer with status 400."""
+    return JsonRESTError(code, message)

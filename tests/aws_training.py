@@ -1,0 +1,98 @@
+"""moto's training jobs, made to behave as AWS's."""
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import moto.sagemaker.responses as sagemaker_responses
+from aws_script import ACCOUNT, REGION, Script, refuse
+from moto.core.responses import ActionResult
+from moto.iam.models import iam_backends
+from moto.logs.models import logs_backends
+from moto.s3.models import s3_backends
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+
+_Response = sagemaker_responses.SageMakerResponse
+
+
+def patch(script: Callable[[], Script]) -> None:
+    """Makes moto's training jobs behave as AWS's."""
+
+    def create(self: Any) -> ActionResult:
+        name, role = self._get_param("TrainingJobName"), self._get_param("RoleArn").rpartition("/")[2]
+        # A job's name can be used only once, whatever became of the job; moto replaces it.
+        if name in self.sagemaker_backend.training_jobs:
+            raise refuse("ResourceInUse", f"Training job names must be unique. The job {name} already exists.")
+        # A role must be there, and SageMaker able to become it, which takes seconds after its making; moto takes any.
+        known = {each.name for each in iam_backends[ACCOUNT]["aws"].roles.values()}
+        if role not in known or script().roles_unknown > 0:
+            script().roles_unknown -= 1
+            told = "that the role exists and allows principal 'sagemaker.amazonaws.com' to assume the role."
+            raise refuse("ValidationException", f"Could not assume role {role}. Please ensure {told}")
+        # Buckets must be there.
+        bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
+        if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
+            raise refuse("ValidationException", f"S3 bucket {bucket} does not exist")
+        made = _create(self)
+        job = self.sagemaker_backend.training_jobs[name]
+        # moto's jobs are born completed, and lose their environment.
+        job.training_job_status, job.secondary_status, job.training_end_time = "InProgress", "Starting", None
+        job.environment, job.looks, job.failure_reason = self._get_param("Environment"), 0, None
+        return made
+
+    def describe(self: Any) -> ActionResult:
+        job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
+        if job is None:
+            raise refuse("ValidationException", "Requested resource not found.")
+        job.looks += 1
+        if job.training_job_status == "Stopping":
+            _end(job, "Stopped", "Stopped")
+        elif job.training_job_status == "InProgress":
+            job.secondary_status = "Training" if job.looks > 1 else "Starting"
+            if script().looks is not None and job.looks > script().looks:
+                job.failure_reason = script().reason or None
+                _write_log(job, script().log)
+                _end(job, script().end, "MaxRuntimeExceeded" if script().end == "Stopped" else script().end)
+        response = job.response_object
+        for key in ("Looks", "Tags"):
+            response.pop(key, None)
+        if job.training_job_status != "Completed":  # there is no model.tar.gz before
+            response.pop("ModelArtifacts", None)
+        return ActionResult(response)
+
+    def stop(self: Any) -> ActionResult:
+        """moto has none. AWS refuses for a job that has ended."""
+        job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
+        if job is None:
+            raise refuse("ValidationException", "Requested resource not found.")
+        if job.training_job_status in ("Completed", "Failed", "Stopped"):
+            raise refuse("ValidationException", f"The request was rejected because the training job is in status "
+                          f"{job.training_job_status}.")  # fmt: skip
+        job.training_job_status = job.secondary_status = "Stopping"
+        return ActionResult({})
+
+    def list_apps(self: Any) -> ActionResult:
+        """moto has none."""
+        return ActionResult({"Apps": script().apps})
+
+    _Response.create_training_job, _Response.describe_training_job = create, describe
+    _Response.stop_training_job, _Response.list_apps = stop, list_apps
+
+
+_create = _Response.create_training_job
+
+
+def _end(job: Any, status: str, secondary: str) -> None:
+    job.training_job_status, job.secondary_status = status, secondary
+    job.training_end_time = datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def _write_log(job: Any, lines: tuple[str, ...]) -> None:
+    logs = logs_backends[ACCOUNT][REGION]
+    stream = f"{job.training_job_name}/algo-1-1700000000"
+    if LOG_GROUP not in logs.groups:
+        logs.create_log_group(LOG_GROUP, {})
+    logs.create_log_stream(LOG_GROUP, stream)
+    now = int(datetime.now(timezone.utc).timestamp() * 1000)
+    logs.put_log_events(LOG_GROUP, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])
