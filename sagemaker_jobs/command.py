@@ -24,6 +24,7 @@ from sagemaker_jobs.options import (
     SubnetOption,
     isolation_of,
 )
+from sagemaker_jobs.rehearse_command import rehearse
 
 aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
 
@@ -79,6 +80,7 @@ def plan(
 
 
 aws.command()(train)
+aws.command()(rehearse)
 
 
 @aws.command()
