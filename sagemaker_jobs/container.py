@@ -170,7 +170,10 @@ class Container:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(left, timeout=1)
+            # Our own child is waited for as such: whoever else does that takes its exit code away.
+            psutil.wait_procs([process for process in left if process.pid != self._process.pid], timeout=1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
         self._process.wait()
         if self._reader is not None:
             self._reader.join(timeout=5)

@@ -1,11 +1,8 @@
 """A recipe's whole life in AWS, on this machine: the requests of a launch, run in the container's own layout."""
 
 import contextlib
-import json
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -13,13 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from neuron_sum import console, files
 from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, ResourceError, RunError
 from neuron_sum.recipe import Recipe
 from neuron_sum.run_folder import CHECKPOINT_MARK
-from sagemaker_jobs import inputs, local_image, requests, training, validity, wheelhouse
+from sagemaker_jobs import inputs, local_image, own_commands, requests, training, validity, wheelhouse
 from sagemaker_jobs.container import Container, Ended, running, started
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.local_image import LocalImage
@@ -35,7 +31,6 @@ REGION = "us-east-1"
 LIMIT_S = 4 * 3600
 """MaxRuntimeInSeconds of the requests, which holds here, too."""
 
-SERVER_STOPS_S = 45
 NEEDS_AWS = {
     "the image": "that AWS's registry lets the job pull it, and what is in it: its Python, torch and Neuron's packages",
     "IAM": "that the role can be assumed, and allows what the job does (neuron-sum aws iam)",
@@ -258,7 +253,9 @@ class Rehearsal:
         with tarfile.open(archive) as packed:
             packed.extractall(trained, filter="data")
         run = trained / "run"
-        told = self._command("evaluate", str(run), *self._own_paths(), "--output", str(self.folder / "evaluation"))
+        told = own_commands.run(
+            self.folder, "evaluate", str(run), *self._own_paths(), "--output", str(self.folder / "evaluation")
+        )
         scores = told["systems"][0]["scores"]
         self.scores = {name: score["value"] for name, score in scores.items()}
         stage.seen = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
@@ -299,7 +296,7 @@ class Rehearsal:
         with tarfile.open(archive) as packed:
             packed.extractall(compiled, filter="data")
         model = self.folder / "model.tar.gz"
-        told = self._command("package", str(compiled / "artifact"), "--output", str(model))
+        told = own_commands.run(self.folder, "package", str(compiled / "artifact"), "--output", str(model))
         stage.seen = f"model.tar.gz, {console.size(told['bytes'])}, as an endpoint's model takes it"
         return model
 
@@ -310,57 +307,14 @@ class Rehearsal:
             [sys.executable, "-m", "serving.djl"], capture_output=True, text=True, check=False, cwd=self.folder
         )
         if installed.returncode:
-            stage.skipped = f"no DJL Serving here: {_error_in(installed.stderr)[0]}"
+            stage.skipped = f"no DJL Serving here: {own_commands.error_in(installed.stderr)[0]}"
             return
         data = load_dataset(self.recipe.data)
         self.dialogue = (data["test"] or data["validation"] or data["train"])[0].dialogue
-        with self._server(model) as url:
-            self.summary = self._command("request", url, stdin=self.dialogue)["summary_text"]
+        with own_commands.server(model, self.folder) as url:
+            self.summary = own_commands.run(self.folder, "request", url, stdin=self.dialogue)["summary_text"]
         console.note(f"   dialogue: {self.dialogue}\n   summary:  {self.summary}")
         stage.seen = f"DJL Serving answered: {self.summary}"
-
-    @contextlib.contextmanager
-    def _server(self, model: Path) -> Iterator[str]:
-        words = ["serve", str(model), "--port", "0", "--quiet", "--json"]
-        console.note(f"   $ neuron-sum {shlex.join(words)}")
-        command = [sys.executable, "-m", "neuron_sum", *words]
-        errors = self.folder / "logs" / "serve.log"
-        with (
-            errors.open("w") as said,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=self.folder) as server,
-        ):
-            try:
-                assert server.stdout is not None  # it is a pipe
-                shown = ""
-                for line in server.stdout:
-                    shown += line
-                    if line == "}\n":
-                        break
-                else:
-                    message, hint = _error_in(errors.read_text(encoding="utf-8"))
-                    raise AwsError(f"the server did not come up: {message}", hint)
-                yield str(json.loads(shown)["url"])
-            finally:
-                server.send_signal(signal.SIGTERM)
-                try:
-                    server.wait(SERVER_STOPS_S)
-                except subprocess.TimeoutExpired:
-                    server.kill()
-
-    def _command(self, *words: str, stdin: str | None = None) -> dict[str, Any]:
-        """One of our own commands as a person types it.
-
-        Raises:
-            AwsError: If it fails, with what it said.
-        """
-        console.note(f"   $ neuron-sum {shlex.join(words)}")
-        command = [sys.executable, "-m", "neuron_sum", *words, "--json"]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=self.folder)
-        if done.returncode:
-            message, hint = _error_in(done.stderr)
-            raise AwsError(f"`neuron-sum {words[0]}` ended with exit code {done.returncode}: {message}", hint)
-        made: dict[str, Any] = json.loads(done.stdout)
-        return made
 
 
 def _check(ended: Ended, folder: Path) -> None:
@@ -371,12 +325,3 @@ def _check(ended: Ended, folder: Path) -> None:
             f"the container ended with exit code {ended.code}: {told}",
             f"neuron-sum explain {folder}/logs/JOB.log, if --keep-files FOLDER kept it; the last lines are above",
         )
-
-
-def _error_in(said: str) -> tuple[str, str | None]:
-    """What one of our commands says on standard error under --json, or its last line."""
-    lines = said.strip().splitlines() or ["it said nothing"]
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        error = json.loads(lines[-1])["error"]
-        return error["message"], error["hint"]
-    return lines[-1], None
