@@ -12,7 +12,9 @@ from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 Policy = dict[str, Any]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-METRICS_NAMESPACE = "/aws/sagemaker/TrainingJobs"
+TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
+"""Each is the namespace of the same jobs' metrics, too."""
+
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
     "ec2:DeleteNetworkInterfacePermission", "ec2:DescribeNetworkInterfaces", "ec2:DescribeVpcs",
@@ -34,7 +36,7 @@ def trust_policy(account: str) -> Policy:
 
 def job_policy(
     account: str, region: str, bucket: str, *, run: Run | None = None, isolation: Isolation | None = None,
-    partition: str = "aws",
+    partition: str = "aws", log_group: str = LOG_GROUP, reads: tuple[str, ...] = (),
 ) -> Policy:  # fmt: skip
     """What a job may do: read inputs, write its own run, log, pull AWS's image.
 
@@ -45,11 +47,13 @@ def job_policy(
         run: The only one that it may touch; None: any.
         isolation: A key and a VPC need more.
         partition: Of ARNs.
+        log_group: Of such jobs.
+        reads: S3 addresses of the caller's that it reads, too: objects, or prefixes.
     """
     runs = run_prefix(run) if run is not None else f"{PREFIX}/runs/"
     inputs = inputs_prefix("", "").removesuffix("//") + "/"
     s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}"
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{log_group}"
     images = [
         f"arn:{partition}:ecr:{region}:{REGISTRY_ACCOUNTS.get(region, account)}:repository/{image.repository}"
         for image in PLATFORMS[0].registry_images
@@ -67,7 +71,7 @@ def job_policy(
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
         _allow(
             "Metrics", ["cloudwatch:PutMetricData"], ["*"],
-            {"StringEquals": {"cloudwatch:namespace": METRICS_NAMESPACE}},
+            {"StringEquals": {"cloudwatch:namespace": log_group}},
         ),
         _allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         _allow(
@@ -75,6 +79,13 @@ def job_policy(
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
     ]  # fmt: skip
+    for number, address in enumerate(reads, start=1):
+        theirs, _, key = address.removeprefix("s3://").partition("/")
+        objects, whole = f"arn:{partition}:s3:::{theirs}/{key}*", f"arn:{partition}:s3:::{theirs}"
+        statements.append(_allow(f"Read{number}", ["s3:GetObject"], [objects]))
+        statements.append(
+            _allow(f"List{number}", ["s3:ListBucket"], [whole], {"StringLike": {"s3:prefix": [f"{key}*"]}})
+        )
     if isolation is not None and isolation.kms_key is not None:
         key = isolation.kms_key
         arn = key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
@@ -83,6 +94,28 @@ def job_policy(
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
         statements.append(_allow("Network", list(NETWORK_ACTIONS), ["*"]))
     return _policy(*statements)
+
+
+def scheduler_trust_policy(account: str) -> Policy:
+    """Who may become the role of a one-off schedule: EventBridge Scheduler, for this account alone."""
+    return _policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "scheduler.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
+        }
+    )
+
+
+def one_off_policy(action: str, resource: str) -> Policy:
+    """What a one-off schedule may do: one thing to one thing.
+
+    Args:
+        action: Such as sagemaker:StopTransformJob.
+        resource: Its ARN.
+    """
+    return _policy(_allow("OneThing", [action], [resource]))
 
 
 def caller_policy(account: str, region: str, bucket: str, *, partition: str = "aws") -> Policy:
@@ -134,7 +167,9 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
             "Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream"], [logs, f"{logs}:*"]
         ),
         # None of these takes a resource's name.
-        _allow("ListAndPrices", ["sagemaker:ListTrainingJobs", "iam:ListRoles", "pricing:GetProducts"], ["*"]),
+        _allow("ListAndPrices", [
+            "sagemaker:ListTrainingJobs", "iam:ListRoles", "pricing:GetProducts", "servicequotas:ListServiceQuotas",
+        ], ["*"]),
     )  # fmt: skip
 
 
