@@ -130,9 +130,7 @@ class RunFolder:
 def checkpoint_sizes(folder: Path) -> dict[str, int]:
     """What a training checkpoint's mark says: the bytes of each of its files, by its name in the folder."""
     inside = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return {
-        file.relative_to(folder).as_posix(): file.stat().st_size for file in inside if file.name != CHECKPOINT_MARK
-    }
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in inside if file.name != CHECKPOINT_MARK}
 
 
 def missing_of(folder: Path) -> str | None:

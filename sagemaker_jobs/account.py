@@ -48,7 +48,9 @@ UNREACHED = (
     "HTTPClientError", "ProxyConnectionError", "SSLError",
 )  # fmt: skip
 
-ASSUME_ROLE = re.compile(r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE)
+ASSUME_ROLE = re.compile(
+    r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
+)
 NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )

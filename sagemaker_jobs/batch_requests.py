@@ -48,9 +48,7 @@ def create_model(
     Raises:
         AwsError: If SageMaker would refuse it.
     """
-    made = requests.create_model(
-        run, place, image=image, model_data=model_data, environment={}, isolation=isolation
-    )
+    made = requests.create_model(run, place, image=image, model_data=model_data, environment={}, isolation=isolation)
     return {**made, "ModelName": run.name("batch-model", attempt)}
 
 

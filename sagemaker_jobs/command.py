@@ -7,7 +7,8 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
-from sagemaker_jobs.job_commands import train
+from sagemaker_jobs.batch_commands import batch
+from sagemaker_jobs.job_commands import compile_run, train
 from sagemaker_jobs.options import (
     BucketOption,
     CapOption,
@@ -79,6 +80,8 @@ def plan(
 
 
 aws.command()(train)
+aws.command("compile")(compile_run)
+aws.command()(batch)
 
 
 @aws.command()

@@ -123,7 +123,9 @@ def bucket_calls(place: Place) -> tuple[Call, ...]:
     )  # fmt: skip
 
 
-def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role") -> tuple[Call, ...]:
+def role_calls(
+    run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role", policy_name: str = ROLE_POLICY
+) -> tuple[Call, ...]:  # fmt: skip
     """A role of a run's, with its one policy.
 
     Args:
@@ -132,6 +134,7 @@ def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kin
         trust: Who may become it.
         policy: What it may.
         kind: What its name ends with: role, build-role or expiry-role.
+        policy_name: The commands of a run share its role, and each adds what it needs.
     """
     name = run.name(kind)
     return (
@@ -140,7 +143,7 @@ def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kin
             "Description": f"Of the run {run.id} of neuron-sum", "Tags": run.tags,
         }, "role", name),
         Call("iam", "put_role_policy", {
-            "RoleName": name, "PolicyName": ROLE_POLICY, "PolicyDocument": json.dumps(policy),
+            "RoleName": name, "PolicyName": policy_name, "PolicyDocument": json.dumps(policy),
         }),
     )  # fmt: skip
 
