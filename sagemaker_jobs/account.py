@@ -19,7 +19,7 @@ ATTEMPTS = 8
 
 PRICING_REGION = "us-east-1"
 CONVENIENCES = ("pricing", "service-quotas")
-"""Services that a launch does without where they cannot be reached (a VPC without a way to them): not asked for long."""
+"""Services that a launch does without where there is no way to them, as in a VPC: they are not asked for long."""
 
 EXPIRED = (
     "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",

@@ -327,16 +327,11 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
 def _job_role_calls(
     packaged: Packaged, texts: Texts, place: Place, isolation: Isolation, partition: str
 ) -> tuple[Call, ...]:  # fmt: skip
-    theirs = [address for address in (packaged.address, texts.address) if not _is_ours(address, place)]
     policy = iam.job_policy(
         place.account, place.region, place.bucket, run=packaged.run, isolation=isolation, partition=partition,
-        log_group=iam.TRANSFORM_LOG_GROUP, reads=tuple(theirs),
+        log_group=iam.TRANSFORM_LOG_GROUP, reads=place.not_ours(packaged.run, (packaged.address, texts.address)),
     )  # fmt: skip
     return role_calls(packaged.run, place.region, iam.trust_policy(place.account), policy, policy_name="batch")
-
-
-def _is_ours(address: str, place: Place) -> bool:
-    return address.startswith(f"s3://{place.bucket}/neuron-sum/inputs/")
 
 
 def _checked_archive(path: Path) -> Path:

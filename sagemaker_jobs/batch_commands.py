@@ -97,8 +97,11 @@ def batch(
         console.note(f"started {job.name}; the ledger is {ledger.path}")
         told = {"run": run.id, "job": job.name, "region": where, "answers": address, "plan": priced.as_dict()}
         if detach:
-            console.emit(told, f"started {job.name}; its answers come into {address}\n"
-                         f"next: neuron-sum aws status; neuron-sum aws down {run.id} removes its model, too")  # fmt: skip
+            console.emit(
+                told,
+                f"started {job.name}; its answers come into {address}\n"
+                f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} removes its model, too",
+            )
             return
         ended = following.follow(
             account, job.name, console.note, every_s=every, price=price, kind=following.TRANSFORM,

@@ -4,14 +4,14 @@ The same run, options and addresses give the same requests, so `--dry-run` print
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from sagemaker_jobs.names import Run
+from sagemaker_jobs.names import PREFIX, Run
 
 Request = dict[str, Any]
 
@@ -65,6 +65,11 @@ class Place:
     def output(self, run: Run, stage: str = "train") -> str:
         """Where a run's results come."""
         return f"s3://{self.bucket}/{_stage_prefix(run, stage)}output"
+
+    def not_ours(self, run: Run, addresses: Iterable[str]) -> tuple[str, ...]:
+        """The addresses that a run's role may not read without being told: neither inputs of ours, nor the run's own."""
+        own = tuple(f"s3://{self.bucket}/{prefix}" for prefix in (f"{PREFIX}/inputs/", run_prefix(run)))
+        return tuple(sorted(address for address in addresses if not address.startswith(own)))
 
     def checkpoints(self, run: Run, stage: str = "train") -> str:
         """What a run that was interrupted goes on from; all attempts of a run share it."""

@@ -111,11 +111,9 @@ def job_launch(
         environment=environment or {},
         isolation=options.isolation,
     )
-    own = f"s3://{place.bucket}/{PREFIX}/"
     policy = iam.job_policy(
         account, region, place.bucket, run=run, isolation=options.isolation, partition=partition,
-        # What is the run's own, or an input of ours, its role may read already.
-        reads=tuple(sorted(uri for uri in there.values() if not uri.startswith((own + "inputs/", own + f"runs/{run.id}/")))),
+        reads=place.not_ours(run, there.values()),
     )  # fmt: skip
     return Launch(
         run,
