@@ -19,9 +19,11 @@ from sagemaker_jobs.options import (
     InstancesOption,
     KeyOption,
     OfflineOption,
+    ProjectionOption,
     RegionOption,
     RunArgument,
     SubnetOption,
+    expected_of,
     isolation_of,
 )
 
@@ -42,6 +44,7 @@ def plan(
     compile_instance: Annotated[str, typer.Option(help="A CPU or a Trainium instance.")] = "ml.c7i.4xlarge",
     compile_hours: Annotated[float, typer.Option(min=0, help="0: no compile.")] = 2.0,
     expected_hours: ExpectedOption = None,
+    projection: ProjectionOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
@@ -54,6 +57,7 @@ def plan(
     from sagemaker_jobs.names import new_run
 
     resolved = load_recipe(recipe, overrides or [])
+    expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else terminal.account_or_none(region)
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     requests = pricing.planned_requests(
@@ -64,7 +68,7 @@ def plan(
     made = pricing.priced(requests, account, expected_hours, endpoint_hours)
     beside = planning.elsewhere(made, resolved)
     result = {
-        "recipe": resolved.name, "region": where, **made.as_dict(),
+        "recipe": resolved.name, "region": where, **made.as_dict(), "expected_from": expected_from,
         "elsewhere": [vars(row) for row in beside],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
@@ -75,7 +79,8 @@ def plan(
     made.check(max_usd)
     extra = [terminal.as_json(requests)] if dry_run else []
     following = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
-    console.emit(result, *shown, *tables.beside_tables(beside, planning.published()), *extra, following)
+    told = [f"expected: {expected_from}"] if expected_from else []
+    console.emit(result, *shown, *told, *tables.beside_tables(beside, planning.published()), *extra, following)
 
 
 aws.command()(train)
@@ -109,7 +114,10 @@ def status(
         console.emit({"run": run, "job": job.name, "status": job.status, "model": job.model},
                      f"{job.name} completed: {job.model}")  # fmt: skip
         return
-    ours = [*inventory.running_jobs(account, ledger, run), *inventory.roles(account, ledger, run)]
+    there = inventory.look(account, ledger, run)
+    ours = there.things
+    for refused in there.refused:
+        console.warn(f"not all could be looked at: {refused.message}")
     others = [] if run is not None else inventory.not_ours(account)
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     told = [
@@ -141,6 +149,7 @@ def down(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
 ) -> None:
     """Stop and delete what was made; what was trained stays unless --artifacts."""
+    from sagemaker_jobs import artifacts as storage
     from sagemaker_jobs import down as clearing
     from sagemaker_jobs import tables, terminal
     from sagemaker_jobs.ledger import Ledger
@@ -156,7 +165,7 @@ def down(
     where = bucket or own
     if check or dry_run:
         remaining = clearing.left(account, ledger, run)
-        kept = clearing.stored(account, where, run)
+        kept = storage.stored(account, where, run)
         told = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in kept]}
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
@@ -165,9 +174,9 @@ def down(
         console.emit(told, told_left, *map(str, kept))
         return
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)
-    kept = clearing.stored(account, where, run)
+    kept = storage.stored(account, where, run)
     if artifacts:
-        clearing.remove_artifacts(account, ledger, where, run, whole_bucket=where == own)
+        storage.remove_artifacts(account, ledger, where, run, whole_bucket=where == own)
     remaining = clearing.left(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)

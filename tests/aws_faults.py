@@ -15,18 +15,11 @@ import pytest
 import typer.testing
 from aws_forks import Forks, Session
 from aws_server import AwsServer, Fault
-from typer.testing import CliRunner, Result
+from in_process import neuron_sum
 
-from neuron_sum.cli import build
 from sagemaker_jobs.ledger import Ledger
 
-build_once = cache(build)
 command_of = cache(typer.testing._get_command)
-
-
-def neuron_sum(*words: str) -> Result:
-    """In this process: starting one takes longer than all of its calls."""
-    return CliRunner().invoke(build_once(), list(words))
 
 
 def hasten(monkeypatch: pytest.MonkeyPatch) -> None:

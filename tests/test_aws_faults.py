@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_faults import every_point, hasten, neuron_sum
+from aws_faults import every_point, hasten
 from aws_server import FAULTS, AwsServer, Fault
+from in_process import neuron_sum
 
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
 
