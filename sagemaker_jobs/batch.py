@@ -16,7 +16,7 @@ from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.batch_requests import MAX_PAYLOAD_MB, OUT
 from sagemaker_jobs.calls import Call
 from sagemaker_jobs.inputs import Channel
-from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, place_of, role_calls
+from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run, new_run, role_path
 from sagemaker_jobs.plan import Item, Plan
@@ -218,7 +218,10 @@ def launch(
         tuple(channel for channel in (packaged.channel, texts.channel) if channel is not None),
         () if options.bucket else bucket_calls(place),
         (
-            *(() if options.role_arn else _job_role_calls(packaged, texts, place, isolation, partition)),
+            *(() if options.role_arn else job_role_calls(
+                run, place, isolation, partition, stage="batch",
+                reads=place.not_ours(run, (packaged.address, texts.address)),
+            )),
             *role_calls(
                 run, place.region, iam.scheduler_trust_policy(place.account),
                 iam.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
@@ -322,16 +325,6 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
         listing = ", ".join(f"{name} {answered[name]:,} of {asked[name]:,}" for name in wrong[:3])
         raise AwsError(f"not every line has an answer: {listing}", f"what there is lies in {folder}, and in {address}")
     return Answers(written, sum(answered.values()), errors)
-
-
-def _job_role_calls(
-    packaged: Packaged, texts: Texts, place: Place, isolation: Isolation, partition: str
-) -> tuple[Call, ...]:  # fmt: skip
-    policy = iam.job_policy(
-        place.account, place.region, place.bucket, run=packaged.run, isolation=isolation, partition=partition,
-        log_group=iam.TRANSFORM_LOG_GROUP, reads=place.not_ours(packaged.run, (packaged.address, texts.address)),
-    )  # fmt: skip
-    return role_calls(packaged.run, place.region, iam.trust_policy(place.account), policy, policy_name="batch")
 
 
 def _checked_archive(path: Path) -> Path:

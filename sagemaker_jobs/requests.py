@@ -67,7 +67,7 @@ class Place:
         return f"s3://{self.bucket}/{_stage_prefix(run, stage)}output"
 
     def not_ours(self, run: Run, addresses: Iterable[str]) -> tuple[str, ...]:
-        """The addresses that a run's role may not read without being told: neither inputs of ours, nor the run's own."""
+        """The addresses that a run's role may not read without being told: no inputs of ours, nor the run's own."""
         own = tuple(f"s3://{self.bucket}/{prefix}" for prefix in (f"{PREFIX}/inputs/", run_prefix(run)))
         return tuple(sorted(address for address in addresses if not address.startswith(own)))
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe import Recipe
-from sagemaker_jobs import iam, requests
+from sagemaker_jobs import requests
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.calls import Call
 from sagemaker_jobs.inputs import Channel
-from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, place_of, role_calls
+from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of
 from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run
 from sagemaker_jobs.requests import Isolation, Job
 
@@ -111,17 +111,14 @@ def job_launch(
         environment=environment or {},
         isolation=options.isolation,
     )
-    policy = iam.job_policy(
-        account, region, place.bucket, run=run, isolation=options.isolation, partition=partition,
-        reads=place.not_ours(run, there.values()),
-    )  # fmt: skip
+    reads = place.not_ours(run, there.values())
     return Launch(
         run,
         place,
         (Call("sagemaker", "create_training_job", requests.create_training_job(job, place), "training-job", job.name),),
         tuple(channels),
         () if options.bucket else bucket_calls(place),
-        () if options.role_arn else role_calls(run, region, iam.trust_policy(account), policy, policy_name=stage),
+        () if options.role_arn else job_role_calls(run, place, options.isolation, partition, stage=stage, reads=reads),
         encryption_of(options.isolation),
     )
 
