@@ -18,6 +18,8 @@ ATTEMPTS = 8
 """At most, for one call; botocore waits between them, longer each time. AWS_MAX_ATTEMPTS sets another number."""
 
 PRICING_REGION = "us-east-1"
+CONVENIENCES = ("pricing", "service-quotas")
+"""Services that a launch does without where there is no way to them, as in a VPC: they are not asked for long."""
 
 EXPIRED = (
     "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
@@ -46,7 +48,9 @@ UNREACHED = (
     "HTTPClientError", "ProxyConnectionError", "SSLError",
 )  # fmt: skip
 
-ASSUME_ROLE = re.compile(r"could not assume role|unable to assume|cannot be assumed|AssumeRole", re.IGNORECASE)
+ASSUME_ROLE = re.compile(
+    r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
+)
 NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
@@ -147,9 +151,9 @@ class Account:
             service: As boto3 calls it.
         """
         if service not in self._clients:
-            # The Price List is served from few regions for all; and it is a convenience, so not asked for long.
+            # The Price List is served from few regions for all.
             elsewhere = {"region_name": PRICING_REGION} if service == "pricing" else {}
-            settings = self._settings.merge(self._hasty) if service == "pricing" else self._settings
+            settings = self._settings.merge(self._hasty) if service in CONVENIENCES else self._settings
             try:
                 self._clients[service] = self._session.client(service, config=settings, **elsewhere)
             except (self._errors.BotoCoreError, ValueError) as error:
@@ -202,6 +206,17 @@ class Account:
             raise self._translated(cause, "s3 put_object") from error
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:
             raise self._translated(error, "s3 put_object") from error
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """An object of the account's in S3, whole.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        request = {"Bucket": bucket, "Key": key}
+        client = self.client("s3")
+        body: bytes = self.translated(lambda: client.get_object(**request)["Body"].read(), "s3 get_object")
+        return body
 
     def translated(self, made: Callable[[], Any], what: str) -> Any:
         """What a function gives, with boto3's errors as ours.

@@ -7,7 +7,8 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
-from sagemaker_jobs.job_commands import train
+from sagemaker_jobs.batch_commands import batch
+from sagemaker_jobs.job_commands import compile_run, train
 from sagemaker_jobs.options import (
     BucketOption,
     CapOption,
@@ -19,9 +20,11 @@ from sagemaker_jobs.options import (
     InstancesOption,
     KeyOption,
     OfflineOption,
+    ProjectionOption,
     RegionOption,
     RunArgument,
     SubnetOption,
+    expected_of,
     isolation_of,
 )
 from sagemaker_jobs.rehearse_command import rehearse
@@ -43,6 +46,7 @@ def plan(
     compile_instance: Annotated[str, typer.Option(help="A CPU or a Trainium instance.")] = "ml.c7i.4xlarge",
     compile_hours: Annotated[float, typer.Option(min=0, help="0: no compile.")] = 2.0,
     expected_hours: ExpectedOption = None,
+    projection: ProjectionOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
@@ -55,6 +59,7 @@ def plan(
     from sagemaker_jobs.names import new_run
 
     resolved = load_recipe(recipe, overrides or [])
+    expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else terminal.account_or_none(region)
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     requests = pricing.planned_requests(
@@ -65,7 +70,7 @@ def plan(
     made = pricing.priced(requests, account, expected_hours, endpoint_hours)
     beside = planning.elsewhere(made, resolved)
     result = {
-        "recipe": resolved.name, "region": where, **made.as_dict(),
+        "recipe": resolved.name, "region": where, **made.as_dict(), "expected_from": expected_from,
         "elsewhere": [vars(row) for row in beside],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
@@ -76,10 +81,13 @@ def plan(
     made.check(max_usd)
     extra = [terminal.as_json(requests)] if dry_run else []
     following = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
-    console.emit(result, *shown, *tables.beside_tables(beside, planning.published()), *extra, following)
+    told = [f"expected: {expected_from}"] if expected_from else []
+    console.emit(result, *shown, *told, *tables.beside_tables(beside, planning.published()), *extra, following)
 
 
 aws.command()(train)
+aws.command("compile")(compile_run)
+aws.command()(batch)
 aws.command()(rehearse)
 
 
@@ -202,6 +210,7 @@ def iam(
     """Print the least-privilege policies of the job's role and of whoever runs these commands."""
     from sagemaker_jobs import iam as policies
     from sagemaker_jobs import terminal
+    from sagemaker_jobs.caller_policy import caller_policy
     from sagemaker_jobs.names import bucket_name
 
     account = None if account_id is not None else terminal.account_in(region)
@@ -215,7 +224,7 @@ def iam(
             "trust": policies.trust_policy(number),
             "policy": policies.job_policy(number, where, name, isolation=isolation, partition=partition),
         },
-        "caller": policies.caller_policy(number, where, name, partition=partition),
+        "caller": caller_policy(number, where, name, partition=partition),
     }
     console.emit(made, terminal.as_json(made))
 

@@ -1,18 +1,22 @@
-"""The least that a job and its caller need: by name, by prefix, by tag; a wildcard only where AWS allows no name.
+"""The least that the roles of a run need: by name, by prefix; a wildcard only where AWS allows no name.
 
 `aws train` makes the job's role from the same policy that `aws iam` prints.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from neuron_sum.stack import PLATFORMS, REGISTRY_ACCOUNTS
-from sagemaker_jobs.names import PREFIX, RUN_TAG, Run, role_path
+from sagemaker_jobs.names import PREFIX, Run
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-METRICS_NAMESPACE = "/aws/sagemaker/TrainingJobs"
+TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
+LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
+"""Each is the namespace of the same jobs' metrics, too."""
+
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
     "ec2:DeleteNetworkInterfacePermission", "ec2:DescribeNetworkInterfaces", "ec2:DescribeVpcs",
@@ -22,7 +26,7 @@ NETWORK_ACTIONS = (
 
 def trust_policy(account: str) -> Policy:
     """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
-    return _policy(
+    return policy(
         {
             "Effect": "Allow",
             "Principal": {"Service": "sagemaker.amazonaws.com"},
@@ -49,99 +53,100 @@ def job_policy(
     runs = run_prefix(run) if run is not None else f"{PREFIX}/runs/"
     inputs = inputs_prefix("", "").removesuffix("//") + "/"
     s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}"
+    logs = [f"arn:{partition}:logs:{region}:{account}:log-group:{group}" for group in LOG_GROUPS]
     images = [
         f"arn:{partition}:ecr:{region}:{REGISTRY_ACCOUNTS.get(region, account)}:repository/{image.repository}"
         for image in PLATFORMS[0].registry_images
         if image.stage == "train"
     ]
     statements = [
-        _allow("ReadInputs", ["s3:GetObject"], [f"{s3}/{inputs}*"]),
-        _allow("OwnRun", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], [f"{s3}/{runs}*"]),
-        _allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
-        _allow(
+        allow("ReadInputs", ["s3:GetObject"], [f"{s3}/{inputs}*"]),
+        allow("OwnRun", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], [f"{s3}/{runs}*"]),
+        allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
+        allow(
             "Logs",
             ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
-            [logs, f"{logs}:*"],
+            [each for group in logs for each in (group, f"{group}:*")],
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
-        _allow(
+        allow(
             "Metrics", ["cloudwatch:PutMetricData"], ["*"],
-            {"StringEquals": {"cloudwatch:namespace": METRICS_NAMESPACE}},
+            {"StringEquals": {"cloudwatch:namespace": list(LOG_GROUPS)}},
         ),
-        _allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
-        _allow(
+        allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
+        allow(
             "Image", ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
     ]  # fmt: skip
-    if isolation is not None and isolation.kms_key is not None:
-        key = isolation.kms_key
-        arn = key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
-        statements.append(_allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
-    if isolation is not None and isolation.subnets:
-        # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
-        statements.append(_allow("Network", list(NETWORK_ACTIONS), ["*"]))
-    return _policy(*statements)
+    return policy(*statements, *extra_statements(account, region, isolation or Isolation(), partition=partition))
 
 
-def caller_policy(account: str, region: str, bucket: str, *, partition: str = "aws") -> Policy:
-    """What whoever runs `neuron-sum aws …` may do.
+def extra_statements(
+    account: str, region: str, isolation: Isolation, *, reads: Sequence[str] = (), partition: str = "aws"
+) -> list[Policy]:
+    """What one command's job needs beyond every job's.
 
     Args:
         account: Twelve digits.
-        region: Where jobs run.
-        bucket: With inputs and outputs.
+        region: Where it runs.
+        isolation: A key and a VPC.
+        reads: S3 addresses of the caller's that it reads, too: objects, or prefixes.
         partition: Of ARNs.
     """
-    jobs = f"arn:{partition}:sagemaker:{region}:{account}:training-job/{PREFIX}-*"
-    roles = f"arn:{partition}:iam::{account}:role{role_path(region)}*"
-    s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}"
-    tagged = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
-    ours = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
-    return _policy(
-        _allow("CreateTagged", ["sagemaker:CreateTrainingJob", "sagemaker:AddTags"], [jobs], tagged),
-        _allow("StopOurs", ["sagemaker:StopTrainingJob"], [jobs], ours),
-        _allow("LookAtJobs", ["sagemaker:DescribeTrainingJob", "sagemaker:ListTags"], [jobs]),
-        _allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], tagged),
-        _allow(
-            "RoleKeeping",
-            [
-                "iam:GetRole", "iam:PutRolePolicy", "iam:ListRolePolicies", "iam:DeleteRolePolicy", "iam:DeleteRole",
-                "iam:ListRoleTags", "iam:ListAttachedRolePolicies", "iam:ListInstanceProfilesForRole",
-            ],
-            [roles],
-        ),
-        _allow(
-            "PassToSageMaker", ["iam:PassRole"], [roles],
-            {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
-        ),
-        _allow(
-            "Bucket",
-            [
-                "s3:CreateBucket", "s3:ListBucket", "s3:PutBucketTagging", "s3:PutBucketPublicAccessBlock",
-                "s3:PutLifecycleConfiguration", "s3:ListBucketMultipartUploads",
-            ],
-            [s3],
-        ),
-        _allow(
-            "Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-            [f"{s3}/{PREFIX}/*"],
-        ),
-        _allow("DeleteBucketForArtifacts", ["s3:DeleteBucket"], [s3]),
-        _allow(
-            "Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream"], [logs, f"{logs}:*"]
-        ),
-        # None of these takes a resource's name.
-        _allow("ListAndPrices", ["sagemaker:ListTrainingJobs", "iam:ListRoles", "pricing:GetProducts"], ["*"]),
-    )  # fmt: skip
+    statements = []
+    for number, address in enumerate(reads, start=1):
+        theirs, _, key = address.removeprefix("s3://").partition("/")
+        objects, whole = f"arn:{partition}:s3:::{theirs}/{key}*", f"arn:{partition}:s3:::{theirs}"
+        statements.append(allow(f"Read{number}", ["s3:GetObject"], [objects]))
+        statements.append(
+            allow(f"List{number}", ["s3:ListBucket"], [whole], {"StringLike": {"s3:prefix": [f"{key}*"]}})
+        )
+    if isolation.kms_key is not None:
+        key = isolation.kms_key
+        arn = key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
+        statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
+    if isolation.subnets:
+        # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
+        statements.append(allow("Network", list(NETWORK_ACTIONS), ["*"]))
+    return statements
 
 
-def _allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
+def scheduler_trust_policy(account: str) -> Policy:
+    """Who may become the role of a one-off schedule: EventBridge Scheduler, for this account alone."""
+    return policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "scheduler.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
+        }
+    )
+
+
+def one_off_policy(action: str, resource: str) -> Policy:
+    """What a one-off schedule may do: one thing to one thing.
+
+    Args:
+        action: Such as sagemaker:StopTransformJob.
+        resource: Its ARN.
+    """
+    return policy(allow("OneThing", [action], [resource]))
+
+
+def allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
+    """A statement.
+
+    Args:
+        sid: Its name.
+        actions: What may be done.
+        resources: To what.
+        condition: When.
+    """
     made: Policy = {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources}
     return {**made, "Condition": condition} if condition else made
 
 
-def _policy(*statements: Policy) -> Policy:
+def policy(*statements: Policy) -> Policy:
+    """A policy's document."""
     return {"Version": "2012-10-17", "Statement": list(statements)}
