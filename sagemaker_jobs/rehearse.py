@@ -1,6 +1,7 @@
 """A recipe's whole life in AWS, on this machine: the requests of a launch, run in the container's own layout."""
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from neuron_sum.recipe import Recipe
 from neuron_sum.run_folder import CHECKPOINT_MARK
 from sagemaker_jobs import inputs, local_image, own_commands, requests, training, validity, wheelhouse
 from sagemaker_jobs.container import Container, Ended, running, started
+from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.local_image import LocalImage
 from sagemaker_jobs.local_store import LocalStore
@@ -30,6 +32,9 @@ REGION = "us-east-1"
 
 LIMIT_S = 4 * 3600
 """MaxRuntimeInSeconds of the requests, which holds here, too."""
+
+GRAPHS = "graphs"
+"""Of neuron-sum's cache: the folder of compiled graphs."""
 
 NEEDS_AWS = {
     "the image": "that AWS's registry lets the job pull it, and what is in it: its Python, torch and Neuron's packages",
@@ -107,12 +112,12 @@ class Rehearsal:
                 f"{sum(len(each.files) for each in channels)} files, {console.size(sum(c.size for c in channels))}"
             )
         with self._stage("requests") as stage:
-            run, options = new_run(self.recipe.name), Options(self.instance, 1, LIMIT_S)
+            run, code = new_run(self.recipe.name), inputs.code_channels(wheels)
             first, second = (
-                training.launch(run, self.recipe, options, channels, ANY_ACCOUNT, REGION, attempt=number)
+                training.launch(run, self.recipe, self._options, channels, ANY_ACCOUNT, REGION, attempt=number)
                 for number in (1, 2)
             )
-            self._validate(stage, first)
+            self._validate(stage, first, second, self._compile_launch(second, code))
             store.upload(first)
         with self._stage("kill") as stage:
             ended = self._train_and_kill(stage, first, store, image)
@@ -121,13 +126,19 @@ class Rehearsal:
                 self._resume(stage, second, store, image)
         trained = first if ended else second
         with self._stage("evaluate") as stage:
-            self._evaluate(stage, store.model(trained.calls[0].request))
+            self._evaluate(stage, store.model(_job(trained)))
         with self._stage("compile") as stage:
-            archive = self._compile(stage, trained, store, image)
+            launch = self._compile_launch(trained, code)
+            store.upload(launch)
+            archive = self._compile(stage, launch, store, image)
         with self._stage("package") as stage:
             model = self._package(stage, archive)
         with self._stage("serve") as stage:
             self._serve(stage, model)
+
+    @property
+    def _options(self) -> Options:
+        return Options(self.instance, 1, LIMIT_S)
 
     def left(self) -> int:
         """How many processes of the containers still run."""
@@ -182,15 +193,15 @@ class Rehearsal:
         stage.seen = f"{own.name}, for the entry script to install; its packages beside it are this environment's"
         return own.parent
 
-    def _validate(self, stage: Stage, launch: Launch) -> None:
-        calls = [call for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls)]
+    def _validate(self, stage: Stage, *launches: Launch) -> None:
+        calls = [call for each in launches for call in (*each.bucket_calls, *each.role_calls, *each.calls)]
         try:
             for call in calls:
                 validity.check(call)
         except MissingExtraError as error:
             stage.skipped = f"no request was validated: {error.message} ({error.hint})"
             return
-        stage.seen = f"{len(calls)} requests hold against AWS's own service models; {calls[-1].name}"
+        stage.seen = f"{len(calls)} requests hold against AWS's own service models, as those of {launches[0].run.id}"
 
     def _container(
         self, request: Request, store: LocalStore, image: LocalImage, lines: list[str]
@@ -214,7 +225,7 @@ class Rehearsal:
 
     def _train_and_kill(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> bool:
         """Whether it ended before there was anything to kill."""
-        request, lines = launch.calls[0].request, list[str]()
+        request, lines = _job(launch), list[str]()
         run = store.checkpoints(request) / "run" / "checkpoints"
 
         def saved() -> bool:
@@ -235,11 +246,9 @@ class Rehearsal:
         return True
 
     def _resume(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> None:
-        request, lines = launch.calls[0].request, list[str]()
+        request, lines = _job(launch), list[str]()
         with self._container(request, store, image, lines) as container:
-            ended = container.wait()
-            assert ended is not None
-            _check(ended, self.folder)
+            _check(container.wait(), self.folder)
             container.write_model(store.model(request))
         found = next((line for line in lines if line.startswith("going on from ")), None)
         if found is None:
@@ -272,32 +281,36 @@ class Rehearsal:
                 found += ["--set", f"{name}={value}"]
         return found
 
-    def _compile(self, stage: Stage, trained: Launch, store: LocalStore, image: LocalImage) -> Path:
-        job = trained.calls[0].request
-        source = job["OutputDataConfig"]["S3OutputPath"] + f"/{job['TrainingJobName']}/output/"
-        given = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in job["InputDataConfig"]}
-        kept = {name: given[name] for name in (requests.CODE, requests.WHEELHOUSE) if name in given}
-        compiling = requests.Job(
-            run=trained.run, stage="compile", arguments=requests.compile_arguments("cpu"),
-            channels={**kept, requests.TRAINED: source}, instance=self.instance, instances=1,
-            max_runtime_s=LIMIT_S, image=job["AlgorithmSpecification"]["TrainingImage"],
+    def _compile_launch(self, trained: Launch, code: list[Channel]) -> Launch:
+        """What `aws compile RUN --target cpu` would send after that training."""
+        given = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in _job(trained)["InputDataConfig"]}
+        output = f"{_job(trained)['OutputDataConfig']['S3OutputPath']}/{trained.calls[0].name}/output/model.tar.gz"
+        base = {requests.MODEL: given[requests.MODEL]} if requests.MODEL in given else {}
+        return training.job_launch(
+            trained.run, "compile", requests.compile_arguments("cpu"), self._options, code, ANY_ACCOUNT, REGION,
+            addresses={requests.TRAINED: output, **base},
         )  # fmt: skip
-        request = requests.create_training_job(compiling, trained.place)
+
+    def _compile(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> Path:
+        request = _job(launch)
+        graphs = store.checkpoints(request) / "cache" / GRAPHS
+        lent = _link_new(files.cache_folder() / GRAPHS, graphs)
         with self._container(request, store, image, []) as container:
-            ended = container.wait()
-            assert ended is not None
-            _check(ended, self.folder)
+            _check(container.wait(), self.folder)
             container.write_model(store.model(request))
-        stage.seen = f"{console.size(store.model(request).stat().st_size)} for this CPU, by the compile job's request"
+        made = _link_new(graphs, files.cache_folder() / GRAPHS)
+        stage.seen = f"by the compile job's request, for this CPU; {made} graphs compiled"
+        stage.seen += f" beside {lent} that this machine had in its cache" if lent else ""
         return store.model(request)
 
-    def _package(self, stage: Stage, archive: Path) -> Path:
-        compiled = self._new("compiled")
-        with tarfile.open(archive) as packed:
-            packed.extractall(compiled, filter="data")
+    def _package(self, stage: Stage, made: Path) -> Path:
         model = self.folder / "model.tar.gz"
-        told = own_commands.run(self.folder, "package", str(compiled / "artifact"), "--output", str(model))
-        stage.seen = f"model.tar.gz, {console.size(told['bytes'])}, as an endpoint's model takes it"
+        shutil.copy(made, model)
+        with tarfile.open(model) as packed:
+            names = packed.getnames()
+        if "serving.properties" not in names:
+            raise AwsError(f"the compile job's model.tar.gz is none that an endpoint takes: it holds {names[:8]}")
+        stage.seen = f"the job's model.tar.gz, {console.size(model.stat().st_size)}, is what an endpoint loads"
         return model
 
     def _serve(self, stage: Stage, model: Path) -> None:
@@ -317,8 +330,26 @@ class Rehearsal:
         stage.seen = f"DJL Serving answered: {self.summary}"
 
 
-def _check(ended: Ended, folder: Path) -> None:
+def _job(launch: Launch) -> Request:
+    return launch.calls[0].request
+
+
+def _link_new(source: Path, target: Path) -> int:
+    """How many compiled graphs were not there yet: found by their content, and never changed, they can be shared."""
+    target.mkdir(parents=True, exist_ok=True)
+    new = [path for path in source.glob("[!.]*") if path.is_file() and not (target / path.name).exists()]
+    for path in new:
+        try:
+            (target / path.name).hardlink_to(path)
+        except OSError:  # another disk
+            shutil.copy(path, target / f".{path.name}.tmp-{os.getpid()}")
+            (target / f".{path.name}.tmp-{os.getpid()}").replace(target / path.name)
+    return len(new)
+
+
+def _check(ended: Ended | None, folder: Path) -> None:
     """Raises what a container died of."""
+    assert ended is not None  # it was waited for without another condition
     if ended.status != "Completed":
         told = re.sub(r"\s*\n\s*", " | ", (ended.reason or f"it was {ended.status.lower()}").strip())
         raise AwsError(
