@@ -33,6 +33,9 @@ REGION = "us-east-1"
 LIMIT_S = 4 * 3600
 """MaxRuntimeInSeconds of the requests, which holds here, too."""
 
+BASE = "base"
+"""Of a run: its base model, which goes before the path that the run knows."""
+
 GRAPHS = "graphs"
 """Of neuron-sum's cache: the folder of compiled graphs."""
 
@@ -262,24 +265,16 @@ class Rehearsal:
         with tarfile.open(archive) as packed:
             packed.extractall(trained, filter="data")
         run = trained / "run"
-        told = own_commands.run(
-            self.folder, "evaluate", str(run), *self._own_paths(), "--output", str(self.folder / "evaluation")
-        )
+        # The run names data and base by their paths in the container. Here is what a person says in place of them.
+        data, base = self.recipe.data.path, self.recipe.model.name_or_path
+        own = ["--set", f"data.path={data}"] if data is not None and Path(data).is_absolute() else []
+        if base is not None and Path(base).is_absolute() and not (run / BASE).exists():
+            (run / BASE).symlink_to(base)
+        told = own_commands.run(self.folder, "evaluate", str(run), *own, "--output", str(self.folder / "evaluation"))
         scores = told["systems"][0]["scores"]
         self.scores = {name: score["value"] for name, score in scores.items()}
         stage.seen = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
         stage.seen += f" on {told['systems'][0]['examples']} dialogues, with model.tar.gz unpacked"
-
-    def _own_paths(self) -> list[str]:
-        """The run's recipe names the container's folders; these are their places here."""
-        values = self.recipe.model_dump(mode="json")
-        found = []
-        for name in inputs.LOCAL_FIELDS:
-            section, key = name.split(".")
-            value = values[section][key]
-            if isinstance(value, str) and Path(value).is_absolute() and section != "train":
-                found += ["--set", f"{name}={value}"]
-        return found
 
     def _compile_launch(self, trained: Launch, code: list[Channel]) -> Launch:
         """What `aws compile RUN --target cpu` would send after that training."""
