@@ -1,4 +1,4 @@
-"""The least that a job and its caller need: by name, by prefix, by tag; a wildcard only where AWS allows no name.
+"""The least that the roles of a run need: by name, by prefix; a wildcard only where AWS allows no name.
 
 `aws train` makes the job's role from the same policy that `aws iam` prints.
 """
@@ -6,7 +6,7 @@
 from typing import Any
 
 from neuron_sum.stack import PLATFORMS, REGISTRY_ACCOUNTS
-from sagemaker_jobs.names import PREFIX, RUN_TAG, Run, role_path
+from sagemaker_jobs.names import PREFIX, Run
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
@@ -22,7 +22,7 @@ NETWORK_ACTIONS = (
 
 def trust_policy(account: str) -> Policy:
     """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
-    return _policy(
+    return policy(
         {
             "Effect": "Allow",
             "Principal": {"Service": "sagemaker.amazonaws.com"},
@@ -56,21 +56,21 @@ def job_policy(
         if image.stage == "train"
     ]
     statements = [
-        _allow("ReadInputs", ["s3:GetObject"], [f"{s3}/{inputs}*"]),
-        _allow("OwnRun", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], [f"{s3}/{runs}*"]),
-        _allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
-        _allow(
+        allow("ReadInputs", ["s3:GetObject"], [f"{s3}/{inputs}*"]),
+        allow("OwnRun", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], [f"{s3}/{runs}*"]),
+        allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
+        allow(
             "Logs",
             ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
             [logs, f"{logs}:*"],
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
-        _allow(
+        allow(
             "Metrics", ["cloudwatch:PutMetricData"], ["*"],
             {"StringEquals": {"cloudwatch:namespace": METRICS_NAMESPACE}},
         ),
-        _allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
-        _allow(
+        allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
+        allow(
             "Image", ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
@@ -78,70 +78,26 @@ def job_policy(
     if isolation is not None and isolation.kms_key is not None:
         key = isolation.kms_key
         arn = key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
-        statements.append(_allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
+        statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
     if isolation is not None and isolation.subnets:
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
-        statements.append(_allow("Network", list(NETWORK_ACTIONS), ["*"]))
-    return _policy(*statements)
+        statements.append(allow("Network", list(NETWORK_ACTIONS), ["*"]))
+    return policy(*statements)
 
 
-def caller_policy(account: str, region: str, bucket: str, *, partition: str = "aws") -> Policy:
-    """What whoever runs `neuron-sum aws …` may do.
+def allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
+    """A statement.
 
     Args:
-        account: Twelve digits.
-        region: Where jobs run.
-        bucket: With inputs and outputs.
-        partition: Of ARNs.
+        sid: Its name.
+        actions: What may be done.
+        resources: To what.
+        condition: When.
     """
-    jobs = f"arn:{partition}:sagemaker:{region}:{account}:training-job/{PREFIX}-*"
-    roles = f"arn:{partition}:iam::{account}:role{role_path(region)}*"
-    s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}"
-    tagged = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
-    ours = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
-    return _policy(
-        _allow("CreateTagged", ["sagemaker:CreateTrainingJob", "sagemaker:AddTags"], [jobs], tagged),
-        _allow("StopOurs", ["sagemaker:StopTrainingJob"], [jobs], ours),
-        _allow("LookAtJobs", ["sagemaker:DescribeTrainingJob", "sagemaker:ListTags"], [jobs]),
-        _allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], tagged),
-        _allow(
-            "RoleKeeping",
-            [
-                "iam:GetRole", "iam:PutRolePolicy", "iam:ListRolePolicies", "iam:DeleteRolePolicy", "iam:DeleteRole",
-                "iam:ListRoleTags", "iam:ListAttachedRolePolicies", "iam:ListInstanceProfilesForRole",
-            ],
-            [roles],
-        ),
-        _allow(
-            "PassToSageMaker", ["iam:PassRole"], [roles],
-            {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
-        ),
-        _allow(
-            "Bucket",
-            [
-                "s3:CreateBucket", "s3:ListBucket", "s3:PutBucketTagging", "s3:PutBucketPublicAccessBlock",
-                "s3:PutLifecycleConfiguration", "s3:ListBucketMultipartUploads",
-            ],
-            [s3],
-        ),
-        _allow(
-            "Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-            [f"{s3}/{PREFIX}/*"],
-        ),
-        _allow("DeleteBucketForArtifacts", ["s3:DeleteBucket"], [s3]),
-        _allow(
-            "Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream"], [logs, f"{logs}:*"]
-        ),
-        # None of these takes a resource's name.
-        _allow("ListAndPrices", ["sagemaker:ListTrainingJobs", "iam:ListRoles", "pricing:GetProducts"], ["*"]),
-    )  # fmt: skip
-
-
-def _allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
     made: Policy = {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources}
     return {**made, "Condition": condition} if condition else made
 
 
-def _policy(*statements: Policy) -> Policy:
+def policy(*statements: Policy) -> Policy:
+    """A policy's document."""
     return {"Version": "2012-10-17", "Statement": list(statements)}
