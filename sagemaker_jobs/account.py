@@ -40,12 +40,16 @@ UNREACHED = (
     "HTTPClientError", "ProxyConnectionError", "SSLError",
 )  # fmt: skip
 
-ASSUME_ROLE = re.compile(r"could not assume role|unable to assume|cannot be assumed|AssumeRole", re.IGNORECASE)
+ASSUME_ROLE = re.compile(
+    r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
+)
 NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
 NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
 """SageMaker says of what is not there that the request is not valid; only the text tells."""
+EXISTING = re.compile(r"cannot create already existing", re.IGNORECASE)
+"""And the same of a model, a configuration and an endpoint whose name is taken."""
 
 
 class Refused(AwsError):
@@ -69,7 +73,7 @@ class Refused(AwsError):
     @property
     def taken(self) -> bool:
         """Whether there is one of that name already."""
-        return self.code in TAKEN
+        return self.code in TAKEN or (self.code == "ValidationException" and bool(EXISTING.search(self.message)))
 
 
 class Unreached(AwsError):
@@ -194,6 +198,21 @@ class Account:
             raise self._translated(cause, "s3 put_object") from error
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:
             raise self._translated(error, "s3 put_object") from error
+
+    def copy(self, source: tuple[str, str], bucket: str, key: str, extra: Mapping[str, Any]) -> None:
+        """An object inside S3, in parts where it is large; nothing of it comes here.
+
+        Args:
+            source: Bucket and key.
+            bucket: Where to.
+            key: Under which.
+            extra: As copy_object takes it.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        where = {"Bucket": source[0], "Key": source[1]}
+        self.translated(lambda: self.client("s3").copy(where, bucket, key, ExtraArgs=dict(extra)), "s3 copy_object")
 
     def translated(self, made: Callable[[], Any], what: str) -> Any:
         """What a function gives, with boto3's errors as ours.

@@ -3,15 +3,21 @@
 `aws train` makes the job's role from the same policy that `aws iam` prints.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from neuron_sum.stack import PLATFORMS, REGISTRY_ACCOUNTS
+from neuron_sum.stack import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
 from sagemaker_jobs.names import PREFIX, RUN_TAG, Run, role_path
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
+"""An endpoint has a group of its own below it, with the endpoint's name."""
+
+LOG_ACTIONS = ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
+PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
 METRICS_NAMESPACE = "/aws/sagemaker/TrainingJobs"
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
@@ -22,14 +28,7 @@ NETWORK_ACTIONS = (
 
 def trust_policy(account: str) -> Policy:
     """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
-    return _policy(
-        {
-            "Effect": "Allow",
-            "Principal": {"Service": "sagemaker.amazonaws.com"},
-            "Action": "sts:AssumeRole",
-            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
-        }
-    )
+    return _trust("sagemaker.amazonaws.com", account)
 
 
 def job_policy(
@@ -61,7 +60,7 @@ def job_policy(
         _allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
         _allow(
             "Logs",
-            ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+            list(LOG_ACTIONS),
             [logs, f"{logs}:*"],
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
@@ -71,7 +70,7 @@ def job_policy(
         ),
         _allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         _allow(
-            "Image", ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+            "Image", list(PULL_ACTIONS),
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
     ]  # fmt: skip
@@ -83,6 +82,53 @@ def job_policy(
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
         statements.append(_allow("Network", list(NETWORK_ACTIONS), ["*"]))
     return _policy(*statements)
+
+
+def endpoint_policy(
+    run: Run, account: str, region: str, data: Sequence[str], *, partition: str = "aws"
+) -> Policy:  # fmt: skip
+    """What an endpoint's role may do beside `job_policy`: read its models, log, pull AWS's container.
+
+    Args:
+        run: Whose endpoint it is.
+        account: Twelve digits.
+        region: Where it runs.
+        data: S3 addresses of what it serves; one that ends in / is a prefix.
+        partition: Of ARNs.
+    """
+    objects = [f"arn:{partition}:s3:::{place.removeprefix('s3://')}" for place in data]
+    buckets = sorted({place.removeprefix("s3://").partition("/")[0] for place in data})
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}"
+    ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
+    registry = REGISTRY_ACCOUNTS.get(region, account)
+    return _policy(
+        _allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
+        # Of a multi-model endpoint SageMaker lists the prefix.
+        _allow("ListModels", ["s3:ListBucket"], [f"arn:{partition}:s3:::{bucket}" for bucket in buckets]),
+        _allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
+        _allow(
+            "EndedContainer", list(PULL_ACTIONS),
+            [f"arn:{partition}:ecr:{region}:{registry}:repository/{name}" for name in sorted(ended)],
+        ),
+    )  # fmt: skip
+
+
+def scheduler_trust(account: str) -> Policy:
+    """Who may become the role of an expiry: the scheduler, for this account alone."""
+    return _trust("scheduler.amazonaws.com", account)
+
+
+def expiry_policy(run: Run, account: str, region: str, *, partition: str = "aws") -> Policy:
+    """What the scheduler may do with it: delete that one endpoint.
+
+    Args:
+        run: Whose endpoint it is.
+        account: Twelve digits.
+        region: Where it runs.
+        partition: Of ARNs.
+    """
+    endpoint = f"arn:{partition}:sagemaker:{region}:{account}:endpoint/{run.name('endpoint')}"
+    return _policy(_allow("EndEndpoint", ["sagemaker:DeleteEndpoint"], [endpoint]))
 
 
 def caller_policy(account: str, region: str, bucket: str, *, partition: str = "aws") -> Policy:
@@ -136,6 +182,17 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
         # None of these takes a resource's name.
         _allow("ListAndPrices", ["sagemaker:ListTrainingJobs", "iam:ListRoles", "pricing:GetProducts"], ["*"]),
     )  # fmt: skip
+
+
+def _trust(service: str, account: str) -> Policy:
+    return _policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": service},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
+        }
+    )
 
 
 def _allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
