@@ -29,7 +29,11 @@ USD_PER_HOUR = {
 """By SageMaker's instance name."""
 
 S3_USD_PER_GB_MONTH = 0.023
+ECR_USD_PER_GB_MONTH = 0.10
+LOGS_USD_PER_GB_MONTH = 0.03
 S3_SOURCE = f"S3 Standard at ${S3_USD_PER_GB_MONTH} per GB and month, its list price in {REGION}, not asked live"
+ECR_SOURCE = f"ECR at ${ECR_USD_PER_GB_MONTH} per GB and month at most, its list price in {REGION}, not asked live"
+LOGS_SOURCE = f"CloudWatch Logs at ${LOGS_USD_PER_GB_MONTH} per GB and month, list price in {REGION}, not asked live"
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,14 @@ THROTTLED = (
     "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException", "SlowDown",
     "RequestLimitExceeded",
 )  # fmt: skip
-MISSING = ("404", "NoSuchBucket", "NoSuchKey", "NoSuchEntity", "ResourceNotFound", "ResourceNotFoundException")
-TAKEN = ("ResourceInUse", "EntityAlreadyExists", "BucketAlreadyOwnedByYou", "ConflictException")
+MISSING = (
+    "404", "NoSuchBucket", "NoSuchKey", "NoSuchEntity", "ResourceNotFound", "ResourceNotFoundException",
+    "ObjectNotFoundException", "RepositoryNotFoundException",
+)  # fmt: skip
+TAKEN = (
+    "ResourceInUse", "EntityAlreadyExists", "BucketAlreadyOwnedByYou", "ConflictException",
+    "ResourceAlreadyExistsException", "RepositoryAlreadyExistsException",
+)  # fmt: skip
 UNREACHED = (
     "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "ConnectionError",
     "HTTPClientError", "ProxyConnectionError", "SSLError",
@@ -48,8 +54,8 @@ NO_IMAGE = re.compile(
 )
 NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
 """SageMaker says of what is not there that the request is not valid; only the text tells."""
-EXISTING = re.compile(r"cannot create already existing", re.IGNORECASE)
-"""And the same of a model, a configuration and an endpoint whose name is taken."""
+ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
+"""The same of a model's, an endpoint's and its configuration's name."""
 
 
 class Refused(AwsError):
@@ -73,7 +79,7 @@ class Refused(AwsError):
     @property
     def taken(self) -> bool:
         """Whether there is one of that name already."""
-        return self.code in TAKEN or (self.code == "ValidationException" and bool(EXISTING.search(self.message)))
+        return self.code in TAKEN or (self.code == "ValidationException" and bool(ALREADY_THERE.search(self.message)))
 
 
 class Unreached(AwsError):

@@ -109,7 +109,10 @@ def status(
         console.emit({"run": run, "job": job.name, "status": job.status, "model": job.model},
                      f"{job.name} completed: {job.model}")  # fmt: skip
         return
-    ours = [*inventory.running_jobs(account, ledger, run), *inventory.roles(account, ledger, run)]
+    there = inventory.look(account, ledger, run)
+    ours = there.things
+    for refused in there.refused:
+        console.warn(f"not all could be looked at: {refused.message}")
     others = [] if run is not None else inventory.not_ours(account)
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     told = [
@@ -141,6 +144,7 @@ def down(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
 ) -> None:
     """Stop and delete what was made; what was trained stays unless --artifacts."""
+    from sagemaker_jobs import artifacts as storage
     from sagemaker_jobs import down as clearing
     from sagemaker_jobs import tables, terminal
     from sagemaker_jobs.ledger import Ledger
@@ -156,7 +160,7 @@ def down(
     where = bucket or own
     if check or dry_run:
         remaining = clearing.left(account, ledger, run)
-        kept = clearing.stored(account, where, run)
+        kept = storage.stored(account, where, run)
         told = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in kept]}
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
@@ -165,9 +169,9 @@ def down(
         console.emit(told, told_left, *map(str, kept))
         return
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)
-    kept = clearing.stored(account, where, run)
+    kept = storage.stored(account, where, run)
     if artifacts:
-        clearing.remove_artifacts(account, ledger, where, run, whole_bucket=where == own)
+        storage.remove_artifacts(account, ledger, where, run, whole_bucket=where == own)
     remaining = clearing.left(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)

@@ -75,3 +75,13 @@ def role_path(region: str) -> str:
 def bucket_name(account: str, region: str) -> str:
     """The bucket that is made where none is given; with account and region no other account can have it by accident."""
     return f"{PREFIX}-{account}-{region}"
+
+
+def run_of(name: str) -> str | None:
+    """The id of the run whose thing has that name; None if no run's has.
+
+    Args:
+        name: As Run.name makes it.
+    """
+    found = re.fullmatch(rf"{PREFIX}-(.*\d{{6}}-\d{{4}}-[0-9a-f]{{4}})-[a-z-]+(-\d+)?", name)
+    return found.group(1) if found else None

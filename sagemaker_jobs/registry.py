@@ -44,7 +44,7 @@ def newest_image(account: Account, target: str) -> str:
         for image in listing:
             found += [(_pushed(image), tag) for tag in image["imageTags"] if tag.startswith(f"{target}-")]
     except Refused as refused:
-        if not refused.missing and refused.code != "RepositoryNotFoundException":
+        if not refused.missing:
             raise
     if not found:
         raise AwsError(

@@ -6,10 +6,10 @@ from typing import Any
 from rich.table import Table
 
 from neuron_sum import console
-from sagemaker_jobs.inventory import Found
 from sagemaker_jobs.names import PREFIX
 from sagemaker_jobs.plan import NOT_COUNTED, Elsewhere, Plan
 from sagemaker_jobs.published import PublishedCost
+from sagemaker_jobs.resources import Found
 
 
 def plan_tables(made: Plan, title: str) -> list[Any]:

@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import boto3
 import pytest
 from aws_server import FAULTS, AwsServer, Fault
-from typer.testing import CliRunner, Result
+from in_process import neuron_sum
 
-from neuron_sum.cli import build
 from sagemaker_jobs.ledger import Ledger
 
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
@@ -32,14 +31,6 @@ def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsSer
     monkeypatch.setattr("boto3.Session", cache(_Session))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     return aws
-
-
-build_once = cache(build)
-
-
-def neuron_sum(*words: str) -> Result:
-    """In this process: starting one takes longer than all of its calls."""
-    return CliRunner().invoke(build_once(), list(words))
 
 
 def cleared(aws: AwsServer, where: str) -> None:
