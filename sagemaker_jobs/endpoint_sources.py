@@ -1,4 +1,4 @@
-"""What an endpoint serves: a run's compile job, an archive in S3, or a model.tar.gz of this disk; and on what it fits."""
+"""What an endpoint serves: a run's compile job, an archive in S3 or a model.tar.gz of this disk; and where it fits."""
 
 import gzip
 import json
@@ -15,6 +15,7 @@ from sagemaker_jobs import registry
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.names import RECIPE_TAG, Run
+from sagemaker_jobs.requests import run_prefix
 
 ARCHIVE = ".tar.gz"
 ARCHIVES = "archives"
@@ -52,13 +53,13 @@ class Source:
     run: Run | None = None
 
 
-def find_source(text: str, account: Account | None, output: str) -> Source:
+def find_source(text: str, account: Account | None, bucket: str) -> Source:
     """What SOURCE means: s3://BUCKET/KEY, a file, or a run; NAME=SOURCE gives it a name.
 
     Args:
         text: As given.
         account: None in a dry run that asks nothing: a run's archive is then shown where it would be.
-        output: Of jobs, for that.
+        bucket: Of jobs, for that.
 
     Raises:
         AwsError: If it is none of them, or the run has nothing compiled.
@@ -68,7 +69,9 @@ def find_source(text: str, account: Account | None, output: str) -> Source:
     name, given = (named[1].removesuffix(ARCHIVE), named[2]) if named else (None, text)
     if given.startswith("s3://"):
         if not given.endswith(ARCHIVE) or given.count("/") < 3:
-            raise AwsError(f"{given} is no archive in S3", "s3://BUCKET/…/model.tar.gz, as `neuron-sum package` makes it")
+            raise AwsError(
+                f"{given} is no archive in S3", "s3://BUCKET/…/model.tar.gz, as `neuron-sum package` makes it"
+            )
         if account is not None:
             _check_there(account, given)
         return Source(name or _stem(given), None, given)
@@ -82,7 +85,8 @@ def find_source(text: str, account: Account | None, output: str) -> Source:
     if account is None:
         run = Run(given, given)
         console.note(f"AWS is not asked what {given} compiled: its address is a guess")
-        return Source(name or given, None, f"{output}/{run.name('compile')}/output/model{ARCHIVE}", run=run)
+        output = f"s3://{bucket}/{run_prefix(run)}output/{run.name('compile')}/output"
+        return Source(name or given, None, f"{output}/model{ARCHIVE}", run=run)
     return _compiled(given, account, name)
 
 
@@ -126,14 +130,16 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
     if offers is None:
         raise AwsError(f"nothing of ours serves on {instance}", "ml.inf2.xlarge, or a CPU such as ml.c7i.4xlarge")
     if (source.target == registry.ENDED) != (image == registry.ENDED) and source.target is not None:
-        other = f"--image {registry.ENDED}" if source.target == registry.ENDED else f"leave out --image {registry.ENDED}"
+        other = (
+            f"--image {registry.ENDED}" if source.target == registry.ENDED else f"leave out --image {registry.ENDED}"
+        )
         raise AwsError(f"{source.name} was not packed for that container", other)
     needs = "inf2" if registry.ENDED in (source.target, image) else source.target or offers
     if needs != offers:
         fitting = {"cpu": "--instance ml.c7i.4xlarge", "inf2": "--instance ml.inf2.xlarge"}.get(needs)
         compiled = f"neuron-sum compile RUN --target {offers}, for this instance"
         raise AwsError(
-            f"{source.name} was compiled for {needs}, and {instance} has {'Inferentia2' if offers == 'inf2' else 'a CPU'}",
+            f"{source.name} was compiled for {needs}, and {instance} is for {offers}",
             f"{fitting}; or {compiled}" if fitting else compiled,
         )
     return registry.ENDED if image == registry.ENDED else offers
@@ -146,7 +152,9 @@ def _compiled(run_id: str, account: Account, name: str | None) -> Source:
         "sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=begins, StatusEquals="Completed",
         SortBy="CreationTime", SortOrder="Descending",
     )  # fmt: skip
-    summary = next((job for job in listing if re.fullmatch(rf"{re.escape(begins)}(-\d+)?", job["TrainingJobName"])), None)
+    summary = next(
+        (job for job in listing if re.fullmatch(rf"{re.escape(begins)}(-\d+)?", job["TrainingJobName"])), None
+    )
     if summary is None:
         raise AwsError(
             f"{run_id} is no file, and no run with a completed compile job in {account.region}",

@@ -85,17 +85,21 @@ def job_policy(
 
 
 def endpoint_policy(
-    run: Run, account: str, region: str, data: Sequence[str], *, partition: str = "aws"
+    run: Run, account: str, region: str, data: Sequence[str], *, isolation: Isolation | None = None,
+    partition: str = "aws",
 ) -> Policy:  # fmt: skip
-    """What an endpoint's role may do beside `job_policy`: read its models, log, pull AWS's container.
+    """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
 
     Args:
         run: Whose endpoint it is.
         account: Twelve digits.
         region: Where it runs.
         data: S3 addresses of what it serves; one that ends in / is a prefix.
+        isolation: A key and a VPC need more.
         partition: Of ARNs.
     """
+    job = job_policy(account, region, "", run=run, isolation=isolation, partition=partition)
+    shared = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image", "Key", "Network")]
     objects = [f"arn:{partition}:s3:::{place.removeprefix('s3://')}" for place in data]
     buckets = sorted({place.removeprefix("s3://").partition("/")[0] for place in data})
     logs = f"arn:{partition}:logs:{region}:{account}:log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}"
@@ -110,6 +114,7 @@ def endpoint_policy(
             "EndedContainer", list(PULL_ACTIONS),
             [f"arn:{partition}:ecr:{region}:{registry}:repository/{name}" for name in sorted(ended)],
         ),
+        *shared,
     )  # fmt: skip
 
 

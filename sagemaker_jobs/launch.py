@@ -157,7 +157,9 @@ def bucket_calls(place: Place) -> tuple[Call, ...]:
     )  # fmt: skip
 
 
-def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role") -> tuple[Call, ...]:
+def role_calls(
+    run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role", *, policy_name: str = ROLE_POLICY
+) -> tuple[Call, ...]:
     """A role of a run's, with its one policy.
 
     Args:
@@ -166,6 +168,7 @@ def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kin
         trust: Who may become it.
         policy: What it may.
         kind: What its name ends with: role, build-role or expiry-role.
+        policy_name: The policy's.
     """
     name = run.name(kind)
     return (
@@ -174,7 +177,7 @@ def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kin
             "Description": f"Of the run {run.id} of neuron-sum", "Tags": run.tags,
         }, "role", name),
         Call("iam", "put_role_policy", {
-            "RoleName": name, "PolicyName": ROLE_POLICY, "PolicyDocument": json.dumps(policy),
+            "RoleName": name, "PolicyName": policy_name, "PolicyDocument": json.dumps(policy),
         }),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
+import aws_endpoints
 import aws_training
 import boto3
 from aws_script import REGION, Script
@@ -67,6 +68,7 @@ class AwsServer:
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         aws_training.patch(lambda: self.script)
+        aws_endpoints.patch(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
