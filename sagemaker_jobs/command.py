@@ -21,9 +21,11 @@ from sagemaker_jobs.options import (
     InstancesOption,
     KeyOption,
     OfflineOption,
+    ProjectionOption,
     RegionOption,
     RunArgument,
     SubnetOption,
+    expected_of,
     isolation_of,
 )
 
@@ -44,6 +46,7 @@ def plan(
     compile_instance: Annotated[str, typer.Option(help="A CPU or a Trainium instance.")] = "ml.c7i.4xlarge",
     compile_hours: Annotated[float, typer.Option(min=0, help="0: no compile.")] = 2.0,
     expected_hours: ExpectedOption = None,
+    projection: ProjectionOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
@@ -56,6 +59,7 @@ def plan(
     from sagemaker_jobs.names import new_run
 
     resolved = load_recipe(recipe, overrides or [])
+    expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else terminal.account_or_none(region)
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     requests = pricing.planned_requests(
@@ -66,7 +70,7 @@ def plan(
     made = pricing.priced(requests, account, expected_hours, endpoint_hours)
     beside = planning.elsewhere(made, resolved)
     result = {
-        "recipe": resolved.name, "region": where, **made.as_dict(),
+        "recipe": resolved.name, "region": where, **made.as_dict(), "expected_from": expected_from,
         "elsewhere": [vars(row) for row in beside],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
@@ -77,7 +81,8 @@ def plan(
     made.check(max_usd)
     extra = [terminal.as_json(requests)] if dry_run else []
     following = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
-    console.emit(result, *shown, *tables.beside_tables(beside, planning.published()), *extra, following)
+    told = [f"expected: {expected_from}"] if expected_from else []
+    console.emit(result, *shown, *told, *tables.beside_tables(beside, planning.published()), *extra, following)
 
 
 aws.command()(train)

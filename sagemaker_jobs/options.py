@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from neuron_sum.recipe import Recipe
     from sagemaker_jobs.requests import Isolation
     from sagemaker_jobs.training import Options
 
@@ -19,6 +20,12 @@ SpotOption = Annotated[
 CapOption = Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more.")]
 ExpectedOption = Annotated[
     float | None, typer.Option(min=0, help="What an earlier run or a projection says, for the expected cost.")
+]
+ProjectionOption = Annotated[
+    Path | None,
+    typer.Option(
+        dir_okay=False, metavar="FILE", help="What `neuron-sum preflight RECIPE --json` printed, for the same."
+    ),
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask AWS nothing; prices from the shipped table.")]
 BucketOption = Annotated[str | None, typer.Option(help="Yours, in that region. Default: one is made.")]
@@ -60,3 +67,22 @@ def options_of(
         max_wait_s=None if max_wait_hours is None else round(max_wait_hours * 3600),
         bucket=bucket, role_arn=role, image=image, isolation=isolation,
     )  # fmt: skip
+
+
+def expected_of(
+    hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int
+) -> tuple[float | None, str | None]:  # fmt: skip
+    """What the options say about a training's expected hours, and what that rests on.
+
+    Raises:
+        AwsError: If both are given, or the projection is of something else.
+    """
+    from neuron_sum.errors import AwsError
+    from sagemaker_jobs.projected import training_hours
+
+    if projection is None:
+        return hours, None if hours is None else "--expected-hours"
+    if hours is not None:
+        raise AwsError("both --expected-hours and --projection", "one of the two says what is expected")
+    found = training_hours(projection, recipe, instance, instances)
+    return found.hours, found.why

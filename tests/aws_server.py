@@ -14,12 +14,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
 import aws_endpoints
 import aws_training
 import boto3
+from aws_forks import Forks
 from aws_script import REGION, Script
 from moto.moto_api._internal import moto_api_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -52,6 +54,7 @@ class AwsServer:
         fault: Which.
         client: The process that is killed.
         hit: The call that it happened to.
+        forks: Where such processes come from; there are none before one is needed.
     """
 
     def __init__(self) -> None:
@@ -62,9 +65,12 @@ class AwsServer:
         self.fault: Fault = "before"
         self.client: int | None = None
         self.hit: str | None = None
+        self.forks: Forks | None = None
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
+        # moto looks into all of its folders for each call.
+        self._moto.get_backend_for_host = cache(self._moto.get_backend_for_host)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         aws_training.patch(lambda: self.script)
@@ -72,6 +78,8 @@ class AwsServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        if self.forks is not None:
+            self.forks.close()
         self._server.shutdown()
         self._server.server_close()
 
@@ -106,19 +114,38 @@ class AwsServer:
         )  # fmt: skip
         return self._clients[service]
 
-    def everything(self) -> list[str]:
-        """All that is in the account and is no record: what a clean-up must not leave."""
-        sagemaker, iam = self.boto3("sagemaker"), self.boto3("iam")
+    def everything(self, *, artifacts: bool = False) -> list[str]:
+        """All that is in the account and is no record: what a clean-up must not leave; by the ledger's kinds.
+
+        Args:
+            artifacts: What stays until it is asked to go, too.
+        """
+        sagemaker, iam, builds = self.boto3("sagemaker"), self.boto3("iam"), self.boto3("codebuild")
         found = [
-            f"job {job['TrainingJobName']} {job['TrainingJobStatus']}"
+            f"training-job {job['TrainingJobName']} {job['TrainingJobStatus']}"
             for job in sagemaker.list_training_jobs()["TrainingJobSummaries"]
             if job["TrainingJobStatus"] in ("InProgress", "Stopping")
         ]
+        found += [
+            f"transform-job {job['TransformJobName']} {job['TransformJobStatus']}"
+            for job in sagemaker.list_transform_jobs()["TransformJobSummaries"]
+            if job["TransformJobStatus"] in ("InProgress", "Stopping")
+        ]
         found += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
-        for operation, key in (("list_models", "Models"), ("list_endpoints", "Endpoints"),
-                               ("list_endpoint_configs", "EndpointConfigs")):  # fmt: skip
-            found += [f"{operation} {item}" for item in getattr(sagemaker, operation)()[key]]
+        for kind, operation, key in (("model", "list_models", "Model"), ("endpoint", "list_endpoints", "Endpoint"),
+                                     ("endpoint-config", "list_endpoint_configs", "EndpointConfig")):  # fmt: skip
+            found += [f"{kind} {item[f'{key}Name']}" for item in getattr(sagemaker, operation)()[f"{key}s"]]
         found += [f"schedule {item['Name']}" for item in self.boto3("scheduler").list_schedules()["Schedules"]]
+        scaling = self.boto3("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
+        found += [f"scaling-target {item['ResourceId']}" for item in scaling["ScalableTargets"]]
+        found += [f"build-project {name}" for name in builds.list_projects()["projects"]]
+        if ids := builds.list_builds()["ids"]:
+            listed = builds.batch_get_builds(ids=ids)["builds"]
+            found += [f"build {item['id']}" for item in listed if item["buildStatus"] == "IN_PROGRESS"]
+        if artifacts:
+            listed = self.boto3("ecr").describe_repositories()["repositories"]
+            found += [f"repository {item['repositoryName']}" for item in listed]
+            found += [f"bucket {item['Name']}" for item in self.boto3("s3").list_buckets()["Buckets"]]
         return found
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -173,14 +200,28 @@ class AwsServer:
 
 
 class _Quiet(WSGIRequestHandler):
+    """Keeps connections open, as AWS does; werkzeug's own makes a thread and a connection for each call."""
+
     protocol_version = "HTTP/1.1"
 
     def log(self, *arguments: Any) -> None:
         pass
 
     def run_wsgi(self) -> None:
-        with contextlib.suppress(Dropped, ConnectionError, ValueError):
-            super().run_wsgi()
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        told: list[Any] = []
+        try:
+            body = b"".join(self.server.app(self.make_environ(), lambda *status: told.append(status)))
+        except (Dropped, ConnectionError):
+            self.close_connection = True
+            return
+        code, _, reason = told[-1][0].partition(" ")
+        headers = {name.lower(): value for name, value in told[-1][1]}
+        headers.setdefault("content-length", str(len(body)))
+        lines = [f"HTTP/1.1 {code} {reason}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        sent = b"" if self.command == "HEAD" or code in ("204", "304") else body
+        self.wfile.write("\r\n".join(lines).encode("latin-1") + sent)
 
 
 @contextlib.contextmanager

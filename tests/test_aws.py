@@ -90,7 +90,7 @@ def test_two_runs_do_not_touch_each_other(aws: AwsServer, neuron_sum: CommandLin
     assert {item["run"] for item in shown["ours"]} == {one["run"], other["run"]}
     assert shown["usd_per_hour"] == pytest.approx(2 * 0.857)
     assert neuron_sum("aws", "down", one["run"], "--every", "0.01").returncode == 0
-    assert aws.everything() == [f"job {other['job']} InProgress", f"role neuron-sum-{other['run']}-role"]
+    assert aws.everything() == [f"training-job {other['job']} InProgress", f"role neuron-sum-{other['run']}-role"]
     # From a machine that has never seen it:
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").returncode == 0
     assert aws.everything() == []

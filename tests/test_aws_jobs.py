@@ -81,6 +81,31 @@ def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
     assert all(cost.source for cost in plan.published())
 
 
+def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
+    from neuron_sum import models
+    from neuron_sum.training.projection import project_epoch
+    from sagemaker_jobs.projected import training_hours
+
+    recipe = load_recipe("tiny", ["train.num_train_epochs=3", "train.shapes.plan=fixed"])
+    epoch = project_epoch(recipe, models.load_config(recipe.model))
+    report = tmp_path / "preflight.json"
+    report.write_text(json.dumps({"recipe": "tiny", "training": epoch.as_dict()}))
+    assert epoch.projected_s
+    one = training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+    assert one.hours == pytest.approx(3 * epoch.projected_s / 3600)
+    assert training_hours(report, recipe, "ml.trn1.32xlarge", 2).hours == pytest.approx(one.hours / 32)
+    assert training_hours(report, recipe, "ml.c7i.4xlarge", 1).hours is None
+    # A step takes every core as long, however many there are.
+    steps = load_recipe("tiny", ["train.max_steps=10", "train.shapes.plan=fixed"])
+    few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1).hours for size in (2, 32))
+    assert few == pytest.approx(many)
+    with pytest.raises(AwsError, match="is the preflight of tiny, and the recipe is tiny-lora"):
+        training_hours(report, load_recipe("tiny-lora"), "ml.trn1.2xlarge", 1)
+    report.write_text("{}")
+    with pytest.raises(AwsError, match="is no report of the preflight"):
+        training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+
+
 def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
