@@ -112,30 +112,38 @@ def wait(
 
     Raises:
         EndpointFailed: With AWS's reason, and the known cause in the log.
-        AwsError: If it is deleted meanwhile, or AWS cannot be asked.
+        AwsError: If it is deleted meanwhile, or AWS cannot be asked, which says nothing about the endpoint.
     """
-    log = Log(account, VARIANT, f"{ENDPOINT_LOGS}/{name}")
-    before = ""
+    log: Log | None = Log(account, VARIANT, f"{ENDPOINT_LOGS}/{name}")
+    before, lines = "", list[str]()
     while True:
-        found = describe(account, name)
+        try:
+            found = describe(account, name)
+        except Refused as refused:
+            raise AwsError(f"nobody knows how {name} is: {refused.message}", refused.hint) from refused
         if found is None or found["EndpointStatus"] == "Deleting":
             raise AwsError(f"{name} was deleted before it was in service", "its expiry, or somebody's aws down")
         hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]
         if status != before:
             before = status
             say(f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now")
-        for line in log.new_lines():
-            say(line)
+        try:
+            for line in log.new_lines() if log is not None else []:
+                say(line)
+                lines.append(line)
+        except Refused as refused:  # it comes up without its log being read
+            say(f"its log cannot be read: {refused.message}")
+            log = None
         if status in FAILED:
-            raise _failure(name, found, log)
+            raise _failure(name, found, lines)
         if status in ANSWERS:
             return
         time.sleep(every_s)
 
 
-def _failure(name: str, found: dict[str, Any], log: Log) -> EndpointFailed:
+def _failure(name: str, found: dict[str, Any], lines: list[str]) -> EndpointFailed:
     reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS gives no reason"
-    told = explain(io.BytesIO("\n".join([reason, *log.lines]).encode())).findings
+    told = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
     known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
     hint = told[-1].cause.remedy if told else f"aws logs tail {ENDPOINT_LOGS}/{name}"
     return EndpointFailed(f"{name} failed: {reason}{known}", hint)

@@ -94,10 +94,11 @@ def patch(script: Callable[[], Script]) -> None:
 
     def update_schedule(self: Any) -> str:
         made = _update_schedule(self)
-        # What is left out goes back to its default; moto keeps it as it was.
+        # What is left out goes back to its default; moto keeps it as it was, and a state it does away with.
         name = self.uri.split("?")[0].split("/")[-1]
         schedule = self.scheduler_backend.get_schedule(None, name)
         schedule.action_after_completion = self._get_param("ActionAfterCompletion") or "NONE"
+        schedule.state = self._get_param("State") or "ENABLED"
         return made
 
     def invoke(self: Any) -> Any:
@@ -210,8 +211,9 @@ def _stored(endpoint: Any, target: str) -> bool:
 def _write_log(endpoint: str, lines: tuple[str, ...]) -> None:
     """An endpoint has a group of its own, with a stream for each instance; moto writes none."""
     logs, group, stream = logs_backends[ACCOUNT][REGION], f"{LOG_GROUP}/{endpoint}", "main/i-0123456789abcdef0"
-    logs.create_log_group(group, {})
-    logs.create_log_stream(group, stream)
+    if group not in logs.groups:
+        logs.create_log_group(group, {})
+        logs.create_log_stream(group, stream)
     now = int(datetime.now(timezone.utc).timestamp() * 1000)
     logs.put_log_events(group, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])
 
