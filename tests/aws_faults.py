@@ -20,11 +20,13 @@ from in_process import neuron_sum
 from sagemaker_jobs.ledger import Ledger
 
 command_of = cache(typer.testing._get_command)
+session_of = cache(Session)
+"""For all tests of this process: their environment for AWS is the same, and a session reads AWS's list of regions."""
 
 
 def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
     """One session and one parser for all commands of this process, and no pauses between attempts."""
-    monkeypatch.setattr("boto3.Session", cache(Session))
+    monkeypatch.setattr("boto3.Session", session_of)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
