@@ -211,6 +211,7 @@ def iam(
     """Print the least-privilege policies of the job's role and of whoever runs these commands."""
     from sagemaker_jobs import iam as policies
     from sagemaker_jobs import terminal
+    from sagemaker_jobs.caller_policy import caller_policy
     from sagemaker_jobs.names import bucket_name
 
     account = None if account_id is not None else terminal.account_in(region)
@@ -224,7 +225,7 @@ def iam(
             "trust": policies.trust_policy(number),
             "policy": policies.job_policy(number, where, name, isolation=isolation, partition=partition),
         },
-        "caller": policies.caller_policy(number, where, name, partition=partition),
+        "caller": caller_policy(number, where, name, partition=partition),
     }
     console.emit(made, terminal.as_json(made))
 

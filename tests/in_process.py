@@ -6,9 +6,9 @@ from typer.testing import CliRunner, Result
 
 from neuron_sum.cli import build
 
-_built = cache(build)
-"""Once: click does not take the same command into a group twice."""
+command_line = cache(build)
+"""Built once: click does not take the same command into a group twice."""
 
 
 def neuron_sum(*words: str) -> Result:
-    return CliRunner().invoke(_built(), list(words))
+    return CliRunner().invoke(command_line(), list(words))

@@ -2,9 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aws_script import ACCOUNT, REGION
@@ -205,20 +204,3 @@ def test_a_plan_above_its_limit_is_refused(aws: AwsServer, neuron_sum: CommandLi
     assert started.returncode == 14
     assert aws.everything() == []
     assert aws.boto3("s3").list_buckets()["Buckets"] == []
-
-
-def resources(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for statement in policy["Statement"]:
-        for resource in statement.get("Resource", []):
-            yield statement["Sid"], resource
-
-
-def test_policies_name_what_can_be_named(aws: AwsServer, neuron_sum: CommandLine) -> None:
-    made = json.loads(neuron_sum("aws", "iam", "--account", ACCOUNT, "--region", REGION, "--json").stdout)
-    policies = (made["role"]["policy"], made["caller"])
-    assert {sid for policy in policies for sid, arn in resources(policy) if arn == "*"} == {
-        "Metrics",
-        "RegistryToken",
-        "ListAndPrices",
-    }
-    assert all("neuron-sum" in arn or "TrainingJobs" in arn or arn == "*" for _, arn in resources(made["caller"]))

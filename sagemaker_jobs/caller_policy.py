@@ -1,0 +1,123 @@
+"""The least that who runs `neuron-sum aws …` needs: by name, by prefix, by tag; a wildcard only where AWS has none."""
+
+from sagemaker_jobs.artifacts import OWN_LOG_GROUPS, REPOSITORY, SHARED_LOG_GROUPS
+from sagemaker_jobs.iam import Policy, allow, policy
+from sagemaker_jobs.names import PREFIX, RUN_TAG, role_path
+
+SERVICES = ("sagemaker", "codebuild", "scheduler")
+"""Whose services get roles of ours."""
+
+CREATED = ("TrainingJob", "TransformJob", "Model", "EndpointConfig", "Endpoint")
+SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpoint")
+
+
+def caller_policy(account: str, region: str, bucket: str, *, partition: str = "aws") -> Policy:
+    """What whoever runs `neuron-sum aws …` may do.
+
+    Args:
+        account: Twelve digits.
+        region: Where everything runs.
+        bucket: With inputs and outputs.
+        partition: Of ARNs.
+    """
+
+    def arn(service: str, resource: str, where: str = region) -> str:
+        return f"arn:{partition}:{service}:{where}:{account}:{resource}"
+
+    ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
+    roles = arn("iam", f"role{role_path(region)}*", "")
+    s3 = f"arn:{partition}:s3:::{bucket}"
+    groups = [*(arn("logs", f"log-group:{group}") for group in SHARED_LOG_GROUPS),
+              *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS)]  # fmt: skip
+    asked = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
+    tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
+    return policy(
+        allow("CreateTagged", [*(f"sagemaker:Create{noun}" for noun in CREATED), "sagemaker:AddTags"], ours, asked),
+        allow(
+            "EndOurs",
+            [
+                "sagemaker:StopTrainingJob", "sagemaker:StopTransformJob", "sagemaker:DeleteModel",
+                "sagemaker:DeleteEndpoint", "sagemaker:DeleteEndpointConfig",
+            ],
+            ours, tagged,
+        ),
+        allow(
+            "LookAtOurs", [*(f"sagemaker:Describe{noun}" for noun in CREATED), "sagemaker:ListTags",
+                           "sagemaker:InvokeEndpoint"], ours,
+        ),
+        allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], asked),
+        allow(
+            "RoleKeeping",
+            [
+                "iam:GetRole", "iam:PutRolePolicy", "iam:ListRolePolicies", "iam:DeleteRolePolicy", "iam:DeleteRole",
+                "iam:ListAttachedRolePolicies", "iam:DetachRolePolicy",
+            ],
+            [roles],
+        ),
+        allow(
+            "PassToServices", ["iam:PassRole"], [roles],
+            {"StringEquals": {"iam:PassedToService": [f"{service}.amazonaws.com" for service in SERVICES]}},
+        ),
+        allow(
+            "Bucket",
+            [
+                "s3:CreateBucket", "s3:ListBucket", "s3:PutBucketTagging", "s3:PutBucketPublicAccessBlock",
+                "s3:PutLifecycleConfiguration", "s3:ListBucketMultipartUploads", "s3:DeleteBucket",
+            ],
+            [s3],
+        ),
+        allow(
+            "Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
+            [f"{s3}/{PREFIX}/*"],
+        ),
+        allow(
+            "Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream", "logs:DeleteLogGroup"],
+            [each for group in groups for each in (group, f"{group}:*")],
+        ),
+        allow(
+            "Expiry",
+            ["scheduler:CreateSchedule", "scheduler:UpdateSchedule", "scheduler:GetSchedule",
+             "scheduler:DeleteSchedule"],
+            [arn("scheduler", f"schedule/default/{PREFIX}-*")],
+        ),
+        allow(
+            "Builds",
+            [
+                "codebuild:CreateProject", "codebuild:DeleteProject", "codebuild:StartBuild", "codebuild:StopBuild",
+                "codebuild:BatchGetProjects", "codebuild:BatchGetBuilds", "codebuild:ListBuildsForProject",
+            ],
+            [arn("codebuild", f"project/{PREFIX}-*")],
+        ),
+        allow(
+            "Repository",
+            [
+                "ecr:CreateRepository", "ecr:TagResource", "ecr:DescribeRepositories", "ecr:ListTagsForResource",
+                "ecr:DescribeImages", "ecr:DeleteRepository",
+            ],
+            [arn("ecr", f"repository/{REPOSITORY}")],
+        ),
+        allow(
+            "Autoscaling",
+            ["application-autoscaling:RegisterScalableTarget", "application-autoscaling:DeregisterScalableTarget",
+             "application-autoscaling:PutScalingPolicy", "application-autoscaling:TagResource"],
+            [arn("application-autoscaling", "scalable-target/*")],
+        ),
+        # Target tracking makes its alarms with the caller's rights, and its own role on first use.
+        allow("ScalingAlarms", ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
+              [arn("cloudwatch", "alarm:TargetTracking-endpoint/*")]),
+        allow(
+            "ScalingRole", ["iam:CreateServiceLinkedRole"],
+            [arn("iam", "role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*", "")],
+        ),
+        # None of these takes a resource's name.
+        allow(
+            "ListAndPrices",
+            [
+                *(f"sagemaker:List{noun}s" for noun in (*CREATED, "NotebookInstance", "App")), "iam:ListRoles",
+                "scheduler:ListSchedules", "codebuild:ListProjects", "logs:DescribeLogGroups",
+                "application-autoscaling:DescribeScalableTargets", "cloudwatch:DescribeAlarms", "pricing:GetProducts",
+                "servicequotas:ListServiceQuotas",
+            ],
+            ["*"],
+        ),
+    )  # fmt: skip
