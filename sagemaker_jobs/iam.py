@@ -118,7 +118,7 @@ def endpoint_policy(
     )  # fmt: skip
 
 
-def schedulertrusted_by(account: str) -> Policy:
+def scheduler_trust(account: str) -> Policy:
     """Who may become the role of an expiry: the scheduler, for this account alone."""
     return trusted_by("scheduler.amazonaws.com", account)
 
