@@ -128,10 +128,11 @@ class Log:
     Args:
         account: Where.
         name: The job's; each of its hosts has a stream that begins so.
+        group: Of logs.
     """
 
-    def __init__(self, account: Account, name: str) -> None:
-        self._account, self._name = account, name
+    def __init__(self, account: Account, name: str, group: str = LOG_GROUP) -> None:
+        self._account, self._name, self._group = account, name, group
         self._tokens: dict[str, str | None] = {}
         self.lines: list[str] = []
 
@@ -145,7 +146,7 @@ class Log:
         try:
             streams = self._account.pages(
                 "logs", "describe_log_streams", "logStreams",
-                logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/",
+                logGroupName=self._group, logStreamNamePrefix=f"{self._name}/",
             )  # fmt: skip
             for stream in sorted(item["logStreamName"] for item in streams):
                 found += self._read(stream)
@@ -160,7 +161,7 @@ class Log:
         while True:
             token = self._tokens.get(stream)
             page = self._account.call(
-                "logs", "get_log_events", logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True,
+                "logs", "get_log_events", logGroupName=self._group, logStreamName=stream, startFromHead=True,
                 **({"nextToken": token} if token else {}),
             )  # fmt: skip
             lines += [event["message"].rstrip("\n") for event in page["events"]]
