@@ -304,7 +304,7 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
     Raises:
         AwsError: If a question has no answer, with where the answers are.
     """
-    address = made.calls[-1].request["TransformOutput"]["S3OutputPath"]
+    address = f"{made.calls[-1].request['TransformOutput']['S3OutputPath']}/"
     asked = Counter(texts.lines) if texts.lines is not None else _counted(account, texts.address)
     answered: Counter[str] = Counter()
     errors: list[str] = []

@@ -27,9 +27,9 @@ RETRIES = 3
 """The most that SageMaker allows: for a container that says that it is busy."""
 
 
-def batch_prefix(run: Run, attempt: int) -> str:
-    """The keys of a transform job's outputs begin so."""
-    return f"{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "") + "/"
+def output_address(run: Run, place: Place, attempt: int) -> str:
+    """The S3 folder of a transform job's outputs; without a slash at its end, for SageMaker adds one."""
+    return f"s3://{place.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def create_model(
@@ -89,7 +89,7 @@ def create_transform_job(
             "SplitType": "Line",
         },
         "TransformOutput": {
-            "S3OutputPath": f"s3://{place.bucket}/{batch_prefix(run, attempt)}",
+            "S3OutputPath": output_address(run, place, attempt),
             "Accept": JSON_LINES,
             "AssembleWith": "Line",
             **({"KmsKeyId": key} if key is not None else {}),

@@ -27,6 +27,7 @@ SERVICES = (
     "s3",
     "sagemaker",
     "scheduler",
+    "service-quotas",
     "sts",
 )
 
