@@ -43,13 +43,12 @@ def patch(script: Callable[[], Script]) -> None:
         job.looks += 1
         if job.transform_job_status == "Stopping":
             _end(job, "Stopped")
-        elif job.transform_job_status == "InProgress":
-            if script().looks is not None and job.looks > script().looks:
-                job.failure_reason = script().reason or None
-                _log(name, script().log)
-                if script().end == "Completed":
-                    _answer(job, script().transformed)
-                _end(job, script().end)
+        elif job.transform_job_status == "InProgress" and job.looks > (script().looks or job.looks):
+            job.failure_reason = script().reason or None
+            _log(name, script().log)
+            if script().end == "Completed":
+                _answer(job, script().transformed)
+            _end(job, script().end)
         response = job.response_object
         for key in ("Looks", "Tags", "LabelingJobArn", "AutoMlJobArn"):
             response.pop(key, None)
@@ -89,8 +88,8 @@ def _log(name: str, lines: tuple[str, ...]) -> None:
 def _answer(job: Any, transformed: Callable[[str], str]) -> None:
     """moto writes no outputs. AWS writes one object an input, under its name and ".out".
 
-    SplitType Line and SingleRecord: each line is a request of its own. AssembleWith Line: a line's end after each answer,
-    whether that has one or not.
+    SplitType Line and SingleRecord: each line is a request of its own. AssembleWith Line: a line's end after each
+    answer, whether that has one or not.
     """
     s3 = s3_backends[ACCOUNT]["aws"]
     asked = job.transform_input

@@ -1,4 +1,4 @@
-"""`neuron-sum aws compile`: which run is compiled, what the job is told, quotas; and the container's script, for real."""
+"""`neuron-sum aws compile`: which run is compiled, what the job is told, quotas; and the script in the container."""
 
 import json
 import os
@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_script import ACCOUNT, REGION
+from aws_faults import hasten
 from aws_server import AwsServer
 from conftest import SHAPE
 from in_process import neuron_sum
 from test_aws_requests import check
 
+from compile.source import open_source
 from neuron_sum.artifact import open_artifact
 from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import OWN_NAMES
 from sagemaker_jobs import entry
 from sagemaker_jobs.requests import compile_arguments
 from serving import properties
 
-BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 QUICK = ("--every", "0.01", "--json")
 
 
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """conftest's; with wheels in the folder of that name, and a job that is seen once while it runs."""
+    hasten(monkeypatch)
     monkeypatch.chdir(wheels.parent)
     aws.script.looks = 1
     return aws
@@ -116,10 +116,7 @@ def test_a_folder_is_uploaded_by_its_content_with_its_base(
     assert not aws.calls
     uploads = [each["request"]["Key"] for each in requests if each["operation"] == "put_object"]
     of_run = {key.split("/", 4)[4] for key in uploads if "/inputs/run/" in key}
-    assert {name.split("/")[0] for name in of_run} == {"recipe.yaml", "all_results.json", "adapter", "README.md"} & {
-        *(name.split("/")[0] for name in of_run), "recipe.yaml", "all_results.json", "adapter"
-    }  # fmt: skip
-    assert {name.split("/")[0] for name in of_run} <= set(OWN_NAMES)
+    assert {name.split("/")[0] for name in of_run} == {"recipe.yaml", "all_results.json", "adapter"}
     assert any("/inputs/model/" in key and key.endswith(".safetensors") for key in uploads)
     assert set(channels(requests[-1]["request"])) == {"code", "wheelhouse", "run", "model"}
     check("sagemaker", "CreateTrainingJob", requests[-1]["request"])
@@ -234,23 +231,20 @@ def test_spot_and_batch_have_quotas_of_their_own() -> None:
 # In the container
 
 
-def container(folder: Path, run: Path, *, packed: bool) -> Path:
+def container(folder: Path, run: Path) -> Path:
     """/opt/ml of a compile job, somewhere else; the run's paths are those of another container."""
-    base = folder / "ml"
+    base, moved = folder / "ml", folder / "moved"
     for name in ("input/data/run", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)
-    moved = folder / "moved"
     shutil.copytree(run, moved)
+    (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from where training had it from
     elsewhere = [
         "data.source=jsonl", "data.path=/opt/ml/input/data/data", "model.name_or_path=/opt/ml/input/data/gone",
         "train.deepspeed=/opt/ml/input/data/deepspeed/zero.json",
     ]  # fmt: skip
     (moved / "recipe.yaml").write_text(load_recipe(str(run / "recipe.yaml"), elsewhere).to_yaml())
-    if packed:
-        with tarfile.open(base / "input/data/run/model.tar.gz", "w:gz") as archive:
-            archive.add(moved, "run")  # as the train stage leaves it, and SageMaker packs it
-    else:
-        shutil.copytree(moved, base / "input/data/run", dirs_exist_ok=True)
+    with tarfile.open(base / "input/data/run/model.tar.gz", "w:gz") as archive:
+        archive.add(moved, "run")  # as the train stage leaves it, and SageMaker packs it
     return base
 
 
@@ -262,18 +256,14 @@ def run_entry(base: Path, overrides: list[str]) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["full, packed", "lora, its base in a channel"])
 def test_the_containers_script_leaves_what_an_endpoint_loads(
-    kind: str, micro_run: Path, micro_lora_run: Path, tmp_path: Path, graph_cache: Path
+    micro_lora_run: Path, tmp_path: Path, graph_cache: Path
 ) -> None:
-    lora = kind.startswith("lora")
-    base = container(tmp_path, micro_lora_run if lora else micro_run, packed=not lora)
-    if lora:  # the adapter's base comes from the channel that training had it from
-        (base / "input/data/run/base").rename(base / "input/data/model")
+    base = container(tmp_path, micro_lora_run)
     # What a job before this one has compiled: the job's cache is in the folder that SageMaker keeps.
+    (graph_cache / "graphs").mkdir(exist_ok=True)
     (base / "checkpoints" / "cache").mkdir()
     (base / "checkpoints" / "cache" / "graphs").symlink_to(graph_cache / "graphs")
-    (graph_cache / "graphs").mkdir(exist_ok=True)
     (base / "checkpoints" / "cache" / ".graph.so.tmp-7").write_text("what a killed job had begun")
     made = run_entry(base, [*SHAPE, "serve.max_items=5"])
     assert made.returncode == 0, made.stdout[-3000:]
@@ -285,15 +275,20 @@ def test_the_containers_script_leaves_what_an_endpoint_loads(
     assert properties.read_limits(properties.read(model / properties.FILE)).max_items == 5
     assert not (base / "output" / "failure").exists()
     assert not list((base / "checkpoints" / "cache").glob(".*"))
-    if not lora:
-        assert list((graph_cache / "graphs").iterdir())
-        # What SageMaker packs of it serves: the handler and its model are found as they lie there.
-        code = "import serving.service, neuron_sum; print(neuron_sum.__file__)"
-        alone = subprocess.run(
-            [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONPATH": str(model)},
-        )  # fmt: skip
-        assert alone.stdout.startswith(str(model))
+    assert list((graph_cache / "graphs").iterdir())
+    # The run's own base: without it the model would have been another.
+    assert artifact.manifest.source.weights_sha256 == open_source(micro_lora_run, None, []).weights_sha256()
+
+
+def test_a_run_that_came_as_a_folder_is_linked(tmp_path: Path) -> None:
+    """Nothing is written into a channel."""
+    channel = tmp_path / "run"
+    (channel / "adapter").mkdir(parents=True)
+    (channel / "recipe.yaml").write_text("name: a")
+    found = entry._run_folder(channel, tmp_path / "work" / "run")
+    assert found == tmp_path / "work" / "run" and (found / "recipe.yaml").read_text() == "name: a"
+    (found / "base").mkdir()
+    assert sorted(path.name for path in channel.iterdir()) == ["adapter", "recipe.yaml"]
 
 
 def _slip(archive: tarfile.TarFile, file: Path) -> None:
