@@ -293,6 +293,11 @@ def _refusal(
 ) -> list[bytes]:
     if environ.get("HTTP_X_AMZ_TARGET"):
         return _json(start_response, f"{status} No", {"__type": code, "message": message})
+    if _service(environ) in ("scheduler", "sagemaker"):  # REST with JSON: the code is in a header
+        body = json.dumps({"Message": message}).encode()
+        headers = [("Content-Type", "application/json"), ("x-amzn-ErrorType", code)]
+        start_response(f"{status} No", [*headers, ("Content-Length", str(len(body)))])
+        return [body]
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     body = (error if _service(environ) == "s3" else f"<ErrorResponse>{error}</ErrorResponse>").encode()
     if environ["REQUEST_METHOD"] == "HEAD":

@@ -41,9 +41,10 @@ def patch(script: Callable[[], Script]) -> None:
         if job is None:
             raise refuse("ValidationException", f"Could not find transform job '{name}'.")
         job.looks += 1
+        looks = script().looks
         if job.transform_job_status == "Stopping":
             _end(job, "Stopped")
-        elif job.transform_job_status == "InProgress" and job.looks > (script().looks or job.looks):
+        elif job.transform_job_status == "InProgress" and looks is not None and job.looks > looks:
             job.failure_reason = script().reason or None
             _log(name, script().log)
             if script().end == "Completed":
