@@ -207,6 +207,21 @@ class Account:
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:
             raise self._translated(error, "s3 put_object") from error
 
+    def copy(self, source: tuple[str, str], bucket: str, key: str, extra: Mapping[str, Any]) -> None:
+        """An object inside S3, in parts where it is large; nothing of it comes here.
+
+        Args:
+            source: Bucket and key.
+            bucket: Where to.
+            key: Under which.
+            extra: As copy_object takes it.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        where = {"Bucket": source[0], "Key": source[1]}
+        self.translated(lambda: self.client("s3").copy(where, bucket, key, ExtraArgs=dict(extra)), "s3 copy_object")
+
     def read(self, bucket: str, key: str) -> bytes:
         """An object of the account's in S3, whole.
 

@@ -223,7 +223,7 @@ def launch(
                 reads=place.not_ours(run, (packaged.address, texts.address)),
             )),
             *role_calls(
-                run, place.region, iam.scheduler_trust_policy(place.account),
+                run, place.region, iam.scheduler_trust(place.account),
                 iam.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
             ),
         ),
@@ -304,7 +304,7 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
     Raises:
         AwsError: If a question has no answer, with where the answers are.
     """
-    address = made.calls[-1].request["TransformOutput"]["S3OutputPath"]
+    address = f"{made.calls[-1].request['TransformOutput']['S3OutputPath']}/"
     asked = Counter(texts.lines) if texts.lines is not None else _counted(account, texts.address)
     answered: Counter[str] = Counter()
     errors: list[str] = []

@@ -3,9 +3,10 @@
 from datetime import datetime
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import requests
+from sagemaker_jobs import endpoint_requests
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.requests import LOCAL_STORAGE_FAMILIES, Isolation, Place, Request, run_prefix
+from sagemaker_jobs.schedule_requests import create_one_off
 
 JSON_LINES = "application/jsonlines"
 OUT = ".out"
@@ -27,9 +28,9 @@ RETRIES = 3
 """The most that SageMaker allows: for a container that says that it is busy."""
 
 
-def batch_prefix(run: Run, attempt: int) -> str:
-    """The keys of a transform job's outputs begin so."""
-    return f"{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "") + "/"
+def output_address(run: Run, place: Place, attempt: int) -> str:
+    """The S3 folder of a transform job's outputs; without a slash at its end, for SageMaker adds one."""
+    return f"s3://{place.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def create_model(
@@ -48,8 +49,10 @@ def create_model(
     Raises:
         AwsError: If SageMaker would refuse it.
     """
-    made = requests.create_model(run, place, image=image, model_data=model_data, environment={}, isolation=isolation)
-    return {**made, "ModelName": run.name("batch-model", attempt)}
+    return endpoint_requests.create_model(
+        run, place, image=image, model_data=model_data, environment={}, isolation=isolation,
+        name=run.name("batch-model", attempt),
+    )  # fmt: skip
 
 
 def create_transform_job(
@@ -89,7 +92,7 @@ def create_transform_job(
             "SplitType": "Line",
         },
         "TransformOutput": {
-            "S3OutputPath": f"s3://{place.bucket}/{batch_prefix(run, attempt)}",
+            "S3OutputPath": output_address(run, place, attempt),
             "Accept": JSON_LINES,
             "AssembleWith": "Line",
             **({"KmsKeyId": key} if key is not None else {}),
@@ -112,7 +115,7 @@ def create_stop(run: Run, *, at: datetime, role_arn: str, attempt: int = 1) -> R
         role_arn: What may stop that job, for the scheduler.
         attempt: From 1.
     """
-    return requests.create_one_off(
+    return create_one_off(
         run.name("batch-expiry", attempt), at=at, role_arn=role_arn, target=STOP_TARGET,
         given={"TransformJobName": run.name("batch", attempt)},
     )  # fmt: skip

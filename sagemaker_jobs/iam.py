@@ -6,13 +6,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from neuron_sum.stack import PLATFORMS, REGISTRY_ACCOUNTS
+from neuron_sum.stack import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
 from sagemaker_jobs.names import PREFIX, Run
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
+"""An endpoint has a group of its own below it, with the endpoint's name."""
+
+LOG_ACTIONS = ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
+PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
 LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
 """Each is the namespace of the same jobs' metrics, too."""
@@ -26,14 +31,7 @@ NETWORK_ACTIONS = (
 
 def trust_policy(account: str) -> Policy:
     """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
-    return policy(
-        {
-            "Effect": "Allow",
-            "Principal": {"Service": "sagemaker.amazonaws.com"},
-            "Action": "sts:AssumeRole",
-            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
-        }
-    )
+    return trusted_by("sagemaker.amazonaws.com", account)
 
 
 def job_policy(
@@ -65,7 +63,7 @@ def job_policy(
         allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
         allow(
             "Logs",
-            ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+            list(LOG_ACTIONS),
             [each for group in logs for each in (group, f"{group}:*")],
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
@@ -75,7 +73,7 @@ def job_policy(
         ),
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow(
-            "Image", ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+            "Image", list(PULL_ACTIONS),
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
     ]  # fmt: skip
@@ -112,18 +110,6 @@ def extra_statements(
     return statements
 
 
-def scheduler_trust_policy(account: str) -> Policy:
-    """Who may become the role of a one-off schedule: EventBridge Scheduler, for this account alone."""
-    return policy(
-        {
-            "Effect": "Allow",
-            "Principal": {"Service": "scheduler.amazonaws.com"},
-            "Action": "sts:AssumeRole",
-            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
-        }
-    )
-
-
 def one_off_policy(action: str, resource: str) -> Policy:
     """What a one-off schedule may do: one thing to one thing.
 
@@ -132,6 +118,75 @@ def one_off_policy(action: str, resource: str) -> Policy:
         resource: Its ARN.
     """
     return policy(allow("OneThing", [action], [resource]))
+
+
+def endpoint_policy(
+    run: Run, account: str, region: str, data: Sequence[str], *, isolation: Isolation | None = None,
+    partition: str = "aws",
+) -> Policy:  # fmt: skip
+    """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
+
+    Args:
+        run: Whose endpoint it is.
+        account: Twelve digits.
+        region: Where it runs.
+        data: S3 addresses of what it serves; one that ends in / is a prefix.
+        isolation: A key and a VPC need more.
+        partition: Of ARNs.
+    """
+    job = job_policy(account, region, "", run=run, isolation=isolation, partition=partition)
+    shared = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image", "Key", "Network")]
+    objects = [f"arn:{partition}:s3:::{place.removeprefix('s3://')}" for place in data]
+    buckets = sorted({place.removeprefix("s3://").partition("/")[0] for place in data})
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}"
+    ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
+    registry = REGISTRY_ACCOUNTS.get(region, account)
+    return policy(
+        allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
+        # Of a multi-model endpoint SageMaker lists the prefix.
+        allow("ListModels", ["s3:ListBucket"], [f"arn:{partition}:s3:::{bucket}" for bucket in buckets]),
+        allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
+        allow(
+            "EndedContainer", list(PULL_ACTIONS),
+            [f"arn:{partition}:ecr:{region}:{registry}:repository/{name}" for name in sorted(ended)],
+        ),
+        *shared,
+    )  # fmt: skip
+
+
+def scheduler_trust(account: str) -> Policy:
+    """Who may become the role of an expiry: the scheduler, for this account alone."""
+    return trusted_by("scheduler.amazonaws.com", account)
+
+
+def expiry_policy(run: Run, account: str, region: str, *, partition: str = "aws") -> Policy:
+    """What the scheduler may do with it: delete that one endpoint.
+
+    Args:
+        run: Whose endpoint it is.
+        account: Twelve digits.
+        region: Where it runs.
+        partition: Of ARNs.
+    """
+    endpoint = f"arn:{partition}:sagemaker:{region}:{account}:endpoint/{run.name('endpoint')}"
+    return one_off_policy("sagemaker:DeleteEndpoint", endpoint)
+
+
+def trusted_by(service: str, account: str) -> Policy:
+    """Who may become a role: a service, for this account alone.
+
+    Args:
+        service: Its name as a principal.
+        account: Twelve digits.
+    """
+    return policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": service},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
+        }
+    )
 
 
 def allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:

@@ -4,8 +4,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import AwsError
+from neuron_sum.stack import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.names import PREFIX
+
+ENDED = "djl-neuronx"
+"""The word for AWS's last DJL container with Neuron, in which serves what `package --container` wrote."""
+
+ENDED_CONTAINER = "djl-0.30-neuronx"
 
 
 def image_uri(number: str, region: str, tag: str) -> str:
@@ -46,6 +52,17 @@ def newest_image(account: Account, target: str) -> str:
             f"neuron-sum aws image --target {target} builds it; or --image URI",
         )
     return image_uri(account.id, account.region, max(found)[1])
+
+
+def ended_image(region: str) -> str:
+    """AWS's last DJL container with Neuron, in a region.
+
+    Raises:
+        PlatformError: If AWS publishes no registry there.
+    """
+    ended = ENDED_CONTAINERS[ENDED_CONTAINER]
+    repository, _, tag = ended.name.partition(":")
+    return RegistryImage(repository, tag, "serve", ended.versions, ended.source, ended.checked).uri(region)
 
 
 def _pushed(image: dict[str, Any]) -> datetime:

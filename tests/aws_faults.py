@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.testing
@@ -20,11 +21,18 @@ from in_process import neuron_sum
 from sagemaker_jobs.ledger import Ledger
 
 command_of = cache(typer.testing._get_command)
+session_of = cache(Session)
+"""For all tests of this process: their environment for AWS is the same, and a session reads AWS's list of regions."""
 
 
-def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One session and one parser for all commands of this process, and no pauses between attempts."""
-    monkeypatch.setattr("boto3.Session", cache(Session))
+def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One session and one parser for all commands of this process; no pauses; only where a fault comes is it HTTP."""
+
+    def directly(request: Any, **_: Any) -> Any:
+        return aws.directly(request) if aws.point is None else None
+
+    monkeypatch.setattr("boto3.Session", session_of)
+    monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
@@ -43,7 +51,12 @@ class Points:
 
 
 def every_point(
-    aws: AwsServer, words: Sequence[str], fault: Fault, folder: Path, ready: Callable[[AwsServer], None]
+    aws: AwsServer,
+    words: Sequence[str],
+    fault: Fault,
+    folder: Path,
+    ready: Callable[[AwsServer], None],
+    only: frozenset[str] = frozenset(),
 ) -> Points:
     """Runs a command until each of its calls has failed once, in an empty account each time, and clears up after it.
 
@@ -53,15 +66,18 @@ def every_point(
         fault: What happens to a call.
         folder: For the ledgers, one for each point.
         ready: Makes the account what the command needs, and says in the script how its jobs go.
+        only: Calls that it is about; none: all. The others are then another command's, which has them the same.
     """
-    points = Points()
+    points, number = Points(), -1
     while True:
-        number = len(points.calls)
+        number += 1
         aws.reset()
         os.environ["NEURON_SUM_STATE"] = str(folder / f"state-{number}")
         ready(aws)
         aws.fault, aws.point = fault, number
         code = _killed(aws, words) if fault.startswith("killed") else neuron_sum(*words).exit_code
+        if aws.hit is not None and only and aws.hit not in only:
+            continue
         if aws.hit is None:  # the command is over before its n-th call: there are no more points
             assert code == 0
             cleared(aws, "no fault")
@@ -82,7 +98,7 @@ def cleared(aws: AwsServer, where: str) -> None:
     aws.script.looks = None  # what runs goes on until it is stopped
     ledgers = [_ledger(path) for path in Path(os.environ["NEURON_SUM_STATE"]).glob("aws/*.jsonl")]
     noted = {(entry.kind, entry.name) for ledger in ledgers for entry in ledger.open()}
-    for left in aws.everything(artifacts=True):
+    for left in [*aws.everything(), *aws.kept()]:
         kind, name = left.split()[:2]
         # A build has its project's name, and goes when that goes.
         assert (("build-project", name.partition(":")[0]) if kind == "build" else (kind, name)) in noted, (
@@ -94,7 +110,7 @@ def cleared(aws: AwsServer, where: str) -> None:
     assert neuron_sum("aws", "down", "--check").exit_code == 0, where
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--every", "0.01")
     assert gone.exit_code == 0, f"{where}: {gone.stderr}"
-    assert aws.everything(artifacts=True) == [], where
+    assert aws.kept() == [], where
     for ledger in ledgers:
         assert ledger.open() == [], where
 
