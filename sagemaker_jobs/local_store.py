@@ -1,11 +1,15 @@
 """A folder that stands in for S3: what a launch would upload, and what jobs write, at the addresses of the requests."""
 
+import os
 import shutil
 from pathlib import Path
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.requests import Request
+
+GRAPHS = "graphs"
+"""Of a cache of neuron-sum's: the folder of compiled graphs."""
 
 
 class LocalStore:
@@ -54,3 +58,26 @@ class LocalStore:
     def checkpoints(self, request: Request) -> Path:
         """What SageMaker keeps of /opt/ml/checkpoints, for all jobs with the same address."""
         return self.path(request["CheckpointConfig"]["S3Uri"])
+
+
+def share_graphs(source: Path, target: Path) -> int:
+    """Gives one cache's compiled graphs to another: found by their content, and never changed, they can be shared.
+
+    Args:
+        source: A cache.
+        target: Another.
+
+    Returns:
+        How many were not there yet.
+    """
+    there = target / GRAPHS
+    there.mkdir(parents=True, exist_ok=True)
+    new = [path for path in (source / GRAPHS).glob("[!.]*") if path.is_file() and not (there / path.name).exists()]
+    for path in new:
+        whole = there / f".{path.name}.tmp-{os.getpid()}"
+        try:
+            whole.hardlink_to(path)
+        except OSError:  # another disk
+            shutil.copy(path, whole)
+        whole.replace(there / path.name)
+    return len(new)

@@ -1,7 +1,6 @@
 """A recipe's whole life in AWS, on this machine: the requests of a launch, run in the container's own layout."""
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from sagemaker_jobs.container import Container, Ended, running, started
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.local_image import LocalImage
-from sagemaker_jobs.local_store import LocalStore
+from sagemaker_jobs.local_store import LocalStore, share_graphs
 from sagemaker_jobs.names import new_run
 from sagemaker_jobs.pricing import ANY_ACCOUNT
 from sagemaker_jobs.requests import Isolation, Request
@@ -35,9 +34,6 @@ LIMIT_S = 4 * 3600
 
 BASE = "base"
 """Of a run: its base model, which goes before the path that the run knows."""
-
-GRAPHS = "graphs"
-"""Of neuron-sum's cache: the folder of compiled graphs."""
 
 NEEDS_AWS = {
     "the image": "that AWS's registry lets the job pull it, and what is in it: its Python, torch and Neuron's packages",
@@ -288,12 +284,12 @@ class Rehearsal:
 
     def _compile(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> Path:
         request = _job(launch)
-        graphs = store.checkpoints(request) / "cache" / GRAPHS
-        lent = _link_new(files.cache_folder() / GRAPHS, graphs)
+        graphs, own = store.checkpoints(request) / "cache", files.cache_folder()
+        lent = share_graphs(own, graphs)
         with self._container(request, store, image, []) as container:
             _check(container.wait(), self.folder)
             container.write_model(store.model(request))
-        made = _link_new(graphs, files.cache_folder() / GRAPHS)
+        made = share_graphs(graphs, own)
         stage.seen = f"by the compile job's request, for this CPU; {made} graphs compiled"
         stage.seen += f" beside {lent} that this machine had in its cache" if lent else ""
         return store.model(request)
@@ -327,19 +323,6 @@ class Rehearsal:
 
 def _job(launch: Launch) -> Request:
     return launch.calls[0].request
-
-
-def _link_new(source: Path, target: Path) -> int:
-    """How many compiled graphs were not there yet: found by their content, and never changed, they can be shared."""
-    target.mkdir(parents=True, exist_ok=True)
-    new = [path for path in source.glob("[!.]*") if path.is_file() and not (target / path.name).exists()]
-    for path in new:
-        try:
-            (target / path.name).hardlink_to(path)
-        except OSError:  # another disk
-            shutil.copy(path, target / f".{path.name}.tmp-{os.getpid()}")
-            (target / f".{path.name}.tmp-{os.getpid()}").replace(target / path.name)
-    return len(new)
 
 
 def _check(ended: Ended | None, folder: Path) -> None:

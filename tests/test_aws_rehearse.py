@@ -20,7 +20,7 @@ from training_runs import LONG
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import local_image, namespace, validity, wheelhouse
+from sagemaker_jobs import local_image, namespace, validity
 from sagemaker_jobs.calls import Call
 from sagemaker_jobs.container import Container, running, started
 from sagemaker_jobs.local_image import LocalImage
@@ -172,12 +172,6 @@ def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: 
         refused = in_process("aws", "rehearse", str(micro), *words)
         assert refused.exit_code == 14 and told in refused.stderr, refused.stderr
     assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-@pytest.fixture(scope="session")
-def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheelhouse with ours alone."""
-    return wheelhouse.build_own(tmp_path_factory.mktemp("wheelhouse")).parent
 
 
 @pytest.fixture
