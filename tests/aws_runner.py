@@ -1,4 +1,4 @@
-"""Runs the training jobs of the tests' account in containers: channels from its S3, model.tar.gz and log back to AWS."""
+"""Runs the training jobs of the tests' account in containers: channels from its S3, model.tar.gz and log back."""
 
 import threading
 import time

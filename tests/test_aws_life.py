@@ -127,7 +127,7 @@ def test_a_job_that_fails_or_is_stopped_says_so_and_leaves_nothing(
     wheels = ("--wheelhouse", str(own_wheel))
     failed = neuron_sum("aws", "train", str(micro), "data.max_source_length=8", *CPU, *wheels)
     assert failed.exit_code == 14
-    [error] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    *_, error = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
     assert "AlgorithmError" in error and "max_source_length" in error, error
 
     started = told("train", str(micro), *LONG, "train.max_steps=100000", *CPU, *wheels, "--detach")
