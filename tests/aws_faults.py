@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.testing
@@ -24,9 +25,14 @@ session_of = cache(Session)
 """For all tests of this process: their environment for AWS is the same, and a session reads AWS's list of regions."""
 
 
-def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One session and one parser for all commands of this process, and no pauses between attempts."""
+def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One session and one parser for all commands of this process; no pauses; only where a fault comes is it HTTP."""
+
+    def directly(request: Any, **_: Any) -> Any:
+        return aws.directly(request) if aws.point is None else None
+
     monkeypatch.setattr("boto3.Session", session_of)
+    monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
@@ -92,7 +98,7 @@ def cleared(aws: AwsServer, where: str) -> None:
     aws.script.looks = None  # what runs goes on until it is stopped
     ledgers = [_ledger(path) for path in Path(os.environ["NEURON_SUM_STATE"]).glob("aws/*.jsonl")]
     noted = {(entry.kind, entry.name) for ledger in ledgers for entry in ledger.open()}
-    for left in aws.everything(artifacts=True):
+    for left in [*aws.everything(), *aws.kept()]:
         kind, name = left.split()[:2]
         # A build has its project's name, and goes when that goes.
         assert (("build-project", name.partition(":")[0]) if kind == "build" else (kind, name)) in noted, (
@@ -104,7 +110,7 @@ def cleared(aws: AwsServer, where: str) -> None:
     assert neuron_sum("aws", "down", "--check").exit_code == 0, where
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--every", "0.01")
     assert gone.exit_code == 0, f"{where}: {gone.stderr}"
-    assert aws.everything(artifacts=True) == [], where
+    assert aws.kept() == [], where
     for ledger in ledgers:
         assert ledger.open() == [], where
 

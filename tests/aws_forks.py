@@ -4,6 +4,7 @@ A command is a line of JSON on stdin (words, environment, folder). The answer is
 another line, so that whoever shall kill it knows it in time. Then comes its exit code.
 """
 
+import gc
 import json
 import os
 import pkgutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import boto3
+import typer.main
 
 SERVICES = (
     "application-autoscaling",
@@ -32,14 +34,21 @@ SERVICES = (
 
 
 class Session(boto3.session.Session):
-    """Reading AWS's description of SageMaker takes as long as all calls of a run; a client is made once."""
+    """Reading AWS's description of SageMaker takes as long as all calls of a run; a client is made once.
+
+    Attributes:
+        made: By service and server.
+        directly: Answers a request instead of the server; None where it is to be sent.
+    """
 
     made: ClassVar[dict[tuple[str, str], Any]] = {}
+    directly: ClassVar[Callable[..., Any]] = staticmethod(lambda request, **_: None)
 
     def client(self, service: str, **options: Any) -> Any:  # type: ignore[override]
         key = service, os.environ["AWS_ENDPOINT_URL"]
         if key not in self.made:
-            self.made[key] = super().client(service, **options)
+            made = self.made[key] = super().client(service, **options)
+            made.meta.events.register("before-send", lambda **sent: Session.directly(**sent))
         return self.made[key]
 
 
@@ -76,26 +85,29 @@ class Forks:
 
 
 def _serve() -> None:
+    import sagemaker_jobs
     from neuron_sum.cli import build
+    from neuron_sum.recipe_loading import load_recipe
     from sagemaker_jobs.account import Account
 
-    for package in ("neuron_sum", "sagemaker_jobs"):
-        for module in pkgutil.iter_modules(import_module(package).__path__):
-            if module.name not in ("__main__", "entry"):
-                import_module(f"{package}.{module.name}")
+    for module in pkgutil.iter_modules(sagemaker_jobs.__path__):
+        if module.name != "entry":
+            import_module(f"sagemaker_jobs.{module.name}")
     import_module("s3transfer.manager")
+    load_recipe("tiny")
     boto3.Session = cache(Session)
     account = Account()
     for service in SERVICES:
         account.client(service)
-    app = build()
+    command = typer.main.get_command(build())
+    gc.freeze()  # looking for garbage would write to every page that the forks share
     assert len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - a fork has the thread that forks, and the others' locks
     while line := sys.stdin.readline():
         held, release = os.pipe()
         if (fork := os.fork()) == 0:
             os.close(release)
             os.read(held, 1)
-            _become(json.loads(line), app)
+            _become(json.loads(line), command)
         os.close(held)
         print(fork, flush=True)
         sys.stdin.readline()
@@ -103,7 +115,7 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
 
 
-def _become(told: dict[str, Any], app: Callable[..., None]) -> None:
+def _become(told: dict[str, Any], command: Callable[..., None]) -> None:
     """The command, in this process; does not return."""
     os.environ.clear()
     os.environ.update(told["environment"])
@@ -113,7 +125,7 @@ def _become(told: dict[str, Any], app: Callable[..., None]) -> None:
         os.dup2(nowhere, stream)
     code = 1
     try:
-        app(told["words"])
+        command(told["words"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     finally:

@@ -30,7 +30,7 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
     """conftest's, quickly; with our images in its registry."""
-    hasten(monkeypatch)
+    hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     ecr = aws.boto3("ecr")
     ecr.create_repository(repositoryName="neuron-sum")

@@ -24,7 +24,7 @@ TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.0
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """conftest's, quickly; with wheels in the folder of that name."""
-    hasten(monkeypatch)
+    hasten(aws, monkeypatch)
     monkeypatch.chdir(wheels.parent)
     return aws
 
