@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuron_sum import prices
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import endpoint, endpoint_requests, pricing, requests
+from sagemaker_jobs import endpoint, endpoint_requests, pricing, requests, schedule_requests
 from sagemaker_jobs.endpoint import Hosting
 from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
@@ -156,7 +156,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
         assert hours is None or prices.USD_PER_HOUR[instance] * (most or instances) * hours > cap
     else:
         assert hours is not None and prices.USD_PER_HOUR[instance] * (most or instances) * hours <= cap
-        ends = endpoint_requests.expiry_of(requests["schedule"])
+        ends = schedule_requests.time_of(requests["schedule"])
         assert (ends - now).total_seconds() <= hours * 3600
 
 
