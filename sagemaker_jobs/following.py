@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from neuron_sum.causes import Cause
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.explain import explain
@@ -86,7 +87,7 @@ def follow(
     Raises:
         AwsError: If it failed, with AWS's reason and the known cause in its log; or was stopped, which is no success.
     """
-    log = Log(account, name)
+    log = Log(account, LOG_GROUP, f"{name}/")  # each of its hosts has a stream that begins so
     before = ""
     while True:
         job = describe(account, name)
@@ -107,9 +108,8 @@ def follow(
 
 def _unsuccessful(job: Job, log: "Log") -> AwsError:
     reason = " ".join(str(job.described.get("FailureReason", "")).split())
-    text = "\n".join([reason, *log.lines])
-    told = explain(io.BytesIO(text.encode())).findings
-    known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
+    cause = known_cause(reason, log.lines)
+    known = f"; {cause.name}: {cause.cause}" if cause else ""
     if job.status == "Stopped":
         why = reason or {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}.get(
             job.stage, "a request to stop"
@@ -118,20 +118,32 @@ def _unsuccessful(job: Job, log: "Log") -> AwsError:
             f"{job.name} was stopped by {why}: it is not done{known}",
             "neuron-sum aws train RECIPE --resume RUN goes on from its last checkpoint",
         )
-    hint = told[-1].cause.remedy if told else f"aws logs tail {LOG_GROUP} --log-stream-name-prefix {job.name}/"
+    hint = cause.remedy if cause else f"aws logs tail {LOG_GROUP} --log-stream-name-prefix {job.name}/"
     return AwsError(f"{job.name} failed: {reason or 'AWS gives no reason'}{known}", hint)
 
 
+def known_cause(reason: str, lines: list[str]) -> Cause | None:
+    """The last known cause in AWS's reason and the lines of a log.
+
+    Args:
+        reason: What AWS says.
+        lines: Of the log.
+    """
+    told = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
+    return told[-1].cause if told else None
+
+
 class Log:
-    """The lines of a job's log in CloudWatch, each told once.
+    """The lines of a log in CloudWatch, each told once.
 
     Args:
         account: Where.
-        name: The job's; each of its hosts has a stream that begins so.
+        group: Its log group.
+        begins: What the names of its streams begin with.
     """
 
-    def __init__(self, account: Account, name: str) -> None:
-        self._account, self._name = account, name
+    def __init__(self, account: Account, group: str, begins: str) -> None:
+        self._account, self.group, self.begins = account, group, begins
         self._tokens: dict[str, str | None] = {}
         self.lines: list[str] = []
 
@@ -145,7 +157,7 @@ class Log:
         try:
             streams = self._account.pages(
                 "logs", "describe_log_streams", "logStreams",
-                logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/",
+                logGroupName=self.group, logStreamNamePrefix=self.begins,
             )  # fmt: skip
             for stream in sorted(item["logStreamName"] for item in streams):
                 found += self._read(stream)
@@ -160,7 +172,7 @@ class Log:
         while True:
             token = self._tokens.get(stream)
             page = self._account.call(
-                "logs", "get_log_events", logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True,
+                "logs", "get_log_events", logGroupName=self.group, logStreamName=stream, startFromHead=True,
                 **({"nextToken": token} if token else {}),
             )  # fmt: skip
             lines += [event["message"].rstrip("\n") for event in page["events"]]

@@ -3,6 +3,7 @@
 `aws train` makes the job's role from the same policy that `aws iam` prints.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from neuron_sum.stack import PLATFORMS, REGISTRY_ACCOUNTS
@@ -12,6 +13,9 @@ from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 Policy = dict[str, Any]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+BUILD_LOGS = "/aws/codebuild/"
+"""A build project's own log group begins so."""
+
 METRICS_NAMESPACE = "/aws/sagemaker/TrainingJobs"
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
@@ -20,12 +24,17 @@ NETWORK_ACTIONS = (
 )  # fmt: skip
 
 
-def trust_policy(account: str) -> Policy:
-    """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
+def trust_policy(account: str, service: str = "sagemaker") -> Policy:
+    """Who may become a job's role: SageMaker, for this account alone (the confused deputy).
+
+    Args:
+        account: Twelve digits.
+        service: Another one than SageMaker.
+    """
     return policy(
         {
             "Effect": "Allow",
-            "Principal": {"Service": "sagemaker.amazonaws.com"},
+            "Principal": {"Service": f"{service}.amazonaws.com"},
             "Action": "sts:AssumeRole",
             "Condition": {"StringEquals": {"aws:SourceAccount": account}},
         }
@@ -76,13 +85,61 @@ def job_policy(
         ),
     ]  # fmt: skip
     if isolation is not None and isolation.kms_key is not None:
-        key = isolation.kms_key
-        arn = key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
+        arn = _key_arn(isolation.kms_key, account, region, partition)
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
     if isolation is not None and isolation.subnets:
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
         statements.append(allow("Network", list(NETWORK_ACTIONS), ["*"]))
     return policy(*statements)
+
+
+def build_trust_policy(account: str) -> Policy:
+    """The same for CodeBuild."""
+    return trust_policy(account, "codebuild")
+
+
+def build_policy(
+    account: str, region: str, bucket: str, *, key: str | None = None, project: str | None = None,
+    private: Sequence[tuple[str, ...]] = (), kms_key: str | None = None, partition: str = "aws",
+) -> Policy:  # fmt: skip
+    """What a build may do: read its context, push to the one repository, write its own log.
+
+    Args:
+        account: Twelve digits.
+        region: Where it runs.
+        bucket: With the context.
+        key: The context's; None: any.
+        project: The one whose log it writes; None: any of ours.
+        private: Repositories of base images that need a login: account, region and name of each.
+        kms_key: Of the bucket's objects.
+        partition: Of ARNs.
+    """
+    s3 = f"arn:{partition}:s3:::{bucket}"
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{BUILD_LOGS}{project or f'{PREFIX}-*'}"
+    pulled = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+    pushed = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
+    own = [f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}"]
+    statements = [
+        allow("ReadContext", ["s3:GetObject", "s3:GetObjectVersion"],
+              [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]),
+        # CodeBuild looks whose the bucket of its source is, and where.
+        allow("LookAtBucket", ["s3:GetBucketAcl", "s3:GetBucketLocation"], [s3]),
+        allow("Push", [*pulled, *pushed], own),
+        # No resource can be named.
+        allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
+        allow("Logs", ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], [logs, f"{logs}:*"]),
+    ]  # fmt: skip
+    if private:
+        bases = [f"arn:{partition}:ecr:{where}:{owner}:repository/{name}" for owner, where, name in private]
+        statements.append(allow("PullBases", pulled, bases))
+    if kms_key is not None:
+        statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*"],
+                                [_key_arn(kms_key, account, region, partition)]))  # fmt: skip
+    return policy(*statements)
+
+
+def _key_arn(key: str, account: str, region: str, partition: str) -> str:
+    return key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
 
 
 def allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
