@@ -46,7 +46,9 @@ UNREACHED = (
     "HTTPClientError", "ProxyConnectionError", "SSLError",
 )  # fmt: skip
 
-ASSUME_ROLE = re.compile(r"could not assume role|unable to assume|cannot be assumed|AssumeRole", re.IGNORECASE)
+ASSUME_ROLE = re.compile(
+    r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
+)
 NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
@@ -202,6 +204,21 @@ class Account:
             raise self._translated(cause, "s3 put_object") from error
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:
             raise self._translated(error, "s3 put_object") from error
+
+    def copy(self, source: tuple[str, str], bucket: str, key: str, extra: Mapping[str, Any]) -> None:
+        """An object inside S3, in parts where it is large; nothing of it comes here.
+
+        Args:
+            source: Bucket and key.
+            bucket: Where to.
+            key: Under which.
+            extra: As copy_object takes it.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        where = {"Bucket": source[0], "Key": source[1]}
+        self.translated(lambda: self.client("s3").copy(where, bucket, key, ExtraArgs=dict(extra)), "s3 copy_object")
 
     def translated(self, made: Callable[[], Any], what: str) -> Any:
         """What a function gives, with boto3's errors as ours.

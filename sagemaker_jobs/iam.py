@@ -6,13 +6,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from neuron_sum.stack import PLATFORMS, REGISTRY_ACCOUNTS
+from neuron_sum.stack import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
 from sagemaker_jobs.names import PREFIX, Run
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
+"""An endpoint has a group of its own below it, with the endpoint's name."""
+
+LOG_ACTIONS = ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
+PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
 BUILD_LOGS = "/aws/codebuild/"
 """A build project's own log group begins so."""
 
@@ -24,21 +29,9 @@ NETWORK_ACTIONS = (
 )  # fmt: skip
 
 
-def trust_policy(account: str, service: str = "sagemaker") -> Policy:
-    """Who may become a job's role: SageMaker, for this account alone (the confused deputy).
-
-    Args:
-        account: Twelve digits.
-        service: Another one than SageMaker.
-    """
-    return policy(
-        {
-            "Effect": "Allow",
-            "Principal": {"Service": f"{service}.amazonaws.com"},
-            "Action": "sts:AssumeRole",
-            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
-        }
-    )
+def trust_policy(account: str) -> Policy:
+    """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
+    return trusted_by("sagemaker.amazonaws.com", account)
 
 
 def job_policy(
@@ -70,7 +63,7 @@ def job_policy(
         allow("ListBoth", ["s3:ListBucket"], [s3], {"StringLike": {"s3:prefix": [f"{inputs}*", f"{runs}*"]}}),
         allow(
             "Logs",
-            ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+            list(LOG_ACTIONS),
             [logs, f"{logs}:*"],
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
@@ -80,7 +73,7 @@ def job_policy(
         ),
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow(
-            "Image", ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+            "Image", list(PULL_ACTIONS),
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
     ]  # fmt: skip
@@ -94,8 +87,8 @@ def job_policy(
 
 
 def build_trust_policy(account: str) -> Policy:
-    """The same for CodeBuild."""
-    return trust_policy(account, "codebuild")
+    """Who may become the role of a build: CodeBuild, for this account alone."""
+    return trusted_by("codebuild.amazonaws.com", account)
 
 
 def build_policy(
@@ -116,7 +109,6 @@ def build_policy(
     """
     s3 = f"arn:{partition}:s3:::{bucket}"
     logs = f"arn:{partition}:logs:{region}:{account}:log-group:{BUILD_LOGS}{project or f'{PREFIX}-*'}"
-    pulled = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
     pushed = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
     own = [f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}"]
     statements = [
@@ -124,14 +116,14 @@ def build_policy(
               [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]),
         # CodeBuild looks whose the bucket of its source is, and where.
         allow("LookAtBucket", ["s3:GetBucketAcl", "s3:GetBucketLocation"], [s3]),
-        allow("Push", [*pulled, *pushed], own),
+        allow("Push", [*PULL_ACTIONS, *pushed], own),
         # No resource can be named.
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow("Logs", ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], [logs, f"{logs}:*"]),
     ]  # fmt: skip
     if private:
         bases = [f"arn:{partition}:ecr:{where}:{owner}:repository/{name}" for owner, where, name in private]
-        statements.append(allow("PullBases", pulled, bases))
+        statements.append(allow("PullBases", list(PULL_ACTIONS), bases))
     if kms_key is not None:
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*"],
                                 [_key_arn(kms_key, account, region, partition)]))  # fmt: skip
@@ -140,6 +132,75 @@ def build_policy(
 
 def _key_arn(key: str, account: str, region: str, partition: str) -> str:
     return key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
+
+
+def endpoint_policy(
+    run: Run, account: str, region: str, data: Sequence[str], *, isolation: Isolation | None = None,
+    partition: str = "aws",
+) -> Policy:  # fmt: skip
+    """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
+
+    Args:
+        run: Whose endpoint it is.
+        account: Twelve digits.
+        region: Where it runs.
+        data: S3 addresses of what it serves; one that ends in / is a prefix.
+        isolation: A key and a VPC need more.
+        partition: Of ARNs.
+    """
+    job = job_policy(account, region, "", run=run, isolation=isolation, partition=partition)
+    shared = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image", "Key", "Network")]
+    objects = [f"arn:{partition}:s3:::{place.removeprefix('s3://')}" for place in data]
+    buckets = sorted({place.removeprefix("s3://").partition("/")[0] for place in data})
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}"
+    ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
+    registry = REGISTRY_ACCOUNTS.get(region, account)
+    return policy(
+        allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
+        # Of a multi-model endpoint SageMaker lists the prefix.
+        allow("ListModels", ["s3:ListBucket"], [f"arn:{partition}:s3:::{bucket}" for bucket in buckets]),
+        allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
+        allow(
+            "EndedContainer", list(PULL_ACTIONS),
+            [f"arn:{partition}:ecr:{region}:{registry}:repository/{name}" for name in sorted(ended)],
+        ),
+        *shared,
+    )  # fmt: skip
+
+
+def scheduler_trust(account: str) -> Policy:
+    """Who may become the role of an expiry: the scheduler, for this account alone."""
+    return trusted_by("scheduler.amazonaws.com", account)
+
+
+def expiry_policy(run: Run, account: str, region: str, *, partition: str = "aws") -> Policy:
+    """What the scheduler may do with it: delete that one endpoint.
+
+    Args:
+        run: Whose endpoint it is.
+        account: Twelve digits.
+        region: Where it runs.
+        partition: Of ARNs.
+    """
+    endpoint = f"arn:{partition}:sagemaker:{region}:{account}:endpoint/{run.name('endpoint')}"
+    return policy(allow("EndEndpoint", ["sagemaker:DeleteEndpoint"], [endpoint]))
+
+
+def trusted_by(service: str, account: str) -> Policy:
+    """Who may become a role: a service, for this account alone.
+
+    Args:
+        service: Its name as a principal.
+        account: Twelve digits.
+    """
+    return policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": service},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": account}},
+        }
+    )
 
 
 def allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:

@@ -15,14 +15,15 @@ from typing import Any
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from neuron_sum.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
-from sagemaker_jobs import builds, iam
-from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs import builds, iam, registry
+from sagemaker_jobs.account import Account
 from sagemaker_jobs.artifacts import REPOSITORY
 from sagemaker_jobs.calls import Call
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import RUN_TAG, Run, role_path, tags
+from sagemaker_jobs.registry import image_uri
 from sagemaker_jobs.requests import Isolation, Request, inputs_prefix
 
 BUILDERS = {"medium": "BUILD_GENERAL1_MEDIUM", "large": "BUILD_GENERAL1_LARGE"}
@@ -64,27 +65,6 @@ class Options:
     bucket: str | None = None
     role_arn: str | None = None
     kms_key: str | None = None
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image in the repository.
-
-    Attributes:
-        uri: With its tag, as people read it.
-        pinned: With its digest, which no later push can move.
-        digest: Of its manifest.
-        size: Bytes, compressed, as ECR counts them.
-    """
-
-    uri: str
-    pinned: str
-    digest: str
-    size: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For --json."""
-        return {"image": self.uri, "pinned": self.pinned, "digest": self.digest, "bytes": self.size}
 
 
 def context(target: str, given: Path | None, scratch: Path) -> Channel:
@@ -129,12 +109,6 @@ def bases(dockerfile: str) -> list[str]:
             found.append(name)
         stages.add(stage)
     return found
-
-
-def registry(account: str, region: str) -> str:
-    """Where the account's images are pushed."""
-    domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"{account}.dkr.ecr.{region}.{domain}"
 
 
 def buildspec(uri: str, region: str, froms: list[str]) -> Request:
@@ -247,7 +221,7 @@ def launch(
     froms = bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     key = inputs_prefix(archive.name, archive.digest) + ARCHIVE
     tag = tag_of(options.target, found)
-    uri = f"{registry(account, region)}/{REPOSITORY}:{tag}"
+    uri = image_uri(account, region, tag)
     project = create_project(
         run, options, tag, source=f"{place.bucket}/{key}", spec=buildspec(uri, region, froms), role_arn=role
     )
@@ -276,45 +250,6 @@ def tag_of(target: str, found: Channel) -> str:
     return f"{target}-{found.digest}"
 
 
-def look(account: Account, tag: str) -> Image | None:
-    """The image of that tag, if it is there.
-
-    Raises:
-        AwsError: If the repository of that name is not ours, or AWS cannot be asked.
-    """
-    if not _is_ours(account):
-        return None
-    try:
-        [found] = account.call(
-            "ecr", "describe_images", repositoryName=REPOSITORY, imageIds=[{"imageTag": tag}]
-        )["imageDetails"]  # fmt: skip
-    except Refused as refused:
-        if not refused.missing:
-            raise
-        return None
-    return _image(account, found, tag)
-
-
-def newest(account: Account, target: str) -> str | None:
-    """The image of a target that was pushed last, by its digest; None if there is none.
-
-    Args:
-        account: Where.
-        target: cpu or inf2.
-
-    Raises:
-        AwsError: As `look`.
-    """
-    if not _is_ours(account):
-        return None
-    listing = account.pages(
-        "ecr", "describe_images", "imageDetails", repositoryName=REPOSITORY, filter={"tagStatus": "TAGGED"}
-    )
-    found = [each for each in listing if any(tag.startswith(f"{target}-") for tag in each.get("imageTags", []))]
-    last = max(found, key=lambda each: each["imagePushedAt"], default=None)
-    return None if last is None else _image(account, last, last["imageTags"][0]).pinned
-
-
 def emit_built(account: Account, ledger: Ledger, run: str, build: dict[str, Any], told: dict[str, Any]) -> None:
     """Shows the image of a build that succeeded, and clears up after it; what is shown is in the repository.
 
@@ -330,7 +265,7 @@ def emit_built(account: Account, ledger: Ledger, run: str, build: dict[str, Any]
     """
     environment = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}
     tag = environment[TAG]
-    there = look(account, tag)
+    there = registry.look(account, tag)
     if there is None:
         raise AwsError(
             f"{build['projectName']} succeeded, and {REPOSITORY} has no image {tag}",
@@ -345,26 +280,3 @@ def emit_built(account: Account, ledger: Ledger, run: str, build: dict[str, Any]
         f"${month:.2f} a month to keep ({ECR_SOURCE})",
         "the build's project and role are gone; neuron-sum aws down --all --artifacts deletes the image, too",
     )  # fmt: skip
-
-
-def _image(account: Account, found: dict[str, Any], tag: str) -> Image:
-    repository = f"{registry(account.id, account.region)}/{REPOSITORY}"
-    digest = str(found["imageDigest"])
-    return Image(f"{repository}:{tag}", f"{repository}@{digest}", digest, int(found.get("imageSizeInBytes", 0)))
-
-
-def _is_ours(account: Account) -> bool:
-    """Whether the repository is there; one of that name without our tag is somebody else's, and stays as it is."""
-    try:
-        [found] = account.call("ecr", "describe_repositories", repositoryNames=[REPOSITORY])["repositories"]
-    except Refused as refused:
-        if not refused.missing:
-            raise
-        return False
-    arn = found["repositoryArn"]
-    if not any(tag["Key"] == RUN_TAG for tag in account.call("ecr", "list_tags_for_resource", resourceArn=arn)["tags"]):
-        raise AwsError(
-            f"the repository {REPOSITORY} in {account.region} is not ours: it has no tag {RUN_TAG}",
-            f"if it is yours to use: aws ecr tag-resource --resource-arn {arn} --tags Key={RUN_TAG},Value=all",
-        )
-    return True

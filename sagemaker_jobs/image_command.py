@@ -41,7 +41,7 @@ def image(
     dry_run: RequestsOption = False,
 ) -> None:
     """Build the serving image with CodeBuild into a repository of the account; what is there is not built again."""
-    from sagemaker_jobs import builds, terminal
+    from sagemaker_jobs import builds, registry, terminal
     from sagemaker_jobs import image as images
     from sagemaker_jobs import plan as planning
     from sagemaker_jobs.names import new_run
@@ -53,7 +53,7 @@ def image(
     with tempfile.TemporaryDirectory(prefix="neuron-sum-image-") as scratch:
         found = images.context(target, context, Path(scratch))
         tag = images.tag_of(target, found)
-        if account is not None and not dry_run and (there := images.look(account, tag)) is not None:
+        if account is not None and not dry_run and (there := registry.look(account, tag)) is not None:
             console.emit({**there.as_dict(), "built": False}, f"{there.uri} is there already: nothing to build")
             return
         archive = images.archived(found, Path(scratch) / images.ARCHIVE)

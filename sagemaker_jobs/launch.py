@@ -20,6 +20,25 @@ PARTS_KEPT_DAYS = 1
 
 
 @dataclass(frozen=True)
+class Copy:
+    """One object that S3 copies.
+
+    Attributes:
+        source: Its address.
+        key: Where to, in the launch's bucket.
+    """
+
+    source: str
+    key: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The source's bucket and key."""
+        bucket, _, key = self.source.removeprefix("s3://").partition("/")
+        return bucket, key
+
+
+@dataclass(frozen=True)
 class Launch:
     """All that a start is.
 
@@ -31,6 +50,8 @@ class Launch:
         bucket_calls: That make and set the bucket; none for the caller's own.
         role_calls: That make roles; none for the caller's own.
         encryption: Of every upload, as put_object takes it.
+        copies: From S3 to keys of the bucket, once the uploads are there.
+        later: What can be sent only when the rest has come up; `start` does not.
     """
 
     run: Run
@@ -40,6 +61,8 @@ class Launch:
     bucket_calls: tuple[Call, ...] = ()
     role_calls: tuple[Call, ...] = ()
     encryption: Mapping[str, str] = field(default_factory=dict)
+    copies: tuple[Copy, ...] = ()
+    later: tuple[Call, ...] = ()
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Every request in its order; an upload's body is the file."""
@@ -50,7 +73,15 @@ class Launch:
             })
             for channel in self.channels for name, path in sorted(channel.files.items())
         ]  # fmt: skip
-        return [call.as_dict() for call in (*self.bucket_calls, *uploads, *self.role_calls, *self.calls)]
+        copies = [
+            Call("s3", "copy_object", {
+                "CopySource": copy.source.removeprefix("s3://"), "Bucket": self.place.bucket, "Key": copy.key,
+                "ExpectedBucketOwner": self.place.account, **self.encryption,
+            })
+            for copy in self.copies
+        ]  # fmt: skip
+        made = (*self.bucket_calls, *uploads, *copies, *self.role_calls, *self.calls, *self.later)
+        return [call.as_dict() for call in made]
 
 
 def place_of(
@@ -93,6 +124,9 @@ def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[i
     for channel in made.channels:
         for _, size in inputs.upload(account, made.place.bucket, channel, made.encryption):
             on_upload(size)
+    for copy in made.copies:
+        extra = {**made.encryption, "ExpectedBucketOwner": made.place.account}
+        account.copy(copy.place, made.place.bucket, copy.key, extra)
     for call in made.role_calls:
         create(account, ledger, call, made.run)
     send = create_with_new_role if made.role_calls else create
@@ -123,7 +157,9 @@ def bucket_calls(place: Place) -> tuple[Call, ...]:
     )  # fmt: skip
 
 
-def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role") -> tuple[Call, ...]:
+def role_calls(
+    run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kind: str = "role", *, policy_name: str = ROLE_POLICY
+) -> tuple[Call, ...]:
     """A role of a run's, with its one policy.
 
     Args:
@@ -132,6 +168,7 @@ def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kin
         trust: Who may become it.
         policy: What it may.
         kind: What its name ends with: role, build-role or expiry-role.
+        policy_name: The policy's.
     """
     name = run.name(kind)
     return (
@@ -140,7 +177,7 @@ def role_calls(run: Run, region: str, trust: iam.Policy, policy: iam.Policy, kin
             "Description": f"Of the run {run.id} of neuron-sum", "Tags": run.tags,
         }, "role", name),
         Call("iam", "put_role_policy", {
-            "RoleName": name, "PolicyName": ROLE_POLICY, "PolicyDocument": json.dumps(policy),
+            "RoleName": name, "PolicyName": policy_name, "PolicyDocument": json.dumps(policy),
         }),
     )  # fmt: skip
 

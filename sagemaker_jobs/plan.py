@@ -3,6 +3,7 @@
 The worst case is read from the very requests that will be sent, so what bounds the cost there bounds it in AWS.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class Item:
         worst_hours: The longest that they are.
         expected_hours: What somebody expects; None where nobody does.
         bounded_by: What ends it.
+        unbounded: Nothing does but a person.
     """
 
     kind: str
@@ -47,10 +49,13 @@ class Item:
     worst_hours: float = 0.0
     expected_hours: float | None = None
     bounded_by: str = ""
+    unbounded: bool = False
 
     @property
     def worst_usd(self) -> float:
         """Price × instances × longest time."""
+        if self.unbounded:
+            return math.inf
         return self.price.cost(self.worst_hours, self.instances) if self.price else 0.0
 
     @property
@@ -69,8 +74,8 @@ class Item:
             "instances": self.instances if priced else None,
             "usd_per_hour": self.price.usd_per_hour if self.price else None,
             "price_source": self.price.source if self.price else None,
-            "worst_hours": self.worst_hours if priced else None, "bounded_by": self.bounded_by or None,
-            "worst_usd": round(self.worst_usd, 2),
+            "worst_hours": self.worst_hours if priced and not self.unbounded else None,
+            "bounded_by": self.bounded_by or None, "worst_usd": _json_usd(self.worst_usd),
             "expected_usd": None if self.expected_usd is None else round(self.expected_usd, 2),
         }  # fmt: skip
 
@@ -121,7 +126,7 @@ class Plan:
         """For --json."""
         expected = self.expected_usd
         return {
-            "items": [item.as_dict() for item in self.items], "worst_usd": round(self.worst_usd, 2),
+            "items": [item.as_dict() for item in self.items], "worst_usd": _json_usd(self.worst_usd),
             "expected_usd": None if expected is None else round(expected, 2), "not_counted": NOT_COUNTED,
         }  # fmt: skip
 
@@ -137,10 +142,15 @@ class Plan:
         if max_usd is None or self.worst_usd <= max_usd:
             return
         dearest = max(self.items, key=lambda item: item.worst_usd)
+        if dearest.unbounded:
+            raise AwsError(
+                f"nothing bounds what {dearest.kind} {dearest.name} costs, and --max-usd allows ${max_usd:.2f}",
+                "--hours instead of --keep, or leave out --max-usd",
+            )
         raise AwsError(
             f"this may cost ${self.worst_usd:.2f}, and --max-usd allows ${max_usd:.2f}; the most of it is "
             f"{dearest.kind} {dearest.name} (${dearest.worst_usd:.2f})",
-            "lower --max-hours, --instances or --endpoint-hours, take another instance, or raise --max-usd",
+            "lower the hours or the instances, take another instance, or raise --max-usd",
         )
 
 
@@ -182,21 +192,28 @@ def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> 
     """An endpoint and what belongs to it.
 
     Args:
-        requests: By kind: model, endpoint-config, endpoint, schedule.
+        requests: By kind: model, endpoint-config, endpoint; schedule, without which it is unbounded; scaling-target,
+            whose largest number of instances then counts.
         price: Of its instance.
         hours: Until its expiry.
     """
     variants = requests["endpoint-config"]["ProductionVariants"]
+    instances = sum(variant["InitialInstanceCount"] for variant in variants)
+    name = requests["endpoint"]["EndpointName"]
+    if "scaling-target" in requests:
+        instances = max(instances, requests["scaling-target"]["MaxCapacity"])
+    if "schedule" in requests:
+        until = f"the schedule, at {requests['schedule']['ScheduleExpression'][3:-1]} UTC"
+        endpoint = Item("endpoint", name, price, instances, hours, hours, until)
+    else:
+        endpoint = Item("endpoint", name, price, instances, bounded_by="you, with aws down", unbounded=True)
     return [
-        Item("schedule", requests["schedule"]["Name"]),
+        *([Item("schedule", requests["schedule"]["Name"])] if "schedule" in requests else []),
         Item("model", requests["model"]["ModelName"]),
         Item("endpoint-config", requests["endpoint-config"]["EndpointConfigName"]),
-        Item(
-            "endpoint", requests["endpoint"]["EndpointName"], price,
-            sum(variant["InitialInstanceCount"] for variant in variants), hours, hours,
-            f"the schedule, at {requests['schedule']['ScheduleExpression'][3:-1]} UTC",
-        ),
-    ]  # fmt: skip
+        endpoint,
+        *([Item("scaling-target", requests["scaling-target"]["ResourceId"])] if "scaling-target" in requests else []),
+    ]
 
 
 def elsewhere(plan: Plan, recipe: Recipe) -> list[Elsewhere]:
@@ -237,3 +254,8 @@ def examples_of(recipe: Recipe) -> float | None:
 def published() -> Sequence[PublishedCost]:
     """What others paid, and what a forgotten machine would."""
     return (*PUBLISHED_COSTS, forgotten_overnight("ml.g5.12xlarge"), forgotten_overnight("ml.g6.xlarge"))
+
+
+def _json_usd(usd: float) -> float | None:
+    """JSON has no infinity; what is unbounded is null there."""
+    return None if math.isinf(usd) else round(usd, 2)

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta, timezone
 
-from sagemaker_jobs import live_prices, requests
+from sagemaker_jobs import endpoint_requests, live_prices, requests
 from sagemaker_jobs import plan as planning
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.names import Run, bucket_name, role_path
@@ -44,14 +44,14 @@ def planned_requests(
     if endpoint[1] > 0:
         ends = datetime.now(timezone.utc) + timedelta(hours=endpoint[1])
         model_data = f"{place.output(run)}/model.tar.gz"
-        made["schedule"] = requests.create_expiry(run, at=ends, role_arn=role)
-        made["model"] = requests.create_model(
+        made["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=role)
+        made["model"] = endpoint_requests.create_model(
             run, place, image=image, model_data=model_data, environment={}, isolation=isolation
         )
-        made["endpoint-config"] = requests.create_endpoint_config(
-            run, instance=endpoint[0], instances=1, isolation=isolation
+        made["endpoint-config"] = endpoint_requests.create_endpoint_config(
+            run, instance=endpoint[0], instances=1, isolation=isolation, hours=endpoint[1]
         )
-        made["endpoint"] = requests.create_endpoint(run)
+        made["endpoint"] = endpoint_requests.create_endpoint(run)
     return made
 
 

@@ -3,10 +3,8 @@
 The same run, options and addresses give the same requests, so `--dry-run` prints what would be sent.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import AwsError
@@ -35,11 +33,6 @@ EFA_ENVIRONMENT = {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "RDMAV_F
 
 LOCAL_STORAGE_FAMILIES = ("ml.trn1.", "ml.g5.", "ml.g6.")
 """SageMaker refuses VolumeKmsKeyId for instances with disks of their own, which their hardware encrypts."""
-
-EXPIRY_TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
-DOWNLOAD_TIMEOUT_S = 1800
-STARTUP_TIMEOUT_S = 1800
-"""A compiled model is several GB, and takes minutes to come onto NeuronCores; SageMaker's own default is 10."""
 
 
 @dataclass(frozen=True)
@@ -253,92 +246,6 @@ def train_arguments(instance: str, instances: int) -> tuple[str, ...]:
 def compile_arguments(target: str) -> tuple[str, ...]:
     """What ENTRY is told to compile the run in its channel."""
     return ("compile", "--target", target)
-
-
-def create_model(
-    run: Run, place: Place, *, image: str, model_data: str, environment: Mapping[str, str], isolation: Isolation
-) -> Request:
-    """CreateModel.
-
-    Args:
-        run: Whose it is.
-        place: Where.
-        image: Ours, in a registry of the account.
-        model_data: The S3 address of what `neuron-sum package` made.
-        environment: Of the container.
-        isolation: Its network; key and volumes are the endpoint configuration's.
-
-    Raises:
-        AwsError: If SageMaker would refuse it.
-    """
-    isolation.check()
-    return {
-        "ModelName": run.name("model"),
-        "PrimaryContainer": {"Image": image, "ModelDataUrl": model_data, "Environment": dict(environment)},
-        "ExecutionRoleArn": place.role_arn,
-        "EnableNetworkIsolation": isolation.network_isolation,
-        "Tags": run.tags,
-        **isolation.vpc,
-    }
-
-
-def create_endpoint_config(run: Run, *, instance: str, instances: int, isolation: Isolation) -> Request:
-    """CreateEndpointConfig, with the time that a compiled model takes to come up.
-
-    Args:
-        run: Whose it is.
-        instance: The instance type.
-        instances: How many at first.
-        isolation: Its key.
-    """
-    key = isolation.kms_key
-    encrypted = key is not None and not instance.startswith(LOCAL_STORAGE_FAMILIES)
-    return {
-        "EndpointConfigName": run.name("config"),
-        "ProductionVariants": [
-            {
-                "VariantName": "main",
-                "ModelName": run.name("model"),
-                "InstanceType": instance,
-                "InitialInstanceCount": instances,
-                "InitialVariantWeight": 1.0,
-                "ModelDataDownloadTimeoutInSeconds": DOWNLOAD_TIMEOUT_S,
-                "ContainerStartupHealthCheckTimeoutInSeconds": STARTUP_TIMEOUT_S,
-            }
-        ],
-        "Tags": run.tags,
-        **({"KmsKeyId": key} if encrypted else {}),
-    }
-
-
-def create_endpoint(run: Run) -> Request:
-    """CreateEndpoint."""
-    return {"EndpointName": run.name("endpoint"), "EndpointConfigName": run.name("config"), "Tags": run.tags}
-
-
-def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
-    """CreateSchedule for the end of an endpoint, in AWS's own clock: a closed laptop does not prolong it.
-
-    A schedule carries no tags (its group can); the name tells whose it is.
-
-    Args:
-        run: Whose endpoint ends.
-        at: When, with its time zone.
-        role_arn: What may delete that endpoint, for the scheduler.
-    """
-    return {
-        "Name": run.name("expiry"),
-        "ScheduleExpression": f"at({at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S})",
-        "ScheduleExpressionTimezone": "UTC",
-        "FlexibleTimeWindow": {"Mode": "OFF"},
-        "ActionAfterCompletion": "DELETE",
-        "Target": {
-            "Arn": EXPIRY_TARGET,
-            "RoleArn": role_arn,
-            "Input": json.dumps({"EndpointName": run.name("endpoint")}),
-            "RetryPolicy": {"MaximumEventAgeInSeconds": 86400, "MaximumRetryAttempts": 185},
-        },
-    }
 
 
 def create_transform_job(

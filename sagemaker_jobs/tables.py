@@ -30,11 +30,14 @@ def plan_tables(made: Plan, title: str) -> list[Any]:
             continue
         table.add_row(
             name, f"{item.instances} × {item.price.instance}", f"{item.price.usd_per_hour:.3f}",
-            f"{item.worst_hours:.2f} h", f"{item.worst_usd:.2f}",
+            *(("until you end it", "unbounded") if item.unbounded
+              else (f"{item.worst_hours:.2f} h", f"{item.worst_usd:.2f}")),
             "unknown" if item.expected_usd is None else f"{item.expected_usd:.2f}",
         )  # fmt: skip
     sources = sorted({item.price.source for item in made.items if item.price})
-    return [table, f"worst case: ${made.worst_usd:.2f}", *(f"prices: {source}" for source in sources),
+    hourly = sum(item.price.cost(1, item.instances) for item in made.items if item.price and item.unbounded)
+    worst = f"unbounded: ${hourly:.2f} an hour until you end it" if hourly else f"${made.worst_usd:.2f}"
+    return [table, f"worst case: {worst}", *(f"prices: {source}" for source in sources),
             f"not counted: {NOT_COUNTED}"]  # fmt: skip
 
 

@@ -92,10 +92,15 @@ def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise left_running(run, what) from None
     except AwsError as error:
-        if error.hint is None or "aws down" not in error.hint:
-            hint = f"{error.hint}; " if error.hint else ""
-            error.hint = f"{hint}neuron-sum aws down {run} --region {region} removes what was made"
+        tell_down(error, run, region)
         raise
+
+
+def tell_down(error: AwsError, run: str, region: str) -> None:
+    """Adds to an error's hint how to remove what was made by then."""
+    if error.hint is None or "aws down" not in error.hint:
+        hint = f"{error.hint}; " if error.hint else ""
+        error.hint = f"{hint}neuron-sum aws down {run} --region {region} removes what was made"
 
 
 def left_running(run: str, what: str) -> Interrupted:

@@ -21,6 +21,8 @@ from in_process import neuron_sum
 from sagemaker_jobs.ledger import Ledger
 
 command_of = cache(typer.testing._get_command)
+session_of = cache(Session)
+"""For all tests of this process: their environment for AWS is the same, and a session reads AWS's list of regions."""
 
 
 def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +31,7 @@ def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def directly(request: Any, **_: Any) -> Any:
         return aws.directly(request) if aws.point is None else None
 
-    monkeypatch.setattr("boto3.Session", cache(Session))
+    monkeypatch.setattr("boto3.Session", session_of)
     monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr("typer.testing._get_command", command_of)
@@ -49,7 +51,12 @@ class Points:
 
 
 def every_point(
-    aws: AwsServer, words: Sequence[str], fault: Fault, folder: Path, ready: Callable[[AwsServer], None]
+    aws: AwsServer,
+    words: Sequence[str],
+    fault: Fault,
+    folder: Path,
+    ready: Callable[[AwsServer], None],
+    only: frozenset[str] = frozenset(),
 ) -> Points:
     """Runs a command until each of its calls has failed once, in an empty account each time, and clears up after it.
 
@@ -59,15 +66,18 @@ def every_point(
         fault: What happens to a call.
         folder: For the ledgers, one for each point.
         ready: Makes the account what the command needs, and says in the script how its jobs go.
+        only: Calls that it is about; none: all. The others are then another command's, which has them the same.
     """
-    points = Points()
+    points, number = Points(), -1
     while True:
-        number = len(points.calls)
+        number += 1
         aws.reset()
         os.environ["NEURON_SUM_STATE"] = str(folder / f"state-{number}")
         ready(aws)
         aws.fault, aws.point = fault, number
         code = _killed(aws, words) if fault.startswith("killed") else neuron_sum(*words).exit_code
+        if aws.hit is not None and only and aws.hit not in only:
+            continue
         if aws.hit is None:  # the command is over before its n-th call: there are no more points
             assert code == 0
             cleared(aws, "no fault")

@@ -20,6 +20,9 @@ class Script:
         prices: USD an hour by instance and component, as the Price List has them; None: the list cannot be asked.
         refusals: AWS's answer to an operation instead of its effect: (code, message, status).
         roles_unknown: How often a role that is there cannot be assumed yet.
+        endpoint_looks: How often an endpoint is seen Creating; None: it stays so.
+        endpoint_end: InService or Failed.
+        serving: The URL of a real server for each endpoint, or target model.
         notebooks, apps: What else runs in the account.
     """
 
@@ -30,6 +33,9 @@ class Script:
     prices: dict[tuple[str, str], list[float]] | None = None
     refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     roles_unknown: int = 0
+    endpoint_looks: int | None = 2
+    endpoint_end: str = "InService"
+    serving: dict[str, str] = field(default_factory=dict)
     apps: list[dict[str, Any]] = field(default_factory=list)
 
 

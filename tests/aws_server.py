@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import aws_endpoints
 import aws_training
 import boto3
 from aws_forks import Forks
@@ -76,6 +77,7 @@ class AwsServer:
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         aws_training.patch(lambda: self.script)
+        aws_endpoints.patch(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -301,6 +303,11 @@ def _refusal(
 ) -> list[bytes]:
     if environ.get("HTTP_X_AMZ_TARGET"):
         return _json(start_response, f"{status} No", {"__type": code, "message": message})
+    if _service(environ) in ("scheduler", "sagemaker"):  # REST with JSON: the code is in a header
+        body = json.dumps({"Message": message}).encode()
+        headers = [("Content-Type", "application/json"), ("x-amzn-ErrorType", code)]
+        start_response(f"{status} No", [*headers, ("Content-Length", str(len(body)))])
+        return [body]
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     body = (error if _service(environ) == "s3" else f"<ErrorResponse>{error}</ErrorResponse>").encode()
     if environ["REQUEST_METHOD"] == "HEAD":

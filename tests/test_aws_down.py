@@ -10,8 +10,8 @@ from aws_server import AwsServer
 from in_process import neuron_sum
 from typer.testing import Result
 
+from sagemaker_jobs.endpoint_requests import create_expiry
 from sagemaker_jobs.names import RUN_TAG, Run, role_path, run_of
-from sagemaker_jobs.requests import create_expiry
 
 RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"

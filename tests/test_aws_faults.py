@@ -16,6 +16,7 @@ import pytest
 from aws_faults import every_point, hasten
 from aws_server import FAULTS, AwsServer, Fault
 from in_process import neuron_sum
+from test_aws_endpoints import archive
 
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
 
@@ -42,19 +43,44 @@ class Command:
         at_least: How many calls it has, or the test tests nothing.
         among: Some of them.
         ready: Makes the account what it needs.
+        only: Calls that no other command has so; none: each of its calls fails.
     """
 
     words: tuple[str, ...]
     at_least: int
     among: frozenset[str]
     ready: Callable[[AwsServer], None] = one_look
+    only: frozenset[str] = frozenset()
 
+
+CPU = ("--instance", "ml.c7i.4xlarge", "--image", "another.registry/image:1", "--every", "0.01")
+
+
+def endpoint_ready(aws: AwsServer) -> None:
+    """An endpoint is seen once while it is being made; and there are two archives to deploy."""
+    aws.script.endpoint_looks, aws.script.log = 1, ("a line",)
+    for name in ("one", "other"):
+        archive(Path(f"{name}.tar.gz"))
+
+
+COPIES = frozenset({"s3.HEAD Object", "s3.PUT Object", "sagemaker.CreateModel"})
+ENDPOINT = frozenset({
+    "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig", "sagemaker.CreateEndpoint",
+    "application-autoscaling.RegisterScalableTarget", "application-autoscaling.PutScalingPolicy",
+})  # fmt: skip
 
 COMMANDS = {
+    "deploy": Command(
+        ("aws", "deploy", "one.tar.gz", "--max-instances", "2", "--invocations-per-instance", "60", *CPU), 25, ENDPOINT,
+        endpoint_ready,
+    ),
+    "deploy --multi-model": Command(
+        ("aws", "deploy", "--multi-model", "one.tar.gz", "other.tar.gz", *CPU), 7, COPIES, endpoint_ready, COPIES,
+    ),
     "train": Command(
         (*TRAIN, "--wheelhouse", "wheels"), 20, frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"})
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -64,7 +90,7 @@ def test_a_fault_at_every_call_leaves_nothing(
     aws: AwsServer, tmp_path: Path, capsys: Any, name: str, fault: Fault
 ) -> None:
     command = COMMANDS[name]
-    points = every_point(aws, command.words, fault, tmp_path, command.ready)
+    points = every_point(aws, command.words, fault, tmp_path, command.ready, command.only)
     assert len(points.calls) >= command.at_least and command.among <= set(points.calls), " ".join(aws.calls)
     with capsys.disabled():
         print(f"\n{fault}: {len(points.calls)} calls of `aws {name}`, exit codes {dict(points.codes)}, 0 left over")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import requests
+from sagemaker_jobs import endpoint_requests, requests
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation, Job, Place
 
@@ -99,12 +99,12 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
 def test_what_an_endpoint_and_a_batch_need_is_valid_and_tagged(run: Run, isolation: Isolation, instance: str) -> None:
     made = [
-        ("sagemaker", "CreateModel", requests.create_model(
+        ("sagemaker", "CreateModel", endpoint_requests.create_model(
             run, PLACE, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1", model_data="s3://b/m.tar.gz",
             environment={}, isolation=isolation)),
-        ("sagemaker", "CreateEndpointConfig", requests.create_endpoint_config(
+        ("sagemaker", "CreateEndpointConfig", endpoint_requests.create_endpoint_config(
             run, instance=instance, instances=1, isolation=isolation)),
-        ("sagemaker", "CreateEndpoint", requests.create_endpoint(run)),
+        ("sagemaker", "CreateEndpoint", endpoint_requests.create_endpoint(run)),
         ("sagemaker", "CreateTransformJob", requests.create_transform_job(
             run, PLACE, instance=instance, instances=1, source="s3://b/in/", isolation=isolation)),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_what_an_endpoint_and_a_batch_need_is_valid_and_tagged(run: Run, isolati
         check(service, operation, request)
         assert {"Key": RUN_TAG, "Value": run.id} in request["Tags"]
     ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
-    expiry = requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
+    expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
     check("scheduler", "CreateSchedule", expiry)
     assert expiry["ScheduleExpression"] == "at(2026-11-21T23:30:00)"
     assert run.name("endpoint") in expiry["Target"]["Input"]

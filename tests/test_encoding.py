@@ -47,7 +47,7 @@ def test_llama_learns_the_answer_and_not_the_prompt() -> None:
     assert LLAMA.decode(answer, skip_special_tokens=True).strip() == EXAMPLE.references[0]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dialogue=st.text(st.characters(exclude_categories=("Cs",)), max_size=400) | st.sampled_from(TEXTS),
     limit=st.integers(60, 140),

@@ -169,7 +169,7 @@ OPTIONS = st.builds(
 
 
 @given(family=st.sampled_from(FAMILIES), asked=OPTIONS, seed=st.integers(0, 10_000), rows=st.integers(1, 8))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_lengths_and_options_give_transformers_tokens(
     cases: dict[str, Case], family: str, asked: GenerateConfig, seed: int, rows: int
 ) -> None:

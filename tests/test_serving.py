@@ -174,7 +174,7 @@ def test_the_log_has_a_line_a_request_without_its_text_and_the_metrics_count(end
     assert not any("particular sentence" in line for line in endpoint.said)
 
 
-@settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
 @given(body=serving_fuzz.bodies(LIMITS), content_type=serving_fuzz.CONTENT_TYPES)
 def test_no_body_brings_the_endpoint_down(endpoint: Endpoint, body: bytes, content_type: str) -> None:
     answer = endpoint.post(body, content_type)

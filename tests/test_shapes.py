@@ -28,7 +28,7 @@ from neuron_sum.training.train import prepare, train
 
 PLANS = ("dynamic", "fixed", "buckets", "packed")
 PAIRS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 24)), min_size=1, max_size=80)
-SMALL = settings(max_examples=60, deadline=None)
+SMALL = settings(max_examples=60)
 
 
 def recipe(plan: str, *overrides: str) -> Recipe:
@@ -70,7 +70,7 @@ def test_packing_refuses_what_no_row_takes() -> None:
         pack(np.array([9]), np.array([2]), 8, 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pairs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=12))
 def test_buckets_are_the_best_there_are(pairs: list[tuple[int, int]]) -> None:
     source, target = (np.array(side) for side in zip(*pairs, strict=True))

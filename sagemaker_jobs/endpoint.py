@@ -1,0 +1,186 @@
+"""An endpoint as a list of calls: roles, then the schedule that ends it, then model, configuration and endpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from neuron_sum.errors import AwsError
+from sagemaker_jobs import endpoint_requests, iam
+from sagemaker_jobs.calls import Call
+from sagemaker_jobs.endpoint_sources import ARCHIVE, Source
+from sagemaker_jobs.launch import (
+    Copy,
+    Launch,
+    bucket_calls,
+    encryption_of,
+    place_of,
+    role_calls,
+)
+from sagemaker_jobs.names import Run, role_path
+from sagemaker_jobs.requests import Isolation, Place, Request, run_prefix
+
+ENDPOINT_POLICY = "endpoint"
+"""Beside a role's other policy, for a run's jobs and its endpoint may have the same role."""
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """What the command line says about an endpoint.
+
+    Attributes:
+        instance: The instance type.
+        instances: How many at first, and at least.
+        hours: Until its expiry; None: there is none.
+        most: How many it may become; None: no autoscaling.
+        invocations: Requests a minute and instance, at which there are more of them.
+        bucket: The caller's own; None: one is made.
+        role_arn: The caller's own; None: one is made.
+        isolation: Encryption and network.
+    """
+
+    instance: str
+    instances: int = 1
+    hours: float | None = 2.0
+    most: int | None = None
+    invocations: float | None = None
+    bucket: str | None = None
+    role_arn: str | None = None
+    isolation: Isolation = field(default_factory=Isolation)
+
+    def check(self) -> None:
+        """Refuses what cannot be meant.
+
+        Raises:
+            AwsError: With what is allowed.
+        """
+        self.isolation.check()
+        if (self.most is None) != (self.invocations is None):
+            raise AwsError(
+                "autoscaling needs both how many instances, and when there are more of them",
+                "--max-instances 2 --invocations-per-instance 60 (requests a minute)",
+            )
+        if self.most is not None and self.most < self.instances:
+            raise AwsError(f"--max-instances {self.most} is less than --instances {self.instances}", "raise it")
+
+
+def models_prefix(run: Run) -> str:
+    """The keys of what a multi-model endpoint serves begin so."""
+    return f"{run_prefix(run)}models/"
+
+
+def launch(
+    run: Run, sources: Sequence[Source], hosting: Hosting, image: str, number: str, region: str, *, now: datetime,
+    multi_model: bool = False, partition: str = "aws",
+) -> Launch:  # fmt: skip
+    """Everything that is to be sent; sends nothing.
+
+    Args:
+        run: A new one, or the one that compiled what is served.
+        sources: What is served; one, unless `multi_model`.
+        hosting: How.
+        image: Its full name.
+        number: The account's twelve digits.
+        region: Where.
+        now: Its life is counted from here, though it begins later.
+        multi_model: Whether a request names the model that it is for.
+        partition: Of ARNs.
+
+    Raises:
+        AwsError: If SageMaker would refuse it.
+    """
+    hosting.check()
+    place = place_of(
+        run, number, region, bucket=hosting.bucket, role_arn=hosting.role_arn, partition=partition
+    )  # fmt: skip
+    addresses = [address_of(source, place) for source in sources]
+    copies: tuple[Copy, ...] = ()
+    [*_, data] = addresses
+    if multi_model:
+        copies = tuple(
+            Copy(address, f"{models_prefix(run)}{source.name}{ARCHIVE}")
+            for source, address in zip(sources, addresses, strict=True)
+        )
+        data = f"s3://{place.bucket}/{models_prefix(run)}"
+    roles: tuple[Call, ...] = ()
+    if hosting.role_arn is None:
+        policy = iam.endpoint_policy(run, number, region, [data], isolation=hosting.isolation, partition=partition)
+        roles = role_calls(run, region, iam.trust_policy(number), policy, policy_name=ENDPOINT_POLICY)
+    calls: list[Call] = []
+    if hosting.hours is not None:
+        expiring = expiry(run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition)
+        roles, calls = (*roles, *expiring.role_calls), [expiring.schedule]
+    model = endpoint_requests.create_model(
+        run, place, image=image, model_data=data, environment={}, isolation=hosting.isolation, multi_model=multi_model
+    )
+    config = endpoint_requests.create_endpoint_config(
+        run, instance=hosting.instance, instances=hosting.instances, isolation=hosting.isolation, hours=hosting.hours
+    )
+    calls += [
+        Call("sagemaker", "create_model", model, "model", run.name("model")),
+        Call("sagemaker", "create_endpoint_config", config, "endpoint-config", run.name("config")),
+        Call("sagemaker", "create_endpoint", endpoint_requests.create_endpoint(run), "endpoint", run.name("endpoint")),
+    ]
+    return Launch(
+        run, place, tuple(calls), tuple(source.channel for source in sources if source.channel is not None),
+        () if hosting.bucket else bucket_calls(place), roles, encryption_of(hosting.isolation), copies,
+        _scaling_calls(run, hosting),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """What ends an endpoint.
+
+    Attributes:
+        role_calls: That make the role with which the scheduler does it.
+        schedule: The call that makes the schedule.
+    """
+
+    role_calls: tuple[Call, ...]
+    schedule: Call
+
+
+def expiry(run: Run, number: str, region: str, *, at: datetime, partition: str = "aws") -> Expiry:
+    """The end of a run's endpoint.
+
+    Args:
+        run: Whose.
+        number: The account's twelve digits.
+        region: Where.
+        at: When, with its time zone.
+        partition: Of ARNs.
+    """
+    kind = "expiry-role"
+    arn = f"arn:{partition}:iam::{number}:role{role_path(region)}{run.name(kind)}"
+    policy = iam.expiry_policy(run, number, region, partition=partition)
+    request = endpoint_requests.create_expiry(run, at=at, role_arn=arn)
+    return Expiry(
+        role_calls(run, region, iam.scheduler_trust(number), policy, kind),
+        Call("scheduler", "create_schedule", request, "schedule", run.name("expiry")),
+    )
+
+
+def requests_of(made: Launch) -> dict[str, Request]:
+    """A launch's requests by the kind of what they make; prices are read from these."""
+    return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}
+
+
+def address_of(source: Source, place: Place) -> str:
+    """Where in S3 a source lies, once it is uploaded."""
+    if source.channel is not None:
+        [name] = source.channel.files
+        return place.inputs(source.channel.name, source.channel.digest) + name
+    assert source.address is not None  # a source is one or the other
+    return source.address
+
+
+def _scaling_calls(run: Run, hosting: Hosting) -> tuple[Call, ...]:
+    if hosting.most is None or hosting.invocations is None:
+        return ()
+    service, name = "application-autoscaling", endpoint_requests.scaling_target(run)
+    return (
+        Call(service, "register_scalable_target",
+             endpoint_requests.register_scaling(run, least=hosting.instances, most=hosting.most),
+             "scaling-target", name),
+        Call(service, "put_scaling_policy", endpoint_requests.put_scaling(run, invocations=hosting.invocations)),
+    )  # fmt: skip

@@ -1,0 +1,341 @@
+"""`neuron-sum aws deploy`, `extend` and `invoke`: an endpoint, its life, and asking it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.errors import AwsError, Interrupted
+from sagemaker_jobs.options import (
+    BucketOption,
+    CapOption,
+    DetachOption,
+    EveryOption,
+    GroupOption,
+    IsolatedOption,
+    KeyOption,
+    OfflineOption,
+    RegionOption,
+    RequestsOption,
+    RoleOption,
+    SubnetOption,
+    isolation_of,
+)
+
+if TYPE_CHECKING:
+    from sagemaker_jobs.account import Account
+    from sagemaker_jobs.endpoint_sources import Source
+    from sagemaker_jobs.launch import Launch
+
+HOURS = 2.0
+SHORTEST_H = 0.25
+"""An endpoint takes minutes to come up."""
+
+EndpointArgument = Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy` printed it.")]
+
+
+def deploy(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A run with a compile job, s3://…/model.tar.gz, or a model.tar.gz of `neuron-sum package`.",
+        ),
+    ],
+    instance: Annotated[str, typer.Option(help="ml.inf2.*, or a CPU.")] = "ml.inf2.xlarge",
+    instances: Annotated[int, typer.Option(min=1, help="How many at first, and at least.")] = 1,
+    hours: Annotated[
+        float | None,
+        typer.Option(min=SHORTEST_H, help=f"AWS's own scheduler deletes it after so long. Default: {HOURS:g}."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="No expiry: it is paid until you end it.")] = False,
+    multi_model: Annotated[
+        bool, typer.Option("--multi-model", help="Several on one CPU endpoint; a request names its model.")
+    ] = False,
+    max_instances: Annotated[int | None, typer.Option(min=1, help="Autoscaling, up to so many.")] = None,
+    invocations_per_instance: Annotated[
+        float | None, typer.Option(min=1, help="For autoscaling: requests a minute that one instance shall have.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Default: the newest of `aws image`. djl-neuronx: AWS's frozen container.")
+    ] = None,
+    max_usd: CapOption = None,
+    bucket: BucketOption = None,
+    role: RoleOption = None,
+    kms_key: KeyOption = None,
+    subnet: SubnetOption = None,
+    security_group: GroupOption = None,
+    network_isolation: IsolatedOption = False,
+    region: RegionOption = None,
+    detach: DetachOption = False,
+    every: EveryOption = 15.0,
+    offline: OfflineOption = False,
+    dry_run: RequestsOption = False,
+) -> None:
+    """Put a compiled model behind an endpoint that AWS itself ends; a failure is rolled back."""
+    from sagemaker_jobs import (
+        calls,
+        endpoint,
+        endpoint_life,
+        endpoint_requests,
+        endpoint_sources,
+        pricing,
+        registry,
+        terminal,
+    )
+    from sagemaker_jobs.ledger import Ledger
+    from sagemaker_jobs.names import bucket_name, new_run
+
+    _check_life(keep, hours, max_usd)
+    if detach and max_instances is not None:
+        raise AwsError("autoscaling is set once the endpoint is in service", "leave out --detach or --max-instances")
+    if len(sources) > 1 and not multi_model:
+        raise AwsError(f"{len(sources)} models for one endpoint", "--multi-model, or a deploy for each")
+    hosting = endpoint.Hosting(
+        instance, instances, None if keep else hours or HOURS, max_instances, invocations_per_instance, bucket, role,
+        isolation_of(kms_key, subnet, security_group, network_isolation),
+    )  # fmt: skip
+    hosting.check()
+    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
+    where = account.region if account is not None else region or terminal.DEFAULT_REGION
+    number = terminal.number_of(account, dry_run=dry_run)
+    asked = None if dry_run and number == pricing.ANY_ACCOUNT else account
+    found = [endpoint_sources.find_source(text, asked, bucket or bucket_name(number, where)) for text in sources]
+    targets = {endpoint_sources.image_target(source, instance, image) for source in found}
+    if multi_model:
+        _check_several(found, targets)
+    name = _image(image, targets.pop(), asked, number, where)
+    run = found[0].run if not multi_model and found[0].run else new_run("models" if multi_model else found[0].name)
+    kept_roles: set[str] = set()
+    if asked is not None and found[0].run is run:
+        if endpoint_life.describe(asked, run.name("endpoint")) is not None:
+            raise AwsError(
+                f"{run.id} has an endpoint already: {run.name('endpoint')}",
+                f"neuron-sum aws extend {run.id} --hours 2 prolongs it, neuron-sum aws down {run.id} ends it",
+            )
+        if not dry_run:
+            endpoint_life.clear_leftovers(asked, Ledger(number, where), run, console.note)
+            kept_roles = endpoint_life.roles_there(asked, run)
+    made = endpoint.launch(
+        run, found, hosting, name, number, where, now=datetime.now(timezone.utc), multi_model=multi_model,
+        partition=terminal.partition_of(account),
+    )  # fmt: skip
+    requests = endpoint.requests_of(made)
+    priced = pricing.priced(requests, None if offline else account, None, hosting.hours or 0.0)
+    [item] = [item for item in priced.items if item.kind == "endpoint"]
+    assert item.price is not None  # an endpoint has one
+    ends = endpoint_requests.expiry_of(requests["schedule"]) if "schedule" in requests else None
+    with _undone(account, made, kept_roles, every, ends):
+        ledger = terminal.begin(made, priced, account, max_usd, dry_run=dry_run)
+        if ledger is None or account is None:
+            return
+        console.note(f"started {item.name}; it ends {endpoint_life.told(ends)}; the ledger is {ledger.path}")
+        if not detach:
+            endpoint_life.wait(
+                account, item.name, console.note, every_s=every, price=item.price, instances=hosting.instances
+            )
+            for call in made.later:
+                calls.create(account, ledger, call, run)
+    status, address = "Creating" if detach else endpoint_life.IN_SERVICE, f"sagemaker:{item.name}@{where}"
+    target = f" --target-model {found[0].name}" if multi_model else ""
+    asking = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
+    if image == registry.ENDED:
+        asking = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with whole prompts as inputs"
+    console.emit(
+        {
+            "run": run.id, "endpoint": item.name, "region": where, "address": address, "status": status,
+            "expires": None if ends is None else ends.isoformat(), "image": name,
+            "usd_per_hour": round(item.price.cost(1, hosting.instances), 4), "plan": priced.as_dict(),
+            **({"models": [source.name for source in found]} if multi_model else {}),
+        },
+        f"{item.name}: {status}\naddress: {address}\nends: {endpoint_life.told(ends)}",
+        f"${item.price.cost(1, hosting.instances):.2f} an hour"
+        + (f", ${item.price.cost(1, item.instances):.2f} with all instances" if made.later else ""),
+        f"next: {asking}",
+        f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
+    )  # fmt: skip
+
+
+def extend(
+    run: EndpointArgument,
+    hours: Annotated[float, typer.Option(min=0.01, help="From now on.")],
+    max_usd: CapOption = None,
+    region: RegionOption = None,
+    offline: OfflineOption = False,
+    dry_run: RequestsOption = False,
+) -> None:
+    """Give an endpoint another end, so many hours from now; one that was kept gets an end."""
+    from sagemaker_jobs import calls, endpoint, endpoint_life, live_prices, plan, pricing, tables, terminal
+    from sagemaker_jobs.calls import Call
+    from sagemaker_jobs.endpoint_requests import create_expiry
+    from sagemaker_jobs.ledger import Ledger
+    from sagemaker_jobs.names import Run, run_of
+
+    ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
+    if offline and dry_run:
+        which = Run(run_of(run) or run, "")
+        guess = endpoint.expiry(which, pricing.ANY_ACCOUNT, region or terminal.DEFAULT_REGION, at=ends).schedule
+        shown = [Call("scheduler", "update_schedule", guess.request).as_dict()]
+        console.emit({"run": which.id, "requests": shown}, terminal.as_json(shown))
+        return
+    account = terminal.account_in(region, dry_run=dry_run)
+    found = endpoint_life.find_ours(account, run)
+    if found.status in (*endpoint_life.FAILED, "Deleting"):
+        raise AwsError(f"{found.name} is {found.status}", f"neuron-sum aws down {found.run.id} removes what is left")
+    before = endpoint_life.expiry_at(account, found.run)
+    instance, most = endpoint_life.most_instances(account, found)
+    price = live_prices.price_of(instance, live_prices.HOSTING, None if offline else account)
+    item = plan.Item(
+        "endpoint", found.name, price, most, hours, hours, f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC"
+    )
+    priced = plan.Plan((item,))
+    made: tuple[Call, ...]
+    if before is not None:
+        made = (Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=before[1])),)
+    else:
+        made_first = endpoint.expiry(found.run, account.id, account.region, at=ends, partition=account.partition)
+        made = (*made_first.role_calls, made_first.schedule)
+    shown = [call.as_dict() for call in made]
+    if dry_run:
+        priced.check(max_usd)
+        console.emit(
+            {"run": found.run.id, "plan": priced.as_dict(), "requests": shown},
+            *tables.plan_tables(priced, "dry run: nothing was sent"), terminal.as_json(shown),
+        )  # fmt: skip
+        return
+    console.note_table(tables.plan_tables(priced, f"{found.name} from now on")[0])
+    priced.check(max_usd)
+    with terminal.stopping_leaves(found.run.id, found.name, account.region):
+        for call in made:
+            calls.create_with_new_role(account, Ledger(account.id, account.region), call, found.run)
+        now = endpoint_life.describe(account, found.name)
+    if now is None or now["EndpointStatus"] == "Deleting":
+        raise AwsError(f"{found.name} ended while its end was moved", f"neuron-sum aws deploy {found.run.id}")
+    earlier = None if before is None else before[0]
+    ended = None if earlier is None else earlier.isoformat()
+    console.emit(
+        {
+            "run": found.run.id, "endpoint": found.name, "ended_before": ended, "expires": ends.isoformat(),
+            "worst_usd": round(priced.worst_usd, 2),
+        },
+        f"{found.name} ends {endpoint_life.told(ends)}; before: {endpoint_life.told(earlier)}",
+        f"at most ${priced.worst_usd:.2f} from now on",
+    )  # fmt: skip
+
+
+def invoke(
+    endpoint: EndpointArgument,
+    file: Annotated[Path, typer.Argument(help="As `neuron-sum request` takes it; - is standard input.")] = Path("-"),
+    adapter: Annotated[str | None, typer.Option(help="One that the endpoint has; default: its own.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="At most what was compiled.")] = None,
+    num_beams: Annotated[int | None, typer.Option(help="One of the widths that were compiled.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues in one request.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="A .jsonl for the answers.")] = None,
+    target_model: Annotated[str | None, typer.Option(help="Which, on an endpoint with several.")] = None,
+    region: RegionOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command that is started; ask nothing.")] = False,
+) -> None:
+    """Send dialogues to an endpoint: finds it, and starts `neuron-sum request`."""
+    import subprocess
+    import sys
+
+    from sagemaker_jobs import endpoint_life, terminal
+    from sagemaker_jobs.endpoint_sources import ARCHIVE
+    from sagemaker_jobs.names import Run, run_of
+
+    if dry_run:
+        name, where = endpoint if run_of(endpoint) else Run(endpoint, "").name("endpoint"), region or "REGION"
+    else:
+        account = terminal.account_in(region)
+        found = endpoint_life.find(account, endpoint)
+        if found.status not in endpoint_life.ANSWERS:
+            raise AwsError(f"{found.name} does not answer: it is {found.status}", f"neuron-sum aws status {endpoint}")
+        name, where = found.name, account.region
+    if target_model is not None:
+        target_model = target_model.removesuffix(ARCHIVE) + ARCHIVE
+    options = {"--adapter": adapter, "--max-new-tokens": max_new_tokens, "--num-beams": num_beams,
+               "--batch-size": batch_size, "--concurrency": concurrency, "--output": output,
+               "--target-model": target_model}  # fmt: skip
+    words = ["request", f"sagemaker:{name}@{where}", str(file)]
+    words += [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    if dry_run:
+        console.emit({"command": ["neuron-sum", *words]}, " ".join(["neuron-sum", *words]))
+        return
+    flags = [*(["--json"] if console.settings.json else []), *(["--debug"] if console.settings.debug else [])]
+    if code := subprocess.call([sys.executable, "-m", "neuron_sum", *words, *flags]):
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _undone(
+    account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float, ends: datetime | None
+) -> Iterator[None]:
+    """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
+    from sagemaker_jobs import endpoint_life, terminal
+    from sagemaker_jobs.account import Refused
+    from sagemaker_jobs.ledger import Ledger
+
+    run, where, name = made.run, made.place.region, made.run.name("endpoint")
+    try:
+        yield
+    except KeyboardInterrupt:
+        until = "nothing ends it but you" if ends is None else f"AWS deletes it {endpoint_life.told(ends)}"
+        raise Interrupted(
+            f"left {name} as it is; if it was started, it is paid, and {until}",
+            f"neuron-sum aws status {run.id} shows it, neuron-sum aws down {run.id} ends it now",
+        ) from None
+    except (Refused, endpoint_life.EndpointFailed) as error:
+        if account is not None:
+            console.note(f"{error.message}: rolling back")
+            ledger = Ledger(made.place.account, where)
+            try:
+                endpoint_life.roll_back(account, ledger, run, console.note, keep=kept_roles, every_s=every_s)
+            except AwsError as left:
+                error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
+                terminal.tell_down(error, run.id, where)
+            else:
+                error.hint = f"{error.hint} (all is rolled back)"
+        raise
+    except AwsError as error:
+        terminal.tell_down(error, run.id, where)
+        raise
+
+
+def _check_life(keep: bool, hours: float | None, max_usd: float | None) -> None:
+    if keep and hours is not None:
+        raise AwsError(f"both --keep and --hours {hours:g}", "--keep has no end; leave out one of the two")
+    if keep and max_usd is not None:
+        raise AwsError(
+            f"--keep has no end, so nothing holds it under --max-usd {max_usd:g}", "--hours instead of --keep"
+        )
+
+
+def _check_several(sources: "list[Source]", targets: set[str]) -> None:
+    if targets != {"cpu"}:
+        raise AwsError(
+            "SageMaker's multi-model endpoints do not run on Inferentia2", "--instance ml.c7i.4xlarge, or another CPU"
+        )
+    names = [source.name for source in sources]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise AwsError(f"two models are named {min(twice)}", f"{min(twice)}-2=SOURCE gives one another name")
+
+
+def _image(given: str | None, target: str, account: "Account | None", number: str, region: str) -> str:
+    from neuron_sum.stack import ENDED_CONTAINERS
+    from sagemaker_jobs import registry
+
+    if given == registry.ENDED:
+        ended = ENDED_CONTAINERS[registry.ENDED_CONTAINER]
+        console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
+        return registry.ended_image(region)
+    if given is not None:
+        return given
+    if account is None:
+        console.note("AWS is not asked for the newest image: its tag is a guess")
+        return registry.image_uri(number, region, f"{target}-newest")
+    return registry.newest_image(account, target)

@@ -1,0 +1,167 @@
+"""The exact requests of an endpoint: its model, configuration, expiry and scaling; nothing is asked or sent here."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+
+from sagemaker_jobs.names import Run
+from sagemaker_jobs.requests import LOCAL_STORAGE_FAMILIES, Isolation, Place, Request
+
+VARIANT = "main"
+"""An endpoint of ours has one."""
+
+EXPIRY_TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
+
+START_TIMEOUT_S = 1800
+"""Each for download and start-up: a compiled model is several GB, and takes minutes to come onto NeuronCores;
+SageMaker's own defaults for start-up are 10 minutes."""
+
+SHORTEST_TIMEOUT_S = 60
+"""SageMaker's own."""
+
+SCALING = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+"""How Application Auto Scaling knows the number of instances of a variant."""
+
+SCALE_IN_S, SCALE_OUT_S = 300, 60
+"""Between two changes of the number of instances; a new one takes minutes until it answers."""
+
+
+def create_model(
+    run: Run, place: Place, *, image: str, model_data: str, environment: Mapping[str, str], isolation: Isolation,
+    name: str | None = None, multi_model: bool = False,
+) -> Request:  # fmt: skip
+    """CreateModel.
+
+    Args:
+        run: Whose it is.
+        place: Where.
+        image: Ours, in a registry of the account.
+        model_data: The S3 address of what `neuron-sum package` made; with `multi_model` the prefix of several.
+        environment: Of the container.
+        isolation: Its network; key and volumes are the endpoint configuration's.
+        name: Default: that of the run's endpoint.
+        multi_model: Whether a request names the model that it is for.
+
+    Raises:
+        AwsError: If SageMaker would refuse it.
+    """
+    isolation.check()
+    mode = {"Mode": "MultiModel"} if multi_model else {}
+    return {
+        "ModelName": name or run.name("model"),
+        "PrimaryContainer": {"Image": image, "ModelDataUrl": model_data, "Environment": dict(environment), **mode},
+        "ExecutionRoleArn": place.role_arn,
+        "EnableNetworkIsolation": isolation.network_isolation,
+        "Tags": run.tags,
+        **isolation.vpc,
+    }
+
+
+def create_endpoint_config(
+    run: Run, *, instance: str, instances: int, isolation: Isolation, hours: float | None = None
+) -> Request:  # fmt: skip
+    """CreateEndpointConfig, with the time that a compiled model takes to come up.
+
+    An endpoint that is still being made cannot be deleted, and nobody has written down whether the scheduler tries
+    again then: so it has come up, or failed, before half of its life is over.
+
+    Args:
+        run: Whose it is.
+        instance: The instance type.
+        instances: How many at first.
+        isolation: Its key.
+        hours: Until its expiry; None: there is none.
+    """
+    key = isolation.kms_key
+    encrypted = key is not None and not instance.startswith(LOCAL_STORAGE_FAMILIES)
+    longest = START_TIMEOUT_S if hours is None else min(START_TIMEOUT_S, int(hours * 3600 / 4))
+    return {
+        "EndpointConfigName": run.name("config"),
+        "ProductionVariants": [
+            {
+                "VariantName": VARIANT,
+                "ModelName": run.name("model"),
+                "InstanceType": instance,
+                "InitialInstanceCount": instances,
+                "InitialVariantWeight": 1.0,
+                "ModelDataDownloadTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+                "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+            }
+        ],
+        "Tags": run.tags,
+        **({"KmsKeyId": key} if encrypted else {}),
+    }
+
+
+def create_endpoint(run: Run) -> Request:
+    """CreateEndpoint."""
+    return {"EndpointName": run.name("endpoint"), "EndpointConfigName": run.name("config"), "Tags": run.tags}
+
+
+def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
+    """CreateSchedule for the end of an endpoint, in AWS's own clock: a closed laptop does not prolong it.
+
+    A schedule carries no tags (its group can); the name tells whose it is. UpdateSchedule takes the same, and sets to
+    its default what is left out.
+
+    Args:
+        run: Whose endpoint ends.
+        at: When, with its time zone.
+        role_arn: What may delete that endpoint, for the scheduler.
+    """
+    return {
+        "Name": run.name("expiry"),
+        "ScheduleExpression": f"at({at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {
+            "Arn": EXPIRY_TARGET,
+            "RoleArn": role_arn,
+            "Input": json.dumps({"EndpointName": run.name("endpoint")}),
+            "RetryPolicy": {"MaximumEventAgeInSeconds": 86400, "MaximumRetryAttempts": 185},
+        },
+    }
+
+
+def expiry_of(schedule: Request) -> datetime:
+    """When a schedule of `create_expiry` ends its endpoint (UTC)."""
+    return datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
+
+
+def scaling_target(run: Run) -> str:
+    """What Application Auto Scaling calls the variant of a run's endpoint."""
+    return f"endpoint/{run.name('endpoint')}/variant/{VARIANT}"
+
+
+def register_scaling(run: Run, *, least: int, most: int) -> Request:
+    """RegisterScalableTarget; the endpoint must be in service.
+
+    Args:
+        run: Whose endpoint it is.
+        least: Instances at any time.
+        most: Instances at any time; what may be paid.
+    """
+    return {
+        **SCALING, "ResourceId": scaling_target(run), "MinCapacity": least, "MaxCapacity": most,
+        # Here tags are a mapping.
+        "Tags": {tag["Key"]: tag["Value"] for tag in run.tags},
+    }  # fmt: skip
+
+
+def put_scaling(run: Run, *, invocations: float) -> Request:
+    """PutScalingPolicy: so many instances that each has about so many requests.
+
+    Args:
+        run: Whose endpoint it is.
+        invocations: Requests a minute and instance.
+    """
+    return {
+        **SCALING, "ResourceId": scaling_target(run), "PolicyName": run.name("scaling"),
+        "PolicyType": "TargetTrackingScaling",
+        "TargetTrackingScalingPolicyConfiguration": {
+            "TargetValue": invocations,
+            "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
+            "ScaleInCooldown": SCALE_IN_S, "ScaleOutCooldown": SCALE_OUT_S,
+        },
+    }  # fmt: skip

@@ -1,0 +1,225 @@
+"""moto's endpoints and schedules, made to behave as AWS's; a request to an endpoint goes to a real server.
+
+DeleteEndpoint is refused here while an endpoint is Creating. AWS's documentation does not say so; people report that
+it is (aws/amazon-sagemaker-examples#3432, awslabs/stable-diffusion-aws-extension#342), so this is the harsher of both.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import moto.sagemaker.models as sagemaker_models
+import moto.sagemaker.responses as sagemaker_responses
+import moto.sagemakerruntime.responses as runtime_responses
+import moto.scheduler.responses as scheduler_responses
+from aws_script import ACCOUNT, REGION, Script, refuse
+from moto.core.responses import ActionResult
+from moto.ecr.models import ecr_backends
+from moto.iam.models import iam_backends
+from moto.logs.models import logs_backends
+from moto.s3.models import s3_backends
+from moto.sagemaker.models import sagemaker_backends
+from moto.scheduler.models import scheduler_backends
+
+_Response = sagemaker_responses.SageMakerResponse
+_create_model, _create_config, _create = (
+    _Response.create_model, _Response.create_endpoint_config, _Response.create_endpoint,
+)  # fmt: skip
+_describe, _delete = _Response.describe_endpoint, _Response.delete_endpoint
+_Scheduler, _Runtime = scheduler_responses.EventBridgeSchedulerResponse, runtime_responses.SageMakerRuntimeResponse
+_create_schedule, _update_schedule = _Scheduler.create_schedule, _Scheduler.update_schedule
+
+LOG_GROUP = "/aws/sagemaker/Endpoints"
+TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
+
+
+def patch(script: Callable[[], Script]) -> None:
+    """Makes moto's endpoints and schedules behave as AWS's."""
+
+    def create_model(self: Any) -> ActionResult:
+        # A name that is taken is refused; moto replaces the model.
+        _new(self.sagemaker_backend._models, self._get_param("ModelName"), "model")
+        if "the-test" in self.headers.get("User-Agent", ""):  # a test makes what it wants to be there
+            return _create_model(self)
+        # The role must be there and trust SageMaker, for seconds after its making it cannot be assumed; moto asks none.
+        _assumable(self._get_param("ExecutionRoleArn"), "sagemaker.amazonaws.com", script())
+        container = self._get_param("PrimaryContainer")
+        # The model must be there, and readable; of several models only the prefix is named, which may be empty.
+        bucket, _, key = container["ModelDataUrl"].removeprefix("s3://").partition("/")
+        found = s3_backends[ACCOUNT]["aws"].buckets.get(bucket)
+        if found is None or (container.get("Mode") != "MultiModel" and key not in found.keys):
+            raise refuse("ValidationException", f"Could not find model data at {container['ModelDataUrl']}.")
+        # An image in a registry of the account must be there.
+        repository, _, tag = container["Image"].partition("/")[2].partition(":")
+        if container["Image"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}."):
+            known = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
+            if known is None or tag not in {each for image in known.images for each in image.image_tags}:
+                raise refuse("ValidationException", f"Requested image {container['Image']} not found.")
+        return _create_model(self)
+
+    def create_config(self: Any) -> ActionResult:
+        _new(self.sagemaker_backend.endpoint_configs, self._get_param("EndpointConfigName"), "endpoint configuration")
+        return _create_config(self)
+
+    def create_endpoint(self: Any) -> ActionResult:
+        name = self._get_param("EndpointName")
+        _new(self.sagemaker_backend.endpoints, name, "endpoint")
+        made = _create(self)
+        # moto's endpoints are born InService.
+        endpoint = self.sagemaker_backend.endpoints[name]
+        endpoint.endpoint_status, endpoint.looks = "Creating", 0
+        return made
+
+    def describe_endpoint(self: Any) -> ActionResult:
+        endpoint = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
+        if endpoint is not None and endpoint.endpoint_status == "Creating":
+            endpoint.looks += 1
+            if script().endpoint_looks is not None and endpoint.looks > script().endpoint_looks:
+                endpoint.endpoint_status = script().endpoint_end
+                if script().endpoint_end == "Failed":
+                    endpoint.failure_reason = script().reason or None
+                _write_log(endpoint.endpoint_name, script().log)
+        return _describe(self)
+
+    def delete_endpoint(self: Any) -> ActionResult:
+        endpoint = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
+        if endpoint is not None and endpoint.endpoint_status == "Creating":
+            raise refuse("ValidationException", f'Cannot update in-progress endpoint "{endpoint.arn}".')
+        return _delete(self)
+
+    def create_schedule(self: Any) -> str:
+        if "the-test" not in self.headers.get("User-Agent", ""):
+            _assumable(self._get_param("Target")["RoleArn"], "scheduler.amazonaws.com", script())
+        return _create_schedule(self)
+
+    def update_schedule(self: Any) -> str:
+        made = _update_schedule(self)
+        # What is left out goes back to its default; moto keeps it as it was, and a state it does away with.
+        name = self.uri.split("?")[0].split("/")[-1]
+        schedule = self.scheduler_backend.get_schedule(None, name)
+        schedule.action_after_completion = self._get_param("ActionAfterCompletion") or "NONE"
+        schedule.state = self._get_param("State") or "ENABLED"
+        return made
+
+    def invoke(self: Any) -> Any:
+        """AWS refuses what is not there or not in service; moto answers for anything, with fixed text."""
+        name = self.path.split("/")[2]
+        endpoint = sagemaker_backends[ACCOUNT][REGION].endpoints.get(name)
+        if endpoint is None or endpoint.endpoint_status == "Creating":
+            return _error(400, "ValidationError", {"Message": f"Endpoint {name} of account {ACCOUNT} not found."})
+        target = self.headers.get("X-Amzn-SageMaker-Target-Model")
+        if target is not None and not _stored(endpoint, target):
+            text = f"Failed to download model data (target model {target}): the object does not exist"
+            return _error(400, "ValidationError", {"Message": text})
+        url = script().serving.get(target or name)
+        if url is None:
+            return _error(400, "ValidationError", {"Message": "TargetModel is required, or the test names no server."})
+        headers = {key: self.headers[key] for key in ("Content-Type", "Accept") if key in self.headers}
+        request = urllib.request.Request(url, self.body.encode() if isinstance(self.body, str) else self.body, headers)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+                return 200, {"Content-Type": answer.headers.get("Content-Type", "")}, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            # What the container says with another status than 2xx comes as ModelError, whose own status is 424.
+            said = error.read().decode()
+            text = f'Received server error ({error.code}) from primary with message "{said}".'
+            body = {"Message": text, "OriginalStatusCode": error.code, "OriginalMessage": said}
+            return _error(424, "ModelError", body)
+
+    _Response.create_model, _Response.create_endpoint_config = create_model, create_config
+    _Response.create_endpoint, _Response.describe_endpoint = create_endpoint, describe_endpoint
+    _Response.delete_endpoint = delete_endpoint
+    _Scheduler.create_schedule, _Scheduler.update_schedule = create_schedule, update_schedule
+    _Runtime.invoke_endpoint = invoke
+    # The list of instances for hosting is of before Inferentia2; AWS has it.
+    sagemaker_models.FakeEndpointConfig.validate_instance_type = _known_instance
+
+
+def tick(now: datetime) -> list[str]:
+    """What the scheduler does at that time: due schedules call their targets with their roles, and go.
+
+    Returns:
+        The endpoints that were deleted.
+    """
+    group = scheduler_backends[ACCOUNT][REGION].schedule_groups["default"]
+    deleted = []
+    for schedule in list(group.schedules.values()):
+        at = datetime.strptime(schedule.schedule_expression, "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
+        assert schedule.schedule_expression_timezone == "UTC"
+        if now < at:
+            continue
+        assert schedule.target["Arn"] == TARGET
+        name = json.loads(schedule.target["Input"])["EndpointName"]
+        backend = sagemaker_backends[ACCOUNT][REGION]
+        endpoint = backend.endpoints.get(name)
+        if endpoint is not None:
+            if endpoint.endpoint_status == "Creating":
+                continue  # refused, and tried again
+            _allowed(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", endpoint.arn)
+            backend.delete_endpoint(name)
+            deleted.append(name)
+        if schedule.action_after_completion == "DELETE":
+            group.delete_schedule(schedule.name)
+    return deleted
+
+
+def _role(arn: str) -> Any:
+    return next((each for each in iam_backends[ACCOUNT]["aws"].roles.values() if each.arn == arn), None)
+
+
+def _assumable(arn: str, service: str, script: Script) -> None:
+    role = _role(arn)
+    trusts = role is not None and service in json.dumps(json.loads(role.assume_role_policy_document))
+    if not trusts or script.roles_unknown > 0:
+        script.roles_unknown -= 1
+        if service.startswith("scheduler"):
+            text = "The execution role you provide must allow AWS EventBridge Scheduler to assume the role."
+        else:
+            text = f"Could not assume role {arn}. Please ensure that the role exists and allows principal '{service}'."
+        raise refuse("ValidationException", text)
+
+
+def _allowed(arn: str, action: str, resource: str) -> None:
+    """moto's scheduler calls nothing; AWS's calls with the role, which must be allowed to."""
+    policies = [json.loads(text) for text in _role(arn).policies.values()]
+    statements = [statement for policy in policies for statement in policy["Statement"]]
+    assert any(action in each["Action"] and resource in each["Resource"] for each in statements), statements
+
+
+def _new(known: dict[str, Any], name: str, what: str) -> None:
+    if name in known:
+        arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{what.split()[0]}/{name}"
+        raise refuse("ValidationException", f'Cannot create already existing {what} "{arn}".')
+
+
+def _known_instance(self: Any, instance: str) -> None:
+    from botocore.session import get_session
+
+    known = get_session().get_service_model("sagemaker").shape_for("ProductionVariantInstanceType").enum
+    if instance not in known:
+        raise refuse("ValidationException", f"Value '{instance}' at 'instanceType' failed to satisfy enum value set")
+
+
+def _stored(endpoint: Any, target: str) -> bool:
+    backend = sagemaker_backends[ACCOUNT][REGION]
+    [variant] = backend.endpoint_configs[endpoint.endpoint_config_name].production_variants
+    container = backend._models[variant["ModelName"]].primary_container
+    bucket, _, prefix = container["ModelDataUrl"].removeprefix("s3://").partition("/")
+    return container.get("Mode") == "MultiModel" and prefix + target in s3_backends[ACCOUNT]["aws"].buckets[bucket].keys
+
+
+def _write_log(endpoint: str, lines: tuple[str, ...]) -> None:
+    """An endpoint has a group of its own, with a stream for each instance; moto writes none."""
+    logs, group, stream = logs_backends[ACCOUNT][REGION], f"{LOG_GROUP}/{endpoint}", "main/i-0123456789abcdef0"
+    if group not in logs.groups:
+        logs.create_log_group(group, {})
+        logs.create_log_stream(group, stream)
+    now = int(datetime.now(timezone.utc).timestamp() * 1000)
+    logs.put_log_events(group, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])
+
+
+def _error(status: int, code: str, body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
+    return status, {"x-amzn-ErrorType": code, "Content-Type": "application/json"}, json.dumps(body)
