@@ -17,6 +17,7 @@ from aws_faults import every_point, hasten
 from aws_server import FAULTS, AwsServer, Fault
 from in_process import neuron_sum
 from test_aws_endpoints import archive
+from test_aws_image import write_context
 
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
 
@@ -63,6 +64,12 @@ def endpoint_ready(aws: AwsServer) -> None:
         archive(Path(f"{name}.tar.gz"))
 
 
+def image_ready(aws: AwsServer) -> None:
+    """A build is seen once while it runs."""
+    one_look(aws)
+    write_context(Path("context"))
+
+
 COPIES = frozenset({"s3.HEAD Object", "s3.PUT Object", "sagemaker.CreateModel"})
 ENDPOINT = frozenset({
     "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig", "sagemaker.CreateEndpoint",
@@ -76,6 +83,12 @@ COMMANDS = {
     ),
     "deploy --multi-model": Command(
         ("aws", "deploy", "--multi-model", "one.tar.gz", "other.tar.gz", *CPU), 7, COPIES, endpoint_ready, COPIES,
+    ),
+    "image": Command(
+        ("aws", "image", "--context", "context", "--every", "0.01"), 25,
+        frozenset({"ecr.CreateRepository", "codebuild.CreateProject", "codebuild.StartBuild", "iam.CreateRole",
+                   "codebuild.DeleteProject"}),
+        image_ready,
     ),
     "train": Command(
         (*TRAIN, "--wheelhouse", "wheels"), 20, frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"})
