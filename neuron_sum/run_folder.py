@@ -11,7 +11,11 @@ from neuron_sum.recipe import FullMethod, Recipe
 from neuron_sum.recipe_loading import differences, load_resolved
 
 CHECKPOINT_MARK = "complete"
-"""Written last into a training checkpoint; one without it was cut by a kill."""
+"""Written last into a training checkpoint: the size of each of its files. One without it was cut by a kill.
+
+Where something copies checkpoints file by file while they are written, as SageMaker does to S3, a copy's mark may come
+before its files, or without them.
+"""
 
 PROCESSES = "processes.json"
 """Beside the training checkpoints, and removed with them."""
@@ -109,14 +113,41 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
+    def marked_checkpoints(self) -> list[Path]:
+        """The training checkpoints that say that they are whole, the newest first."""
+        marked = [mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARK}")]
+        return sorted(marked, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
+
     def last_checkpoint(self) -> Path | None:
-        """The newest training checkpoint that was written to its end."""
-        whole = [mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARK}")]
-        return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+        """The newest training checkpoint that is whole: all its files are there, as long as they were written."""
+        return next((folder for folder in self.marked_checkpoints() if missing_of(folder) is None), None)
 
     def model_source(self) -> str:
         """Where the base model is loaded from: the run's own base/, or what the recipe names."""
         return str(self.base) if self.base.is_dir() else str(self.recipe.model.name_or_path)
+
+
+def checkpoint_sizes(folder: Path) -> dict[str, int]:
+    """What a training checkpoint's mark says: the bytes of each of its files, by its name in the folder."""
+    inside = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in inside if file.name != CHECKPOINT_MARK}
+
+
+def missing_of(folder: Path) -> str | None:
+    """What a training checkpoint with a mark lacks; None if nothing.
+
+    Args:
+        folder: With its mark.
+    """
+    try:
+        sizes = dict(files.read_json(folder / CHECKPOINT_MARK))
+    except ValueError:
+        return "its mark cannot be read"
+    there = checkpoint_sizes(folder)
+    for name, size in sizes.items():
+        if there.get(name) != size:
+            return f"{name} has {there[name]:,} of {size:,} bytes" if name in there else f"{name} is not there"
+    return None
 
 
 def open_run(path: Path) -> RunFolder:

@@ -18,6 +18,8 @@ ATTEMPTS = 8
 """At most, for one call; botocore waits between them, longer each time. AWS_MAX_ATTEMPTS sets another number."""
 
 PRICING_REGION = "us-east-1"
+CONVENIENCES = ("pricing", "service-quotas")
+"""Services that a launch does without where there is no way to them, as in a VPC: they are not asked for long."""
 
 EXPIRED = (
     "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
@@ -149,9 +151,9 @@ class Account:
             service: As boto3 calls it.
         """
         if service not in self._clients:
-            # The Price List is served from few regions for all; and it is a convenience, so not asked for long.
+            # The Price List is served from few regions for all.
             elsewhere = {"region_name": PRICING_REGION} if service == "pricing" else {}
-            settings = self._settings.merge(self._hasty) if service == "pricing" else self._settings
+            settings = self._settings.merge(self._hasty) if service in CONVENIENCES else self._settings
             try:
                 self._clients[service] = self._session.client(service, config=settings, **elsewhere)
             except (self._errors.BotoCoreError, ValueError) as error:
@@ -219,6 +221,17 @@ class Account:
         """
         where = {"Bucket": source[0], "Key": source[1]}
         self.translated(lambda: self.client("s3").copy(where, bucket, key, ExtraArgs=dict(extra)), "s3 copy_object")
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """An object of the account's in S3, whole.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        request = {"Bucket": bucket, "Key": key}
+        client = self.client("s3")
+        body: bytes = self.translated(lambda: client.get_object(**request)["Body"].read(), "s3 get_object")
+        return body
 
     def translated(self, made: Callable[[], Any], what: str) -> Any:
         """What a function gives, with boto3's errors as ours.

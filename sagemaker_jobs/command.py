@@ -7,9 +7,10 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
+from sagemaker_jobs.batch_commands import batch
 from sagemaker_jobs.endpoint_commands import deploy, extend, invoke
 from sagemaker_jobs.image_command import image
-from sagemaker_jobs.job_commands import train
+from sagemaker_jobs.job_commands import compile_run, train
 from sagemaker_jobs.model_commands import models
 from sagemaker_jobs.options import (
     BucketOption,
@@ -92,6 +93,8 @@ aws.command()(deploy)
 aws.command()(extend)
 aws.command()(invoke)
 aws.command()(models)
+aws.command("compile")(compile_run)
+aws.command()(batch)
 
 
 @aws.command()

@@ -81,7 +81,6 @@ def deploy(
         calls,
         endpoint,
         endpoint_life,
-        endpoint_requests,
         endpoint_sources,
         pricing,
         registry,
@@ -89,6 +88,7 @@ def deploy(
     )
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import bucket_name, new_run
+    from sagemaker_jobs.schedule_requests import time_of
 
     _check_life(keep, hours, max_usd)
     if detach and max_instances is not None:
@@ -128,7 +128,7 @@ def deploy(
     priced = pricing.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
     assert item.price is not None  # an endpoint has one
-    ends = endpoint_requests.expiry_of(requests["schedule"]) if "schedule" in requests else None
+    ends = time_of(requests["schedule"]) if "schedule" in requests else None
     with _undone(account, made, kept_roles, every, ends):
         ledger = terminal.begin(made, priced, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:

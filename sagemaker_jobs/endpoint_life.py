@@ -12,12 +12,13 @@ from neuron_sum.errors import AwsError
 from neuron_sum.explain import explain
 from neuron_sum.prices import Price
 from sagemaker_jobs.account import Account, Refused
-from sagemaker_jobs.endpoint_requests import SCALING, VARIANT, expiry_of, scaling_target
+from sagemaker_jobs.endpoint_requests import SCALING, VARIANT, scaling_target
 from sagemaker_jobs.following import Log
 from sagemaker_jobs.iam import ENDPOINT_LOGS
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.resources import KINDS, hours_since
+from sagemaker_jobs.schedule_requests import time_of
 
 IN_SERVICE = "InService"
 ANSWERS = (IN_SERVICE, "Updating", "SystemUpdating", "RollingBack")
@@ -215,7 +216,7 @@ def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
         if not refused.missing:
             raise
         return None
-    return expiry_of(schedule), str(schedule["Target"]["RoleArn"])
+    return time_of(schedule), str(schedule["Target"]["RoleArn"])
 
 
 def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:

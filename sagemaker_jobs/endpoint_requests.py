@@ -1,11 +1,11 @@
 """The exact requests of an endpoint: its model, configuration, expiry and scaling; nothing is asked or sent here."""
 
-import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.requests import LOCAL_STORAGE_FAMILIES, Isolation, Place, Request
+from sagemaker_jobs.schedule_requests import create_one_off
 
 VARIANT = "main"
 """An endpoint of ours has one."""
@@ -99,34 +99,17 @@ def create_endpoint(run: Run) -> Request:
 
 
 def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
-    """CreateSchedule for the end of an endpoint, in AWS's own clock: a closed laptop does not prolong it.
-
-    A schedule carries no tags (its group can); the name tells whose it is. UpdateSchedule takes the same, and sets to
-    its default what is left out.
+    """CreateSchedule for the end of an endpoint: a closed laptop does not prolong it.
 
     Args:
         run: Whose endpoint ends.
         at: When, with its time zone.
         role_arn: What may delete that endpoint, for the scheduler.
     """
-    return {
-        "Name": run.name("expiry"),
-        "ScheduleExpression": f"at({at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S})",
-        "ScheduleExpressionTimezone": "UTC",
-        "FlexibleTimeWindow": {"Mode": "OFF"},
-        "ActionAfterCompletion": "DELETE",
-        "Target": {
-            "Arn": EXPIRY_TARGET,
-            "RoleArn": role_arn,
-            "Input": json.dumps({"EndpointName": run.name("endpoint")}),
-            "RetryPolicy": {"MaximumEventAgeInSeconds": 86400, "MaximumRetryAttempts": 185},
-        },
-    }
-
-
-def expiry_of(schedule: Request) -> datetime:
-    """When a schedule of `create_expiry` ends its endpoint (UTC)."""
-    return datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
+    return create_one_off(
+        run.name("expiry"), at=at, role_arn=role_arn, target=EXPIRY_TARGET,
+        given={"EndpointName": run.name("endpoint")},
+    )  # fmt: skip
 
 
 def scaling_target(run: Run) -> str:

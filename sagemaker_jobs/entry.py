@@ -3,7 +3,7 @@
 Nothing but the standard library is imported, for nothing else is there yet.
 
     python3 entry.py train --instance ml.trn1.2xlarge --nodes 1 --processes 2
-    python3 entry.py compile --target inf2
+    python3 entry.py compile --target inf2 --set=compile.batch_sizes=[1,8]
 
 Everything is below /opt/ml, or SAGEMAKER_BASE_DIR.
 """
@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections import deque
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import FrameType
 
 FAILURE_CHARACTERS = 1000
@@ -29,16 +30,16 @@ NEURON = "ml.trn1."
 
 
 class Failed(Exception):
-    """A step ended with another code than 0.
+    """A step ended with another code than 0, or could not begin.
 
     Args:
-        command: What ran.
+        what: Which, and how.
         code: How it ended.
         said: Its last lines.
     """
 
-    def __init__(self, command: list[str], code: int, said: list[str]) -> None:
-        super().__init__(f"{' '.join(command[1:])} ended with {code}")
+    def __init__(self, what: str, code: int, said: list[str]) -> None:
+        super().__init__(what)
         self.code, self.said = code, said
 
 
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
     train.add_argument("--processes", type=int, required=True)
     compiling = stages.add_parser("compile", allow_abbrev=False)
     compiling.add_argument("--target", required=True)
+    compiling.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args(arguments)
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
     try:
@@ -66,12 +68,13 @@ def main(arguments: list[str]) -> int:
         if given.stage == "train":
             _train(base, given.instance, given.nodes, given.processes)
         else:
-            _compile(base, given.target)
+            _compile(base, given.target, given.set)
     except Failed as failure:
         reason = base / "output" / "failure"
         reason.parent.mkdir(parents=True, exist_ok=True)
         told = [line for line in failure.said if line.startswith(("error:", "hint:"))] or failure.said[-5:]
         reason.write_text("\n".join([*told, str(failure)])[:FAILURE_CHARACTERS], encoding="utf-8")
+        print(failure, flush=True)
         return failure.code if failure.code > 0 else 128 - failure.code
     return 0
 
@@ -102,15 +105,64 @@ def _train(base: Path, instance: str, nodes: int, processes: int) -> None:
         shutil.copytree(output, base / "model" / "run", ignore=shutil.ignore_patterns("checkpoints"))
 
 
-def _compile(base: Path, target: str) -> None:
-    work = base / "checkpoints" / "compile"
-    for archive in (base / "input" / "data" / "run").glob("*.tar.gz"):
-        work.mkdir(parents=True, exist_ok=True)
+def _compile(base: Path, target: str, overrides: list[str]) -> None:
+    """Leaves in /opt/ml/model what an endpoint unpacks: SageMaker packs that into the job's model.tar.gz."""
+    inputs, work = base / "input" / "data", base / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    run = _run_folder(inputs / "run", work / "run")
+    if (inputs / "model").is_dir() and not (run / "base").exists():
+        # The adapter's base, which the run knows by a path of another container: a run's own base/ goes before that.
+        (run / "base").symlink_to(inputs / "model")
+    # SageMaker keeps this folder in S3, file by file: a graph comes under its name when it is whole, and what a killed
+    # process leaves has another one.
+    cache = base / "checkpoints" / "cache"
+    for left in cache.rglob(".*.tmp-*"):
+        left.unlink()
+    os.environ["NEURON_SUM_CACHE"] = str(cache)
+    neuron_sum = [sys.executable, "-m", "neuron_sum"]
+    artifact, archive = work / "artifact", work / "model.tar.gz"
+    _run([*neuron_sum, "doctor"])
+    _run([*neuron_sum, "compile", str(run), "--target", target, "--output", str(artifact),
+          *(f"--set={override}" for override in overrides)])  # fmt: skip
+    _run([*neuron_sum, "package", str(artifact), "--output", str(archive)])
+    _unpack(archive, base / "model")
+
+
+def _run_folder(channel: Path, folder: Path) -> Path:
+    """The run of a channel, in a folder that can be written: unpacked, or links to what is there."""
+    folder.mkdir(parents=True)
+    archives = sorted(channel.glob("*.tar.gz"))
+    if not archives:
+        for path in channel.iterdir():
+            (folder / path.name).symlink_to(path)
+    for archive in archives:
+        _unpack(archive, folder)
+    found = min(folder.rglob("recipe.yaml"), key=lambda path: len(path.parts), default=None)
+    if found is None:
+        listing = ", ".join(path.name for path in sorted(channel.iterdir())) or "nothing"
+        raise Failed(f"error: no run was given: the channel {channel.name} holds {listing}", 1, [])
+    return found.parent
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Nothing but files and folders, under names that stay in the folder: an archive may come from anywhere."""
+    try:
         with tarfile.open(archive) as packed:
-            packed.extractall(work, filter="data")
-    artifact = base / "model" / "artifact"
-    _run([sys.executable, "-m", "neuron_sum", "compile", str(work / "run"), "--target", target,
-          "--output", str(artifact)])  # fmt: skip
+            for member in packed:
+                place = PurePosixPath(member.name)
+                if place.is_absolute() or ".." in place.parts or not (member.isreg() or member.isdir()):
+                    raise Failed(f"error: {archive.name} holds {member.name!r}, which is no file of a run", 1, [])
+                target = folder / place
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = packed.extractfile(member)
+                assert content is not None  # it is a file
+                with content, target.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise Failed(f"error: {archive.name} cannot be unpacked: {error}", 1, []) from error
 
 
 def _run(command: list[str]) -> None:
@@ -132,7 +184,7 @@ def _run(command: list[str]) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if code:
-        raise Failed(command, code, list(last))
+        raise Failed(f"{' '.join(command[1:])} ended with {code}", code, list(last))
 
 
 if __name__ == "__main__":

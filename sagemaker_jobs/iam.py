@@ -21,7 +21,10 @@ PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:Get
 BUILD_LOGS = "/aws/codebuild/"
 """A build project's own log group begins so."""
 
-METRICS_NAMESPACE = "/aws/sagemaker/TrainingJobs"
+TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
+LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
+"""Each is the namespace of the same jobs' metrics, too."""
+
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
     "ec2:DeleteNetworkInterfacePermission", "ec2:DescribeNetworkInterfaces", "ec2:DescribeVpcs",
@@ -51,7 +54,7 @@ def job_policy(
     runs = run_prefix(run) if run is not None else f"{PREFIX}/runs/"
     inputs = inputs_prefix("", "").removesuffix("//") + "/"
     s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}"
+    logs = [f"arn:{partition}:logs:{region}:{account}:log-group:{group}" for group in LOG_GROUPS]
     images = [
         f"arn:{partition}:ecr:{region}:{REGISTRY_ACCOUNTS.get(region, account)}:repository/{image.repository}"
         for image in PLATFORMS[0].registry_images
@@ -64,12 +67,12 @@ def job_policy(
         allow(
             "Logs",
             list(LOG_ACTIONS),
-            [logs, f"{logs}:*"],
+            [each for group in logs for each in (group, f"{group}:*")],
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
         allow(
             "Metrics", ["cloudwatch:PutMetricData"], ["*"],
-            {"StringEquals": {"cloudwatch:namespace": METRICS_NAMESPACE}},
+            {"StringEquals": {"cloudwatch:namespace": list(LOG_GROUPS)}},
         ),
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow(
@@ -77,13 +80,46 @@ def job_policy(
             [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
         ),
     ]  # fmt: skip
-    if isolation is not None and isolation.kms_key is not None:
+    return policy(*statements, *extra_statements(account, region, isolation or Isolation(), partition=partition))
+
+
+def extra_statements(
+    account: str, region: str, isolation: Isolation, *, reads: Sequence[str] = (), partition: str = "aws"
+) -> list[Policy]:
+    """What one command's job needs beyond every job's.
+
+    Args:
+        account: Twelve digits.
+        region: Where it runs.
+        isolation: A key and a VPC.
+        reads: S3 addresses of the caller's that it reads, too: objects, or prefixes.
+        partition: Of ARNs.
+    """
+    statements = []
+    for number, address in enumerate(reads, start=1):
+        theirs, _, key = address.removeprefix("s3://").partition("/")
+        objects, whole = f"arn:{partition}:s3:::{theirs}/{key}*", f"arn:{partition}:s3:::{theirs}"
+        statements.append(allow(f"Read{number}", ["s3:GetObject"], [objects]))
+        statements.append(
+            allow(f"List{number}", ["s3:ListBucket"], [whole], {"StringLike": {"s3:prefix": [f"{key}*"]}})
+        )
+    if isolation.kms_key is not None:
         arn = _key_arn(isolation.kms_key, account, region, partition)
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
-    if isolation is not None and isolation.subnets:
+    if isolation.subnets:
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
         statements.append(allow("Network", list(NETWORK_ACTIONS), ["*"]))
-    return policy(*statements)
+    return statements
+
+
+def one_off_policy(action: str, resource: str) -> Policy:
+    """What a one-off schedule may do: one thing to one thing.
+
+    Args:
+        action: Such as sagemaker:StopTransformJob.
+        resource: Its ARN.
+    """
+    return policy(allow("OneThing", [action], [resource]))
 
 
 def build_trust_policy(account: str) -> Policy:
@@ -183,7 +219,7 @@ def expiry_policy(run: Run, account: str, region: str, *, partition: str = "aws"
         partition: Of ARNs.
     """
     endpoint = f"arn:{partition}:sagemaker:{region}:{account}:endpoint/{run.name('endpoint')}"
-    return policy(allow("EndEndpoint", ["sagemaker:DeleteEndpoint"], [endpoint]))
+    return one_off_policy("sagemaker:DeleteEndpoint", endpoint)
 
 
 def trusted_by(service: str, account: str) -> Policy:

@@ -75,22 +75,39 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: 
         if path.is_absolute():
             if not path.exists():
                 raise DataError(f"{field}: {path} is not there", "a folder or file on this machine, or a hub's id")
-            found.append(Channel(channel, _files_of(path)))
+            found.append(Channel(channel, files_of(path)))
             values[section][key] = f"{INPUT}/{channel}" + ("" if path.is_dir() else f"/{path.name}")
         elif field in HUB_FIELDS and isolation.network_isolation:
-            raise AwsError(
-                f"{field}={value} comes from a hub, and --network-isolation leaves no way to one",
-                f"download it here, and give the folder: {field}=FOLDER",
-            )
+            raise no_way_to(field, value)
     written = scratch / "recipe.yaml"
     files.write_text(written, Recipe.model_validate_json(json.dumps(values)).to_yaml())
-    found += [Channel(CODE, {ENTRY: Path(__file__).with_name(ENTRY)}), Channel(RECIPE, {"recipe.yaml": written})]
+    return [*found, Channel(RECIPE, {"recipe.yaml": written}), *code_channels(wheelhouse)]
+
+
+def code_channels(wheelhouse: Path | None) -> list[Channel]:
+    """What every job reads: the script that runs in the container, and the wheels that it installs first.
+
+    Args:
+        wheelhouse: A folder of wheels; None: the image has everything.
+
+    Raises:
+        AwsError: If there are no wheels in it.
+    """
+    found = [Channel(CODE, {ENTRY: Path(__file__).with_name(ENTRY)})]
     if wheelhouse is not None:
         wheels = {path.name: path for path in sorted(wheelhouse.glob("*.whl"))}
         if not wheels:
             raise AwsError(f"{wheelhouse} holds no wheels", "leave out --wheelhouse, and one is built")
         found.append(Channel(WHEELHOUSE, wheels))
     return found
+
+
+def no_way_to(field: str, value: str) -> AwsError:
+    """Why something of a hub's cannot be had in a container without a network."""
+    return AwsError(
+        f"{field}={value} comes from a hub, and --network-isolation leaves no way to one",
+        f"download it here, and give the folder: {field}=FOLDER",
+    )
 
 
 def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[str, str]) -> Iterator[tuple[str, int]]:
@@ -121,7 +138,7 @@ def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[
         yield name, size
 
 
-def _files_of(path: Path) -> dict[str, Path]:
+def files_of(path: Path) -> dict[str, Path]:
     """A file, or everything in a folder; hidden files stay here."""
     if path.is_file():
         return {path.name: path}

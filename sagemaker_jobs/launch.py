@@ -1,7 +1,7 @@
 """All that a start sends, in its order: bucket, uploads, roles, and what they are for; the ledger beside it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,7 +168,7 @@ def role_calls(
         trust: Who may become it.
         policy: What it may.
         kind: What its name ends with: role, build-role or expiry-role.
-        policy_name: The policy's.
+        policy_name: Where commands of a run share a role, each has a policy of its own there.
     """
     name = run.name(kind)
     return (
@@ -182,12 +182,30 @@ def role_calls(
     )  # fmt: skip
 
 
-def job_role_calls(run: Run, place: Place, isolation: Isolation, partition: str) -> tuple[Call, ...]:
-    """The role of a run's jobs and endpoint."""
-    policy = iam.job_policy(
-        place.account, place.region, place.bucket, run=run, isolation=isolation, partition=partition
-    )
-    return role_calls(run, place.region, iam.trust_policy(place.account), policy)
+def job_role_calls(
+    run: Run, place: Place, isolation: Isolation, partition: str, *, stage: str = "endpoint", reads: Sequence[str] = ()
+) -> tuple[Call, ...]:
+    """The role of a run's jobs and endpoint: what all of them need, and what this one needs besides.
+
+    Two policies, for a role's may have 10,240 characters in all (IAM's quotas), and what one command needs must not
+    replace what another's job still needs.
+
+    Args:
+        run: Whose.
+        place: Where.
+        isolation: A key and a VPC.
+        partition: Of ARNs.
+        stage: Whose needs are added.
+        reads: S3 addresses of the caller's.
+    """
+    common = iam.job_policy(place.account, place.region, place.bucket, run=run, partition=partition)
+    calls = role_calls(run, place.region, iam.trust_policy(place.account), common)
+    own = iam.extra_statements(place.account, place.region, isolation, reads=reads, partition=partition)
+    if not own:
+        return calls
+    document = json.dumps(iam.policy(*own))
+    request = {"RoleName": run.name("role"), "PolicyName": stage, "PolicyDocument": document}
+    return (*calls, Call("iam", "put_role_policy", request))
 
 
 def _ready_bucket(account: Account, ledger: Ledger, made: Launch) -> None:

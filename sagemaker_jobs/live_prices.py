@@ -10,7 +10,7 @@ from neuron_sum.prices import REGION, Price, find_price
 from sagemaker_jobs.account import Account
 
 SERVICE = "AmazonSageMaker"
-TRAINING, HOSTING = "Training", "Hosting"
+TRAINING, HOSTING, TRANSFORM = "Training", "Hosting", "Batch Transform"
 """Components: the list has a product for each thing that an instance can do, and their prices may differ."""
 
 
@@ -19,7 +19,7 @@ def price_of(instance: str, component: str, account: Account | None) -> Price:
 
     Args:
         instance: As SageMaker calls it.
-        component: TRAINING or HOSTING.
+        component: TRAINING, HOSTING or TRANSFORM.
         account: None: do not ask.
 
     Raises:
@@ -34,6 +34,10 @@ def price_of(instance: str, component: str, account: Account | None) -> Price:
         table = find_price(instance, account.region)
         return Price(instance, table.usd_per_hour, f"{table.source} (no live price: {error.message:.120})")
     found = {price for product in products for price in _prices(product, component)}
+    instead = ""
+    if not found and component == TRANSFORM:  # some instances have no product of that name
+        found = {price for product in products for price in _prices(product, HOSTING)}
+        instead = f", {HOSTING}'s, for it has none for {TRANSFORM}"
     if len(found) != 1:
         listing = ", ".join(f"{price:g}" for price in sorted(found)) or "none"
         raise AwsError(
@@ -41,7 +45,7 @@ def price_of(instance: str, component: str, account: Account | None) -> Price:
             "another --instance or --region; --offline takes the shipped table instead",
         )
     read = datetime.now(timezone.utc).date().isoformat()
-    return Price(instance, found.pop(), f"AWS Price List, {account.region}, {read}")
+    return Price(instance, found.pop(), f"AWS Price List, {account.region}, {read}{instead}")
 
 
 def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
@@ -58,9 +62,14 @@ def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
 def _prices(product: dict[str, Any], component: str) -> Iterator[float]:
     """USD an hour on demand, of a product that is of the component."""
     attributes = product.get("product", {}).get("attributes", {})
-    if str(attributes.get("component", "")).lower() != component.lower():
+    if _plain(str(attributes.get("component", ""))) != _plain(component):
         return
     for offer in product.get("terms", {}).get("OnDemand", {}).values():
         for dimension in offer["priceDimensions"].values():
             if dimension.get("unit", "").lower() in ("hrs", "hours", "hour"):
                 yield float(dimension["pricePerUnit"]["USD"])
+
+
+def _plain(component: str) -> str:
+    """Spelled with and without a space."""
+    return component.lower().replace(" ", "")

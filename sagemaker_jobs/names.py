@@ -17,7 +17,9 @@ RECIPE_TAG = "neuron-sum-recipe"
 NAME_LIMIT = 63
 """Of a training job, a model, an endpoint and a bucket; a role may have 64."""
 
-SLUG_LIMIT = 23
+SLUG_LIMIT = 20
+"""So that the longest name, a schedule's for the 99th batch of a run, has the 64 characters that Scheduler allows."""
+
 TAG_LIMIT = 256
 
 

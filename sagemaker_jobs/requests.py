@@ -3,13 +3,13 @@
 The same run, options and addresses give the same requests, so `--dry-run` prints what would be sent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from sagemaker_jobs.names import Run
+from sagemaker_jobs.names import PREFIX, Run
 
 Request = dict[str, Any]
 
@@ -55,13 +55,18 @@ class Place:
         """Where a channel's files lie, by the hash of their content."""
         return f"s3://{self.bucket}/{inputs_prefix(channel, digest)}"
 
-    def output(self, run: Run) -> str:
+    def output(self, run: Run, stage: str = "train") -> str:
         """Where a run's results come."""
-        return f"s3://{self.bucket}/{run_prefix(run)}output"
+        return f"s3://{self.bucket}/{_stage_prefix(run, stage)}output"
 
-    def checkpoints(self, run: Run) -> str:
+    def not_ours(self, run: Run, addresses: Iterable[str]) -> tuple[str, ...]:
+        """The addresses that a run's role may not read without being told: no inputs of ours, nor the run's own."""
+        own = tuple(f"s3://{self.bucket}/{prefix}" for prefix in (f"{PREFIX}/inputs/", run_prefix(run)))
+        return tuple(sorted(address for address in addresses if not address.startswith(own)))
+
+    def checkpoints(self, run: Run, stage: str = "train") -> str:
         """What a run that was interrupted goes on from; all attempts of a run share it."""
-        return f"s3://{self.bucket}/{run_prefix(run)}checkpoints"
+        return f"s3://{self.bucket}/{_stage_prefix(run, stage)}checkpoints"
 
 
 def inputs_prefix(channel: str, digest: str) -> str:
@@ -72,6 +77,11 @@ def inputs_prefix(channel: str, digest: str) -> str:
 def run_prefix(run: Run) -> str:
     """The keys of all that a run writes begin so."""
     return f"neuron-sum/runs/{run.id}/"
+
+
+def _stage_prefix(run: Run, stage: str) -> str:
+    """A compile neither fetches what training has saved, nor writes beside it."""
+    return run_prefix(run) + ("" if stage == "train" else f"{stage}/")
 
 
 @dataclass(frozen=True)
@@ -217,7 +227,7 @@ def create_training_job(job: Job, place: Place) -> Request:
         "RoleArn": place.role_arn,
         "InputDataConfig": [_channel(name, uri) for name, uri in sorted(job.channels.items())],
         "OutputDataConfig": {
-            "S3OutputPath": place.output(job.run),
+            "S3OutputPath": place.output(job.run, job.stage),
             "CompressionType": "GZIP",
             **({"KmsKeyId": key} if key is not None else {}),
         },
@@ -225,7 +235,7 @@ def create_training_job(job: Job, place: Place) -> Request:
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": job.max_wait_s is not None,
         # With an on-demand job, too: what a job that failed late has saved is not lost.
-        "CheckpointConfig": {"S3Uri": place.checkpoints(job.run), "LocalPath": CHECKPOINTS},
+        "CheckpointConfig": {"S3Uri": place.checkpoints(job.run, job.stage), "LocalPath": CHECKPOINTS},
         "EnableNetworkIsolation": job.isolation.network_isolation,
         "EnableInterContainerTrafficEncryption": job.instances > 1 and key is not None,
         "Environment": {
@@ -243,50 +253,14 @@ def train_arguments(instance: str, instances: int) -> tuple[str, ...]:
     return ("train", "--instance", instance, "--nodes", str(instances), "--processes", str(processes_on(instance)))
 
 
-def compile_arguments(target: str) -> tuple[str, ...]:
-    """What ENTRY is told to compile the run in its channel."""
-    return ("compile", "--target", target)
-
-
-def create_transform_job(
-    run: Run, place: Place, *, instance: str, instances: int, source: str, isolation: Isolation, attempt: int = 1
-) -> Request:
-    """CreateTransformJob over JSON Lines; inf2 is allowed here.
+def compile_arguments(target: str, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """What ENTRY is told to compile the run in its channel.
 
     Args:
-        run: Whose it is; its model must be there.
-        place: Where.
-        instance: The instance type.
-        instances: How many.
-        source: The S3 prefix of the .jsonl files.
-        isolation: Its key.
-        attempt: From 1.
+        target: As `neuron-sum compile --target` takes it.
+        overrides: Of the run's recipe.
     """
-    key = isolation.kms_key
-    volume = key is not None and not instance.startswith(LOCAL_STORAGE_FAMILIES)
-    return {
-        "TransformJobName": run.name("batch", attempt),
-        "ModelName": run.name("model"),
-        "MaxPayloadInMB": 6,
-        "BatchStrategy": "MultiRecord",
-        "TransformInput": {
-            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": source}},
-            "ContentType": "application/jsonlines",
-            "SplitType": "Line",
-        },
-        "TransformOutput": {
-            "S3OutputPath": f"s3://{place.bucket}/{run_prefix(run)}batch",
-            "Accept": "application/jsonlines",
-            "AssembleWith": "Line",
-            **({"KmsKeyId": key} if key is not None else {}),
-        },
-        "TransformResources": {
-            "InstanceType": instance,
-            "InstanceCount": instances,
-            **({"VolumeKmsKeyId": key} if volume else {}),
-        },
-        "Tags": run.tags,
-    }
+    return ("compile", "--target", target, *(f"--set={override}" for override in overrides))
 
 
 def _channel(name: str, uri: str) -> Request:

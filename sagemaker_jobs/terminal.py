@@ -8,7 +8,7 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
-from sagemaker_jobs import tables
+from sagemaker_jobs import quotas, tables
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.launch import Launch, start
 from sagemaker_jobs.ledger import Ledger
@@ -69,7 +69,7 @@ def begin(
         The ledger that it is in; None after a dry run, when the command is over.
 
     Raises:
-        AwsError: If it may cost more, or AWS refuses.
+        AwsError: If it may cost more, a quota is too small, or AWS refuses.
     """
     if dry_run or account is None:
         plan.check(max_usd)
@@ -78,6 +78,7 @@ def begin(
         return None
     console.note_table(tables.plan_tables(plan, f"run {made.run.id}")[0])
     plan.check(max_usd)
+    quotas.check(account, made.calls)
     ledger = Ledger(made.place.account, made.place.region)
     with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
         start(account, ledger, made, bar.advance)

@@ -1,6 +1,9 @@
 """A recipe as a training job: what is uploaded, which calls are made; and which jobs a run has had."""
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe import Recipe
@@ -39,10 +42,10 @@ class Options:
 
 
 def launch(
-    run: Run, recipe: Recipe, options: Options, channels: list[Channel], account: str, region: str, *,
+    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], account: str, region: str, *,
     attempt: int = 1, partition: str = "aws",
 ) -> Launch:  # fmt: skip
-    """Everything that is to be sent; sends nothing.
+    """Everything that a training sends; sends nothing.
 
     Args:
         run: A new one, or the one that goes on.
@@ -58,40 +61,86 @@ def launch(
         AwsError: If SageMaker would refuse the job.
         PlatformError: If AWS has no image in the region.
     """
+    cache = recipe.train.neuron.cache_url
+    return job_launch(
+        run, "train", requests.train_arguments(options.instance, options.instances), options, channels, account, region,
+        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {}, attempt=attempt, partition=partition,
+    )  # fmt: skip
+
+
+def job_launch(
+    run: Run, stage: str, arguments: tuple[str, ...], options: Options, channels: Sequence[Channel], account: str,
+    region: str, *, addresses: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None,
+    attempt: int = 1, partition: str = "aws",
+) -> Launch:  # fmt: skip
+    """A training job of SageMaker's with all that it needs, whatever it is told to do; sends nothing.
+
+    Args:
+        run: Whose.
+        stage: train or compile.
+        arguments: What the container is told.
+        options: How.
+        channels: What is uploaded for it.
+        account: Twelve digits.
+        region: Where.
+        addresses: S3 addresses of further channels, by name, which lie there already.
+        environment: Of the container.
+        attempt: From 1.
+        partition: Of ARNs.
+
+    Raises:
+        AwsError: If SageMaker would refuse the job.
+        PlatformError: If AWS has no image in the region.
+    """
+    there = addresses or {}
     place = place_of(
         run, account, region, bucket=options.bucket, role_arn=options.role_arn, partition=partition
     )  # fmt: skip
-    cache = recipe.train.neuron.cache_url
+    uploaded = {channel.name: place.inputs(channel.name, channel.digest) for channel in channels}
     job = Job(
         run=run,
-        stage="train",
-        arguments=requests.train_arguments(options.instance, options.instances),
-        channels={channel.name: place.inputs(channel.name, channel.digest) for channel in channels},
+        stage=stage,
+        arguments=arguments,
+        channels={**uploaded, **there},
         instance=options.instance,
         instances=options.instances,
         max_runtime_s=options.max_runtime_s,
         max_wait_s=options.max_wait_s,
         image=options.image or requests.training_image(region),
         attempt=attempt,
-        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {},
+        environment=environment or {},
         isolation=options.isolation,
     )
+    reads = place.not_ours(run, there.values())
     return Launch(
         run,
         place,
         (Call("sagemaker", "create_training_job", requests.create_training_job(job, place), "training-job", job.name),),
         tuple(channels),
         () if options.bucket else bucket_calls(place),
-        () if options.role_arn else job_role_calls(run, place, options.isolation, partition),
+        () if options.role_arn else job_role_calls(run, place, options.isolation, partition, stage=stage, reads=reads),
         encryption_of(options.isolation),
     )
 
 
-def attempts_of(account: Account, run: Run) -> int:
-    """How many training jobs a run has had, whatever became of them."""
-    name = run.name("train")
-    listing = account.pages("sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=name)
-    return sum(1 for _ in listing)
+def attempts_of(account: Account, run: Run, stage: str = "train") -> int:
+    """How many training jobs a run has had for a stage, whatever became of them."""
+    return len(jobs_of(account, run, stage))
+
+
+def jobs_of(account: Account, run: Run, stage: str, **asked: str) -> list[str]:
+    """The training jobs of a run's stage, the newest first.
+
+    Args:
+        account: Where.
+        run: Whose.
+        stage: train or compile.
+        asked: More that ListTrainingJobs is asked for, such as StatusEquals.
+    """
+    name = run.name(stage)
+    listing = account.pages("sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=name, **asked)
+    own = [job for job in listing if re.fullmatch(rf"{name}(-\d+)?", job["TrainingJobName"])]
+    return [job["TrainingJobName"] for job in sorted(own, key=lambda job: job["CreationTime"], reverse=True)]
 
 
 def last_job(account: Account, run_id: str) -> str:
@@ -125,3 +174,32 @@ def find_run(account: Account, run_id: str) -> Run:
         if values.get(RUN_TAG) == run_id:
             return Run(run_id, values.get(RECIPE_TAG, ""))
     raise AwsError(f"no run {run_id!r} in {account.region}", "neuron-sum aws status lists what is there")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What DescribeTrainingJob says of a completed job's inputs and output.
+
+    Attributes:
+        answer: As it came.
+    """
+
+    answer: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The S3 address of its model.tar.gz."""
+        return str(self.answer["ModelArtifacts"]["S3ModelArtifacts"])
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """The S3 address of each of its channels."""
+        return {
+            channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+            for channel in self.answer.get("InputDataConfig") or []
+        }
+
+    @property
+    def arguments(self) -> list[str]:
+        """What its container was told."""
+        return list(self.answer.get("AlgorithmSpecification", {}).get("ContainerArguments") or [])

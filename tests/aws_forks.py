@@ -29,6 +29,7 @@ SERVICES = (
     "s3",
     "sagemaker",
     "scheduler",
+    "service-quotas",
     "sts",
 )
 

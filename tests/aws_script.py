@@ -1,11 +1,18 @@
 """What the parts of the AWS server of the tests share: whose account it is, and what a test tells it."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from moto.core.exceptions import JsonRESTError
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
+
+
+def _summarized(line: str) -> str:
+    """As our container answers to application/jsonlines: a line, and its end."""
+    return json.dumps({"summary_text": f"of {len(json.loads(line)['inputs'])} characters", "truncated": False}) + "\n"
 
 
 @dataclass
@@ -19,6 +26,8 @@ class Script:
         log: Its lines.
         prices: USD an hour by instance and component, as the Price List has them; None: the list cannot be asked.
         refusals: AWS's answer to an operation instead of its effect: (code, message, status).
+        quotas: By name, as Service Quotas has them; None: it cannot be asked.
+        transformed: What a container answers to a line of a transform's input.
         roles_unknown: How often a role that is there cannot be assumed yet.
         endpoint_looks: How often an endpoint is seen Creating; None: it stays so.
         endpoint_end: InService or Failed.
@@ -33,6 +42,8 @@ class Script:
     log: tuple[str, ...] = ()
     prices: dict[tuple[str, str], list[float]] | None = None
     refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    quotas: dict[str, float] | None = None
+    transformed: Callable[[str], str] = _summarized
     roles_unknown: int = 0
     endpoint_looks: int | None = 2
     endpoint_end: str = "InService"

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import aws_builds
 import aws_endpoints
 import aws_training
+import aws_transforms
 import boto3
 from aws_forks import Forks
 from aws_script import REGION, Script
@@ -35,7 +36,7 @@ Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
 TARGETS = {
     "AWSPriceListService": "pricing", "Logs_20140328": "logs", "SageMaker": "sagemaker",
     "CodeBuild_20161006": "codebuild", "AmazonEC2ContainerRegistry_V20150921": "ecr",
-    "AnyScaleFrontendService": "application-autoscaling",
+    "AnyScaleFrontendService": "application-autoscaling", "ServiceQuotasV20190624": "service-quotas",
 }  # fmt: skip
 """Services that name the operation in a header."""
 
@@ -80,6 +81,7 @@ class AwsServer:
         aws_training.patch(lambda: self.script)
         aws_endpoints.patch(lambda: self.script)
         aws_builds.patch(lambda: self.script)
+        aws_transforms.patch(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -198,6 +200,8 @@ class AwsServer:
                 return _refusal(environ, start_response, *refusal)
             if call == "pricing.GetProducts":
                 answer = self._price_list(environ, body, start_response)
+            elif call == "service-quotas.ListServiceQuotas":
+                answer = self._quotas(environ, body, start_response)
             else:
                 answer = list(self._moto(environ, start_response))
             if faulty and self.fault in ("lost", "killed after"):
@@ -225,6 +229,20 @@ class AwsServer:
             if instance == filters["instanceName"]
         ]  # fmt: skip
         return _json(start_response, "200 OK", {"FormatVersion": "aws_v1", "PriceList": products})
+
+    def _quotas(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
+        """moto has none of SageMaker's. AWS gives at most 100 a page, here two; there is no search by name."""
+        if self.script.quotas is None:
+            return _refusal(environ, start_response, "AccessDeniedException", "not authorized to list quotas", 400)
+        asked = json.loads(body)
+        assert asked["ServiceCode"] == "sagemaker"
+        first = int(asked.get("NextToken", 0))
+        listed = [
+            {"ServiceCode": "sagemaker", "QuotaCode": f"L-{number:08X}", "QuotaName": name, "Value": value}
+            for number, (name, value) in enumerate(self.script.quotas.items())
+        ]
+        more = {"NextToken": str(first + 2)} if first + 2 < len(listed) else {}
+        return _json(start_response, "200 OK", {"Quotas": listed[first : first + 2], **more})
 
 
 class _Quiet(WSGIRequestHandler):

@@ -52,7 +52,7 @@ def patch(script: Callable[[], Script]) -> None:
             job.secondary_status = "Training" if job.looks > 1 else "Starting"
             if script().looks is not None and job.looks > script().looks:
                 job.failure_reason = script().reason or None
-                _write_log(job, script().log)
+                write_log(LOG_GROUP, f"{job.training_job_name}/algo-1-1700000000", script().log)
                 _end(job, script().end, "MaxRuntimeExceeded" if script().end == "Stopped" else script().end)
         response = job.response_object
         for key in ("Looks", "Tags"):
@@ -88,11 +88,11 @@ def _end(job: Any, status: str, secondary: str) -> None:
     job.training_end_time = datetime.now(timezone.utc).replace(tzinfo=None)
 
 
-def _write_log(job: Any, lines: tuple[str, ...]) -> None:
+def write_log(group: str, stream: str, lines: tuple[str, ...]) -> None:
+    """Lines into a stream of CloudWatch's, as a job's container writes them."""
     logs = logs_backends[ACCOUNT][REGION]
-    stream = f"{job.training_job_name}/algo-1-1700000000"
-    if LOG_GROUP not in logs.groups:
-        logs.create_log_group(LOG_GROUP, {})
-    logs.create_log_stream(LOG_GROUP, stream)
+    if group not in logs.groups:
+        logs.create_log_group(group, {})
+    logs.create_log_stream(group, stream)
     now = int(datetime.now(timezone.utc).timestamp() * 1000)
-    logs.put_log_events(LOG_GROUP, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])
+    logs.put_log_events(group, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])

@@ -16,9 +16,9 @@ from far_end import FarEnd
 from in_process import neuron_sum
 from typer.testing import Result
 
-from sagemaker_jobs.endpoint_requests import expiry_of
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run
+from sagemaker_jobs.schedule_requests import time_of
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 RUN = Run("tiny-261121-2000-abcd", "tiny")
@@ -128,14 +128,14 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
 
     assert "has an endpoint already" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
     schedule = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
-    first = expiry_of(schedule)
+    first = time_of(schedule)
     assert timedelta(hours=3) - timedelta(seconds=2) <= first - before <= timedelta(hours=3, minutes=2)
     extended = told(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--json"))
     assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(5 * 0.857, abs=0.01)
     assert "may cost $4.2" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
     again = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
     assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
-    last = expiry_of(again)
+    last = time_of(again)
     assert last.isoformat() == extended["expires"]
 
     assert tick(first) == [] and tick(last - timedelta(seconds=1)) == []

@@ -4,6 +4,7 @@ The number of points is printed (pytest -s, or the report's end).
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from in_process import neuron_sum
 from test_aws_endpoints import archive
 from test_aws_image import write_context
 
+from sagemaker_jobs.names import Run
+
+BEFORE = "tiny-261121-2000-abcd"
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
 
 
@@ -76,24 +80,89 @@ ENDPOINT = frozenset({
     "application-autoscaling.RegisterScalableTarget", "application-autoscaling.PutScalingPolicy",
 })  # fmt: skip
 
+
+def compiled_already(aws: AwsServer) -> None:
+    """A run of before, trained and compiled elsewhere; only SageMaker's record of it is left."""
+    sagemaker, iam, s3 = aws.boto3("sagemaker"), aws.boto3("iam"), aws.boto3("s3")
+    role = iam.create_role(RoleName="gone", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    s3.create_bucket(Bucket="gone")
+    aws.script.looks = 0
+    for stage in ("train", "compile"):
+        run = Run(BEFORE, "tiny")
+        channel = {
+            "ChannelName": "code",
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://gone/"}},
+        }
+        sagemaker.create_training_job(
+            TrainingJobName=run.name(stage), RoleArn=role, InputDataConfig=[channel], Tags=run.tags,
+            AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
+            OutputDataConfig={"S3OutputPath": "s3://gone/"}, StoppingCondition={"MaxRuntimeInSeconds": 60},
+            ResourceConfig={"InstanceType": "ml.c7i.4xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        )  # fmt: skip
+        sagemaker.describe_training_job(TrainingJobName=run.name(stage))
+    iam.delete_role(RoleName="gone")
+    s3.delete_bucket(Bucket="gone")
+    aws.script.quotas = {
+        f"ml.{kind} job usage": 1 for kind in ("c7i.4xlarge for training", "inf2.xlarge for transform")
+    }
+    one_look(aws)
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    shutil.rmtree("answers", ignore_errors=True)
+
+
 COMMANDS = {
     "deploy": Command(
-        ("aws", "deploy", "one.tar.gz", "--max-instances", "2", "--invocations-per-instance", "60", *CPU), 25, ENDPOINT,
+        ("aws", "deploy", "one.tar.gz", "--max-instances", "2", "--invocations-per-instance", "60", *CPU),
+        25,
+        ENDPOINT,
         endpoint_ready,
     ),
     "deploy --multi-model": Command(
-        ("aws", "deploy", "--multi-model", "one.tar.gz", "other.tar.gz", *CPU), 7, COPIES, endpoint_ready, COPIES,
+        ("aws", "deploy", "--multi-model", "one.tar.gz", "other.tar.gz", *CPU),
+        7,
+        COPIES,
+        endpoint_ready,
+        COPIES,
     ),
     "image": Command(
-        ("aws", "image", "--context", "context", "--every", "0.01"), 25,
-        frozenset({"ecr.CreateRepository", "codebuild.CreateProject", "codebuild.StartBuild", "iam.CreateRole",
-                   "codebuild.DeleteProject"}),
+        ("aws", "image", "--context", "context", "--every", "0.01"),
+        25,
+        frozenset(
+            {
+                "ecr.CreateRepository",
+                "codebuild.CreateProject",
+                "codebuild.StartBuild",
+                "iam.CreateRole",
+                "codebuild.DeleteProject",
+            }
+        ),
         image_ready,
     ),
     "train": Command(
         (*TRAIN, "--wheelhouse", "wheels"), 20, frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"})
     ),
-}  # fmt: skip
+    "compile": Command(
+        ("aws", "compile", BEFORE, "compile.batch_sizes=[1]", "--wheelhouse", "wheels", "--every", "0.01"),
+        20,
+        frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole", "service-quotas.ListServiceQuotas"}),
+        compiled_already,
+    ),
+    "batch": Command(
+        ("aws", "batch", BEFORE, "texts.jsonl", "--image", "image", "--output", "answers", "--every", "0.01"),
+        30,
+        frozenset(
+            {
+                "scheduler.POST /schedules",
+                "sagemaker.CreateModel",
+                "sagemaker.CreateTransformJob",
+                "sagemaker.DeleteModel",
+                "scheduler.DELETE /schedules",
+                "s3.GET Object",
+            }
+        ),
+        compiled_already,
+    ),
+}
 
 
 @pytest.mark.slow

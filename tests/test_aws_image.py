@@ -106,6 +106,20 @@ def test_a_build_is_come_back_to_or_stopped(aws: AwsServer) -> None:
     assert aws.everything() == []
 
 
+def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    aws.script.looks = None
+    monkeypatch.setattr("sagemaker_jobs.builds.time.sleep", interrupted)
+    error = said(*IMAGE, code=130)["error"]
+    assert "as it is" in error["message"]
+    [run] = {item["run"] for item in said("aws", "status")["ours"]}
+    assert f"aws status {run} --follow" in error["hint"] and f"aws down {run}" in error["hint"]
+
+
 def test_an_image_that_is_not_there_after_all_is_an_error(aws: AwsServer) -> None:
     aws.script.refusals["ecr.DescribeImages"] = ("ImageNotFoundException", "no such image", 400)
     assert "succeeded, and neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]

@@ -97,7 +97,7 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
 
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
-def test_what_an_endpoint_and_a_batch_need_is_valid_and_tagged(run: Run, isolation: Isolation, instance: str) -> None:
+def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Isolation, instance: str) -> None:
     made = [
         ("sagemaker", "CreateModel", endpoint_requests.create_model(
             run, PLACE, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1", model_data="s3://b/m.tar.gz",
@@ -105,8 +105,6 @@ def test_what_an_endpoint_and_a_batch_need_is_valid_and_tagged(run: Run, isolati
         ("sagemaker", "CreateEndpointConfig", endpoint_requests.create_endpoint_config(
             run, instance=instance, instances=1, isolation=isolation)),
         ("sagemaker", "CreateEndpoint", endpoint_requests.create_endpoint(run)),
-        ("sagemaker", "CreateTransformJob", requests.create_transform_job(
-            run, PLACE, instance=instance, instances=1, source="s3://b/in/", isolation=isolation)),
     ]  # fmt: skip
     for service, operation, request in made:
         check(service, operation, request)
@@ -123,6 +121,7 @@ def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
     for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "role"):
         assert one.name(kind) != other.name(kind)
         assert len(one.name(kind, 99)) <= 63
+    assert len(one.name("batch-model", 99)) <= 63 and len(one.name("batch-expiry", 99)) <= 64
     assert not PLACE.output(one).startswith(PLACE.output(other))
     assert not PLACE.checkpoints(one).startswith(PLACE.checkpoints(other))
 

@@ -4,11 +4,13 @@ Several processes are in test_processes.py.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,13 +25,14 @@ from training_runs import (
     wait_for,
     weights,
 )
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LabelSmoother
 
 from neuron_sum import files
 from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import RunFolder, open_run, start_run
+from neuron_sum.run_folder import RunFolder, missing_of, open_run, start_run
+from neuron_sum.training.callbacks import MarkComplete
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
 
@@ -98,9 +101,38 @@ def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, load_recipe("tiny"))
     for step in (90, 100):
         (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
-        (run.checkpoints / f"checkpoint-{step}" / "complete").touch()
+        (run.checkpoints / f"checkpoint-{step}" / "complete").write_text("{}")
     (run.checkpoints / "checkpoint-110").mkdir()
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is not there"),
+        (lambda folder: os.truncate(folder / "part" / "model.safetensors", 3), "model.safetensors has 3 of 8 bytes"),
+        (lambda folder: (folder / "complete").write_text('{"optimizer.pt": 5, '), "its mark cannot be read"),
+        (lambda folder: (folder / "complete").write_text(""), "its mark cannot be read"),
+    ],
+)
+def test_a_mark_whose_files_did_not_all_come_is_passed_over(
+    tmp_path: Path, harm: Callable[[Path], object], told: str
+) -> None:
+    """SageMaker copies a checkpoint to S3 file by file, and after an interruption gives back what has come by then."""
+    run = RunFolder(tmp_path, load_recipe("tiny"))
+    for step in (90, 100):
+        folder = run.checkpoints / f"checkpoint-{step}"
+        (folder / "part").mkdir(parents=True)
+        (folder / "optimizer.pt").write_bytes(b"state")
+        (folder / "part" / "model.safetensors").write_bytes(b"8 weight")
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        MarkComplete().on_save(SimpleNamespace(output_dir=str(run.checkpoints)), state, TrainerControl())
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+    (run.checkpoints / "checkpoint-100" / "log-of-another-program").touch()  # what is added does no harm
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+    harm(run.checkpoints / "checkpoint-100")
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-90"
+    assert told in (missing_of(run.checkpoints / "checkpoint-100") or "")
 
 
 def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
@@ -133,7 +165,7 @@ def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, bac
     run.note_processes(2)
     start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
     (run.checkpoints / "checkpoint-2").mkdir()
-    (run.checkpoints / "checkpoint-2" / "complete").touch()
+    (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
     start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
     start_run(tmp_path, recipe, processes=1, resume=False, overwrite=True)
     with pytest.raises(RunError, match="started in 2 processes, and this is one process") as raised:

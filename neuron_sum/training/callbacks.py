@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuron_sum import console, files
-from neuron_sum.run_folder import CHECKPOINT_MARK, RunFolder
+from neuron_sum.run_folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -88,10 +88,17 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called after everything, rotation included; every process writes a part of a checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if _is_distributed():
             dist.barrier(self._group)
+            # Each machine has its own processes' part; what SageMaker gives back to all of them is the whole.
+            parts: list[dict[str, int]] = [{}] * dist.get_world_size(self._group)
+            dist.all_gather_object(parts, checkpoint_sizes(folder), group=self._group)
+            sizes = {name: size for part in reversed(parts) for name, size in part.items()}
+        else:
+            sizes = checkpoint_sizes(folder)
         if state.is_world_process_zero:
-            files.write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, "")
+            files.write_json(folder / CHECKPOINT_MARK, dict(sorted(sizes.items())))
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.model_card import write_model_card
 from neuron_sum.recipe import ModelConfig, Recipe
-from neuron_sum.run_folder import RunFolder, start_run
+from neuron_sum.run_folder import RunFolder, missing_of, start_run
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.estimate import Estimate, device_count, estimate, world_size
 from neuron_sum.training.neuron import NeuronBackend
@@ -86,6 +86,10 @@ def train(
                 made.tokenizer.save_pretrained(folder)
     resume_from = run.last_checkpoint() if resume else None
     if resume:
+        for folder in run.marked_checkpoints():
+            if folder == resume_from:
+                break
+            console.warn(f"{folder.name} is not whole: {missing_of(folder)}; it is not gone on from")
         console.note(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
     trainer = BACKENDS[recipe.train.backend](run, made.tokenizer, resume_from)
     weights = trainer.train(made.model, made.data, made.plan, recipe.train)

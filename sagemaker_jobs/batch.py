@@ -1,0 +1,399 @@
+"""A batch transform: what it reads, which calls make it and what bounds it, what is left when it has ended."""
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from neuron_sum import console, files
+from neuron_sum.errors import ArtifactError, AwsError, DataError
+from neuron_sum.prices import Price
+from sagemaker_jobs import batch_requests, compiling, iam, training
+from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs.batch_requests import MAX_PAYLOAD_MB, OUT
+from sagemaker_jobs.calls import Call
+from sagemaker_jobs.inputs import Channel
+from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
+from sagemaker_jobs.ledger import Ledger
+from sagemaker_jobs.names import Run, new_run, role_path
+from sagemaker_jobs.plan import Item, Plan
+from sagemaker_jobs.requests import STOP_GRACE_S, Isolation, Place
+
+TEXTS, PACKAGED = "batch", "packaged"
+"""Channels; they lie in S3 as those of a job do."""
+
+ARCHIVE, PROPERTIES = "model.tar.gz", "serving.properties"
+SCHEDULER_LATE_S = 60
+"""EventBridge Scheduler calls within a minute of its time."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about a transform job.
+
+    Attributes:
+        instance: The instance type.
+        instances: How many.
+        max_hours: When it is stopped at the latest.
+        bucket: The caller's own; None: one is made.
+        role_arn: The caller's own, of the job; None: one is made.
+        isolation: Encryption and network.
+    """
+
+    instance: str
+    instances: int
+    max_hours: float
+    bucket: str | None = None
+    role_arn: str | None = None
+    isolation: Isolation = field(default_factory=Isolation)
+
+    @property
+    def target(self) -> str:
+        """What must have been compiled, and whose image it is.
+
+        Raises:
+            AwsError: If we have no image for such an instance.
+        """
+        if self.instance.startswith("ml.trn"):
+            raise AwsError(
+                f"there is no serving image for {self.instance}", "--instance ml.inf2.xlarge, or a CPU such as "
+                "ml.c7i.4xlarge",
+            )  # fmt: skip
+        return "inf2" if self.instance.startswith("ml.inf") else "cpu"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What is asked: a packaged model.
+
+    Attributes:
+        run: Whose the job is.
+        attempt: From 1.
+        address: In S3.
+        channel: What is uploaded there first.
+    """
+
+    run: Run
+    address: str
+    attempt: int = 1
+    channel: Channel | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What it is asked: JSON Lines.
+
+    Attributes:
+        address: The S3 prefix.
+        channel: What is uploaded there first.
+        lines: How many each file has, by its name; None where they lie in S3, and are counted there in the end.
+    """
+
+    address: str
+    channel: Channel | None = None
+    lines: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came back.
+
+    Attributes:
+        files: Where they are now.
+        lines: How many, in all of them.
+        errors: The messages of the records that were refused alone.
+    """
+
+    files: Sequence[Path]
+    lines: int
+    errors: Sequence[str]
+
+
+def find_model(given: str, account: Account | None, place: Place, target: str) -> Packaged:
+    """What SOURCE means.
+
+    Args:
+        given: A model.tar.gz that `neuron-sum package` wrote, here or in S3, or a run in the account.
+        account: To ask for such a run; None in a dry run, which then shows where it usually is.
+        place: Where what lies here is uploaded to, and where such a run usually is.
+        target: What the instance needs.
+
+    Raises:
+        ArtifactError: If a file is no such archive.
+        AwsError: If there is no such run, none of its compiles has completed, or that was for another target.
+    """
+    if given.startswith("s3://"):
+        compiling.check_archive(given)
+        return Packaged(new_run("batch"), given)
+    if Path(given).exists():
+        channel = Channel(PACKAGED, {ARCHIVE: _checked_archive(Path(given))})
+        return Packaged(new_run("batch"), place.inputs(PACKAGED, channel.digest) + ARCHIVE, channel=channel)
+    if account is None:
+        run = Run(given, "")
+        console.note("a real start asks AWS where the compiled model is; shown is where a first compile puts it")
+        return Packaged(run, f"{place.output(run, 'compile')}/{run.name('compile')}/output/{ARCHIVE}")
+    run = training.find_run(account, given)
+    job = training.Described(compiling.newest(account, run, "compile"))
+    compiled = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target", target)
+    if compiled != target:
+        raise AwsError(
+            f"the newest compile of run {run.id} is for {compiled}, and this instance needs {target}",
+            f"neuron-sum aws compile {run.id} --target {target}, or another --instance",
+        )
+    return Packaged(run, job.model, attempts_of(account, run) + 1)
+
+
+def find_texts(given: str, account: Account | None, place: Place) -> Texts:
+    """What INPUT means.
+
+    Args:
+        given: A .jsonl file, a folder of them, or an S3 prefix.
+        account: To look there; None in a dry run.
+        place: Where what lies here is uploaded to.
+
+    Raises:
+        DataError: If a line is not what the endpoint takes, with its number; or there is none.
+        AwsError: If nothing lies there.
+    """
+    if given.startswith("s3://"):
+        if account is not None and not list(_listed(account, given)):
+            raise AwsError(f"nothing lies in {given}", "an S3 prefix with .jsonl files, or a file or folder here")
+        return Texts(given)
+    path = Path(given)
+    if path.is_file():
+        found = {path.name: path}
+    else:
+        found = {
+            file.relative_to(path).as_posix().replace("/", "-"): file for file in sorted(path.rglob("*.jsonl"))
+        }  # fmt: skip
+        if not found:
+            raise DataError(f"{path} holds no .jsonl file", "a .jsonl file, a folder of them, or s3://BUCKET/PREFIX/")
+    lines = {name: _checked_lines(file) for name, file in found.items()}
+    channel = Channel(TEXTS, found)
+    return Texts(place.inputs(TEXTS, channel.digest), channel, lines)
+
+
+def launch(
+    packaged: Packaged, texts: Texts, options: Options, image: str, place: Place, now: datetime, partition: str = "aws"
+) -> Launch:  # fmt: skip
+    """Everything that is to be sent; sends nothing.
+
+    What stops the job is made before it: a transform job has no maximum run time in its request.
+
+    Args:
+        packaged: What is asked.
+        texts: What it is asked.
+        options: How.
+        image: Ours.
+        place: Where.
+        now: When the command was given, with its time zone; the job's hours count from then.
+        partition: Of ARNs.
+
+    Raises:
+        AwsError: If SageMaker would refuse it.
+    """
+    run, attempt, isolation = packaged.run, packaged.attempt, options.isolation
+    model = batch_requests.create_model(
+        run, place, image=image, model_data=packaged.address, isolation=isolation, attempt=attempt
+    )
+    job = batch_requests.create_transform_job(
+        run, place, instance=options.instance, instances=options.instances, source=texts.address, isolation=isolation,
+        attempt=attempt,
+    )  # fmt: skip
+    stopper = f"arn:{partition}:iam::{place.account}:role{role_path(place.region)}{run.name('expiry-role')}"
+    ends = now + timedelta(hours=options.max_hours)
+    stop = batch_requests.create_stop(run, at=ends, role_arn=stopper, attempt=attempt)
+    jobs = f"arn:{partition}:sagemaker:{place.region}:{place.account}:transform-job/{run.name('batch')}*"
+    return Launch(
+        run,
+        place,
+        (
+            Call("scheduler", "create_schedule", stop, "schedule", stop["Name"]),
+            Call("sagemaker", "create_model", model, "model", model["ModelName"]),
+            Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
+        ),
+        tuple(channel for channel in (packaged.channel, texts.channel) if channel is not None),
+        () if options.bucket else bucket_calls(place),
+        (
+            *(() if options.role_arn else job_role_calls(
+                run, place, isolation, partition, stage="batch",
+                reads=place.not_ours(run, (packaged.address, texts.address)),
+            )),
+            *role_calls(
+                run, place.region, iam.scheduler_trust(place.account),
+                iam.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
+            ),
+        ),
+        encryption_of(isolation),
+    )  # fmt: skip
+
+
+def place_for(run: Run, options: Options, account: str, region: str, partition: str = "aws") -> Place:
+    """Where a run's transform goes."""
+    return place_of(run, account, region, bucket=options.bucket, role_arn=options.role_arn, partition=partition)
+
+
+def plan(made: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:
+    """What it costs at most.
+
+    Args:
+        made: What will be sent.
+        options: With the hours until it is stopped.
+        price: Of its instance.
+        expected_hours: What somebody expects.
+    """
+    stop, model, job = made.calls
+    late_s = SCHEDULER_LATE_S + STOP_GRACE_S
+    at = stop.request["ScheduleExpression"][3:-1]
+    return Plan(
+        (
+            Item("bucket", "one for all runs"), Item("role", "one for the run, one for the schedule"),
+            Item("schedule", stop.name), Item("model", model.name),
+            Item(
+                "transform-job", job.name, price, job.request["TransformResources"]["InstanceCount"],
+                options.max_hours + late_s / 3600, expected_hours,
+                f"the schedule, at {at} UTC, and {late_s} s to be called and to stop",
+            ),
+        )
+    )  # fmt: skip
+
+
+def attempts_of(account: Account, run: Run) -> int:
+    """How many transform jobs a run has had, whatever became of them."""
+    listing = account.pages("sagemaker", "list_transform_jobs", "TransformJobSummaries", NameContains=run.name("batch"))
+    return sum(1 for _ in listing)
+
+
+def clear(account: Account, ledger: Ledger, made: Launch) -> None:
+    """Removes what an ended job needs no more: its schedule and its model; a role costs nothing, and `down` takes it.
+
+    Args:
+        account: Where.
+        ledger: Of it.
+        made: What was sent.
+
+    Raises:
+        AwsError: If AWS refuses; `aws down` removes them.
+    """
+    stop, model, job = made.calls
+    ledger.note("gone", "transform-job", job.name, made.run.id)
+    for call, service, operation, request in (
+        (stop, "scheduler", "delete_schedule", {"Name": stop.name}),
+        (model, "sagemaker", "delete_model", {"ModelName": model.name}),
+    ):
+        try:
+            account.call(service, operation, **request)
+        except Refused as refused:
+            if not refused.missing:
+                raise
+        ledger.note("gone", call.kind or "", call.name, made.run.id)
+
+
+def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers:
+    """Downloads the answers, each file under its input's name, and counts them.
+
+    Args:
+        account: Where.
+        made: What was sent.
+        texts: What was asked.
+        folder: Where they go.
+
+    Raises:
+        AwsError: If a question has no answer, with where the answers are.
+    """
+    address = f"{made.calls[-1].request['TransformOutput']['S3OutputPath']}/"
+    asked = Counter(texts.lines) if texts.lines is not None else _counted(account, texts.address)
+    answered: Counter[str] = Counter()
+    errors: list[str] = []
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    for key in _listed(account, address):
+        # AWS adds a line's end to each answer, which has one: between two there is an empty line.
+        lines = [line for line in account.read(bucket, key).decode().split("\n") if line.strip()]
+        target = folder / key.removeprefix(prefix).removesuffix(OUT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(target, "".join(f"{line}\n" for line in lines))
+        written.append(target)
+        answered[target.name] += len(lines)
+        errors += _errors(lines)
+    wrong = [name for name in asked | answered if asked[name] != answered[name]]
+    if wrong:
+        listing = ", ".join(f"{name} {answered[name]:,} of {asked[name]:,}" for name in wrong[:3])
+        raise AwsError(f"not every line has an answer: {listing}", f"what there is lies in {folder}, and in {address}")
+    return Answers(written, sum(answered.values()), errors)
+
+
+def _checked_archive(path: Path) -> Path:
+    try:
+        with tarfile.open(path) as packed:
+            good = any(member.name.removeprefix("./") == PROPERTIES for member in packed)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ArtifactError(f"{path} is no model.tar.gz: {error}", "neuron-sum package ARTIFACT makes one") from error
+    if not good:
+        raise ArtifactError(f"{path} holds no {PROPERTIES}", "neuron-sum package ARTIFACT makes one that does")
+    return path
+
+
+def _checked_lines(path: Path) -> int:
+    """How many lines a file has, each of which is one question."""
+    count = 0
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        try:
+            for count, line in enumerate(lines, start=1):
+                if (fault := _fault(line)) is not None:
+                    raise DataError(
+                        f"{path}, line {count}: {fault}", 'one JSON object a line: {"inputs": "a dialogue"}'
+                    )
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, after line {count}: not UTF-8", "write the file as UTF-8") from error
+    if not count:
+        raise DataError(f"{path} is empty", 'one JSON object a line: {"inputs": "a dialogue"}')
+    return count
+
+
+def _fault(line: str) -> str | None:
+    if not line.strip():
+        return "nothing is in it"
+    if (size := len(line.encode())) > MAX_PAYLOAD_MB * 1024 * 1024:
+        return f"{size:,} bytes, and a record may have {MAX_PAYLOAD_MB} MB"
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        return f"not JSON: {error}"
+    if not isinstance(content, dict) or not isinstance(content.get("inputs"), str):
+        return "no text is in its inputs"
+    return None
+
+
+def _errors(lines: Sequence[str]) -> Iterator[str]:
+    """The messages of the records that were refused alone; SageMaker may have cut or added something of its own."""
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            yield f"no JSON came back: {line:.100}"
+            continue
+        if isinstance(content, dict) and isinstance(error := content.get("error"), dict):
+            yield str(error.get("message"))
+
+
+def _listed(account: Account, address: str) -> Iterator[str]:
+    """The keys below an S3 address; empty objects, which stand for folders, are left out."""
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix):
+        if item["Size"]:
+            yield item["Key"]
+
+
+def _counted(account: Account, address: str) -> Counter[str]:
+    """Lines of what lies in S3, by file name."""
+    bucket = address.removeprefix("s3://").partition("/")[0]
+    found: Counter[str] = Counter()
+    for key in _listed(account, address):
+        lines = account.read(bucket, key).decode().split("\n")
+        found[key.rpartition("/")[2]] += sum(1 for line in lines if line.strip())
+    return found

@@ -1,0 +1,123 @@
+"""`neuron-sum aws batch`: SageMaker Batch Transform over JSON Lines, for what outgrows an endpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.errors import AwsError
+from sagemaker_jobs.options import (
+    BucketOption,
+    CapOption,
+    DetachOption,
+    EveryOption,
+    ExpectedOption,
+    GroupOption,
+    HoursOption,
+    IsolatedOption,
+    KeyOption,
+    OfflineOption,
+    RegionOption,
+    RequestsOption,
+    RoleOption,
+    SubnetOption,
+    isolation_of,
+)
+
+
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A run that `aws compile` compiled, s3://…/model.tar.gz, or such a file here."
+        ),
+    ],
+    texts: Annotated[
+        str, typer.Argument(metavar="INPUT", help='Lines of {"inputs": "a dialogue"}: a .jsonl file, a folder, s3://….')
+    ],
+    output: Annotated[Path | None, typer.Option(help="For the answers. Default: RUN-batch.")] = None,
+    instance: Annotated[str, typer.Option(help="ml.inf2.xlarge, or a CPU.")] = "ml.inf2.xlarge",
+    instances: Annotated[int, typer.Option(min=1, help="Each takes whole files of the input.")] = 1,
+    max_hours: HoursOption = 2.0,
+    max_usd: CapOption = None,
+    bucket: BucketOption = None,
+    role: RoleOption = None,
+    image: Annotated[str | None, typer.Option(help="Default: the newest that `aws image` built.")] = None,
+    kms_key: KeyOption = None,
+    subnet: SubnetOption = None,
+    security_group: GroupOption = None,
+    network_isolation: IsolatedOption = False,
+    region: RegionOption = None,
+    expected_hours: ExpectedOption = None,
+    detach: DetachOption = False,
+    every: EveryOption = 15.0,
+    offline: OfflineOption = False,
+    dry_run: RequestsOption = False,
+) -> None:
+    """Summarize files of dialogues on SageMaker, without an endpoint."""
+    from datetime import datetime, timezone
+
+    from sagemaker_jobs import batch as batches
+    from sagemaker_jobs import following, live_prices, registry, terminal
+    from sagemaker_jobs.names import Run
+
+    options = batches.Options(
+        instance, instances, max_hours, bucket, role, isolation_of(kms_key, subnet, security_group, network_isolation)
+    )
+    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
+    where = account.region if account is not None else region or terminal.DEFAULT_REGION
+    number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account)
+    asked = None if dry_run else account
+    anywhere = batches.place_for(Run(source, ""), options, number, where, partition)
+    found = batches.find_texts(texts, asked, anywhere)
+    packaged = batches.find_model(source, asked, anywhere, options.target)
+    run = packaged.run
+    if image is None:
+        image = (
+            registry.newest_image(asked, options.target)
+            if asked is not None
+            else registry.image_uri(number, where, f"{options.target}-newest")
+        )
+    folder = output or Path(run.name("batch", packaged.attempt).removeprefix("neuron-sum-"))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AwsError(f"{folder} is there and not empty", "--output FOLDER for the answers")
+    launch = batches.launch(
+        packaged, found, options, image, batches.place_for(run, options, number, where, partition),
+        datetime.now(timezone.utc), partition,
+    )  # fmt: skip
+    price = live_prices.price_of(instance, live_prices.TRANSFORM, None if offline else account)
+    priced = batches.plan(launch, options, price, expected_hours)
+    job = launch.calls[-1]
+    address = job.request["TransformOutput"]["S3OutputPath"]
+    with terminal.stopping_leaves(run.id, job.name, where):
+        ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        if ledger is None or account is None:
+            return
+        console.note(f"started {job.name}; the ledger is {ledger.path}")
+        told = {"run": run.id, "job": job.name, "region": where, "answers": address, "plan": priced.as_dict()}
+        if detach:
+            console.emit(
+                told,
+                f"started {job.name}; its answers come into {address}\n"
+                f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} removes its model, too",
+            )
+            return
+        ended = following.follow(
+            account, job.name, console.note, every_s=every, price=price, kind=following.TRANSFORM,
+            on_end=lambda _: batches.clear(account, ledger, launch),
+        )  # fmt: skip
+        answers = batches.fetch(account, launch, found, folder)
+    if answers.errors:
+        console.warn(
+            f"{len(answers.errors):,} of {answers.lines:,} lines have an error instead of a summary, the first: "
+            f"{answers.errors[0]}"
+        )
+    console.emit(
+        {
+            **told, "status": ended.status, "seconds": ended.seconds, "files": [str(path) for path in answers.files],
+            "lines": answers.lines, "errors": len(answers.errors),
+        },
+        f"{answers.lines:,} answers in {console.duration(ended.seconds)}: {folder}, and {address}\n"
+        f"next: neuron-sum aws down {run.id} removes the run's roles",
+    )  # fmt: skip
