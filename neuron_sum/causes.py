@@ -302,6 +302,14 @@ CAUSES = (
         "https://github.com/aws/deep-learning-containers/issues/759",
     ),
     Cause(
+        "docker-hub-limit",
+        (r"toomanyrequests: You have reached your (unauthenticated )?pull rate limit",),
+        "Docker Hub lets an address pull only so often, and a build service's addresses are shared by many",
+        "take the base image from public.ecr.aws/docker/library, as `aws image` does for Docker's official images; or "
+        "log in to Docker Hub",
+        "https://dev.classmethod.jp/en/articles/codebuild-docker-hub-429-ecr-public-gallery-workaround",
+    ),
+    Cause(
         "architecture",
         (r"exec format error",),
         "the image, or a program in it, is for another processor: mostly built on an ARM machine",

@@ -28,6 +28,11 @@ USD_PER_HOUR = {
 }
 """By SageMaker's instance name."""
 
+BUILD_USD_PER_MINUTE = {"BUILD_GENERAL1_MEDIUM": 0.01, "BUILD_GENERAL1_LARGE": 0.02}
+"""CodeBuild's, by the minute that is begun, from the request to the end, by its name for a Linux machine."""
+
+BUILD_SOURCE = f"table: CodeBuild in {REGION}, read 2026-11-21 from two third-party pages, not asked live"
+
 S3_USD_PER_GB_MONTH = 0.023
 ECR_USD_PER_GB_MONTH = 0.10
 LOGS_USD_PER_GB_MONTH = 0.03
@@ -62,17 +67,19 @@ def find_price(instance: str, region: str = REGION) -> Price:
     """The table's price; for another region it says that it is not that region's.
 
     Args:
-        instance: With or without `ml.`.
+        instance: With or without `ml.`; or CodeBuild's name for a machine.
         region: Where it shall run.
 
     Raises:
         PlatformError: If the table does not have the instance.
     """
+    other = "" if region == REGION else f"; {region} may cost more"
+    if instance in BUILD_USD_PER_MINUTE:
+        return Price(instance, 60 * BUILD_USD_PER_MINUTE[instance], BUILD_SOURCE + other)
     name = instance if instance.startswith("ml.") else f"ml.{instance}"
     if name not in USD_PER_HOUR:
         raise PlatformError(
             f"no price of {name} in the table of {READ}",
             f"there are {', '.join(USD_PER_HOUR)}; with AWS credentials `neuron-sum aws plan` asks AWS itself",
         )
-    other = "" if region == REGION else f"; {region} may cost more"
     return Price(name, USD_PER_HOUR[name], SOURCE + other)

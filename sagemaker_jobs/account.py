@@ -37,7 +37,7 @@ THROTTLED = (
 )  # fmt: skip
 MISSING = (
     "404", "NoSuchBucket", "NoSuchKey", "NoSuchEntity", "ResourceNotFound", "ResourceNotFoundException",
-    "ObjectNotFoundException", "RepositoryNotFoundException",
+    "ObjectNotFoundException", "RepositoryNotFoundException", "ImageNotFoundException",
 )  # fmt: skip
 TAKEN = (
     "ResourceInUse", "EntityAlreadyExists", "BucketAlreadyOwnedByYou", "ConflictException",

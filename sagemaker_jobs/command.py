@@ -9,6 +9,7 @@ from neuron_sum.errors import AwsError
 from neuron_sum.recipe_command import Overrides, RecipeArgument
 from sagemaker_jobs.batch_commands import batch
 from sagemaker_jobs.endpoint_commands import deploy, extend, invoke
+from sagemaker_jobs.image_command import image
 from sagemaker_jobs.job_commands import compile_run, train
 from sagemaker_jobs.model_commands import models
 from sagemaker_jobs.options import (
@@ -87,6 +88,7 @@ def plan(
     console.emit(result, *shown, *told, *tables.beside_tables(beside, planning.published()), *extra, following)
 
 
+aws.command()(image)
 aws.command()(train)
 aws.command()(deploy)
 aws.command()(extend)
@@ -106,7 +108,8 @@ def status(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests; send nothing.")] = False,
 ) -> None:
     """List what of ours is there with age and cost an hour, and what else runs by the hour."""
-    from sagemaker_jobs import following, inventory, tables, terminal, training
+    from sagemaker_jobs import builds, following, inventory, tables, terminal, training
+    from sagemaker_jobs import image as images
     from sagemaker_jobs.ledger import Ledger
 
     if dry_run:
@@ -117,6 +120,13 @@ def status(
     if follow:
         if run is None:
             raise AwsError("--follow needs to know which run", "neuron-sum aws status RUN --follow")
+        if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
+            try:
+                ended = builds.follow(account, build, console.note, every_s=every)
+            except KeyboardInterrupt:
+                raise terminal.left_running(run, build) from None
+            images.emit_built(account, ledger, run, ended, {"run": run, "build": build, "region": account.region})
+            return
         name = training.last_job(account, run)
         try:
             job = following.follow(account, name, console.note, every_s=every)
@@ -229,6 +239,10 @@ def iam(
         "role": {
             "trust": policies.trust_policy(number),
             "policy": policies.job_policy(number, where, name, isolation=isolation, partition=partition),
+        },
+        "build-role": {
+            "trust": policies.build_trust_policy(number),
+            "policy": policies.build_policy(number, where, name, kms_key=kms_key, partition=partition),
         },
         "caller": caller_policy(number, where, name, partition=partition),
     }

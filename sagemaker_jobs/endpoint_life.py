@@ -115,7 +115,7 @@ def wait(
         EndpointFailed: With AWS's reason, and the known cause in the log.
         AwsError: If it is deleted meanwhile, or AWS cannot be asked, which says nothing about the endpoint.
     """
-    log: Log | None = Log(account, VARIANT, f"{ENDPOINT_LOGS}/{name}")
+    log: Log | None = Log(account, f"{ENDPOINT_LOGS}/{name}", f"{VARIANT}/")
     before, lines = "", list[str]()
     while True:
         try:

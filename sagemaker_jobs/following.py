@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from neuron_sum.causes import Cause
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.explain import explain
@@ -131,7 +132,7 @@ def follow(
     Raises:
         AwsError: If it failed, with AWS's reason and the known cause in its log; or was stopped, which is no success.
     """
-    log = Log(account, name, kind.log_group)
+    log = Log(account, kind.log_group, f"{name}/")  # each of its hosts has a stream that begins so
     before = ""
     while True:
         job = describe(account, name, kind)
@@ -154,9 +155,8 @@ def follow(
 def _unsuccessful(job: Job, log: "Log") -> AwsError:
     reason = " ".join(str(job.described.get("FailureReason", "")).split())
     records = [line for line in log.lines if DATA_LOG in line and "rror" in line]
-    text = "\n".join([reason, *log.lines])
-    told = explain(io.BytesIO(text.encode())).findings
-    known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
+    cause = known_cause(reason, log.lines)
+    known = f"; {cause.name}: {cause.cause}" if cause else ""
     if records:
         known += f"; {len(records)} records failed, the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
     if job.status == "Stopped":
@@ -167,21 +167,32 @@ def _unsuccessful(job: Job, log: "Log") -> AwsError:
         return AwsError(
             f"{job.name} was stopped by {why}: it is not done{known}", AGAIN.get(stage.group(1)) if stage else None
         )
-    hint = told[-1].cause.remedy if told else f"aws logs tail {job.kind.log_group} --log-stream-name-prefix {job.name}/"
+    hint = cause.remedy if cause else f"aws logs tail {job.kind.log_group} --log-stream-name-prefix {job.name}/"
     return AwsError(f"{job.name} failed: {reason or 'AWS gives no reason'}{known}", hint)
 
 
+def known_cause(reason: str, lines: list[str]) -> Cause | None:
+    """The last known cause in AWS's reason and the lines of a log.
+
+    Args:
+        reason: What AWS says.
+        lines: Of the log.
+    """
+    told = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
+    return told[-1].cause if told else None
+
+
 class Log:
-    """The lines of a job's log in CloudWatch, each told once.
+    """The lines of a log in CloudWatch, each told once.
 
     Args:
         account: Where.
-        name: The job's; each of its hosts has a stream that begins so.
-        group: The log group of such jobs.
+        group: Its log group.
+        begins: What the names of its streams begin with.
     """
 
-    def __init__(self, account: Account, name: str, group: str = LOG_GROUP) -> None:
-        self._account, self._name, self._group = account, name, group
+    def __init__(self, account: Account, group: str, begins: str) -> None:
+        self._account, self.group, self.begins = account, group, begins
         self._tokens: dict[str, str | None] = {}
         self.lines: list[str] = []
 
@@ -195,7 +206,7 @@ class Log:
         try:
             streams = self._account.pages(
                 "logs", "describe_log_streams", "logStreams",
-                logGroupName=self._group, logStreamNamePrefix=f"{self._name}/",
+                logGroupName=self.group, logStreamNamePrefix=self.begins,
             )  # fmt: skip
             for stream in sorted(item["logStreamName"] for item in streams):
                 found += self._read(stream)
@@ -210,7 +221,7 @@ class Log:
         while True:
             token = self._tokens.get(stream)
             page = self._account.call(
-                "logs", "get_log_events", logGroupName=self._group, logStreamName=stream, startFromHead=True,
+                "logs", "get_log_events", logGroupName=self.group, logStreamName=stream, startFromHead=True,
                 **({"nextToken": token} if token else {}),
             )  # fmt: skip
             lines += [event["message"].rstrip("\n") for event in page["events"]]

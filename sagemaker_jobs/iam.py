@@ -18,6 +18,9 @@ ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
 
 LOG_ACTIONS = ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
 PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
+BUILD_LOGS = "/aws/codebuild/"
+"""A build project's own log group begins so."""
+
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
 LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
 """Each is the namespace of the same jobs' metrics, too."""
@@ -101,8 +104,7 @@ def extra_statements(
             allow(f"List{number}", ["s3:ListBucket"], [whole], {"StringLike": {"s3:prefix": [f"{key}*"]}})
         )
     if isolation.kms_key is not None:
-        key = isolation.kms_key
-        arn = key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
+        arn = _key_arn(isolation.kms_key, account, region, partition)
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
     if isolation.subnets:
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
@@ -118,6 +120,54 @@ def one_off_policy(action: str, resource: str) -> Policy:
         resource: Its ARN.
     """
     return policy(allow("OneThing", [action], [resource]))
+
+
+def build_trust_policy(account: str) -> Policy:
+    """Who may become the role of a build: CodeBuild, for this account alone."""
+    return trusted_by("codebuild.amazonaws.com", account)
+
+
+def build_policy(
+    account: str, region: str, bucket: str, *, key: str | None = None, project: str | None = None,
+    private: Sequence[tuple[str, ...]] = (), kms_key: str | None = None, partition: str = "aws",
+) -> Policy:  # fmt: skip
+    """What a build may do: read its context, push to the one repository, write its own log.
+
+    Args:
+        account: Twelve digits.
+        region: Where it runs.
+        bucket: With the context.
+        key: The context's; None: any.
+        project: The one whose log it writes; None: any of ours.
+        private: Repositories of base images that need a login: account, region and name of each.
+        kms_key: Of the bucket's objects.
+        partition: Of ARNs.
+    """
+    s3 = f"arn:{partition}:s3:::{bucket}"
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{BUILD_LOGS}{project or f'{PREFIX}-*'}"
+    pushed = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
+    own = [f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}"]
+    statements = [
+        allow("ReadContext", ["s3:GetObject", "s3:GetObjectVersion"],
+              [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]),
+        # CodeBuild looks whose the bucket of its source is, and where.
+        allow("LookAtBucket", ["s3:GetBucketAcl", "s3:GetBucketLocation"], [s3]),
+        allow("Push", [*PULL_ACTIONS, *pushed], own),
+        # No resource can be named.
+        allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
+        allow("Logs", ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], [logs, f"{logs}:*"]),
+    ]  # fmt: skip
+    if private:
+        bases = [f"arn:{partition}:ecr:{where}:{owner}:repository/{name}" for owner, where, name in private]
+        statements.append(allow("PullBases", list(PULL_ACTIONS), bases))
+    if kms_key is not None:
+        statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*"],
+                                [_key_arn(kms_key, account, region, partition)]))  # fmt: skip
+    return policy(*statements)
+
+
+def _key_arn(key: str, account: str, region: str, partition: str) -> str:
+    return key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
 
 
 def endpoint_policy(

@@ -169,6 +169,25 @@ def job_item(request: Request, price: Price, expected_hours: float | None = None
     )  # fmt: skip
 
 
+def build_plan(request: Request, region: str = prices.REGION) -> Plan:
+    """A build of an image, from its project's request; CodeBuild's prices are the table's.
+
+    Args:
+        request: CreateProject's.
+        region: Where.
+
+    Raises:
+        PlatformError: If the table has no price of its machine.
+    """
+    name, longest = request["name"], request["timeoutInMinutes"]
+    price = prices.find_price(request["environment"]["computeType"], region)
+    return Plan((
+        Item("bucket", "one for all runs"), Item("role", "one for the run"), Item("repository", "one for all images"),
+        Item("build-project", name),
+        Item("build", name, price, 1, (longest + 1) / 60, None, "timeoutInMinutes, and the minute that is begun"),
+    ))  # fmt: skip
+
+
 def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> list[Item]:
     """An endpoint and what belongs to it.
 

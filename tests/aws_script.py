@@ -35,6 +35,7 @@ class Script:
         roles_unknown: How often a role that is there cannot be assumed yet.
         endpoint_looks: How often an endpoint is seen Creating; None: it stays so.
         endpoint_end: InService or Failed.
+        build_end: SUCCEEDED, FAILED, TIMED_OUT or FAULT; its reason and log are a job's.
         serving: The URL of a real server for each endpoint, or target model.
         notebooks, apps: What else runs in the account.
     """
@@ -51,6 +52,7 @@ class Script:
     roles_unknown: int = 0
     endpoint_looks: int | None = 2
     endpoint_end: str = "InService"
+    build_end: str = "SUCCEEDED"
     serving: dict[str, str] = field(default_factory=dict)
     apps: list[dict[str, Any]] = field(default_factory=list)
 

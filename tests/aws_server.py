@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import aws_builds
 import aws_endpoints
 import aws_training
 import aws_transforms
@@ -79,6 +80,7 @@ class AwsServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         aws_training.patch(lambda: self.script)
         aws_endpoints.patch(lambda: self.script)
+        aws_builds.patch(lambda: self.script)
         aws_transforms.patch(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -34,7 +34,7 @@ NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 @pytest.fixture
 def aws(aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """conftest's; a packaged model and two dialogues are in the folder, and a job is seen once while it runs."""
-    hasten(monkeypatch)
+    hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model_here(tmp_path)
     (tmp_path / "texts").mkdir()

@@ -30,7 +30,7 @@ QUICK = ("--every", "0.01", "--json")
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """conftest's; with wheels in the folder of that name, and a job that is seen once while it runs."""
-    hasten(monkeypatch)
+    hasten(aws, monkeypatch)
     monkeypatch.chdir(wheels.parent)
     aws.script.looks = 1
     return aws

@@ -18,6 +18,7 @@ from aws_faults import every_point, hasten
 from aws_server import FAULTS, AwsServer, Fault
 from in_process import neuron_sum
 from test_aws_endpoints import archive
+from test_aws_image import write_context
 
 from sagemaker_jobs.names import Run
 
@@ -65,6 +66,12 @@ def endpoint_ready(aws: AwsServer) -> None:
     aws.script.endpoint_looks, aws.script.log = 1, ("a line",)
     for name in ("one", "other"):
         archive(Path(f"{name}.tar.gz"))
+
+
+def image_ready(aws: AwsServer) -> None:
+    """A build is seen once while it runs."""
+    one_look(aws)
+    write_context(Path("context"))
 
 
 COPIES = frozenset({"s3.HEAD Object", "s3.PUT Object", "sagemaker.CreateModel"})
@@ -116,6 +123,20 @@ COMMANDS = {
         COPIES,
         endpoint_ready,
         COPIES,
+    ),
+    "image": Command(
+        ("aws", "image", "--context", "context", "--every", "0.01"),
+        25,
+        frozenset(
+            {
+                "ecr.CreateRepository",
+                "codebuild.CreateProject",
+                "codebuild.StartBuild",
+                "iam.CreateRole",
+                "codebuild.DeleteProject",
+            }
+        ),
+        image_ready,
     ),
     "train": Command(
         (*TRAIN, "--wheelhouse", "wheels"), 20, frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"})

@@ -1,0 +1,159 @@
+"""moto's builds, made to behave as CodeBuild's; one that ends well has pushed an image."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from typing import Any
+
+import moto.codebuild.responses as codebuild_responses
+from aws_script import ACCOUNT, REGION, Script, refuse
+from moto.core.responses import ActionResult
+from moto.core.utils import iso_8601_datetime_with_milliseconds
+from moto.ecr.models import ecr_backends
+from moto.iam.models import iam_backends
+from moto.logs.models import logs_backends
+from moto.s3.models import s3_backends
+
+_Response = codebuild_responses.CodeBuildResponse
+_create, _start, _list = _Response.create_project, _Response.start_build, _Response.list_builds_for_project
+
+
+def patch(script: Callable[[], Script]) -> None:
+    """Makes moto's projects and builds behave as AWS's."""
+
+    def create(self: Any) -> ActionResult:
+        # The role must be there and trust CodeBuild, and cannot be assumed for seconds after its making.
+        if not _of_a_test(self):
+            arn = self._get_param("serviceRole")
+            role = _role(arn)
+            if (
+                role is None
+                or "codebuild.amazonaws.com" not in role.assume_role_policy_document
+                or script().roles_unknown
+            ):
+                script().roles_unknown = max(script().roles_unknown - 1, 0)
+                raise refuse("InvalidInputException", "CodeBuild is not authorized to perform: sts:AssumeRole on "
+                             f"{arn}. Please verify that: 1) The provided service role exists.")  # fmt: skip
+        return _create(self)
+
+    def start(self: Any) -> ActionResult:
+        backend, name = self.codebuild_backend, self._get_param("projectName")
+        # The same token is the same build, for five minutes; moto starts another.
+        token = self._get_param("idempotencyToken")
+        for build in backend.build_metadata_history.get(name, []):
+            if token is not None and build["token"] == token:
+                return ActionResult({"build": build})
+        made = _start(self)
+        # moto's builds have an environment and a source that are nobody's, and a log of the group `null`.
+        project, build = backend.codebuild_projects[name].project_metadata, backend.build_metadata_history[name][-1]
+        build.update(
+            token=token, looks=0, environment=project["environment"], source=project["source"], logs={},
+            timeoutInMinutes=project["timeoutInMinutes"], spec=project["source"].get("buildspec"),
+            group=project.get("logsConfig", {}).get("cloudWatchLogs", {}).get("groupName"),
+        )  # fmt: skip
+        return made
+
+    def describe(self: Any) -> ActionResult:
+        """moto's builds end well as soon as somebody looks."""
+        wanted = self._get_param("ids")
+        found = [build for each in self.codebuild_backend.build_metadata_history.values() for build in each
+                 if build["id"] in wanted]  # fmt: skip
+        for build in found if not _of_a_test(self) else []:
+            build["looks"] += 1
+            if build["buildStatus"] == "IN_PROGRESS":
+                build["currentPhase"] = "PROVISIONING" if build["looks"] == 1 else "BUILD"
+                if script().looks is not None and build["looks"] > script().looks:
+                    _finish(build, script())
+        return ActionResult({"builds": found})
+
+    def stop(self: Any) -> ActionResult:
+        """moto lets a build that has ended be stopped after all."""
+        [build] = [build for each in self.codebuild_backend.build_metadata_history.values() for build in each
+                   if build["id"] == self._get_param("id")]  # fmt: skip
+        if build["buildStatus"] == "IN_PROGRESS":
+            _end(build, "STOPPED", "")
+        return ActionResult({"build": build})
+
+    def listed(self: Any) -> ActionResult:
+        """AWS's order is the newest first; moto's, the oldest."""
+        made = _list(self)
+        made.result["ids"] = made.result["ids"][::-1]
+        return made
+
+    _Response.create_project, _Response.start_build, _Response.stop_build = create, start, stop
+    _Response.batch_get_builds, _Response.list_builds_for_project = describe, listed
+
+
+def _finish(build: dict[str, Any], script: Script) -> None:
+    """Runs the build, as far as it is about what comes in and goes out: the context from S3, the image to ECR."""
+    if script.build_end != "SUCCEEDED":
+        _write_log(build, script.log)
+        _end(build, script.build_end, script.reason)
+        return
+    arn = build["serviceRole"]
+    bucket, _, key = build["source"]["location"].partition("/")
+    found = s3_backends[ACCOUNT]["aws"].buckets.get(bucket)
+    if found is None or key not in found.keys or not _may(arn, "s3:GetObject", f"arn:aws:s3:::{bucket}/{key}"):
+        _end(build, "FAILED", f"Access denied or not found: {key}", "DOWNLOAD_SOURCE")
+        return
+    with zipfile.ZipFile(io.BytesIO(found.keys[key].value)) as archive:
+        content = hashlib.sha256(b"".join(archive.read(name) for name in archive.namelist())).hexdigest()
+        assert "Dockerfile" in archive.namelist()
+    commands = json.loads(build["spec"])["phases"]["build"]["commands"]
+    [uri] = [command.split()[-1] for command in commands if command.startswith("docker push ")]
+    assert any(command.startswith("docker build") and f"--tag {uri} " in command for command in commands)
+    host, _, rest = uri.partition("/")
+    repository, _, tag = rest.partition(":")
+    assert host == f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+    there = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
+    if there is None or not _may(arn, "ecr:PutImage", there.arn):
+        _end(build, "FAILED", f"Error while executing command: docker push {uri}. Reason: exit status 1", "BUILD")
+        return
+    # moto takes the configuration's size for the image's.
+    manifest = {"schemaVersion": 2, "config": {"size": 2_000_000_000, "digest": f"sha256:{content}"},
+                "layers": [{"size": 2_000_000_000, "digest": f"sha256:{content}"}]}  # fmt: skip
+    ecr_backends[ACCOUNT][REGION].put_image(
+        repository, json.dumps(manifest), tag, "application/vnd.docker.distribution.manifest.v2+json"
+    )
+    _write_log(build, script.log)
+    _end(build, "SUCCEEDED", "")
+
+
+def _end(build: dict[str, Any], status: str, reason: str, phase: str = "BUILD") -> None:
+    build["buildStatus"], build["currentPhase"], build["buildComplete"] = status, "COMPLETED", True
+    build["endTime"] = iso_8601_datetime_with_milliseconds()
+    contexts = [{"statusCode": "COMMAND_EXECUTION_ERROR", "message": reason}] if reason else []
+    build["phases"] = [{"phaseType": phase, "phaseStatus": status, "contexts": contexts}]
+
+
+def _write_log(build: dict[str, Any], lines: tuple[str, ...]) -> None:
+    logs, group, stream = logs_backends[ACCOUNT][REGION], build["group"], build["id"].partition(":")[2]
+    if group not in logs.groups:
+        logs.create_log_group(group, {})
+    logs.create_log_stream(group, stream)
+    now = int(datetime.now(timezone.utc).timestamp() * 1000)
+    logs.put_log_events(group, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])
+    build["logs"] = {"groupName": group, "streamName": stream}
+
+
+def _may(role_arn: str, action: str, resource: str) -> bool:
+    """Whether the role's own policies allow it."""
+    role = _role(role_arn)
+    statements = [each for text in role.policies.values() for each in json.loads(text)["Statement"]] if role else []
+    return any(
+        action in statement["Action"] and any(fnmatchcase(resource, each) for each in statement["Resource"])
+        for statement in statements
+    )
+
+
+def _role(arn: str) -> Any:
+    name = arn.rpartition("/")[2]
+    return next((role for role in iam_backends[ACCOUNT]["aws"].roles.values() if role.name == name), None)
+
+
+def _of_a_test(self: Any) -> bool:
+    return "the-test" in self.headers.get("User-Agent", "")
