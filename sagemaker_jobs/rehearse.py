@@ -239,7 +239,7 @@ class Rehearsal:
                 if self.left():
                     raise AwsError(f"{self.left()} processes outlived SIGKILL")
                 return False
-            _check(ended, self.folder)
+            _check(ended)
             container.write_model(store.model(request))
         stage.skipped = "it trained to its end before it saved a checkpoint; a smaller train.save_steps=N makes one"
         return True
@@ -247,7 +247,7 @@ class Rehearsal:
     def _resume(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> None:
         request, lines = _job(launch), list[str]()
         with self._container(request, store, image, lines) as container:
-            _check(container.wait(), self.folder)
+            _check(container.wait())
             container.write_model(store.model(request))
         found = next((line for line in lines if line.startswith("going on from ")), None)
         if found is None:
@@ -287,7 +287,7 @@ class Rehearsal:
         graphs, own = store.checkpoints(request) / "cache", files.cache_folder()
         lent = share_graphs(own, graphs)
         with self._container(request, store, image, []) as container:
-            _check(container.wait(), self.folder)
+            _check(container.wait())
             container.write_model(store.model(request))
         made = share_graphs(graphs, own)
         stage.seen = f"by the compile job's request, for this CPU; {made} graphs compiled"
@@ -325,12 +325,13 @@ def _job(launch: Launch) -> Request:
     return launch.calls[0].request
 
 
-def _check(ended: Ended | None, folder: Path) -> None:
+def _check(ended: Ended | None) -> None:
     """Raises what a container died of."""
     assert ended is not None  # it was waited for without another condition
     if ended.status != "Completed":
         told = re.sub(r"\s*\n\s*", " | ", (ended.reason or f"it was {ended.status.lower()}").strip())
         raise AwsError(
             f"the container ended with exit code {ended.code}: {told}",
-            f"neuron-sum explain {folder}/logs/JOB.log, if --keep-files FOLDER kept it; the last lines are above",
+            "its last lines are above; --keep-files FOLDER keeps its log and all else: neuron-sum explain "
+            "FOLDER/logs/JOB.log",
         )
