@@ -31,6 +31,8 @@ from sagemaker_jobs.requests import RECIPE, STOP_GRACE_S, Request
 HOST = "algo-1"
 """What SageMaker calls the first machine of a job."""
 
+JOB_VARIABLE = "TRAINING_JOB_NAME"
+
 REASON_CHARACTERS = 1024
 """Of /opt/ml/output/failure SageMaker shows so many."""
 
@@ -224,12 +226,17 @@ class Container:
         return [word.replace(f"{BASE}/", f"{self._folder}/") for word in command]
 
 
-def running(job: str) -> list[psutil.Process]:
-    """Every process of a job's container, whoever its parent is by now: a container's processes have its variables."""
+def running(name: str, variable: str = JOB_VARIABLE) -> list[psutil.Process]:
+    """Every process of a job's container, whoever its parent is by now: a container's processes have its variables.
+
+    Args:
+        name: The job's.
+        variable: Another one tells the processes of something else.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            mine = process.environ().get("TRAINING_JOB_NAME") == job
+            mine = process.environ().get(variable) == name
             if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
@@ -249,7 +256,7 @@ def _documented(request: Request) -> dict[str, str]:
     image = re.search(r"\.ecr\.([a-z0-9-]+)\.", request["AlgorithmSpecification"]["TrainingImage"])
     region = image[1] if image else "us-east-1"
     arn = f"arn:aws:sagemaker:{region}:{account}:training-job/{request['TrainingJobName']}"
-    return {"TRAINING_JOB_NAME": request["TrainingJobName"], "TRAINING_JOB_ARN": arn}
+    return {JOB_VARIABLE: request["TrainingJobName"], "TRAINING_JOB_ARN": arn}
 
 
 def _described(channel: Request) -> Request:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
+
+MARK = "NEURON_SUM_STARTED_IN"
+"""A variable of all that is started here: the folder, by which what is left of it can be found."""
 
 SERVER_STOPS_S = 45
 """DJL Serving answers what it has accepted first, for which it has 30 s."""
@@ -34,7 +38,9 @@ def run(folder: Path, *words: str, stdin: str | None = None) -> dict[str, Any]:
     """
     console.note(f"   $ neuron-sum {shlex.join(words)}")
     command = [sys.executable, "-m", "neuron_sum", *words, "--json"]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=folder)
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, check=False, cwd=folder, env=_environment(folder)
+    )
     if done.returncode:
         message, hint = error_in(done.stderr)
         raise AwsError(f"`neuron-sum {words[0]}` ended with exit code {done.returncode}: {message}", hint)
@@ -63,7 +69,9 @@ def server(model: Path, folder: Path) -> Iterator[str]:
     log.parent.mkdir(exist_ok=True)
     with (
         log.open("w", encoding="utf-8") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder, env=_environment(folder)
+        ) as process,
     ):
         try:
             assert process.stdout is not None  # it is a pipe
@@ -82,6 +90,10 @@ def server(model: Path, folder: Path) -> Iterator[str]:
                 process.wait(SERVER_STOPS_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, MARK: str(folder)}
 
 
 def error_in(said: str) -> tuple[str, str | None]:

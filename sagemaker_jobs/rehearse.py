@@ -140,8 +140,9 @@ class Rehearsal:
         return Options(self.instance, 1, LIMIT_S)
 
     def left(self) -> int:
-        """How many processes of the containers still run."""
-        return sum(len(running(job)) for job in self.jobs)
+        """How many processes of the containers, of the server and of our commands still run."""
+        ours = running(str(self.folder), own_commands.MARK)
+        return len(ours) + sum(len(running(job)) for job in self.jobs)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[Stage]:

@@ -20,7 +20,7 @@ from training_runs import LONG
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import local_image, namespace, validity
+from sagemaker_jobs import local_image, namespace, own_commands, validity
 from sagemaker_jobs.calls import Call
 from sagemaker_jobs.container import Container, running, started
 from sagemaker_jobs.local_image import LocalImage
@@ -227,6 +227,7 @@ def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
     assert list(temporaries.iterdir()) == []
     for log in (first, second):
         assert gone(log.stem)
+    assert running(str(tmp_path / "kept"), own_commands.MARK) == []
 
 
 @pytest.mark.slow
