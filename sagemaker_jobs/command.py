@@ -30,6 +30,7 @@ from sagemaker_jobs.options import (
     expected_of,
     isolation_of,
 )
+from sagemaker_jobs.rehearse_command import rehearse
 
 aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
 
@@ -95,6 +96,7 @@ aws.command()(invoke)
 aws.command()(models)
 aws.command("compile")(compile_run)
 aws.command()(batch)
+aws.command()(rehearse)
 
 
 @aws.command()
