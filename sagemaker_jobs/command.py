@@ -127,13 +127,16 @@ def status(
                 raise terminal.left_running(run, build) from None
             images.emit_built(account, ledger, run, ended, {"run": run, "build": build, "region": account.region})
             return
-        name = training.last_job(account, run)
+        name, kind = training.last_job(account, run)
         try:
-            job = following.follow(account, name, console.note, every_s=every)
+            job = following.follow(account, name, console.note, every_s=every, kind=kind)
         except KeyboardInterrupt:
             raise terminal.left_running(run, name) from None
-        console.emit({"run": run, "job": job.name, "status": job.status, "model": job.model},
-                     f"{job.name} completed: {job.model}")  # fmt: skip
+        left = f"neuron-sum aws down {run} removes what the run has left"
+        console.emit(
+            {"run": run, "job": job.name, "status": job.status, "model": job.model, "output": job.output, "next": left},
+            f"{job.name} completed: {job.output}\nnext: {left}",
+        )
         return
     there = inventory.look(account, ledger, run)
     ours = there.things

@@ -17,7 +17,7 @@ from test_aws_requests import PLACE, check, isolations, runs
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe import ServeConfig
-from sagemaker_jobs import batch, batch_requests
+from sagemaker_jobs import batch, batch_requests, batch_texts
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation
@@ -153,7 +153,7 @@ def test_a_job_that_was_stopped_is_not_done(aws: AwsServer, tmp_path: Path) -> N
     assert not (tmp_path / "answers").exists()
 
 
-def test_a_detached_job_runs_and_down_stops_it(aws: AwsServer) -> None:
+def test_a_detached_job_is_bounded_and_come_back_to(aws: AwsServer) -> None:
     aws.script.looks = None
     made = result_of(*OURS, "--detach")
     kinds = {line.split()[0] for line in aws.everything()}
@@ -162,6 +162,18 @@ def test_a_detached_job_runs_and_down_stops_it(aws: AwsServer) -> None:
     assert json.loads(schedule["Target"]["Input"]) == {"TransformJobName": made["job"]}
     ends = datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
     assert timedelta(hours=1.9) < ends - datetime.now(timezone.utc) <= timedelta(hours=2)
+    aws.script.looks = 3
+    followed = json.loads(neuron_sum("aws", "status", made["run"], "--follow", *QUICK).stdout)
+    assert (followed["job"], followed["status"]) == (made["job"], "Completed")
+    assert followed["output"] == made["answers"] and "down" in followed["next"]
+    aws.script.looks = None
+    assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_down_stops_a_job(aws: AwsServer) -> None:
+    aws.script.looks = None
+    made = result_of(*OURS, "--detach")
     assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
     assert aws.everything() == []
 
@@ -230,7 +242,7 @@ def test_requests_are_valid_tagged_and_bounded(
 ) -> None:
     options = batch.Options(instance, 1, hours, isolation=isolation)
     made = batch.launch(
-        batch.Packaged(run, "s3://b/m.tar.gz", attempt), batch.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW
+        batch.Packaged(run, "s3://b/m.tar.gz", attempt), batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW
     )
     for call in (*made.role_calls, *made.calls):
         operation = "".join(word.title() for word in call.operation.split("_"))
@@ -251,7 +263,7 @@ def test_requests_are_valid_tagged_and_bounded(
 def _made(hours: float) -> Launch:
     packaged = batch.Packaged(new_run("batch"), "s3://b/m.tar.gz")
     return batch.launch(
-        packaged, batch.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours), IMAGE, PLACE, NOW
+        packaged, batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours), IMAGE, PLACE, NOW
     )
 
 
