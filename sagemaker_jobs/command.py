@@ -30,6 +30,7 @@ from sagemaker_jobs.options import (
     expected_of,
     isolation_of,
 )
+from sagemaker_jobs.rehearse_command import rehearse
 
 aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
 
@@ -95,6 +96,7 @@ aws.command()(invoke)
 aws.command()(models)
 aws.command("compile")(compile_run)
 aws.command()(batch)
+aws.command()(rehearse)
 
 
 @aws.command()
@@ -221,10 +223,10 @@ def iam(
     security_group: GroupOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same: this command changes nothing.")] = False,
 ) -> None:
-    """Print the least-privilege policies of the job's role and of whoever runs these commands."""
-    from sagemaker_jobs import iam as policies
+    """Print the least-privilege policies of every role, and of whoever runs these commands."""
     from sagemaker_jobs import terminal
     from sagemaker_jobs.caller_policy import caller_policy
+    from sagemaker_jobs.iam import role_policies
     from sagemaker_jobs.names import bucket_name
 
     account = None if account_id is not None else terminal.account_in(region)
@@ -232,23 +234,22 @@ def iam(
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
-    name, partition = bucket or bucket_name(number, where), account.partition if account is not None else "aws"
+    name, partition = bucket or bucket_name(number, where), terminal.partition_of(account)
     made = {
-        "role": {
-            "trust": policies.trust_policy(number),
-            "policy": policies.job_policy(number, where, name, isolation=isolation, partition=partition),
-        },
-        "build-role": {
-            "trust": policies.build_trust_policy(number),
-            "policy": policies.build_policy(number, where, name, kms_key=kms_key, partition=partition),
-        },
+        "roles": role_policies(number, where, name, isolation=isolation, partition=partition),
         "caller": caller_policy(number, where, name, partition=partition),
     }
     console.emit(made, terminal.as_json(made))
 
 
 _STATUS_READS = (
-    ("sts", "get_caller_identity"), ("sagemaker", "list_training_jobs"), ("sagemaker", "list_tags"),
-    ("sagemaker", "describe_training_job"), ("iam", "list_roles"), ("sagemaker", "list_notebook_instances"),
+    ("sts", "get_caller_identity"), ("application-autoscaling", "describe_scalable_targets"),
+    ("sagemaker", "list_endpoints"), ("sagemaker", "list_training_jobs"), ("sagemaker", "list_transform_jobs"),
+    ("codebuild", "list_projects"), ("codebuild", "batch_get_projects"), ("codebuild", "list_builds_for_project"),
+    ("codebuild", "batch_get_builds"), ("sagemaker", "list_endpoint_configs"), ("sagemaker", "list_models"),
+    ("scheduler", "list_schedules"), ("iam", "list_roles"), ("sagemaker", "list_tags"),
+    ("sagemaker", "describe_endpoint"), ("sagemaker", "describe_endpoint_config"),
+    ("sagemaker", "describe_training_job"), ("sagemaker", "describe_transform_job"), ("sagemaker", "describe_model"),
+    ("scheduler", "get_schedule"), ("iam", "get_role"), ("sagemaker", "list_notebook_instances"),
     ("sagemaker", "list_apps"),
 )  # fmt: skip

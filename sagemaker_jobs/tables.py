@@ -21,7 +21,7 @@ def plan_tables(made: Plan, title: str) -> list[Any]:
     """
     table = console.table("what", "instance", "$ an hour", "at most", "worst $", "expected $", title=title)
     table.columns[1].no_wrap = True
-    ours = [item.name for item in made.items if item.name.startswith(PREFIX)]
+    ours = [item.name for item in made.items if f"{PREFIX}-" in item.name]
     for item in made.items:
         several = item.name in ours and len(ours) > 1  # they differ in the end alone
         name = f"{item.kind} " + (f"…-{item.name.rpartition('-')[2]}" if several else item.name)

@@ -4,8 +4,12 @@ The image keeps what only it can have: torch, AWS's own packages, CUDA's.
 """
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -78,6 +82,35 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
     return folder
 
 
+def build_own(folder: Path) -> Path:
+    """Builds our wheel alone, where possible without asking an index.
+
+    Args:
+        folder: For the wheel.
+
+    Returns:
+        The wheel.
+
+    Raises:
+        ResourceError: If this is no checkout of the project, or pip failed.
+    """
+    root = Path(sagemaker_jobs.__file__).parent.parent
+    if not (root / "pyproject.toml").is_file():
+        raise ResourceError(f"{root} is no checkout of the project, so there is nothing to build a wheel of")
+    with tempfile.TemporaryDirectory(prefix="neuron-sum-wheel-") as scratch:
+        sources = Path(scratch) / "neuron-sum"
+        sources.mkdir()
+        # A copy: a build leaves folders beside its sources, and takes what an earlier one left there.
+        for path in root.iterdir():
+            if path.is_dir() and (path / "__init__.py").is_file():
+                shutil.copytree(path, sources / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif path.is_file() and not path.name.startswith("."):
+                shutil.copy(path, sources / path.name)
+        offline = ["--no-index", "--no-build-isolation"] if _builds_here(root) else []
+        _pip("wheel", "--no-deps", *offline, "--wheel-dir", str(folder), str(sources))
+    return next(folder.glob("*.whl"))
+
+
 def wheels_for(given: Path | None, image: str | None, *, dry_run: bool) -> Path | None:
     """The wheels of a job: those that were given; else built into the cache; none for an image of the caller's own.
 
@@ -92,6 +125,19 @@ def wheels_for(given: Path | None, image: str | None, *, dry_run: bool) -> Path 
     folder = files.cache_folder() / "wheelhouse" / __version__
     folder.parent.mkdir(parents=True, exist_ok=True)
     return build(folder)
+
+
+def _builds_here(root: Path) -> bool:
+    """Whether this environment has what pyproject.toml wants for a build; else pip gets it from its index."""
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^requires = \["(.+)"\]$', text, re.MULTILINE)
+    if found is None:
+        return False
+    wanted = Requirement(found[1])
+    try:
+        return wanted.specifier.contains(version(wanted.name))
+    except PackageNotFoundError:
+        return False
 
 
 def _pip(*arguments: str) -> None:

@@ -90,7 +90,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a model.tar.gz of ours.
 
     Args:
-        archive: Nothing but files, as pack() writes it.
+        archive: Files and folders alone; pack() writes files, SageMaker, which packs what a job leaves, folders too.
         folder: An empty one; it stays as it is unless the whole archive is good.
 
     Raises:
@@ -113,10 +113,12 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """One file, under a name that stays in the folder and was not there."""
+    """One file, under a name that stays in the folder and was not there; folders come with their files."""
     place = PurePosixPath(member.name)
-    if member.type != tarfile.REGTYPE or place.is_absolute() or ".." in place.parts:
+    if member.type not in (tarfile.REGTYPE, tarfile.DIRTYPE) or place.is_absolute() or ".." in place.parts:
         raise tarfile.ExtractError(f"{member.name!r} is not a file of a model.tar.gz")
+    if member.isdir():
+        return
     if member.size > shutil.disk_usage(folder).free:
         raise ResourceError(f"{member.name} is larger than the room that is left in {folder.parent}", "free some space")
     content = packed.extractfile(member)

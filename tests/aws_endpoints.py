@@ -149,9 +149,8 @@ def tick(now: datetime) -> list[str]:
     for schedule in list(group.schedules.values()):
         at = datetime.strptime(schedule.schedule_expression, "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
         assert schedule.schedule_expression_timezone == "UTC"
-        if now < at:
+        if now < at or schedule.target["Arn"] != TARGET:
             continue
-        assert schedule.target["Arn"] == TARGET
         name = json.loads(schedule.target["Input"])["EndpointName"]
         backend = sagemaker_backends[ACCOUNT][REGION]
         endpoint = backend.endpoints.get(name)

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moto.core.exceptions import JsonRESTError
+
+if TYPE_CHECKING:
+    from aws_runner import Runner
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 
@@ -20,6 +23,7 @@ class Script:
     """What the account is like and what happens to a job; a test changes it.
 
     Attributes:
+        runner: What really runs training jobs; None: they only end, as the next four say.
         looks: How often a job is seen running before it ends; None: it runs until it is stopped.
         end: How it ends.
         reason: Why, if it fails.
@@ -36,6 +40,7 @@ class Script:
         notebooks, apps: What else runs in the account.
     """
 
+    runner: "Runner | None" = None
     looks: int | None = 2
     end: str = "Completed"
     reason: str = ""

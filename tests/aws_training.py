@@ -1,5 +1,6 @@
 """moto's training jobs, made to behave as AWS's."""
 
+import json
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -39,6 +40,8 @@ def patch(script: Callable[[], Script]) -> None:
         # moto's jobs are born completed, and lose their environment.
         job.training_job_status, job.secondary_status, job.training_end_time = "InProgress", "Starting", None
         job.environment, job.looks, job.failure_reason = self._get_param("Environment"), 0, None
+        if (runner := script().runner) is not None:  # moto runs nothing
+            runner.start(json.loads(self.body))
         return made
 
     def describe(self: Any) -> ActionResult:
@@ -46,7 +49,12 @@ def patch(script: Callable[[], Script]) -> None:
         if job is None:
             raise refuse("ValidationException", "Requested resource not found.")
         job.looks += 1
-        if job.training_job_status == "Stopping":
+        if (runner := script().runner) is not None and job.training_job_status in ("InProgress", "Stopping"):
+            job.secondary_status = "Training" if job.training_job_status == "InProgress" else "Stopping"
+            if (ended := runner.ended(job.training_job_name)) is not None:
+                job.failure_reason = ended.reason
+                _end(job, ended.status, ended.status)
+        elif job.training_job_status == "Stopping":
             _end(job, "Stopped", "Stopped")
         elif job.training_job_status == "InProgress":
             job.secondary_status = "Training" if job.looks > 1 else "Starting"
@@ -70,6 +78,8 @@ def patch(script: Callable[[], Script]) -> None:
             raise refuse("ValidationException", f"The request was rejected because the training job is in status "
                           f"{job.training_job_status}.")  # fmt: skip
         job.training_job_status = job.secondary_status = "Stopping"
+        if (runner := script().runner) is not None:
+            runner.stop(job.training_job_name)
         return ActionResult({})
 
     def list_apps(self: Any) -> ActionResult:

@@ -256,6 +256,18 @@ def wheels(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheelhouse with ours alone."""
+    from neuron_sum.errors import ResourceError
+    from sagemaker_jobs import wheelhouse
+
+    try:
+        return wheelhouse.build_own(tmp_path_factory.mktemp("wheelhouse")).parent
+    except ResourceError as error:
+        pytest.skip(f"{error.message}; {error.hint}")
+
+
+@pytest.fixture(scope="session")
 def xla_python() -> Path:
     from compile import lowering
     from neuron_sum.errors import PlatformError

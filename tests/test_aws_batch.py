@@ -24,7 +24,7 @@ from sagemaker_jobs.requests import Isolation
 from serving.schema import JSON_LINES, parse, render
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
-IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:inf2-0123"
+IMAGE = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
 QUICK = ("--every", "0.01", "--json")
 MANIFEST = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "config": {},
             "layers": []}  # fmt: skip
@@ -34,7 +34,7 @@ NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 @pytest.fixture
 def aws(aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """conftest's; a packaged model and two dialogues are in the folder, and a job is seen once while it runs."""
-    hasten(monkeypatch)
+    hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model_here(tmp_path)
     (tmp_path / "texts").mkdir()
@@ -97,6 +97,7 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
     job = ("--instance", "ml.c7i.4xlarge", "--wheelhouse", str(wheels), *QUICK)
     run = json.loads(neuron_sum("aws", "train", "tiny", *job).stdout)["run"]
     compiled = json.loads(neuron_sum("aws", "compile", run, "--target", "cpu", *job).stdout)
+    s3.upload_file("model.tar.gz", *compiled["model"].removeprefix("s3://").split("/", 1))
     words = (run, "s3://theirs/in/", "--instance", "ml.c7i.4xlarge", "--output", "answers")
     made = result_of(*words)
     assert made["job"] == f"neuron-sum-{run}-batch" and made["lines"] == 1
@@ -202,7 +203,7 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
     (tmp_path / "bad.jsonl").write_bytes(content)
     error = error_of("model.tar.gz", "bad.jsonl", "--image", IMAGE)
     assert error["code"] == 4 and told in error["message"]
-    assert aws.everything(artifacts=True) == []
+    assert [*aws.everything(), *aws.kept()] == []
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
 )
 def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: tuple[str, ...], told: str) -> None:
     assert told in error_of(*words)["message"]
-    assert aws.everything(artifacts=True) == []
+    assert [*aws.everything(), *aws.kept()] == []
 
 
 # The requests, and what answers them

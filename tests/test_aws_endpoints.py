@@ -220,6 +220,19 @@ def test_what_may_not_be_read_is_no_failure_of_the_endpoint(aws: AwsServer) -> N
     assert [left.split()[0] for left in aws.everything()].count("endpoint") == 2
 
 
+def test_a_network_that_goes_away_is_told_with_the_way_to_clean_up(aws: AwsServer) -> None:
+    words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--image", "another.registry/image:1")
+    told(neuron_sum(*words, "--json"))
+    point = aws.calls.index("sagemaker.CreateModel")
+    aws.reset()
+    aws.fault, aws.point = "before", point
+    error = failed(neuron_sum(*words))
+    assert aws.hit == "sagemaker.CreateModel"
+    assert "AWS did not answer" in error and "neuron-sum aws down model-" in error
+    aws.point = None
+    assert [left.split()[0] for left in aws.everything()].count("schedule") == 1
+
+
 def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt

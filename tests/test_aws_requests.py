@@ -10,8 +10,11 @@ from botocore.validate import ParamValidator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuron_sum import prices
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import endpoint_requests, requests
+from sagemaker_jobs import endpoint, endpoint_requests, pricing, requests, schedule_requests
+from sagemaker_jobs.endpoint import Hosting
+from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation, Job, Place
 
@@ -40,7 +43,8 @@ def faults(shape: Any, value: Any, path: str = "") -> list[str]:
         limit, pattern = shape.metadata.get("max"), shape.metadata.get("pattern", "")
         if limit and len(value) > limit:
             found.append(f"{path}: longer than {limit}: {value}")
-        if pattern and "\\p" not in pattern and not re.fullmatch(pattern, value):
+        java = "\\p" in pattern or "\\u" in pattern  # which Python does not know
+        if pattern and not java and not re.fullmatch(pattern, value):
             found.append(f"{path}: {value} is not {pattern}")
         if shape.enum and value not in shape.enum:
             found.append(f"{path}: {value} is none of the service's")
@@ -114,6 +118,46 @@ def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Isolati
     check("scheduler", "CreateSchedule", expiry)
     assert expiry["ScheduleExpression"] == "at(2026-11-21T23:30:00)"
     assert run.name("endpoint") in expiry["Target"]["Input"]
+
+
+@given(
+    runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]), st.integers(1, 4),
+    st.none() | st.floats(0.25, 1000), st.none() | st.integers(0, 4), st.floats(0, 20_000), st.booleans(),
+)  # fmt: skip
+def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
+    run: Run, isolation: Isolation, instance: str, instances: int, hours: float | None, more: int | None, cap: float,
+    several: bool,
+) -> None:  # fmt: skip
+    most = None if more is None else instances + more
+    hosting = Hosting(instance, instances, hours, most, None if most is None else 60.0, isolation=isolation)
+    sources = [Source("one", None, "s3://theirs/a/model.tar.gz"), Source("other", None, "s3://theirs/b/model.tar.gz")]
+    now = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
+    made = endpoint.launch(
+        run, sources if several else sources[:1], hosting, "image", "123456789012", "us-east-1", now=now,
+        multi_model=several,
+    )  # fmt: skip
+    for call in (*made.role_calls, *made.calls, *made.later):
+        operation = "".join(word.capitalize() for word in call.operation.split("_"))
+        check(call.service, operation, call.request)
+        if "Tags" in model(call.service).operation_model(operation).input_shape.members:
+            tags = call.request["Tags"]
+            tags = tags if isinstance(tags, dict) else {tag["Key"]: tag["Value"] for tag in tags}
+            assert tags[RUN_TAG] == run.id
+    kinds = [call.kind for call in made.calls]
+    assert kinds == [*(["schedule"] if hours else []), "model", "endpoint-config", "endpoint"]
+    requests = endpoint.requests_of(made)
+    [variant] = requests["endpoint-config"]["ProductionVariants"]
+    waits = variant["ModelDataDownloadTimeoutInSeconds"] + variant["ContainerStartupHealthCheckTimeoutInSeconds"]
+    assert hours is None or waits <= hours * 3600 / 2, "it has come up, or failed, before it is to be deleted"
+    plan = pricing.priced(requests, None, None, hours or 0.0)
+    try:
+        plan.check(cap)
+    except AwsError:
+        assert hours is None or prices.USD_PER_HOUR[instance] * (most or instances) * hours > cap
+    else:
+        assert hours is not None and prices.USD_PER_HOUR[instance] * (most or instances) * hours <= cap
+        ends = schedule_requests.time_of(requests["schedule"])
+        assert (ends - now).total_seconds() <= hours * 3600
 
 
 @given(runs, runs)

@@ -146,7 +146,8 @@ def test_what_follows_the_archive_is_found(packed: Path, into: Path) -> None:
     ("link", tarfile.LNKTYPE, {}),
     ("device", tarfile.CHRTYPE, {}),
     ("pipe", tarfile.FIFOTYPE, {}),
-    ("folder", tarfile.DIRTYPE, {}),
+    ("../folder", tarfile.DIRTYPE, {}),
+    ("/folder", tarfile.DIRTYPE, {}),
     ("sparse", tarfile.GNUTYPE_SPARSE, {}),
     ("name", tarfile.REGTYPE, {"path": "a\0b"}),
     ("name", tarfile.REGTYPE, {"GNU.sparse.map": "a,b"}),
@@ -161,6 +162,18 @@ def test_only_files_of_its_own_folder_are_unpacked(
         member.type, member.linkname, member.pax_headers = kind, "serving.properties", headers
         bad.addfile(member)
     assert refused(archive, into)
+
+
+def test_what_sagemaker_packs_of_a_job_is_unpacked(packed: Path, tmp_path: Path, into: Path) -> None:
+    """It has the folders themselves in it, too."""
+    package.unpack(packed, into)
+    content = content_of(into)
+    with tarfile.open(tmp_path / "again.tar.gz", "w:gz") as again:
+        again.add(into, ".")
+    shutil.rmtree(into)
+    into.mkdir()
+    package.unpack(tmp_path / "again.tar.gz", into)
+    assert content_of(into) == content
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path, into: Path, neuron_sum: CommandLine) -> None:
