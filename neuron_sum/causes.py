@@ -307,7 +307,7 @@ CAUSES = (
         "Docker Hub lets an address pull only so often, and a build service's addresses are shared by many",
         "take the base image from public.ecr.aws/docker/library, as `aws image` does for Docker's official images; or "
         "log in to Docker Hub",
-        "https://dev.classmethod.jp/en/articles/codebuild-docker-hub-429-ecr-public-gallery-workaround",
+        "https://github.com/sparcs-kaist/new-ara-api/pull/172",
     ),
     Cause(
         "architecture",

@@ -3,17 +3,18 @@
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from neuron_sum import console, files
-from neuron_sum.errors import ArtifactError, AwsError, DataError
+from neuron_sum.errors import ArtifactError, AwsError
 from neuron_sum.prices import Price
 from sagemaker_jobs import batch_requests, compiling, iam, training
 from sagemaker_jobs.account import Account, Refused
-from sagemaker_jobs.batch_requests import MAX_PAYLOAD_MB, OUT
+from sagemaker_jobs.batch_requests import OUT
+from sagemaker_jobs.batch_texts import Texts, counted, listed
 from sagemaker_jobs.calls import Call
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
@@ -22,8 +23,8 @@ from sagemaker_jobs.names import Run, new_run, role_path
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation, Place
 
-TEXTS, PACKAGED = "batch", "packaged"
-"""Channels; they lie in S3 as those of a job do."""
+PACKAGED = "packaged"
+"""The model lies in S3 as a job's channel does."""
 
 ARCHIVE, PROPERTIES = "model.tar.gz", "serving.properties"
 SCHEDULER_LATE_S = 60
@@ -83,21 +84,6 @@ class Packaged:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What it is asked: JSON Lines.
-
-    Attributes:
-        address: The S3 prefix.
-        channel: What is uploaded there first.
-        lines: How many each file has, by its name; None where they lie in S3, and are counted there in the end.
-    """
-
-    address: str
-    channel: Channel | None = None
-    lines: Mapping[str, int] | None = None
-
-
-@dataclass(frozen=True)
 class Answers:
     """What came back.
 
@@ -144,36 +130,6 @@ def find_model(given: str, account: Account | None, place: Place, target: str) -
             f"neuron-sum aws compile {run.id} --target {target}, or another --instance",
         )
     return Packaged(run, job.model, attempts_of(account, run) + 1)
-
-
-def find_texts(given: str, account: Account | None, place: Place) -> Texts:
-    """What INPUT means.
-
-    Args:
-        given: A .jsonl file, a folder of them, or an S3 prefix.
-        account: To look there; None in a dry run.
-        place: Where what lies here is uploaded to.
-
-    Raises:
-        DataError: If a line is not what the endpoint takes, with its number; or there is none.
-        AwsError: If nothing lies there.
-    """
-    if given.startswith("s3://"):
-        if account is not None and not list(_listed(account, given)):
-            raise AwsError(f"nothing lies in {given}", "an S3 prefix with .jsonl files, or a file or folder here")
-        return Texts(given)
-    path = Path(given)
-    if path.is_file():
-        found = {path.name: path}
-    else:
-        found = {
-            file.relative_to(path).as_posix().replace("/", "-"): file for file in sorted(path.rglob("*.jsonl"))
-        }  # fmt: skip
-        if not found:
-            raise DataError(f"{path} holds no .jsonl file", "a .jsonl file, a folder of them, or s3://BUCKET/PREFIX/")
-    lines = {name: _checked_lines(file) for name, file in found.items()}
-    channel = Channel(TEXTS, found)
-    return Texts(place.inputs(TEXTS, channel.digest), channel, lines)
 
 
 def launch(
@@ -305,13 +261,13 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
         AwsError: If a question has no answer, with where the answers are.
     """
     address = f"{made.calls[-1].request['TransformOutput']['S3OutputPath']}/"
-    asked = Counter(texts.lines) if texts.lines is not None else _counted(account, texts.address)
+    asked = Counter(texts.lines) if texts.lines is not None else counted(account, texts.address)
     answered: Counter[str] = Counter()
     errors: list[str] = []
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    for key in _listed(account, address):
+    for key in listed(account, address):
         # AWS adds a line's end to each answer, which has one: between two there is an empty line.
         lines = [line for line in account.read(bucket, key).decode().split("\n") if line.strip()]
         target = folder / key.removeprefix(prefix).removesuffix(OUT)
@@ -338,37 +294,6 @@ def _checked_archive(path: Path) -> Path:
     return path
 
 
-def _checked_lines(path: Path) -> int:
-    """How many lines a file has, each of which is one question."""
-    count = 0
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        try:
-            for count, line in enumerate(lines, start=1):
-                if (fault := _fault(line)) is not None:
-                    raise DataError(
-                        f"{path}, line {count}: {fault}", 'one JSON object a line: {"inputs": "a dialogue"}'
-                    )
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, after line {count}: not UTF-8", "write the file as UTF-8") from error
-    if not count:
-        raise DataError(f"{path} is empty", 'one JSON object a line: {"inputs": "a dialogue"}')
-    return count
-
-
-def _fault(line: str) -> str | None:
-    if not line.strip():
-        return "nothing is in it"
-    if (size := len(line.encode())) > MAX_PAYLOAD_MB * 1024 * 1024:
-        return f"{size:,} bytes, and a record may have {MAX_PAYLOAD_MB} MB"
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        return f"not JSON: {error}"
-    if not isinstance(content, dict) or not isinstance(content.get("inputs"), str):
-        return "no text is in its inputs"
-    return None
-
-
 def _errors(lines: Sequence[str]) -> Iterator[str]:
     """The messages of the records that were refused alone; SageMaker may have cut or added something of its own."""
     for line in lines:
@@ -379,21 +304,3 @@ def _errors(lines: Sequence[str]) -> Iterator[str]:
             continue
         if isinstance(content, dict) and isinstance(error := content.get("error"), dict):
             yield str(error.get("message"))
-
-
-def _listed(account: Account, address: str) -> Iterator[str]:
-    """The keys below an S3 address; empty objects, which stand for folders, are left out."""
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix):
-        if item["Size"]:
-            yield item["Key"]
-
-
-def _counted(account: Account, address: str) -> Counter[str]:
-    """Lines of what lies in S3, by file name."""
-    bucket = address.removeprefix("s3://").partition("/")[0]
-    found: Counter[str] = Counter()
-    for key in _listed(account, address):
-        lines = account.read(bucket, key).decode().split("\n")
-        found[key.rpartition("/")[2]] += sum(1 for line in lines if line.strip())
-    return found

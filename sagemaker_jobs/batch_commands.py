@@ -59,7 +59,7 @@ def batch(
     from datetime import datetime, timezone
 
     from sagemaker_jobs import batch as batches
-    from sagemaker_jobs import following, live_prices, registry, terminal
+    from sagemaker_jobs import batch_texts, following, live_prices, registry, terminal
     from sagemaker_jobs.names import Run
 
     options = batches.Options(
@@ -70,7 +70,7 @@ def batch(
     number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account)
     asked = None if dry_run else account
     anywhere = batches.place_for(Run(source, ""), options, number, where, partition)
-    found = batches.find_texts(texts, asked, anywhere)
+    found = batch_texts.find_texts(texts, asked, anywhere)
     packaged = batches.find_model(source, asked, anywhere, options.target)
     run = packaged.run
     if image is None:

@@ -127,13 +127,16 @@ def status(
                 raise terminal.left_running(run, build) from None
             images.emit_built(account, ledger, run, ended, {"run": run, "build": build, "region": account.region})
             return
-        name = training.last_job(account, run)
+        name, kind = training.last_job(account, run)
         try:
-            job = following.follow(account, name, console.note, every_s=every)
+            job = following.follow(account, name, console.note, every_s=every, kind=kind)
         except KeyboardInterrupt:
             raise terminal.left_running(run, name) from None
-        console.emit({"run": run, "job": job.name, "status": job.status, "model": job.model},
-                     f"{job.name} completed: {job.model}")  # fmt: skip
+        left = f"neuron-sum aws down {run} removes what the run has left"
+        console.emit(
+            {"run": run, "job": job.name, "status": job.status, "model": job.model, "output": job.output, "next": left},
+            f"{job.name} completed: {job.output}\nnext: {left}",
+        )
         return
     there = inventory.look(account, ledger, run)
     ours = there.things
@@ -223,10 +226,10 @@ def iam(
     security_group: GroupOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same: this command changes nothing.")] = False,
 ) -> None:
-    """Print the least-privilege policies of the job's role and of whoever runs these commands."""
-    from sagemaker_jobs import iam as policies
+    """Print the least-privilege policies of every role, and of whoever runs these commands."""
     from sagemaker_jobs import terminal
     from sagemaker_jobs.caller_policy import caller_policy
+    from sagemaker_jobs.iam import role_policies
     from sagemaker_jobs.names import bucket_name
 
     account = None if account_id is not None else terminal.account_in(region)
@@ -234,23 +237,22 @@ def iam(
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
-    name, partition = bucket or bucket_name(number, where), account.partition if account is not None else "aws"
+    name, partition = bucket or bucket_name(number, where), terminal.partition_of(account)
     made = {
-        "role": {
-            "trust": policies.trust_policy(number),
-            "policy": policies.job_policy(number, where, name, isolation=isolation, partition=partition),
-        },
-        "build-role": {
-            "trust": policies.build_trust_policy(number),
-            "policy": policies.build_policy(number, where, name, kms_key=kms_key, partition=partition),
-        },
+        "roles": role_policies(number, where, name, isolation=isolation, partition=partition),
         "caller": caller_policy(number, where, name, partition=partition),
     }
     console.emit(made, terminal.as_json(made))
 
 
 _STATUS_READS = (
-    ("sts", "get_caller_identity"), ("sagemaker", "list_training_jobs"), ("sagemaker", "list_tags"),
-    ("sagemaker", "describe_training_job"), ("iam", "list_roles"), ("sagemaker", "list_notebook_instances"),
+    ("sts", "get_caller_identity"), ("application-autoscaling", "describe_scalable_targets"),
+    ("sagemaker", "list_endpoints"), ("sagemaker", "list_training_jobs"), ("sagemaker", "list_transform_jobs"),
+    ("codebuild", "list_projects"), ("codebuild", "batch_get_projects"), ("codebuild", "list_builds_for_project"),
+    ("codebuild", "batch_get_builds"), ("sagemaker", "list_endpoint_configs"), ("sagemaker", "list_models"),
+    ("scheduler", "list_schedules"), ("iam", "list_roles"), ("sagemaker", "list_tags"),
+    ("sagemaker", "describe_endpoint"), ("sagemaker", "describe_endpoint_config"),
+    ("sagemaker", "describe_training_job"), ("sagemaker", "describe_transform_job"), ("sagemaker", "describe_model"),
+    ("scheduler", "get_schedule"), ("iam", "get_role"), ("sagemaker", "list_notebook_instances"),
     ("sagemaker", "list_apps"),
 )  # fmt: skip

@@ -95,6 +95,11 @@ class Job:
         return artifacts.get("S3ModelArtifacts") if self.status == "Completed" else None
 
     @property
+    def output(self) -> str | None:
+        """The S3 address of what it made, or of the folder of a transform's answers."""
+        return self.model or (self.described.get("TransformOutput") or {}).get("S3OutputPath")
+
+    @property
     def seconds(self) -> float:
         """Since it was made, or between that and its end."""
         end = self.described.get(self.kind.end) if self.ended else None

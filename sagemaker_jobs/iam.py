@@ -112,14 +112,15 @@ def extra_statements(
     return statements
 
 
-def one_off_policy(action: str, resource: str) -> Policy:
+def one_off_policy(action: str, resource: str, sid: str = "OneThing") -> Policy:
     """What a one-off schedule may do: one thing to one thing.
 
     Args:
         action: Such as sagemaker:StopTransformJob.
         resource: Its ARN.
+        sid: The statement's name.
     """
-    return policy(allow("OneThing", [action], [resource]))
+    return policy(allow(sid, [action], [resource]))
 
 
 def build_trust_policy(account: str) -> Policy:
@@ -220,6 +221,44 @@ def expiry_policy(run: Run, account: str, region: str, *, partition: str = "aws"
     """
     endpoint = f"arn:{partition}:sagemaker:{region}:{account}:endpoint/{run.name('endpoint')}"
     return one_off_policy("sagemaker:DeleteEndpoint", endpoint)
+
+
+def role_policies(
+    account: str, region: str, bucket: str, *, isolation: Isolation, partition: str = "aws"
+) -> dict[str, dict[str, Policy]]:  # fmt: skip
+    """Trust and policy of every role that the commands make, for any run: for those who make roles themselves.
+
+    Args:
+        account: Twelve digits.
+        region: Where everything runs.
+        bucket: With inputs and outputs.
+        isolation: A key and a VPC need more.
+        partition: Of ARNs.
+    """
+    anything = Run("*", "*")
+    stopped = f"arn:{partition}:sagemaker:{region}:{account}:transform-job/{anything.name('batch')}*"
+    data = [f"s3://{bucket}/{PREFIX}/"]
+    return {
+        "jobs": {
+            "trust": trust_policy(account),
+            "policy": job_policy(account, region, bucket, isolation=isolation, partition=partition),
+        },
+        "endpoint": {
+            "trust": trust_policy(account),
+            "policy": endpoint_policy(anything, account, region, data, isolation=isolation, partition=partition),
+        },
+        "expiry": {
+            "trust": scheduler_trust(account),
+            "policy": policy(
+                *expiry_policy(anything, account, region, partition=partition)["Statement"],
+                *one_off_policy("sagemaker:StopTransformJob", stopped, "StopBatch")["Statement"],
+            ),
+        },
+        "build": {
+            "trust": build_trust_policy(account),
+            "policy": build_policy(account, region, bucket, kms_key=isolation.kms_key, partition=partition),
+        },
+    }
 
 
 def trusted_by(service: str, account: str) -> Policy:

@@ -10,6 +10,7 @@ from neuron_sum.recipe import Recipe
 from sagemaker_jobs import requests
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.calls import Call
+from sagemaker_jobs.following import TRAINING, TRANSFORM, JobKind
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of
 from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run
@@ -143,20 +144,22 @@ def jobs_of(account: Account, run: Run, stage: str, **asked: str) -> list[str]:
     return [job["TrainingJobName"] for job in sorted(own, key=lambda job: job["CreationTime"], reverse=True)]
 
 
-def last_job(account: Account, run_id: str) -> str:
-    """The name of a run's newest training job, whether it runs or has ended.
+def last_job(account: Account, run_id: str) -> tuple[str, JobKind]:
+    """The name of a run's newest job, whether it trains, compiles or answers, runs or has ended; and its kind.
 
     Raises:
         AwsError: If it has none.
     """
-    listing = account.pages(
-        "sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=Run(run_id, "").name("train"),
-        SortBy="CreationTime", SortOrder="Descending",
-    )  # fmt: skip
-    newest = next(listing, None)
-    if newest is None:
-        raise AwsError(f"no training job of a run {run_id!r} in {account.region}", "neuron-sum aws status")
-    return str(newest["TrainingJobName"])
+    begins = f"{PREFIX}-{run_id}-"
+    found = [
+        (job["CreationTime"], job[f"{kind.noun}Name"], kind)
+        for operation, kind in (("list_training_jobs", TRAINING), ("list_transform_jobs", TRANSFORM))
+        for job in account.pages("sagemaker", operation, f"{kind.noun}Summaries", NameContains=begins)
+    ]
+    if not found:
+        raise AwsError(f"no job of a run {run_id!r} in {account.region}", "neuron-sum aws status")
+    _, name, kind = max(found, key=lambda job: job[:2])
+    return name, kind
 
 
 def find_run(account: Account, run_id: str) -> Run:

@@ -17,14 +17,14 @@ from test_aws_requests import PLACE, check, isolations, runs
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe import ServeConfig
-from sagemaker_jobs import batch, batch_requests
+from sagemaker_jobs import batch, batch_requests, batch_texts
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation
 from serving.schema import JSON_LINES, parse, render
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
-IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:inf2-0123"
+IMAGE = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
 QUICK = ("--every", "0.01", "--json")
 MANIFEST = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "config": {},
             "layers": []}  # fmt: skip
@@ -97,6 +97,7 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
     job = ("--instance", "ml.c7i.4xlarge", "--wheelhouse", str(wheels), *QUICK)
     run = json.loads(neuron_sum("aws", "train", "tiny", *job).stdout)["run"]
     compiled = json.loads(neuron_sum("aws", "compile", run, "--target", "cpu", *job).stdout)
+    s3.upload_file("model.tar.gz", *compiled["model"].removeprefix("s3://").split("/", 1))
     words = (run, "s3://theirs/in/", "--instance", "ml.c7i.4xlarge", "--output", "answers")
     made = result_of(*words)
     assert made["job"] == f"neuron-sum-{run}-batch" and made["lines"] == 1
@@ -152,7 +153,7 @@ def test_a_job_that_was_stopped_is_not_done(aws: AwsServer, tmp_path: Path) -> N
     assert not (tmp_path / "answers").exists()
 
 
-def test_a_detached_job_runs_and_down_stops_it(aws: AwsServer) -> None:
+def test_a_detached_job_is_bounded_and_come_back_to(aws: AwsServer) -> None:
     aws.script.looks = None
     made = result_of(*OURS, "--detach")
     kinds = {line.split()[0] for line in aws.everything()}
@@ -161,6 +162,18 @@ def test_a_detached_job_runs_and_down_stops_it(aws: AwsServer) -> None:
     assert json.loads(schedule["Target"]["Input"]) == {"TransformJobName": made["job"]}
     ends = datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
     assert timedelta(hours=1.9) < ends - datetime.now(timezone.utc) <= timedelta(hours=2)
+    aws.script.looks = 3
+    followed = json.loads(neuron_sum("aws", "status", made["run"], "--follow", *QUICK).stdout)
+    assert (followed["job"], followed["status"]) == (made["job"], "Completed")
+    assert followed["output"] == made["answers"] and "down" in followed["next"]
+    aws.script.looks = None
+    assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_down_stops_a_job(aws: AwsServer) -> None:
+    aws.script.looks = None
+    made = result_of(*OURS, "--detach")
     assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
     assert aws.everything() == []
 
@@ -202,7 +215,7 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
     (tmp_path / "bad.jsonl").write_bytes(content)
     error = error_of("model.tar.gz", "bad.jsonl", "--image", IMAGE)
     assert error["code"] == 4 and told in error["message"]
-    assert aws.everything(artifacts=True) == []
+    assert [*aws.everything(), *aws.kept()] == []
 
 
 @pytest.mark.parametrize(
@@ -217,7 +230,7 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
 )
 def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: tuple[str, ...], told: str) -> None:
     assert told in error_of(*words)["message"]
-    assert aws.everything(artifacts=True) == []
+    assert [*aws.everything(), *aws.kept()] == []
 
 
 # The requests, and what answers them
@@ -229,7 +242,7 @@ def test_requests_are_valid_tagged_and_bounded(
 ) -> None:
     options = batch.Options(instance, 1, hours, isolation=isolation)
     made = batch.launch(
-        batch.Packaged(run, "s3://b/m.tar.gz", attempt), batch.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW
+        batch.Packaged(run, "s3://b/m.tar.gz", attempt), batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW
     )
     for call in (*made.role_calls, *made.calls):
         operation = "".join(word.title() for word in call.operation.split("_"))
@@ -250,7 +263,7 @@ def test_requests_are_valid_tagged_and_bounded(
 def _made(hours: float) -> Launch:
     packaged = batch.Packaged(new_run("batch"), "s3://b/m.tar.gz")
     return batch.launch(
-        packaged, batch.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours), IMAGE, PLACE, NOW
+        packaged, batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours), IMAGE, PLACE, NOW
     )
 
 

@@ -203,7 +203,7 @@ def test_a_quota_is_checked_before_anything_is_made(
         error = json.loads(made.stderr.splitlines()[-1])["error"]
         assert error["message"] == f"the quota {QUOTA!r} is 0 in us-east-1, and this needs 1"
         assert "request-service-quota-increase" in error["hint"] and "L-00000002" in error["hint"]
-        assert aws.everything(artifacts=True) == []
+        assert [*aws.everything(), *aws.kept()] == []
     elif quotas is None:
         assert "quotas are not checked" in made.stderr
     elif QUOTA not in quotas:

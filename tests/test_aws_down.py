@@ -10,6 +10,7 @@ from aws_server import AwsServer
 from in_process import neuron_sum
 from typer.testing import Result
 
+from sagemaker_jobs.account import Account
 from sagemaker_jobs.endpoint_requests import create_expiry
 from sagemaker_jobs.names import RUN_TAG, Run, role_path, run_of
 
@@ -110,3 +111,28 @@ def test_a_runs_id_is_in_all_its_names(tmp_path: Path) -> None:
         assert run_of(RUN.name(kind, attempt)) == RUN.id
     assert run_of("neuron-sum-somebody-elses") is None
     assert run_of("other") is None
+
+
+def test_status_says_beforehand_what_it_asks(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_all(aws, RUN)
+    asked: set[tuple[str, str]] = set()
+    call, pages = Account.call, Account.pages
+
+    def called(self: Account, service: str, operation: str, /, **request: Any) -> Any:
+        asked.add((service, operation))
+        return call(self, service, operation, **request)
+
+    def paged(self: Account, service: str, operation: str, key: str, /, **request: Any) -> Any:
+        asked.add((service, operation))
+        return pages(self, service, operation, key, **request)
+
+    monkeypatch.setattr(Account, "call", called)
+    monkeypatch.setattr(Account, "pages", paged)
+    printed = json.loads(neuron_sum("aws", "status", "--dry-run", "--json").stdout)["requests"]
+    assert not asked
+    assert neuron_sum("aws", "status").exit_code == 0
+    told = {(each["service"], each["operation"]) for each in printed}
+    assert asked <= told, asked - told
+    only_while_they_run = {("codebuild", "batch_get_builds"), ("sagemaker", "describe_training_job"),
+                           ("sagemaker", "describe_transform_job")}  # fmt: skip
+    assert told - asked <= only_while_they_run

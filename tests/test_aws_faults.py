@@ -58,7 +58,8 @@ class Command:
     only: frozenset[str] = frozenset()
 
 
-CPU = ("--instance", "ml.c7i.4xlarge", "--image", "another.registry/image:1", "--every", "0.01")
+IMAGE = ("--image", "another.registry/image:1")
+CPU = ("--instance", "ml.c7i.4xlarge", *IMAGE, "--every", "0.01")
 
 
 def endpoint_ready(aws: AwsServer) -> None:
@@ -81,33 +82,31 @@ ENDPOINT = frozenset({
 })  # fmt: skip
 
 
-def compiled_already(aws: AwsServer) -> None:
-    """A run of before, trained and compiled elsewhere; only SageMaker's record of it is left."""
-    sagemaker, iam, s3 = aws.boto3("sagemaker"), aws.boto3("iam"), aws.boto3("s3")
+def trained_already(aws: AwsServer) -> None:
+    """A run of before, trained elsewhere; only SageMaker's record of it is left."""
+    sagemaker, iam, s3, run = aws.boto3("sagemaker"), aws.boto3("iam"), aws.boto3("s3"), Run(BEFORE, "tiny")
     role = iam.create_role(RoleName="gone", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     s3.create_bucket(Bucket="gone")
     aws.script.looks = 0
-    for stage in ("train", "compile"):
-        run = Run(BEFORE, "tiny")
-        channel = {
-            "ChannelName": "code",
-            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://gone/"}},
-        }
-        sagemaker.create_training_job(
-            TrainingJobName=run.name(stage), RoleArn=role, InputDataConfig=[channel], Tags=run.tags,
-            AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
-            OutputDataConfig={"S3OutputPath": "s3://gone/"}, StoppingCondition={"MaxRuntimeInSeconds": 60},
-            ResourceConfig={"InstanceType": "ml.c7i.4xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
-        )  # fmt: skip
-        sagemaker.describe_training_job(TrainingJobName=run.name(stage))
+    sagemaker.create_training_job(
+        TrainingJobName=run.name("train"), RoleArn=role, Tags=run.tags,
+        AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
+        OutputDataConfig={"S3OutputPath": "s3://gone/"}, StoppingCondition={"MaxRuntimeInSeconds": 60},
+        ResourceConfig={"InstanceType": "ml.c7i.4xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+    )  # fmt: skip
+    sagemaker.describe_training_job(TrainingJobName=run.name("train"))
     iam.delete_role(RoleName="gone")
     s3.delete_bucket(Bucket="gone")
-    aws.script.quotas = {
-        f"ml.{kind} job usage": 1 for kind in ("c7i.4xlarge for training", "inf2.xlarge for transform")
-    }
+    aws.script.quotas = {"ml.c7i.4xlarge for training job usage": 1}
     one_look(aws)
+
+
+def texts_ready(aws: AwsServer) -> None:
+    """A dialogue, a model that is asked, and no answers yet."""
+    archive(Path("one.tar.gz"), "inf2")
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
     shutil.rmtree("answers", ignore_errors=True)
+    one_look(aws)
 
 
 COMMANDS = {
@@ -145,11 +144,11 @@ COMMANDS = {
         ("aws", "compile", BEFORE, "compile.batch_sizes=[1]", "--wheelhouse", "wheels", "--every", "0.01"),
         20,
         frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole", "service-quotas.ListServiceQuotas"}),
-        compiled_already,
+        trained_already,
     ),
     "batch": Command(
-        ("aws", "batch", BEFORE, "texts.jsonl", "--image", "image", "--output", "answers", "--every", "0.01"),
-        30,
+        ("aws", "batch", "one.tar.gz", "texts.jsonl", *IMAGE, "--output", "answers", "--every", "0.01"),
+        28,
         frozenset(
             {
                 "scheduler.POST /schedules",
@@ -160,7 +159,7 @@ COMMANDS = {
                 "s3.GET Object",
             }
         ),
-        compiled_already,
+        texts_ready,
     ),
 }
 

@@ -69,6 +69,14 @@ def test_the_caller_may_do_all_that_the_code_does() -> None:
     assert {"create_training_job", "create_role", "put_object", "delete_endpoint", "stop_build"} <= methods
     lacking = {method for method in methods if not operations()[method] & allowed}
     assert not lacking
+    possible = {action for method in methods for action in operations()[method]}
+    by_other_ways = {
+        "sagemaker:AddTags", "iam:TagRole", "iam:PassRole", "ecr:TagResource", "iam:CreateServiceLinkedRole",
+        "application-autoscaling:TagResource", "cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms",
+        "cloudwatch:DescribeAlarms", "sagemaker:InvokeEndpoint",
+    }  # fmt: skip
+    """What AWS asks for beside the call itself, and what `request` calls."""
+    assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
 
 
 def test_whoever_attaches_it_has_the_room() -> None:
@@ -84,7 +92,7 @@ def resources(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def test_policies_name_what_can_be_named() -> None:
     made = policies()
-    both = (made["role"]["policy"], made["caller"])
+    both = (*(role["policy"] for role in made["roles"].values()), made["caller"])
     assert {sid for policy in both for sid, arn in resources(policy) if arn == "*"} == WITHOUT_NAMES
     for sid, arn in resources(made["caller"]):
         shared = ("*:log-group:/aws/sagemaker/T*", "*:alarm:TargetTracking-endpoint/*", "*:scalable-target/*",
