@@ -49,11 +49,13 @@ class Price:
         instance: As SageMaker calls it.
         usd_per_hour: On demand.
         source: Who says so, when, and for which region; shown wherever the price is.
+        of_another_region: Whether it is only the nearest that is known: a cap cannot rest on it.
     """
 
     instance: str
     usd_per_hour: float
     source: str
+    of_another_region: bool = False
 
     def __str__(self) -> str:
         return f"${self.usd_per_hour:g} an hour for {self.instance} ({self.source})"
@@ -75,6 +77,7 @@ def find_price(instance: str, region: str = REGION) -> Price:
     """
     other = "" if region == REGION else f"; {region} may cost more"
     if instance in BUILD_USD_PER_MINUTE:
+        # A cap may rest on it in any region: a build is cents, and nothing here asks AWS for its price.
         return Price(instance, 60 * BUILD_USD_PER_MINUTE[instance], BUILD_SOURCE + other)
     name = instance if instance.startswith("ml.") else f"ml.{instance}"
     if name not in USD_PER_HOUR:
@@ -82,4 +85,4 @@ def find_price(instance: str, region: str = REGION) -> Price:
             f"no price of {name} in the table of {READ}",
             f"there are {', '.join(USD_PER_HOUR)}; with AWS credentials `neuron-sum aws plan` asks AWS itself",
         )
-    return Price(name, USD_PER_HOUR[name], SOURCE + other)
+    return Price(name, USD_PER_HOUR[name], SOURCE + other, bool(other))

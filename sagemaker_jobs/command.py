@@ -70,7 +70,7 @@ def plan(
         train=(instance, instances, max_hours), compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),
     )  # fmt: skip
-    made = pricing.priced(requests, account, expected_hours, endpoint_hours)
+    made = pricing.priced(requests, account, expected_hours, endpoint_hours, where)
     beside = planning.elsewhere(made, resolved)
     result = {
         "recipe": resolved.name, "region": where, **made.as_dict(), "expected_from": expected_from,

@@ -3,6 +3,7 @@
 `aws train` makes the job's role from the same policy that `aws iam` prints.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ BUILD_LOGS = "/aws/codebuild/"
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
 LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
 """Each is the namespace of the same jobs' metrics, too."""
+
+PRIVATE_IMAGE = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<repository>[^:@]+)"
+)
+"""The full name of an image in a registry of AWS's."""
 
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
@@ -52,7 +58,7 @@ def job_policy(
         partition: Of ARNs.
     """
     runs = run_prefix(run) if run is not None else f"{PREFIX}/runs/"
-    inputs = inputs_prefix("", "").removesuffix("//") + "/"
+    inputs = f"{PREFIX}/inputs/"
     s3 = f"arn:{partition}:s3:::{bucket}"
     logs = [f"arn:{partition}:logs:{region}:{account}:log-group:{group}" for group in LOG_GROUPS]
     images = [
@@ -84,8 +90,9 @@ def job_policy(
 
 
 def extra_statements(
-    account: str, region: str, isolation: Isolation, *, reads: Sequence[str] = (), partition: str = "aws"
-) -> list[Policy]:
+    account: str, region: str, isolation: Isolation, *, reads: Sequence[str] = (), image: str | None = None,
+    partition: str = "aws",
+) -> list[Policy]:  # fmt: skip
     """What one command's job needs beyond every job's.
 
     Args:
@@ -93,9 +100,13 @@ def extra_statements(
         region: Where it runs.
         isolation: A key and a VPC.
         reads: S3 addresses of the caller's that it reads, too: objects, or prefixes.
+        image: What it runs in.
         partition: Of ARNs.
     """
     statements = []
+    if image is not None and (found := PRIVATE_IMAGE.match(image)):
+        repository = f"arn:{partition}:ecr:{found['region']}:{found['account']}:repository/{found['repository']}"
+        statements.append(allow("OwnImage", list(PULL_ACTIONS), [repository]))
     for number, address in enumerate(reads, start=1):
         theirs, _, key = address.removeprefix("s3://").partition("/")
         objects, whole = f"arn:{partition}:s3:::{theirs}/{key}*", f"arn:{partition}:s3:::{theirs}"

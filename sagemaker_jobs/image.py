@@ -23,6 +23,7 @@ from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import RUN_TAG, Run, role_path, tags
+from sagemaker_jobs.options import BUILD_MINUTES, BUILDER
 from sagemaker_jobs.registry import image_uri
 from sagemaker_jobs.requests import Isolation, Request, inputs_prefix
 
@@ -43,7 +44,6 @@ SOURCE, ARCHIVE = "image", "context.zip"
 TAG = "NEURON_SUM_TAG"
 STORED_DATE = (1980, 1, 1, 0, 0, 0)
 BASE = re.compile(r"^FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?", re.IGNORECASE | re.MULTILINE)
-PRIVATE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^:@]+)")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Options:
     """
 
     target: str
-    builder: str
-    max_minutes: int
+    builder: str = BUILDER
+    max_minutes: int = BUILD_MINUTES
     bucket: str | None = None
     role_arn: str | None = None
     kms_key: str | None = None
@@ -122,7 +122,7 @@ def buildspec(uri: str, region: str, froms: list[str]) -> Request:
     logins = {uri.partition("/")[0]: region}
     copied = []
     for name in froms:
-        if private := PRIVATE.match(name):
+        if private := iam.PRIVATE_IMAGE.match(name):
             logins[name.partition("/")[0]] = private[2]
         elif re.fullmatch(r"[a-z0-9._-]+(:[\w.-]+)?", name) and name != "scratch":
             # A name without a registry is looked for among the machine's own images first.
@@ -227,7 +227,7 @@ def launch(
     )
     policy = iam.build_policy(
         account, region, place.bucket, key=key, project=project["name"],
-        private=[match.groups() for name in froms if (match := PRIVATE.match(name))],
+        private=[match.groups() for name in froms if (match := iam.PRIVATE_IMAGE.match(name))],
         kms_key=options.kms_key, partition=partition,
     )  # fmt: skip
     calls = (

@@ -8,6 +8,8 @@ import typer
 
 from neuron_sum import console
 from sagemaker_jobs.options import (
+    BUILD_MINUTES,
+    BUILDER,
     BucketOption,
     CapOption,
     DetachOption,
@@ -28,8 +30,10 @@ def image(
     ] = None,
     builder: Annotated[
         Literal["medium", "large"], typer.Option(help="CodeBuild's machine: 4 CPUs and 8 GB, or 8 and 16.")
-    ] = "medium",
-    max_minutes: Annotated[int, typer.Option(help="The build is stopped after so long, whatever it does.")] = 60,
+    ] = BUILDER,
+    max_minutes: Annotated[
+        int, typer.Option(help="The build is stopped after so long, whatever it does.")
+    ] = BUILD_MINUTES,
     max_usd: CapOption = None,
     bucket: BucketOption = None,
     role: RoleOption = None,

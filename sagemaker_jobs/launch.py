@@ -183,7 +183,14 @@ def role_calls(
 
 
 def job_role_calls(
-    run: Run, place: Place, isolation: Isolation, partition: str, *, stage: str = "endpoint", reads: Sequence[str] = ()
+    run: Run,
+    place: Place,
+    isolation: Isolation,
+    partition: str,
+    *,
+    stage: str = "endpoint",
+    reads: Sequence[str] = (),
+    image: str | None = None,
 ) -> tuple[Call, ...]:
     """The role of a run's jobs and endpoint: what all of them need, and what this one needs besides.
 
@@ -197,10 +204,11 @@ def job_role_calls(
         partition: Of ARNs.
         stage: Whose needs are added.
         reads: S3 addresses of the caller's.
+        image: The caller's own.
     """
     common = iam.job_policy(place.account, place.region, place.bucket, run=run, partition=partition)
     calls = role_calls(run, place.region, iam.trust_policy(place.account), common)
-    own = iam.extra_statements(place.account, place.region, isolation, reads=reads, partition=partition)
+    own = iam.extra_statements(place.account, place.region, isolation, reads=reads, image=image, partition=partition)
     if not own:
         return calls
     document = json.dumps(iam.policy(*own))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,25 +15,26 @@ TRAINING, HOSTING, TRANSFORM = "Training", "Hosting", "Batch Transform"
 """Components: the list has a product for each thing that an instance can do, and their prices may differ."""
 
 
-def price_of(instance: str, component: str, account: Account | None) -> Price:
+def price_of(instance: str, component: str, account: Account | None, region: str = REGION) -> Price:
     """What an instance costs: live where AWS answers, else from the table.
 
     Args:
         instance: As SageMaker calls it.
         component: TRAINING, HOSTING or TRANSFORM.
         account: None: do not ask.
+        region: Where, without an account.
 
     Raises:
         AwsError: If AWS answers with anything but one price.
         PlatformError: If AWS does not answer, and the table has no such instance.
     """
     if account is None:
-        return find_price(instance, REGION)
+        return find_price(instance, region)
     try:
         products = list(_products(instance, account))
     except AwsError as error:
         table = find_price(instance, account.region)
-        return Price(instance, table.usd_per_hour, f"{table.source} (no live price: {error.message:.120})")
+        return replace(table, instance=instance, source=f"{table.source} (no live price: {error.message:.120})")
     found = {price for product in products for price in _prices(product, component)}
     instead = ""
     if not found and component == TRANSFORM:  # some instances have no product of that name

@@ -1,7 +1,7 @@
 """What the commands of `neuron-sum aws` take on the command line, each option once."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from neuron_sum.recipe import Recipe
     from sagemaker_jobs.requests import Isolation
     from sagemaker_jobs.training import Options
+
+BUILDER: Literal["medium", "large"] = "medium"
+BUILD_MINUTES = 60
+"""Of an image: CodeBuild's machine, and the longest that it may take."""
 
 RegionOption = Annotated[str | None, typer.Option(help="Default: AWS_REGION, or the profile's.")]
 InstanceOption = Annotated[str, typer.Option(help="ml.trn1.2xlarge, ml.trn1.32xlarge, or a CPU.")]

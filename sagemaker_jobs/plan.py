@@ -139,7 +139,14 @@ class Plan:
         Raises:
             AwsError: With what to lower.
         """
-        if max_usd is None or self.worst_usd <= max_usd:
+        if max_usd is None:
+            return
+        if guessed := [item.price for item in self.items if item.price is not None and item.price.of_another_region]:
+            raise AwsError(
+                f"--max-usd {max_usd:g} cannot be held: no price of this region is known, only {guessed[0]}",
+                "credentials with pricing:GetProducts, so that AWS is asked; or leave out --max-usd",
+            )
+        if self.worst_usd <= max_usd:
             return
         dearest = max(self.items, key=lambda item: item.worst_usd)
         if dearest.unbounded:

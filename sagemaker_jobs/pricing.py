@@ -2,10 +2,11 @@
 
 from datetime import datetime, timedelta, timezone
 
-from sagemaker_jobs import endpoint_requests, live_prices, requests
+from neuron_sum.prices import REGION
+from sagemaker_jobs import endpoint_requests, image, live_prices, registry, requests
 from sagemaker_jobs import plan as planning
 from sagemaker_jobs.account import Account
-from sagemaker_jobs.names import Run, bucket_name, role_path
+from sagemaker_jobs.names import Run, bucket_name, new_run, role_path
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import Request
 
@@ -32,21 +33,34 @@ def planned_requests(
     """
     role = f"arn:aws:iam::{ANY_ACCOUNT}:role{role_path(region)}{run.name('role')}"
     place = requests.Place(ANY_ACCOUNT, region, bucket_name(ANY_ACCOUNT, region), role)
-    image, isolation = requests.training_image(region), requests.Isolation()
+    isolation = requests.Isolation()
     instance, instances, hours = train
     jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
     if compiling[1] > 0:
         jobs.append(("compile", requests.compile_arguments("inf2"), compiling[0], 1, compiling[1]))
     made: dict[str, Request] = {}
     for stage, arguments, which, count, longest in jobs:
-        job = requests.Job(run, stage, arguments, {}, which, count, round(longest * 3600), image)
+        job = requests.Job(
+            run, stage, arguments, {}, which, count, round(longest * 3600), requests.training_image(region)
+        )
         made["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
     if endpoint[1] > 0:
         ends = datetime.now(timezone.utc) + timedelta(hours=endpoint[1])
-        model_data = f"{place.output(run)}/model.tar.gz"
+        target = "inf2" if endpoint[0].startswith("ml.inf") else "cpu"
+        tag = f"{target}-newest"
+        made["build-project"] = image.create_project(
+            new_run(f"image-{target}"), image.Options(target), tag,
+            source=f"{place.bucket}/context.zip", spec={}, role_arn=role,
+        )  # fmt: skip
+        model_data = f"{place.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
         made["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=role)
         made["model"] = endpoint_requests.create_model(
-            run, place, image=image, model_data=model_data, environment={}, isolation=isolation
+            run,
+            place,
+            image=registry.image_uri(ANY_ACCOUNT, region, tag),
+            model_data=model_data,
+            environment={},
+            isolation=isolation,
         )
         made["endpoint-config"] = endpoint_requests.create_endpoint_config(
             run, instance=endpoint[0], instances=1, isolation=isolation, hours=endpoint[1]
@@ -56,8 +70,9 @@ def planned_requests(
 
 
 def priced(
-    made: dict[str, Request], account: Account | None, expected_hours: float | None, endpoint_hours: float
-) -> Plan:
+    made: dict[str, Request], account: Account | None, expected_hours: float | None, endpoint_hours: float,
+    region: str = REGION,
+) -> Plan:  # fmt: skip
     """The plan of requests, by kind.
 
     Args:
@@ -65,19 +80,23 @@ def priced(
         account: To ask for prices; None: the shipped table.
         expected_hours: Of the training.
         endpoint_hours: Until the endpoint's expiry.
+        region: Where, without an account.
 
     Raises:
         AwsError: If AWS has no one price.
         PlatformError: If nobody has a price.
     """
     items: list[Item] = [planning.Item("bucket", "one for all runs"), planning.Item("role", "one for the run")]
+    if "build-project" in made:
+        built = planning.build_plan(made["build-project"], account.region if account is not None else region)
+        items += built.items[2:]
     for kind in ("training-job", "compile-job"):
         if kind in made:
             name = made[kind]["ResourceConfig"]["InstanceType"]
-            price = live_prices.price_of(name, live_prices.TRAINING, account)
+            price = live_prices.price_of(name, live_prices.TRAINING, account, region)
             items.append(planning.job_item(made[kind], price, expected_hours if kind == "training-job" else None))
     if "endpoint" in made:
         [variant] = made["endpoint-config"]["ProductionVariants"]
-        price = live_prices.price_of(variant["InstanceType"], live_prices.HOSTING, account)
+        price = live_prices.price_of(variant["InstanceType"], live_prices.HOSTING, account, region)
         items += planning.endpoint_items(made, price, endpoint_hours)
     return planning.Plan(tuple(items))

@@ -119,7 +119,9 @@ def job_launch(
         (Call("sagemaker", "create_training_job", requests.create_training_job(job, place), "training-job", job.name),),
         tuple(channels),
         () if options.bucket else bucket_calls(place),
-        () if options.role_arn else job_role_calls(run, place, options.isolation, partition, stage=stage, reads=reads),
+        ()
+        if options.role_arn
+        else job_role_calls(run, place, options.isolation, partition, stage=stage, reads=reads, image=options.image),
         encryption_of(options.isolation),
     )
 

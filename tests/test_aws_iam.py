@@ -14,6 +14,11 @@ from botocore import xform_name
 from in_process import neuron_sum
 
 import sagemaker_jobs
+from neuron_sum.recipe_loading import load_recipe
+from sagemaker_jobs import inputs, training
+from sagemaker_jobs.names import Run
+from sagemaker_jobs.requests import Isolation
+from sagemaker_jobs.training import Options
 
 SERVICES = {
     "sagemaker": "sagemaker", "iam": "iam", "codebuild": "codebuild", "ecr": "ecr", "logs": "logs",
@@ -77,6 +82,53 @@ def test_the_caller_may_do_all_that_the_code_does() -> None:
     }  # fmt: skip
     """What AWS asks for beside the call itself, and what `request` calls."""
     assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
+
+
+def may(policies: list[dict[str, Any]], action: str, resource: str, **context: str) -> bool:
+    """Whether one of the statements allows it: what IAM does for policies without a Deny."""
+    for statement in (each for policy in policies for each in policy["Statement"]):
+        fits = any(fnmatchcase(action, each) for each in statement["Action"])
+        fits = fits and any(fnmatchcase(resource, each) for each in statement["Resource"])
+        for operator, wanted in statement.get("Condition", {}).items():
+            assert operator in ("StringLike", "StringEquals")
+            for key, patterns in wanted.items():
+                fits = fits and any(fnmatchcase(context.get(key.replace(":", "_"), ""), each) for each in patterns)
+        if fits:
+            return True
+    return False
+
+
+def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: Path) -> None:
+    """Of the very launch: every channel, its checkpoints and its output, as the container reads and writes them."""
+    own, other = (
+        training.launch(
+            Run(f"tiny-261121-2000-abc{digit}", "tiny"), load_recipe("tiny"),
+            Options("ml.c7i.4xlarge", 1, 3600, image=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/mine:1"),
+            inputs.channels(load_recipe("tiny"), tmp_path, None, Isolation()), ACCOUNT, REGION,
+        )
+        for digit in "de"
+    )  # fmt: skip
+    roles = [
+        json.loads(call.request["PolicyDocument"]) for call in own.role_calls if call.operation == "put_role_policy"
+    ]
+
+    def reaches(address: str, action: str) -> bool:
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+        listed = may(roles, "s3:ListBucket", f"arn:aws:s3:::{bucket}", s3_prefix=key)
+        return listed and may(roles, action, f"arn:aws:s3:::{bucket}/{key.rstrip('/')}/a-file")
+
+    request = own.calls[0].request
+    channels = [each["DataSource"]["S3DataSource"]["S3Uri"] for each in request["InputDataConfig"]]
+    assert len(channels) >= 2
+    assert [each for each in channels if not reaches(each, "s3:GetObject")] == []
+    written = [request["CheckpointConfig"]["S3Uri"], request["OutputDataConfig"]["S3OutputPath"]]
+    assert [each for each in written if not reaches(each, "s3:PutObject")] == []
+    theirs = other.calls[0].request
+    assert not reaches(theirs["CheckpointConfig"]["S3Uri"], "s3:PutObject")
+    assert not reaches(channels[0], "s3:PutObject")
+    pull = "ecr:BatchGetImage"
+    assert may(roles, pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine")
+    assert not may(roles, pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/another")
 
 
 def test_whoever_attaches_it_has_the_room() -> None:
