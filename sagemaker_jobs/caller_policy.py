@@ -1,7 +1,7 @@
 """The least that who runs `neuron-sum aws …` needs: by name, by prefix, by tag; a wildcard only where AWS has none."""
 
 from sagemaker_jobs.artifacts import OWN_LOG_GROUPS, REPOSITORY, SHARED_LOG_GROUPS
-from sagemaker_jobs.iam import Policy, allow, policy
+from sagemaker_jobs.iam import Policy, allow, key_arn, policy
 from sagemaker_jobs.names import PREFIX, RUN_TAG, role_path
 
 SERVICES = ("sagemaker", "codebuild", "scheduler")
@@ -11,13 +11,18 @@ CREATED = ("TrainingJob", "TransformJob", "Model", "EndpointConfig", "Endpoint")
 SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpoint")
 
 
-def caller_policy(account: str, region: str, bucket: str, *, partition: str = "aws") -> Policy:
+def caller_policy(
+    account: str, region: str, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None,
+    partition: str = "aws",
+) -> Policy:  # fmt: skip
     """What whoever runs `neuron-sum aws …` may do.
 
     Args:
         account: Twelve digits.
         region: Where everything runs.
         bucket: With inputs and outputs.
+        kms_key: With which uploads, volumes and images are encrypted.
+        role_arn: Of a role that somebody else made, which jobs and endpoints get.
         partition: Of ARNs.
     """
 
@@ -29,6 +34,12 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
     s3 = f"arn:{partition}:s3:::{bucket}"
     groups = [*(arn("logs", f"log-group:{group}") for group in SHARED_LOG_GROUPS),
               *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS)]  # fmt: skip
+    passed = [roles, *([role_arn] if role_arn is not None else [])]
+    # Volumes and repositories take grants; the key's own policy must allow the caller, too.
+    key = [] if kms_key is None else [
+        allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant", "kms:DescribeKey"],
+              [key_arn(kms_key, account, region, partition)])
+    ]  # fmt: skip
     asked = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
     tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
     return policy(
@@ -43,7 +54,9 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
         ),
         allow(
             "LookAtOurs", [*(f"sagemaker:Describe{noun}" for noun in CREATED), "sagemaker:ListTags",
-                           "sagemaker:InvokeEndpoint"], ours,
+                           "sagemaker:InvokeEndpoint",
+                           # Autoscaling acts with the caller's right to it.
+                           "sagemaker:UpdateEndpointWeightsAndCapacities"], ours,
         ),
         allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], asked),
         allow(
@@ -55,7 +68,7 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
             [roles],
         ),
         allow(
-            "PassToServices", ["iam:PassRole"], [roles],
+            "PassToServices", ["iam:PassRole"], passed,
             {"StringEquals": {"iam:PassedToService": [f"{service}.amazonaws.com" for service in SERVICES]}},
         ),
         allow(
@@ -72,7 +85,7 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
         ),
         allow(
             "Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream", "logs:DeleteLogGroup"],
-            [each for group in groups for each in (group, f"{group}:*")],
+            [f"{group}:*" for group in groups],  # so CloudWatch wants it, for groups and for streams
         ),
         allow(
             "Expiry",
@@ -120,4 +133,5 @@ def caller_policy(account: str, region: str, bucket: str, *, partition: str = "a
             ],
             ["*"],
         ),
+        *key,
     )  # fmt: skip

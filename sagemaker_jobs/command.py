@@ -25,6 +25,7 @@ from sagemaker_jobs.options import (
     OfflineOption,
     ProjectionOption,
     RegionOption,
+    RoleOption,
     RunArgument,
     SubnetOption,
     expected_of,
@@ -221,6 +222,7 @@ def iam(
     account_id: Annotated[str | None, typer.Option("--account", help="Default: that of the credentials.")] = None,
     bucket: BucketOption = None,
     region: RegionOption = None,
+    role: RoleOption = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
     security_group: GroupOption = None,
@@ -240,7 +242,7 @@ def iam(
     name, partition = bucket or bucket_name(number, where), terminal.partition_of(account)
     made = {
         "roles": role_policies(number, where, name, isolation=isolation, partition=partition),
-        "caller": caller_policy(number, where, name, partition=partition),
+        "caller": caller_policy(number, where, name, kms_key=kms_key, role_arn=role, partition=partition),
     }
     console.emit(made, terminal.as_json(made))
 

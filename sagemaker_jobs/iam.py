@@ -115,7 +115,7 @@ def extra_statements(
             allow(f"List{number}", ["s3:ListBucket"], [whole], {"StringLike": {"s3:prefix": [f"{key}*"]}})
         )
     if isolation.kms_key is not None:
-        arn = _key_arn(isolation.kms_key, account, region, partition)
+        arn = key_arn(isolation.kms_key, account, region, partition)
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
     if isolation.subnets:
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
@@ -174,11 +174,12 @@ def build_policy(
         statements.append(allow("PullBases", list(PULL_ACTIONS), bases))
     if kms_key is not None:
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*"],
-                                [_key_arn(kms_key, account, region, partition)]))  # fmt: skip
+                                [key_arn(kms_key, account, region, partition)]))  # fmt: skip
     return policy(*statements)
 
 
-def _key_arn(key: str, account: str, region: str, partition: str) -> str:
+def key_arn(key: str, account: str, region: str, partition: str) -> str:
+    """A KMS key's ARN, where it was given by its id alone."""
     return key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
 
 

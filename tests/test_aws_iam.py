@@ -40,6 +40,9 @@ S3 = {
 FREE = {"get_caller_identity"}
 """What everybody may."""
 
+LONGEST = 6144
+"""Characters of a managed policy, white space not counted (IAM's quotas)."""
+
 WITHOUT_NAMES = {"Metrics", "RegistryToken", "ListAndPrices"}
 
 
@@ -78,7 +81,7 @@ def test_the_caller_may_do_all_that_the_code_does() -> None:
     by_other_ways = {
         "sagemaker:AddTags", "iam:TagRole", "iam:PassRole", "ecr:TagResource", "iam:CreateServiceLinkedRole",
         "application-autoscaling:TagResource", "cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms",
-        "cloudwatch:DescribeAlarms", "sagemaker:InvokeEndpoint",
+        "cloudwatch:DescribeAlarms", "sagemaker:InvokeEndpoint", "sagemaker:UpdateEndpointWeightsAndCapacities",
     }  # fmt: skip
     """What AWS asks for beside the call itself, and what `request` calls."""
     assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
@@ -90,9 +93,13 @@ def may(policies: list[dict[str, Any]], action: str, resource: str, **context: s
         fits = any(fnmatchcase(action, each) for each in statement["Action"])
         fits = fits and any(fnmatchcase(resource, each) for each in statement["Resource"])
         for operator, wanted in statement.get("Condition", {}).items():
-            assert operator in ("StringLike", "StringEquals")
             for key, patterns in wanted.items():
-                fits = fits and any(fnmatchcase(context.get(key.replace(":", "_"), ""), each) for each in patterns)
+                given = context.get(key.replace(":", "_").replace("/", "_").replace("-", "_"), "")
+                if operator == "Null":
+                    fits = fits and (patterns == "true") == (given == "")
+                else:
+                    assert operator in ("StringLike", "StringEquals")
+                    fits = fits and any(fnmatchcase(given, each) for each in patterns)
         if fits:
             return True
     return False
@@ -132,8 +139,7 @@ def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: 
 
 
 def test_whoever_attaches_it_has_the_room() -> None:
-    """A managed policy may have 6,144 characters, white space not counted (IAM's quotas)."""
-    assert len(json.dumps(policies()["caller"], separators=(",", ":"))) <= 6144
+    assert len(json.dumps(policies()["caller"], separators=(",", ":"))) <= LONGEST
 
 
 def resources(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -150,3 +156,13 @@ def test_policies_name_what_can_be_named() -> None:
         shared = ("*:log-group:/aws/sagemaker/T*", "*:alarm:TargetTracking-endpoint/*", "*:scalable-target/*",
                   "*:role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*")  # fmt: skip
         assert "neuron-sum" in arn or arn == "*" or any(fnmatchcase(arn, each) for each in shared), sid
+
+
+def test_a_key_and_a_role_of_the_callers_own_are_in_it() -> None:
+    key, role = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234", f"arn:aws:iam::{ACCOUNT}:role/theirs"
+    words = ("aws", "iam", "--account", ACCOUNT, "--region", REGION, "--json")
+    made = [json.loads(neuron_sum(*words, "--kms-key", key, "--role", role).stdout)["caller"]]
+    assert may(made, "kms:GenerateDataKey", key)
+    assert len(json.dumps(made[0], separators=(",", ":"))) <= LONGEST
+    assert may(made, "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
+    assert not may([policies()["caller"]], "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
