@@ -120,7 +120,7 @@ def remove(
         waiting = [pair for pair in waiting if not ended(*pair)]
     kept: list[Found] = []
     for kind, thing in rest:
-        if any(_needs(paid, owner, thing) for paid, owner in running):
+        if any(needs(paid, owner, thing) for paid, owner in running):
             kept.append(thing)
             continue
         say(f"deleting {kind.name} {thing.name}")
@@ -133,8 +133,14 @@ def remove(
     return removed
 
 
-def _needs(paid: Kind, owner: str | None, thing: Found) -> bool:
-    """Whether something that may still run needs it; None as owner: nobody could say whose."""
+def needs(paid: Kind, owner: str | None, thing: Found) -> bool:
+    """Whether something that may still run needs it.
+
+    Args:
+        paid: Of which kind that is.
+        owner: Whose; None: AWS did not say what there is of the kind.
+        thing: What may be needed.
+    """
     return thing.kind in paid.needs and (
         thing.run == owner if owner is not None else (thing.run or "").startswith(paid.of)
     )

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from aws_faults import hasten
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
 from typer.testing import Result
 
 from sagemaker_jobs.account import Account
-from sagemaker_jobs.down import _needs
+from sagemaker_jobs.down import needs
 from sagemaker_jobs.endpoint_requests import create_expiry
 from sagemaker_jobs.inventory import Inventory, look
 from sagemaker_jobs.ledger import Ledger
@@ -21,6 +23,13 @@ from sagemaker_jobs.resources import KINDS as KINDS_OF
 RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
 BUCKET = bucket_name(ACCOUNT, REGION)
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
+
+
+@pytest.fixture
+def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """conftest's, quickly."""
+    hasten(aws, monkeypatch)
+    return aws
 
 
 def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
@@ -143,15 +152,16 @@ def test_a_running_endpoint_of_one_run_keeps_nothing_of_another(aws: AwsServer) 
     for run in (RUN, OTHER):
         make_all(aws, run)
     running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
-    kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if _needs(*running[0], thing)}
+    kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if needs(*running[0], thing)}
     assert kept == {(kind, RUN.id) for kind in NEEDED}
     # Who may not list builds knows of no run that has one; only an image's can.
     build = next(kind for kind in KINDS_OF if kind.name == "build")
-    assert not [thing for _, thing in look_at_all().found if _needs(build, None, thing)]
+    assert not [thing for _, thing in look_at_all().found if needs(build, None, thing)]
 
 
 def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     make_all(aws, RUN)
+    monkeypatch.setattr("boto3.Session", boto3.session.Session)  # whose clients are made anew, for these addresses
     for service in ("APPLICATION_AUTO_SCALING", "CODEBUILD", "SCHEDULER"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
     status = neuron_sum("aws", "status", "--json")
