@@ -20,6 +20,10 @@ ATTEMPTS = 8
 PRICING_REGION = "us-east-1"
 CONVENIENCES = ("pricing", "service-quotas")
 """Services that a launch does without where there is no way to them, as in a VPC: they are not asked for long."""
+ESSENTIAL = ("sts", "sagemaker", "s3")
+"""Services that are waited for as long as ever, even in a hurry."""
+BRIEF_ATTEMPTS = 4
+"""At most, for a call in a hurry: enough where AWS is only busy, and a quarter of a minute where nobody answers."""
 
 EXPIRED = (
     "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
@@ -85,7 +89,13 @@ class Refused(AwsError):
 
 
 class Unreached(AwsError):
-    """No answer came: nobody knows whether the call had an effect."""
+    """No answer came: nobody knows whether the call had an effect.
+
+    Attributes:
+        no_way: Whether there was no connection; else AWS failed, which may pass.
+    """
+
+    no_way = False
 
 
 class Account:
@@ -120,15 +130,29 @@ class Account:
                 f"no region {self.region!r} with SageMaker",
                 f"did you mean {close[0]}?" if close else f"regions: {', '.join(sorted(regions))}",
             )
+        attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))
         self._settings = botocore.config.Config(
-            retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
+            retries={"mode": "standard", "total_max_attempts": attempts},
             connect_timeout=10,
             read_timeout=60,
         )
         self._hasty = botocore.config.Config(
             retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=5, read_timeout=10
         )
+        self._brief = botocore.config.Config(
+            retries={"mode": "standard", "total_max_attempts": min(attempts, BRIEF_ATTEMPTS)}, connect_timeout=3
+        )
         self._clients: dict[str, Any] = {}
+        self._hurried = False
+        self._silent: dict[str, Unreached] = {}
+
+    def hurry(self) -> None:
+        """Waits only shortly from now on for what may have no way to it, and is not what ends the expensive things.
+
+        For a command that asks many services, and must end what it can where one of them does not answer. To be called
+        before any of them is asked.
+        """
+        self._hurried = True
 
     @cached_property
     def id(self) -> str:
@@ -154,6 +178,8 @@ class Account:
             # The Price List is served from few regions for all.
             elsewhere = {"region_name": PRICING_REGION} if service == "pricing" else {}
             settings = self._settings.merge(self._hasty) if service in CONVENIENCES else self._settings
+            if self._hurried and service not in ESSENTIAL:
+                settings = settings.merge(self._brief)
             try:
                 self._clients[service] = self._session.client(service, config=settings, **elsewhere)
             except (self._errors.BotoCoreError, ValueError) as error:
@@ -174,7 +200,7 @@ class Account:
             AwsError: If it could not be sent.
         """
         method = getattr(self.client(service), operation)
-        return dict(self.translated(lambda: method(**request), f"{service} {operation}"))
+        return dict(self._asked(service, lambda: method(**request), f"{service} {operation}"))
 
     def pages(self, service: str, operation: str, key: str, /, **request: Any) -> Iterator[dict[str, Any]]:
         """Everything that a listing has, page after page.
@@ -190,8 +216,19 @@ class Account:
         """
         paginator = self.client(service).get_paginator(operation)
         pages = iter(paginator.paginate(**request))
-        while (page := self.translated(lambda: next(pages, None), f"{service} {operation}")) is not None:
+        while (page := self._asked(service, lambda: next(pages, None), f"{service} {operation}")) is not None:
             yield from page.get(key, [])
+
+    def _asked(self, service: str, made: Callable[[], Any], what: str) -> Any:
+        """`translated`; in a hurry, a service to which there was no way is not asked, and waited for, again."""
+        if (silent := self._silent.get(service)) is not None:
+            raise Unreached(silent.message, silent.hint)
+        try:
+            return self.translated(made, what)
+        except Unreached as unreached:
+            if self._hurried and unreached.no_way:
+                self._silent[service] = unreached
+            raise
 
     def upload(self, path: Path, bucket: str, key: str, extra: Mapping[str, Any]) -> None:
         """A file into S3, in parts where it is large.
@@ -263,10 +300,12 @@ class Account:
         if name in EXPIRED:
             return Refused("the AWS token has expired", "aws sso login, or fetch new temporary credentials", name)
         if name in UNREACHED:
-            return Unreached(
+            unreached = Unreached(
                 f"AWS did not answer {what}: {text:.300}",
                 f"is there a network, and a way to AWS in {getattr(self, 'region', 'that region')} (a VPC endpoint)?",
             )
+            unreached.no_way = True
+            return unreached
         return AwsError(f"{what}: {text:.300}", None)
 
     def _remedy(self, code: str, message: str, what: str) -> str:

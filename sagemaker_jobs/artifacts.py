@@ -6,12 +6,14 @@ from typing import Any
 
 from neuron_sum import prices
 from neuron_sum.console import size
+from neuron_sum.errors import AwsError
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import PREFIX, RUN_TAG, Run
 from sagemaker_jobs.requests import run_prefix
 
-STORED = f"{PREFIX}/"
+STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/")
+"""Where the keys of all that we write begin; beside it may lie what is the user's."""
 REPOSITORY = PREFIX
 """Of images, for all runs."""
 
@@ -67,10 +69,10 @@ def stored(account: Account, bucket: str, run: str | None) -> list[Stored]:
         AwsError: If AWS cannot be asked.
     """
     found = []
-    prefix = run_prefix(Run(run, "")) if run else STORED
-    if sizes := [item["Size"] for item in _objects(account, bucket, prefix)]:
-        cost = sum(sizes) / 1e9 * prices.S3_USD_PER_GB_MONTH
-        found.append(Stored(f"s3://{bucket}/{prefix}", len(sizes), sum(sizes), cost, prices.S3_SOURCE))
+    for prefix in _prefixes(run):
+        if sizes := [item["Size"] for item in _objects(account, bucket, prefix)]:
+            cost = sum(sizes) / 1e9 * prices.S3_USD_PER_GB_MONTH
+            found.append(Stored(f"s3://{bucket}/{prefix}", len(sizes), sum(sizes), cost, prices.S3_SOURCE))
     if run is None and (images := _images(account)):
         # An image's layers are counted for each image that has them, so this is the most that it can be.
         whole = sum(image.get("imageSizeInBytes", 0) for image in images)
@@ -87,7 +89,7 @@ def stored(account: Account, bucket: str, run: str | None) -> list[Stored]:
 
 def remove_artifacts(
     account: Account, ledger: Ledger, bucket: str, run: str | None, *, whole_bucket: bool
-) -> None:  # fmt: skip
+) -> list[str]:  # fmt: skip
     """Deletes what a run wrote, or everything of ours, with its logs.
 
     Args:
@@ -97,35 +99,68 @@ def remove_artifacts(
         run: Of this run alone; what several runs share stays then.
         whole_bucket: Delete the bucket too, if it then is empty: it is the one that we made.
 
+    Returns:
+        What stays although it was to go, in words: old versions of objects, a bucket with somebody else's.
+
     Raises:
-        AwsError: If AWS refuses.
+        AwsError: If AWS refuses; of single objects, once everything else is deleted but the bucket.
     """
-    owner = {"ExpectedBucketOwner": account.id}
-    prefix = run_prefix(Run(run, "")) if run else STORED
-    keys = [{"Key": item["Key"]} for item in _objects(account, bucket, prefix)]
-    for first in range(0, len(keys), DELETED_AT_ONCE):
-        account.call(
-            "s3", "delete_objects", Bucket=bucket,
-            Delete={"Objects": keys[first : first + DELETED_AT_ONCE], "Quiet": True}, **owner,
-        )  # fmt: skip
+    keys = [item["Key"] for prefix in _prefixes(run) for item in _objects(account, bucket, prefix)]
+    refused, versions = _delete_objects(account, bucket, keys)
+    stays = [
+        f"the old versions of {versions:,} objects, which are still paid: s3://{bucket} keeps them until a lifecycle "
+        "rule of it (NoncurrentVersionExpiration) deletes them"
+    ] if versions else []  # fmt: skip
     for group, streams in _shared_streams(account, run):
         for stream in streams:
             account.call("logs", "delete_log_stream", logGroupName=group, logStreamName=stream)
     for own in list(_own_groups(account, run)):
         account.call("logs", "delete_log_group", logGroupName=own["logGroupName"])
-    if run is not None:
-        return
+    if run is None:
+        _remove_repository(account, ledger)
+    if refused:
+        one = refused[0]
+        raise AwsError(
+            f"S3 did not delete {len(refused):,} of {len(keys):,} objects of s3://{bucket}, the first: {one['Key']}: "
+            f"{one.get('Code')}, {one.get('Message')}",
+            "`neuron-sum aws iam` prints what the caller needs; the bucket's policy or an object lock may forbid it",
+        )
+    if run is None and whole_bucket:
+        if (why := _delete_bucket(account, bucket)) is None:
+            ledger.note("gone", "bucket", bucket, "all")
+        else:
+            stays.append(why)
+    return stays
+
+
+def _delete_objects(account: Account, bucket: str, keys: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """Deletes them; gives what S3 says of those that it did not delete, and how many have a version that stays.
+
+    The reply has status 200 whatever became of the single objects. In a bucket with versions, deleting only adds a
+    marker.
+    """
+    refused: list[dict[str, Any]] = []
+    versions = 0
+    for first in range(0, len(keys), DELETED_AT_ONCE):
+        named = [{"Key": key} for key in keys[first : first + DELETED_AT_ONCE]]
+        answer = account.call(
+            "s3", "delete_objects", Bucket=bucket, Delete={"Objects": named}, ExpectedBucketOwner=account.id
+        )
+        refused += answer.get("Errors", [])
+        versions += sum(1 for each in answer.get("Deleted", []) if each.get("DeleteMarker"))
+    return refused, versions
+
+
+def _remove_repository(account: Account, ledger: Ledger) -> None:
     if _images(account) is not None:
         account.call("ecr", "delete_repository", repositoryName=REPOSITORY, force=True)
     for entry in ledger.open():
         if entry.kind == "repository":
             ledger.note("gone", entry.kind, entry.name, entry.run)
-    if whole_bucket:
-        _delete_bucket(account, bucket)
-        ledger.note("gone", "bucket", bucket, "all")
 
 
-def _delete_bucket(account: Account, bucket: str) -> None:
+def _delete_bucket(account: Account, bucket: str) -> str | None:
+    """Deletes it if it is empty; gives in words why it stays, None if it is gone."""
     owner = {"ExpectedBucketOwner": account.id}
     try:
         for part in account.pages("s3", "list_multipart_uploads", "Uploads", Bucket=bucket, **owner):
@@ -134,8 +169,17 @@ def _delete_bucket(account: Account, bucket: str) -> None:
             )
         account.call("s3", "delete_bucket", Bucket=bucket, **owner)
     except Refused as refused:
-        if refused.code != "BucketNotEmpty" and not refused.missing:  # somebody else's objects stay
+        if refused.code == "BucketNotEmpty":
+            other = [item["Key"] for item in _objects(account, bucket, "")]
+            what = f"{len(other):,} objects that are not ours, the first {other[0]}" if other else "old versions"
+            return f"the bucket {bucket}, for there are still {what}"
+        if not refused.missing:
             raise
+    return None
+
+
+def _prefixes(run: str | None) -> tuple[str, ...]:
+    return STORED if run is None else (run_prefix(Run(run, "")),)
 
 
 def _objects(account: Account, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -163,7 +207,7 @@ def _images(account: Account) -> list[dict[str, Any]] | None:
 
 
 def _begins(run: str | None) -> str:
-    return f"{PREFIX}-{run}-" if run else f"{PREFIX}-"
+    return f"{PREFIX}-" if run is None else f"{PREFIX}-{run}-"
 
 
 def _shared_streams(account: Account, run: str | None) -> Iterator[tuple[str, list[str]]]:

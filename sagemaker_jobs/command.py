@@ -112,7 +112,9 @@ def status(
     from sagemaker_jobs import builds, following, inventory, tables, terminal, training
     from sagemaker_jobs import image as images
     from sagemaker_jobs.ledger import Ledger
+    from sagemaker_jobs.names import run_meant
 
+    run = None if run is None else run_meant(run)
     if dry_run:
         terminal.emit_reads(_STATUS_READS)
         return
@@ -139,22 +141,28 @@ def status(
             f"{job.name} completed: {job.output}\nnext: {left}",
         )
         return
+    account.hurry()
     there = inventory.look(account, ledger, run)
     ours = there.things
-    for refused in there.refused:
-        console.warn(f"not all could be looked at: {refused.message}")
-    others = [] if run is not None else inventory.not_ours(account)
+    others, not_listed = ([], []) if run is not None else inventory.not_ours(account)
+    for message in dict.fromkeys(refused.message for refused in [*there.refused, *not_listed]):
+        console.warn(f"not all could be looked at: {message}")
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
+    unknown = [f"{item.kind} {item.name}" for item in [*ours, *others] if item.usd_per_hour is None]
+    in_all = f"at least ${per_hour:.2f} an hour; no price known for {len(unknown)}" if unknown else (
+        f"${per_hour:.2f} an hour in all"
+    )  # fmt: skip
     told = [
         tables.found_table(ours, f"ours in {account.region}") if ours else f"nothing of ours runs in {account.region}",
         *([tables.found_table(others, "not ours, and paid by the hour")] if others else []),
-        f"${per_hour:.2f} an hour in all; the ledger is {ledger.path}",
+        f"{in_all}; the ledger is {ledger.path}",
     ]
     console.emit(
         {
             "account": account.id, "region": account.region, "ours": [item.as_dict() for item in ours],
-            "not_ours": [item.as_dict() for item in others], "usd_per_hour": round(per_hour, 4),
-            "ledger": str(ledger.path),
+            "not_ours": [item.as_dict() for item in others],
+            "usd_per_hour": None if unknown else round(per_hour, 4), "usd_per_hour_at_least": round(per_hour, 4),
+            "no_price_known": unknown, "ledger": str(ledger.path),
         },
         *told,
     )  # fmt: skip
@@ -178,8 +186,9 @@ def down(
     from sagemaker_jobs import down as clearing
     from sagemaker_jobs import tables, terminal
     from sagemaker_jobs.ledger import Ledger
-    from sagemaker_jobs.names import bucket_name
+    from sagemaker_jobs.names import bucket_name, run_meant
 
+    run = None if run is None else run_meant(run)
     if run is not None and everything:
         raise AwsError(f"both run {run!r} and --all", "give one of the two")
     if run is None and not everything and not check:
@@ -188,6 +197,9 @@ def down(
     ledger = Ledger(account.id, account.region)
     own = bucket_name(account.id, account.region)
     where = bucket or own
+    account.hurry()
+    if run is not None:
+        clearing.check_known(account, ledger, where, run)
     if check or dry_run:
         remaining = clearing.left(account, ledger, run)
         kept = storage.stored(account, where, run)
@@ -200,8 +212,7 @@ def down(
         return
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)
     kept = storage.stored(account, where, run)
-    if artifacts:
-        storage.remove_artifacts(account, ledger, where, run, whole_bucket=where == own)
+    stays = storage.remove_artifacts(account, ledger, where, run, whole_bucket=where == own) if artifacts else []
     remaining = clearing.left(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
@@ -211,9 +222,11 @@ def down(
         {
             "removed": [item.as_dict() for item in removed],
             "artifacts": [each.as_dict() for each in kept], "artifacts_deleted": artifacts,
+            "stays": stays,
         },
         f"removed {len(removed)}; nothing of {run or 'ours'} is left in {account.region}",
         *(f"{what}: {each}" for each in kept),
+        *(f"stays: {each}" for each in stays),
     )  # fmt: skip
 
 

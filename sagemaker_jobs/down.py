@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs.account import Account, Refused, Unreached
+from sagemaker_jobs.artifacts import stored
 from sagemaker_jobs.inventory import look
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.resources import Found, Kind
+
+RUNS_NAMED = 10
+"""At most, in an error's one line: the newest."""
 
 
 def left(account: Account, ledger: Ledger, run: str | None) -> list[Found]:
@@ -31,12 +35,42 @@ def left(account: Account, ledger: Ledger, run: str | None) -> list[Found]:
     return there.things
 
 
+def check_known(account: Account, ledger: Ledger, bucket: str, run: str) -> None:
+    """That there is, or was, such a run: what is left of a mistyped one is nothing, and that would be no news.
+
+    Args:
+        account: Where.
+        ledger: Of it; a run that it has, even if all of it is gone, is known.
+        bucket: Where artifacts are.
+        run: Its id.
+
+    Raises:
+        AwsError: If neither the ledger has it, nor AWS anything of it; or AWS cannot be asked.
+    """
+    noted = {entry.run: entry.time for entry in ledger.entries() if entry.run != "all"}
+    if run in noted:
+        return
+    there = look(account, ledger)
+    found = {thing.run for thing in there.things if thing.run is not None}
+    if run in found or stored(account, bucket, run):
+        return
+    if there.refused:  # it may be where we may not look
+        raise there.refused[0]
+    runs = [*sorted(found - set(noted)), *sorted(noted, key=lambda each: noted[each], reverse=True)]
+    more = f" and {len(runs) - RUNS_NAMED} more" if len(runs) > RUNS_NAMED else ""
+    raise AwsError(
+        f"no run {run!r} is known in {account.region}",
+        f"the runs are {', '.join(runs[:RUNS_NAMED])}{more}" if runs else "there is none here; another --region?",
+    )
+
+
 def remove(
     account: Account, ledger: Ledger, run: str | None, say: Callable[[str], None], *, every_s: float
 ) -> list[Found]:  # fmt: skip
     """Ends what is paid by the hour, waits until it is gone (until then it is paid), and deletes the rest.
 
-    What AWS refuses for one thing does not keep the others from being removed.
+    What AWS refuses for one thing, or a service that does not answer, does not keep the others from being removed; but
+    what a thing needs that may still run stays, above all the schedule that ends it, and that schedule's role.
 
     Args:
         account: Where.
@@ -49,10 +83,11 @@ def remove(
         What was removed.
 
     Raises:
-        AwsError: If AWS refused something, once everything else is removed; or cannot be reached. Run it again.
+        AwsError: If AWS refused something, or did not answer, once everything else is removed. Run it again.
     """
     there = look(account, ledger, run)
     refused = list(there.refused)
+    running = [(kind, owner) for kind, owner in there.hidden if kind.paid]
     removed: list[Found] = []
     states: dict[str, str] = {}
 
@@ -60,8 +95,10 @@ def remove(
         try:
             kind.end(account, thing.name)
             now = kind.seen(account, thing.name, thing.run or "")
-        except Refused as no:
+        except (Refused, Unreached) as no:
             refused.append(no)
+            if kind.paid:
+                running.append((kind, thing.run))
             return True
         if now is None:
             ledger.note("gone", kind.name, thing.name, thing.run or "")
@@ -81,10 +118,29 @@ def remove(
     while waiting:
         time.sleep(every_s)
         waiting = [pair for pair in waiting if not ended(*pair)]
+    kept: list[Found] = []
     for kind, thing in rest:
+        if any(needs(paid, owner, thing) for paid, owner in running):
+            kept.append(thing)
+            continue
         say(f"deleting {kind.name} {thing.name}")
         ended(kind, thing)
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise AwsError(f"not all could be removed: {refused[0].message}{more}", refused[0].hint)
+        needed = ", ".join(f"{thing.kind} {thing.name}" for thing in kept)
+        stays = f"; kept for what may still run: {needed}" if kept else ""
+        raise AwsError(f"not all could be removed: {refused[0].message}{more}{stays}", refused[0].hint)
     return removed
+
+
+def needs(paid: Kind, owner: str | None, thing: Found) -> bool:
+    """Whether something that may still run needs it.
+
+    Args:
+        paid: Of which kind that is.
+        owner: Whose; None: AWS did not say what there is of the kind.
+        thing: What may be needed.
+    """
+    return thing.kind in paid.needs and (
+        thing.run == owner if owner is not None else (thing.run or "").startswith(paid.of)
+    )

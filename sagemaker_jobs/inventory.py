@@ -1,8 +1,9 @@
 """What of ours is in an account: by the ledger, by name and by tag; and what runs there that is not ours."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs.account import Account, Refused, Unreached
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.resources import KINDS, Found, Kind, hours_since
 
@@ -13,11 +14,13 @@ class Inventory:
 
     Attributes:
         found: Each with its kind, in the order of removal.
-        refused: What AWS did not let us look at; something may be there.
+        refused: Why AWS did not let us look at something, or did not answer; something may be there.
+        hidden: What was not seen: a kind, and whose; None where the kind could not even be listed, so anybody's.
     """
 
     found: tuple[tuple[Kind, Found], ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[Refused | Unreached, ...]
+    hidden: tuple[tuple[Kind, str | None], ...] = ()
 
     @property
     def things(self) -> list[Found]:
@@ -28,59 +31,78 @@ class Inventory:
 def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
     """All of ours that is in the account and no artifact: what AWS lists, and what the ledger has.
 
+    A service that refuses, or does not answer, does not keep the others from being looked at.
+
     Args:
         account: Where.
         ledger: Of it; what is not there, or has ended, is noted there as gone.
         run: Of this run alone.
 
     Raises:
-        Unreached: If AWS cannot be asked.
+        Unreached: If no service can be asked.
     """
     noted = ledger.open(run)
     found: list[tuple[Kind, Found]] = []
-    refused: list[Refused] = []
+    refused: list[Refused | Unreached] = []
+    hidden: list[tuple[Kind, str | None]] = []
+
+    def not_seen(error: Refused | Unreached, kind: Kind, owner: str | None) -> None:
+        if isinstance(error, Unreached) and not any(isinstance(one, Unreached) for one in refused):
+            account.call("sts", "get_caller_identity")  # if this has no answer, either, none will
+        refused.append(error)
+        hidden.append((kind, owner))
+
     for kind in KINDS:
         names = {entry.name: entry.run for entry in noted if entry.kind == kind.name}
         known = set(names)
         try:
             names.update(kind.listed(account, run))
-        except Refused as no:
-            refused.append(no)
+        except (Refused, Unreached) as no:
+            not_seen(no, kind, None)
         for name, owner in names.items():
             try:
                 thing = kind.seen(account, name, owner)
-            except Refused as no:
-                refused.append(no)
+            except (Refused, Unreached) as no:
+                not_seen(no, kind, owner)
                 continue
             if thing is not None:
                 found.append((kind, thing))
             elif name in known:
                 ledger.note("gone", kind.name, name, owner)
-    return Inventory(tuple(found), tuple(refused))
+    return Inventory(tuple(found), tuple(refused), tuple(hidden))
 
 
-def not_ours(account: Account) -> list[Found]:
-    """What runs by the hour and is not ours: notebook instances and Studio apps.
+def not_ours(account: Account) -> tuple[list[Found], list[Refused | Unreached]]:
+    """What runs by the hour and is not ours, notebook instances and Studio apps; and why some could not be listed.
 
     Raises:
-        AwsError: If AWS cannot be asked.
+        AwsError: If the request could not be sent.
     """
-    notebooks = [
-        Found(
+    found: list[Found] = []
+    refused: list[Refused | Unreached] = []
+    listings: tuple[Callable[[Account], Iterator[Found]], ...] = (_notebooks, _apps)
+    for listed in listings:
+        try:
+            found += listed(account)
+        except (Refused, Unreached) as no:
+            refused.append(no)
+    return found, refused
+
+
+def _notebooks(account: Account) -> Iterator[Found]:
+    listing = account.pages("sagemaker", "list_notebook_instances", "NotebookInstances", StatusEquals="InService")
+    for item in listing:
+        yield Found(
             "notebook-instance", item["NotebookInstanceName"], None, item["NotebookInstanceStatus"],
             hours_since(item["LastModifiedTime"]), item["InstanceType"],
-        )
-        for item in account.pages(
-            "sagemaker", "list_notebook_instances", "NotebookInstances", StatusEquals="InService"
-        )
-    ]  # fmt: skip
-    apps = [
-        Found(
-            "studio-app", f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}", None,
-            item["Status"], hours_since(item["CreationTime"]), (item.get("ResourceSpec") or {}).get("InstanceType"),
-        )
-        for item in account.pages("sagemaker", "list_apps", "Apps")
-        if item["Status"] in ("InService", "Pending")
-        and (item.get("ResourceSpec") or {}).get("InstanceType") != "system"  # which costs nothing
-    ]  # fmt: skip
-    return notebooks + apps
+        )  # fmt: skip
+
+
+def _apps(account: Account) -> Iterator[Found]:
+    for item in account.pages("sagemaker", "list_apps", "Apps"):
+        instance = (item.get("ResourceSpec") or {}).get("InstanceType")
+        if item["Status"] in ("InService", "Pending") and instance != "system":  # which costs nothing
+            yield Found(
+                "studio-app", f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}", None,
+                item["Status"], hours_since(item["CreationTime"]), instance,
+            )  # fmt: skip

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from neuron_sum.errors import AwsError
+
 PREFIX = "neuron-sum"
 RUN_TAG = "neuron-sum-run"
 RECIPE_TAG = "neuron-sum-recipe"
@@ -21,6 +23,9 @@ SLUG_LIMIT = 20
 """So that the longest name, a schedule's for the 99th batch of a run, has the 64 characters that Scheduler allows."""
 
 TAG_LIMIT = 256
+
+ENDS = r"\d{6}-\d{4}-[0-9a-f]{4}"
+"""A run's id ends so: date and time (UTC), and four random digits."""
 
 
 @dataclass(frozen=True)
@@ -85,5 +90,25 @@ def run_of(name: str) -> str | None:
     Args:
         name: As Run.name makes it.
     """
-    found = re.fullmatch(rf"{PREFIX}-(.*\d{{6}}-\d{{4}}-[0-9a-f]{{4}})-[a-z-]+(-\d+)?", name)
+    found = re.fullmatch(rf"{PREFIX}-(.*{ENDS})-[a-z-]+(-\d+)?", name)
     return found.group(1) if found else None
+
+
+def run_meant(said: str) -> str:
+    """The id that somebody means who names a run, or a thing of a run's as `aws status` shows it.
+
+    Args:
+        said: An id, or a full name, such as an endpoint's.
+
+    Raises:
+        AwsError: If it is neither: no run can be called so, and a part of an id could be several runs'.
+    """
+    # A scaling target has the endpoint's name between slashes, a build its project's before a colon.
+    if (owner := run_of(said.removeprefix("endpoint/").partition("/")[0].partition(":")[0])) is not None:
+        return owner
+    if re.fullmatch(rf"[a-z0-9-]*{ENDS}", said):
+        return said
+    raise AwsError(
+        f"{said!r} is no run: an id ends like tiny-261121-2000-abcd",
+        "neuron-sum aws status lists the runs that are there",
+    )

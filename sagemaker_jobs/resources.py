@@ -10,7 +10,7 @@ from typing import Any
 
 from neuron_sum.errors import PlatformError
 from neuron_sum.prices import find_price
-from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs.account import Account, Refused, Unreached
 from sagemaker_jobs.names import PREFIX, RUN_TAG, role_path, run_of
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
@@ -70,6 +70,9 @@ class Kind:
         seen: One of them as it is now; None if it is not there, or has ended and costs nothing.
         end: Deletes it, or stops what cannot be deleted.
         paid: Whether it costs by the hour: it is waited for until it is gone, before anything it needs goes.
+        needs: Kinds whose things of the same run stay while one of it may be there: what it works with, and what ends
+            it at its time.
+        of: What the ids of its runs begin with.
     """
 
     name: str
@@ -77,6 +80,8 @@ class Kind:
     seen: Callable[[Account, str, str], Found | None]
     end: Callable[[Account, str], object]
     paid: bool = False
+    needs: tuple[str, ...] = ()
+    of: str = ""
 
 
 def hours_since(then: datetime) -> float:
@@ -90,7 +95,7 @@ def _sagemaker_list(
     """A listing of SageMaker's, told to be ours by name and tag."""
 
     def listed(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-        begins = f"{PREFIX}-{run}-" if run else f"{PREFIX}-"
+        begins = f"{PREFIX}-" if run is None else f"{PREFIX}-{run}-"
         for asked in [{"StatusEquals": state} for state in states] or [{}]:
             listing = account.pages("sagemaker", operation, summaries, NameContains=begins, **asked)
             for item in listing:
@@ -179,12 +184,10 @@ def _endpoint_seen(account: Account, name: str, run: str) -> Found | None:
 
 
 def _expiry(account: Account, endpoint: str) -> str | None:
-    """When Scheduler deletes an endpoint (UTC, ISO 8601)."""
+    """When Scheduler deletes an endpoint (UTC, ISO 8601); None if it does not, or does not say."""
     try:
         schedule = account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry")
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    except (Refused, Unreached):  # the schedules' own listing tells it: an endpoint is ended without knowing this
         return None
     return str(schedule["ScheduleExpression"])[3:-1] + "Z"
 
@@ -316,6 +319,7 @@ KINDS = (
         "endpoint", _sagemaker_list("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _endpoint_seen,
         # Not while it is Creating or Updating: it is asked again until it is gone.
         _ended("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
+        needs=("endpoint-config", "model", "schedule", "role"),
     ),
     Kind(
         "training-job",
@@ -323,6 +327,7 @@ KINDS = (
             "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
         ),
         _job_seen("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOPPED, paid=True,
+        needs=("role",),
     ),
     Kind(
         "transform-job",
@@ -331,9 +336,11 @@ KINDS = (
         ),
         _job_seen("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
         _ended("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
+        needs=("model", "schedule", "role"),
     ),
     Kind(
-        "build", _builds, _build_seen, lambda account, name: account.call("codebuild", "stop_build", id=name), paid=True
+        "build", _builds, _build_seen, lambda account, name: account.call("codebuild", "stop_build", id=name),
+        paid=True, needs=("build-project", "role"), of="image-",
     ),
     Kind(
         "endpoint-config",

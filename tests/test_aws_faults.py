@@ -49,6 +49,7 @@ class Command:
         among: Some of them.
         ready: Makes the account what it needs.
         only: Calls that no other command has so; none: each of its calls fails.
+        without: Calls that it can do without, or whose lost reply it need not have: it may end with 0.
     """
 
     words: tuple[str, ...]
@@ -56,6 +57,7 @@ class Command:
     among: frozenset[str]
     ready: Callable[[AwsServer], None] = one_look
     only: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
 
 
 IMAGE = ("--image", "another.registry/image:1")
@@ -171,7 +173,7 @@ def test_a_fault_at_every_call_leaves_nothing(
     aws: AwsServer, tmp_path: Path, capsys: Any, name: str, fault: Fault
 ) -> None:
     command = COMMANDS[name]
-    points = every_point(aws, command.words, fault, tmp_path, command.ready, command.only)
+    points = every_point(aws, command.words, fault, tmp_path, command.ready, command.only, command.without)
     assert len(points.calls) >= command.at_least and command.among <= set(points.calls), " ".join(aws.calls)
     with capsys.disabled():
         print(f"\n{fault}: {len(points.calls)} calls of `aws {name}`, exit codes {dict(points.codes)}, 0 left over")
