@@ -129,6 +129,22 @@ def attempts_of(account: Account, run: Run, stage: str = "train") -> int:
     return len(jobs_of(account, run, stage))
 
 
+def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
+    """The number of the job that goes on with a run's stage.
+
+    Raises:
+        AwsError: If a job of that stage still runs: all attempts write one folder of checkpoints, and two at once would
+            spoil it.
+    """
+    for status in ("InProgress", "Stopping"):
+        if running := jobs_of(account, run, stage, StatusEquals=status):
+            raise AwsError(
+                f"{running[0]} is {status}, and writes the checkpoints that another {stage} job of {run.id} would",
+                f"neuron-sum aws status {run.id} --follow waits for its end; neuron-sum aws down {run.id} stops it",
+            )
+    return attempts_of(account, run, stage) + 1
+
+
 def jobs_of(account: Account, run: Run, stage: str, **asked: str) -> list[str]:
     """The training jobs of a run's stage, the newest first.
 

@@ -266,6 +266,28 @@ def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str,
     assert "--follow" in hint and "removes what was made" not in hint
 
 
+@pytest.mark.parametrize("status", ["InProgress", "Stopping"])
+def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: str) -> None:
+    aws.script.looks = 0
+    quick = ("--wheelhouse", "wheels", "--detach", "--json")
+    run = json.loads(neuron_sum(*TRAIN, "--wheelhouse", "wheels", "--json").stdout)["run"]
+    aws.script.looks = None
+    resume, again = (*TRAIN, "--resume", run, *quick), ("aws", "compile", run, *quick)
+    for words, what in ((resume, "train-2"), (again, "compile")):
+        started = neuron_sum(*words)
+        assert started.exit_code == 0, started.stderr  # the other stage's job is no reason: it has a folder of its own
+        name = json.loads(started.stdout)["job"]
+        assert name.endswith(what)
+        if status == "Stopping":
+            aws.boto3("sagemaker").stop_training_job(TrainingJobName=name)
+        before = len(aws.calls)
+        refused = neuron_sum(*words)
+        error = json.loads(refused.stderr.splitlines()[-1])["error"]
+        assert refused.exit_code == 14 and f"{name} is {status}" in error["message"], error
+        assert f"status {run} --follow" in error["hint"] and f"down {run}" in error["hint"]
+        assert not [call for call in aws.calls[before:] if "Create" in call or "PUT" in call or "POST" in call]
+
+
 def test_a_new_role_is_waited_for(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """SageMaker cannot assume a role in the first seconds after its making."""
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
