@@ -118,7 +118,7 @@ def job_launch(
         place,
         (Call("sagemaker", "create_training_job", requests.create_training_job(job, place), "training-job", job.name),),
         tuple(channels),
-        () if options.bucket else bucket_calls(place),
+        () if options.bucket else bucket_calls(place, options.isolation.kms_key),
         () if options.role_arn else job_role_calls(run, place, options.isolation, partition, stage=stage, reads=reads),
         encryption_of(options.isolation),
     )
