@@ -172,7 +172,7 @@ def launch(
             Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
         ),
         tuple(channel for channel in (packaged.channel, texts.channel) if channel is not None),
-        () if options.bucket else bucket_calls(place),
+        () if options.bucket else bucket_calls(place, options.isolation.kms_key),
         (
             *(() if options.role_arn else job_role_calls(
                 run, place, isolation, partition, stage="batch",

@@ -5,7 +5,7 @@ from datetime import datetime
 from neuron_sum.errors import AwsError
 from sagemaker_jobs import endpoint_requests
 from sagemaker_jobs.names import Run
-from sagemaker_jobs.requests import LOCAL_STORAGE_FAMILIES, Isolation, Place, Request, run_prefix
+from sagemaker_jobs.requests import Isolation, Place, Request, has_local_disks, run_prefix
 from sagemaker_jobs.schedule_requests import create_one_off
 
 JSON_LINES = "application/jsonlines"
@@ -78,7 +78,7 @@ def create_transform_job(
     if not instance.startswith("ml."):
         raise AwsError(f"{instance!r} is no SageMaker instance", f"did you mean ml.{instance}?")
     key = isolation.kms_key
-    volume = key is not None and not instance.startswith(LOCAL_STORAGE_FAMILIES)
+    volume = key is not None and not has_local_disks(instance)
     return {
         "TransformJobName": run.name("batch", attempt),
         "ModelName": run.name("batch-model", attempt),

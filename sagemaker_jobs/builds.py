@@ -9,7 +9,7 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.prices import Price
 from sagemaker_jobs.account import Account, Refused
-from sagemaker_jobs.following import Log, known_cause
+from sagemaker_jobs.following import Log, known_cause, patiently
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.resources import KINDS
@@ -39,14 +39,16 @@ def of_run(account: Account, run: str) -> str | None:
     return None
 
 
-def started(account: Account, run: str, every_s: float) -> str:
+def started(account: Account, run: str, say: Callable[[str], None], every_s: float) -> str:
     """The build that was started just now, once CodeBuild lists it.
 
     Raises:
-        AwsError: If it does not, or cannot be asked.
+        OutOfSight: If CodeBuild cannot be asked.
+        AwsError: If it does not.
     """
     for _ in range(LOOKS_FOR_A_NEW_BUILD):
-        if (found := of_run(account, run)) is not None:
+        found = patiently(lambda: of_run(account, run), f"the build of {run}", say, every_s)
+        if found is not None:
             return found
         time.sleep(every_s)
     raise AwsError(f"CodeBuild lists no build of {run}", f"neuron-sum aws status {run}")
@@ -68,12 +70,15 @@ def follow(
         What BatchGetBuilds says of the build, which succeeded.
 
     Raises:
+        OutOfSight: If CodeBuild cannot be asked any more while it runs.
         AwsError: If it did not, with CodeBuild's reason and the known cause in its log.
     """
     log: Log | None = None
     before = ""
     while True:
-        found = account.call("codebuild", "batch_get_builds", ids=[identity])["builds"]
+        found = patiently(
+            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, say, every_s
+        )
         if not found:
             raise AwsError(f"no build {identity} in {account.region}", "neuron-sum aws status")
         [build] = found
@@ -85,8 +90,8 @@ def follow(
         logs = build.get("logs") or {}
         if log is None and logs.get("groupName") and logs.get("streamName"):  # there are none before a machine is
             log = Log(account, logs["groupName"], logs["streamName"])
-        for line in log.new_lines() if log is not None else []:
-            say(line)
+        if log is not None:
+            log.tell(say)
         if build["buildStatus"] != RUNS:
             break
         time.sleep(every_s)

@@ -76,6 +76,8 @@ def caller_policy(
             [
                 "s3:CreateBucket", "s3:ListBucket", "s3:PutBucketTagging", "s3:PutBucketPublicAccessBlock",
                 "s3:PutLifecycleConfiguration", "s3:ListBucketMultipartUploads", "s3:DeleteBucket",
+                "s3:GetBucketTagging", "s3:GetLifecycleConfiguration", "s3:GetEncryptionConfiguration",
+                "s3:PutEncryptionConfiguration",
             ],
             [s3],
         ),

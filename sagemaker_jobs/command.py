@@ -124,17 +124,13 @@ def status(
         if run is None:
             raise AwsError("--follow needs to know which run", "neuron-sum aws status RUN --follow")
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
-            try:
+            with terminal.coming_back(run, build, account.region):
                 ended = builds.follow(account, build, console.note, every_s=every)
-            except KeyboardInterrupt:
-                raise terminal.left_running(run, build) from None
             images.emit_built(account, ledger, run, ended, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
-        try:
+        with terminal.coming_back(run, name, account.region):
             job = following.follow(account, name, console.note, every_s=every, kind=kind)
-        except KeyboardInterrupt:
-            raise terminal.left_running(run, name) from None
         left = f"neuron-sum aws down {run} removes what the run has left"
         console.emit(
             {"run": run, "job": job.name, "status": job.status, "model": job.model, "output": job.output, "next": left},

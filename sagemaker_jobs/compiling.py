@@ -107,6 +107,7 @@ def _in_account(
     given: str, account: Account, overrides: Sequence[str], isolation: Isolation, scratch: Path
 ) -> Trained:  # fmt: skip
     run = training.find_run(account, given)
+    attempt = training.next_attempt(account, run, "compile")
     job = training.Described(newest(account, run, "train"))
     addresses = {TRAINED: job.model}
     # The base of an adapter that came from a folder is where training found it; what came from a hub is loaded anew.
@@ -115,7 +116,6 @@ def _in_account(
     recipe = _recipe_of(job, account, overrides, scratch)
     if recipe is not None and MODEL not in addresses:
         _check_way(recipe, isolation)
-    attempt = training.attempts_of(account, run, "compile") + 1
     return Trained(run, attempt, addresses=addresses)
 
 

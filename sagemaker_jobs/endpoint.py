@@ -122,8 +122,8 @@ def launch(
     ]
     return Launch(
         run, place, tuple(calls), tuple(source.channel for source in sources if source.channel is not None),
-        () if hosting.bucket else bucket_calls(place), roles, encryption_of(hosting.isolation), copies,
-        _scaling_calls(run, hosting),
+        () if hosting.bucket else bucket_calls(place, hosting.isolation.kms_key), roles,
+        encryption_of(hosting.isolation), copies, _scaling_calls(run, hosting),
     )  # fmt: skip
 
 

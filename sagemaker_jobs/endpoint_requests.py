@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from sagemaker_jobs.names import Run
-from sagemaker_jobs.requests import LOCAL_STORAGE_FAMILIES, Isolation, Place, Request
+from sagemaker_jobs.requests import Isolation, Place, Request, has_local_disks
 from sagemaker_jobs.schedule_requests import create_one_off
 
 VARIANT = "main"
@@ -73,7 +73,7 @@ def create_endpoint_config(
         hours: Until its expiry; None: there is none.
     """
     key = isolation.kms_key
-    encrypted = key is not None and not instance.startswith(LOCAL_STORAGE_FAMILIES)
+    encrypted = key is not None and not has_local_disks(instance)
     longest = START_TIMEOUT_S if hours is None else min(START_TIMEOUT_S, int(hours * 3600 / 4))
     return {
         "EndpointConfigName": run.name("config"),

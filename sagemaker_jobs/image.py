@@ -239,7 +239,7 @@ def launch(
     trust = iam.build_trust_policy(account)
     return Launch(
         run, place, calls, (archive,),
-        () if options.bucket else bucket_calls(place),
+        () if options.bucket else bucket_calls(place, options.kms_key),
         () if options.role_arn else role_calls(run, region, trust, policy, "build-role"),
         encryption_of(Isolation(kms_key=options.kms_key)),
     )  # fmt: skip

@@ -68,7 +68,7 @@ def image(
             ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
             if ledger is None or account is None:
                 return
-            identity = builds.started(account, run.id, every)
+            identity = builds.started(account, run.id, console.note, every)
             console.note(f"started {identity}; the ledger is {ledger.path}")
             told = {"run": run.id, "build": identity, "region": where, "plan": priced.as_dict()}
             if detach:

@@ -83,7 +83,7 @@ def train(
             run, attempt = Run(resume, resolved.name), 2
         else:
             run = training.find_run(account, resume)
-            attempt = training.attempts_of(account, run) + 1
+            attempt = training.next_attempt(account, run)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         wheels = wheels_for(wheelhouse, image, dry_run=dry_run)
         channels = inputs.channels(resolved, Path(scratch), wheels, isolation)

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from neuron_sum.errors import AwsError
-from sagemaker_jobs import iam, inputs
-from sagemaker_jobs.account import Account, Refused
+from sagemaker_jobs import bucket, iam, inputs
+from sagemaker_jobs.account import Account
 from sagemaker_jobs.calls import Call, create, create_with_new_role
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.ledger import Ledger
@@ -120,7 +119,10 @@ def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[i
     Raises:
         AwsError: If AWS refuses, or cannot be reached; `aws down` removes what was made by then.
     """
-    _ready_bucket(account, ledger, made)
+    bucket.ready(
+        account, ledger, made.run, made.place, made.bucket_calls, made.encryption,
+        checkpoints=any("CheckpointConfig" in call.request for call in made.calls), own_role=bool(made.role_calls),
+    )  # fmt: skip
     for channel in made.channels:
         for _, size in inputs.upload(account, made.place.bucket, channel, made.encryption):
             on_upload(size)
@@ -134,9 +136,15 @@ def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[i
         send(account, ledger, call, made.run)
 
 
-def bucket_calls(place: Place) -> tuple[Call, ...]:
-    """The bucket that is made where none is given: closed to the public, swept of killed uploads."""
-    bucket, owner = place.bucket, {"ExpectedBucketOwner": place.account}
+def bucket_calls(place: Place, kms_key: str | None = None) -> tuple[Call, ...]:
+    """The bucket that is made where none is given: closed to the public, swept of killed uploads.
+
+    Args:
+        place: Where.
+        kms_key: Of what is written without one, as SageMaker writes checkpoints; set when the bucket is made, and never
+            later, for a bucket is all runs'.
+    """
+    name, owner = place.bucket, {"ExpectedBucketOwner": place.account}
     # us-east-1 is refused as a LocationConstraint: it is what a bucket has without one.
     elsewhere = (
         {} if place.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": place.region}}
@@ -146,14 +154,22 @@ def bucket_calls(place: Place) -> tuple[Call, ...]:
         "ID": "parts-of-killed-uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": PARTS_KEPT_DAYS},
     }  # fmt: skip
+    encrypted = {
+        "ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": kms_key},
+        "BucketKeyEnabled": True,
+    }
+    encryption = Call("s3", "put_bucket_encryption", {
+        "Bucket": name, "ServerSideEncryptionConfiguration": {"Rules": [encrypted]}, **owner,
+    })  # fmt: skip
     return (
-        Call("s3", "create_bucket", {"Bucket": bucket, **elsewhere}, "bucket", bucket),
+        Call("s3", "create_bucket", {"Bucket": name, **elsewhere}, "bucket", name),
+        *([encryption] if kms_key is not None else []),  # before the tag, by which a bucket is known to have it
         # The bucket is all runs', so its tag names none.
-        Call("s3", "put_bucket_tagging", {"Bucket": bucket, "Tagging": {"TagSet": tags({RUN_TAG: "all"})}, **owner}),
+        Call("s3", "put_bucket_tagging", {"Bucket": name, "Tagging": {"TagSet": tags({RUN_TAG: "all"})}, **owner}),
         Call("s3", "put_public_access_block",
-             {"Bucket": bucket, "PublicAccessBlockConfiguration": closed, **owner}),
+             {"Bucket": name, "PublicAccessBlockConfiguration": closed, **owner}),
         Call("s3", "put_bucket_lifecycle_configuration",
-             {"Bucket": bucket, "LifecycleConfiguration": {"Rules": [swept]}, **owner}),
+             {"Bucket": name, "LifecycleConfiguration": {"Rules": [swept]}, **owner}),
     )  # fmt: skip
 
 
@@ -214,19 +230,3 @@ def job_role_calls(
     document = json.dumps(iam.policy(*own))
     request = {"RoleName": run.name("role"), "PolicyName": stage, "PolicyDocument": document}
     return (*calls, Call("iam", "put_role_policy", request))
-
-
-def _ready_bucket(account: Account, ledger: Ledger, made: Launch) -> None:
-    """The bucket, checked to be the account's own; ours is made where it is missing."""
-    bucket, owner = made.place.bucket, {"ExpectedBucketOwner": made.place.account}
-    try:
-        account.call("s3", "head_bucket", Bucket=bucket, **owner)
-    except Refused as refused:
-        if not refused.missing or not made.bucket_calls:
-            hint = None if refused.missing else refused.hint
-            raise AwsError(
-                f"bucket {bucket}: {refused.message}", hint or "--bucket with one that is there"
-            ) from refused
-        create(account, ledger, made.bucket_calls[0], made.run)
-    for call in made.bucket_calls[1:]:  # each time: a kill may have come between the bucket and its settings
-        account.call(call.service, call.operation, **call.request)

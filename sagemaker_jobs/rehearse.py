@@ -111,12 +111,9 @@ class Rehearsal:
                 f"{sum(len(each.files) for each in channels)} files, {console.size(sum(c.size for c in channels))}"
             )
         with self._stage("requests") as stage:
-            run, code = new_run(self.recipe.name), inputs.code_channels(wheels)
-            first, second = (
-                training.launch(run, self.recipe, self._options, channels, ANY_ACCOUNT, REGION, attempt=number)
-                for number in (1, 2)
-            )
-            self._validate(stage, first, second, self._compile_launch(second, code))
+            code = inputs.code_channels(wheels)
+            first, second, compiling = self.launches(channels, code)
+            self._validate(stage, first, second, compiling)
             store.upload(first)
         with self._stage("kill") as stage:
             ended = self._train_and_kill(stage, first, store, image)
@@ -134,6 +131,20 @@ class Rehearsal:
             model = self._package(stage, archive)
         with self._stage("serve") as stage:
             self._serve(stage, model)
+
+    def launches(self, channels: list[Channel], code: list[Channel]) -> tuple[Launch, Launch, Launch]:
+        """What is run: a training, the attempt that goes on with it, and the compile of what that has trained.
+
+        Args:
+            channels: What the training reads.
+            code: Of these, what a compile reads, too.
+        """
+        run = new_run(self.recipe.name)
+        first, second = (
+            training.launch(run, self.recipe, self._options, channels, ANY_ACCOUNT, REGION, attempt=number)
+            for number in (1, 2)
+        )
+        return first, second, self._compile_launch(second, code)
 
     @property
     def _options(self) -> Options:

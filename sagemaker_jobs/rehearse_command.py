@@ -11,11 +11,12 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted
 from neuron_sum.recipe_command import Overrides, RecipeArgument
-from sagemaker_jobs.options import WheelhouseOption
+from sagemaker_jobs.options import RequestsOption, WheelhouseOption
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from neuron_sum.recipe import Recipe
     from sagemaker_jobs.rehearse import Rehearsal
 
 MARK = ".neuron-sum-rehearsal"
@@ -35,6 +36,7 @@ def rehearse(
     no_namespace: Annotated[
         bool, typer.Option("--no-namespace", help="Folders of the same shape in place of a real /opt/ml.")
     ] = False,
+    dry_run: RequestsOption = False,
 ) -> None:
     """Run a launch's own requests here, in the container's layout: train, kill, resume, compile, serve, clear up."""
     from neuron_sum.recipe_loading import load_recipe
@@ -51,6 +53,9 @@ def rehearse(
             f"{resolved.name} has train.backend=neuron, which needs Neuron devices",
             f"neuron-sum aws rehearse {recipe} train.backend=torch rehearses the rest",
         )
+    if dry_run:
+        _print_requests(resolved, instance, wheelhouse)
+        return
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="neuron-sum-rehearsal-")) if keep_files is None else _emptied(keep_files)
     rehearsal = Rehearsal(resolved, folder.resolve(), instance)
@@ -76,6 +81,22 @@ def rehearse(
         f"{resolved.name} from data to nothing left in {console.duration(time.monotonic() - begun)}; {kept}",
         f"next: neuron-sum aws plan {recipe}",
     )  # fmt: skip
+
+
+def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:
+    """What a rehearsal would run: nothing is started, built or kept."""
+    from sagemaker_jobs import inputs, terminal
+    from sagemaker_jobs.rehearse import Rehearsal
+    from sagemaker_jobs.requests import Isolation
+
+    if wheelhouse is None:
+        console.note("a real rehearsal builds our own wheel first, and gives it to the jobs as one more channel")
+    with tempfile.TemporaryDirectory(prefix="neuron-sum-rehearsal-") as scratch:
+        channels = inputs.channels(recipe, Path(scratch), wheelhouse, Isolation())
+        launches = Rehearsal(recipe, Path(scratch), instance).launches(channels, inputs.code_channels(wheelhouse))
+    made = [call.as_dict() for launch in launches for call in launch.calls]
+    told = "dry run: nothing was started; the second job goes on with what the first was killed in"
+    console.emit({"recipe": recipe.name, "run": launches[0].run.id, "requests": made}, told, terminal.as_json(made))
 
 
 def _emptied(folder: Path) -> Path:

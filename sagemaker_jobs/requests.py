@@ -3,6 +3,7 @@
 The same run, options and addresses give the same requests, so `--dry-run` prints what would be sent.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +32,9 @@ EFA_INSTANCES = ("ml.trn1.32xlarge",)
 EFA_ENVIRONMENT = {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "RDMAV_FORK_SAFE": "1"}
 """The network between several of them (AWS Neuron documentation, trn1 set-up guides)."""
 
-LOCAL_STORAGE_FAMILIES = ("ml.trn1.", "ml.g5.", "ml.g6.")
-"""SageMaker refuses VolumeKmsKeyId for instances with disks of their own, which their hardware encrypts."""
+LOCAL_DISKS = re.compile(r"ml\.([a-z]+\d+[a-z]*d[a-z]*|trn\d+[a-z]*|g5|g6e?|gr6|p5[a-z]*|i\d+[a-z]*)\.")
+"""Families with disks of their own: a d after the generation's number says so (EC2's naming conventions), such as c5d
+and p4de; some have them without."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,11 @@ def processes_on(instance: str) -> int:
     return INSTANCES[instance].neuron_cores if instance in INSTANCES else 1
 
 
+def has_local_disks(instance: str) -> bool:
+    """Whether an instance has disks of its own, which their hardware encrypts: SageMaker refuses VolumeKmsKeyId."""
+    return LOCAL_DISKS.match(instance) is not None
+
+
 def training_image(region: str) -> str:
     """AWS's image that is nearest to the platform's row; it has Neuron's compiler, and so compiles on a CPU, too.
 
@@ -211,7 +218,7 @@ def create_training_job(job: Job, place: Place) -> Request:
         "InstanceCount": job.instances,
         "VolumeSizeInGB": job.volume_gb,
     }
-    if key is not None and not job.instance.startswith(LOCAL_STORAGE_FAMILIES):
+    if key is not None and not has_local_disks(job.instance):
         resources["VolumeKmsKeyId"] = key
     stopping = {"MaxRuntimeInSeconds": job.max_runtime_s}
     if job.max_wait_s is not None:

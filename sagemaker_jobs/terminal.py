@@ -10,6 +10,7 @@ from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs import quotas, tables
 from sagemaker_jobs.account import Account
+from sagemaker_jobs.following import OutOfSight
 from sagemaker_jobs.launch import Launch, start
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.plan import Plan
@@ -87,13 +88,33 @@ def begin(
 
 @contextmanager
 def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
-    """Ctrl-C leaves a job alone, and says how to come back and how to stop; an error says how to clean up."""
+    """Ctrl-C leaves a job alone, and says how to come back and how to stop; an error says how to clean up.
+
+    Where the error is only that a job cannot be seen any more, cleaning up would kill it: it says how to come back.
+    """
+    try:
+        with coming_back(run, what, region):
+            yield
+    except OutOfSight:
+        raise
+    except AwsError as error:
+        tell_down(error, run, region)
+        raise
+
+
+@contextmanager
+def coming_back(run: str, what: str, region: str) -> Iterator[None]:
+    """Whatever ends the following of what goes on says how to come back to it, and how to stop it."""
     try:
         yield
     except KeyboardInterrupt:
         raise left_running(run, what) from None
-    except AwsError as error:
-        tell_down(error, run, region)
+    except OutOfSight as error:
+        hint = f"{error.hint}; " if error.hint else ""
+        error.hint = (
+            f"{hint}{what} goes on and is paid: neuron-sum aws status {run} --follow --region {region} comes back to "
+            f"it, neuron-sum aws down {run} --region {region} stops it"
+        )
         raise
 
 

@@ -112,16 +112,19 @@ def job_launch(
         environment=environment or {},
         isolation=options.isolation,
     )
-    reads = place.not_ours(run, there.values())
+    roles: tuple[Call, ...] = ()
+    if options.role_arn is None:
+        reads = place.not_ours(run, there.values())
+        roles = job_role_calls(
+            run, place, options.isolation, partition, stage=stage, reads=reads, image=options.image
+        )  # fmt: skip
     return Launch(
         run,
         place,
         (Call("sagemaker", "create_training_job", requests.create_training_job(job, place), "training-job", job.name),),
         tuple(channels),
-        () if options.bucket else bucket_calls(place),
-        ()
-        if options.role_arn
-        else job_role_calls(run, place, options.isolation, partition, stage=stage, reads=reads, image=options.image),
+        () if options.bucket else bucket_calls(place, options.isolation.kms_key),
+        roles,
         encryption_of(options.isolation),
     )
 
@@ -129,6 +132,22 @@ def job_launch(
 def attempts_of(account: Account, run: Run, stage: str = "train") -> int:
     """How many training jobs a run has had for a stage, whatever became of them."""
     return len(jobs_of(account, run, stage))
+
+
+def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
+    """The number of the job that goes on with a run's stage.
+
+    Raises:
+        AwsError: If a job of that stage still runs: all attempts write one folder of checkpoints, and two at once would
+            spoil it.
+    """
+    for status in ("InProgress", "Stopping"):
+        if running := jobs_of(account, run, stage, StatusEquals=status):
+            raise AwsError(
+                f"{running[0]} is {status}, and writes the checkpoints that another {stage} job of {run.id} would",
+                f"neuron-sum aws status {run.id} --follow waits for its end; neuron-sum aws down {run.id} stops it",
+            )
+    return attempts_of(account, run, stage) + 1
 
 
 def jobs_of(account: Account, run: Run, stage: str, **asked: str) -> list[str]:

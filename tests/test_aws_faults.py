@@ -198,6 +198,98 @@ def test_the_words_of_a_job_under_way(aws: AwsServer) -> None:
     assert json.loads(followed.stdout)["status"] == "Completed"
 
 
+GONE = ("InternalFailure", "no answer", 500)
+DENIED = ("AccessDeniedException", "not authorized", 400)
+
+
+def words_of(stderr: str) -> str:
+    """Without the terminal's line breaks."""
+    return " ".join(stderr.split())
+
+
+def answering_again(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What AWS refuses, it refuses until somebody waits; botocore's own pauses are none."""
+    monkeypatch.setattr("sagemaker_jobs.following.PATIENCE_S", 600)
+    monkeypatch.setattr("time.sleep", lambda seconds: aws.script.refusals.clear() if seconds else None)
+
+
+@pytest.mark.parametrize("call", ["sagemaker.DescribeTrainingJob", "logs.DescribeLogStreams"])
+def test_a_blip_is_no_end_of_following(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    one_look(aws)
+    aws.script.refusals[call] = GONE
+    answering_again(aws, monkeypatch)
+    done = neuron_sum(*TRAIN, "--wheelhouse", "wheels")
+    assert done.exit_code == 0, done.stderr
+    assert words_of(done.stderr).count("no answer") == 1 and "a line" in done.stderr, done.stderr
+
+
+def test_a_build_is_followed_over_a_blip_and_without_its_log(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_ready(aws)
+    aws.script.refusals["codebuild.BatchGetBuilds"] = GONE
+    answering_again(aws, monkeypatch)
+    done = neuron_sum(*COMMANDS["image"].words)
+    assert done.exit_code == 0 and words_of(done.stderr).count("no answer") == 1, done.stderr
+    aws.reset()
+    image_ready(aws)
+    aws.script.refusals["logs.DescribeLogStreams"] = DENIED
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    done = neuron_sum(*COMMANDS["image"].words)
+    assert done.exit_code == 0 and words_of(done.stderr).count("going on without the log") == 1, done.stderr
+
+
+@pytest.mark.parametrize("answer", [GONE, DENIED])
+def test_a_log_that_cannot_be_read_is_said_once(aws: AwsServer, answer: tuple[str, str, int]) -> None:
+    aws.script.looks, aws.script.log = 4, ("a line",)
+    aws.script.refusals["logs.DescribeLogStreams"] = answer
+    done = neuron_sum(*TRAIN, "--wheelhouse", "wheels")
+    assert done.exit_code == 0, done.stderr
+    assert words_of(done.stderr).count("going on without the log") == 1, done.stderr
+    asked = aws.calls.count("logs.DescribeLogStreams")
+    assert asked == 1 if answer is DENIED else asked > 4, "one that is denied stays so; another may come back"
+
+
+@pytest.mark.parametrize("answer", [GONE, DENIED])
+def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str, str, int]) -> None:
+    """The advice is to come back, and not to remove what is healthy."""
+    aws.script.looks = None
+    aws.script.refusals["sagemaker.DescribeTrainingJob"] = answer
+    lost = neuron_sum(*TRAIN, "--wheelhouse", "wheels", "--json")
+    hint = json.loads(lost.stderr.splitlines()[-1])["error"]["hint"]
+    [job] = [item for item in aws.everything() if item.startswith("training-job")]
+    run = job.split()[1].removeprefix("neuron-sum-").removesuffix("-train")
+    assert lost.exit_code == 14 and f"neuron-sum aws status {run} --follow" in hint, hint
+    assert f"aws down {run} --region us-east-1 stops it" in hint and "removes what was made" not in hint
+    back = neuron_sum("aws", "status", run, "--follow", "--every", "0.01", "--json")
+    assert f"status {run} --follow" in json.loads(back.stderr.splitlines()[-1])["error"]["hint"]
+    texts_ready(aws)
+    aws.script.refusals["sagemaker.DescribeTransformJob"] = answer
+    batch = neuron_sum(*COMMANDS["batch"].words, "--json")
+    hint = json.loads(batch.stderr.splitlines()[-1])["error"]["hint"]
+    assert "--follow" in hint and "removes what was made" not in hint
+
+
+@pytest.mark.parametrize("status", ["InProgress", "Stopping"])
+def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: str) -> None:
+    aws.script.looks = 0
+    quick = ("--wheelhouse", "wheels", "--detach", "--json")
+    run = json.loads(neuron_sum(*TRAIN, "--wheelhouse", "wheels", "--json").stdout)["run"]
+    aws.script.looks = None
+    resume, again = (*TRAIN, "--resume", run, *quick), ("aws", "compile", run, *quick)
+    for words, what in ((resume, "train-2"), (again, "compile")):
+        started = neuron_sum(*words)
+        assert started.exit_code == 0, started.stderr  # the other stage's job is no reason: it has a folder of its own
+        name = json.loads(started.stdout)["job"]
+        assert name.endswith(what)
+        if status == "Stopping":
+            aws.boto3("sagemaker").stop_training_job(TrainingJobName=name)
+        before = len(aws.calls)
+        refused = neuron_sum(*words)
+        error = json.loads(refused.stderr.splitlines()[-1])["error"]
+        assert refused.exit_code == 14 and f"{name} is {status}" in error["message"], error
+        assert f"status {run} --follow" in error["hint"] and f"down {run}" in error["hint"]
+        assert not [call for call in aws.calls[before:] if "Create" in call or "PUT" in call or "POST" in call]
+
+
 def test_a_new_role_is_waited_for(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """SageMaker cannot assume a role in the first seconds after its making."""
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)

@@ -30,7 +30,10 @@ SERVICES = {
 S3 = {
     "head_bucket": "ListBucket", "list_objects_v2": "ListBucket", "create_bucket": "CreateBucket",
     "put_bucket_tagging": "PutBucketTagging", "put_public_access_block": "PutBucketPublicAccessBlock",
-    "put_bucket_lifecycle_configuration": "PutLifecycleConfiguration", "put_object": "PutObject",
+    "put_bucket_lifecycle_configuration": "PutLifecycleConfiguration",
+    "get_bucket_tagging": "GetBucketTagging", "get_bucket_lifecycle_configuration": "GetLifecycleConfiguration",
+    "get_bucket_encryption": "GetEncryptionConfiguration", "put_bucket_encryption": "PutEncryptionConfiguration",
+    "put_object": "PutObject",
     "copy_object": "PutObject", "get_object": "GetObject", "head_object": "GetObject", "delete_object": "DeleteObject",
     "delete_objects": "DeleteObject", "delete_bucket": "DeleteBucket",
     "list_multipart_uploads": "ListBucketMultipartUploads", "abort_multipart_upload": "AbortMultipartUpload",

@@ -174,6 +174,33 @@ def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: 
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+def test_a_dry_run_prints_the_requests_and_starts_nothing(
+    micro: Path, temporaries: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started_something(*words: object, **_: object) -> None:
+        raise AssertionError(f"started {words}")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", started_something)
+    kept = temporaries.parent / "kept"
+    words = ("aws", "rehearse", str(micro), "--dry-run", "--keep-files", str(kept), "--json")
+    alone = in_process(*words)
+    assert alone.exit_code == 0 and "builds our own wheel first" in alone.stderr, alone.stderr
+    done = in_process(*words, "--wheelhouse", str(wheels))
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {each["operation"] for each in told["requests"]} == {"create_training_job"}
+    first, second, compiling = (each["request"] for each in told["requests"])
+    for request in (first, second, compiling):
+        validity.check(Call("sagemaker", "create_training_job", request))
+    names = [request["TrainingJobName"] for request in (first, second, compiling)]
+    assert names == [f"neuron-sum-{told['run']}-{stage}" for stage in ("train", "train-2", "compile")]
+    assert {**first, "TrainingJobName": names[1]} == second
+    given = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+             for channel in compiling["InputDataConfig"]}  # fmt: skip
+    assert given["run"].endswith(f"/{names[1]}/output/model.tar.gz") and "wheelhouse" in given
+    assert not kept.exists() and list(temporaries.iterdir()) == []
+
+
 @pytest.fixture
 def temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where commands put what they do not keep."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuron_sum import prices
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import endpoint, endpoint_requests, pricing, requests, schedule_requests
+from sagemaker_jobs import batch_requests, endpoint, endpoint_requests, pricing, requests, schedule_requests
 from sagemaker_jobs.endpoint import Hosting
 from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
@@ -187,6 +187,29 @@ def test_what_sagemaker_would_refuse_is_refused_here(
 ) -> None:
     with pytest.raises(AwsError, match=told):
         requests.check_job(instance, instances, runtime, wait)
+
+
+@pytest.mark.parametrize(
+    ("instance", "disks"),
+    [(f"ml.{name}", True) for name in ("c5d.xlarge", "m5d.large", "c6id.large", "r5d.large", "c6gd.xlarge",
+                                       "m5dn.xlarge", "g4dn.xlarge", "p4de.24xlarge", "trn1.2xlarge", "trn1n.32xlarge",
+                                       "g5.xlarge")]
+    + [(f"ml.{name}", False) for name in ("c7i.4xlarge", "c7i-flex.large", "m5.large", "inf2.xlarge", "p3.2xlarge")],
+)  # fmt: skip
+def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, disks: bool) -> None:
+    key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    config = endpoint_requests.create_endpoint_config(
+        RUN, instance=instance, instances=1, isolation=Isolation(kms_key=key)
+    )
+    transform = batch_requests.create_transform_job(
+        RUN, PLACE, instance=instance, instances=1, source="s3://b/t/", isolation=Isolation(kms_key=key)
+    )
+    assert ("KmsKeyId" not in config) == disks
+    assert ("VolumeKmsKeyId" not in transform["TransformResources"]) == disks
+    if not instance.startswith("ml.inf"):
+        job = Job(RUN, "train", (), {"code": "s3://b/c/"}, instance, 1, 60, "image", isolation=Isolation(kms_key=key))
+        made = requests.create_training_job(job, PLACE)
+        assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == key
 
 
 def test_half_a_vpc_is_refused() -> None:
