@@ -160,6 +160,12 @@ def expiry(run: Run, number: str, region: str, *, at: datetime, partition: str =
     )
 
 
+def unpaid_names(run: Run) -> dict[str, str]:
+    """What an expired endpoint leaves, by kind: the schedule ends the endpoint alone."""
+    return {"scaling-target": endpoint_requests.scaling_target(run), "endpoint-config": run.name("config"),
+            "model": run.name("model"), "schedule": run.name("expiry")}  # fmt: skip
+
+
 def requests_of(made: Launch) -> dict[str, Request]:
     """A launch's requests by the kind of what they make; prices are read from these."""
     return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}

@@ -85,6 +85,7 @@ def deploy(
         pricing,
         registry,
         terminal,
+        undoing,
     )
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import bucket_name, new_run
@@ -118,8 +119,8 @@ def deploy(
                 f"neuron-sum aws extend {run.id} --hours 2 prolongs it, neuron-sum aws down {run.id} ends it",
             )
         if not dry_run:
-            endpoint_life.clear_leftovers(asked, Ledger(number, where), run, console.note)
-            kept_roles = endpoint_life.roles_there(asked, run)
+            undoing.clear_leftovers(asked, Ledger(number, where), run, endpoint.unpaid_names(run), console.note)
+            kept_roles = undoing.roles_there(asked, run)
     made = endpoint.launch(
         run, found, hosting, name, number, where, now=datetime.now(timezone.utc), multi_model=multi_model,
         partition=terminal.partition_of(account),
@@ -276,7 +277,7 @@ def _undone(
     account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float, ends: datetime | None
 ) -> Iterator[None]:
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
-    from sagemaker_jobs import endpoint_life, terminal
+    from sagemaker_jobs import endpoint_life, terminal, undoing
     from sagemaker_jobs.account import Refused
     from sagemaker_jobs.ledger import Ledger
 
@@ -294,7 +295,7 @@ def _undone(
             console.note(f"{error.message}: rolling back")
             ledger = Ledger(made.place.account, where)
             try:
-                endpoint_life.roll_back(account, ledger, run, console.note, keep=kept_roles, every_s=every_s)
+                undoing.roll_back(account, ledger, made, console.note, keep=kept_roles, every_s=every_s)
             except AwsError as left:
                 error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
                 terminal.tell_down(error, run.id, where)

@@ -198,6 +198,19 @@ def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> N
     assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
 
 
+def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) -> None:
+    """A batch job's schedule and model are of the same kinds, and of the same run; without the one nothing stops it."""
+    compiled(aws, RUN, "cpu")
+    aws.script.looks = None
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    told(neuron_sum("aws", "batch", RUN.id, "texts.jsonl", *CPU, "--detach", "--json"))
+    before = aws.everything()
+    assert {left.split()[0] for left in before} == {"role", "schedule", "model", "transform-job"}
+    aws.script.refusals["sagemaker.CreateEndpoint"] = ("ResourceLimitExceeded", "the limit is 0", 400)
+    assert "all is rolled back" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+    assert aws.everything() == before
+
+
 def test_what_cannot_be_rolled_back_is_told(aws: AwsServer) -> None:
     aws.script.endpoint_end = "Failed"
     aws.script.refusals["sagemaker.DeleteEndpoint"] = ("AccessDeniedException", "not authorized", 400)
