@@ -217,6 +217,12 @@ def plan(made: Launch, options: Options, price: Price, expected_hours: float | N
     )  # fmt: skip
 
 
+def unpaid_names(made: Launch) -> dict[str, str]:
+    """What an attempt that was refused at its last request has left, by kind: the next one has its number."""
+    stop, model, _ = made.calls
+    return {"schedule": stop.name, "model": model.name}
+
+
 def attempts_of(account: Account, run: Run) -> int:
     """How many transform jobs a run has had, whatever became of them."""
     listing = account.pages("sagemaker", "list_transform_jobs", "TransformJobSummaries", NameContains=run.name("batch"))

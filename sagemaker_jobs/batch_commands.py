@@ -59,7 +59,9 @@ def batch(
     from datetime import datetime, timezone
 
     from sagemaker_jobs import batch as batches
-    from sagemaker_jobs import batch_texts, following, live_prices, registry, terminal
+    from sagemaker_jobs import batch_texts, following, live_prices, registry, terminal, undoing
+    from sagemaker_jobs.account import Refused
+    from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import Run
 
     options = batches.Options(
@@ -90,8 +92,17 @@ def batch(
     priced = batches.plan(launch, options, price, expected_hours)
     job = launch.calls[-1]
     address = job.request["TransformOutput"]["S3OutputPath"]
+    kept_roles: set[str] = set()
+    if asked is not None and run.id == source:
+        undoing.clear_leftovers(asked, Ledger(number, where), run, batches.unpaid_names(launch), console.note)
+        kept_roles = undoing.roles_there(asked, run)
     with terminal.stopping_leaves(run.id, job.name, where):
-        ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        try:
+            ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        except Refused as refused:
+            if account is not None:
+                undoing.undo(account, launch, refused, keep=kept_roles, every_s=every)
+            raise
         if ledger is None or account is None:
             return
         console.note(f"started {job.name}; the ledger is {ledger.path}")

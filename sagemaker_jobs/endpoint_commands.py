@@ -279,7 +279,6 @@ def _undone(
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
     from sagemaker_jobs import endpoint_life, terminal, undoing
     from sagemaker_jobs.account import Refused
-    from sagemaker_jobs.ledger import Ledger
 
     run, where, name = made.run, made.place.region, made.run.name("endpoint")
     try:
@@ -292,15 +291,7 @@ def _undone(
         ) from None
     except (Refused, endpoint_life.EndpointFailed) as error:
         if account is not None:
-            console.note(f"{error.message}: rolling back")
-            ledger = Ledger(made.place.account, where)
-            try:
-                undoing.roll_back(account, ledger, made, console.note, keep=kept_roles, every_s=every_s)
-            except AwsError as left:
-                error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
-                terminal.tell_down(error, run.id, where)
-            else:
-                error.hint = f"{error.hint} (all is rolled back)"
+            undoing.undo(account, made, error, keep=kept_roles, every_s=every_s)
         raise
     except AwsError as error:
         terminal.tell_down(error, run.id, where)

@@ -3,11 +3,35 @@
 import time
 from collections.abc import Callable, Mapping
 
+from neuron_sum import console
+from neuron_sum.errors import AwsError
+from sagemaker_jobs import terminal
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.resources import KINDS
+
+
+def undo(account: Account, made: Launch, error: AwsError, *, keep: set[str], every_s: float) -> None:
+    """Rolls a launch back after an error, to whose hint it adds how that went.
+
+    Args:
+        account: Where.
+        made: What was sent, or a part of it.
+        error: What the command is about to end with.
+        keep: Roles that were there before.
+        every_s: How often to look whether something that is paid is gone.
+    """
+    console.note(f"{error.message}: rolling back")
+    ledger = Ledger(made.place.account, made.place.region)
+    try:
+        roll_back(account, ledger, made, console.note, keep=keep, every_s=every_s)
+    except AwsError as left:
+        error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
+        terminal.tell_down(error, made.run.id, made.place.region)
+    else:
+        error.hint = f"{error.hint} (all is rolled back)"
 
 
 def roll_back(

@@ -13,6 +13,7 @@ from aws_server import AwsServer
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import neuron_sum
+from test_aws_endpoints import compiled as compile_job
 from test_aws_requests import PLACE, check, isolations, runs
 
 from neuron_sum.errors import AwsError
@@ -21,6 +22,7 @@ from sagemaker_jobs import batch, batch_requests, batch_texts
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation
+from sagemaker_jobs.schedule_requests import time_of
 from serving.schema import JSON_LINES, parse, render
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
@@ -112,6 +114,44 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
     assert compiled["model"] in json.dumps(
         json.loads(neuron_sum("aws", "batch", compiled["model"], "texts", "--dry-run", "--json").stdout)
     )
+
+
+def compiled(aws: AwsServer) -> str:
+    """A run whose compile has ended; its id."""
+    run = Run("tiny-261121-2000-abcd", "tiny")
+    compile_job(aws, run, "cpu")
+    aws.script.looks = 1
+    return run.id
+
+
+ON_CPU = ("texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge")
+FULL = ("ResourceLimitExceeded", "The account-level service limit is 0", 400)
+
+
+def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
+    run = compiled(aws)
+    aws.script.refusals["sagemaker.CreateTransformJob"] = FULL
+    for words, left in (((run, *ON_CPU), [f"role neuron-sum-{run}-role"]), (OURS, [f"role neuron-sum-{run}-role"])):
+        error = error_of(*words)
+        assert "ask for a higher quota" in error["hint"] and "all is rolled back" in error["hint"]
+        assert aws.everything() == left, "the run's jobs had it before"
+
+
+def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> None:
+    """Its attempt has the same number: a name that is taken would count as made, with the old end and model."""
+    run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
+    aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
+    assert "the roll-back failed, too" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
+    assert {line.split()[0] for line in aws.everything()} == {"role", "schedule", "model"}
+    aws.script.refusals.clear()
+    aws.script.looks = None
+    again = (*ON_CPU[:2], IMAGE.replace(":1", ":2"), *ON_CPU[3:], "--detach", "--max-hours", "1")
+    made = result_of(run, *again)
+    assert made["job"] == f"neuron-sum-{run}-batch"
+    model = aws.boto3("sagemaker").describe_model(ModelName=f"neuron-sum-{run}-batch-model")["PrimaryContainer"]
+    assert model["Image"].endswith(":2")
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{run}-batch-expiry")
+    assert time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=1)
 
 
 def test_lines_that_were_refused_alone_are_counted(aws: AwsServer) -> None:
