@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from neuron_sum import console, files
@@ -22,13 +23,12 @@ from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run, new_run, role_path
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation, Place
+from sagemaker_jobs.schedule_requests import LATE_S, times_after
 
 PACKAGED = "packaged"
 """The model lies in S3 as a job's channel does."""
 
 ARCHIVE, PROPERTIES = "model.tar.gz", "serving.properties"
-SCHEDULER_LATE_S = 60
-"""EventBridge Scheduler calls within a minute of its time."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def launch(
         options: How.
         image: Ours.
         place: Where.
-        now: When the command was given, with its time zone; the job's hours count from then.
+        now: For a dry run, with its time zone; the job's hours count from when the schedule is sent.
         partition: Of ARNs.
 
     Raises:
@@ -167,7 +167,9 @@ def launch(
         run,
         place,
         (
-            Call("scheduler", "create_schedule", stop, "schedule", stop["Name"]),
+            Call(
+                "scheduler", "create_schedule", stop, "schedule", stop["Name"], partial(times_after, options.max_hours)
+            ),
             Call("sagemaker", "create_model", model, "model", model["ModelName"]),
             Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
         ),
@@ -202,8 +204,7 @@ def plan(made: Launch, options: Options, price: Price, expected_hours: float | N
         expected_hours: What somebody expects.
     """
     stop, model, job = made.calls
-    late_s = SCHEDULER_LATE_S + STOP_GRACE_S
-    at = stop.request["ScheduleExpression"][3:-1]
+    late_s = LATE_S + STOP_GRACE_S
     return Plan(
         (
             Item("bucket", "one for all runs"), Item("role", "one for the run, one for the schedule"),
@@ -211,7 +212,7 @@ def plan(made: Launch, options: Options, price: Price, expected_hours: float | N
             Item(
                 "transform-job", job.name, price, job.request["TransformResources"]["InstanceCount"],
                 options.max_hours + late_s / 3600, expected_hours,
-                f"the schedule, at {at} UTC, and {late_s} s to be called and to stop",
+                f"the schedule, {options.max_hours:g} h after it is made, and {late_s} s to be called and to stop",
             ),
         )
     )  # fmt: skip

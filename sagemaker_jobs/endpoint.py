@@ -1,8 +1,9 @@
 """An endpoint as a list of calls: roles, then the schedule that ends it, then model, configuration and endpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs import endpoint_requests, iam
@@ -18,6 +19,7 @@ from sagemaker_jobs.launch import (
 )
 from sagemaker_jobs.names import Run, role_path
 from sagemaker_jobs.requests import Isolation, Place, Request, run_prefix
+from sagemaker_jobs.schedule_requests import time_of, times_after
 
 ENDPOINT_POLICY = "endpoint"
 """Beside a role's other policy, for a run's jobs and its endpoint may have the same role."""
@@ -81,7 +83,7 @@ def launch(
         image: Its full name.
         number: The account's twelve digits.
         region: Where.
-        now: Its life is counted from here, though it begins later.
+        now: For a dry run; its life is counted from when the schedule is sent.
         multi_model: Whether a request names the model that it is for.
         partition: Of ARNs.
 
@@ -108,7 +110,9 @@ def launch(
     calls: list[Call] = []
     if hosting.hours is not None:
         expiring = expiry(run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition)
-        roles, calls = (*roles, *expiring.role_calls), [expiring.schedule]
+        # An upload may take longer than the life that is asked for, which begins when nothing but calls is left.
+        schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
+        roles, calls = (*roles, *expiring.role_calls), [schedule]
     model = endpoint_requests.create_model(
         run, place, image=image, model_data=data, environment={}, isolation=hosting.isolation, multi_model=multi_model
     )
@@ -169,6 +173,12 @@ def unpaid_names(run: Run) -> dict[str, str]:
 def requests_of(made: Launch) -> dict[str, Request]:
     """A launch's requests by the kind of what they make; prices are read from these."""
     return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}
+
+
+def end_of(made: Launch) -> datetime | None:
+    """When AWS ends a launch's endpoint (UTC), once that is sent; None: nothing does."""
+    requests = requests_of(made)
+    return time_of(requests["schedule"]) if "schedule" in requests else None
 
 
 def address_of(source: Source, place: Place) -> str:

@@ -89,7 +89,6 @@ def deploy(
     )
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import bucket_name, new_run
-    from sagemaker_jobs.schedule_requests import time_of
 
     _check_life(keep, hours, max_usd)
     if detach and max_instances is not None:
@@ -129,11 +128,11 @@ def deploy(
     priced = pricing.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
     assert item.price is not None  # an endpoint has one
-    ends = time_of(requests["schedule"]) if "schedule" in requests else None
-    with _undone(account, made, kept_roles, every, ends):
+    with _undone(account, made, kept_roles, every):
         ledger = terminal.begin(made, priced, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return
+        ends = endpoint.end_of(made)
         console.note(f"started {item.name}; it ends {endpoint_life.told(ends)}; the ledger is {ledger.path}")
         if not detach:
             endpoint_life.wait(
@@ -175,6 +174,7 @@ def extend(
     from sagemaker_jobs.endpoint_requests import create_expiry
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import Run, run_of
+    from sagemaker_jobs.schedule_requests import LATE_S
 
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
@@ -191,8 +191,9 @@ def extend(
     instance, most = endpoint_life.most_instances(account, found)
     price = live_prices.price_of(instance, live_prices.HOSTING, None if offline else account)
     item = plan.Item(
-        "endpoint", found.name, price, most, hours, hours, f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC"
-    )
+        "endpoint", found.name, price, most, hours + LATE_S / 3600, hours,
+        f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC, and {LATE_S} s until it calls",
+    )  # fmt: skip
     priced = plan.Plan((item,))
     made: tuple[Call, ...]
     if before is not None:
@@ -274,16 +275,17 @@ def invoke(
 
 @contextmanager
 def _undone(
-    account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float, ends: datetime | None
-) -> Iterator[None]:
+    account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float
+) -> Iterator[None]:  # fmt: skip
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
-    from sagemaker_jobs import endpoint_life, terminal, undoing
+    from sagemaker_jobs import endpoint, endpoint_life, terminal, undoing
     from sagemaker_jobs.account import Refused
 
     run, where, name = made.run, made.place.region, made.run.name("endpoint")
     try:
         yield
     except KeyboardInterrupt:
+        ends = endpoint.end_of(made)
         until = "nothing ends it but you" if ends is None else f"AWS deletes it {endpoint_life.told(ends)}"
         raise Interrupted(
             f"left {name} as it is; if it was started, it is paid, and {until}",

@@ -5,12 +5,12 @@ from datetime import datetime
 
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.requests import LOCAL_STORAGE_FAMILIES, Isolation, Place, Request
-from sagemaker_jobs.schedule_requests import create_one_off
+from sagemaker_jobs.schedule_requests import create_ending
 
 VARIANT = "main"
 """An endpoint of ours has one."""
 
-EXPIRY_TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
+EXPIRY_TARGET = "sagemaker:deleteEndpoint"
 
 START_TIMEOUT_S = 1800
 """Each for download and start-up: a compiled model is several GB, and takes minutes to come onto NeuronCores;
@@ -62,8 +62,7 @@ def create_endpoint_config(
 ) -> Request:  # fmt: skip
     """CreateEndpointConfig, with the time that a compiled model takes to come up.
 
-    An endpoint that is still being made cannot be deleted, and nobody has written down whether the scheduler tries
-    again then: so it has come up, or failed, before half of its life is over.
+    An endpoint that is still being made cannot be deleted: it has come up, or failed, before half of its life is over.
 
     Args:
         run: Whose it is.
@@ -103,10 +102,10 @@ def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
 
     Args:
         run: Whose endpoint ends.
-        at: When, with its time zone.
+        at: When first, with its time zone.
         role_arn: What may delete that endpoint, for the scheduler.
     """
-    return create_one_off(
+    return create_ending(
         run.name("expiry"), at=at, role_arn=role_arn, target=EXPIRY_TARGET,
         given={"EndpointName": run.name("endpoint")},
     )  # fmt: skip

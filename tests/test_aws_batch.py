@@ -200,8 +200,7 @@ def test_a_detached_job_is_bounded_and_come_back_to(aws: AwsServer) -> None:
     assert kinds == {"role", "schedule", "model", "transform-job"}
     schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-batch-expiry")
     assert json.loads(schedule["Target"]["Input"]) == {"TransformJobName": made["job"]}
-    ends = datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
-    assert timedelta(hours=1.9) < ends - datetime.now(timezone.utc) <= timedelta(hours=2)
+    assert timedelta(hours=1.9) < time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=2)
     aws.script.looks = 3
     followed = json.loads(neuron_sum("aws", "status", made["run"], "--follow", *QUICK).stdout)
     assert (followed["job"], followed["status"]) == (made["job"], "Completed")
@@ -292,8 +291,7 @@ def test_requests_are_valid_tagged_and_bounded(
     stop, model, job = (call.request for call in made.calls)
     assert job["ModelName"] == model["ModelName"] and len(model["ModelName"]) <= 63
     assert json.loads(stop["Target"]["Input"]) == {"TransformJobName": job["TransformJobName"]}
-    ends = datetime.strptime(stop["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
-    assert ends <= NOW + timedelta(hours=hours)
+    assert time_of(stop) <= NOW + timedelta(hours=hours)
     [policy] = [call.request for call in made.role_calls if call.request["RoleName"] == run.name("expiry-role")][1:]
     [allowed] = json.loads(policy["PolicyDocument"])["Statement"]
     assert allowed["Action"] == ["sagemaker:StopTransformJob"]

@@ -16,6 +16,7 @@ from far_end import FarEnd
 from in_process import neuron_sum
 from typer.testing import Result
 
+from sagemaker_jobs import inputs
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.schedule_requests import time_of
@@ -140,7 +141,7 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
 
     assert tick(first) == [] and tick(last - timedelta(seconds=1)) == []
     assert tick(last) == [RUN.name("endpoint")]
-    assert not [left for left in aws.everything() if "endpoint " in left or "schedule" in left]
+    assert not [left for left in aws.everything() if "endpoint " in left]
     gone = neuron_sum("aws", "invoke", RUN.id, "dialogue.txt")
     assert "no endpoint of" in failed(gone) and "deploy" in gone.stderr
     assert "no endpoint of" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "1"))
@@ -156,11 +157,44 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
 def test_an_expiry_that_comes_too_early_is_tried_again(aws: AwsServer) -> None:
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
     assert made["status"] == "Creating"
-    late = datetime.fromisoformat(made["expires"]) + timedelta(minutes=1)
-    assert tick(late) == []
+    ends = datetime.fromisoformat(made["expires"])
+    assert tick(ends) == []
     aws.script.endpoint_looks = 0
     aws.boto3("sagemaker").describe_endpoint(EndpointName=made["endpoint"])
-    assert tick(late) == [made["endpoint"]]
+    assert tick(ends + timedelta(minutes=10)) == [made["endpoint"]]
+    assert tick(ends + timedelta(minutes=20)) == [], "what is gone is asked for in vain"
+    assert tick(ends + timedelta(days=7)) == []
+    assert "schedule" not in {left.split()[0] for left in aws.everything()}
+
+
+def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload may take longer than the life: an end that was over before the endpoint is made would bound nothing."""
+    clock, upload = [datetime.now(timezone.utc)], inputs.upload
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return clock[0]
+
+    def slowly(*given: Any) -> Any:
+        yield from upload(*given)
+        clock[0] += timedelta(hours=3)
+
+    monkeypatch.setattr("sagemaker_jobs.schedule_requests.datetime", Later)
+    monkeypatch.setattr("sagemaker_jobs.launch.inputs.upload", slowly)
+    began = clock[0].replace(microsecond=0)
+    words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--hours", "1", "--json")
+    made = told(neuron_sum(*words))
+    assert datetime.fromisoformat(made["expires"]) - began == timedelta(hours=4)
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-expiry")
+    assert time_of(schedule).isoformat() == made["expires"]
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    began = clock[0].replace(microsecond=0)
+    words = ("aws", "batch", "model.tar.gz", "texts.jsonl", *CPU, "--image", IMAGE, "--detach", "--max-hours", "1")
+    made = told(neuron_sum(*words, "--json"))
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-batch-expiry")
+    assert time_of(schedule) - began > timedelta(hours=4)
+    assert tick(time_of(schedule)) == [made["job"]] and tick(time_of(schedule) + timedelta(minutes=10)) == []
 
 
 REFUSALS: dict[str, tuple[str, tuple[str, str, int], str]] = {
