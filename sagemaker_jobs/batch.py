@@ -1,7 +1,6 @@
 """A batch transform: what it reads, which calls make it and what bounds it, what is left when it has ended."""
 
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,26 +8,21 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from neuron_sum import console, files
-from neuron_sum.errors import ArtifactError, AwsError
+from neuron_sum import files
+from neuron_sum.errors import AwsError
 from neuron_sum.prices import Price
-from sagemaker_jobs import batch_requests, compiling, iam, training
+from sagemaker_jobs import batch_requests, endpoint_sources, iam, registry
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.batch_requests import OUT
 from sagemaker_jobs.batch_texts import Texts, counted, listed
 from sagemaker_jobs.calls import Call
-from sagemaker_jobs.inputs import Channel
+from sagemaker_jobs.endpoint_sources import ARCHIVE, Source
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import Run, new_run, role_path
+from sagemaker_jobs.names import Run, role_path
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation, Place
 from sagemaker_jobs.schedule_requests import LATE_S, times_after
-
-PACKAGED = "packaged"
-"""The model lies in S3 as a job's channel does."""
-
-ARCHIVE, PROPERTIES = "model.tar.gz", "serving.properties"
 
 
 @dataclass(frozen=True)
@@ -51,37 +45,6 @@ class Options:
     role_arn: str | None = None
     isolation: Isolation = field(default_factory=Isolation)
 
-    @property
-    def target(self) -> str:
-        """What must have been compiled, and whose image it is.
-
-        Raises:
-            AwsError: If we have no image for such an instance.
-        """
-        if self.instance.startswith("ml.trn"):
-            raise AwsError(
-                f"there is no serving image for {self.instance}", "--instance ml.inf2.xlarge, or a CPU such as "
-                "ml.c7i.4xlarge",
-            )  # fmt: skip
-        return "inf2" if self.instance.startswith("ml.inf") else "cpu"
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """What is asked: a packaged model.
-
-    Attributes:
-        run: Whose the job is.
-        attempt: From 1.
-        address: In S3.
-        channel: What is uploaded there first.
-    """
-
-    run: Run
-    address: str
-    attempt: int = 1
-    channel: Channel | None = None
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -98,49 +61,36 @@ class Answers:
     errors: Sequence[str]
 
 
-def find_model(given: str, account: Account | None, place: Place, target: str) -> Packaged:
-    """What SOURCE means.
+def image_target(source: Source, instance: str) -> str:
+    """The kind of image that a transform needs: cpu or inf2.
 
     Args:
-        given: A model.tar.gz that `neuron-sum package` wrote, here or in S3, or a run in the account.
-        account: To ask for such a run; None in a dry run, which then shows where it usually is.
-        place: Where what lies here is uploaded to, and where such a run usually is.
-        target: What the instance needs.
+        source: What is asked.
+        instance: On what.
 
     Raises:
-        ArtifactError: If a file is no such archive.
-        AwsError: If there is no such run, none of its compiles has completed, or that was for another target.
+        AwsError: If they do not fit, or it was packed for AWS's frozen container.
     """
-    if given.startswith("s3://"):
-        compiling.check_archive(given)
-        return Packaged(new_run("batch"), given)
-    if Path(given).exists():
-        channel = Channel(PACKAGED, {ARCHIVE: _checked_archive(Path(given))})
-        return Packaged(new_run("batch"), place.inputs(PACKAGED, channel.digest) + ARCHIVE, channel=channel)
-    if account is None:
-        run = Run(given, "")
-        console.note("a real start asks AWS where the compiled model is; shown is where a first compile puts it")
-        return Packaged(run, f"{place.output(run, 'compile')}/{run.name('compile')}/output/{ARCHIVE}")
-    run = training.find_run(account, given)
-    job = training.Described(compiling.newest(account, run, "compile"))
-    compiled = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target", target)
-    if compiled != target:
+    if source.target == registry.ENDED:
         raise AwsError(
-            f"the newest compile of run {run.id} is for {compiled}, and this instance needs {target}",
-            f"neuron-sum aws compile {run.id} --target {target}, or another --instance",
+            f"{source.name} was packed for AWS's frozen container, which runs behind an endpoint alone",
+            f"neuron-sum aws deploy {source.name}{ARCHIVE} --image {registry.ENDED}",
         )
-    return Packaged(run, job.model, attempts_of(account, run) + 1)
+    return endpoint_sources.image_target(source, instance, None)
 
 
 def launch(
-    packaged: Packaged, texts: Texts, options: Options, image: str, place: Place, now: datetime, partition: str = "aws"
+    run: Run, attempt: int, source: Source, texts: Texts, options: Options, image: str, place: Place, now: datetime,
+    partition: str = "aws",
 ) -> Launch:  # fmt: skip
     """Everything that is to be sent; sends nothing.
 
     What stops the job is made before it: a transform job has no maximum run time in its request.
 
     Args:
-        packaged: What is asked.
+        run: A new one, or the one that compiled what is asked.
+        attempt: From 1.
+        source: What is asked: a packaged model.
         texts: What it is asked.
         options: How.
         image: Ours.
@@ -151,9 +101,9 @@ def launch(
     Raises:
         AwsError: If SageMaker would refuse it.
     """
-    run, attempt, isolation = packaged.run, packaged.attempt, options.isolation
+    address, isolation = source.address_in(place), options.isolation
     model = batch_requests.create_model(
-        run, place, image=image, model_data=packaged.address, isolation=isolation, attempt=attempt
+        run, place, image=image, model_data=address, isolation=isolation, attempt=attempt
     )
     job = batch_requests.create_transform_job(
         run, place, instance=options.instance, instances=options.instances, source=texts.address, isolation=isolation,
@@ -173,12 +123,12 @@ def launch(
             Call("sagemaker", "create_model", model, "model", model["ModelName"]),
             Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
         ),
-        tuple(channel for channel in (packaged.channel, texts.channel) if channel is not None),
+        tuple(channel for channel in (source.channel, texts.channel) if channel is not None),
         () if options.bucket else bucket_calls(place),
         (
             *(() if options.role_arn else job_role_calls(
                 run, place, isolation, partition, stage="batch",
-                reads=place.not_ours(run, (packaged.address, texts.address)),
+                reads=place.not_ours(run, (address, texts.address)),
             )),
             *role_calls(
                 run, place.region, iam.scheduler_trust(place.account),
@@ -288,17 +238,6 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
         listing = ", ".join(f"{name} {answered[name]:,} of {asked[name]:,}" for name in wrong[:3])
         raise AwsError(f"not every line has an answer: {listing}", f"what there is lies in {folder}, and in {address}")
     return Answers(written, sum(answered.values()), errors)
-
-
-def _checked_archive(path: Path) -> Path:
-    try:
-        with tarfile.open(path) as packed:
-            good = any(member.name.removeprefix("./") == PROPERTIES for member in packed)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ArtifactError(f"{path} is no model.tar.gz: {error}", "neuron-sum package ARTIFACT makes one") from error
-    if not good:
-        raise ArtifactError(f"{path} holds no {PROPERTIES}", "neuron-sum package ARTIFACT makes one that does")
-    return path
 
 
 def _errors(lines: Sequence[str]) -> Iterator[str]:

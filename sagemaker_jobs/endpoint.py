@@ -18,7 +18,7 @@ from sagemaker_jobs.launch import (
     role_calls,
 )
 from sagemaker_jobs.names import Run, role_path
-from sagemaker_jobs.requests import Isolation, Place, Request, run_prefix
+from sagemaker_jobs.requests import Isolation, Request, run_prefix
 from sagemaker_jobs.schedule_requests import time_of, times_after
 
 ENDPOINT_POLICY = "endpoint"
@@ -94,7 +94,7 @@ def launch(
     place = place_of(
         run, number, region, bucket=hosting.bucket, role_arn=hosting.role_arn, partition=partition
     )  # fmt: skip
-    addresses = [address_of(source, place) for source in sources]
+    addresses = [source.address_in(place) for source in sources]
     copies: tuple[Copy, ...] = ()
     [*_, data] = addresses
     if multi_model:
@@ -179,15 +179,6 @@ def end_of(made: Launch) -> datetime | None:
     """When AWS ends a launch's endpoint (UTC), once that is sent; None: nothing does."""
     requests = requests_of(made)
     return time_of(requests["schedule"]) if "schedule" in requests else None
-
-
-def address_of(source: Source, place: Place) -> str:
-    """Where in S3 a source lies, once it is uploaded."""
-    if source.channel is not None:
-        [name] = source.channel.files
-        return place.inputs(source.channel.name, source.channel.digest) + name
-    assert source.address is not None  # a source is one or the other
-    return source.address
 
 
 def _scaling_calls(run: Run, hosting: Hosting) -> tuple[Call, ...]:

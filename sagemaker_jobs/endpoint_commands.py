@@ -89,6 +89,7 @@ def deploy(
     )
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import bucket_name, new_run
+    from sagemaker_jobs.requests import Place
 
     _check_life(keep, hours, max_usd)
     if detach and max_instances is not None:
@@ -104,7 +105,8 @@ def deploy(
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     number = terminal.number_of(account, dry_run=dry_run)
     asked = None if dry_run and number == pricing.ANY_ACCOUNT else account
-    found = [endpoint_sources.find_source(text, asked, bucket or bucket_name(number, where)) for text in sources]
+    anywhere = Place(number, where, bucket or bucket_name(number, where), role or "")
+    found = [endpoint_sources.find_source(text, asked, anywhere) for text in sources]
     targets = {endpoint_sources.image_target(source, instance, image) for source in found}
     if multi_model:
         _check_several(found, targets)

@@ -1,7 +1,6 @@
 """`neuron-sum aws batch`: what bounds it, what it asks, what comes back, and what is left."""
 
 import json
-import tarfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from aws_server import AwsServer
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import neuron_sum
+from test_aws_endpoints import archive
 from test_aws_endpoints import compiled as compile_job
 from test_aws_requests import PLACE, check, isolations, runs
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe import ServeConfig
 from sagemaker_jobs import batch, batch_requests, batch_texts
+from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation
@@ -30,6 +31,7 @@ IMAGE = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
 QUICK = ("--every", "0.01", "--json")
 MANIFEST = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "config": {},
             "layers": []}  # fmt: skip
+MODEL = Source("m", None, "s3://b/m.tar.gz")
 NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 
 
@@ -46,10 +48,8 @@ def aws(aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsS
     return aws
 
 
-def model_here(folder: Path) -> None:
-    (folder / "serving.properties").write_text("engine=Python\n")
-    with tarfile.open(folder / "model.tar.gz", "w:gz") as archive:
-        archive.add(folder / "serving.properties", "serving.properties")
+def model_here(folder: Path, target: str = "inf2") -> None:
+    archive(folder / "model.tar.gz", target)
 
 
 def result_of(*words: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
     assert "arn:aws:s3:::theirs/in/*" in json.dumps(policy)
     assert "-2" in result_of(*words[:-1], "again")["job"]
     wrong = error_of(run, "s3://theirs/in/", "--output", "third")
-    assert f"the newest compile of run {run} is for cpu, and this instance needs inf2" in wrong["message"]
+    assert f"{run} was compiled for cpu, and ml.inf2.xlarge is for inf2" in wrong["message"]
     assert f"neuron-sum aws compile {run} --target inf2" in wrong["hint"]
     assert "nothing lies in s3://theirs/out/" in error_of(run, "s3://theirs/out/", *words[2:4])["message"]
     assert compiled["model"] in json.dumps(
@@ -230,6 +230,21 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     assert "this may cost $" in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]
 
 
+def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
+    aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address that is shown before AWS is asked is the one that the compile's own request names."""
+    run = "tiny-261121-2000-abcd"
+    words = ("--dry-run", "--offline", "--json")
+    compiles = neuron_sum("aws", "compile", run, "--wheelhouse", str(wheels), *words)
+    job = json.loads(compiles.stdout)["requests"][-1]["request"]
+    output = f"{job['OutputDataConfig']['S3OutputPath']}/{job['TrainingJobName']}/output/model.tar.gz"
+    for command in (("batch", run, "texts"), ("deploy", run)):
+        requests = json.loads(neuron_sum("aws", *command, *words).stdout)["requests"]
+        [model] = [each["request"] for each in requests if each["operation"] == "create_model"]
+        assert model["PrimaryContainer"]["ModelDataUrl"] == output
+
+
 def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
     aws.script.prices = {("ml.inf2.xlarge", "Hosting"): [1.0], ("ml.inf2.xlarge", "BatchTransform"): [2.0]}
     words = ("model.tar.gz", "texts", "--dry-run")
@@ -261,13 +276,16 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
     ("words", "told"),
     [
         (("model.tar.gz", "texts"), "no image of ours for inf2 in us-east-1"),
-        (("texts/one.jsonl", "texts", "--image", IMAGE), "is no model.tar.gz"),
+        (("texts/one.jsonl", "texts", "--image", IMAGE), "texts/one.jsonl cannot be read"),
+        (("model.tar.gz", "texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge"), "was compiled for inf2"),
+        (("frozen.tar.gz", "texts", "--image", IMAGE), "which runs behind an endpoint alone"),
         (("model.tar.gz", "nowhere", "--image", IMAGE), "holds no .jsonl file"),
         (("model.tar.gz", "texts", "--image", IMAGE, "--instance", "inf2.xlarge"), "is no SageMaker instance"),
-        (("model.tar.gz", "texts", "--instance", "ml.trn1.2xlarge"), "no serving image for ml.trn1.2xlarge"),
+        (("model.tar.gz", "texts", "--instance", "ml.trn1.2xlarge"), "nothing of ours serves on ml.trn1.2xlarge"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: tuple[str, ...], told: str) -> None:
+    archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
     assert told in error_of(*words)["message"]
     assert [*aws.everything(), *aws.kept()] == []
 
@@ -280,9 +298,7 @@ def test_requests_are_valid_tagged_and_bounded(
     run: Run, isolation: Isolation, instance: str, hours: float, attempt: int
 ) -> None:
     options = batch.Options(instance, 1, hours, isolation=isolation)
-    made = batch.launch(
-        batch.Packaged(run, "s3://b/m.tar.gz", attempt), batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW
-    )
+    made = batch.launch(run, attempt, MODEL, batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW)
     for call in (*made.role_calls, *made.calls):
         operation = "".join(word.title() for word in call.operation.split("_"))
         check(call.service, operation, call.request)
@@ -299,10 +315,8 @@ def test_requests_are_valid_tagged_and_bounded(
 
 
 def _made(hours: float) -> Launch:
-    packaged = batch.Packaged(new_run("batch"), "s3://b/m.tar.gz")
-    return batch.launch(
-        packaged, batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours), IMAGE, PLACE, NOW
-    )
+    texts, options = batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours)
+    return batch.launch(new_run("batch"), 1, MODEL, texts, options, IMAGE, PLACE, NOW)
 
 
 def test_the_container_answers_what_a_transform_asks() -> None:
