@@ -12,6 +12,10 @@ VARIANT = "main"
 
 EXPIRY_TARGET = "sagemaker:deleteEndpoint"
 
+NEURON_HOST = "al2-ami-sagemaker-inference-neuron-2"
+"""The host's image for ml.inf2.*, with version 2.19 of the Neuron driver: SageMaker's default may have an older one
+than the runtime in the container needs, and the driver cannot come in the container."""
+
 START_TIMEOUT_S = 1800
 """Each for download and start-up: a compiled model is several GB, and takes minutes to come onto NeuronCores;
 SageMaker's own defaults for start-up are 10 minutes."""
@@ -85,6 +89,7 @@ def create_endpoint_config(
                 "InitialVariantWeight": 1.0,
                 "ModelDataDownloadTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
                 "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+                **({"InferenceAmiVersion": NEURON_HOST} if instance.startswith("ml.inf2.") else {}),
             }
         ],
         "Tags": run.tags,
