@@ -36,6 +36,7 @@ class Options:
         bucket: The caller's own; None: one is made.
         role_arn: The caller's own, of the job; None: one is made.
         isolation: Encryption and network.
+        expiry_role_arn: The caller's own, for the scheduler; None: one is made.
     """
 
     instance: str
@@ -44,6 +45,7 @@ class Options:
     bucket: str | None = None
     role_arn: str | None = None
     isolation: Isolation = field(default_factory=Isolation)
+    expiry_role_arn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,10 @@ def launch(
         run, place, instance=options.instance, instances=options.instances, source=texts.address, isolation=isolation,
         attempt=attempt,
     )  # fmt: skip
-    stopper = f"arn:{partition}:iam::{place.account}:role{role_path(place.region)}{run.name('expiry-role')}"
+    stopper = (
+        options.expiry_role_arn
+        or f"arn:{partition}:iam::{place.account}:role{role_path(place.region)}{run.name('expiry-role')}"
+    )
     ends = now + timedelta(hours=options.max_hours)
     stop = batch_requests.create_stop(run, at=ends, role_arn=stopper, attempt=attempt)
     jobs = f"arn:{partition}:sagemaker:{place.region}:{place.account}:transform-job/{run.name('batch')}*"
@@ -130,10 +135,10 @@ def launch(
                 run, place, isolation, partition, stage="batch",
                 reads=place.not_ours(run, (address, texts.address)),
             )),
-            *role_calls(
+            *(() if options.expiry_role_arn else role_calls(
                 run, place.region, iam.scheduler_trust(place.account),
                 iam.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
-            ),
+            )),
         ),
         encryption_of(isolation),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from sagemaker_jobs.options import (
     DetachOption,
     EveryOption,
     ExpectedOption,
+    ExpiryRoleOption,
     GroupOption,
     HoursOption,
     IsolatedOption,
@@ -43,6 +44,7 @@ def batch(
     max_usd: CapOption = None,
     bucket: BucketOption = None,
     role: RoleOption = None,
+    expiry_role: ExpiryRoleOption = None,
     image: Annotated[str | None, typer.Option(help="Default: the newest that `aws image` built.")] = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
@@ -65,11 +67,17 @@ def batch(
     from sagemaker_jobs.names import Run, new_run
 
     options = batches.Options(
-        instance, instances, max_hours, bucket, role, isolation_of(kms_key, subnet, security_group, network_isolation)
+        instance,
+        instances,
+        max_hours,
+        bucket,
+        role,
+        isolation_of(kms_key, subnet, security_group, network_isolation),
+        expiry_role,
     )
     account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account)
+    number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account, where)
     asked = None if dry_run else account
     anywhere = batches.place_for(Run(source, ""), options, number, where, partition)
     found = batch_texts.find_texts(texts, asked, anywhere)

@@ -38,6 +38,7 @@ class Hosting:
         bucket: The caller's own; None: one is made.
         role_arn: The caller's own; None: one is made.
         isolation: Encryption and network.
+        expiry_role_arn: The caller's own, for the scheduler; None: one is made.
     """
 
     instance: str
@@ -48,6 +49,7 @@ class Hosting:
     bucket: str | None = None
     role_arn: str | None = None
     isolation: Isolation = field(default_factory=Isolation)
+    expiry_role_arn: str | None = None
 
     def check(self) -> None:
         """Refuses what cannot be meant.
@@ -109,7 +111,10 @@ def launch(
         roles = role_calls(run, region, iam.trust_policy(number), policy, policy_name=ENDPOINT_POLICY)
     calls: list[Call] = []
     if hosting.hours is not None:
-        expiring = expiry(run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition)
+        expiring = expiry(
+            run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition,
+            role_arn=hosting.expiry_role_arn,
+        )  # fmt: skip
         # An upload may take longer than the life that is asked for, which begins when nothing but calls is left.
         schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
         roles, calls = (*roles, *expiring.role_calls), [schedule]
@@ -136,7 +141,7 @@ class Expiry:
     """What ends an endpoint.
 
     Attributes:
-        role_calls: That make the role with which the scheduler does it.
+        role_calls: That make the role with which the scheduler does it; none for the caller's own.
         schedule: The call that makes the schedule.
     """
 
@@ -144,7 +149,9 @@ class Expiry:
     schedule: Call
 
 
-def expiry(run: Run, number: str, region: str, *, at: datetime, partition: str = "aws") -> Expiry:
+def expiry(
+    run: Run, number: str, region: str, *, at: datetime, partition: str = "aws", role_arn: str | None = None
+) -> Expiry:  # fmt: skip
     """The end of a run's endpoint.
 
     Args:
@@ -153,13 +160,14 @@ def expiry(run: Run, number: str, region: str, *, at: datetime, partition: str =
         region: Where.
         at: When, with its time zone.
         partition: Of ARNs.
+        role_arn: The caller's own, for the scheduler; None: one is made.
     """
     kind = "expiry-role"
-    arn = f"arn:{partition}:iam::{number}:role{role_path(region)}{run.name(kind)}"
+    arn = role_arn or f"arn:{partition}:iam::{number}:role{role_path(region)}{run.name(kind)}"
     policy = iam.expiry_policy(run, number, region, partition=partition)
     request = endpoint_requests.create_expiry(run, at=at, role_arn=arn)
     return Expiry(
-        role_calls(run, region, iam.scheduler_trust(number), policy, kind),
+        () if role_arn else role_calls(run, region, iam.scheduler_trust(number), policy, kind),
         Call("scheduler", "create_schedule", request, "schedule", run.name("expiry")),
     )
 

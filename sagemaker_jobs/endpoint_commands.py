@@ -15,6 +15,7 @@ from sagemaker_jobs.options import (
     CapOption,
     DetachOption,
     EveryOption,
+    ExpiryRoleOption,
     GroupOption,
     IsolatedOption,
     KeyOption,
@@ -66,6 +67,7 @@ def deploy(
     max_usd: CapOption = None,
     bucket: BucketOption = None,
     role: RoleOption = None,
+    expiry_role: ExpiryRoleOption = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
     security_group: GroupOption = None,
@@ -98,7 +100,7 @@ def deploy(
         raise AwsError(f"{len(sources)} models for one endpoint", "--multi-model, or a deploy for each")
     hosting = endpoint.Hosting(
         instance, instances, None if keep else hours or HOURS, max_instances, invocations_per_instance, bucket, role,
-        isolation_of(kms_key, subnet, security_group, network_isolation),
+        isolation_of(kms_key, subnet, security_group, network_isolation), expiry_role,
     )  # fmt: skip
     hosting.check()
     account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
@@ -124,7 +126,7 @@ def deploy(
             kept_roles = undoing.roles_there(asked, run)
     made = endpoint.launch(
         run, found, hosting, name, number, where, now=datetime.now(timezone.utc), multi_model=multi_model,
-        partition=terminal.partition_of(account),
+        partition=terminal.partition_of(account, where),
     )  # fmt: skip
     requests = endpoint.requests_of(made)
     priced = pricing.priced(requests, None if offline else account, None, hosting.hours or 0.0)
@@ -165,6 +167,7 @@ def deploy(
 def extend(
     run: EndpointArgument,
     hours: Annotated[float, typer.Option(min=0.01, help="From now on.")],
+    expiry_role: ExpiryRoleOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
@@ -181,7 +184,11 @@ def extend(
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, pricing.ANY_ACCOUNT, region or terminal.DEFAULT_REGION, at=ends).schedule
+        where = region or terminal.DEFAULT_REGION
+        guess = endpoint.expiry(
+            which, pricing.ANY_ACCOUNT, where, at=ends, partition=terminal.partition_of(None, where),
+            role_arn=expiry_role,
+        ).schedule  # fmt: skip
         shown = [Call("scheduler", "update_schedule", guess.request).as_dict()]
         console.emit({"run": which.id, "requests": shown}, terminal.as_json(shown))
         return
@@ -199,9 +206,13 @@ def extend(
     priced = plan.Plan((item,))
     made: tuple[Call, ...]
     if before is not None:
-        made = (Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=before[1])),)
+        made = (
+            Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=expiry_role or before[1])),
+        )
     else:
-        made_first = endpoint.expiry(found.run, account.id, account.region, at=ends, partition=account.partition)
+        made_first = endpoint.expiry(
+            found.run, account.id, account.region, at=ends, partition=account.partition, role_arn=expiry_role
+        )
         made = (*made_first.role_calls, made_first.schedule)
     shown = [call.as_dict() for call in made]
     if dry_run:

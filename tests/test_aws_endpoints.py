@@ -292,6 +292,47 @@ def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.Monk
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}
 
 
+def test_whoever_may_make_no_role_brings_two(aws: AwsServer) -> None:
+    iam, arns = aws.boto3("iam"), {}
+    allowed = {
+        "Effect": "Allow",
+        "Action": ["sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob"],
+        "Resource": ["*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    for service in ("sagemaker", "scheduler"):
+        trust = json.dumps({"Statement": [{"Principal": {"Service": f"{service}.amazonaws.com"}}]})
+        arns[service] = iam.create_role(RoleName=service, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=service, PolicyName="own", PolicyDocument=policy)
+    for refused in ("iam.CreateRole", "iam.PutRolePolicy"):
+        aws.script.refusals[refused] = ("AccessDenied", "not authorized to make a role", 403)
+    model, ended = archive(Path("model.tar.gz")), ("--expiry-role", arns["scheduler"], "--json")
+    brought = ("--role", arns["sagemaker"], *ended)
+    assert "neuron-sum aws iam" in failed(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"]))
+    made = told(neuron_sum("aws", "deploy", model, *CPU, *brought))
+    assert tick(datetime.fromisoformat(made["expires"])) == [made["endpoint"]]
+    kept = told(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"], "--keep", "--json"))
+    extended = told(neuron_sum("aws", "extend", kept["run"], "--hours", "1", *ended))
+    assert tick(datetime.fromisoformat(extended["expires"])) == [kept["endpoint"]]
+    aws.script.looks = None
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    job = told(neuron_sum("aws", "batch", model, "texts.jsonl", *CPU, "--image", IMAGE, "--detach", *brought))
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{job['run']}-batch-expiry")
+    assert tick(time_of(schedule)) == [job["job"]]
+    roles = [left for left in aws.everything() if left.startswith("role ")]
+    assert sorted(roles) == ["role sagemaker", "role scheduler"], "both are the caller's own"
+
+
+def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    model, words = archive(Path("model.tar.gz")), (*CPU, "--region", "cn-north-1", "--dry-run", "--offline", "--json")
+    for command in (("deploy", model), ("batch", model, "texts.jsonl")):
+        requests = neuron_sum("aws", *command, *words).stdout
+        assert "arn:aws-cn:scheduler:::aws-sdk:sagemaker:" in requests and "arn:aws:" not in requests
+    assert "no region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
+
+
 def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"))
     assert "both --keep and --hours" in failed(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--hours", "1"))

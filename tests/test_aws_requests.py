@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuron_sum import prices
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import endpoint, endpoint_requests, pricing, requests, schedule_requests
+from sagemaker_jobs import endpoint, endpoint_requests, pricing, quotas, requests, schedule_requests
 from sagemaker_jobs.endpoint import Hosting
 from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
@@ -153,6 +153,10 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     requests = endpoint.requests_of(made)
     [variant] = requests["endpoint-config"]["ProductionVariants"]
     waits = variant["ModelDataDownloadTimeoutInSeconds"] + variant["ContainerStartupHealthCheckTimeoutInSeconds"]
+    # The driver is the host's, and the default host's may be older than the container's runtime.
+    assert ("InferenceAmiVersion" in variant) == instance.startswith("ml.inf2")
+    [needed] = quotas.needed((*made.calls, *made.later)).values()
+    assert needed == (most or instances), "what autoscaling may start counts against the quota"
     assert hours is None or waits <= hours * 3600 / 2, "it has come up, or failed, before it is to be deleted"
     plan = pricing.priced(requests, None, None, hours or 0.0)
     try:
