@@ -1,34 +1,28 @@
 """A batch transform: what it reads, which calls make it and what bounds it, what is left when it has ended."""
 
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
-from neuron_sum import console, files
-from neuron_sum.errors import ArtifactError, AwsError
+from neuron_sum import files
+from neuron_sum.errors import AwsError
 from neuron_sum.prices import Price
-from sagemaker_jobs import batch_requests, compiling, iam, training
+from sagemaker_jobs import batch_requests, endpoint_sources, iam, registry
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.batch_requests import OUT
 from sagemaker_jobs.batch_texts import Texts, counted, listed
 from sagemaker_jobs.calls import Call
-from sagemaker_jobs.inputs import Channel
+from sagemaker_jobs.endpoint_sources import ARCHIVE, Source
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import Run, new_run, role_path
+from sagemaker_jobs.names import Run, role_path
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation, Place
-
-PACKAGED = "packaged"
-"""The model lies in S3 as a job's channel does."""
-
-ARCHIVE, PROPERTIES = "model.tar.gz", "serving.properties"
-SCHEDULER_LATE_S = 60
-"""EventBridge Scheduler calls within a minute of its time."""
+from sagemaker_jobs.schedule_requests import LATE_S, times_after
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class Options:
         bucket: The caller's own; None: one is made.
         role_arn: The caller's own, of the job; None: one is made.
         isolation: Encryption and network.
+        expiry_role_arn: The caller's own, for the scheduler; None: one is made.
     """
 
     instance: str
@@ -50,37 +45,7 @@ class Options:
     bucket: str | None = None
     role_arn: str | None = None
     isolation: Isolation = field(default_factory=Isolation)
-
-    @property
-    def target(self) -> str:
-        """What must have been compiled, and whose image it is.
-
-        Raises:
-            AwsError: If we have no image for such an instance.
-        """
-        if self.instance.startswith("ml.trn"):
-            raise AwsError(
-                f"there is no serving image for {self.instance}", "--instance ml.inf2.xlarge, or a CPU such as "
-                "ml.c7i.4xlarge",
-            )  # fmt: skip
-        return "inf2" if self.instance.startswith("ml.inf") else "cpu"
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """What is asked: a packaged model.
-
-    Attributes:
-        run: Whose the job is.
-        attempt: From 1.
-        address: In S3.
-        channel: What is uploaded there first.
-    """
-
-    run: Run
-    address: str
-    attempt: int = 1
-    channel: Channel | None = None
+    expiry_role_arn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,68 +63,58 @@ class Answers:
     errors: Sequence[str]
 
 
-def find_model(given: str, account: Account | None, place: Place, target: str) -> Packaged:
-    """What SOURCE means.
+def image_target(source: Source, instance: str) -> str:
+    """The kind of image that a transform needs: cpu or inf2.
 
     Args:
-        given: A model.tar.gz that `neuron-sum package` wrote, here or in S3, or a run in the account.
-        account: To ask for such a run; None in a dry run, which then shows where it usually is.
-        place: Where what lies here is uploaded to, and where such a run usually is.
-        target: What the instance needs.
+        source: What is asked.
+        instance: On what.
 
     Raises:
-        ArtifactError: If a file is no such archive.
-        AwsError: If there is no such run, none of its compiles has completed, or that was for another target.
+        AwsError: If they do not fit, or it was packed for AWS's frozen container.
     """
-    if given.startswith("s3://"):
-        compiling.check_archive(given)
-        return Packaged(new_run("batch"), given)
-    if Path(given).exists():
-        channel = Channel(PACKAGED, {ARCHIVE: _checked_archive(Path(given))})
-        return Packaged(new_run("batch"), place.inputs(PACKAGED, channel.digest) + ARCHIVE, channel=channel)
-    if account is None:
-        run = Run(given, "")
-        console.note("a real start asks AWS where the compiled model is; shown is where a first compile puts it")
-        return Packaged(run, f"{place.output(run, 'compile')}/{run.name('compile')}/output/{ARCHIVE}")
-    run = training.find_run(account, given)
-    job = training.Described(compiling.newest(account, run, "compile"))
-    compiled = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target", target)
-    if compiled != target:
+    if source.target == registry.ENDED:
         raise AwsError(
-            f"the newest compile of run {run.id} is for {compiled}, and this instance needs {target}",
-            f"neuron-sum aws compile {run.id} --target {target}, or another --instance",
+            f"{source.name} was packed for AWS's frozen container, which runs behind an endpoint alone",
+            f"neuron-sum aws deploy {source.name}{ARCHIVE} --image {registry.ENDED}",
         )
-    return Packaged(run, job.model, attempts_of(account, run) + 1)
+    return endpoint_sources.image_target(source, instance, None)
 
 
 def launch(
-    packaged: Packaged, texts: Texts, options: Options, image: str, place: Place, now: datetime, partition: str = "aws"
+    run: Run, attempt: int, source: Source, texts: Texts, options: Options, image: str, place: Place, now: datetime,
+    partition: str = "aws",
 ) -> Launch:  # fmt: skip
     """Everything that is to be sent; sends nothing.
 
     What stops the job is made before it: a transform job has no maximum run time in its request.
 
     Args:
-        packaged: What is asked.
+        run: A new one, or the one that compiled what is asked.
+        attempt: From 1.
+        source: What is asked: a packaged model.
         texts: What it is asked.
         options: How.
         image: Ours.
         place: Where.
-        now: When the command was given, with its time zone; the job's hours count from then.
+        now: For a dry run, with its time zone; the job's hours count from when the schedule is sent.
         partition: Of ARNs.
 
     Raises:
         AwsError: If SageMaker would refuse it.
     """
-    run, attempt, isolation = packaged.run, packaged.attempt, options.isolation
+    address, isolation = source.address_in(place), options.isolation
     model = batch_requests.create_model(
-        run, place, image=image, model_data=packaged.address, isolation=isolation, attempt=attempt
+        run, place, image=image, model_data=address, isolation=isolation, attempt=attempt
     )
     job = batch_requests.create_transform_job(
         run, place, instance=options.instance, instances=options.instances, source=texts.address, isolation=isolation,
         attempt=attempt,
     )  # fmt: skip
-    stopper = f"arn:{partition}:iam::{place.account}:role{role_path(place.region)}{run.name('expiry-role')}"
+    stopper = (
+        options.expiry_role_arn
+        or f"arn:{partition}:iam::{place.account}:role{role_path(place.region)}{run.name('expiry-role')}"
+    )
     ends = now + timedelta(hours=options.max_hours)
     stop = batch_requests.create_stop(run, at=ends, role_arn=stopper, attempt=attempt)
     jobs = f"arn:{partition}:sagemaker:{place.region}:{place.account}:transform-job/{run.name('batch')}*"
@@ -167,21 +122,23 @@ def launch(
         run,
         place,
         (
-            Call("scheduler", "create_schedule", stop, "schedule", stop["Name"]),
+            Call(
+                "scheduler", "create_schedule", stop, "schedule", stop["Name"], partial(times_after, options.max_hours)
+            ),
             Call("sagemaker", "create_model", model, "model", model["ModelName"]),
             Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
         ),
-        tuple(channel for channel in (packaged.channel, texts.channel) if channel is not None),
+        tuple(channel for channel in (source.channel, texts.channel) if channel is not None),
         () if options.bucket else bucket_calls(place, options.isolation.kms_key),
         (
             *(() if options.role_arn else job_role_calls(
                 run, place, isolation, partition, stage="batch",
-                reads=place.not_ours(run, (packaged.address, texts.address)),
+                reads=place.not_ours(run, (address, texts.address)), image=image,
             )),
-            *role_calls(
+            *(() if options.expiry_role_arn else role_calls(
                 run, place.region, iam.scheduler_trust(place.account),
                 iam.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
-            ),
+            )),
         ),
         encryption_of(isolation),
     )  # fmt: skip
@@ -202,8 +159,7 @@ def plan(made: Launch, options: Options, price: Price, expected_hours: float | N
         expected_hours: What somebody expects.
     """
     stop, model, job = made.calls
-    late_s = SCHEDULER_LATE_S + STOP_GRACE_S
-    at = stop.request["ScheduleExpression"][3:-1]
+    late_s = LATE_S + STOP_GRACE_S
     return Plan(
         (
             Item("bucket", "one for all runs"), Item("role", "one for the run, one for the schedule"),
@@ -211,10 +167,16 @@ def plan(made: Launch, options: Options, price: Price, expected_hours: float | N
             Item(
                 "transform-job", job.name, price, job.request["TransformResources"]["InstanceCount"],
                 options.max_hours + late_s / 3600, expected_hours,
-                f"the schedule, at {at} UTC, and {late_s} s to be called and to stop",
+                f"the schedule, {options.max_hours:g} h after it is made, and {late_s} s to be called and to stop",
             ),
         )
     )  # fmt: skip
+
+
+def unpaid_names(made: Launch) -> dict[str, str]:
+    """What an attempt that was refused at its last request has left, by kind: the next one has its number."""
+    stop, model, _ = made.calls
+    return {"schedule": stop.name, "model": model.name}
 
 
 def attempts_of(account: Account, run: Run) -> int:
@@ -281,17 +243,6 @@ def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers
         listing = ", ".join(f"{name} {answered[name]:,} of {asked[name]:,}" for name in wrong[:3])
         raise AwsError(f"not every line has an answer: {listing}", f"what there is lies in {folder}, and in {address}")
     return Answers(written, sum(answered.values()), errors)
-
-
-def _checked_archive(path: Path) -> Path:
-    try:
-        with tarfile.open(path) as packed:
-            good = any(member.name.removeprefix("./") == PROPERTIES for member in packed)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ArtifactError(f"{path} is no model.tar.gz: {error}", "neuron-sum package ARTIFACT makes one") from error
-    if not good:
-        raise ArtifactError(f"{path} holds no {PROPERTIES}", "neuron-sum package ARTIFACT makes one that does")
-    return path
 
 
 def _errors(lines: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from sagemaker_jobs.options import (
     DetachOption,
     EveryOption,
     ExpectedOption,
+    ExpiryRoleOption,
     GroupOption,
     HoursOption,
     IsolatedOption,
@@ -43,6 +44,7 @@ def batch(
     max_usd: CapOption = None,
     bucket: BucketOption = None,
     role: RoleOption = None,
+    expiry_role: ExpiryRoleOption = None,
     image: Annotated[str | None, typer.Option(help="Default: the newest that `aws image` built.")] = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
@@ -59,39 +61,58 @@ def batch(
     from datetime import datetime, timezone
 
     from sagemaker_jobs import batch as batches
-    from sagemaker_jobs import batch_texts, following, live_prices, registry, terminal
-    from sagemaker_jobs.names import Run
+    from sagemaker_jobs import batch_texts, endpoint_sources, following, live_prices, registry, terminal, undoing
+    from sagemaker_jobs.account import Refused
+    from sagemaker_jobs.ledger import Ledger
+    from sagemaker_jobs.names import Run, new_run
 
     options = batches.Options(
-        instance, instances, max_hours, bucket, role, isolation_of(kms_key, subnet, security_group, network_isolation)
+        instance,
+        instances,
+        max_hours,
+        bucket,
+        role,
+        isolation_of(kms_key, subnet, security_group, network_isolation),
+        expiry_role,
     )
     account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account)
+    number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account, where)
     asked = None if dry_run else account
     anywhere = batches.place_for(Run(source, ""), options, number, where, partition)
     found = batch_texts.find_texts(texts, asked, anywhere)
-    packaged = batches.find_model(source, asked, anywhere, options.target)
-    run = packaged.run
+    model = endpoint_sources.find_source(source, asked, anywhere)
+    target = batches.image_target(model, instance)
+    run = model.run or new_run("batch")
+    attempt = 1 if asked is None or model.run is None else batches.attempts_of(asked, run) + 1
     if image is None:
         image = (
-            registry.newest_image(asked, options.target)
+            registry.newest_image(asked, target)
             if asked is not None
-            else registry.image_uri(number, where, f"{options.target}-newest")
+            else registry.image_uri(number, where, f"{target}-newest")
         )
-    folder = output or Path(run.name("batch", packaged.attempt).removeprefix("neuron-sum-"))
+    folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} is there and not empty", "--output FOLDER for the answers")
     launch = batches.launch(
-        packaged, found, options, image, batches.place_for(run, options, number, where, partition),
+        run, attempt, model, found, options, image, batches.place_for(run, options, number, where, partition),
         datetime.now(timezone.utc), partition,
     )  # fmt: skip
     price = live_prices.price_of(instance, live_prices.TRANSFORM, None if offline else account)
     priced = batches.plan(launch, options, price, expected_hours)
     job = launch.calls[-1]
     address = job.request["TransformOutput"]["S3OutputPath"]
+    kept_roles: set[str] = set()
+    if asked is not None and model.run is not None:
+        undoing.clear_leftovers(asked, Ledger(number, where), run, batches.unpaid_names(launch), console.note)
+        kept_roles = undoing.roles_there(asked, run)
     with terminal.stopping_leaves(run.id, job.name, where):
-        ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        try:
+            ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        except Refused as refused:
+            if account is not None:
+                undoing.undo(account, launch, refused, keep=kept_roles, every_s=every)
+            raise
         if ledger is None or account is None:
             return
         console.note(f"started {job.name}; the ledger is {ledger.path}")

@@ -6,13 +6,13 @@ from neuron_sum.errors import AwsError
 from sagemaker_jobs import endpoint_requests
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.requests import Isolation, Place, Request, has_local_disks, run_prefix
-from sagemaker_jobs.schedule_requests import create_one_off
+from sagemaker_jobs.schedule_requests import create_ending
 
 JSON_LINES = "application/jsonlines"
 OUT = ".out"
 """What SageMaker adds to an input's name for its output's."""
 
-STOP_TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:stopTransformJob"
+STOP_TARGET = "sagemaker:stopTransformJob"
 
 MAX_PAYLOAD_MB = 6
 """For one record; what an artifact is served with takes as much (serve.max_body_bytes)."""
@@ -111,11 +111,11 @@ def create_stop(run: Run, *, at: datetime, role_arn: str, attempt: int = 1) -> R
 
     Args:
         run: Whose job it is.
-        at: When, with its time zone.
+        at: When first, with its time zone.
         role_arn: What may stop that job, for the scheduler.
         attempt: From 1.
     """
-    return create_one_off(
+    return create_ending(
         run.name("batch-expiry", attempt), at=at, role_arn=role_arn, target=STOP_TARGET,
         given={"TransformJobName": run.name("batch", attempt)},
     )  # fmt: skip

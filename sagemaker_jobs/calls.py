@@ -1,5 +1,6 @@
 """One request that makes something, and its making: intent and outcome in the ledger."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Call:
         request: Its arguments.
         kind: What it makes, for the ledger; None for what only sets something.
         name: AWS's name for that.
+        late: Gives what of the request depends on the time at which it is sent, hours of uploads after it was written.
     """
 
     service: str
@@ -31,6 +33,17 @@ class Call:
     request: Request
     kind: str | None = None
     name: str = ""
+    late: Callable[[], Request] | None = None
+
+    def send(self, account: Account) -> None:
+        """Sends it; `request` then is what was sent.
+
+        Raises:
+            AwsError: If AWS refuses, or cannot be reached.
+        """
+        if self.late is not None:
+            self.request.update(self.late())
+        account.call(self.service, self.operation, **self.request)
 
     def as_dict(self) -> dict[str, Any]:
         """For --dry-run."""
@@ -46,12 +59,12 @@ def create(account: Account, ledger: Ledger, call: Call, run: Run) -> None:
         AwsError: If AWS refuses, which is noted; or no answer came, and the intent stands.
     """
     if call.kind is None:
-        account.call(call.service, call.operation, **call.request)
+        call.send(account)
         return
     try:
         with ledger.creating(call.kind, call.name, run.id):
             try:
-                account.call(call.service, call.operation, **call.request)
+                call.send(account)
             except Refused as refused:
                 if not refused.taken:
                     raise

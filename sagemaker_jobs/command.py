@@ -248,7 +248,7 @@ def iam(
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
-    name, partition = bucket or bucket_name(number, where), terminal.partition_of(account)
+    name, partition = bucket or bucket_name(number, where), terminal.partition_of(account, where)
     made = {
         "roles": role_policies(number, where, name, isolation=isolation, partition=partition),
         "caller": caller_policy(number, where, name, kms_key=kms_key, role_arn=role, partition=partition),

@@ -1,8 +1,9 @@
 """An endpoint as a list of calls: roles, then the schedule that ends it, then model, configuration and endpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs import endpoint_requests, iam
@@ -17,7 +18,8 @@ from sagemaker_jobs.launch import (
     role_calls,
 )
 from sagemaker_jobs.names import Run, role_path
-from sagemaker_jobs.requests import Isolation, Place, Request, run_prefix
+from sagemaker_jobs.requests import Isolation, Request, run_prefix
+from sagemaker_jobs.schedule_requests import time_of, times_after
 
 ENDPOINT_POLICY = "endpoint"
 """Beside a role's other policy, for a run's jobs and its endpoint may have the same role."""
@@ -36,6 +38,7 @@ class Hosting:
         bucket: The caller's own; None: one is made.
         role_arn: The caller's own; None: one is made.
         isolation: Encryption and network.
+        expiry_role_arn: The caller's own, for the scheduler; None: one is made.
     """
 
     instance: str
@@ -46,6 +49,7 @@ class Hosting:
     bucket: str | None = None
     role_arn: str | None = None
     isolation: Isolation = field(default_factory=Isolation)
+    expiry_role_arn: str | None = None
 
     def check(self) -> None:
         """Refuses what cannot be meant.
@@ -81,7 +85,7 @@ def launch(
         image: Its full name.
         number: The account's twelve digits.
         region: Where.
-        now: Its life is counted from here, though it begins later.
+        now: For a dry run; its life is counted from when the schedule is sent.
         multi_model: Whether a request names the model that it is for.
         partition: Of ARNs.
 
@@ -92,7 +96,7 @@ def launch(
     place = place_of(
         run, number, region, bucket=hosting.bucket, role_arn=hosting.role_arn, partition=partition
     )  # fmt: skip
-    addresses = [address_of(source, place) for source in sources]
+    addresses = [source.address_in(place) for source in sources]
     copies: tuple[Copy, ...] = ()
     [*_, data] = addresses
     if multi_model:
@@ -103,12 +107,19 @@ def launch(
         data = f"s3://{place.bucket}/{models_prefix(run)}"
     roles: tuple[Call, ...] = ()
     if hosting.role_arn is None:
-        policy = iam.endpoint_policy(run, number, region, [data], isolation=hosting.isolation, partition=partition)
+        policy = iam.endpoint_policy(
+            run, number, region, [data], image=image, isolation=hosting.isolation, partition=partition
+        )
         roles = role_calls(run, region, iam.trust_policy(number), policy, policy_name=ENDPOINT_POLICY)
     calls: list[Call] = []
     if hosting.hours is not None:
-        expiring = expiry(run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition)
-        roles, calls = (*roles, *expiring.role_calls), [expiring.schedule]
+        expiring = expiry(
+            run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition,
+            role_arn=hosting.expiry_role_arn,
+        )  # fmt: skip
+        # An upload may take longer than the life that is asked for, which begins when nothing but calls is left.
+        schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
+        roles, calls = (*roles, *expiring.role_calls), [schedule]
     model = endpoint_requests.create_model(
         run, place, image=image, model_data=data, environment={}, isolation=hosting.isolation, multi_model=multi_model
     )
@@ -132,7 +143,7 @@ class Expiry:
     """What ends an endpoint.
 
     Attributes:
-        role_calls: That make the role with which the scheduler does it.
+        role_calls: That make the role with which the scheduler does it; none for the caller's own.
         schedule: The call that makes the schedule.
     """
 
@@ -140,7 +151,9 @@ class Expiry:
     schedule: Call
 
 
-def expiry(run: Run, number: str, region: str, *, at: datetime, partition: str = "aws") -> Expiry:
+def expiry(
+    run: Run, number: str, region: str, *, at: datetime, partition: str = "aws", role_arn: str | None = None
+) -> Expiry:  # fmt: skip
     """The end of a run's endpoint.
 
     Args:
@@ -149,15 +162,22 @@ def expiry(run: Run, number: str, region: str, *, at: datetime, partition: str =
         region: Where.
         at: When, with its time zone.
         partition: Of ARNs.
+        role_arn: The caller's own, for the scheduler; None: one is made.
     """
     kind = "expiry-role"
-    arn = f"arn:{partition}:iam::{number}:role{role_path(region)}{run.name(kind)}"
+    arn = role_arn or f"arn:{partition}:iam::{number}:role{role_path(region)}{run.name(kind)}"
     policy = iam.expiry_policy(run, number, region, partition=partition)
     request = endpoint_requests.create_expiry(run, at=at, role_arn=arn)
     return Expiry(
-        role_calls(run, region, iam.scheduler_trust(number), policy, kind),
+        () if role_arn else role_calls(run, region, iam.scheduler_trust(number), policy, kind),
         Call("scheduler", "create_schedule", request, "schedule", run.name("expiry")),
     )
+
+
+def unpaid_names(run: Run) -> dict[str, str]:
+    """What an expired endpoint leaves, by kind: the schedule ends the endpoint alone."""
+    return {"scaling-target": endpoint_requests.scaling_target(run), "endpoint-config": run.name("config"),
+            "model": run.name("model"), "schedule": run.name("expiry")}  # fmt: skip
 
 
 def requests_of(made: Launch) -> dict[str, Request]:
@@ -165,13 +185,10 @@ def requests_of(made: Launch) -> dict[str, Request]:
     return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}
 
 
-def address_of(source: Source, place: Place) -> str:
-    """Where in S3 a source lies, once it is uploaded."""
-    if source.channel is not None:
-        [name] = source.channel.files
-        return place.inputs(source.channel.name, source.channel.digest) + name
-    assert source.address is not None  # a source is one or the other
-    return source.address
+def end_of(made: Launch) -> datetime | None:
+    """When AWS ends a launch's endpoint (UTC), once that is sent; None: nothing does."""
+    requests = requests_of(made)
+    return time_of(requests["schedule"]) if "schedule" in requests else None
 
 
 def _scaling_calls(run: Run, hosting: Hosting) -> tuple[Call, ...]:

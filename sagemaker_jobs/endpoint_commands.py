@@ -15,6 +15,7 @@ from sagemaker_jobs.options import (
     CapOption,
     DetachOption,
     EveryOption,
+    ExpiryRoleOption,
     GroupOption,
     IsolatedOption,
     KeyOption,
@@ -66,6 +67,7 @@ def deploy(
     max_usd: CapOption = None,
     bucket: BucketOption = None,
     role: RoleOption = None,
+    expiry_role: ExpiryRoleOption = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
     security_group: GroupOption = None,
@@ -85,10 +87,11 @@ def deploy(
         pricing,
         registry,
         terminal,
+        undoing,
     )
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import bucket_name, new_run
-    from sagemaker_jobs.schedule_requests import time_of
+    from sagemaker_jobs.requests import Place
 
     _check_life(keep, hours, max_usd)
     if detach and max_instances is not None:
@@ -97,14 +100,15 @@ def deploy(
         raise AwsError(f"{len(sources)} models for one endpoint", "--multi-model, or a deploy for each")
     hosting = endpoint.Hosting(
         instance, instances, None if keep else hours or HOURS, max_instances, invocations_per_instance, bucket, role,
-        isolation_of(kms_key, subnet, security_group, network_isolation),
+        isolation_of(kms_key, subnet, security_group, network_isolation), expiry_role,
     )  # fmt: skip
     hosting.check()
     account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
     where = account.region if account is not None else region or terminal.DEFAULT_REGION
     number = terminal.number_of(account, dry_run=dry_run)
     asked = None if dry_run and number == pricing.ANY_ACCOUNT else account
-    found = [endpoint_sources.find_source(text, asked, bucket or bucket_name(number, where)) for text in sources]
+    anywhere = Place(number, where, bucket or bucket_name(number, where), role or "")
+    found = [endpoint_sources.find_source(text, asked, anywhere) for text in sources]
     targets = {endpoint_sources.image_target(source, instance, image) for source in found}
     if multi_model:
         _check_several(found, targets)
@@ -118,21 +122,21 @@ def deploy(
                 f"neuron-sum aws extend {run.id} --hours 2 prolongs it, neuron-sum aws down {run.id} ends it",
             )
         if not dry_run:
-            endpoint_life.clear_leftovers(asked, Ledger(number, where), run, console.note)
-            kept_roles = endpoint_life.roles_there(asked, run)
+            undoing.clear_leftovers(asked, Ledger(number, where), run, endpoint.unpaid_names(run), console.note)
+            kept_roles = undoing.roles_there(asked, run)
     made = endpoint.launch(
         run, found, hosting, name, number, where, now=datetime.now(timezone.utc), multi_model=multi_model,
-        partition=terminal.partition_of(account),
+        partition=terminal.partition_of(account, where),
     )  # fmt: skip
     requests = endpoint.requests_of(made)
     priced = pricing.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
     assert item.price is not None  # an endpoint has one
-    ends = time_of(requests["schedule"]) if "schedule" in requests else None
-    with _undone(account, made, kept_roles, every, ends):
+    with _undone(account, made, kept_roles, every):
         ledger = terminal.begin(made, priced, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return
+        ends = endpoint.end_of(made)
         console.note(f"started {item.name}; it ends {endpoint_life.told(ends)}; the ledger is {ledger.path}")
         if not detach:
             endpoint_life.wait(
@@ -163,6 +167,7 @@ def deploy(
 def extend(
     run: EndpointArgument,
     hours: Annotated[float, typer.Option(min=0.01, help="From now on.")],
+    expiry_role: ExpiryRoleOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
@@ -174,11 +179,16 @@ def extend(
     from sagemaker_jobs.endpoint_requests import create_expiry
     from sagemaker_jobs.ledger import Ledger
     from sagemaker_jobs.names import Run, run_of
+    from sagemaker_jobs.schedule_requests import LATE_S
 
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, pricing.ANY_ACCOUNT, region or terminal.DEFAULT_REGION, at=ends).schedule
+        where = region or terminal.DEFAULT_REGION
+        guess = endpoint.expiry(
+            which, pricing.ANY_ACCOUNT, where, at=ends, partition=terminal.partition_of(None, where),
+            role_arn=expiry_role,
+        ).schedule  # fmt: skip
         shown = [Call("scheduler", "update_schedule", guess.request).as_dict()]
         console.emit({"run": which.id, "requests": shown}, terminal.as_json(shown))
         return
@@ -190,14 +200,19 @@ def extend(
     instance, most = endpoint_life.most_instances(account, found)
     price = live_prices.price_of(instance, live_prices.HOSTING, None if offline else account)
     item = plan.Item(
-        "endpoint", found.name, price, most, hours, hours, f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC"
-    )
+        "endpoint", found.name, price, most, hours + LATE_S / 3600, hours,
+        f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC, and {LATE_S} s until it calls",
+    )  # fmt: skip
     priced = plan.Plan((item,))
     made: tuple[Call, ...]
     if before is not None:
-        made = (Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=before[1])),)
+        made = (
+            Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=expiry_role or before[1])),
+        )
     else:
-        made_first = endpoint.expiry(found.run, account.id, account.region, at=ends, partition=account.partition)
+        made_first = endpoint.expiry(
+            found.run, account.id, account.region, at=ends, partition=account.partition, role_arn=expiry_role
+        )
         made = (*made_first.role_calls, made_first.schedule)
     shown = [call.as_dict() for call in made]
     if dry_run:
@@ -273,17 +288,17 @@ def invoke(
 
 @contextmanager
 def _undone(
-    account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float, ends: datetime | None
-) -> Iterator[None]:
+    account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float
+) -> Iterator[None]:  # fmt: skip
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
-    from sagemaker_jobs import endpoint_life, terminal
+    from sagemaker_jobs import endpoint, endpoint_life, terminal, undoing
     from sagemaker_jobs.account import Refused
-    from sagemaker_jobs.ledger import Ledger
 
     run, where, name = made.run, made.place.region, made.run.name("endpoint")
     try:
         yield
     except KeyboardInterrupt:
+        ends = endpoint.end_of(made)
         until = "nothing ends it but you" if ends is None else f"AWS deletes it {endpoint_life.told(ends)}"
         raise Interrupted(
             f"left {name} as it is; if it was started, it is paid, and {until}",
@@ -291,15 +306,7 @@ def _undone(
         ) from None
     except (Refused, endpoint_life.EndpointFailed) as error:
         if account is not None:
-            console.note(f"{error.message}: rolling back")
-            ledger = Ledger(made.place.account, where)
-            try:
-                endpoint_life.roll_back(account, ledger, run, console.note, keep=kept_roles, every_s=every_s)
-            except AwsError as left:
-                error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
-                terminal.tell_down(error, run.id, where)
-            else:
-                error.hint = f"{error.hint} (all is rolled back)"
+            undoing.undo(account, made, error, keep=kept_roles, every_s=every_s)
         raise
     except AwsError as error:
         terminal.tell_down(error, run.id, where)

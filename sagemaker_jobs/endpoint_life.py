@@ -1,4 +1,4 @@
-"""An endpoint from its making to its end: until it answers, its expiry, and the way back if it fails."""
+"""An endpoint from its making to its end: until it answers, and its expiry."""
 
 import io
 import time
@@ -15,16 +15,13 @@ from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.endpoint_requests import SCALING, VARIANT, scaling_target
 from sagemaker_jobs.following import Log
 from sagemaker_jobs.iam import ENDPOINT_LOGS
-from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
-from sagemaker_jobs.resources import KINDS, hours_since
+from sagemaker_jobs.resources import hours_since
 from sagemaker_jobs.schedule_requests import time_of
 
 IN_SERVICE = "InService"
 ANSWERS = (IN_SERVICE, "Updating", "SystemUpdating", "RollingBack")
 FAILED = ("Failed", "OutOfService")
-PARTS = ("scaling-target", "endpoint", "endpoint-config", "model", "schedule", "role")
-"""Kinds of what a deploy makes."""
 
 
 class EndpointFailed(AwsError):
@@ -148,60 +145,6 @@ def _failure(name: str, found: dict[str, Any], lines: list[str]) -> EndpointFail
     known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
     hint = told[-1].cause.remedy if told else f"aws logs tail {ENDPOINT_LOGS}/{name}"
     return EndpointFailed(f"{name} failed: {reason}{known}", hint)
-
-
-def roll_back(
-    account: Account, ledger: Ledger, run: Run, say: Callable[[str], None], *, keep: set[str], every_s: float
-) -> None:
-    """Removes what a deploy has made, in the order of `down`; the schedule not before the endpoint is gone.
-
-    Args:
-        account: Where.
-        ledger: Tells what was made.
-        run: Whose.
-        say: Is told each step.
-        keep: Roles that were there before.
-        every_s: How often to look whether the endpoint is gone.
-
-    Raises:
-        AwsError: If AWS refuses, or cannot be reached.
-    """
-    made = [entry for entry in ledger.open(run.id) if entry.kind in PARTS and entry.name not in keep]
-    for kind in KINDS:
-        for entry in [entry for entry in made if entry.kind == kind.name]:
-            say(f"removing {kind.name} {entry.name}")
-            kind.end(account, entry.name)
-            while kind.seen(account, entry.name, run.id) is not None:
-                time.sleep(every_s)
-                kind.end(account, entry.name)
-            ledger.note("gone", kind.name, entry.name, run.id)
-
-
-def clear_leftovers(account: Account, ledger: Ledger, run: Run, say: Callable[[str], None]) -> None:
-    """Removes what an expired endpoint of the run has left: the schedule ends the endpoint alone.
-
-    Raises:
-        AwsError: If AWS refuses, or cannot be reached.
-    """
-    names = {"scaling-target": scaling_target(run), "endpoint-config": run.name("config"), "model": run.name("model"),
-             "schedule": run.name("expiry")}  # fmt: skip
-    for kind in KINDS:
-        name = names.get(kind.name)
-        if name is not None and kind.seen(account, name, run.id) is not None:
-            say(f"removing {kind.name} {name} of the run's last endpoint")
-            kind.end(account, name)
-            ledger.note("gone", kind.name, name, run.id)
-
-
-def roles_there(account: Account, run: Run) -> set[str]:
-    """Which of a run's roles there are: a roll-back leaves them to the run's jobs.
-
-    Raises:
-        AwsError: If AWS cannot be asked.
-    """
-    [role] = [kind for kind in KINDS if kind.name == "role"]
-    names = (run.name("role"), run.name("expiry-role"))
-    return {name for name in names if role.seen(account, name, run.id) is not None}
 
 
 def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:

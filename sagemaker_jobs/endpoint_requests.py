@@ -5,12 +5,16 @@ from datetime import datetime
 
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.requests import Isolation, Place, Request, has_local_disks
-from sagemaker_jobs.schedule_requests import create_one_off
+from sagemaker_jobs.schedule_requests import create_ending
 
 VARIANT = "main"
 """An endpoint of ours has one."""
 
-EXPIRY_TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
+EXPIRY_TARGET = "sagemaker:deleteEndpoint"
+
+NEURON_HOST = "al2-ami-sagemaker-inference-neuron-2"
+"""The host's image for ml.inf2.*, with version 2.19 of the Neuron driver: SageMaker's default may have an older one
+than the runtime in the container needs, and the driver cannot come in the container."""
 
 START_TIMEOUT_S = 1800
 """Each for download and start-up: a compiled model is several GB, and takes minutes to come onto NeuronCores;
@@ -62,8 +66,7 @@ def create_endpoint_config(
 ) -> Request:  # fmt: skip
     """CreateEndpointConfig, with the time that a compiled model takes to come up.
 
-    An endpoint that is still being made cannot be deleted, and nobody has written down whether the scheduler tries
-    again then: so it has come up, or failed, before half of its life is over.
+    An endpoint that is still being made cannot be deleted: it has come up, or failed, before half of its life is over.
 
     Args:
         run: Whose it is.
@@ -86,6 +89,7 @@ def create_endpoint_config(
                 "InitialVariantWeight": 1.0,
                 "ModelDataDownloadTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
                 "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+                **({"InferenceAmiVersion": NEURON_HOST} if instance.startswith("ml.inf2.") else {}),
             }
         ],
         "Tags": run.tags,
@@ -103,10 +107,10 @@ def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
 
     Args:
         run: Whose endpoint ends.
-        at: When, with its time zone.
+        at: When first, with its time zone.
         role_arn: What may delete that endpoint, for the scheduler.
     """
-    return create_one_off(
+    return create_ending(
         run.name("expiry"), at=at, role_arn=role_arn, target=EXPIRY_TARGET,
         given={"EndpointName": run.name("endpoint")},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What an endpoint serves: a run's compile job, an archive in S3 or a model.tar.gz of this disk; and where it fits."""
+"""What is served: a run's compile job, an archive in S3 or a model.tar.gz of this disk; and where it fits."""
 
 import gzip
 import json
@@ -11,11 +11,11 @@ from typing import IO, Any
 
 from neuron_sum import console
 from neuron_sum.errors import ArtifactError, AwsError
-from sagemaker_jobs import registry
+from sagemaker_jobs import compiling, registry, training
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.inputs import Channel
-from sagemaker_jobs.names import RECIPE_TAG, Run
-from sagemaker_jobs.requests import run_prefix
+from sagemaker_jobs.names import Run
+from sagemaker_jobs.requests import Place
 
 ARCHIVE = ".tar.gz"
 ARCHIVES = "archives"
@@ -52,17 +52,25 @@ class Source:
     channel: Channel | None = None
     run: Run | None = None
 
+    def address_in(self, place: Place) -> str:
+        """Where in S3 it lies, once it is uploaded."""
+        if self.channel is not None:
+            [name] = self.channel.files
+            return place.inputs(self.channel.name, self.channel.digest) + name
+        assert self.address is not None  # a source is one or the other
+        return self.address
 
-def find_source(text: str, account: Account | None, bucket: str) -> Source:
+
+def find_source(text: str, account: Account | None, place: Place) -> Source:
     """What SOURCE means: s3://BUCKET/KEY, a file, or a run; NAME=SOURCE gives it a name.
 
     Args:
         text: As given.
         account: None in a dry run that asks nothing: a run's archive is then shown where it would be.
-        bucket: Of jobs, for that.
+        place: Of jobs, for that.
 
     Raises:
-        AwsError: If it is none of them, or the run has nothing compiled.
+        AwsError: If it is none of them, there is no such run, or it has nothing compiled.
         ArtifactError: If the file is no archive of `neuron-sum package`.
     """
     named = NAMED.fullmatch(text) if not text.startswith("s3://") and not Path(text).exists() else None
@@ -84,10 +92,13 @@ def find_source(text: str, account: Account | None, bucket: str) -> Source:
         raise AwsError(f"{path} is not there", "a model.tar.gz of `neuron-sum package`, s3://…, or a RUN")
     if account is None:
         run = Run(given, given)
-        console.note(f"AWS is not asked what {given} compiled: its address is a guess")
-        output = f"s3://{bucket}/{run_prefix(run)}output/{run.name('compile')}/output"
+        console.note(f"a real start asks AWS what {given} compiled; shown is where a first compile puts it")
+        output = f"{place.output(run, 'compile')}/{run.name('compile')}/output"
         return Source(name or given, None, f"{output}/model{ARCHIVE}", run=run)
-    return _compiled(given, account, name)
+    run = training.find_run(account, given)
+    job = training.Described(compiling.newest(account, run, "compile"))
+    target = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
+    return Source(name or given, target, job.model, run=run)
 
 
 def target_of(archive: Path) -> str:
@@ -137,37 +148,13 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
     needs = "inf2" if registry.ENDED in (source.target, image) else source.target or offers
     if needs != offers:
         fitting = {"cpu": "--instance ml.c7i.4xlarge", "inf2": "--instance ml.inf2.xlarge"}.get(needs)
-        compiled = f"neuron-sum compile RUN --target {offers}, for this instance"
+        made = "compile RUN" if source.run is None else f"aws compile {source.run.id}"
+        compiled = f"neuron-sum {made} --target {offers}, for this instance"
         raise AwsError(
             f"{source.name} was compiled for {needs}, and {instance} is for {offers}",
             f"{fitting}; or {compiled}" if fitting else compiled,
         )
     return registry.ENDED if image == registry.ENDED else offers
-
-
-def _compiled(run_id: str, account: Account, name: str | None) -> Source:
-    """What a run's newest compile job made."""
-    begins = Run(run_id, "").name("compile")
-    listing = account.pages(
-        "sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=begins, StatusEquals="Completed",
-        SortBy="CreationTime", SortOrder="Descending",
-    )  # fmt: skip
-    summary = next(
-        (job for job in listing if re.fullmatch(rf"{re.escape(begins)}(-\d+)?", job["TrainingJobName"])), None
-    )
-    if summary is None:
-        raise AwsError(
-            f"{run_id} is no file, and no run with a completed compile job in {account.region}",
-            f"neuron-sum aws compile {run_id} --target inf2; or s3://…/model.tar.gz, or a model.tar.gz of this disk",
-        )
-    job = account.call("sagemaker", "describe_training_job", TrainingJobName=summary["TrainingJobName"])
-    arguments = job["AlgorithmSpecification"].get("ContainerArguments") or []
-    target = arguments[arguments.index("--target") + 1] if "--target" in arguments else None
-    found = account.call("sagemaker", "list_tags", ResourceArn=job["TrainingJobArn"])["Tags"]
-    recipe = next((tag["Value"] for tag in found if tag["Key"] == RECIPE_TAG), run_id)
-    return Source(
-        name or run_id, target, job["ModelArtifacts"]["S3ModelArtifacts"], run=Run(run_id, recipe)
-    )  # fmt: skip
 
 
 def _check_there(account: Account, address: str) -> None:

@@ -184,8 +184,8 @@ def key_arn(key: str, account: str, region: str, partition: str) -> str:
 
 
 def endpoint_policy(
-    run: Run, account: str, region: str, data: Sequence[str], *, isolation: Isolation | None = None,
-    partition: str = "aws",
+    run: Run, account: str, region: str, data: Sequence[str], *, image: str | None = None,
+    isolation: Isolation | None = None, partition: str = "aws",
 ) -> Policy:  # fmt: skip
     """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
 
@@ -194,11 +194,12 @@ def endpoint_policy(
         account: Twelve digits.
         region: Where it runs.
         data: S3 addresses of what it serves; one that ends in / is a prefix.
+        image: What it runs in; None: one of ours.
         isolation: A key and a VPC need more.
         partition: Of ARNs.
     """
-    job = job_policy(account, region, "", run=run, isolation=isolation, partition=partition)
-    shared = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image", "Key", "Network")]
+    job = job_policy(account, region, "", run=run, partition=partition)
+    pulling = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image")]
     objects = [f"arn:{partition}:s3:::{place.removeprefix('s3://')}" for place in data]
     buckets = sorted({place.removeprefix("s3://").partition("/")[0] for place in data})
     logs = f"arn:{partition}:logs:{region}:{account}:log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}"
@@ -213,7 +214,8 @@ def endpoint_policy(
             "EndedContainer", list(PULL_ACTIONS),
             [f"arn:{partition}:ecr:{region}:{registry}:repository/{name}" for name in sorted(ended)],
         ),
-        *shared,
+        *pulling,
+        *extra_statements(account, region, isolation or Isolation(), image=image, partition=partition),
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def image(
             return
         archive = images.archived(found, Path(scratch) / images.ARCHIVE)
         run = new_run(f"image-{target}")
-        launch = images.launch(run, options, found, archive, number, where, terminal.partition_of(account))
+        launch = images.launch(run, options, found, archive, number, where, terminal.partition_of(account, where))
         priced = planning.build_plan(launch.calls[1].request, where)
         with terminal.stopping_leaves(run.id, launch.calls[1].name, where):
             ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)

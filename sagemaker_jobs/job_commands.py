@@ -89,7 +89,7 @@ def train(
         channels = inputs.channels(resolved, Path(scratch), wheels, isolation)
         launch = training.launch(
             run, resolved, options, channels, number, where, attempt=attempt,
-            partition=terminal.partition_of(account),
+            partition=terminal.partition_of(account, where),
         )  # fmt: skip
         _send_and_follow(
             launch, account, where, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
@@ -154,7 +154,7 @@ def compile_run(
         launch = training.job_launch(
             found.run, "compile", requests.compile_arguments(target, changes), options,
             [*found.channels, *inputs.code_channels(wheels)], number, where, addresses=found.addresses,
-            attempt=found.attempt, partition=terminal.partition_of(account),
+            attempt=found.attempt, partition=terminal.partition_of(account, where),
         )  # fmt: skip
         run = found.run.id
         _send_and_follow(

@@ -51,7 +51,7 @@ def models(
         there = _there(account, bucket, prefix)
     if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in there]:
         raise AwsError(f"{which.id} has no model {missing[0]}", f"it has {', '.join(there) or 'none'}")
-    sources = [endpoint_sources.find_source(text, account, place.bucket) for text in add or []]
+    sources = [endpoint_sources.find_source(text, account, place) for text in add or []]
     for source in sources:
         endpoint_sources.image_target(source, "ml.c7i.4xlarge", None)
         if source.name in there or [each.name for each in sources].count(source.name) > 1:
@@ -59,7 +59,7 @@ def models(
                 f"{which.id} has a model {source.name} already; what is loaded under a name may stay so",
                 f"{source.name}-2=SOURCE gives it another name",
             )
-    copies = tuple(Copy(endpoint.address_of(source, place), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
+    copies = tuple(Copy(source.address_in(place), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
     channels = tuple(source.channel for source in sources if source.channel is not None)
     owner = {"ExpectedBucketOwner": place.account}
     deletes = tuple(

@@ -34,6 +34,13 @@ ProjectionOption = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask AWS nothing; prices from the shipped table.")]
 BucketOption = Annotated[str | None, typer.Option(help="Yours, in that region. Default: one is made.")]
 RoleOption = Annotated[str | None, typer.Option(help="The ARN of a role of yours. Default: one is made for the run.")]
+ExpiryRoleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expiry-role",
+        help="The ARN of a role of yours with which AWS's scheduler ends it. Default: one is made for the run.",
+    ),
+]
 ImageOption = Annotated[str | None, typer.Option(help="Default: AWS's own, of the platform's row.")]
 KeyOption = Annotated[str | None, typer.Option(help="The ARN of a KMS key for inputs, outputs and volumes.")]
 SubnetOption = Annotated[list[str] | None, typer.Option(help="Of a VPC; may be repeated.")]

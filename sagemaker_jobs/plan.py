@@ -20,6 +20,7 @@ from sagemaker_jobs.published import (
     forgotten_overnight,
 )
 from sagemaker_jobs.requests import STOP_GRACE_S, Request
+from sagemaker_jobs.schedule_requests import LATE_S
 
 BESIDE = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
 """GPUs and a CPU that a job's hours are compared with."""
@@ -210,8 +211,8 @@ def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> 
     if "scaling-target" in requests:
         instances = max(instances, requests["scaling-target"]["MaxCapacity"])
     if "schedule" in requests:
-        until = f"the schedule, at {requests['schedule']['ScheduleExpression'][3:-1]} UTC"
-        endpoint = Item("endpoint", name, price, instances, hours, hours, until)
+        until = f"the schedule, {hours:g} h after it is made, and {LATE_S} s until it calls"
+        endpoint = Item("endpoint", name, price, instances, hours + LATE_S / 3600, hours, until)
     else:
         endpoint = Item("endpoint", name, price, instances, bounded_by="you, with aws down", unbounded=True)
     return [

@@ -16,9 +16,13 @@ def needed(calls: Iterable[Call]) -> dict[str, int]:
     Args:
         calls: Of a launch; what runs on no instance is passed over.
     """
+    sent = list(calls)
+    most = max(
+        (call.request["MaxCapacity"] for call in sent if call.operation == "register_scalable_target"), default=0
+    )
     counts: dict[str, int] = {}
-    for call in calls:
-        for name, count in _instances(call):
+    for call in sent:
+        for name, count in _instances(call, most):
             counts[name] = counts.get(name, 0) + count
     return counts
 
@@ -81,7 +85,8 @@ class TooSmall(AwsError):
         )
 
 
-def _instances(call: Call) -> Iterator[tuple[str, int]]:
+def _instances(call: Call, most: int) -> Iterator[tuple[str, int]]:
+    """What one call asks for; an endpoint of ours has one variant, which autoscaling may make as many as `most`."""
     request = call.request
     if call.operation == "create_training_job":
         resources = request["ResourceConfig"]
@@ -92,4 +97,4 @@ def _instances(call: Call) -> Iterator[tuple[str, int]]:
         yield f"{resources['InstanceType']} for transform job usage", resources["InstanceCount"]
     elif call.operation == "create_endpoint_config":
         for variant in request["ProductionVariants"]:
-            yield f"{variant['InstanceType']} for endpoint usage", variant["InitialInstanceCount"]
+            yield f"{variant['InstanceType']} for endpoint usage", max(variant["InitialInstanceCount"], most)

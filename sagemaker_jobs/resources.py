@@ -12,6 +12,7 @@ from neuron_sum.errors import PlatformError
 from neuron_sum.prices import find_price
 from sagemaker_jobs.account import Account, Refused, Unreached
 from sagemaker_jobs.names import PREFIX, RUN_TAG, role_path, run_of
+from sagemaker_jobs.schedule_requests import time_of
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
 """Of Application Auto Scaling, for an endpoint's variant."""
@@ -189,7 +190,7 @@ def _expiry(account: Account, endpoint: str) -> str | None:
         schedule = account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry")
     except (Refused, Unreached):  # the schedules' own listing tells it: an endpoint is ended without knowing this
         return None
-    return str(schedule["ScheduleExpression"])[3:-1] + "Z"
+    return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
@@ -205,7 +206,7 @@ def _schedule_seen(account: Account, name: str, run: str) -> Found | None:
             raise
         return None
     return Found("schedule", name, run, schedule["State"].lower(), hours_since(schedule["CreationDate"]),
-                 ends=schedule["ScheduleExpression"][3:-1] + "Z")  # fmt: skip
+                 ends=f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
 
 
 def _schedule_end(account: Account, name: str) -> None:

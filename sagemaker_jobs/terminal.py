@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from neuron_sum import console
@@ -49,9 +50,26 @@ def number_of(account: Account | None, *, dry_run: bool) -> str:
     return ANY_ACCOUNT
 
 
-def partition_of(account: Account | None) -> str:
-    """What ARNs have after their first colon."""
-    return account.partition if account is not None else "aws"
+def partition_of(account: Account | None, region: str = DEFAULT_REGION) -> str:
+    """What ARNs have after their first colon.
+
+    Args:
+        account: None in a dry run that asks nothing.
+        region: For that; boto3 knows its partition without credentials. Without boto3 it is shown as in most regions.
+
+    Raises:
+        AwsError: If there is no such region.
+    """
+    if account is not None:
+        return account.partition
+    try:
+        session, unknown = import_module("boto3").Session(), import_module("botocore.exceptions").UnknownRegionError
+    except ImportError:
+        return "aws"
+    try:
+        return str(session.get_partition_for_region(region))
+    except unknown as error:
+        raise AwsError(f"no region {region!r}", "such as --region us-east-1") from error
 
 
 def begin(
@@ -79,7 +97,7 @@ def begin(
         return None
     console.note_table(tables.plan_tables(plan, f"run {made.run.id}")[0])
     plan.check(max_usd)
-    quotas.check(account, made.calls)
+    quotas.check(account, (*made.calls, *made.later))
     ledger = Ledger(made.place.account, made.place.region)
     with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
         start(account, ledger, made, bar.advance)

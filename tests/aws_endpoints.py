@@ -5,10 +5,12 @@ it is (aws/amazon-sagemaker-examples#3432, awslabs/stable-diffusion-aws-extensio
 """
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from fnmatch import fnmatchcase
 from typing import Any
 
 import moto.sagemaker.models as sagemaker_models
@@ -33,7 +35,6 @@ _Scheduler, _Runtime = scheduler_responses.EventBridgeSchedulerResponse, runtime
 _create_schedule, _update_schedule = _Scheduler.create_schedule, _Scheduler.update_schedule
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
-TARGET = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
 
 
 def patch(script: Callable[[], Script]) -> None:
@@ -139,30 +140,40 @@ def patch(script: Callable[[], Script]) -> None:
 
 
 def tick(now: datetime) -> list[str]:
-    """What the scheduler does at that time: due schedules call their targets with their roles, and go.
+    """What the scheduler does at that time, which moto's never does: calls targets with their roles.
+
+    A schedule with a rate calls at its StartDate and after each interval until its EndDate, whatever became of the
+    calls; then it goes, if it is to be deleted after its completion.
 
     Returns:
-        The endpoints that were deleted.
+        The endpoints that were deleted, and the transform jobs that were stopped.
     """
-    group = scheduler_backends[ACCOUNT][REGION].schedule_groups["default"]
-    deleted = []
+    group, backend = scheduler_backends[ACCOUNT][REGION].schedule_groups["default"], sagemaker_backends[ACCOUNT][REGION]
+    ended = []
     for schedule in list(group.schedules.values()):
-        at = datetime.strptime(schedule.schedule_expression, "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
-        assert schedule.schedule_expression_timezone == "UTC"
-        if now < at or schedule.target["Arn"] != TARGET:
-            continue
-        name = json.loads(schedule.target["Input"])["EndpointName"]
-        backend = sagemaker_backends[ACCOUNT][REGION]
-        endpoint = backend.endpoints.get(name)
-        if endpoint is not None:
-            if endpoint.endpoint_status == "Creating":
-                continue  # refused, and tried again
-            _allowed(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", endpoint.arn)
-            backend.delete_endpoint(name)
-            deleted.append(name)
-        if schedule.action_after_completion == "DELETE":
+        first, last = (datetime.fromtimestamp(at, timezone.utc) for at in (schedule.start_date, schedule.end_date))
+        [minutes] = re.fullmatch(r"rate\((\d+) minutes\)", schedule.schedule_expression).groups()
+        if now >= last and schedule.action_after_completion == "DELETE":
             group.delete_schedule(schedule.name)
-    return deleted
+        if not first <= now < last or (now - first) % timedelta(minutes=int(minutes)):
+            continue
+        action, given = schedule.target["Arn"].rpartition(":")[2], json.loads(schedule.target["Input"])
+        if action == "deleteEndpoint":
+            thing = backend.endpoints.get(given["EndpointName"])
+            if thing is None or thing.endpoint_status == "Creating":
+                continue  # refused
+            _allowed(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", thing.arn)
+            backend.delete_endpoint(thing.endpoint_name)
+            ended.append(thing.endpoint_name)
+        else:
+            assert action == "stopTransformJob"
+            thing = backend.transform_jobs.get(given["TransformJobName"])
+            if thing is None or thing.transform_job_status != "InProgress":
+                continue  # refused
+            _allowed(schedule.target["RoleArn"], "sagemaker:StopTransformJob", thing.arn)
+            thing.transform_job_status = "Stopping"
+            ended.append(thing.transform_job_name)
+    return ended
 
 
 def _role(arn: str) -> Any:
@@ -185,7 +196,10 @@ def _allowed(arn: str, action: str, resource: str) -> None:
     """moto's scheduler calls nothing; AWS's calls with the role, which must be allowed to."""
     policies = [json.loads(text) for text in _role(arn).policies.values()]
     statements = [statement for policy in policies for statement in policy["Statement"]]
-    assert any(action in each["Action"] and resource in each["Resource"] for each in statements), statements
+    assert any(
+        action in each["Action"] and any(fnmatchcase(resource, pattern) for pattern in each["Resource"])
+        for each in statements
+    ), statements  # fmt: skip
 
 
 def _new(known: dict[str, Any], name: str, what: str) -> None:

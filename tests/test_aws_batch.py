@@ -1,7 +1,6 @@
 """`neuron-sum aws batch`: what bounds it, what it asks, what comes back, and what is left."""
 
 import json
-import tarfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,18 @@ from aws_server import AwsServer
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import neuron_sum
+from test_aws_endpoints import archive
+from test_aws_endpoints import compiled as compile_job
 from test_aws_requests import PLACE, check, isolations, runs
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipe import ServeConfig
 from sagemaker_jobs import batch, batch_requests, batch_texts
+from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.requests import Isolation
+from sagemaker_jobs.schedule_requests import time_of
 from serving.schema import JSON_LINES, parse, render
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
@@ -28,6 +31,7 @@ IMAGE = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
 QUICK = ("--every", "0.01", "--json")
 MANIFEST = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "config": {},
             "layers": []}  # fmt: skip
+MODEL = Source("m", None, "s3://b/m.tar.gz")
 NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 
 
@@ -44,10 +48,8 @@ def aws(aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsS
     return aws
 
 
-def model_here(folder: Path) -> None:
-    (folder / "serving.properties").write_text("engine=Python\n")
-    with tarfile.open(folder / "model.tar.gz", "w:gz") as archive:
-        archive.add(folder / "serving.properties", "serving.properties")
+def model_here(folder: Path, target: str = "inf2") -> None:
+    archive(folder / "model.tar.gz", target)
 
 
 def result_of(*words: str) -> dict[str, Any]:
@@ -106,12 +108,50 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
     assert "arn:aws:s3:::theirs/in/*" in json.dumps(policy)
     assert "-2" in result_of(*words[:-1], "again")["job"]
     wrong = error_of(run, "s3://theirs/in/", "--output", "third")
-    assert f"the newest compile of run {run} is for cpu, and this instance needs inf2" in wrong["message"]
+    assert f"{run} was compiled for cpu, and ml.inf2.xlarge is for inf2" in wrong["message"]
     assert f"neuron-sum aws compile {run} --target inf2" in wrong["hint"]
     assert "nothing lies in s3://theirs/out/" in error_of(run, "s3://theirs/out/", *words[2:4])["message"]
     assert compiled["model"] in json.dumps(
         json.loads(neuron_sum("aws", "batch", compiled["model"], "texts", "--dry-run", "--json").stdout)
     )
+
+
+def compiled(aws: AwsServer) -> str:
+    """A run whose compile has ended; its id."""
+    run = Run("tiny-261121-2000-abcd", "tiny")
+    compile_job(aws, run, "cpu")
+    aws.script.looks = 1
+    return run.id
+
+
+ON_CPU = ("texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge")
+FULL = ("ResourceLimitExceeded", "The account-level service limit is 0", 400)
+
+
+def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
+    run = compiled(aws)
+    aws.script.refusals["sagemaker.CreateTransformJob"] = FULL
+    for words, left in (((run, *ON_CPU), [f"role neuron-sum-{run}-role"]), (OURS, [f"role neuron-sum-{run}-role"])):
+        error = error_of(*words)
+        assert "ask for a higher quota" in error["hint"] and "all is rolled back" in error["hint"]
+        assert aws.everything() == left, "the run's jobs had it before"
+
+
+def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> None:
+    """Its attempt has the same number: a name that is taken would count as made, with the old end and model."""
+    run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
+    aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
+    assert "the roll-back failed, too" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
+    assert {line.split()[0] for line in aws.everything()} == {"role", "schedule", "model"}
+    aws.script.refusals.clear()
+    aws.script.looks = None
+    again = (*ON_CPU[:2], IMAGE.replace(":1", ":2"), *ON_CPU[3:], "--detach", "--max-hours", "1")
+    made = result_of(run, *again)
+    assert made["job"] == f"neuron-sum-{run}-batch"
+    model = aws.boto3("sagemaker").describe_model(ModelName=f"neuron-sum-{run}-batch-model")["PrimaryContainer"]
+    assert model["Image"].endswith(":2")
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{run}-batch-expiry")
+    assert time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=1)
 
 
 def test_lines_that_were_refused_alone_are_counted(aws: AwsServer) -> None:
@@ -160,8 +200,7 @@ def test_a_detached_job_is_bounded_and_come_back_to(aws: AwsServer) -> None:
     assert kinds == {"role", "schedule", "model", "transform-job"}
     schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-batch-expiry")
     assert json.loads(schedule["Target"]["Input"]) == {"TransformJobName": made["job"]}
-    ends = datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
-    assert timedelta(hours=1.9) < ends - datetime.now(timezone.utc) <= timedelta(hours=2)
+    assert timedelta(hours=1.9) < time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=2)
     aws.script.looks = 3
     followed = json.loads(neuron_sum("aws", "status", made["run"], "--follow", *QUICK).stdout)
     assert (followed["job"], followed["status"]) == (made["job"], "Completed")
@@ -189,6 +228,21 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     [job] = [item for item in made["plan"]["items"] if item["kind"] == "transform-job"]
     assert job["worst_usd"] == pytest.approx(0.99 * (2 + 180 / 3600), abs=0.01)
     assert "this may cost $" in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]
+
+
+def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
+    aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address that is shown before AWS is asked is the one that the compile's own request names."""
+    run = "tiny-261121-2000-abcd"
+    words = ("--dry-run", "--offline", "--json")
+    compiles = neuron_sum("aws", "compile", run, "--wheelhouse", str(wheels), *words)
+    job = json.loads(compiles.stdout)["requests"][-1]["request"]
+    output = f"{job['OutputDataConfig']['S3OutputPath']}/{job['TrainingJobName']}/output/model.tar.gz"
+    for command in (("batch", run, "texts"), ("deploy", run)):
+        requests = json.loads(neuron_sum("aws", *command, *words).stdout)["requests"]
+        [model] = [each["request"] for each in requests if each["operation"] == "create_model"]
+        assert model["PrimaryContainer"]["ModelDataUrl"] == output
 
 
 def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
@@ -222,13 +276,16 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
     ("words", "told"),
     [
         (("model.tar.gz", "texts"), "no image of ours for inf2 in us-east-1"),
-        (("texts/one.jsonl", "texts", "--image", IMAGE), "is no model.tar.gz"),
+        (("texts/one.jsonl", "texts", "--image", IMAGE), "texts/one.jsonl cannot be read"),
+        (("model.tar.gz", "texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge"), "was compiled for inf2"),
+        (("frozen.tar.gz", "texts", "--image", IMAGE), "which runs behind an endpoint alone"),
         (("model.tar.gz", "nowhere", "--image", IMAGE), "holds no .jsonl file"),
         (("model.tar.gz", "texts", "--image", IMAGE, "--instance", "inf2.xlarge"), "is no SageMaker instance"),
-        (("model.tar.gz", "texts", "--instance", "ml.trn1.2xlarge"), "no serving image for ml.trn1.2xlarge"),
+        (("model.tar.gz", "texts", "--instance", "ml.trn1.2xlarge"), "nothing of ours serves on ml.trn1.2xlarge"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: tuple[str, ...], told: str) -> None:
+    archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
     assert told in error_of(*words)["message"]
     assert [*aws.everything(), *aws.kept()] == []
 
@@ -241,9 +298,7 @@ def test_requests_are_valid_tagged_and_bounded(
     run: Run, isolation: Isolation, instance: str, hours: float, attempt: int
 ) -> None:
     options = batch.Options(instance, 1, hours, isolation=isolation)
-    made = batch.launch(
-        batch.Packaged(run, "s3://b/m.tar.gz", attempt), batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW
-    )
+    made = batch.launch(run, attempt, MODEL, batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW)
     for call in (*made.role_calls, *made.calls):
         operation = "".join(word.title() for word in call.operation.split("_"))
         check(call.service, operation, call.request)
@@ -252,8 +307,7 @@ def test_requests_are_valid_tagged_and_bounded(
     stop, model, job = (call.request for call in made.calls)
     assert job["ModelName"] == model["ModelName"] and len(model["ModelName"]) <= 63
     assert json.loads(stop["Target"]["Input"]) == {"TransformJobName": job["TransformJobName"]}
-    ends = datetime.strptime(stop["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
-    assert ends <= NOW + timedelta(hours=hours)
+    assert time_of(stop) <= NOW + timedelta(hours=hours)
     [policy] = [call.request for call in made.role_calls if call.request["RoleName"] == run.name("expiry-role")][1:]
     [allowed] = json.loads(policy["PolicyDocument"])["Statement"]
     assert allowed["Action"] == ["sagemaker:StopTransformJob"]
@@ -261,10 +315,8 @@ def test_requests_are_valid_tagged_and_bounded(
 
 
 def _made(hours: float) -> Launch:
-    packaged = batch.Packaged(new_run("batch"), "s3://b/m.tar.gz")
-    return batch.launch(
-        packaged, batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours), IMAGE, PLACE, NOW
-    )
+    texts, options = batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours)
+    return batch.launch(new_run("batch"), 1, MODEL, texts, options, IMAGE, PLACE, NOW)
 
 
 def test_the_container_answers_what_a_transform_asks() -> None:

@@ -16,6 +16,7 @@ from far_end import FarEnd
 from in_process import neuron_sum
 from typer.testing import Result
 
+from sagemaker_jobs import inputs
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import Run
 from sagemaker_jobs.schedule_requests import time_of
@@ -104,7 +105,7 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
     assert (
         result["endpoint"] == RUN.name("endpoint") and result["address"] == f"sagemaker:{RUN.name('endpoint')}@{REGION}"
     )
-    assert result["plan"]["worst_usd"] == pytest.approx(3 * 0.857, abs=0.01)
+    assert result["plan"]["worst_usd"] == pytest.approx((3 + 1 / 60) * 0.857, abs=0.01)
     assert "Creating" in made.stderr and "InService" in made.stderr and "Model server started." in made.stderr
     order = [aws.calls.index(call) for call in (
         "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig",
@@ -131,8 +132,10 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
     first = time_of(schedule)
     assert timedelta(hours=3) - timedelta(seconds=2) <= first - before <= timedelta(hours=3, minutes=2)
     extended = told(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--json"))
-    assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(5 * 0.857, abs=0.01)
-    assert "may cost $4.2" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
+    assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(
+        (5 + 1 / 60) * 0.857, abs=0.01
+    )
+    assert "may cost $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
     again = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
     assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
     last = time_of(again)
@@ -140,7 +143,7 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
 
     assert tick(first) == [] and tick(last - timedelta(seconds=1)) == []
     assert tick(last) == [RUN.name("endpoint")]
-    assert not [left for left in aws.everything() if "endpoint " in left or "schedule" in left]
+    assert not [left for left in aws.everything() if "endpoint " in left]
     gone = neuron_sum("aws", "invoke", RUN.id, "dialogue.txt")
     assert "no endpoint of" in failed(gone) and "deploy" in gone.stderr
     assert "no endpoint of" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "1"))
@@ -156,11 +159,44 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
 def test_an_expiry_that_comes_too_early_is_tried_again(aws: AwsServer) -> None:
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
     assert made["status"] == "Creating"
-    late = datetime.fromisoformat(made["expires"]) + timedelta(minutes=1)
-    assert tick(late) == []
+    ends = datetime.fromisoformat(made["expires"])
+    assert tick(ends) == []
     aws.script.endpoint_looks = 0
     aws.boto3("sagemaker").describe_endpoint(EndpointName=made["endpoint"])
-    assert tick(late) == [made["endpoint"]]
+    assert tick(ends + timedelta(minutes=10)) == [made["endpoint"]]
+    assert tick(ends + timedelta(minutes=20)) == [], "what is gone is asked for in vain"
+    assert tick(ends + timedelta(days=7)) == []
+    assert "schedule" not in {left.split()[0] for left in aws.everything()}
+
+
+def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload may take longer than the life: an end that was over before the endpoint is made would bound nothing."""
+    clock, upload = [datetime.now(timezone.utc)], inputs.upload
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return clock[0]
+
+    def slowly(*given: Any) -> Any:
+        yield from upload(*given)
+        clock[0] += timedelta(hours=3)
+
+    monkeypatch.setattr("sagemaker_jobs.schedule_requests.datetime", Later)
+    monkeypatch.setattr("sagemaker_jobs.launch.inputs.upload", slowly)
+    began = clock[0].replace(microsecond=0)
+    words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--hours", "1", "--json")
+    made = told(neuron_sum(*words))
+    assert datetime.fromisoformat(made["expires"]) - began == timedelta(hours=4)
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-expiry")
+    assert time_of(schedule).isoformat() == made["expires"]
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    began = clock[0].replace(microsecond=0)
+    words = ("aws", "batch", "model.tar.gz", "texts.jsonl", *CPU, "--image", IMAGE, "--detach", "--max-hours", "1")
+    made = told(neuron_sum(*words, "--json"))
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-batch-expiry")
+    assert time_of(schedule) - began > timedelta(hours=4)
+    assert tick(time_of(schedule)) == [made["job"]] and tick(time_of(schedule) + timedelta(minutes=10)) == []
 
 
 REFUSALS: dict[str, tuple[str, tuple[str, str, int], str]] = {
@@ -196,6 +232,19 @@ def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> N
     assert "all is rolled back" in error
     assert aws.everything() == [f"role {RUN.name('role')}"], "the run's jobs had it before"
     assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
+
+
+def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) -> None:
+    """A batch job's schedule and model are of the same kinds, and of the same run; without the one nothing stops it."""
+    compiled(aws, RUN, "cpu")
+    aws.script.looks = None
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    told(neuron_sum("aws", "batch", RUN.id, "texts.jsonl", *CPU, "--detach", "--json"))
+    before = aws.everything()
+    assert {left.split()[0] for left in before} == {"role", "schedule", "model", "transform-job"}
+    aws.script.refusals["sagemaker.CreateEndpoint"] = ("ResourceLimitExceeded", "the limit is 0", 400)
+    assert "all is rolled back" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+    assert aws.everything() == before
 
 
 def test_what_cannot_be_rolled_back_is_told(aws: AwsServer) -> None:
@@ -243,6 +292,47 @@ def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.Monk
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}
 
 
+def test_whoever_may_make_no_role_brings_two(aws: AwsServer) -> None:
+    iam, arns = aws.boto3("iam"), {}
+    allowed = {
+        "Effect": "Allow",
+        "Action": ["sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob"],
+        "Resource": ["*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    for service in ("sagemaker", "scheduler"):
+        trust = json.dumps({"Statement": [{"Principal": {"Service": f"{service}.amazonaws.com"}}]})
+        arns[service] = iam.create_role(RoleName=service, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=service, PolicyName="own", PolicyDocument=policy)
+    for refused in ("iam.CreateRole", "iam.PutRolePolicy"):
+        aws.script.refusals[refused] = ("AccessDenied", "not authorized to make a role", 403)
+    model, ended = archive(Path("model.tar.gz")), ("--expiry-role", arns["scheduler"], "--json")
+    brought = ("--role", arns["sagemaker"], *ended)
+    assert "neuron-sum aws iam" in failed(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"]))
+    made = told(neuron_sum("aws", "deploy", model, *CPU, *brought))
+    assert tick(datetime.fromisoformat(made["expires"])) == [made["endpoint"]]
+    kept = told(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"], "--keep", "--json"))
+    extended = told(neuron_sum("aws", "extend", kept["run"], "--hours", "1", *ended))
+    assert tick(datetime.fromisoformat(extended["expires"])) == [kept["endpoint"]]
+    aws.script.looks = None
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    job = told(neuron_sum("aws", "batch", model, "texts.jsonl", *CPU, "--image", IMAGE, "--detach", *brought))
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{job['run']}-batch-expiry")
+    assert tick(time_of(schedule)) == [job["job"]]
+    roles = [left for left in aws.everything() if left.startswith("role ")]
+    assert sorted(roles) == ["role sagemaker", "role scheduler"], "both are the caller's own"
+
+
+def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    model, words = archive(Path("model.tar.gz")), (*CPU, "--region", "cn-north-1", "--dry-run", "--offline", "--json")
+    for command in (("deploy", model), ("batch", model, "texts.jsonl")):
+        requests = neuron_sum("aws", *command, *words).stdout
+        assert "arn:aws-cn:scheduler:::aws-sdk:sagemaker:" in requests and "arn:aws:" not in requests
+    assert "no region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
+
+
 def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"))
     assert "both --keep and --hours" in failed(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--hours", "1"))
@@ -261,7 +351,7 @@ def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
 def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"), "inf2")
     scaled = ("--max-instances", "3", "--invocations-per-instance", "60", "--every", "0.01")
-    assert "may cost $5.94" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
+    assert "may cost $5.99" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
     assert "--invocations-per-instance 60" in failed(neuron_sum("aws", "deploy", model, "--max-instances", "3"))
     assert aws.everything() == []
     made = told(neuron_sum("aws", "deploy", model, *scaled, "--json"))
@@ -271,13 +361,14 @@ def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     [policy] = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 60
     extended = told(neuron_sum("aws", "extend", made["endpoint"], "--hours", "1", "--json"))
-    assert extended["worst_usd"] == pytest.approx(3 * 0.99)
+    assert extended["worst_usd"] == pytest.approx(3 * 0.99 * (1 + 1 / 60), abs=0.01)
     assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
     assert aws.everything() == []
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
-    "no compile job": (("tiny-261121-2000-ffff",), "neuron-sum aws compile tiny-261121-2000-ffff"),
+    "no run": (("tiny-261121-2000-ffff",), "neuron-sum aws status"),
+    "no compile that completed": ((RUN.id,), f"neuron-sum aws compile {RUN.id}"),
     "a cpu's on inf2": (("cpu.tar.gz", "--instance", "ml.inf2.xlarge"), "cpu was compiled for cpu"),
     "inf2's on a cpu": (("inf2.tar.gz", *CPU), "--instance ml.inf2.xlarge"),
     "no ml.": (("cpu.tar.gz", "--instance", "c7i.4xlarge"), "did you mean ml.c7i.4xlarge?"),
@@ -306,6 +397,9 @@ def test_wrong_input_is_one_line_and_a_remedy(aws: AwsServer, name: str) -> None
         archive(Path(f"{target}.tar.gz"), target)
     archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
     words, remedy = WRONG[name]
+    if words == (RUN.id,):
+        compiled(aws, RUN, "inf2", end="Failed")
+        aws.boto3("iam").delete_role(RoleName=RUN.name("role"))
     assert remedy in failed(neuron_sum("aws", "deploy", *words))
     assert aws.everything() == []
 

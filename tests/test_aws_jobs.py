@@ -18,6 +18,7 @@ from neuron_sum.stack import PLATFORMS
 from sagemaker_jobs import entry, inputs, pricing, training, wheelhouse
 from sagemaker_jobs.names import Run, new_run
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation
+from sagemaker_jobs.schedule_requests import LATE_S
 from sagemaker_jobs.training import Options
 
 RUN = Run("tiny-261121-2000-abcd", "tiny")
@@ -48,8 +49,10 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
     billed = prices.USD_PER_HOUR[resources["InstanceType"]] * resources["InstanceCount"] * longest_h
     if "endpoint" in requests:
         [variant] = requests["endpoint-config"]["ProductionVariants"]
-        billed += prices.USD_PER_HOUR[variant["InstanceType"]] * variant["InitialInstanceCount"] * hours
-        assert requests["schedule"]["ScheduleExpression"].startswith("at(")
+        billed += (
+            prices.USD_PER_HOUR[variant["InstanceType"]] * variant["InitialInstanceCount"] * (hours + LATE_S / 3600)
+        )
+        assert requests["schedule"]["ScheduleExpression"].startswith("rate(")
     plan = pricing.priced(requests, None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuron_sum import prices
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import batch_requests, endpoint, endpoint_requests, pricing, requests, schedule_requests
+from sagemaker_jobs import batch_requests, endpoint, endpoint_requests, pricing, quotas, requests, schedule_requests
 from sagemaker_jobs.endpoint import Hosting
 from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.names import RUN_TAG, Run, new_run
@@ -116,7 +116,12 @@ def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Isolati
     ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
     check("scheduler", "CreateSchedule", expiry)
-    assert expiry["ScheduleExpression"] == "at(2026-11-21T23:30:00)"
+    # A call that AWS refuses, for the endpoint is still being made, comes again; the schedule goes after a week.
+    assert expiry["ScheduleExpression"] == "rate(10 minutes)" and expiry["ActionAfterCompletion"] == "DELETE"
+    assert (expiry["StartDate"], expiry["EndDate"]) == ("2026-11-21T23:30:00+00:00", "2026-11-28T23:30:00+00:00")
+    assert expiry["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 600, "no call is waited for twice"
+    china = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn.replace("aws", "aws-cn", 1))
+    assert china["Target"]["Arn"] == "arn:aws-cn:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
     assert run.name("endpoint") in expiry["Target"]["Input"]
 
 
@@ -148,14 +153,19 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     requests = endpoint.requests_of(made)
     [variant] = requests["endpoint-config"]["ProductionVariants"]
     waits = variant["ModelDataDownloadTimeoutInSeconds"] + variant["ContainerStartupHealthCheckTimeoutInSeconds"]
+    # The driver is the host's, and the default host's may be older than the container's runtime.
+    assert ("InferenceAmiVersion" in variant) == instance.startswith("ml.inf2")
+    [needed] = quotas.needed((*made.calls, *made.later)).values()
+    assert needed == (most or instances), "what autoscaling may start counts against the quota"
     assert hours is None or waits <= hours * 3600 / 2, "it has come up, or failed, before it is to be deleted"
     plan = pricing.priced(requests, None, None, hours or 0.0)
     try:
         plan.check(cap)
     except AwsError:
-        assert hours is None or prices.USD_PER_HOUR[instance] * (most or instances) * hours > cap
+        assert hours is None or prices.USD_PER_HOUR[instance] * (most or instances) * (hours + 1 / 60) > cap
     else:
-        assert hours is not None and prices.USD_PER_HOUR[instance] * (most or instances) * hours <= cap
+        # Scheduler calls within a minute of its time.
+        assert hours is not None and prices.USD_PER_HOUR[instance] * (most or instances) * (hours + 1 / 60) <= cap
         ends = schedule_requests.time_of(requests["schedule"])
         assert (ends - now).total_seconds() <= hours * 3600
 
