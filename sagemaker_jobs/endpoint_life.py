@@ -13,7 +13,7 @@ from neuron_sum.explain import explain
 from neuron_sum.prices import Price
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.endpoint_requests import SCALING, VARIANT, scaling_target
-from sagemaker_jobs.following import Log
+from sagemaker_jobs.following import Log, patiently
 from sagemaker_jobs.iam import ENDPOINT_LOGS
 from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.resources import hours_since
@@ -112,26 +112,22 @@ def wait(
         EndpointFailed: With AWS's reason, and the known cause in the log.
         AwsError: If it is deleted meanwhile, or AWS cannot be asked, which says nothing about the endpoint.
     """
-    log: Log | None = Log(account, f"{ENDPOINT_LOGS}/{name}", f"{VARIANT}/")
+    log = Log(account, f"{ENDPOINT_LOGS}/{name}", f"{VARIANT}/")
     before, lines = "", list[str]()
+
+    def told(line: str) -> None:
+        say(line)
+        lines.append(line)
+
     while True:
-        try:
-            found = describe(account, name)
-        except Refused as refused:
-            raise AwsError(f"nobody knows how {name} is: {refused.message}", refused.hint) from refused
+        found = patiently(lambda: describe(account, name), name, say, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
             raise AwsError(f"{name} was deleted before it was in service", "its expiry, or somebody's aws down")
         hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]
         if status != before:
             before = status
             say(f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now")
-        try:
-            for line in log.new_lines() if log is not None else []:
-                say(line)
-                lines.append(line)
-        except Refused as refused:  # it comes up without its log being read
-            say(f"its log cannot be read: {refused.message}")
-            log = None
+        log.tell(told)
         if status in FAILED:
             raise _failure(name, found, lines)
         if status in ANSWERS:

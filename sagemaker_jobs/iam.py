@@ -106,7 +106,8 @@ def extra_statements(
     statements = []
     if image is not None and (found := PRIVATE_IMAGE.match(image)):
         repository = f"arn:{partition}:ecr:{found['region']}:{found['account']}:repository/{found['repository']}"
-        statements.append(allow("OwnImage", list(PULL_ACTIONS), [repository]))
+        if repository != f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}":  # which every job may pull
+            statements.append(allow("OwnImage", list(PULL_ACTIONS), [repository]))
     for number, address in enumerate(reads, start=1):
         theirs, _, key = address.removeprefix("s3://").partition("/")
         objects, whole = f"arn:{partition}:s3:::{theirs}/{key}*", f"arn:{partition}:s3:::{theirs}"
