@@ -53,6 +53,9 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
             prices.USD_PER_HOUR[variant["InstanceType"]] * variant["InitialInstanceCount"] * (hours + LATE_S / 3600)
         )
         assert requests["schedule"]["ScheduleExpression"].startswith("rate(")
+        project = requests["build-project"]
+        machine = prices.BUILD_USD_PER_MINUTE[project["environment"]["computeType"]]
+        billed += machine * (project["timeoutInMinutes"] + 1)  # the minute that is begun
     plan = pricing.priced(requests, None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:
