@@ -1,1 +1,1 @@
-"""What talks to AWS: the price of a run before it starts, training jobs, what is there, and its removal."""
+"""What talks to AWS: the price of a run, its image, jobs and endpoint, what is there, its removal; and a rehearsal."""

@@ -49,7 +49,7 @@ def ready(
         return
     whole = not calls or _complete(account, calls[1:], bucket, owner)
     if whole or not encryption:
-        _tell_encryption(account, bucket, owner, encryption.get("SSEKMSKeyId"), checkpoints, own_role)
+        _check_encryption(account, bucket, owner, encryption.get("SSEKMSKeyId"), checkpoints, own_role)
 
 
 def _complete(account: Account, calls: tuple[Call, ...], bucket: str, owner: dict[str, str]) -> bool:
@@ -107,12 +107,15 @@ def _read(account: Account, operation: str, bucket: str, owner: dict[str, str]) 
     return {}
 
 
-def _tell_encryption(
+def _check_encryption(
     account: Account, bucket: str, owner: dict[str, str], key: str | None, checkpoints: bool, own_role: bool
 ) -> None:
     """Warns where a bucket's default encryption is not the run's: SageMaker takes no key for checkpoints.
 
     Whoever may not ask is warned only of what they asked for themselves.
+
+    Raises:
+        AwsError: If the run's role could not write there.
     """
     if not (own_role if key is None else checkpoints):
         return
@@ -132,8 +135,9 @@ def _tell_encryption(
             "key for them"
         )
     if key is None and used is not None and not used.endswith("alias/aws/s3"):  # which every role of the account may
-        console.warn(
-            f"{bucket} encrypts with {used} by default, which the run's role may not use: --kms-key {used} lets it"
+        raise AwsError(
+            f"{bucket} encrypts with {used}, which the role that is made may not use: nothing could be saved",
+            f"--kms-key {used}, or --role with one that may",
         )
 
 

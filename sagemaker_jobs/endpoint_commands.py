@@ -62,7 +62,7 @@ def deploy(
         float | None, typer.Option(min=1, help="For autoscaling: requests a minute that one instance shall have.")
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Default: the newest of `aws image`. djl-neuronx: AWS's frozen container.")
+        str | None, typer.Option(help="Default: the newest of `aws image`. djl-0.30-neuronx: AWS's frozen container.")
     ] = None,
     max_usd: CapOption = None,
     bucket: BucketOption = None,
@@ -337,7 +337,7 @@ def _image(given: str | None, target: str, account: "Account | None", number: st
     from sagemaker_jobs import registry
 
     if given == registry.ENDED:
-        ended = ENDED_CONTAINERS[registry.ENDED_CONTAINER]
+        ended = ENDED_CONTAINERS[registry.ENDED]
         console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
         return registry.ended_image(region)
     if given is not None:

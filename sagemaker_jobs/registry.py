@@ -9,10 +9,8 @@ from neuron_sum.stack import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.names import PREFIX, RUN_TAG
 
-ENDED = "djl-neuronx"
+ENDED = "djl-0.30-neuronx"
 """The word for AWS's last DJL container with Neuron, in which serves what `package --container` wrote."""
-
-ENDED_CONTAINER = "djl-0.30-neuronx"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def ended_image(region: str) -> str:
     Raises:
         PlatformError: If AWS publishes no registry there.
     """
-    ended = ENDED_CONTAINERS[ENDED_CONTAINER]
+    ended = ENDED_CONTAINERS[ENDED]
     repository, _, tag = ended.name.partition(":")
     return RegistryImage(repository, tag, "serve", ended.versions, ended.source, ended.checked).uri(region)
 

@@ -83,8 +83,11 @@ def test_a_bucket_made_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -
     warned = told("--kms-key", OTHER)
     assert f"checkpoints get the default encryption of {BUCKET}, which is {KEY}, not --kms-key" in warned
     assert default_key(aws) == KEY, "a bucket is all runs'"
-    # And a run without a key has a role that may not use the bucket's.
-    assert f"encrypts with {KEY} by default, which the run's role may not use: --kms-key" in told()
+    # And a run without a key would have a role that may not use the bucket's, and lose what it made.
+    refused = neuron_sum(*TRAIN)
+    assert refused.exit_code == 14
+    assert f"encrypts with {KEY}, which the role that is made may not use" in refused.stderr
+    assert f"--kms-key {KEY}, or --role" in refused.stderr
 
 
 def test_a_bucket_that_is_there_is_not_encrypted_anew_and_that_is_said(aws: AwsServer) -> None:

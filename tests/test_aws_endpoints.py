@@ -381,8 +381,8 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "two": (("cpu.tar.gz", "cpu.tar.gz", *CPU), "--multi-model"),
     "several on inf2": (("inf2.tar.gz", "--multi-model"), "do not run on Inferentia2"),
     "one name twice": (("cpu.tar.gz", "cpu.tar.gz", "--multi-model", *CPU), "cpu-2=SOURCE"),
-    "the frozen container's": (("frozen.tar.gz",), "--image djl-neuronx"),
-    "not the frozen container's": (("inf2.tar.gz", "--image", "djl-neuronx"), "leave out --image"),
+    "the frozen container's": (("frozen.tar.gz",), "--image djl-0.30-neuronx"),
+    "not the frozen container's": (("inf2.tar.gz", "--image", "djl-0.30-neuronx"), "leave out --image"),
     "an image that is not there": (("cpu.tar.gz", *CPU, "--image", IMAGE + "c"), "not found"),
     "half a VPC": (("cpu.tar.gz", *CPU, "--subnet", "subnet-1"), "--security-group"),
     "autoscaling nobody waits for": (
@@ -424,7 +424,7 @@ def test_a_price_nobody_knows_and_an_instance_that_is_none(aws: AwsServer) -> No
 
 def test_the_frozen_container_is_deployed_with_a_warning(aws: AwsServer) -> None:
     model = archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
-    made = neuron_sum("aws", "deploy", model, "--image", "djl-neuronx", "--every", "0.01", "--json")
+    made = neuron_sum("aws", "deploy", model, "--image", "djl-0.30-neuronx", "--every", "0.01", "--json")
     assert told(made)["image"].endswith("/djl-inference:0.30.0-neuronx-sdk2.20.1")
     assert "no support since 2025-09-16" in made.stderr
     [policy] = aws.boto3("iam").list_role_policies(RoleName=f"neuron-sum-{told(made)['run']}-role")["PolicyNames"]
