@@ -45,10 +45,12 @@ class Points:
     Attributes:
         calls: The call that each fault happened to, in their order.
         codes: How often the command ended with each exit code.
+        left: How many things were there when all was cleared up, which is also asserted at each point.
     """
 
     calls: list[str] = field(default_factory=list)
     codes: Counter[int] = field(default_factory=Counter)
+    left: int = 0
 
 
 def every_point(
@@ -94,11 +96,15 @@ def every_point(
             assert code != 0 or aws.hit in without, where
         elif fault.startswith("killed"):
             assert code == -9, where
-        cleared(aws, where)
+        points.left += cleared(aws, where)
 
 
-def cleared(aws: AwsServer, where: str) -> None:
-    """Healthy again, `down` leaves nothing, and the ledger has nothing open; it lost nothing that is there."""
+def cleared(aws: AwsServer, where: str) -> int:
+    """Healthy again, `down` leaves nothing, and the ledger has nothing open; it lost nothing that is there.
+
+    Returns:
+        How many things AWS still lists.
+    """
     aws.point = aws.client = None
     aws.script.looks = None  # what runs goes on until it is stopped
     ledgers = [_ledger(path) for path in Path(os.environ["NEURON_SUM_STATE"]).glob("aws/*.jsonl")]
@@ -118,6 +124,7 @@ def cleared(aws: AwsServer, where: str) -> None:
     assert aws.kept() == [], where
     for ledger in ledgers:
         assert ledger.open() == [], where
+    return len([*aws.everything(), *aws.kept()])
 
 
 def _ledger(path: Path) -> Ledger:

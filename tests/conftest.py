@@ -76,6 +76,25 @@ def compiled(run: Path, folder: Path, *overrides: str) -> "Artifact":
     return build(source, make_plan(source), folder, overwrite=False, jobs=None)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How often AWS failed, and what was left over: xdist's workers send it with their reports."""
+    found = [
+        json.loads(value)
+        for report in terminalreporter.stats.get("passed", [])
+        for key, value in report.user_properties
+        if key == "aws faults"
+    ]
+    if not found:
+        return
+    terminalreporter.section("faults injected into calls to AWS")
+    for command in dict.fromkeys(row[0] for row in found):
+        rows = [row for row in found if row[0] == command]
+        codes = ", ".join(f"{fault} {count} (exit codes {codes})" for _, fault, count, _, codes in rows)
+        terminalreporter.write_line(f"aws {command}: {codes}")
+    points, left = sum(row[2] for row in found), sum(row[3] for row in found)
+    terminalreporter.write_line(f"{points} points in all, {left} left over")
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the caller's hub, cache or distributed settings, and none reaches a hub."""

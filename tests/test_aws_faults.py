@@ -1,6 +1,6 @@
 """Every call of every command that makes something fails, in every way that a call can; `aws down` leaves nothing.
 
-The number of points is printed (pytest -s, or the report's end).
+The number of points, and of what was left over, is at the end of pytest's report (conftest.py).
 """
 
 import json
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aws_faults import every_point, hasten
@@ -170,13 +169,12 @@ COMMANDS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_fault_at_every_call_leaves_nothing(
-    aws: AwsServer, tmp_path: Path, capsys: Any, name: str, fault: Fault
+    aws: AwsServer, tmp_path: Path, record_property: Callable[[str, str], None], name: str, fault: Fault
 ) -> None:
     command = COMMANDS[name]
     points = every_point(aws, command.words, fault, tmp_path, command.ready, command.only, command.without)
     assert len(points.calls) >= command.at_least and command.among <= set(points.calls), " ".join(aws.calls)
-    with capsys.disabled():
-        print(f"\n{fault}: {len(points.calls)} calls of `aws {name}`, exit codes {dict(points.codes)}, 0 left over")
+    record_property("aws faults", json.dumps([name, fault, len(points.calls), points.left, dict(points.codes)]))
 
 
 def test_the_words_of_a_job_under_way(aws: AwsServer) -> None:
