@@ -110,6 +110,9 @@ def texts_ready(aws: AwsServer) -> None:
     one_look(aws)
 
 
+LOG = frozenset({"logs.DescribeLogStreams", "logs.GetLogEvents"})
+"""The last look at a job's log, after it was seen completed: what is lost is only not shown."""
+
 COMMANDS = {
     "deploy": Command(
         ("aws", "deploy", "one.tar.gz", "--max-instances", "2", "--invocations-per-instance", "60", *CPU),
@@ -139,13 +142,17 @@ COMMANDS = {
         image_ready,
     ),
     "train": Command(
-        (*TRAIN, "--wheelhouse", "wheels"), 20, frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"})
+        (*TRAIN, "--wheelhouse", "wheels"),
+        20,
+        frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"}),
+        without=LOG,
     ),
     "compile": Command(
         ("aws", "compile", BEFORE, "compile.batch_sizes=[1]", "--wheelhouse", "wheels", "--every", "0.01"),
         20,
         frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole", "service-quotas.ListServiceQuotas"}),
         trained_already,
+        without=LOG,
     ),
     "batch": Command(
         ("aws", "batch", "one.tar.gz", "texts.jsonl", *IMAGE, "--output", "answers", "--every", "0.01"),
