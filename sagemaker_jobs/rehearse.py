@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from neuron_sum import console, files
 from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, ResourceError, RunError
 from neuron_sum.recipe import Recipe
 from neuron_sum.run_folder import CHECKPOINT_MARK
 from sagemaker_jobs import inputs, local_image, own_commands, requests, training, validity, wheelhouse
-from sagemaker_jobs.container import Container, Ended, running, started
+from sagemaker_jobs.container import KILLED_S, Container, Ended, running, started
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.local_image import LocalImage
@@ -153,7 +155,9 @@ class Rehearsal:
     def left(self) -> int:
         """How many processes of the containers, of the server and of our commands still run."""
         ours = running(str(self.folder), own_commands.MARK)
-        return len(ours) + sum(len(running(job)) for job in self.jobs)
+        found = [*ours, *(process for job in self.jobs for process in running(job))]
+        _, alive = psutil.wait_procs(found, timeout=KILLED_S)  # what was killed is still seen for a moment
+        return len(alive)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[Stage]:
