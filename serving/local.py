@@ -37,6 +37,10 @@ COMMON_POOL_SINCE = 25
 """The first Java whose CompletableFuture uses the common pool whatever its size."""
 WAITING = 1024
 """Requests whose answers can be waited for at once, on such a Java; far more than the default queue takes."""
+SOCKET_PATH = 107
+"""Bytes that a Unix socket's path may have (unix(7), sun_path)."""
+SOCKET = "/nsum-12345678/tmp/djl_sock.19000"
+"""What such a path ends in; the number is DJL Serving's, one more for each worker."""
 CONFIGURATION = djl.PROJECT / "log4j2.xml"
 PAGE = Path(__file__).with_name("playground.html")
 PAGE_PROPERTY = "neuronsum.page"
@@ -153,8 +157,8 @@ class LocalServer:
         home = djl.install()
         if _taken(self.port):
             raise ServerError(f"port {self.port} of 127.0.0.1 is taken", "--port 0 takes one that is free")
-        # Short, for it holds Unix sockets; and of its own, for a server kills workers it finds in its folder.
-        self._folder = Path(tempfile.mkdtemp(prefix="nsum-"))
+        # Of its own, for a server kills workers it finds in its folder.
+        self._folder = Path(tempfile.mkdtemp(prefix="nsum-", dir=_parent_of_sockets()))
         temporary = self._folder / "tmp"
         temporary.mkdir()
         if self._playground:
@@ -292,6 +296,12 @@ def _java_version() -> str:
     if found is None:
         raise ServerError(f"`java -version` says {said[:200]!r}", f"install Java {PLATFORMS[0].java} or newer")
     return found[1]
+
+
+def _parent_of_sockets() -> str:
+    """The folder for temporary files, unless it is so deep that a socket's path in it would be too long."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder + SOCKET)) <= SOCKET_PATH else "/tmp"
 
 
 def _free_port() -> int:

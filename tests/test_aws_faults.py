@@ -29,6 +29,7 @@ TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.0
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """conftest's, quickly; with wheels in the folder of that name."""
     hasten(aws, monkeypatch)
+    monkeypatch.setenv("TMPDIR", str(wheels.parent))  # what is killed leaves its temporary files
     monkeypatch.chdir(wheels.parent)
     return aws
 

@@ -229,8 +229,6 @@ def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
 ) -> None:  # fmt: skip
     words = ("aws", "rehearse", str(micro), *LONG, *SHAPE, "--wheelhouse", str(own_wheel), "--keep-files", "kept")
     done = neuron_sum(*words, "--json")
-    if "Python engine process died" in done.stderr:  # DJL Serving's start: seen once on a busy machine, never again
-        done = neuron_sum(*words, "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [stage["name"] for stage in told["stages"]] == [

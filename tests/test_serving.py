@@ -1,6 +1,7 @@
 """A real DJL Serving with our handler: the contract, adapters, faults, several models, and what it leaves behind."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -342,7 +343,12 @@ def test_serve_answers_until_ctrl_c_and_leaves_no_process(
     djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "neuron_sum", "serve", str(lora_artifact.path), "--port", "0", "--json"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deep = tmp_path / ("deeper-than-a-socket-may-be-" * 4)
+    deep.mkdir(parents=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(deep)},
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         shown = []
