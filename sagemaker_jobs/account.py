@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum.errors import AwsError, MissingExtraError
+from sagemaker_jobs.names import Site
 
 ATTEMPTS = 8
 """At most, for one call; botocore waits between them, longer each time. AWS_MAX_ATTEMPTS sets another number."""
@@ -162,6 +163,15 @@ class Account:
             AwsError: If AWS does not accept the credentials.
         """
         return str(self.call("sts", "get_caller_identity")["Account"])
+
+    @property
+    def site(self) -> Site:
+        """What ARNs name.
+
+        Raises:
+            AwsError: If AWS does not accept the credentials.
+        """
+        return Site(self.id, self.region, self.partition)
 
     @property
     def partition(self) -> str:

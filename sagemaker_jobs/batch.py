@@ -19,7 +19,7 @@ from sagemaker_jobs.calls import Call
 from sagemaker_jobs.endpoint_sources import ARCHIVE, Source
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import Run, role_path
+from sagemaker_jobs.names import Run, Site
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation, Place
 from sagemaker_jobs.schedule_requests import LATE_S, times_after
@@ -82,8 +82,7 @@ def image_target(source: Source, instance: str) -> str:
 
 
 def launch(
-    run: Run, attempt: int, source: Source, texts: Texts, options: Options, image: str, place: Place, now: datetime,
-    partition: str = "aws",
+    run: Run, attempt: int, source: Source, texts: Texts, options: Options, image: str, place: Place, now: datetime
 ) -> Launch:  # fmt: skip
     """Everything that is to be sent; sends nothing.
 
@@ -98,7 +97,6 @@ def launch(
         image: Ours.
         place: Where.
         now: For a dry run, with its time zone; the job's hours count from when the schedule is sent.
-        partition: Of ARNs.
 
     Raises:
         AwsError: If SageMaker would refuse it.
@@ -111,13 +109,10 @@ def launch(
         run, place, instance=options.instance, instances=options.instances, source=texts.address, isolation=isolation,
         attempt=attempt,
     )  # fmt: skip
-    stopper = (
-        options.expiry_role_arn
-        or f"arn:{partition}:iam::{place.account}:role{role_path(place.region)}{run.name('expiry-role')}"
-    )
+    stopper = options.expiry_role_arn or place.site.role_arn(run.name("expiry-role"))
     ends = now + timedelta(hours=options.max_hours)
     stop = batch_requests.create_stop(run, at=ends, role_arn=stopper, attempt=attempt)
-    jobs = f"arn:{partition}:sagemaker:{place.region}:{place.account}:transform-job/{run.name('batch')}*"
+    jobs = place.site.arn("sagemaker", f"transform-job/{run.name('batch')}*")
     return Launch(
         run,
         place,
@@ -132,11 +127,11 @@ def launch(
         () if options.bucket else bucket_calls(place, options.isolation.kms_key),
         (
             *(() if options.role_arn else job_role_calls(
-                run, place, isolation, partition, stage="batch",
+                run, place, isolation, stage="batch",
                 reads=place.not_ours(run, (address, texts.address)), image=image,
             )),
             *(() if options.expiry_role_arn else role_calls(
-                run, place.region, iam.scheduler_trust(place.account),
+                run, place.site.region, iam.scheduler_trust(place.site.account),
                 iam.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
             )),
         ),
@@ -144,9 +139,9 @@ def launch(
     )  # fmt: skip
 
 
-def place_for(run: Run, options: Options, account: str, region: str, partition: str = "aws") -> Place:
+def place_for(run: Run, options: Options, site: Site) -> Place:
     """Where a run's transform goes."""
-    return place_of(run, account, region, bucket=options.bucket, role_arn=options.role_arn, partition=partition)
+    return place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
 
 
 def plan(made: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:

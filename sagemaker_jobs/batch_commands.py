@@ -75,11 +75,9 @@ def batch(
         isolation_of(kms_key, subnet, security_group, network_isolation),
         expiry_role,
     )
-    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number, partition = terminal.number_of(account, dry_run=dry_run), terminal.partition_of(account, where)
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
     asked = None if dry_run else account
-    anywhere = batches.place_for(Run(source, ""), options, number, where, partition)
+    anywhere = batches.place_for(Run(source, ""), options, site)
     found = batch_texts.find_texts(texts, asked, anywhere)
     model = endpoint_sources.find_source(source, asked, anywhere)
     target = batches.image_target(model, instance)
@@ -87,16 +85,13 @@ def batch(
     attempt = 1 if asked is None or model.run is None else batches.attempts_of(asked, run) + 1
     if image is None:
         image = (
-            registry.newest_image(asked, target)
-            if asked is not None
-            else registry.image_uri(number, where, f"{target}-newest")
+            registry.newest_image(asked, target) if asked is not None else registry.image_uri(site, f"{target}-newest")
         )
     folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} is there and not empty", "--output FOLDER for the answers")
     launch = batches.launch(
-        run, attempt, model, found, options, image, batches.place_for(run, options, number, where, partition),
-        datetime.now(timezone.utc), partition,
+        run, attempt, model, found, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
     )  # fmt: skip
     price = live_prices.price_of(instance, live_prices.TRANSFORM, None if offline else account)
     priced = batches.plan(launch, options, price, expected_hours)
@@ -104,9 +99,9 @@ def batch(
     address = job.request["TransformOutput"]["S3OutputPath"]
     kept_roles: set[str] = set()
     if asked is not None and model.run is not None:
-        undoing.clear_leftovers(asked, Ledger(number, where), run, batches.unpaid_names(launch), console.note)
+        undoing.clear_leftovers(asked, Ledger(site), run, batches.unpaid_names(launch), console.note)
         kept_roles = undoing.roles_there(asked, run)
-    with terminal.stopping_leaves(run.id, job.name, where):
+    with terminal.stopping_leaves(run.id, job.name, site.region):
         try:
             ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
         except Refused as refused:
@@ -116,7 +111,7 @@ def batch(
         if ledger is None or account is None:
             return
         console.note(f"started {job.name}; the ledger is {ledger.path}")
-        told = {"run": run.id, "job": job.name, "region": where, "answers": address, "plan": priced.as_dict()}
+        told = {"run": run.id, "job": job.name, "region": site.region, "answers": address, "plan": priced.as_dict()}
         if detach:
             console.emit(
                 told,

@@ -34,7 +34,7 @@ def ready(
     Raises:
         AwsError: If it is not there, or AWS refuses.
     """
-    bucket, owner = place.bucket, {"ExpectedBucketOwner": place.account}
+    bucket, owner = place.bucket, {"ExpectedBucketOwner": place.site.account}
     try:
         account.call("s3", "head_bucket", Bucket=bucket, **owner)
     except Refused as refused:

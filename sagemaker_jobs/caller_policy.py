@@ -1,8 +1,10 @@
 """The least that who runs `neuron-sum aws …` needs: by name, by prefix, by tag; a wildcard only where AWS has none."""
 
+from collections.abc import Sequence
+
 from sagemaker_jobs.artifacts import OWN_LOG_GROUPS, REPOSITORY, SHARED_LOG_GROUPS
-from sagemaker_jobs.iam import Policy, allow, key_arn, policy
-from sagemaker_jobs.names import PREFIX, RUN_TAG, role_path
+from sagemaker_jobs.iam import Policy, allow, key_arn, policy, read_statements
+from sagemaker_jobs.names import PREFIX, RUN_TAG, Site
 
 SERVICES = ("sagemaker", "codebuild", "scheduler")
 """Whose services get roles of ours."""
@@ -12,33 +14,27 @@ SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpo
 
 
 def caller_policy(
-    account: str, region: str, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None,
-    partition: str = "aws",
+    site: Site, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None, reads: Sequence[str] = ()
 ) -> Policy:  # fmt: skip
     """What whoever runs `neuron-sum aws …` may do.
 
     Args:
-        account: Twelve digits.
-        region: Where everything runs.
+        site: Where everything runs.
         bucket: With inputs and outputs.
         kms_key: With which uploads, volumes and images are encrypted.
         role_arn: Of a role that somebody else made, which jobs and endpoints get.
-        partition: Of ARNs.
+        reads: S3 addresses of the caller's own that commands are given.
     """
-
-    def arn(service: str, resource: str, where: str = region) -> str:
-        return f"arn:{partition}:{service}:{where}:{account}:{resource}"
-
+    arn = site.arn
     ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
-    roles = arn("iam", f"role{role_path(region)}*", "")
-    s3 = f"arn:{partition}:s3:::{bucket}"
+    roles, s3 = site.role_arn("*"), site.s3_arn(bucket)
     groups = [*(arn("logs", f"log-group:{group}") for group in SHARED_LOG_GROUPS),
               *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS)]  # fmt: skip
     passed = [roles, *([role_arn] if role_arn is not None else [])]
     # Volumes and repositories take grants; the key's own policy must allow the caller, too.
     key = [] if kms_key is None else [
         allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant", "kms:DescribeKey"],
-              [key_arn(kms_key, account, region, partition)])
+              [key_arn(kms_key, site)])
     ]  # fmt: skip
     asked = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
     tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
@@ -122,7 +118,7 @@ def caller_policy(
               [arn("cloudwatch", "alarm:TargetTracking-endpoint/*")]),
         allow(
             "ScalingRole", ["iam:CreateServiceLinkedRole"],
-            [arn("iam", "role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*", "")],
+            [site.iam_arn("role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*")],
         ),
         # None of these takes a resource's name.
         allow(
@@ -136,4 +132,5 @@ def caller_policy(
             ["*"],
         ),
         *key,
+        *read_statements(site, reads),
     )  # fmt: skip

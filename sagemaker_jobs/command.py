@@ -65,21 +65,21 @@ def plan(
     resolved = load_recipe(recipe, overrides or [])
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else terminal.account_or_none(region)
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
+    site = terminal.unasked_site(region) if account is None else account.site
     requests = pricing.planned_requests(
-        new_run(resolved.name), where,
+        new_run(resolved.name), site,
         train=(instance, instances, max_hours), compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),
     )  # fmt: skip
-    made = pricing.priced(requests, account, expected_hours, endpoint_hours, where)
+    made = pricing.priced(requests, account, expected_hours, endpoint_hours, site.region)
     beside = planning.elsewhere(made, resolved)
     result = {
-        "recipe": resolved.name, "region": where, **made.as_dict(), "expected_from": expected_from,
+        "recipe": resolved.name, "region": site.region, **made.as_dict(), "expected_from": expected_from,
         "elsewhere": [vars(row) for row in beside],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
     }  # fmt: skip
-    shown = tables.plan_tables(made, f"{resolved.name} in {where}")
+    shown = tables.plan_tables(made, f"{resolved.name} in {site.region}")
     if max_usd is not None and made.worst_usd > max_usd:
         console.note_table(shown[0])
     made.check(max_usd)
@@ -119,7 +119,7 @@ def status(
         terminal.emit_reads(_STATUS_READS)
         return
     account = terminal.account_in(region)
-    ledger = Ledger(account.id, account.region)
+    ledger = Ledger(account.site)
     if follow:
         if run is None:
             raise AwsError("--follow needs to know which run", "neuron-sum aws status RUN --follow")
@@ -182,7 +182,7 @@ def down(
     from sagemaker_jobs import down as clearing
     from sagemaker_jobs import tables, terminal
     from sagemaker_jobs.ledger import Ledger
-    from sagemaker_jobs.names import bucket_name, run_meant
+    from sagemaker_jobs.names import run_meant
 
     run = None if run is None else run_meant(run)
     if run is not None and everything:
@@ -190,8 +190,8 @@ def down(
     if run is None and not everything and not check:
         raise AwsError("no run", "neuron-sum aws down RUN, or --all for every run of the account in this region")
     account = terminal.account_in(region)
-    ledger = Ledger(account.id, account.region)
-    own = bucket_name(account.id, account.region)
+    ledger = Ledger(account.site)
+    own = account.site.bucket
     where = bucket or own
     account.hurry()
     if run is not None:
@@ -235,23 +235,26 @@ def iam(
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
     security_group: GroupOption = None,
+    reads: Annotated[
+        list[str] | None,
+        typer.Option(metavar="S3", help="An address of yours, s3://…, that commands are given; may be repeated."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same: this command changes nothing.")] = False,
 ) -> None:
     """Print the least-privilege policies of every role, and of whoever runs these commands."""
     from sagemaker_jobs import terminal
     from sagemaker_jobs.caller_policy import caller_policy
     from sagemaker_jobs.iam import role_policies
-    from sagemaker_jobs.names import bucket_name
 
-    account = None if account_id is not None else terminal.account_in(region)
-    number = account_id or (account.id if account is not None else "")
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
+    site = terminal.account_in(region).site if account_id is None else terminal.unasked_site(region, account_id)
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
-    name, partition = bucket or bucket_name(number, where), terminal.partition_of(account, where)
+    name, theirs = bucket or site.bucket, reads or []
+    if wrong := [address for address in theirs if not address.startswith("s3://")]:
+        raise AwsError(f"--reads {wrong[0]} is no address in S3", "--reads s3://BUCKET/PREFIX/")
     made = {
-        "roles": role_policies(number, where, name, isolation=isolation, partition=partition),
-        "caller": caller_policy(number, where, name, kms_key=kms_key, role_arn=role, partition=partition),
+        "roles": role_policies(site, name, isolation, theirs),
+        "caller": caller_policy(site, name, kms_key=kms_key, role_arn=role, reads=theirs),
     }
     console.emit(made, terminal.as_json(made))
 

@@ -17,7 +17,7 @@ from sagemaker_jobs.launch import (
     place_of,
     role_calls,
 )
-from sagemaker_jobs.names import Run, role_path
+from sagemaker_jobs.names import Run, Site
 from sagemaker_jobs.requests import Isolation, Request, run_prefix
 from sagemaker_jobs.schedule_requests import time_of, times_after
 
@@ -73,8 +73,8 @@ def models_prefix(run: Run) -> str:
 
 
 def launch(
-    run: Run, sources: Sequence[Source], hosting: Hosting, image: str, number: str, region: str, *, now: datetime,
-    multi_model: bool = False, partition: str = "aws",
+    run: Run, sources: Sequence[Source], hosting: Hosting, image: str, site: Site, *, now: datetime,
+    multi_model: bool = False,
 ) -> Launch:  # fmt: skip
     """Everything that is to be sent; sends nothing.
 
@@ -83,19 +83,15 @@ def launch(
         sources: What is served; one, unless `multi_model`.
         hosting: How.
         image: Its full name.
-        number: The account's twelve digits.
-        region: Where.
+        site: Where.
         now: For a dry run; its life is counted from when the schedule is sent.
         multi_model: Whether a request names the model that it is for.
-        partition: Of ARNs.
 
     Raises:
         AwsError: If SageMaker would refuse it.
     """
     hosting.check()
-    place = place_of(
-        run, number, region, bucket=hosting.bucket, role_arn=hosting.role_arn, partition=partition
-    )  # fmt: skip
+    place = place_of(run, site, bucket=hosting.bucket, role_arn=hosting.role_arn)
     addresses = [source.address_in(place) for source in sources]
     copies: tuple[Copy, ...] = ()
     [*_, data] = addresses
@@ -107,16 +103,11 @@ def launch(
         data = f"s3://{place.bucket}/{models_prefix(run)}"
     roles: tuple[Call, ...] = ()
     if hosting.role_arn is None:
-        policy = iam.endpoint_policy(
-            run, number, region, [data], image=image, isolation=hosting.isolation, partition=partition
-        )
-        roles = role_calls(run, region, iam.trust_policy(number), policy, policy_name=ENDPOINT_POLICY)
+        policy = iam.endpoint_policy(run, site, [data], image=image, isolation=hosting.isolation)
+        roles = role_calls(run, site.region, iam.trust_policy(site.account), policy, policy_name=ENDPOINT_POLICY)
     calls: list[Call] = []
     if hosting.hours is not None:
-        expiring = expiry(
-            run, number, region, at=now + timedelta(hours=hosting.hours), partition=partition,
-            role_arn=hosting.expiry_role_arn,
-        )  # fmt: skip
+        expiring = expiry(run, site, at=now + timedelta(hours=hosting.hours), role_arn=hosting.expiry_role_arn)
         # An upload may take longer than the life that is asked for, which begins when nothing but calls is left.
         schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
         roles, calls = (*roles, *expiring.role_calls), [schedule]
@@ -151,25 +142,20 @@ class Expiry:
     schedule: Call
 
 
-def expiry(
-    run: Run, number: str, region: str, *, at: datetime, partition: str = "aws", role_arn: str | None = None
-) -> Expiry:  # fmt: skip
+def expiry(run: Run, site: Site, *, at: datetime, role_arn: str | None = None) -> Expiry:
     """The end of a run's endpoint.
 
     Args:
         run: Whose.
-        number: The account's twelve digits.
-        region: Where.
+        site: Where.
         at: When, with its time zone.
-        partition: Of ARNs.
         role_arn: The caller's own, for the scheduler; None: one is made.
     """
     kind = "expiry-role"
-    arn = role_arn or f"arn:{partition}:iam::{number}:role{role_path(region)}{run.name(kind)}"
-    policy = iam.expiry_policy(run, number, region, partition=partition)
-    request = endpoint_requests.create_expiry(run, at=at, role_arn=arn)
+    request = endpoint_requests.create_expiry(run, at=at, role_arn=role_arn or site.role_arn(run.name(kind)))
+    trust, policy = iam.scheduler_trust(site.account), iam.expiry_policy(run, site)
     return Expiry(
-        () if role_arn else role_calls(run, region, iam.scheduler_trust(number), policy, kind),
+        () if role_arn else role_calls(run, site.region, trust, policy, kind),
         Call("scheduler", "create_schedule", request, "schedule", run.name("expiry")),
     )
 

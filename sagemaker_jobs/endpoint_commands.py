@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sagemaker_jobs.account import Account
     from sagemaker_jobs.endpoint_sources import Source
     from sagemaker_jobs.launch import Launch
+    from sagemaker_jobs.names import Site
 
 HOURS = 2.0
 SHORTEST_H = 0.25
@@ -90,7 +91,7 @@ def deploy(
         undoing,
     )
     from sagemaker_jobs.ledger import Ledger
-    from sagemaker_jobs.names import bucket_name, new_run
+    from sagemaker_jobs.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.requests import Place
 
     _check_life(keep, hours, max_usd)
@@ -103,16 +104,14 @@ def deploy(
         isolation_of(kms_key, subnet, security_group, network_isolation), expiry_role,
     )  # fmt: skip
     hosting.check()
-    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number = terminal.number_of(account, dry_run=dry_run)
-    asked = None if dry_run and number == pricing.ANY_ACCOUNT else account
-    anywhere = Place(number, where, bucket or bucket_name(number, where), role or "")
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    asked = None if dry_run and site.account == ANY_ACCOUNT else account
+    anywhere = Place(site, bucket or site.bucket, role or "")
     found = [endpoint_sources.find_source(text, asked, anywhere) for text in sources]
     targets = {endpoint_sources.image_target(source, instance, image) for source in found}
     if multi_model:
         _check_several(found, targets)
-    name = _image(image, targets.pop(), asked, number, where)
+    name = _image(image, targets.pop(), asked, site)
     run = found[0].run if not multi_model and found[0].run else new_run("models" if multi_model else found[0].name)
     kept_roles: set[str] = set()
     if asked is not None and found[0].run is run:
@@ -122,11 +121,10 @@ def deploy(
                 f"neuron-sum aws extend {run.id} --hours 2 prolongs it, neuron-sum aws down {run.id} ends it",
             )
         if not dry_run:
-            undoing.clear_leftovers(asked, Ledger(number, where), run, endpoint.unpaid_names(run), console.note)
+            undoing.clear_leftovers(asked, Ledger(site), run, endpoint.unpaid_names(run), console.note)
             kept_roles = undoing.roles_there(asked, run)
     made = endpoint.launch(
-        run, found, hosting, name, number, where, now=datetime.now(timezone.utc), multi_model=multi_model,
-        partition=terminal.partition_of(account, where),
+        run, found, hosting, name, site, now=datetime.now(timezone.utc), multi_model=multi_model
     )  # fmt: skip
     requests = endpoint.requests_of(made)
     priced = pricing.priced(requests, None if offline else account, None, hosting.hours or 0.0)
@@ -144,14 +142,14 @@ def deploy(
             )
             for call in made.later:
                 calls.create(account, ledger, call, run)
-    status, address = "Creating" if detach else endpoint_life.IN_SERVICE, f"sagemaker:{item.name}@{where}"
+    status, address = "Creating" if detach else endpoint_life.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"
     target = f" --target-model {found[0].name}" if multi_model else ""
     asking = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
     if image == registry.ENDED:
         asking = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with whole prompts as inputs"
     console.emit(
         {
-            "run": run.id, "endpoint": item.name, "region": where, "address": address, "status": status,
+            "run": run.id, "endpoint": item.name, "region": site.region, "address": address, "status": status,
             "expires": None if ends is None else ends.isoformat(), "image": name,
             "usd_per_hour": round(item.price.cost(1, hosting.instances), 4), "plan": priced.as_dict(),
             **({"models": [source.name for source in found]} if multi_model else {}),
@@ -174,7 +172,7 @@ def extend(
     dry_run: RequestsOption = False,
 ) -> None:
     """Give an endpoint another end, so many hours from now; one that was kept gets an end."""
-    from sagemaker_jobs import calls, endpoint, endpoint_life, live_prices, plan, pricing, tables, terminal
+    from sagemaker_jobs import calls, endpoint, endpoint_life, live_prices, plan, tables, terminal
     from sagemaker_jobs.calls import Call
     from sagemaker_jobs.endpoint_requests import create_expiry
     from sagemaker_jobs.ledger import Ledger
@@ -184,11 +182,7 @@ def extend(
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        where = region or terminal.DEFAULT_REGION
-        guess = endpoint.expiry(
-            which, pricing.ANY_ACCOUNT, where, at=ends, partition=terminal.partition_of(None, where),
-            role_arn=expiry_role,
-        ).schedule  # fmt: skip
+        guess = endpoint.expiry(which, terminal.unasked_site(region), at=ends, role_arn=expiry_role).schedule
         shown = [Call("scheduler", "update_schedule", guess.request).as_dict()]
         console.emit({"run": which.id, "requests": shown}, terminal.as_json(shown))
         return
@@ -210,9 +204,7 @@ def extend(
             Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=expiry_role or before[1])),
         )
     else:
-        made_first = endpoint.expiry(
-            found.run, account.id, account.region, at=ends, partition=account.partition, role_arn=expiry_role
-        )
+        made_first = endpoint.expiry(found.run, account.site, at=ends, role_arn=expiry_role)
         made = (*made_first.role_calls, made_first.schedule)
     shown = [call.as_dict() for call in made]
     if dry_run:
@@ -226,7 +218,7 @@ def extend(
     priced.check(max_usd)
     with terminal.stopping_leaves(found.run.id, found.name, account.region):
         for call in made:
-            calls.create_with_new_role(account, Ledger(account.id, account.region), call, found.run)
+            calls.create_with_new_role(account, Ledger(account.site), call, found.run)
         now = endpoint_life.describe(account, found.name)
     if now is None or now["EndpointStatus"] == "Deleting":
         raise AwsError(f"{found.name} ended while its end was moved", f"neuron-sum aws deploy {found.run.id}")
@@ -294,7 +286,7 @@ def _undone(
     from sagemaker_jobs import endpoint, endpoint_life, terminal, undoing
     from sagemaker_jobs.account import Refused
 
-    run, where, name = made.run, made.place.region, made.run.name("endpoint")
+    run, where, name = made.run, made.place.site.region, made.run.name("endpoint")
     try:
         yield
     except KeyboardInterrupt:
@@ -332,17 +324,17 @@ def _check_several(sources: "list[Source]", targets: set[str]) -> None:
         raise AwsError(f"two models are named {min(twice)}", f"{min(twice)}-2=SOURCE gives one another name")
 
 
-def _image(given: str | None, target: str, account: "Account | None", number: str, region: str) -> str:
+def _image(given: str | None, target: str, account: "Account | None", site: "Site") -> str:
     from neuron_sum.stack import ENDED_CONTAINERS
     from sagemaker_jobs import registry
 
     if given == registry.ENDED:
         ended = ENDED_CONTAINERS[registry.ENDED]
         console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
-        return registry.ended_image(region)
+        return registry.ended_image(site.region)
     if given is not None:
         return given
     if account is None:
         console.note("AWS is not asked for the newest image: its tag is a guess")
-        return registry.image_uri(number, region, f"{target}-newest")
+        return registry.image_uri(site, f"{target}-newest")
     return registry.newest_image(account, target)

@@ -5,10 +5,11 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from neuron_sum.stack import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
-from sagemaker_jobs.names import PREFIX, Run
+from sagemaker_jobs.names import PREFIX, Run, Site
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
@@ -44,25 +45,22 @@ def trust_policy(account: str) -> Policy:
 
 
 def job_policy(
-    account: str, region: str, bucket: str, *, run: Run | None = None, isolation: Isolation | None = None,
-    partition: str = "aws",
+    site: Site, bucket: str, *, run: Run | None = None, isolation: Isolation | None = None
 ) -> Policy:  # fmt: skip
     """What a job may do: read inputs, write its own run, log, pull AWS's image.
 
     Args:
-        account: Twelve digits.
-        region: Where it runs.
+        site: Where it runs.
         bucket: With inputs and outputs.
         run: The only one that it may touch; None: any.
         isolation: A key and a VPC need more.
-        partition: Of ARNs.
     """
     runs = run_prefix(run) if run is not None else f"{PREFIX}/runs/"
     inputs = f"{PREFIX}/inputs/"
-    s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = [f"arn:{partition}:logs:{region}:{account}:log-group:{group}" for group in LOG_GROUPS]
+    s3 = site.s3_arn(bucket)
+    logs = [site.arn("logs", f"log-group:{group}") for group in LOG_GROUPS]
     images = [
-        f"arn:{partition}:ecr:{region}:{REGISTRY_ACCOUNTS.get(region, account)}:repository/{image.repository}"
+        registry_of_aws(site).arn("ecr", f"repository/{image.repository}")
         for image in PLATFORMS[0].registry_images
         if image.stage == "train"
     ]
@@ -83,44 +81,57 @@ def job_policy(
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow(
             "Image", list(PULL_ACTIONS),
-            [*images, f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}*"],
+            [*images, site.arn("ecr", f"repository/{PREFIX}*")],
         ),
     ]  # fmt: skip
-    return policy(*statements, *extra_statements(account, region, isolation or Isolation(), partition=partition))
+    return policy(*statements, *extra_statements(site, isolation or Isolation()))
+
+
+def registry_of_aws(site: Site) -> Site:
+    """Where AWS keeps its images for a region: in an account of its own."""
+    return replace(site, account=REGISTRY_ACCOUNTS.get(site.region, site.account))
 
 
 def extra_statements(
-    account: str, region: str, isolation: Isolation, *, reads: Sequence[str] = (), image: str | None = None,
-    partition: str = "aws",
+    site: Site, isolation: Isolation, *, reads: Sequence[str] = (), image: str | None = None
 ) -> list[Policy]:  # fmt: skip
     """What one command's job needs beyond every job's.
 
     Args:
-        account: Twelve digits.
-        region: Where it runs.
+        site: Where it runs.
         isolation: A key and a VPC.
         reads: S3 addresses of the caller's that it reads, too: objects, or prefixes.
         image: What it runs in.
-        partition: Of ARNs.
     """
     statements = []
     if image is not None and (found := PRIVATE_IMAGE.match(image)):
-        repository = f"arn:{partition}:ecr:{found['region']}:{found['account']}:repository/{found['repository']}"
-        if repository != f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}":  # which every job may pull
+        registry = replace(site, account=found["account"], region=found["region"])
+        repository = registry.arn("ecr", f"repository/{found['repository']}")
+        if repository != site.arn("ecr", f"repository/{PREFIX}"):  # which every job may pull
             statements.append(allow("OwnImage", list(PULL_ACTIONS), [repository]))
-    for number, address in enumerate(reads, start=1):
-        theirs, _, key = address.removeprefix("s3://").partition("/")
-        objects, whole = f"arn:{partition}:s3:::{theirs}/{key}*", f"arn:{partition}:s3:::{theirs}"
-        statements.append(allow(f"Read{number}", ["s3:GetObject"], [objects]))
-        statements.append(
-            allow(f"List{number}", ["s3:ListBucket"], [whole], {"StringLike": {"s3:prefix": [f"{key}*"]}})
-        )
+    statements += read_statements(site, reads)
     if isolation.kms_key is not None:
-        arn = key_arn(isolation.kms_key, account, region, partition)
+        arn = key_arn(isolation.kms_key, site)
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
     if isolation.subnets:
         # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
         statements.append(allow("Network", list(NETWORK_ACTIONS), ["*"]))
+    return statements
+
+
+def read_statements(site: Site, reads: Sequence[str]) -> list[Policy]:
+    """What reading S3 addresses of the caller's needs.
+
+    Args:
+        site: Where.
+        reads: Objects, or prefixes.
+    """
+    statements = []
+    for number, address in enumerate(reads, start=1):
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+        begins = {"StringLike": {"s3:prefix": [f"{key}*"]}}
+        statements.append(allow(f"Read{number}", ["s3:GetObject"], [site.s3_arn(f"{bucket}/{key}*")]))
+        statements.append(allow(f"List{number}", ["s3:ListBucket"], [site.s3_arn(bucket)], begins))
     return statements
 
 
@@ -141,25 +152,23 @@ def build_trust_policy(account: str) -> Policy:
 
 
 def build_policy(
-    account: str, region: str, bucket: str, *, key: str | None = None, project: str | None = None,
-    private: Sequence[tuple[str, ...]] = (), kms_key: str | None = None, partition: str = "aws",
+    site: Site, bucket: str, *, key: str | None = None, project: str | None = None,
+    private: Sequence[tuple[str, ...]] = (), kms_key: str | None = None,
 ) -> Policy:  # fmt: skip
     """What a build may do: read its context, push to the one repository, write its own log.
 
     Args:
-        account: Twelve digits.
-        region: Where it runs.
+        site: Where it runs.
         bucket: With the context.
         key: The context's; None: any.
         project: The one whose log it writes; None: any of ours.
         private: Repositories of base images that need a login: account, region and name of each.
         kms_key: Of the bucket's objects.
-        partition: Of ARNs.
     """
-    s3 = f"arn:{partition}:s3:::{bucket}"
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{BUILD_LOGS}{project or f'{PREFIX}-*'}"
+    s3 = site.s3_arn(bucket)
+    logs = site.arn("logs", f"log-group:{BUILD_LOGS}{project or f'{PREFIX}-*'}")
     pushed = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
-    own = [f"arn:{partition}:ecr:{region}:{account}:repository/{PREFIX}"]
+    own = [site.arn("ecr", f"repository/{PREFIX}")]
     statements = [
         allow("ReadContext", ["s3:GetObject", "s3:GetObjectVersion"],
               [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]),
@@ -171,52 +180,50 @@ def build_policy(
         allow("Logs", ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], [logs, f"{logs}:*"]),
     ]  # fmt: skip
     if private:
-        bases = [f"arn:{partition}:ecr:{where}:{owner}:repository/{name}" for owner, where, name in private]
+        bases = [
+            replace(site, account=owner, region=where).arn("ecr", f"repository/{name}")
+            for owner, where, name in private
+        ]
         statements.append(allow("PullBases", list(PULL_ACTIONS), bases))
     if kms_key is not None:
-        statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*"],
-                                [key_arn(kms_key, account, region, partition)]))  # fmt: skip
+        statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*"], [key_arn(kms_key, site)]))
     return policy(*statements)
 
 
-def key_arn(key: str, account: str, region: str, partition: str) -> str:
+def key_arn(key: str, site: Site) -> str:
     """A KMS key's ARN, where it was given by its id alone."""
-    return key if key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{key}"
+    return key if key.startswith("arn:") else site.arn("kms", f"key/{key}")
 
 
 def endpoint_policy(
-    run: Run, account: str, region: str, data: Sequence[str], *, image: str | None = None,
-    isolation: Isolation | None = None, partition: str = "aws",
+    run: Run, site: Site, data: Sequence[str], *, image: str | None = None, isolation: Isolation | None = None
 ) -> Policy:  # fmt: skip
     """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
 
     Args:
         run: Whose endpoint it is.
-        account: Twelve digits.
-        region: Where it runs.
+        site: Where it runs.
         data: S3 addresses of what it serves; one that ends in / is a prefix.
         image: What it runs in; None: one of ours.
         isolation: A key and a VPC need more.
-        partition: Of ARNs.
     """
-    job = job_policy(account, region, "", run=run, partition=partition)
+    job = job_policy(site, "", run=run)
     pulling = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image")]
-    objects = [f"arn:{partition}:s3:::{place.removeprefix('s3://')}" for place in data]
-    buckets = sorted({place.removeprefix("s3://").partition("/")[0] for place in data})
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}"
+    objects = [site.s3_arn(address.removeprefix("s3://")) for address in data]
+    buckets = sorted({address.removeprefix("s3://").partition("/")[0] for address in data})
+    logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}")
     ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
-    registry = REGISTRY_ACCOUNTS.get(region, account)
     return policy(
         allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
         # Of a multi-model endpoint SageMaker lists the prefix.
-        allow("ListModels", ["s3:ListBucket"], [f"arn:{partition}:s3:::{bucket}" for bucket in buckets]),
+        allow("ListModels", ["s3:ListBucket"], [site.s3_arn(bucket) for bucket in buckets]),
         allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
         allow(
             "EndedContainer", list(PULL_ACTIONS),
-            [f"arn:{partition}:ecr:{region}:{registry}:repository/{name}" for name in sorted(ended)],
+            [registry_of_aws(site).arn("ecr", f"repository/{name}") for name in sorted(ended)],
         ),
         *pulling,
-        *extra_statements(account, region, isolation or Isolation(), image=image, partition=partition),
+        *extra_statements(site, isolation or Isolation(), image=image),
     )  # fmt: skip
 
 
@@ -225,53 +232,50 @@ def scheduler_trust(account: str) -> Policy:
     return trusted_by("scheduler.amazonaws.com", account)
 
 
-def expiry_policy(run: Run, account: str, region: str, *, partition: str = "aws") -> Policy:
+def expiry_policy(run: Run, site: Site) -> Policy:
     """What the scheduler may do with it: delete that one endpoint.
 
     Args:
         run: Whose endpoint it is.
-        account: Twelve digits.
-        region: Where it runs.
-        partition: Of ARNs.
+        site: Where it runs.
     """
-    endpoint = f"arn:{partition}:sagemaker:{region}:{account}:endpoint/{run.name('endpoint')}"
-    return one_off_policy("sagemaker:DeleteEndpoint", endpoint)
+    return one_off_policy("sagemaker:DeleteEndpoint", site.arn("sagemaker", f"endpoint/{run.name('endpoint')}"))
 
 
 def role_policies(
-    account: str, region: str, bucket: str, *, isolation: Isolation, partition: str = "aws"
+    site: Site, bucket: str, isolation: Isolation, reads: Sequence[str] = ()
 ) -> dict[str, dict[str, Policy]]:  # fmt: skip
     """Trust and policy of every role that the commands make, for any run: for those who make roles themselves.
 
     Args:
-        account: Twelve digits.
-        region: Where everything runs.
+        site: Where everything runs.
         bucket: With inputs and outputs.
         isolation: A key and a VPC need more.
-        partition: Of ARNs.
+        reads: S3 addresses of the caller's that are to be trained from, compiled, asked or served.
     """
     anything = Run("*", "*")
-    stopped = f"arn:{partition}:sagemaker:{region}:{account}:transform-job/{anything.name('batch')}*"
-    data = [f"s3://{bucket}/{PREFIX}/"]
+    stopped = site.arn("sagemaker", f"transform-job/{anything.name('batch')}*")
+    data = [f"s3://{bucket}/{PREFIX}/", *reads]
+    job = job_policy(site, bucket, isolation=isolation)["Statement"]
     return {
         "jobs": {
-            "trust": trust_policy(account),
-            "policy": job_policy(account, region, bucket, isolation=isolation, partition=partition),
+            "trust": trust_policy(site.account),
+            "policy": policy(*job, *read_statements(site, reads)),
         },
         "endpoint": {
-            "trust": trust_policy(account),
-            "policy": endpoint_policy(anything, account, region, data, isolation=isolation, partition=partition),
+            "trust": trust_policy(site.account),
+            "policy": endpoint_policy(anything, site, data, isolation=isolation),
         },
         "expiry": {
-            "trust": scheduler_trust(account),
+            "trust": scheduler_trust(site.account),
             "policy": policy(
-                *expiry_policy(anything, account, region, partition=partition)["Statement"],
+                *expiry_policy(anything, site)["Statement"],
                 *one_off_policy("sagemaker:StopTransformJob", stopped, "StopBatch")["Statement"],
             ),
         },
         "build": {
-            "trust": build_trust_policy(account),
-            "policy": build_policy(account, region, bucket, kms_key=isolation.kms_key, partition=partition),
+            "trust": build_trust_policy(site.account),
+            "policy": build_policy(site, bucket, kms_key=isolation.kms_key),
         },
     }
 

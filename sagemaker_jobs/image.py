@@ -22,7 +22,7 @@ from sagemaker_jobs.calls import Call
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, place_of, role_calls
 from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import RUN_TAG, Run, role_path, tags
+from sagemaker_jobs.names import RUN_TAG, Run, Site, tags
 from sagemaker_jobs.options import BUILD_MINUTES, BUILDER
 from sagemaker_jobs.registry import image_uri
 from sagemaker_jobs.requests import Isolation, Request, inputs_prefix
@@ -200,8 +200,8 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
 
 
 def launch(
-    run: Run, options: Options, found: Channel, archive: Channel, account: str, region: str, partition: str = "aws"
-) -> Launch:
+    run: Run, options: Options, found: Channel, archive: Channel, site: Site
+) -> Launch:  # fmt: skip
     """Everything that is to be sent; sends nothing.
 
     Args:
@@ -209,26 +209,24 @@ def launch(
         options: How.
         found: The context.
         archive: The same as one file.
-        account: Twelve digits.
-        region: Where.
-        partition: Of ARNs.
+        site: Where.
 
     Raises:
         AwsError: If CodeBuild would refuse it.
     """
-    role = options.role_arn or f"arn:{partition}:iam::{account}:role{role_path(region)}{run.name('build-role')}"
-    place = place_of(run, account, region, bucket=options.bucket, role_arn=role, partition=partition)
+    role = options.role_arn or site.role_arn(run.name("build-role"))
+    place = place_of(run, site, bucket=options.bucket, role_arn=role)
     froms = bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     key = inputs_prefix(archive.name, archive.digest) + ARCHIVE
     tag = tag_of(options.target, found)
-    uri = image_uri(account, region, tag)
+    uri = image_uri(site, tag)
     project = create_project(
-        run, options, tag, source=f"{place.bucket}/{key}", spec=buildspec(uri, region, froms), role_arn=role
+        run, options, tag, source=f"{place.bucket}/{key}", spec=buildspec(uri, site.region, froms), role_arn=role
     )
     policy = iam.build_policy(
-        account, region, place.bucket, key=key, project=project["name"],
+        site, place.bucket, key=key, project=project["name"],
         private=[match.groups() for name in froms if (match := iam.PRIVATE_IMAGE.match(name))],
-        kms_key=options.kms_key, partition=partition,
+        kms_key=options.kms_key,
     )  # fmt: skip
     calls = (
         Call("ecr", "create_repository", create_repository(options.kms_key), "repository", REPOSITORY),
@@ -236,11 +234,11 @@ def launch(
         # A reply that is lost must not start two: the same token is the same build for five minutes.
         Call("codebuild", "start_build", {"projectName": project["name"], "idempotencyToken": run.id}),
     )
-    trust = iam.build_trust_policy(account)
+    trust = iam.build_trust_policy(site.account)
     return Launch(
         run, place, calls, (archive,),
         () if options.bucket else bucket_calls(place, options.kms_key),
-        () if options.role_arn else role_calls(run, region, trust, policy, "build-role"),
+        () if options.role_arn else role_calls(run, site.region, trust, policy, "build-role"),
         encryption_of(Isolation(kms_key=options.kms_key)),
     )  # fmt: skip
 

@@ -51,9 +51,7 @@ def image(
     from sagemaker_jobs.names import new_run
 
     options = images.Options(target, builder, max_minutes, bucket, role, kms_key)
-    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number = terminal.number_of(account, dry_run=dry_run)
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-image-") as scratch:
         found = images.context(target, context, Path(scratch))
         tag = images.tag_of(target, found)
@@ -62,15 +60,15 @@ def image(
             return
         archive = images.archived(found, Path(scratch) / images.ARCHIVE)
         run = new_run(f"image-{target}")
-        launch = images.launch(run, options, found, archive, number, where, terminal.partition_of(account, where))
-        priced = planning.build_plan(launch.calls[1].request, where)
-        with terminal.stopping_leaves(run.id, launch.calls[1].name, where):
+        launch = images.launch(run, options, found, archive, site)
+        priced = planning.build_plan(launch.calls[1].request, site.region)
+        with terminal.stopping_leaves(run.id, launch.calls[1].name, site.region):
             ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
             if ledger is None or account is None:
                 return
             identity = builds.started(account, run.id, console.note, every)
             console.note(f"started {identity}; the ledger is {ledger.path}")
-            told = {"run": run.id, "build": identity, "region": where, "plan": priced.as_dict()}
+            told = {"run": run.id, "build": identity, "region": site.region, "plan": priced.as_dict()}
             if detach:
                 console.emit(told, f"started {identity}\nnext: neuron-sum aws status {run.id} --follow")
                 return

@@ -74,9 +74,7 @@ def train(
     options = options_of(
         instance, instances, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
     )
-    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number = terminal.number_of(account, dry_run=dry_run)
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
     run, attempt = new_run(resolved.name), 1
     if resume is not None:
         if account is None or dry_run:
@@ -87,12 +85,9 @@ def train(
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         wheels = wheels_for(wheelhouse, image, dry_run=dry_run)
         channels = inputs.channels(resolved, Path(scratch), wheels, isolation)
-        launch = training.launch(
-            run, resolved, options, channels, number, where, attempt=attempt,
-            partition=terminal.partition_of(account, where),
-        )  # fmt: skip
+        launch = training.launch(run, resolved, options, channels, site, attempt=attempt)
         _send_and_follow(
-            launch, account, where, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
+            launch, account, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
             detach=detach, every=every, dry_run=dry_run, done=lambda job: (
                 f"trained {run.id} in {console.duration(job.seconds)}: {job.model}\n"
                 f"next: neuron-sum aws compile {run.id}; neuron-sum aws down {run.id} removes the run's role"
@@ -141,10 +136,8 @@ def compile_run(
     options = options_of(
         instance, 1, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
     )
-    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
-    where = account.region if account is not None else region or terminal.DEFAULT_REGION
-    number = terminal.number_of(account, dry_run=dry_run)
-    usual = place_of(Run(source, ""), number, where, bucket=bucket)
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    usual = place_of(Run(source, ""), site, bucket=bucket)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         found = compiling.find(
             source, None if dry_run else account, usual, (*changes, f"compile.target={target}"), isolation,
@@ -153,12 +146,11 @@ def compile_run(
         wheels = wheels_for(wheelhouse, image, dry_run=dry_run)
         launch = training.job_launch(
             found.run, "compile", requests.compile_arguments(target, changes), options,
-            [*found.channels, *inputs.code_channels(wheels)], number, where, addresses=found.addresses,
-            attempt=found.attempt, partition=terminal.partition_of(account, where),
+            [*found.channels, *inputs.code_channels(wheels)], site, addresses=found.addresses, attempt=found.attempt,
         )  # fmt: skip
         run = found.run.id
         _send_and_follow(
-            launch, account, where, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
+            launch, account, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
             detach=detach, every=every, dry_run=dry_run, done=lambda job: (
                 f"compiled {run} for {target} in {console.duration(job.seconds)}: {job.model}\n"
                 f"next: neuron-sum aws deploy {run}; neuron-sum aws down {run} removes the run's role"
@@ -167,7 +159,7 @@ def compile_run(
 
 
 def _send_and_follow(
-    launch: "Launch", account: "Account | None", region: str, *, offline: bool, expected_hours: float | None,
+    launch: "Launch", account: "Account | None", *, offline: bool, expected_hours: float | None,
     max_usd: float | None, detach: bool, every: float, dry_run: bool, done: "Callable[[Job], str]",
 ) -> None:  # fmt: skip
     """A launch of one training job, priced, sent, and followed to its end.
@@ -175,7 +167,6 @@ def _send_and_follow(
     Args:
         launch: What to send.
         account: Where; only a dry run goes without.
-        region: Where.
         offline: Ask AWS for no prices.
         expected_hours: What somebody expects.
         max_usd: The cap.
@@ -190,7 +181,7 @@ def _send_and_follow(
     from sagemaker_jobs import following, pricing, terminal
 
     [call] = launch.calls
-    run = launch.run.id
+    run, region = launch.run.id, launch.place.site.region
     priced = pricing.priced({"training-job": call.request}, None if offline else account, expected_hours, 0)
     with terminal.stopping_leaves(run, call.name, region):
         ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)

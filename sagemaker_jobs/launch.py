@@ -10,7 +10,7 @@ from sagemaker_jobs.account import Account
 from sagemaker_jobs.calls import Call, create, create_with_new_role
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import RUN_TAG, Run, bucket_name, role_path, tags
+from sagemaker_jobs.names import RUN_TAG, Run, Site, role_path, tags
 from sagemaker_jobs.requests import Isolation, Place, inputs_prefix
 
 ROLE_POLICY = "job"
@@ -68,14 +68,14 @@ class Launch:
         uploads = [
             Call("s3", "put_object", {
                 "Bucket": self.place.bucket, "Key": inputs_prefix(channel.name, channel.digest) + name,
-                "Body": f"file://{path}", "ExpectedBucketOwner": self.place.account, **self.encryption,
+                "Body": f"file://{path}", "ExpectedBucketOwner": self.place.site.account, **self.encryption,
             })
             for channel in self.channels for name, path in sorted(channel.files.items())
         ]  # fmt: skip
         copies = [
             Call("s3", "copy_object", {
                 "CopySource": copy.source.removeprefix("s3://"), "Bucket": self.place.bucket, "Key": copy.key,
-                "ExpectedBucketOwner": self.place.account, **self.encryption,
+                "ExpectedBucketOwner": self.place.site.account, **self.encryption,
             })
             for copy in self.copies
         ]  # fmt: skip
@@ -83,22 +83,16 @@ class Launch:
         return [call.as_dict() for call in made]
 
 
-def place_of(
-    run: Run, account: str, region: str, *, bucket: str | None = None, role_arn: str | None = None,
-    partition: str = "aws",
-) -> Place:  # fmt: skip
+def place_of(run: Run, site: Site, *, bucket: str | None = None, role_arn: str | None = None) -> Place:
     """Where a run's things go: the caller's bucket and role, or those that are made for it.
 
     Args:
         run: Whose.
-        account: Twelve digits.
-        region: Where.
+        site: Where.
         bucket: The caller's own.
         role_arn: The caller's own.
-        partition: Of ARNs.
     """
-    own = role_arn or f"arn:{partition}:iam::{account}:role{role_path(region)}{run.name('role')}"
-    return Place(account, region, bucket or bucket_name(account, region), own)
+    return Place(site, bucket or site.bucket, role_arn or site.role_arn(run.name("role")))
 
 
 def encryption_of(isolation: Isolation) -> dict[str, str]:
@@ -127,7 +121,7 @@ def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[i
         for _, size in inputs.upload(account, made.place.bucket, channel, made.encryption):
             on_upload(size)
     for copy in made.copies:
-        extra = {**made.encryption, "ExpectedBucketOwner": made.place.account}
+        extra = {**made.encryption, "ExpectedBucketOwner": made.place.site.account}
         account.copy(copy.place, made.place.bucket, copy.key, extra)
     for call in made.role_calls:
         create(account, ledger, call, made.run)
@@ -144,11 +138,10 @@ def bucket_calls(place: Place, kms_key: str | None = None) -> tuple[Call, ...]:
         kms_key: Of what is written without one, as SageMaker writes checkpoints; set when the bucket is made, and never
             later, for a bucket is all runs'.
     """
-    name, owner = place.bucket, {"ExpectedBucketOwner": place.account}
+    name, owner = place.bucket, {"ExpectedBucketOwner": place.site.account}
     # us-east-1 is refused as a LocationConstraint: it is what a bucket has without one.
-    elsewhere = (
-        {} if place.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": place.region}}
-    )
+    region = place.site.region
+    elsewhere = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     closed = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
     swept = {
         "ID": "parts-of-killed-uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
@@ -202,7 +195,6 @@ def job_role_calls(
     run: Run,
     place: Place,
     isolation: Isolation,
-    partition: str,
     *,
     stage: str = "endpoint",
     reads: Sequence[str] = (),
@@ -217,14 +209,14 @@ def job_role_calls(
         run: Whose.
         place: Where.
         isolation: A key and a VPC.
-        partition: Of ARNs.
         stage: Whose needs are added.
         reads: S3 addresses of the caller's.
         image: The caller's own.
     """
-    common = iam.job_policy(place.account, place.region, place.bucket, run=run, partition=partition)
-    calls = role_calls(run, place.region, iam.trust_policy(place.account), common)
-    own = iam.extra_statements(place.account, place.region, isolation, reads=reads, image=image, partition=partition)
+    site = place.site
+    common = iam.job_policy(site, place.bucket, run=run)
+    calls = role_calls(run, site.region, iam.trust_policy(site.account), common)
+    own = iam.extra_statements(site, isolation, reads=reads, image=image)
     if not own:
         return calls
     document = json.dumps(iam.policy(*own))

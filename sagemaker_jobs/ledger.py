@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from neuron_sum import files
 from neuron_sum.errors import ResourceError
+from sagemaker_jobs.names import Site
 
 STATE = "NEURON_SUM_STATE"
 Event = Literal["intent", "made", "refused", "gone"]
@@ -53,13 +54,12 @@ class Ledger:
     """The ledger of an account in a region.
 
     Args:
-        account: Twelve digits.
-        region: Such as us-east-1.
+        site: Whose.
         folder: Default: the user's state folder.
     """
 
-    def __init__(self, account: str, region: str, folder: Path | None = None) -> None:
-        self.path = (folder or state_folder()) / "aws" / f"{account}-{region}.jsonl"
+    def __init__(self, site: Site, folder: Path | None = None) -> None:
+        self.path = (folder or state_folder()) / "aws" / f"{site.account}-{site.region}.jsonl"
 
     @contextmanager
     def creating(self, kind: str, name: str, run: str, **details: Any) -> Iterator[None]:

@@ -33,21 +33,20 @@ def models(
     from sagemaker_jobs.calls import Call
     from sagemaker_jobs.endpoint_sources import ARCHIVE
     from sagemaker_jobs.launch import Copy, Launch, encryption_of
-    from sagemaker_jobs.names import Run, bucket_name, run_of
-    from sagemaker_jobs.pricing import ANY_ACCOUNT
+    from sagemaker_jobs.names import Run, run_of
     from sagemaker_jobs.requests import Isolation, Place
 
-    account = None if offline and dry_run else terminal.account_in(region, dry_run=dry_run)
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
     there: dict[str, dict[str, Any]] = {}
     if account is None:
         which, isolation = Run(run_of(run) or run, ""), Isolation()
-        place = Place(ANY_ACCOUNT, region or terminal.DEFAULT_REGION, bucket_name(ANY_ACCOUNT, "us-east-1"), "")
+        place = Place(site, site.bucket, "")
         prefix = endpoint.models_prefix(which)
     else:
         found = endpoint_life.find_ours(account, run)
         which = found.run
         bucket, prefix, isolation = _where(account, found)
-        place = Place(account.id, account.region, bucket, "")
+        place = Place(site, bucket, "")
         there = _there(account, bucket, prefix)
     if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in there]:
         raise AwsError(f"{which.id} has no model {missing[0]}", f"it has {', '.join(there) or 'none'}")
@@ -61,7 +60,7 @@ def models(
             )
     copies = tuple(Copy(source.address_in(place), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
     channels = tuple(source.channel for source in sources if source.channel is not None)
-    owner = {"ExpectedBucketOwner": place.account}
+    owner = {"ExpectedBucketOwner": place.site.account}
     deletes = tuple(
         Call("s3", "delete_object", {"Bucket": place.bucket, "Key": f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}",
                                      **owner})

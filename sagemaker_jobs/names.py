@@ -24,6 +24,9 @@ SLUG_LIMIT = 20
 
 TAG_LIMIT = 256
 
+ANY_ACCOUNT = "123456789012"
+"""Stands in a plan, a dry run or a rehearsal for an account that is not asked for its number."""
+
 ENDS = r"\d{6}-\d{4}-[0-9a-f]{4}"
 """A run's id ends so: date and time (UTC), and four random digits."""
 
@@ -55,6 +58,59 @@ class Run:
         return tags({RUN_TAG: self.id, RECIPE_TAG: self.recipe[:TAG_LIMIT]})
 
 
+@dataclass(frozen=True)
+class Site:
+    """An account in a region: what the ARNs of whatever is made there name.
+
+    Attributes:
+        account: Twelve digits.
+        region: Such as us-east-1.
+        partition: What ARNs have after their first colon.
+    """
+
+    account: str
+    region: str
+    partition: str = "aws"
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that is made where none is given; no other account can have its name by accident."""
+        return f"{PREFIX}-{self.account}-{self.region}"
+
+    def arn(self, service: str, resource: str) -> str:
+        """The ARN of something that belongs to an account and a region.
+
+        Args:
+            service: Such as sagemaker.
+            resource: What follows the account, such as endpoint/NAME.
+        """
+        return f"arn:{self.partition}:{service}:{self.region}:{self.account}:{resource}"
+
+    def s3_arn(self, place: str) -> str:
+        """The ARN of a bucket, or of objects in one: S3's name neither account nor region.
+
+        Args:
+            place: BUCKET or BUCKET/KEY.
+        """
+        return f"arn:{self.partition}:s3:::{place}"
+
+    def iam_arn(self, resource: str) -> str:
+        """The ARN of something of IAM's, which is the same in all regions.
+
+        Args:
+            resource: Such as role/PATH/NAME.
+        """
+        return f"arn:{self.partition}:iam::{self.account}:{resource}"
+
+    def role_arn(self, name: str) -> str:
+        """The ARN of a role of ours for this region.
+
+        Args:
+            name: As Run.name makes it; * for any.
+        """
+        return self.iam_arn(f"role{role_path(self.region)}{name}")
+
+
 def tags(values: Mapping[str, str]) -> list[dict[str, str]]:
     """A mapping as AWS wants it."""
     return [{"Key": key, "Value": value} for key, value in values.items()]
@@ -77,11 +133,6 @@ def role_path(region: str) -> str:
         region: Where what has the role runs.
     """
     return f"/{PREFIX}/{region}/"
-
-
-def bucket_name(account: str, region: str) -> str:
-    """The bucket that is made where none is given; with account and region no other account can have it by accident."""
-    return f"{PREFIX}-{account}-{region}"
 
 
 def run_of(name: str) -> str | None:

@@ -6,23 +6,20 @@ from neuron_sum.prices import REGION
 from sagemaker_jobs import endpoint_requests, image, live_prices, registry, requests
 from sagemaker_jobs import plan as planning
 from sagemaker_jobs.account import Account
-from sagemaker_jobs.names import Run, bucket_name, new_run, role_path
+from sagemaker_jobs.launch import place_of
+from sagemaker_jobs.names import Run, Site, new_run
 from sagemaker_jobs.plan import Item, Plan
 from sagemaker_jobs.requests import Request
 
-ANY_ACCOUNT = "123456789012"
-"""Stands in a plan or a dry run for an account that cannot be asked for its number."""
-
 
 def planned_requests(
-    run: Run, region: str, *, train: tuple[str, int, float], compiling: tuple[str, float],
-    endpoint: tuple[str, float],
+    run: Run, site: Site, *, train: tuple[str, int, float], compiling: tuple[str, float], endpoint: tuple[str, float]
 ) -> dict[str, Request]:  # fmt: skip
     """The requests of a whole life, by kind; what is not wanted is left out.
 
     Args:
         run: Whose.
-        region: Where.
+        site: Where.
         train: Instance, how many, hours at most.
         compiling: Instance, hours at most; 0: no compile.
         endpoint: Instance, hours; 0: no endpoint.
@@ -31,8 +28,7 @@ def planned_requests(
         AwsError: If SageMaker would refuse one of them.
         PlatformError: If AWS has no image in the region.
     """
-    role = f"arn:aws:iam::{ANY_ACCOUNT}:role{role_path(region)}{run.name('role')}"
-    place = requests.Place(ANY_ACCOUNT, region, bucket_name(ANY_ACCOUNT, region), role)
+    place = place_of(run, site)
     isolation = requests.Isolation()
     instance, instances, hours = train
     jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
@@ -41,7 +37,7 @@ def planned_requests(
     made: dict[str, Request] = {}
     for stage, arguments, which, count, longest in jobs:
         job = requests.Job(
-            run, stage, arguments, {}, which, count, round(longest * 3600), requests.training_image(region)
+            run, stage, arguments, {}, which, count, round(longest * 3600), requests.training_image(site.region)
         )
         made["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
     if endpoint[1] > 0:
@@ -50,14 +46,14 @@ def planned_requests(
         tag = f"{target}-newest"
         made["build-project"] = image.create_project(
             new_run(f"image-{target}"), image.Options(target), tag,
-            source=f"{place.bucket}/context.zip", spec={}, role_arn=role,
+            source=f"{place.bucket}/context.zip", spec={}, role_arn=place.role_arn,
         )  # fmt: skip
         model_data = f"{place.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
-        made["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=role)
+        made["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=place.role_arn)
         made["model"] = endpoint_requests.create_model(
             run,
             place,
-            image=registry.image_uri(ANY_ACCOUNT, region, tag),
+            image=registry.image_uri(site, tag),
             model_data=model_data,
             environment={},
             isolation=isolation,

@@ -7,7 +7,7 @@ from typing import Any
 from neuron_sum.errors import AwsError
 from neuron_sum.stack import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.account import Account, Refused
-from sagemaker_jobs.names import PREFIX, RUN_TAG
+from sagemaker_jobs.names import PREFIX, RUN_TAG, Site
 
 ENDED = "djl-0.30-neuronx"
 """The word for AWS's last DJL container with Neuron, in which serves what `package --container` wrote."""
@@ -34,16 +34,15 @@ class Image:
         return {"image": self.uri, "pinned": self.pinned, "digest": self.digest, "bytes": self.size}
 
 
-def image_uri(number: str, region: str, tag: str) -> str:
+def image_uri(site: Site, tag: str) -> str:
     """The full name of an image of ours.
 
     Args:
-        number: The account's.
-        region: Of the registry.
+        site: Of the registry.
         tag: Of the image.
     """
-    domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"{number}.dkr.ecr.{region}.{domain}/{PREFIX}:{tag}"
+    domain = "amazonaws.com.cn" if site.region.startswith("cn-") else "amazonaws.com"
+    return f"{site.account}.dkr.ecr.{site.region}.{domain}/{PREFIX}:{tag}"
 
 
 def look(account: Account, tag: str) -> Image | None:
@@ -90,7 +89,7 @@ def newest_image(account: Account, target: str) -> str:
             f"no image of ours for {target} in {account.region}: the repository {PREFIX} has no tag {target}-…",
             f"neuron-sum aws image --target {target} builds it; or --image URI",
         )
-    return image_uri(account.id, account.region, max(found)[1])
+    return image_uri(account.site, max(found)[1])
 
 
 def ended_image(region: str) -> str:
@@ -110,7 +109,7 @@ def _pushed(image: dict[str, Any]) -> datetime:
 
 
 def _image(account: Account, found: dict[str, Any], tag: str) -> Image:
-    uri, digest = image_uri(account.id, account.region, tag), str(found["imageDigest"])
+    uri, digest = image_uri(account.site, tag), str(found["imageDigest"])
     return Image(uri, f"{uri.removesuffix(':' + tag)}@{digest}", digest, int(found.get("imageSizeInBytes", 0)))
 
 

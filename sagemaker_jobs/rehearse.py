@@ -23,8 +23,7 @@ from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch
 from sagemaker_jobs.local_image import LocalImage
 from sagemaker_jobs.local_store import LocalStore, share_graphs
-from sagemaker_jobs.names import new_run
-from sagemaker_jobs.pricing import ANY_ACCOUNT
+from sagemaker_jobs.names import ANY_ACCOUNT, Site, new_run
 from sagemaker_jobs.requests import Isolation, Request
 from sagemaker_jobs.training import Options
 
@@ -143,7 +142,7 @@ class Rehearsal:
         """
         run = new_run(self.recipe.name)
         first, second = (
-            training.launch(run, self.recipe, self._options, channels, ANY_ACCOUNT, REGION, attempt=number)
+            training.launch(run, self.recipe, self._options, channels, Site(ANY_ACCOUNT, REGION), attempt=number)
             for number in (1, 2)
         )
         return first, second, self._compile_launch(second, code)
@@ -294,7 +293,7 @@ class Rehearsal:
         output = f"{_job(trained)['OutputDataConfig']['S3OutputPath']}/{trained.calls[0].name}/output/model.tar.gz"
         base = {requests.MODEL: given[requests.MODEL]} if requests.MODEL in given else {}
         return training.job_launch(
-            trained.run, "compile", requests.compile_arguments("cpu"), self._options, code, ANY_ACCOUNT, REGION,
+            trained.run, "compile", requests.compile_arguments("cpu"), self._options, code, trained.place.site,
             addresses={requests.TRAINED: output, **base},
         )  # fmt: skip
 

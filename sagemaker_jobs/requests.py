@@ -10,7 +10,7 @@ from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.stack import INSTANCES, PLATFORMS
-from sagemaker_jobs.names import PREFIX, Run
+from sagemaker_jobs.names import PREFIX, Run, Site
 
 Request = dict[str, Any]
 
@@ -42,14 +42,12 @@ class Place:
     """Where in AWS everything goes.
 
     Attributes:
-        account: Twelve digits.
-        region: Such as us-east-1.
+        site: The account and the region.
         bucket: For inputs and outputs.
         role_arn: What the job runs as.
     """
 
-    account: str
-    region: str
+    site: Site
     bucket: str
     role_arn: str
 

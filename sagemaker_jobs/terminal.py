@@ -14,8 +14,8 @@ from sagemaker_jobs.account import Account
 from sagemaker_jobs.following import OutOfSight
 from sagemaker_jobs.launch import Launch, start
 from sagemaker_jobs.ledger import Ledger
+from sagemaker_jobs.names import ANY_ACCOUNT, Site
 from sagemaker_jobs.plan import Plan
-from sagemaker_jobs.pricing import ANY_ACCOUNT
 
 DEFAULT_REGION = "us-east-1"
 
@@ -38,38 +38,51 @@ def account_or_none(region: str | None) -> Account | None:
     return account
 
 
-def number_of(account: Account | None, *, dry_run: bool) -> str:
-    """The account's twelve digits; in a dry run without credentials, ones that stand for them."""
-    if account is not None:
-        try:
-            return account.id
-        except AwsError as error:
-            if not dry_run:
-                raise
-            console.note(f"the account is shown as {ANY_ACCOUNT}: {error.message}")
-    return ANY_ACCOUNT
-
-
-def partition_of(account: Account | None, region: str = DEFAULT_REGION) -> str:
-    """What ARNs have after their first colon.
+def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account | None, Site]:
+    """Who is to start something, and where.
 
     Args:
-        account: None in a dry run that asks nothing.
-        region: For that; boto3 knows its partition without credentials. Without boto3 it is shown as in most regions.
+        region: None for the environment's.
+        offline: Ask AWS for no prices; a dry run then asks it nothing.
+        dry_run: Credentials are welcome, and not needed.
+
+    Returns:
+        The account; None in a dry run that asks nothing. And where its things are, as far as that is known.
+
+    Raises:
+        AwsError: If AWS does not accept the credentials, or there is no such region.
+    """
+    if offline and dry_run:
+        return None, unasked_site(region)
+    account = account_in(region, dry_run=dry_run)
+    try:
+        return account, account.site
+    except AwsError as error:
+        if not dry_run:
+            raise
+        console.note(f"the account is shown as {ANY_ACCOUNT}: {error.message}")
+        return account, Site(ANY_ACCOUNT, account.region, account.partition)
+
+
+def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> Site:
+    """A region's site without asking AWS: boto3 knows partitions; without it they are shown as in most regions.
+
+    Args:
+        region: None for DEFAULT_REGION.
+        account: Twelve digits.
 
     Raises:
         AwsError: If there is no such region.
     """
-    if account is not None:
-        return account.partition
+    where = region or DEFAULT_REGION
     try:
         session, unknown = import_module("boto3").Session(), import_module("botocore.exceptions").UnknownRegionError
     except ImportError:
-        return "aws"
+        return Site(account, where)
     try:
-        return str(session.get_partition_for_region(region))
+        return Site(account, where, str(session.get_partition_for_region(where)))
     except unknown as error:
-        raise AwsError(f"no region {region!r}", "such as --region us-east-1") from error
+        raise AwsError(f"no region {where!r}", "such as --region us-east-1") from error
 
 
 def begin(
@@ -98,7 +111,7 @@ def begin(
     console.note_table(tables.plan_tables(plan, f"run {made.run.id}")[0])
     plan.check(max_usd)
     quotas.check(account, (*made.calls, *made.later))
-    ledger = Ledger(made.place.account, made.place.region)
+    ledger = Ledger(made.place.site)
     with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
         start(account, ledger, made, bar.advance)
     return ledger

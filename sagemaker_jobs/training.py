@@ -13,7 +13,7 @@ from sagemaker_jobs.calls import Call
 from sagemaker_jobs.following import TRAINING, TRANSFORM, JobKind
 from sagemaker_jobs.inputs import Channel
 from sagemaker_jobs.launch import Launch, bucket_calls, encryption_of, job_role_calls, place_of
-from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run
+from sagemaker_jobs.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, Site
 from sagemaker_jobs.requests import Isolation, Job
 
 
@@ -43,8 +43,7 @@ class Options:
 
 
 def launch(
-    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], account: str, region: str, *,
-    attempt: int = 1, partition: str = "aws",
+    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], site: Site, *, attempt: int = 1
 ) -> Launch:  # fmt: skip
     """Everything that a training sends; sends nothing.
 
@@ -53,10 +52,8 @@ def launch(
         recipe: What is trained.
         options: How.
         channels: What the job reads.
-        account: Twelve digits.
-        region: Where.
+        site: Where.
         attempt: From 1.
-        partition: Of ARNs.
 
     Raises:
         AwsError: If SageMaker would refuse the job.
@@ -64,15 +61,14 @@ def launch(
     """
     cache = recipe.train.neuron.cache_url
     return job_launch(
-        run, "train", requests.train_arguments(options.instance, options.instances), options, channels, account, region,
-        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {}, attempt=attempt, partition=partition,
+        run, "train", requests.train_arguments(options.instance, options.instances), options, channels, site,
+        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {}, attempt=attempt,
     )  # fmt: skip
 
 
 def job_launch(
-    run: Run, stage: str, arguments: tuple[str, ...], options: Options, channels: Sequence[Channel], account: str,
-    region: str, *, addresses: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None,
-    attempt: int = 1, partition: str = "aws",
+    run: Run, stage: str, arguments: tuple[str, ...], options: Options, channels: Sequence[Channel], site: Site, *,
+    addresses: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None, attempt: int = 1,
 ) -> Launch:  # fmt: skip
     """A training job of SageMaker's with all that it needs, whatever it is told to do; sends nothing.
 
@@ -82,21 +78,17 @@ def job_launch(
         arguments: What the container is told.
         options: How.
         channels: What is uploaded for it.
-        account: Twelve digits.
-        region: Where.
+        site: Where.
         addresses: S3 addresses of further channels, by name, which lie there already.
         environment: Of the container.
         attempt: From 1.
-        partition: Of ARNs.
 
     Raises:
         AwsError: If SageMaker would refuse the job.
         PlatformError: If AWS has no image in the region.
     """
     there = addresses or {}
-    place = place_of(
-        run, account, region, bucket=options.bucket, role_arn=options.role_arn, partition=partition
-    )  # fmt: skip
+    place = place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
     uploaded = {channel.name: place.inputs(channel.name, channel.digest) for channel in channels}
     job = Job(
         run=run,
@@ -107,7 +99,7 @@ def job_launch(
         instances=options.instances,
         max_runtime_s=options.max_runtime_s,
         max_wait_s=options.max_wait_s,
-        image=options.image or requests.training_image(region),
+        image=options.image or requests.training_image(site.region),
         attempt=attempt,
         environment=environment or {},
         isolation=options.isolation,
@@ -115,9 +107,7 @@ def job_launch(
     roles: tuple[Call, ...] = ()
     if options.role_arn is None:
         reads = place.not_ours(run, there.values())
-        roles = job_role_calls(
-            run, place, options.isolation, partition, stage=stage, reads=reads, image=options.image
-        )  # fmt: skip
+        roles = job_role_calls(run, place, options.isolation, stage=stage, reads=reads, image=options.image)
     return Launch(
         run,
         place,

@@ -24,12 +24,12 @@ def undo(account: Account, made: Launch, error: AwsError, *, keep: set[str], eve
         every_s: How often to look whether something that is paid is gone.
     """
     console.note(f"{error.message}: rolling back")
-    ledger = Ledger(made.place.account, made.place.region)
+    ledger = Ledger(made.place.site)
     try:
         roll_back(account, ledger, made, console.note, keep=keep, every_s=every_s)
     except AwsError as left:
         error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
-        terminal.tell_down(error, made.run.id, made.place.region)
+        terminal.tell_down(error, made.run.id, made.place.site.region)
     else:
         error.hint = f"{error.hint} (all is rolled back)"
 

@@ -9,10 +9,10 @@ from typing import Any
 from sagemaker_jobs import requests
 from sagemaker_jobs.container import Container
 from sagemaker_jobs.local_image import LocalImage
-from sagemaker_jobs.names import new_run
+from sagemaker_jobs.names import Site, new_run
 from sagemaker_jobs.requests import INPUT, Job, Place
 
-PLACE = Place("123456789012", "us-east-1", "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
+PLACE = Place(Site("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
 
 SIGTERM_NOTED = """
 import pathlib, signal, sys, time

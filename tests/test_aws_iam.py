@@ -16,7 +16,7 @@ from in_process import neuron_sum
 import sagemaker_jobs
 from neuron_sum.recipe_loading import load_recipe
 from sagemaker_jobs import inputs, training
-from sagemaker_jobs.names import Run
+from sagemaker_jobs.names import Run, Site
 from sagemaker_jobs.requests import Isolation
 from sagemaker_jobs.training import Options
 
@@ -114,7 +114,7 @@ def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: 
         training.launch(
             Run(f"tiny-261121-2000-abc{digit}", "tiny"), load_recipe("tiny"),
             Options("ml.c7i.4xlarge", 1, 3600, image=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/mine:1"),
-            inputs.channels(load_recipe("tiny"), tmp_path, None, Isolation()), ACCOUNT, REGION,
+            inputs.channels(load_recipe("tiny"), tmp_path, None, Isolation()), Site(ACCOUNT, REGION),
         )
         for digit in "de"
     )  # fmt: skip
@@ -169,3 +169,15 @@ def test_a_key_and_a_role_of_the_callers_own_are_in_it() -> None:
     assert len(json.dumps(made[0], separators=(",", ":"))) <= LONGEST
     assert may(made, "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
     assert not may([policies()["caller"]], "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
+
+
+def test_an_address_of_the_callers_own_can_be_read_by_whoever_is_given_it() -> None:
+    words = ("aws", "iam", "--account", ACCOUNT, "--region", "cn-north-1", "--reads", "s3://theirs/models/", "--json")
+    made = json.loads(neuron_sum(*words).stdout)
+    bucket = "arn:aws-cn:s3:::theirs"
+    for one in (made["caller"], *(made["roles"][name]["policy"] for name in ("jobs", "endpoint"))):
+        assert may([one], "s3:GetObject", f"{bucket}/models/model.tar.gz")
+        assert may([one], "s3:ListBucket", bucket, s3_prefix="models/")
+        assert not may([one], "s3:GetObject", f"{bucket}/other/model.tar.gz")
+    wrong = neuron_sum("aws", "iam", "--account", ACCOUNT, "--reads", "theirs/models/")
+    assert wrong.exit_code == 14 and "--reads theirs/models/ is no address in S3" in wrong.stderr

@@ -18,7 +18,7 @@ from sagemaker_jobs import image, registry
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.artifacts import OWN_LOG_GROUPS
 from sagemaker_jobs.iam import BUILD_LOGS
-from sagemaker_jobs.names import RUN_TAG, Run, run_of
+from sagemaker_jobs.names import RUN_TAG, Run, Site, run_of
 
 RUN = Run("image-cpu-261121-2000-abcd", "image-cpu")
 IMAGE = ("aws", "image", "--context", "context", "--every", "0.01")
@@ -165,7 +165,7 @@ def test_a_time_that_codebuild_refuses_is_refused_here(aws: AwsServer, minutes: 
 def test_requests_are_valid_tagged_and_for_one_repository(aws: AwsServer, tmp_path: Path) -> None:
     options = image.Options("cpu", "large", 30)
     found = image.context("cpu", Path("context"), tmp_path)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), ACCOUNT, REGION)
+    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), Site(ACCOUNT, REGION))
     session = botocore.session.get_session()
     for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls):
         model = session.get_service_model(call.service)
@@ -222,7 +222,7 @@ def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_
     write_context(tmp_path / "private", "763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.36.0")
     found = image.context("inf2", tmp_path / "private", tmp_path)
     options = image.Options("inf2", "medium", 60)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), ACCOUNT, REGION)
+    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), Site(ACCOUNT, REGION))
     assert "--region us-west-2 | docker login" in launch.calls[1].request["source"]["buildspec"]
     assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
 

@@ -16,12 +16,13 @@ from neuron_sum.errors import AwsError, DataError
 from neuron_sum.recipe_loading import load_recipe
 from neuron_sum.stack import PLATFORMS
 from sagemaker_jobs import entry, inputs, pricing, training, wheelhouse
-from sagemaker_jobs.names import Run, new_run
+from sagemaker_jobs.names import Run, Site, new_run
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation
 from sagemaker_jobs.schedule_requests import LATE_S
 from sagemaker_jobs.training import Options
 
 RUN = Run("tiny-261121-2000-abcd", "tiny")
+SITE = Site("123456789012", "us-east-1")
 TINY = load_recipe("tiny")
 TRAINS = sorted(name for name in prices.USD_PER_HOUR if not name.startswith("ml.inf"))
 
@@ -39,9 +40,9 @@ def wishes(draw: st.DrawFn) -> Options:
 @given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
 def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
     """Whatever is asked for: it is refused exactly if what AWS can bill for the requests is above the cap."""
-    launch = training.launch(RUN, TINY, options, [], "123456789012", "us-east-1")
+    launch = training.launch(RUN, TINY, options, [], SITE)
     requests = pricing.planned_requests(
-        RUN, "us-east-1", train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
+        RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
     )
     requests["training-job"] = job = launch.calls[0].request
     longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S) / 3600

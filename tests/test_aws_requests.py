@@ -15,10 +15,10 @@ from neuron_sum.errors import AwsError
 from sagemaker_jobs import batch_requests, endpoint, endpoint_requests, pricing, quotas, requests, schedule_requests
 from sagemaker_jobs.endpoint import Hosting
 from sagemaker_jobs.endpoint_sources import Source
-from sagemaker_jobs.names import RUN_TAG, Run, new_run
+from sagemaker_jobs.names import RUN_TAG, Run, Site, new_run
 from sagemaker_jobs.requests import Isolation, Job, Place
 
-PLACE = Place("123456789012", "us-east-1", "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
+PLACE = Place(Site("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
 RUN = Run("tiny-261121-200000-abcd", "tiny")
 INSTANCES = ("ml.trn1.2xlarge", "ml.trn1.32xlarge", "ml.c7i.4xlarge", "ml.g5.12xlarge")
 
@@ -138,8 +138,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     sources = [Source("one", None, "s3://theirs/a/model.tar.gz"), Source("other", None, "s3://theirs/b/model.tar.gz")]
     now = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     made = endpoint.launch(
-        run, sources if several else sources[:1], hosting, "image", "123456789012", "us-east-1", now=now,
-        multi_model=several,
+        run, sources if several else sources[:1], hosting, "image", PLACE.site, now=now, multi_model=several
     )  # fmt: skip
     for call in (*made.role_calls, *made.calls, *made.later):
         operation = "".join(word.capitalize() for word in call.operation.split("_"))
