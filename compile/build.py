@@ -1,6 +1,7 @@
 """A trained run in, an artifact out: what is to be compiled, what that takes, and doing it."""
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -111,8 +112,8 @@ class CompilePlan:
 
     def seconds(self, jobs: int | None) -> float | None:
         """A rough guess of the time that the missing graphs take; None where nobody has measured."""
-        each = self.target.seconds(int(self.config.num_hidden_layers))
-        return None if each is None else len(self.missing) * each / self.processes(jobs)
+        each = math.ceil(len(self.missing) / self.processes(jobs))
+        return self.target.seconds(int(self.config.num_hidden_layers), each)
 
     def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Tensors that need not be stored, by the one they equal."""

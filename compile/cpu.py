@@ -123,6 +123,7 @@ class CpuTarget:
     suffix: ClassVar[str] = ".pt2"
     sources: ClassVar[tuple[str, ...]] = ("cpu.py",)
     weights_inside: ClassVar[bool] = False
+    shares_process: ClassVar[bool] = True
 
     @classmethod
     def of(cls, settings: CompileConfig) -> "CpuTarget":
@@ -158,9 +159,9 @@ class CpuTarget:
         """See `Target`."""
         return PROCESS_BYTES + parameters * 4
 
-    def seconds(self, layers: int) -> float | None:
+    def seconds(self, layers: int, graphs: int) -> float | None:
         """See `Target`; docs/compile.md has the measured times."""
-        return 12 + 1.8 * layers
+        return 15 + graphs * (6 + 1.3 * layers) if graphs else 0.0
 
     def memory_advice(self) -> str:
         """See `Target`."""

@@ -42,6 +42,8 @@ class NeuronTarget:
 
     suffix: ClassVar[str] = ".pt"
     sources: ClassVar[tuple[str, ...]] = ("neuron.py",)
+    shares_process: ClassVar[bool] = False
+    """neuronx-cc takes minutes a graph, and what a traced graph keeps of a device was never seen."""
 
     @property
     def weights_inside(self) -> bool:
@@ -121,7 +123,7 @@ class NeuronTarget:
         """See `Target`."""
         return PROCESS_BYTES + parameters * 4
 
-    def seconds(self, layers: int) -> float | None:
+    def seconds(self, layers: int, graphs: int) -> float | None:
         """See `Target`."""
         return None
 

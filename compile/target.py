@@ -31,6 +31,10 @@ class Target(Protocol):
     def weights_inside(self) -> bool:
         """Whether graphs hold the weights, so that another checkpoint has other graphs."""
 
+    @property
+    def shares_process(self) -> bool:
+        """Whether one process compiles graph after graph: where imports take as long as a graph, and nothing stays."""
+
     def check(self, config: PretrainedConfig) -> None:
         """Whether such a model can be compiled, and here.
 
@@ -53,8 +57,8 @@ class Target(Protocol):
     def process_bytes(self, parameters: int) -> float:
         """Main memory that the compile of one graph may take."""
 
-    def seconds(self, layers: int) -> float | None:
-        """About how long one graph takes; None where nobody has measured."""
+    def seconds(self, layers: int, graphs: int) -> float | None:
+        """About how long one process takes for so many graphs; None where nobody has measured."""
 
     def memory_advice(self) -> str:
         """What to do where a compile was killed for want of memory."""
@@ -62,7 +66,7 @@ class Target(Protocol):
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
-        """Compiles one graph, in a process and a folder of its own.
+        """Compiles one graph, in a folder of its own.
 
         Args:
             model: Its tensors not filled.

@@ -1,4 +1,4 @@
-"""Graphs compiled side by side, each in a process of its own that ends with its parent."""
+"""Graphs compiled side by side, in processes that end with their parent."""
 
 import contextlib
 import os
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -56,75 +55,117 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
     Raises:
         CompileError: For the first graph that fails, with the file that holds its log.
     """
-    context = get_context("spawn")
-    waiting, running = list(jobs), dict[Connection, tuple[SpawnProcess, Job]]()
     files.sweep(Path(tempfile.gettempdir()), SCRATCH)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
+    waiting, idle, busy, workers = list(jobs), list[_Worker](), dict[Connection, _Worker](), list[_Worker]()
     try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                job = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, scratch / job.path.stem, theirs))
-                # Until it has a group of its own, a Ctrl-C at the terminal would reach it too; we end it ourselves.
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-                process.start()
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                theirs.close()
-                running[ours] = process, job
-            for ready in connection.wait(list(running)):
+        while waiting or busy:
+            while waiting and len(busy) < processes:
+                if not idle:
+                    idle.append(_Worker(scratch))
+                    workers.append(idle[-1])
+                worker = idle.pop()
+                worker.begin(waiting.pop(0))
+                busy[worker.pipe] = worker
+            for ready in connection.wait(list(busy)):
                 assert isinstance(ready, Connection)
-                process, job = running[ready]
-                try:
-                    failure: str | None = ready.recv()
-                except EOFError:  # it died before it could say anything
-                    process.join()
-                    failure = failures.ended(process.exitcode)
-                process.join()
-                del running[ready]
-                ready.close()
-                if failure is not None:
-                    own = scratch / job.path.stem
-                    raise failures.failed(
-                        f"{job.graph.file} did not compile", failure,
-                        [own / failures.OUTPUT, *failures.compiler_logs(own)], job.path.with_suffix(".log"),
-                        job.target.memory_advice(),
-                    )  # fmt: skip
+                worker = busy.pop(ready)
+                job = worker.finish()
+                if job.target.shares_process:
+                    idle.append(worker)
+                else:
+                    worker.end()
                 yield job
     finally:
-        for process, _ in running.values():
-            with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
-                os.killpg(process.pid or 0, signal.SIGKILL)
-            process.kill()
-            process.join()
+        for worker in workers:
+            worker.end()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _work(job: Job, scratch: Path, result: Connection) -> None:
-    """What a process does: compile in a folder of its own, then move the graph into the cache."""
+class _Worker:
+    """A process that compiles graphs, one after another: most of the first one's time is imports and probes.
+
+    Args:
+        scratch: For a folder for each graph.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        context = get_context("spawn")
+        self._scratch = scratch
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, scratch))
+        # Until it has a group of its own, a Ctrl-C at the terminal would reach it too; we end it ourselves.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def begin(self, job: Job) -> None:
+        """Gives it a graph; it has none."""
+        self._job = job
+        with contextlib.suppress(BrokenPipeError):  # it died, as `finish` will find
+            self.pipe.send(job)
+
+    def finish(self) -> Job:
+        """Its graph, once the pipe says that there is news.
+
+        Raises:
+            CompileError: If it did not compile.
+        """
+        job, own = self._job, self._scratch / self._job.path.stem
+        try:
+            failure: str | None = self.pipe.recv()
+        except (EOFError, ConnectionResetError):  # it died before it could say anything
+            self._process.join()
+            failure = failures.ended(self._process.exitcode)
+        if failure is not None:
+            raise failures.failed(
+                f"{job.graph.file} did not compile", failure, [own / failures.OUTPUT, *failures.compiler_logs(own)],
+                job.path.with_suffix(".log"), job.target.memory_advice(),
+            )  # fmt: skip
+        return job
+
+    def end(self) -> None:
+        """Kills it, and the compiler that it may have started; safe to call twice."""
+        with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def _work(pipe: Connection, scratch: Path) -> None:
+    """What a process does with each job: compile in a folder of the job's own, then move the graph into the cache."""
     os.setpgid(0, 0)  # so that the compiler goes with us when we are killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    scratch.mkdir()
-    with (scratch / failures.OUTPUT).open("wb") as output:  # a compiler talks, and neuronx-cc's reasons stand there
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
     os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        import torch
-        from safetensors.torch import load_file
+    while True:
+        job: Job = pipe.recv()
+        own = scratch / job.path.stem
+        own.mkdir()
+        with (own / failures.OUTPUT).open("wb") as output:  # a compiler talks, and neuronx-cc's reasons stand there
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        try:
+            _compile(job, own)
+            pipe.send(None)
+        except Exception:  # noqa: BLE001  handed to the parent, which raises
+            pipe.send(traceback.format_exc())
 
-        from compile.graphs import static_model
 
-        torch.set_num_threads(1)
-        weights = load_file(job.weights) if job.weights is not None else None
-        made = scratch / f"graph{job.target.suffix}"
-        job.target.compile_graph(static_model(job.config, job.options), job.graph, weights, made)
-        temporary = job.path.with_name(f".{job.path.name}.tmp-{os.getpid()}")
-        shutil.move(made, temporary)
-        temporary.replace(job.path)
-        result.send(None)
-    except Exception:  # noqa: BLE001  handed to the parent, which raises
-        result.send(traceback.format_exc())
+def _compile(job: Job, scratch: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from compile.graphs import static_model
+
+    torch.set_num_threads(1)
+    weights = load_file(job.weights) if job.weights is not None else None
+    made = scratch / f"graph{job.target.suffix}"
+    job.target.compile_graph(static_model(job.config, job.options), job.graph, weights, made)
+    temporary = job.path.with_name(f".{job.path.name}.tmp-{os.getpid()}")
+    shutil.move(made, temporary)
+    temporary.replace(job.path)
 
 
 def _end_with_parent() -> None:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes at once only spin otherwise
-# Started with `&` by a script, everything ignores Ctrl-C, the commands too that tests interrupt.
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub; read when huggingface_hub is imported
+# Started with `&` or nohup, everything ignores these, the commands too that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("untimed")

@@ -208,7 +208,7 @@ def test_the_builder_reaches_what_the_generated_dockerfile_starts_from(tmp_path:
     found = image.context(target, None, tmp_path)
     froms = image.bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     assert PLATFORMS[0].serving_images[target].name in froms
-    spec = image.buildspec(registry.image_uri(ACCOUNT, REGION, "cpu-x"), REGION, froms)
+    spec = image.buildspec(registry.image_uri(Site(ACCOUNT, REGION), "cpu-x"), REGION, froms)
     first, *copied = spec["phases"]["pre_build"]["commands"]
     assert first.startswith("aws ecr get-login-password") and first.endswith(
         f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"

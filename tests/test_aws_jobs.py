@@ -72,7 +72,7 @@ def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
 
     recipe = load_recipe("trn1-flan-t5-base-lora")
     requests = pricing.planned_requests(
-        new_run(recipe.name), "us-east-1", train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
+        new_run(recipe.name), SITE, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
     )
     made = pricing.priced(requests, None, 2.0, 0)
     assert made.worst_usd == pytest.approx(1.54 * (4 + 120 / 3600))
