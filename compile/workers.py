@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -22,6 +24,7 @@ from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 
 SCRATCH = "neuron-sum-compile-"
+_CONTEXT = get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
         while waiting or busy:
             while waiting and len(busy) < processes:
                 if not idle:
-                    idle.append(_Worker(scratch))
-                    workers.append(idle[-1])
+                    workers.append(_Worker())
+                    workers[-1].start(scratch)
+                    idle.append(workers[-1])
                 worker = idle.pop()
                 worker.begin(waiting.pop(0))
                 busy[worker.pipe] = worker
@@ -73,8 +77,6 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
                 job = worker.finish()
                 if job.target.shares_process:
                     idle.append(worker)
-                else:
-                    worker.end()
                 yield job
     finally:
         for worker in workers:
@@ -83,41 +85,49 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
 
 
 class _Worker:
-    """A process that compiles graphs, one after another: most of the first one's time is imports and probes.
+    """A process that compiles graphs, one after another: most of the first one's time is imports and probes."""
 
-    Args:
-        scratch: For a folder for each graph.
-    """
+    def __init__(self) -> None:
+        self.pipe, self._theirs = _CONTEXT.Pipe()
+        self._process: SpawnProcess | None = None
 
-    def __init__(self, scratch: Path) -> None:
-        context = get_context("spawn")
+    def start(self, scratch: Path) -> None:
+        """Starts it.
+
+        Args:
+            scratch: For a folder for each graph.
+        """
         self._scratch = scratch
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, scratch))
+        self._process = _CONTEXT.Process(target=_work, args=(self._theirs, scratch))
         # Until it has a group of its own, a Ctrl-C at the terminal would reach it too; we end it ourselves.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self._process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        try:
+            self._process.start()
+        finally:
+            self._theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def begin(self, job: Job) -> None:
         """Gives it a graph; it has none."""
         self._job = job
-        with contextlib.suppress(BrokenPipeError):  # it died, as `finish` will find
+        with contextlib.suppress(ConnectionError):  # it died, as `finish` will find
             self.pipe.send(job)
 
     def finish(self) -> Job:
-        """Its graph, once the pipe says that there is news.
+        """Its graph, once the pipe says that there is news; a process that takes no other one has ended then.
 
         Raises:
             CompileError: If it did not compile.
         """
+        assert self._process is not None
         job, own = self._job, self._scratch / self._job.path.stem
         try:
             failure: str | None = self.pipe.recv()
         except (EOFError, ConnectionResetError):  # it died before it could say anything
             self._process.join()
             failure = failures.ended(self._process.exitcode)
+        if failure is not None or not job.target.shares_process:
+            self._process.join()  # its last words are in its output then
         if failure is not None:
             raise failures.failed(
                 f"{job.graph.file} did not compile", failure, [own / failures.OUTPUT, *failures.compiler_logs(own)],
@@ -126,11 +136,13 @@ class _Worker:
         return job
 
     def end(self) -> None:
-        """Kills it, and the compiler that it may have started; safe to call twice."""
-        with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
-            os.killpg(self._process.pid or 0, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()
+        """Kills it, and the compiler that it may have started, unless it has ended: its id may be another's."""
+        if self._process is not None and self._process.is_alive():
+            assert self._process.pid is not None  # it lives
+            with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.join()
         self.pipe.close()
 
 
@@ -140,17 +152,25 @@ def _work(pipe: Connection, scratch: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     while True:
-        job: Job = pipe.recv()
-        own = scratch / job.path.stem
+        try:
+            job: Job = pipe.recv()
+        except EOFError:  # nobody wants more of it
+            return
+        own = scratch / job.path.stem  # it stays as long as the process does: Inductor remembers paths in its first one
         own.mkdir()
         with (own / failures.OUTPUT).open("wb") as output:  # a compiler talks, and neuronx-cc's reasons stand there
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        failure = None
         try:
             _compile(job, own)
-            pipe.send(None)
         except Exception:  # noqa: BLE001  handed to the parent, which raises
-            pipe.send(traceback.format_exc())
+            failure = traceback.format_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pipe.send(failure)
+        if failure is not None or not job.target.shares_process:
+            return
 
 
 def _compile(job: Job, scratch: Path) -> None:

@@ -6,6 +6,9 @@ from sagemaker_jobs.artifacts import OWN_LOG_GROUPS, REPOSITORY, SHARED_LOG_GROU
 from sagemaker_jobs.iam import Policy, allow, key_arn, policy, read_statements
 from sagemaker_jobs.names import PREFIX, RUN_TAG, Site
 
+MANAGED_POLICY = 6144
+"""Characters that a managed policy may have, white space not counted (IAM's quotas)."""
+
 SERVICES = ("sagemaker", "codebuild", "scheduler")
 """Whose services get roles of ours."""
 

@@ -1,5 +1,7 @@
 """`neuron-sum aws …`: the group, and what its commands say."""
 
+import json
+import re
 from typing import Annotated
 
 import typer
@@ -243,19 +245,24 @@ def iam(
 ) -> None:
     """Print the least-privilege policies of every role, and of whoever runs these commands."""
     from sagemaker_jobs import terminal
-    from sagemaker_jobs.caller_policy import caller_policy
+    from sagemaker_jobs.caller_policy import MANAGED_POLICY, caller_policy
     from sagemaker_jobs.iam import role_policies
 
     site = terminal.account_in(region).site if account_id is None else terminal.unasked_site(region, account_id)
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
     name, theirs = bucket or site.bucket, reads or []
-    if wrong := [address for address in theirs if not address.startswith("s3://")]:
+    if wrong := [address for address in theirs if not re.match("s3://[^/]", address)]:
         raise AwsError(f"--reads {wrong[0]} is no address in S3", "--reads s3://BUCKET/PREFIX/")
     made = {
         "roles": role_policies(site, name, isolation, theirs),
         "caller": caller_policy(site, name, kms_key=kms_key, role_arn=role, reads=theirs),
     }
+    if (length := len(json.dumps(made["caller"], separators=(",", ":")))) > MANAGED_POLICY:
+        console.warn(
+            f"the caller's policy has {length:,} characters, and a managed policy may have {MANAGED_POLICY:,}: "
+            "attach its statements as two"
+        )
     console.emit(made, terminal.as_json(made))
 
 

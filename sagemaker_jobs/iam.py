@@ -255,16 +255,17 @@ def role_policies(
     """
     anything = Run("*", "*")
     stopped = site.arn("sagemaker", f"transform-job/{anything.name('batch')}*")
-    data = [f"s3://{bucket}/{PREFIX}/", *reads]
+    data, theirs = [f"s3://{bucket}/{PREFIX}/"], read_statements(site, reads)
     job = job_policy(site, bucket, isolation=isolation)["Statement"]
+    endpoint = endpoint_policy(anything, site, data, isolation=isolation)["Statement"]
     return {
         "jobs": {
             "trust": trust_policy(site.account),
-            "policy": policy(*job, *read_statements(site, reads)),
+            "policy": policy(*job, *theirs),
         },
         "endpoint": {
             "trust": trust_policy(site.account),
-            "policy": endpoint_policy(anything, site, data, isolation=isolation),
+            "policy": policy(*endpoint, *theirs),
         },
         "expiry": {
             "trust": scheduler_trust(site.account),

@@ -199,9 +199,7 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
     }
 
 
-def launch(
-    run: Run, options: Options, found: Channel, archive: Channel, site: Site
-) -> Launch:  # fmt: skip
+def launch(run: Run, options: Options, found: Channel, archive: Channel, site: Site) -> Launch:
     """Everything that is to be sent; sends nothing.
 
     Args:

@@ -36,7 +36,7 @@ def models(
     from sagemaker_jobs.names import Run, run_of
     from sagemaker_jobs.requests import Isolation, Place
 
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    account, site = terminal.caller(region, offline=offline, dry_run=dry_run and offline)
     there: dict[str, dict[str, Any]] = {}
     if account is None:
         which, isolation = Run(run_of(run) or run, ""), Isolation()

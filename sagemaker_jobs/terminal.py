@@ -22,9 +22,13 @@ DEFAULT_REGION = "us-east-1"
 
 def account_in(region: str | None, *, dry_run: bool = False) -> Account:
     """The account in that region, or in the environment's; a dry run takes DEFAULT_REGION where there is none."""
-    if dry_run and region is None and not os.environ.get("AWS_REGION") and not os.environ.get("AWS_DEFAULT_REGION"):
+    if dry_run and region is None and _environments_region() is None:
         region = DEFAULT_REGION
     return Account(region)
+
+
+def _environments_region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
 def account_or_none(region: str | None) -> Account | None:
@@ -68,17 +72,18 @@ def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> Site:
     """A region's site without asking AWS: boto3 knows partitions; without it they are shown as in most regions.
 
     Args:
-        region: None for DEFAULT_REGION.
+        region: None for the environment's, or DEFAULT_REGION.
         account: Twelve digits.
 
     Raises:
         AwsError: If there is no such region.
     """
-    where = region or DEFAULT_REGION
+    where = region or _environments_region() or DEFAULT_REGION
     try:
-        session, unknown = import_module("boto3").Session(), import_module("botocore.exceptions").UnknownRegionError
+        botocore, unknown = import_module("botocore.session"), import_module("botocore.exceptions").UnknownRegionError
     except ImportError:
         return Site(account, where)
+    session = botocore.Session(session_vars={"profile": (None, None, None, None)})  # AWS_PROFILE may name none
     try:
         return Site(account, where, str(session.get_partition_for_region(where)))
     except unknown as error:

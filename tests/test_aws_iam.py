@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import botocore.session
+import pytest
 from aws_script import ACCOUNT, REGION
 from botocore import xform_name
 from in_process import neuron_sum
@@ -16,6 +17,7 @@ from in_process import neuron_sum
 import sagemaker_jobs
 from neuron_sum.recipe_loading import load_recipe
 from sagemaker_jobs import inputs, training
+from sagemaker_jobs.caller_policy import MANAGED_POLICY
 from sagemaker_jobs.names import Run, Site
 from sagemaker_jobs.requests import Isolation
 from sagemaker_jobs.training import Options
@@ -42,9 +44,6 @@ S3 = {
 
 FREE = {"get_caller_identity"}
 """What everybody may."""
-
-LONGEST = 6144
-"""Characters of a managed policy, white space not counted (IAM's quotas)."""
 
 WITHOUT_NAMES = {"Metrics", "RegistryToken", "ListAndPrices"}
 
@@ -142,7 +141,7 @@ def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: 
 
 
 def test_whoever_attaches_it_has_the_room() -> None:
-    assert len(json.dumps(policies()["caller"], separators=(",", ":"))) <= LONGEST
+    assert len(json.dumps(policies()["caller"], separators=(",", ":"))) <= MANAGED_POLICY
 
 
 def resources(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -166,18 +165,32 @@ def test_a_key_and_a_role_of_the_callers_own_are_in_it() -> None:
     words = ("aws", "iam", "--account", ACCOUNT, "--region", REGION, "--json")
     made = [json.loads(neuron_sum(*words, "--kms-key", key, "--role", role).stdout)["caller"]]
     assert may(made, "kms:GenerateDataKey", key)
-    assert len(json.dumps(made[0], separators=(",", ":"))) <= LONGEST
+    assert len(json.dumps(made[0], separators=(",", ":"))) <= MANAGED_POLICY
     assert may(made, "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
     assert not may([policies()["caller"]], "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
 
 
 def test_an_address_of_the_callers_own_can_be_read_by_whoever_is_given_it() -> None:
-    words = ("aws", "iam", "--account", ACCOUNT, "--region", "cn-north-1", "--reads", "s3://theirs/models/", "--json")
+    words = ("aws", "iam", "--account", ACCOUNT, "--region", "cn-north-1", "--reads", "s3://theirs/models", "--json")
     made = json.loads(neuron_sum(*words).stdout)
     bucket = "arn:aws-cn:s3:::theirs"
     for one in (made["caller"], *(made["roles"][name]["policy"] for name in ("jobs", "endpoint"))):
         assert may([one], "s3:GetObject", f"{bucket}/models/model.tar.gz")
         assert may([one], "s3:ListBucket", bucket, s3_prefix="models/")
         assert not may([one], "s3:GetObject", f"{bucket}/other/model.tar.gz")
-    wrong = neuron_sum("aws", "iam", "--account", ACCOUNT, "--reads", "theirs/models/")
-    assert wrong.exit_code == 14 and "--reads theirs/models/ is no address in S3" in wrong.stderr
+    assert "attach its statements as two" not in neuron_sum(*words).stderr
+    assert "attach its statements as two" in neuron_sum(*words, *("--reads", "s3://theirs/others") * 3).stderr
+    for wrong in ("theirs/models/", "s3://"):
+        refused = neuron_sum("aws", "iam", "--account", ACCOUNT, "--reads", wrong)
+        assert refused.exit_code == 14 and f"--reads {wrong} is no address in S3" in refused.stderr
+
+
+def test_without_credentials_what_asks_nothing_is_shown_for_the_environments_region(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    monkeypatch.setenv("AWS_REGION", "cn-north-1")
+    made = neuron_sum("aws", "iam", "--account", ACCOUNT, "--json")
+    assert made.exit_code == 0 and f"arn:aws-cn:iam::{ACCOUNT}:role/neuron-sum/cn-north-1/*" in made.stdout
+    planned = neuron_sum("aws", "plan", "tiny", "--offline", "--region", "us-east-1", "--json")
+    assert planned.exit_code == 0 and json.loads(planned.stdout)["region"] == "us-east-1"
