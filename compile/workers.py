@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -65,8 +64,8 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
         while waiting or busy:
             while waiting and len(busy) < processes:
                 if not idle:
-                    workers.append(_Worker())
-                    workers[-1].start(scratch)
+                    workers.append(_Worker(scratch))
+                    workers[-1].start()
                     idle.append(workers[-1])
                 worker = idle.pop()
                 worker.begin(waiting.pop(0))
@@ -85,20 +84,19 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
 
 
 class _Worker:
-    """A process that compiles graphs, one after another: most of the first one's time is imports and probes."""
+    """A process that compiles graphs, one after another: most of the first one's time is imports and probes.
 
-    def __init__(self) -> None:
-        self.pipe, self._theirs = _CONTEXT.Pipe()
-        self._process: SpawnProcess | None = None
+    Args:
+        scratch: For a folder for each graph.
+    """
 
-    def start(self, scratch: Path) -> None:
-        """Starts it.
-
-        Args:
-            scratch: For a folder for each graph.
-        """
+    def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
+        self.pipe, self._theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=_work, args=(self._theirs, scratch))
+
+    def start(self) -> None:
+        """Starts it; apart from its making, for a Ctrl-C may come when it runs already."""
         # Until it has a group of its own, a Ctrl-C at the terminal would reach it too; we end it ourselves.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -119,7 +117,6 @@ class _Worker:
         Raises:
             CompileError: If it did not compile.
         """
-        assert self._process is not None
         job, own = self._job, self._scratch / self._job.path.stem
         try:
             failure: str | None = self.pipe.recv()
@@ -137,7 +134,7 @@ class _Worker:
 
     def end(self) -> None:
         """Kills it, and the compiler that it may have started, unless it has ended: its id may be another's."""
-        if self._process is not None and self._process.is_alive():
+        if self._process.is_alive():
             assert self._process.pid is not None  # it lives
             with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -119,8 +119,7 @@ def cleared(aws: AwsServer, where: str) -> int:
     down = neuron_sum("aws", "down", "--all", "--every", "0.01")
     assert down.exit_code == 0, f"{where}: {down.stderr}"
     assert aws.everything() == [], where
-    if aws.fault == "killed after":  # the ledger knows less than AWS then
-        assert neuron_sum("aws", "down", "--check").exit_code == 0, where
+    assert neuron_sum("aws", "down", "--check").exit_code == 0, where
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--every", "0.01")
     assert gone.exit_code == 0, f"{where}: {gone.stderr}"
     assert aws.kept() == [], where

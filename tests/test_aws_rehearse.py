@@ -227,8 +227,9 @@ def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
     djl_serving: Path, micro: Path, own_wheel: Path, temporaries: Path, tmp_path: Path,
     neuron_sum: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:  # fmt: skip
-    words = ("aws", "rehearse", str(micro), *LONG, *SHAPE, "--wheelhouse", str(own_wheel), "--keep-files", "kept")
-    done = neuron_sum(*words, "--json")
+    done = neuron_sum(
+        "aws", "rehearse", str(micro), *LONG, *SHAPE, "--wheelhouse", str(own_wheel), "--keep-files", "kept", "--json"
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [stage["name"] for stage in told["stages"]] == [
