@@ -17,6 +17,13 @@ PRESETS = {
 }
 
 
+CHARACTERS_PER_TOKEN = 2
+"""How much of a dialogue is tokenized at first; English has 4 to 5, but one character can also be 18 tokens."""
+
+MARGIN = 8
+"""Tokens beyond max_source_length at which what follows cannot change the cut any more."""
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt as the model takes it.
@@ -51,6 +58,7 @@ class Prompt:
     ) -> list[EncodedPrompt]:
         """Tokenizes prompts, cutting the dialogue, never the template, where both do not fit.
 
+        The time does not grow with what is cut off: only the start of a long dialogue is tokenized.
         A plain `truncation=True` would cut the end of the template ("Summary: ") and keep a tail of the dialogue.
 
         Args:
@@ -63,13 +71,24 @@ class Prompt:
         """
         if not dialogues:
             return []
-        whole: list[list[int]] = tokenizer([self.render(dialogue) for dialogue in dialogues])["input_ids"]
-        return [
-            EncodedPrompt(input_ids, truncated=False)
-            if len(input_ids) <= max_source_length
-            else EncodedPrompt(self._cut(tokenizer, dialogue, max_source_length), truncated=True)
-            for dialogue, input_ids in zip(dialogues, whole, strict=True)
-        ]
+        starts = {
+            number: _start(dialogue, CHARACTERS_PER_TOKEN * max_source_length)
+            for number, dialogue in enumerate(dialogues)
+        }
+        prompts: dict[int, EncodedPrompt] = {}
+        while starts:
+            encoded: list[list[int]] = tokenizer([self.render(start) for start in starts.values()])["input_ids"]
+            longer: dict[int, str] = {}
+            for (number, start), input_ids in zip(starts.items(), encoded, strict=True):
+                dialogue = dialogues[number]
+                if len(start) < len(dialogue) and len(input_ids) <= max_source_length + MARGIN:
+                    longer[number] = _start(dialogue, 2 * len(start))
+                elif len(input_ids) <= max_source_length:
+                    prompts[number] = EncodedPrompt(input_ids, truncated=False)
+                else:
+                    prompts[number] = EncodedPrompt(self._cut(tokenizer, start, max_source_length), truncated=True)
+            starts = longer
+        return [prompts[number] for number in range(len(dialogues))]
 
     def _cut(self, tokenizer: "PreTrainedTokenizerBase", dialogue: str, max_source_length: int) -> list[int]:
         """The longest start of the dialogue with which the prompt fits."""
@@ -85,3 +104,11 @@ class Prompt:
             f"data.max_source_length = {max_source_length}: the prompt's template alone has more tokens",
             "raise data.max_source_length or shorten the prompt",
         )
+
+
+def _start(text: str, size: int) -> str:
+    """About the first `size` characters of a text, up to the end of a word: its tokens are the first of the text's."""
+    if len(text) <= size:
+        return text
+    space = next((place for place in range(size, size // 2, -1) if text[place].isspace()), size)
+    return text[:space]

@@ -1,6 +1,7 @@
 """Prompts and labels: what the model really sees."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import RecipeError
 from neuron_sum.models import load_tokenizer
-from neuron_sum.prompts import PRESETS, Prompt
+from neuron_sum.prompts import PRESETS, EncodedPrompt, Prompt
 from neuron_sum.recipe import DataConfig, ModelConfig, TrainedTokenizer
 
 TEXTS = [example.dialogue for example in load_dataset(DataConfig())["validation"]]
@@ -72,6 +73,36 @@ def test_the_cut_keeps_as_much_as_fits() -> None:
     made = COURSE.encode(T5, [longest], whole - 5)[0]
     assert made.truncated
     assert whole - 8 <= len(made.input_ids) <= whole - 5
+
+
+@pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])
+@pytest.mark.parametrize("word", ["the", "\ufdfa", "internationalization", "\u4f60\u597d", "a.b,c", "  \n"])
+def test_the_start_of_a_long_dialogue_is_cut_as_the_whole_is(word: str, tokenizer: object) -> None:
+    dialogue = " ".join(f"{word}{number % 7}" for number in range(3000))
+    made = COURSE.encode(tokenizer, [dialogue, "short", dialogue[:-1]], 100)
+    whole = EncodedPrompt(COURSE._cut(tokenizer, dialogue, 100), truncated=True)
+    assert made == [whole, COURSE.encode(tokenizer, ["short"], 100)[0], whole]
+
+
+@pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])
+def test_the_time_of_a_cut_does_not_grow_with_the_dialogue(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = type(tokenizer).__call__
+
+    def counted(self: Any, text: Any, **options: Any) -> Any:
+        seen.extend(map(len, [text] if isinstance(text, str) else text))
+        return plain(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    for text in ("\ufdfa", "word ", "x", "\U0001f600"):
+        COURSE.encode(tokenizer, [text * 1_000_000], 128)
+    assert max(seen) < 5000
+
+
+def test_spaces_that_have_no_tokens_are_no_reason_to_cut() -> None:
+    dialogue = "#Person1#: Hello." + " " * 5000 + "#Person2#: Goodbye."
+    [made] = COURSE.encode(T5, [dialogue], 64)
+    assert made == EncodedPrompt(T5(COURSE.render(dialogue))["input_ids"], truncated=False)
 
 
 def test_a_template_that_does_not_fit_alone() -> None:
