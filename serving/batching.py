@@ -1,7 +1,11 @@
 """Requests of many clients into the artifact's batches, without waiting for company.
 
-One thread runs the graphs. Whenever it is free it takes the oldest item that waits and as many others with the same
-settings as the largest batch has room for: alone, an item starts at once; under load, batches fill by themselves.
+One thread runs the graphs. Whenever it is free it takes the next item in turn and as many others with the same settings
+as the largest batch has room for: alone, an item starts at once; under load, batches fill by themselves.
+
+Requests take turns (weighted start-time fair queueing, Goyal et al. 1996): the items of a request are some batches
+apart, so that a request of many items does not hold up small ones that come after it. Rows that nobody else wants are
+filled without waiting for a turn.
 """
 
 import logging
@@ -23,6 +27,9 @@ LOG = logging.getLogger("neuron_sum")
 NO_MEMORY = ("allocate memory", "start new thread")
 """How torch's allocator and Python's threads say it."""
 
+STRIDE = 8
+"""The largest number of batches between two items of a request while other requests want the rows."""
+
 SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of seconds per item."""
 
@@ -39,6 +46,7 @@ class Work:
         truncated: Whether the dialogue was cut to fit.
         result: New tokens.
         arrived: On the monotonic clock.
+        turn: Place in the order in which items start; smaller ones first.
         started: When its batch began; 0 before.
         batch: How many were in its batch.
     """
@@ -50,6 +58,7 @@ class Work:
     truncated: bool = False
     result: "Future[list[int]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
+    turn: int = 0
     started: float = 0.0
     batch: int = 0
 
@@ -70,6 +79,7 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._changed = threading.Condition()
         self._seconds_per_item = 0.0
+        self._turn = 0
         self.running_since: float | None = None
         threading.Thread(target=self._run, name="batcher", daemon=True).start()
 
@@ -99,7 +109,10 @@ class Batcher:
                     503, f"an answer would take about {expected_s:.0f} s, past the deadline; {RETRY}", None,
                     retry_after_s,
                 )  # fmt: skip
-            self._queue.extend(works)
+            stride = min(len(works), STRIDE)
+            for number, work in enumerate(works):
+                work.turn = self._turn + number * stride
+            self._queue = deque(sorted([*self._queue, *works], key=lambda work: work.turn))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -120,7 +133,7 @@ class Batcher:
                 LOG.exception("a batch was not counted")
 
     def _next(self) -> list[Work]:
-        """The oldest item that somebody still waits for, and those that fit to it, oldest first."""
+        """The item whose turn it is, and those that fit to it, in their turn; only items somebody still waits for."""
         with self._changed:
             while True:
                 batch: list[Work] = []
@@ -129,6 +142,7 @@ class Batcher:
                     fits = not batch or work.settings == batch[0].settings
                     (batch if fits and len(batch) < self._generator.batch_size else kept).append(work)
                 self._queue = kept
+                self._turn = max([self._turn + 1, *(work.turn for work in batch)])
                 # Once running, a future cannot be cancelled any more, and its result can be set.
                 if batch := [work for work in batch if work.result.set_running_or_notify_cancel()]:
                     return batch
