@@ -31,7 +31,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from serving.schema import ErrorAnswer, ErrorBody, Summary
-from serving.transport import FEWER, Reply, Unanswered, Unavailable, connect
+from serving.transport import FEWER, Reply, Unanswered, Unavailable, connect, without_credentials
 
 LONGEST_BACKOFF_S = 20.0
 LONGEST_RETRY_AFTER_S = 120.0
@@ -106,7 +106,7 @@ class Client:
         timeout_s: float = 60.0, attempts: int = 5, backoff_s: float = 0.5,
         on_retry: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        self.endpoint = endpoint
+        self.endpoint = without_credentials(endpoint)
         self._batch_size, self._concurrency, self._attempts = batch_size, concurrency, attempts
         self._backoff = wait_exponential(backoff_s, LONGEST_BACKOFF_S) + wait_random(0, backoff_s)
         self._on_retry = on_retry

@@ -102,10 +102,18 @@ def connect(endpoint: str, target_model: str | None, timeout_s: float, connectio
     elif endpoint.startswith(("http://", "https://")):
         if target_model is not None:
             raise RequestError(
-                f"{endpoint} takes no target model; that is for SageMaker", "URL/models/NAME/invoke picks a model"
+                f"{without_credentials(endpoint)} takes no target model; that is for SageMaker",
+                "URL/models/NAME/invoke picks a model",
             )
         return HttpTransport(endpoint, timeout_s, connections)
-    raise RequestError(f"{endpoint!r} is no endpoint", "http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]")
+    raise RequestError(
+        f"{without_credentials(endpoint)!r} is no endpoint", "http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]"
+    )
+
+
+def without_credentials(endpoint: str) -> str:
+    """An endpoint as it may be printed: a URL without its user name and password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", endpoint)
 
 
 class HttpTransport:
@@ -121,9 +129,9 @@ class HttpTransport:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise RequestError(f"{url} is no URL: {error}", "http://127.0.0.1:8080") from error
+            raise RequestError(f"{without_credentials(url)} is no URL: {error}", "http://127.0.0.1:8080") from error
         if not parsed.host:
-            raise RequestError(f"{url} names no host", "http://127.0.0.1:8080")
+            raise RequestError(f"{without_credentials(url)} names no host", "http://127.0.0.1:8080")
         self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
         self._timeout_s = timeout_s
         self._http = httpx.Client(
@@ -138,9 +146,10 @@ class HttpTransport:
         try:
             answer = self._http.post(self._url, content=body, headers=headers)
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise _late(str(self._url), self._timeout_s) from error
+            raise _late(without_credentials(str(self._url)), self._timeout_s) from error
         except httpx.RequestError as error:
-            raise Unavailable(f"no answer from {self._url}: {error}", "neuron-sum serve ARTIFACT starts one") from error
+            place = without_credentials(str(self._url))
+            raise Unavailable(f"no answer from {place}: {error}", "neuron-sum serve ARTIFACT starts one") from error
         return Reply(answer.status_code, answer.text, seconds(answer.headers.get("Retry-After")))
 
     def close(self) -> None:

@@ -29,6 +29,19 @@ def test_a_retry_after_is_seconds_or_a_date() -> None:
     assert 3500 < seconds(format_datetime(now + timedelta(hours=1))) <= 3600
 
 
+def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> None:
+    secret = nowhere.replace("http://", "http://user:secret@")
+    messages = []
+    for endpoint in (secret, "http://user:secret@", "http://user:secret@a:b", "ftp://user:secret@a"):
+        with pytest.raises(RequestError) as caught, Client(endpoint, attempts=1) as client:
+            client.summarize(["Hello."])
+        messages.append(f"{caught.value.message} {caught.value.hint}")
+    with Client(far_end.url.replace("http://", "http://user:secret@")) as client:
+        assert client.endpoint == far_end.url
+        client.summarize(["Hello."])
+    assert not any("secret" in message for message in messages)
+
+
 def test_nobody_there(nowhere: str) -> None:
     with Client(nowhere, attempts=2, backoff_s=0) as client, pytest.raises(RequestError, match="refused") as caught:
         client.summarize(["Hello."])
