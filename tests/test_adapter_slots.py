@@ -1,6 +1,8 @@
 """Adapters as data: equal to the merged model row by row, swapped and mixed while others generate."""
 
 import copy
+import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,8 +207,14 @@ def test_slots_say_what_does_not_fit(base: PreTrainedModel, folders: dict[str, P
         slots.load("x", make_lora(base, tmp_path / "high", 8, 8, 5))
     with pytest.raises(ModelError, match="a soft prompt of 9 tokens, the graphs have room for 6"):
         slots.load("x", make_soft_prompt(base, tmp_path / "long", 9))
-    with pytest.raises(ModelError, match="is no adapter"):
+    with pytest.raises(ModelError, match="is not an adapter"):
         slots.load("x", tmp_path)
+    for pipe in ("adapter_config.json", "adapter_model.safetensors"):  # opening one would wait for ever
+        broken = shutil.copytree(folders["full-rank"], tmp_path / pipe)
+        (broken / pipe).unlink()
+        os.mkfifo(broken / pipe)
+        with pytest.raises(ModelError, match=f"{pipe} is not a file"):
+            slots.load("x", broken)
     slots.load("a", folders["full-rank"])
     slots.load("b", folders["lower-rank"])
     with pytest.raises(ModelError, match="all 2 adapter slots are taken: a, b"):

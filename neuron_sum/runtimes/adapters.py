@@ -135,12 +135,15 @@ class AdapterSlots:
 
     def _read(self, folder: Path) -> dict[str, Tensor]:
         """The contents of one slot by stack name, in float32, padded to the compiled rank, the scale in B."""
+        config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
         try:
-            config = files.read_json(folder / "adapter_config.json")
-            return self._contents(folder, config, load_file(folder / "adapter_model.safetensors"))
+            # A pipe or a device would block the thread that opens it.
+            if missing := next((path for path in (config_file, weights) if not path.is_file()), None):
+                raise FileNotFoundError(f"{missing.name} is not a file")
+            return self._contents(folder, files.read_json(config_file), load_file(weights))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
-                f"{folder} is no adapter: {error}", "PEFT's layout, as training writes adapter/"
+                f"{folder} is not an adapter: {error}", "PEFT's layout, as training writes adapter/"
             ) from error
 
     def _contents(self, folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
