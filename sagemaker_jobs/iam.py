@@ -210,13 +210,19 @@ def endpoint_policy(
     job = job_policy(site, "", run=run)
     pulling = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image")]
     objects = [site.s3_arn(address.removeprefix("s3://")) for address in data]
-    buckets = sorted({address.removeprefix("s3://").partition("/")[0] for address in data})
+    keys_of: dict[str, list[str]] = {}
+    for address in data:
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+        keys_of.setdefault(bucket, []).append(f"{key}*" if key.endswith("/") else key)
     logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}")
     ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
     return policy(
         allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
         # Of a multi-model endpoint SageMaker lists the prefix.
-        allow("ListModels", ["s3:ListBucket"], [site.s3_arn(bucket) for bucket in buckets]),
+        *(
+            allow(f"ListModels{number}", ["s3:ListBucket"], [site.s3_arn(bucket)], {"StringLike": {"s3:prefix": keys}})
+            for number, (bucket, keys) in enumerate(sorted(keys_of.items()), start=1)
+        ),
         allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
         allow(
             "EndedContainer", list(PULL_ACTIONS),

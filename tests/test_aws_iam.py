@@ -18,6 +18,7 @@ import sagemaker_jobs
 from neuron_sum.recipe_loading import load_recipe
 from sagemaker_jobs import inputs, training
 from sagemaker_jobs.caller_policy import MANAGED_POLICY
+from sagemaker_jobs.iam import endpoint_policy
 from sagemaker_jobs.names import Run, Site
 from sagemaker_jobs.requests import Isolation
 from sagemaker_jobs.training import Options
@@ -194,3 +195,16 @@ def test_without_credentials_what_asks_nothing_is_shown_for_the_environments_reg
     assert made.exit_code == 0 and f"arn:aws-cn:iam::{ACCOUNT}:role/neuron-sum/cn-north-1/*" in made.stdout
     planned = neuron_sum("aws", "plan", "tiny", "--offline", "--region", "us-east-1", "--json")
     assert planned.exit_code == 0 and json.loads(planned.stdout)["region"] == "us-east-1"
+
+
+def test_an_endpoint_lists_only_what_it_serves() -> None:
+    site, run = Site(ACCOUNT, REGION), Run("tiny-261121-2000-abcd", "tiny")
+    policy = endpoint_policy(run, site, ["s3://bucket/models/one/", "s3://bucket/a/model.tar.gz", "s3://other/b/"])
+
+    def lists(bucket: str, prefix: str) -> bool:
+        return may([policy], "s3:ListBucket", f"arn:aws:s3:::{bucket}", s3_prefix=prefix)
+
+    assert lists("bucket", "models/one/") and lists("bucket", "models/one/x") and lists("other", "b/")
+    assert lists("bucket", "a/model.tar.gz")
+    for bucket, prefix in (("bucket", ""), ("bucket", "models/"), ("bucket", "b/"), ("other", "models/one/")):
+        assert not lists(bucket, prefix), (bucket, prefix)
