@@ -69,6 +69,7 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> N
         settings: serving.properties.
         contents: Every other file: its name in the archive, and where it is.
     """
+    files.sweep(target.parent, f".{target.name}.tmp-")
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with (

@@ -192,3 +192,12 @@ def test_who_may_read_the_folder_may_read_it_afterwards(packed: Path, into: Path
     into.chmod(0o700)
     package.unpack(packed, into)
     assert stat.S_IMODE(into.stat().st_mode) == 0o700
+
+
+def test_what_a_killed_package_left_is_swept_after_a_day(tmp_path: Path) -> None:
+    left, fresh = tmp_path / ".m.tar.gz.tmp-1", tmp_path / ".m.tar.gz.tmp-2"
+    for path in (left, fresh):
+        path.write_bytes(b"x")
+    os.utime(left, (0, 0))
+    package.pack(tmp_path / "m.tar.gz", "option=1\n", [])
+    assert not left.exists() and fresh.exists()
