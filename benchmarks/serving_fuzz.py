@@ -48,7 +48,9 @@ def conforming(schema: dict[str, Any], document: dict[str, Any]) -> st.SearchStr
         required = {name: fields.pop(name) for name in schema.get("required", [])}
         return st.fixed_dictionaries(required, optional=fields)
     simple: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
-        "string": lambda: st.text(max_size=schema.get("maxLength", 300)),
+        "string": lambda: (
+            st.from_regex(schema["pattern"]) if "pattern" in schema else st.text(max_size=schema.get("maxLength", 300))
+        ),
         "integer": lambda: st.integers(low, high),
         "number": lambda: st.floats(low, high),
         "boolean": st.booleans,

@@ -30,6 +30,8 @@ from neuron_sum.recipe_loading import load_resolved
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, RECIPE, TOKENIZER = "manifest.json", "weights.safetensors", "recipe.yaml", "tokenizer"
 GRAPHS, ADAPTERS = "graphs", "adapters"
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""An adapter's name, as it is used in requests, URLs, folders, logs and metrics."""
 
 Dtype = Literal["fp32", "bf16", "int8"]
 

@@ -362,6 +362,8 @@ class ServeConfig(Section):
     """Dialogues in one request."""
     max_characters: int = Field(100_000, ge=1)
     """Of one dialogue. What has more tokens than the longest bucket takes is cut, and the answer says so."""
+    max_request_characters: int = Field(500_000, ge=1)
+    """Of a request's body, an escape such as \\u00e4 counted as one; beyond, 413."""
     max_body_bytes: int = Field(6 * 1024 * 1024, ge=1024)
     log_text: bool = False
     """Write dialogues and summaries into the log."""

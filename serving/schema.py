@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from neuron_sum import __version__
+from neuron_sum.artifact import ADAPTER_NAME
 from neuron_sum.recipe import GenerateConfig, ServeConfig
 
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
@@ -54,7 +55,7 @@ class Parameters(_Model):
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=100)] | None = None
     early_stopping: bool | None = None
-    adapter: Annotated[str, Field(max_length=256)] | None = None
+    adapter: Annotated[str, Field(pattern=f"^{ADAPTER_NAME.pattern}$")] | None = None
     """An adapter's name; null for the model's own default."""
 
     def settings(self, default: GenerateConfig) -> GenerateConfig:
@@ -159,6 +160,12 @@ def parse(body: bytes, kind: str, limits: ServeConfig) -> list[Item]:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ServiceError(400, f"the body is not UTF-8: byte {error.start}") from error
+    # Before JSON is read, which blocks all other requests: a character can be escaped in up to six bytes.
+    characters = len(text) - 5 * text.count("\\u")
+    if characters > limits.max_request_characters:
+        raise ServiceError(
+            413, f"a body of about {characters} characters; {limits.max_request_characters} are allowed", "inputs"
+        )
     if not text.strip():
         raise ServiceError(400, "the body is empty", "inputs" if kind == JSON else None)
     if kind == TEXT:
@@ -292,8 +299,16 @@ def _checked(item: Item, limits: ServeConfig) -> Item:
         fault = ServiceError(
             422, f"{item.field} has {len(item.text)} characters; {limits.max_characters} are allowed", item.field
         )
-    elif any("\ud800" <= character <= "\udfff" for character in item.text):
+    elif not _is_unicode(item.text):
         fault = ServiceError(422, f"{item.field} holds half a surrogate pair, which is no text", item.field)
     else:
         return item
     return Item(item.text, item.parameters, item.field, fault)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum import files
-from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.artifact import ADAPTER_NAME, Artifact, open_artifact
 from neuron_sum.errors import ModelError
 from neuron_sum.generation import choose_bucket
 from neuron_sum.prompts import EncodedPrompt
@@ -29,12 +29,15 @@ from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media
 BASE = "base"
 """As an adapter's name: no adapter, where the model has a default one."""
 
+RESERVED = (BASE, ".", "..")
+"""What no adapter may be called."""
+
 HANG_FACTOR = 3
 """A batch that runs so many deadlines long will never end: the worker stops, and the server starts another."""
 HANG_EXIT_CODE = 70
 
-TOKENIZERS = 4
-"""Requests that are tokenized at once, so that one of megabytes does not hold up the others."""
+TOKENIZERS = 2
+"""Texts that are tokenized at once, apart from the thread that takes and answers requests."""
 
 LOG = logging.getLogger("neuron_sum")
 
@@ -171,8 +174,12 @@ class Service:
             ServiceError: 400, 404, 409 or 422, with the reason.
         """
         slots = self._slots()
-        if name == BASE or not name:
-            raise ServiceError(400, f"{name!r} is no name for an adapter", "name")
+        if name in RESERVED or not ADAPTER_NAME.fullmatch(name):
+            raise ServiceError(
+                400,
+                f"{name[:80]!r} is not an adapter name: {ADAPTER_NAME.pattern}, except {', '.join(RESERVED)}",
+                "name",
+            )
         if known and name not in slots.names:
             raise self._unknown(name)
         if not known and name in slots.names:
@@ -223,13 +230,14 @@ class Service:
             ServiceError: 503 at the deadline.
         """
         length = self._artifact.recipe.data.max_source_length
-        asked = asyncio.get_running_loop().run_in_executor(
-            self._tokenizers, self._prompt.encode, self._tokenizer, texts, length
-        )
-        try:
-            return await asyncio.wait_for(asked, deadline - time.monotonic())
-        except asyncio.TimeoutError as error:
-            raise self._late() from error
+        loop, prompts = asyncio.get_running_loop(), list[EncodedPrompt]()
+        for text in texts:  # one by one, so that requests also take turns here and end at the deadline
+            asked = loop.run_in_executor(self._tokenizers, self._prompt.encode, self._tokenizer, [text], length)
+            try:
+                prompts += await asyncio.wait_for(asked, deadline - time.monotonic())
+            except asyncio.TimeoutError as error:
+                raise self._late() from error
+        return prompts
 
     def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
         """An item for the queue, or why its parameters do not go with what was compiled."""

@@ -57,6 +57,8 @@ REFUSED: list[tuple[str, bytes, int, str | None]] = [
     (JSON, b'{"inputs": "a", "parameters": {"max_new_tokens": 3, "min_new_tokens": 4}}', 422, "parameters"),
     (JSON, json.dumps({"inputs": "x" * 5001}).encode(), 422, "inputs"),
     (JSON, json.dumps({"inputs": ["x"] * 6}).encode(), 413, "inputs"),
+    (JSON, json.dumps({"inputs": "a", "parameters": {"adapter": "a/b"}}).encode(), 422, "parameters.adapter"),
+    (JSON, json.dumps({"inputs": "a", "parameters": {"adapter": "x" * 65}}).encode(), 422, "parameters.adapter"),
     (JSON, b" " * 100_001, 413, None),
     (JSON_LINES, b'{"inputs": "a"}\n' * 6, 413, "inputs"),
     (TEXT, b"  ", 400, None),
@@ -64,6 +66,21 @@ REFUSED: list[tuple[str, bytes, int, str | None]] = [
     ("application/json; charset=latin-1", b"{}", 415, "Content-Type"),
 ]
 """(content type, body, status, field) under LIMITS; tests/test_serving.py sends the same to a real server."""
+
+
+@pytest.mark.parametrize("text", ["x", "\ufdfa", "\n"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_the_characters_of_a_request_are_limited_however_they_are_written(text: str, ascii_only: bool) -> None:
+    limits = LIMITS.model_copy(update={"max_request_characters": 12_000})
+
+    def body(size: int) -> bytes:
+        return json.dumps({"inputs": [text * size] * 2}, ensure_ascii=ascii_only).encode()
+
+    with pytest.raises(ServiceError) as refused:
+        parse(body(6200), JSON, limits)
+    assert (refused.value.code, refused.value.field) == (413, "inputs")
+    if text != "\n":  # JSON writes two characters for it
+        assert len(parse(body(4900), JSON, limits)) == 2
 
 
 class Slow:
@@ -191,6 +208,46 @@ def test_the_queue_batches_what_waits_and_never_makes_one_wait_alone(slow: Slow)
     assert [len(batch) for batch in slow.batches[:2]] == [1, 4]
     assert ["other"] in [prompt for batch in slow.batches for prompt in batch]
     assert all(len({*map(tuple, batch)} & {("other",)}) == 0 or len(batch) == 1 for batch in slow.batches)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one_that_came_before(slow: Slow) -> None:
+    batcher = Batcher(slow, 1000, lambda batch, seconds: None)  # type: ignore[arg-type]
+    running, small = works("running"), works("small")
+    batcher.submit(running)
+    assert slow.began.acquire(timeout=10)
+    for name in "abc":
+        batcher.submit(works(*[f"{name}{number}" for number in range(40)]))
+    batcher.submit(small)
+    for _ in range(2):
+        slow.go.release()
+    assert small[0].result.result(10) == [1]
+    for _ in range(60):
+        slow.go.release()
+    assert not wait_until(lambda: batcher.waiting > 0)
+
+
+def test_a_large_request_is_not_starved_by_small_ones(slow: Slow) -> None:
+    batcher = Batcher(slow, 1000, lambda batch, seconds: None)  # type: ignore[arg-type]
+    large = works(*[f"large{number}" for number in range(6)])
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    batcher.submit(large)
+    for round_ in range(80):  # four new small requests for every batch of four
+        for number in range(4):
+            batcher.submit(works(f"small{round_}.{number}"))
+        slow.go.release()
+        assert slow.began.acquire(timeout=10)
+    assert all(work.result.done() for work in large)
+    for _ in range(80):
+        slow.go.release()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it is still true after a while."""
+    end = time.monotonic() + seconds
+    while true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
 
 
 def test_one_item_that_fails_harms_no_neighbour(slow: Slow) -> None:
