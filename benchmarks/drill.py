@@ -242,7 +242,7 @@ def _held(
 
 def _workers(running: LocalServer) -> str:
     """The processes, and the server's threads that send to them: a thread that ended takes a minute to be replaced."""
-    [model] = httpx.get(f"{running.url}/models/model").json()[0]["models"]
+    [model] = httpx.get(f"{running.url}/models/model", headers=running.headers).json()[0]["models"]
     threads = [worker["id"] for group in model["workerGroups"] for worker in group["workers"]]
     return f"{len(running.workers())} worker, thread {threads}"
 

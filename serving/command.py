@@ -106,10 +106,17 @@ def serve(
         server = stack.enter_context(LocalServer(models, limits, port, on_line=on_line, playground=playground))
         paths = ["/invocations"] if len(models) == 1 else [f"/models/{model.name}/invoke" for model in models]
         console.emit(
-            {"url": server.url, "paths": paths, "pid": server.pid, "playground": playground},
+            {
+                "url": server.url,
+                "paths": paths,
+                "pid": server.pid,
+                "playground": playground,
+                "token_file": str(server.token_file),
+            },
             f"\nanswers after {time.monotonic() - started:.0f} s; stop it with Ctrl-C. Try:",
             *(_curl(server.url + path) for path in paths),
             *([f"or open {server.url}/ in a browser"] if playground else []),
+            f"Changing models and adapters requires the token in {server.token_file}",
         )
         try:
             while server.running:
@@ -222,9 +229,11 @@ def request(
     refusals = [answer.error for answer in answers if answer.error is not None and answer.answered]
     failures = [answer.error for answer in answers if answer.error is not None and not answer.answered]
     if refusals and not many:
-        raise RequestError(f"{endpoint} refused the dialogue: {refusals[0].message}", "change the text or the options")
+        raise RequestError(
+            f"{client.endpoint} refused the dialogue: {refusals[0].message}", "change the text or the options"
+        )
     if failures and not many:
-        raise RequestError(f"{endpoint} did not answer: {failures[0].message}", hint_for(failures[0].code))
+        raise RequestError(f"{client.endpoint} did not answer: {failures[0].message}", hint_for(failures[0].code))
     truncated = sum(answer.truncated for answer in answers)
     if truncated:
         cut = f"{truncated} of {len(answers)} dialogues were" if many else "the dialogue was"

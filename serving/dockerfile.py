@@ -115,6 +115,8 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
             "DJL_CACHE_DIR": TEMPORARY / "djl",
             "PYTHON_EXECUTABLE": "python",
             "PYTHONUNBUFFERED": "1",
+            # SageMaker names the container as it likes. No token: only SageMaker's multi-model mode changes models.
+            "NEURON_SUM_HOSTS": "*",
             **properties.server_environment(ServeConfig()),
         },
     )  # fmt: skip

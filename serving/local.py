@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -44,6 +45,8 @@ SOCKET = "/nsum-12345678/tmp/djl_sock.19000"
 CONFIGURATION = djl.PROJECT / "log4j2.xml"
 PAGE = Path(__file__).with_name("playground.html")
 PAGE_PROPERTY = "neuronsum.page"
+MODELS_PROPERTY = "neuronsum.models"
+TOKEN_VARIABLE = "NEURON_SUM_TOKEN_FILE"
 KNOWN = '<script type="application/json" id="known">{}</script>'
 
 
@@ -82,7 +85,10 @@ def java_options(temporary: Path, java: str = PLATFORMS[0].java) -> list[str]:
 
 
 class LocalServer:
-    """A server in a process of its own; use it in a `with` statement.
+    """A server in a separate process; use it in a `with` statement.
+
+    Whoever reaches the port may ask for summaries. Models and adapters can be changed only with `headers`, which hold
+    the token of this start. The token is in `token_file`, which only the owner of this process can read.
 
     Args:
         models: One, behind /invocations too; or several, each behind /models/NAME/invoke.
@@ -113,7 +119,9 @@ class LocalServer:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._folder: Path | None = None
-        self._http = httpx.Client(base_url=self.url, timeout=ANSWER_LIMIT_S, trust_env=False)
+        self._token = secrets.token_urlsafe(32)
+        self.headers = {"Authorization": f"Bearer {self._token}"}
+        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=ANSWER_LIMIT_S, trust_env=False)
 
     def __enter__(self) -> "LocalServer":
         try:
@@ -133,6 +141,12 @@ class LocalServer:
         """Of the Java process."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def token_file(self) -> Path:
+        """The file with the token."""
+        assert self._folder is not None
+        return self._folder / "token"
 
     @property
     def running(self) -> bool:
@@ -161,6 +175,10 @@ class LocalServer:
         self._folder = Path(tempfile.mkdtemp(prefix="nsum-", dir=_parent_of_sockets()))
         temporary = self._folder / "tmp"
         temporary.mkdir()
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(self._token, encoding="utf-8")
+        roots = dict.fromkeys(str(model.folder.resolve().parent) for model in self._models)
+        self._java.append(f"-D{MODELS_PROPERTY}={os.pathsep.join(roots)}")
         if self._playground:
             page = self._folder / PAGE.name
             page.write_text(_playground(self._models), encoding="utf-8")
@@ -184,6 +202,7 @@ class LocalServer:
             "SERVING_INFERENCE_ADDRESS": self.url,
             "SERVING_MANAGEMENT_ADDRESS": self.url,
             **properties.server_environment(self._limits),
+            TOKEN_VARIABLE: str(self.token_file),
             **self._environment,
         }
         self._process = subprocess.Popen(
@@ -281,9 +300,7 @@ def _playground(models: Sequence[Model]) -> str:
     for model in models:
         manifest = open_artifact(model.folder / properties.ARTIFACT).manifest
         adapters = {Path(name).parts[1] for name in manifest.files if name.startswith(f"{ADAPTERS}/")}
-        known[model.name] = {
-            "slots": manifest.adapters is not None, "default": manifest.default_adapter, "adapters": sorted(adapters),
-        }  # fmt: skip
+        known[model.name] = {"default": manifest.default_adapter, "adapters": sorted(adapters)}
     # No name can end the script element that holds this.
     return PAGE.read_text(encoding="utf-8").replace(
         KNOWN.format("{}"), KNOWN.format(json.dumps(known).replace("<", "\\u003c"))

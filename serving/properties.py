@@ -73,6 +73,7 @@ def server_environment(limits: ServeConfig) -> dict[str, str]:
         "SERVING_MAX_REQUEST_SIZE": str(limits.max_body_bytes),
         "SERVING_PROMETHEUS": "true",
         "DJL_OFFLINE": "true",
+        "ALLOW_REQUEST_HANDLER_OVERRIDE": "false",
         "OPT_OUT_TRACKING": "true",
         # The worker answers at its deadline; only if it cannot does the server's own limit come.
         "NEURON_SUM_LIMIT_S": str(int(limits.deadline_s) + 3),

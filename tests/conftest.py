@@ -202,7 +202,9 @@ def browser() -> Iterator["Browser"]:
     if executable is None:
         pytest.skip("no Chromium on this machine")
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        # Names of "other sites" that lead to this machine.
+        args = ["--no-sandbox", "--host-resolver-rules=MAP *.example 127.0.0.1"]
+        launched = playwright.chromium.launch(executable_path=executable, args=args)
         yield launched
         launched.close()
 

@@ -639,7 +639,8 @@ def test_djl_serving_answers_from_it(
             return str(answer.json()[0]["summary_text"])
 
         query = {"name": "late", "src": str(adapter)}
-        assert httpx.post(f"{server.url}/models/model/adapters", params=query, timeout=60).status_code == 200
+        adapters = f"{server.url}/models/model/adapters"
+        assert httpx.post(adapters, params=query, headers=server.headers, timeout=60).status_code == 200
         answers = {
             name: [ask(adapter=name, num_beams=beams) for beams in (1, 2)] for name in ("default", "base", "late")
         }

@@ -23,13 +23,13 @@ from serving.service import BASE
 pytestmark = pytest.mark.slow
 
 DIALOGUE = "#Person1#: Are you coming tonight?\n#Person2#: Yes, at eight. <b>Really</b> & truly."
-NEW_NAME = "<b>new"
+NEW_NAME = "_new.1"
 OpenPage = Callable[..., Page]
 
 
 @contextmanager
-def served(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterator[str]:
-    """What the command gives as its URL."""
+def started(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterator[dict[str, Any]]:
+    """What the command prints."""
     command = [sys.executable, "-m", "neuron_sum", "serve", *map(str, targets), *options, "--port", "0", "--quiet"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -41,16 +41,33 @@ def served(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterat
                 if line == "}\n":
                     break
             assert said, "the server did not start"
-            yield str(json.loads(said)["url"])
+            yield json.loads(said)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
 
 
+@contextmanager
+def served(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterator[str]:
+    """The server's URL."""
+    with started(*targets, options=options) as said:
+        yield str(said["url"])
+
+
 @pytest.fixture(scope="module")
-def url(lora_artifact: Artifact, djl_serving: Path) -> Iterator[str]:
-    with served(lora_artifact.path) as address:
-        yield address
+def server(lora_artifact: Artifact, djl_serving: Path) -> Iterator[dict[str, Any]]:
+    with started(lora_artifact.path) as said:
+        yield said
+
+
+@pytest.fixture
+def url(server: dict[str, Any]) -> str:
+    return str(server["url"])
+
+
+@pytest.fixture
+def token(server: dict[str, Any]) -> dict[str, str]:
+    return {"Authorization": f"Bearer {Path(server['token_file']).read_text()}"}
 
 
 @pytest.fixture
@@ -143,12 +160,12 @@ def test_a_cut_dialogue_is_marked(url: str, open_page: OpenPage, faults: list[st
 
 
 def test_adapters_come_and_go_while_the_page_is_open(
-    url: str, open_page: OpenPage, faults: list[str], micro_lora_run: Path
+    url: str, token: dict[str, str], open_page: OpenPage, faults: list[str], micro_lora_run: Path
 ) -> None:
     page = open_page(url)
     choose(page, "default")
     source = {"name": NEW_NAME, "src": str(open_run(micro_lora_run).weights)}
-    httpx.post(f"{url}/models/lora/adapters", params=source).raise_for_status()
+    httpx.post(f"{url}/models/lora/adapters", params=source, headers=token).raise_for_status()
     page.evaluate("window.dispatchEvent(new Event('focus'))")
     expect(page.locator(".choice span")).to_have_text([BASE, NEW_NAME, "default"])
     assert [box.is_checked() for box in page.locator(".choice input").all()] == [False, False, True]
@@ -157,7 +174,7 @@ def test_adapters_come_and_go_while_the_page_is_open(
     expect(page.locator(".card").nth(1)).to_contain_text(f"the same text as {NEW_NAME}")
     assert faults == []
 
-    httpx.delete(f"{url}/models/lora/adapters/{NEW_NAME}").raise_for_status()
+    httpx.delete(f"{url}/models/lora/adapters/{NEW_NAME}", headers=token).raise_for_status()
     summarize(page, DIALOGUE)
     refused = page.locator(".card").first
     expect(refused.locator(".text")).to_have_text(f"no adapter '{NEW_NAME}'; there are: default")
@@ -222,10 +239,9 @@ def test_several_models_and_one_without_slots(
 
         def without_slots(route: Route) -> None:
             given = route.fetch()
-            told = given.text().replace('"another": {"slots": true', '"another": {"slots": false')
-            route.fulfill(response=given, body=told)
+            route.fulfill(response=given, json={**given.json(), "another": None})
 
-        page.route(f"{url}/", without_slots)
+        page.route(f"{url}/playground/models", without_slots)
         page.reload()
         page.get_by_label("Model").select_option("another")
         expect(page.get_by_role("group", name="Adapters")).to_be_hidden()

@@ -46,7 +46,8 @@ class Endpoint:
         )  # fmt: skip
 
     def adapters(self, method: str, path: str = "", **query: str) -> httpx.Response:
-        return httpx.request(method, f"{self.server.url}/models/model/adapters{path}", params=query, timeout=60)
+        url = f"{self.server.url}/models/model/adapters{path}"
+        return httpx.request(method, url, params=query, headers=self.server.headers, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -263,9 +264,9 @@ def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
         server.load(models[0])
         assert httpx.post(one, json=body, timeout=60).status_code == 200
         versioned = {"url": models[0].folder.as_uri(), "model_name": "third", "model_version": "2", "engine": "Python"}
-        httpx.post(f"{server.url}/models", params=versioned, timeout=60).raise_for_status()
+        httpx.post(f"{server.url}/models", params=versioned, headers=server.headers, timeout=60).raise_for_status()
         assert len(server.workers()) == 3
-        httpx.delete(f"{server.url}/models/third/2").raise_for_status()
+        httpx.delete(f"{server.url}/models/third/2", headers=server.headers).raise_for_status()
         java = psutil.Process(server.pid)
         assert drill._until(lambda: len(java.children(recursive=True)) == 2, 10)  # the third has ended and is reaped
         children = server.workers()

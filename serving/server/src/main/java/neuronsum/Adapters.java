@@ -21,6 +21,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
+import java.util.regex.Pattern;
 
 /**
  * DJL's adapter routes, telling the truth in async mode.
@@ -30,6 +31,9 @@ import java.util.concurrent.CompletableFuture;
  * worker. It alone knows which adapters there are; DJL's list follows it. Listing and describing stay DJL's.
  */
 final class Adapters {
+
+    /** As neuron_sum/artifact.py has it. */
+    private static final Pattern NAME = Pattern.compile("(?!\\.+$)[A-Za-z0-9._-]{1,64}");
 
     /** Whether this was a route of ours; POST [/models/M]/adapters[/A/update] and DELETE [/models/M]/adapters/A. */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
@@ -49,12 +53,16 @@ final class Adapters {
             return true;
         }
         ModelInfo<Input, Output> info = (ModelInfo<Input, Output>) pool.getWpc();
-        if (!Boolean.parseBoolean(info.getProperties().getProperty("option.enable_lora", "false"))) {
+        if (!hasSlots(info)) {
             Errors.send(ctx, 400, "this model has no adapter slots: compile with compile.adapters");
             return true;
         }
         String name = route.size() > 1 ? route.get(1) : parameter(decoder, "name");
         String source = parameter(decoder, "src");
+        if (name != null && !NAME.matcher(name).matches()) {
+            Errors.send(ctx, 400, "an adapter's name must match " + NAME, "name");
+            return true;
+        }
         Adapter<Input, Output> known = name == null ? null : info.getAdapter(name);
         if (HttpMethod.POST.equals(request.method()) && route.size() == 1) {
             if (name == null || source == null) {
@@ -105,6 +113,10 @@ final class Adapters {
                             Errors.send(ctx, 503, "the worker did not say whether it was " + done + "; ask again");
                             return null;
                         });
+    }
+
+    static boolean hasSlots(ModelInfo<Input, Output> info) {
+        return Boolean.parseBoolean(info.getProperties().getProperty("option.enable_lora", "false"));
     }
 
     private static String parameter(QueryStringDecoder decoder, String name) {

@@ -15,6 +15,7 @@ import io.netty.channel.ChannelHandlerContext;
 import io.netty.handler.codec.http.DefaultFullHttpResponse;
 import io.netty.handler.codec.http.FullHttpResponse;
 import io.netty.handler.codec.http.HttpHeaderNames;
+import io.netty.handler.codec.http.HttpHeaderValues;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.netty.handler.codec.http.HttpVersion;
 
@@ -40,11 +41,27 @@ final class Errors {
     }
 
     static void sendBody(ChannelHandlerContext ctx, int code, String body) {
+        NettyUtils.sendHttpResponse(ctx, response(code, body), true);
+    }
+
+    /** The answer to a request that DJL never gets; the connection ends with it. */
+    static FullHttpResponse rejection(int code, String message) {
+        FullHttpResponse response = response(code, body(object(code, message, null)).toString());
+        response.headers()
+                .setInt(HttpHeaderNames.CONTENT_LENGTH, response.content().readableBytes())
+                .set(HttpHeaderNames.CONNECTION, HttpHeaderValues.CLOSE);
+        if (code == 401) {
+            response.headers().set(HttpHeaderNames.WWW_AUTHENTICATE, "Bearer");
+        }
+        return response;
+    }
+
+    private static FullHttpResponse response(int code, String body) {
         FullHttpResponse response =
                 new DefaultFullHttpResponse(HttpVersion.HTTP_1_1, HttpResponseStatus.valueOf(code));
         response.content().writeBytes(body.getBytes(StandardCharsets.UTF_8));
         response.headers().set(HttpHeaderNames.CONTENT_TYPE, "application/json");
-        NettyUtils.sendHttpResponse(ctx, response, true);
+        return response;
     }
 
     /**

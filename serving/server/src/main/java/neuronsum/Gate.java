@@ -32,6 +32,7 @@ public final class Gate implements RequestHandler<Void> {
     private static volatile boolean draining;
 
     private final Adapters adapters = new Adapters();
+    private final Models models = new Models();
     private final Page page = new Page();
 
     /** Made once, when the server loads its plugins. */
@@ -63,7 +64,9 @@ public final class Gate implements RequestHandler<Void> {
             return null;
         }
         Unloads.see(request, segments);
-        if (!page.handle(ctx, request, decoder) && !adapters.handle(ctx, request, decoder, segments)) {
+        if (!page.handle(ctx, request, decoder)
+                && !models.handle(ctx, request, decoder, segments)
+                && !adapters.handle(ctx, request, decoder, segments)) {
             ctx.fireChannelRead(request.retain());
         }
         return null;

@@ -1,6 +1,14 @@
 package neuronsum;
 
+import ai.djl.modality.Input;
+import ai.djl.modality.Output;
+import ai.djl.serving.models.ModelManager;
 import ai.djl.serving.util.NettyUtils;
+import ai.djl.serving.wlm.ModelInfo;
+import ai.djl.serving.wlm.WorkerPoolConfig;
+import ai.djl.serving.workflow.Workflow;
+
+import com.google.gson.GsonBuilder;
 
 import io.netty.buffer.Unpooled;
 import io.netty.channel.ChannelHandlerContext;
@@ -17,8 +25,16 @@ import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Map;
+import java.util.Set;
+import java.util.SortedSet;
+import java.util.TreeMap;
+import java.util.TreeSet;
 
-/** The playground, one file that -Dneuronsum.page names: GET / and GET /playground. Without the property, nothing. */
+/**
+ * The playground: one file, which -Dneuronsum.page names, at GET / and GET /playground, and the models and adapters it
+ * offers at GET /playground/models. Without the property, neither exists.
+ */
 final class Page {
 
     private static final String FILE = System.getProperty("neuronsum.page");
@@ -33,8 +49,14 @@ final class Page {
     /** Whether this was a request for the page. */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder) {
         String path = decoder.path();
-        boolean ours = "/".equals(path) || "/playground".equals(path);
-        if (content == null || !ours || !HttpMethod.GET.equals(request.method())) {
+        if (content == null || !HttpMethod.GET.equals(request.method())) {
+            return false;
+        }
+        if ("/playground/models".equals(path)) {
+            NettyUtils.sendJsonResponse(ctx, new GsonBuilder().serializeNulls().create().toJson(models()));
+            return true;
+        }
+        if (!"/".equals(path) && !"/playground".equals(path)) {
             return false;
         }
         FullHttpResponse response =
@@ -47,6 +69,23 @@ final class Page {
                 .set("Referrer-Policy", "no-referrer");
         NettyUtils.sendHttpResponse(ctx, response, true);
         return true;
+    }
+
+    /** The registered adapters of each model by its name; null for a model without adapter slots. */
+    private static Map<String, SortedSet<String>> models() {
+        Map<String, SortedSet<String>> names = new TreeMap<>();
+        ModelManager.getInstance().getEndpoints().forEach((name, endpoint) -> {
+            names.put(name, null);
+            for (Workflow workflow : endpoint.getWorkflows()) {
+                for (WorkerPoolConfig<Input, Output> pool : workflow.getWpcs()) {
+                    if (pool instanceof ModelInfo && Adapters.hasSlots((ModelInfo<Input, Output>) pool)) {
+                        Set<String> adapters = ((ModelInfo<Input, Output>) pool).getAdapters().keySet();
+                        names.merge(name, new TreeSet<>(adapters), (some, more) -> some);
+                    }
+                }
+            }
+        });
+        return names;
     }
 
     private static byte[] read(Path file) {
