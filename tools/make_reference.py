@@ -4,11 +4,13 @@ reference/recipe.md comes from the pydantic models of the recipe, reference/cli.
 README.md is the first page of the site.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 import typer.cli
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
@@ -22,6 +24,9 @@ ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CH
               "SECURITY.md": "security.md", "LICENSE": "license.txt"}  # fmt: skip
 """Files of the repository's root and their names on the site."""
 
+application = functools.cache(build)
+"""The application, built once: `mkdocs serve` calls the hook again after each change."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages."""
@@ -29,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / name).read_text("utf-8").replace("](docs/", "](")
         files.append(File.generated(config, page, content=_moved(text)))
     files.append(File.generated(config, "reference/recipe.md", content=recipe_reference()))
-    files.append(File.generated(config, "reference/cli.md", content=command_reference()))
+    files.append(File.generated(config, "reference/cli.md", content=command_reference(application())))
     return files
 
 
@@ -44,9 +49,9 @@ def _moved(markdown: str) -> str:
     return markdown
 
 
-def command_reference() -> str:
+def command_reference(app: typer.Typer) -> str:
     """Every command with its arguments and options, as typer documents them."""
-    command = typer.main.get_command(build())
+    command = typer.main.get_command(app)
     context = typer.Context(command, info_name="neuron-sum")
     return typer.cli.get_docs_for_click(obj=command, ctx=context, name="neuron-sum", title="Command line")
 
