@@ -59,7 +59,7 @@ def command_reference(app: typer.Typer) -> str:
 def recipe_reference() -> str:
     """Every field of a recipe: type, default, description."""
     schema = Recipe.model_json_schema()
-    intro = "Generated from `neuron_sum.recipe`; `neuron-sum recipes schema` prints the same as a JSON schema."
+    intro = f"Generated from `{Recipe.__module__}`; `neuron-sum recipes schema` prints the same as a JSON schema."
     return "\n".join(["# Recipe schema", "", intro, "", *_section("Top level", "", schema, schema["$defs"])])
 
 
