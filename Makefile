@@ -1,8 +1,10 @@
-# make demo    train, compare, compile and serve the tiny model on this machine
-# make test    the tests
-# make check   formatting, lint, types
+# make demo      train, compare, compile and serve the tiny model on this machine
+# make test      run the tests; fault injection covers each AWS call with one failure mode
+# make test-all  run the tests; fault injection covers each AWS call with every failure mode
+# make check     check formatting, lint, types, generated files, spelling, prose and the documentation site
+# make docs      build the documentation site in site/
 #
-# Each installs what it needs once; PYTHON=python3.10 chooses the interpreter.
+# Each installs its requirements once; PYTHON=python3.10 selects the interpreter.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.10)
 VENV := .venv
@@ -12,7 +14,7 @@ DEV_CONSTRAINTS := constraints/dev.txt
 XLA := .venv-xla
 XLA_CONSTRAINTS := constraints/xla.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
@@ -20,11 +22,20 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(XLA)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-all: export NEURON_SUM_ALL_FAULTS = 1
+test-all: test
+
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/make_sample.py --check
+	$(BIN)/codespell $$(git ls-files)
+	$(BIN)/python tools/check_prose.py
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(DEV_CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,4 +62,4 @@ $(XLA)/.installed: $(VENV)/.installed $(XLA_CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(XLA) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(XLA) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,4 +3,4 @@
 Importing this package imports nothing heavy; every module loads what it needs when it is used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

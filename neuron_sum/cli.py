@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
 from neuron_sum.errors import NeuronSumError
@@ -39,13 +40,21 @@ ORDER = (
     "aws",
     "explain",
 )
-"""The way the data goes; what other packages add comes after."""
+"""The commands in pipeline order; commands of other packages follow, sorted by name."""
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
 """What we say ourselves, and better; a person who sets one of these keeps it."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+
+
+class PipelineGroup(TyperGroup):
+    """Lists the commands as `ORDER` does; typer itself lists all groups after all plain commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands, in the order of `--help`."""
+        return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def main() -> None:
@@ -58,13 +67,12 @@ def main() -> None:
 def build() -> typer.Typer:
     """The application with every installed command."""
     app = typer.Typer(
-        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        cls=PipelineGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
         help="From a recipe to a compared, compiled and served dialogue-summarization model.",
     )  # fmt: skip
     app.callback()(_root)
-    points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
-    for name in [*(name for name in ORDER if name in points), *sorted(points.keys() - set(ORDER))]:
-        _add(app, points[name])
+    for point in entry_points(group=COMMAND_GROUP):
+        _add(app, point)
     return app
 
 

@@ -5,7 +5,8 @@ once; the process is killed before or after a call's effect.
 """
 
 import os
-from collections import Counter
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import typer.testing
 from aws_forks import Forks, Session
-from aws_server import AwsServer, Fault
+from aws_server import FAULTS, AwsServer, Fault
 from in_process import neuron_sum
 
 from sagemaker_jobs.ledger import Ledger
@@ -39,9 +40,24 @@ def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
 
+def modes_of(name: str) -> list[tuple[Fault, ...]]:
+    """The failure modes that each test of a command rotates over.
+
+    Args:
+        name: The command, which seeds the order of the rotation.
+
+    Returns:
+        One rotation over all modes, so that each call fails in one of them; with NEURON_SUM_ALL_FAULTS=1 a separate
+        test for each mode, so that each call fails in all of them.
+    """
+    if os.environ.get("NEURON_SUM_ALL_FAULTS") == "1":
+        return [(fault,) for fault in FAULTS]
+    return [tuple(random.Random(name).sample(FAULTS, len(FAULTS)))]
+
+
 @dataclass
 class Points:
-    """What was done to a command.
+    """The calls of a command that failed in one mode, and the results.
 
     Attributes:
         calls: The call that each fault happened to, in their order.
@@ -57,29 +73,34 @@ class Points:
 def every_point(
     aws: AwsServer,
     words: Sequence[str],
-    fault: Fault,
+    modes: Sequence[Fault],
     folder: Path,
     ready: Callable[[AwsServer], None],
     only: frozenset[str] = frozenset(),
     without: frozenset[str] = frozenset(),
-) -> Points:
+) -> dict[Fault, Points]:
     """Runs a command until each of its calls has failed once, in an empty account each time, and clears up after it.
 
     Args:
-        aws: Where; `hasten` was called.
-        words: Of the command line.
-        fault: What happens to a call.
-        folder: For the ledgers, one for each point.
-        ready: Makes the account what the command needs, and says in the script how its jobs go.
-        only: Calls that it is about; none: all. The others are then another command's, which has them the same.
+        aws: The emulated account; `hasten` was called for it.
+        words: The command line.
+        modes: The failure modes, in rotation: the n-th call that counts fails in mode n, modulo their number.
+        folder: The folder of the ledgers, one for each point.
+        ready: Prepares the account for the command and sets in the script how its jobs proceed.
+        only: The calls to fail; empty: all. Other calls are the same in another command and tested there.
         without: Calls that the command can do without, or whose lost reply it need not have: it may end with 0.
+
+    Returns:
+        The results for each mode.
     """
-    points, number = Points(), -1
+    found: defaultdict[Fault, Points] = defaultdict(Points)
+    number, counted = -1, 0
     while True:
         number += 1
         aws.reset()
         os.environ["NEURON_SUM_STATE"] = str(folder / f"state-{number}")
         ready(aws)
+        fault = modes[counted % len(modes)]
         aws.fault, aws.point = fault, number
         code = _killed(aws, words) if fault.startswith("killed") else neuron_sum(*words).exit_code
         if aws.hit is not None and only and aws.hit not in only:
@@ -87,7 +108,9 @@ def every_point(
         if aws.hit is None:  # the command is over before its n-th call: there are no more points
             assert code == 0
             cleared(aws, "no fault")
-            return points
+            return found
+        counted += 1
+        points = found[fault]
         points.calls.append(aws.hit)
         points.codes[code] += 1
         where = f"{fault} {aws.hit} (call {number})"

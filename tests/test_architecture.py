@@ -80,9 +80,13 @@ def test_no_registry_host_is_named() -> None:
         assert "://" not in path.read_text(), path
 
 
-def test_make_test_is_what_ci_runs() -> None:
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+def test_ci_runs_the_checks_and_the_tests() -> None:
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert commands[-2:] == ["make check", "make test"]
     assert "make test" in (ROOT / "README.md").read_text()
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert {"make demo", "make test", "make check"} <= set(steps)
 
 
 def test_recipes_are_yaml_that_other_tools_read() -> None:

@@ -1,6 +1,7 @@
-"""Every call of every command that makes something fails, in every way that a call can; `aws down` leaves nothing.
+"""Every call of every command that creates a resource fails once; `aws down` then leaves nothing.
 
-The number of points, and of what was left over, is at the end of pytest's report (conftest.py).
+The failure mode rotates from call to call; with NEURON_SUM_ALL_FAULTS=1 every call fails in every mode. The end of
+pytest's report (conftest.py) lists the number of points and of leftovers.
 """
 
 import json
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aws_faults import every_point, hasten
-from aws_server import FAULTS, AwsServer, Fault
+from aws_faults import every_point, hasten, modes_of
+from aws_server import AwsServer, Fault
 from in_process import neuron_sum
 from test_aws_endpoints import archive
 from test_aws_image import write_context
@@ -174,15 +175,24 @@ COMMANDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "modes"),
+    [
+        pytest.param(name, modes, id=f"{name}-{modes[0] if len(modes) == 1 else 'rotation'}")
+        for name in COMMANDS
+        for modes in modes_of(name)
+    ],
+)
 def test_a_fault_at_every_call_leaves_nothing(
-    aws: AwsServer, tmp_path: Path, record_property: Callable[[str, str], None], name: str, fault: Fault
+    aws: AwsServer, tmp_path: Path, record_property: Callable[[str, str], None], name: str, modes: tuple[Fault, ...]
 ) -> None:
     command = COMMANDS[name]
-    points = every_point(aws, command.words, fault, tmp_path, command.ready, command.only, command.without)
-    assert len(points.calls) >= command.at_least and command.among <= set(points.calls), " ".join(aws.calls)
-    record_property("aws faults", json.dumps([name, fault, len(points.calls), points.left, dict(points.codes)]))
+    found = every_point(aws, command.words, modes, tmp_path, command.ready, command.only, command.without)
+    assert set(found) == set(modes), "every failure mode must occur"
+    calls = [call for points in found.values() for call in points.calls]
+    assert len(calls) >= command.at_least and command.among <= set(calls), " ".join(aws.calls)
+    for fault, points in found.items():
+        record_property("aws faults", json.dumps([name, fault, len(points.calls), points.left, dict(points.codes)]))
 
 
 def test_the_words_of_a_job_under_way(aws: AwsServer) -> None:
