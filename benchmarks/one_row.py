@@ -23,8 +23,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compile.cpu import INDUCTOR, LINEARS
-from compile.layers import GraphOptions, Linear
+from compile.graphs.layers import GraphOptions, Linear
+from compile.targets.cpu import INDUCTOR, LINEARS
 from neuron_sum import cpu
 from neuron_sum.artifact import Dtype
 from neuron_sum.runtimes.weights import SharedWeights, packed

@@ -124,7 +124,7 @@ def _ours(job: Job, *, dtype: str) -> Generate:
 
     torch.set_num_threads(job.threads)
     if not job.artifact.exists():
-        from compile.build import build, make_plan
+        from compile.exporters.own import build, make_plan
         from compile.source import open_source
 
         settings = {

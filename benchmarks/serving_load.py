@@ -108,7 +108,7 @@ def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
 
     folder = work / f"{dtype}-{'-'.join(map(str, batches))}"
     if not folder.exists():
-        from compile.build import build, make_plan
+        from compile.exporters.own import build, make_plan
         from compile.source import open_source
 
         changes = [

@@ -10,13 +10,13 @@ import torch
 import transformers
 from transformers import PretrainedConfig
 
-from compile.layers import GraphOptions
-from compile.target import Target
+from compile.graphs.layers import GraphOptions
+from compile.targets.base import Target
 from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
-SOURCES = ("layers.py", "t5.py", "llama.py", "graphs.py")
+SOURCES = ("graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
 """The files of this package that decide what a graph computes, whatever its target."""
 
 IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache",

@@ -71,7 +71,7 @@ LORA_SHAPE = ["compile.batch_sizes=[1,3]", "compile.num_beams=[1,2]", "compile.a
 
 
 def compiled(run: Path, folder: Path, *overrides: str) -> "Artifact":
-    from compile.build import build, make_plan
+    from compile.exporters.own import build, make_plan
     from compile.source import open_source
 
     source = open_source(run, None, [*SHAPE, *overrides])
@@ -290,7 +290,7 @@ def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def xla_python() -> Path:
-    from compile import lowering
+    from compile.preflight import lowering
     from neuron_sum.errors import PlatformError
 
     try:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from compile.graphs import adapter_targets, eager_runtime, static_model, weights
-from compile.layers import GraphOptions
+from compile.graphs.layers import GraphOptions
+from compile.graphs.static import adapter_targets, eager_runtime, static_model, weights
 from neuron_sum.adapters import LORA_TARGETS, load_adapter
 from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError

@@ -21,10 +21,10 @@ from conftest import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
 from safetensors import safe_open
 from test_adapter_slots import make_lora, make_soft_prompt
 
-from compile import cpu as cpu_target
-from compile.build import build, make_plan
-from compile.layers import GraphOptions
+from compile.exporters.own import build, make_plan
+from compile.graphs.layers import GraphOptions
 from compile.source import open_source
+from compile.targets import cpu as cpu_target
 from compile.verify import verify
 from neuron_sum import cpu
 from neuron_sum.adapters import load_adapter

@@ -27,11 +27,12 @@ from test_neuron import XLA_ENVIRONMENT, XLA_PYTHON
 from test_service import DIALOGUE, LIMITS
 from transformers import LlamaConfig
 
-from compile import neuron, t5
-from compile.build import CompilePlan, build, make_plan
-from compile.layers import ancestry_bias
-from compile.report import make_report
+from compile.exporters.own import CompilePlan, build, make_plan
+from compile.graphs import t5
+from compile.graphs.layers import ancestry_bias
+from compile.machine_report import make_report
 from compile.source import open_source
+from compile.targets import neuron
 from compile.verify import verify
 from neuron_sum.adapters import load_adapter
 from neuron_sum.artifact import Artifact, open_artifact
@@ -177,7 +178,7 @@ def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp
 
 
 def test_the_two_ways_to_write_a_column_are_the_cpus(calls: Calls) -> None:
-    from compile.layers import write_column, write_where
+    from compile.graphs.layers import write_column, write_where
 
     for beams in (1, 3):
         cache, column = torch.randn(2, 4, 5 * beams, 8), torch.randn(2, 4, beams, 8)
@@ -611,7 +612,7 @@ def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytes
     def absent(artifact: Artifact) -> None:
         raise AttributeError("module 'torch_neuronx' has no attribute 'replace_weights'")
 
-    monkeypatch.setattr("compile.report.load_generator", absent)
+    monkeypatch.setattr("compile.machine_report.load_generator", absent)
     made = make_report(artifact, None, 4, 100.0)
     assert made["latency"]["error"] == "module 'torch_neuronx' has no attribute 'replace_weights'"
     assert "AttributeError" in made["latency"]["trace"]

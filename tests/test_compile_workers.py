@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from compile.build import make_plan
+from compile.exporters.own import make_plan
 from compile.source import open_source
 from compile.workers import Job, compile_all
 from neuron_sum.artifact import GraphFile

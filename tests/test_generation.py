@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from compile import layers, llama, t5
-from compile.graphs import eager_runtime, static_model, weights
-from compile.layers import GraphOptions
+from compile.graphs import layers, llama, t5
+from compile.graphs.layers import GraphOptions
+from compile.graphs.static import eager_runtime, static_model, weights
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, ModelError

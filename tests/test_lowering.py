@@ -12,10 +12,10 @@ from conftest import LLAMA_CONFIG, ROOT
 from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks import preflight as benchmark
-from compile import hlo, lowering
-from compile.buckets import bucket_graphs
-from compile.hlo import account
-from compile.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
+from compile.graphs.buckets import bucket_graphs
+from compile.preflight import hlo, lowering
+from compile.preflight.hlo import account
+from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
 from neuron_sum.artifact import AdapterSpec, Bucket
 from neuron_sum.errors import CompileError, PlatformError
 from neuron_sum.published import PUBLISHED

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from conftest import LLAMA_CONFIG, MICRO, ROOT
 
-from compile import optimum as exporter
+from compile.exporters import optimum as exporter
 from compile.source import open_source
 from neuron_sum.artifact import Artifact, Compilation, Manifest, open_artifact, write_manifest
 from neuron_sum.data.sources import load_dataset

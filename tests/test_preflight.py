@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from test_lowering import TINY, config_of
 
-from compile import operators, preflight_command
-from compile import preflight as preflighting
-from compile.buckets import recipe_buckets
-from compile.hlo import Account
-from compile.lowering import Lowered, LoweringJob, lower
-from compile.preflight import Report, preflight, recipe_options
+from compile.graphs.buckets import recipe_buckets
+from compile.preflight import command as preflight_command
+from compile.preflight import operators
+from compile.preflight import report as preflighting
+from compile.preflight.hlo import Account
+from compile.preflight.lowering import Lowered, LoweringJob, lower
+from compile.preflight.report import Report, preflight, recipe_options
 from neuron_sum import prices
 from neuron_sum.artifact import AdapterSpec
 from neuron_sum.errors import RecipeError

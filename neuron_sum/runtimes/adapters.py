@@ -16,7 +16,7 @@ from neuron_sum.artifact import ADAPTERS, AdapterSpec, Artifact
 from neuron_sum.errors import ModelError
 
 VECTORS, MASK = "soft_prompts.vectors", "soft_prompts.mask"
-"""Names of the soft prompts' stacks; compile/layers.py's SoftPrompts, as a model holds it."""
+"""Names of the soft prompts' stacks; compile/graphs/layers.py's SoftPrompts, as a model holds it."""
 
 
 class AdapterSlots:

@@ -26,7 +26,7 @@ from neuron_sum.runtimes.graphs import GraphRuntime, Step
 from neuron_sum.runtimes.weights import MODEL
 
 STATE, CONSTANT = "state.", "constants."
-"""How the names of kept tensors begin that are no adapters'; compile/neuron.py's DeviceStep."""
+"""How the names of kept tensors begin that are no adapters'; compile/targets/neuron.py's DeviceStep."""
 NEEDED = ("torch-neuronx", "neuronx-cc")
 """Distributions on AWS's own package index."""
 

@@ -13,8 +13,8 @@ import torch
 import torch_xla
 from torch import Tensor
 
-from compile.layers import write_column
-from compile.xla_lowering import text_of, write_slice
+from compile.graphs.layers import write_column
+from compile.preflight.xla_process import text_of, write_slice
 
 CACHE = torch.zeros(1, 2, 6, 4)
 

@@ -1,8 +1,8 @@
-"""Lowers T5's graphs twice: as the preflight takes them, and as compile/neuron.py has them traced, parameters aliased.
+"""Lowers T5's graphs twice: as the preflight takes them, and as targets/neuron.py has them traced, parameters aliased.
 
     python device_graphs.py < REQUEST, one JSON line [the preflight's account, the traced module's] for each graph
 
-The request is that of compile/xla_lowering.py.
+The request is that of compile/preflight/xla_process.py.
 """
 
 import json
@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import AutoConfig
 
-from compile.graphs import EncodeGraph, StepGraph, static_model
-from compile.hlo import account
-from compile.neuron import device_graph
-from compile.xla_lowering import graph_options, hlo, placeholder, placeholders, text_of
+from compile.graphs.static import EncodeGraph, StepGraph, static_model
+from compile.preflight.hlo import account
+from compile.preflight.xla_process import graph_options, hlo, placeholder, placeholders, text_of
+from compile.targets.neuron import device_graph
 from neuron_sum.artifact import GraphFile
 
 

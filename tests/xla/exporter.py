@@ -21,8 +21,8 @@ def main() -> None:
     from optimum.exporters.neuron.model_wrappers import T5DecoderWrapper
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from compile.hlo import account, bytes_read, parse
-    from compile.xla_lowering import placeholder, placeholders, text_of
+    from compile.preflight.hlo import account, bytes_read, parse
+    from compile.preflight.xla_process import placeholder, placeholders, text_of
 
     batch, length, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
     config = T5Config(**json.loads(Path(sys.argv[5]).read_text()))

@@ -59,9 +59,9 @@ def own_on_xla(kind: str) -> float:
     """The largest difference of any output, relative to the largest value."""
     from transformers import T5Config
 
-    from compile.graphs import static_model
-    from compile.layers import GraphOptions, write_where
-    from compile.neuron import device_graph
+    from compile.graphs.layers import GraphOptions, write_where
+    from compile.graphs.static import static_model
+    from compile.targets.neuron import device_graph
     from neuron_sum.artifact import AdapterSpec, GraphFile
 
     torch.manual_seed(0)

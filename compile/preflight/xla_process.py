@@ -1,4 +1,4 @@
-"""Lowers graphs with torch_xla on its CPU device: python -m compile.xla_lowering < REQUEST, one JSON line for a graph.
+"""Lowers graphs with torch_xla on its CPU device: python -m compile.preflight.xla_process < REQUEST, a line of JSON a graph.
 
 A program of its own, for with torch_xla imported accelerate turns to XLA. No weight is made: every tensor is a
 placeholder of torch_xla's, which has a type and a shape and no memory.
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig
 
-from compile.graphs import EncodeGraph, StepGraph, static_model
-from compile.hlo import account
-from compile.layers import GraphOptions, write_where
+from compile.graphs.layers import GraphOptions, write_where
+from compile.graphs.static import EncodeGraph, StepGraph, static_model
+from compile.preflight.hlo import account
 from neuron_sum.artifact import AdapterSpec, GraphFile
 from neuron_sum.runtimes.graphs import TORCH_DTYPES
 
 
 def main() -> None:
-    """Reads a request as compile/lowering.py writes it, and answers graph by graph."""
+    """Reads a request as compile/preflight/lowering.py writes it, and answers graph by graph."""
     request = json.load(sys.stdin)
     for job in request["jobs"]:
         options = graph_options(job["options"])

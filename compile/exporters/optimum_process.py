@@ -1,6 +1,6 @@
 """The process that calls optimum-neuron 0.4.5: request.json and checkpoint/ in, exported/ and result.json out.
 
-    python -m compile.optimum_export        (in a folder that compile/optimum.py made)
+    python -m compile.exporters.optimum_process    (in a folder that compile/exporters/optimum.py made)
 
 Names are relative to that folder on purpose: upstream adds compiler arguments for diffusion models where a model's path
 holds `unet`, `transformer` or `text_encoder` (exporters/neuron/convert.py, add_stable_diffusion_compiler_args).

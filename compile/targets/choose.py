@@ -1,8 +1,8 @@
 """Which target a recipe asks for; the only place that knows them all."""
 
-from compile.cpu import CpuTarget
-from compile.neuron import NeuronTarget
-from compile.target import Target
+from compile.targets.base import Target
+from compile.targets.cpu import CpuTarget
+from compile.targets.neuron import NeuronTarget
 from neuron_sum.recipe import CompileConfig
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from compile.preflight import Report
+    from compile.preflight.report import Report
 
 PICTURES = (".png", ".svg")
 LLAMA_NOTE = (
@@ -45,14 +45,14 @@ def preflight(
     if picture is not None:
         _check_picture(picture)
 
-    from compile import preflight as preflighting
+    from compile.preflight import report as preflighting
     from neuron_sum.recipe_loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
     console.emit(report.as_dict(), *_shown(report))
     if picture is not None:  # last: whatever becomes of the file, the report was printed
-        from compile.preflight_chart import draw
+        from compile.preflight.chart import draw
 
         draw(report, picture)
         console.note(f"picture: {picture}")
@@ -74,7 +74,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _shown(report: "Report") -> "list[Table | str]":
-    from compile.preflight import INSTANCE
+    from compile.preflight.report import INSTANCE
     from neuron_sum.prices import find_price
     from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
 
@@ -115,7 +115,7 @@ def _graphs(report: "Report") -> "Table":
 
 
 def _buckets(report: "Report") -> "Table":
-    from compile.preflight import INSTANCE
+    from compile.preflight.report import INSTANCE
     from neuron_sum.stack import INSTANCES
 
     cores = INSTANCES[INSTANCE].neuron_cores
@@ -136,7 +136,7 @@ def _buckets(report: "Report") -> "Table":
 
 
 def _calibration(report: "Report") -> "Table":
-    from compile.calibration import SOURCE
+    from compile.preflight.calibration import SOURCE
 
     table = console.table(
         "model", "instance, cores", "tokens/s floor", "published", "published / floor", title=f"\ncalibration: {SOURCE}"
@@ -150,8 +150,8 @@ def _calibration(report: "Report") -> "Table":
 
 
 def _operators(report: "Report") -> str:
-    from compile import operators
-    from compile.preflight import WIDE_INTEGERS
+    from compile.preflight import operators
+    from compile.preflight.report import WIDE_INTEGERS
 
     names = sorted({name for graph in report.graphs for name in graph.account.operators})
     own, write = report.unlisted_by_compiler, "dynamic-update-slice"

@@ -19,8 +19,8 @@ import torch._inductor.inductor_prims  # registers inductor_force_stride_order
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from compile.graphs import EncodeGraph, StaticModel, StepGraph
-from compile.layers import Linear, frozen, write_column
+from compile.graphs.layers import Linear, frozen, write_column
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph
 from neuron_sum import console, cpu
 from neuron_sum.artifact import Dtype, GraphFile, KeptTensor
 from neuron_sum.errors import CompileError, ResourceError
@@ -112,7 +112,7 @@ LINEARS: dict[Dtype, type[Linear]] = {"fp32": FloatLinear, "bf16": FloatLinear, 
 
 @dataclass(frozen=True)
 class CpuTarget:
-    """See `compile.target.Target`.
+    """See `compile.targets.base.Target`.
 
     Args:
         settings: With a dtype that this CPU has, unless it shall stop.
@@ -121,7 +121,7 @@ class CpuTarget:
     settings: CompileConfig
 
     suffix: ClassVar[str] = ".pt2"
-    sources: ClassVar[tuple[str, ...]] = ("cpu.py",)
+    sources: ClassVar[tuple[str, ...]] = ("targets/cpu.py",)
     weights_inside: ClassVar[bool] = False
     shares_process: ClassVar[bool] = True
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from compile.graphs import StaticModel
+from compile.graphs.static import StaticModel
 from neuron_sum.artifact import GraphFile, KeptTensor
 from neuron_sum.recipe import CompileConfig
 

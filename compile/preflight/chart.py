@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, GIB
 
 if TYPE_CHECKING:
-    from compile.preflight import GraphReport, Report
+    from compile.preflight.report import GraphReport, Report
 
 COLORS = {"encode": "#4e79a7", "step": "#f28e2b"}
 ROOF = "#333333"

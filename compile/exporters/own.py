@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
-from compile.buckets import adapter_room, bucket_graphs, recipe_buckets
-from compile.graphs import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
-from compile.layers import GraphOptions
+from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
+from compile.graphs.layers import GraphOptions
+from compile.graphs.static import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
 from compile.source import Source
-from compile.target import Target
-from compile.targets import choose_target
+from compile.targets.base import Target
+from compile.targets.choose import choose_target
 from compile.workers import SCRATCH, Job, compile_all
 from neuron_sum import __version__, console, cpu, files
 from neuron_sum.artifact import (

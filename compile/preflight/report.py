@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compile import calibration, operators
-from compile.buckets import adapter_room, bucket_graphs, recipe_buckets
-from compile.hlo import Account
-from compile.lowering import Lowered, LoweringJob, LoweringOptions, lower
+from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
+from compile.preflight import calibration, operators
+from compile.preflight.hlo import Account
+from compile.preflight.lowering import Lowered, LoweringJob, LoweringOptions, lower
 from neuron_sum import console
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import RecipeError

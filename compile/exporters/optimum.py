@@ -1,7 +1,7 @@
 """A trained run through optimum-neuron's own exporter: every Llama for inf2 and trn1, and T5 as the second way.
 
 What upstream leaves wrong or ignores is refused here, before anything is compiled; docs/compile.md has the list. The
-export itself runs in a process of its own (optimum_export.py): upstream changes its environment, its compilers write to
+export itself runs in a process of its own (optimum_process.py): upstream changes its environment, its compilers write to
 standard output, and one that is killed takes nobody with it.
 """
 
@@ -20,11 +20,11 @@ import torch
 from transformers import PretrainedConfig
 
 from compile import failures
-from compile.buckets import recipe_buckets
-from compile.build import check_output, effective, special_tokens
-from compile.neuron import COMPILER, larger_host
-from compile.optimum_export import CHECKPOINT, EXPORTED, RESULT, Request
+from compile.exporters.optimum_process import CHECKPOINT, EXPORTED, RESULT, Request
+from compile.exporters.own import check_output, effective, special_tokens
+from compile.graphs.buckets import recipe_buckets
 from compile.source import Source
+from compile.targets.neuron import COMPILER, larger_host
 from neuron_sum import __version__, console, files
 from neuron_sum.artifact import (
     RECIPE,
@@ -315,7 +315,7 @@ def memory_advice() -> str:
 
 def _run(scratch: Path, log: Path) -> int:
     """The exporter's process, which ends with this one; its exit code."""
-    package = str(Path(__file__).parent.parent)
+    package = str(Path(__file__).parents[2])
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -325,8 +325,8 @@ def _run(scratch: Path, log: Path) -> int:
     with log.open("wb") as said:
         # Until it is waited for, a Ctrl-C at the terminal must not reach it: it has a group of its own.
         process = subprocess.Popen(
-            [sys.executable, "-m", "compile.optimum_export"], cwd=scratch, env=environment, stdin=subprocess.PIPE,
-            stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, "-m", "compile.exporters.optimum_process"], cwd=scratch, env=environment,
+            stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             return process.wait()

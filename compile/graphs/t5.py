@@ -12,7 +12,7 @@ from transformers import T5Config
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from compile.layers import (
+from compile.graphs.layers import (
     MASKED,
     GraphOptions,
     RMSNorm,

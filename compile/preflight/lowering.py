@@ -1,4 +1,4 @@
-"""Graphs to HLO without a Neuron package: jobs for compile/xla_lowering.py, in a process of a Python with torch_xla."""
+"""Graphs to HLO without a Neuron package: jobs for xla_process.py, in a process of a Python with torch_xla."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compile.hlo import Account
+from compile.preflight.hlo import Account
 from neuron_sum import files
 from neuron_sum.artifact import AdapterSpec, GraphFile
 from neuron_sum.errors import CompileError, PlatformError
@@ -107,11 +107,11 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
     python = xla_python()
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [str(python), "-m", "compile.xla_lowering"],
+            [str(python), "-m", "compile.preflight.xla_process"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
@@ -136,7 +136,7 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
 
 
 def request(jobs: Sequence[LoweringJob], keep: Path | None = None) -> dict[str, Any]:
-    """What compile/xla_lowering.py reads.
+    """What compile/preflight/xla_process.py reads.
 
     Args:
         jobs: In order.

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from compile.layers import (
+from compile.graphs.layers import (
     MASKED,
     GraphOptions,
     RMSNorm,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.graphs import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
-from compile.layers import Linear, frozen, write_where
-from compile.t5 import StaticT5
+from compile.graphs.layers import Linear, frozen, write_where
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
+from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Compilation, GraphFile, KeptTensor
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
 from neuron_sum.machine import neuron_devices, total_memory
@@ -36,12 +36,12 @@ MORE_MEMORY = 1.2
 
 @dataclass(frozen=True)
 class NeuronTarget:
-    """See `compile.target.Target`."""
+    """See `compile.targets.base.Target`."""
 
     settings: CompileConfig
 
     suffix: ClassVar[str] = ".pt"
-    sources: ClassVar[tuple[str, ...]] = ("neuron.py",)
+    sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py",)
     shares_process: ClassVar[bool] = False
     """neuronx-cc takes minutes a graph, and what a traced graph keeps of a device was never seen."""
 

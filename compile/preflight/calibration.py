@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compile.lowering import LoweringJob, LoweringOptions
+from compile.preflight.lowering import LoweringJob, LoweringOptions
 from neuron_sum.artifact import GraphFile
 
 if TYPE_CHECKING:

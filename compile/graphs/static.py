@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.layers import GraphOptions, Linear, own_layers
-from compile.llama import StaticLlama
-from compile.t5 import StaticT5
+from compile.graphs.layers import GraphOptions, Linear, own_layers
+from compile.graphs.llama import StaticLlama
+from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models import is_decoder_only
 from neuron_sum.runtimes.adapters import MASK, VECTORS, AdapterSlots
