@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from compile.graphs.layers import GraphOptions, Linear
 from compile.targets.cpu import INDUCTOR, LINEARS
-from neuron_sum import cpu
 from neuron_sum.artifact import Dtype
+from neuron_sum.platform import cpu
 from neuron_sum.runtimes.weights import SharedWeights, packed
 
 READ_BYTES = 150_000_000

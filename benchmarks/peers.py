@@ -119,7 +119,7 @@ def _ours(job: Job, *, dtype: str) -> Generate:
     import torch
 
     from neuron_sum.artifact import open_artifact
-    from neuron_sum.recipe import GenerateConfig
+    from neuron_sum.recipes.schema import GenerateConfig
     from neuron_sum.runtimes.load import load_generator
 
     torch.set_num_threads(job.threads)

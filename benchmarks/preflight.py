@@ -26,7 +26,7 @@ from compile.preflight.hlo import Account
 from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, WriteForm, lower, xla_python
 from neuron_sum import console
 from neuron_sum.artifact import GraphFile
-from neuron_sum.published import PUBLISHED
+from neuron_sum.models.dimensions import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 SOURCE_LEN, TARGET_LEN = 512, 128

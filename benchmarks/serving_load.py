@@ -31,7 +31,7 @@ from peers import once
 
 from neuron_sum import console
 from neuron_sum.artifact import Artifact, open_artifact
-from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from serving import djl, package
 from serving.local import LocalServer, Model
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from neuron_sum.data.buckets import best_buckets
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
-from neuron_sum.recipe import DataConfig, Recipe, SplitFiles
+from neuron_sum.recipes.schema import DataConfig, Recipe, SplitFiles
 
 STEP = 32
 """Source lengths are multiples of it: finer ones change little and make caches rarer."""

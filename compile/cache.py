@@ -48,7 +48,7 @@ def key(
                     options.row_sums, options.source_len, options.target_len, options.soft_prompt_tokens,
                     options.adapters.model_dump(mode="json") if options.adapters else None],
         "graph": graph.model_dump(mode="json", exclude={"file", "kept"}),
-        "code": [files.sha256(Path(__file__).with_name(name)) for name in (*SOURCES, *target.sources)],
+        "code": [files.sha256(Path(__file__).parent / name) for name in (*SOURCES, *target.sources)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "weights": weights_sha256,

@@ -221,8 +221,8 @@ def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, A
 def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, overrides: list[str]) -> None:
     from compile.bucket_choice import choices, measure
     from compile.source import open_source
-    from neuron_sum.models import load_tokenizer
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.models.base import load_tokenizer
+    from neuron_sum.recipes.loading import load_recipe
 
     if run is not None:
         source = open_source(run, recipe_name, overrides)

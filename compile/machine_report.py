@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from compile.verify import verify
-from neuron_sum import __version__, doctor
+from neuron_sum import __version__
 from neuron_sum.artifact import Artifact
-from neuron_sum.generation import StepGenerator
-from neuron_sum.machine import look
-from neuron_sum.recipe import GenerateConfig
+from neuron_sum.doctor import machine_check
+from neuron_sum.platform.machine import look
+from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
+from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.load import load_generator
 
 RUNS = 10
@@ -37,14 +38,14 @@ def make_report(artifact: Artifact, source: Path | None, examples: int, max_drop
         examples: For `verify`.
         max_drop: For `verify`.
     """
-    machine = look(doctor.distributions())
-    platform = doctor.nearest_platform(machine)
+    machine = look(machine_check.distributions())
+    platform = machine_check.nearest_platform(machine)
     return {
         "neuron_sum": __version__,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": asdict(machine),
         "platform": platform.name,
-        "checks": [asdict(check) for check in doctor.check_machine(machine, platform)],
+        "checks": [asdict(check) for check in machine_check.check_machine(machine, platform)],
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)},
         "manifest": artifact.manifest.model_dump(mode="json"),
         "latency": _told(lambda: _latency(artifact)),

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from neuron_sum import prices
 from neuron_sum.console import size
 from neuron_sum.errors import AwsError
+from neuron_sum.platform import prices
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.ledger import Ledger
 from sagemaker_jobs.names import PREFIX, RUN_TAG, Run

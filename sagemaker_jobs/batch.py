@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from neuron_sum.prices import Price
+from neuron_sum.platform.prices import Price
 from sagemaker_jobs import batch_requests, endpoint_sources, iam, registry
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.batch_requests import OUT

@@ -7,7 +7,7 @@ from typing import Any
 
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
-from neuron_sum.prices import Price
+from neuron_sum.platform.prices import Price
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.following import Log, known_cause, patiently
 from sagemaker_jobs.ledger import Ledger

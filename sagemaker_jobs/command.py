@@ -8,7 +8,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from neuron_sum.recipe_command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument
 from sagemaker_jobs.batch_commands import batch
 from sagemaker_jobs.endpoint_commands import deploy, extend, invoke
 from sagemaker_jobs.image_command import image
@@ -59,7 +59,7 @@ def plan(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests that are priced, too.")] = False,
 ) -> None:
     """Price a recipe's life in AWS, at worst and as expected, before anything is started."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs import plan as planning
     from sagemaker_jobs import pricing, tables, terminal
     from sagemaker_jobs.names import new_run

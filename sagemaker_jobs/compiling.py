@@ -6,9 +6,9 @@ from pathlib import Path
 
 from neuron_sum import console, files
 from neuron_sum.errors import AwsError, DataError, RecipeError
-from neuron_sum.recipe import FullMethod, Recipe
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import OWN_NAMES, RunFolder, open_run
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import FullMethod, Recipe
+from neuron_sum.runs.folder import OWN_NAMES, RunFolder, open_run
 from sagemaker_jobs import training
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.inputs import Channel, files_of, no_way_to

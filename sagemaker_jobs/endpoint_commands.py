@@ -325,7 +325,7 @@ def _check_several(sources: "list[Source]", targets: set[str]) -> None:
 
 
 def _image(given: str | None, target: str, account: "Account | None", site: "Site") -> str:
-    from neuron_sum.stack import ENDED_CONTAINERS
+    from neuron_sum.platform.matrix import ENDED_CONTAINERS
     from sagemaker_jobs import registry
 
     if given == registry.ENDED:

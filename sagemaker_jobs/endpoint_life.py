@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.console import duration
+from neuron_sum.doctor.explain import explain
 from neuron_sum.errors import AwsError
-from neuron_sum.explain import explain
-from neuron_sum.prices import Price
+from neuron_sum.platform.prices import Price
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.endpoint_requests import SCALING, VARIANT, scaling_target
 from sagemaker_jobs.following import Log, patiently

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from neuron_sum.causes import Cause
 from neuron_sum.console import duration
+from neuron_sum.doctor.explain import explain
+from neuron_sum.doctor.known_failures import Cause
 from neuron_sum.errors import AwsError
-from neuron_sum.explain import explain
-from neuron_sum.prices import Price
+from neuron_sum.platform.prices import Price
 from sagemaker_jobs.account import THROTTLED, Account, Refused, Unreached
 from sagemaker_jobs.iam import LOG_GROUP, TRANSFORM_LOG_GROUP
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from neuron_sum.stack import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
+from neuron_sum.platform.matrix import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
 from sagemaker_jobs.names import PREFIX, Run, Site
 from sagemaker_jobs.requests import Isolation, inputs_prefix, run_prefix
 

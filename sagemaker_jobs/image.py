@@ -14,7 +14,7 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from neuron_sum.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
+from neuron_sum.platform.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
 from sagemaker_jobs import builds, iam, registry
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.artifacts import REPOSITORY

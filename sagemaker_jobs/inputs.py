@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
-from neuron_sum.recipe import Recipe
+from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE, Isolation, inputs_prefix
 

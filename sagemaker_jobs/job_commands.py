@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipe_command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument
 from sagemaker_jobs.options import (
     BucketOption,
     CapOption,
@@ -64,7 +64,7 @@ def train(
     dry_run: RequestsOption = False,
 ) -> None:
     """Train a recipe on SageMaker, and follow the job to its end."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs import inputs, terminal, training
     from sagemaker_jobs.names import Run, new_run
     from sagemaker_jobs.wheelhouse import wheels_for

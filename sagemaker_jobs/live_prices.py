@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import AwsError
-from neuron_sum.prices import REGION, Price, find_price
+from neuron_sum.platform.prices import REGION, Price, find_price
 from sagemaker_jobs.account import Account
 
 SERVICE = "AmazonSageMaker"

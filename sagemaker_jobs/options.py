@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from neuron_sum.recipe import Recipe
+    from neuron_sum.recipes.schema import Recipe
     from sagemaker_jobs.requests import Isolation
     from sagemaker_jobs.training import Options
 

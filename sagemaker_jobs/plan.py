@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuron_sum import prices
 from neuron_sum.errors import AwsError
-from neuron_sum.prices import Price
-from neuron_sum.recipe import Recipe
+from neuron_sum.platform import prices
+from neuron_sum.platform.prices import Price
+from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.published import (
     DIALOGSUM_EXAMPLES,
     PUBLISHED_COSTS,

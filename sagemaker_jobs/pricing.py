@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta, timezone
 
-from neuron_sum.prices import REGION
+from neuron_sum.platform.prices import REGION
 from sagemaker_jobs import endpoint_requests, image, live_prices, registry, requests
 from sagemaker_jobs import plan as planning
 from sagemaker_jobs.account import Account

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuron_sum.errors import AwsError
-from neuron_sum.recipe import Recipe
-from neuron_sum.stack import INSTANCES
+from neuron_sum.platform.matrix import INSTANCES
+from neuron_sum.recipes.schema import Recipe
 
 NOT_IN_IT = "downloads, compiling and saving are not in it"
 

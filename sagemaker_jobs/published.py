@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from neuron_sum.prices import find_price
+from neuron_sum.platform.prices import find_price
 
 WRITE_UP = "a learner's write-up of fine-tuning FLAN-T5 on DialogSum"
 LAB = "AWS's SageMaker lab on FLAN-T5-large"

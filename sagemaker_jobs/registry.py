@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import AwsError
-from neuron_sum.stack import ENDED_CONTAINERS, RegistryImage
+from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.account import Account, Refused
 from sagemaker_jobs.names import PREFIX, RUN_TAG, Site
 

@@ -15,8 +15,8 @@ import psutil
 
 from neuron_sum import console, files
 from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, ResourceError, RunError
-from neuron_sum.recipe import Recipe
-from neuron_sum.run_folder import CHECKPOINT_MARK
+from neuron_sum.recipes.schema import Recipe
+from neuron_sum.runs.folder import CHECKPOINT_MARK
 from sagemaker_jobs import inputs, local_image, own_commands, requests, training, validity, wheelhouse
 from sagemaker_jobs.container import KILLED_S, Container, Ended, running, started
 from sagemaker_jobs.inputs import Channel

@@ -10,13 +10,13 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted
-from neuron_sum.recipe_command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument
 from sagemaker_jobs.options import RequestsOption, WheelhouseOption
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from neuron_sum.recipe import Recipe
+    from neuron_sum.recipes.schema import Recipe
     from sagemaker_jobs.rehearse import Rehearsal
 
 MARK = ".neuron-sum-rehearsal"
@@ -39,7 +39,7 @@ def rehearse(
     dry_run: RequestsOption = False,
 ) -> None:
     """Run a launch's own requests here, in the container's layout: train, kill, resume, compile, serve, clear up."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.rehearse import Rehearsal
 
     if instance.startswith(("ml.trn", "ml.inf")):

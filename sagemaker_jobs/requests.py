@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuron_sum.errors import AwsError
-from neuron_sum.stack import INSTANCES, PLATFORMS
+from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from sagemaker_jobs.names import PREFIX, Run, Site
 
 Request = dict[str, Any]

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import PlatformError
-from neuron_sum.prices import find_price
+from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.account import Account, Refused, Unreached
 from sagemaker_jobs.names import PREFIX, RUN_TAG, role_path, run_of
 from sagemaker_jobs.schedule_requests import time_of

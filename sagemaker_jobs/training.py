@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuron_sum.errors import AwsError
-from neuron_sum.recipe import Recipe
+from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs import requests
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.calls import Call

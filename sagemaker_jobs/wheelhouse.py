@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 import sagemaker_jobs
 from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
-from neuron_sum.stack import PLATFORMS, Platform
+from neuron_sum.platform.matrix import PLATFORMS, Platform
 
 KEPT = ("torch", "torch_xla", "triton")
 NEURON_PINS = "xla.txt"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from neuron_sum import __version__
-from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
 ALIASES = {"application/jsonl": JSON_LINES, "application/x-jsonlines": JSON_LINES, "application/x-ndjson": JSON_LINES}

@@ -88,7 +88,7 @@ class Forks:
 def _serve() -> None:
     import sagemaker_jobs
     from neuron_sum.cli import build
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.account import Account
 
     for module in pkgutil.iter_modules(sagemaker_jobs.__path__):

@@ -146,7 +146,7 @@ def micro_llama(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished full run of the micro recipe. Tests that write into a run copy it."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training.train import train
 
     folder = tmp_path_factory.mktemp("micro")
@@ -158,7 +158,7 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def micro_lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with LoRA."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training.train import train
 
     folder = tmp_path_factory.mktemp("micro-lora")

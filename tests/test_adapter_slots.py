@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import adapter_targets, eager_runtime, static_model, weights
-from neuron_sum.adapters import LORA_TARGETS, load_adapter
 from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError
-from neuron_sum.generation import StepGenerator
-from neuron_sum.models import is_decoder_only, load_base, load_tokenizer
-from neuron_sum.recipe import GenerateConfig, ModelConfig
+from neuron_sum.models.adapters import LORA_TARGETS, load_adapter
+from neuron_sum.models.base import is_decoder_only, load_base, load_tokenizer
+from neuron_sum.recipes.schema import GenerateConfig, ModelConfig
+from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.graphs import GraphRuntime
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 

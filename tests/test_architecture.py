@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from neuron_sum.recipe_loading import load_recipe, shipped_recipes
+from neuron_sum.recipes.loading import load_recipe, shipped_recipes
 
 PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "numpy", "matplotlib", "pyarrow", "yaml")

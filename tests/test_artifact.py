@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from compile.verify import verify
-from neuron_sum import cpu
 from neuron_sum.artifact import Artifact, Manifest, hash_files, open_artifact, write_manifest
 from neuron_sum.errors import ArtifactError
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.load import load_generator
 from neuron_sum.training.train import train

@@ -17,7 +17,7 @@ from test_aws_endpoints import compiled as compile_job
 from test_aws_requests import PLACE, check, isolations, runs
 
 from neuron_sum.errors import AwsError
-from neuron_sum.recipe import ServeConfig
+from neuron_sum.recipes.schema import ServeConfig
 from sagemaker_jobs import batch, batch_requests, batch_texts
 from sagemaker_jobs.endpoint_sources import Source
 from sagemaker_jobs.launch import Launch

@@ -19,7 +19,7 @@ from test_aws_requests import check
 
 from compile.source import open_source
 from neuron_sum.artifact import open_artifact
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs import entry
 from sagemaker_jobs.requests import compile_arguments
 from serving import properties

@@ -15,7 +15,7 @@ from botocore import xform_name
 from in_process import neuron_sum
 
 import sagemaker_jobs
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs import inputs, training
 from sagemaker_jobs.caller_policy import MANAGED_POLICY
 from sagemaker_jobs.names import Run, Site

@@ -13,7 +13,7 @@ from aws_server import AwsServer
 from botocore.validate import validate_parameters
 from in_process import neuron_sum
 
-from neuron_sum.stack import PLATFORMS
+from neuron_sum.platform.matrix import PLATFORMS
 from sagemaker_jobs import image, registry
 from sagemaker_jobs.account import Account
 from sagemaker_jobs.artifacts import OWN_LOG_GROUPS

@@ -11,10 +11,10 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_sum import prices
 from neuron_sum.errors import AwsError, DataError
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.stack import PLATFORMS
+from neuron_sum.platform import prices
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs import entry, inputs, pricing, training, wheelhouse
 from sagemaker_jobs.names import Run, Site, new_run
 from sagemaker_jobs.requests import STOP_GRACE_S, Isolation
@@ -89,8 +89,8 @@ def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
 
 
 def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
-    from neuron_sum import models
-    from neuron_sum.training.projection import project_epoch
+    from neuron_sum.models import base as models
+    from neuron_sum.training.estimate.projection import project_epoch
     from sagemaker_jobs.projected import training_hours
 
     recipe = load_recipe("tiny", ["train.num_train_epochs=3", "train.shapes.plan=fixed"])

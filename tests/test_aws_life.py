@@ -17,7 +17,7 @@ from conftest import SHAPE
 from in_process import neuron_sum
 from training_runs import LONG
 
-from neuron_sum.recipe import ServeConfig
+from neuron_sum.recipes.schema import ServeConfig
 from sagemaker_jobs import local_image
 from sagemaker_jobs.container import running
 from serving import package

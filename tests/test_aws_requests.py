@@ -10,8 +10,8 @@ from botocore.validate import ParamValidator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_sum import prices
 from neuron_sum.errors import AwsError
+from neuron_sum.platform import prices
 from sagemaker_jobs import batch_requests, endpoint, endpoint_requests, pricing, quotas, requests, schedule_requests
 from sagemaker_jobs.endpoint import Hosting
 from sagemaker_jobs.endpoint_sources import Source

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from neuron_sum import console, errors
-from neuron_sum.recipe_loading import load_recipe, shipped_recipes
+from neuron_sum.recipes.loading import load_recipe, shipped_recipes
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,7 +58,8 @@ def test_errors_are_a_line_and_a_hint_or_json(neuron_sum: CommandLine) -> None:
 def test_a_defect_is_one_line_unless_debugged(debug: bool) -> None:
     code = (
         "import sys\n"
-        "from neuron_sum import cli, recipe_loading\n"
+        "from neuron_sum import cli\n"
+        "from neuron_sum.recipes import loading as recipe_loading\n"
         "recipe_loading.load_recipe = None  # what nobody foresaw\n"
         f"sys.argv = ['neuron-sum', 'recipes', 'check', 'tiny'{', ' + repr('--debug') if debug else ''}]\n"
         "cli.main()\n"

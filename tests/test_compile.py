@@ -26,17 +26,17 @@ from compile.graphs.layers import GraphOptions
 from compile.source import open_source
 from compile.targets import cpu as cpu_target
 from compile.verify import verify
-from neuron_sum import cpu
-from neuron_sum.adapters import load_adapter
 from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.errors import CompileError, ResourceError, RunError
-from neuron_sum.recipe import GenerateConfig
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import open_run
+from neuron_sum.models.adapters import load_adapter
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained, load_untuned
 from neuron_sum.runtimes import weights as weight_store
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.trained import load_trained, load_untuned
 from neuron_sum.training.train import train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -237,7 +237,7 @@ def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lor
     """oneDNN's packed weights are made where the artifact is loaded, for what is there."""
     script = (
         "import sys, json; from pathlib import Path; from neuron_sum.artifact import open_artifact;"
-        "from neuron_sum.runtimes.load import load_generator; from neuron_sum.recipe import GenerateConfig;"
+        "from neuron_sum.runtimes.load import load_generator; from neuron_sum.recipes.schema import GenerateConfig;"
         "g, _ = load_generator(open_artifact(Path(sys.argv[1])));"
         "print(json.dumps(g.generate(json.loads(sys.argv[2]), GenerateConfig(max_new_tokens=12))))"
     )

@@ -34,17 +34,17 @@ from compile.machine_report import make_report
 from compile.source import open_source
 from compile.targets import neuron
 from compile.verify import verify
-from neuron_sum.adapters import load_adapter
 from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.errors import ArtifactError, CompileError, PlatformError, RecipeError
-from neuron_sum.recipe import CompileConfig, GenerateConfig, NeuronCompileConfig
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import open_run
+from neuron_sum.models.adapters import load_adapter
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import CompileConfig, GenerateConfig, NeuronCompileConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained, load_untuned
 from neuron_sum.runtimes import device, neuronx
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.stack import PLATFORMS
-from neuron_sum.trained import load_trained, load_untuned
 from neuron_sum.training.train import train
 from serving import package
 from serving.local import LocalServer, Model

@@ -22,8 +22,8 @@ import pytest
 from conftest import ROOT
 
 from neuron_sum.artifact import Artifact
-from neuron_sum.recipe import ServeConfig
-from neuron_sum.stack import PLATFORMS
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, dockerfile, local, package, properties
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]

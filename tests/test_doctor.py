@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from neuron_sum import doctor, instance_check, traps
-from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.data.layouts import Shape
-from neuron_sum.doctor import Check, check_machine
+from neuron_sum.doctor import machine_check, recipe_check, upstream_bugs
+from neuron_sum.doctor.machine_check import Check, check_machine
+from neuron_sum.doctor.recipe_check import check_recipe
 from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.instance_check import check_recipe
-from neuron_sum.machine import Machine, look
-from neuron_sum.published import PUBLISHED, base_config
-from neuron_sum.recipe_loading import load_recipe, shipped_recipes
-from neuron_sum.stack import INSTANCES, PLATFORMS
-from neuron_sum.training.neuron import NeuronBackend
-from neuron_sum.training.neuron_memory import NeuronMemory, neuron_memory
+from neuron_sum.models.adapters import LORA_TARGETS
+from neuron_sum.models.dimensions import PUBLISHED, base_config
+from neuron_sum.platform.machine import Machine, look
+from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
+from neuron_sum.recipes.loading import load_recipe, shipped_recipes
+from neuron_sum.training.neuron.backend import NeuronBackend
+from neuron_sum.training.neuron.memory import NeuronMemory, neuron_memory
 from neuron_sum.training.train import prepare
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,7 +33,7 @@ NEURON = {**ROW.vendor_pins, "optimum-neuron": ROW.optimum_neuron}
 LAPTOP = Machine(
     python="3.11.9", cpu="a CPU", cores=4, memory=16 * 10**9, free_memory=9 * 10**9, free_disk=10**12,
     neuron_devices=0, driver=None, instance=None, java="17", tools=("java", "mvn", "git", "g++"),
-    packages={**dict.fromkeys(doctor.distributions()), **ROW.pins},
+    packages={**dict.fromkeys(machine_check.distributions()), **ROW.pins},
 )  # fmt: skip
 TRAINIUM = dataclasses.replace(
     LAPTOP, neuron_devices=1, driver=ROW.system_packages["aws-neuronx-dkms"], instance="trn1.2xlarge",
@@ -55,7 +55,7 @@ def test_a_plain_machine_is_well() -> None:
     assert set(told.values()) == {"ok", "note"}
     assert told["neuron"] == "note"
     assert "neuron packages" not in told
-    doctor.raise_if_blocked(check_machine(LAPTOP, ROW))
+    machine_check.raise_if_blocked(check_machine(LAPTOP, ROW))
     assert "--instance" in str(named(check_machine(LAPTOP, ROW), "neuron").remedy)
 
 
@@ -100,7 +100,7 @@ def test_a_neuron_machine_needs_all_of_the_sdk() -> None:
     for name, version in NEURON.items():
         assert f"'{name}=={version}'" in str(packages.remedy)
     with pytest.raises(PlatformError, match="driver, neuron packages") as raised:
-        doctor.raise_if_blocked(checks)
+        machine_check.raise_if_blocked(checks)
     assert raised.value.exit_code == 13
     assert "aws-neuronx-dkms" in str(raised.value.hint)
 
@@ -144,12 +144,12 @@ def test_the_machine_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest
                                   or load_recipe(name).model.name_or_path in PUBLISHED])  # fmt: skip
 def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
     for instance in (TRN1, TRN1_LARGE, INF2):
-        doctor.raise_if_blocked(check_recipe(load_recipe(name), instance, ROW))
+        machine_check.raise_if_blocked(check_recipe(load_recipe(name), instance, ROW))
 
 
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
     """flan-t5: as model cards and docs/results.md count them; TinyLlama: 1,100,048,384 by its own checkpoint."""
-    counts = {name: instance_check._parameters(recipe, base_config(recipe.model)).all for name, recipe in (
+    counts = {name: recipe_check._parameters(recipe, base_config(recipe.model)).all for name, recipe in (
         (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in PUBLISHED
     )}  # fmt: skip
     assert list(counts.values()) == [76_961_152, 247_577_856, 783_150_080, 1_100_048_384]
@@ -180,7 +180,7 @@ def test_what_cannot_work_blocks(overrides: list[str], instance: Any, name: str,
     assert check.verdict == "blocks"
     assert remedy in str(check.remedy)
     with pytest.raises(PlatformError, match=name):
-        doctor.raise_if_blocked(checks)
+        machine_check.raise_if_blocked(checks)
 
 
 def test_the_remedy_for_memory_fits() -> None:
@@ -226,7 +226,7 @@ def test_what_is_sharded_takes_less() -> None:
         recipe = load_recipe("trn1-tinyllama-lora", ["method=full", *layout])
         config = base_config(recipe.model)
         return neuron_memory(
-            config, instance_check._parameters(recipe, config), Shape(768, 128), recipe.train,
+            config, recipe_check._parameters(recipe, config), Shape(768, 128), recipe.train,
             processes=32, core_available=TRN1_LARGE.core_memory, host_available=TRN1_LARGE.host_memory,
         )  # fmt: skip
 
@@ -300,10 +300,10 @@ def test_traps_concern_their_cases_alone() -> None:
     assert served == {"fp16", "compiler-killed", "beams", "first-call"}
     assert "bf16-quality" in trapped("tiny", INF2, "compile.dtype=bf16")
     assert "checkpointing-t5" in trapped("flan-t5-large-full", TRN1)
-    everything = [trap.name for trap in traps.TRAPS]
+    everything = [trap.name for trap in upstream_bugs.TRAPS]
     assert len(set(everything)) == len(everything)
     assert set(everything) == full | lora | llama | served | {"bf16-quality", "checkpointing-t5"}
-    assert all(trap.happens and trap.handled and trap.source for trap in traps.TRAPS)
+    assert all(trap.happens and trap.handled and trap.source for trap in upstream_bugs.TRAPS)
 
 
 def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
@@ -335,9 +335,9 @@ def test_the_command_refuses_what_nobody_knows(neuron_sum: CommandLine) -> None:
 
 
 def test_without_an_instance_it_is_this_one() -> None:
-    assert doctor.own_instance(TRAINIUM) == "trn1.2xlarge"
+    assert machine_check.own_instance(TRAINIUM) == "trn1.2xlarge"
     with pytest.raises(PlatformError, match="no Trainium") as raised:
-        doctor.own_instance(LAPTOP)
+        machine_check.own_instance(LAPTOP)
     assert "--dry-run" in str(raised.value.hint)
 
 
@@ -353,16 +353,17 @@ def test_without_an_instance_it_is_this_one() -> None:
 )
 def test_a_neuron_instance_that_the_table_lacks_is_called_that(instance: str | None, devices: int, told: str) -> None:
     with pytest.raises(PlatformError, match=f"{told} in the table") as raised:
-        doctor.own_instance(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
+        machine_check.own_instance(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
     assert all(name in str(raised.value.hint) for name in INSTANCES)
 
 
 def test_this_machine_is_told_without_torch() -> None:
     code = (
         "import sys\n"
-        "from neuron_sum import doctor, machine\n"
-        "seen = machine.look(doctor.distributions())\n"
-        "doctor.check_machine(seen, doctor.nearest_platform(seen))\n"
+        "from neuron_sum.doctor import machine_check\n"
+        "from neuron_sum.platform import machine\n"
+        "seen = machine.look(machine_check.distributions())\n"
+        "machine_check.check_machine(seen, machine_check.nearest_platform(seen))\n"
         "print(sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

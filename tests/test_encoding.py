@@ -10,9 +10,9 @@ from neuron_sum.data.encoding import IGNORED, encode
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import RecipeError
-from neuron_sum.models import load_tokenizer
+from neuron_sum.models.base import load_tokenizer
 from neuron_sum.prompts import PRESETS, Prompt
-from neuron_sum.recipe import DataConfig, ModelConfig, TrainedTokenizer
+from neuron_sum.recipes.schema import DataConfig, ModelConfig, TrainedTokenizer
 
 TEXTS = [example.dialogue for example in load_dataset(DataConfig())["validation"]]
 T5 = load_tokenizer(ModelConfig(config={"model_type": "t5"}, tokenizer=TrainedTokenizer(vocab_size=400)), TEXTS)

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_sum import files, models
-from neuron_sum.adapters import attach
+from neuron_sum import files
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
@@ -23,8 +22,10 @@ from neuron_sum.evaluation.rouge import RougeProtocol, human_agreement, rouge
 from neuron_sum.evaluation.speaker_tags import invented_tags, tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap, paired_bootstrap
 from neuron_sum.evaluation.systems import parse_systems
-from neuron_sum.recipe import DataConfig, EvaluateConfig, PromptTuningMethod
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.models import base as models
+from neuron_sum.models.adapters import attach
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, PromptTuningMethod
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 
 MEAN = RougeProtocol()

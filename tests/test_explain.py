@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from neuron_sum import explain as explaining
-from neuron_sum.causes import CAUSES
-from neuron_sum.explain import Explanation, explain, mark_of
+from neuron_sum.doctor import explain as explaining
+from neuron_sum.doctor.explain import Explanation, explain, mark_of
+from neuron_sum.doctor.known_failures import CAUSES
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 LINES = [
@@ -201,7 +201,7 @@ def test_the_document_names_every_cause() -> None:
 def test_explaining_loads_nothing_heavy() -> None:
     code = (
         "import io, sys\n"
-        "from neuron_sum import explain\n"
+        "from neuron_sum.doctor import explain\n"
         "explain.explain(io.BytesIO(b'x'))\n"
         "print('torch' in sys.modules)\n"
     )

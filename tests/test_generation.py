@@ -22,15 +22,15 @@ from compile.graphs.static import eager_runtime, static_model, weights
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, ModelError
-from neuron_sum.generation import StepGenerator
-from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import GenerateConfig
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import open_run
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained
 from neuron_sum.runtimes.base import Generator
+from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.graphs import GraphRuntime
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
-from neuron_sum.trained import load_trained
 from neuron_sum.training.train import train
 
 SOURCE_LEN, TARGET_LEN = 160, 24
@@ -268,7 +268,7 @@ def test_a_summary_does_not_depend_on_its_neighbours(cases: dict[str, Case]) -> 
 
 
 def test_the_smallest_bucket_that_fits_is_taken_and_none_is_an_error(cases: dict[str, Case]) -> None:
-    from neuron_sum.generation import choose_bucket
+    from neuron_sum.runtimes.generation import choose_bucket
 
     runtime, asked = cases["llama"].runtime, GenerateConfig(max_new_tokens=TARGET_LEN)
     assert str(choose_bucket(runtime, 1, 80, asked)) == f"1x80x{TARGET_LEN}"

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from neuron_sum import console
 from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.recipe import TrainConfig
+from neuron_sum.recipes.schema import TrainConfig
 from neuron_sum.training import command, launch
-from neuron_sum.training.extraction import FEWEST_STEPS, extraction_rows, save_step
+from neuron_sum.training.neuron.extraction import FEWEST_STEPS, extraction_rows, save_step
 
 EPOCH = ["train.max_steps=null", "train.num_train_epochs=1"]
 """64 examples in batches of 8."""
@@ -43,7 +43,7 @@ def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine passes for one with the Neuron SDK."""
-    monkeypatch.setattr("neuron_sum.training.neuron.NEEDED", {})
+    monkeypatch.setattr("neuron_sum.training.neuron.backend.NEEDED", {})
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     for name, value in launch.NEURON_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

@@ -18,7 +18,7 @@ from compile.preflight.hlo import account
 from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
 from neuron_sum.artifact import AdapterSpec, Bucket
 from neuron_sum.errors import CompileError, PlatformError
-from neuron_sum.published import PUBLISHED
+from neuron_sum.models.dimensions import PUBLISHED
 
 LAYERS, BEAMS = 2, 3
 TINY = {

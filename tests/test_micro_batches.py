@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_sum.training.micro_batches import MicroBatches, Tokens
+from neuron_sum.training.neuron.micro_batches import MicroBatches, Tokens
 
 
 @given(

@@ -9,12 +9,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, DataCollatorForSeq2Seq
 
-from neuron_sum import adapters, models
-from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.data.encoding import encode
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ModelError
-from neuron_sum.recipe import (
+from neuron_sum.models import adapters
+from neuron_sum.models import base as models
+from neuron_sum.models.adapters import LORA_TARGETS
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import (
     DataConfig,
     FullMethod,
     LoraMethod,
@@ -23,10 +25,9 @@ from neuron_sum.recipe import (
     PromptTuningMethod,
     TrainedTokenizer,
 )
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import open_run
-from neuron_sum.trained import load_trained
-from neuron_sum.training.merge import merge_run
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.merge import merge_run
+from neuron_sum.runs.trained import load_trained
 from neuron_sum.training.train import train
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}

@@ -21,13 +21,13 @@ from training_runs import assert_same_weights, log, weights
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from neuron_sum import files
-from neuron_sum.models import load_tokenizer
-from neuron_sum.recipe import ModelConfig
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import open_run
-from neuron_sum.trained import load_trained
-from neuron_sum.training.extraction import FEWEST_STEPS
+from neuron_sum.models.base import load_tokenizer
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import ModelConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained
 from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.neuron.extraction import FEWEST_STEPS
 from neuron_sum.training.train import prepare, train
 
 XLA_PYTHON = Path(os.environ.get("NEURON_SUM_XLA_PYTHON", ROOT / ".venv-xla" / "bin" / "python"))

@@ -8,9 +8,9 @@ import pytest
 from conftest import NEURON
 
 from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.models import load_config
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.training.neuron import NeuronBackend
+from neuron_sum.models.base import load_config
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.training.neuron.backend import NeuronBackend
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import NEURON
 
-from neuron_sum import cpu
 from neuron_sum.errors import ResourceError
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.training.neuron import NeuronBackend
-from neuron_sum.training.neuron_memory import available_to_processes
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.training.neuron.backend import NeuronBackend
+from neuron_sum.training.neuron.memory import available_to_processes
 from neuron_sum.training.train import prepare
 
 
@@ -94,8 +94,8 @@ def test_memory_that_the_processes_of_a_run_hold_is_theirs(monkeypatch: pytest.M
     assert alone > 1e8
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     command = (
-        "from neuron_sum import cpu\n"
-        "from neuron_sum.training.neuron_memory import available_to_processes\n"
+        "from neuron_sum.platform import cpu\n"
+        "from neuron_sum.training.neuron.memory import available_to_processes\n"
         "cpu.available_memory = lambda: 0.0\n"
         "print(available_to_processes(), flush=True); input()\n"
     )

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import LLAMA_CONFIG, MICRO_LLAMA
 
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.stack import ENDED_CONTAINERS
+from neuron_sum.platform.matrix import ENDED_CONTAINERS
+from neuron_sum.recipes.loading import load_recipe
 from serving import neuronx_container
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]

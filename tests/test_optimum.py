@@ -23,14 +23,14 @@ from compile.source import open_source
 from neuron_sum.artifact import Artifact, Compilation, Manifest, open_artifact, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, PlatformError, RecipeError
-from neuron_sum.recipe import GenerateConfig, ServeConfig
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import open_run
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained
 from neuron_sum.runtimes import optimum
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.stack import PLATFORMS
-from neuron_sum.trained import load_trained
 from neuron_sum.training.train import train
 from serving import package, properties
 from serving.local import LocalServer, Model
@@ -48,7 +48,7 @@ import json, sys
 from pathlib import Path
 from neuron_sum.artifact import open_artifact
 from neuron_sum.errors import NeuronSumError
-from neuron_sum.recipe import GenerateConfig
+from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.load import load_generator
 generator, _ = load_generator(open_artifact(Path(sys.argv[1])))
 generator.warm_up()
@@ -71,9 +71,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.beam_search import BeamSearchScorer
 from neuron_sum.artifact import open_artifact
-from neuron_sum.run_folder import open_run
+from neuron_sum.runs.folder import open_run
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.trained import load_trained
+from neuron_sum.runs.trained import load_trained
 upstream = load_generator(open_artifact(Path(sys.argv[1])))[0].model
 model = load_trained(open_run(Path(sys.argv[2])))[0]
 

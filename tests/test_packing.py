@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 from training_runs import TORCHRUN, assert_a_kill_changes_nothing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
-from neuron_sum import adapters, files, packed_t5
+from neuron_sum import files
 from neuron_sum.data.encoding import IGNORED, Encoded, Features
 from neuron_sum.data.layouts import Lengths, Row, Shape
 from neuron_sum.data.rows import Batch, Collator, RowSet, count_tokens
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import RecipeError
-from neuron_sum.recipe import FullMethod, LoraMethod, Method, PromptTuningMethod
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.models import adapters, packed_t5
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import train
 

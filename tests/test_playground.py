@@ -16,8 +16,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from neuron_sum.artifact import Artifact
-from neuron_sum.recipe import ServeConfig
-from neuron_sum.run_folder import open_run
+from neuron_sum.recipes.schema import ServeConfig
+from neuron_sum.runs.folder import open_run
 from serving.service import BASE
 
 pytestmark = pytest.mark.slow

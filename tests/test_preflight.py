@@ -18,14 +18,14 @@ from compile.preflight import report as preflighting
 from compile.preflight.hlo import Account
 from compile.preflight.lowering import Lowered, LoweringJob, lower
 from compile.preflight.report import Report, preflight, recipe_options
-from neuron_sum import prices
 from neuron_sum.artifact import AdapterSpec
 from neuron_sum.errors import RecipeError
-from neuron_sum.published import base_config
-from neuron_sum.recipe_loading import load_recipe, shipped_recipes
-from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, CORES_PER_CHIP, GIB
-from neuron_sum.training import projection
-from neuron_sum.training.projection import project_epoch, step_flops
+from neuron_sum.models.dimensions import base_config
+from neuron_sum.platform import prices
+from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, CORES_PER_CHIP, GIB
+from neuron_sum.recipes.loading import load_recipe, shipped_recipes
+from neuron_sum.training.estimate import projection
+from neuron_sum.training.estimate.projection import project_epoch, step_flops
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

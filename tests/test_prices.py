@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from neuron_sum import prices
 from neuron_sum.errors import PlatformError
-from neuron_sum.stack import INSTANCES
+from neuron_sum.platform import prices
+from neuron_sum.platform.matrix import INSTANCES
 
 
 def test_the_table_has_every_neuron_instance_and_says_when_and_where() -> None:

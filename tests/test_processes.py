@@ -17,7 +17,7 @@ import torch
 from training_runs import TORCHRUN, assert_same_weights, log, start, wait_for, weights
 
 from neuron_sum.errors import DataError, RunError
-from neuron_sum.run_folder import open_run
+from neuron_sum.runs.folder import open_run
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 TWO = ("train.per_device_train_batch_size=4", "--processes", "2")
@@ -97,7 +97,7 @@ def slow_to_save(folder: Path, recipe: Path) -> Iterator[subprocess.Popen[str]]:
         "import sys, time\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'neuron_sum.training.hf_trainer':\n"
+        "        if name == 'neuron_sum.training.torch.trainer':\n"
         "            from transformers import Trainer\n"
         "            save = Trainer._save_checkpoint\n"
         "            def slow(self, *args, **kwargs):\n"

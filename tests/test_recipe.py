@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from neuron_sum.errors import RecipeError
-from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe
-from neuron_sum.recipe_loading import differences, load_recipe
+from neuron_sum.recipes.loading import differences, load_recipe
+from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
 
 MINIMAL = {"name": "x", "model": {"name_or_path": "google/flan-t5-base"}}
 

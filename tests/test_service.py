@@ -13,9 +13,9 @@ import pytest
 
 from neuron_sum.artifact import Artifact
 from neuron_sum.errors import ModelError, RecipeError
-from neuron_sum.generation import StepGenerator
 from neuron_sum.prompts import Prompt
-from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
+from neuron_sum.runtimes.generation import StepGenerator
 from serving import properties
 from serving.batching import Batcher, Work
 from serving.schema import (

@@ -23,7 +23,7 @@ from neuron_sum.artifact import Artifact
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ServerError
 from neuron_sum.evaluation.generate import summarize_all
-from neuron_sum.recipe import DataConfig
+from neuron_sum.recipes.schema import DataConfig
 from neuron_sum.runtimes.load import load_generator
 from serving import package, properties
 from serving.local import LocalServer, Model, java_options

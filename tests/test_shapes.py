@@ -20,10 +20,10 @@ from neuron_sum.data.packing import pack, spread
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan, choose_plan
 from neuron_sum.errors import RecipeError
-from neuron_sum.models import model_class_of
-from neuron_sum.recipe import Recipe
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.training.hf_trainer import HFTrainer
+from neuron_sum.models.base import model_class_of
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import Recipe
+from neuron_sum.training.torch.trainer import HFTrainer
 from neuron_sum.training.train import prepare, train
 
 PLANS = ("dynamic", "fixed", "buckets", "packed")

@@ -8,7 +8,7 @@ import pytest
 from neuron_sum.data.examples import Example, evenly_spaced
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
-from neuron_sum.recipe import Columns, DataConfig, SplitFiles
+from neuron_sum.recipes.schema import Columns, DataConfig, SplitFiles
 
 GOOD = {"id": "a", "dialogue": "#Person1#: Hi.\n#Person2#: Hello.", "summary": "They greet."}
 
@@ -54,7 +54,7 @@ def test_real_dialogsum(shared_data: Path) -> None:
 
 
 def test_real_mts_dialog_has_an_overlap_that_skip_bad_leaves_out(shared_data: Path) -> None:
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
 
     data = load_recipe("mts-dialog", [f"data.path={shared_data / 'mts-dialog'}"]).data
     dataset = load_dataset(data)

@@ -14,11 +14,11 @@ import test_neuron
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from neuron_sum import stack, support
 from neuron_sum.errors import PlatformError
-from neuron_sum.recipe import FullMethod, LoraMethod, PromptTuningMethod
-from neuron_sum.stack import INSTANCES, PLATFORMS, Platform
-from neuron_sum.support import CELLS, RETIREMENTS
+from neuron_sum.platform import matrix, support
+from neuron_sum.platform.matrix import INSTANCES, PLATFORMS, Platform
+from neuron_sum.platform.support import CELLS, RETIREMENTS
+from neuron_sum.recipes.schema import FullMethod, LoraMethod, PromptTuningMethod
 
 PLATFORM = pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
 TAG = re.compile(r"^(?P<torch>\d+\.\d+\.\d+)-.*-py3(?P<minor>\d+)-sdk(?P<sdk>\d+\.\d+\.\d+)-")
@@ -63,7 +63,7 @@ def test_the_serving_image_of_inf2_is_the_registrys(platform: Platform) -> None:
 
 def test_an_image_has_a_name_in_every_region() -> None:
     image = PLATFORMS[0].registry_images[0]
-    for region, account in stack.REGISTRY_ACCOUNTS.items():
+    for region, account in matrix.REGISTRY_ACCOUNTS.items():
         assert re.fullmatch(r"\d{12}", account)
         assert image.uri(region).startswith(f"{account}.dkr.ecr.{region}.amazonaws.com")
     assert ".amazonaws.com.cn/" in image.uri("cn-north-1")
@@ -80,9 +80,9 @@ def test_instances_have_what_aws_publishes() -> None:
     }  # fmt: skip
     assert {i.name: (i.neuron_cores, i.vcpus, i.host_gib) for i in INSTANCES.values()} == published
     assert {instance.core_memory for instance in INSTANCES.values()} == {16 * 2**30}
-    assert stack.find_instance("inf2.xlarge") is INSTANCES["ml.inf2.xlarge"]
+    assert matrix.find_instance("inf2.xlarge") is INSTANCES["ml.inf2.xlarge"]
     with pytest.raises(PlatformError, match=r"ml\.g5") as raised:
-        stack.find_instance("ml.g5.xlarge")
+        matrix.find_instance("ml.g5.xlarge")
     assert "ml.trn1.2xlarge" in str(raised.value.hint)
 
 
@@ -143,8 +143,8 @@ def test_the_document_has_the_table() -> None:
 
 
 def test_no_version_of_the_table_is_written_twice() -> None:
-    """In code, a vendor's version stands in stack.py alone."""
+    """In code, a vendor's version stands in platform/matrix.py alone."""
     versions = {*PLATFORMS[0].vendor_pins.values(), *PLATFORMS[0].system_packages.values()}
     for path in (path for folder in ("neuron_sum", "compile", "serving") for path in (ROOT / folder).rglob("*.py")):
-        if path != Path(stack.__file__):
+        if path != Path(matrix.__file__):
             assert not [version for version in versions if version in path.read_text()], path

@@ -30,8 +30,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from neuron_sum import files
 from neuron_sum.errors import DataError, ResourceError, RunError
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import RunFolder, missing_of, open_run, start_run
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.runs.folder import RunFolder, missing_of, open_run, start_run
 from neuron_sum.training.callbacks import MarkComplete
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train

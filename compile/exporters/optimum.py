@@ -1,8 +1,8 @@
 """A trained run through optimum-neuron's own exporter: every Llama for inf2 and trn1, and T5 as the second way.
 
 What upstream leaves wrong or ignores is refused here, before anything is compiled; docs/compile.md has the list. The
-export itself runs in a process of its own (optimum_process.py): upstream changes its environment, its compilers write to
-standard output, and one that is killed takes nobody with it.
+export itself runs in a process of its own (optimum_process.py): upstream changes its environment, its compilers write
+to standard output, and one that is killed takes nobody with it.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ from neuron_sum.artifact import (
     write_manifest,
 )
 from neuron_sum.errors import CompileError, Interrupted, RecipeError
-from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import CompileConfig, GenerateConfig
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.platform.matrix import platform_row
+from neuron_sum.recipes.schema import CompileConfig, GenerateConfig
 from neuron_sum.runtimes import optimum
-from neuron_sum.stack import platform_row
 
 PUBLIC = ("torch", "transformers")
 """Of optimum.DISTRIBUTIONS, what does not tell one SDK from another."""

@@ -21,7 +21,7 @@ from compile.source import Source
 from compile.targets.base import Target
 from compile.targets.choose import choose_target
 from compile.workers import SCRATCH, Job, compile_all
-from neuron_sum import __version__, console, cpu, files
+from neuron_sum import __version__, console, files
 from neuron_sum.artifact import (
     ADAPTERS,
     GRAPHS,
@@ -40,9 +40,10 @@ from neuron_sum.artifact import (
     write_manifest,
 )
 from neuron_sum.errors import Interrupted, RunError
-from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import CompileConfig, Recipe
-from neuron_sum.recipe_loading import differences
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.loading import differences
+from neuron_sum.recipes.schema import CompileConfig, Recipe
 from neuron_sum.runtimes.weights import PACKED, PLAIN
 
 HEAD = "head" + PLAIN

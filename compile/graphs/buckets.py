@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from neuron_sum.adapters import LORA_TARGETS
 from neuron_sum.artifact import GRAPHS, AdapterSpec, Bucket, GraphFile
-from neuron_sum.recipe import CompileConfig, LoraMethod, Recipe
+from neuron_sum.models.adapters import LORA_TARGETS
+from neuron_sum.recipes.schema import CompileConfig, LoraMethod, Recipe
 
 DEFAULT_RANK = 8
 """Of adapter slots where no LoRA was trained whose rank they could have."""

@@ -11,9 +11,9 @@ from compile.graphs.layers import GraphOptions, Linear, own_layers
 from compile.graphs.llama import StaticLlama
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
-from neuron_sum.models import is_decoder_only
-from neuron_sum.runtimes.adapters import MASK, VECTORS, AdapterSlots
+from neuron_sum.models.base import is_decoder_only
 from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime, with_host_state
+from neuron_sum.runtimes.slots import MASK, VECTORS, AdapterSlots
 
 StaticModel = StaticT5 | StaticLlama
 

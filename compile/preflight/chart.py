@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, GIB
+from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, GIB
 
 if TYPE_CHECKING:
     from compile.preflight.report import GraphReport, Report

@@ -9,7 +9,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import PlatformError, RecipeError, ResourceError
-from neuron_sum.recipe_command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ def preflight(
         _check_picture(picture)
 
     from compile.preflight import report as preflighting
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
@@ -75,8 +75,8 @@ def _check_picture(path: Path) -> None:
 
 def _shown(report: "Report") -> "list[Table | str]":
     from compile.preflight.report import INSTANCE
-    from neuron_sum.prices import find_price
-    from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
+    from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
+    from neuron_sum.platform.prices import find_price
 
     instance = INSTANCES[INSTANCE]
     lines: list[Table | str] = [
@@ -116,7 +116,7 @@ def _graphs(report: "Report") -> "Table":
 
 def _buckets(report: "Report") -> "Table":
     from compile.preflight.report import INSTANCE
-    from neuron_sum.stack import INSTANCES
+    from neuron_sum.platform.matrix import INSTANCES
 
     cores = INSTANCES[INSTANCE].neuron_cores
     table = console.table(
@@ -168,7 +168,7 @@ def _operators(report: "Report") -> str:
 
 
 def _memory(report: "Report") -> str:
-    from neuron_sum.stack import CORE_MEMORY
+    from neuron_sum.platform.matrix import CORE_MEMORY
 
     activations = report.loaded_memory - report.weight_copies - report.state
     return (
@@ -185,7 +185,7 @@ def _by_kind(outside: "Mapping[str, list[str]]") -> str:
 
 
 def _training(report: "Report") -> str:
-    from neuron_sum.training.projection import ASSUMED_SHARE
+    from neuron_sum.training.estimate.projection import ASSUMED_SHARE
 
     epoch = report.epoch
     lines = (

@@ -19,11 +19,11 @@ from compile.preflight.lowering import Lowered, LoweringJob, LoweringOptions, lo
 from neuron_sum import console
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import RecipeError
-from neuron_sum.prices import find_price
-from neuron_sum.published import base_config
-from neuron_sum.recipe import LoraMethod, PromptTuningMethod, Recipe
-from neuron_sum.stack import CORE_BANDWIDTH, CORE_FLOPS, INSTANCES
-from neuron_sum.training.projection import EpochProjection, project_epoch
+from neuron_sum.models.dimensions import base_config
+from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, INSTANCES
+from neuron_sum.platform.prices import find_price
+from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
+from neuron_sum.training.estimate.projection import EpochProjection, project_epoch
 
 INSTANCE = "ml.inf2.xlarge"
 WHERE = "-where"

@@ -1,7 +1,7 @@
-"""Lowers graphs with torch_xla on its CPU device: python -m compile.preflight.xla_process < REQUEST, a line of JSON a graph.
+"""Lowers graphs with torch_xla on its CPU device: python -m compile.preflight.xla_process < REQUEST.
 
-A program of its own, for with torch_xla imported accelerate turns to XLA. No weight is made: every tensor is a
-placeholder of torch_xla's, which has a type and a shape and no memory.
+Writes one JSON line a graph. A program of its own, for with torch_xla imported accelerate turns to XLA. No weight is
+made: every tensor is a placeholder of torch_xla's, which has a type and a shape and no memory.
 """
 
 import json

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.static import StaticModel
 from neuron_sum.artifact import GraphFile, KeptTensor
-from neuron_sum.recipe import CompileConfig
+from neuron_sum.recipes.schema import CompileConfig
 
 
 class Target(Protocol):

@@ -3,7 +3,7 @@
 from compile.targets.base import Target
 from compile.targets.cpu import CpuTarget
 from compile.targets.neuron import NeuronTarget
-from neuron_sum.recipe import CompileConfig
+from neuron_sum.recipes.schema import CompileConfig
 
 
 def choose_target(settings: CompileConfig) -> Target:

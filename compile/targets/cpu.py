@@ -21,10 +21,11 @@ from transformers import PretrainedConfig
 
 from compile.graphs.layers import Linear, frozen, write_column
 from compile.graphs.static import EncodeGraph, StaticModel, StepGraph
-from neuron_sum import console, cpu
+from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile, KeptTensor
 from neuron_sum.errors import CompileError, ResourceError
-from neuron_sum.recipe import CompileConfig
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.schema import CompileConfig
 from neuron_sum.runtimes import aoti
 
 INT8_MAX = 127

@@ -21,11 +21,11 @@ from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_s
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Compilation, GraphFile, KeptTensor
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
-from neuron_sum.machine import neuron_devices, total_memory
-from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import CompileConfig
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.platform.machine import neuron_devices, total_memory
+from neuron_sum.platform.matrix import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
+from neuron_sum.recipes.schema import CompileConfig
 from neuron_sum.runtimes import neuronx
-from neuron_sum.stack import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
 
 COMPILER = "neuronx-cc"
 PROCESS_BYTES = 16e9

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuron_sum.artifact import Bucket, SpecialTokens, StateSpec
-from neuron_sum.runtimes.adapters import AdapterSlots
+from neuron_sum.runtimes.slots import AdapterSlots
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

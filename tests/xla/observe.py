@@ -18,9 +18,9 @@ import stand_ins
 def main(cases: list[dict[str, Any]], folder: Path) -> None:
     stand_ins.install()
     from neuron_sum.errors import Interrupted
-    from neuron_sum.recipe import ShapesConfig
-    from neuron_sum.recipe_loading import load_recipe
-    from neuron_sum.training import neuron_trainer
+    from neuron_sum.recipes.loading import load_recipe
+    from neuron_sum.recipes.schema import ShapesConfig
+    from neuron_sum.training.neuron import trainer as neuron_trainer
     from neuron_sum.training.train import train
 
     own_trainer = neuron_trainer.ResumableNeuronTrainer
