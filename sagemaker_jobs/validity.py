@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from neuron_sum.errors import AwsError, MissingExtraError
-from sagemaker_jobs.calls import Call
+from sagemaker_jobs.launch.call import Call
 
 
 def check(call: Call) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sagemaker_jobs import requests
-from sagemaker_jobs.container import Container
-from sagemaker_jobs.local_image import LocalImage
-from sagemaker_jobs.names import Site, new_run
-from sagemaker_jobs.requests import INPUT, Job, Place
+from sagemaker_jobs.aws.names import Site, new_run
+from sagemaker_jobs.jobs import requests
+from sagemaker_jobs.jobs.requests import INPUT, Job, Place
+from sagemaker_jobs.rehearsal.container import Container
+from sagemaker_jobs.rehearsal.image import LocalImage
 
 PLACE = Place(Site("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
 

@@ -18,8 +18,8 @@ from aws_forks import Forks, Session
 from aws_server import AwsServer, Fault
 from in_process import neuron_sum
 
-from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import Site
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import Site
 
 command_of = cache(typer.testing._get_command)
 session_of = cache(Session)
@@ -35,7 +35,7 @@ def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("boto3.Session", session_of)
     monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr("sagemaker_jobs.following.PATIENCE_S", 0)  # a network that is gone stays away
+    monkeypatch.setattr("sagemaker_jobs.jobs.follow.PATIENCE_S", 0)  # a network that is gone stays away
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
 

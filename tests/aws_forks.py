@@ -89,11 +89,11 @@ def _serve() -> None:
     import sagemaker_jobs
     from neuron_sum.cli import build
     from neuron_sum.recipes.loading import load_recipe
-    from sagemaker_jobs.account import Account
+    from sagemaker_jobs.aws.account import Account
 
-    for module in pkgutil.iter_modules(sagemaker_jobs.__path__):
-        if module.name != "entry":
-            import_module(f"sagemaker_jobs.{module.name}")
+    for module in pkgutil.walk_packages(sagemaker_jobs.__path__, "sagemaker_jobs."):
+        if module.name != "sagemaker_jobs.jobs.entry":
+            import_module(module.name)
     import_module("s3transfer.manager")
     load_recipe("tiny")
     boto3.Session = cache(Session)

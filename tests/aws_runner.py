@@ -10,9 +10,9 @@ from aws_script import REGION
 from aws_training import LOG_GROUP
 
 from neuron_sum import files
-from sagemaker_jobs.container import Container, Ended
-from sagemaker_jobs.local_image import LocalImage
-from sagemaker_jobs.local_store import share_graphs
+from sagemaker_jobs.rehearsal.container import Container, Ended
+from sagemaker_jobs.rehearsal.image import LocalImage
+from sagemaker_jobs.rehearsal.store import share_graphs
 
 
 class Runner:

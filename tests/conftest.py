@@ -280,7 +280,7 @@ def wheels(tmp_path: Path) -> Path:
 def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheelhouse with ours alone."""
     from neuron_sum.errors import ResourceError
-    from sagemaker_jobs import wheelhouse
+    from sagemaker_jobs.jobs import wheelhouse
 
     try:
         return wheelhouse.build_own(tmp_path_factory.mktemp("wheelhouse")).parent

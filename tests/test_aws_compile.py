@@ -20,8 +20,8 @@ from test_aws_requests import check
 from compile.source import open_source
 from neuron_sum.artifact import open_artifact
 from neuron_sum.recipes.loading import load_recipe
-from sagemaker_jobs import entry
-from sagemaker_jobs.requests import compile_arguments
+from sagemaker_jobs.jobs import entry
+from sagemaker_jobs.jobs.requests import compile_arguments
 from serving import properties
 
 QUICK = ("--every", "0.01", "--json")
@@ -211,8 +211,8 @@ def test_a_quota_is_checked_before_anything_is_made(
 
 
 def test_spot_and_batch_have_quotas_of_their_own() -> None:
-    from sagemaker_jobs import quotas
-    from sagemaker_jobs.calls import Call
+    from sagemaker_jobs.launch import quotas
+    from sagemaker_jobs.launch.call import Call
 
     resources = {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 2}
     variants = [{"InstanceType": "ml.inf2.xlarge", "InitialInstanceCount": 3}]

@@ -12,13 +12,13 @@ from aws_server import AwsServer
 from in_process import neuron_sum
 from typer.testing import Result
 
-from sagemaker_jobs.account import Account
-from sagemaker_jobs.down import needs
-from sagemaker_jobs.endpoint_requests import create_expiry
-from sagemaker_jobs.inventory import Inventory, look
-from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import RUN_TAG, Run, Site, role_path, run_meant, run_of
-from sagemaker_jobs.resources import KINDS as KINDS_OF
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, role_path, run_meant, run_of
+from sagemaker_jobs.cleanup.down import needs
+from sagemaker_jobs.cleanup.inventory import Inventory, look
+from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
+from sagemaker_jobs.endpoint.requests import create_expiry
 
 RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
 BUCKET = Site(ACCOUNT, REGION).bucket

@@ -16,10 +16,10 @@ from far_end import FarEnd
 from in_process import neuron_sum
 from typer.testing import Result
 
-from sagemaker_jobs import inputs
-from sagemaker_jobs.ledger import Ledger
-from sagemaker_jobs.names import Run, Site
-from sagemaker_jobs.schedule_requests import time_of
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import Run, Site
+from sagemaker_jobs.jobs import inputs
+from sagemaker_jobs.launch.schedules import time_of
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 RUN = Run("tiny-261121-2000-abcd", "tiny")
@@ -182,8 +182,8 @@ def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: p
         yield from upload(*given)
         clock[0] += timedelta(hours=3)
 
-    monkeypatch.setattr("sagemaker_jobs.schedule_requests.datetime", Later)
-    monkeypatch.setattr("sagemaker_jobs.launch.inputs.upload", slowly)
+    monkeypatch.setattr("sagemaker_jobs.launch.schedules.datetime", Later)
+    monkeypatch.setattr("sagemaker_jobs.launch.start.inputs.upload", slowly)
     began = clock[0].replace(microsecond=0)
     words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--hours", "1", "--json")
     made = told(neuron_sum(*words))
@@ -286,7 +286,7 @@ def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.Monk
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sagemaker_jobs.endpoint_life.time.sleep", interrupted)
+    monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time.sleep", interrupted)
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU), 130)
     assert "as it is" in error and "AWS deletes it" in error and "aws down" in error
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}

@@ -19,7 +19,7 @@ from in_process import neuron_sum
 from test_aws_endpoints import archive
 from test_aws_image import write_context
 
-from sagemaker_jobs.names import Run
+from sagemaker_jobs.aws.names import Run
 
 BEFORE = "tiny-261121-2000-abcd"
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
@@ -215,7 +215,7 @@ def words_of(stderr: str) -> str:
 
 def answering_again(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What AWS refuses, it refuses until somebody waits; botocore's own pauses are none."""
-    monkeypatch.setattr("sagemaker_jobs.following.PATIENCE_S", 600)
+    monkeypatch.setattr("sagemaker_jobs.jobs.follow.PATIENCE_S", 600)
     monkeypatch.setattr("time.sleep", lambda seconds: aws.script.refusals.clear() if seconds else None)
 
 

@@ -16,11 +16,11 @@ from in_process import neuron_sum
 
 import sagemaker_jobs
 from neuron_sum.recipes.loading import load_recipe
-from sagemaker_jobs import inputs, training
-from sagemaker_jobs.caller_policy import MANAGED_POLICY
-from sagemaker_jobs.names import Run, Site
-from sagemaker_jobs.requests import Isolation
-from sagemaker_jobs.training import Options
+from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY
+from sagemaker_jobs.aws.names import Run, Site
+from sagemaker_jobs.jobs import inputs, training
+from sagemaker_jobs.jobs.requests import Isolation
+from sagemaker_jobs.jobs.training import Options
 
 SERVICES = {
     "sagemaker": "sagemaker", "iam": "iam", "codebuild": "codebuild", "ecr": "ecr", "logs": "logs",
@@ -60,7 +60,7 @@ def operations() -> dict[str, set[str]]:
 
 def called() -> Iterator[str]:
     """Every string of the package that is a method of a service that we use."""
-    for path in sorted(Path(sagemaker_jobs.__file__).parent.glob("*.py")):
+    for path in sorted(Path(sagemaker_jobs.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in operations():
                 yield node.value

@@ -14,11 +14,12 @@ from botocore.validate import validate_parameters
 from in_process import neuron_sum
 
 from neuron_sum.platform.matrix import PLATFORMS
-from sagemaker_jobs import image, registry
-from sagemaker_jobs.account import Account
-from sagemaker_jobs.artifacts import OWN_LOG_GROUPS
-from sagemaker_jobs.iam import BUILD_LOGS
-from sagemaker_jobs.names import RUN_TAG, Run, Site, run_of
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, run_of
+from sagemaker_jobs.aws.policies import BUILD_LOGS
+from sagemaker_jobs.cleanup.artifacts import OWN_LOG_GROUPS
+from sagemaker_jobs.image import build as image
+from sagemaker_jobs.image import registry
 
 RUN = Run("image-cpu-261121-2000-abcd", "image-cpu")
 IMAGE = ("aws", "image", "--context", "context", "--every", "0.01")
@@ -113,7 +114,7 @@ def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
         raise KeyboardInterrupt
 
     aws.script.looks = None
-    monkeypatch.setattr("sagemaker_jobs.builds.time.sleep", interrupted)
+    monkeypatch.setattr("sagemaker_jobs.image.follow.time.sleep", interrupted)
     error = said(*IMAGE, code=130)["error"]
     assert "as it is" in error["message"]
     [run] = {item["run"] for item in said("aws", "status")["ours"]}

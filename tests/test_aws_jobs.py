@@ -15,11 +15,12 @@ from neuron_sum.errors import AwsError, DataError
 from neuron_sum.platform import prices
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
-from sagemaker_jobs import entry, inputs, pricing, training, wheelhouse
-from sagemaker_jobs.names import Run, Site, new_run
-from sagemaker_jobs.requests import STOP_GRACE_S, Isolation
-from sagemaker_jobs.schedule_requests import LATE_S
-from sagemaker_jobs.training import Options
+from sagemaker_jobs.aws.names import Run, Site, new_run
+from sagemaker_jobs.cost import lifetime
+from sagemaker_jobs.jobs import entry, inputs, training, wheelhouse
+from sagemaker_jobs.jobs.requests import STOP_GRACE_S, Isolation
+from sagemaker_jobs.jobs.training import Options
+from sagemaker_jobs.launch.schedules import LATE_S
 
 RUN = Run("tiny-261121-2000-abcd", "tiny")
 SITE = Site("123456789012", "us-east-1")
@@ -41,7 +42,7 @@ def wishes(draw: st.DrawFn) -> Options:
 def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
     """Whatever is asked for: it is refused exactly if what AWS can bill for the requests is above the cap."""
     launch = training.launch(RUN, TINY, options, [], SITE)
-    requests = pricing.planned_requests(
+    requests = lifetime.planned_requests(
         RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
     )
     requests["training-job"] = job = launch.calls[0].request
@@ -57,7 +58,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         project = requests["build-project"]
         machine = prices.BUILD_USD_PER_MINUTE[project["environment"]["computeType"]]
         billed += machine * (project["timeoutInMinutes"] + 1)  # the minute that is begun
-    plan = pricing.priced(requests, None, None, hours)
+    plan = lifetime.priced(requests, None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:
         plan.check(cap)
@@ -68,13 +69,13 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
 
 
 def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
-    from sagemaker_jobs import plan
+    from sagemaker_jobs.cost import plan
 
     recipe = load_recipe("trn1-flan-t5-base-lora")
-    requests = pricing.planned_requests(
+    requests = lifetime.planned_requests(
         new_run(recipe.name), SITE, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
     )
-    made = pricing.priced(requests, None, 2.0, 0)
+    made = lifetime.priced(requests, None, 2.0, 0)
     assert made.worst_usd == pytest.approx(1.54 * (4 + 120 / 3600))
     assert made.expected_usd == pytest.approx(3.08)
     rows = {(row.instance, row.what.split()[2]): row for row in plan.elsewhere(made, recipe)}
@@ -91,7 +92,7 @@ def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
 def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
     from neuron_sum.models import base as models
     from neuron_sum.training.estimate.projection import project_epoch
-    from sagemaker_jobs.projected import training_hours
+    from sagemaker_jobs.cost.expected import training_hours
 
     recipe = load_recipe("tiny", ["train.num_train_epochs=3", "train.shapes.plan=fixed"])
     epoch = project_epoch(recipe, models.load_config(recipe.model))

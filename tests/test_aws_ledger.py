@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_sum.errors import ResourceError
-from sagemaker_jobs.ledger import Ledger, state_folder
-from sagemaker_jobs.names import Site
+from sagemaker_jobs.aws.ledger import Ledger, state_folder
+from sagemaker_jobs.aws.names import Site
 
 
 @pytest.fixture

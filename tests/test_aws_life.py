@@ -18,8 +18,8 @@ from in_process import neuron_sum
 from training_runs import LONG
 
 from neuron_sum.recipes.schema import ServeConfig
-from sagemaker_jobs import local_image
-from sagemaker_jobs.container import running
+from sagemaker_jobs.rehearsal import image as local_image
+from sagemaker_jobs.rehearsal.container import running
 from serving import package
 from serving.local import LocalServer, Model
 

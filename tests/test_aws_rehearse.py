@@ -20,11 +20,14 @@ from training_runs import LONG
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import local_image, namespace, own_commands, validity
-from sagemaker_jobs.calls import Call
-from sagemaker_jobs.container import Container, running, started
-from sagemaker_jobs.local_image import LocalImage
-from sagemaker_jobs.local_store import LocalStore
+from sagemaker_jobs import validity
+from sagemaker_jobs.launch.call import Call
+from sagemaker_jobs.rehearsal import commands as own_commands
+from sagemaker_jobs.rehearsal import image as local_image
+from sagemaker_jobs.rehearsal import namespace
+from sagemaker_jobs.rehearsal.container import Container, running, started
+from sagemaker_jobs.rehearsal.image import LocalImage
+from sagemaker_jobs.rehearsal.store import LocalStore
 
 SEES = """
 import json, pathlib, socket, sys
@@ -215,7 +218,7 @@ def test_the_wheel_has_every_file_that_the_packages_need(own_wheel: Path) -> Non
 
     [wheel] = own_wheel.iterdir()
     names = set(zipfile.ZipFile(wheel).namelist())
-    root = Path(local_image.__file__).parent.parent
+    root = Path(local_image.__file__).parents[2]
     packages = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
     wanted = {path.relative_to(root).as_posix() for name in packages for path in (root / name).rglob("*")
               if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip

@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
-from sagemaker_jobs import batch_requests, endpoint, endpoint_requests, pricing, quotas, requests, schedule_requests
-from sagemaker_jobs.endpoint import Hosting
-from sagemaker_jobs.endpoint_sources import Source
-from sagemaker_jobs.names import RUN_TAG, Run, Site, new_run
-from sagemaker_jobs.requests import Isolation, Job, Place
+from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, new_run
+from sagemaker_jobs.batch import requests as batch_requests
+from sagemaker_jobs.cost import lifetime
+from sagemaker_jobs.endpoint import launch as endpoint
+from sagemaker_jobs.endpoint import requests as endpoint_requests
+from sagemaker_jobs.endpoint.launch import Hosting
+from sagemaker_jobs.endpoint.sources import Source
+from sagemaker_jobs.jobs import requests
+from sagemaker_jobs.jobs.requests import Isolation, Job, Place
+from sagemaker_jobs.launch import quotas
+from sagemaker_jobs.launch import schedules as schedule_requests
 
 PLACE = Place(Site("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
 RUN = Run("tiny-261121-200000-abcd", "tiny")
@@ -157,7 +163,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     [needed] = quotas.needed((*made.calls, *made.later)).values()
     assert needed == (most or instances), "what autoscaling may start counts against the quota"
     assert hours is None or waits <= hours * 3600 / 2, "it has come up, or failed, before it is to be deleted"
-    plan = pricing.priced(requests, None, None, hours or 0.0)
+    plan = lifetime.priced(requests, None, None, hours or 0.0)
     try:
         plan.check(cap)
     except AwsError:

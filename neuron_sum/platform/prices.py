@@ -1,6 +1,6 @@
 """What SageMaker instances cost: a dated table, for where AWS's own Price List cannot be asked.
 
-The Price List itself is asked by sagemaker_jobs/live_prices.py. EC2's prices for the same hardware are lower
+The Price List itself is asked by sagemaker_jobs/cost/price_list.py. EC2's prices for the same hardware are lower
 (trn1.2xlarge 1.34, inf2.xlarge 0.758) and wrong for SageMaker.
 """
 
