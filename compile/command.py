@@ -64,7 +64,8 @@ def run(
         raise RecipeError("what is to be compiled?", "neuron-sum compile ./run" if Path("run").is_dir() else hint)
 
     from compile.exporters import optimum
-    from compile.exporters.own import build, check_output, make_plan
+    from compile.exporters.common import check_output
+    from compile.exporters.own import build, make_plan
     from compile.source import open_source
 
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sagemaker_jobs.aws.names import Site, new_run
+from sagemaker_jobs.aws.place import Place
 from sagemaker_jobs.jobs import requests
-from sagemaker_jobs.jobs.requests import INPUT, Job, Place
+from sagemaker_jobs.jobs.requests import INPUT, Job
 from sagemaker_jobs.rehearsal.container import Container
 from sagemaker_jobs.rehearsal.image import LocalImage
 

@@ -35,7 +35,7 @@ def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("boto3.Session", session_of)
     monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr("sagemaker_jobs.jobs.follow.PATIENCE_S", 0)  # a network that is gone stays away
+    monkeypatch.setattr("sagemaker_jobs.aws.logs.PATIENCE_S", 0)  # a network that is gone stays away
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
 

@@ -19,11 +19,11 @@ from test_aws_requests import PLACE, check, isolations, runs
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import ServeConfig
 from sagemaker_jobs.aws.names import RUN_TAG, Run, new_run
+from sagemaker_jobs.aws.place import Isolation
 from sagemaker_jobs.batch import inputs as batch_texts
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.batch import transform as batch
 from sagemaker_jobs.endpoint.sources import Source
-from sagemaker_jobs.jobs.requests import Isolation
 from sagemaker_jobs.launch.schedules import time_of
 from sagemaker_jobs.launch.start import Launch
 from serving.schema import JSON_LINES, parse, render

@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run, Site
-from sagemaker_jobs.jobs import inputs
+from sagemaker_jobs.launch import channels
 from sagemaker_jobs.launch.schedules import time_of
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
@@ -171,7 +171,7 @@ def test_an_expiry_that_comes_too_early_is_tried_again(aws: AwsServer) -> None:
 
 def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload may take longer than the life: an end that was over before the endpoint is made would bound nothing."""
-    clock, upload = [datetime.now(timezone.utc)], inputs.upload
+    clock, upload = [datetime.now(timezone.utc)], channels.upload
 
     class Later(datetime):
         @classmethod
@@ -183,7 +183,7 @@ def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: p
         clock[0] += timedelta(hours=3)
 
     monkeypatch.setattr("sagemaker_jobs.launch.schedules.datetime", Later)
-    monkeypatch.setattr("sagemaker_jobs.launch.start.inputs.upload", slowly)
+    monkeypatch.setattr("sagemaker_jobs.launch.start.upload", slowly)
     began = clock[0].replace(microsecond=0)
     words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--hours", "1", "--json")
     made = told(neuron_sum(*words))

@@ -215,7 +215,7 @@ def words_of(stderr: str) -> str:
 
 def answering_again(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What AWS refuses, it refuses until somebody waits; botocore's own pauses are none."""
-    monkeypatch.setattr("sagemaker_jobs.jobs.follow.PATIENCE_S", 600)
+    monkeypatch.setattr("sagemaker_jobs.aws.logs.PATIENCE_S", 600)
     monkeypatch.setattr("time.sleep", lambda seconds: aws.script.refusals.clear() if seconds else None)
 
 

@@ -18,8 +18,8 @@ import sagemaker_jobs
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY
 from sagemaker_jobs.aws.names import Run, Site
+from sagemaker_jobs.aws.place import Isolation
 from sagemaker_jobs.jobs import inputs, training
-from sagemaker_jobs.jobs.requests import Isolation
 from sagemaker_jobs.jobs.training import Options
 
 SERVICES = {

@@ -15,9 +15,7 @@ from in_process import neuron_sum
 
 from neuron_sum.platform.matrix import PLATFORMS
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, run_of
-from sagemaker_jobs.aws.policies import BUILD_LOGS
-from sagemaker_jobs.cleanup.artifacts import OWN_LOG_GROUPS
+from sagemaker_jobs.aws.names import BUILD_LOGS, OWN_LOG_GROUPS, RUN_TAG, Run, Site, run_of
 from sagemaker_jobs.image import build as image
 from sagemaker_jobs.image import registry
 

@@ -16,9 +16,9 @@ from neuron_sum.platform import prices
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.names import Run, Site, new_run
+from sagemaker_jobs.aws.place import STOP_GRACE_S, Isolation
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.jobs import entry, inputs, training, wheelhouse
-from sagemaker_jobs.jobs.requests import STOP_GRACE_S, Isolation
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.schedules import LATE_S
 

@@ -20,7 +20,6 @@ from training_runs import LONG
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from sagemaker_jobs import validity
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.rehearsal import commands as own_commands
 from sagemaker_jobs.rehearsal import image as local_image
@@ -166,7 +165,7 @@ def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: 
     request = request_for()
     del request["OutputDataConfig"]
     with pytest.raises(AwsError, match=r"would be refused: .*OutputDataConfig"):
-        validity.check(Call("sagemaker", "create_training_job", request))
+        Call("sagemaker", "create_training_job", request).validate()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     for words, told in ((["--instance", "ml.trn1.2xlarge"], "Neuron devices"),
@@ -194,7 +193,7 @@ def test_a_dry_run_prints_the_requests_and_starts_nothing(
     assert {each["operation"] for each in told["requests"]} == {"create_training_job"}
     first, second, compiling = (each["request"] for each in told["requests"])
     for request in (first, second, compiling):
-        validity.check(Call("sagemaker", "create_training_job", request))
+        Call("sagemaker", "create_training_job", request).validate()
     names = [request["TrainingJobName"] for request in (first, second, compiling)]
     assert names == [f"neuron-sum-{told['run']}-{stage}" for stage in ("train", "train-2", "compile")]
     assert {**first, "TrainingJobName": names[1]} == second

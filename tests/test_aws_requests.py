@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, new_run
+from sagemaker_jobs.aws.place import Isolation, Place
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.endpoint import launch as endpoint
@@ -20,7 +21,7 @@ from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.endpoint.launch import Hosting
 from sagemaker_jobs.endpoint.sources import Source
 from sagemaker_jobs.jobs import requests
-from sagemaker_jobs.jobs.requests import Isolation, Job, Place
+from sagemaker_jobs.jobs.requests import Job
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch import schedules as schedule_requests
 

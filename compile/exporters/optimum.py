@@ -20,8 +20,8 @@ import torch
 from transformers import PretrainedConfig
 
 from compile import failures
+from compile.exporters.common import check_output, effective, special_tokens
 from compile.exporters.optimum_process import CHECKPOINT, EXPORTED, RESULT, Request
-from compile.exporters.own import check_output, effective, special_tokens
 from compile.graphs.buckets import recipe_buckets
 from compile.source import Source
 from compile.targets.neuron import COMPILER, larger_host

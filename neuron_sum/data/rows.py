@@ -12,9 +12,7 @@ from neuron_sum.data.encoding import IGNORED, Encoded, Features
 from neuron_sum.data.layouts import Row, Shape, rounded_up
 from neuron_sum.data.packing import Integers
 from neuron_sum.data.shapes import ShapePlan
-
-NO_SLOT = -1
-"""In prompt_slots: a word, not a vector of the soft prompt."""
+from neuron_sum.models.packed_t5 import NO_SLOT
 
 Batch = dict[str, torch.Tensor]
 

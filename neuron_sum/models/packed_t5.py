@@ -10,7 +10,8 @@ import torch
 import transformers
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from neuron_sum.data.rows import NO_SLOT
+NO_SLOT = -1
+"""In prompt_slots: a word, not a vector of the soft prompt."""
 
 
 class T5ForConditionalGeneration(transformers.T5ForConditionalGeneration):  # type: ignore[misc]

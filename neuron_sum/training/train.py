@@ -23,9 +23,10 @@ from neuron_sum.recipes.schema import ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.folder import RunFolder, missing_of, start_run
 from neuron_sum.training.base import Trainer, TrainingData
-from neuron_sum.training.estimate.steps import Estimate, device_count, estimate, world_size
+from neuron_sum.training.estimate.steps import Estimate, estimate
 from neuron_sum.training.estimate.timing import seconds_per_step
 from neuron_sum.training.neuron.backend import NeuronBackend
+from neuron_sum.training.processes import device_count, world_size
 from neuron_sum.training.torch.backend import TorchTrainer
 
 if TYPE_CHECKING:

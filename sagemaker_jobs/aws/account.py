@@ -5,7 +5,6 @@ boto3 and not sagemaker-core, whose typed resources would serve for create and w
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
@@ -13,6 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum.errors import AwsError, MissingExtraError
+from sagemaker_jobs.aws.errors import (
+    ASSUME_ROLE,
+    DENIED,
+    EXPIRED,
+    NO_CREDENTIALS,
+    NO_IMAGE,
+    THROTTLED,
+    UNKNOWN_KEY,
+    UNREACHED,
+    Refused,
+    Unreached,
+)
 from sagemaker_jobs.aws.names import Site
 
 ATTEMPTS = 8
@@ -25,78 +36,6 @@ ESSENTIAL = ("sts", "sagemaker", "s3")
 """Services that are waited for as long as ever, even in a hurry."""
 BRIEF_ATTEMPTS = 4
 """At most, for a call in a hurry: enough where AWS is only busy, and a quarter of a minute where nobody answers."""
-
-EXPIRED = (
-    "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
-    "TokenRetrievalError",
-)  # fmt: skip
-UNKNOWN_KEY = (
-    "InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure",
-    "IncompleteSignature",
-)  # fmt: skip
-NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
-DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
-THROTTLED = (
-    "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException", "SlowDown",
-    "RequestLimitExceeded",
-)  # fmt: skip
-MISSING = (
-    "404", "NoSuchBucket", "NoSuchKey", "NoSuchEntity", "ResourceNotFound", "ResourceNotFoundException",
-    "ObjectNotFoundException", "RepositoryNotFoundException", "ImageNotFoundException",
-)  # fmt: skip
-TAKEN = (
-    "ResourceInUse", "EntityAlreadyExists", "BucketAlreadyOwnedByYou", "ConflictException",
-    "ResourceAlreadyExistsException", "RepositoryAlreadyExistsException",
-)  # fmt: skip
-UNREACHED = (
-    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "ConnectionError",
-    "HTTPClientError", "ProxyConnectionError", "SSLError",
-)  # fmt: skip
-
-ASSUME_ROLE = re.compile(
-    r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
-)
-NO_IMAGE = re.compile(
-    r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
-)
-NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
-"""SageMaker says of what is not there that the request is not valid; only the text tells."""
-ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
-"""The same of a model's, an endpoint's and its configuration's name."""
-
-
-class Refused(AwsError):
-    """AWS answered no: the call had no effect.
-
-    Args:
-        message: What it said.
-        hint: What to run or change next.
-        code: AWS's own word for it.
-    """
-
-    def __init__(self, message: str, hint: str | None, code: str) -> None:
-        super().__init__(message, hint)
-        self.code = code
-
-    @property
-    def missing(self) -> bool:
-        """Whether what was asked for is not there."""
-        return self.code in MISSING or (self.code == "ValidationException" and bool(NO_RECORD.search(self.message)))
-
-    @property
-    def taken(self) -> bool:
-        """Whether there is one of that name already."""
-        return self.code in TAKEN or (self.code == "ValidationException" and bool(ALREADY_THERE.search(self.message)))
-
-
-class Unreached(AwsError):
-    """No answer came: nobody knows whether the call had an effect.
-
-    Attributes:
-        no_way: Whether there was no connection; else AWS failed, which may pass.
-    """
-
-    no_way = False
 
 
 class Account:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, Site
+from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Site
 from sagemaker_jobs.aws.policies import Policy, allow, key_arn, policy, read_statements
-from sagemaker_jobs.cleanup.artifacts import OWN_LOG_GROUPS, REPOSITORY, SHARED_LOG_GROUPS
 
 MANAGED_POLICY = 6144
 """Characters that a managed policy may have, white space not counted (IAM's quotas)."""
@@ -31,7 +30,7 @@ def caller_policy(
     arn = site.arn
     ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
     roles, s3 = site.role_arn("*"), site.s3_arn(bucket)
-    groups = [*(arn("logs", f"log-group:{group}") for group in SHARED_LOG_GROUPS),
+    groups = [*(arn("logs", f"log-group:{group}") for group in LOG_GROUPS),
               *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS)]  # fmt: skip
     passed = [roles, *([role_arn] if role_arn is not None else [])]
     # Volumes and repositories take grants; the key's own policy must allow the caller, too.

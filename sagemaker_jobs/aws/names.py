@@ -24,6 +24,20 @@ SLUG_LIMIT = 20
 
 TAG_LIMIT = 256
 
+REPOSITORY = PREFIX
+"""Of images, for all runs."""
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
+LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
+"""Of every job in the account; ours are streams in them. Each is the namespace of the same jobs' metrics, too."""
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
+"""An endpoint has a group of its own below it, with the endpoint's name."""
+BUILD_LOGS = "/aws/codebuild/"
+"""A build project's own log group begins so."""
+OWN_LOG_GROUPS = (f"{ENDPOINT_LOGS}/", BUILD_LOGS)
+"""What the name of an endpoint's or a build project's own group begins with."""
+
 ANY_ACCOUNT = "123456789012"
 """Stands in a plan, a dry run or a rehearsal for an account that is not asked for its number."""
 

@@ -9,23 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
-from sagemaker_jobs.aws.names import PREFIX, Run, Site
-from sagemaker_jobs.jobs.requests import Isolation, inputs_prefix, run_prefix
+from sagemaker_jobs.aws.names import BUILD_LOGS, ENDPOINT_LOGS, LOG_GROUPS, PREFIX, Run, Site
+from sagemaker_jobs.aws.place import Isolation, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
 
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
-"""An endpoint has a group of its own below it, with the endpoint's name."""
 
 LOG_ACTIONS = ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
 PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
-BUILD_LOGS = "/aws/codebuild/"
-"""A build project's own log group begins so."""
 
-TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
-LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
-"""Each is the namespace of the same jobs' metrics, too."""
 
 PRIVATE_IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<repository>[^:@]+)"

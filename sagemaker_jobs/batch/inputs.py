@@ -8,9 +8,9 @@ from pathlib import Path
 
 from neuron_sum.errors import AwsError, DataError
 from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.place import Place
 from sagemaker_jobs.batch.requests import MAX_PAYLOAD_MB
-from sagemaker_jobs.jobs.inputs import Channel
-from sagemaker_jobs.jobs.requests import Place
+from sagemaker_jobs.launch.channels import Channel
 
 CHANNEL = "batch"
 """The texts lie in S3 as a job's channel does."""

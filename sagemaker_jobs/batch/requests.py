@@ -4,8 +4,8 @@ from datetime import datetime
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.names import Run
+from sagemaker_jobs.aws.place import Isolation, Place, Request, has_local_disks, run_prefix
 from sagemaker_jobs.endpoint import requests as endpoint_requests
-from sagemaker_jobs.jobs.requests import Isolation, Place, Request, has_local_disks, run_prefix
 from sagemaker_jobs.launch.schedules import create_ending
 
 JSON_LINES = "application/jsonlines"

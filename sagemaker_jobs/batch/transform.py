@@ -10,22 +10,23 @@ from pathlib import Path
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws import policies
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run, Site
+from sagemaker_jobs.aws.place import Isolation, Place
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.batch.inputs import Texts, counted, listed
 from sagemaker_jobs.batch.requests import OUT
-from sagemaker_jobs.cost.plan import Item, Plan
 from sagemaker_jobs.endpoint import sources as endpoint_sources
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.image import registry
-from sagemaker_jobs.jobs.requests import STOP_GRACE_S, Isolation, Place
+from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.schedules import LATE_S, times_after
-from sagemaker_jobs.launch.start import Launch, bucket_calls, encryption_of, job_role_calls, place_of, role_calls
+from sagemaker_jobs.launch.roles import job_role_calls, role_calls
+from sagemaker_jobs.launch.schedules import times_after
+from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
 
 
 @dataclass(frozen=True)
@@ -145,30 +146,6 @@ def launch(
 def place_for(run: Run, options: Options, site: Site) -> Place:
     """Where a run's transform goes."""
     return place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
-
-
-def plan(made: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:
-    """What it costs at most.
-
-    Args:
-        made: What will be sent.
-        options: With the hours until it is stopped.
-        price: Of its instance.
-        expected_hours: What somebody expects.
-    """
-    stop, model, job = made.calls
-    late_s = LATE_S + STOP_GRACE_S
-    return Plan(
-        (
-            Item("bucket", "one for all runs"), Item("role", "one for the run, one for the schedule"),
-            Item("schedule", stop.name), Item("model", model.name),
-            Item(
-                "transform-job", job.name, price, job.request["TransformResources"]["InstanceCount"],
-                options.max_hours + late_s / 3600, expected_hours,
-                f"the schedule, {options.max_hours:g} h after it is made, and {late_s} s to be called and to stop",
-            ),
-        )
-    )  # fmt: skip
 
 
 def unpaid_names(made: Launch) -> dict[str, str]:

@@ -7,24 +7,17 @@ from typing import Any
 from neuron_sum.console import size
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, Run
-from sagemaker_jobs.jobs.requests import run_prefix
+from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Run
+from sagemaker_jobs.aws.place import run_prefix
 
 STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/")
 """Where the keys of all that we write begin; beside it may lie what is the user's."""
-REPOSITORY = PREFIX
-"""Of images, for all runs."""
 
 DELETED_AT_ONCE = 1000
 """Objects in one DeleteObjects call; S3's own limit."""
-
-SHARED_LOG_GROUPS = ("/aws/sagemaker/TrainingJobs", "/aws/sagemaker/TransformJobs")
-"""Of every job in the account; ours are streams in them."""
-
-OWN_LOG_GROUPS = ("/aws/sagemaker/Endpoints/", "/aws/codebuild/")
-"""What the name of an endpoint's or a build project's own group begins with."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +204,7 @@ def _begins(run: str | None) -> str:
 
 
 def _shared_streams(account: Account, run: str | None) -> Iterator[tuple[str, list[str]]]:
-    for group in SHARED_LOG_GROUPS:
+    for group in LOG_GROUPS:
         try:
             listing = account.pages(
                 "logs", "describe_log_streams", "logStreams", logGroupName=group, logStreamNamePrefix=_begins(run)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws.account import Account, Refused, Unreached
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.cleanup.artifacts import stored
 from sagemaker_jobs.cleanup.inventory import look

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sagemaker_jobs.aws.account import Account, Refused, Unreached
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.cleanup.kinds import KINDS, Found, Kind, hours_since
 

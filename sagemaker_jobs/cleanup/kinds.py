@@ -10,7 +10,8 @@ from typing import Any
 
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
-from sagemaker_jobs.aws.account import Account, Refused, Unreached
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, role_path, run_of
 from sagemaker_jobs.launch.schedules import time_of
 

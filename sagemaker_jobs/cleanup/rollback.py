@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
+from sagemaker_jobs.aws import errors
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.cleanup.kinds import KINDS
-from sagemaker_jobs.commands import session as terminal
 from sagemaker_jobs.launch.start import Launch
 
 
@@ -29,7 +29,7 @@ def undo(account: Account, made: Launch, error: AwsError, *, keep: set[str], eve
         roll_back(account, ledger, made, console.note, keep=keep, every_s=every_s)
     except AwsError as left:
         error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
-        terminal.tell_down(error, made.run.id, made.place.site.region)
+        errors.tell_down(error, made.run.id, made.place.site.region)
     else:
         error.hint = f"{error.hint} (all is rolled back)"
 

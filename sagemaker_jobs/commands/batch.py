@@ -60,14 +60,14 @@ def batch(
     """Summarize files of dialogues on SageMaker, without an endpoint."""
     from datetime import datetime, timezone
 
-    from sagemaker_jobs.aws.account import Refused
+    from sagemaker_jobs.aws.errors import Refused
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import Run, new_run
     from sagemaker_jobs.batch import inputs as batch_texts
     from sagemaker_jobs.batch import transform as batches
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session as terminal
-    from sagemaker_jobs.cost import price_list
+    from sagemaker_jobs.cost import lifetime, price_list
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.jobs import follow as following
@@ -100,7 +100,7 @@ def batch(
         run, attempt, model, found, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
     )  # fmt: skip
     price = price_list.price_of(instance, price_list.TRANSFORM, None if offline else account)
-    priced = batches.plan(launch, options, price, expected_hours)
+    priced = lifetime.transform_plan(launch, options, price, expected_hours)
     job = launch.calls[-1]
     address = job.request["TransformOutput"]["S3OutputPath"]
     kept_roles: set[str] = set()

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,7 @@ from sagemaker_jobs.commands.options import (
     BucketOption,
     CapOption,
     DetachOption,
+    EndpointArgument,
     EveryOption,
     ExpiryRoleOption,
     GroupOption,
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 HOURS = 2.0
 SHORTEST_H = 0.25
 """An endpoint takes minutes to come up."""
-
-EndpointArgument = Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy` printed it.")]
 
 
 def deploy(
@@ -82,6 +80,7 @@ def deploy(
     """Put a compiled model behind an endpoint that AWS itself ends; a failure is rolled back."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
+    from sagemaker_jobs.aws.place import Place
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.cost import lifetime
@@ -89,7 +88,6 @@ def deploy(
     from sagemaker_jobs.endpoint import lifecycle
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.image import registry
-    from sagemaker_jobs.jobs.requests import Place
     from sagemaker_jobs.launch import call as calls
 
     _check_life(keep, hours, max_usd)
@@ -237,59 +235,14 @@ def extend(
     )  # fmt: skip
 
 
-def invoke(
-    endpoint: EndpointArgument,
-    file: Annotated[Path, typer.Argument(help="As `neuron-sum request` takes it; - is standard input.")] = Path("-"),
-    adapter: Annotated[str | None, typer.Option(help="One that the endpoint has; default: its own.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most what was compiled.")] = None,
-    num_beams: Annotated[int | None, typer.Option(help="One of the widths that were compiled.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues in one request.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
-    output: Annotated[Path | None, typer.Option(dir_okay=False, help="A .jsonl for the answers.")] = None,
-    target_model: Annotated[str | None, typer.Option(help="Which, on an endpoint with several.")] = None,
-    region: RegionOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command that is started; ask nothing.")] = False,
-) -> None:
-    """Send dialogues to an endpoint: finds it, and starts `neuron-sum request`."""
-    import subprocess
-    import sys
-
-    from sagemaker_jobs.aws.names import Run, run_of
-    from sagemaker_jobs.commands import session as terminal
-    from sagemaker_jobs.endpoint import lifecycle
-    from sagemaker_jobs.endpoint.sources import ARCHIVE
-
-    if dry_run:
-        name, where = endpoint if run_of(endpoint) else Run(endpoint, "").name("endpoint"), region or "REGION"
-    else:
-        account = terminal.account_in(region)
-        found = lifecycle.find(account, endpoint)
-        if found.status not in lifecycle.ANSWERS:
-            raise AwsError(f"{found.name} does not answer: it is {found.status}", f"neuron-sum aws status {endpoint}")
-        name, where = found.name, account.region
-    if target_model is not None:
-        target_model = target_model.removesuffix(ARCHIVE) + ARCHIVE
-    options = {"--adapter": adapter, "--max-new-tokens": max_new_tokens, "--num-beams": num_beams,
-               "--batch-size": batch_size, "--concurrency": concurrency, "--output": output,
-               "--target-model": target_model}  # fmt: skip
-    words = ["request", f"sagemaker:{name}@{where}", str(file)]
-    words += [word for key, value in options.items() if value is not None for word in (key, str(value))]
-    if dry_run:
-        console.emit({"command": ["neuron-sum", *words]}, " ".join(["neuron-sum", *words]))
-        return
-    flags = [*(["--json"] if console.settings.json else []), *(["--debug"] if console.settings.debug else [])]
-    if code := subprocess.call([sys.executable, "-m", "neuron_sum", *words, *flags]):
-        raise typer.Exit(code)
-
-
 @contextmanager
 def _undone(
     account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float
 ) -> Iterator[None]:  # fmt: skip
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
-    from sagemaker_jobs.aws.account import Refused
+    from sagemaker_jobs.aws import errors
+    from sagemaker_jobs.aws.errors import Refused
     from sagemaker_jobs.cleanup import rollback
-    from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
 
@@ -308,7 +261,7 @@ def _undone(
             rollback.undo(account, made, error, keep=kept_roles, every_s=every_s)
         raise
     except AwsError as error:
-        terminal.tell_down(error, run.id, where)
+        errors.tell_down(error, run.id, where)
         raise
 
 

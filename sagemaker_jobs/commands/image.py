@@ -2,14 +2,13 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from neuron_sum import console
+from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import (
-    BUILD_MINUTES,
-    BUILDER,
     BucketOption,
     CapOption,
     DetachOption,
@@ -20,6 +19,11 @@ from sagemaker_jobs.commands.options import (
     RequestsOption,
     RoleOption,
 )
+from sagemaker_jobs.image.build import BUILD_MINUTES, BUILDER
+
+if TYPE_CHECKING:
+    from sagemaker_jobs.aws.account import Account
+    from sagemaker_jobs.aws.ledger import Ledger
 
 
 def image(
@@ -75,4 +79,42 @@ def image(
                 console.emit(told, f"started {identity}\nnext: neuron-sum aws status {run.id} --follow")
                 return
             build = builds.follow(account, identity, console.note, every_s=every, price=priced.items[-1].price)
-            images.emit_built(account, ledger, run.id, build, told)
+            emit_built(account, ledger, run.id, build, told)
+
+
+def emit_built(account: "Account", ledger: "Ledger", run: str, build: dict[str, Any], told: dict[str, Any]) -> None:
+    """Shows the image of a build that succeeded, and clears up after it; what is shown is in the repository.
+
+    Args:
+        account: Where.
+        ledger: Of it.
+        run: Whose build.
+        build: As `builds.follow` gives it.
+        told: What --json says besides.
+
+    Raises:
+        AwsError: If the image is not there after all, or AWS refuses the clearing up.
+    """
+    from neuron_sum.platform.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
+    from sagemaker_jobs.aws.names import BUILD_LOGS, REPOSITORY
+    from sagemaker_jobs.image import follow as builds
+    from sagemaker_jobs.image import registry
+    from sagemaker_jobs.image.build import TAG
+
+    environment = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}
+    tag = environment[TAG]
+    there = registry.look(account, tag)
+    if there is None:
+        raise AwsError(
+            f"{build['projectName']} succeeded, and {REPOSITORY} has no image {tag}",
+            f"aws logs tail {BUILD_LOGS}{build['projectName']}",
+        )
+    builds.clear(account, ledger, run)
+    month = there.size / 1e9 * ECR_USD_PER_GB_MONTH
+    console.emit(
+        {**told, **there.as_dict(), "built": True, "minutes": round(builds.minutes(build), 1),
+         "usd_per_month": round(month, 4)},
+        f"built {there.uri} in {console.duration(60 * builds.minutes(build))}: {console.size(there.size)}, "
+        f"${month:.2f} a month to keep ({ECR_SOURCE})",
+        "the build's project and role are gone; neuron-sum aws down --all --artifacts deletes the image, too",
+    )  # fmt: skip

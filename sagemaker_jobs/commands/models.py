@@ -30,14 +30,14 @@ def models(
 ) -> None:
     """List a multi-model endpoint's models; add and remove some while it runs."""
     from sagemaker_jobs.aws.names import Run, run_of
+    from sagemaker_jobs.aws.place import Isolation, Place
     from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.endpoint.sources import ARCHIVE
-    from sagemaker_jobs.jobs import inputs
-    from sagemaker_jobs.jobs.requests import Isolation, Place
     from sagemaker_jobs.launch.call import Call
+    from sagemaker_jobs.launch.channels import upload
     from sagemaker_jobs.launch.start import Copy, Launch, encryption_of
 
     account, site = terminal.caller(region, offline=offline, dry_run=dry_run and offline)
@@ -77,7 +77,7 @@ def models(
         return
     with console.progress("uploaded bytes", sum(channel.size for channel in channels), quiet=not channels) as bar:
         for channel in channels:
-            for _, size in inputs.upload(account, place.bucket, channel, made.encryption):
+            for _, size in upload(account, place.bucket, channel, made.encryption):
                 bar.advance(size)
     for copy in copies:
         account.copy(copy.place, place.bucket, copy.key, {**made.encryption, **owner})
@@ -100,7 +100,7 @@ def models(
 
 def _where(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
     """Bucket and prefix of an endpoint's models, and how they are encrypted."""
-    from sagemaker_jobs.jobs.requests import Isolation
+    from sagemaker_jobs.aws.place import Isolation
 
     name = str(found.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)

@@ -1,18 +1,17 @@
 """What the commands of `neuron-sum aws` take on the command line, each option once."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from neuron_sum.recipes.schema import Recipe
-    from sagemaker_jobs.jobs.requests import Isolation
+    from sagemaker_jobs.aws.place import Isolation
     from sagemaker_jobs.jobs.training import Options
 
-BUILDER: Literal["medium", "large"] = "medium"
-BUILD_MINUTES = 60
-"""Of an image: CodeBuild's machine, and the longest that it may take."""
+EndpointArgument = Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy` printed it.")]
+
 
 RegionOption = Annotated[str | None, typer.Option(help="Default: AWS_REGION, or the profile's.")]
 InstanceOption = Annotated[str, typer.Option(help="ml.trn1.2xlarge, ml.trn1.32xlarge, or a CPU.")]
@@ -61,7 +60,7 @@ def isolation_of(
     kms_key: str | None, subnets: list[str] | None, groups: list[str] | None, network_isolation: bool
 ) -> "Isolation":
     """What the options say about encryption and network."""
-    from sagemaker_jobs.jobs.requests import Isolation
+    from sagemaker_jobs.aws.place import Isolation
 
     return Isolation(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
 

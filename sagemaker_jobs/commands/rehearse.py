@@ -85,9 +85,9 @@ def rehearse(
 
 def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:
     """What a rehearsal would run: nothing is started, built or kept."""
+    from sagemaker_jobs.aws.place import Isolation
     from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.jobs import inputs
-    from sagemaker_jobs.jobs.requests import Isolation
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
     if wheelhouse is None:

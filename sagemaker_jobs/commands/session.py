@@ -10,11 +10,12 @@ from typing import Any
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import tell_down
 from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.logs import OutOfSight
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, Site
 from sagemaker_jobs.commands import tables
 from sagemaker_jobs.cost.plan import Plan
-from sagemaker_jobs.jobs.follow import OutOfSight
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch.start import Launch, start
 
@@ -153,13 +154,6 @@ def coming_back(run: str, what: str, region: str) -> Iterator[None]:
             f"it, neuron-sum aws down {run} --region {region} stops it"
         )
         raise
-
-
-def tell_down(error: AwsError, run: str, region: str) -> None:
-    """Adds to an error's hint how to remove what was made by then."""
-    if error.hint is None or "aws down" not in error.hint:
-        hint = f"{error.hint}; " if error.hint else ""
-        error.hint = f"{hint}neuron-sum aws down {run} --region {region} removes what was made"
 
 
 def left_running(run: str, what: str) -> Interrupted:

@@ -2,9 +2,11 @@
 
 from datetime import datetime, timedelta, timezone
 
-from neuron_sum.platform.prices import REGION
+from neuron_sum.platform.prices import REGION, Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import Run, Site, new_run
+from sagemaker_jobs.aws.place import STOP_GRACE_S, Isolation, Request
+from sagemaker_jobs.batch.transform import Options
 from sagemaker_jobs.cost import plan as planning
 from sagemaker_jobs.cost import price_list
 from sagemaker_jobs.cost.plan import Item, Plan
@@ -12,8 +14,8 @@ from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.image import build as image
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import requests
-from sagemaker_jobs.jobs.requests import Request
-from sagemaker_jobs.launch.start import place_of
+from sagemaker_jobs.launch.schedules import LATE_S
+from sagemaker_jobs.launch.start import Launch, place_of
 
 
 def planned_requests(
@@ -33,7 +35,7 @@ def planned_requests(
         PlatformError: If AWS has no image in the region.
     """
     place = place_of(run, site)
-    isolation = requests.Isolation()
+    isolation = Isolation()
     instance, instances, hours = train
     jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
     if compiling[1] > 0:
@@ -100,3 +102,27 @@ def priced(
         price = price_list.price_of(variant["InstanceType"], price_list.HOSTING, account, region)
         items += planning.endpoint_items(made, price, endpoint_hours)
     return planning.Plan(tuple(items))
+
+
+def transform_plan(made: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:
+    """What a batch transform costs at most.
+
+    Args:
+        made: What will be sent.
+        options: With the hours until it is stopped.
+        price: Of its instance.
+        expected_hours: What somebody expects.
+    """
+    stop, model, job = made.calls
+    late_s = LATE_S + STOP_GRACE_S
+    return Plan(
+        (
+            Item("bucket", "one for all runs"), Item("role", "one for the run, one for the schedule"),
+            Item("schedule", stop.name), Item("model", model.name),
+            Item(
+                "transform-job", job.name, price, job.request["TransformResources"]["InstanceCount"],
+                options.max_hours + late_s / 3600, expected_hours,
+                f"the schedule, {options.max_hours:g} h after it is made, and {late_s} s to be called and to stop",
+            ),
+        )
+    )  # fmt: skip

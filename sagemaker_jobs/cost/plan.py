@@ -12,6 +12,7 @@ from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from neuron_sum.platform.prices import Price
 from neuron_sum.recipes.schema import Recipe
+from sagemaker_jobs.aws.place import STOP_GRACE_S, Request
 from sagemaker_jobs.cost.references import (
     DIALOGSUM_EXAMPLES,
     PUBLISHED_COSTS,
@@ -19,7 +20,6 @@ from sagemaker_jobs.cost.references import (
     PublishedCost,
     forgotten_overnight,
 )
-from sagemaker_jobs.jobs.requests import STOP_GRACE_S, Request
 from sagemaker_jobs.launch.schedules import LATE_S
 
 BESIDE = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")

@@ -8,19 +8,14 @@ from functools import partial
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws import policies
 from sagemaker_jobs.aws.names import Run, Site
+from sagemaker_jobs.aws.place import Isolation, Request, run_prefix
 from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
-from sagemaker_jobs.jobs.requests import Isolation, Request, run_prefix
+from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
+from sagemaker_jobs.launch.roles import role_calls
 from sagemaker_jobs.launch.schedules import time_of, times_after
-from sagemaker_jobs.launch.start import (
-    Copy,
-    Launch,
-    bucket_calls,
-    encryption_of,
-    place_of,
-    role_calls,
-)
+from sagemaker_jobs.launch.start import Copy, Launch, encryption_of, place_of
 
 ENDPOINT_POLICY = "endpoint"
 """Beside a role's other policy, for a run's jobs and its endpoint may have the same role."""

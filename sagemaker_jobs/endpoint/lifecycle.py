@@ -11,12 +11,12 @@ from neuron_sum.console import duration
 from neuron_sum.doctor.explain import explain
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
-from sagemaker_jobs.aws.account import Account, Refused
-from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
-from sagemaker_jobs.aws.policies import ENDPOINT_LOGS
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
+from sagemaker_jobs.aws.logs import Log, patiently
+from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.cleanup.kinds import hours_since
 from sagemaker_jobs.endpoint.requests import SCALING, VARIANT, scaling_target
-from sagemaker_jobs.jobs.follow import Log, patiently
 from sagemaker_jobs.launch.schedules import time_of
 
 IN_SERVICE = "InService"

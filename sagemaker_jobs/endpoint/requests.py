@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.jobs.requests import Isolation, Place, Request, has_local_disks
+from sagemaker_jobs.aws.place import Isolation, Place, Request, has_local_disks
 from sagemaker_jobs.launch.schedules import create_ending
 
 VARIANT = "main"

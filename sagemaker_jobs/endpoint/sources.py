@@ -11,12 +11,13 @@ from typing import IO, Any
 
 from neuron_sum import console
 from neuron_sum.errors import ArtifactError, AwsError
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run
+from sagemaker_jobs.aws.place import Place
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import compiling, training
-from sagemaker_jobs.jobs.inputs import Channel
-from sagemaker_jobs.jobs.requests import Place
+from sagemaker_jobs.launch.channels import Channel
 
 ARCHIVE = ".tar.gz"
 ARCHIVES = "archives"

@@ -10,24 +10,22 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from neuron_sum import console
 from neuron_sum.errors import AwsError
-from neuron_sum.platform.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
-from sagemaker_jobs.aws import policies
-from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, tags
-from sagemaker_jobs.cleanup.artifacts import REPOSITORY
-from sagemaker_jobs.commands.options import BUILD_MINUTES, BUILDER
-from sagemaker_jobs.image import follow as builds
-from sagemaker_jobs.image import registry
+from sagemaker_jobs.aws import names, policies
+from sagemaker_jobs.aws.names import REPOSITORY, RUN_TAG, Run, Site, tags
+from sagemaker_jobs.aws.place import Isolation, Request, inputs_prefix
 from sagemaker_jobs.image.registry import image_uri
-from sagemaker_jobs.jobs.inputs import Channel
-from sagemaker_jobs.jobs.requests import Isolation, Request, inputs_prefix
+from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.start import Launch, bucket_calls, encryption_of, place_of, role_calls
+from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.launch.roles import role_calls
+from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
+
+BUILDER: Literal["medium", "large"] = "medium"
+BUILD_MINUTES = 60
+"""Of an image: CodeBuild's machine, and the longest that it may take."""
 
 BUILDERS = {"medium": "BUILD_GENERAL1_MEDIUM", "large": "BUILD_GENERAL1_LARGE"}
 """CodeBuild's machines: 4 CPUs and 8 GB, 8 CPUs and 16 GB; both with 128 GB of disk, which the inf2 base needs."""
@@ -193,7 +191,7 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
         "queuedTimeoutInMinutes": QUEUED_MINUTES,
         "concurrentBuildLimit": 1,
         "logsConfig": {
-            "cloudWatchLogs": {"status": "ENABLED", "groupName": policies.BUILD_LOGS + name},
+            "cloudWatchLogs": {"status": "ENABLED", "groupName": names.BUILD_LOGS + name},
             "s3Logs": {"status": "DISABLED"},
         },
         **({"encryptionKey": options.kms_key} if options.kms_key else {}),
@@ -246,35 +244,3 @@ def launch(run: Run, options: Options, found: Channel, archive: Channel, site: S
 def tag_of(target: str, found: Channel) -> str:
     """An image's tag, from the context that it is built from."""
     return f"{target}-{found.digest}"
-
-
-def emit_built(account: Account, ledger: Ledger, run: str, build: dict[str, Any], told: dict[str, Any]) -> None:
-    """Shows the image of a build that succeeded, and clears up after it; what is shown is in the repository.
-
-    Args:
-        account: Where.
-        ledger: Of it.
-        run: Whose build.
-        build: As `builds.follow` gives it.
-        told: What --json says besides.
-
-    Raises:
-        AwsError: If the image is not there after all, or AWS refuses the clearing up.
-    """
-    environment = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}
-    tag = environment[TAG]
-    there = registry.look(account, tag)
-    if there is None:
-        raise AwsError(
-            f"{build['projectName']} succeeded, and {REPOSITORY} has no image {tag}",
-            f"aws logs tail {policies.BUILD_LOGS}{build['projectName']}",
-        )
-    builds.clear(account, ledger, run)
-    month = there.size / 1e9 * ECR_USD_PER_GB_MONTH
-    console.emit(
-        {**told, **there.as_dict(), "built": True, "minutes": round(builds.minutes(build), 1),
-         "usd_per_month": round(month, 4)},
-        f"built {there.uri} in {console.duration(60 * builds.minutes(build))}: {console.size(there.size)}, "
-        f"${month:.2f} a month to keep ({ECR_SOURCE})",
-        "the build's project and role are gone; neuron-sum aws down --all --artifacts deletes the image, too",
-    )  # fmt: skip

@@ -8,11 +8,12 @@ from typing import Any
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.logs import Log, known_cause, patiently
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.cleanup.kinds import KINDS
-from sagemaker_jobs.jobs.follow import Log, known_cause, patiently
 
 RUNS, SUCCEEDED = "IN_PROGRESS", "SUCCEEDED"
 WHY = {

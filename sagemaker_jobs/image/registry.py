@@ -6,7 +6,8 @@ from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, Site
 
 ENDED = "djl-0.30-neuronx"

@@ -9,11 +9,14 @@ from neuron_sum.errors import AwsError, DataError, RecipeError
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, Recipe
 from neuron_sum.runs.folder import OWN_NAMES, RunFolder, open_run
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run, new_run
+from sagemaker_jobs.aws.place import Isolation, Place
 from sagemaker_jobs.jobs import training
-from sagemaker_jobs.jobs.inputs import Channel, files_of, no_way_to
-from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED, Isolation, Place
+from sagemaker_jobs.jobs.inputs import no_way_to
+from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
+from sagemaker_jobs.launch.channels import Channel, files_of
 
 LEFT_HERE = ("checkpoints", "tensorboard", "evaluation", "merged", "artifacts", "log.jsonl")
 """Of a run's own names: what no compile reads."""

@@ -9,12 +9,15 @@ from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, Site
+from sagemaker_jobs.aws.place import Isolation
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.follow import TRAINING, TRANSFORM, JobKind
-from sagemaker_jobs.jobs.inputs import Channel
-from sagemaker_jobs.jobs.requests import Isolation, Job
+from sagemaker_jobs.jobs.requests import Job
+from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.start import Launch, bucket_calls, encryption_of, job_role_calls, place_of
+from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.launch.roles import job_role_calls
+from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
 
 
 @dataclass(frozen=True)

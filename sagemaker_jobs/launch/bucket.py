@@ -5,11 +5,15 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws.account import Account, Refused
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import RUN_TAG, Run
-from sagemaker_jobs.jobs.requests import Place
+from sagemaker_jobs.aws.names import RUN_TAG, Run, tags
+from sagemaker_jobs.aws.place import Place
 from sagemaker_jobs.launch.call import Call, create
+
+PARTS_KEPT_DAYS = 1
+"""What a killed upload leaves of a large file is removed by S3 itself."""
 
 UNSET = ("NoSuchTagSet", "NoSuchLifecycleConfiguration", "ServerSideEncryptionConfigurationNotFoundError")
 """S3's words for a setting that a bucket has not."""
@@ -144,3 +148,39 @@ def _check_encryption(
 def _key_id(key: str) -> str:
     """Of an ARN, or as it is."""
     return key.rpartition("/")[2]
+
+
+def bucket_calls(place: Place, kms_key: str | None = None) -> tuple[Call, ...]:
+    """The bucket that is made where none is given: closed to the public, swept of killed uploads.
+
+    Args:
+        place: Where.
+        kms_key: Of what is written without one, as SageMaker writes checkpoints; set when the bucket is made, and never
+            later, for a bucket is all runs'.
+    """
+    name, owner = place.bucket, {"ExpectedBucketOwner": place.site.account}
+    # us-east-1 is refused as a LocationConstraint: it is what a bucket has without one.
+    region = place.site.region
+    elsewhere = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    closed = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
+    swept = {
+        "ID": "parts-of-killed-uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": PARTS_KEPT_DAYS},
+    }  # fmt: skip
+    encrypted = {
+        "ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": kms_key},
+        "BucketKeyEnabled": True,
+    }
+    encryption = Call("s3", "put_bucket_encryption", {
+        "Bucket": name, "ServerSideEncryptionConfiguration": {"Rules": [encrypted]}, **owner,
+    })  # fmt: skip
+    return (
+        Call("s3", "create_bucket", {"Bucket": name, **elsewhere}, "bucket", name),
+        *([encryption] if kms_key is not None else []),  # before the tag, by which a bucket is known to have it
+        # The bucket is all runs', so its tag names none.
+        Call("s3", "put_bucket_tagging", {"Bucket": name, "Tagging": {"TagSet": tags({RUN_TAG: "all"})}, **owner}),
+        Call("s3", "put_public_access_block",
+             {"Bucket": name, "PublicAccessBlockConfiguration": closed, **owner}),
+        Call("s3", "put_bucket_lifecycle_configuration",
+             {"Bucket": name, "LifecycleConfiguration": {"Rules": [swept]}, **owner}),
+    )  # fmt: skip

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from sagemaker_jobs.aws.account import ASSUME_ROLE, Account, Refused
+from neuron_sum.errors import AwsError, MissingExtraError
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import ASSUME_ROLE, Refused
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.jobs.requests import Request
+from sagemaker_jobs.aws.place import Request
 
 ROLE_READY_S = 90.0
 """A new role is not known everywhere at once; AWS speaks of seconds, and people wait for up to a minute."""
@@ -45,9 +48,38 @@ class Call:
             self.request.update(self.late())
         account.call(self.service, self.operation, **self.request)
 
+    def validate(self) -> None:
+        """Refuses what botocore would not send: unknown or missing members, wrong types, lengths and ranges.
+
+        The request is compared with AWS's description of the service; AWS is not asked.
+
+        Raises:
+            AwsError: With what does not hold.
+            MissingExtraError: If botocore is not installed.
+        """
+        try:
+            from botocore import xform_name
+            from botocore.validate import ParamValidator
+        except ImportError as error:
+            raise MissingExtraError("boto3", "aws") from error
+        service = _service(self.service)
+        operation = next((name for name in service.operation_names if xform_name(name) == self.operation), None)
+        if operation is None:
+            raise AwsError(f"{self.service} has no operation {self.operation}")
+        report = ParamValidator().validate(self.request, service.operation_model(operation).input_shape)
+        if report.has_errors():
+            raise AwsError(f"{self.service} {operation} would be refused: {report.generate_report()}")
+
     def as_dict(self) -> dict[str, Any]:
         """For --dry-run."""
         return {"service": self.service, "operation": self.operation, "request": self.request}
+
+
+@cache
+def _service(name: str) -> Any:
+    import botocore.session
+
+    return botocore.session.get_session().get_service_model(name)
 
 
 def create(account: Account, ledger: Ledger, call: Call, run: Run) -> None:

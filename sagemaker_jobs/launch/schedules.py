@@ -3,7 +3,7 @@
 import json
 from datetime import datetime, timedelta, timezone
 
-from sagemaker_jobs.jobs.requests import Request
+from sagemaker_jobs.aws.place import Request
 
 EVERY_S = 600
 """Nobody has written down that Scheduler tries again what AWS refuses, such as the end of an endpoint that is still

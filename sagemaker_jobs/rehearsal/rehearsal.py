@@ -17,12 +17,11 @@ from neuron_sum import console, files
 from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, ResourceError, RunError
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import CHECKPOINT_MARK
-from sagemaker_jobs import validity
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, Site, new_run
+from sagemaker_jobs.aws.place import Isolation, Request
 from sagemaker_jobs.jobs import inputs, requests, training, wheelhouse
-from sagemaker_jobs.jobs.inputs import Channel
-from sagemaker_jobs.jobs.requests import Isolation, Request
 from sagemaker_jobs.jobs.training import Options
+from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.rehearsal import commands as own_commands
 from sagemaker_jobs.rehearsal import image as local_image
@@ -214,7 +213,7 @@ class Rehearsal:
         calls = [call for each in launches for call in (*each.bucket_calls, *each.role_calls, *each.calls)]
         try:
             for call in calls:
-                validity.check(call)
+                call.validate()
         except MissingExtraError as error:
             stage.skipped = f"no request was validated: {error.message} ({error.hint})"
             return

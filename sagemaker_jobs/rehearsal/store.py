@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.jobs.requests import Request
+from sagemaker_jobs.aws.place import Request
 from sagemaker_jobs.launch.start import Launch
 
 GRAPHS = "graphs"

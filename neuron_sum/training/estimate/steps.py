@@ -4,11 +4,8 @@ Memory is modelled in memory.py and training/neuron/memory.py; time comes from t
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from neuron_sum.console import size
 from neuron_sum.data.shapes import ShapePlan
@@ -54,24 +51,3 @@ def estimate(parameters: ParameterCount, plan: ShapePlan, train: TrainConfig, me
     )
     checkpoint = (parameters.trainable if parameters.trainable < parameters.all else parameters.all) * FP32_BYTES
     return Estimate(memory, steps, disk=checkpoint * ((1 + ADAM_STATES) * (train.save_total_limit + 1) + 1))
-
-
-def world_size() -> int:
-    """How many processes torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def host_count() -> int:
-    """On how many machines it started them."""
-    return max(world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), 1)
-
-
-def device_count(train: TrainConfig, processes: int) -> int:
-    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel).
-
-    Args:
-        train: Says how many share one copy of the model, and so one batch.
-        processes: How many train together.
-    """
-    count = processes if processes > 1 else max(1, torch.cuda.device_count())
-    return max(count // train.neuron.tensor_parallel_size, 1)

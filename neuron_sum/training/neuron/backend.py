@@ -29,12 +29,12 @@ from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training import launch
 from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
-from neuron_sum.training.estimate.steps import host_count, world_size
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.neuron import extraction
 from neuron_sum.training.neuron.limits import Fault, layout_faults, neuron_faults
 from neuron_sum.training.neuron.memory import NeuronMemory, available_to_processes, neuron_memory
 from neuron_sum.training.neuron.micro_batches import MicroBatches, Tokens
+from neuron_sum.training.processes import host_count, world_size
 
 if TYPE_CHECKING:
     from optimum.neuron import NeuronTrainingArguments

@@ -21,8 +21,8 @@ from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training.base import TrainingData
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
 from neuron_sum.training.estimate.memory import DeviceMemory, device_memory
-from neuron_sum.training.estimate.steps import world_size
 from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.processes import world_size
 from neuron_sum.training.torch.order import SetEpoch
 from neuron_sum.training.torch.trainer import HFTrainer
 
