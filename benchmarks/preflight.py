@@ -158,7 +158,7 @@ def exporter(dims: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The accounts of optimum-neuron's decoder wrapper, in the order of BEAMS."""
     config = folder / "config.json"
     config.write_text(json.dumps(dims))
-    command = [str(xla_python()), str(ROOT / "tests" / "xla" / "exporter.py"), "1", str(SOURCE_LEN),
+    command = [str(xla_python()), str(ROOT / "tests" / "stand_ins" / "xla" / "exporter.py"), "1", str(SOURCE_LEN),
                ",".join(map(str, BEAMS)), str(folder), str(config)]  # fmt: skip
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
