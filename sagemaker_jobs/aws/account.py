@@ -24,7 +24,7 @@ from sagemaker_jobs.aws.errors import (
     Refused,
     Unreached,
 )
-from sagemaker_jobs.aws.names import Site
+from sagemaker_jobs.aws.names import AwsContext
 
 ATTEMPTS = 8
 """At most, for one call; botocore waits between them, longer each time. AWS_MAX_ATTEMPTS sets another number."""
@@ -104,13 +104,13 @@ class Account:
         return str(self.call("sts", "get_caller_identity")["Account"])
 
     @property
-    def site(self) -> Site:
+    def site(self) -> AwsContext:
         """What ARNs name.
 
         Raises:
             AwsError: If AWS does not accept the credentials.
         """
-        return Site(self.id, self.region, self.partition)
+        return AwsContext(self.id, self.region, self.partition)
 
     @property
     def partition(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Site
+from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, AwsContext
 from sagemaker_jobs.aws.policies import Policy, allow, key_arn, policy, read_statements
 
 MANAGED_POLICY = 6144
@@ -16,7 +16,7 @@ SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpo
 
 
 def caller_policy(
-    site: Site, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None, reads: Sequence[str] = ()
+    site: AwsContext, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None, reads: Sequence[str] = ()
 ) -> Policy:  # fmt: skip
     """What whoever runs `neuron-sum aws …` may do.
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from neuron_sum import files
 from neuron_sum.errors import ResourceError
-from sagemaker_jobs.aws.names import Site
+from sagemaker_jobs.aws.names import AwsContext
 
 STATE = "NEURON_SUM_STATE"
 Event = Literal["intent", "made", "refused", "gone"]
@@ -58,7 +58,7 @@ class Ledger:
         folder: Default: the user's state folder.
     """
 
-    def __init__(self, site: Site, folder: Path | None = None) -> None:
+    def __init__(self, site: AwsContext, folder: Path | None = None) -> None:
         self.path = (folder or state_folder()) / "aws" / f"{site.account}-{site.region}.jsonl"
 
     @contextmanager

@@ -20,7 +20,7 @@ LOG_KEPT = 2_000
 """Lines that are looked through for a known cause; a failure's is among the last."""
 
 
-class OutOfSight(AwsError):
+class LostContact(AwsError):
     """AWS cannot be asked any more about what was started, and goes on."""
 
 
@@ -34,7 +34,7 @@ def patiently(look: Callable[[], Seen], what: str, say: Callable[[str], None], e
         every_s: Between two looks.
 
     Raises:
-        OutOfSight: If none came in that time, or AWS refuses to say.
+        LostContact: If none came in that time, or AWS refuses to say.
         AwsError: If nothing of that name is there.
     """
 
@@ -51,7 +51,7 @@ def patiently(look: Callable[[], Seen], what: str, say: Callable[[str], None], e
         return again(look)
     except AwsError as error:
         if isinstance(error, Unreached) or (isinstance(error, Refused) and not error.missing):
-            raise OutOfSight(error.message, error.hint) from error
+            raise LostContact(error.message, error.hint) from error
         raise
 
 

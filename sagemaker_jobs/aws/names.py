@@ -73,7 +73,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Site:
+class AwsContext:
     """An account in a region: what the ARNs of whatever is made there name.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws.names import PREFIX, Run, Site
+from sagemaker_jobs.aws.names import PREFIX, AwsContext, Run
 
 Request = dict[str, Any]
 STOP_GRACE_S = 120
@@ -17,7 +17,7 @@ and p4de; some have them without."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where in AWS everything goes.
 
     Attributes:
@@ -26,7 +26,7 @@ class Place:
         role_arn: What the job runs as.
     """
 
-    site: Site
+    site: AwsContext
     bucket: str
     role_arn: str
 
@@ -64,7 +64,7 @@ def _stage_prefix(run: Run, stage: str) -> str:
 
 
 @dataclass(frozen=True)
-class Isolation:
+class NetworkSecurity:
     """Encryption and network of whatever is started.
 
     Attributes:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
-from sagemaker_jobs.aws.names import BUILD_LOGS, ENDPOINT_LOGS, LOG_GROUPS, PREFIX, Run, Site
-from sagemaker_jobs.aws.place import Isolation, inputs_prefix, run_prefix
+from sagemaker_jobs.aws.names import BUILD_LOGS, ENDPOINT_LOGS, LOG_GROUPS, PREFIX, AwsContext, Run
+from sagemaker_jobs.aws.place import NetworkSecurity, inputs_prefix, run_prefix
 
 Policy = dict[str, Any]
 
@@ -37,7 +37,7 @@ def trust_policy(account: str) -> Policy:
 
 
 def job_policy(
-    site: Site, bucket: str, *, run: Run | None = None, isolation: Isolation | None = None
+    site: AwsContext, bucket: str, *, run: Run | None = None, isolation: NetworkSecurity | None = None
 ) -> Policy:  # fmt: skip
     """What a job may do: read inputs, write its own run, log, pull AWS's image.
 
@@ -76,16 +76,16 @@ def job_policy(
             [*images, site.arn("ecr", f"repository/{PREFIX}*")],
         ),
     ]  # fmt: skip
-    return policy(*statements, *extra_statements(site, isolation or Isolation()))
+    return policy(*statements, *extra_statements(site, isolation or NetworkSecurity()))
 
 
-def registry_of_aws(site: Site) -> Site:
+def registry_of_aws(site: AwsContext) -> AwsContext:
     """Where AWS keeps its images for a region: in an account of its own."""
     return replace(site, account=REGISTRY_ACCOUNTS.get(site.region, site.account))
 
 
 def extra_statements(
-    site: Site, isolation: Isolation, *, reads: Sequence[str] = (), image: str | None = None
+    site: AwsContext, isolation: NetworkSecurity, *, reads: Sequence[str] = (), image: str | None = None
 ) -> list[Policy]:  # fmt: skip
     """What one command's job needs beyond every job's.
 
@@ -111,7 +111,7 @@ def extra_statements(
     return statements
 
 
-def read_statements(site: Site, reads: Sequence[str]) -> list[Policy]:
+def read_statements(site: AwsContext, reads: Sequence[str]) -> list[Policy]:
     """What reading S3 addresses of the caller's needs.
 
     Args:
@@ -144,7 +144,7 @@ def build_trust_policy(account: str) -> Policy:
 
 
 def build_policy(
-    site: Site, bucket: str, *, key: str | None = None, project: str | None = None,
+    site: AwsContext, bucket: str, *, key: str | None = None, project: str | None = None,
     private: Sequence[tuple[str, ...]] = (), kms_key: str | None = None,
 ) -> Policy:  # fmt: skip
     """What a build may do: read its context, push to the one repository, write its own log.
@@ -182,14 +182,19 @@ def build_policy(
     return policy(*statements)
 
 
-def key_arn(key: str, site: Site) -> str:
+def key_arn(key: str, site: AwsContext) -> str:
     """A KMS key's ARN, where it was given by its id alone."""
     return key if key.startswith("arn:") else site.arn("kms", f"key/{key}")
 
 
 def endpoint_policy(
-    run: Run, site: Site, data: Sequence[str], *, image: str | None = None, isolation: Isolation | None = None
-) -> Policy:  # fmt: skip
+    run: Run,
+    site: AwsContext,
+    data: Sequence[str],
+    *,
+    image: str | None = None,
+    isolation: NetworkSecurity | None = None,
+) -> Policy:
     """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
 
     Args:
@@ -215,7 +220,7 @@ def endpoint_policy(
             [registry_of_aws(site).arn("ecr", f"repository/{name}") for name in sorted(ended)],
         ),
         *pulling,
-        *extra_statements(site, isolation or Isolation(), image=image),
+        *extra_statements(site, isolation or NetworkSecurity(), image=image),
     )  # fmt: skip
 
 
@@ -224,7 +229,7 @@ def scheduler_trust(account: str) -> Policy:
     return trusted_by("scheduler.amazonaws.com", account)
 
 
-def expiry_policy(run: Run, site: Site) -> Policy:
+def expiry_policy(run: Run, site: AwsContext) -> Policy:
     """What the scheduler may do with it: delete that one endpoint.
 
     Args:
@@ -235,7 +240,7 @@ def expiry_policy(run: Run, site: Site) -> Policy:
 
 
 def role_policies(
-    site: Site, bucket: str, isolation: Isolation, reads: Sequence[str] = ()
+    site: AwsContext, bucket: str, isolation: NetworkSecurity, reads: Sequence[str] = ()
 ) -> dict[str, dict[str, Policy]]:  # fmt: skip
     """Trust and policy of every role that the commands make, for any run: for those who make roles themselves.
 

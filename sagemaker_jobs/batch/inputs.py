@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuron_sum.errors import AwsError, DataError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.place import Place
+from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.batch.requests import MAX_PAYLOAD_MB
 from sagemaker_jobs.launch.channels import Channel
 
@@ -31,7 +31,7 @@ class Texts:
     lines: Mapping[str, int] | None = None
 
 
-def find_texts(given: str, account: Account | None, place: Place) -> Texts:
+def find_texts(given: str, account: Account | None, place: Destination) -> Texts:
     """What INPUT means.
 
     Args:

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Isolation, Place, Request, has_local_disks, run_prefix
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks, run_prefix
 from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.launch.schedules import create_ending
 
@@ -28,13 +28,13 @@ RETRIES = 3
 """The most that SageMaker allows: for a container that says that it is busy."""
 
 
-def output_address(run: Run, place: Place, attempt: int) -> str:
+def output_address(run: Run, place: Destination, attempt: int) -> str:
     """The S3 folder of a transform job's outputs; without a slash at its end, for SageMaker adds one."""
     return f"s3://{place.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def create_model(
-    run: Run, place: Place, *, image: str, model_data: str, isolation: Isolation, attempt: int = 1
+    run: Run, place: Destination, *, image: str, model_data: str, isolation: NetworkSecurity, attempt: int = 1
 ) -> Request:
     """CreateModel for a transform job, which goes when that has ended.
 
@@ -56,7 +56,14 @@ def create_model(
 
 
 def create_transform_job(
-    run: Run, place: Place, *, instance: str, instances: int, source: str, isolation: Isolation, attempt: int = 1
+    run: Run,
+    place: Destination,
+    *,
+    instance: str,
+    instances: int,
+    source: str,
+    isolation: NetworkSecurity,
+    attempt: int = 1,
 ) -> Request:
     """CreateTransformJob over JSON Lines; inf2 is allowed here.
 

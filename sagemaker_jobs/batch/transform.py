@@ -14,8 +14,8 @@ from sagemaker_jobs.aws import policies
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import Run, Site
-from sagemaker_jobs.aws.place import Isolation, Place
+from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.batch.inputs import Texts, counted, listed
 from sagemaker_jobs.batch.requests import OUT
@@ -48,7 +48,7 @@ class Options:
     max_hours: float
     bucket: str | None = None
     role_arn: str | None = None
-    isolation: Isolation = field(default_factory=Isolation)
+    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
     expiry_role_arn: str | None = None
 
 
@@ -86,8 +86,15 @@ def image_target(source: Source, instance: str) -> str:
 
 
 def launch(
-    run: Run, attempt: int, source: Source, texts: Texts, options: Options, image: str, place: Place, now: datetime
-) -> Launch:  # fmt: skip
+    run: Run,
+    attempt: int,
+    source: Source,
+    texts: Texts,
+    options: Options,
+    image: str,
+    place: Destination,
+    now: datetime,
+) -> Launch:
     """Everything that is to be sent; sends nothing.
 
     What stops the job is made before it: a transform job has no maximum run time in its request.
@@ -143,7 +150,7 @@ def launch(
     )  # fmt: skip
 
 
-def place_for(run: Run, options: Options, site: Site) -> Place:
+def place_for(run: Run, options: Options, site: AwsContext) -> Destination:
     """Where a run's transform goes."""
     return place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
 

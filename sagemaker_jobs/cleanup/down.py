@@ -13,13 +13,13 @@ from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.cleanup.artifacts import stored
 from sagemaker_jobs.cleanup.inventory import look
-from sagemaker_jobs.cleanup.kinds import Found, Kind
+from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind
 
 RUNS_NAMED = 10
 """At most, in an error's one line: the newest."""
 
 
-def left(account: Account, ledger: Ledger, run: str | None) -> list[Found]:
+def left(account: Account, ledger: Ledger, run: str | None) -> list[Resource]:
     """What `remove` would remove: empty if nothing of ours is left but artifacts.
 
     Args:
@@ -67,7 +67,7 @@ def check_known(account: Account, ledger: Ledger, bucket: str, run: str) -> None
 
 def remove(
     account: Account, ledger: Ledger, run: str | None, say: Callable[[str], None], *, every_s: float
-) -> list[Found]:  # fmt: skip
+) -> list[Resource]:  # fmt: skip
     """Ends what is paid by the hour, waits until it is gone (until then it is paid), and deletes the rest.
 
     What AWS refuses for one thing, or a service that does not answer, does not keep the others from being removed; but
@@ -89,10 +89,10 @@ def remove(
     there = look(account, ledger, run)
     refused = list(there.refused)
     running = [(kind, owner) for kind, owner in there.hidden if kind.paid]
-    removed: list[Found] = []
+    removed: list[Resource] = []
     states: dict[str, str] = {}
 
-    def ended(kind: Kind, thing: Found) -> bool:
+    def ended(kind: ResourceKind, thing: Resource) -> bool:
         try:
             kind.end(account, thing.name)
             now = kind.seen(account, thing.name, thing.run or "")
@@ -119,7 +119,7 @@ def remove(
     while waiting:
         time.sleep(every_s)
         waiting = [pair for pair in waiting if not ended(*pair)]
-    kept: list[Found] = []
+    kept: list[Resource] = []
     for kind, thing in rest:
         if any(needs(paid, owner, thing) for paid, owner in running):
             kept.append(thing)
@@ -134,7 +134,7 @@ def remove(
     return removed
 
 
-def needs(paid: Kind, owner: str | None, thing: Found) -> bool:
+def needs(paid: ResourceKind, owner: str | None, thing: Resource) -> bool:
     """Whether something that may still run needs it.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.cleanup.kinds import KINDS, Found, Kind, hours_since
+from sagemaker_jobs.cleanup.kinds import KINDS, Resource, ResourceKind, hours_since
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Inventory:
         hidden: What was not seen: a kind, and whose; None where the kind could not even be listed, so anybody's.
     """
 
-    found: tuple[tuple[Kind, Found], ...]
+    found: tuple[tuple[ResourceKind, Resource], ...]
     refused: tuple[Refused | Unreached, ...]
-    hidden: tuple[tuple[Kind, str | None], ...] = ()
+    hidden: tuple[tuple[ResourceKind, str | None], ...] = ()
 
     @property
-    def things(self) -> list[Found]:
+    def things(self) -> list[Resource]:
         """Without their kinds."""
         return [found for _, found in self.found]
 
@@ -43,11 +43,11 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
         Unreached: If no service can be asked.
     """
     noted = ledger.open(run)
-    found: list[tuple[Kind, Found]] = []
+    found: list[tuple[ResourceKind, Resource]] = []
     refused: list[Refused | Unreached] = []
-    hidden: list[tuple[Kind, str | None]] = []
+    hidden: list[tuple[ResourceKind, str | None]] = []
 
-    def not_seen(error: Refused | Unreached, kind: Kind, owner: str | None) -> None:
+    def not_seen(error: Refused | Unreached, kind: ResourceKind, owner: str | None) -> None:
         if isinstance(error, Unreached) and not any(isinstance(one, Unreached) for one in refused):
             account.call("sts", "get_caller_identity")  # if this has no answer, either, none will
         refused.append(error)
@@ -73,15 +73,15 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
     return Inventory(tuple(found), tuple(refused), tuple(hidden))
 
 
-def not_ours(account: Account) -> tuple[list[Found], list[Refused | Unreached]]:
+def not_ours(account: Account) -> tuple[list[Resource], list[Refused | Unreached]]:
     """What runs by the hour and is not ours, notebook instances and Studio apps; and why some could not be listed.
 
     Raises:
         AwsError: If the request could not be sent.
     """
-    found: list[Found] = []
+    found: list[Resource] = []
     refused: list[Refused | Unreached] = []
-    listings: tuple[Callable[[Account], Iterator[Found]], ...] = (_notebooks, _apps)
+    listings: tuple[Callable[[Account], Iterator[Resource]], ...] = (_notebooks, _apps)
     for listed in listings:
         try:
             found += listed(account)
@@ -90,20 +90,20 @@ def not_ours(account: Account) -> tuple[list[Found], list[Refused | Unreached]]:
     return found, refused
 
 
-def _notebooks(account: Account) -> Iterator[Found]:
+def _notebooks(account: Account) -> Iterator[Resource]:
     listing = account.pages("sagemaker", "list_notebook_instances", "NotebookInstances", StatusEquals="InService")
     for item in listing:
-        yield Found(
+        yield Resource(
             "notebook-instance", item["NotebookInstanceName"], None, item["NotebookInstanceStatus"],
             hours_since(item["LastModifiedTime"]), item["InstanceType"],
         )  # fmt: skip
 
 
-def _apps(account: Account) -> Iterator[Found]:
+def _apps(account: Account) -> Iterator[Resource]:
     for item in account.pages("sagemaker", "list_apps", "Apps"):
         instance = (item.get("ResourceSpec") or {}).get("InstanceType")
         if item["Status"] in ("InService", "Pending") and instance != "system":  # which costs nothing
-            yield Found(
+            yield Resource(
                 "studio-app", f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}", None,
                 item["Status"], hours_since(item["CreationTime"]), instance,
             )  # fmt: skip

@@ -24,7 +24,7 @@ BUILDS_ASKED = 100
 
 
 @dataclass(frozen=True)
-class Found:
+class Resource:
     """One thing in the account.
 
     Attributes:
@@ -63,7 +63,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ResourceKind:
     """One kind of thing.
 
     Attributes:
@@ -79,7 +79,7 @@ class Kind:
 
     name: str
     listed: Callable[[Account, str | None], Iterator[tuple[str, str]]]
-    seen: Callable[[Account, str, str], Found | None]
+    seen: Callable[[Account, str, str], Resource | None]
     end: Callable[[Account, str], object]
     paid: bool = False
     needs: tuple[str, ...] = ()
@@ -121,11 +121,11 @@ def _named(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
 
 def _described(
     kind: str, operation: str, key: str, state: Callable[[Mapping[str, Any]], str] = lambda _: "there"
-) -> Callable[[Account, str, str], Found | None]:
-    def seen(account: Account, name: str, run: str) -> Found | None:
+) -> Callable[[Account, str, str], Resource | None]:
+    def seen(account: Account, name: str, run: str) -> Resource | None:
         if (described := _describe(account, operation, **{key: name})) is None:
             return None
-        return Found(kind, name, run, state(described), hours_since(described["CreationTime"]))
+        return Resource(kind, name, run, state(described), hours_since(described["CreationTime"]))
 
     return seen
 
@@ -141,15 +141,15 @@ def _describe(account: Account, operation: str, **asked: str) -> dict[str, Any] 
 
 def _job_seen(
     kind: str, operation: str, noun: str, resources: str
-) -> Callable[[Account, str, str], Found | None]:  # fmt: skip
+) -> Callable[[Account, str, str], Resource | None]:  # fmt: skip
     """A job while it runs: one that has ended is a record, which costs nothing."""
 
-    def seen(account: Account, name: str, run: str) -> Found | None:
+    def seen(account: Account, name: str, run: str) -> Resource | None:
         described = _describe(account, operation, **{f"{noun}Name": name})
         if described is None or described[f"{noun}Status"] not in RUNNING:
             return None
         used = described[resources]
-        return Found(
+        return Resource(
             kind, name, run, described.get("SecondaryStatus", described[f"{noun}Status"]),
             hours_since(described["CreationTime"]), used["InstanceType"], used["InstanceCount"],
         )  # fmt: skip
@@ -171,7 +171,7 @@ def _ended(operation: str, key: str, *tolerated: str) -> Callable[[Account, str]
     return end
 
 
-def _endpoint_seen(account: Account, name: str, run: str) -> Found | None:
+def _endpoint_seen(account: Account, name: str, run: str) -> Resource | None:
     endpoint = _describe(account, "describe_endpoint", EndpointName=name)
     if endpoint is None:
         return None
@@ -179,7 +179,7 @@ def _endpoint_seen(account: Account, name: str, run: str) -> Found | None:
     [variant] = config["ProductionVariants"] if config else [{}]
     running = next(iter(endpoint.get("ProductionVariants") or [{}]))
     count = running.get("CurrentInstanceCount") or variant.get("InitialInstanceCount", 1)
-    return Found(
+    return Resource(
         "endpoint", name, run, endpoint["EndpointStatus"], hours_since(endpoint["CreationTime"]),
         variant.get("InstanceType"), count, _expiry(account, name),
     )  # fmt: skip
@@ -199,14 +199,14 @@ def _schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     yield from _named((item["Name"] for item in listing), run)
 
 
-def _schedule_seen(account: Account, name: str, run: str) -> Found | None:
+def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
     try:
         schedule = account.call("scheduler", "get_schedule", Name=name)
     except Refused as refused:
         if not refused.missing:
             raise
         return None
-    return Found("schedule", name, run, schedule["State"].lower(), hours_since(schedule["CreationDate"]),
+    return Resource("schedule", name, run, schedule["State"].lower(), hours_since(schedule["CreationDate"]),
                  ends=f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
 
 
@@ -228,12 +228,12 @@ def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, s
             yield target["ResourceId"], owner
 
 
-def _scaling_seen(account: Account, name: str, run: str) -> Found | None:
+def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
     targets = account.call(
         "application-autoscaling", "describe_scalable_targets", ServiceNamespace=NAMESPACE, ResourceIds=[name],
         ScalableDimension=DIMENSION,
     )["ScalableTargets"]  # fmt: skip
-    return Found("scaling-target", name, run, "there", hours_since(targets[0]["CreationTime"])) if targets else None
+    return Resource("scaling-target", name, run, "there", hours_since(targets[0]["CreationTime"])) if targets else None
 
 
 def _scaling_end(account: Account, name: str) -> None:
@@ -263,9 +263,9 @@ def _is_of(name: str, run: str | None) -> bool:
     return owner is not None and run in (None, owner)
 
 
-def _project_seen(account: Account, name: str, run: str) -> Found | None:
+def _project_seen(account: Account, name: str, run: str) -> Resource | None:
     found = account.call("codebuild", "batch_get_projects", names=[name])["projects"]
-    return Found("build-project", name, run, "there", hours_since(found[0]["created"])) if found else None
+    return Resource("build-project", name, run, "there", hours_since(found[0]["created"])) if found else None
 
 
 def _builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
@@ -275,12 +275,12 @@ def _builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
             yield str(identity), owner
 
 
-def _build_seen(account: Account, name: str, run: str) -> Found | None:
+def _build_seen(account: Account, name: str, run: str) -> Resource | None:
     found = account.call("codebuild", "batch_get_builds", ids=[name])["builds"]
     if not found or found[0]["buildStatus"] != "IN_PROGRESS":
         return None
     [build] = found
-    return Found("build", name, run, build.get("currentPhase", "IN_PROGRESS"), hours_since(build["startTime"]),
+    return Resource("build", name, run, build.get("currentPhase", "IN_PROGRESS"), hours_since(build["startTime"]),
                  build["environment"]["computeType"])  # fmt: skip
 
 
@@ -289,14 +289,14 @@ def _roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     yield from _named((role["RoleName"] for role in listing), run)
 
 
-def _role_seen(account: Account, name: str, run: str) -> Found | None:
+def _role_seen(account: Account, name: str, run: str) -> Resource | None:
     try:
         role = account.call("iam", "get_role", RoleName=name)["Role"]
     except Refused as refused:
         if not refused.missing:
             raise
         return None
-    return Found("role", name, run, "there", hours_since(role["CreateDate"]))
+    return Resource("role", name, run, "there", hours_since(role["CreateDate"]))
 
 
 def _role_end(account: Account, name: str) -> None:
@@ -316,14 +316,14 @@ _STOPPED = _ended("stop_training_job", "TrainingJobName", "ValidationException")
 """AWS says that a request to stop what has ended, or stops already, is not valid."""
 
 KINDS = (
-    Kind("scaling-target", _scaling_targets, _scaling_seen, _scaling_end),
-    Kind(
+    ResourceKind("scaling-target", _scaling_targets, _scaling_seen, _scaling_end),
+    ResourceKind(
         "endpoint", _sagemaker_list("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _endpoint_seen,
         # Not while it is Creating or Updating: it is asked again until it is gone.
         _ended("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
         needs=("endpoint-config", "model", "schedule", "role"),
     ),
-    Kind(
+    ResourceKind(
         "training-job",
         _sagemaker_list(
             "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
@@ -331,7 +331,7 @@ KINDS = (
         _job_seen("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOPPED, paid=True,
         needs=("role",),
     ),
-    Kind(
+    ResourceKind(
         "transform-job",
         _sagemaker_list(
             "list_transform_jobs", "TransformJobSummaries", "TransformJobName", "TransformJobArn", RUNNING,
@@ -340,26 +340,26 @@ KINDS = (
         _ended("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
         needs=("model", "schedule", "role"),
     ),
-    Kind(
+    ResourceKind(
         "build", _builds, _build_seen, lambda account, name: account.call("codebuild", "stop_build", id=name),
         paid=True, needs=("build-project", "role"), of="image-",
     ),
-    Kind(
+    ResourceKind(
         "endpoint-config",
         _sagemaker_list("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
         _described("endpoint-config", "describe_endpoint_config", "EndpointConfigName"),
         _ended("delete_endpoint_config", "EndpointConfigName"),
     ),
-    Kind(
+    ResourceKind(
         "model", _sagemaker_list("list_models", "Models", "ModelName", "ModelArn"),
         _described("model", "describe_model", "ModelName"), _ended("delete_model", "ModelName"),
     ),
     # After the endpoint: until that is gone, this is what ends it if this machine goes away.
-    Kind("schedule", _schedules, _schedule_seen, _schedule_end),
-    Kind(
+    ResourceKind("schedule", _schedules, _schedule_seen, _schedule_end),
+    ResourceKind(
         "build-project", _projects, _project_seen,
         lambda account, name: account.call("codebuild", "delete_project", name=name),
     ),
-    Kind("role", _roles, _role_seen, _role_end),
+    ResourceKind("role", _roles, _role_seen, _role_end),
 )  # fmt: skip
 """In the order of their removal. A bucket and a repository hold artifacts: artifacts.py."""

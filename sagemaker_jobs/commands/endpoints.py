@@ -29,7 +29,7 @@ from sagemaker_jobs.commands.options import (
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
-    from sagemaker_jobs.aws.names import Site
+    from sagemaker_jobs.aws.names import AwsContext
     from sagemaker_jobs.endpoint.sources import Source
     from sagemaker_jobs.launch.start import Launch
 
@@ -80,7 +80,7 @@ def deploy(
     """Put a compiled model behind an endpoint that AWS itself ends; a failure is rolled back."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
-    from sagemaker_jobs.aws.place import Place
+    from sagemaker_jobs.aws.place import Destination
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.cost import lifetime
@@ -95,14 +95,14 @@ def deploy(
         raise AwsError("autoscaling is set once the endpoint is in service", "leave out --detach or --max-instances")
     if len(sources) > 1 and not multi_model:
         raise AwsError(f"{len(sources)} models for one endpoint", "--multi-model, or a deploy for each")
-    hosting = endpoint.Hosting(
+    hosting = endpoint.EndpointOptions(
         instance, instances, None if keep else hours or HOURS, max_instances, invocations_per_instance, bucket, role,
         isolation_of(kms_key, subnet, security_group, network_isolation), expiry_role,
     )  # fmt: skip
     hosting.check()
     account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
     asked = None if dry_run and site.account == ANY_ACCOUNT else account
-    anywhere = Place(site, bucket or site.bucket, role or "")
+    anywhere = Destination(site, bucket or site.bucket, role or "")
     found = [endpoint_sources.find_source(text, asked, anywhere) for text in sources]
     targets = {endpoint_sources.image_target(source, instance, image) for source in found}
     if multi_model:
@@ -284,7 +284,7 @@ def _check_several(sources: "list[Source]", targets: set[str]) -> None:
         raise AwsError(f"two models are named {min(twice)}", f"{min(twice)}-2=SOURCE gives one another name")
 
 
-def _image(given: str | None, target: str, account: "Account | None", site: "Site") -> str:
+def _image(given: str | None, target: str, account: "Account | None", site: "AwsContext") -> str:
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
     from sagemaker_jobs.image import registry
 

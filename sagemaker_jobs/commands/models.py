@@ -30,7 +30,7 @@ def models(
 ) -> None:
     """List a multi-model endpoint's models; add and remove some while it runs."""
     from sagemaker_jobs.aws.names import Run, run_of
-    from sagemaker_jobs.aws.place import Isolation, Place
+    from sagemaker_jobs.aws.place import Destination, NetworkSecurity
     from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
@@ -43,14 +43,14 @@ def models(
     account, site = terminal.caller(region, offline=offline, dry_run=dry_run and offline)
     there: dict[str, dict[str, Any]] = {}
     if account is None:
-        which, isolation = Run(run_of(run) or run, ""), Isolation()
-        place = Place(site, site.bucket, "")
+        which, isolation = Run(run_of(run) or run, ""), NetworkSecurity()
+        place = Destination(site, site.bucket, "")
         prefix = endpoint.models_prefix(which)
     else:
         found = lifecycle.find_ours(account, run)
         which = found.run
         bucket, prefix, isolation = _where(account, found)
-        place = Place(site, bucket, "")
+        place = Destination(site, bucket, "")
         there = _there(account, bucket, prefix)
     if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in there]:
         raise AwsError(f"{which.id} has no model {missing[0]}", f"it has {', '.join(there) or 'none'}")
@@ -100,7 +100,7 @@ def models(
 
 def _where(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
     """Bucket and prefix of an endpoint's models, and how they are encrypted."""
-    from sagemaker_jobs.aws.place import Isolation
+    from sagemaker_jobs.aws.place import NetworkSecurity
 
     name = str(found.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
@@ -109,7 +109,7 @@ def _where(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
     if model.get("Mode") != "MultiModel":
         raise AwsError(f"{found.name} serves one model", "neuron-sum aws deploy --multi-model SOURCE... makes another")
     bucket, _, prefix = model["ModelDataUrl"].removeprefix("s3://").partition("/")
-    return bucket, prefix, Isolation(config.get("KmsKeyId"))
+    return bucket, prefix, NetworkSecurity(config.get("KmsKeyId"))
 
 
 def _there(account: "Account", bucket: str, prefix: str) -> dict[str, dict[str, Any]]:

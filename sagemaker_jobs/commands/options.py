@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from neuron_sum.recipes.schema import Recipe
-    from sagemaker_jobs.aws.place import Isolation
+    from sagemaker_jobs.aws.place import NetworkSecurity
     from sagemaker_jobs.jobs.training import Options
 
 EndpointArgument = Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy` printed it.")]
@@ -58,16 +58,16 @@ RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As `aw
 
 def isolation_of(
     kms_key: str | None, subnets: list[str] | None, groups: list[str] | None, network_isolation: bool
-) -> "Isolation":
+) -> "NetworkSecurity":
     """What the options say about encryption and network."""
-    from sagemaker_jobs.aws.place import Isolation
+    from sagemaker_jobs.aws.place import NetworkSecurity
 
-    return Isolation(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
+    return NetworkSecurity(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
 
 
 def options_of(
     instance: str, instances: int, max_hours: float, max_wait_hours: float | None, *, bucket: str | None,
-    role: str | None, image: str | None, isolation: "Isolation",
+    role: str | None, image: str | None, isolation: "NetworkSecurity",
 ) -> "Options":  # fmt: skip
     """What the options say about a training job."""
     from sagemaker_jobs.jobs.training import Options

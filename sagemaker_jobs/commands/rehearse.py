@@ -85,7 +85,7 @@ def rehearse(
 
 def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:
     """What a rehearsal would run: nothing is started, built or kept."""
-    from sagemaker_jobs.aws.place import Isolation
+    from sagemaker_jobs.aws.place import NetworkSecurity
     from sagemaker_jobs.commands import session as terminal
     from sagemaker_jobs.jobs import inputs
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
@@ -93,7 +93,7 @@ def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) ->
     if wheelhouse is None:
         console.note("a real rehearsal builds our own wheel first, and gives it to the jobs as one more channel")
     with tempfile.TemporaryDirectory(prefix="neuron-sum-rehearsal-") as scratch:
-        channels = inputs.channels(recipe, Path(scratch), wheelhouse, Isolation())
+        channels = inputs.channels(recipe, Path(scratch), wheelhouse, NetworkSecurity())
         launches = Rehearsal(recipe, Path(scratch), instance).launches(channels, inputs.code_channels(wheelhouse))
     made = [call.as_dict() for launch in launches for call in launch.calls]
     told = "dry run: nothing was started; the second job goes on with what the first was killed in"

@@ -12,8 +12,8 @@ from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import tell_down
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.logs import OutOfSight
-from sagemaker_jobs.aws.names import ANY_ACCOUNT, Site
+from sagemaker_jobs.aws.logs import LostContact
+from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
 from sagemaker_jobs.commands import tables
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.launch import quotas
@@ -44,7 +44,7 @@ def account_or_none(region: str | None) -> Account | None:
     return account
 
 
-def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account | None, Site]:
+def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account | None, AwsContext]:
     """Who is to start something, and where.
 
     Args:
@@ -67,10 +67,10 @@ def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account
         if not dry_run:
             raise
         console.note(f"the account is shown as {ANY_ACCOUNT}: {error.message}")
-        return account, Site(ANY_ACCOUNT, account.region, account.partition)
+        return account, AwsContext(ANY_ACCOUNT, account.region, account.partition)
 
 
-def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> Site:
+def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
     """A region's site without asking AWS: boto3 knows partitions; without it they are shown as in most regions.
 
     Args:
@@ -84,10 +84,10 @@ def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> Site:
     try:
         botocore, unknown = import_module("botocore.session"), import_module("botocore.exceptions").UnknownRegionError
     except ImportError:
-        return Site(account, where)
+        return AwsContext(account, where)
     session = botocore.Session(session_vars={"profile": (None, None, None, None)})  # AWS_PROFILE may name none
     try:
-        return Site(account, where, str(session.get_partition_for_region(where)))
+        return AwsContext(account, where, str(session.get_partition_for_region(where)))
     except unknown as error:
         raise AwsError(f"no region {where!r}", "such as --region us-east-1") from error
 
@@ -133,7 +133,7 @@ def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
     try:
         with coming_back(run, what, region):
             yield
-    except OutOfSight:
+    except LostContact:
         raise
     except AwsError as error:
         tell_down(error, run, region)
@@ -147,7 +147,7 @@ def coming_back(run: str, what: str, region: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise left_running(run, what) from None
-    except OutOfSight as error:
+    except LostContact as error:
         hint = f"{error.hint}; " if error.hint else ""
         error.hint = (
             f"{hint}{what} goes on and is paid: neuron-sum aws status {run} --follow --region {region} comes back to "

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from neuron_sum import console
 from sagemaker_jobs.aws.names import PREFIX
-from sagemaker_jobs.cleanup.kinds import Found
+from sagemaker_jobs.cleanup.kinds import Resource
 from sagemaker_jobs.cost.plan import NOT_COUNTED, Elsewhere, Plan
 from sagemaker_jobs.cost.references import PublishedCost
 
@@ -64,7 +64,7 @@ def beside_tables(beside: Iterable[Elsewhere], published: Sequence[PublishedCost
     yield paid
 
 
-def found_table(found: Iterable[Found], title: str) -> Table:
+def found_table(found: Iterable[Resource], title: str) -> Table:
     """What is in the account.
 
     Args:

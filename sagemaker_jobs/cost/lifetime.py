@@ -4,8 +4,8 @@ from datetime import datetime, timedelta, timezone
 
 from neuron_sum.platform.prices import REGION, Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import Run, Site, new_run
-from sagemaker_jobs.aws.place import STOP_GRACE_S, Isolation, Request
+from sagemaker_jobs.aws.names import AwsContext, Run, new_run
+from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity, Request
 from sagemaker_jobs.batch.transform import Options
 from sagemaker_jobs.cost import plan as planning
 from sagemaker_jobs.cost import price_list
@@ -19,8 +19,13 @@ from sagemaker_jobs.launch.start import Launch, place_of
 
 
 def planned_requests(
-    run: Run, site: Site, *, train: tuple[str, int, float], compiling: tuple[str, float], endpoint: tuple[str, float]
-) -> dict[str, Request]:  # fmt: skip
+    run: Run,
+    site: AwsContext,
+    *,
+    train: tuple[str, int, float],
+    compiling: tuple[str, float],
+    endpoint: tuple[str, float],
+) -> dict[str, Request]:
     """The requests of a whole life, by kind; what is not wanted is left out.
 
     Args:
@@ -35,7 +40,7 @@ def planned_requests(
         PlatformError: If AWS has no image in the region.
     """
     place = place_of(run, site)
-    isolation = Isolation()
+    isolation = NetworkSecurity()
     instance, instances, hours = train
     jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
     if compiling[1] > 0:

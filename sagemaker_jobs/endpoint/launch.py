@@ -7,8 +7,8 @@ from functools import partial
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws import policies
-from sagemaker_jobs.aws.names import Run, Site
-from sagemaker_jobs.aws.place import Isolation, Request, run_prefix
+from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.aws.place import NetworkSecurity, Request, run_prefix
 from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.launch.bucket import bucket_calls
@@ -22,7 +22,7 @@ ENDPOINT_POLICY = "endpoint"
 
 
 @dataclass(frozen=True)
-class Hosting:
+class EndpointOptions:
     """What the command line says about an endpoint.
 
     Attributes:
@@ -44,7 +44,7 @@ class Hosting:
     invocations: float | None = None
     bucket: str | None = None
     role_arn: str | None = None
-    isolation: Isolation = field(default_factory=Isolation)
+    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
     expiry_role_arn: str | None = None
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ def models_prefix(run: Run) -> str:
 
 
 def launch(
-    run: Run, sources: Sequence[Source], hosting: Hosting, image: str, site: Site, *, now: datetime,
+    run: Run, sources: Sequence[Source], hosting: EndpointOptions, image: str, site: AwsContext, *, now: datetime,
     multi_model: bool = False,
 ) -> Launch:  # fmt: skip
     """Everything that is to be sent; sends nothing.
@@ -138,7 +138,7 @@ class Expiry:
     schedule: Call
 
 
-def expiry(run: Run, site: Site, *, at: datetime, role_arn: str | None = None) -> Expiry:
+def expiry(run: Run, site: AwsContext, *, at: datetime, role_arn: str | None = None) -> Expiry:
     """The end of a run's endpoint.
 
     Args:
@@ -173,7 +173,7 @@ def end_of(made: Launch) -> datetime | None:
     return time_of(requests["schedule"]) if "schedule" in requests else None
 
 
-def _scaling_calls(run: Run, hosting: Hosting) -> tuple[Call, ...]:
+def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:
     if hosting.most is None or hosting.invocations is None:
         return ()
     service, name = "application-autoscaling", endpoint_requests.scaling_target(run)

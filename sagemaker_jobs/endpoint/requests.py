@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Isolation, Place, Request, has_local_disks
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks
 from sagemaker_jobs.launch.schedules import create_ending
 
 VARIANT = "main"
@@ -31,9 +31,16 @@ SCALE_IN_S, SCALE_OUT_S = 300, 60
 
 
 def create_model(
-    run: Run, place: Place, *, image: str, model_data: str, environment: Mapping[str, str], isolation: Isolation,
-    name: str | None = None, multi_model: bool = False,
-) -> Request:  # fmt: skip
+    run: Run,
+    place: Destination,
+    *,
+    image: str,
+    model_data: str,
+    environment: Mapping[str, str],
+    isolation: NetworkSecurity,
+    name: str | None = None,
+    multi_model: bool = False,
+) -> Request:
     """CreateModel.
 
     Args:
@@ -62,7 +69,7 @@ def create_model(
 
 
 def create_endpoint_config(
-    run: Run, *, instance: str, instances: int, isolation: Isolation, hours: float | None = None
+    run: Run, *, instance: str, instances: int, isolation: NetworkSecurity, hours: float | None = None
 ) -> Request:  # fmt: skip
     """CreateEndpointConfig, with the time that a compiled model takes to come up.
 

@@ -14,7 +14,7 @@ from neuron_sum.errors import ArtifactError, AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Place
+from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import compiling, training
 from sagemaker_jobs.launch.channels import Channel
@@ -54,7 +54,7 @@ class Source:
     channel: Channel | None = None
     run: Run | None = None
 
-    def address_in(self, place: Place) -> str:
+    def address_in(self, place: Destination) -> str:
         """Where in S3 it lies, once it is uploaded."""
         if self.channel is not None:
             [name] = self.channel.files
@@ -63,7 +63,7 @@ class Source:
         return self.address
 
 
-def find_source(text: str, account: Account | None, place: Place) -> Source:
+def find_source(text: str, account: Account | None, place: Destination) -> Source:
     """What SOURCE means: s3://BUCKET/KEY, a file, or a run; NAME=SOURCE gives it a name.
 
     Args:

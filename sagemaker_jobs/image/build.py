@@ -14,8 +14,8 @@ from typing import Literal
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws import names, policies
-from sagemaker_jobs.aws.names import REPOSITORY, RUN_TAG, Run, Site, tags
-from sagemaker_jobs.aws.place import Isolation, Request, inputs_prefix
+from sagemaker_jobs.aws.names import REPOSITORY, RUN_TAG, AwsContext, Run, tags
+from sagemaker_jobs.aws.place import NetworkSecurity, Request, inputs_prefix
 from sagemaker_jobs.image.registry import image_uri
 from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
@@ -199,7 +199,7 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
     }
 
 
-def launch(run: Run, options: Options, found: Channel, archive: Channel, site: Site) -> Launch:
+def launch(run: Run, options: Options, found: Channel, archive: Channel, site: AwsContext) -> Launch:
     """Everything that is to be sent; sends nothing.
 
     Args:
@@ -237,7 +237,7 @@ def launch(run: Run, options: Options, found: Channel, archive: Channel, site: S
         run, place, calls, (archive,),
         () if options.bucket else bucket_calls(place, options.kms_key),
         () if options.role_arn else role_calls(run, site.region, trust, policy, "build-role"),
-        encryption_of(Isolation(kms_key=options.kms_key)),
+        encryption_of(NetworkSecurity(kms_key=options.kms_key)),
     )  # fmt: skip
 
 

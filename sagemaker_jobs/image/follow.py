@@ -44,7 +44,7 @@ def started(account: Account, run: str, say: Callable[[str], None], every_s: flo
     """The build that was started just now, once CodeBuild lists it.
 
     Raises:
-        OutOfSight: If CodeBuild cannot be asked.
+        LostContact: If CodeBuild cannot be asked.
         AwsError: If it does not.
     """
     for _ in range(LOOKS_FOR_A_NEW_BUILD):
@@ -71,7 +71,7 @@ def follow(
         What BatchGetBuilds says of the build, which succeeded.
 
     Raises:
-        OutOfSight: If CodeBuild cannot be asked any more while it runs.
+        LostContact: If CodeBuild cannot be asked any more while it runs.
         AwsError: If it did not, with CodeBuild's reason and the known cause in its log.
     """
     log: Log | None = None

@@ -8,7 +8,7 @@ from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
-from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, Site
+from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, AwsContext
 
 ENDED = "djl-0.30-neuronx"
 """The word for AWS's last DJL container with Neuron, in which serves what `package --container` wrote."""
@@ -35,7 +35,7 @@ class Image:
         return {"image": self.uri, "pinned": self.pinned, "digest": self.digest, "bytes": self.size}
 
 
-def image_uri(site: Site, tag: str) -> str:
+def image_uri(site: AwsContext, tag: str) -> str:
     """The full name of an image of ours.
 
     Args:

@@ -12,7 +12,7 @@ from neuron_sum.runs.folder import OWN_NAMES, RunFolder, open_run
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run, new_run
-from sagemaker_jobs.aws.place import Isolation, Place
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.jobs import training
 from sagemaker_jobs.jobs.inputs import no_way_to
 from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
@@ -42,8 +42,14 @@ class Trained:
     addresses: Mapping[str, str] = field(default_factory=dict)
 
 
-def find(given: str, account: Account | None, place: Place | None, overrides: Sequence[str], isolation: Isolation,
-         scratch: Path) -> Trained:  # fmt: skip
+def find(
+    given: str,
+    account: Account | None,
+    place: Destination | None,
+    overrides: Sequence[str],
+    isolation: NetworkSecurity,
+    scratch: Path,
+) -> Trained:
     """What SOURCE means.
 
     Args:
@@ -107,7 +113,7 @@ def newest(account: Account, run: Run, stage: str) -> dict[str, object]:
 
 
 def _in_account(
-    given: str, account: Account, overrides: Sequence[str], isolation: Isolation, scratch: Path
+    given: str, account: Account, overrides: Sequence[str], isolation: NetworkSecurity, scratch: Path
 ) -> Trained:  # fmt: skip
     run = training.find_run(account, given)
     attempt = training.next_attempt(account, run, "compile")
@@ -139,7 +145,7 @@ def _recipe_of(
     return load_recipe(str(written), overrides)
 
 
-def _local(path: Path, overrides: Sequence[str], isolation: Isolation) -> Trained:
+def _local(path: Path, overrides: Sequence[str], isolation: NetworkSecurity) -> Trained:
     run = open_run(path)
     recipe = load_recipe(str(run.recipe_path), overrides)
     there = {
@@ -149,7 +155,7 @@ def _local(path: Path, overrides: Sequence[str], isolation: Isolation) -> Traine
     return Trained(new_run(recipe.name), channels=(Channel(TRAINED, there), *_base_of(run, recipe, isolation)))
 
 
-def _base_of(run: RunFolder, recipe: Recipe, isolation: Isolation) -> list[Channel]:
+def _base_of(run: RunFolder, recipe: Recipe, isolation: NetworkSecurity) -> list[Channel]:
     """An adapter's base that lies on this machine, outside the run."""
     if isinstance(recipe.method, FullMethod) or run.base.is_dir():
         return []
@@ -162,7 +168,7 @@ def _base_of(run: RunFolder, recipe: Recipe, isolation: Isolation) -> list[Chann
     return [Channel(MODEL, files_of(origin))]
 
 
-def _check_way(recipe: Recipe, isolation: Isolation) -> None:
+def _check_way(recipe: Recipe, isolation: NetworkSecurity) -> None:
     """Refuses an adapter whose base only a hub has, for a container without a network."""
     name = recipe.model.name_or_path
     if isolation.network_isolation and name and not name.startswith("/") and not isinstance(recipe.method, FullMethod):

@@ -131,7 +131,7 @@ def follow(
         The completed job.
 
     Raises:
-        OutOfSight: If AWS cannot be asked any more while it runs.
+        LostContact: If AWS cannot be asked any more while it runs.
         AwsError: If it failed, with AWS's reason and the known cause in its log; or was stopped, which is no success.
     """
     log = Log(account, kind.log_group, f"{name}/")  # each of its hosts has a stream that begins so

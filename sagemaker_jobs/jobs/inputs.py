@@ -6,7 +6,7 @@ from pathlib import Path
 from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
 from neuron_sum.recipes.schema import Recipe
-from sagemaker_jobs.aws.place import Isolation
+from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE
 from sagemaker_jobs.launch.channels import Channel, files_of
 
@@ -22,7 +22,7 @@ LOCAL_FIELDS = {
 HUB_FIELDS = ("data.path", "model.name_or_path", "model.tokenizer")
 
 
-def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: Isolation) -> list[Channel]:
+def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: NetworkSecurity) -> list[Channel]:
     """Everything that a training job reads.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Isolation, Place, Request, has_local_disks
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks
 
 INPUT = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
@@ -60,7 +60,7 @@ class Job:
     volume_gb: int = 100
     attempt: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
-    isolation: Isolation = field(default_factory=Isolation)
+    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
 
     @property
     def name(self) -> str:
@@ -108,7 +108,7 @@ def check_job(instance: str, instances: int, max_runtime_s: int, max_wait_s: int
         )
 
 
-def create_training_job(job: Job, place: Place) -> Request:
+def create_training_job(job: Job, place: Destination) -> Request:
     """CreateTrainingJob.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, Site
-from sagemaker_jobs.aws.place import Isolation
+from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, AwsContext, Run
+from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.follow import TRAINING, TRANSFORM, JobKind
 from sagemaker_jobs.jobs.requests import Job
@@ -42,11 +42,11 @@ class Options:
     bucket: str | None = None
     role_arn: str | None = None
     image: str | None = None
-    isolation: Isolation = field(default_factory=Isolation)
+    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
 
 
 def launch(
-    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], site: Site, *, attempt: int = 1
+    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], site: AwsContext, *, attempt: int = 1
 ) -> Launch:  # fmt: skip
     """Everything that a training sends; sends nothing.
 
@@ -70,9 +70,17 @@ def launch(
 
 
 def job_launch(
-    run: Run, stage: str, arguments: tuple[str, ...], options: Options, channels: Sequence[Channel], site: Site, *,
-    addresses: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None, attempt: int = 1,
-) -> Launch:  # fmt: skip
+    run: Run,
+    stage: str,
+    arguments: tuple[str, ...],
+    options: Options,
+    channels: Sequence[Channel],
+    site: AwsContext,
+    *,
+    addresses: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    attempt: int = 1,
+) -> Launch:
     """A training job of SageMaker's with all that it needs, whatever it is told to do; sends nothing.
 
     Args:

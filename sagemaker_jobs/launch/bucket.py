@@ -9,7 +9,7 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import RUN_TAG, Run, tags
-from sagemaker_jobs.aws.place import Place
+from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.launch.call import Call, create
 
 PARTS_KEPT_DAYS = 1
@@ -20,9 +20,16 @@ UNSET = ("NoSuchTagSet", "NoSuchLifecycleConfiguration", "ServerSideEncryptionCo
 
 
 def ready(
-    account: Account, ledger: Ledger, run: Run, place: Place, calls: tuple[Call, ...], encryption: Mapping[str, str], *,
-    checkpoints: bool, own_role: bool,
-) -> None:  # fmt: skip
+    account: Account,
+    ledger: Ledger,
+    run: Run,
+    place: Destination,
+    calls: tuple[Call, ...],
+    encryption: Mapping[str, str],
+    *,
+    checkpoints: bool,
+    own_role: bool,
+) -> None:
     """The bucket, checked to be the account's own; ours is made where it is missing, and its making completed.
 
     Args:
@@ -150,7 +157,7 @@ def _key_id(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def bucket_calls(place: Place, kms_key: str | None = None) -> tuple[Call, ...]:
+def bucket_calls(place: Destination, kms_key: str | None = None) -> tuple[Call, ...]:
     """The bucket that is made where none is given: closed to the public, swept of killed uploads.
 
     Args:

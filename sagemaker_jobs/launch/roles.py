@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sagemaker_jobs.aws import policies
 from sagemaker_jobs.aws.names import Run, role_path
-from sagemaker_jobs.aws.place import Isolation, Place
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.launch.call import Call
 
 ROLE_POLICY = "job"
@@ -44,8 +44,8 @@ def role_calls(
 
 def job_role_calls(
     run: Run,
-    place: Place,
-    isolation: Isolation,
+    place: Destination,
+    isolation: NetworkSecurity,
     *,
     stage: str = "endpoint",
     reads: Sequence[str] = (),

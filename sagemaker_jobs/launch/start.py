@@ -6,8 +6,8 @@ from typing import Any
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import Run, Site
-from sagemaker_jobs.aws.place import Isolation, Place, inputs_prefix
+from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity, inputs_prefix
 from sagemaker_jobs.launch import bucket
 from sagemaker_jobs.launch.call import Call, create, create_with_new_role
 from sagemaker_jobs.launch.channels import Channel, upload
@@ -49,7 +49,7 @@ class Launch:
     """
 
     run: Run
-    place: Place
+    place: Destination
     calls: tuple[Call, ...]
     channels: tuple[Channel, ...] = ()
     bucket_calls: tuple[Call, ...] = ()
@@ -78,7 +78,7 @@ class Launch:
         return [call.as_dict() for call in made]
 
 
-def place_of(run: Run, site: Site, *, bucket: str | None = None, role_arn: str | None = None) -> Place:
+def place_of(run: Run, site: AwsContext, *, bucket: str | None = None, role_arn: str | None = None) -> Destination:
     """Where a run's things go: the caller's bucket and role, or those that are made for it.
 
     Args:
@@ -87,10 +87,10 @@ def place_of(run: Run, site: Site, *, bucket: str | None = None, role_arn: str |
         bucket: The caller's own.
         role_arn: The caller's own.
     """
-    return Place(site, bucket or site.bucket, role_arn or site.role_arn(run.name("role")))
+    return Destination(site, bucket or site.bucket, role_arn or site.role_arn(run.name("role")))
 
 
-def encryption_of(isolation: Isolation) -> dict[str, str]:
+def encryption_of(isolation: NetworkSecurity) -> dict[str, str]:
     """Of uploads, as put_object takes it."""
     key = isolation.kms_key
     return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}

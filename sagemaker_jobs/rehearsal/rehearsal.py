@@ -17,8 +17,8 @@ from neuron_sum import console, files
 from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, ResourceError, RunError
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import CHECKPOINT_MARK
-from sagemaker_jobs.aws.names import ANY_ACCOUNT, Site, new_run
-from sagemaker_jobs.aws.place import Isolation, Request
+from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext, new_run
+from sagemaker_jobs.aws.place import NetworkSecurity, Request
 from sagemaker_jobs.jobs import inputs, requests, training, wheelhouse
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.channels import Channel
@@ -109,7 +109,7 @@ class Rehearsal:
             self._describe(stage, image)
         store = LocalStore(self._new("s3"))
         with self._stage("data") as stage:
-            channels = inputs.channels(self.recipe, self._new("written"), wheels, Isolation())
+            channels = inputs.channels(self.recipe, self._new("written"), wheels, NetworkSecurity())
             stage.seen = f"{len(channels)} channels ({', '.join(sorted(each.name for each in channels))}), " + (
                 f"{sum(len(each.files) for each in channels)} files, {console.size(sum(c.size for c in channels))}"
             )
@@ -144,7 +144,7 @@ class Rehearsal:
         """
         run = new_run(self.recipe.name)
         first, second = (
-            training.launch(run, self.recipe, self._options, channels, Site(ANY_ACCOUNT, REGION), attempt=number)
+            training.launch(run, self.recipe, self._options, channels, AwsContext(ANY_ACCOUNT, REGION), attempt=number)
             for number in (1, 2)
         )
         return first, second, self._compile_launch(second, code)

@@ -19,7 +19,7 @@ from in_process import neuron_sum
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import ServeConfig
 from sagemaker_jobs.aws.names import RUN_TAG, Run, new_run
-from sagemaker_jobs.aws.place import Isolation
+from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.batch import inputs as batch_texts
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.batch import transform as batch
@@ -297,7 +297,7 @@ def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: t
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]), st.floats(0.01, 48), st.integers(1, 99))
 def test_requests_are_valid_tagged_and_bounded(
-    run: Run, isolation: Isolation, instance: str, hours: float, attempt: int
+    run: Run, isolation: NetworkSecurity, instance: str, hours: float, attempt: int
 ) -> None:
     options = batch.Options(instance, 1, hours, isolation=isolation)
     made = batch.launch(run, attempt, MODEL, batch_texts.Texts("s3://b/in/"), options, IMAGE, PLACE, NOW)
@@ -344,5 +344,5 @@ def test_the_container_answers_what_a_transform_asks() -> None:
 def test_an_instance_is_named_as_sagemaker_names_it() -> None:
     with pytest.raises(AwsError, match=r"did you mean|no SageMaker instance"):
         batch_requests.create_transform_job(
-            Run("a", "a"), PLACE, instance="inf2.xlarge", instances=1, source="s3://b/", isolation=Isolation()
+            Run("a", "a"), PLACE, instance="inf2.xlarge", instances=1, source="s3://b/", isolation=NetworkSecurity()
         )

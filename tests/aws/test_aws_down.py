@@ -14,14 +14,14 @@ from typer.testing import Result
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import RUN_TAG, Run, Site, role_path, run_meant, run_of
+from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, role_path, run_meant, run_of
 from sagemaker_jobs.cleanup.down import needs
 from sagemaker_jobs.cleanup.inventory import Inventory, look
 from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
 from sagemaker_jobs.endpoint.requests import create_expiry
 
 RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
-BUCKET = Site(ACCOUNT, REGION).bucket
+BUCKET = AwsContext(ACCOUNT, REGION).bucket
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 
 
@@ -145,7 +145,7 @@ def test_what_ends_an_endpoint_stays_until_it_is_gone(aws: AwsServer, call: str)
 
 
 def look_at_all() -> Inventory:
-    return look(Account(REGION), Ledger(Site(ACCOUNT, REGION)))
+    return look(Account(REGION), Ledger(AwsContext(ACCOUNT, REGION)))
 
 
 def test_a_running_endpoint_of_one_run_keeps_nothing_of_another(aws: AwsServer) -> None:
@@ -229,7 +229,7 @@ WRITTEN = ("neuron-sum/inputs/data/0/train.jsonl", f"neuron-sum/runs/{RUN.id}/ou
 
 def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN, "neuron-sum/data.jsonl", "mine")
-    ledger = Ledger(Site(ACCOUNT, REGION))
+    ledger = Ledger(AwsContext(ACCOUNT, REGION))
     ledger.note("made", "bucket", BUCKET, "all")
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr

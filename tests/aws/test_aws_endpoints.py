@@ -16,7 +16,7 @@ from in_process import neuron_sum
 from typer.testing import Result
 
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import Run, Site
+from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.launch import channels
 from sagemaker_jobs.launch.schedules import time_of
 
@@ -181,7 +181,7 @@ def test_what_is_refused_is_rolled_back(aws: AwsServer, name: str) -> None:
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU))
     assert remedy in error and "all is rolled back" in error
     assert aws.everything() == []
-    assert {entry.kind for entry in Ledger(Site(ACCOUNT, REGION)).open()} == {"bucket"}
+    assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open()} == {"bucket"}
 
 
 def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> None:
@@ -306,7 +306,11 @@ def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
     assert not any("scheduler" in call for call in aws.calls if "POST" in call)
     extended = told(neuron_sum("aws", "extend", made["run"], "--hours", "1", "--json"))
     assert extended["ended_before"] is None
-    assert {entry.kind for entry in Ledger(Site(ACCOUNT, REGION)).open(made["run"])} >= {"schedule", "endpoint", "role"}
+    assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open(made["run"])} >= {
+        "schedule",
+        "endpoint",
+        "role",
+    }
     assert tick(datetime.fromisoformat(extended["expires"])) == [made["endpoint"]]
 
 

@@ -17,8 +17,8 @@ from in_process import neuron_sum
 import sagemaker_jobs
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY
-from sagemaker_jobs.aws.names import Run, Site
-from sagemaker_jobs.aws.place import Isolation
+from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs import inputs, training
 from sagemaker_jobs.jobs.training import Options
 
@@ -113,7 +113,7 @@ def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: 
         training.launch(
             Run(f"tiny-261121-2000-abc{digit}", "tiny"), load_recipe("tiny"),
             Options("ml.c7i.4xlarge", 1, 3600, image=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/mine:1"),
-            inputs.channels(load_recipe("tiny"), tmp_path, None, Isolation()), Site(ACCOUNT, REGION),
+            inputs.channels(load_recipe("tiny"), tmp_path, None, NetworkSecurity()), AwsContext(ACCOUNT, REGION),
         )
         for digit in "de"
     )  # fmt: skip

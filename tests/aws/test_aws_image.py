@@ -16,7 +16,7 @@ from in_process import neuron_sum
 
 from neuron_sum.platform.matrix import PLATFORMS
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import BUILD_LOGS, OWN_LOG_GROUPS, RUN_TAG, Run, Site, run_of
+from sagemaker_jobs.aws.names import BUILD_LOGS, OWN_LOG_GROUPS, RUN_TAG, AwsContext, Run, run_of
 from sagemaker_jobs.image import build as image
 from sagemaker_jobs.image import registry
 
@@ -159,7 +159,7 @@ def test_a_time_that_codebuild_refuses_is_refused_here(aws: AwsServer, minutes: 
 def test_requests_are_valid_tagged_and_for_one_repository(aws: AwsServer, tmp_path: Path) -> None:
     options = image.Options("cpu", "large", 30)
     found = image.context("cpu", Path("context"), tmp_path)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), Site(ACCOUNT, REGION))
+    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
     session = botocore.session.get_session()
     for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls):
         model = session.get_service_model(call.service)
@@ -202,7 +202,7 @@ def test_the_builder_reaches_what_the_generated_dockerfile_starts_from(tmp_path:
     found = image.context(target, None, tmp_path)
     froms = image.bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     assert PLATFORMS[0].serving_images[target].name in froms
-    spec = image.buildspec(registry.image_uri(Site(ACCOUNT, REGION), "cpu-x"), REGION, froms)
+    spec = image.buildspec(registry.image_uri(AwsContext(ACCOUNT, REGION), "cpu-x"), REGION, froms)
     first, *copied = spec["phases"]["pre_build"]["commands"]
     assert first.startswith("aws ecr get-login-password") and first.endswith(
         f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
@@ -216,7 +216,7 @@ def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_
     write_context(tmp_path / "private", "763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.36.0")
     found = image.context("inf2", tmp_path / "private", tmp_path)
     options = image.Options("inf2", "medium", 60)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), Site(ACCOUNT, REGION))
+    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
     assert "--region us-west-2 | docker login" in launch.calls[1].request["source"]["buildspec"]
     assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
 

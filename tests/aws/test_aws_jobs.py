@@ -15,15 +15,15 @@ from neuron_sum.errors import AwsError, DataError
 from neuron_sum.platform import prices
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
-from sagemaker_jobs.aws.names import Run, Site, new_run
-from sagemaker_jobs.aws.place import STOP_GRACE_S, Isolation
+from sagemaker_jobs.aws.names import AwsContext, Run, new_run
+from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.jobs import entry, inputs, training, wheelhouse
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.schedules import LATE_S
 
 RUN = Run("tiny-261121-2000-abcd", "tiny")
-SITE = Site("123456789012", "us-east-1")
+SITE = AwsContext("123456789012", "us-east-1")
 TINY = load_recipe("tiny")
 TRAINS = sorted(name for name in prices.USD_PER_HOUR if not name.startswith("ml.inf"))
 
@@ -123,7 +123,7 @@ def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> No
     recipe = load_recipe("tiny", ["data.source=jsonl", f"data.path={data}"])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, Isolation())}
+    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, NetworkSecurity())}
     assert set(found) == {"code", "recipe", "data"}
     assert set(found["data"].files) == {"train.jsonl", "sub/more.txt"}
     assert "path: /opt/ml/input/data/data" in found["recipe"].files["recipe.yaml"].read_text()
@@ -137,12 +137,12 @@ def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> No
 def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> None:
     hub = load_recipe("flan-t5-base-lora")
     with pytest.raises(AwsError, match="comes from a hub, and --network-isolation leaves no way"):
-        inputs.channels(hub, tmp_path, None, Isolation(network_isolation=True))
+        inputs.channels(hub, tmp_path, None, NetworkSecurity(network_isolation=True))
     gone = load_recipe("tiny", ["data.source=jsonl", "data.path=/nowhere/at/all"])
     with pytest.raises(DataError, match="/nowhere/at/all is not there"):
-        inputs.channels(gone, tmp_path, None, Isolation())
+        inputs.channels(gone, tmp_path, None, NetworkSecurity())
     with pytest.raises(AwsError, match="holds no wheels"):
-        inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, Isolation())
+        inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
 
 
 def test_a_wheelhouse_has_the_rows_versions_and_leaves_the_images_torch() -> None:

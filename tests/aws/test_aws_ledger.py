@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from neuron_sum.errors import ResourceError
 from sagemaker_jobs.aws.ledger import Ledger, state_folder
-from sagemaker_jobs.aws.names import Site
+from sagemaker_jobs.aws.names import AwsContext
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(Site("123456789012", "us-east-1"), tmp_path)
+    return Ledger(AwsContext("123456789012", "us-east-1"), tmp_path)
 
 
 def test_an_intent_stands_until_something_ends_it(ledger: Ledger) -> None:
@@ -35,7 +35,7 @@ def test_an_intent_stands_until_something_ends_it(ledger: Ledger) -> None:
 
 @given(st.integers(0, 400))
 def test_a_line_cut_anywhere_loses_nothing_before_it(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
-    ledger = Ledger(Site("1", "r"), tmp_path_factory.mktemp("ledger"))
+    ledger = Ledger(AwsContext("1", "r"), tmp_path_factory.mktemp("ledger"))
     for name in "abc":
         ledger.note("intent", "role", name, "run")
     whole = ledger.path.read_bytes()
@@ -49,7 +49,7 @@ def test_a_line_cut_anywhere_loses_nothing_before_it(tmp_path_factory: pytest.Te
 
 def _write(folder: str, mark: int) -> None:
     for number in range(40):
-        Ledger(Site("1", "r"), Path(folder)).note("intent", "role", f"{mark}-{number}", "run")
+        Ledger(AwsContext("1", "r"), Path(folder)).note("intent", "role", f"{mark}-{number}", "run")
 
 
 def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
         process.start()
     for process in processes:
         process.join()
-    assert len(Ledger(Site("1", "r"), tmp_path).open()) == 120
+    assert len(Ledger(AwsContext("1", "r"), tmp_path).open()) == 120
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "aws").write_text("a file where the folder should be")
     with pytest.raises(ResourceError, match="cannot be written") as error:
-        Ledger(Site("1", "r"), tmp_path).note("intent", "role", "a", "run")
+        Ledger(AwsContext("1", "r"), tmp_path).note("intent", "role", "a", "run")
     assert "NEURON_SUM_STATE" in (error.value.hint or "")
 
 
@@ -74,4 +74,4 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert state_folder() == tmp_path / "neuron-sum"
     monkeypatch.setenv("NEURON_SUM_STATE", "/elsewhere")
-    assert Ledger(Site("123456789012", "eu-west-1")).path == Path("/elsewhere/aws/123456789012-eu-west-1.jsonl")
+    assert Ledger(AwsContext("123456789012", "eu-west-1")).path == Path("/elsewhere/aws/123456789012-eu-west-1.jsonl")

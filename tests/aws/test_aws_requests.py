@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from sagemaker_jobs.aws.names import RUN_TAG, Run
-from sagemaker_jobs.aws.place import Isolation
+from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.endpoint import launch as endpoint
 from sagemaker_jobs.endpoint import requests as endpoint_requests
-from sagemaker_jobs.endpoint.launch import Hosting
+from sagemaker_jobs.endpoint.launch import EndpointOptions
 from sagemaker_jobs.endpoint.sources import Source
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.requests import Job
@@ -61,7 +61,7 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
 
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
-def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Isolation, instance: str) -> None:
+def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
     made = [
         ("sagemaker", "CreateModel", endpoint_requests.create_model(
             run, PLACE, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1", model_data="s3://b/m.tar.gz",
@@ -90,11 +90,17 @@ def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Isolati
     st.none() | st.floats(0.25, 1000), st.none() | st.integers(0, 4), st.floats(0, 20_000), st.booleans(),
 )  # fmt: skip
 def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
-    run: Run, isolation: Isolation, instance: str, instances: int, hours: float | None, more: int | None, cap: float,
+    run: Run,
+    isolation: NetworkSecurity,
+    instance: str,
+    instances: int,
+    hours: float | None,
+    more: int | None,
+    cap: float,
     several: bool,
-) -> None:  # fmt: skip
+) -> None:
     most = None if more is None else instances + more
-    hosting = Hosting(instance, instances, hours, most, None if most is None else 60.0, isolation=isolation)
+    hosting = EndpointOptions(instance, instances, hours, most, None if most is None else 60.0, isolation=isolation)
     sources = [Source("one", None, "s3://theirs/a/model.tar.gz"), Source("other", None, "s3://theirs/b/model.tar.gz")]
     now = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     made = endpoint.launch(
@@ -168,19 +174,21 @@ def test_what_sagemaker_would_refuse_is_refused_here(
 def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, disks: bool) -> None:
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     config = endpoint_requests.create_endpoint_config(
-        RUN, instance=instance, instances=1, isolation=Isolation(kms_key=key)
+        RUN, instance=instance, instances=1, isolation=NetworkSecurity(kms_key=key)
     )
     transform = batch_requests.create_transform_job(
-        RUN, PLACE, instance=instance, instances=1, source="s3://b/t/", isolation=Isolation(kms_key=key)
+        RUN, PLACE, instance=instance, instances=1, source="s3://b/t/", isolation=NetworkSecurity(kms_key=key)
     )
     assert ("KmsKeyId" not in config) == disks
     assert ("VolumeKmsKeyId" not in transform["TransformResources"]) == disks
     if not instance.startswith("ml.inf"):
-        job = Job(RUN, "train", (), {"code": "s3://b/c/"}, instance, 1, 60, "image", isolation=Isolation(kms_key=key))
+        job = Job(
+            RUN, "train", (), {"code": "s3://b/c/"}, instance, 1, 60, "image", isolation=NetworkSecurity(kms_key=key)
+        )
         made = requests.create_training_job(job, PLACE)
         assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == key
 
 
 def test_half_a_vpc_is_refused() -> None:
     with pytest.raises(AwsError, match="both subnets and security groups"):
-        Isolation(subnets=("subnet-1",)).check()
+        NetworkSecurity(subnets=("subnet-1",)).check()

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sagemaker_jobs.aws.names import Site, new_run
-from sagemaker_jobs.aws.place import Place
+from sagemaker_jobs.aws.names import AwsContext, new_run
+from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.requests import INPUT, Job
 from sagemaker_jobs.rehearsal.container import Container
 from sagemaker_jobs.rehearsal.image import LocalImage
 
-PLACE = Place(Site("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
+PLACE = Destination(
+    AwsContext("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role"
+)
 
 SIGTERM_NOTED = """
 import pathlib, signal, sys, time

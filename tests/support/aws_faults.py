@@ -19,7 +19,7 @@ from aws_server import AwsServer, Fault
 from in_process import neuron_sum
 
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import Site
+from sagemaker_jobs.aws.names import AwsContext
 
 command_of = cache(typer.testing._get_command)
 session_of = cache(Session)
@@ -130,7 +130,7 @@ def cleared(aws: AwsServer, where: str) -> int:
 
 def _ledger(path: Path) -> Ledger:
     account, _, region = path.stem.partition("-")
-    return Ledger(Site(account, region), path.parent.parent)
+    return Ledger(AwsContext(account, region), path.parent.parent)
 
 
 def _killed(aws: AwsServer, words: Sequence[str]) -> int:

@@ -7,15 +7,17 @@ import botocore.session
 from botocore.validate import ParamValidator
 from hypothesis import strategies as st
 
-from sagemaker_jobs.aws.names import Site, new_run
-from sagemaker_jobs.aws.place import Isolation, Place
+from sagemaker_jobs.aws.names import AwsContext, new_run
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 
-PLACE = Place(Site("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role")
+PLACE = Destination(
+    AwsContext("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role"
+)
 isolations = st.builds(
-    Isolation,
+    NetworkSecurity,
     kms_key=st.none() | st.just("arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
     network_isolation=st.booleans(),
-) | st.just(Isolation(subnets=("subnet-0a1b2c3d",), security_groups=("sg-0a1b2c3d", "sg-11111111")))
+) | st.just(NetworkSecurity(subnets=("subnet-0a1b2c3d",), security_groups=("sg-0a1b2c3d", "sg-11111111")))
 runs = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,80}", fullmatch=True).map(new_run)
 
 
