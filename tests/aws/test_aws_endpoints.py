@@ -1,6 +1,7 @@
 """`neuron-sum aws deploy`, `extend`, `invoke`, `models`: from a model to an endpoint, and by AWS's clock to none."""
 
 import json
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -55,28 +56,57 @@ def asked(aws: AwsServer, operation: str) -> int:
     return aws.calls.count(operation)
 
 
-def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
-    aws: AwsServer, far_end: FarEnd, capfd: pytest.CaptureFixture[str]
-) -> None:
+@dataclass(frozen=True)
+class Deployed:
+    """An endpoint of RUN for three hours.
+
+    Attributes:
+        before: A time shortly before the command.
+        result: The output of `aws deploy --json`.
+        stderr: The other output.
+    """
+
+    before: datetime
+    result: dict[str, Any]
+    stderr: str
+
+
+@pytest.fixture
+def deployed(aws: AwsServer) -> Deployed:
     compiled(aws, RUN, "cpu")
     compiled(aws, RUN, "cpu", 2, "Failed")
     aws.script.log = ("Model server started.",)
     before = datetime.now(timezone.utc)
     made = neuron_sum("aws", "deploy", RUN.id, *CPU, "--hours", "3", "--json")
-    result = told(made)
+    return Deployed(before, told(made), made.stderr)
+
+
+def test_deploy_serves_the_newest_completed_compile_job(aws: AwsServer, deployed: Deployed) -> None:
+    result, stderr = deployed.result, deployed.stderr
     assert (
         result["endpoint"] == RUN.name("endpoint") and result["address"] == f"sagemaker:{RUN.name('endpoint')}@{REGION}"
     )
     assert result["plan"]["worst_usd"] == pytest.approx((3 + 1 / 60) * 0.857, abs=0.01)
-    assert "Creating" in made.stderr and "InService" in made.stderr and "Model server started." in made.stderr
+    assert "Creating" in stderr and "InService" in stderr and "Model server started." in stderr
+    model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
+    assert model["Image"] == IMAGE, "the newest for this target"
+    assert model["ModelDataUrl"].startswith(f"s3://{BUCKET}/neuron-sum/runs/{RUN.id}/output/{RUN.name('compile')}/")
+    assert "has an endpoint already" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+
+
+def test_deploy_creates_the_expiry_before_the_endpoint(aws: AwsServer, deployed: Deployed) -> None:
     order = [aws.calls.index(call) for call in (
         "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig",
         "sagemaker.CreateEndpoint")]  # fmt: skip
     assert order == sorted(order), "the expiry comes first"
-    model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
-    assert model["Image"] == IMAGE, "the newest for this target"
-    assert model["ModelDataUrl"].startswith(f"s3://{BUCKET}/neuron-sum/runs/{RUN.id}/output/{RUN.name('compile')}/")
+    first = time_of(aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry")))
+    assert timedelta(hours=3) - timedelta(seconds=2) <= first - deployed.before <= timedelta(hours=3, minutes=2)
 
+
+@pytest.mark.usefixtures("deployed")
+def test_invoke_prints_the_answer_of_a_run_or_an_endpoint(
+    aws: AwsServer, far_end: FarEnd, capfd: pytest.CaptureFixture[str]
+) -> None:
     aws.script.serving[RUN.name("endpoint")] = f"{far_end.url}/invocations"
     Path("dialogue.txt").write_text("#Person1#: Hello.")
     capfd.readouterr()
@@ -89,10 +119,11 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
     refused = neuron_sum("aws", "invoke", RUN.name("endpoint"), "dialogue.txt")
     assert refused.exit_code == 12 and "too long" in capfd.readouterr().err
 
-    assert "has an endpoint already" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+
+@pytest.mark.usefixtures("deployed")
+def test_extend_moves_the_expiry(aws: AwsServer) -> None:
     schedule = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
     first = time_of(schedule)
-    assert timedelta(hours=3) - timedelta(seconds=2) <= first - before <= timedelta(hours=3, minutes=2)
     extended = told(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--json"))
     assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(
         (5 + 1 / 60) * 0.857, abs=0.01
@@ -102,15 +133,27 @@ def test_from_a_compile_job_to_an_answer_and_to_the_end_that_aws_keeps(
     assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
     last = time_of(again)
     assert last.isoformat() == extended["expires"]
-
     assert tick(first) == [] and tick(last - timedelta(seconds=1)) == []
     assert tick(last) == [RUN.name("endpoint")]
+
+
+@pytest.fixture
+def expired(aws: AwsServer, deployed: Deployed) -> None:
+    """The endpoint of RUN is deleted by its schedule."""
+    assert tick(datetime.fromisoformat(deployed.result["expires"])) == [RUN.name("endpoint")]
+
+
+@pytest.mark.usefixtures("expired")
+def test_an_expired_endpoint_is_gone(aws: AwsServer) -> None:
+    Path("dialogue.txt").write_text("#Person1#: Hello.")
     assert not [left for left in aws.everything() if "endpoint " in left]
     gone = neuron_sum("aws", "invoke", RUN.id, "dialogue.txt")
     assert "no endpoint of" in failed(gone) and "deploy" in gone.stderr
     assert "no endpoint of" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "1"))
 
-    # What it has left is cleared away, and not taken for the new one's.
+
+@pytest.mark.usefixtures("expired")
+def test_deploy_replaces_what_an_expired_endpoint_has_left(aws: AwsServer) -> None:
     told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--image", IMAGE.replace("0123456789ab", "000000000000"), "--json"))
     model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
     assert model["Image"].endswith(":cpu-000000000000")
