@@ -83,14 +83,24 @@ def test_every_shipped_recipe_runs(lowered_before: None, monkeypatch: pytest.Mon
         assert all(0.05 < each.ratio < 0.2 for each in report.calibrations)
 
 
-@pytest.mark.slow
-def test_floors_are_bytes_and_operations_over_published_rates(
-    lowered_before: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+WEIGHTS = 247_577_856 * 4
+"""Bytes of the weights of FLAN-T5-base."""
+
+
+@pytest.fixture
+def report(lowered_before: None, monkeypatch: pytest.MonkeyPatch) -> Report:
+    """The preflight of flan-t5-base-lora."""
     monkeypatch.setattr(projection, "step_flops", lambda *_: 10**12)
+    return preflight(load_recipe("flan-t5-base-lora"))
+
+
+def test_a_chips_rates_are_the_published_ones() -> None:
     assert CORE_BANDWIDTH * CORES_PER_CHIP == 820 * GIB
     assert {dtype: rate * CORES_PER_CHIP for dtype, rate in CORE_FLOPS.items()} == {"fp32": 47.5e12, "bf16": 190e12}
-    report = preflight(load_recipe("flan-t5-base-lora"))
+
+
+@pytest.mark.slow
+def test_floors_are_bytes_and_operations_over_published_rates(report: Report) -> None:
     encode, step = report.graphs[:2]
     assert (encode.bound, step.bound) == ("compute", "memory")
     assert step.floor_s == pytest.approx((step.account.read + step.account.written) / (410 * GIB))
@@ -101,24 +111,34 @@ def test_floors_are_bytes_and_operations_over_published_rates(
     assert bucket.as_dict()["floor_usd_per_1000_all_cores"] == pytest.approx(bucket.usd_per_1000 / 2)
     ratio = min(each.ratio for each in report.calibrations)
     assert bucket.as_dict()["projected_s"] == pytest.approx(bucket.floor_s / ratio)
-    weights = 247_577_856 * 4
-    assert weights < bucket.memory < weights * 1.3
-    # What would not run is said.
+    assert WEIGHTS < bucket.memory < WEIGHTS * 1.3
+
+
+@pytest.mark.slow
+def test_a_graph_that_would_not_run_is_a_fault(report: Report) -> None:
+    encode, step = report.graphs[:2]
+    bucket = report.buckets[0]
     wide = dataclasses.replace(encode.account, dtypes={"f64": 1}, dynamic=("nonzero",))
     broken = dataclasses.replace(encode, lowered=dataclasses.replace(encode.lowered, account=wide))
     assert len(faults(report, graphs=(broken, *report.graphs[1:]))) == 2
     large = dataclasses.replace(step, lowered=dataclasses.replace(step.lowered, weights=18 * 10**9))
     over = dataclasses.replace(report, buckets=(dataclasses.replace(bucket, step=large),))
     assert "GB of memory with one copy of the weights, a core has 17.2" in over.faults[0]
-    # Every loaded graph has its own copy of the weights.
+
+
+@pytest.mark.slow
+def test_every_loaded_graph_has_its_own_copy_of_the_weights(report: Report) -> None:
     steps = [graph.lowered.state for graph in report.graphs if graph.lowered.graph.kind == "step"]
-    assert 2 * weights < report.weight_copies < report.loaded_memory - sum(steps)
+    assert 2 * WEIGHTS < report.weight_copies < report.loaded_memory - sum(steps)
     assert report.warnings == [] and "memory fits with every graph loaded" in shown(report)
     many = dataclasses.replace(report, graphs=report.graphs * 9)
     assert many.faults == [] and many.loaded_memory > 17.2e9
     assert many.warnings[0].startswith("all graphs loaded take up to ")
     assert "warning: all graphs loaded" in shown(many) and "fits with every graph" not in shown(many)
-    # A list that nobody saw yet refuses nothing.
+
+
+@pytest.mark.slow
+def test_an_unknown_list_of_operators_refuses_nothing(report: Report) -> None:
     short = dataclasses.replace(report, compiler_operators=frozenset({"dot"}))
     assert short.faults == [] and "add" in (short.unlisted_by_compiler or {})
     whole = dataclasses.replace(report, compiler_operators=frozenset(operators.PUBLISHED.values()))
