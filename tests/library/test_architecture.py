@@ -1,6 +1,7 @@
 """The house: who may import whom, what a --help may load, and that versions live in one place."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,17 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
         tuple(TopologicalSorter(imports(package)).static_order())
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_the_architecture_page_lists_every_module_once() -> None:
+    listed, folder = [], ""
+    for line in (ROOT / "docs" / "architecture.md").read_text().splitlines():
+        if line.startswith("#"):
+            folder = line.lstrip("# ")
+        elif found := re.match(r"- `(\w+\.py)`: \S", line):
+            listed.append(f"{folder}/{found[1]}")
+    paths = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert sorted(listed) == sorted(path for path in paths if not path.endswith("/__init__.py"))
 
 
 def test_no_test_file_imports_another_test_file() -> None:
