@@ -66,7 +66,7 @@ def batch(
     from sagemaker_jobs.batch import inputs as batch_texts
     from sagemaker_jobs.batch import transform as batches
     from sagemaker_jobs.cleanup import rollback
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import lifetime, price_list
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.image import registry
@@ -81,7 +81,7 @@ def batch(
         isolation_of(kms_key, subnet, security_group, network_isolation),
         expiry_role,
     )
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    account, site = session.caller(region, offline=offline, dry_run=dry_run)
     asked = None if dry_run else account
     anywhere = batches.place_for(Run(source, ""), options, site)
     found = batch_texts.find_texts(texts, asked, anywhere)
@@ -107,9 +107,9 @@ def batch(
     if asked is not None and model.run is not None:
         rollback.clear_leftovers(asked, Ledger(site), run, batches.unpaid_names(launch), console.note)
         kept_roles = rollback.roles_there(asked, run)
-    with terminal.stopping_leaves(run.id, job.name, site.region):
+    with session.stopping_leaves(run.id, job.name, site.region):
         try:
-            ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+            ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
         except Refused as refused:
             if account is not None:
                 rollback.undo(account, launch, refused, keep=kept_roles, every_s=every)

@@ -26,15 +26,14 @@ def down(
     from sagemaker_jobs.aws.names import run_meant
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
-    from sagemaker_jobs.commands import session as terminal
-    from sagemaker_jobs.commands import tables
+    from sagemaker_jobs.commands import session, tables
 
     run = None if run is None else run_meant(run)
     if run is not None and everything:
         raise AwsError(f"both run {run!r} and --all", "give one of the two")
     if run is None and not everything and not check:
         raise AwsError("no run", "neuron-sum aws down RUN, or --all for every run of the account in this region")
-    account = terminal.account_in(region)
+    account = session.account_in(region)
     ledger = Ledger(account.site)
     own = account.site.bucket
     where = bucket or own

@@ -82,7 +82,7 @@ def deploy(
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.aws.place import Destination
     from sagemaker_jobs.cleanup import rollback
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
@@ -100,7 +100,7 @@ def deploy(
         isolation_of(kms_key, subnet, security_group, network_isolation), expiry_role,
     )  # fmt: skip
     hosting.check()
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    account, site = session.caller(region, offline=offline, dry_run=dry_run)
     asked = None if dry_run and site.account == ANY_ACCOUNT else account
     anywhere = Destination(site, bucket or site.bucket, role or "")
     found = [endpoint_sources.find_source(text, asked, anywhere) for text in sources]
@@ -127,7 +127,7 @@ def deploy(
     [item] = [item for item in priced.items if item.kind == "endpoint"]
     assert item.price is not None  # an endpoint has one
     with _undone(account, made, kept_roles, every):
-        ledger = terminal.begin(made, priced, account, max_usd, dry_run=dry_run)
+        ledger = session.begin(made, priced, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return
         ends = endpoint.end_of(made)
@@ -170,8 +170,7 @@ def extend(
     """Give an endpoint another end, so many hours from now; one that was kept gets an end."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import Run, run_of
-    from sagemaker_jobs.commands import session as terminal
-    from sagemaker_jobs.commands import tables
+    from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.cost import plan, price_list
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
@@ -183,11 +182,11 @@ def extend(
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, terminal.unasked_site(region), at=ends, role_arn=expiry_role).schedule
+        guess = endpoint.expiry(which, session.unasked_site(region), at=ends, role_arn=expiry_role).schedule
         shown = [Call("scheduler", "update_schedule", guess.request).as_dict()]
-        console.emit({"run": which.id, "requests": shown}, terminal.as_json(shown))
+        console.emit({"run": which.id, "requests": shown}, session.as_json(shown))
         return
-    account = terminal.account_in(region, dry_run=dry_run)
+    account = session.account_in(region, dry_run=dry_run)
     found = lifecycle.find_ours(account, run)
     if found.status in (*lifecycle.FAILED, "Deleting"):
         raise AwsError(f"{found.name} is {found.status}", f"neuron-sum aws down {found.run.id} removes what is left")
@@ -212,12 +211,12 @@ def extend(
         priced.check(max_usd)
         console.emit(
             {"run": found.run.id, "plan": priced.as_dict(), "requests": shown},
-            *tables.plan_tables(priced, "dry run: nothing was sent"), terminal.as_json(shown),
+            *tables.plan_tables(priced, "dry run: nothing was sent"), session.as_json(shown),
         )  # fmt: skip
         return
     console.note_table(tables.plan_tables(priced, f"{found.name} from now on")[0])
     priced.check(max_usd)
-    with terminal.stopping_leaves(found.run.id, found.name, account.region):
+    with session.stopping_leaves(found.run.id, found.name, account.region):
         for call in made:
             calls.create_with_new_role(account, Ledger(account.site), call, found.run)
         now = lifecycle.describe(account, found.name)

@@ -36,9 +36,9 @@ def iam(
     """Print the least-privilege policies of every role, and of whoever runs these commands."""
     from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY, caller_policy
     from sagemaker_jobs.aws.policies import role_policies
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
 
-    site = terminal.account_in(region).site if account_id is None else terminal.unasked_site(region, account_id)
+    site = session.account_in(region).site if account_id is None else session.unasked_site(region, account_id)
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
     name, theirs = bucket or site.bucket, reads or []
@@ -53,4 +53,4 @@ def iam(
             f"the caller's policy has {length:,} characters, and a managed policy may have {MANAGED_POLICY:,}: "
             "attach its statements as two"
         )
-    console.emit(made, terminal.as_json(made))
+    console.emit(made, session.as_json(made))

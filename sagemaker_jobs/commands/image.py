@@ -50,14 +50,14 @@ def image(
 ) -> None:
     """Build the serving image with CodeBuild into a repository of the account; what is there is not built again."""
     from sagemaker_jobs.aws.names import new_run
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import plan as planning
     from sagemaker_jobs.image import build as images
     from sagemaker_jobs.image import follow as builds
     from sagemaker_jobs.image import registry
 
     options = images.Options(target, builder, max_minutes, bucket, role, kms_key)
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    account, site = session.caller(region, offline=offline, dry_run=dry_run)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-image-") as scratch:
         found = images.context(target, context, Path(scratch))
         tag = images.tag_of(target, found)
@@ -68,8 +68,8 @@ def image(
         run = new_run(f"image-{target}")
         launch = images.launch(run, options, found, archive, site)
         priced = planning.build_plan(launch.calls[1].request, site.region)
-        with terminal.stopping_leaves(run.id, launch.calls[1].name, site.region):
-            ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        with session.stopping_leaves(run.id, launch.calls[1].name, site.region):
+            ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
             if ledger is None or account is None:
                 return
             identity = builds.started(account, run.id, console.note, every)

@@ -28,14 +28,14 @@ def invoke(
     import sys
 
     from sagemaker_jobs.aws.names import Run, run_of
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.endpoint import lifecycle
     from sagemaker_jobs.endpoint.sources import ARCHIVE
 
     if dry_run:
         name, where = endpoint if run_of(endpoint) else Run(endpoint, "").name("endpoint"), region or "REGION"
     else:
-        account = terminal.account_in(region)
+        account = session.account_in(region)
         found = lifecycle.find(account, endpoint)
         if found.status not in lifecycle.ANSWERS:
             raise AwsError(f"{found.name} does not answer: it is {found.status}", f"neuron-sum aws status {endpoint}")

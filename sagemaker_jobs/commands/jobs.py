@@ -66,7 +66,7 @@ def train(
     """Train a recipe on SageMaker, and follow the job to its end."""
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import Run, new_run
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.jobs import inputs, training
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
@@ -75,7 +75,7 @@ def train(
     options = options_of(
         instance, instances, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
     )
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    account, site = session.caller(region, offline=offline, dry_run=dry_run)
     run, attempt = new_run(resolved.name), 1
     if resume is not None:
         if account is None or dry_run:
@@ -128,7 +128,7 @@ def compile_run(
 ) -> None:
     """Compile a trained run on SageMaker into the model.tar.gz that an endpoint loads."""
     from sagemaker_jobs.aws.names import Run
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.jobs import compiling, inputs, requests, training
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
     from sagemaker_jobs.launch.start import place_of
@@ -138,7 +138,7 @@ def compile_run(
     options = options_of(
         instance, 1, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
     )
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run)
+    account, site = session.caller(region, offline=offline, dry_run=dry_run)
     usual = place_of(Run(source, ""), site, bucket=bucket)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         found = compiling.find(
@@ -180,15 +180,15 @@ def _send_and_follow(
     Raises:
         AwsError: If it may cost more, AWS refuses, or the job does not complete.
     """
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.jobs import follow as following
 
     [call] = launch.calls
     run, region = launch.run.id, launch.place.site.region
     priced = lifetime.priced({"training-job": call.request}, None if offline else account, expected_hours, 0)
-    with terminal.stopping_leaves(run, call.name, region):
-        ledger = terminal.begin(launch, priced, account, max_usd, dry_run=dry_run)
+    with session.stopping_leaves(run, call.name, region):
+        ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return
         console.note(f"started {call.name}; the ledger is {ledger.path}")

@@ -31,7 +31,7 @@ def models(
     """List a multi-model endpoint's models; add and remove some while it runs."""
     from sagemaker_jobs.aws.names import Run, run_of
     from sagemaker_jobs.aws.place import Destination, NetworkSecurity
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
     from sagemaker_jobs.endpoint import sources as endpoint_sources
@@ -40,7 +40,7 @@ def models(
     from sagemaker_jobs.launch.channels import upload
     from sagemaker_jobs.launch.start import Copy, Launch, encryption_of
 
-    account, site = terminal.caller(region, offline=offline, dry_run=dry_run and offline)
+    account, site = session.caller(region, offline=offline, dry_run=dry_run and offline)
     there: dict[str, dict[str, Any]] = {}
     if account is None:
         which, isolation = Run(run_of(run) or run, ""), NetworkSecurity()
@@ -73,7 +73,7 @@ def models(
     made = Launch(which, place, deletes, channels, encryption=encryption_of(isolation), copies=copies)
     if dry_run or account is None:
         shown = made.as_dicts()
-        console.emit({"run": which.id, "requests": shown}, terminal.as_json(shown))
+        console.emit({"run": which.id, "requests": shown}, session.as_json(shown))
         return
     with console.progress("uploaded bytes", sum(channel.size for channel in channels), quiet=not channels) as bar:
         for channel in channels:

@@ -41,15 +41,14 @@ def plan(
     """Price a recipe's life in AWS, at worst and as expected, before anything is started."""
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import new_run
-    from sagemaker_jobs.commands import session as terminal
-    from sagemaker_jobs.commands import tables
+    from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.cost import plan as planning
 
     resolved = load_recipe(recipe, overrides or [])
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
-    account = None if offline else terminal.account_or_none(region)
-    site = terminal.unasked_site(region) if account is None else account.site
+    account = None if offline else session.account_or_none(region)
+    site = session.unasked_site(region) if account is None else account.site
     requests = lifetime.planned_requests(
         new_run(resolved.name), site,
         train=(instance, instances, max_hours), compiling=(compile_instance, compile_hours),
@@ -67,7 +66,7 @@ def plan(
     if max_usd is not None and made.worst_usd > max_usd:
         console.note_table(shown[0])
     made.check(max_usd)
-    extra = [terminal.as_json(requests)] if dry_run else []
+    extra = [session.as_json(requests)] if dry_run else []
     following = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
     told = [f"expected: {expected_from}"] if expected_from else []
     console.emit(result, *shown, *told, *tables.beside_tables(beside, planning.published()), *extra, following)

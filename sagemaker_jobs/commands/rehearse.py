@@ -86,7 +86,7 @@ def rehearse(
 def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:
     """What a rehearsal would run: nothing is started, built or kept."""
     from sagemaker_jobs.aws.place import NetworkSecurity
-    from sagemaker_jobs.commands import session as terminal
+    from sagemaker_jobs.commands import session
     from sagemaker_jobs.jobs import inputs
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
@@ -97,7 +97,7 @@ def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) ->
         launches = Rehearsal(recipe, Path(scratch), instance).launches(channels, inputs.code_channels(wheelhouse))
     made = [call.as_dict() for launch in launches for call in launch.calls]
     told = "dry run: nothing was started; the second job goes on with what the first was killed in"
-    console.emit({"recipe": recipe.name, "run": launches[0].run.id, "requests": made}, told, terminal.as_json(made))
+    console.emit({"recipe": recipe.name, "run": launches[0].run.id, "requests": made}, told, session.as_json(made))
 
 
 def _emptied(folder: Path) -> Path:

@@ -32,8 +32,7 @@ def status(
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import run_meant
     from sagemaker_jobs.cleanup import inventory
-    from sagemaker_jobs.commands import session as terminal
-    from sagemaker_jobs.commands import tables
+    from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.commands.image import emit_built
     from sagemaker_jobs.image import follow as builds
     from sagemaker_jobs.jobs import follow as following
@@ -41,20 +40,20 @@ def status(
 
     run = None if run is None else run_meant(run)
     if dry_run:
-        terminal.emit_reads(_STATUS_READS)
+        session.emit_reads(_STATUS_READS)
         return
-    account = terminal.account_in(region)
+    account = session.account_in(region)
     ledger = Ledger(account.site)
     if follow:
         if run is None:
             raise AwsError("--follow needs to know which run", "neuron-sum aws status RUN --follow")
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
-            with terminal.coming_back(run, build, account.region):
+            with session.coming_back(run, build, account.region):
                 ended = builds.follow(account, build, console.note, every_s=every)
             emit_built(account, ledger, run, ended, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
-        with terminal.coming_back(run, name, account.region):
+        with session.coming_back(run, name, account.region):
             job = following.follow(account, name, console.note, every_s=every, kind=kind)
         left = f"neuron-sum aws down {run} removes what the run has left"
         console.emit(
