@@ -1,4 +1,4 @@
-"""`neuron-sum aws deploy`, `extend` and `invoke`: an endpoint, its life, and asking it."""
+"""`neuron-sum aws deploy` and `extend`: an endpoint and its life."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 EndpointArgument = Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy` printed it.")]
 
-
 RegionOption = Annotated[str | None, typer.Option(help="Default: AWS_REGION, or the profile's.")]
 InstanceOption = Annotated[str, typer.Option(help="ml.trn1.2xlarge, ml.trn1.32xlarge, or a CPU.")]
 InstancesOption = Annotated[int, typer.Option(min=1, help="Several of ml.trn1.32xlarge train together.")]

@@ -19,7 +19,6 @@ CODE, RECIPE, WHEELHOUSE, DATA, MODEL, TRAINED = "code", "recipe", "wheelhouse",
 ENTRY = "entry.py"
 """Starts whatever is asked of it, in the image's own Python: a job needs no toolkit of SageMaker's in the image."""
 
-
 MAX_RUNTIME_LIMIT_S = 28 * 24 * 3600
 """SageMaker's own."""
 
