@@ -27,7 +27,7 @@ import psutil
 
 from neuron_sum import console
 from neuron_sum.artifact import open_artifact
-from neuron_sum.recipe import ServeConfig
+from neuron_sum.recipes.schema import ServeConfig
 from serving import package
 from serving.local import LocalServer, Model
 

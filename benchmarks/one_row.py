@@ -23,10 +23,10 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compile.cpu import INDUCTOR, LINEARS
-from compile.layers import GraphOptions, Linear
-from neuron_sum import cpu
+from compile.graphs.layers import GraphOptions, Linear
+from compile.targets.cpu import INDUCTOR, LINEARS
 from neuron_sum.artifact import Dtype
+from neuron_sum.platform import cpu
 from neuron_sum.runtimes.weights import SharedWeights, packed
 
 READ_BYTES = 150_000_000

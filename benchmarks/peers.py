@@ -119,12 +119,12 @@ def _ours(job: Job, *, dtype: str) -> Generate:
     import torch
 
     from neuron_sum.artifact import open_artifact
-    from neuron_sum.recipe import GenerateConfig
+    from neuron_sum.recipes.schema import GenerateConfig
     from neuron_sum.runtimes.load import load_generator
 
     torch.set_num_threads(job.threads)
     if not job.artifact.exists():
-        from compile.build import build, make_plan
+        from compile.exporters.own import build, make_plan
         from compile.source import open_source
 
         settings = {

@@ -3,7 +3,8 @@
     python benchmarks/preflight.py [--model google/flan-t5-base] [--keep FOLDER]
 
 Batch 1, source 512, target 128; the exporter has one length for both sides, 512. Both are lowered by torch_xla in the
-Python of .venv-xla, without weights (placeholders), and counted by compile/hlo.py, whose docstring has the rules.
+Python of .venv-xla, without weights (placeholders), and counted by
+compile/preflight/hlo.py, whose docstring has the rules.
 Exits with 1 where a bar is missed: bytes, a dynamic dimension, a 64-bit float, or an operator that upstream's own graph
 does not use, the cache's write excepted. Nothing here says how long a step takes.
 """
@@ -21,11 +22,11 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from compile.hlo import Account
-from compile.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, WriteForm, lower, xla_python
+from compile.preflight.hlo import Account
+from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, WriteForm, lower, xla_python
 from neuron_sum import console
 from neuron_sum.artifact import GraphFile
-from neuron_sum.published import PUBLISHED
+from neuron_sum.models.dimensions import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 SOURCE_LEN, TARGET_LEN = 512, 128
@@ -157,7 +158,7 @@ def exporter(dims: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The accounts of optimum-neuron's decoder wrapper, in the order of BEAMS."""
     config = folder / "config.json"
     config.write_text(json.dumps(dims))
-    command = [str(xla_python()), str(ROOT / "tests" / "xla" / "exporter.py"), "1", str(SOURCE_LEN),
+    command = [str(xla_python()), str(ROOT / "tests" / "stand_ins" / "xla" / "exporter.py"), "1", str(SOURCE_LEN),
                ",".join(map(str, BEAMS)), str(folder), str(config)]  # fmt: skip
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

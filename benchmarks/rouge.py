@@ -16,7 +16,7 @@ from neuron_sum import console
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.evaluation.baselines import lead
 from neuron_sum.evaluation.rouge import ROUGE_TYPES, RougeProtocol, rouge
-from neuron_sum.recipe import DataConfig
+from neuron_sum.recipes.schema import DataConfig
 
 
 def main() -> None:

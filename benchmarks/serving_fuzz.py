@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from neuron_sum import console
 from neuron_sum.artifact import open_artifact
-from neuron_sum.recipe import ServeConfig
+from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, package
 from serving.local import LocalServer, Model
 from serving.schema import openapi

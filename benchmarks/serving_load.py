@@ -31,7 +31,7 @@ from peers import once
 
 from neuron_sum import console
 from neuron_sum.artifact import Artifact, open_artifact
-from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from serving import djl, package
 from serving.local import LocalServer, Model
 
@@ -108,7 +108,7 @@ def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
 
     folder = work / f"{dtype}-{'-'.join(map(str, batches))}"
     if not folder.exists():
-        from compile.build import build, make_plan
+        from compile.exporters.own import build, make_plan
         from compile.source import open_source
 
         changes = [

@@ -22,13 +22,14 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from neuron_sum import console, models
+from neuron_sum import console
 from neuron_sum.data.encoding import Encoded, encode
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import Shape, ShapePlan, ShapeReport, choose_plan
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.recipe import Recipe
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.models import base as models
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import Recipe
 
 COURSE = "fixed, the course's 512 + 512"
 PACKED = "packed"

@@ -13,12 +13,13 @@ from importlib.metadata import version
 
 import torch
 
-from neuron_sum import console, models
+from neuron_sum import console
 from neuron_sum.data.encoding import encode
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import choose_plan
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.models import base as models
+from neuron_sum.recipes.loading import load_recipe
 
 VARIANTS = {
     "random batches, fp32 (transformers' defaults)": (False, False),

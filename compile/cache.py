@@ -10,13 +10,13 @@ import torch
 import transformers
 from transformers import PretrainedConfig
 
-from compile.layers import GraphOptions
-from compile.target import Target
+from compile.graphs.layers import GraphOptions
+from compile.targets.base import Target
 from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
-SOURCES = ("layers.py", "t5.py", "llama.py", "graphs.py")
+SOURCES = ("graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
 """The files of this package that decide what a graph computes, whatever its target."""
 
 IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache",
@@ -48,7 +48,7 @@ def key(
                     options.row_sums, options.source_len, options.target_len, options.soft_prompt_tokens,
                     options.adapters.model_dump(mode="json") if options.adapters else None],
         "graph": graph.model_dump(mode="json", exclude={"file", "kept"}),
-        "code": [files.sha256(Path(__file__).with_name(name)) for name in (*SOURCES, *target.sources)],
+        "code": [files.sha256(Path(__file__).parent / name) for name in (*SOURCES, *target.sources)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "weights": weights_sha256,

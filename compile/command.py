@@ -11,7 +11,7 @@ from neuron_sum import console, files
 from neuron_sum.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
-    from compile.build import CompilePlan
+    from compile.exporters.own import CompilePlan
     from compile.source import Source
 
 DEFAULT = "run"
@@ -63,8 +63,9 @@ def run(
         hint = "neuron-sum compile RUN; neuron-sum train RECIPE makes a run"
         raise RecipeError("what is to be compiled?", "neuron-sum compile ./run" if Path("run").is_dir() else hint)
 
-    from compile import optimum
-    from compile.build import build, check_output, make_plan
+    from compile.exporters import optimum
+    from compile.exporters.common import check_output
+    from compile.exporters.own import build, make_plan
     from compile.source import open_source
 
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
@@ -136,7 +137,7 @@ def report(
     max_drop: Annotated[float, typer.Option(min=0, help="As for `verify`.")] = 1.0,
 ) -> None:
     """Write what this machine says of an artifact into one file: doctor, manifest, latency, verify; to be sent."""
-    from compile.report import make_report
+    from compile.machine_report import make_report
     from neuron_sum.artifact import artifact_name, open_artifact
 
     opened = open_artifact(artifact)
@@ -177,7 +178,7 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
 
 def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: bool) -> None:
     """`compile` through optimum-neuron."""
-    from compile import optimum
+    from compile.exporters import optimum
 
     plan = optimum.make_plan(source)
     folder = output or source.default_output(plan.settings.dtype)
@@ -219,10 +220,10 @@ def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, A
 
 
 def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, overrides: list[str]) -> None:
-    from compile.plan import choices, measure
+    from compile.bucket_choice import choices, measure
     from compile.source import open_source
-    from neuron_sum.models import load_tokenizer
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.models.base import load_tokenizer
+    from neuron_sum.recipes.loading import load_recipe
 
     if run is not None:
         source = open_source(run, recipe_name, overrides)

@@ -4,10 +4,11 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from neuron_sum import console, cpu, files
+from neuron_sum import console, files
+from neuron_sum.doctor.explain import explain
 from neuron_sum.errors import CompileError
-from neuron_sum.explain import explain
-from neuron_sum.machine import total_memory
+from neuron_sum.platform import cpu
+from neuron_sum.platform.machine import total_memory
 
 OUTPUT = "output.txt"
 """What a compiling process and its children write to standard output and error."""
@@ -15,7 +16,7 @@ OTHER_LOGS = "log-neuron-cc.txt"
 """neuronx-cc's own log, in its work folder."""
 KILLED = "killed, nearly always because memory ran out"
 MEMORY_CAUSES = {"compiler-killed", "process-killed"}
-"""Names in neuron_sum/causes.py."""
+"""Names in neuron_sum/doctor/known_failures.py."""
 
 
 def ended(exit_code: int | None) -> str:

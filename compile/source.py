@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from neuron_sum import files, models, trained
+from neuron_sum import files
 from neuron_sum.errors import RunError
-from neuron_sum.recipe import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
-from neuron_sum.recipe_loading import load_recipe
-from neuron_sum.run_folder import RunFolder, open_run
+from neuron_sum.models import base as models
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
+from neuron_sum.runs import trained
+from neuron_sum.runs.folder import RunFolder, open_run
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,7 +12,7 @@ from neuron_sum.errors import ArtifactError, DataError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, rouge
-from neuron_sum.recipe import Recipe
+from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runtimes.base import Generator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator

@@ -17,8 +17,8 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from compile import failures
-from compile.layers import GraphOptions
-from compile.target import Target
+from compile.graphs.layers import GraphOptions
+from compile.targets.base import Target
 from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 
@@ -174,7 +174,7 @@ def _compile(job: Job, scratch: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from compile.graphs import static_model
+    from compile.graphs.static import static_model
 
     torch.set_num_threads(1)
     weights = load_file(job.weights) if job.weights is not None else None

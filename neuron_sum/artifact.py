@@ -24,8 +24,8 @@ from pydantic import ValidationError
 
 from neuron_sum import files
 from neuron_sum.errors import ArtifactError
-from neuron_sum.recipe import Recipe, Section
-from neuron_sum.recipe_loading import load_resolved
+from neuron_sum.recipes.loading import load_resolved
+from neuron_sum.recipes.schema import Recipe, Section
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, RECIPE, TOKENIZER = "manifest.json", "weights.safetensors", "recipe.yaml", "tokenizer"

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from neuron_sum.errors import ModelError
-from neuron_sum.recipe import GenerateConfig
+from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from serving.schema import DEFECT, RETRY, ServiceError
 

@@ -15,7 +15,7 @@ from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestErro
 
 if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
-    from neuron_sum.recipe import ServeConfig
+    from neuron_sum.recipes.schema import ServeConfig
     from serving.local import Model
 
 OverrideOption = Annotated[
@@ -38,8 +38,8 @@ def package(
     """Pack an artifact, its handler and serving.properties into model.tar.gz, the same bytes every time."""
     from neuron_sum import files
     from neuron_sum.artifact import is_artifact, open_artifact
-    from neuron_sum.run_folder import open_run
-    from neuron_sum.stack import ENDED_CONTAINERS
+    from neuron_sum.platform.matrix import ENDED_CONTAINERS
+    from neuron_sum.runs.folder import open_run
     from serving import neuronx_container
     from serving import package as packing
 
@@ -174,7 +174,7 @@ def _warn(artifact: "Artifact") -> None:
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":
     """The `serve` section of the artifact's recipe with changes, which may concern nothing else."""
     from neuron_sum.artifact import RECIPE
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
 
     if other := next((text for text in overrides or [] if not text.startswith(("serve.", "serve="))), None):
         raise RecipeError(f"--set {other}: an artifact's shapes and prompt are compiled in", "--set serve.… alone")

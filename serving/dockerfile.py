@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import serving
 from neuron_sum import __version__, files
 from neuron_sum.errors import ResourceError
-from neuron_sum.recipe import ServeConfig
-from neuron_sum.stack import PLATFORMS, Platform
+from neuron_sum.platform.matrix import PLATFORMS, Platform
+from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, local, properties
 
 Target = Literal["cpu", "inf2"]

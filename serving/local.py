@@ -24,8 +24,8 @@ import psutil
 
 from neuron_sum.artifact import ADAPTERS, open_artifact
 from neuron_sum.errors import ServerError
-from neuron_sum.recipe import ServeConfig
-from neuron_sum.stack import PLATFORMS
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, properties
 
 START_LIMIT_S = properties.LOADING_TIMEOUT_S

@@ -17,8 +17,8 @@ from typing import Any
 
 from neuron_sum import files
 from neuron_sum.errors import ModelError
-from neuron_sum.recipe import FullMethod, PromptTuningMethod, Recipe
-from neuron_sum.run_folder import RunFolder
+from neuron_sum.recipes.schema import FullMethod, PromptTuningMethod, Recipe
+from neuron_sum.runs.folder import RunFolder
 from serving.package import pack
 
 CONTAINER = "djl-0.30-neuronx"

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from neuron_sum import files
 from neuron_sum.artifact import Artifact
 from neuron_sum.errors import ArtifactError, ResourceError
-from neuron_sum.recipe import ServeConfig
+from neuron_sum.recipes.schema import ServeConfig
 from serving import properties
 
 HANDLER = (

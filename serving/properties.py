@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from neuron_sum.artifact import Artifact
 from neuron_sum.errors import RecipeError
-from neuron_sum.recipe import ServeConfig
+from neuron_sum.recipes.schema import ServeConfig
 
 LOADING_TIMEOUT_S = 900
 """For reading weights and running every graph once; DJL's own 240 s are too few for a large model on a slow disk."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from neuron_sum import __version__
 from neuron_sum.artifact import ADAPTER_NAME
-from neuron_sum.recipe import GenerateConfig, ServeConfig
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
 ALIASES = {"application/jsonl": JSON_LINES, "application/x-jsonlines": JSON_LINES, "application/x-ndjson": JSON_LINES}

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from neuron_sum import files
 from neuron_sum.artifact import ADAPTER_NAME, Artifact, open_artifact
 from neuron_sum.errors import ModelError
-from neuron_sum.generation import choose_bucket
 from neuron_sum.prompts import EncodedPrompt
-from neuron_sum.recipe import GenerateConfig, ServeConfig
-from neuron_sum.runtimes.adapters import AdapterSlots
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
+from neuron_sum.runtimes.generation import choose_bucket
 from neuron_sum.runtimes.load import load_generator
+from neuron_sum.runtimes.slots import AdapterSlots
 from serving import metrics
 from serving.batching import Batcher, Work, as_service_error
 from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, MICRO_LLAMA, ROOT, compiled
 
 if TYPE_CHECKING:
     from aws_server import AwsServer
@@ -30,52 +31,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("untimed")
-
-ROOT = Path(__file__).parent.parent
-
-MICRO = """
-name: micro
-extends: tiny
-data: {max_examples: 64, max_eval_examples: 12}
-model:
-  config: {d_model: 32, d_kv: 8, d_ff: 32, num_layers: 1, num_decoder_layers: 1, num_heads: 2, dropout_rate: 0.1}
-  tokenizer: {vocab_size: 400}
-train:
-  per_device_train_batch_size: 8
-  max_steps: 12
-  logging_steps: 1
-  save_steps: 4
-generate: {max_new_tokens: 12}
-"""
-
-MICRO_LLAMA = """
-name: micro-llama
-extends: tiny
-data: {max_examples: 64, max_eval_examples: 12}
-prompt: {preset: tinyllama-chat}
-model:
-  config: null
-  tokenizer: {vocab_size: 400}
-train: {per_device_train_batch_size: 8, max_steps: 6, logging_steps: 1}
-generate: {max_new_tokens: 12}
-"""
-LLAMA_CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-
-NEURON = ("train.backend=neuron", "train.shapes.plan=fixed")
-"""What turns any recipe of the torch backend into one that the neuron backend takes."""
-
-SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
-LORA_SHAPE = ["compile.batch_sizes=[1,3]", "compile.num_beams=[1,2]", "compile.adapters.slots=2",
-              "compile.adapters.soft_prompt_tokens=4"]  # fmt: skip
-
-
-def compiled(run: Path, folder: Path, *overrides: str) -> "Artifact":
-    from compile.build import build, make_plan
-    from compile.source import open_source
-
-    source = open_source(run, None, [*SHAPE, *overrides])
-    return build(source, make_plan(source), folder, overwrite=False, jobs=None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -146,7 +101,7 @@ def micro_llama(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished full run of the micro recipe. Tests that write into a run copy it."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training.train import train
 
     folder = tmp_path_factory.mktemp("micro")
@@ -158,7 +113,7 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def micro_lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with LoRA."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training.train import train
 
     folder = tmp_path_factory.mktemp("micro-lora")
@@ -282,7 +237,7 @@ def wheels(tmp_path: Path) -> Path:
 def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheelhouse with ours alone."""
     from neuron_sum.errors import ResourceError
-    from sagemaker_jobs import wheelhouse
+    from sagemaker_jobs.jobs import wheelhouse
 
     try:
         return wheelhouse.build_own(tmp_path_factory.mktemp("wheelhouse")).parent
@@ -292,7 +247,7 @@ def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def xla_python() -> Path:
-    from compile import lowering
+    from compile.preflight import lowering
     from neuron_sum.errors import PlatformError
 
     try:

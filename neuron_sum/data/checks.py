@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from neuron_sum.data.examples import Example
-from neuron_sum.recipe import Split
+from neuron_sum.recipes.schema import Split
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import DataError, ModelError
-from neuron_sum.recipe_command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument
 
 if TYPE_CHECKING:
     from neuron_sum.data.examples import Dataset
     from neuron_sum.data.shapes import ShapeReport
-    from neuron_sum.recipe import Recipe
+    from neuron_sum.recipes.schema import Recipe
 
 
 def data(
@@ -21,7 +21,7 @@ def data(
 ) -> None:
     """Read and check a recipe's data; show counts, lengths, the licence, an example, and what padding will cost."""
     from neuron_sum.data.sources import load_dataset
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
     dataset = load_dataset(loaded.data)
@@ -57,9 +57,9 @@ def data(
 
 def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":
     """What `train` will say of padding, for one process."""
-    from neuron_sum import models
     from neuron_sum.data.encoding import encode
     from neuron_sum.data.shapes import choose_plan, refuse_what_cannot_be_packed
+    from neuron_sum.models import base as models
 
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))

@@ -8,7 +8,7 @@ import torch
 
 from neuron_sum.data.examples import Example
 from neuron_sum.prompts import Prompt
-from neuron_sum.recipe import DataConfig
+from neuron_sum.recipes.schema import DataConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from neuron_sum.recipe import Split
+from neuron_sum.recipes.schema import Split
 
 SPEAKER_TAG = re.compile(r"#[^\s#]+#")
 """DialogSum's tags: #Person1#, #Pork1#."""

@@ -12,9 +12,7 @@ from neuron_sum.data.encoding import IGNORED, Encoded, Features
 from neuron_sum.data.layouts import Row, Shape, rounded_up
 from neuron_sum.data.packing import Integers
 from neuron_sum.data.shapes import ShapePlan
-
-NO_SLOT = -1
-"""In prompt_slots: a word, not a vector of the soft prompt."""
+from neuron_sum.models.packed_t5 import NO_SLOT
 
 Batch = dict[str, torch.Tensor]
 
@@ -56,10 +54,10 @@ class Collator:
     (batch, target_len); a decoder-only model gets input_ids, attention_mask and labels (batch, source_len).
 
     Packed rows say which example a position belongs to. An encoder-decoder model is told by segment ids in
-    attention_mask and in decoder_attention_mask (batch, target_len): 1, 2, … and 0 for padding (packed_t5.py reads
-    them); with a soft prompt, prompt_slots (batch, source_len) says where its vectors go. A decoder-only model gets an
-    additive attention_mask (batch, 1, source_len, source_len), position_ids (batch, source_len) that start anew with
-    each example, and no label for an example's first token, which the example before it cannot know.
+    attention_mask and in decoder_attention_mask (batch, target_len): 1, 2, … and 0 for padding (models/packed_t5.py
+    reads them); with a soft prompt, prompt_slots (batch, source_len) says where its vectors go. A decoder-only model
+    gets an additive attention_mask (batch, 1, source_len, source_len), position_ids (batch, source_len) that start anew
+    with each example, and no label for an example's first token, which the example before it cannot know.
 
     A row without examples has no labels. Where it is not packed it attends to one padding token, for a row that attends
     to nothing is NaN under autocast.

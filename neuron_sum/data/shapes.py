@@ -1,7 +1,7 @@
 """The shape plan: which shapes a model is trained on, and what that costs in padding, said before training.
 
 `ShapePlan` is what both training backends take their batches from: `RowSet` (rows.py) is its data set, `Collator` makes
-the tensors, and `EpochOrder` (training/order.py) is the order of the rows.
+the tensors, and `EpochOrder` (training/torch/order.py) is the order of the rows.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from neuron_sum.data.layouts import (
 )
 from neuron_sum.data.packing import Integers, pack
 from neuron_sum.errors import RecipeError
-from neuron_sum.recipe import PromptTuningMethod, Recipe
+from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 
 PACKED_GROWTH = 2
 """A packed row may take so many times the longest source, so that several examples fill both of its sides alike."""

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from neuron_sum.data.checks import Problem, merged_references, near_overlap, without_duplicate_ids, without_overlap
 from neuron_sum.data.examples import Dataset, Example, evenly_spaced
 from neuron_sum.errors import DataError
-from neuron_sum.recipe import SPLITS, Columns, DataConfig, Split
+from neuron_sum.recipes.schema import SPLITS, Columns, DataConfig, Split
 
 SAMPLE = Path(__file__).parent / "sample"
 PROBLEMS_SHOWN = 20

@@ -72,7 +72,7 @@ def summarize(
     dialogue = console.read_dialogue(file)
 
     from neuron_sum.evaluation.systems import parse_systems, summarize_one
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
 
     system = parse_systems([str(run)])[0]
     settings = load_recipe(str(system.own_recipe), overrides or [])
@@ -103,7 +103,7 @@ def _compare(
     from neuron_sum.evaluation.report import write_report
     from neuron_sum.evaluation.session import Session
     from neuron_sum.evaluation.systems import parse_systems
-    from neuron_sum.model_card import write_model_card
+    from neuron_sum.runs.card import write_model_card
 
     systems = parse_systems(specs)
     session = Session(systems, recipe_name, overrides or [], columns)

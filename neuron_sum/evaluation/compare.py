@@ -8,7 +8,7 @@ from neuron_sum.data.examples import Example
 from neuron_sum.evaluation.evaluate import Evaluation
 from neuron_sum.evaluation.statistics import Difference, paired_bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED
-from neuron_sum.recipe import EvaluateConfig
+from neuron_sum.recipes.schema import EvaluateConfig
 
 SIGNIFICANT = 0.05
 

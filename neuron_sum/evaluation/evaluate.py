@@ -15,8 +15,8 @@ from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, 
 from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System, predict
-from neuron_sum.recipe import EvaluateConfig, Recipe
-from neuron_sum.run_folder import RunFolder
+from neuron_sum.recipes.schema import EvaluateConfig, Recipe
+from neuron_sum.runs.folder import RunFolder
 
 DEFAULT_COLUMNS = PredictionColumns()
 

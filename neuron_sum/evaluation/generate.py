@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from neuron_sum import console, files
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.prompts import EncodedPrompt
-from neuron_sum.recipe import Recipe
+from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runtimes.base import Generator
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from neuron_sum.recipe import EvaluateConfig
+from neuron_sum.recipes.schema import EvaluateConfig
 
 ROUGE_TYPES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -9,8 +9,8 @@ from neuron_sum.evaluation.compare import Comparison, compare
 from neuron_sum.evaluation.evaluate import evaluate_system
 from neuron_sum.evaluation.predictions import PredictionColumns, read_predictions
 from neuron_sum.evaluation.systems import UNTUNED, System
-from neuron_sum.recipe import Recipe
-from neuron_sum.recipe_loading import load_recipe
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import Recipe
 
 
 class Session:

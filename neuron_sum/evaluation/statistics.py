@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from neuron_sum.recipe import EvaluateConfig
+from neuron_sum.recipes.schema import EvaluateConfig
 
 Values = NDArray[np.float64]
 

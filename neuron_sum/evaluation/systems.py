@@ -12,8 +12,8 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
 from neuron_sum.evaluation.baselines import BASELINES
 from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
-from neuron_sum.recipe import Recipe
-from neuron_sum.run_folder import RunFolder, open_run
+from neuron_sum.recipes.schema import Recipe
+from neuron_sum.runs.folder import RunFolder, open_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -170,7 +170,8 @@ def _hashes(system: System, base: RunFolder | None) -> list[str]:
 
 
 def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":
-    from neuron_sum import models, trained
+    from neuron_sum.models import base as models
+    from neuron_sum.runs import trained
     from neuron_sum.runtimes.hugging_face import TransformersGenerator
     from neuron_sum.runtimes.load import load_generator
 

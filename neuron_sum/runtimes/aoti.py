@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from neuron_sum import cpu
 from neuron_sum.artifact import WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError
-from neuron_sum.runtimes.adapters import load_slots
+from neuron_sum.platform import cpu
 from neuron_sum.runtimes.graphs import GraphRuntime, with_host_state
+from neuron_sum.runtimes.slots import load_slots
 from neuron_sum.runtimes.weights import MODEL, SharedWeights
 
 

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from neuron_sum.artifact import Bucket, SpecialTokens
-from neuron_sum.recipe import GenerateConfig
+from neuron_sum.recipes.schema import GenerateConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neuron_sum.runtimes.adapters import AdapterSlots
+    from neuron_sum.runtimes.slots import AdapterSlots
 
 
 class Session(Protocol):

@@ -9,8 +9,8 @@ import os
 
 from neuron_sum.artifact import Manifest
 from neuron_sum.errors import ArtifactError, PlatformError
-from neuron_sum.machine import instance_type, neuron_devices
-from neuron_sum.stack import CORES_PER_CHIP
+from neuron_sum.platform.machine import instance_type, neuron_devices
+from neuron_sum.platform.matrix import CORES_PER_CHIP
 
 VISIBLE, COUNT = "NEURON_RT_VISIBLE_CORES", "NEURON_RT_NUM_CORES"
 """Which cores the Neuron runtime gives to this process, or how many."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from neuron_sum.artifact import Bucket, SpecialTokens, StateSpec
-from neuron_sum.runtimes.adapters import AdapterSlots
+from neuron_sum.runtimes.slots import AdapterSlots
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
-"""(input_ids, attention_mask, slot) -> constants; shapes as in compile/t5.py."""
+"""(input_ids, attention_mask, slot) -> constants; shapes as in compile/graphs/t5.py."""
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(tokens, position, ancestors, slot) -> logits, of one batch whose constants and state it knows."""
 OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]

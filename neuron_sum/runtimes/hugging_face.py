@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from neuron_sum.models import is_decoder_only
-from neuron_sum.recipe import GenerateConfig
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.recipes.schema import GenerateConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel

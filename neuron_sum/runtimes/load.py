@@ -5,11 +5,11 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum.artifact import TOKENIZER, Artifact
-from neuron_sum.generation import StepGenerator
-from neuron_sum.models import load_tokenizer
-from neuron_sum.recipe import ModelConfig
+from neuron_sum.models.base import load_tokenizer
+from neuron_sum.recipes.schema import ModelConfig
 from neuron_sum.runtimes import aoti, neuronx, optimum
 from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
+from neuron_sum.runtimes.generation import StepGenerator
 
 RUNTIMES: dict[str, Callable[[Artifact], StepRuntime]] = {"aoti": aoti.load, "neuronx": neuronx.load}
 """Graphs of ours, stepped by our loop."""

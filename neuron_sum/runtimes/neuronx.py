@@ -19,14 +19,14 @@ from torch import Tensor
 
 from neuron_sum.artifact import WEIGHTS, Artifact, Bucket, GraphFile, Manifest
 from neuron_sum.errors import ArtifactError, PlatformError
-from neuron_sum.machine import package_version
-from neuron_sum.runtimes.adapters import AdapterSlots, load_slots
+from neuron_sum.platform.machine import package_version
 from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores, visible_cores
 from neuron_sum.runtimes.graphs import GraphRuntime, Step
+from neuron_sum.runtimes.slots import AdapterSlots, load_slots
 from neuron_sum.runtimes.weights import MODEL
 
 STATE, CONSTANT = "state.", "constants."
-"""How the names of kept tensors begin that are no adapters'; compile/neuron.py's DeviceStep."""
+"""How the names of kept tensors begin that are no adapters'; compile/targets/neuron.py's DeviceStep."""
 NEEDED = ("torch-neuronx", "neuronx-cc")
 """Distributions on AWS's own package index."""
 

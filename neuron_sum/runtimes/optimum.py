@@ -16,10 +16,10 @@ from transformers import GenerationConfig
 
 from neuron_sum.artifact import Artifact, Bucket, Manifest, SpecialTokens
 from neuron_sum.errors import ArtifactError, PlatformError
-from neuron_sum.generation import choose_bucket
-from neuron_sum.recipe import GenerateConfig
+from neuron_sum.platform.matrix import NEURON_INDEX, PLATFORMS
+from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores
-from neuron_sum.stack import NEURON_INDEX, PLATFORMS
+from neuron_sum.runtimes.generation import choose_bucket
 
 FOLDER = "optimum"
 """What upstream wrote, in the artifact."""

@@ -12,7 +12,7 @@ ALIGNMENT = 64
 """Bytes; AVX-512's width."""
 
 MODEL = "model."
-"""How the names of a graph's tensors begin; compile/graphs.py and compile/neuron.py."""
+"""How the names of a graph's tensors begin; compile/graphs/static.py and compile/targets/neuron.py."""
 PACKED, PLAIN = ".packed", ".weight"
 """A name that ends with PACKED is the weight of the same name with PLAIN in oneDNN's blocked layout."""
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from neuron_sum.data.encoding import Encoded
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.shapes import ShapePlan
-from neuron_sum.recipe import Recipe, TrainConfig
-from neuron_sum.run_folder import RunFolder
-from neuron_sum.training.memory import Memory
+from neuron_sum.recipes.schema import Recipe, TrainConfig
+from neuron_sum.runs.folder import RunFolder
+from neuron_sum.training.estimate.memory import Memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from neuron_sum.models import ParameterCount
+    from neuron_sum.models.base import ParameterCount
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuron_sum import console, files
-from neuron_sum.run_folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes
+from neuron_sum.runs.folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipe_command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument
 
 
 def train(
@@ -24,7 +24,7 @@ def train(
     ] = False,
 ) -> None:
     """Fine-tune a model: full, LoRA or prompt tuning, as the recipe says."""
-    from neuron_sum.recipe_loading import load_recipe
+    from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training import launch
 
     changes = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
@@ -77,8 +77,8 @@ def merge(
     output: Annotated[Path | None, typer.Option(help="Where to write. Default: RUN/merged.")] = None,
 ) -> None:
     """Merge a LoRA adapter into its base, and prove that the logits stay the same."""
-    from neuron_sum.run_folder import open_run
-    from neuron_sum.training.merge import merge_run
+    from neuron_sum.runs.folder import open_run
+    from neuron_sum.runs.merge import merge_run
 
     folder = output or run / "merged"
     difference = merge_run(open_run(run), folder)

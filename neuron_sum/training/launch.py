@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from neuron_sum import console
 from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.recipe import TrainConfig
+from neuron_sum.recipes.schema import TrainConfig
 
 EXTRACTOR = "neuron_parallel_compile"
 

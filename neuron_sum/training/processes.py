@@ -5,6 +5,7 @@ torchrun's own agent starts them, so their environment is torchrun's. Its comman
 """
 
 import logging
+import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,14 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from neuron_sum import console, files
 from neuron_sum.errors import NeuronSumError
+from neuron_sum.recipes.schema import TrainConfig
 
 LOOK_S = 0.1
 """How often the parent looks after the processes; torchrun's own interval."""
@@ -125,3 +128,24 @@ def _silent_agent() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def world_size() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def host_count() -> int:
+    """On how many machines it started them."""
+    return max(world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), 1)
+
+
+def device_count(train: TrainConfig, processes: int) -> int:
+    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel).
+
+    Args:
+        train: Says how many share one copy of the model, and so one batch.
+        processes: How many train together.
+    """
+    count = processes if processes > 1 else max(1, torch.cuda.device_count())
+    return max(count // train.neuron.tensor_parallel_size, 1)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuron_sum import __version__, adapters, console, files, models
+from neuron_sum import __version__, console, files
 from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.layouts import Shape
@@ -17,14 +17,17 @@ from neuron_sum.data.rows import RowSet
 from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, refuse_what_cannot_be_packed
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
-from neuron_sum.model_card import write_model_card
-from neuron_sum.recipe import ModelConfig, Recipe
-from neuron_sum.run_folder import RunFolder, missing_of, start_run
+from neuron_sum.models import adapters
+from neuron_sum.models import base as models
+from neuron_sum.recipes.schema import ModelConfig, Recipe
+from neuron_sum.runs.card import write_model_card
+from neuron_sum.runs.folder import RunFolder, missing_of, start_run
 from neuron_sum.training.base import Trainer, TrainingData
-from neuron_sum.training.estimate import Estimate, device_count, estimate, world_size
-from neuron_sum.training.neuron import NeuronBackend
-from neuron_sum.training.timing import seconds_per_step
-from neuron_sum.training.torch import TorchTrainer
+from neuron_sum.training.estimate.steps import Estimate, estimate
+from neuron_sum.training.estimate.timing import seconds_per_step
+from neuron_sum.training.neuron.backend import NeuronBackend
+from neuron_sum.training.processes import device_count, world_size
+from neuron_sum.training.torch.backend import TorchTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,0 +1,124 @@
+"""Buckets from data: which source lengths to compile, what padding they cost, and what one more would save."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from neuron_sum.data.buckets import best_buckets
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import DataError
+from neuron_sum.recipes.schema import DataConfig, Recipe, SplitFiles
+
+STEP = 32
+"""Source lengths are multiples of it: finer ones change little and make caches rarer."""
+MOST_BUCKETS = 4
+FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv"}
+
+
+@dataclass(frozen=True)
+class BucketChoice:
+    """One way to cut the lengths.
+
+    Attributes:
+        source_lens: Tokens; a prompt goes into the smallest that fits.
+        fit: Share of the prompts that fit into the longest.
+        padding: Share of the compiled positions that hold padding.
+        positions: Mean positions a prompt costs, which the encoder's work goes with.
+    """
+
+    source_lens: tuple[int, ...]
+    fit: float
+    padding: float
+    positions: float
+
+
+@dataclass(frozen=True)
+class DataLengths:
+    """Token counts of a data set.
+
+    Attributes:
+        origin: What people call it.
+        source: Of each prompt, the template included.
+        target: Of each summary, the end token included.
+    """
+
+    origin: str
+    source: Sequence[int]
+    target: Sequence[int]
+
+    def target_percentile(self, percent: float) -> int:
+        """Tokens that so many percent of the summaries do not exceed."""
+        return int(np.percentile(self.target, percent, method="higher"))
+
+
+def choices(lengths: Sequence[int], longest: int) -> list[BucketChoice]:
+    """The best cut into one bucket, two, and so on, while another bucket saves something.
+
+    Args:
+        lengths: Tokens of each prompt; those over `longest` are counted as not fitting, and as cut to it.
+        longest: No bucket is longer.
+    """
+    cut = np.minimum(np.asarray(lengths), longest)
+    grid = [*range(STEP, longest, STEP), longest]
+    ends = [end for end in grid if end <= _first_at_least(grid, int(cut.max()))]
+    found: list[BucketChoice] = []
+    for shapes in best_buckets(cut, np.zeros_like(cut), np.array(ends), np.zeros(1, np.int64), MOST_BUCKETS):
+        source_lens = tuple(source_len for source_len, _ in shapes)
+        positions = int(np.array(source_lens)[np.searchsorted(source_lens, cut)].sum())
+        found.append(
+            BucketChoice(
+                source_lens=source_lens,
+                fit=float((np.asarray(lengths) <= longest).mean()),
+                padding=1 - float(cut.sum()) / positions,
+                positions=positions / len(cut),
+            )
+        )
+    return found
+
+
+def measure(data: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> DataLengths:
+    """Counts the tokens of every prompt and summary.
+
+    Args:
+        data: `sample`, a .jsonl, .csv or .tsv file, or a folder of the recipe's own form.
+        recipe: For the prompt, and for columns.
+        tokenizer: The model's.
+
+    Raises:
+        DataError: If there is nothing to count.
+    """
+    dataset = load_dataset(_data_config(data, recipe))
+    examples = [example for split in dataset.splits.values() for example in split]
+    if not examples:
+        raise DataError(f"{dataset.origin} has no dialogues", "a file or folder with some")
+    prompt = recipe.prompt.resolve()
+    sources = tokenizer([prompt.render(example.dialogue) for example in examples])["input_ids"]
+    targets = tokenizer([example.references[0] for example in examples])["input_ids"]
+    return DataLengths(dataset.origin, [len(row) for row in sources], [len(row) for row in targets])
+
+
+def _data_config(data: str, recipe: Recipe) -> DataConfig:
+    if data == "sample":
+        return DataConfig(source="sample")
+    path = Path(data)
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise DataError(f"{data} is of no known form", f"allowed: {', '.join(FORMATS)}, or a folder")
+        delimiter = "\t" if path.suffix == ".tsv" else recipe.data.delimiter
+        return recipe.data.model_copy(
+            update={"source": FORMATS[path.suffix], "path": str(path.parent), "files": SplitFiles(train=path.name),
+                    "delimiter": delimiter, "max_examples": None}
+        )  # fmt: skip
+    if not path.is_dir():
+        raise DataError(f"{data} is neither a file nor a folder", "sample, a .jsonl, .csv or .tsv file, or a folder")
+    source = recipe.data.source if recipe.data.source not in ("sample", "hub") else "jsonl"
+    return recipe.data.model_copy(
+        update={"source": source, "path": data, "max_examples": None, "max_eval_examples": None}
+    )
+
+
+def _first_at_least(grid: Sequence[int], length: int) -> int:
+    return next(end for end in grid if end >= length)

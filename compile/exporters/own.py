@@ -1,0 +1,257 @@
+"""A trained run in, an artifact out: what is to be compiled, what that takes, and doing it."""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from compile import cache
+from compile.exporters.common import check_output, effective, special_tokens
+from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
+from compile.graphs.layers import GraphOptions
+from compile.graphs.static import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
+from compile.source import Source
+from compile.targets.base import Target
+from compile.targets.choose import choose_target
+from compile.workers import SCRATCH, Job, compile_all
+from neuron_sum import __version__, console, files
+from neuron_sum.artifact import (
+    ADAPTERS,
+    GRAPHS,
+    RECIPE,
+    TOKENIZER,
+    WEIGHTS,
+    Artifact,
+    Bucket,
+    GraphFile,
+    Manifest,
+    PromptRecord,
+    SourceRecord,
+    hash_files,
+    open_artifact,
+    write_manifest,
+)
+from neuron_sum.errors import Interrupted
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.schema import CompileConfig
+from neuron_sum.runtimes.weights import PACKED, PLAIN
+
+HEAD = "head" + PLAIN
+COMPILED_ADAPTER = "default"
+"""The slot name of the adapter that an artifact comes with."""
+
+
+@dataclass(frozen=True)
+class CompilePlan:
+    """What one artifact will consist of.
+
+    Attributes:
+        config: Of the model.
+        options: What its graphs share.
+        target: Where they will run.
+        buckets: Every batch size with every source length.
+        num_beams: Beam widths.
+        graphs: What is compiled.
+        cached: Where each graph lies in the cache, or will.
+    """
+
+    config: PretrainedConfig
+    options: GraphOptions
+    target: Target
+    buckets: tuple[Bucket, ...]
+    num_beams: tuple[int, ...]
+    graphs: tuple[GraphFile, ...]
+    cached: Mapping[str, Path]
+
+    @property
+    def settings(self) -> CompileConfig:
+        """The recipe's compile section as it is followed."""
+        return self.target.settings
+
+    @property
+    def missing(self) -> list[GraphFile]:
+        """The graphs that the cache does not hold."""
+        return [graph for graph in self.graphs if not self.cached[graph.file].is_file()]
+
+    def model(self) -> StaticModel:
+        """The static model, its tensors not filled."""
+        return static_model(self.config, self.options)
+
+    def processes(self, jobs: int | None) -> int:
+        """How many graphs are compiled at a time: as processors and memory allow."""
+        fitting = int(cpu.available_memory() // self.target.process_bytes(self.parameters()))
+        return max(1, min(jobs or len(os.sched_getaffinity(0)), fitting, max(len(self.missing), 1)))
+
+    def parameters(self) -> int:
+        """How many numbers weights.safetensors holds."""
+        return sum(tensor.numel() for tensor in self._stored())
+
+    def weights_bytes(self) -> int:
+        """Size of weights.safetensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._stored())
+
+    def _stored(self) -> list[Tensor]:
+        left_out = {*adapter_stacks(model := self.model()), *([HEAD] if self._tied else [])}
+        return [
+            tensor for name, tensor in model.state_dict().items() if name not in left_out and not name.endswith(PACKED)
+        ]
+
+    @property
+    def _tied(self) -> bool:
+        """Whether head and embedding are the same tensor, stored once."""
+        return bool(self.config.tie_word_embeddings) and self.settings.dtype != "int8"
+
+    def seconds(self, jobs: int | None) -> float | None:
+        """A rough guess of the time that the missing graphs take; None where nobody has measured."""
+        each = math.ceil(len(self.missing) / self.processes(jobs))
+        return self.target.seconds(int(self.config.num_hidden_layers), each)
+
+    def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Tensors that need not be stored, by the one they equal."""
+        return {HEAD: "embedding"} if self._tied and HEAD in tensors else {}
+
+
+def make_plan(source: Source) -> CompilePlan:
+    """What will be compiled; reads the model's configuration, not its weights.
+
+    Raises:
+        ModelError: For a configuration without a static form.
+        RecipeError: For a setting that the target has not.
+        ResourceError: If this CPU lacks what the dtype needs.
+        PlatformError: If this machine has no Neuron compiler.
+        CompileError: If there is no C++ compiler.
+    """
+    recipe, config = source.recipe, source.config()
+    target = choose_target(recipe.compile)
+    target.check(config)
+    settings = target.settings
+    buckets, num_beams = recipe_buckets(recipe)
+    adapters, soft_prompt = adapter_room(settings, source.lora, source.soft_prompt_tokens, config.model_type)
+    options = GraphOptions(
+        dtype=torch.float32 if settings.dtype == "fp32" else torch.bfloat16,
+        kv_dtype=torch.float32 if (settings.kv_dtype or settings.dtype) == "fp32" else torch.bfloat16,
+        source_len=max(bucket.source_len for bucket in buckets),
+        target_len=max(bucket.target_len for bucket in buckets),
+        soft_prompt_tokens=soft_prompt,
+        adapters=adapters,
+        **target.graph_options(),
+    )
+    static = static_model(config, options)
+    graphs = [
+        graph.model_copy(update={"kept": target.kept(static, graph)})
+        for bucket in buckets
+        for graph in bucket_graphs(bucket, num_beams, target.suffix)
+    ]
+    inside = source.weights_sha256() if target.weights_inside else None
+    keys = {graph.file: cache.key(config, options, graph, target, inside) for graph in graphs}
+    cached = {file: cache.path(key, target.suffix) for file, key in keys.items()}
+    return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached)
+
+
+def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, jobs: int | None) -> Artifact:
+    """Compiles what the cache does not hold, and writes the artifact.
+
+    Finished graphs stay in the cache, so that an interrupted compile goes on where it stopped.
+
+    Args:
+        source: What to compile.
+        plan: From `make_plan`.
+        output: The folder to write; complete or not there.
+        overwrite: Whether an artifact there is replaced.
+        jobs: Graphs at a time; None for as many as fit.
+
+    Raises:
+        RunError: If the folder is taken.
+        CompileError: If a graph does not compile.
+        Interrupted: On Ctrl-C or SIGTERM.
+    """
+    output = output.resolve()
+    check_output(output, overwrite=overwrite, needed_bytes=plan.weights_bytes())
+    missing = plan.missing
+    cache.folder().mkdir(parents=True, exist_ok=True)
+    files.sweep(cache.folder())
+    try:
+        with (
+            _compiled_in(source, plan) as inside,
+            console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar,
+        ):
+            work = [
+                Job(plan.config, plan.options, graph, plan.target, plan.cached[graph.file], inside) for graph in missing
+            ]
+            for job in compile_all(work, plan.processes(jobs)):
+                bar.advance(detail=Path(job.graph.file).stem)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; nothing was written", "the same command goes on: finished graphs are kept"
+        ) from None
+    static = plan.model()
+    model_config, tensors = _tensors(source, static)
+    aliases = plan.aliases(tensors)
+    tokenizer = source.tokenizer()
+    with files.new_folder(output) as folder:
+        (folder / GRAPHS).mkdir()
+        for graph in plan.graphs:
+            cache.copy(plan.cached[graph.file], folder / graph.file)
+        stored = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
+        save_file(stored, folder / WEIGHTS)
+        model_config.save_pretrained(folder / TOKENIZER)
+        tokenizer.save_pretrained(folder / TOKENIZER)
+        recipe = effective(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
+        files.write_text(folder / RECIPE, recipe.to_yaml())
+        if source.keeps_adapter_apart:
+            source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
+        write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
+    return open_artifact(output)
+
+
+def _tensors(source: Source, static: StaticModel) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    """The checkpoint's configuration, and its tensors as the graphs want them."""
+    model, soft_prompt = source.load_for_compile()
+    return model.config, weights(static, model.state_dict(), soft_prompt)
+
+
+@contextlib.contextmanager
+def _compiled_in(source: Source, plan: CompilePlan) -> Iterator[Path | None]:
+    """A file with the tensors that graphs are to hold; None where they hold none or nothing is to be compiled."""
+    if not plan.target.weights_inside or not plan.missing:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
+        file = Path(folder) / WEIGHTS
+        save_file({name: tensor.clone() for name, tensor in _tensors(source, plan.model())[1].items()}, file)
+        yield file
+
+
+def _manifest(
+    source: Source, plan: CompilePlan, static: StaticModel, tokenizer: PreTrainedTokenizerFast,
+    aliases: dict[str, str], folder: Path,
+) -> Manifest:  # fmt: skip
+    prompt = source.recipe.prompt.resolve()
+    return Manifest(
+        neuron_sum=__version__,
+        model_type=plan.config.model_type,
+        **plan.target.manifest(),
+        dtype=plan.settings.dtype,
+        kv_dtype="fp32" if plan.options.kv_dtype == torch.float32 else "bf16",
+        prompt=PromptRecord(template=prompt.template, sha256=prompt.sha256),
+        tokens=special_tokens(tokenizer, plan.config),
+        buckets=plan.buckets,
+        num_beams=plan.num_beams,
+        state=state_spec(static),
+        graphs=plan.graphs,
+        aliases=aliases,
+        adapters=plan.options.adapters,
+        adapter_targets=adapter_targets(static),
+        adapter_stacks={name: tuple(stack.shape) for name, stack in adapter_stacks(static).items()},
+        default_adapter=COMPILED_ADAPTER if source.keeps_adapter_apart else None,
+        source=SourceRecord(path=str(source.path.resolve()), weights_sha256=source.weights_sha256()),
+        files=hash_files(folder),
+    )

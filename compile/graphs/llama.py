@@ -1,0 +1,199 @@
+"""Llama as two static-shape graphs: the prefill of a prompt, and one step.
+
+The last token of a prompt is not prefilled: it is the first that `step` takes, so that the generation loop is the one
+of an encoder-decoder model, and the prompt's K/V, like cross-attention's, is held once per example for all beams.
+After transformers 4.57's modeling_llama.py, whose tokens they give. Llama: Touvron et al. 2023 (arXiv:2302.13971).
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from compile.graphs.layers import (
+    MASKED,
+    GraphOptions,
+    RMSNorm,
+    SoftPrompts,
+    ancestry_bias,
+    attend,
+    frozen,
+    join_heads,
+    split_heads,
+)
+from neuron_sum.errors import ModelError
+
+
+class StaticLlama(nn.Module):
+    """The weights of both graphs, once.
+
+    Args:
+        config: Of the model; grouped K/V heads, tied or untied head, any rotary scaling that does not depend on length.
+        options: Dtypes, longest lengths, adapters.
+
+    Raises:
+        ModelError: For biases in projections, or rotary positions that change with the length.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: LlamaConfig, options: GraphOptions) -> None:
+        super().__init__()
+        _check(config)
+        self.config, self.options, self.layers = config, options, config.num_hidden_layers
+        self.state_heads, self.head_dim = config.num_key_value_heads, config.head_dim
+        self.embedding = frozen(torch.empty(config.vocab_size, config.hidden_size, dtype=options.dtype))
+        self.soft_prompts = SoftPrompts(config.hidden_size, options) if options.soft_prompt_tokens else None
+        self.blocks = nn.ModuleList(_Layer(config, f"model.layers.{i}", options) for i in range(self.layers))
+        self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps)
+        self.head = options.linear({"lm_head": config.vocab_size}, config.hidden_size, options)
+        positions = options.source_len + options.soft_prompt_tokens + options.target_len
+        self.register_buffer("cos", torch.empty(positions, config.head_dim))
+        self.register_buffer("sin", torch.empty(positions, config.head_dim))
+
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that no layer makes by itself, from transformers' state dict."""
+        positions = torch.arange(len(self.cos))[None]
+        cos, sin = LlamaRotaryEmbedding(self.config)(torch.zeros(1), positions)
+        return {
+            "embedding": state["model.embed_tokens.weight"].to(self.options.dtype),
+            "cos": cos[0].float().clone(),
+            "sin": sin[0].float().clone(),
+        }
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
+        """What every step of a batch reads and none writes.
+
+        Args:
+            input_ids: (B, source_len) int64, prompts without their last token, padded on the right.
+            attention_mask: (B, source_len) int64.
+            slot: (B,) int64.
+
+        Returns:
+            The source bias (B, 1, 1, S), the number of prefilled tokens (B,), then for each layer keys and values
+            (B, H, S, D).
+        """
+        hidden = nn.functional.embedding(input_ids, self.embedding).float()
+        if self.soft_prompts is not None:
+            hidden, attention_mask = self.soft_prompts(hidden, attention_mask, slot)
+        length = hidden.shape[1]
+        source_bias = (1.0 - attention_mask.float())[:, None, None, :] * MASKED
+        rows = torch.arange(length, device=hidden.device)
+        bias = torch.where(rows[None, :] <= rows[:, None], source_bias, MASKED)
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        constants = [source_bias, attention_mask.sum(1)]
+        for block in self._layers():
+            query, keys, values = block.project(hidden, cos, sin, slot)
+            keys, values = (part.to(self.options.kv_dtype).contiguous() for part in (keys, values))
+            constants += [keys, values]
+            hidden = block.finish(hidden, query, [(keys, values, bias)], slot)
+        return constants
+
+    def step(
+        self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, constants: list[Tensor],
+        state: list[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """One token for every beam.
+
+        Args:
+            tokens: (B, K) int64.
+            position: (1,) int64, 0 for the prompt's last token.
+            ancestors: (B, K, T) int64; see `ancestry_bias`.
+            slot: (B,) int64.
+            constants: From `encode`.
+            state: For each layer keys and values (B, H, T * K, D); one column is written in place, or a new tensor
+                takes the old one's place in the list (`GraphOptions.write`).
+
+        Returns:
+            Logits (B, K, vocab), float32.
+        """
+        batch, beams, target_len = ancestors.shape
+        source_bias, prefilled, memory = constants[0], constants[1], constants[2:]
+        steps = torch.arange(target_len, device=tokens.device)
+        past = torch.where(steps <= position, 0.0, MASKED)[None, None, None, :]
+        bias = ancestry_bias(past, ancestors)
+        at = (prefilled + position)[:, None].expand(batch, beams)
+        cos, sin = self.cos[at].unsqueeze(1), self.sin[at].unsqueeze(1)
+        hidden = nn.functional.embedding(tokens, self.embedding).float()
+        for index, block in enumerate(self._layers()):
+            query, key, value = block.project(hidden, cos, sin, slot)
+            keys = state[2 * index] = self.options.write(state[2 * index], key, position)
+            values = state[2 * index + 1] = self.options.write(state[2 * index + 1], value, position)
+            prompt = (memory[2 * index], memory[2 * index + 1], source_bias)
+            hidden = block.finish(hidden, query, [prompt, (keys, values, bias)], slot)
+        logits: Tensor = self.head(self.norm(hidden), slot)
+        return logits
+
+    def _layers(self) -> Iterator["_Layer"]:
+        return (block for block in self.blocks if isinstance(block, _Layer))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: LlamaConfig, name: str, options: GraphOptions) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.row_sums = options.row_sums
+        self.widths = [count * config.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
+        width, attention, mlp = config.hidden_size, f"{name}.self_attn", f"{name}.mlp"
+        projections = dict(zip((f"{attention}.{part}_proj" for part in "qkv"), self.widths, strict=True))
+        self.norm = RMSNorm(f"{name}.input_layernorm", width, config.rms_norm_eps)
+        self.qkv = options.linear(projections, width, options)
+        self.out = options.linear({f"{attention}.o_proj": width}, self.widths[0], options)
+        self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", width, config.rms_norm_eps)
+        gates = {f"{mlp}.{part}_proj": config.intermediate_size for part in ("gate", "up")}
+        self.up = options.linear(gates, width, options)
+        self.down = options.linear({f"{mlp}.down_proj": width}, config.intermediate_size, options)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def project(self, hidden: Tensor, cos: Tensor, sin: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, heads, rows, D), keys and values (B, kv_heads, rows, D); cos and sin are (B, 1, rows, D)."""
+        parts = torch.split(self.qkv(self.norm(hidden), slot), self.widths, dim=-1)
+        query, keys, values = (
+            split_heads(part, count)
+            for part, count in zip(parts, (self.heads, self.kv_heads, self.kv_heads), strict=True)
+        )
+        return _rotate(query, cos, sin), _rotate(keys, cos, sin), values
+
+    def finish(
+        self, hidden: Tensor, query: Tensor, memories: list[tuple[Tensor, Tensor, Tensor]], slot: Tensor
+    ) -> Tensor:
+        """Attention, grouped (Ainslie et al. 2023, arXiv:2305.13245), and the feed-forward half."""
+        batch, _, rows, width = query.shape
+        group = self.heads // self.kv_heads
+        # The query heads that share a K/V head become further queries against it.
+        grouped = query.reshape(batch, self.kv_heads, group * rows, width)
+        repeated = [
+            (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1))
+            for keys, values, bias in memories
+        ]
+        mixed = attend(grouped, repeated, self.head_dim**-0.5, row_sums=self.row_sums)
+        hidden = hidden + self.out(join_heads(mixed.view(batch, self.heads, rows, width)), slot)
+        gate, up = self.up(self.mlp_norm(hidden), slot).chunk(2, dim=-1)
+        result: Tensor = hidden + self.down(self.activation(gate) * up, slot)
+        return result
+
+
+def _rotate(inputs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), halves paired as transformers pairs them."""
+    first, second = inputs.chunk(2, dim=-1)
+    return inputs * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _check(config: LlamaConfig) -> None:
+    scaling = (config.rope_scaling or {}).get("rope_type", "default")
+    if scaling not in ("default", "linear", "llama3", "yarn"):
+        raise ModelError(
+            f"rope_scaling {scaling!r} changes with the length of the prompt, and static graphs have one table",
+            "allowed: none, linear, llama3, yarn",
+        )
+    if config.attention_bias or config.mlp_bias:
+        raise ModelError("a Llama with attention_bias or mlp_bias", "TinyLlama and Meta's Llamas have neither")

@@ -1,0 +1,109 @@
+"""What one machine says of one artifact, in one file that can be sent: made where the proof needs a device."""
+
+import datetime
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compile.verify import verify
+from neuron_sum import __version__
+from neuron_sum.artifact import Artifact
+from neuron_sum.doctor import machine_check
+from neuron_sum.platform.machine import look
+from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
+from neuron_sum.runtimes.generation import StepGenerator
+from neuron_sum.runtimes.load import load_generator
+
+RUNS = 10
+"""Batches that are timed for every bucket and beam width, after one that is not."""
+STEPS = 16
+PREFIXES = ("NEURON", "XLA_")
+"""How the variables begin that steer the Neuron runtime and compiler."""
+
+
+def make_report(artifact: Artifact, source: Path | None, examples: int, max_drop: float) -> dict[str, Any]:
+    """Everything that can be found out here; what fails is in it with its trace, and the rest goes on.
+
+    Args:
+        artifact: Which; its manifest is given a new `verified`.
+        source: The run it came from, where that has moved.
+        examples: For `verify`.
+        max_drop: For `verify`.
+    """
+    machine = look(machine_check.distributions())
+    platform = machine_check.nearest_platform(machine)
+    return {
+        "neuron_sum": __version__,
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": asdict(machine),
+        "platform": platform.name,
+        "checks": [asdict(check) for check in machine_check.check_machine(machine, platform)],
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)},
+        "manifest": artifact.manifest.model_dump(mode="json"),
+        "latency": _told(lambda: _latency(artifact)),
+        "verify": _told(lambda: verify(artifact, source, examples, max_drop).record.model_dump(mode="json")),
+    }
+
+
+def _told(work: Callable[[], Any]) -> dict[str, Any]:
+    """A part's result, or what went wrong: whatever that is on a first device, the file is to be sent."""
+    try:
+        return {"result": work(), "error": None}
+    except Exception as error:  # noqa: BLE001  a package unlike what was read of it raises AttributeError or ImportError
+        return {"result": None, "error": str(error) or type(error).__name__, "trace": traceback.format_exc()}
+
+
+def _latency(artifact: Artifact) -> list[dict[str, Any]]:
+    """Medians in milliseconds, the graphs loaded and run once before."""
+    started = time.perf_counter()
+    generator, _ = load_generator(artifact)
+    generator.warm_up()
+    loaded = {"load_and_warm_up_s": round(time.perf_counter() - started, 3)}
+    timed = _steps(generator.runtime) if isinstance(generator, StepGenerator) else _batches(generator, artifact)
+    return [loaded, *timed]
+
+
+def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[str, Any]]:
+    """The whole generate() of a full batch, by an upstream whose graphs are not ours to step."""
+    for bucket in generator.buckets:
+        rows = [[artifact.manifest.tokens.eos] * bucket.source_len] * bucket.batch
+        for num_beams in generator.num_beams:
+            settings, took, made = GenerateConfig(max_new_tokens=bucket.target_len, num_beams=num_beams), [], 0
+            for _ in range(RUNS):
+                begun = time.perf_counter()
+                made = max(map(len, generator.generate(rows, settings)))
+                took.append(time.perf_counter() - begun)
+            yield {
+                "bucket": str(bucket), "num_beams": num_beams,
+                "generate_ms": round(1000 * statistics.median(took), 3), "new_tokens": made,
+            }  # fmt: skip
+
+
+def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
+    """One encode, and one step, of every bucket and beam width."""
+    for bucket in runtime.buckets:
+        rows = [[runtime.tokens.eos] * bucket.source_len] * bucket.batch
+        for num_beams in runtime.num_beams:
+            encode, step = list[float](), list[float]()
+            for _ in range(RUNS):
+                with runtime.turn(), torch.inference_mode():
+                    begun = time.perf_counter()
+                    session = runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
+                    encode.append(time.perf_counter() - begun)
+                    for _ in range(min(STEPS, bucket.target_len)):
+                        begun = time.perf_counter()
+                        session.step(session.start, torch.zeros_like(session.start))
+                        step.append(time.perf_counter() - begun)
+            yield {
+                "bucket": str(bucket), "num_beams": num_beams,
+                "encode_ms": round(1000 * statistics.median(encode), 3),
+                "step_ms": round(1000 * statistics.median(step), 3),
+            }  # fmt: skip

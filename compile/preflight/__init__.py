@@ -1,0 +1,1 @@
+"""Preflight: which operators a compilation for Neuron needs, and how long it will take."""

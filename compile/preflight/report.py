@@ -1,0 +1,382 @@
+"""What can be known of a recipe's graphs on Inferentia2 without its compiler and without a device.
+
+A floor is what the published rates of the chip allow at best: bytes over bandwidth or operations over rate, whichever
+is longer, of every graph as it stands. A projection is the floor times how far AWS's own published figures are from the
+floor of their models. Neither was measured.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
+from compile.preflight import calibration, operators
+from compile.preflight.hlo import Account
+from compile.preflight.lowering import Lowered, LoweringJob, LoweringOptions, lower
+from neuron_sum import console
+from neuron_sum.artifact import Bucket
+from neuron_sum.errors import RecipeError
+from neuron_sum.models.dimensions import base_config
+from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, INSTANCES
+from neuron_sum.platform.prices import find_price
+from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
+from neuron_sum.training.estimate.projection import EpochProjection, project_epoch
+
+INSTANCE = "ml.inf2.xlarge"
+WHERE = "-where"
+"""Ends the names of steps whose cache is rewritten."""
+RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOPS["bf16"]}
+"""Operations a second by a product's type. With the compiler's auto-cast, f32 products run at bf16's rate."""
+LACKING = {"f64", "c64", "c128"}
+"""Types that a NeuronCore-v2 has no arithmetic for."""
+WIDE_INTEGERS = (
+    "s64: token ids, positions and indices, all far below 2^31. A NeuronCore-v2's engines are documented for integers\n"
+    "of up to 32 bits; neuronx-cc narrows s64 to s32 by default (said of Neuron 2.32; the next release is to change it)"
+)
+"""AWS Neuron documentation: neuron-core-v2 (its engines), and release-notes/components/compiler of 2.32.0."""
+STRUCTURE = {"parameter"}
+"""Part of any HLO, on no list."""
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One graph on one NeuronCore.
+
+    Attributes:
+        lowered: Its account.
+        where: The same step with the cache rewritten, for a compiler that refuses the in-place write.
+    """
+
+    lowered: Lowered
+    where: Lowered | None = None
+
+    @property
+    def account(self) -> Account:
+        """Of the graph itself."""
+        return self.lowered.account
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds that its products take at least."""
+        return math.fsum(flops / RATES[dtype] for dtype, flops in self.account.flops.items())
+
+    @property
+    def memory_s(self) -> float:
+        """Seconds that its bytes take at least."""
+        return self.account.moved / CORE_BANDWIDTH
+
+    @property
+    def floor_s(self) -> float:
+        """Seconds of a call at least."""
+        return max(self.compute_s, self.memory_s)
+
+    @property
+    def bound(self) -> str:
+        """Which of the two it is."""
+        return "memory" if self.memory_s >= self.compute_s else "compute"
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        graph = self.lowered.graph
+        shape = f"{graph.kind} {graph.batch}x{graph.source_len}"
+        return shape if graph.kind == "encode" else f"{shape}x{graph.target_len}, {_beams(graph.num_beams or 1)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json: bytes, operations and seconds of a call."""
+        account = asdict(self.account)
+        return {
+            **self.lowered.graph.model_dump(exclude={"file"}), **account, "moved": self.account.moved,
+            "moved_where": self.where.account.moved if self.where else None,
+            "floor_compute_s": self.compute_s, "floor_memory_s": self.memory_s, "floor_s": self.floor_s,
+            "bound": self.bound, "lowering_s": self.lowered.seconds,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A published figure beside its floor.
+
+    Attributes:
+        published: AWS's.
+        floor_s: Of a step of our graph of the same dimensions, spread evenly over its cores.
+    """
+
+    published: calibration.Measured
+    floor_s: float
+
+    @property
+    def floor_tokens_per_s(self) -> float:
+        """At the floor."""
+        return 1 / self.floor_s
+
+    @property
+    def ratio(self) -> float:
+        """Published over roofline."""
+        return self.published.tokens_per_s * self.floor_s
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "model": self.published.model, "instance": self.published.instance, "cores": self.published.cores,
+            "published_tokens_per_s": self.published.tokens_per_s, "floor_tokens_per_s": self.floor_tokens_per_s,
+            "published_over_roofline": self.ratio, "source": calibration.SOURCE,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """Summaries of one bucket and beam width, a batch at a time, every one of target_len tokens.
+
+    Attributes:
+        bucket: Its shape.
+        num_beams: Its width.
+        encode: Its first graph.
+        step: The graph of every token.
+        ratio: Of the calibration.
+    """
+
+    bucket: Bucket
+    num_beams: int
+    encode: GraphReport
+    step: GraphReport
+    ratio: float
+
+    @property
+    def floor_s(self) -> float:
+        """Seconds of a batch on one core at least."""
+        return self.encode.floor_s + self.bucket.target_len * self.step.floor_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of one core at most, the whole batch's."""
+        return self.bucket.batch / self.step.floor_s
+
+    @property
+    def usd_per_1000(self) -> float:
+        """1,000 summaries at least, with the one worker on one core that serving/properties.py asks for."""
+        return 1000 / self.bucket.batch * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
+
+    @property
+    def memory(self) -> float:
+        """Bytes on one core, the weights once: these, keys and values, and at most so many activations."""
+        activations = max(self.encode.account.activations, self.step.account.activations)
+        return self.step.lowered.weights + self.step.lowered.state + activations
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.bucket}, {_beams(self.num_beams)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            **self.bucket.model_dump(), "num_beams": self.num_beams,
+            "floor_s": self.floor_s, "projected_s": self.floor_s / self.ratio,
+            "floor_tokens_per_s_per_core": self.tokens_per_s,
+            "projected_tokens_per_s_per_core": self.tokens_per_s * self.ratio,
+            "floor_usd_per_1000": self.usd_per_1000, "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
+            "workers": 1, "floor_usd_per_1000_all_cores": self.usd_per_1000 / INSTANCES[INSTANCE].neuron_cores,
+            "memory": self.memory, "weights": self.step.lowered.weights, "keys_and_values": self.step.lowered.state,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found.
+
+    Attributes:
+        recipe: Whose.
+        model_type: Of its base.
+        dtype: Of weights and products.
+        kv_dtype: Of keys and values.
+        graphs: Every graph, encode first in each bucket.
+        buckets: Every bucket and beam width.
+        calibrations: Published figures beside their floors.
+        epoch: Of training.
+        compiler_operators: What `neuronx-cc list-operators` named; None where it is not on PATH.
+    """
+
+    recipe: Recipe
+    model_type: str
+    dtype: str
+    kv_dtype: str
+    graphs: tuple[GraphReport, ...]
+    buckets: tuple[BucketReport, ...]
+    calibrations: tuple[Calibration, ...]
+    epoch: EpochProjection
+    compiler_operators: frozenset[str] | None
+
+    @cached_property
+    def faults(self) -> list[str]:
+        """What will not compile or not fit."""
+        found = []
+        for graph in self.graphs:
+            for account in (graph.account, *([graph.where.account] if graph.where else [])):
+                if account.dynamic:
+                    found.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
+                if lacking := LACKING & account.dtypes.keys():
+                    found.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not compute")
+        available = INSTANCES[INSTANCE].core_memory
+        for bucket in self.buckets:
+            if bucket.memory > available:
+                found.append(
+                    f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory with one copy of the weights, "
+                    f"a core has {available / 1e9:.1f}"
+                )
+        return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may not fit: it depends on the requests which graphs are loaded, and each is when it is first used."""
+        available = INSTANCES[INSTANCE].core_memory
+        if self.loaded_memory <= available:
+            return []
+        return [
+            f"all graphs loaded take up to {self.loaded_memory / 1e9:.1f} GB, a core has {available / 1e9:.1f}: fewer "
+            "or smaller buckets, or compile.dtype=bf16"
+        ]
+
+    @cached_property
+    def unlisted(self) -> dict[str, list[str]]:
+        """Operators outside the published list, with the kinds of graph that use them."""
+        return self._outside(frozenset(operators.PUBLISHED.values()))
+
+    @cached_property
+    def unlisted_by_compiler(self) -> dict[str, list[str]] | None:
+        """The same for the list of the compiler on PATH: worth a look, no fault, for no real list was seen yet."""
+        return None if self.compiler_operators is None else self._outside(self.compiler_operators)
+
+    @cached_property
+    def limits(self) -> dict[str, str]:
+        """What the published list says of operators that these graphs use."""
+        used = {name for graph in self.graphs for name in graph.account.operators}
+        return {name: limit for name, limit in operators.LIMITS.items() if name in used}
+
+    def _outside(self, known: frozenset[str]) -> dict[str, list[str]]:
+        found: dict[str, set[str]] = {}
+        for graph in self.graphs:
+            for name in _used(graph.account) - known:
+                found.setdefault(name, set()).add(graph.lowered.graph.kind)
+        return {name: sorted(found[name]) for name in sorted(found)}
+
+    @property
+    def has_wide_integers(self) -> bool:
+        """Whether WIDE_INTEGERS speaks of these graphs."""
+        return any("s64" in graph.account.dtypes for graph in self.graphs)
+
+    @property
+    def weight_copies(self) -> int:
+        """Bytes of the weights that the graphs read, a copy for each: so neuron_sum/runtimes/neuronx.py loads them."""
+        return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
+
+    @property
+    def state(self) -> int:
+        """Bytes of all steps' keys and values: each has its own."""
+        return sum(graph.lowered.state for graph in self.graphs)
+
+    @property
+    def loaded_memory(self) -> int:
+        """Bytes on one core once every graph is loaded; the compiled programs themselves are not counted."""
+        return self.weight_copies + self.state + max(graph.account.activations for graph in self.graphs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        price = find_price(INSTANCE)
+        return {
+            "recipe": self.recipe.name, "model_type": self.model_type, "dtype": self.dtype, "kv_dtype": self.kv_dtype,
+            "graphs": [graph.as_dict() for graph in self.graphs],
+            "buckets": [bucket.as_dict() for bucket in self.buckets],
+            "core_memory": INSTANCES[INSTANCE].core_memory, "weights_in_every_graph": self.weight_copies,
+            "state_of_every_graph": self.state, "memory_all_loaded": self.loaded_memory, "warnings": self.warnings,
+            "unlisted_operators": self.unlisted, "operators_source": operators.SOURCE,
+            "operator_limits": self.limits, "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
+            "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
+            "integers": WIDE_INTEGERS if self.has_wide_integers else None,
+            "faults": self.faults, "calibration": [each.as_dict() for each in self.calibrations],
+            "training": self.epoch.as_dict(), "price": asdict(price),
+        }  # fmt: skip
+
+
+def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Path | None = None) -> Report:
+    """Lowers every graph of a recipe and counts.
+
+    Args:
+        recipe: The whole recipe.
+        examples_per_row: See `project_epoch`.
+        keep: A folder for the HLO texts.
+
+    Raises:
+        RecipeError: For a dtype that Inferentia2's graphs do not have, or examples_per_row without packed rows.
+        NeuronSumError: If there is no torch_xla, a model's dimensions cannot be had, or a graph does not lower.
+    """
+    config = base_config(recipe.model)
+    buckets, beams = recipe_buckets(recipe)
+    options = recipe_options(recipe, str(config.model_type), buckets)
+    graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams))
+    epoch = project_epoch(recipe, config, examples_per_row)
+    steps = tuple(graph.model_copy(update={"file": graph.file + WHERE}) for graph in graphs if graph.kind == "step")
+    jobs = [
+        LoweringJob(config, options, graphs),
+        LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
+        *(published.job() for published in calibration.MEASURED),
+    ]
+    made = []
+    with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
+        for lowered in lower(jobs, keep):
+            made.append(lowered)
+            bar.advance(detail=Path(lowered.graph.file).name)
+    where = {lowered.graph.file: lowered for lowered in made if lowered.write == "where"}
+    reports = {
+        lowered.graph: GraphReport(lowered, where.get(f"{lowered.graph.file}{WHERE}"))
+        for lowered in made[: len(graphs)]
+    }
+    calibrations = tuple(
+        Calibration(published, GraphReport(lowered).floor_s / published.cores)
+        for published, lowered in zip(calibration.MEASURED, made[len(graphs) + len(steps) :], strict=True)
+    )
+    ratio = min(each.ratio for each in calibrations)
+    by_bucket = []
+    for bucket in buckets:
+        encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))
+        by_bucket += [
+            BucketReport(bucket, width, encode, step, ratio) for width, step in zip(beams, bucket_steps, strict=True)
+        ]
+    return Report(
+        recipe=recipe, model_type=str(config.model_type), dtype=options.dtype, kv_dtype=options.kv_dtype,
+        graphs=tuple(reports.values()), buckets=tuple(by_bucket), calibrations=calibrations,
+        epoch=epoch, compiler_operators=operators.listed(),
+    )  # fmt: skip
+
+
+def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -> LoweringOptions:
+    """What the graphs of a recipe share on Inferentia2: plain projections, K/V and weights of the recipe's dtypes.
+
+    Raises:
+        RecipeError: For int8, which is the CPU's.
+    """
+    settings, method = recipe.compile, recipe.method
+    if settings.dtype == "int8":
+        raise RecipeError("compile.dtype = int8 is for --target cpu", "compile.dtype=bf16 or fp32")
+    trained = method.num_virtual_tokens if isinstance(method, PromptTuningMethod) else 0
+    lora = method if isinstance(method, LoraMethod) else None
+    adapters, soft_prompt = adapter_room(settings, lora, trained, model_type)
+    return LoweringOptions(
+        dtype=settings.dtype,
+        kv_dtype=settings.kv_dtype or settings.dtype,
+        source_len=max(bucket.source_len for bucket in buckets),
+        target_len=max(bucket.target_len for bucket in buckets),
+        soft_prompt_tokens=soft_prompt,
+        adapters=adapters,
+    )
+
+
+def _used(account: Account) -> set[str]:
+    return account.operators.keys() - STRUCTURE
+
+
+def _beams(count: int) -> str:
+    return "greedy" if count == 1 else f"{count} beams"

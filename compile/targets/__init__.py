@@ -1,0 +1,1 @@
+"""Compile targets: the CPU and Neuron devices."""

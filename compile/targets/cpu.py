@@ -1,0 +1,216 @@
+"""The CPU target: AOTInductor packages whose matrix products are oneDNN's.
+
+Weights are not compiled in: a package depends on the model's dimensions alone, so that the next fine-tuned checkpoint
+of the same shape needs no compile.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch._inductor.config
+import torch._inductor.inductor_prims  # registers inductor_force_stride_order
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from compile.graphs.layers import Linear, frozen, write_column
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph
+from neuron_sum import console
+from neuron_sum.artifact import Dtype, GraphFile, KeptTensor
+from neuron_sum.errors import CompileError, ResourceError
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.schema import CompileConfig
+from neuron_sum.runtimes import aoti
+
+INT8_MAX = 127
+ZERO_POINT = 128
+"""Activations are unsigned: oneDNN's u8 x s8 is several times faster than s8 x s8 on VNNI."""
+
+PROCESS_BYTES = 1.3e9
+"""Python, torch and the C++ compiler at work on one graph, the model's own size not counted; docs/compile.md."""
+
+INDUCTOR = {
+    "aot_inductor.package_constants_in_so": False,  # weights.safetensors holds them, once for all graphs
+    "always_keep_tensor_constants": True,  # never a small tensor's values as literals: another checkpoint has others
+    "cpp.dynamic_threads": True,  # as many threads as where it runs, not as where it was compiled
+}
+
+
+class FloatLinear(Linear):
+    """fp32 or bf16: one row is a fused sum over the plain weight, several are oneDNN's product with the packed one.
+
+    For one row, oneDNN reads a weight at about half the speed of the loop that Inductor writes (docs/performance.md).
+    Loading makes the packed form, and only where a graph asks for it.
+    """
+
+    def make_weight(self) -> None:
+        """See `Linear`."""
+        super().make_weight()
+        self.packed = frozen(torch.empty(self.out_features, self.in_features, dtype=self.dtype))
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """See `Linear`."""
+        if _is_one_row(inputs):
+            return (self.weight * _held(inputs.reshape(1, -1))).sum(-1).view(*inputs.shape[:-1], -1)
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(self.dtype), self.packed, None, "none", [], "")
+        return outputs
+
+
+class Int8Linear(Linear):
+    """int8 weights with a scale per output; for several rows, activations are quantised per row when they come.
+
+    Weights are symmetric, activations unsigned around `ZERO_POINT`. One row is a sum over activations as they are.
+    """
+
+    scale: Tensor
+
+    def make_weight(self) -> None:
+        """See `Linear`. A graph sees the packed weight as oneDNN's form reports itself: (in, out)."""
+        self.weight = frozen(torch.empty(self.out_features, self.in_features, dtype=torch.int8))
+        self.packed = frozen(torch.empty(self.in_features, self.out_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(self.out_features))
+
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Linear`."""
+        weight = self.fused(state).float()
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / INT8_MAX
+        return {"weight": torch.round(weight / scale[:, None]).to(torch.int8), "scale": scale}
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """See `Linear`."""
+        if _is_one_row(inputs):
+            sums = (self.weight.float() * _held(inputs.reshape(1, -1))).sum(-1)
+            return (sums * self.scale).view(*inputs.shape[:-1], -1)
+        rows = _held(inputs.reshape(-1, self.in_features))
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
+        quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
+        unit, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+        point = torch.full((1,), ZERO_POINT, dtype=torch.int32)
+        products: Tensor = torch.ops.onednn.qlinear_pointwise.tensor(
+            quantised, unit, point, self.packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return (products * (largest / INT8_MAX)).view(*inputs.shape[:-1], self.out_features)
+
+
+def _is_one_row(inputs: Tensor) -> bool:
+    return inputs.numel() == inputs.shape[-1]
+
+
+def _held(rows: Tensor) -> Tensor:
+    """(rows, in), computed once: else Inductor fuses what makes them into each of their uses, and computes it again."""
+    held: Tensor = torch.ops.prims.inductor_force_stride_order(rows, [rows.shape[1], 1])
+    return held
+
+
+LINEARS: dict[Dtype, type[Linear]] = {"fp32": FloatLinear, "bf16": FloatLinear, "int8": Int8Linear}
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """See `compile.targets.base.Target`.
+
+    Args:
+        settings: With a dtype that this CPU has, unless it shall stop.
+    """
+
+    settings: CompileConfig
+
+    suffix: ClassVar[str] = ".pt2"
+    sources: ClassVar[tuple[str, ...]] = ("targets/cpu.py",)
+    weights_inside: ClassVar[bool] = False
+    shares_process: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, settings: CompileConfig) -> "CpuTarget":
+        """The target for a recipe, the fallback taken where it is allowed and needed."""
+        if settings.fallback and cpu.missing(settings.dtype):
+            console.warn(f"this CPU has no {cpu.missing(settings.dtype)}: compiling fp32 instead of {settings.dtype}")
+            settings = settings.model_copy(update={"dtype": "fp32", "kv_dtype": None})
+        return cls(settings)
+
+    def check(self, config: PretrainedConfig) -> None:
+        """See `Target`."""
+        check_host(self.settings.dtype)
+
+    def graph_options(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {"linear": LINEARS[self.settings.dtype], "write": write_column, "row_sums": True}
+
+    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+        """See `Target`."""
+        return ()
+
+    def identity(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {"compiler": _known_compiler(), "cpu": sorted(cpu.flags())}
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {
+            "runtime": "aoti", "target": "cpu", "stack": aoti.stack(), "cpu_flags": tuple(sorted(cpu.flags())),
+        }  # fmt: skip
+
+    def process_bytes(self, parameters: int) -> float:
+        """See `Target`."""
+        return PROCESS_BYTES + parameters * 4
+
+    def seconds(self, layers: int, graphs: int) -> float | None:
+        """See `Target`; docs/compile.md has the measured times."""
+        return 15 + graphs * (6 + 1.3 * layers) if graphs else 0.0
+
+    def memory_advice(self) -> str:
+        """See `Target`."""
+        return "--jobs 1 needs the least"
+
+    def compile_graph(
+        self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
+    ) -> None:
+        """See `Target`."""
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
+        torch._inductor.config.compile_threads = 1  # one C++ compiler: this process is one of several already
+        module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+        inputs = module.example_inputs(graph)
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(module, inputs, strict=False)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            raise CompileError(f"{graph.file}: {error}") from error
+
+
+def check_host(dtype: Dtype) -> None:
+    """Whether this machine can compile and run such graphs.
+
+    Raises:
+        ResourceError: If the CPU lacks the instructions.
+        CompileError: If there is no C++ compiler.
+    """
+    if lacking := cpu.missing(dtype):
+        raise ResourceError(
+            f"compile.dtype = {dtype} needs a CPU with {lacking}; {cpu.name()} has it not",
+            "compile.dtype=fp32, or compile.fallback=true to take fp32 wherever that is so",
+        )
+    compiler_version()
+
+
+def compiler_version() -> str:
+    """The C++ compiler's first line about itself.
+
+    Raises:
+        CompileError: If there is none.
+    """
+    command = os.environ.get("CXX", "g++")
+    if shutil.which(command) is None:
+        raise CompileError(f"no C++ compiler: {command} is not installed", "apt-get install g++ (Debian, Ubuntu)")
+    return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+@functools.cache
+def _known_compiler() -> str:
+    return compiler_version()

@@ -1,0 +1,284 @@
+"""The inf2 and trn1 targets: our T5 graphs through torch_neuronx.trace, which calls neuronx-cc.
+
+A step's state never leaves the device: self-attention keys and values, what the encoder made, and adapters' stacks are
+parameters that are inputs and outputs at once (input_output_aliases), as in optimum-neuron 0.4.5's exporter
+(exporters/neuron/model_configs.py, generate_io_aliases). Only the keys and values change; the others pass through.
+Weights stay outside the compiled graph, so that the next checkpoint of the same shape compiles nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from compile.graphs.layers import Linear, frozen, write_where
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
+from compile.graphs.t5 import StaticT5
+from neuron_sum.artifact import Compilation, GraphFile, KeptTensor
+from neuron_sum.errors import CompileError, PlatformError, RecipeError
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.platform.machine import neuron_devices, total_memory
+from neuron_sum.platform.matrix import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
+from neuron_sum.recipes.schema import CompileConfig
+from neuron_sum.runtimes import neuronx
+
+COMPILER = "neuronx-cc"
+PROCESS_BYTES = 16e9
+"""For each compiler: what one takes is not published, and on hosts of 16 GB it was killed (aws-neuron-samples#10)."""
+MORE_MEMORY = 1.2
+"""An instance with so many times this machine's memory is worth a try."""
+
+
+@dataclass(frozen=True)
+class NeuronTarget:
+    """See `compile.targets.base.Target`."""
+
+    settings: CompileConfig
+
+    suffix: ClassVar[str] = ".pt"
+    sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py",)
+    shares_process: ClassVar[bool] = False
+    """neuronx-cc takes minutes a graph, and what a traced graph keeps of a device was never seen."""
+
+    @property
+    def weights_inside(self) -> bool:
+        """See `Target`."""
+        return self.settings.neuron.inline_weights
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What neuronx-cc is told, in the order of optimum-neuron's prepare_compiler_flags."""
+        chosen = self.settings.neuron
+        cast = () if chosen.auto_cast == "none" else ("--auto-cast-type", chosen.auto_cast_type)
+        return (
+            "--auto-cast", chosen.auto_cast, *cast, "--optlevel", str(chosen.optlevel),
+            "--target", self.settings.target, "--model-type", "transformer",
+        )  # fmt: skip
+
+    def check(self, config: PretrainedConfig) -> None:
+        """See `Target`."""
+        chosen = self.settings.neuron
+        if is_decoder_only(config) or chosen.exporter == "optimum":
+            raise RecipeError(
+                f"a {config.model_type} with compile.neuron.exporter = {chosen.exporter or 'own'}: this package's "
+                f"graphs for {self.settings.target} are T5's, with exporter own",
+                "compile.neuron.exporter=own for T5; compile.target=cpu takes Llama",
+            )
+        if chosen.tensor_parallel_size != 1:
+            raise RecipeError(
+                f"compile.neuron.tensor_parallel_size = {chosen.tensor_parallel_size}: T5's graphs run on one core",
+                "tensor_parallel_size=1; several cores serve as several workers",
+            )
+        missing = [name for name in neuronx.NEEDED if neuronx.stack().get(name) is None]
+        if missing:
+            row = PLATFORMS[0]
+            image, wanted = (
+                row.registry_images[0],
+                " ".join(f"{name}=={row.vendor_pins[name]}" for name in neuronx.NEEDED),
+            )
+            raise PlatformError(
+                f"compile.target = {self.settings.target} needs what this machine lacks: {', '.join(missing)}",
+                f"a Neuron image has them (SDK {row.neuron_sdk}: {image.repository}:{image.tag}), and so has any x86 "
+                f"host after `pip install --extra-index-url={NEURON_INDEX} {wanted}`: no Neuron "
+                "device is needed; --target cpu compiles for this machine",
+            )
+
+    def graph_options(self) -> dict[str, Any]:
+        """See `Target`."""
+        write: Callable[..., Tensor] = write_slice if self.settings.neuron.cache_write == "in_place" else write_where
+        return {"linear": Linear, "write": write, "row_sums": False}
+
+    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+        """See `Target`."""
+        return tuple(
+            KeptTensor(name=name, shape=tuple(tensor.shape)) for name, tensor in device_graph(model, graph).kept()
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {"stack": neuronx.stack(), "arguments": self.arguments}
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Target`."""
+        stack, chosen = neuronx.stack(), self.settings.neuron
+        versions = {name: stack[name] for name in neuronx.NEEDED}
+        compilation = Compilation(
+            compiler=stack[COMPILER] or "",
+            arguments=self.arguments,
+            exporter="own",
+            cache_write=chosen.cache_write,
+            inline_weights=chosen.inline_weights,
+            tensor_parallel_size=chosen.tensor_parallel_size,
+            core=chosen.core,
+            sdk=platform_row(versions),
+        )
+        return {"runtime": "neuronx", "target": self.settings.target, "stack": stack, "compilation": compilation}
+
+    def process_bytes(self, parameters: int) -> float:
+        """See `Target`."""
+        return PROCESS_BYTES + parameters * 4
+
+    def seconds(self, layers: int, graphs: int) -> float | None:
+        """See `Target`."""
+        return None
+
+    def memory_advice(self) -> str:
+        """See `Target`."""
+        return larger_host("--jobs 1 needs the least") or "--jobs 1, smaller buckets, or compile.neuron.optlevel=1"
+
+    def compile_graph(
+        self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
+    ) -> None:
+        """See `Target`."""
+        import torch_neuronx
+
+        module = device_graph(model, graph)
+        _fill(module.model, weights)
+        try:
+            with torch.no_grad():
+                traced = torch_neuronx.trace(
+                    module.eval(),
+                    module.example_inputs(),
+                    input_output_aliases=aliases(module),
+                    compiler_workdir=str(path.parent / COMPILER),
+                    compiler_args=" ".join(self.arguments),
+                    inline_weights_to_neff=self.weights_inside,
+                    cpu_backend=neuron_devices() == 0,
+                )
+        except RuntimeError as error:
+            raise CompileError(f"{graph.file}: {error}") from error
+        if not self.weights_inside:
+            # Each graph's file would hold all weights once more; loading brings the real ones.
+            torch_neuronx.replace_weights(
+                traced,
+                {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in module.state_dict().items()},
+            )
+        torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+
+
+def larger_host(before: str) -> str:
+    """The smallest instance with clearly more memory than this machine, behind other advice; empty if there is none."""
+    larger = [host for host in INSTANCES.values() if host.host_memory > MORE_MEMORY * total_memory()]
+    if not larger:
+        return ""
+    host = min(larger, key=lambda instance: instance.host_gib)
+    return f"{before}; a {host.name} has {host.host_gib} GiB of host memory"
+
+
+class DeviceEncode(nn.Module):
+    """What is traced for `encode`.
+
+    Args:
+        model: The weights.
+        graph: Its shape.
+    """
+
+    def __init__(self, model: StaticT5, graph: GraphFile) -> None:
+        super().__init__()
+        self.graph, self.model = graph, model
+        self.stacks = _stack_names(model, encode=True)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
+        """The constants of `StaticT5.encode`, then what it keeps."""
+        constants = self.model.encode(input_ids, attention_mask, slot)
+        return [*constants, *_tensors(self.model, self.stacks)]
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Inputs of the graph's shape."""
+        return EncodeGraph(self.model).example_inputs(self.graph)
+
+    @property
+    def results(self) -> int:
+        """How many of its outputs are handed out; the others are the next values of what it keeps."""
+        return 1 + state_spec(self.model).tensors
+
+    def kept(self) -> list[tuple[str, Tensor]]:
+        """Names and values of the parameters that stay on the device, in the order of `parameters()`."""
+        return list(zip(self.stacks, _tensors(self.model, self.stacks), strict=True))
+
+
+class DeviceStep(nn.Module):
+    """What is traced for `step`. Its own parameters come before the model's: loading finds them by their place.
+
+    Args:
+        model: The weights.
+        graph: Its shape.
+    """
+
+    results = 1
+
+    def __init__(self, model: StaticT5, graph: GraphFile) -> None:
+        super().__init__()
+        *self.inputs, constants, state = StepGraph(model).example_inputs(graph)
+        self.state = nn.ParameterList(frozen(tensor) for tensor in state)
+        self.constants = nn.ParameterList(frozen(tensor) for tensor in constants)
+        self.model, self.stacks = model, _stack_names(model, encode=False)
+
+    def forward(self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor) -> list[Tensor]:
+        """Logits, then the next values of what it keeps: a column more of the cache, the others as they are."""
+        state, constants = list(self.state), list(self.constants)
+        logits = self.model.step(tokens, position, ancestors, slot, constants, state)
+        return [logits, *state, *constants, *_tensors(self.model, self.stacks)]
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Inputs of the graph's shape."""
+        return tuple(self.inputs)
+
+    def kept(self) -> list[tuple[str, Tensor]]:
+        """See `DeviceEncode.kept`."""
+        own = [(name, tensor) for name, tensor in self.named_parameters() if not name.startswith("model.")]
+        return [*own, *zip(self.stacks, _tensors(self.model, self.stacks), strict=True)]
+
+
+def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceStep:
+    """The module that is traced for a graph."""
+    assert isinstance(model, StaticT5)
+    return DeviceEncode(model, graph) if graph.kind == "encode" else DeviceStep(model, graph)
+
+
+def aliases(module: DeviceEncode | DeviceStep) -> dict[Tensor, int]:
+    """torch_neuronx's input_output_aliases: each parameter that stays on the device, and the output it becomes."""
+    return {tensor: module.results + index for index, (_, tensor) in enumerate(module.kept())}
+
+
+def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
+    """`layers.write_column` as one XLA dynamic-update-slice, which no torch operator becomes.
+
+    Issued as optimum-neuron 0.4.5 issues it at a run-time index (models/inference/backend/modules/kvcache/utils.py).
+    """
+    from torch_neuronx.xla_impl.ops import xla_hlo_call
+
+    @xla_hlo_call  # type: ignore[untyped-decorator]
+    def update(cache: Any, column: Any, *starts: Any) -> Any:
+        return cache.dtype[cache.sizes].DynamicUpdateSlice(cache, column, *starts)
+
+    row = (position * column.shape[2]).to(torch.int32).squeeze(0)
+    zero = torch.zeros_like(row)
+    updated: Tensor = update(cache, column.to(cache.dtype), zero, zero, row, zero)
+    return updated
+
+
+def _stack_names(model: StaticT5, *, encode: bool) -> list[str]:
+    """The adapters' stacks that one kind of graph reads, in the order of `parameters()`."""
+    stacks = adapter_stacks(model).keys()
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if name in stacks and name.startswith(StaticT5.ENCODE_NAMES) == encode
+    ]
+
+
+def _tensors(model: StaticT5, names: list[str]) -> list[Tensor]:
+    """Looked up at every use: moving a module to a device gives it other parameters."""
+    return [attrgetter(name)(model) for name in names]
+
+
+def _fill(model: StaticT5, weights: Mapping[str, Tensor] | None) -> None:
+    """Gives a model its weights, or zeros where they stay outside; tables that depend on dimensions are always real."""
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    model.load_state_dict({**zeros, **model.tables(), **(weights or {})}, assign=True)

@@ -1,0 +1,71 @@
+"""The dimensions of the base models that recipes name, and the sizes of data sets, so that a check needs no hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuron_sum.recipes.schema import DataConfig, ModelConfig, TrainedTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_T5 = {
+    "model_type": "t5",
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "vocab_size": 32128,
+    "d_kv": 64,
+}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "google/flan-t5-small": {
+        **_T5, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6,
+    },
+    "google/flan-t5-base": {
+        **_T5, "d_model": 768, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12,
+    },
+    "google/flan-t5-large": {
+        **_T5, "d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 16,
+    },
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+"""By hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama."""
+
+TRAINING_EXAMPLES = {"dialogsum": 12_460, "knkarthick/dialogsum": 12_460}
+"""By source or hub id. Chen et al. 2021 (arXiv:2105.06762), table 1."""
+
+
+def base_config(model: ModelConfig) -> "PretrainedConfig":
+    """A base model's configuration without a hub where that is possible: published dimensions, where they are known.
+
+    A run that a shipped recipe will make and that is not there yet has the dimensions of that recipe.
+
+    Raises:
+        ModelError: If it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    from neuron_sum.models.base import load_config
+    from neuron_sum.recipes.loading import load_recipe, shipped_recipes
+
+    origin = str(model.name_or_path)
+    if origin in PUBLISHED:
+        values = dict(PUBLISHED[origin])
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    *_, folder, run, _ = ("", "", *Path(origin).parts)
+    if folder == "runs" and run in shipped_recipes() and not Path(origin).exists():
+        return base_config(load_recipe(run).model)
+    config = load_config(model)
+    if isinstance(model.tokenizer, TrainedTokenizer) and not (
+        isinstance(model.config, dict) and "vocab_size" in model.config
+    ):
+        config.vocab_size = model.tokenizer.vocab_size
+    return config
+
+
+def training_examples(data: DataConfig) -> int | None:
+    """How many examples a known data set trains on; None for others."""
+    known = TRAINING_EXAMPLES.get(str(data.path) if data.source == "hub" else data.source)
+    return min(known, data.max_examples or known) if known else None

@@ -1,0 +1,1 @@
+"""Tables of platforms, support and prices, and the description of this machine."""

@@ -1,0 +1,1 @@
+"""Run folders: the files of a training run, and what is made from them."""

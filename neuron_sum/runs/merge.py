@@ -1,0 +1,48 @@
+"""A LoRA run to a plain checkpoint."""
+
+from pathlib import Path
+
+import transformers
+
+from neuron_sum import files
+from neuron_sum.data.encoding import encode
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import ModelError
+from neuron_sum.models import adapters
+from neuron_sum.models import base as models
+from neuron_sum.recipes.schema import FullMethod
+from neuron_sum.runs.folder import RunFolder
+from neuron_sum.runs.trained import load_trained
+
+PROBE_EXAMPLES = 4
+
+
+def merge_run(run: RunFolder, output: Path) -> float:
+    """Writes the merged model, once its logits on real dialogues are proven equal to the adapter's.
+
+    Args:
+        run: A finished LoRA run.
+        output: The folder to write, in Hugging Face's layout.
+
+    Returns:
+        The largest difference of a logit, relative to the largest logit.
+
+    Raises:
+        ModelError: If the run has no adapter, or the logits differ.
+    """
+    if isinstance(run.recipe.method, FullMethod):
+        raise ModelError(f"{run.path} was trained in full and has no adapter", f"its weights are {run.weights}")
+    if output.exists():
+        raise ModelError(f"{output} is there already", "choose another folder with --output")
+    model, tokenizer = load_trained(run)
+    examples = load_dataset(run.recipe.data)["train"][:PROBE_EXAMPLES]
+    probe = encode(
+        examples, tokenizer, run.recipe.prompt.resolve(), run.recipe.data,
+        decoder_only=models.is_decoder_only(model.config),
+    )  # fmt: skip
+    batch = transformers.DataCollatorForSeq2Seq(tokenizer)(list(probe.features))
+    merged, difference = adapters.merge(model, dict(batch))
+    with files.new_folder(output) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return difference

@@ -1,0 +1,218 @@
+"""Adapters as data: which slot holds which adapter, loaded, swapped and removed while requests run."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from neuron_sum import files
+from neuron_sum.artifact import ADAPTERS, AdapterSpec, Artifact
+from neuron_sum.errors import ModelError
+
+VECTORS, MASK = "soft_prompts.vectors", "soft_prompts.mask"
+"""Names of the soft prompts' stacks; compile/graphs/layers.py's SoftPrompts, as a model holds it."""
+
+
+class AdapterSlots:
+    """The stacks that every graph of an artifact reads, and who has which slot.
+
+    A slot that a batch uses is never written: an adapter is loaded into a free slot, and only then does its name point
+    there. The slot it had before is free once the last batch that leased it is through.
+
+    Args:
+        spec: Rank, slots and target modules.
+        stacks: The graphs' tensors by name, shared with them: (slots, rank, in), (slots, out, rank), soft prompts.
+        targets: Module name in transformers' model -> prefix of its stacks.
+    """
+
+    def __init__(self, spec: AdapterSpec, stacks: Mapping[str, Tensor], targets: Mapping[str, str]) -> None:
+        self._spec, self._stacks, self._targets = spec, stacks, targets
+        self._slots: dict[str, int] = {}
+        self._leases = [0] * spec.slots
+        self.version = 0
+        """Counts what was loaded: who keeps copies of the stacks sees by it that they are old."""
+        self._changed = threading.Condition()
+
+    @staticmethod
+    def stack_names(targets: Mapping[str, str], soft_prompt_tokens: int) -> list[str]:
+        """The names of all stacks that graphs with these targets read."""
+        names = [f"{prefix}_{half}" for prefix in targets.values() for half in "ab"]
+        return names + ([VECTORS, MASK] if soft_prompt_tokens else [])
+
+    @property
+    def stacks(self) -> Mapping[str, Tensor]:
+        """The stacks by name."""
+        return self._stacks
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that can be asked for."""
+        with self._changed:
+            return sorted(self._slots)
+
+    def load(self, name: str, folder: Path, timeout_s: float = 60.0) -> None:
+        """Loads an adapter, or replaces the one of that name; nothing is compiled.
+
+        Args:
+            name: What requests ask for.
+            folder: LoRA or prompt tuning, in PEFT's layout, safetensors only.
+            timeout_s: How long to wait for a slot that running batches still use.
+
+        Raises:
+            ModelError: If it does not fit the slots, or none is free.
+        """
+        contents = self._read(folder)
+        with self._changed:
+            slot = self._free_slot(name, time.monotonic() + timeout_s)
+            for key, stack in self._stacks.items():
+                stack[slot] = contents.get(key, torch.zeros(())).to(stack.dtype)
+            self.version += 1
+            self._slots[name] = slot
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter; batches that use it are not disturbed.
+
+        Raises:
+            ModelError: If there is none of that name.
+        """
+        with self._changed:
+            if name not in self._slots:
+                raise self._unknown(name)
+            del self._slots[name]
+            self._changed.notify_all()
+
+    @contextmanager
+    def lease(self, names: Sequence[str | None]) -> Iterator[list[int]]:
+        """The slots of a batch's adapters, which stay as they are until the block ends; None is no adapter.
+
+        Raises:
+            ModelError: For a name that is not loaded, with those that are.
+        """
+        with self._changed:
+            if unknown := next((name for name in names if name is not None and name not in self._slots), None):
+                raise self._unknown(unknown)
+            slots = [0 if name is None else self._slots[name] for name in names]
+            for slot in slots:
+                self._leases[slot] += 1
+        try:
+            yield slots
+        finally:
+            with self._changed:
+                for slot in slots:
+                    self._leases[slot] -= 1
+                self._changed.notify_all()
+
+    def _free_slot(self, name: str, deadline_s: float) -> int:
+        """A slot nobody has or uses; waits for batches that still use a slot whose adapter is gone."""
+        while True:
+            taken = {slot for other, slot in self._slots.items() if other != name}
+            candidates = [slot for slot in range(1, self._spec.slots) if slot not in taken]
+            if not candidates:
+                raise ModelError(
+                    f"all {self._spec.slots - 1} adapter slots are taken: {', '.join(sorted(self._slots))}",
+                    "unload one, or compile with more compile.adapters.slots",
+                )
+            for slot in candidates:
+                if not self._leases[slot] and slot != self._slots.get(name):
+                    return slot
+            if name in self._slots and not self._leases[self._slots[name]]:
+                return self._slots[name]
+            if not self._changed.wait(deadline_s - time.monotonic()):
+                raise ModelError(
+                    f"adapter {name!r} was not loaded: every slot it could have is in use",
+                    "to replace adapters under load, compile.adapters.slots must be one more than there are adapters",
+                )
+
+    def _unknown(self, name: str) -> ModelError:
+        loaded = ", ".join(sorted(self._slots)) or "none"
+        return ModelError(f"no adapter {name!r}", f"loaded: {loaded}")
+
+    def _read(self, folder: Path) -> dict[str, Tensor]:
+        """The contents of one slot by stack name, in float32, padded to the compiled rank, the scale in B."""
+        config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        try:
+            # A pipe or a device would block the thread that opens it.
+            if missing := next((path for path in (config_file, weights) if not path.is_file()), None):
+                raise FileNotFoundError(f"{missing.name} is not a file")
+            return self._contents(folder, files.read_json(config_file), load_file(weights))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelError(
+                f"{folder} is not an adapter: {error}", "PEFT's layout, as training writes adapter/"
+            ) from error
+
+    def _contents(self, folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if config["peft_type"] == "PROMPT_TUNING":
+            # PEFT's default for T5 stores a second, unused half for the decoder.
+            return self._soft_prompt(folder, tensors["prompt_embeddings"][: int(str(config["num_virtual_tokens"]))])
+        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+            raise ModelError(
+                f"{folder}: {config['peft_type']}", "slots take LoRA (no DoRA, no modules_to_save) and soft prompts"
+            )
+        contents: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            module, _, half = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+            if half not in ("A", "B") or module not in self._targets:
+                raise ModelError(
+                    f"{folder} adapts {module or key}, for which the graphs have no slot",
+                    f"compiled for {', '.join(self._spec.target_modules)}; see compile.adapters.target_modules",
+                )
+            rank = tensor.shape[0 if half == "A" else 1]
+            if rank > self._spec.rank:
+                raise ModelError(f"{folder} has rank {rank}", f"compiled for compile.adapters.rank = {self._spec.rank}")
+            name = f"{self._targets[module]}_{half.lower()}"
+            room = torch.zeros(self._stacks[name].shape[1:])
+            place = room[:rank] if half == "A" else room[:, :rank]
+            if place.shape != tensor.shape:
+                raise ModelError(
+                    f"{folder} does not fit this base model: {key} is {tuple(tensor.shape)}, not {tuple(place.shape)}"
+                )
+            place.copy_(tensor.float() * (_scale(config, module, rank) if half == "B" else 1.0))
+            contents[name] = room
+        return contents
+
+    def _soft_prompt(self, folder: Path, vectors: Tensor) -> dict[str, Tensor]:
+        room, width = self._stacks[VECTORS].shape[1:] if VECTORS in self._stacks else (0, vectors.shape[1])
+        if vectors.shape[1] != width:
+            raise ModelError(f"{folder} does not fit this base model: vectors of {vectors.shape[1]}, not {width}")
+        if len(vectors) > room:
+            raise ModelError(
+                f"{folder} is a soft prompt of {len(vectors)} tokens, the graphs have room for {room}",
+                "compile with compile.adapters.soft_prompt_tokens",
+            )
+        padded, mask = torch.zeros(self._stacks[VECTORS].shape[1:]), torch.zeros(room, dtype=torch.int64)
+        padded[room - len(vectors) :], mask[room - len(vectors) :] = vectors.float(), 1
+        return {VECTORS: padded, MASK: mask}
+
+
+def load_slots(artifact: Artifact) -> tuple[AdapterSlots | None, dict[str, Tensor]]:
+    """The adapters that an artifact brings, in slots, and their stacks; none for graphs without.
+
+    Raises:
+        ModelError: If an adapter in the artifact does not fit its slots.
+    """
+    manifest = artifact.manifest
+    if manifest.adapters is None:
+        return None, {}
+    dtype = torch.float32 if manifest.dtype == "fp32" else torch.bfloat16
+    stacks = {
+        name: torch.zeros(shape, dtype=torch.int64 if name == MASK else dtype)
+        for name, shape in manifest.adapter_stacks.items()
+    }
+    slots = AdapterSlots(manifest.adapters, stacks, manifest.adapter_targets)
+    for folder in sorted((artifact.path / ADAPTERS).glob("*")):
+        slots.load(folder.name, folder)
+    return slots, stacks
+
+
+def _scale(config: Mapping[str, object], module: str, rank: int) -> float:
+    """lora_alpha / r, or / sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
+    if config.get("alpha_pattern"):
+        raise ModelError(f"alpha_pattern for {module}", "one lora_alpha for all modules")
+    alpha = float(str(config["lora_alpha"]))
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

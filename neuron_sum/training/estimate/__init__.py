@@ -1,0 +1,1 @@
+"""Estimates of a training run: memory, steps, disk and time."""

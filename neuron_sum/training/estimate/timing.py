@@ -1,0 +1,52 @@
+"""How long a run will take, from one step of the very model on this machine."""
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from neuron_sum.data.rows import Batch, Collator, RowSet
+from neuron_sum.recipes.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+WARM_S = 2.0
+"""A first step shorter than this says more about warming up than about the steps to come: measure another."""
+
+
+def seconds_per_step(model: "PreTrainedModel | PeftModel", rows: RowSet, train: TrainConfig) -> float:
+    """Measures forward and backward on a middling batch; weights and random state stay as they are.
+
+    Args:
+        model: With its adapter; moved to the GPU if there is one.
+        rows: The training split.
+        train: Accumulation, precision.
+
+    Returns:
+        Seconds of one optimizer step, without the optimizer's own work.
+    """
+    by_size = sorted(rows.plan.batches(0), key=lambda batch: len(batch) * sum(rows.plan.shape_of(batch)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    collated = Collator(rows.plan, model.config)([rows[row] for row in by_size[len(by_size) // 2]])
+    batch = {name: tensor.to(device) for name, tensor in collated.items()}
+    model.to(device).train()
+    if train.gradient_checkpointing:  # as Trainer will
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.random.fork_rng(), torch.autocast(device.type, torch.bfloat16, enabled=train.bf16):
+        seconds = _forward_and_backward(model, batch)
+        for _ in range(2):
+            if seconds < WARM_S:
+                seconds = _forward_and_backward(model, batch)
+    model.eval()
+    return seconds * train.gradient_accumulation_steps
+
+
+def _forward_and_backward(model: "PreTrainedModel | PeftModel", batch: Batch) -> float:
+    start = time.perf_counter()
+    loss: torch.Tensor = model(**batch).loss
+    loss.backward()  # type: ignore[no-untyped-call]
+    loss.item()  # waits for a GPU
+    model.zero_grad(set_to_none=True)
+    return time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""The Neuron training backend, built on optimum-neuron."""

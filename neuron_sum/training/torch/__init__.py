@@ -1,0 +1,1 @@
+"""The torch training backend, built on the transformers Trainer."""

@@ -1,0 +1,152 @@
+"""The torch backend: transformers' Trainer on a CPU or the GPUs that are there, in one process or under torchrun."""
+
+import importlib.util
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from neuron_sum.data.layouts import Shape
+from neuron_sum.data.rows import Collator, RowSet
+from neuron_sum.data.shapes import ShapePlan
+from neuron_sum.errors import Interrupted, MissingExtraError
+from neuron_sum.models.base import ParameterCount, is_decoder_only
+from neuron_sum.recipes.schema import Recipe, TrainConfig
+from neuron_sum.runs.folder import RunFolder
+from neuron_sum.training.base import TrainingData
+from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
+from neuron_sum.training.estimate.memory import DeviceMemory, device_memory
+from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.processes import world_size
+from neuron_sum.training.torch.order import SetEpoch
+from neuron_sum.training.torch.trainer import HFTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+HARMLESS_WARNING = "mtime may not be reliable"
+"""Trainer finding two checkpoints within a second."""
+
+
+class TorchTrainer:
+    """Trains with transformers' Trainer; see base.Trainer for the contract."""
+
+    computes_here: ClassVar[bool] = True
+
+    def __init__(self, run: RunFolder, tokenizer: PreTrainedTokenizerFast, resume_from: Path | None) -> None:
+        self.run, self.tokenizer, self.resume_from = run, tokenizer, resume_from
+
+    @staticmethod
+    def check(config: TrainConfig, processes: int | None = None) -> None:
+        """Finds out what is not installed before anything is written."""
+        for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
+            if wanted and importlib.util.find_spec(package) is None:
+                raise MissingExtraError(package, package)
+
+    @staticmethod
+    def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
+        """Trains every model that a recipe can describe."""
+
+    @staticmethod
+    def memory(
+        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
+    ) -> DeviceMemory:
+        """The CPU's or the GPU's, which several processes may share out."""
+        return device_memory(config, parameters, shape, train, processes=processes)
+
+    def train(
+        self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
+    ) -> Path:
+        """Trains and saves; returns the folder of the weights."""
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu and world_size() > 1:
+            # Else accelerate 1.8.1 loads a checkpoint to "cpu:0", a device that torch does not know.
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+        stop = StopOnSignal()
+        validation = None
+        if data.validation:
+            validation = RowSet(
+                data.validation, plan.for_validation(data.validation, config.per_device_eval_batch_size)
+            )
+        trainer = HFTrainer(
+            fsdp=config.fsdp,
+            set_epoch=SetEpoch(),
+            model=model,
+            args=self._arguments(config, data, on_cpu),
+            data_collator=Collator(plan, model.config),
+            compute_loss_func=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
+            train_dataset=RowSet(data.train, plan),
+            eval_dataset=validation,
+            processing_class=self.tokenizer,
+            callbacks=[Log(self.run), Progress(), MarkComplete(), stop],  # Log adds what Progress shows
+        )
+        trainer.remove_callback(PrinterCallback)
+        with stop.listening(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", HARMLESS_WARNING, UserWarning)
+            trainer.train(resume_from_checkpoint=str(self.resume_from) if self.resume_from else None)
+        if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
+            raise Interrupted(
+                f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything so far is saved",
+                self.run.resume_command,
+            )
+        self._save(trainer)
+        if torch.distributed.is_initialized():
+            # Kept until the trainer is gone: DDP's reducer, as the group's last owner, would wait for gloo's threads
+            # without letting go of Python's lock, which one of them may need to end.
+            self._group = torch.distributed.group.WORLD
+            torch.distributed.destroy_process_group()
+        return self.run.weights
+
+    def _save(self, trainer: HFTrainer) -> None:
+        """The weights in Hugging Face's layout, whole or not at all; every process takes part in gathering shards."""
+        temporary = self.run.path / f".{self.run.weights.name}.tmp"
+        trainer.save_model(str(temporary))
+        if trainer.is_world_process_zero():
+            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, and recipe.yaml says the same
+            if self.run.weights.exists():  # a kill came after this and before the run's results
+                shutil.rmtree(self.run.weights)
+            temporary.replace(self.run.weights)
+        trainer.accelerator.wait_for_everyone()
+
+    def _arguments(self, config: TrainConfig, data: TrainingData, on_cpu: bool) -> TrainingArguments:
+        evaluated = "steps" if config.eval_steps is not None else "epoch"
+        return TrainingArguments(
+            output_dir=str(self.run.checkpoints),
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.num_train_epochs,
+            max_steps=config.max_steps or -1,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            per_device_eval_batch_size=config.per_device_eval_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            weight_decay=config.weight_decay,
+            warmup_ratio=config.warmup_ratio,
+            lr_scheduler_type=config.lr_scheduler_type,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+            logging_steps=config.logging_steps,
+            logging_first_step=True,
+            eval_strategy=evaluated if data.validation else "no",
+            eval_steps=config.eval_steps,
+            prediction_loss_only=True,
+            save_strategy="steps",
+            save_steps=config.save_steps,
+            save_total_limit=config.save_total_limit,
+            report_to=list(config.report_to) or "none",
+            logging_dir=str(self.run.path / "tensorboard"),
+            disable_tqdm=True,
+            dataloader_pin_memory=not on_cpu,
+            use_cpu=on_cpu,
+            ddp_backend="gloo" if on_cpu and world_size() > 1 else None,
+            deepspeed=config.deepspeed,
+            label_names=["labels"],
+            seed=config.seed,
+        )

@@ -1,0 +1,1 @@
+"""The AWS account: calls, errors, names, policies, logs and the ledger."""

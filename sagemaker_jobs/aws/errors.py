@@ -1,0 +1,83 @@
+"""Errors of calls to AWS: AWS refused, or AWS could not be reached."""
+
+import re
+
+from neuron_sum.errors import AwsError
+
+EXPIRED = (
+    "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
+    "TokenRetrievalError",
+)  # fmt: skip
+UNKNOWN_KEY = (
+    "InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure",
+    "IncompleteSignature",
+)  # fmt: skip
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
+DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
+THROTTLED = (
+    "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException", "SlowDown",
+    "RequestLimitExceeded",
+)  # fmt: skip
+MISSING = (
+    "404", "NoSuchBucket", "NoSuchKey", "NoSuchEntity", "ResourceNotFound", "ResourceNotFoundException",
+    "ObjectNotFoundException", "RepositoryNotFoundException", "ImageNotFoundException",
+)  # fmt: skip
+TAKEN = (
+    "ResourceInUse", "EntityAlreadyExists", "BucketAlreadyOwnedByYou", "ConflictException",
+    "ResourceAlreadyExistsException", "RepositoryAlreadyExistsException",
+)  # fmt: skip
+UNREACHED = (
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "ConnectionError",
+    "HTTPClientError", "ProxyConnectionError", "SSLError",
+)  # fmt: skip
+ASSUME_ROLE = re.compile(
+    r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
+)
+NO_IMAGE = re.compile(
+    r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
+)
+NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
+"""SageMaker says of what is not there that the request is not valid; only the text tells."""
+ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
+"""The same of a model's, an endpoint's and its configuration's name."""
+
+
+class Refused(AwsError):
+    """AWS answered no: the call had no effect.
+
+    Args:
+        message: What it said.
+        hint: What to run or change next.
+        code: AWS's own word for it.
+    """
+
+    def __init__(self, message: str, hint: str | None, code: str) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+    @property
+    def missing(self) -> bool:
+        """Whether what was asked for is not there."""
+        return self.code in MISSING or (self.code == "ValidationException" and bool(NO_RECORD.search(self.message)))
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is one of that name already."""
+        return self.code in TAKEN or (self.code == "ValidationException" and bool(ALREADY_THERE.search(self.message)))
+
+
+class Unreached(AwsError):
+    """No answer came: nobody knows whether the call had an effect.
+
+    Attributes:
+        no_way: Whether there was no connection; else AWS failed, which may pass.
+    """
+
+    no_way = False
+
+
+def tell_down(error: AwsError, run: str, region: str) -> None:
+    """Adds to an error's hint how to remove what was made by then."""
+    if error.hint is None or "aws down" not in error.hint:
+        hint = f"{error.hint}; " if error.hint else ""
+        error.hint = f"{hint}neuron-sum aws down {run} --region {region} removes what was made"

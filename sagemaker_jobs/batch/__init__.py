@@ -1,0 +1,1 @@
+"""Batch transforms: inputs, requests and results."""

@@ -1,0 +1,1 @@
+"""Cleanup: the kinds of resources, finding them, and deleting them."""

@@ -1,0 +1,145 @@
+"""`neuron-sum aws batch`: SageMaker Batch Transform over JSON Lines, for what outgrows an endpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuron_sum import console
+from neuron_sum.errors import AwsError
+from sagemaker_jobs.commands.options import (
+    BucketOption,
+    CapOption,
+    DetachOption,
+    EveryOption,
+    ExpectedOption,
+    ExpiryRoleOption,
+    GroupOption,
+    HoursOption,
+    IsolatedOption,
+    KeyOption,
+    OfflineOption,
+    RegionOption,
+    RequestsOption,
+    RoleOption,
+    SubnetOption,
+    isolation_of,
+)
+
+
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A run that `aws compile` compiled, s3://…/model.tar.gz, or such a file here."
+        ),
+    ],
+    texts: Annotated[
+        str, typer.Argument(metavar="INPUT", help='Lines of {"inputs": "a dialogue"}: a .jsonl file, a folder, s3://….')
+    ],
+    output: Annotated[Path | None, typer.Option(help="For the answers. Default: RUN-batch.")] = None,
+    instance: Annotated[str, typer.Option(help="ml.inf2.xlarge, or a CPU.")] = "ml.inf2.xlarge",
+    instances: Annotated[int, typer.Option(min=1, help="Each takes whole files of the input.")] = 1,
+    max_hours: HoursOption = 2.0,
+    max_usd: CapOption = None,
+    bucket: BucketOption = None,
+    role: RoleOption = None,
+    expiry_role: ExpiryRoleOption = None,
+    image: Annotated[str | None, typer.Option(help="Default: the newest that `aws image` built.")] = None,
+    kms_key: KeyOption = None,
+    subnet: SubnetOption = None,
+    security_group: GroupOption = None,
+    network_isolation: IsolatedOption = False,
+    region: RegionOption = None,
+    expected_hours: ExpectedOption = None,
+    detach: DetachOption = False,
+    every: EveryOption = 15.0,
+    offline: OfflineOption = False,
+    dry_run: RequestsOption = False,
+) -> None:
+    """Summarize files of dialogues on SageMaker, without an endpoint."""
+    from datetime import datetime, timezone
+
+    from sagemaker_jobs.aws.errors import Refused
+    from sagemaker_jobs.aws.ledger import Ledger
+    from sagemaker_jobs.aws.names import Run, new_run
+    from sagemaker_jobs.batch import inputs as batch_texts
+    from sagemaker_jobs.batch import transform as batches
+    from sagemaker_jobs.cleanup import rollback
+    from sagemaker_jobs.commands import session
+    from sagemaker_jobs.cost import lifetime, price_list
+    from sagemaker_jobs.endpoint import sources as endpoint_sources
+    from sagemaker_jobs.image import registry
+    from sagemaker_jobs.jobs import follow as following
+
+    options = batches.Options(
+        instance,
+        instances,
+        max_hours,
+        bucket,
+        role,
+        isolation_of(kms_key, subnet, security_group, network_isolation),
+        expiry_role,
+    )
+    account, site = session.caller(region, offline=offline, dry_run=dry_run)
+    asked = None if dry_run else account
+    anywhere = batches.place_for(Run(source, ""), options, site)
+    found = batch_texts.find_texts(texts, asked, anywhere)
+    model = endpoint_sources.find_source(source, asked, anywhere)
+    target = batches.image_target(model, instance)
+    run = model.run or new_run("batch")
+    attempt = 1 if asked is None or model.run is None else batches.attempts_of(asked, run) + 1
+    if image is None:
+        image = (
+            registry.newest_image(asked, target) if asked is not None else registry.image_uri(site, f"{target}-newest")
+        )
+    folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AwsError(f"{folder} is there and not empty", "--output FOLDER for the answers")
+    launch = batches.launch(
+        run, attempt, model, found, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
+    )  # fmt: skip
+    price = price_list.price_of(instance, price_list.TRANSFORM, None if offline else account)
+    priced = lifetime.transform_plan(launch, options, price, expected_hours)
+    job = launch.calls[-1]
+    address = job.request["TransformOutput"]["S3OutputPath"]
+    kept_roles: set[str] = set()
+    if asked is not None and model.run is not None:
+        rollback.clear_leftovers(asked, Ledger(site), run, batches.unpaid_names(launch), console.note)
+        kept_roles = rollback.roles_there(asked, run)
+    with session.stopping_leaves(run.id, job.name, site.region):
+        try:
+            ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        except Refused as refused:
+            if account is not None:
+                rollback.undo(account, launch, refused, keep=kept_roles, every_s=every)
+            raise
+        if ledger is None or account is None:
+            return
+        console.note(f"started {job.name}; the ledger is {ledger.path}")
+        told = {"run": run.id, "job": job.name, "region": site.region, "answers": address, "plan": priced.as_dict()}
+        if detach:
+            console.emit(
+                told,
+                f"started {job.name}; its answers come into {address}\n"
+                f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} removes its model, too",
+            )
+            return
+        ended = following.follow(
+            account, job.name, console.note, every_s=every, price=price, kind=following.TRANSFORM,
+            on_end=lambda _: batches.clear(account, ledger, launch),
+        )  # fmt: skip
+        answers = batches.fetch(account, launch, found, folder)
+    if answers.errors:
+        console.warn(
+            f"{len(answers.errors):,} of {answers.lines:,} lines have an error instead of a summary, the first: "
+            f"{answers.errors[0]}"
+        )
+    console.emit(
+        {
+            **told, "status": ended.status, "seconds": ended.seconds, "files": [str(path) for path in answers.files],
+            "lines": answers.lines, "errors": len(answers.errors),
+        },
+        f"{answers.lines:,} answers in {console.duration(ended.seconds)}: {folder}, and {address}\n"
+        f"next: neuron-sum aws down {run.id} removes the run's roles",
+    )  # fmt: skip

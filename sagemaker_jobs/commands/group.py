@@ -1,0 +1,31 @@
+"""`neuron-sum aws …`: the group, and its commands."""
+
+import typer
+
+from sagemaker_jobs.commands.batch import batch
+from sagemaker_jobs.commands.down import down
+from sagemaker_jobs.commands.endpoints import deploy, extend
+from sagemaker_jobs.commands.iam import iam
+from sagemaker_jobs.commands.image import image
+from sagemaker_jobs.commands.invoke import invoke
+from sagemaker_jobs.commands.jobs import compile_run, train
+from sagemaker_jobs.commands.models import models
+from sagemaker_jobs.commands.plan import plan
+from sagemaker_jobs.commands.rehearse import rehearse
+from sagemaker_jobs.commands.status import status
+
+aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
+
+aws.command()(plan)
+aws.command()(image)
+aws.command()(train)
+aws.command()(deploy)
+aws.command()(extend)
+aws.command()(invoke)
+aws.command()(models)
+aws.command("compile")(compile_run)
+aws.command()(batch)
+aws.command()(rehearse)
+aws.command()(status)
+aws.command()(down)
+aws.command()(iam)

@@ -1,0 +1,1 @@
+"""Costs: plans, price lists, lifetimes and expected run times."""

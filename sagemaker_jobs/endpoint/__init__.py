@@ -1,0 +1,1 @@
+"""Endpoints: sources, requests, launch and lifecycle."""

@@ -1,0 +1,1 @@
+"""The serving image: its build and its registry."""

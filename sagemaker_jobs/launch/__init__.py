@@ -1,0 +1,1 @@
+"""Creating resources: calls in order, roles, the bucket, uploads, schedules and quotas."""

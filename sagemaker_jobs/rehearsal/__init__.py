@@ -1,0 +1,1 @@
+"""Rehearsal: an endpoint's whole life on this machine."""

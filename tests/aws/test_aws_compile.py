@@ -1,0 +1,328 @@
+"""`neuron-sum aws compile`: which run is compiled, what the job is told, quotas; and the script in the container."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_faults import hasten
+from aws_requests import check
+from aws_server import AwsServer
+from in_process import neuron_sum
+from micro_models import SHAPE
+
+from compile.source import open_source
+from neuron_sum.artifact import open_artifact
+from neuron_sum.recipes.loading import load_recipe
+from sagemaker_jobs.jobs import entry
+from sagemaker_jobs.jobs.requests import compile_arguments
+from serving import properties
+
+QUICK = ("--every", "0.01", "--json")
+
+
+@pytest.fixture
+def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """conftest's; with wheels in the folder of that name, and a job that is seen once while it runs."""
+    hasten(aws, monkeypatch)
+    monkeypatch.chdir(wheels.parent)
+    aws.script.looks = 1
+    return aws
+
+
+def result_of(*words: str) -> dict[str, Any]:
+    made = neuron_sum("aws", *words, *QUICK)
+    assert made.exit_code == 0, made.stderr
+    result: dict[str, Any] = json.loads(made.stdout)
+    return result
+
+
+def error_of(*words: str) -> dict[str, Any]:
+    made = neuron_sum("aws", *words, *QUICK)
+    assert made.exit_code, made.stdout
+    error: dict[str, Any] = json.loads(made.stderr.splitlines()[-1])["error"]
+    return error
+
+
+def job(aws: AwsServer, name: str) -> dict[str, Any]:
+    described: dict[str, Any] = aws.boto3("sagemaker").describe_training_job(TrainingJobName=name)
+    return described
+
+
+def channels(described: dict[str, Any]) -> dict[str, str]:
+    return {item["ChannelName"]: item["DataSource"]["S3DataSource"]["S3Uri"] for item in described["InputDataConfig"]}
+
+
+def trained(aws: AwsServer, *words: str) -> dict[str, Any]:
+    return result_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", *words)
+
+
+def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
+    first = trained(aws)
+    made = result_of("compile", first["run"], "compile.batch_sizes=[1,8]", "--wheelhouse", "wheels")
+    assert (made["run"], made["job"]) == (first["run"], f"neuron-sum-{first['run']}-compile")
+    described = job(aws, made["job"])
+    assert described["AlgorithmSpecification"]["ContainerArguments"] == [
+        "compile", "--target", "inf2", "--set=compile.batch_sizes=[1,8]"
+    ]  # fmt: skip
+    assert channels(described)["run"] == first["model"]
+    assert set(channels(described)) == {"code", "wheelhouse", "run"}
+    assert described["StoppingCondition"] == {"MaxRuntimeInSeconds": 2 * 3600}
+    # Neither does a compile write among the training's, nor is it given gigabytes of the training's checkpoints.
+    training = job(aws, first["job"])
+    for section, key in (("OutputDataConfig", "S3OutputPath"), ("CheckpointConfig", "S3Uri")):
+        addresses = [each[section][key] for each in (described, training)]
+        assert all(first["run"] in address for address in addresses)
+        assert not addresses[0].startswith(addresses[1]) and not addresses[1].startswith(addresses[0])
+    # A second compile is another job that finds the first one's graphs; a training that failed since does no harm.
+    aws.script.end = "Failed"
+    error_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", "--resume", first["run"])
+    aws.script.end = "Completed"
+    again = result_of("compile", first["run"], "--wheelhouse", "wheels", "--target", "cpu")
+    assert again["job"] == f"{made['job']}-2"
+    assert channels(job(aws, again["job"]))["run"] == first["model"]
+    assert job(aws, again["job"])["CheckpointConfig"] == described["CheckpointConfig"]
+    assert neuron_sum("aws", "down", first["run"]).exit_code == 0
+    assert aws.everything() == []
+
+
+def test_the_newest_completed_training_counts(aws: AwsServer) -> None:
+    first = trained(aws)
+    second = trained(aws, "--resume", first["run"])
+    made = result_of("compile", first["run"], "--wheelhouse", "wheels")
+    assert second["job"] in channels(job(aws, made["job"]))["run"]
+
+
+def test_a_folder_is_uploaded_by_its_content_with_its_base(
+    aws: AwsServer, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """An adapter's base that lies in another folder of this machine goes with it."""
+    run, base = tmp_path / "here", tmp_path / "base"
+    shutil.copytree(micro_lora_run, run)
+    (run / "base").rename(base)
+    (run / "artifacts").mkdir()
+    (run / "artifacts" / "large").write_text("not for a compile")
+    (run / "notes.txt").write_text("somebody's own")
+    recipe = load_recipe(str(run / "recipe.yaml"), [f"model.name_or_path={base}"])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    words = ("compile", str(run), "--wheelhouse", "wheels", "--dry-run", "--offline")
+    requests = result_of(*words)["requests"]
+    assert not aws.calls
+    uploads = [each["request"]["Key"] for each in requests if each["operation"] == "put_object"]
+    of_run = {key.split("/", 4)[4] for key in uploads if "/inputs/run/" in key}
+    assert {name.split("/")[0] for name in of_run} == {"recipe.yaml", "all_results.json", "adapter"}
+    assert any("/inputs/model/" in key and key.endswith(".safetensors") for key in uploads)
+    assert set(channels(requests[-1]["request"])) == {"code", "wheelhouse", "run", "model"}
+    check("sagemaker", "CreateTrainingJob", requests[-1]["request"])
+    shutil.rmtree(base)
+    assert "base" in error_of(*words)["message"]
+
+
+def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
+    """The role that is made may read it, and no more of that bucket."""
+    address = "s3://their-bucket/some/where/model.tar.gz"
+    requests = result_of("compile", address, "--wheelhouse", "wheels", "--dry-run", "--offline")["requests"]
+    assert channels(requests[-1]["request"])["run"] == address
+    documents = [
+        json.loads(each["request"]["PolicyDocument"]) for each in requests if each["operation"] == "put_role_policy"
+    ]
+    theirs = [
+        (action, resource)
+        for document in documents for statement in document["Statement"]
+        for action in statement["Action"] for resource in statement["Resource"] if "their-bucket" in resource
+    ]  # fmt: skip
+    assert theirs == [
+        ("s3:GetObject", "arn:aws:s3:::their-bucket/some/where/model.tar.gz*"),
+        ("s3:ListBucket", "arn:aws:s3:::their-bucket"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nobodys-run",), "no run 'nobodys-run'"),
+        (("s3://b/folder/",), "is no model.tar.gz"),
+        (("s3://b/model.tar.gz", "train.learning_rate=1"), "changes what the run was trained by"),
+        (("s3://b/model.tar.gz", "compile.batch_size=[1]"), "did you mean batch_sizes"),
+        (("s3://b/model.tar.gz", "--instance", "ml.inf2.xlarge"), "runs no jobs on ml.inf2.xlarge"),
+        (("s3://b/model.tar.gz", "--target", "cpu", "compile.neuron.opt_level=1"), "1 fault"),
+        ((".",), "is not a run"),
+    ],
+)
+def test_what_cannot_be_compiled_is_told_before_anything_is_made(
+    aws: AwsServer, words: tuple[str, ...], told: str
+) -> None:
+    error = error_of("compile", *words, "--wheelhouse", "wheels")
+    assert told in error["message"], error
+    assert not {call for call in aws.calls if "Create" in call or "PUT" in call}
+
+
+def test_a_run_whose_training_has_not_completed(aws: AwsServer) -> None:
+    aws.script.end = "Failed"
+    error_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels")
+    name = aws.boto3("sagemaker").list_training_jobs()["TrainingJobSummaries"][0]["TrainingJobName"]
+    run = name.removeprefix("neuron-sum-").removesuffix("-train")
+    error = error_of("compile", run, "--wheelhouse", "wheels")
+    assert f"no train job of run {run} has completed: none of its 1 jobs has" in error["message"]
+
+
+def test_a_compile_that_was_stopped_says_how_it_goes_on(aws: AwsServer) -> None:
+    first = trained(aws)
+    aws.script.end = "Stopped"
+    error = error_of("compile", first["run"], "--wheelhouse", "wheels")
+    assert "was stopped by its maximum run time: it is not done" in error["message"]
+    assert "neuron-sum aws compile RUN goes on" in error["hint"]
+
+
+QUOTA = "ml.c7i.4xlarge for training job usage"
+
+
+@pytest.mark.parametrize(
+    ("quotas", "refused"),
+    [
+        ({"another": 1, "and another": 5, QUOTA: 0}, True),  # on the second page
+        ({QUOTA: 1}, False),
+        ({"another": 0}, False),
+        (None, False),  # who may not ask goes on without
+    ],
+)
+def test_a_quota_is_checked_before_anything_is_made(
+    aws: AwsServer, quotas: dict[str, float] | None, refused: bool
+) -> None:
+    aws.script.quotas = quotas
+    words = ("aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", *QUICK)
+    made = neuron_sum(*words)
+    assert (made.exit_code == 14) == refused, made.stderr
+    if refused:
+        error = json.loads(made.stderr.splitlines()[-1])["error"]
+        assert error["message"] == f"the quota {QUOTA!r} is 0 in us-east-1, and this needs 1"
+        assert "request-service-quota-increase" in error["hint"] and "L-00000002" in error["hint"]
+        assert [*aws.everything(), *aws.kept()] == []
+    elif quotas is None:
+        assert "quotas are not checked" in made.stderr
+    elif QUOTA not in quotas:
+        assert f"AWS lists no quota {QUOTA!r}" in made.stderr
+
+
+def test_spot_and_batch_have_quotas_of_their_own() -> None:
+    from sagemaker_jobs.launch import quotas
+    from sagemaker_jobs.launch.call import Call
+
+    resources = {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 2}
+    variants = [{"InstanceType": "ml.inf2.xlarge", "InitialInstanceCount": 3}]
+    calls = [
+        Call("sagemaker", "create_training_job", {"ResourceConfig": resources, "EnableManagedSpotTraining": True}),
+        Call("sagemaker", "create_transform_job", {"TransformResources": resources}),
+        Call("sagemaker", "create_endpoint_config", {"ProductionVariants": variants}),
+        Call("sagemaker", "create_model", {}),
+    ]
+    assert quotas.needed(calls) == {
+        "ml.trn1.2xlarge for spot training job usage": 2, "ml.trn1.2xlarge for transform job usage": 2,
+        "ml.inf2.xlarge for endpoint usage": 3,
+    }  # fmt: skip
+
+
+# In the container
+
+
+def container(folder: Path, run: Path) -> Path:
+    """/opt/ml of a compile job, somewhere else; the run's paths are those of another container."""
+    base, moved = folder / "ml", folder / "moved"
+    for name in ("input/data/run", "model", "output", "checkpoints"):
+        (base / name).mkdir(parents=True)
+    shutil.copytree(run, moved)
+    (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from where training had it from
+    elsewhere = [
+        "data.source=jsonl", "data.path=/opt/ml/input/data/data", "model.name_or_path=/opt/ml/input/data/gone",
+        "train.deepspeed=/opt/ml/input/data/deepspeed/zero.json",
+    ]  # fmt: skip
+    (moved / "recipe.yaml").write_text(load_recipe(str(run / "recipe.yaml"), elsewhere).to_yaml())
+    with tarfile.open(base / "input/data/run/model.tar.gz", "w:gz") as archive:
+        archive.add(moved, "run")  # as the train stage leaves it, and SageMaker packs it
+    return base
+
+
+def run_entry(base: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, entry.__file__, *compile_arguments("cpu", overrides)],
+        capture_output=True, text=True, check=False, cwd=base.parent,
+        env={**os.environ, "SAGEMAKER_BASE_DIR": str(base)},
+    )  # fmt: skip
+
+
+def test_the_containers_script_leaves_what_an_endpoint_loads(
+    micro_lora_run: Path, tmp_path: Path, graph_cache: Path
+) -> None:
+    base = container(tmp_path, micro_lora_run)
+    # What a job before this one has compiled: the job's cache is in the folder that SageMaker keeps.
+    (graph_cache / "graphs").mkdir(exist_ok=True)
+    (base / "checkpoints" / "cache").mkdir()
+    (base / "checkpoints" / "cache" / "graphs").symlink_to(graph_cache / "graphs")
+    (base / "checkpoints" / "cache" / ".graph.so.tmp-7").write_text("what a killed job had begun")
+    made = run_entry(base, [*SHAPE, "serve.max_items=5"])
+    assert made.returncode == 0, made.stdout[-3000:]
+    assert "$ -m neuron_sum doctor" in made.stdout
+    model = base / "model"
+    assert {path.name for path in model.iterdir()} == {"serving.properties", "artifact", "neuron_sum", "serving"}
+    artifact = open_artifact(model / "artifact")
+    assert [bucket.batch for bucket in artifact.manifest.buckets] == [3]
+    assert properties.read_limits(properties.read(model / properties.FILE)).max_items == 5
+    assert not (base / "output" / "failure").exists()
+    assert not list((base / "checkpoints" / "cache").glob(".*"))
+    assert list((graph_cache / "graphs").iterdir())
+    # The run's own base: without it the model would have been another.
+    assert artifact.manifest.source.weights_sha256 == open_source(micro_lora_run, None, []).weights_sha256()
+
+
+def test_a_run_that_came_as_a_folder_is_linked(tmp_path: Path) -> None:
+    """Nothing is written into a channel."""
+    channel = tmp_path / "run"
+    (channel / "adapter").mkdir(parents=True)
+    (channel / "recipe.yaml").write_text("name: a")
+    found = entry._run_folder(channel, tmp_path / "work" / "run")
+    assert found == tmp_path / "work" / "run" and (found / "recipe.yaml").read_text() == "name: a"
+    (found / "base").mkdir()
+    assert sorted(path.name for path in channel.iterdir()) == ["adapter", "recipe.yaml"]
+
+
+def _slip(archive: tarfile.TarFile, file: Path) -> None:
+    archive.add(file, "run/../../outside")
+
+
+def _link(archive: tarfile.TarFile, file: Path) -> None:
+    link = tarfile.TarInfo("run/recipe.yaml")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    archive.addfile(link)
+
+
+def _no_run(archive: tarfile.TarFile, file: Path) -> None:
+    archive.add(file, "weights.bin")
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [(_slip, "'run/../../outside', which is no file of a run"), (_link, "'run/recipe.yaml', which is no file"),
+     (_no_run, "no run was given: the channel run holds model.tar.gz"), (None, "cannot be unpacked")],
+)  # fmt: skip
+def test_an_archive_that_is_no_runs_is_refused(
+    tmp_path: Path, fill: Callable[[tarfile.TarFile, Path], None] | None, told: str
+) -> None:
+    channel = tmp_path / "ml" / "input" / "data" / "run"
+    channel.mkdir(parents=True)
+    file = tmp_path / "file"
+    file.write_text("x")
+    if fill is None:
+        (channel / "model.tar.gz").write_bytes(b"\x1f\x8b no archive")
+    else:
+        with tarfile.open(channel / "model.tar.gz", "w:gz") as archive:
+            fill(archive, file)
+    made = run_entry(tmp_path / "ml", [])
+    assert made.returncode == 1
+    assert told in (tmp_path / "ml" / "output" / "failure").read_text()
+    assert not (tmp_path / "ml" / "outside").exists() and not (tmp_path / "ml" / "work" / "outside").exists()

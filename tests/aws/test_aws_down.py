@@ -1,0 +1,321 @@
+"""`status` and `down` over every kind of thing that the commands make, and that what is not ours stays."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from aws_faults import hasten
+from aws_script import ACCOUNT, REGION
+from aws_server import AwsServer
+from in_process import neuron_sum
+from typer.testing import Result
+
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, role_path, run_meant, run_of
+from sagemaker_jobs.cleanup.down import needs
+from sagemaker_jobs.cleanup.inventory import Inventory, look
+from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
+from sagemaker_jobs.endpoint.requests import create_expiry
+
+RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
+BUCKET = AwsContext(ACCOUNT, REGION).bucket
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
+
+
+@pytest.fixture
+def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """conftest's, quickly."""
+    hasten(aws, monkeypatch)
+    return aws
+
+
+def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
+    """One of each kind, by AWS's own calls, as another machine would have made them."""
+    sagemaker, lower = aws.boto3("sagemaker"), [{"key": RUN_TAG, "value": run.id}] if tagged else []
+    tags = run.tags if tagged else []
+    sagemaker.create_model(ModelName=run.name("model"), ExecutionRoleArn=ROLE, Tags=tags,
+                           PrimaryContainer={"Image": "image"})  # fmt: skip
+    sagemaker.create_endpoint_config(
+        EndpointConfigName=run.name("config"), Tags=tags,
+        ProductionVariants=[{"VariantName": "main", "ModelName": run.name("model"), "InitialInstanceCount": 2,
+                             "InstanceType": "ml.c5.xlarge", "InitialVariantWeight": 1.0}],
+    )  # fmt: skip
+    sagemaker.create_endpoint(EndpointName=run.name("endpoint"), EndpointConfigName=run.name("config"), Tags=tags)
+    aws.boto3("application-autoscaling").register_scalable_target(
+        ServiceNamespace="sagemaker", ResourceId=f"endpoint/{run.name('endpoint')}/variant/main",
+        ScalableDimension="sagemaker:variant:DesiredInstanceCount", MinCapacity=1, MaxCapacity=2,
+    )  # fmt: skip
+    from datetime import datetime, timezone
+
+    aws.boto3("scheduler").create_schedule(
+        **create_expiry(run, at=datetime(2030, 1, 1, tzinfo=timezone.utc), role_arn=ROLE)
+    )
+    aws.boto3("iam").create_role(
+        RoleName=run.name("expiry-role"), Path=role_path(REGION), AssumeRolePolicyDocument="{}", Tags=run.tags
+    )
+    aws.boto3("codebuild").create_project(
+        name=run.name("build"), source={"type": "S3", "location": "a/b.zip"}, artifacts={"type": "NO_ARTIFACTS"},
+        environment={"type": "LINUX_CONTAINER", "image": "i", "computeType": "BUILD_GENERAL1_MEDIUM"},
+        serviceRole=ROLE, tags=lower,
+    )  # fmt: skip
+
+
+KINDS = {"scaling-target", "endpoint", "endpoint-config", "model", "schedule", "build-project", "role"}
+
+
+def kinds(result: Result, key: str) -> set[str]:
+    assert result.exit_code == 0, result.stderr
+    return {item["kind"] for item in json.loads(result.stdout)[key]}
+
+
+def test_all_kinds_are_found_priced_and_removed_from_a_machine_that_made_none(aws: AwsServer) -> None:
+    make_all(aws, RUN)
+    shown = neuron_sum("aws", "status", "--json")
+    assert kinds(shown, "ours") == KINDS
+    ours: list[dict[str, Any]] = json.loads(shown.stdout)["ours"]
+    [endpoint] = [item for item in ours if item["kind"] == "endpoint"]
+    assert (endpoint["instance"], endpoint["instances"]) == ("ml.c5.xlarge", 2)
+    assert endpoint["ends"] == "2030-01-01T00:00:00Z"
+    assert neuron_sum("aws", "down", "--check").exit_code == 14
+    removed = neuron_sum("aws", "down", "--all", "--every", "0.01", "--json")
+    assert kinds(removed, "removed") == KINDS
+    assert aws.everything() == []
+    order = [item["kind"] for item in json.loads(removed.stdout)["removed"]]
+    assert order.index("scaling-target") < order.index("endpoint") < order.index("endpoint-config")
+    assert order.index("endpoint") < order.index("schedule"), "it ends the endpoint if this machine goes away"
+    assert neuron_sum("aws", "down", "--check").exit_code == 0
+
+
+def test_a_runs_down_leaves_the_others_and_what_is_not_ours(aws: AwsServer) -> None:
+    theirs = Run("theirs-261121-2000-abcf", "")  # of our name's form, and without our tag
+    for run in (RUN, OTHER):
+        make_all(aws, run)
+    aws.boto3("sagemaker").create_model(
+        ModelName=theirs.name("model"), ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "image"}
+    )
+    assert neuron_sum("aws", "down", RUN.id, "--every", "0.01").exit_code == 0
+    left = aws.everything()
+    assert not [item for item in left if RUN.id in item]
+    assert kinds(neuron_sum("aws", "status", OTHER.id, "--json"), "ours") == KINDS
+    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
+    assert [item for item in aws.everything() if theirs.id not in item] == []
+    assert [item for item in aws.everything() if theirs.id in item]
+
+
+@pytest.mark.parametrize("call", ["sagemaker.ListModels", "codebuild.ListProjects"])
+def test_what_may_not_be_looked_at_is_said_and_the_rest_is_removed(aws: AwsServer, call: str) -> None:
+    make_all(aws, RUN)
+    aws.script.refusals[call] = ("AccessDeniedException", "not authorized to perform this", 400)
+    down = neuron_sum("aws", "down", "--all", "--every", "0.01")
+    assert down.exit_code == 14
+    assert "not all could be removed" in down.stderr and "neuron-sum aws iam" in down.stderr
+    assert not [item for item in aws.everything() if "endpoint" in item]
+    status = neuron_sum("aws", "status")
+    assert status.exit_code == 0 and "not all could be looked at" in status.stderr
+    aws.script.refusals.clear()
+    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def stops(*words: str) -> str:
+    """What a command says that ends with 14: its one line and its hint."""
+    made = neuron_sum("aws", *words)
+    assert made.exit_code == 14, made.stdout
+    return made.stderr
+
+
+DENIED = ("AccessDeniedException", "not authorized to perform this", 400)
+DOWN = ("down", RUN.id, "--every", "0.01")
+NEEDED = {"endpoint-config", "model", "schedule", "role"}
+
+
+@pytest.mark.parametrize("call", ["sagemaker.DeleteEndpoint", "sagemaker.ListEndpoints"])
+def test_what_ends_an_endpoint_stays_until_it_is_gone(aws: AwsServer, call: str) -> None:
+    make_all(aws, RUN)
+    aws.script.refusals[call] = DENIED
+    said = stops(*DOWN)
+    assert "not authorized" in said and "kept for what may still run" in said and RUN.name("expiry") in said
+    assert {item.split()[0] for item in aws.everything()} == {*NEEDED, "endpoint"}
+    aws.script.refusals.clear()
+    assert neuron_sum("aws", *DOWN).exit_code == 0
+    assert aws.everything() == []
+
+
+def look_at_all() -> Inventory:
+    return look(Account(REGION), Ledger(AwsContext(ACCOUNT, REGION)))
+
+
+def test_a_running_endpoint_of_one_run_keeps_nothing_of_another(aws: AwsServer) -> None:
+    for run in (RUN, OTHER):
+        make_all(aws, run)
+    running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
+    kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if needs(*running[0], thing)}
+    assert kept == {(kind, RUN.id) for kind in NEEDED}
+    # Who may not list builds knows of no run that has one; only an image's can.
+    build = next(kind for kind in KINDS_OF if kind.name == "build")
+    assert not [thing for _, thing in look_at_all().found if needs(build, None, thing)]
+
+
+def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_all(aws, RUN)
+    monkeypatch.setattr("boto3.Session", boto3.session.Session)  # whose clients are made anew, for these addresses
+    for service in ("APPLICATION_AUTO_SCALING", "CODEBUILD", "SCHEDULER"):
+        monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
+    status = neuron_sum("aws", "status", "--json")
+    assert kinds(status, "ours") == KINDS - {"scaling-target", "build-project", "schedule"}
+    assert status.stderr.count("AWS did not answer") == 3, "each of them once"
+    said = stops(*DOWN)
+    assert "AWS did not answer application-autoscaling" in said
+    assert {item.split()[0] for item in aws.everything()} == {"scaling-target", "build-project", "schedule"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
+    aws.calls.clear()
+    assert "AWS did not answer sts" in stops(*DOWN)
+    assert aws.calls == []
+
+
+@pytest.mark.parametrize("said", ["", "tiny", "tiny-261121-2000", "neuron-sum-somebody-elses", "*"])
+@pytest.mark.parametrize("words", [("down", "--artifacts"), ("down", "--check"), ("status",)])
+def test_what_is_no_runs_id_does_nothing(aws: AwsServer, words: tuple[str, ...], said: str) -> None:
+    told = stops(words[0], said, *words[1:])
+    assert f"{said!r} is no run" in told and "neuron-sum aws status" in told
+    assert aws.calls == []
+
+
+def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
+    for name in ("endpoint", "config", "expiry-role"):
+        assert run_meant(RUN.name(name)) == RUN.id
+    assert run_meant(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
+    assert run_meant(f"{RUN.name('build')}:0123-4567") == RUN.id
+    make_all(aws, RUN)
+    assert {item["run"] for item in json.loads(neuron_sum("aws", "status", RUN.name("endpoint"), "--json").stdout)[
+        "ours"]} == {RUN.id}  # fmt: skip
+
+
+def test_a_mistyped_run_is_told_with_those_that_there_are(aws: AwsServer) -> None:
+    assert "there is none here" in stops("down", OTHER.id)
+    make_all(aws, RUN)
+    for words in (("down", OTHER.id), ("down", OTHER.id, "--check"), ("down", OTHER.id, "--artifacts")):
+        told = stops(*words)
+        assert f"no run {OTHER.id!r}" in told and RUN.id in told
+    assert len({item.split()[0] for item in aws.everything()}) == len(KINDS)
+    for words in (DOWN, DOWN, (*DOWN, "--check")):  # once more is no error: the ledger knows it
+        assert neuron_sum("aws", *words).exit_code == 0
+    assert RUN.id in stops("down", OTHER.id), "by the ledger"
+
+
+def test_a_run_with_nothing_but_objects_is_known(aws: AwsServer) -> None:
+    s3 = aws.boto3("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    s3.put_object(Bucket=BUCKET, Key=f"neuron-sum/runs/{RUN.id}/output/model.tar.gz", Body=b"x")
+    assert neuron_sum("aws", "down", RUN.id, "--artifacts").exit_code == 0
+    assert s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
+
+
+def bucket_with(aws: AwsServer, *keys: str, versions: bool = False) -> Any:
+    s3 = aws.boto3("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    if versions:
+        s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    for key in keys:
+        s3.put_object(Bucket=BUCKET, Key=key, Body=b"x")
+    return s3
+
+
+WRITTEN = ("neuron-sum/inputs/data/0/train.jsonl", f"neuron-sum/runs/{RUN.id}/output/model.tar.gz")
+
+
+def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
+    s3 = bucket_with(aws, *WRITTEN, "neuron-sum/data.jsonl", "mine")
+    ledger = Ledger(AwsContext(ACCOUNT, REGION))
+    ledger.note("made", "bucket", BUCKET, "all")
+    gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
+    assert gone.exit_code == 0, gone.stderr
+    [stays] = json.loads(gone.stdout)["stays"]
+    assert BUCKET in stays and "2 objects that are not ours" in stays
+    assert [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET)["Contents"]] == ["mine", "neuron-sum/data.jsonl"]
+    assert [entry.name for entry in ledger.open()] == [BUCKET], "it is still there"
+    for key in ("mine", "neuron-sum/data.jsonl"):
+        s3.delete_object(Bucket=BUCKET, Key=key)
+    assert json.loads(neuron_sum("aws", "down", "--all", "--artifacts", "--json").stdout)["stays"] == []
+    assert aws.kept() == [] and ledger.open() == []
+
+
+def test_old_versions_that_stay_are_told(aws: AwsServer) -> None:
+    bucket_with(aws, *WRITTEN, versions=True)
+    gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
+    assert gone.exit_code == 0, gone.stderr
+    versions, bucket = json.loads(gone.stdout)["stays"]
+    assert "old versions of 2 objects" in versions and "still old versions" in bucket
+    assert aws.kept() == [f"bucket {BUCKET}"]
+
+
+def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
+    s3 = bucket_with(aws, *WRITTEN)
+    # S3 answers DeleteObjects with 200, and each object that stays is in the reply.
+    s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
+    ]}))  # fmt: skip
+    told = stops("down", "--all", "--artifacts")
+    assert f"did not delete 2 of 2 objects of s3://{BUCKET}, the first: {WRITTEN[0]}: AccessDenied" in told
+    assert aws.kept() == [f"bucket {BUCKET}"]
+    s3.delete_bucket_policy(Bucket=BUCKET)
+    assert neuron_sum("aws", "down", "--all", "--artifacts").exit_code == 0
+    assert aws.kept() == []
+
+
+def test_an_unknown_price_is_not_zero(aws: AwsServer) -> None:
+    for name, instance in (("known", "ml.c5.xlarge"), ("other", "ml.t2.medium")):
+        aws.boto3("sagemaker").create_notebook_instance(
+            NotebookInstanceName=name, InstanceType=instance, RoleArn=ROLE
+        )  # fmt: skip
+    shown = json.loads(neuron_sum("aws", "status", "--json").stdout)
+    unknown = [item for item in shown["not_ours"] if item["usd_per_hour"] is None]
+    known = sum(item["usd_per_hour"] or 0 for item in shown["not_ours"])
+    assert len(unknown) == len(shown["no_price_known"]) >= 1
+    assert shown["usd_per_hour"] is None and shown["usd_per_hour_at_least"] == pytest.approx(known)
+    said = neuron_sum("aws", "status").stdout
+    assert f"at least ${known:.2f} an hour; no price known for {len(unknown)}" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("call", ["sagemaker.ListApps", "sagemaker.ListNotebookInstances"])
+def test_what_else_runs_and_may_not_be_listed_is_a_warning(aws: AwsServer, call: str) -> None:
+    make_all(aws, RUN)
+    aws.script.refusals[call] = DENIED
+    status = neuron_sum("aws", "status", "--json")
+    assert kinds(status, "ours") == KINDS
+    assert "not all could be looked at" in status.stderr and "not authorized" in status.stderr
+
+
+def test_a_runs_id_is_in_all_its_names(tmp_path: Path) -> None:
+    for kind, attempt in (("train", 1), ("batch-model", 3), ("expiry-role", 1), ("config", 12)):
+        assert run_of(RUN.name(kind, attempt)) == RUN.id
+    assert run_of("neuron-sum-somebody-elses") is None
+    assert run_of("other") is None
+
+
+def test_status_says_beforehand_what_it_asks(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_all(aws, RUN)
+    asked: set[tuple[str, str]] = set()
+    call, pages = Account.call, Account.pages
+
+    def called(self: Account, service: str, operation: str, /, **request: Any) -> Any:
+        asked.add((service, operation))
+        return call(self, service, operation, **request)
+
+    def paged(self: Account, service: str, operation: str, key: str, /, **request: Any) -> Any:
+        asked.add((service, operation))
+        return pages(self, service, operation, key, **request)
+
+    monkeypatch.setattr(Account, "call", called)
+    monkeypatch.setattr(Account, "pages", paged)
+    printed = json.loads(neuron_sum("aws", "status", "--dry-run", "--json").stdout)["requests"]
+    assert not asked
+    assert neuron_sum("aws", "status").exit_code == 0
+    told = {(each["service"], each["operation"]) for each in printed}
+    assert asked <= told, asked - told
+    only_while_they_run = {("codebuild", "batch_get_builds"), ("sagemaker", "describe_training_job"),
+                           ("sagemaker", "describe_transform_job")}  # fmt: skip
+    assert told - asked <= only_while_they_run

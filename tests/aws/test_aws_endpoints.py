@@ -1,0 +1,510 @@
+"""`neuron-sum aws deploy`, `extend`, `invoke`, `models`: from a model to an endpoint, and by AWS's clock to none."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_endpoints import tick
+from aws_faults import hasten
+from aws_inputs import BUCKET, archive, compiled
+from aws_script import ACCOUNT, REGION
+from aws_server import AwsServer
+from far_end import FarEnd
+from in_process import neuron_sum
+from typer.testing import Result
+
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.launch import channels
+from sagemaker_jobs.launch.schedules import time_of
+
+RUN = Run("tiny-261121-2000-abcd", "tiny")
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-0123456789ab"
+CPU = ("--instance", "ml.c7i.4xlarge", "--every", "0.01")
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
+
+
+@pytest.fixture
+def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
+    """conftest's, quickly; with our images in its registry."""
+    hasten(aws, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    ecr = aws.boto3("ecr")
+    ecr.create_repository(repositoryName="neuron-sum")
+    for number, tag in enumerate(("cpu-000000000000", "inf2-0123456789ab", "cpu-0123456789ab")):
+        manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": []}
+        ecr.put_image(repositoryName="neuron-sum", imageManifest=json.dumps(manifest), imageTag=tag,
+                      imageManifestMediaType="application/vnd.docker.distribution.manifest.v2+json")  # fmt: skip
+    return aws
+
+
+def told(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def failed(result: Result, code: int = 14) -> str:
+    assert result.exit_code == code, result.stderr or result.stdout
+    return " ".join(result.stderr.splitlines()[-2:])
+
+
+def asked(aws: AwsServer, operation: str) -> int:
+    return aws.calls.count(operation)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An endpoint of RUN for three hours.
+
+    Attributes:
+        before: A time shortly before the command.
+        result: The output of `aws deploy --json`.
+        stderr: The other output.
+    """
+
+    before: datetime
+    result: dict[str, Any]
+    stderr: str
+
+
+@pytest.fixture
+def deployed(aws: AwsServer) -> Deployed:
+    compiled(aws, RUN, "cpu")
+    compiled(aws, RUN, "cpu", 2, "Failed")
+    aws.script.log = ("Model server started.",)
+    before = datetime.now(timezone.utc)
+    made = neuron_sum("aws", "deploy", RUN.id, *CPU, "--hours", "3", "--json")
+    return Deployed(before, told(made), made.stderr)
+
+
+def test_deploy_serves_the_newest_completed_compile_job(aws: AwsServer, deployed: Deployed) -> None:
+    result, stderr = deployed.result, deployed.stderr
+    assert (
+        result["endpoint"] == RUN.name("endpoint") and result["address"] == f"sagemaker:{RUN.name('endpoint')}@{REGION}"
+    )
+    assert result["plan"]["worst_usd"] == pytest.approx((3 + 1 / 60) * 0.857, abs=0.01)
+    assert "Creating" in stderr and "InService" in stderr and "Model server started." in stderr
+    model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
+    assert model["Image"] == IMAGE, "the newest for this target"
+    assert model["ModelDataUrl"].startswith(f"s3://{BUCKET}/neuron-sum/runs/{RUN.id}/output/{RUN.name('compile')}/")
+    assert "has an endpoint already" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+
+
+def test_deploy_creates_the_expiry_before_the_endpoint(aws: AwsServer, deployed: Deployed) -> None:
+    order = [aws.calls.index(call) for call in (
+        "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig",
+        "sagemaker.CreateEndpoint")]  # fmt: skip
+    assert order == sorted(order), "the expiry comes first"
+    first = time_of(aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry")))
+    assert timedelta(hours=3) - timedelta(seconds=2) <= first - deployed.before <= timedelta(hours=3, minutes=2)
+
+
+@pytest.mark.usefixtures("deployed")
+def test_invoke_prints_the_answer_of_a_run_or_an_endpoint(
+    aws: AwsServer, far_end: FarEnd, capfd: pytest.CaptureFixture[str]
+) -> None:
+    aws.script.serving[RUN.name("endpoint")] = f"{far_end.url}/invocations"
+    Path("dialogue.txt").write_text("#Person1#: Hello.")
+    capfd.readouterr()
+    assert neuron_sum("aws", "invoke", RUN.id, "dialogue.txt", "--max-new-tokens", "9", "--json").exit_code == 0
+    assert json.loads(capfd.readouterr().out)["summary_text"] == "#PERSON1#: HELLO."
+    [(path, body, headers)] = far_end.seen
+    assert path == "/invocations" and body["parameters"]["max_new_tokens"] == 9
+    assert headers["Content-Type"] == headers["Accept"] == "application/json"
+    far_end.script.append((422, {"error": {"code": 422, "message": "too long", "field": None}}, {}))
+    refused = neuron_sum("aws", "invoke", RUN.name("endpoint"), "dialogue.txt")
+    assert refused.exit_code == 12 and "too long" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("deployed")
+def test_extend_moves_the_expiry(aws: AwsServer) -> None:
+    schedule = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
+    first = time_of(schedule)
+    extended = told(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--json"))
+    assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(
+        (5 + 1 / 60) * 0.857, abs=0.01
+    )
+    assert "may cost $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
+    again = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
+    assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
+    last = time_of(again)
+    assert last.isoformat() == extended["expires"]
+    assert tick(first) == [] and tick(last - timedelta(seconds=1)) == []
+    assert tick(last) == [RUN.name("endpoint")]
+
+
+@pytest.fixture
+def expired(aws: AwsServer, deployed: Deployed) -> None:
+    """The endpoint of RUN is deleted by its schedule."""
+    assert tick(datetime.fromisoformat(deployed.result["expires"])) == [RUN.name("endpoint")]
+
+
+@pytest.mark.usefixtures("expired")
+def test_an_expired_endpoint_is_gone(aws: AwsServer) -> None:
+    Path("dialogue.txt").write_text("#Person1#: Hello.")
+    assert not [left for left in aws.everything() if "endpoint " in left]
+    gone = neuron_sum("aws", "invoke", RUN.id, "dialogue.txt")
+    assert "no endpoint of" in failed(gone) and "deploy" in gone.stderr
+    assert "no endpoint of" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "1"))
+
+
+@pytest.mark.usefixtures("expired")
+def test_deploy_replaces_what_an_expired_endpoint_has_left(aws: AwsServer) -> None:
+    told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--image", IMAGE.replace("0123456789ab", "000000000000"), "--json"))
+    model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
+    assert model["Image"].endswith(":cpu-000000000000")
+    assert neuron_sum("aws", "down", RUN.id, "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_an_expiry_that_comes_too_early_is_tried_again(aws: AwsServer) -> None:
+    made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
+    assert made["status"] == "Creating"
+    ends = datetime.fromisoformat(made["expires"])
+    assert tick(ends) == []
+    aws.script.endpoint_looks = 0
+    aws.boto3("sagemaker").describe_endpoint(EndpointName=made["endpoint"])
+    assert tick(ends + timedelta(minutes=10)) == [made["endpoint"]]
+    assert tick(ends + timedelta(minutes=20)) == [], "what is gone is asked for in vain"
+    assert tick(ends + timedelta(days=7)) == []
+    assert "schedule" not in {left.split()[0] for left in aws.everything()}
+
+
+def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload may take longer than the life: an end that was over before the endpoint is made would bound nothing."""
+    clock, upload = [datetime.now(timezone.utc)], channels.upload
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return clock[0]
+
+    def slowly(*given: Any) -> Any:
+        yield from upload(*given)
+        clock[0] += timedelta(hours=3)
+
+    monkeypatch.setattr("sagemaker_jobs.launch.schedules.datetime", Later)
+    monkeypatch.setattr("sagemaker_jobs.launch.start.upload", slowly)
+    began = clock[0].replace(microsecond=0)
+    words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--hours", "1", "--json")
+    made = told(neuron_sum(*words))
+    assert datetime.fromisoformat(made["expires"]) - began == timedelta(hours=4)
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-expiry")
+    assert time_of(schedule).isoformat() == made["expires"]
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    began = clock[0].replace(microsecond=0)
+    words = ("aws", "batch", "model.tar.gz", "texts.jsonl", *CPU, "--image", IMAGE, "--detach", "--max-hours", "1")
+    made = told(neuron_sum(*words, "--json"))
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{made['run']}-batch-expiry")
+    assert time_of(schedule) - began > timedelta(hours=4)
+    assert tick(time_of(schedule)) == [made["job"]] and tick(time_of(schedule) + timedelta(minutes=10)) == []
+
+
+REFUSALS: dict[str, tuple[str, tuple[str, str, int], str]] = {
+    "quota": (
+        "sagemaker.CreateEndpoint",
+        ("ResourceLimitExceeded", "The account-level service limit 'ml.c7i.4xlarge for endpoint usage' is 0", 400),
+        "ask for a higher quota",
+    ),
+    "no pass role": ("sagemaker.CreateModel", ("AccessDeniedException", "not authorized: PassRole", 400), "aws iam"),
+    "scheduler": (
+        "scheduler.POST /schedules", ("ServiceQuotaExceededException", "too many schedules", 402), "AWS's word",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused_is_rolled_back(aws: AwsServer, name: str) -> None:
+    call, answer, remedy = REFUSALS[name]
+    aws.script.refusals[call] = answer
+    error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU))
+    assert remedy in error and "all is rolled back" in error
+    assert aws.everything() == []
+    assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open()} == {"bucket"}
+
+
+def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> None:
+    aws.script.endpoint_end, aws.script.reason = "Failed", "The primary container did not pass the ping health check."
+    aws.script.log = ("RuntimeError: neuronx-cc failed with -9",)
+    compiled(aws, RUN, "cpu")
+    result = neuron_sum("aws", "deploy", RUN.id, *CPU)
+    error = failed(result)
+    assert "failed: The primary container did not pass" in error and "compiler-killed" in error
+    assert "all is rolled back" in error
+    assert aws.everything() == [f"role {RUN.name('role')}"], "the run's jobs had it before"
+    assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
+
+
+def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) -> None:
+    """A batch job's schedule and model are of the same kinds, and of the same run; without the one nothing stops it."""
+    compiled(aws, RUN, "cpu")
+    aws.script.looks = None
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    told(neuron_sum("aws", "batch", RUN.id, "texts.jsonl", *CPU, "--detach", "--json"))
+    before = aws.everything()
+    assert {left.split()[0] for left in before} == {"role", "schedule", "model", "transform-job"}
+    aws.script.refusals["sagemaker.CreateEndpoint"] = ("ResourceLimitExceeded", "the limit is 0", 400)
+    assert "all is rolled back" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+    assert aws.everything() == before
+
+
+def test_what_cannot_be_rolled_back_is_told(aws: AwsServer) -> None:
+    aws.script.endpoint_end = "Failed"
+    aws.script.refusals["sagemaker.DeleteEndpoint"] = ("AccessDeniedException", "not authorized", 400)
+    result = neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU)
+    assert "roll-back failed, too" in failed(result) and "neuron-sum aws down model-" in failed(result)
+    assert [left.split()[0] for left in aws.everything()].count("schedule") == 1, "it still ends the endpoint"
+    aws.script.refusals.clear()
+    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_what_may_not_be_read_is_no_failure_of_the_endpoint(aws: AwsServer) -> None:
+    model, denied = archive(Path("model.tar.gz")), ("AccessDeniedException", "not authorized", 400)
+    aws.script.refusals["logs.DescribeLogStreams"] = denied
+    made = neuron_sum("aws", "deploy", model, *CPU, "--json")
+    assert told(made)["status"] == "InService" and made.stderr.count("going on without the log") == 1
+    aws.script.refusals["sagemaker.DescribeEndpoint"] = denied
+    error = failed(neuron_sum("aws", "deploy", model, *CPU))
+    assert "neuron-sum aws down model-" in error
+    assert [left.split()[0] for left in aws.everything()].count("endpoint") == 2
+
+
+def test_a_network_that_goes_away_is_told_with_the_way_to_clean_up(aws: AwsServer) -> None:
+    words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--image", "another.registry/image:1")
+    told(neuron_sum(*words, "--json"))
+    point = aws.calls.index("sagemaker.CreateModel")
+    aws.reset()
+    aws.fault, aws.point = "before", point
+    error = failed(neuron_sum(*words))
+    assert aws.hit == "sagemaker.CreateModel"
+    assert "AWS did not answer" in error and "neuron-sum aws down model-" in error
+    aws.point = None
+    assert [left.split()[0] for left in aws.everything()].count("schedule") == 1
+
+
+def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time.sleep", interrupted)
+    error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU), 130)
+    assert "as it is" in error and "AWS deletes it" in error and "aws down" in error
+    assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}
+
+
+def test_whoever_may_make_no_role_brings_two(aws: AwsServer) -> None:
+    iam, arns = aws.boto3("iam"), {}
+    allowed = {
+        "Effect": "Allow",
+        "Action": ["sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob"],
+        "Resource": ["*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    for service in ("sagemaker", "scheduler"):
+        trust = json.dumps({"Statement": [{"Principal": {"Service": f"{service}.amazonaws.com"}}]})
+        arns[service] = iam.create_role(RoleName=service, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=service, PolicyName="own", PolicyDocument=policy)
+    for refused in ("iam.CreateRole", "iam.PutRolePolicy"):
+        aws.script.refusals[refused] = ("AccessDenied", "not authorized to make a role", 403)
+    model, ended = archive(Path("model.tar.gz")), ("--expiry-role", arns["scheduler"], "--json")
+    brought = ("--role", arns["sagemaker"], *ended)
+    assert "neuron-sum aws iam" in failed(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"]))
+    made = told(neuron_sum("aws", "deploy", model, *CPU, *brought))
+    assert tick(datetime.fromisoformat(made["expires"])) == [made["endpoint"]]
+    kept = told(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"], "--keep", "--json"))
+    extended = told(neuron_sum("aws", "extend", kept["run"], "--hours", "1", *ended))
+    assert tick(datetime.fromisoformat(extended["expires"])) == [kept["endpoint"]]
+    aws.script.looks = None
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    job = told(neuron_sum("aws", "batch", model, "texts.jsonl", *CPU, "--image", IMAGE, "--detach", *brought))
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{job['run']}-batch-expiry")
+    assert tick(time_of(schedule)) == [job["job"]]
+    roles = [left for left in aws.everything() if left.startswith("role ")]
+    assert sorted(roles) == ["role sagemaker", "role scheduler"], "both are the caller's own"
+
+
+def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    model, words = archive(Path("model.tar.gz")), (*CPU, "--region", "cn-north-1", "--dry-run", "--offline", "--json")
+    for command in (("deploy", model), ("batch", model, "texts.jsonl")):
+        requests = neuron_sum("aws", *command, *words).stdout
+        assert "arn:aws-cn:scheduler:::aws-sdk:sagemaker:" in requests and "arn:aws:" not in requests
+    assert "no region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
+
+
+def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
+    model = archive(Path("model.tar.gz"))
+    assert "both --keep and --hours" in failed(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--hours", "1"))
+    assert "--max-usd 5" in failed(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--max-usd", "5"))
+    shown = neuron_sum("aws", "deploy", model, *CPU, "--keep", "--dry-run")
+    assert "unbounded: $0.86 an hour until you end it" in shown.stdout
+    made = told(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--json"))
+    assert made["expires"] is None and made["plan"]["worst_usd"] is None
+    assert not any("scheduler" in call for call in aws.calls if "POST" in call)
+    extended = told(neuron_sum("aws", "extend", made["run"], "--hours", "1", "--json"))
+    assert extended["ended_before"] is None
+    assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open(made["run"])} >= {
+        "schedule",
+        "endpoint",
+        "role",
+    }
+    assert tick(datetime.fromisoformat(extended["expires"])) == [made["endpoint"]]
+
+
+def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
+    model = archive(Path("model.tar.gz"), "inf2")
+    scaled = ("--max-instances", "3", "--invocations-per-instance", "60", "--every", "0.01")
+    assert "may cost $5.99" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
+    assert "--invocations-per-instance 60" in failed(neuron_sum("aws", "deploy", model, "--max-instances", "3"))
+    assert aws.everything() == []
+    made = told(neuron_sum("aws", "deploy", model, *scaled, "--json"))
+    scaling = aws.boto3("application-autoscaling")
+    [target] = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 3)
+    [policy] = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 60
+    extended = told(neuron_sum("aws", "extend", made["endpoint"], "--hours", "1", "--json"))
+    assert extended["worst_usd"] == pytest.approx(3 * 0.99 * (1 + 1 / 60), abs=0.01)
+    assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no run": (("tiny-261121-2000-ffff",), "neuron-sum aws status"),
+    "no compile that completed": ((RUN.id,), f"neuron-sum aws compile {RUN.id}"),
+    "a cpu's on inf2": (("cpu.tar.gz", "--instance", "ml.inf2.xlarge"), "cpu was compiled for cpu"),
+    "inf2's on a cpu": (("inf2.tar.gz", *CPU), "--instance ml.inf2.xlarge"),
+    "no ml.": (("cpu.tar.gz", "--instance", "c7i.4xlarge"), "did you mean ml.c7i.4xlarge?"),
+    "Arm": (("cpu.tar.gz", "--instance", "ml.c7g.4xlarge"), "has an Arm processor"),
+    "a GPU": (("cpu.tar.gz", "--instance", "ml.g5.2xlarge"), "nothing of ours serves on"),
+    "no file": (("nowhere.tar.gz", *CPU), "is not there"),
+    "a folder": ((".", *CPU), "neuron-sum package"),
+    "no object": ((f"s3://{BUCKET}/no/model.tar.gz", *CPU), "aws s3 ls"),
+    "no archive in S3": ((f"s3://{BUCKET}/model", *CPU), "is no archive in S3"),
+    "two": (("cpu.tar.gz", "cpu.tar.gz", *CPU), "--multi-model"),
+    "several on inf2": (("inf2.tar.gz", "--multi-model"), "do not run on Inferentia2"),
+    "one name twice": (("cpu.tar.gz", "cpu.tar.gz", "--multi-model", *CPU), "cpu-2=SOURCE"),
+    "the frozen container's": (("frozen.tar.gz",), "--image djl-0.30-neuronx"),
+    "not the frozen container's": (("inf2.tar.gz", "--image", "djl-0.30-neuronx"), "leave out --image"),
+    "an image that is not there": (("cpu.tar.gz", *CPU, "--image", IMAGE + "c"), "not found"),
+    "half a VPC": (("cpu.tar.gz", *CPU, "--subnet", "subnet-1"), "--security-group"),
+    "autoscaling nobody waits for": (
+        ("cpu.tar.gz", *CPU, "--detach", "--max-instances", "2", "--invocations-per-instance", "9"), "--detach",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line_and_a_remedy(aws: AwsServer, name: str) -> None:
+    for target in ("cpu", "inf2"):
+        archive(Path(f"{target}.tar.gz"), target)
+    archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
+    words, remedy = WRONG[name]
+    if words == (RUN.id,):
+        compiled(aws, RUN, "inf2", end="Failed")
+        aws.boto3("iam").delete_role(RoleName=RUN.name("role"))
+    assert remedy in failed(neuron_sum("aws", "deploy", *words))
+    assert aws.everything() == []
+
+
+def test_without_an_image_the_command_that_builds_one(aws: AwsServer) -> None:
+    aws.boto3("ecr").batch_delete_image(repositoryName="neuron-sum", imageIds=[{"imageTag": "inf2-0123456789ab"}])
+    model = archive(Path("model.tar.gz"), "inf2")
+    assert "neuron-sum aws image --target inf2" in failed(neuron_sum("aws", "deploy", model))
+    aws.boto3("ecr").delete_repository(repositoryName="neuron-sum", force=True)
+    assert "neuron-sum aws image --target inf2" in failed(neuron_sum("aws", "deploy", model))
+
+
+def test_a_price_nobody_knows_and_an_instance_that_is_none(aws: AwsServer) -> None:
+    model = archive(Path("model.tar.gz"))
+    words = ("aws", "deploy", model, "--instance", "ml.c99.huge", "--every", "0.01")
+    assert "no price of ml.c99.huge" in failed(neuron_sum(*words), 13)
+    aws.script.prices = {("ml.c99.huge", "Hosting"): [1.0]}
+    error = failed(neuron_sum(*words))
+    assert "ml.c99.huge" in error and "all is rolled back" in error
+    assert aws.everything() == []
+
+
+def test_the_frozen_container_is_deployed_with_a_warning(aws: AwsServer) -> None:
+    model = archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
+    made = neuron_sum("aws", "deploy", model, "--image", "djl-0.30-neuronx", "--every", "0.01", "--json")
+    assert told(made)["image"].endswith("/djl-inference:0.30.0-neuronx-sdk2.20.1")
+    assert "no support since 2025-09-16" in made.stderr
+    [policy] = aws.boto3("iam").list_role_policies(RoleName=f"neuron-sum-{told(made)['run']}-role")["PolicyNames"]
+    allowed = aws.boto3("iam").get_role_policy(RoleName=f"neuron-sum-{told(made)['run']}-role", PolicyName=policy)
+    assert "repository/djl-inference" in json.dumps(allowed["PolicyDocument"])
+
+
+def test_several_models_on_one_endpoint(aws: AwsServer, far_end: FarEnd, capfd: pytest.CaptureFixture[str]) -> None:
+    compiled(aws, RUN, "cpu")
+    one, other = archive(Path("one.tar.gz")), archive(Path("other.tar.gz"))
+    words = ("aws", "deploy", "--multi-model", one, f"trained={RUN.id}", *CPU)
+    made = told(neuron_sum(*words, "--json"))
+    run, sagemaker = Run(made["run"], ""), aws.boto3("sagemaker")
+    assert made["models"] == ["one", "trained"] and made["run"] != RUN.id
+    container = sagemaker.describe_model(ModelName=run.name("model"))["PrimaryContainer"]
+    prefix = f"neuron-sum/runs/{run.id}/models/"
+    assert container["Mode"] == "MultiModel" and container["ModelDataUrl"] == f"s3://{BUCKET}/{prefix}"
+    keys = {item["Key"] for item in aws.boto3("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]}
+    assert keys == {f"{prefix}one.tar.gz", f"{prefix}trained.tar.gz"}
+
+    added = told(neuron_sum("aws", "models", run.id, "--add", other, "--json"))
+    assert [model["name"] for model in added["models"]] == ["one", "other", "trained"]
+    assert "gives it another name" in failed(neuron_sum("aws", "models", run.id, "--add", other))
+    removed = neuron_sum("aws", "models", run.id, "--remove", "one", "--json")
+    assert [model["name"] for model in told(removed)["models"]] == ["other", "trained"]
+    assert "no call that unloads it" in removed.stderr
+    assert "it has other, trained" in failed(neuron_sum("aws", "models", run.id, "--remove", "one"))
+
+    aws.script.serving["other.tar.gz"] = f"{far_end.url}/models/other/invoke"
+    Path("dialogue.txt").write_text("hello")
+    capfd.readouterr()
+    assert neuron_sum("aws", "invoke", run.id, "dialogue.txt", "--target-model", "other").exit_code == 0
+    assert capfd.readouterr().out == "HELLO\n"
+    assert [path for path, _, _ in far_end.seen] == ["/models/other/invoke"]
+    assert neuron_sum("aws", "invoke", run.id, "dialogue.txt", "--target-model", "one").exit_code == 12
+    assert "one.tar.gz" in capfd.readouterr().err
+    assert neuron_sum("aws", "down", run.id, "--artifacts", "--every", "0.01").exit_code == 0
+    assert "Contents" not in aws.boto3("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+
+
+def test_one_model_is_not_several(aws: AwsServer) -> None:
+    made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--json"))
+    assert "serves one model" in failed(neuron_sum("aws", "models", made["run"]))
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_dry_runs_send_nothing(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    if offline:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    else:
+        compiled(aws, RUN, "inf2")
+    before = list(aws.calls)
+    words = ("--dry-run", "--json", *(["--offline"] if offline else []))
+    scaled = ("--max-instances", "2", "--invocations-per-instance", "9")
+    requests = told(neuron_sum("aws", "deploy", RUN.id, *scaled, *words))["requests"]
+    assert [each["operation"] for each in requests] == [
+        "create_bucket", "put_bucket_tagging", "put_public_access_block", "put_bucket_lifecycle_configuration",
+        "create_role", "put_role_policy", "create_role", "put_role_policy", "create_schedule", "create_model",
+        "create_endpoint_config", "create_endpoint", "register_scalable_target", "put_scaling_policy",
+    ]  # fmt: skip
+    several = ("--multi-model", archive(Path("a.tar.gz")), *CPU)
+    requests = told(neuron_sum("aws", "deploy", *several, *words))["requests"]
+    assert [each["operation"] for each in requests].count("copy_object") == 1
+    assert told(neuron_sum("aws", "invoke", RUN.id, "--dry-run", "--json"))["command"][:2] == ["neuron-sum", "request"]
+    if offline:
+        extended = told(neuron_sum("aws", "extend", RUN.id, "--hours", "1", *words))["requests"]
+        assert [each["operation"] for each in extended] == ["update_schedule"]
+        added = told(neuron_sum("aws", "models", RUN.id, "--add", "a.tar.gz", "--remove", "b", *words))["requests"]
+        assert [each["operation"] for each in added] == ["put_object", "copy_object", "delete_object"]
+        assert aws.calls == before
+    assert {call.partition(".")[2].split()[0][:6] for call in aws.calls[len(before) :]} <= {
+        "GetCal", "GetPro", "ListTr", "Descri", "ListTa",
+    }  # fmt: skip

@@ -1,0 +1,226 @@
+"""`aws image`: the context, the requests, the build until its end, and what it costs."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+from aws_faults import hasten
+from aws_inputs import write_context
+from aws_script import ACCOUNT, REGION
+from aws_server import AwsServer
+from botocore.validate import validate_parameters
+from in_process import neuron_sum
+
+from neuron_sum.platform.matrix import PLATFORMS
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.names import BUILD_LOGS, OWN_LOG_GROUPS, RUN_TAG, AwsContext, Run, run_of
+from sagemaker_jobs.image import build as image
+from sagemaker_jobs.image import registry
+
+RUN = Run("image-cpu-261121-2000-abcd", "image-cpu")
+IMAGE = ("aws", "image", "--context", "context", "--every", "0.01")
+TOO_MANY = "toomanyrequests: You have reached your pull rate limit. You may increase the limit by authenticating"
+
+
+@pytest.fixture
+def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
+    """conftest's, quickly; with a build context in the folder of that name."""
+    hasten(aws, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    write_context(tmp_path / "context")
+    return aws
+
+
+def said(*words: str, code: int = 0) -> dict[str, Any]:
+    result = neuron_sum(*words, "--json")
+    assert result.exit_code == code, result.stderr
+    told: dict[str, Any] = json.loads(result.stderr.splitlines()[-1] if code else result.stdout)
+    return told
+
+
+def test_an_image_is_built_once_and_nothing_but_it_stays(aws: AwsServer) -> None:
+    aws.script.log = ("Step 1/2 : FROM python",)
+    built = neuron_sum(*IMAGE, "--json")
+    assert built.exit_code == 0, built.stderr
+    told = json.loads(built.stdout)
+    assert told["built"] and told["bytes"] > 1e9 and told["usd_per_month"] == pytest.approx(0.2, abs=0.01)
+    assert told["image"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-")
+    assert told["pinned"].endswith("@" + told["digest"])
+    for heard in ("PROVISIONING (IN_PROGRESS)", "at most $0.0", "Step 1/2 : FROM python", "COMPLETED (SUCCEEDED)"):
+        assert heard in " ".join(built.stderr.split()), heard
+    assert aws.everything() == []
+    assert neuron_sum("aws", "down", "--check").exit_code == 0
+    assert registry.newest_image(Account(), "cpu") == told["image"]
+    started = aws.calls.count("codebuild.StartBuild")
+    again = said(*IMAGE)
+    assert again == {**{key: told[key] for key in ("image", "pinned", "digest", "bytes")}, "built": False}
+    assert aws.calls.count("codebuild.StartBuild") == started == 1
+    assert said("aws", "down", "--check")["artifacts"], "the image and the log stay"
+    assert neuron_sum("aws", "down", "--all", "--artifacts").exit_code == 0
+    assert aws.kept() == []
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "log", "expected"),
+    [
+        ("FAILED", "Error while executing command: docker build . Reason: exit status 1", TOO_MANY, "docker-hub-limit"),
+        ("TIMED_OUT", "", "a line", "it took longer than --max-minutes"),
+        ("FAULT", "", "a line", "CodeBuild itself failed"),
+    ],
+)
+def test_a_build_that_fails_says_why_and_stays_until_down(
+    aws: AwsServer, end: str, reason: str, log: str, expected: str
+) -> None:
+    aws.script.build_end, aws.script.reason, aws.script.log = end, reason, (log,)
+    error = said(*IMAGE, code=14)["error"]
+    assert end in error["message"] and reason in error["message"] and expected in error["message"]
+    assert "aws down image-cpu-" in error["hint"]
+    assert {left.split()[0] for left in aws.everything()} == {"build-project", "role"}
+    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_a_build_is_come_back_to_or_stopped(aws: AwsServer) -> None:
+    aws.script.looks = None
+    told = said(*IMAGE, "--detach")
+    status = said("aws", "status")
+    [build] = [item for item in status["ours"] if item["kind"] == "build"]
+    assert build["name"] == told["build"] and build["usd_per_hour"] == pytest.approx(0.6)
+    assert neuron_sum("aws", "down", "--check").exit_code == 14
+    aws.script.looks = 0
+    followed = said("aws", "status", told["run"], "--follow", "--every", "0.01")
+    assert followed["built"] and aws.everything() == []
+    aws.script.looks = None
+    (Path("context") / "another").write_text("file", encoding="utf-8")
+    assert said(*IMAGE, "--detach")["run"] != told["run"]
+    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    aws.script.looks = None
+    monkeypatch.setattr("sagemaker_jobs.image.follow.time.sleep", interrupted)
+    error = said(*IMAGE, code=130)["error"]
+    assert "as it is" in error["message"]
+    [run] = {item["run"] for item in said("aws", "status")["ours"]}
+    assert f"aws status {run} --follow" in error["hint"] and f"aws down {run}" in error["hint"]
+
+
+def test_an_image_that_is_not_there_after_all_is_an_error(aws: AwsServer) -> None:
+    aws.script.refusals["ecr.DescribeImages"] = ("ImageNotFoundException", "no such image", 400)
+    assert "succeeded, and neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]
+
+
+def test_a_repository_of_somebody_elses_is_left_alone(aws: AwsServer) -> None:
+    aws.boto3("ecr").create_repository(repositoryName="neuron-sum")
+    error = said(*IMAGE, code=14)["error"]
+    assert "is not ours" in error["message"] and RUN_TAG in error["hint"]
+    assert aws.everything() == [] and aws.kept() == ["repository neuron-sum"]
+
+
+def test_a_dry_run_prints_every_request_and_sends_none(aws: AwsServer) -> None:
+    told = said(*IMAGE, "--dry-run", "--offline", "--kms-key", f"arn:aws:kms:{REGION}:{ACCOUNT}:key/x")
+    assert aws.calls == []
+    made = [f"{call['service']}.{call['operation']}" for call in told["requests"]]
+    assert made[-3:] == ["ecr.create_repository", "codebuild.create_project", "codebuild.start_build"]
+    by_name = dict(zip(made, (call["request"] for call in told["requests"]), strict=True))
+    assert by_name["s3.put_object"]["ServerSideEncryption"] == "aws:kms"
+    assert by_name["ecr.create_repository"]["encryptionConfiguration"]["encryptionType"] == "KMS"
+    assert "kms:Decrypt" in by_name["iam.put_role_policy"]["PolicyDocument"]
+    assert told["plan"]["worst_usd"] == pytest.approx(0.61)
+
+
+@pytest.mark.parametrize(
+    ("builder", "minutes", "usd"), [("medium", 60, 0.61), ("large", 5, 0.12), ("large", 2160, 43.22)]
+)
+def test_the_worst_case_is_the_requests_own_limit_and_the_cap_holds(
+    aws: AwsServer, builder: str, minutes: int, usd: float
+) -> None:
+    words = (*IMAGE, "--builder", builder, "--max-minutes", str(minutes))
+    assert said(*words, "--dry-run", "--offline", "--max-usd", str(usd))["plan"]["worst_usd"] == pytest.approx(usd)
+    error = said(*words, "--max-usd", str(usd - 0.011), code=14)["error"]
+    assert "--max-usd allows" in error["message"]
+    assert aws.everything() == [] and "s3.PUT Bucket" not in aws.calls
+
+
+@pytest.mark.parametrize("minutes", ["4", "2161"])
+def test_a_time_that_codebuild_refuses_is_refused_here(aws: AwsServer, minutes: str) -> None:
+    assert "--max-minutes 5 to 2160" in said(*IMAGE, "--max-minutes", minutes, code=14)["error"]["hint"]
+
+
+def test_requests_are_valid_tagged_and_for_one_repository(aws: AwsServer, tmp_path: Path) -> None:
+    options = image.Options("cpu", "large", 30)
+    found = image.context("cpu", Path("context"), tmp_path)
+    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
+    session = botocore.session.get_session()
+    for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls):
+        model = session.get_service_model(call.service)
+        shape = {name.lower(): name for name in model.operation_names}[call.operation.replace("_", "")]
+        validate_parameters(call.request, model.operation_model(shape).input_shape)
+        if call.kind is not None and call.kind != "bucket":
+            assert RUN_TAG in json.dumps(call.request), call.operation
+    project = launch.calls[1].request
+    assert run_of(project["name"]) == RUN.id
+    assert (project["timeoutInMinutes"], project["environment"]["computeType"]) == (30, "BUILD_GENERAL1_LARGE")
+    assert project["logsConfig"]["cloudWatchLogs"]["groupName"] == BUILD_LOGS + project["name"]
+    assert BUILD_LOGS in OWN_LOG_GROUPS, "down --artifacts finds the log there"
+    policy = json.loads(launch.role_calls[1].request["PolicyDocument"])
+    named = {statement["Sid"]: statement["Resource"] for statement in policy["Statement"]}
+    assert [f"arn:aws:s3:::{project['source']['location']}"] == named["ReadContext"]
+    assert named["Push"] == [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/neuron-sum"]
+    trust = json.loads(launch.role_calls[0].request["AssumeRolePolicyDocument"])["Statement"][0]
+    assert trust["Principal"] == {"Service": "codebuild.amazonaws.com"}
+    assert trust["Condition"]["StringEquals"] == {"aws:SourceAccount": ACCOUNT}
+
+
+def test_the_same_context_is_the_same_image_on_every_machine(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "other"):
+        write_context(tmp_path / name)
+        (tmp_path / name / "entrypoint").write_text("#!/bin/bash\n", encoding="utf-8")
+        made = image.context("cpu", tmp_path / name, tmp_path)
+        image.archived(made, tmp_path / f"{name}.zip")
+        found.append((image.tag_of("cpu", made), (tmp_path / f"{name}.zip").read_bytes()))
+    assert found[0] == found[1]
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert archive.namelist() == ["Dockerfile", "entrypoint", "source/.dockerignore"]
+    (tmp_path / "other" / "entrypoint").write_text("#!/bin/sh\n", encoding="utf-8")
+    assert image.tag_of("cpu", image.context("cpu", tmp_path / "other", tmp_path)) != found[0][0]
+
+
+@pytest.mark.parametrize("target", PLATFORMS[0].serving_images)
+def test_the_builder_reaches_what_the_generated_dockerfile_starts_from(tmp_path: Path, target: str) -> None:
+    """Docker's official images come from AWS's copies, and the others need no login."""
+    found = image.context(target, None, tmp_path)
+    froms = image.bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
+    assert PLATFORMS[0].serving_images[target].name in froms
+    spec = image.buildspec(registry.image_uri(AwsContext(ACCOUNT, REGION), "cpu-x"), REGION, froms)
+    first, *copied = spec["phases"]["pre_build"]["commands"]
+    assert first.startswith("aws ecr get-login-password") and first.endswith(
+        f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+    )
+    mirror = f"{image.MIRROR}python:3.11-slim-bookworm"
+    assert copied == [f"docker pull --platform linux/amd64 {mirror}", f"docker tag {mirror} python:3.11-slim-bookworm"]
+    assert all(name.startswith(("public.ecr.aws/", "python:")) for name in froms)
+
+
+def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_path: Path) -> None:
+    write_context(tmp_path / "private", "763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.36.0")
+    found = image.context("inf2", tmp_path / "private", tmp_path)
+    options = image.Options("inf2", "medium", 60)
+    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
+    assert "--region us-west-2 | docker login" in launch.calls[1].request["source"]["buildspec"]
+    assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
+
+
+def test_a_folder_without_a_dockerfile_is_none(aws: AwsServer, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no Dockerfile" in said("aws", "image", "--context", "empty", code=14)["error"]["message"]

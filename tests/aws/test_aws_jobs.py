@@ -1,0 +1,193 @@
+"""What a job is made of: the cap, what is uploaded, the wheelhouse, and the script that runs in the container."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from micro_models import ROOT
+
+from neuron_sum.errors import AwsError, DataError
+from neuron_sum.platform import prices
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.loading import load_recipe
+from sagemaker_jobs.aws.names import AwsContext, Run, new_run
+from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity
+from sagemaker_jobs.cost import lifetime
+from sagemaker_jobs.jobs import entry, inputs, training, wheelhouse
+from sagemaker_jobs.jobs.training import Options
+from sagemaker_jobs.launch.schedules import LATE_S
+
+RUN = Run("tiny-261121-2000-abcd", "tiny")
+SITE = AwsContext("123456789012", "us-east-1")
+TINY = load_recipe("tiny")
+TRAINS = sorted(name for name in prices.USD_PER_HOUR if not name.startswith("ml.inf"))
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> Options:
+    instance = draw(st.sampled_from(TRAINS))
+    runtime_s = draw(st.integers(36, 28 * 24 * 3600))
+    return Options(
+        instance, draw(st.integers(1, 8)) if instance == "ml.trn1.32xlarge" else 1, runtime_s,
+        draw(st.none() | st.integers(runtime_s, 2 * runtime_s)),
+    )  # fmt: skip
+
+
+@given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
+def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
+    """Whatever is asked for: it is refused exactly if what AWS can bill for the requests is above the cap."""
+    launch = training.launch(RUN, TINY, options, [], SITE)
+    requests = lifetime.planned_requests(
+        RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
+    )
+    requests["training-job"] = job = launch.calls[0].request
+    longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S) / 3600
+    resources = job["ResourceConfig"]
+    billed = prices.USD_PER_HOUR[resources["InstanceType"]] * resources["InstanceCount"] * longest_h
+    if "endpoint" in requests:
+        [variant] = requests["endpoint-config"]["ProductionVariants"]
+        billed += (
+            prices.USD_PER_HOUR[variant["InstanceType"]] * variant["InitialInstanceCount"] * (hours + LATE_S / 3600)
+        )
+        assert requests["schedule"]["ScheduleExpression"].startswith("rate(")
+        project = requests["build-project"]
+        machine = prices.BUILD_USD_PER_MINUTE[project["environment"]["computeType"]]
+        billed += machine * (project["timeoutInMinutes"] + 1)  # the minute that is begun
+    plan = lifetime.priced(requests, None, None, hours)
+    assert plan.worst_usd == pytest.approx(billed)
+    try:
+        plan.check(cap)
+    except AwsError:
+        assert plan.worst_usd > cap
+    else:
+        assert plan.worst_usd <= cap
+
+
+def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
+    from sagemaker_jobs.cost import plan
+
+    recipe = load_recipe("trn1-flan-t5-base-lora")
+    requests = lifetime.planned_requests(
+        new_run(recipe.name), SITE, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
+    )
+    made = lifetime.priced(requests, None, 2.0, 0)
+    assert made.worst_usd == pytest.approx(1.54 * (4 + 120 / 3600))
+    assert made.expected_usd == pytest.approx(3.08)
+    rows = {(row.instance, row.what.split()[2]): row for row in plan.elsewhere(made, recipe)}
+    assert {"ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge"} <= {instance for instance, _ in rows}
+    same_hours = rows["ml.g5.12xlarge", "hours"]
+    assert same_hours.even_hours == pytest.approx(made.worst_usd / 7.09)
+    # The write-up's own run: five epochs in 84 minutes; here it is as many examples as the recipe has.
+    assert any(row.instance == "ml.g6.xlarge" and "examples" in row.what for row in rows.values())
+    paid = {round(cost.usd, 2) for cost in plan.published()}
+    assert {7.0, 8.98, 15.65, round(12 * 7.09, 2)} <= paid
+    assert all(cost.source for cost in plan.published())
+
+
+def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
+    from neuron_sum.models import base as models
+    from neuron_sum.training.estimate.projection import project_epoch
+    from sagemaker_jobs.cost.expected import training_hours
+
+    recipe = load_recipe("tiny", ["train.num_train_epochs=3", "train.shapes.plan=fixed"])
+    epoch = project_epoch(recipe, models.load_config(recipe.model))
+    report = tmp_path / "preflight.json"
+    report.write_text(json.dumps({"recipe": "tiny", "training": epoch.as_dict()}))
+    assert epoch.projected_s
+    one = training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+    assert one.hours == pytest.approx(3 * epoch.projected_s / 3600)
+    assert training_hours(report, recipe, "ml.trn1.32xlarge", 2).hours == pytest.approx(one.hours / 32)
+    assert training_hours(report, recipe, "ml.c7i.4xlarge", 1).hours is None
+    # A step takes every core as long, however many there are.
+    steps = load_recipe("tiny", ["train.max_steps=10", "train.shapes.plan=fixed"])
+    few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1).hours for size in (2, 32))
+    assert few == pytest.approx(many)
+    with pytest.raises(AwsError, match="is the preflight of tiny, and the recipe is tiny-lora"):
+        training_hours(report, load_recipe("tiny-lora"), "ml.trn1.2xlarge", 1)
+    report.write_text("{}")
+    with pytest.raises(AwsError, match="is no report of the preflight"):
+        training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+
+
+def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "train.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
+    (data / "sub" / "more.txt").write_text("x")
+    (data / ".hidden").write_text("secret")
+    recipe = load_recipe("tiny", ["data.source=jsonl", f"data.path={data}"])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, NetworkSecurity())}
+    assert set(found) == {"code", "recipe", "data"}
+    assert set(found["data"].files) == {"train.jsonl", "sub/more.txt"}
+    assert "path: /opt/ml/input/data/data" in found["recipe"].files["recipe.yaml"].read_text()
+    before = found["data"].digest
+    (data / "train.jsonl").touch()
+    assert found["data"].digest == before
+    (data / "train.jsonl").write_text("other")
+    assert found["data"].digest != before
+
+
+def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> None:
+    hub = load_recipe("flan-t5-base-lora")
+    with pytest.raises(AwsError, match="comes from a hub, and --network-isolation leaves no way"):
+        inputs.channels(hub, tmp_path, None, NetworkSecurity(network_isolation=True))
+    gone = load_recipe("tiny", ["data.source=jsonl", "data.path=/nowhere/at/all"])
+    with pytest.raises(DataError, match="/nowhere/at/all is not there"):
+        inputs.channels(gone, tmp_path, None, NetworkSecurity())
+    with pytest.raises(AwsError, match="holds no wheels"):
+        inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
+
+
+def test_a_wheelhouse_has_the_rows_versions_and_leaves_the_images_torch() -> None:
+    platform = PLATFORMS[0]
+    texts = [(ROOT / "constraints" / name).read_text() for name in (f"{platform.name}.txt", wheelhouse.NEURON_PINS)]
+    wanted = wheelhouse.pins("".join(texts), "3.11")
+    names = {pin.partition("==")[0].lower() for pin in wanted}
+    assert len(names) == len(wanted)
+    assert {f"{name}=={version}" for name, version in platform.pins.items() if name != "torch"} <= set(wanted)
+    assert f"optimum-neuron=={platform.optimum_neuron}" in wanted and "optimum" in names
+    assert not {name for name in names if name in ("torch", "torch_xla", "triton") or name.startswith("nvidia-")}
+
+
+def _container(folder: Path, overrides: list[str]) -> Path:
+    """/opt/ml as SageMaker lays it out, somewhere else."""
+    base = folder / "ml"
+    for name in ("input/config", "input/data/recipe", "model", "output", "checkpoints"):
+        (base / name).mkdir(parents=True)
+    recipe = load_recipe("tiny", ["train.max_steps=2", "data.max_examples=16", "data.max_eval_examples=4", *overrides])
+    (base / "input/data/recipe/recipe.yaml").write_text(recipe.to_yaml())
+    (base / "input/config/resourceconfig.json").write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
+    return base
+
+
+def _run_entry(base: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, entry.__file__, *training.requests.train_arguments("ml.c7i.4xlarge", 1)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=base.parent,
+        env={**os.environ, "SAGEMAKER_BASE_DIR": str(base)},
+    )  # fmt: skip
+
+
+def test_the_containers_script_trains_and_leaves_the_model(tmp_path: Path) -> None:
+    base = _container(tmp_path, [])
+    made = _run_entry(base)
+    assert made.returncode == 0, made.stdout[-3000:]
+    assert "$ -m neuron_sum doctor" in made.stdout
+    assert list((base / "model" / "run" / "checkpoint").glob("*.safetensors"))
+    assert (base / "model" / "run" / "all_results.json").is_file()
+    assert not (base / "output" / "failure").exists()
+
+
+def test_the_containers_script_says_why_it_failed(tmp_path: Path) -> None:
+    base = _container(tmp_path, ["data.source=jsonl", "data.path=/nowhere"])
+    made = _run_entry(base)
+    assert made.returncode == 4
+    reason = (base / "output" / "failure").read_text()
+    assert reason.startswith("error: ") and "/nowhere" in reason and len(reason) <= 1024

@@ -1,0 +1,77 @@
+"""The ledger: nothing it was told is lost, whatever cut its last line."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuron_sum.errors import ResourceError
+from sagemaker_jobs.aws.ledger import Ledger, state_folder
+from sagemaker_jobs.aws.names import AwsContext
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(AwsContext("123456789012", "us-east-1"), tmp_path)
+
+
+def test_an_intent_stands_until_something_ends_it(ledger: Ledger) -> None:
+    with ledger.creating("role", "a", "run-1", arn="arn:a"):
+        assert [entry.event for entry in ledger.open()] == ["intent"]
+    with pytest.raises(RuntimeError), ledger.creating("training-job", "b", "run-2"):
+        raise RuntimeError("the reply was lost")
+    assert [(entry.kind, entry.event, entry.details) for entry in ledger.open()] == [
+        ("role", "made", {"arn": "arn:a"}), ("training-job", "intent", {})
+    ]  # fmt: skip
+    assert [entry.name for entry in ledger.open("run-2")] == ["b"]
+    ledger.note("refused", "training-job", "b", "run-2")
+    ledger.note("gone", "role", "a", "run-1")
+    assert ledger.open() == []
+    assert len(ledger.entries()) == 2
+
+
+@given(st.integers(0, 400))
+def test_a_line_cut_anywhere_loses_nothing_before_it(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    ledger = Ledger(AwsContext("1", "r"), tmp_path_factory.mktemp("ledger"))
+    for name in "abc":
+        ledger.note("intent", "role", name, "run")
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:cut])
+    kept = whole[:cut].count(b"\n")
+    assert [entry.name for entry in ledger.open()] == list("abc")[:kept]
+    ledger.note("intent", "role", "d", "run")
+    assert [entry.name for entry in ledger.open()] == [*"abc"[:kept], "d"]
+    assert all(json.loads(line) for line in ledger.path.read_text().splitlines())
+
+
+def _write(folder: str, mark: int) -> None:
+    for number in range(40):
+        Ledger(AwsContext("1", "r"), Path(folder)).note("intent", "role", f"{mark}-{number}", "run")
+
+
+def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_write, args=(str(tmp_path), mark)) for mark in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert len(Ledger(AwsContext("1", "r"), tmp_path).open()) == 120
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "aws").write_text("a file where the folder should be")
+    with pytest.raises(ResourceError, match="cannot be written") as error:
+        Ledger(AwsContext("1", "r"), tmp_path).note("intent", "role", "a", "run")
+    assert "NEURON_SUM_STATE" in (error.value.hint or "")
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NEURON_SUM_STATE", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_folder() == tmp_path / "neuron-sum"
+    monkeypatch.setenv("NEURON_SUM_STATE", "/elsewhere")
+    assert Ledger(AwsContext("123456789012", "eu-west-1")).path == Path("/elsewhere/aws/123456789012-eu-west-1.jsonl")

@@ -1,0 +1,115 @@
+"""What opening and loading an artifact refuse, each with the field or file that differs; and what verifying it sees."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from artifacts import edited
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from compile.verify import verify
+from neuron_sum.artifact import Artifact, Manifest, hash_files, open_artifact, write_manifest
+from neuron_sum.errors import ArtifactError
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.runtimes import aoti
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.training.train import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small(lora_artifact: Artifact, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(lora_artifact.path, tmp_path / "artifact"))
+
+
+def test_one_flipped_byte_in_any_file_is_refused(small: Path) -> None:
+    for file in sorted(path for path in small.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(ArtifactError) as error:
+            open_artifact(small)
+        assert file.name in error.value.message or "digest" in error.value.message
+        file.write_bytes(whole)
+    open_artifact(small)
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """The manifest alone, nothing checked."""
+    content = json.loads((folder / "manifest.json").read_text())
+    content.pop("digest")
+    return Manifest.model_validate_json(json.dumps(content))
+
+
+def test_a_changed_prompt_is_refused(small: Path) -> None:
+    manifest = open_artifact(small).manifest
+    with pytest.raises(ArtifactError, match=r"prompt\.sha256"):
+        edited(small, prompt=manifest.prompt.model_copy(update={"template": "Say: {dialogue}"}))
+
+
+def test_a_recipe_with_another_prompt_is_refused(small: Path) -> None:
+    recipe = (small / "recipe.yaml").read_text()
+    assert "preset: summarize" in recipe
+    (small / "recipe.yaml").write_text(recipe.replace("preset: summarize", "preset: course"))
+    manifest = open_manifest(small)
+    write_manifest(small, manifest.model_copy(update={"files": hash_files(small)}))
+    with pytest.raises(ArtifactError, match=r"recipe\.yaml has another prompt"):
+        open_artifact(small)
+
+
+def test_another_torch_or_cpu_is_refused_with_the_field(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = edited(small, stack={"torch": "2.7.0"})
+    with pytest.raises(ArtifactError, match=r"stack\.torch: compiled with 2\.7\.0, this is 2\.") as error:
+        load_generator(artifact)
+    assert "torch==2.7.0" in str(error.value.hint)
+    artifact = edited(small, stack=aoti.stack())
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"sse2"}))
+    with pytest.raises(ArtifactError, match=r"cpu_flags: .*avx2"):
+        load_generator(artifact)
+
+
+def test_missing_foreign_and_unknown_things_are_refused(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        open_artifact(tmp_path)
+    (small / "extra.txt").write_text("x")
+    with pytest.raises(ArtifactError, match=r"holds extra\.txt"):
+        open_artifact(small)
+    (small / "extra.txt").unlink()
+    (small / "tokenizer" / "config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks tokenizer/config\.json"):
+        open_artifact(small)
+    manifest = json.loads((small / "manifest.json").read_text())
+    (small / "manifest.json").write_text(json.dumps({**manifest, "format_version": 9}))
+    with pytest.raises(ArtifactError, match="format_version is 9"):
+        open_artifact(small)
+
+
+def test_verify_sees_other_weights_and_a_broken_artifact(
+    lora_artifact: Artifact, micro_lora_run: Path, small: Path, tmp_path: Path
+) -> None:
+    record = verify(open_artifact(small), None, 8, 1.0).record
+    assert {(check.batch, check.num_beams): check.identical for check in record.checks} == {
+        (1, 1): 8, (3, 1): 8, (1, 2): 8, (3, 2): 8
+    }  # fmt: skip
+    assert record.passed
+    assert record.unseen == ()
+    with safe_open(small / "weights.safetensors", framework="pt") as stored:
+        broken = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    broken["decoder.0.out.weight"] = -broken["decoder.0.out.weight"]
+    save_file(broken, small / "weights.safetensors")
+    manifest = open_manifest(small)
+    write_manifest(small, manifest.model_copy(update={"files": hash_files(small)}))
+    seen = verify(open_artifact(small), None, 8, 1.0)
+    assert not seen.record.passed, "an fp32 artifact that says other things"
+    assert seen.differing
+    assert open_artifact(small).manifest.verified == seen.record
+    retrained = Path(shutil.copytree(micro_lora_run, tmp_path / "retrained"))
+    recipe = load_recipe(str(retrained / "recipe.yaml"), ["train.max_steps=1"])
+    train(recipe, retrained, overwrite=True)
+    with pytest.raises(ArtifactError, match=r"source\.weights_sha256"):
+        verify(open_artifact(small), retrained, 8, 1.0)

@@ -1,0 +1,336 @@
+"""From a run to an artifact on the CPU: the compiled graphs themselves, and what building one leaves.
+
+What an artifact is refused for is in test_artifact.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from artifacts import assert_adapters_are_swapped_under_load, prompts_of
+from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
+from safetensors import safe_open
+
+from compile.exporters.own import build, make_plan
+from compile.graphs.layers import GraphOptions
+from compile.source import open_source
+from compile.targets import cpu as cpu_target
+from compile.verify import verify
+from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.errors import CompileError, ResourceError, RunError
+from neuron_sum.platform import cpu
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained, load_untuned
+from neuron_sum.runtimes import weights as weight_store
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.training.train import train
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def llama_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "micro.yaml").write_text(MICRO)
+    recipe = load_recipe(
+        str(folder / "micro.yaml"),
+        [f"model.config={json.dumps(LLAMA_CONFIG)}", "prompt.preset=tinyllama-chat", "train.max_steps=40"],
+    )
+    train(recipe, folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_compiled_t5_gives_transformers_tokens_adapter_or_none(
+    lora_artifact: Artifact, micro_lora_run: Path, num_beams: int
+) -> None:
+    prompts, asked = prompts_of(lora_artifact, micro_lora_run), GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+    generator, _ = load_generator(lora_artifact)
+    for load, adapter in ((load_trained, "default"), (load_untuned, None)):
+        model, tokenizer = load(open_run(micro_lora_run))
+        expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+        assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
+        alone = [generator.generate([prompt], asked, [adapter])[0] for prompt in prompts]
+        assert alone == expected, "the graphs of one row"
+    assert generator.generate(prompts, asked) == generator.generate(prompts, asked, ["default"] * len(prompts))
+
+
+def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
+    lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """No compile, no reload."""
+    assert_adapters_are_swapped_under_load(lora_artifact, micro_lora_run, tmp_path)
+
+
+def test_a_compiled_llama_gives_transformers_tokens(llama_run: Path, tmp_path: Path) -> None:
+    artifact = compiled(llama_run, tmp_path / "llama", "compile.num_beams=[1,4]")
+    model, tokenizer = load_trained(open_run(llama_run))
+    prompts, generator = prompts_of(artifact, llama_run), load_generator(artifact)[0]
+    for num_beams in (1, 4):
+        asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+        expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+        assert generator.generate(prompts, asked) == expected
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_narrow_dtypes_are_narrow_in_the_artifact_and_verified(
+    micro_run: Path, lora_artifact: Artifact, tmp_path: Path, dtype: str
+) -> None:
+    if lacking := cpu.missing(dtype):
+        pytest.skip(f"this CPU has no {lacking}")
+    artifact = compiled(micro_run, tmp_path / dtype, f"compile.dtype={dtype}", "compile.batch_sizes=[1]")
+    with safe_open(artifact.path / "weights.safetensors", framework="pt") as stored:
+        matrices = [stored.get_tensor(name) for name in stored.keys() if name.endswith(".weight")]  # noqa: SIM118
+    linears = [matrix for matrix in matrices if matrix.dim() == 2]  # the others are norms
+    assert {matrix.dtype for matrix in linears} == {torch.int8 if dtype == "int8" else torch.bfloat16}
+    model, _ = load_trained(open_run(micro_run))
+    expected = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    tied = model.lm_head.weight.numel() if artifact.manifest.aliases else 0
+    assert bool(tied) == (dtype == "bf16"), "a tied head is stored once where both have one dtype"
+    assert sum(matrix.numel() for matrix in linears) == expected - tied, "every matrix once"
+    weights = (artifact.path / "weights.safetensors").stat().st_size
+    assert weights < (lora_artifact.path / "weights.safetensors").stat().st_size * 0.6
+    assert first_logits_error(artifact, model) < (0.02 if dtype == "bf16" else 0.04)
+    found = verify(artifact, None, 12, 100.0)
+    recorded = open_artifact(artifact.path).manifest.verified
+    assert recorded == found.record
+    assert recorded is not None
+    assert recorded.examples == 12
+    assert recorded.checks[0].rouge_difference.keys() == {"ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"}
+
+
+def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
+    """The largest error of a first logit against fp32, relative to the largest logit."""
+    runtime = load_generator(artifact)[0].runtime
+    prompt = list(range(5, 45))
+    with torch.inference_mode():
+        session = runtime.begin(runtime.buckets[0], 1, [prompt], [0])
+        actual = session.step(session.start, torch.zeros_like(session.start))[0, 0]
+        expected = model(input_ids=torch.tensor([prompt]), decoder_input_ids=session.start[:, :1]).logits[0, -1]
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.02)])
+def test_every_product_is_that_of_its_weight(dtype: str, tolerance: float, rows: int) -> None:
+    """One row and several take different ways."""
+    if lacking := cpu.missing(dtype):
+        pytest.skip(f"this CPU has no {lacking}")
+    torch.manual_seed(0)
+    parts, state = {"one": 48, "two": 16}, {"one.weight": torch.randn(48, 64), "two.weight": torch.randn(16, 64)}
+    options = GraphOptions(dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
+    layer = cpu_target.LINEARS[dtype](parts, 64, options)
+    stored = layer.weights(state)
+    packed = weight_store.packed(stored["weight"])
+    for name, tensor in stored.items():
+        setattr(layer, name, torch.nn.Parameter(tensor, requires_grad=False) if name == "weight" else tensor)
+    del layer.packed
+    object.__setattr__(layer, "packed", packed)
+    inputs = torch.randn(1, rows, 64)
+    expected = inputs @ torch.cat(list(state.values())).t()
+    with torch.inference_mode():
+        actual = layer(inputs, torch.zeros(1, dtype=torch.int64))
+    assert float((actual - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+def test_weights_are_stored_once_and_graphs_hold_none(lora_artifact: Artifact) -> None:
+    """Two beam widths and an encoder, and not one weight in any of their packages."""
+    with safe_open(lora_artifact.path / "weights.safetensors", framework="pt") as stored:
+        names = (
+            set(stored.keys()) | lora_artifact.manifest.adapter_stacks.keys() | lora_artifact.manifest.aliases.keys()
+        )
+    for graph in lora_artifact.manifest.graphs:
+        package = torch._inductor.aoti_load_package(str(lora_artifact.path / graph.file))
+        asked = {name.removeprefix("model.").replace(".packed", ".weight") for name in package.get_constant_fqns()}
+        assert asked <= names
+        with pytest.raises(RuntimeError):
+            package.load_constants({}, check_full_update=True)
+
+
+# Building: the cache, the machine, interruption.
+
+
+def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
+    micro_lora_run: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    """Graphs depend on dimensions, not on weights."""
+    retrained = tmp_path / "retrained"
+    train(load_recipe(str(micro_lora_run / "recipe.yaml"), ["train.seed=7"]), retrained)
+    source = open_source(retrained, None, [*SHAPE, *LORA_SHAPE])
+    plan = make_plan(source)
+    assert plan.missing == []
+    again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
+    assert again.manifest.source.weights_sha256 != lora_artifact.manifest.source.weights_sha256
+    assert [check.identical for check in verify(again, None, 8, 1.0).record.checks] == [8] * 4
+    wider = open_source(retrained, None, [*SHAPE, *LORA_SHAPE, "compile.adapters.slots=3"])
+    assert len(make_plan(wider).missing) == 6
+    with pytest.raises(RunError, match="holds an artifact"):
+        build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
+
+
+def test_a_cpu_without_the_instructions_says_so_and_falls_back_only_when_told(
+    micro_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "avx512f", "avx512_vnni"}))
+    monkeypatch.setattr(cpu, "name", lambda: "a CPU of 2018")
+    with pytest.raises(ResourceError, match=r"compile\.dtype = bf16 needs a CPU with avx512_bf16 or amx_bf16"):
+        make_plan(open_source(micro_run, None, ["compile.dtype=bf16"]))
+    plan = make_plan(open_source(micro_run, None, ["compile.dtype=bf16", "compile.fallback=true"]))
+    assert plan.settings.dtype == "fp32"
+    assert "compiling fp32 instead of bf16" in capsys.readouterr().err
+    assert make_plan(open_source(micro_run, None, ["compile.dtype=int8"])).settings.dtype == "int8"
+
+
+def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lora_run: Path) -> None:
+    """oneDNN's packed weights are made where the artifact is loaded, for what is there."""
+    script = (
+        "import sys, json; from pathlib import Path; from neuron_sum.artifact import open_artifact;"
+        "from neuron_sum.runtimes.load import load_generator; from neuron_sum.recipes.schema import GenerateConfig;"
+        "g, _ = load_generator(open_artifact(Path(sys.argv[1])));"
+        "print(json.dumps(g.generate(json.loads(sys.argv[2]), GenerateConfig(max_new_tokens=12))))"
+    )
+    prompts = prompts_of(lora_artifact, micro_lora_run, 3)
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(lora_artifact.path), json.dumps(prompts)],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = load_generator(lora_artifact)[0].generate(prompts, GenerateConfig(max_new_tokens=12))
+    assert json.loads(made.stdout.splitlines()[-1]) == expected
+
+
+def test_no_compiler_names_the_package(micro_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CompileError, match="no-such-compiler is not installed") as error:
+        cpu_target.check_host("fp32")
+    assert "apt-get install g++" in str(error.value.hint)
+
+
+def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
+    micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself fails here: one that knows its version and nothing else."""
+    fake = tmp_path / "g++"
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "fake 1.0" && exit 0\necho "fatal: no headers" >&2; exit 1\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
+    cpu_target._known_compiler.cache_clear()
+    source = open_source(micro_run, None, SHAPE)
+    with pytest.raises(CompileError, match="did not compile") as error:
+        build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=1)
+    cpu_target._known_compiler.cache_clear()
+    log = Path(str(error.value.hint).removeprefix("whole log: "))
+    assert "fatal: no headers" in log.read_text()
+    assert not (tmp_path / "artifact").exists()
+    assert [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".log"]
+
+
+@pytest.fixture
+def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A compile at work on its second graph, its cache beside it."""
+    environment = {**os.environ, "NEURON_SUM_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neuron_sum", "compile", str(micro_run), "--output", "artifact", "--jobs", "1",
+         "--set", "compile.batch_sizes=[1]"],
+        cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "cache").rglob("*.pt2")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    time.sleep(2)
+    yield process, tmp_path
+    if process.poll() is None:
+        process.kill()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_compile_leaves_nothing_half_made_and_goes_on(
+    started: tuple[subprocess.Popen[str], Path], neuron_sum: CommandLine, micro_run: Path, how: signal.Signals
+) -> None:
+    process, folder = started
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if how != signal.SIGKILL else -signal.SIGKILL), err
+    psutil.wait_procs(workers, timeout=20)
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    assert not (folder / "artifact").exists()
+    assert len(list((folder / "cache").rglob("*.pt2"))) == 1
+    if how != signal.SIGKILL:
+        assert "the same command goes on" in err
+        assert not list(folder.glob("neuron-sum-compile-*")), "scratch folders stay behind"
+    os.environ["NEURON_SUM_CACHE"], kept = str(folder / "cache"), os.environ["NEURON_SUM_CACHE"]
+    try:
+        planned = neuron_sum("compile", str(micro_run), "--set", "compile.batch_sizes=[1]", "--dry-run", "--json")
+    finally:
+        os.environ["NEURON_SUM_CACHE"] = kept
+    assert planned.returncode == 0, planned.stderr
+    assert len(json.loads(planned.stdout)["to_compile"]) == 1, "the finished graph is not made again"
+
+
+# The command line.
+
+
+def test_the_artifact_stands_wherever_a_checkpoint_does(
+    lora_artifact: Artifact, micro_lora_run: Path, neuron_sum: CommandLine
+) -> None:
+    artifact, run = str(lora_artifact.path), str(micro_lora_run)
+    compared = neuron_sum("compare", f"compiled={artifact}", f"trained={run}", "lead-3", "--json")
+    assert compared.returncode == 0, compared.stderr
+    scores = {s["system"]: s["scores"]["ROUGE-1"]["value"] for s in json.loads(compared.stdout)["systems"]}
+    assert scores["compiled"] == scores["trained"]
+    dialogue = "#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n"
+    said = [json.loads(neuron_sum("summarize", path, "--json", stdin=dialogue).stdout) for path in (artifact, run)]
+    assert said[0] == said[1]
+    assert neuron_sum("evaluate", artifact, "--set", "prompt.preset=course").returncode == 9
+    beams = neuron_sum("evaluate", artifact, "--set", "generate.num_beams=4")
+    assert beams.returncode == 9
+    assert "compiled for 1, 2" in beams.stderr
+
+
+def test_compile_says_what_it_will_do_and_what_it_was_not_told(
+    micro_run: Path, neuron_sum: CommandLine, tmp_path: Path
+) -> None:
+    planned = neuron_sum("compile", str(micro_run), "--dry-run", "--set", "compile.num_beams=[1,4]")
+    assert planned.returncode == 0, planned.stderr
+    assert "step-b8-s192-t12-k4" in planned.stderr
+    assert "6 of 6 graphs to compile" in planned.stderr
+    assert not (micro_run / "artifacts").exists()
+    nothing = neuron_sum("compile")
+    assert nothing.returncode == 2
+    assert neuron_sum("compile", "--plan", "sample").returncode == 3
+    assert neuron_sum("compile", str(tmp_path)).returncode == 8
+    checkpoint = neuron_sum("compile", str(micro_run / "checkpoint"), "--dry-run")
+    assert "--recipe NAME" in checkpoint.stderr
+    unknown = neuron_sum("compile", str(micro_run), "--dry-run", "--set", "compile.adapters.slot=2")
+    assert unknown.returncode == 3
+    assert "slots" in unknown.stderr
+    shorter = neuron_sum("compile", str(micro_run), "--dry-run", "--output", str(micro_run / "recipe.yaml"))
+    assert shorter.returncode == 8
+    assert "is a file" in shorter.stderr
+    (tmp_path / "run").mkdir()
+    assert "neuron-sum compile ./run" in neuron_sum("compile", "run", "--dry-run").stderr
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("x")
+    assert neuron_sum("compile", str(micro_run), "--output", "taken").returncode == 8
+
+
+def test_adapter_slots_need_the_run_not_the_adapter_alone(micro_lora_run: Path) -> None:
+    with pytest.raises(RunError, match="neither a run nor a checkpoint"):
+        open_source(micro_lora_run / "adapter", "tiny", ["compile.adapters.slots=2"])

@@ -1,0 +1,658 @@
+"""Compile for inf2 and trn1 with a stand-in for torch_neuronx: load, verify, generate, serve, refuse, fail.
+
+What the stand-in is, and what cannot be seen with it: stand_ins/neuron/torch_neuronx/__init__.py.
+"""
+
+import copy
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from artifacts import assert_adapters_are_swapped_under_load, edited, make_lora, prompts_of
+from micro_models import LORA_SHAPE, MICRO, ROOT, SHAPE
+from safetensors import safe_open
+from service_requests import DIALOGUE, LIMITS
+from transformers import LlamaConfig
+from xla_environment import XLA_ENVIRONMENT, XLA_PYTHON
+
+from compile.exporters.own import CompilePlan, build, make_plan
+from compile.graphs import t5
+from compile.graphs.layers import ancestry_bias
+from compile.machine_report import make_report
+from compile.source import open_source
+from compile.targets import neuron
+from compile.verify import verify
+from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.errors import ArtifactError, CompileError, PlatformError, RecipeError
+from neuron_sum.models.adapters import load_adapter
+from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import CompileConfig, GenerateConfig, NeuronCompileConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained, load_untuned
+from neuron_sum.runtimes import device, neuronx
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.training.train import train
+from serving import package
+from serving.local import LocalServer, Model
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+Calls = Callable[[str], list[dict[str, Any]]]
+pytestmark = pytest.mark.slow
+STAND_IN = ROOT / "tests" / "stand_ins" / "neuron"
+INF2 = "compile.target=inf2"
+SMALLEST = ["compile.batch_sizes=[1]", "compile.num_beams=[1]"]
+
+
+# The Neuron packages, and compiling with them.
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The stand-in, and what pip would say of it; gone from this process when this file is through."""
+    folder = tmp_path_factory.mktemp("neuron")
+    shutil.copytree(STAND_IN, folder, dirs_exist_ok=True)
+    for name in neuronx.NEEDED:
+        version = PLATFORMS[0].vendor_pins[name]
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    to = torch.Tensor.to
+    yield folder
+    torch.Tensor.to = to  # type: ignore[method-assign]
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch_neuronx"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Puts the packages on the path of a process on inf2, and says which of their functions were called how."""
+    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
+    monkeypatch.setenv(device.VISIBLE, "")  # as if unset, and what a test takes is gone after it
+    monkeypatch.setattr(device, "_taken", None)
+    monkeypatch.syspath_prepend(str(packages))
+    importlib.invalidate_caches()
+    log = tmp_path / "calls.jsonl"
+    log.touch()
+    monkeypatch.setenv("NEURON_STAND_IN_CALLS", str(log))
+    return lambda name: [call for call in map(json.loads, log.read_text().splitlines()) if call["call"] == name]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For graphs that no other test may find."""
+    monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def compile_here(plan: CompilePlan, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """The missing graphs, in this process: starting one for each takes most of the time."""
+    for graph in plan.missing:
+        scratch = folder / Path(graph.file).stem
+        scratch.mkdir(parents=True)
+        plan.target.compile_graph(plan.model(), graph, weights, scratch / "graph.pt")
+        plan.cached[graph.file].parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(scratch / "graph.pt", plan.cached[graph.file])
+
+
+def compiled(run: Path, folder: Path, *overrides: str) -> Artifact:
+    source = open_source(run, None, [INF2, *SHAPE, *overrides])
+    plan = make_plan(source)
+    compile_here(plan, folder / "scratch")
+    return build(source, plan, folder / "artifact", overwrite=False, jobs=None)
+
+
+def expected_rows(run: Path, prompts: Sequence[Sequence[int]], asked: GenerateConfig) -> list[list[int]]:
+    model, tokenizer = load_trained(open_run(run))
+    return TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    (folder / "micro.yaml").write_text(MICRO)
+    train(load_recipe(str(folder / "micro.yaml"), ["train.max_steps=30", *overrides]), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, trained until the summaries differ from dialogue to dialogue."""
+    layers = ["model.config.num_layers=2", "model.config.num_decoder_layers=2"]
+    return trained(tmp_path_factory.mktemp("learned"), *layers, "train.max_steps=80", "train.learning_rate=5e-3")
+
+
+# The same tokens.
+
+
+@pytest.mark.parametrize("write", ["in_place", "where"])
+def test_tokens_are_those_of_transformers_adapter_or_none(
+    calls: Calls, micro_lora_run: Path, tmp_path: Path, write: str
+) -> None:
+    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE, f"compile.neuron.cache_write={write}")
+    prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
+    for num_beams in (1, 2):
+        asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+        for load, adapter in ((load_trained, "default"), (load_untuned, None)):
+            model, tokenizer = load(open_run(micro_lora_run))
+            expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+            assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
+            alone = [generator.generate([prompt], asked, [adapter])[0] for prompt in prompts]
+            assert alone == expected, "the graphs of one row"
+
+
+KINDS = {
+    "LoRA merged, tied": ["method=lora", "train.learning_rate=0.05"],
+    "untied, plain feed-forward": ["model.config.tie_word_embeddings=false", "model.config.feed_forward_proj=relu"],
+    "soft prompt compiled in": ["method=prompt_tuning", "train.learning_rate=0.3"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_transformers_for_one_to_eight_dialogues(calls: Calls, tmp_path: Path, kind: str) -> None:
+    run = trained(tmp_path, *KINDS[kind])
+    artifact = compiled(run, tmp_path, "compile.batch_sizes=[1,8]", "compile.num_beams=[1,4]")
+    prompts, generator = prompts_of(artifact, run), load_generator(artifact)[0]
+    for num_beams in (1, 4):
+        asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+        expected = expected_rows(run, prompts, asked)
+        assert len(set(map(tuple, expected))) > 1, "all summaries are the same"
+        for count in range(1, 9):
+            assert generator.generate(prompts[:count], asked) == expected[:count]
+
+
+def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp_path: Path) -> None:
+    """Several threads ask while slots change; the graphs keep one batch's state, so that batches take turns."""
+    assert_adapters_are_swapped_under_load(compiled(micro_lora_run, tmp_path, *LORA_SHAPE), micro_lora_run, tmp_path)
+
+
+def test_the_two_ways_to_write_a_column_are_the_cpus(calls: Calls) -> None:
+    from compile.graphs.layers import write_column, write_where
+
+    for beams in (1, 3):
+        cache, column = torch.randn(2, 4, 5 * beams, 8), torch.randn(2, 4, beams, 8)
+        for step in range(5):
+            position = torch.tensor([step])
+            expected = write_column(cache.clone(), column, position)
+            assert torch.equal(neuron.write_slice(cache, column, position), expected)
+            assert torch.equal(write_where(cache, column, position), expected)
+
+
+# What torch_neuronx and neuronx-cc are given.
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What optimum-neuron's own exporter gives them."""
+    if not XLA_PYTHON.is_file():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it (or set NEURON_SUM_XLA_PYTHON)")
+    made = subprocess.run(
+        [str(XLA_PYTHON), str(ROOT / "tests/stand_ins/xla/upstream_trace.py"),
+         str(tmp_path_factory.mktemp("x") / "graph.pt")],
+        env={**os.environ, **XLA_ENVIRONMENT}, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_compiler_is_called_as_optimum_neuron_calls_it(
+    calls: Calls, upstream: dict[str, Any], micro_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    artifact = compiled(micro_run, tmp_path, *SMALLEST, "compile.neuron.auto_cast=matmult", "compile.neuron.optlevel=1")
+    for call in calls("trace"):
+        assert call["compiler_args"] == upstream["arguments"]["matmul bf16 1"]
+        assert {name: call[name] for name in ("cpu_backend", "inline_weights_to_neff")} == {
+            name: upstream[name] for name in ("cpu_backend", "inline_weights_to_neff")
+        }
+        assert set(upstream["keywords"]) == {
+            "compiler_args", "cpu_backend", "inline_weights_to_neff", "input_output_aliases", "compiler_workdir",
+        }  # fmt: skip
+    for cast, cast_type, level in (("none", "bf16", 2), ("all", "tf32", 3)):
+        chosen = NeuronCompileConfig(auto_cast=cast, auto_cast_type=cast_type, optlevel=level)
+        target = neuron.NeuronTarget(CompileConfig(target="inf2", neuron=chosen))
+        assert " ".join(target.arguments) == upstream["arguments"][f"{cast} {cast_type} {level}"]
+    compilation = artifact.manifest.compilation
+    assert compilation is not None
+    assert " ".join(compilation.arguments) == upstream["arguments"]["matmul bf16 1"]
+    assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
+    assert compilation.sdk == PLATFORMS[0].name
+    assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
+    assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
+
+
+def test_aliases_have_upstreams_order_and_numbers(
+    calls: Calls, upstream: dict[str, Any], learned_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    """Two layers each, whole: self-attention's keys and values, then the encoder's, behind what is handed out."""
+    compiled(learned_run, tmp_path, *SMALLEST)
+    ours = [(name, output) for name, _, _, output in calls("trace")[1]["aliases"]]
+    theirs = [
+        (name.replace("past_key_values_sa", "state").replace("past_key_values_ca", "constants"), output)
+        for name, output in upstream["aliases"]
+    ]
+    # Ours keeps one tensor more, its first constant: the encoder's mask, which upstream hands in at every call.
+    assert [name for name, _ in ours] == [name for name, _ in theirs] + ["constants.4"]
+    for pairs in (ours, theirs):
+        assert [output for _, output in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
+    assert (ours[0][1], theirs[0][1]) == (1, 3), "logits; of upstream's beams, also their scores and tokens"
+
+
+def test_torch_xla_computes_what_is_traced(upstream: dict[str, Any]) -> None:
+    """Moved to its device, which gives a module new parameters; the write in place alone needs torch_neuronx."""
+    assert upstream["own_graphs_on_xla"].keys() == {"encode", "step"}
+    assert max(upstream["own_graphs_on_xla"].values()) < 1e-5
+
+
+def test_a_step_takes_four_small_tensors_and_keeps_the_rest(
+    calls: Calls, micro_lora_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    """One decoder layer of 2 heads, width 8; 3 dialogues of 192 tokens and a soft prompt of 4, 2 beams, 12 steps."""
+    artifact = compiled(
+        micro_lora_run, tmp_path, "compile.num_beams=[2]", "compile.adapters.slots=2",
+        "compile.adapters.soft_prompt_tokens=4",
+    )  # fmt: skip
+    encode, step = calls("trace")
+    assert encode["inputs"] == [["torch.int64", [3, 192]], ["torch.int64", [3, 192]], ["torch.int64", [3]]]
+    assert step["inputs"] == [
+        ["torch.int64", [3, 2]], ["torch.int64", [1]], ["torch.int64", [3, 2, 12]], ["torch.int64", [3]],
+    ]  # fmt: skip
+    assert step["aliases"][:5] == [
+        ["state.0", "torch.float32", [3, 2, 24, 8], 1],
+        ["state.1", "torch.float32", [3, 2, 24, 8], 2],
+        ["constants.0", "torch.float32", [3, 1, 1, 196], 3],
+        ["constants.1", "torch.float32", [3, 2, 196, 8], 4],
+        ["constants.2", "torch.float32", [3, 2, 196, 8], 5],
+    ]
+    for call, first in ((encode, 3), (step, 1)):
+        names, outputs = [alias[0] for alias in call["aliases"]], [alias[3] for alias in call["aliases"]]
+        assert names == call["parameters"], "in the order of parameters()"
+        assert outputs == list(range(first, first + len(outputs)))
+    stacks = [name.removeprefix("model.") for call in (encode, step) for name, *_ in call["aliases"]]
+    assert {name for name in stacks if not name.startswith(("state", "constants"))} == set(
+        artifact.manifest.adapter_stacks
+    ), "every stack is kept by one kind of graph"
+    assert encode["aliases"][0][0] == "model.soft_prompts.vectors"
+
+    generator, _ = load_generator(artifact)
+    generator.warm_up()
+    assert [(call["start_nc"], call["nc_count"]) for call in calls("set_neuron_cores")] == [(0, 1)] * 2
+    assert [call["device_id"] for call in calls("move_trace_to_device")] == [0, 0]
+    assert [call["device"] for call in calls("to")] == ["neuron:0"] * 3, "the encoder's inputs, and no step's"
+    for call in calls("replace_weights")[-2:]:
+        assert call["missing"] == [], "every tensor, the stacks that only the other kind reads too"
+
+
+def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
+    calls: Calls, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    first = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
+    before = len(calls("trace"))
+    retrained = tmp_path / "retrained"
+    train(load_recipe(str(micro_lora_run / "recipe.yaml"), ["train.seed=7"]), retrained)
+    source = open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE])
+    plan = make_plan(source)
+    assert plan.missing == []
+    again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
+    assert len(calls("trace")) == before
+    assert again.manifest.source.weights_sha256 != first.manifest.source.weights_sha256
+    assert again.manifest.doubt is not None, "served with a warning until it is verified"
+    record = verify(again, None, 8, 1.0).record
+    assert [check.identical for check in record.checks] == [8] * 4
+    assert record.passed
+    assert open_artifact(again.path).manifest.doubt is None
+    for other in ("compile.target=trn1", "compile.neuron.optlevel=3", "compile.neuron.cache_write=where"):
+        differing = make_plan(open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE, other]))
+        assert not set(differing.cached.values()) & set(plan.cached.values()), other
+
+
+def test_graphs_hold_no_weights_unless_told(calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path) -> None:
+    apart = compiled(micro_run, tmp_path / "apart", *SMALLEST)
+    source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST, "compile.neuron.inline_weights=true"])
+    plan = make_plan(source)
+    inside = build(source, plan, tmp_path / "inside", overwrite=False, jobs=2)
+    assert [call["inline_weights_to_neff"] for call in calls("trace")] == [False, False, True, True]
+    with safe_open(apart.path / "weights.safetensors", framework="pt") as stored:
+        weights = sum(stored.get_tensor(name).nbytes for name in stored.keys())  # noqa: SIM118
+    sizes = [
+        [(artifact.path / graph.file).stat().st_size for graph in artifact.manifest.graphs]
+        for artifact in (apart, inside)
+    ]
+    assert all(more - less > weights / 3 for less, more in zip(*sizes, strict=True))
+    prompts, asked = prompts_of(apart, micro_run, 3), GenerateConfig(max_new_tokens=12)
+    replaced = len(calls("replace_weights"))
+    assert load_generator(inside)[0].generate(prompts, asked) == expected_rows(micro_run, prompts, asked)
+    assert len(calls("replace_weights")) == replaced
+    retrained = trained(tmp_path, "train.seed=7")
+    for overrides, missing in (([], 0), (["compile.neuron.inline_weights=true"], 2)):
+        plan = make_plan(open_source(retrained, None, [INF2, *SHAPE, *SMALLEST, *overrides]))
+        assert len(plan.missing) == missing
+
+
+# Refused, with the field.
+
+
+@pytest.fixture
+def artifact(calls: Calls, micro_run: Path, tmp_path: Path) -> Artifact:
+    return compiled(micro_run, tmp_path, *SMALLEST)
+
+
+def test_other_versions_and_other_devices_are_refused_with_the_field(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = artifact.manifest.stack
+    assert stack.keys() == {"torch", "torch-neuronx", "neuronx-cc"}
+    for name in stack:
+        other = edited(artifact.path, stack={**stack, name: "1.2.3"})
+        with pytest.raises(ArtifactError, match=rf"stack\.{name}: compiled with 1\.2\.3, this is {stack[name]}"):
+            load_generator(other)
+    whole = edited(artifact.path, stack=stack)
+    for name, remedy in (
+        ("trn1.2xlarge", "--target trn1"), ("trn2.48xlarge", "nothing here compiles for trn2"),
+        ("trn1n.32xlarge", "run it on inf2"), ("inf1.xlarge", "run it on inf2"),
+    ):  # fmt: skip
+        monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", f"ml.{name}")
+        with pytest.raises(ArtifactError, match=rf"target: compiled for inf2, this is a {re.escape(name)}") as error:
+            load_generator(whole)
+        assert remedy in str(error.value.hint)
+    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
+    load_generator(whole)
+
+
+@pytest.mark.parametrize(
+    ("environment", "core", "cores"),
+    [
+        ({"NEURON_RT_VISIBLE_CORES": "3"}, 1, 1),
+        ({"NEURON_RT_VISIBLE_CORES": "0-1"}, 2, 2),
+        ({"NEURON_RT_NUM_CORES": "1"}, 1, 1),
+    ],
+)
+def test_a_core_that_is_not_there_is_refused(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], core: int, cores: int
+) -> None:
+    compilation = artifact.manifest.compilation
+    assert compilation is not None
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    other = edited(artifact.path, compilation=compilation.model_copy(update={"core": core}))
+    with pytest.raises(ArtifactError, match=rf"compilation\.core is {core}.* sees {cores} NeuronCores"):
+        load_generator(other)
+    fitting = edited(artifact.path, compilation=compilation.model_copy(update={"core": core - 1}))
+    load_generator(fitting)
+
+
+def test_a_process_takes_its_artifacts_core_alone(
+    calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the runtime would reserve every core of the machine, and no second process could start."""
+    compilation = artifact.manifest.compilation
+    assert compilation is not None
+    second = edited(artifact.path, compilation=compilation.model_copy(update={"core": 1}))
+    for _ in range(2):  # `compile report` loads an artifact twice
+        load_generator(second)[0].warm_up()
+        assert os.environ[device.VISIBLE] == "1"
+    placed = {(call["visible"], call["start_nc"]) for call in calls("set_neuron_cores")}
+    assert placed == {("1", 0)}, "the runtime counts what it was given from 0"
+    assert {call["device_id"] for call in calls("move_trace_to_device")} == {0}
+    assert {call["device"] for call in calls("to")} == {"neuron:0"}
+    with pytest.raises(ArtifactError, match="compiled for NeuronCore 0, and this process took 1 for another"):
+        load_generator(edited(artifact.path, compilation=compilation))
+    for name, value in ((device.VISIBLE, "0-1"), (device.COUNT, "2")):
+        monkeypatch.setattr(device, "_taken", None)
+        monkeypatch.setenv(device.VISIBLE, "")
+        monkeypatch.setenv(name, value)
+        load_generator(edited(artifact.path, compilation=compilation.model_copy(update={"core": 1})))[0].warm_up()
+        assert os.environ[name] == value, "who says which cores keeps his word"
+        assert calls("set_neuron_cores")[-1]["start_nc"] == 1
+
+
+def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """optimum-neuron counts a list with a comma as one core."""
+    monkeypatch.setenv(device.VISIBLE, "")
+    monkeypatch.setattr(device, "_taken", None)
+    assert (device.take_cores(0, 2), os.environ[device.VISIBLE]) == (0, "0-1")
+    assert device.take_cores(1, 1) == 1, "of those it has"
+
+
+def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for listed, count in (("0", 1), ("4-7", 4), ("0,2", 2), ("0-1,6", 3)):
+        monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", listed)
+        assert device.visible_cores() == count
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "both")
+    with pytest.raises(PlatformError, match="NEURON_RT_VISIBLE_CORES=both"):
+        device.visible_cores()
+    monkeypatch.delenv("NEURON_RT_VISIBLE_CORES")
+    assert device.visible_cores() is None
+
+
+def test_a_graph_of_another_shape_is_refused(artifact: Artifact) -> None:
+    graphs = list(artifact.manifest.graphs)
+    kept = list(graphs[1].kept)
+    kept[2] = kept[2].model_copy(update={"shape": (1, 1, 1, 77)})
+    graphs[1] = graphs[1].model_copy(update={"kept": tuple(kept)})
+    other = edited(artifact.path, graphs=tuple(graphs))
+    with pytest.raises(ArtifactError, match=r"graphs\.kept: .*keeps \(1, 1, 1, 192\) .* constants\.0 \(1, 1, 1, 77\)"):
+        load_generator(other)[0].warm_up()
+
+
+def test_without_neuron_packages_nothing_is_compiled_or_loaded(
+    micro_run: Path, packages: Path, neuron_sum: CommandLine, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(packages))
+        artifact = compiled(micro_run, tmp_path, *SMALLEST)
+    with pytest.raises(PlatformError, match="this machine has no torch-neuronx and no neuronx-cc") as error:
+        load_generator(artifact)
+    assert "--target cpu" in str(error.value.hint)
+    refused = neuron_sum("compile", str(micro_run), "--target", "inf2")
+    assert refused.returncode == 13
+    assert "needs what this machine lacks: torch-neuronx, neuronx-cc" in refused.stderr
+    assert "pip install --extra-index-url" in refused.stderr
+    assert not (micro_run / "artifacts").exists()
+
+
+def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -> None:
+    with pytest.raises(RecipeError, match=r"a llama with .* = own: this package's graphs for inf2 are T5's"):
+        neuron.NeuronTarget(CompileConfig(target="inf2")).check(LlamaConfig())
+    for setting, message in (
+        ("tensor_parallel_size=2", "tensor_parallel_size = 2: T5's graphs run on one core"),
+        ("exporter=optimum", "exporter = optimum: this package's graphs"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_plan(open_source(micro_run, None, [INF2, f"compile.neuron.{setting}"]))
+
+
+# A compiler that fails.
+
+FAILURES = {
+    "[F137] neuronx-cc was forcibly killed - This most commonly occurs due to insufficient system memory.": (
+        "compiler-killed", "of memory", "ml.trn1.32xlarge has 512 GiB",
+    ),
+    "ERROR: [NCC_EVRF001] Operator dynamic-update-slice is not supported": (
+        "unsupported-operator", "has an operator that the compiler does not know", "list-operators",
+    ),
+    "this process is killed": ("killed, nearly always because memory ran out", "of memory", "ml.trn1.32xlarge"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_compiler_that_fails_leaves_its_log_and_nothing_else(
+    calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    monkeypatch.setenv("NEURON_STAND_IN_FAILS", failure)
+    monkeypatch.setattr(neuron, "total_memory", lambda: 384 * 2**30)
+    source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST])
+    with pytest.raises(CompileError, match=r"encode-b1-s192\.pt did not compile") as error:
+        build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=1)
+    told, cause, remedy = FAILURES[failure]
+    assert told in error.value.message
+    assert cause in error.value.message
+    assert remedy in str(error.value.hint)
+    log = Path(str(error.value.hint).rpartition("whole log: ")[2])
+    if told in ("compiler-killed", "unsupported-operator"):
+        assert log.read_text().count(failure) >= 2, "what it wrote to standard error, and its own log"
+    assert not (tmp_path / "artifact").exists()
+    assert [path for path in own_cache.rglob("*") if path.is_file()] == [log]
+
+
+# Negative controls: what the tests above must be able to see.
+
+
+def both_tokens(run: Path, folder: Path, num_beams: int) -> tuple[list[list[int]], list[list[int]]]:
+    artifact = compiled(run, folder, "compile.batch_sizes=[8]", f"compile.num_beams=[{num_beams}]")
+    prompts, asked = prompts_of(artifact, run), GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+    return load_generator(artifact)[0].generate(prompts, asked), expected_rows(run, prompts, asked)
+
+
+def test_a_wrong_alias_is_seen(
+    calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = neuron.aliases
+
+    def wrong(module: Any) -> dict[torch.Tensor, int]:
+        swapped = right(module)
+        if len(swapped) > 1:
+            (one, first), (other, second), *_ = swapped.items()
+            swapped.update({one: second, other: first})
+        return swapped
+
+    monkeypatch.setattr(neuron, "aliases", wrong)
+    actual, expected = both_tokens(learned_run, tmp_path, 1)
+    assert actual != expected, "keys as values, and values as keys"
+
+
+def test_an_alias_of_another_shape_does_not_compile(
+    calls: Calls, own_cache: Path, micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = neuron.aliases
+    monkeypatch.setattr(neuron, "aliases", lambda module: {kept: index - 1 for kept, index in right(module).items()})
+    with pytest.raises(CompileError, match=r"output 0 is .*, its alias"):
+        compiled(micro_run, tmp_path, *SMALLEST)
+
+
+def test_a_missing_ancestry_is_seen(
+    calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ancestry(bias: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(ancestors.shape[1])[None, :, None]
+        return ancestry_bias(bias, rows.expand_as(ancestors) + 0 * ancestors)
+
+    monkeypatch.setattr(t5, "ancestry_bias", no_ancestry)
+    actual, expected = both_tokens(learned_run, tmp_path, 4)
+    assert actual != expected
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_unbroken_graphs_give_the_same_tokens_whatever_an_earlier_batch_left(
+    calls: Calls, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_beams: int
+) -> None:
+    """What the controls above are held against. The cache is not cleared; here it is filled with what would show."""
+    right = neuronx._Graph.copy_in
+
+    def into_dirt(self: Any, values: Any) -> None:
+        for name, tensor in zip(self._names, self.kept(), strict=True):
+            if name.startswith(neuronx.STATE):
+                tensor.fill_(1e4)
+        right(self, values)
+
+    monkeypatch.setattr(neuronx._Graph, "copy_in", into_dirt)
+    actual, expected = both_tokens(learned_run, tmp_path, num_beams)
+    assert actual == expected
+
+
+# The command line, and a server.
+
+
+def test_the_command_line_compiles_verifies_and_reports(
+    calls: Calls, packages: Path, micro_run: Path, neuron_sum: CommandLine, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In processes of its own, one for each graph, as on a machine with the packages."""
+    monkeypatch.setenv("PYTHONPATH", f"{packages}:{ROOT}")
+    options = ["--set", "compile.batch_sizes=[2]", "--set", "compile.dtype=bf16", "--jobs", "2"]
+    made = neuron_sum("compile", str(micro_run), "--target", "inf2", "--output", "artifact", *options, "--json")
+    assert made.returncode == 0, made.stderr
+    manifest = json.loads(made.stdout)["manifest"]
+    assert (manifest["target"], manifest["dtype"]) == ("inf2", "bf16")
+    assert "about" not in made.stderr.rpartition("graphs to compile")[2].splitlines()[0], "nobody has measured it"
+    packed = neuron_sum("package", "artifact")
+    assert packed.returncode == 0, packed.stderr
+    assert "no `compile verify` has held it against transformers" in packed.stderr
+    reported = neuron_sum("compile", "report", "artifact", "--max-drop", "100")
+    assert reported.returncode == 0, reported.stderr
+    report = json.loads((tmp_path / "artifact-report.json").read_text())
+    assert report["manifest"]["stack"] == manifest["stack"]
+    assert report["verify"]["result"]["examples"] == 12
+    assert report["latency"]["result"][0].keys() == {"load_and_warm_up_s"}
+    assert report["latency"]["result"][1].keys() == {"bucket", "num_beams", "encode_ms", "step_ms"}
+    assert {"machine", "checks", "environment"} <= report.keys()
+    assert "no `compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
+
+
+def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
+    other = edited(artifact.path, stack={**artifact.manifest.stack, "neuronx-cc": "2.0.0.0"})
+    made = make_report(other, None, 4, 1.0)
+    for part in ("latency", "verify"):
+        assert made[part]["error"].startswith("stack.neuronx-cc: compiled with 2.0.0.0")
+        assert "Traceback" in made[part]["trace"]
+
+
+def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first device's packages may lack a name that was read in their documentation."""
+
+    def absent(artifact: Artifact) -> None:
+        raise AttributeError("module 'torch_neuronx' has no attribute 'replace_weights'")
+
+    monkeypatch.setattr("compile.machine_report.load_generator", absent)
+    made = make_report(artifact, None, 4, 100.0)
+    assert made["latency"]["error"] == "module 'torch_neuronx' has no attribute 'replace_weights'"
+    assert "AttributeError" in made["latency"]["trace"]
+    assert made["verify"]["error"] is None, "the rest goes on"
+
+
+def test_djl_serving_answers_from_it(
+    djl_serving: Path, calls: Calls, packages: Path, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """Packed, unpacked, and served by the real server and the same handler; an adapter comes at run time."""
+    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
+    package.write_archive(artifact, LIMITS, tmp_path / "model.tar.gz")
+    folder, said = tmp_path / "model", list[str]()
+    folder.mkdir()
+    package.unpack(tmp_path / "model.tar.gz", folder)
+    environment = {"PYTHONPATH": str(packages), "NEURON_RT_VISIBLE_CORES": "1"}
+    base, tokenizer = load_untuned(open_run(micro_lora_run))
+    adapter = make_lora(base, tmp_path / "late", 4, 64, 3)
+    with LocalServer([Model("model", folder)], LIMITS, on_line=said.append, environment=environment) as server:
+
+        def ask(**parameters: Any) -> str:
+            body = {"inputs": DIALOGUE, "parameters": parameters}
+            answer = httpx.post(f"{server.url}/invocations", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()[0]["summary_text"])
+
+        query = {"name": "late", "src": str(adapter)}
+        adapters = f"{server.url}/models/model/adapters"
+        assert httpx.post(adapters, params=query, headers=server.headers, timeout=60).status_code == 200
+        answers = {
+            name: [ask(adapter=name, num_beams=beams) for beams in (1, 2)] for name in ("default", "base", "late")
+        }
+    models = {
+        "default": load_trained(open_run(micro_lora_run))[0], "base": base,
+        "late": load_adapter(copy.deepcopy(base), adapter),
+    }  # fmt: skip
+    prompt = artifact.recipe.prompt.resolve().encode(tokenizer, [DIALOGUE], 192)[0].input_ids
+    for name, model in models.items():
+        for beams, answer in zip((1, 2), answers[name], strict=True):
+            asked = artifact.recipe.generate.model_copy(update={"num_beams": beams})
+            [row] = TransformersGenerator(model, tokenizer, 1).generate([prompt], asked)
+            assert answer == tokenizer.decode(row, skip_special_tokens=True).strip(), (name, beams)
+    assert any("no `compile verify` has held it" in line for line in said)
+    assert calls("set_neuron_cores")[0]["pid"] != os.getpid()

@@ -1,0 +1,89 @@
+"""The processes that compile graphs: which graph each gets, what one that fails leaves, and that none stays."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from compile.exporters.own import make_plan
+from compile.source import open_source
+from compile.workers import Job, compile_all
+from neuron_sum.artifact import GraphFile
+from neuron_sum.errors import CompileError
+
+
+@dataclass(frozen=True)
+class Told:
+    """A target whose graphs hold the id of the process that made them, and fail as they are told."""
+
+    shares_process: bool
+    fails: str = ""
+    how: str = ""
+    suffix: str = ".pt2"
+
+    def memory_advice(self) -> str:
+        return "less"
+
+    def compile_graph(self, model: Any, graph: GraphFile, weights: Any, path: Path) -> None:
+        print(f"at work on {graph.file}")
+        if graph.file == self.fails:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError(f"no {graph.file}")
+        path.write_text(str(os.getpid()))
+
+
+@pytest.fixture
+def jobs(micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Three graphs to compile for a target, in the cache's folder."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    plan = make_plan(open_source(micro_run, None, ["compile.batch_sizes=[1,3]", "compile.source_lens=[192]"]))
+
+    def made(target: Any) -> list[Job]:
+        return [Job(plan.config, plan.options, graph, target, tmp_path / Path(graph.file).name, None)
+                for graph in plan.graphs[:3]]  # fmt: skip
+
+    return made
+
+
+def makers(done: list[Job]) -> set[int]:
+    return {int(job.path.read_text()) for job in done}
+
+
+@pytest.mark.parametrize(("shares", "processes", "made_by"), [(True, 1, 1), (True, 2, 2), (False, 1, 3)])
+def test_a_process_takes_graph_after_graph_where_the_target_lets_it(
+    jobs: Any, shares: bool, processes: int, made_by: int
+) -> None:
+    done = list(compile_all(jobs(Told(shares)), processes))
+    assert len(done) == 3 and len(makers(done)) == made_by
+    assert not [process for process in makers(done) if psutil.pid_exists(process)]
+
+
+@pytest.mark.parametrize("how", ["refused", "killed"])
+def test_the_second_graph_of_a_process_fails_with_its_own_log(jobs: Any, how: str) -> None:
+    first, second, third = jobs(Told(True))
+    told = Told(True, second.graph.file, how)
+    done = []
+    with pytest.raises(CompileError, match=f"{second.graph.file} did not compile") as error:
+        for job in compile_all([Job(**{**vars(each), "target": told}) for each in (first, second, third)], 1):
+            done.append(job)
+    assert [job.graph for job in done] == [first.graph]
+    log = second.path.with_suffix(".log").read_text()
+    assert f"at work on {first.graph.file}" not in log
+    if how == "refused":
+        assert f"at work on {second.graph.file}\n" in log and f"RuntimeError: no {second.graph.file}" in log
+    else:
+        assert "memory ran out" in str(error.value)
+    assert not third.path.exists() and not [process for process in makers(done) if psutil.pid_exists(process)]
+
+
+def test_who_stops_listening_leaves_no_process(jobs: Any) -> None:
+    going = compile_all(jobs(Told(True)), 2)
+    next(going)
+    going.close()
+    left = psutil.Process().children(recursive=True)
+    assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]

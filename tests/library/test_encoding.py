@@ -1,0 +1,133 @@
+"""Prompts and labels: what the model really sees."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neuron_sum.data.encoding import IGNORED, encode
+from neuron_sum.data.examples import Example
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import RecipeError
+from neuron_sum.models.base import load_tokenizer
+from neuron_sum.prompts import PRESETS, EncodedPrompt, Prompt
+from neuron_sum.recipes.schema import DataConfig, ModelConfig, TrainedTokenizer
+
+TEXTS = [example.dialogue for example in load_dataset(DataConfig())["validation"]]
+T5 = load_tokenizer(ModelConfig(config={"model_type": "t5"}, tokenizer=TrainedTokenizer(vocab_size=400)), TEXTS)
+LLAMA = load_tokenizer(ModelConfig(config={"model_type": "llama"}, tokenizer=TrainedTokenizer(vocab_size=400)), TEXTS)
+COURSE = Prompt(PRESETS["course"])
+EXAMPLE = Example("a", TEXTS[0], ("They meet on Friday.", "A second summary."))
+
+
+def test_the_course_prompt_is_its_text() -> None:
+    assert COURSE.render("A: {x}") == "Summarize the following conversation.\n\nA: {x}\n\nSummary: "
+
+
+def test_t5_gets_prompt_and_summary_apart() -> None:
+    made = encode([EXAMPLE], T5, COURSE, DataConfig(), decoder_only=False)
+    assert len(made) == 2
+    assert T5.decode(made[0]["input_ids"], skip_special_tokens=True).startswith("Summarize the following")
+    assert made[0]["input_ids"][-1] == made[0]["labels"][-1] == T5.eos_token_id
+    assert T5.decode(made[1]["labels"], skip_special_tokens=True) == "A second summary."
+    assert made.target_tokens == sum(len(feature["labels"]) for feature in made.features)
+
+
+def test_llama_learns_the_answer_and_not_the_prompt() -> None:
+    made = encode([EXAMPLE], LLAMA, COURSE, DataConfig(), decoder_only=True)
+    row = made[0]
+    assert len(row["input_ids"]) == len(row["labels"])
+    prompt_length = row["labels"].count(IGNORED)
+    assert row["input_ids"][:prompt_length] == LLAMA(COURSE.render(EXAMPLE.dialogue))["input_ids"]
+    assert row["input_ids"][0] == LLAMA.bos_token_id
+    answer = row["labels"][prompt_length:]
+    assert answer == row["input_ids"][prompt_length:]
+    assert answer[-1] == LLAMA.eos_token_id
+    assert LLAMA.decode(answer, skip_special_tokens=True).strip() == EXAMPLE.references[0]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dialogue=st.text(st.characters(exclude_categories=("Cs",)), max_size=400) | st.sampled_from(TEXTS),
+    limit=st.integers(60, 140),
+    tokenizer=st.sampled_from([T5, LLAMA]),
+)
+def test_a_long_dialogue_is_cut_and_the_template_kept(dialogue: str, limit: int, tokenizer: object) -> None:
+    made = COURSE.encode(tokenizer, [dialogue], limit)[0]
+    whole = tokenizer(COURSE.render(dialogue))["input_ids"]
+    assert len(made.input_ids) <= limit
+    assert made.truncated == (len(whole) > limit)
+    if not made.truncated:
+        assert made.input_ids == whole
+    else:
+        text = tokenizer.decode(made.input_ids, skip_special_tokens=True)
+        assert text.strip().endswith("Summary:")
+        assert text.startswith("Summarize the following conversation.")
+
+
+def test_the_cut_keeps_as_much_as_fits() -> None:
+    longest = max(TEXTS, key=len)
+    whole = len(T5(COURSE.render(longest))["input_ids"])
+    made = COURSE.encode(T5, [longest], whole - 5)[0]
+    assert made.truncated
+    assert whole - 8 <= len(made.input_ids) <= whole - 5
+
+
+@pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])
+@pytest.mark.parametrize("word", ["the", "\ufdfa", "internationalization", "\u4f60\u597d", "a.b,c", "  \n"])
+def test_the_start_of_a_long_dialogue_is_cut_as_the_whole_is(word: str, tokenizer: object) -> None:
+    dialogue = " ".join(f"{word}{number % 7}" for number in range(3000))
+    made = COURSE.encode(tokenizer, [dialogue, "short", dialogue[:-1]], 100)
+    whole = EncodedPrompt(COURSE._cut(tokenizer, dialogue, 100), truncated=True)
+    assert made == [whole, COURSE.encode(tokenizer, ["short"], 100)[0], whole]
+
+
+@pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])
+def test_the_time_of_a_cut_does_not_grow_with_the_dialogue(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = type(tokenizer).__call__
+
+    def counted(self: Any, text: Any, **options: Any) -> Any:
+        seen.extend(map(len, [text] if isinstance(text, str) else text))
+        return plain(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    for text in ("\ufdfa", "word ", "x", "\U0001f600"):
+        COURSE.encode(tokenizer, [text * 1_000_000], 128)
+    assert max(seen) < 5000
+
+
+def test_spaces_that_have_no_tokens_are_no_reason_to_cut() -> None:
+    dialogue = "#Person1#: Hello." + " " * 5000 + "#Person2#: Goodbye."
+    [made] = COURSE.encode(T5, [dialogue], 64)
+    assert made == EncodedPrompt(T5(COURSE.render(dialogue))["input_ids"], truncated=False)
+
+
+def test_a_template_that_does_not_fit_alone() -> None:
+    with pytest.raises(RecipeError, match="max_source_length = 8"):
+        COURSE.encode(T5, [TEXTS[0]], 8)
+
+
+def test_cuts_are_counted() -> None:
+    made = encode([EXAMPLE], T5, COURSE, DataConfig(max_source_length=60, max_target_length=5), decoder_only=False)
+    assert (made.sources_cut, made.targets_cut) == (1, 2)
+    assert all(len(feature["labels"]) == 5 and feature["labels"][-1] == T5.eos_token_id for feature in made.features)
+
+
+def test_lengths_of_real_dialogsum(shared_data: Path) -> None:
+    """The figures of docs/data.md, with T5's own SentencePiece file."""
+    tokenizer = load_tokenizer(
+        ModelConfig(
+            config=str(shared_data / "configs/flan-t5-small.json"),
+            tokenizer=str(shared_data / "tokenizers/t5/spiece.model"),
+        )
+    )
+    data = DataConfig(
+        source="dialogsum", path=str(shared_data / "dialogsum"), max_source_length=4096, max_target_length=512
+    )
+    made = encode(load_dataset(data)["test"], tokenizer, COURSE, data, decoder_only=False)
+    assert made.source_tokens / len(made) == pytest.approx(238.7, abs=0.05)
+    assert made.target_tokens / len(made) == pytest.approx(33.1, abs=0.05)
+    assert len(tokenizer("#Person1#:", add_special_tokens=False)["input_ids"]) == 6

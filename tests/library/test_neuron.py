@@ -1,0 +1,334 @@
+"""Training on Neuron, as far as a machine without a device can show it: upstream's own code on XLA's CPU device.
+
+That runs in processes of its own, by the environment .venv-xla (`make test` builds it): the modules that only AWS has
+are stood in for (tests/stand_ins/xla/stand_ins.py), and stand-ins stay in sys.modules. What they leave is looked at
+here, in the environment that users have, with plain transformers and PEFT. What is refused is in test_neuron_limits.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from micro_models import LLAMA_CONFIG, MICRO, MICRO_LLAMA, NEURON, ROOT
+from training_runs import assert_same_weights, log, weights
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from xla_environment import LLAMA_METHODS, T5_METHODS, XLA_ENVIRONMENT, XLA_PYTHON
+
+from neuron_sum import files
+from neuron_sum.models.base import load_tokenizer
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import ModelConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained
+from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.neuron.extraction import FEWEST_STEPS
+from neuron_sum.training.train import prepare, train
+
+LIMIT_S = 1200
+
+NO_DROPOUT = ["model.config.dropout_rate=0.0"]
+UNEVEN = ["data.max_examples=60", "train.gradient_accumulation_steps=3"]
+"""60 examples in rows of 8 and steps of 3: the last micro-batch is half empty, and the last of the step wholly."""
+LEARNS = ["train.max_steps=20", "train.logging_steps=1", "train.save_steps=100"]
+AGREE = {
+    "full": [*NO_DROPOUT, *LEARNS, "train.learning_rate=0.02", "train.warmup_ratio=0.1", "train.weight_decay=0.01"],
+    "uneven": [*NO_DROPOUT, *UNEVEN, *LEARNS, "train.learning_rate=0.02"],
+    "lora": [*NO_DROPOUT, *LEARNS, "method=lora", "method.lora_dropout=0.0", "train.learning_rate=0.02",
+             "method.target_modules=[q,k,v,o,wi_0,wi_1,wo]"],
+    "prompt_tuning": [*NO_DROPOUT, *LEARNS, "method=prompt_tuning", "train.learning_rate=0.3"],
+    "packed": [*NO_DROPOUT, *LEARNS, "train.shapes.plan=packed", "train.per_device_train_batch_size=4",
+               "train.learning_rate=0.02", "train.gradient_accumulation_steps=2"],
+    "packed_prompt": [*NO_DROPOUT, *LEARNS, "method=prompt_tuning", "train.shapes.plan=packed",
+                      "train.learning_rate=0.3"],
+    "buckets": [*NO_DROPOUT, *LEARNS, "train.shapes.plan=buckets", "train.shapes.buckets=2",
+                "train.learning_rate=0.02", "train.max_steps=24"],
+}  # fmt: skip
+ACCUMULATED = ["train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=4"]
+COUNTED = {"agree-buckets": [], "buckets-accumulated": ACCUMULATED}
+"""Runs in buckets whose graphs are counted, each after a short one in a single shape, which compiles all the rest."""
+SAVES = ["train.max_steps=12", "train.save_steps=4", "train.logging_steps=3", "train.gradient_accumulation_steps=2"]
+"""About three epochs; a log line spans two of the checkpoints."""
+RARE_SHAPE = ["train.shapes.plan=buckets", "train.shapes.sizes=[[96,32],[192,48]]",
+              "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2", "train.max_steps=36",
+              "train.save_steps=7", "train.logging_steps=5", "train.warmup_ratio=0.1"]  # fmt: skip
+"""Two of an epoch's 32 micro-batches have the small one, the first of them in the eleventh step."""
+LONG = ["train.max_steps=60", "train.save_steps=5", "train.logging_steps=10"]
+CONSTANT = ["train.lr_scheduler_type=constant", "train.learning_rate=0.01", "train.save_steps=100"]
+
+
+def xla(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """A process with the stand-ins; its output goes to a file, for a pipe that nobody reads fills up."""
+    with (folder / f"{len(list(folder.glob('*.out')))}.out").open("w") as out:
+        return subprocess.Popen(
+            [str(XLA_PYTHON), *arguments],
+            cwd=folder, env={**os.environ, **XLA_ENVIRONMENT, **environment}, stdout=out, stderr=out, text=True,
+        )  # fmt: skip
+
+
+def ends_well(process: subprocess.Popen[str], folder: Path) -> None:
+    code = process.wait(timeout=LIMIT_S)
+    assert code == 0, "\n".join(path.read_text()[-3000:] for path in folder.glob("*.out"))
+
+
+def case(name: str, recipe: Path, overrides: Sequence[str], **more: Any) -> dict[str, Any]:
+    return {"name": name, "recipe": str(recipe), "overrides": [*NEURON, *overrides], **more}
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "t5.yaml").write_text(MICRO)
+    (folder / "llama.yaml").write_text(MICRO_LLAMA.replace("config: null", f"config: {json.dumps(LLAMA_CONFIG)}"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All runs on XLA, T5 and Llama side by side; each of them compiles for itself."""
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    folder, t5, llama = tmp_path_factory.mktemp("xla"), recipes / "t5.yaml", recipes / "llama.yaml"
+    seq2seq = [
+        *(case(f"before-{name}", t5, [*AGREE["buckets"], *more, "train.shapes.plan=fixed", "train.max_steps=3"])
+          for name, more in COUNTED.items()),
+        *(case(f"agree-{name}", t5, overrides) for name, overrides in AGREE.items()),
+        case("buckets-accumulated", t5, [*AGREE["buckets"], *ACCUMULATED]),
+        case("upstream", t5, [*LEARNS[:-1], "train.save_steps=4"], upstream_save=True),
+        case("bf16", t5, [*UNEVEN, "train.bf16=true", "train.max_steps=5", "train.learning_rate=0.02"]),
+        case("dynamic", t5, ["train.per_device_train_batch_size=2", "train.max_steps=9", "train.save_steps=100"],
+             dynamic=True),
+        *(case(f"extracted-{name}", t5, [*RARE_SHAPE, *more], extract_first=True)
+          for name, more in (("full", []), ("lora", ["method=lora"]))),
+    ]  # fmt: skip
+    for name, overrides in T5_METHODS.items():
+        seq2seq += [
+            case(f"whole-{name}", t5, [*overrides, *SAVES]),
+            case(f"first-{name}", t5, [*overrides, *SAVES], run=f"resumed-{name}", stop_after=4),
+            case(f"then-{name}", t5, [*overrides, *SAVES], run=f"resumed-{name}", resume=True),
+        ]
+    decoder_only = [
+        case("agree-llama", llama, [*LEARNS, *UNEVEN, "train.learning_rate=0.02"]),
+        case("agree-llama-packed", llama, [*LEARNS, "train.shapes.plan=packed", "train.learning_rate=0.01"]),
+    ]
+    for name, overrides in LLAMA_METHODS.items():
+        more = [*overrides, *CONSTANT]
+        decoder_only += [
+            case(f"llama-{name}-7", llama, [*more, "train.max_steps=7"]),
+            case(f"first-llama-{name}", llama, [*more, "train.max_steps=6", "train.save_steps=3"],
+                 run=f"llama-{name}-6", stop_after=3),
+            case(f"then-llama-{name}", llama, [*more, "train.max_steps=6", "train.save_steps=3"],
+                 run=f"llama-{name}-6", resume=True),
+        ]  # fmt: skip
+    processes = []
+    for name, cases in (("t5", seq2seq), ("llama", decoder_only)):
+        (folder / f"{name}.cases").write_text(json.dumps(cases))
+        processes.append(xla(f"{ROOT}/tests/stand_ins/xla/observe.py", f"{name}.cases", str(folder), folder=folder))
+    for process in processes:
+        ends_well(process, folder)
+    yield folder
+
+
+def steps(observed: Path, name: str) -> list[dict[str, Any]]:
+    return list(files.read_json(observed / f"{name}.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*AGREE, "llama", "llama-packed"])
+def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Path, name: str) -> None:
+    recipe = open_run(observed / f"agree-{name}").recipe
+    torch_train = recipe.train.model_copy(update={"backend": "torch"})
+    train(recipe.model_copy(update={"train": torch_train}), tmp_path / "torch")
+    theirs, ours = (log(run, "loss", "grad_norm", "learning_rate", "epoch")
+                    for run in (tmp_path / "torch", observed / f"agree-{name}"))  # fmt: skip
+    assert len(theirs) >= 20
+    for one, other in zip(theirs, ours, strict=True):
+        assert other == pytest.approx(one, abs=1e-3)
+    # Ten vectors before a frozen model of random weights can do little; the backends agree on that too.
+    assert ours[-1][0] <= (1.0 if "prompt" in name else 0.8) * ours[0][0]
+    left, right = weights(tmp_path / "torch"), weights(observed / f"agree-{name}")
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert torch.allclose(value, right[key], atol=5e-3), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", T5_METHODS)
+def test_the_optimizer_knows_its_parameters_after_a_save(observed: Path, method: str) -> None:
+    seen = steps(observed, f"whole-{method}")
+    assert all(step["known"] == step["trained"] > 0 for step in seen)
+    moving = [step["sum"] for step in seen if step["done"] >= 1]  # the first step of a warm-up has a rate of zero
+    assert len(set(moving)) == len(moving), "the weights stand still"
+    assert all(norm > 0 for (norm,) in log(observed / f"whole-{method}", "grad_norm"))
+
+
+@pytest.mark.slow
+def test_upstreams_own_save_ends_the_learning(observed: Path) -> None:
+    """The negative control of the test above."""
+    seen = steps(observed, "upstream")
+    assert [step["known"] > 0 for step in seen] == [step["done"] < 4 for step in seen]
+    assert len({step["sum"] for step in seen if step["done"] >= 4}) == 1
+    assert [norm > 0 for (norm,) in log(observed / "upstream", "grad_norm")] == [True] * 4 + [False] * 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", T5_METHODS)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(observed: Path, method: str) -> None:
+    """With dropout; stopped by SIGTERM, which saves first."""
+    assert steps(observed, f"first-{method}")[-1]["done"] < 11
+    assert steps(observed, f"then-{method}")[0]["done"] == steps(observed, f"first-{method}")[-1]["done"] + 1
+    whole, resumed = observed / f"whole-{method}", observed / f"resumed-{method}"
+    keys = ("step", "loss", "grad_norm", "learning_rate", "epoch")
+    assert log(whole, *keys) == log(resumed, *keys)
+    assert_same_weights(whole, resumed)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path, tmp_path: Path) -> None:
+    """SIGKILL, by the command line, with dropout."""
+    command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, *LONG)
+    process = xla(*command, "--output", "killed", folder=tmp_path)
+    mark = tmp_path / "killed" / "checkpoints" / "checkpoint-10" / "complete"
+    deadline = time.monotonic() + LIMIT_S
+    while not mark.exists():
+        assert process.poll() is None, (tmp_path / "0.out").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "all_results.json").exists()
+    resumed = xla(*command, "--output", "killed", "--resume", folder=tmp_path)
+    whole = xla(*command, "--output", "whole", folder=tmp_path)
+    ends_well(resumed, tmp_path)
+    ends_well(whole, tmp_path)
+    assert "going on from checkpoint-" in (tmp_path / "1.out").read_text()
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert log(tmp_path / "killed", "step", "loss") == log(tmp_path / "whole", "step", "loss")
+
+
+@pytest.mark.slow
+def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, "--output", "run")
+    ends_well(xla(*command, folder=tmp_path, NEURON_EXTRACT_GRAPHS_ONLY="1"), tmp_path)
+    assert len(log(tmp_path / "run", "step")) == FEWEST_STEPS
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert "nothing was trained" in (tmp_path / "0.out").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_an_extraction_has_every_graph_of_a_run_in_buckets(observed: Path, name: str) -> None:
+    """In one process, where XLA keeps what it has compiled; with the saves of the run, and a shape that is rare."""
+    assert open_run(observed / f"extracted-{name}").read_results()["shapes"]["graphs"] == 4
+    assert files.read_json(observed / f"extracted-{name}-compiled.json")["graphs"] == 0
+
+
+@pytest.mark.slow
+def test_processes_agree_to_stop_and_wait_for_each_other(tmp_path: Path) -> None:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
+                "--rdzv_endpoint=127.0.0.1:0")  # fmt: skip
+    ends_well(xla(*torchrun, f"{ROOT}/tests/stand_ins/xla/agree_to_stop.py", str(tmp_path), folder=tmp_path), tmp_path)
+    assert (tmp_path / "0.out").read_text().count("agreed") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTED)
+def test_buckets_compile_as_many_graphs_as_the_plan_says(observed: Path, name: str) -> None:
+    """All of them in the first of three epochs."""
+    plan = open_run(observed / name).read_results()["shapes"]
+    told = files.read_json(observed / f"{name}-compiled.json")
+    assert told == {"graphs": plan["graphs"], "shapes": len(plan["shapes"])}
+    assert plan["graphs"] == (4 if name == "buckets-accumulated" else 2)
+    compiled = [step["compiled"] for step in steps(observed, name)]
+    assert len(compiled) == 24 and len(set(compiled[8:])) == 1, compiled
+
+
+@pytest.mark.slow
+def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> None:
+    for name in ("full", "packed"):
+        compiled = [step["compiled"] for step in steps(observed, f"agree-{name}")]
+        assert len(set(compiled[3:])) == 1, (name, compiled)
+        assert files.read_json(observed / f"agree-{name}-compiled.json")["shapes"] == 1
+    saving = [step["compiled"] for step in steps(observed, "whole-full")]
+    assert len(set(saving[5:])) == 1, saving  # the first save reads the loss so far
+    dynamic = [step["compiled"] for step in steps(observed, "dynamic")]
+    assert dynamic[-1] >= dynamic[3] + 2, dynamic
+    assert files.read_json(observed / "dynamic-compiled.json")["shapes"] > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["agree-full", *(f"whole-{method}" for method in T5_METHODS), *(f"llama-{name}-6" for name in LLAMA_METHODS)],
+)
+def test_plain_transformers_and_peft_take_the_files(observed: Path, name: str) -> None:
+    run = open_run(observed / name)
+    if run.weights.name == "checkpoint":
+        loader = AutoModelForCausalLM if "llama" in name else AutoModelForSeq2SeqLM
+        model, info = loader.from_pretrained(run.weights, output_loading_info=True)
+        assert not any(info.values()), info
+        assert model.config.use_cache
+    else:
+        saved = weights(run.path)
+        model, _ = load_trained(run)
+        own = {key.replace(".default", ""): value for key, value in model.state_dict().items()}
+        for key, value in saved.items():
+            assert torch.equal(own[key] if key in own else own["prompt_encoder.embedding.weight"], value), key
+        assert len(saved) == sum("lora_" in key or "prompt_encoder" in key for key in own)
+    assert {path.name for path in run.weights.iterdir()} <= {
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "adapter_config.json",
+        "adapter_model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(
+        ["all_results.json", "base", run.weights.name, "log.jsonl", "recipe.yaml"]
+    )
+    load_tokenizer(ModelConfig(name_or_path=str(run.weights)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LLAMA_METHODS)
+def test_a_consolidated_llama_is_the_one_that_was_trained(observed: Path, name: str) -> None:
+    """Its loss on the seventh batch is that of a run which went on; the first six steps were stopped and resumed."""
+    run = open_run(observed / f"llama-{name}-6")
+    model, _ = load_trained(run)
+    torch_train = run.recipe.train.model_copy(update={"backend": "torch"})
+    made = prepare(run.recipe.model_copy(update={"train": torch_train}), run.path.with_name(f"probe-{name}"))
+    examples = [made.data.train[example] for row in made.plan.batches(0)[6] for example in row.examples]
+    losses = 0.0
+    for features in examples:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([features["input_ids"]])).logits
+        labels = torch.tensor([features["labels"]])
+        losses += float(TokenLoss(decoder_only=True, label_smoothing=0.0)({"logits": logits}, labels, 1))
+    tokens = sum(label >= 0 for features in examples for label in features["labels"])
+    assert log(observed / f"llama-{name}-7", "loss")[6][0] == pytest.approx(losses / tokens, abs=1e-3)
+    assert log(observed / f"llama-{name}-7", "loss")[:6] == log(run.path, "loss")
+
+
+@pytest.mark.slow
+def test_bf16_is_autocast_and_padding_rows_do_no_harm(observed: Path) -> None:
+    losses = log(observed / "bf16", "loss", "grad_norm")
+    assert losses[-1][0] < losses[0][0] and all(norm > 0 for _, norm in losses)
+    assert all(value.dtype == torch.float32 for value in weights(observed / "bf16").values())
+
+
+@pytest.mark.slow
+def test_the_torch_backend_does_not_turn_to_xla_where_that_is_installed(recipes: Path, tmp_path: Path) -> None:
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+    command = ("-m", "neuron_sum", "train", str(recipes / "t5.yaml"), "train.max_steps=4", "--output", "there")
+    process = xla(*command, folder=tmp_path)
+    train(load_recipe(str(recipes / "t5.yaml"), ["train.max_steps=4"]), tmp_path / "here")
+    ends_well(process, tmp_path)
+    assert_same_weights(tmp_path / "here", tmp_path / "there")

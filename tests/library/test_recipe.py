@@ -1,0 +1,168 @@
+"""Recipes: strict, every fault at once, overrides, extends, paths."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from neuron_sum.errors import RecipeError
+from neuron_sum.recipes.loading import differences, load_recipe
+from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
+
+MINIMAL = {"name": "x", "model": {"name_or_path": "google/flan-t5-base"}}
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe = load_recipe("tiny")
+    with pytest.raises(ValidationError):
+        recipe.train.learning_rate = 1.0
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "name: x\nmodel: {name_or_path: a/b}\n"
+        "train: {learning_rat: 1, num_train_epochs: many, save_total_limit: 1}\n"
+        "data: {max_examples: -3}\nmethod: {name: lorra}\n",
+    )
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, ["generate.num_beams=0", "nonsense"])
+    message = raised.value.message
+    assert "7 faults" in message
+    for expected in (
+        "train.learning_rat: unknown key; did you mean learning_rate?",
+        "train.num_train_epochs = 'many': input should be a valid number",
+        "train.save_total_limit = 1: input should be greater than or equal to 2",
+        "data.max_examples = -3: input should be greater than or equal to 1",
+        "method.name = 'lorra': allowed are 'full', 'lora', 'prompt_tuning'",
+        "generate.num_beams = 0:",
+        "'nonsense' is not an override; write key=value",
+    ):
+        assert expected in message
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("5E-5", 5e-5), ("0.3", 0.3), ("1", 1.0), (".5e-3", 5e-4), ("-1e-4", None)]
+)
+def test_numbers_are_read_by_the_fields_type(text: str, value: float | None) -> None:
+    if value is None:
+        with pytest.raises(RecipeError, match=r"train\.learning_rate"):
+            load_recipe("tiny", [f"train.learning_rate={text}"])
+    else:
+        assert load_recipe("tiny", [f"train.learning_rate={text}"]).train.learning_rate == value
+
+
+def test_types_are_strict() -> None:
+    for override in ("train.bf16=1", "train.seed='7'", "train.max_steps=1.5", "data.path=3"):
+        with pytest.raises(RecipeError):
+            load_recipe("tiny", [override])
+
+
+def test_another_method_starts_from_its_own_defaults() -> None:
+    assert load_recipe("tiny", ["method=lora"]).method == LoraMethod()
+    assert load_recipe("flan-t5-base-lora", ["method.name=prompt_tuning"]).method == PromptTuningMethod()
+    assert load_recipe("flan-t5-base-lora", ["method.r=8"]).method == LoraMethod(r=8)
+
+
+def test_a_child_need_not_undo_its_parent(tmp_path: Path) -> None:
+    own = load_recipe(
+        write(
+            tmp_path,
+            "name: x\nextends: flan-t5-base-lora\nprompt: {template: 'Note: {dialogue}'}\n"
+            "data: {source: csv, path: ., columns: {dialogue: talk}}\n",
+        )
+    )
+    assert own.prompt.template == "Note: {dialogue}"
+    assert own.prompt.preset is own.data.license is own.data.columns.id is None
+    assert own.data.max_source_length == 512
+    other = load_recipe("tiny", ["model.tokenizer=some/tokenizer", "model.name_or_path=a/b"])
+    assert (other.model.config, other.model.tokenizer, other.model.name_or_path) == (None, "some/tokenizer", "a/b")
+    assert load_recipe("tiny", ["model.name_or_path=a/b"]).model.tokenizer is None
+    local = load_recipe("flan-t5-base-full", ["data.source=dialogsum", f"data.path={tmp_path}"])
+    assert (local.data.path, local.data.license) == (str(tmp_path), None)
+    assert load_recipe("flan-t5-base-full", ["data.max_examples=3"]).data.license == "CC BY-NC-SA 4.0"
+
+
+def test_overrides_count_in_any_order_and_a_clash_is_told() -> None:
+    for overrides in (["method=lora", "method.r=8"], ["method.r=8", "method=lora"]):
+        assert load_recipe("tiny", overrides).method == LoraMethod(r=8)
+    with pytest.raises(RecipeError, match="another override gives data a plain value"):
+        load_recipe("tiny", ["data=3", "data.path=x"])
+
+
+def test_a_path_that_exists_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny-base" / "checkpoint").mkdir(parents=True)
+    assert load_recipe("tiny-lora").model.name_or_path == str(tmp_path / "runs" / "tiny-base" / "checkpoint")
+
+
+def test_extends_merges_and_finds_a_circle(tmp_path: Path) -> None:
+    write(tmp_path, "name: parent\nextends: tiny\ntrain: {learning_rate: 1.0e-3, max_steps: 7}\n", "parent.yaml")
+    child = load_recipe(write(tmp_path, "name: child\nextends: parent.yaml\ntrain: {max_steps: 9}\n", "child.yaml"))
+    assert (child.name, child.train.learning_rate, child.train.max_steps) == ("child", 1e-3, 9)
+    assert child.data == load_recipe("tiny").data
+    write(tmp_path, "name: a\nextends: b.yaml\n", "a.yaml")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(write(tmp_path, "name: b\nextends: a.yaml\n", "b.yaml"))
+
+
+def test_paths_are_relative_to_the_file_or_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    path = write(tmp_path / "recipes", "name: x\nextends: tiny\ndata: {source: jsonl, path: mine}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(path).data.path == str(tmp_path / "recipes" / "mine")
+    assert load_recipe(path, ["data.path=elsewhere"]).data.path == str(tmp_path / "elsewhere")
+    assert load_recipe(path, ["data.path=../up"]).data.path == str(tmp_path.parent / "up")
+    assert load_recipe(path, ["data.source=hub", "data.path=some/set"]).data.path == "some/set"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: x\nname: y\n", "given twice"),
+        ("name: [", "not valid YAML"),
+        ("- a\n", "a recipe is a mapping"),
+        ("? [a, b]\n: c\n", "a key must be a plain word"),
+        ("name: x\nextends: tiny\nmodel: &m {config: *m}\n", "contains itself"),
+        ("name: x\nextends: tiny\ntrain: {learning_rate: .inf, seed: -1}\n", "2 faults"),
+        ("name: x\n", "model: missing"),
+        ("name: X Y\nextends: tiny\n", "name = 'X Y'"),
+        ("name: x\nextends: tiny\nprompt: {template: no slot}\n", "prompt: "),
+        ("name: x\nextends: tiny\nprompt: {preset: none-such}\n", "no preset 'none-such'"),
+        ("name: x\nextends: tiny\nmodel: {name_or_path: a/b, config: {model_type: t5}}\n", "either name_or_path"),
+        ("name: x\nextends: tiny\nprompt: {preset: course, template: '{dialogue}'}\n", "either preset or template"),
+        ("name: x\nextends: tiny\ntrain: {fsdp: true}\nmethod: {name: lora}\n", "train.fsdp needs method full"),
+        ("name: x\nextends: tiny\ndata: {source: csv}\n", "data.path is needed"),
+    ],
+)
+def test_what_cannot_hold_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(write(tmp_path, text))
+
+
+def test_an_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("tinny")
+    assert raised.value.hint == "did you mean tiny?"
+
+
+def test_differences_name_the_dotted_keys() -> None:
+    one, other = load_recipe("tiny"), load_recipe("tiny", ["train.seed=1", "method=lora"])
+    changed = differences(one, other)
+    assert changed["train.seed"] == (42, 1)
+    assert "method.r" in changed
+    assert "data.source" not in changed
+
+
+def test_the_schema_explains_its_fields() -> None:
+    schema = Recipe.model_json_schema()
+    assert "evenly spaced" in schema["$defs"]["DataConfig"]["properties"]["max_examples"]["description"]

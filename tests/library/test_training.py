@@ -1,0 +1,272 @@
+"""Training: a killed run ends like an uninterrupted one, what cannot work is refused.
+
+Several processes are in test_processes.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from micro_models import NEURON
+from safetensors.torch import load_file
+from training_runs import (
+    LONG,
+    assert_a_kill_changes_nothing,
+    assert_same_weights,
+    log,
+    start,
+    wait_for,
+    weights,
+)
+from transformers import T5Config, T5ForConditionalGeneration, TrainerControl, TrainerState
+from transformers.trainer_pt_utils import LabelSmoother
+
+from neuron_sum import files
+from neuron_sum.errors import DataError, ResourceError, RunError
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.runs.folder import RunFolder, missing_of, open_run, start_run
+from neuron_sum.training.callbacks import MarkComplete
+from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.train import prepare, train
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_a_run_leaves_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    for name in (
+        "recipe.yaml",
+        "all_results.json",
+        "log.jsonl",
+        "checkpoint/model.safetensors",
+        "checkpoint/README.md",
+    ):
+        assert (micro_run / name).is_file(), name
+    assert not [path for path in micro_run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not (micro_run / "checkpoints").exists()
+    model = AutoModelForSeq2SeqLM.from_pretrained(micro_run / "checkpoint")
+    assert len(AutoTokenizer.from_pretrained(micro_run / "checkpoint")) <= model.config.vocab_size
+    results = json.loads((micro_run / "all_results.json").read_text())
+    assert results["global_step"] == 12
+    assert results["trainable_parameters"] == results["all_parameters"] == sum(p.numel() for p in model.parameters())
+    log = files.read_jsonl(micro_run / "log.jsonl")
+    assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, 13))
+    assert any("eval_loss" in entry for entry in log)
+    assert log[-2]["loss"] < log[0]["loss"]
+
+
+def test_the_base_of_random_weights_is_kept_and_is_the_seeds(micro_run: Path, micro_lora_run: Path) -> None:
+    full, lora = (load_file(run / "base" / "model.safetensors") for run in (micro_run, micro_lora_run))
+    assert all(torch.equal(full[name], lora[name]) for name in full)
+    assert any(not torch.equal(full[name], value) for name, value in weights(micro_run).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning"])
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Path, micro: Path, method: str) -> None:
+    assert_a_kill_changes_nothing(tmp_path, str(micro), f"method={method}", "train.gradient_accumulation_steps=2")
+    assert log(tmp_path / "killed", "step") == [[step] for step in (1, *range(10, 151, 10))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_llama: Path, number: int) -> None:
+    arguments = (str(micro_llama), *LONG)
+    process = start(tmp_path, *arguments, "--output", "stopped")
+    wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", process)
+    process.send_signal(number)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, message
+    assert "everything so far is saved" in message
+    assert "hint: neuron-sum train stopped/recipe.yaml --output stopped --resume" in message
+
+    resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # exactly what the hint says
+    message = resumed.communicate(timeout=300)[1]
+    assert resumed.returncode == 0, message
+    assert "going on from checkpoint-" in message
+    whole = start(tmp_path, *arguments, "--output", "whole")
+    assert whole.communicate(timeout=300) and whole.returncode == 0
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, load_recipe("tiny"))
+    for step in (90, 100):
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (run.checkpoints / f"checkpoint-{step}" / "complete").write_text("{}")
+    (run.checkpoints / "checkpoint-110").mkdir()
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is not there"),
+        (lambda folder: os.truncate(folder / "part" / "model.safetensors", 3), "model.safetensors has 3 of 8 bytes"),
+        (lambda folder: (folder / "complete").write_text('{"optimizer.pt": 5, '), "its mark cannot be read"),
+        (lambda folder: (folder / "complete").write_text(""), "its mark cannot be read"),
+    ],
+)
+def test_a_mark_whose_files_did_not_all_come_is_passed_over(
+    tmp_path: Path, harm: Callable[[Path], object], told: str
+) -> None:
+    """SageMaker copies a checkpoint to S3 file by file, and after an interruption gives back what has come by then."""
+    run = RunFolder(tmp_path, load_recipe("tiny"))
+    for step in (90, 100):
+        folder = run.checkpoints / f"checkpoint-{step}"
+        (folder / "part").mkdir(parents=True)
+        (folder / "optimizer.pt").write_bytes(b"state")
+        (folder / "part" / "model.safetensors").write_bytes(b"8 weight")
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        MarkComplete().on_save(SimpleNamespace(output_dir=str(run.checkpoints)), state, TrainerControl())
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+    (run.checkpoints / "checkpoint-100" / "log-of-another-program").touch()  # what is added does no harm
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
+    harm(run.checkpoints / "checkpoint-100")
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-90"
+    assert told in (missing_of(run.checkpoints / "checkpoint-100") or "")
+
+
+def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
+    recipe = open_run(micro_run).recipe
+    with pytest.raises(RunError, match="finished run") as raised:
+        start_run(micro_run, recipe, processes=1, resume=False, overwrite=False)
+    assert "--overwrite" in str(raised.value.hint)
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 0.5})})
+    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.002 there, 0\.5 now"):
+        start_run(micro_run, other, processes=1, resume=True, overwrite=False)
+    start_run(
+        micro_run, recipe.model_copy(update={"description": "new words"}), processes=1, resume=True, overwrite=False
+    )
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(RunError, match="not a run of ours"):
+        start_run(tmp_path / "photos", recipe, processes=1, resume=False, overwrite=True)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(micro_run, unfinished)
+    (unfinished / "all_results.json").unlink()
+    with pytest.raises(RunError, match="has not ended"):
+        open_run(unfinished)
+
+
+@pytest.mark.parametrize("backend", [(), NEURON], ids=["torch", "neuron"])
+def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: tuple[str, ...]) -> None:
+    recipe = load_recipe("tiny", backend)
+    run = RunFolder(tmp_path, recipe)
+    files.write_text(run.recipe_path, recipe.to_yaml())
+    run.note_processes(2)
+    start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
+    (run.checkpoints / "checkpoint-2").mkdir()
+    (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
+    start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
+    start_run(tmp_path, recipe, processes=1, resume=False, overwrite=True)
+    with pytest.raises(RunError, match="started in 2 processes, and this is one process") as raised:
+        start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)
+    assert raised.value.hint == f"neuron-sum train {tmp_path}/recipe.yaml --output {tmp_path} --resume --processes 2"
+    with pytest.raises(RunError, match="has not ended") as raised:
+        open_run(tmp_path)
+    assert str(raised.value.hint).endswith("--resume --processes 2")
+    run.note_processes(1)
+    with pytest.raises(RunError, match="started in one process, and this is 2 processes") as raised:
+        start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
+    assert str(raised.value.hint).endswith("--resume")
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path) -> None:
+    recipe = load_recipe(str(micro), ["train.max_steps=2"])
+    train(recipe, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = weights(tmp_path / "run")
+    with pytest.raises(DataError):  # found before anything of the old run is gone
+        train(load_recipe(str(micro), ["data.source=jsonl", f"data.path={tmp_path}"]), tmp_path / "run", overwrite=True)
+    assert weights(tmp_path / "run").keys() == before.keys()
+    train(load_recipe(str(micro), ["train.max_steps=2", "train.seed=1"]), tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
+    with pytest.raises(RunError, match="--resume goes on with a run and --overwrite replaces it"):
+        start_run(tmp_path / "run", recipe, processes=1, resume=True, overwrite=True)
+
+
+def test_a_kill_between_weights_and_results_is_mended_by_resume(tmp_path: Path, micro: Path) -> None:
+    recipe = load_recipe(str(micro), ["train.max_steps=3"])
+    train(recipe, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / "all_results.json").unlink()
+    train(recipe, tmp_path / "run", resume=True)
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("overrides", [["train.num_train_epochs=3"], ["train.num_train_epochs=1.5"]])
+def test_the_steps_that_are_promised_are_made(tmp_path: Path, micro: Path, overrides: list[str]) -> None:
+    common = ["train.max_steps=null", "data.max_examples=20", "train.gradient_accumulation_steps=2", *overrides]
+    recipe = load_recipe(str(micro), common)
+    promised = prepare(recipe, tmp_path / "run").estimate.steps
+    assert train(recipe, tmp_path / "run").read_results()["global_step"] == promised
+
+
+def test_resuming_a_finished_run_changes_nothing(micro_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in micro_run.rglob("*")}
+    train(open_run(micro_run).recipe, micro_run, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in micro_run.rglob("*")} == before
+
+
+def test_dry_run_estimates_and_writes_nothing(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+    made = neuron_sum("train", str(micro), "--dry-run", "--json")
+    assert made.returncode == 0, made.stderr
+    estimate = json.loads(made.stdout)["estimate"]
+    assert estimate["steps"] == 12
+    assert estimate["seconds"] > 0
+    assert "this will take about" in made.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_cannot_fit_is_refused_with_a_batch_that_does(tmp_path: Path, micro: Path) -> None:
+    recipe = load_recipe(str(micro), ["train.per_device_train_batch_size=10000000", "train.max_steps=1"])
+    with pytest.raises(ResourceError, match="of memory") as raised:
+        train(recipe, tmp_path / "run")
+    assert "train.per_device_train_batch_size=" in str(raised.value.hint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_and_an_unwritable_folder_are_found_first(
+    tmp_path: Path, micro: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written"):
+        train(load_recipe(str(micro)), tmp_path / "file" / "run")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ResourceError, match="free, this run needs"):
+        train(load_recipe(str(micro)), tmp_path / "run")
+
+
+def test_tensorboard_gets_the_losses(tmp_path: Path, micro: Path) -> None:
+    train(load_recipe(str(micro), ["train.report_to=[tensorboard]"]), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_transformers_own(smoothing: float) -> None:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ).eval()
+    labels = torch.randint(2, 50, (3, 7))
+    labels[1, 4:] = -100
+    outputs = model(
+        input_ids=torch.randint(2, 50, (3, 9)), labels=labels
+    )  # fmt: skip
+    expected = LabelSmoother(smoothing)({"logits": outputs.logits}, labels) if smoothing else outputs.loss
+    loss = TokenLoss(decoder_only=False, label_smoothing=smoothing)
+    assert torch.allclose(loss({"logits": outputs.logits}, labels), expected)
+    whole = loss({"logits": outputs.logits}, labels, num_items_in_batch=int((labels != -100).sum()))
+    assert torch.allclose(whole, expected)

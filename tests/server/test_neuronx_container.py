@@ -1,0 +1,158 @@
+"""What AWS's last DJL container with Neuron is given: a checkpoint, and settings that DJL's own class takes."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from micro_models import LLAMA_CONFIG, MICRO_LLAMA
+
+from neuron_sum.platform.matrix import ENDED_CONTAINERS
+from neuron_sum.recipes.loading import load_recipe
+from serving import neuronx_container
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+CONTAINER = neuronx_container.CONTAINER
+
+DJL_PYTHON = "ai.djl.python:python:0.34.0"
+"""The nearest to 0.30 that Maven Central has with the Neuron handlers: 0.25 is the one before, 0.36 is without."""
+
+
+@pytest.fixture(scope="module")
+def llama_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def llama_lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_llama(tmp_path_factory.mktemp("llama-lora"), "method=lora")
+
+
+def trained_llama(folder: Path, *overrides: str) -> Path:
+    from neuron_sum.training.train import train
+
+    (folder / "r.yaml").write_text(MICRO_LLAMA.replace("config: null", f"config: {json.dumps(LLAMA_CONFIG)}"))
+    train(load_recipe(str(folder / "r.yaml"), [*overrides, "train.max_steps=1"]), folder / "run")
+    return folder / "run"
+
+
+def test_a_checkpoint_is_packed_for_the_ended_container(
+    neuron_sum: CommandLine, llama_run: Path, tmp_path: Path
+) -> None:
+    made = neuron_sum("package", str(llama_run), "--container", CONTAINER, "--output", "a.tar.gz", "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    recipe = load_recipe(str(llama_run / "recipe.yaml"))
+    assert told["prompt"] == recipe.prompt.resolve().template
+    ended = ENDED_CONTAINERS[CONTAINER]
+    assert (told["image"], told["ended"]) == (ended.name, ended.ended)
+    assert f"no support since {ended.ended}" in made.stderr
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        names = archive.getnames()
+        settings = archive.extractfile("serving.properties").read().decode()  # type: ignore[union-attr]
+        for name in names[1:]:
+            stored = archive.extractfile(name)
+            assert stored is not None
+            assert stored.read() == (llama_run / "checkpoint" / name).read_bytes()
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} < set(names)
+    assert settings == told["properties"]
+    assert properties_of(settings)["option.n_positions"] == str(
+        recipe.data.max_source_length + recipe.generate.max_new_tokens
+    )
+    again = neuron_sum("package", str(llama_run), "--container", CONTAINER, "--output", "b.tar.gz", "--json")
+    assert json.loads(again.stdout)["sha256"] == told["sha256"]
+
+
+def test_an_adapter_is_merged_first(neuron_sum: CommandLine, llama_lora_run: Path) -> None:
+    packing = ("package", str(llama_lora_run), "--container", CONTAINER)
+    refused = neuron_sum(*packing)
+    assert refused.returncode == 5
+    assert refused.stderr.splitlines()[-1] == f"hint: neuron-sum merge {llama_lora_run}"
+    assert neuron_sum("merge", str(llama_lora_run)).returncode == 0
+    made = neuron_sum(*packing, "--json")
+    assert made.returncode == 0, made.stderr
+    archive = llama_lora_run.with_name(f"run-{CONTAINER}.tar.gz")
+    assert json.loads(made.stdout)["archive"] == str(archive.resolve())
+    with tarfile.open(archive) as packed:
+        assert "adapter_config.json" not in packed.getnames()
+
+
+@pytest.mark.parametrize("run", ["micro_run", "micro_lora_run"])
+def test_other_families_are_refused(neuron_sum: CommandLine, request: pytest.FixtureRequest, run: str) -> None:
+    refused = neuron_sum("package", str(request.getfixturevalue(run)), "--container", CONTAINER)
+    assert refused.returncode == 5
+    assert "serves llama alone" in refused.stderr
+    assert "neuron-sum compile RUN" in refused.stderr
+
+
+def test_an_artifact_or_a_change_is_refused(neuron_sum: CommandLine, llama_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "manifest.json").write_text("{}")
+    assert neuron_sum("package", "artifact", "--container", CONTAINER).returncode == 9
+    assert neuron_sum("package", str(llama_run), "--container", CONTAINER, "--set", "serve.max_items=1").returncode == 3
+
+
+def test_what_does_not_fit_is_refused(llama_run: Path) -> None:
+    recipe = load_recipe(str(llama_run / "recipe.yaml"))
+    config: dict[str, Any] = json.loads((llama_run / "checkpoint" / "config.json").read_text())
+    with pytest.raises(neuronx_container.ModelError, match="has 128 positions"):
+        neuronx_container.render(config | {"max_position_embeddings": 128}, recipe)
+    with pytest.raises(neuronx_container.ModelError, match="cannot be shared by 2"):
+        neuronx_container.render(config | {"num_attention_heads": 5}, recipe)
+
+
+@pytest.mark.slow
+def test_djls_own_class_takes_the_settings(llama_run: Path, tmp_path: Path) -> None:
+    """The class that the container's handler reads them with, from DJL's own jar."""
+    recipe = load_recipe(str(llama_run / "recipe.yaml"))
+    config = json.loads((llama_run / "checkpoint" / "config.json").read_text())
+    settings = properties_of(neuronx_container.render(config, recipe))
+    options = {name.removeprefix("option."): value for name, value in settings.items() if name.startswith("option.")}
+    code = (
+        "import json, sys, types\n"
+        "package = types.ModuleType('djl_python')\n"  # its own __init__ imports the whole worker
+        "package.__path__ = [sys.argv[1] + '/djl_python']\n"
+        "sys.modules['djl_python'] = package\n"
+        "from djl_python.properties_manager.tnx_properties import TransformerNeuronXProperties as Properties\n"
+        "read = Properties(**json.loads(sys.argv[2]), model_dir='/opt/ml/model')\n"
+        "print(json.dumps([read.model_dump(mode='json'), sorted(Properties.model_fields)]))\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(djl_python_jar(tmp_path)), json.dumps(options)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    read, fields = json.loads(made.stdout.splitlines()[-1])
+    # Java reads these two (PyModel.java, the same in 0.30); the class passes over what it does not know.
+    assert options.keys() - set(fields) == {"entryPoint", "model_loading_timeout"}
+    assert read["model_id_or_path"] == "/opt/ml/model"
+    assert read["n_positions"] == recipe.data.max_source_length + recipe.generate.max_new_tokens
+    assert (read["dtype"], read["amp"]) == ("bf16", "bf16")
+    assert (read["tensor_parallel_degree"], read["rolling_batch"]) == (neuronx_container.CORES, "auto")
+    assert read["max_rolling_batch_size"] == max(recipe.compile.batch_sizes)
+
+
+def djl_python_jar(folder: Path) -> Path:
+    """DJL's worker as Maven Central has it."""
+    group, name, version = DJL_PYTHON.split(":")
+    place = Path(*group.split("."), name, version, f"{name}-{version}.jar")
+    repository = Path.home() / ".m2" / "repository"
+    if not (repository / place).is_file():
+        if (maven := shutil.which("mvn")) is None:
+            pytest.skip("no Maven to get DJL's jar with")
+        got = subprocess.run(
+            [maven, "--batch-mode", "--quiet", "dependency:get", f"-Dartifact={DJL_PYTHON}", "-Dtransitive=false"],
+            cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if not (repository / place).is_file():
+            pytest.skip(f"Maven cannot get {DJL_PYTHON}: {got.stdout[-300:]}")
+    return repository / place
+
+
+def properties_of(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines())

@@ -1,0 +1,407 @@
+"""Requests, the batching queue and the service over real graphs, without a server around them."""
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service_requests import DIALOGUE, LIMITS, REFUSED
+
+from neuron_sum.artifact import Artifact
+from neuron_sum.errors import ModelError, RecipeError
+from neuron_sum.prompts import Prompt
+from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
+from neuron_sum.runtimes.generation import StepGenerator
+from serving import properties
+from serving.batching import Batcher, Work
+from serving.schema import (
+    DEFECT,
+    JSON,
+    JSON_LINES,
+    TEXT,
+    Parameters,
+    ServiceError,
+    answer_type,
+    media_type,
+    openapi,
+    parse,
+)
+from serving.service import HANG_EXIT_CODE, HANG_FACTOR, Answer, Service
+from serving.worker import Worker
+
+
+@pytest.mark.parametrize("text", ["x", "\ufdfa", "\n"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_the_characters_of_a_request_are_limited_however_they_are_written(text: str, ascii_only: bool) -> None:
+    limits = LIMITS.model_copy(update={"max_request_characters": 12_000})
+
+    def body(size: int) -> bytes:
+        return json.dumps({"inputs": [text * size] * 2}, ensure_ascii=ascii_only).encode()
+
+    with pytest.raises(ServiceError) as refused:
+        parse(body(6200), JSON, limits)
+    assert (refused.value.code, refused.value.field) == (413, "inputs")
+    if text != "\n":  # JSON writes two characters for it
+        assert len(parse(body(4900), JSON, limits)) == 2
+
+
+class Slow:
+    """A generator that waits until it is let go, and tells what it was given."""
+
+    batch_size, default_adapter = 4, None
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.batches: list[list[Any]] = []
+
+    def generate(self, prompts: Sequence[Any], settings: GenerateConfig, adapters: Sequence[Any]) -> list[list[int]]:
+        self.batches.append(list(prompts))
+        self.began.release()
+        assert self.go.acquire(timeout=30)
+        if any("bad" in prompt for prompt in prompts):
+            raise RuntimeError("one of them")
+        if any("big" in prompt for prompt in prompts):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        if any("gone" in prompt for prompt in prompts):
+            raise ModelError("no adapter 'gone'", "loaded: none")
+        return [[len(prompt)] for prompt in prompts]
+
+
+def works(*names: str, **settings: Any) -> list[Work]:
+    return [Work([name], GenerateConfig(**settings), None, float("inf")) for name in names]  # type: ignore[list-item]
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture(scope="module")
+def ask(lora_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Answer]:
+    service = Service.load(lora_artifact.path, LIMITS, tmp_path_factory.mktemp("state") / "adapters")
+
+    def answer(
+        body: Any, content_type: str | None = JSON, accept: str | None = None, adapter: str | None = None
+    ) -> Any:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return asyncio.run(service.answer(raw, content_type, accept, adapter, "test"))
+
+    answer.service = service  # type: ignore[attr-defined]
+    return answer
+
+
+@pytest.mark.parametrize(("content_type", "body", "code", "field"), REFUSED)
+def test_refused_requests_name_the_field(
+    ask: Callable[..., Answer], content_type: str, body: bytes, code: int, field: str | None
+) -> None:
+    with pytest.raises(ServiceError) as refused:
+        ask(body, content_type)
+    assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_one_text_and_many_are_answered_in_order(ask: Callable[..., Answer]) -> None:
+    one = json.loads(ask({"inputs": DIALOGUE}).body)
+    assert one[0].keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    many = json.loads(ask({"inputs": [DIALOGUE, "", DIALOGUE * 60]}).body)
+    assert many[0] == one[0]
+    assert many[1]["error"] == {"code": 422, "message": "inputs[1] holds no text", "field": "inputs[1]"}
+    assert many[2]["truncated"] and many[2]["input_tokens"] == 192
+
+
+def test_every_content_type_answers_in_kind(ask: Callable[..., Answer]) -> None:
+    summary = json.loads(ask({"inputs": DIALOGUE}).body)[0]["summary_text"]
+    text = ask(DIALOGUE.encode(), "text/plain; charset=UTF-8")
+    assert (text.body, text.content_type) == (summary, "text/plain; charset=utf-8")
+    assert json.loads(ask(DIALOGUE.encode(), TEXT, accept="application/json").body)[0]["summary_text"] == summary
+    lines = ask(b'{"inputs": "a"}\n\nno\n{"inputs": ["a"]}\n', "application/x-ndjson").body.splitlines()
+    assert ["error" in json.loads(line) for line in lines] == [False, True, True]
+    assert json.loads(lines[1])["error"]["field"] == "line 3" or "line 3" in json.loads(lines[1])["error"]["message"]
+
+
+def test_parameters_override_and_the_header_names_an_adapter(ask: Callable[..., Answer]) -> None:
+    short = json.loads(ask({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 2, "num_beams": 2}}).body)[0]
+    assert short["output_tokens"] <= 2
+    tuned = ask({"inputs": DIALOGUE}).body
+    assert ask({"inputs": DIALOGUE}, adapter="default").body == tuned
+    assert ask({"inputs": DIALOGUE}, adapter="base").body != tuned
+    assert ask({"inputs": DIALOGUE, "parameters": {"adapter": "default"}}, adapter="base").body == tuned
+
+
+def test_adapters_come_and_go_and_outlive_the_worker(
+    ask: Callable[..., Answer], micro_lora_run: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    service = Service.load(lora_artifact.path, LIMITS, tmp_path / "adapters")
+    folder = str(micro_lora_run / "adapter")
+    asyncio.run(service.register("other", folder, known=False))
+    with pytest.raises(ServiceError, match="taken"):
+        asyncio.run(service.register("third", folder, known=False))
+    asyncio.run(service.unregister("default"))
+    asyncio.run(service.register("other", folder, known=True))
+    refusals = [("other", folder, False, 409), ("x", folder, True, 404), ("base", folder, False, 400),
+                ("other", str(tmp_path), True, 422)]  # fmt: skip
+    for name, source, known, code in refusals:
+        with pytest.raises(ServiceError) as refused:
+            asyncio.run(service.register(name, source, known=known))
+        assert refused.value.code == code
+    assert service.adapters == ["other"]
+    assert "other" in Service.load(lora_artifact.path, LIMITS, tmp_path / "adapters").adapters
+
+
+def test_the_media_type_of_a_request_and_of_its_answer() -> None:
+    assert [media_type(header) for header in (None, "Application/JSON ; charset=utf-8", "application/jsonl")] == [
+        JSON, JSON, JSON_LINES,
+    ]  # fmt: skip
+    assert answer_type("text/html, application/json;q=0.5", TEXT, 1) == JSON
+    assert answer_type("text/plain", JSON, 2) == JSON
+    assert answer_type("*/*", JSON_LINES, 3) == JSON_LINES
+
+
+def test_the_queue_batches_what_waits_and_never_makes_one_wait_alone(slow: Slow) -> None:
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    first, *rest = works("1", "22", "333", "4444", "55555", "666666")
+    batcher.submit([first])
+    assert slow.began.acquire(timeout=10)  # it began without company
+    batcher.submit(rest)
+    batcher.submit(works("other", num_beams=2))
+    for _ in range(4):
+        slow.go.release()
+    assert [work.result.result(10) for work in (first, *rest)] == [[1]] * 6
+    assert [len(batch) for batch in slow.batches[:2]] == [1, 4]
+    assert ["other"] in [prompt for batch in slow.batches for prompt in batch]
+    assert all(len({*map(tuple, batch)} & {("other",)}) == 0 or len(batch) == 1 for batch in slow.batches)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one_that_came_before(slow: Slow) -> None:
+    batcher = Batcher(slow, 1000, lambda batch, seconds: None)  # type: ignore[arg-type]
+    running, small = works("running"), works("small")
+    batcher.submit(running)
+    assert slow.began.acquire(timeout=10)
+    for name in "abc":
+        batcher.submit(works(*[f"{name}{number}" for number in range(40)]))
+    batcher.submit(small)
+    for _ in range(2):
+        slow.go.release()
+    assert small[0].result.result(10) == [1]
+    for _ in range(60):
+        slow.go.release()
+    assert not wait_until(lambda: batcher.waiting > 0)
+
+
+def test_a_large_request_is_not_starved_by_small_ones(slow: Slow) -> None:
+    batcher = Batcher(slow, 1000, lambda batch, seconds: None)  # type: ignore[arg-type]
+    large = works(*[f"large{number}" for number in range(6)])
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    batcher.submit(large)
+    for round_ in range(80):  # four new small requests for every batch of four
+        for number in range(4):
+            batcher.submit(works(f"small{round_}.{number}"))
+        slow.go.release()
+        assert slow.began.acquire(timeout=10)
+    assert all(work.result.done() for work in large)
+    for _ in range(80):
+        slow.go.release()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it is still true after a while."""
+    end = time.monotonic() + seconds
+    while true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
+
+
+def test_one_item_that_fails_harms_no_neighbour(slow: Slow) -> None:
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    asked = works("good", "bad", "big", "gone")
+    for _ in range(8):
+        slow.go.release()
+    batcher.submit(asked)
+    assert asked[0].result.result(10) == [1]
+    assert [asked[i].result.exception(10).code for i in (1, 2, 3)] == [500, 503, 404]  # type: ignore[union-attr]
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back(slow: Slow) -> None:
+    batcher = Batcher(slow, 3, lambda batch, seconds: None)  # type: ignore[arg-type]
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    batcher.submit(works("a", "b"))
+    with pytest.raises(ServiceError) as refused:
+        batcher.submit(works("c", "d"))
+    assert refused.value.code == 503 and refused.value.retry_after_s is not None
+    batcher.submit(works("c"))
+    for _ in range(4):
+        slow.go.release()
+
+
+def test_what_nobody_waits_for_is_not_generated(slow: Slow) -> None:
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    gone, late, kept = works("gone"), works("late"), works("kept")
+    for batch in (gone, late, kept):
+        batcher.submit(batch)
+    gone[0].result.cancel()
+    late[0].deadline = 0.0
+    slow.go.release()
+    slow.go.release()
+    assert kept[0].result.result(10) == [1]
+    assert slow.batches == [[["running"]], [["kept"]]]
+
+
+def test_what_nobody_waits_for_fills_no_queue(slow: Slow) -> None:
+    batcher = Batcher(slow, 2, lambda batch, seconds: None)  # type: ignore[arg-type]
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    stale = works("a", "b")
+    batcher.submit(stale)
+    for work in stale:
+        work.deadline = 0.0
+    batcher.submit(works("c", "d"))
+    assert batcher.waiting == 2
+    for _ in range(2):
+        slow.go.release()
+
+
+def test_figures_that_cannot_be_counted_stop_nothing(slow: Slow) -> None:
+    def broken(batch: Sequence[Work], seconds: float) -> None:
+        raise OSError("standard output is gone")
+
+    batcher = Batcher(slow, 100, broken)  # type: ignore[arg-type]
+    for name in ("1", "2"):
+        [work] = works(name)
+        batcher.submit([work])
+        slow.go.release()
+        assert work.result.result(10) == [1]
+
+
+@pytest.fixture
+def held(lora_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """A service whose deadline is near and whose graphs do not end before the test does."""
+    service = Service.load(lora_artifact.path, LIMITS.model_copy(update={"deadline_s": 0.3}), tmp_path / "adapters")
+    go = threading.Event()
+    monkeypatch.setattr(StepGenerator, "generate", lambda *_: go.wait(30) and [[1]])
+    yield service
+    go.set()
+
+
+def test_a_request_past_its_deadline_is_refused_and_one_that_hangs_ends_the_worker(
+    held: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+
+    def late() -> ServiceError:
+        with pytest.raises(ServiceError) as refused:
+            asyncio.run(held.answer(DIALOGUE.encode(), TEXT, None, None, "test"))
+        return refused.value
+
+    first = late()
+    assert (first.code, first.retry_after_s) == (503, 1) and "0.3 s" in first.message
+    assert not ended
+    time.sleep(0.3 * HANG_FACTOR)
+    late()
+    assert ended and set(ended) == {HANG_EXIT_CODE}
+
+
+def test_a_text_that_takes_long_to_tokenize_holds_no_other_up(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, encode = threading.Event(), Prompt.encode
+
+    def slowly(self: Any, tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+        if texts == ["long"]:
+            go.wait(30)
+        return encode(self, tokenizer, texts, length)
+
+    monkeypatch.setattr(Prompt, "encode", slowly)
+    service: Service = ask.service  # type: ignore[attr-defined]
+
+    async def both() -> None:
+        long = asyncio.create_task(service.answer(b"long", TEXT, None, None, "long"))
+        await asyncio.wait_for(service.answer(b"short", TEXT, None, None, "short"), 20)
+        assert not long.done()
+        go.set()
+        await long
+
+    asyncio.run(both())
+
+
+def test_a_defect_has_a_status_and_harms_no_neighbour(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = StepGenerator.generate
+
+    def broken(self: StepGenerator, prompts: Sequence[Any], *others: Any) -> Any:
+        if any(len(prompt) > 100 for prompt in prompts):
+            raise RuntimeError("a kernel that fails")
+        return generate(self, prompts, *others)
+
+    monkeypatch.setattr(StepGenerator, "generate", broken)
+    good, bad = json.loads(ask({"inputs": ["a", DIALOGUE * 60]}).body)
+    assert good["output_tokens"] and bad["error"] == {"code": 500, "message": DEFECT, "field": None}
+    monkeypatch.setattr(Prompt, "encode", None)
+    with pytest.raises(ServiceError) as refused:
+        ask({"inputs": "a"})
+    assert refused.value.code == 500
+
+
+def test_a_refused_item_is_never_an_empty_text(ask: Callable[..., Answer]) -> None:
+    for body, kind in ((b'{"inputs": [""]}', JSON), (b'{"inputs": ""}\n', JSON_LINES)):
+        assert "error" in ask(body, kind).body
+        with pytest.raises(ServiceError) as refused:
+            ask(body, kind, accept=TEXT)
+        assert refused.value.code == 422
+
+
+def test_a_worker_knows_whether_it_is_wanted(tmp_path: Path) -> None:
+    model, other = tmp_path / "model", tmp_path / "other"
+
+    def starts(folder: Path, socket: str) -> bool:
+        worker = Worker(folder, socket, tmp_path)
+        wanted = worker.is_wanted()
+        if wanted and not worker.adapters.exists():
+            worker.adapters.touch()
+        return wanted
+
+    assert starts(model, "1") and starts(other, "2")
+    assert starts(model, "1"), "it died, and is started again"
+    assert Worker(model, "1", tmp_path).adapters.exists()
+    name = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:16]
+    (tmp_path / f"neuron-sum-unloaded-{name}").touch()
+    assert not Worker(model, "1", tmp_path).is_wanted(), "unloaded"
+    assert not Worker(model, "1", tmp_path).adapters.exists()
+    assert starts(model, "3"), "loaded anew"
+    (tmp_path / f"neuron-sum-unloaded-{name}").touch()
+    assert starts(model, "4"), "unloaded, and loaded anew before the orphan came"
+    assert not starts(model, "3")
+    assert starts(model, "4") and starts(other, "2")
+
+
+def test_limits_travel_in_serving_properties(lora_artifact: Artifact, tmp_path: Path) -> None:
+    limits = ServeConfig(deadline_s=7.5, log_text=True, queue_size=9)
+    (tmp_path / "serving.properties").write_text(properties.render(lora_artifact, limits))
+    read = properties.read(tmp_path / "serving.properties")
+    assert properties.read_limits(read) == limits
+    assert read["option.async_mode"] == "true" and read["option.enable_lora"] == "true"
+    with pytest.raises(RecipeError, match="serve_deadline_s"):
+        properties.read_limits({"option.serve_deadline_s": "soon"})
+
+
+def test_the_openapi_document_describes_what_is_parsed() -> None:
+    document = openapi(LIMITS)
+    assert document["components"]["schemas"]["Parameters"]["properties"].keys() == Parameters.model_fields.keys()
+    responses = document["paths"]["/invocations"]["post"]["responses"]
+    assert " ".join(responses) == "200 400 404 413 415 422 500 503"
+    assert (
+        parse(json.dumps({"inputs": "a", "parameters": {"num_beams": 2}}).encode(), JSON, LIMITS)[
+            0
+        ].parameters.num_beams
+        == 2
+    )

@@ -1,0 +1,52 @@
+"""The account of a decoder step as optimum-neuron exports it: python exporter.py BATCH SEQUENCE BEAMS FOLDER CONFIG...
+
+Upstream's own T5DecoderWrapper, with the vendor's modules stood in for, lowered and counted by what lowers and counts
+ours. CONFIG is a T5's config.json. Prints one JSON line for each of BEAMS (a comma between two), with the bytes of the
+weights that it reads.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import stand_ins
+import torch
+import torch_xla.core.xla_model  # noqa: F401  (upstream looks for it when it is imported)
+
+
+def main() -> None:
+    for name, names in stand_ins.MODULES.items():
+        stand_ins._module(name, names)
+    from optimum.exporters.neuron.model_wrappers import T5DecoderWrapper
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from compile.preflight.hlo import account, bytes_read, parse
+    from compile.preflight.xla_process import placeholder, placeholders, text_of
+
+    batch, length, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
+    config = T5Config(**json.loads(Path(sys.argv[5]).read_text()))
+    config._attn_implementation, config.use_cache, config.return_dict = "eager", True, True
+    for beams in map(int, sys.argv[3].split(",")):
+        rows = batch * beams
+        with torch.device("meta"):
+            model = T5ForConditionalGeneration(config).eval()
+            wrapper = T5DecoderWrapper(model, batch, length, beams, device="xla").eval()
+        placeholders(wrapper)
+        ids = torch.zeros(rows, 1, dtype=torch.int64)
+        mask = torch.ones(rows, length, dtype=torch.int64)
+        hidden = torch.zeros(rows, length, config.d_model)
+        order, scores = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
+        with torch.no_grad():
+            outputs = wrapper(*map(placeholder, (ids, mask, hidden, mask, order, scores)))
+        text = text_of(outputs)
+        (Path(folder) / f"optimum-neuron-k{beams}.hlo").write_text(text)
+        graph = parse(text)
+        read = bytes_read(graph)
+        matrices = [each for each in graph.parameters if each.array.dtype == "f32" and len(each.array.dims) == 2]
+        weights = sum(each.array.nbytes for each in matrices if read[each.name] == each.array.nbytes)
+        print(json.dumps({**asdict(account(text)), "weights_read": weights}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Adapters and artifacts that several test files make or change."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from transformers import PreTrainedModel
+
+from neuron_sum.artifact import Artifact, open_artifact, write_manifest
+from neuron_sum.models.adapters import LORA_TARGETS, load_adapter
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained, load_untuned
+from neuron_sum.runtimes.hugging_face import TransformersGenerator
+from neuron_sum.runtimes.load import load_generator
+
+
+def make_lora(base: PreTrainedModel, folder: Path, rank: int, alpha: int, seed: int, rslora: bool = False) -> Path:
+    task = "CAUSAL_LM" if is_decoder_only(base.config) else "SEQ_2_SEQ_LM"
+    config = peft.LoraConfig(
+        task_type=task, r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS[base.config.model_type], use_rslora=rslora
+    )
+    adapted = peft.get_peft_model(copy.deepcopy(base), config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def make_soft_prompt(base: PreTrainedModel, folder: Path, tokens: int) -> Path:
+    task = "CAUSAL_LM" if is_decoder_only(base.config) else "SEQ_2_SEQ_LM"
+    config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=tokens, num_transformer_submodules=1)
+    tuned = peft.get_peft_model(copy.deepcopy(base), config)
+    torch.manual_seed(tokens)
+    tuned.prompt_encoder["default"].embedding.weight.data.normal_(std=3.0)
+    tuned.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def edited(folder: Path, **changes: Any) -> Artifact:
+    """A manifest that somebody changed and signed again."""
+    artifact = open_artifact(folder)
+    write_manifest(folder, artifact.manifest.model_copy(update=changes))
+    return open_artifact(folder)
+
+
+def prompts_of(artifact: Artifact, run: Path, count: int = 8) -> list[list[int]]:
+    recipe = open_run(run).recipe
+    from neuron_sum.data.sources import load_dataset
+
+    dialogues = [example.dialogue for example in load_dataset(recipe.data)["test"]][:count]
+    tokenizer = load_trained(open_run(run))[1]
+    return [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, 192)]
+
+
+def assert_adapters_are_swapped_under_load(artifact: Artifact, run: Path, folder: Path) -> None:
+    """LoRA for a soft prompt and back, while several threads ask: every row is its own adapter's, old or new."""
+    base, tokenizer = load_untuned(open_run(run))
+    prompts, asked = prompts_of(artifact, run, 6), GenerateConfig(max_new_tokens=12)
+    folders = {"a": make_lora(base, folder / "a", 4, 64, 0), "b": make_soft_prompt(base, folder / "b", 4)}
+    expected = {
+        name: TransformersGenerator(load_adapter(copy.deepcopy(base), adapter), tokenizer, 6).generate(prompts, asked)
+        for name, adapter in folders.items()
+    }
+    assert expected["a"] != expected["b"]
+    generator, _ = load_generator(artifact)
+    assert generator.adapters is not None
+    generator.adapters.load("swapped", folders["a"])
+
+    def ask() -> list[list[int]]:
+        return generator.generate(prompts[:3], asked, ["swapped", None, "swapped"])
+
+    with ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(ask) for _ in range(9)]
+        for turn in range(4):
+            generator.adapters.load("swapped", folders["ba"[turn % 2]])
+        rows = [answer.result(timeout=60) for answer in answers]
+    for first, _, third in rows:
+        assert [first, third] in ([expected[name][0], expected[name][2]] for name in "ab")
+    generator.adapters.load("swapped", folders["b"])
+    assert ask()[0] == expected["b"][0]

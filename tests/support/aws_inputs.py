@@ -1,0 +1,55 @@
+"""Inputs of the AWS commands: an archive of a model, a compile job that has ended, a build context."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from aws_script import ACCOUNT, REGION
+from aws_server import AwsServer
+
+from sagemaker_jobs.aws.names import Run
+
+BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
+
+
+def archive(path: Path, target: str = "cpu", properties: str = "engine=Python\n") -> str:
+    """As `neuron-sum package` lays it out."""
+    with tarfile.open(path, "w:gz") as packed:
+        for name, text in (
+            ("serving.properties", properties),
+            ("artifact/manifest.json", json.dumps({"target": target, "name": path.stem})),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            packed.addfile(info, io.BytesIO(text.encode()))
+    return str(path)
+
+
+def compiled(aws: AwsServer, run: Run, target: str, attempt: int = 1, end: str = "Completed") -> None:
+    """A run whose compile job has ended."""
+    role, s3 = run.name("role"), aws.boto3("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    roles = [each["RoleName"] for each in aws.boto3("iam").list_roles()["Roles"]]
+    if role not in roles:
+        trust = json.dumps({"Statement": [{"Principal": {"Service": "sagemaker.amazonaws.com"}}]})
+        aws.boto3("iam").create_role(RoleName=role, Path=f"/neuron-sum/{REGION}/", AssumeRolePolicyDocument=trust)
+    name, sagemaker = run.name("compile", attempt), aws.boto3("sagemaker")
+    sagemaker.create_training_job(
+        TrainingJobName=name, RoleArn=f"arn:aws:iam::{ACCOUNT}:role/neuron-sum/{REGION}/{role}", Tags=run.tags,
+        AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File",
+                                "ContainerArguments": ["compile", "--target", target]},
+        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/neuron-sum/runs/{run.id}/output"},
+        ResourceConfig={"InstanceType": "ml.c5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+    )  # fmt: skip
+    aws.script.looks, aws.script.end = 0, end
+    job = sagemaker.describe_training_job(TrainingJobName=name)
+    if end == "Completed":
+        s3.put_object(Bucket=BUCKET, Key=job["ModelArtifacts"]["S3ModelArtifacts"].split("/", 3)[3], Body=b"packed")
+
+
+def write_context(folder: Path, base: str = "python:3.11-slim-bookworm") -> None:
+    (folder / "source").mkdir(parents=True, exist_ok=True)
+    (folder / "Dockerfile").write_text(f"FROM {base} AS builder\nFROM builder\n", encoding="utf-8")
+    (folder / "source" / ".dockerignore").write_text("x", encoding="utf-8")

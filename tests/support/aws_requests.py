@@ -1,0 +1,56 @@
+"""Requests checked against AWS's description of the service, and strategies that draw them."""
+
+from functools import cache
+from typing import Any
+
+import botocore.session
+from botocore.validate import ParamValidator
+from hypothesis import strategies as st
+
+from sagemaker_jobs.aws.names import AwsContext, new_run
+from sagemaker_jobs.aws.place import Destination, NetworkSecurity
+
+PLACE = Destination(
+    AwsContext("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role"
+)
+isolations = st.builds(
+    NetworkSecurity,
+    kms_key=st.none() | st.just("arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+    network_isolation=st.booleans(),
+) | st.just(NetworkSecurity(subnets=("subnet-0a1b2c3d",), security_groups=("sg-0a1b2c3d", "sg-11111111")))
+runs = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,80}", fullmatch=True).map(new_run)
+
+
+@cache
+def model(service: str) -> Any:
+    return botocore.session.get_session().get_service_model(service)
+
+
+def faults(shape: Any, value: Any, path: str = "") -> list[str]:
+    """What botocore's own validator leaves to the service: enumerations, patterns and the longest that is allowed."""
+    import re
+
+    found = []
+    if shape.type_name == "structure":
+        for name, inner in value.items():
+            found += faults(shape.members[name], inner, f"{path}.{name}")
+    elif shape.type_name == "list":
+        for inner in value:
+            found += faults(shape.member, inner, f"{path}[]")
+    elif shape.type_name == "string":
+        limit, pattern = shape.metadata.get("max"), shape.metadata.get("pattern", "")
+        if limit and len(value) > limit:
+            found.append(f"{path}: longer than {limit}: {value}")
+        java = "\\p" in pattern or "\\u" in pattern  # which Python does not know
+        if pattern and not java and not re.fullmatch(pattern, value):
+            found.append(f"{path}: {value} is not {pattern}")
+        if shape.enum and value not in shape.enum:
+            found.append(f"{path}: {value} is none of the service's")
+    return found
+
+
+def check(service: str, operation: str, request: dict[str, Any]) -> None:
+    shape = model(service).operation_model(operation).input_shape
+    report = ParamValidator().validate(request, shape)
+    assert not report.has_errors(), report.generate_report()
+    assert not (found := faults(shape, request)), found
