@@ -120,9 +120,11 @@ def kill_under_traffic(artifact: Path) -> Outcome:
             client.result()
         last_refused = max((at for at, status in seen if status != "200"), default=killed) - killed
         return Outcome(
-            Counter(status for _, status in seen), seen[-1][0] - killed,
-            last_refused if back.back_s != float("inf") else back.back_s, _workers(running),
-        )  # fmt: skip
+            Counter(status for _, status in seen),
+            seen[-1][0] - killed,
+            last_refused if back.back_s != float("inf") else back.back_s,
+            _workers(running),
+        )
 
 
 def kill_while_sending(artifact: Path) -> Outcome:

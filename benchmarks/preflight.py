@@ -101,18 +101,34 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows, theirs = compare(PUBLISHED[options.model], options.keep or Path(folder))
-    table = console.table("decoder step", "beams", "MB read", "MB written", "MB", "of fp32's", "bar",
-                          "of bf16 weights'", "GFLOP", "operators beyond")  # fmt: skip
+    table = console.table(
+        "decoder step",
+        "beams",
+        "MB read",
+        "MB written",
+        "MB",
+        "of fp32's",
+        "bar",
+        "of bf16 weights'",
+        "GFLOP",
+        "operators beyond",
+    )
     for beams, account in theirs.items():
-        table.add_row("optimum-neuron, fp32", str(beams), *_bytes(account), "1", "", "",
-                      f"{account.total_flops / 1e9:.2f}", "")  # fmt: skip
+        table.add_row(
+            "optimum-neuron, fp32", str(beams), *_bytes(account), "1", "", "", f"{account.total_flops / 1e9:.2f}", ""
+        )
     for row in rows:
         account = row.lowered.account
         table.add_row(
-            f"ours {row.dtype}, {row.lowered.write}", str(row.beams), *_bytes(account), f"{row.ratio:.3f}",
-            f"{row.bar}", f"{account.moved / row.upstream_bf16:.3f}" if row.dtype == "bf16" else "",
-            f"{account.total_flops / 1e9:.2f}", ", ".join(sorted(row.beyond)) or "none",
-        )  # fmt: skip
+            f"ours {row.dtype}, {row.lowered.write}",
+            str(row.beams),
+            *_bytes(account),
+            f"{row.ratio:.3f}",
+            f"{row.bar}",
+            f"{account.moved / row.upstream_bf16:.3f}" if row.dtype == "bf16" else "",
+            f"{account.total_flops / 1e9:.2f}",
+            ", ".join(sorted(row.beyond)) or "none",
+        )
     missed = [f"{row.dtype}, {row.lowered.write}, {row.beams} beams: {why}" for row in rows for why in row.missed]
     told = f"missed: {'; '.join(missed)}" if missed else "every bar is met; no f64, no dynamic dimension"
     console.emit({}, table, versions(), told)
@@ -147,10 +163,16 @@ def compare(dims: dict[str, Any], folder: Path) -> tuple[list[Row], dict[int, Ac
 
 def _job(config: Any, dtype: str, write: WriteForm) -> LoweringJob:
     graphs = tuple(
-        GraphFile(kind="step", batch=1, source_len=SOURCE_LEN, target_len=TARGET_LEN, num_beams=beams,
-                  file=f"{dtype}-{write}-k{beams}")
+        GraphFile(
+            kind="step",
+            batch=1,
+            source_len=SOURCE_LEN,
+            target_len=TARGET_LEN,
+            num_beams=beams,
+            file=f"{dtype}-{write}-k{beams}",
+        )
         for beams in BEAMS
-    )  # fmt: skip
+    )
     return LoweringJob(config, LoweringOptions(dtype, dtype, SOURCE_LEN, TARGET_LEN, write), graphs)
 
 
@@ -158,8 +180,15 @@ def exporter(dims: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The accounts of optimum-neuron's decoder wrapper, in the order of BEAMS."""
     config = folder / "config.json"
     config.write_text(json.dumps(dims))
-    command = [str(xla_python()), str(ROOT / "tests" / "stand_ins" / "xla" / "exporter.py"), "1", str(SOURCE_LEN),
-               ",".join(map(str, BEAMS)), str(folder), str(config)]  # fmt: skip
+    command = [
+        str(xla_python()),
+        str(ROOT / "tests" / "stand_ins" / "xla" / "exporter.py"),
+        "1",
+        str(SOURCE_LEN),
+        ",".join(map(str, BEAMS)),
+        str(folder),
+        str(config),
+    ]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if made.returncode:

@@ -87,9 +87,12 @@ def main() -> None:
             http = httpx.Client(base_url=server.url, timeout=60)
 
             @settings(
-                max_examples=options.requests, phases=[Phase.generate], deadline=None, database=None,
+                max_examples=options.requests,
+                phases=[Phase.generate],
+                deadline=None,
+                database=None,
                 suppress_health_check=list(HealthCheck),
-            )  # fmt: skip
+            )
             @given(body=bodies(limits), content_type=CONTENT_TYPES)
             def send(body: bytes, content_type: str) -> None:
                 statuses[

@@ -82,22 +82,45 @@ def main() -> None:
         rounds.append(Round(bare, throughput, server_batch_1, percentiles[49], percentiles[98], refused))
         console.note(f"round {number + 1}: {rounds[-1]}")
     table = console.table(
-        "round", "bare /s", "server /s", "of bare", "batch 1 /s", "× batch 1", "p50 s", "p99 s", "p99/p50", "refused",
+        "round",
+        "bare /s",
+        "server /s",
+        "of bare",
+        "batch 1 /s",
+        "× batch 1",
+        "p50 s",
+        "p99 s",
+        "p99/p50",
+        "refused",
         title=f"FLAN-T5-small {options.dtype}, batches to {options.batch}, {CLIENTS} clients, p50 and p99 at "
         f"{LOAD:.0%} load; DJL Serving {djl.VERSION}, Python {platform.python_version()}, {_java()}",
-    )  # fmt: skip
+    )
     for number, r in enumerate(rounds, start=1):
         table.add_row(
-            str(number), f"{r.bare:.2f}", f"{r.server:.2f}", f"{r.server / r.bare:.2f}", f"{r.server_batch_1:.2f}",
-            f"{r.server / r.server_batch_1:.2f}", f"{r.p50_s:.2f}", f"{r.p99_s:.2f}", f"{r.p99_s / r.p50_s:.2f}",
+            str(number),
+            f"{r.bare:.2f}",
+            f"{r.server:.2f}",
+            f"{r.server / r.bare:.2f}",
+            f"{r.server_batch_1:.2f}",
+            f"{r.server / r.server_batch_1:.2f}",
+            f"{r.p50_s:.2f}",
+            f"{r.p99_s:.2f}",
+            f"{r.p99_s / r.p50_s:.2f}",
             str(r.refused),
-        )  # fmt: skip
+        )
     median = statistics.median
     table.add_row(
-        "median", "", "", f"{median(r.server / r.bare for r in rounds):.2f}", "",
-        f"{median(r.server / r.server_batch_1 for r in rounds):.2f}", "", "",
-        f"{median(r.p99_s / r.p50_s for r in rounds):.2f}", "",
-    )  # fmt: skip
+        "median",
+        "",
+        "",
+        f"{median(r.server / r.bare for r in rounds):.2f}",
+        "",
+        f"{median(r.server / r.server_batch_1 for r in rounds):.2f}",
+        "",
+        "",
+        f"{median(r.p99_s / r.p50_s for r in rounds):.2f}",
+        "",
+    )
     console.emit({}, table)
 
 
@@ -112,10 +135,13 @@ def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
         from compile.source import open_source
 
         changes = [
-            f"compile.dtype={dtype}", f"compile.batch_sizes={list(batches)}", f"compile.source_lens=[{SOURCE_TOKENS}]",
-            f"compile.target_len={NEW_TOKENS}", f"generate.max_new_tokens={NEW_TOKENS}",
+            f"compile.dtype={dtype}",
+            f"compile.batch_sizes={list(batches)}",
+            f"compile.source_lens=[{SOURCE_TOKENS}]",
+            f"compile.target_len={NEW_TOKENS}",
+            f"generate.max_new_tokens={NEW_TOKENS}",
             f"data.max_source_length={SOURCE_TOKENS}",
-        ]  # fmt: skip
+        ]
         source = open_source(checkpoint, "tiny", changes)
         build(source, make_plan(source), folder, overwrite=False, jobs=None)
     return open_artifact(folder)

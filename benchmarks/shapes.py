@@ -72,14 +72,27 @@ def main() -> None:
     options = parser.parse_args()
 
     measured = measure(options.data, options.tokenizer, options.config)
-    table = console.table("plan", "shapes", "examples a row", "positions / tokens", "cut: sources, targets",
-                          "GFLOP an example", "of the course's")  # fmt: skip
+    table = console.table(
+        "plan",
+        "shapes",
+        "examples a row",
+        "positions / tokens",
+        "cut: sources, targets",
+        "GFLOP an example",
+        "of the course's",
+    )
     for name, made in measured.items():
         report = made.report
         shapes = ", ".join(map(str, report.shapes)) if report.plan != "dynamic" else f"{len(report.shapes)} in an epoch"
-        table.add_row(name, shapes, f"{report.examples_per_row:.2f}", f"{report.ratio:.3f}",
-                      f"{report.sources_cut}, {report.targets_cut}", f"{made.gflops:.1f}",
-                      f"{made.gflops / measured[COURSE].gflops:.3f}")  # fmt: skip
+        table.add_row(
+            name,
+            shapes,
+            f"{report.examples_per_row:.2f}",
+            f"{report.ratio:.3f}",
+            f"{report.sources_cut}, {report.targets_cut}",
+            f"{made.gflops:.1f}",
+            f"{made.gflops / measured[COURSE].gflops:.3f}",
+        )
     tables = [table]
     if options.examples:
         seconds = epochs(options.data, options.tokenizer, options.examples, options.rounds)
@@ -126,9 +139,16 @@ def plans(
     for name in names:
         recipe = load_recipe(
             "t5-scratch",
-            [f"data.path={data}", f"model.tokenizer={tokenizer}", "prompt.preset=course", "data.max_source_length=512",
-             "train.per_device_train_batch_size=8", *PLANS[name], *overrides],
-        )  # fmt: skip
+            [
+                f"data.path={data}",
+                f"model.tokenizer={tokenizer}",
+                "prompt.preset=course",
+                "data.max_source_length=512",
+                "train.per_device_train_batch_size=8",
+                *PLANS[name],
+                *overrides,
+            ],
+        )
         longest = recipe.data.max_target_length
         if longest not in encoded:
             examples = load_dataset(recipe.data)["train"]
@@ -140,8 +160,10 @@ def plans(
 def forward_flops(model: torch.nn.Module, shape: Shape) -> int:
     """Of one row, counted by torch on a model without weights."""
     with torch.device("meta"):
-        row = {"input_ids": torch.ones(1, shape.source_len, dtype=torch.long),
-               "decoder_input_ids": torch.ones(1, shape.target_len, dtype=torch.long)}  # fmt: skip
+        row = {
+            "input_ids": torch.ones(1, shape.source_len, dtype=torch.long),
+            "decoder_input_ids": torch.ones(1, shape.target_len, dtype=torch.long),
+        }
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(**row, use_cache=False)
     return int(counter.get_total_flops())

@@ -109,9 +109,14 @@ def _data_config(data: str, recipe: Recipe) -> DataConfig:
             raise DataError(f"{data} is of no known form", f"allowed: {', '.join(FORMATS)}, or a folder")
         delimiter = "\t" if path.suffix == ".tsv" else recipe.data.delimiter
         return recipe.data.model_copy(
-            update={"source": FORMATS[path.suffix], "path": str(path.parent), "files": SplitFiles(train=path.name),
-                    "delimiter": delimiter, "max_examples": None}
-        )  # fmt: skip
+            update={
+                "source": FORMATS[path.suffix],
+                "path": str(path.parent),
+                "files": SplitFiles(train=path.name),
+                "delimiter": delimiter,
+                "max_examples": None,
+            }
+        )
     if not path.is_dir():
         raise DataError(f"{data} is neither a file nor a folder", "sample, a .jsonl, .csv or .tsv file, or a folder")
     source = recipe.data.source if recipe.data.source not in ("sample", "hub") else "jsonl"

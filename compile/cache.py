@@ -19,9 +19,24 @@ from neuron_sum.errors import CompileError
 SOURCES = ("graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
 """The files of this package that decide what a graph computes, whatever its target."""
 
-IRRELEVANT = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache",
-              "task_specific_params", "dropout_rate", "attention_dropout", "initializer_factor", "initializer_range",
-              "pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "n_positions"}  # fmt: skip
+IRRELEVANT = {
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "task_specific_params",
+    "dropout_rate",
+    "attention_dropout",
+    "initializer_factor",
+    "initializer_range",
+    "pad_token_id",
+    "eos_token_id",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "n_positions",
+}
 """Configuration that no graph reads."""
 
 
@@ -44,16 +59,24 @@ def key(
     """
     content = {
         "config": {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT},
-        "options": [str(options.dtype), str(options.kv_dtype), options.linear.__name__, options.write.__name__,
-                    options.row_sums, options.source_len, options.target_len, options.soft_prompt_tokens,
-                    options.adapters.model_dump(mode="json") if options.adapters else None],
+        "options": [
+            str(options.dtype),
+            str(options.kv_dtype),
+            options.linear.__name__,
+            options.write.__name__,
+            options.row_sums,
+            options.source_len,
+            options.target_len,
+            options.soft_prompt_tokens,
+            options.adapters.model_dump(mode="json") if options.adapters else None,
+        ],
         "graph": graph.model_dump(mode="json", exclude={"file", "kept"}),
         "code": [files.sha256(Path(__file__).parent / name) for name in (*SOURCES, *target.sources)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "weights": weights_sha256,
         **target.identity(),
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

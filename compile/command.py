@@ -109,9 +109,11 @@ def verify(
     table = console.table("batch", "beams", "same as transformers", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")
     for seen in found.record.checks:
         table.add_row(
-            str(seen.batch), str(seen.num_beams), f"{seen.identical} of {found.record.examples}",
+            str(seen.batch),
+            str(seen.num_beams),
+            f"{seen.identical} of {found.record.examples}",
             *(f"{difference:+.2f}" for difference in seen.rouge_difference.values()),
-        )  # fmt: skip
+        )
     unseen = f"; not seen, for no prompt is so long: {', '.join(found.record.unseen)}" if found.record.unseen else ""
     console.emit(
         {**found.record.model_dump(mode="json"), "truncated": found.truncated},
@@ -160,9 +162,13 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
     missing = {graph.file for graph in plan.missing}
     for graph in plan.graphs:
         table.add_row(
-            Path(graph.file).stem, str(graph.batch), str(graph.source_len), str(graph.target_len or ""),
-            str(graph.num_beams or ""), "no" if graph.file in missing else "yes",
-        )  # fmt: skip
+            Path(graph.file).stem,
+            str(graph.batch),
+            str(graph.source_len),
+            str(graph.target_len or ""),
+            str(graph.num_beams or ""),
+            "no" if graph.file in missing else "yes",
+        )
     console.note_table(table)
     kept = "kept apart, in a slot" if source.keeps_adapter_apart else "compiled in"
     adapter = f"; adapter {kept}" if source.is_adapter else ""
@@ -183,9 +189,14 @@ def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: 
     plan = optimum.make_plan(source)
     folder = output or source.default_output(plan.settings.dtype)
     described = {
-        "artifact": str(folder), "target": plan.settings.target, "dtype": plan.settings.dtype, "exporter": "optimum",
-        "buckets": [plan.bucket.model_dump()], "num_beams": [plan.num_beams], "sequence_length": plan.sequence_length,
-    }  # fmt: skip
+        "artifact": str(folder),
+        "target": plan.settings.target,
+        "dtype": plan.settings.dtype,
+        "exporter": "optimum",
+        "buckets": [plan.bucket.model_dump()],
+        "num_beams": [plan.num_beams],
+        "sequence_length": plan.sequence_length,
+    }
     adapter, cores = "; adapter merged" if source.is_adapter else "", plan.settings.neuron.tensor_parallel_size
     console.note(
         f"{plan.config.model_type}, {plan.settings.dtype}, for {plan.settings.target} through optimum-neuron: batch "
@@ -244,20 +255,32 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     per_length = len(recipe.compile.batch_sizes) * (1 + len(recipe.compile.num_beams or (1,)))
     for choice in found:
         table.add_row(
-            f"[{','.join(map(str, choice.source_lens))}]", f"{100 * choice.fit:.1f} %", f"{100 * choice.padding:.1f} %",
-            f"{choice.positions:.0f}", f"{choice.positions / found[0].positions:.2f}",
+            f"[{','.join(map(str, choice.source_lens))}]",
+            f"{100 * choice.fit:.1f} %",
+            f"{100 * choice.padding:.1f} %",
+            f"{choice.positions:.0f}",
+            f"{choice.positions / found[0].positions:.2f}",
             str(per_length * len(choice.source_lens)),
-        )  # fmt: skip
+        )
     best = next((c for c, more in pairwise(found) if more.positions > 0.9 * c.positions), found[-1])
     p99, longest = lengths.target_percentile(99), max(lengths.target)
     target = f"summaries: 99 % have at most {p99} tokens, the longest {longest}; compile.target_len covers new tokens"
     suggestion = f"compile.source_lens=[{','.join(map(str, best.source_lens))}]"
     where = str(run) if run is not None else "RUN"
     console.emit(
-        {"origin": lengths.origin, "prompts": len(lengths.source), "suggested": list(best.source_lens),
-         "target_p99": p99, "target_longest": longest,
-         "choices": [{"source_lens": list(c.source_lens), "fit": c.fit, "padding": c.padding, "positions": c.positions}
-                     for c in found]},
+        {
+            "origin": lengths.origin,
+            "prompts": len(lengths.source),
+            "suggested": list(best.source_lens),
+            "target_p99": p99,
+            "target_longest": longest,
+            "choices": [
+                {"source_lens": list(c.source_lens), "fit": c.fit, "padding": c.padding, "positions": c.positions}
+                for c in found
+            ],
+        },
         f"{len(lengths.source):,} prompts of {lengths.origin}, at most {recipe.data.max_source_length} tokens compiled",
-        table, target, f"next: neuron-sum compile {where} --set {suggestion}",
-    )  # fmt: skip
+        table,
+        target,
+        f"next: neuron-sum compile {where} --set {suggestion}",
+    )

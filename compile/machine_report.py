@@ -82,9 +82,11 @@ def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[
                 made = max(map(len, generator.generate(rows, settings)))
                 took.append(time.perf_counter() - begun)
             yield {
-                "bucket": str(bucket), "num_beams": num_beams,
-                "generate_ms": round(1000 * statistics.median(took), 3), "new_tokens": made,
-            }  # fmt: skip
+                "bucket": str(bucket),
+                "num_beams": num_beams,
+                "generate_ms": round(1000 * statistics.median(took), 3),
+                "new_tokens": made,
+            }
 
 
 def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
@@ -103,7 +105,8 @@ def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
                         session.step(session.start, torch.zeros_like(session.start))
                         step.append(time.perf_counter() - begun)
             yield {
-                "bucket": str(bucket), "num_beams": num_beams,
+                "bucket": str(bucket),
+                "num_beams": num_beams,
                 "encode_ms": round(1000 * statistics.median(encode), 3),
                 "step_ms": round(1000 * statistics.median(step), 3),
-            }  # fmt: skip
+            }

@@ -127,9 +127,12 @@ class _Worker:
             self._process.join()  # its last words are in its output then
         if failure is not None:
             raise failures.failed(
-                f"{job.graph.file} did not compile", failure, [own / failures.OUTPUT, *failures.compiler_logs(own)],
-                job.path.with_suffix(".log"), job.target.memory_advice(),
-            )  # fmt: skip
+                f"{job.graph.file} did not compile",
+                failure,
+                [own / failures.OUTPUT, *failures.compiler_logs(own)],
+                job.path.with_suffix(".log"),
+                job.target.memory_advice(),
+            )
         return job
 
     def end(self) -> None:

@@ -67,9 +67,12 @@ def main() -> None:
 def build() -> typer.Typer:
     """The application with every installed command."""
     app = typer.Typer(
-        cls=PipelineGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        cls=PipelineGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
         help="From a recipe to a compared, compiled and served dialogue-summarization model.",
-    )  # fmt: skip
+    )
     app.callback()(_root)
     for point in entry_points(group=COMMAND_GROUP):
         _add(app, point)

@@ -162,10 +162,15 @@ class ProgressBar:
         self._rich: Progress | None = None
         if self._console.is_terminal and not self._console.quiet:
             self._rich = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
                 TextColumn("{task.fields[detail]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
-            )  # fmt: skip
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
             self._task = self._rich.add_task(description, total=total, completed=done, detail="")
             self._rich.start()
 

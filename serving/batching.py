@@ -106,9 +106,11 @@ class Batcher:
                 )
             if self._queue and time.monotonic() + expected_s > works[0].deadline:
                 raise ServiceError(
-                    503, f"an answer would take about {expected_s:.0f} s, past the deadline; {RETRY}", None,
+                    503,
+                    f"an answer would take about {expected_s:.0f} s, past the deadline; {RETRY}",
+                    None,
                     retry_after_s,
-                )  # fmt: skip
+                )
             stride = min(len(works), STRIDE)
             for number, work in enumerate(works):
                 work.turn = self._turn + number * stride

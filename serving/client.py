@@ -75,9 +75,11 @@ class Answer:
         if self.error is not None:
             return {"error": self.error.model_dump()}
         return {
-            "summary_text": self.summary_text, "truncated": self.truncated,
-            "input_tokens": self.input_tokens, "output_tokens": self.output_tokens,
-        }  # fmt: skip
+            "summary_text": self.summary_text,
+            "truncated": self.truncated,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }
 
 
 class Client:
@@ -102,10 +104,17 @@ class Client:
     """
 
     def __init__(
-        self, endpoint: str, *, target_model: str | None = None, batch_size: int = 8, concurrency: int = 4,
-        timeout_s: float = 60.0, attempts: int = 5, backoff_s: float = 0.5,
+        self,
+        endpoint: str,
+        *,
+        target_model: str | None = None,
+        batch_size: int = 8,
+        concurrency: int = 4,
+        timeout_s: float = 60.0,
+        attempts: int = 5,
+        backoff_s: float = 0.5,
         on_retry: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.endpoint = without_credentials(endpoint)
         self._batch_size, self._concurrency, self._attempts = batch_size, concurrency, attempts
         self._backoff = wait_exponential(backoff_s, LONGEST_BACKOFF_S) + wait_random(0, backoff_s)
@@ -192,9 +201,11 @@ class Client:
         retrying = Retrying(
             retry=retry_if_exception_type(Unavailable) | retry_if_result(bool),
             stop=stop_after_attempt(self._attempts) | stop_when_event_set(stopped),
-            wait=self._wait_s, sleep=sleep_using_event(stopped), before_sleep=self._tell,
+            wait=self._wait_s,
+            sleep=sleep_using_event(stopped),
+            before_sleep=self._tell,
             retry_error_callback=lambda state: _outcome(state).result(),  # raises what the last attempt raised
-        )  # fmt: skip
+        )
         try:
             retrying(attempt)
         except Unanswered as failure:

@@ -60,8 +60,13 @@ def package(
         settings = neuronx_container.write_archive(run, target)
         console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
         prompt = run.recipe.prompt.resolve().template
-        described = {"image": ended.name, "ended": ended.ended, "ended_source": ended.ended_source,
-                     "properties": settings, "prompt": prompt}  # fmt: skip
+        described = {
+            "image": ended.name,
+            "ended": ended.ended,
+            "ended_source": ended.ended_source,
+            "properties": settings,
+            "prompt": prompt,
+        }
         told = [settings.rstrip(), f"image: {ended.name}; it takes whole prompts as inputs, made with {prompt!r}"]
     size, digest = target.stat().st_size, files.sha256(target)
     console.emit(
@@ -240,8 +245,11 @@ def request(
         console.warn(f"{cut} cut at the end to fit the longest input that was compiled")
     found = [answer.as_dict() for answer in answers]
     counts = {
-        "dialogues": len(answers), "truncated": truncated, "refused": len(refusals), "unanswered": len(failures),
-    }  # fmt: skip
+        "dialogues": len(answers),
+        "truncated": truncated,
+        "refused": len(refusals),
+        "unanswered": len(failures),
+    }
     lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     if output is not None:
         files.write_text(output, "".join(f"{line}\n" for line in lines))

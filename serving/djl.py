@@ -62,11 +62,20 @@ def install(folder: Path | None = None) -> Path:
         shutil.copytree(sources, source, ignore=shutil.ignore_patterns(".git"))
         _prepare_python(source, generated)
         _run(
-            ["mvn", "--batch-mode", "--quiet", "--file", str(PROJECT / "pom.xml"), "package",
-             f"-Ddjl.source={source}", f"-Dgenerated={generated}", f"-Dbuild={build}"],
+            [
+                "mvn",
+                "--batch-mode",
+                "--quiet",
+                "--file",
+                str(PROJECT / "pom.xml"),
+                "package",
+                f"-Ddjl.source={source}",
+                f"-Dgenerated={generated}",
+                f"-Dbuild={build}",
+            ],
             "Maven could not build DJL Serving",
             "its dependencies come from Maven Central; `mvn --version` must show Java 17 or newer",
-        )  # fmt: skip
+        )
         target.mkdir(exist_ok=True)
         _place(build / LIBRARIES, target / LIBRARIES)
     return target
@@ -88,12 +97,23 @@ def _sources() -> Path:
         with _scratch(folder) as temporary:
             clone = temporary / "clone"
             _run(
-                ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{VERSION}", "--config",
-                 "advice.detachedHead=false", REPOSITORY, str(clone)],
+                [
+                    "git",
+                    "clone",
+                    "--quiet",
+                    "--depth",
+                    "1",
+                    "--branch",
+                    f"v{VERSION}",
+                    "--config",
+                    "advice.detachedHead=false",
+                    REPOSITORY,
+                    str(clone),
+                ],
                 f"DJL Serving's sources could not be fetched from {REPOSITORY}",
                 f"on a machine that can: git clone --branch v{VERSION} {REPOSITORY}; then here "
                 f"{SOURCE_VARIABLE}=THAT-FOLDER",
-            )  # fmt: skip
+            )
             _place(clone, folder)
     commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is no checkout", None).strip()
     if commit != COMMIT:
@@ -141,9 +161,13 @@ def _prepare_python(source: Path, generated: Path) -> None:
 def _run(command: list[str], failure: str, hint: str | None) -> str:
     try:
         done = subprocess.run(
-            command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
             env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
-        )  # fmt: skip
+        )
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip() or error.stdout.strip()).splitlines()
         raise ServerError(f"{failure}: {' '.join(said[-3:])[:400]}", hint) from error

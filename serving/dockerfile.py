@@ -101,13 +101,29 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
 def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
     """The Dockerfile."""
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
     return templates.get_template(TEMPLATE).render(
-        mark=MARK, target=target, version=__version__, platform=platform, builder=platform.serving_images["cpu"],
-        image=platform.serving_images[target], neuron=target == "inf2", djl=djl, home=HOME, ours=OURS, model=MODEL,
-        port=PORT, user=USER, grace_s=int(local.STOP_LIMIT_S), configuration=local.CONFIGURATION.name,
+        mark=MARK,
+        target=target,
+        version=__version__,
+        platform=platform,
+        builder=platform.serving_images["cpu"],
+        image=platform.serving_images[target],
+        neuron=target == "inf2",
+        djl=djl,
+        home=HOME,
+        ours=OURS,
+        model=MODEL,
+        port=PORT,
+        user=USER,
+        grace_s=int(local.STOP_LIMIT_S),
+        configuration=local.CONFIGURATION.name,
         pins=_pins(platform.pins | (platform.vendor_pins if target == "inf2" else {})),
         environment={
             djl.HOME_VARIABLE: HOME,
@@ -119,7 +135,7 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
             "NEURON_SUM_HOSTS": "*",
             **properties.server_environment(ServeConfig()),
         },
-    )  # fmt: skip
+    )
 
 
 def render_entrypoint() -> str:
@@ -127,9 +143,14 @@ def render_entrypoint() -> str:
     here, there = str(local.CONFIGURATION), str(OURS / local.CONFIGURATION.name)
     options = [shlex.quote(option.replace(here, there)) for option in local.java_options(TEMPORARY)]
     return ENTRYPOINT.format(
-        port=PORT, model=MODEL, properties=properties.FILE, options=" \\\n    ".join(options), home=HOME,
-        libraries=djl.LIBRARIES, main=djl.MAIN_CLASS,
-    )  # fmt: skip
+        port=PORT,
+        model=MODEL,
+        properties=properties.FILE,
+        options=" \\\n    ".join(options),
+        home=HOME,
+        libraries=djl.LIBRARIES,
+        main=djl.MAIN_CLASS,
+    )
 
 
 def _pins(versions: dict[str, str]) -> list[str]:

@@ -105,11 +105,16 @@ class LocalServer:
     """
 
     def __init__(
-        self, models: Sequence[Model], limits: ServeConfig, port: int = 0,
+        self,
+        models: Sequence[Model],
+        limits: ServeConfig,
+        port: int = 0,
         on_line: Callable[[str], None] | None = None,
-        environment: Mapping[str, str] | None = None, java: Sequence[str] = (), prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        java: Sequence[str] = (),
+        prefix: Sequence[str] = (),
         playground: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._models, self._limits, self._on_line = list(models), limits, on_line
         self._said: deque[str] = deque(maxlen=200)
         self._environment, self._java, self._prefix = dict(environment or {}), list(java), list(prefix)
@@ -186,9 +191,15 @@ class LocalServer:
         # Whatever ends this process, even SIGKILL, ends the server too.
         follow = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [
-            *follow, *self._prefix, "java", *java_options(temporary, _java_version()), *self._java,
-            "-cp", f"{home / djl.LIBRARIES}/*", djl.MAIN_CLASS,
-        ]  # fmt: skip
+            *follow,
+            *self._prefix,
+            "java",
+            *java_options(temporary, _java_version()),
+            *self._java,
+            "-cp",
+            f"{home / djl.LIBRARIES}/*",
+            djl.MAIN_CLASS,
+        ]
         single = self._models[0] if len(self._models) == 1 else None
         if single is not None:
             command += ["-m", f"{single.name}::Python:-1={single.folder.resolve().as_uri()}"]
@@ -206,9 +217,16 @@ class LocalServer:
             **self._environment,
         }
         self._process = subprocess.Popen(
-            command, env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True, text=True, errors="replace",
-        )  # fmt: skip
+            command,
+            env=environment,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
         self._wait(lambda: self._get("/ping") is not None)
@@ -224,11 +242,15 @@ class LocalServer:
             ServerError: If it is not loaded.
         """
         answer = self._http.post(
-            "/models", timeout=START_LIMIT_S,
+            "/models",
+            timeout=START_LIMIT_S,
             params={
-                "url": model.folder.resolve().as_uri(), "model_name": model.name, "engine": "Python", "device": "-1",
+                "url": model.folder.resolve().as_uri(),
+                "model_name": model.name,
+                "engine": "Python",
+                "device": "-1",
             },
-        )  # fmt: skip
+        )
         if answer.status_code != 200:
             told = [line for line in self._said if "not loaded: " in line] or [answer.text.strip()]
             raise ServerError(f"{model.name} was not loaded: {told[-1][:1000]}")
@@ -282,7 +304,7 @@ class LocalServer:
             answer = self._http.post(
                 f"/predictions/{name}",
                 json={"inputs": "#Person1#: Hello.", "parameters": {"max_new_tokens": 1}},
-            )  # fmt: skip
+            )
         except httpx.TransportError:
             return False
         return answer.status_code == 200

@@ -24,8 +24,15 @@ from neuron_sum.recipes.schema import ServeConfig
 from serving import properties
 
 HANDLER = (
-    "__init__.py", "batching.py", "metrics.py", "model.py", "properties.py", "schema.py", "service.py", "worker.py",
-)  # fmt: skip
+    "__init__.py",
+    "batching.py",
+    "metrics.py",
+    "model.py",
+    "properties.py",
+    "schema.py",
+    "service.py",
+    "worker.py",
+)
 """What of this package runs in the worker."""
 
 COMPRESSION_LEVEL = 1

@@ -79,9 +79,13 @@ class Service:
     """
 
     def __init__(
-        self, artifact: Artifact, generator: CompiledGenerator, tokenizer: PreTrainedTokenizerFast, limits: ServeConfig,
+        self,
+        artifact: Artifact,
+        generator: CompiledGenerator,
+        tokenizer: PreTrainedTokenizerFast,
+        limits: ServeConfig,
         state: Path,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
         self._prompt = artifact.recipe.prompt.resolve()
         self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "tokenizer")
@@ -112,12 +116,15 @@ class Service:
         LOG.info(
             json.dumps(
                 {
-                    "event": "loaded", "artifact": str(folder), "seconds": round(time.monotonic() - started, 2),
+                    "event": "loaded",
+                    "artifact": str(folder),
+                    "seconds": round(time.monotonic() - started, 2),
                     "buckets": [str(bucket) for bucket in artifact.manifest.buckets],
-                    "adapters": service.adapters, "limits": limits.model_dump(),
+                    "adapters": service.adapters,
+                    "limits": limits.model_dump(),
                 }
             )
-        )  # fmt: skip
+        )
         return service
 
     @property
@@ -266,9 +273,10 @@ class Service:
         longest = max(bucket.target_len for bucket in compiled.buckets)
         if settings.max_new_tokens > longest:
             raise ServiceError(
-                422, f"max_new_tokens is {settings.max_new_tokens}; compiled for at most {longest}",
+                422,
+                f"max_new_tokens is {settings.max_new_tokens}; compiled for at most {longest}",
                 f"{field}max_new_tokens",
-            )  # fmt: skip
+            )
         if settings.num_beams not in compiled.num_beams:
             widths = ", ".join(map(str, compiled.num_beams))
             raise ServiceError(422, f"num_beams is {settings.num_beams}; compiled for {widths}", f"{field}num_beams")
@@ -297,9 +305,11 @@ class Service:
 
     def _late(self) -> ServiceError:
         return ServiceError(
-            503, f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues at once, or "
-            "again later", None, 1,
-        )  # fmt: skip
+            503,
+            f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues at once, or again later",
+            None,
+            1,
+        )
 
     def _stop_if_hanging(self) -> None:
         """Asked by each request: while none comes, a batch that hangs harms nobody."""
@@ -358,13 +368,18 @@ class Service:
         LOG.info(
             json.dumps(
                 {
-                    "request": asked.request_id, "status": status, "seconds": round(seconds, 4),
+                    "request": asked.request_id,
+                    "status": status,
+                    "seconds": round(seconds, 4),
                     "queue_seconds": round(min(started) - asked.started, 4) if started else None,
-                    "items": asked.items, "errors": asked.errors,
+                    "items": asked.items,
+                    "errors": asked.errors,
                     "batch": max((work.batch for work in asked.works), default=0),
-                    "input_tokens": input_tokens, "output_tokens": asked.output_tokens, "truncated": truncated,
+                    "input_tokens": input_tokens,
+                    "output_tokens": asked.output_tokens,
+                    "truncated": truncated,
                     "adapters": sorted({work.adapter or BASE for work in asked.works}),
                 }
             )
-        )  # fmt: skip
+        )
         metrics.of_request(status, seconds, input_tokens, asked.output_tokens, truncated)

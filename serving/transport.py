@@ -184,10 +184,12 @@ class SageMakerTransport:
         if target_model is not None:
             self._arguments["TargetModel"] = target_model
         settings = botocore.config.Config(
-            connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, max_pool_connections=connections,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=timeout_s,
+            max_pool_connections=connections,
             # `max_attempts` would count the attempts after the first.
             retries={"total_max_attempts": 1, "mode": "standard"},
-        )  # fmt: skip
+        )
         try:
             self._client = boto3.client("sagemaker-runtime", region_name=region, config=settings)
         except (botocore.exceptions.BotoCoreError, ValueError) as error:

@@ -194,8 +194,13 @@ def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*launcher, "-m", "neuron_sum", *arguments],
-            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=1500, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            check=False,
+        )
 
     return run
 

@@ -20,8 +20,13 @@ from neuron_sum.cli import build
 from neuron_sum.recipes.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
-ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
-              "SECURITY.md": "security.md", "LICENSE": "license.txt"}  # fmt: skip
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "LICENSE": "license.txt",
+}
 """Files of the repository's root and their names on the site."""
 
 application = functools.cache(build)

@@ -325,9 +325,14 @@ def _run(scratch: Path, log: Path) -> int:
     with log.open("wb") as said:
         # Until it is waited for, a Ctrl-C at the terminal must not reach it: it has a group of its own.
         process = subprocess.Popen(
-            [sys.executable, "-m", "compile.exporters.optimum_process"], cwd=scratch, env=environment,
-            stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "compile.exporters.optimum_process"],
+            cwd=scratch,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             return process.wait()
         except KeyboardInterrupt:

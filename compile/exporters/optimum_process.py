@@ -73,8 +73,10 @@ def _export_t5(request: Request) -> list[str]:
     from optimum.exporters.neuron import main_export
 
     shapes = {
-        "batch_size": request.batch_size, "sequence_length": request.sequence_length, "num_beams": request.num_beams,
-    }  # fmt: skip
+        "batch_size": request.batch_size,
+        "sequence_length": request.sequence_length,
+        "num_beams": request.num_beams,
+    }
     auto_cast = AUTO_CAST[request.auto_cast]
     compiler: dict[str, Any] = {
         "auto_cast": auto_cast,

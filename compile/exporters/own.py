@@ -231,9 +231,13 @@ def _compiled_in(source: Source, plan: CompilePlan) -> Iterator[Path | None]:
 
 
 def _manifest(
-    source: Source, plan: CompilePlan, static: StaticModel, tokenizer: PreTrainedTokenizerFast,
-    aliases: dict[str, str], folder: Path,
-) -> Manifest:  # fmt: skip
+    source: Source,
+    plan: CompilePlan,
+    static: StaticModel,
+    tokenizer: PreTrainedTokenizerFast,
+    aliases: dict[str, str],
+    folder: Path,
+) -> Manifest:
     prompt = source.recipe.prompt.resolve()
     return Manifest(
         neuron_sum=__version__,

@@ -34,11 +34,15 @@ def bucket_graphs(bucket: Bucket, num_beams: Sequence[int], suffix: str = "") ->
     stem = f"b{batch}-s{source_len}"
     steps = [
         GraphFile(
-            kind="step", batch=batch, source_len=source_len, target_len=target_len, num_beams=beams,
+            kind="step",
+            batch=batch,
+            source_len=source_len,
+            target_len=target_len,
+            num_beams=beams,
             file=f"{GRAPHS}/step-{stem}-t{target_len}-k{beams}{suffix}",
         )
         for beams in num_beams
-    ]  # fmt: skip
+    ]
     encode = GraphFile(kind="encode", batch=batch, source_len=source_len, file=f"{GRAPHS}/encode-{stem}{suffix}")
     return [encode, *steps]
 

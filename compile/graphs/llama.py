@@ -95,9 +95,14 @@ class StaticLlama(nn.Module):
         return constants
 
     def step(
-        self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, constants: list[Tensor],
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        ancestors: Tensor,
+        slot: Tensor,
+        constants: list[Tensor],
         state: list[Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """One token for every beam.
 
         Args:

@@ -66,9 +66,13 @@ def state_spec(model: StaticModel) -> StateSpec:
     """The self-attention cache of its steps."""
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     return StateSpec.model_validate(
-        {"tensors": 2 * model.layers, "heads": model.state_heads, "head_dim": model.head_dim,
-         "dtype": names[model.options.kv_dtype]}
-    )  # fmt: skip
+        {
+            "tensors": 2 * model.layers,
+            "heads": model.state_heads,
+            "head_dim": model.head_dim,
+            "dtype": names[model.options.kv_dtype],
+        }
+    )
 
 
 class EncodeGraph(nn.Module):
@@ -96,9 +100,14 @@ class StepGraph(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, constants: list[Tensor],
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        ancestors: Tensor,
+        slot: Tensor,
+        constants: list[Tensor],
         state: list[Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See `StaticT5.step`."""
         return self.model.step(tokens, position, ancestors, slot, constants, state)
 
@@ -121,9 +130,12 @@ class StepGraph(nn.Module):
 
 
 def eager_runtime(
-    model: StaticModel, tensors: Mapping[str, Tensor], buckets: Sequence[Bucket], num_beams: Sequence[int],
+    model: StaticModel,
+    tensors: Mapping[str, Tensor],
+    buckets: Sequence[Bucket],
+    num_beams: Sequence[int],
     tokens: SpecialTokens,
-) -> GraphRuntime:  # fmt: skip
+) -> GraphRuntime:
     """The graphs as plain torch modules: what a compiled artifact is held against."""
     stacks = {name: torch.zeros_like(stack) for name, stack in adapter_stacks(model).items()}
     model.load_state_dict({**tensors, **stacks}, assign=True)

@@ -123,9 +123,14 @@ class StaticT5(nn.Module):
         return constants
 
     def step(
-        self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, constants: list[Tensor],
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        ancestors: Tensor,
+        slot: Tensor,
+        constants: list[Tensor],
         state: list[Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """One token for every beam.
 
         Args:
@@ -214,9 +219,13 @@ class _DecoderLayer(nn.Module):
         self.feed_forward = _FeedForward(config, f"{name}.layer.2", options)
 
     def forward(
-        self, hidden: Tensor, position: Tensor, slot: Tensor, own: tuple[Tensor, Tensor, Tensor],
+        self,
+        hidden: Tensor,
+        position: Tensor,
+        slot: Tensor,
+        own: tuple[Tensor, Tensor, Tensor],
         memory: tuple[Tensor, Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden (B, K, d_model); own and memory are keys, values and bias of self- and cross-attention.
 
         Returns:

@@ -53,9 +53,13 @@ def _roofline(report: "Report", axes: Axes) -> None:
         axes.plot([low, peak / CORE_BANDWIDTH, high], roof, "-" if own else ":", color=ROOF, linewidth=1.4, zorder=1)
         axes.annotate(f"{dtype}, {peak / 1e12:g} TFLOPS", (high, peak / 1e12 * 1.3), ha="right", fontsize=9)
     axes.annotate(
-        f"memory, {CORE_BANDWIDTH / GIB:g} GiB/s", (14, 14 * CORE_BANDWIDTH / 1e12), xytext=(10, -8),
-        textcoords="offset points", fontsize=9, va="top",
-    )  # fmt: skip
+        f"memory, {CORE_BANDWIDTH / GIB:g} GiB/s",
+        (14, 14 * CORE_BANDWIDTH / 1e12),
+        xytext=(10, -8),
+        textcoords="offset points",
+        fontsize=9,
+        va="top",
+    )
     for number, (graph, intensity) in enumerate(zip(report.graphs, intensities, strict=True), 1):
         rate = graph.account.total_flops / graph.floor_s / 1e12
         axes.plot(intensity, rate, "o", color=COLORS[graph.lowered.graph.kind], markersize=13, zorder=2)

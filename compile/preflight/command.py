@@ -102,15 +102,26 @@ def _shown(report: "Report") -> "list[Table | str]":
 
 def _graphs(report: "Report") -> "Table":
     table = console.table(
-        "graph, one call", "GFLOP", "MB read", "MB written", "MB, cache rewritten", "ms floor", "bound by",
+        "graph, one call",
+        "GFLOP",
+        "MB read",
+        "MB written",
+        "MB, cache rewritten",
+        "ms floor",
+        "bound by",
         title="\nwhat a call computes and moves",
-    )  # fmt: skip
+    )
     for graph in report.graphs:
         account = graph.account
         table.add_row(
-            graph.name, _short(account.total_flops / 1e9), _short(account.read / 1e6), _short(account.written / 1e6),
-            _short(graph.where.account.moved / 1e6) if graph.where else "", _short(graph.floor_s * 1e3), graph.bound,
-        )  # fmt: skip
+            graph.name,
+            _short(account.total_flops / 1e9),
+            _short(account.read / 1e6),
+            _short(account.written / 1e6),
+            _short(graph.where.account.moved / 1e6) if graph.where else "",
+            _short(graph.floor_s * 1e3),
+            graph.bound,
+        )
     return table
 
 
@@ -120,18 +131,29 @@ def _buckets(report: "Report") -> "Table":
 
     cores = INSTANCES[INSTANCE].neuron_cores
     table = console.table(
-        "bucket", "weights once", "ms floor", "projected", "tokens/s floor", "projected",
-        "$ per 1,000 floor", "projected",
+        "bucket",
+        "weights once",
+        "ms floor",
+        "projected",
+        "tokens/s floor",
+        "projected",
+        "$ per 1,000 floor",
+        "projected",
         title="\na batch of summaries, every one of target_len tokens; tokens/s and $ with one worker on one core, as\n"
         f"serving has it (a worker on each of the {cores} cores would divide $ by {cores})",
-    )  # fmt: skip
+    )
     for bucket in report.buckets:
         told = bucket.as_dict()
         table.add_row(
-            bucket.name, console.size(bucket.memory), _short(told["floor_s"] * 1e3), _short(told["projected_s"] * 1e3),
-            _short(told["floor_tokens_per_s_per_core"]), _short(told["projected_tokens_per_s_per_core"]),
-            _short(told["floor_usd_per_1000"]), _short(told["projected_usd_per_1000"]),
-        )  # fmt: skip
+            bucket.name,
+            console.size(bucket.memory),
+            _short(told["floor_s"] * 1e3),
+            _short(told["projected_s"] * 1e3),
+            _short(told["floor_tokens_per_s_per_core"]),
+            _short(told["projected_tokens_per_s_per_core"]),
+            _short(told["floor_usd_per_1000"]),
+            _short(told["projected_usd_per_1000"]),
+        )
     return table
 
 
@@ -143,9 +165,12 @@ def _calibration(report: "Report") -> "Table":
     )
     for each in report.calibrations:
         table.add_row(
-            each.published.model, f"{each.published.instance}, {each.published.cores}",
-            _short(each.floor_tokens_per_s), f"{each.published.tokens_per_s:g}", f"{each.ratio:.3f}",
-        )  # fmt: skip
+            each.published.model,
+            f"{each.published.instance}, {each.published.cores}",
+            _short(each.floor_tokens_per_s),
+            f"{each.published.tokens_per_s:g}",
+            f"{each.ratio:.3f}",
+        )
     return table
 
 

@@ -227,9 +227,12 @@ def _array(dtype: str, dims: str) -> Array:
 
 
 def _inlined(
-    computations: Mapping[str, Mapping[str, Instruction]], roots: Mapping[str, str], name: str, prefix: str,
+    computations: Mapping[str, Mapping[str, Instruction]],
+    roots: Mapping[str, str],
+    name: str,
+    prefix: str,
     arguments: Mapping[int, str],
-) -> Iterator[Instruction]:  # fmt: skip
+) -> Iterator[Instruction]:
     """A computation's instructions with calls written out; parameters become the caller's operands."""
     renamed: dict[str, str] = {}
     for each in computations[name].values():

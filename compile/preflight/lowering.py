@@ -112,8 +112,12 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [str(python), "-m", "compile.preflight.xla_process"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
         assert process.stdin is not None and process.stdout is not None
         try:
             json.dump(request(jobs, keep), process.stdin)

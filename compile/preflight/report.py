@@ -89,11 +89,16 @@ class GraphReport:
         """For --json: bytes, operations and seconds of a call."""
         account = asdict(self.account)
         return {
-            **self.lowered.graph.model_dump(exclude={"file"}), **account, "moved": self.account.moved,
+            **self.lowered.graph.model_dump(exclude={"file"}),
+            **account,
+            "moved": self.account.moved,
             "moved_where": self.where.account.moved if self.where else None,
-            "floor_compute_s": self.compute_s, "floor_memory_s": self.memory_s, "floor_s": self.floor_s,
-            "bound": self.bound, "lowering_s": self.lowered.seconds,
-        }  # fmt: skip
+            "floor_compute_s": self.compute_s,
+            "floor_memory_s": self.memory_s,
+            "floor_s": self.floor_s,
+            "bound": self.bound,
+            "lowering_s": self.lowered.seconds,
+        }
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,14 @@ class Calibration:
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "model": self.published.model, "instance": self.published.instance, "cores": self.published.cores,
-            "published_tokens_per_s": self.published.tokens_per_s, "floor_tokens_per_s": self.floor_tokens_per_s,
-            "published_over_roofline": self.ratio, "source": calibration.SOURCE,
-        }  # fmt: skip
+            "model": self.published.model,
+            "instance": self.published.instance,
+            "cores": self.published.cores,
+            "published_tokens_per_s": self.published.tokens_per_s,
+            "floor_tokens_per_s": self.floor_tokens_per_s,
+            "published_over_roofline": self.ratio,
+            "source": calibration.SOURCE,
+        }
 
 
 @dataclass(frozen=True)
@@ -174,14 +183,20 @@ class BucketReport:
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
-            **self.bucket.model_dump(), "num_beams": self.num_beams,
-            "floor_s": self.floor_s, "projected_s": self.floor_s / self.ratio,
+            **self.bucket.model_dump(),
+            "num_beams": self.num_beams,
+            "floor_s": self.floor_s,
+            "projected_s": self.floor_s / self.ratio,
             "floor_tokens_per_s_per_core": self.tokens_per_s,
             "projected_tokens_per_s_per_core": self.tokens_per_s * self.ratio,
-            "floor_usd_per_1000": self.usd_per_1000, "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
-            "workers": 1, "floor_usd_per_1000_all_cores": self.usd_per_1000 / INSTANCES[INSTANCE].neuron_cores,
-            "memory": self.memory, "weights": self.step.lowered.weights, "keys_and_values": self.step.lowered.state,
-        }  # fmt: skip
+            "floor_usd_per_1000": self.usd_per_1000,
+            "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
+            "workers": 1,
+            "floor_usd_per_1000_all_cores": self.usd_per_1000 / INSTANCES[INSTANCE].neuron_cores,
+            "memory": self.memory,
+            "weights": self.step.lowered.weights,
+            "keys_and_values": self.step.lowered.state,
+        }
 
 
 @dataclass(frozen=True)
@@ -287,18 +302,28 @@ class Report:
         """For --json."""
         price = find_price(INSTANCE)
         return {
-            "recipe": self.recipe.name, "model_type": self.model_type, "dtype": self.dtype, "kv_dtype": self.kv_dtype,
+            "recipe": self.recipe.name,
+            "model_type": self.model_type,
+            "dtype": self.dtype,
+            "kv_dtype": self.kv_dtype,
             "graphs": [graph.as_dict() for graph in self.graphs],
             "buckets": [bucket.as_dict() for bucket in self.buckets],
-            "core_memory": INSTANCES[INSTANCE].core_memory, "weights_in_every_graph": self.weight_copies,
-            "state_of_every_graph": self.state, "memory_all_loaded": self.loaded_memory, "warnings": self.warnings,
-            "unlisted_operators": self.unlisted, "operators_source": operators.SOURCE,
-            "operator_limits": self.limits, "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
+            "core_memory": INSTANCES[INSTANCE].core_memory,
+            "weights_in_every_graph": self.weight_copies,
+            "state_of_every_graph": self.state,
+            "memory_all_loaded": self.loaded_memory,
+            "warnings": self.warnings,
+            "unlisted_operators": self.unlisted,
+            "operators_source": operators.SOURCE,
+            "operator_limits": self.limits,
+            "unlisted_by_neuronx_cc": self.unlisted_by_compiler,
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
             "integers": WIDE_INTEGERS if self.has_wide_integers else None,
-            "faults": self.faults, "calibration": [each.as_dict() for each in self.calibrations],
-            "training": self.epoch.as_dict(), "price": asdict(price),
-        }  # fmt: skip
+            "faults": self.faults,
+            "calibration": [each.as_dict() for each in self.calibrations],
+            "training": self.epoch.as_dict(),
+            "price": asdict(price),
+        }
 
 
 def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Path | None = None) -> Report:
@@ -346,10 +371,16 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
             BucketReport(bucket, width, encode, step, ratio) for width, step in zip(beams, bucket_steps, strict=True)
         ]
     return Report(
-        recipe=recipe, model_type=str(config.model_type), dtype=options.dtype, kv_dtype=options.kv_dtype,
-        graphs=tuple(reports.values()), buckets=tuple(by_bucket), calibrations=calibrations,
-        epoch=epoch, compiler_operators=operators.listed(),
-    )  # fmt: skip
+        recipe=recipe,
+        model_type=str(config.model_type),
+        dtype=options.dtype,
+        kv_dtype=options.kv_dtype,
+        graphs=tuple(reports.values()),
+        buckets=tuple(by_bucket),
+        calibrations=calibrations,
+        epoch=epoch,
+        compiler_operators=operators.listed(),
+    )
 
 
 def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -> LoweringOptions:

@@ -153,8 +153,11 @@ class CpuTarget:
     def manifest(self) -> dict[str, Any]:
         """See `Target`."""
         return {
-            "runtime": "aoti", "target": "cpu", "stack": aoti.stack(), "cpu_flags": tuple(sorted(cpu.flags())),
-        }  # fmt: skip
+            "runtime": "aoti",
+            "target": "cpu",
+            "stack": aoti.stack(),
+            "cpu_flags": tuple(sorted(cpu.flags())),
+        }
 
     def process_bytes(self, parameters: int) -> float:
         """See `Target`."""

@@ -56,9 +56,16 @@ class NeuronTarget:
         chosen = self.settings.neuron
         cast = () if chosen.auto_cast == "none" else ("--auto-cast-type", chosen.auto_cast_type)
         return (
-            "--auto-cast", chosen.auto_cast, *cast, "--optlevel", str(chosen.optlevel),
-            "--target", self.settings.target, "--model-type", "transformer",
-        )  # fmt: skip
+            "--auto-cast",
+            chosen.auto_cast,
+            *cast,
+            "--optlevel",
+            str(chosen.optlevel),
+            "--target",
+            self.settings.target,
+            "--model-type",
+            "transformer",
+        )
 
     def check(self, config: PretrainedConfig) -> None:
         """See `Target`."""

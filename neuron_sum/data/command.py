@@ -36,8 +36,13 @@ def data(
             "summary_words_mean": sum(len(text.split()) for text in references) / max(len(references), 1),
         }
         splits[split] = row
-        table.add_row(split, f"{len(examples):,}", f"{len(references):,}", f"{row['dialogue_words_mean']:.1f}",
-                      f"{row['summary_words_mean']:.1f}")  # fmt: skip
+        table.add_row(
+            split,
+            f"{len(examples):,}",
+            f"{len(references):,}",
+            f"{row['dialogue_words_mean']:.1f}",
+            f"{row['summary_words_mean']:.1f}",
+        )
     first = next((examples[0] for examples in dataset.splits.values() if examples), None)
     if first is None:
         raise DataError(f"{dataset.origin} has no examples at all", "check data.path and data.files")
@@ -48,11 +53,21 @@ def data(
     except ModelError as error:  # the data is all that was asked for; the model may be out of reach here
         shapes_line = f"shapes: not counted, for that needs the model's tokenizer: {error.message}"
     console.emit(
-        {"origin": dataset.origin, "license": dataset.license, "splits": splits, "skipped": dataset.skipped,
-         "near_overlap": dataset.near_overlap, "shapes": shapes.as_dict() if shapes else None},
-        "\n".join(dataset.notes()), table, shapes_line, f"\nthe first prompt, {first.id}:",
-        loaded.prompt.resolve().render(first.dialogue) + first.references[0], f"\nnext: neuron-sum train {recipe}",
-    )  # fmt: skip
+        {
+            "origin": dataset.origin,
+            "license": dataset.license,
+            "splits": splits,
+            "skipped": dataset.skipped,
+            "near_overlap": dataset.near_overlap,
+            "shapes": shapes.as_dict() if shapes else None,
+        },
+        "\n".join(dataset.notes()),
+        table,
+        shapes_line,
+        f"\nthe first prompt, {first.id}:",
+        loaded.prompt.resolve().render(first.dialogue) + first.references[0],
+        f"\nnext: neuron-sum train {recipe}",
+    )
 
 
 def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":

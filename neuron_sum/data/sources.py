@@ -199,8 +199,10 @@ def _csv_rows(path: Path, config: DataConfig) -> Rows:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            wanted = {config.columns.dialogue, *([config.columns.summary] if isinstance(config.columns.summary, str)
-                      else config.columns.summary)}  # fmt: skip
+            wanted = {
+                config.columns.dialogue,
+                *([config.columns.summary] if isinstance(config.columns.summary, str) else config.columns.summary),
+            }
             if missing := sorted(wanted - set(header)):
                 raise DataError(
                     f"{path.name}:1: missing column {', '.join(missing)}; there are {', '.join(header) or 'none'}",

@@ -135,10 +135,12 @@ def _check_neuron(machine: Machine, platform: Platform) -> list[Check]:
     if machine.neuron_devices == 0:
         checks.append(
             Check(
-                "neuron", "note", "no Neuron device: everything runs on this machine's CPU",
+                "neuron",
+                "note",
+                "no Neuron device: everything runs on this machine's CPU",
                 "`neuron-sum doctor RECIPE --instance ml.trn1.2xlarge` checks a recipe for one that has them",
             )
-        )  # fmt: skip
+        )
         if machine.packages.get("torch-xla") is not None:
             checks.append(Check("torch-xla", "note", f"{machine.packages['torch-xla']}, with no device to use"))
         if not installed:

@@ -81,9 +81,14 @@ def _check_training(
     longest = longest_row(recipe, decoder_only=is_decoder_only(config))
     checks = _check_layout(recipe, config, instance)
     memory = neuron_memory(
-        config, parameters, longest, recipe.train,
-        processes=instance.neuron_cores, core_available=instance.core_memory, host_available=instance.host_memory,
-    )  # fmt: skip
+        config,
+        parameters,
+        longest,
+        recipe.train,
+        processes=instance.neuron_cores,
+        core_available=instance.core_memory,
+        host_available=instance.host_memory,
+    )
     told = f"about {size(memory.core.memory)} of {size(memory.core_available)} ({memory.core.parts})"
     if recipe.train.shapes.plan == "packed" and recipe.train.shapes.sizes is None:
         told += f"; for rows of {longest}, and the data may choose longer ones: train.shapes.sizes sets them"
@@ -115,10 +120,12 @@ def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance
     if train.fsdp or train.deepspeed is not None:  # in a recipe for torch; with backend neuron it does not load
         checks.append(
             Check(
-                "sharding", "blocks", "fsdp and deepspeed are torch's; NeuronTrainer has ZeRO-1 and tensor parallelism",
+                "sharding",
+                "blocks",
+                "fsdp and deepspeed are torch's; NeuronTrainer has ZeRO-1 and tensor parallelism",
                 "train.fsdp=false train.deepspeed=null",
             )
-        )  # fmt: skip
+        )
     return checks
 
 

@@ -166,4 +166,4 @@ TRAPS = (
         "`neuron-sum compile verify` says what it costs in ROUGE, and refuses beyond --max-drop",
         "run on a CPU",
     ),
-)  # fmt: skip
+)

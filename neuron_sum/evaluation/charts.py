@@ -39,8 +39,15 @@ def rouge_chart(comparison: Comparison) -> str:
                 [score["value"] - score["low"] for score in scores],
                 [score["high"] - score["value"] for score in scores],
             ]
-            axes.barh(places, values, height=0.24, color=COLORS[offset], label=kind, xerr=errors,
-                      error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"})  # fmt: skip
+            axes.barh(
+                places,
+                values,
+                height=0.24,
+                color=COLORS[offset],
+                label=kind,
+                xerr=errors,
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"},
+            )
         axes.set_yticks(range(len(systems)), [_plain(evaluation.system.name) for evaluation in systems])
         axes.set_xlabel("F1, points")
         axes.set_xlim(left=0)
@@ -76,8 +83,14 @@ def length_chart(comparison: Comparison) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(height=0.9 + 0.4 * len(rows))
         names = [_plain(name) for name in reversed(rows)]
-        axes.boxplot(list(reversed(rows.values())), tick_labels=names, orientation="horizontal", showfliers=False,
-                     whis=(5, 95), medianprops={"color": COLORS[1]})  # fmt: skip
+        axes.boxplot(
+            list(reversed(rows.values())),
+            tick_labels=names,
+            orientation="horizontal",
+            showfliers=False,
+            whis=(5, 95),
+            medianprops={"color": COLORS[1]},
+        )
         axes.set_xlabel("words (box: half of the summaries; whiskers: 90 %)")
         axes.set_xlim(left=0)
         return _svg(figure)

@@ -82,10 +82,14 @@ def summarize(
     if made.hit_limit:
         console.warn(f"the summary ends at generate.max_new_tokens = {settings.generate.max_new_tokens}")
     console.emit(
-        {"summary_text": made.summary, "truncated": made.truncated, "input_tokens": made.input_tokens,
-         "output_tokens": made.output_tokens},
+        {
+            "summary_text": made.summary,
+            "truncated": made.truncated,
+            "input_tokens": made.input_tokens,
+            "output_tokens": made.output_tokens,
+        },
         made.summary,
-    )  # fmt: skip
+    )
 
 
 def _columns(prediction: str, references: list[str] | None, example_id: str, dialogue: str) -> "PredictionColumns":
@@ -95,9 +99,12 @@ def _columns(prediction: str, references: list[str] | None, example_id: str, dia
 
 
 def _compare(
-    specs: list[str], recipe_name: str | None, overrides: list[str] | None, output: Path | None,
+    specs: list[str],
+    recipe_name: str | None,
+    overrides: list[str] | None,
+    output: Path | None,
     columns: "PredictionColumns",
-) -> None:  # fmt: skip
+) -> None:
     from neuron_sum import files
     from neuron_sum.evaluation.render import render
     from neuron_sum.evaluation.report import write_report

@@ -39,9 +39,14 @@ class Evaluation:
 
 
 def evaluate_system(
-    system: System, recipe: Recipe, examples: Sequence[Example], folder: Path,
-    columns: PredictionColumns = DEFAULT_COLUMNS, base: RunFolder | None = None, data: str = "",
-) -> Evaluation:  # fmt: skip
+    system: System,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    folder: Path,
+    columns: PredictionColumns = DEFAULT_COLUMNS,
+    base: RunFolder | None = None,
+    data: str = "",
+) -> Evaluation:
     """Predicts where needed, scores, and writes predictions.jsonl (models) and metrics.json into a folder.
 
     Args:
@@ -76,9 +81,14 @@ def evaluate_system(
 
 
 def _metrics(
-    system: System, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Scores,
-    protocol: RougeProtocol, config: EvaluateConfig, base: RunFolder | None,
-) -> dict[str, Any]:  # fmt: skip
+    system: System,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    scores: Scores,
+    protocol: RougeProtocol,
+    config: EvaluateConfig,
+    base: RunFolder | None,
+) -> dict[str, Any]:
     summaries = [prediction.summary for prediction in predictions]
     words = [len(summary.split()) for summary in summaries]
     reference_words = [len(reference.split()) for example in examples for reference in example.references]

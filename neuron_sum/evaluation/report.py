@@ -31,9 +31,12 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
     runs = {evaluation.system.name: evaluation.system.run for evaluation in comparison.evaluations}
     logs = {name: files.read_jsonl(run.log) for name, run in runs.items() if run is not None}
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["size"] = console.size
     page = environment.get_template("report.html").render(
         title=title,

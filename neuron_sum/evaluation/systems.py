@@ -104,9 +104,13 @@ def _parse(spec: str, name: str | None) -> System:
 
 
 def predict(
-    system: System, recipe: Recipe, examples: Sequence[Example], columns: PredictionColumns, folder: Path,
+    system: System,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    columns: PredictionColumns,
+    folder: Path,
     base: RunFolder | None,
-) -> list[Prediction]:  # fmt: skip
+) -> list[Prediction]:
     """One prediction per example; a model's are taken from `folder` if the same weights and settings made them.
 
     Args:

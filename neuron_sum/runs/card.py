@@ -41,8 +41,12 @@ Made by neuron-sum from the recipe `{{ name }}` ({{ method }}), base model `{{ b
 {% endfor %}
 {% endif %}"""
 
-SPDX = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY-NC-ND 4.0": "cc-by-nc-nd-4.0", "CC BY 4.0": "cc-by-4.0",
-        "Apache-2.0": "apache-2.0"}  # fmt: skip
+SPDX = {
+    "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
+    "CC BY-NC-ND 4.0": "cc-by-nc-nd-4.0",
+    "CC BY 4.0": "cc-by-4.0",
+    "Apache-2.0": "apache-2.0",
+}
 
 
 def write_model_card(

@@ -21,14 +21,36 @@ PROCESSES = "processes.json"
 """Beside the training checkpoints, and removed with them."""
 
 OWN_NAMES = (
-    "recipe.yaml", "all_results.json", "log.jsonl", "base", "checkpoints", "checkpoint", "adapter", "tensorboard",
-    "evaluation", "merged", "artifacts", ".checkpoint.tmp", ".adapter.tmp", ".shards.tmp",
-)  # fmt: skip
+    "recipe.yaml",
+    "all_results.json",
+    "log.jsonl",
+    "base",
+    "checkpoints",
+    "checkpoint",
+    "adapter",
+    "tensorboard",
+    "evaluation",
+    "merged",
+    "artifacts",
+    ".checkpoint.tmp",
+    ".adapter.tmp",
+    ".shards.tmp",
+)
 """Everything that a run, its evaluations, its merge and its compiles write, and what a kill leaves of it."""
 
-MAY_CHANGE_ON_RESUME = ("name", "description", "train.logging_steps", "train.save_steps", "train.save_total_limit",
-                        "train.report_to", "train.neuron.cache_url", "generate.", "compile.", "serve.",
-                        "evaluate.")  # fmt: skip
+MAY_CHANGE_ON_RESUME = (
+    "name",
+    "description",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.report_to",
+    "train.neuron.cache_url",
+    "generate.",
+    "compile.",
+    "serve.",
+    "evaluate.",
+)
 """What does not change the weights that a resumed run ends with."""
 
 

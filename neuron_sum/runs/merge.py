@@ -37,9 +37,12 @@ def merge_run(run: RunFolder, output: Path) -> float:
     model, tokenizer = load_trained(run)
     examples = load_dataset(run.recipe.data)["train"][:PROBE_EXAMPLES]
     probe = encode(
-        examples, tokenizer, run.recipe.prompt.resolve(), run.recipe.data,
+        examples,
+        tokenizer,
+        run.recipe.prompt.resolve(),
+        run.recipe.data,
         decoder_only=models.is_decoder_only(model.config),
-    )  # fmt: skip
+    )
     batch = transformers.DataCollatorForSeq2Seq(tokenizer)(list(probe.features))
     merged, difference = adapters.merge(model, dict(batch))
     with files.new_folder(output) as folder:

@@ -191,6 +191,8 @@ def _check(manifest: Manifest, core: int) -> None:
     check_family(manifest)
     fewer = max((visible_cores() or 1) - 1, 0)
     check_cores(
-        core, 1, f"compilation.core is {core}, counted from 0",
+        core,
+        1,
+        f"compilation.core is {core}, counted from 0",
         f"compile.neuron.core={fewer} or less, or more cores in {VISIBLE}",
-    )  # fmt: skip
+    )

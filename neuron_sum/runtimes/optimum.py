@@ -46,8 +46,11 @@ NOISE = (
     "Padding input tensors",
 )
 SPEAKERS = (
-    "Neuron", "transformers.generation.utils", "optimum.neuron.generation.utils", "optimum.neuron.modeling_traced",
-)  # fmt: skip
+    "Neuron",
+    "transformers.generation.utils",
+    "optimum.neuron.generation.utils",
+    "optimum.neuron.modeling_traced",
+)
 """What these loggers say at every call, about arguments that transformers or upstream itself passes."""
 
 
@@ -195,16 +198,21 @@ class OptimumGenerator:
         beams = settings.model_dump(include={"num_beams", "length_penalty", "early_stopping"})
         config = self._config(eos, **beams if settings.num_beams > 1 else {})
         made = self.model.generate(
-            input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config,
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=config,
             max_length=1 + settings.max_new_tokens,  # the start token counts
-        )  # fmt: skip
+        )
         return [row[1:] for row in made.tolist()]
 
     def _config(self, eos: int, **settings: Any) -> GenerationConfig:
         return GenerationConfig(
-            **settings, do_sample=False, pad_token_id=self.tokens.pad, eos_token_id=eos,
+            **settings,
+            do_sample=False,
+            pad_token_id=self.tokens.pad,
+            eos_token_id=eos,
             decoder_start_token_id=self.tokens.decoder_start,
-        )  # fmt: skip
+        )
 
 
 def check_settings(settings: GenerateConfig) -> None:
@@ -244,9 +252,11 @@ def _check_machine(manifest: Manifest, needed: int) -> None:
     """What can be told without an import of upstream's, which may bring torch_neuronx."""
     check_family(manifest)
     check_cores(
-        0, needed, f"compilation.tensor_parallel_size: compiled for {needed} NeuronCores",
+        0,
+        needed,
+        f"compilation.tensor_parallel_size: compiled for {needed} NeuronCores",
         f"{VISIBLE}=0-{needed - 1}, or compile again with compile.neuron.tensor_parallel_size=1",
-    )  # fmt: skip
+    )
     if "," in (listed := os.environ.get(VISIBLE, "")):  # get_available_cores: a list counts as one, or does not parse
         raise PlatformError(
             f"{VISIBLE}={listed}: optimum-neuron reads one core or a range", f"{VISIBLE}=0, or 0-1 for two"

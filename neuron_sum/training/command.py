@@ -47,9 +47,13 @@ def train(
 
     if dry_run:
         prepared = training.prepare(
-            resolved, folder, resume=resume, overwrite=overwrite, force=force,
+            resolved,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            force=force,
             processes=launch.planned_processes(resolved.train, processes),
-        )  # fmt: skip
+        )
         expected = {**prepared.estimate.as_dict(), "seconds": prepared.seconds}
         console.emit(
             {"run": str(folder), "shapes": prepared.shapes.as_dict(), "estimate": expected},

@@ -110,9 +110,7 @@ def train(
     return run
 
 
-def check_before_start(
-    recipe: Recipe, output: Path | None, processes: int, *, resume: bool, overwrite: bool
-) -> None:  # fmt: skip
+def check_before_start(recipe: Recipe, output: Path | None, processes: int, *, resume: bool, overwrite: bool) -> None:
     """What one process can refuse before it starts others, which all load everything first.
 
     Args:
@@ -134,9 +132,15 @@ def check_before_start(
 
 
 def prepare(
-    recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False,
-    processes: int | None = None, say: Callable[[str], None] = console.note,
-) -> Prepared:  # fmt: skip
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    processes: int | None = None,
+    say: Callable[[str], None] = console.note,
+) -> Prepared:
     """Loads and checks everything, and tells what the run will take; writes nothing.
 
     Args:

@@ -17,7 +17,7 @@ SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpo
 
 def caller_policy(
     site: AwsContext, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None, reads: Sequence[str] = ()
-) -> Policy:  # fmt: skip
+) -> Policy:
     """What whoever runs `neuron-sum aws …` may do.
 
     Args:
@@ -30,14 +30,23 @@ def caller_policy(
     arn = site.arn
     ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
     roles, s3 = site.role_arn("*"), site.s3_arn(bucket)
-    groups = [*(arn("logs", f"log-group:{group}") for group in LOG_GROUPS),
-              *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS)]  # fmt: skip
+    groups = [
+        *(arn("logs", f"log-group:{group}") for group in LOG_GROUPS),
+        *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS),
+    ]
     passed = [roles, *([role_arn] if role_arn is not None else [])]
     # Volumes and repositories take grants; the key's own policy must allow the caller, too.
-    key = [] if kms_key is None else [
-        allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant", "kms:DescribeKey"],
-              [key_arn(kms_key, site)])
-    ]  # fmt: skip
+    key = (
+        []
+        if kms_key is None
+        else [
+            allow(
+                "Key",
+                ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant", "kms:DescribeKey"],
+                [key_arn(kms_key, site)],
+            )
+        ]
+    )
     asked = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
     tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
     return policy(
@@ -45,94 +54,145 @@ def caller_policy(
         allow(
             "EndOurs",
             [
-                "sagemaker:StopTrainingJob", "sagemaker:StopTransformJob", "sagemaker:DeleteModel",
-                "sagemaker:DeleteEndpoint", "sagemaker:DeleteEndpointConfig",
+                "sagemaker:StopTrainingJob",
+                "sagemaker:StopTransformJob",
+                "sagemaker:DeleteModel",
+                "sagemaker:DeleteEndpoint",
+                "sagemaker:DeleteEndpointConfig",
             ],
-            ours, tagged,
+            ours,
+            tagged,
         ),
         allow(
-            "LookAtOurs", [*(f"sagemaker:Describe{noun}" for noun in CREATED), "sagemaker:ListTags",
-                           "sagemaker:InvokeEndpoint",
-                           # Autoscaling acts with the caller's right to it.
-                           "sagemaker:UpdateEndpointWeightsAndCapacities"], ours,
+            "LookAtOurs",
+            [
+                *(f"sagemaker:Describe{noun}" for noun in CREATED),
+                "sagemaker:ListTags",
+                "sagemaker:InvokeEndpoint",
+                # Autoscaling acts with the caller's right to it.
+                "sagemaker:UpdateEndpointWeightsAndCapacities",
+            ],
+            ours,
         ),
         allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], asked),
         allow(
             "RoleKeeping",
             [
-                "iam:GetRole", "iam:PutRolePolicy", "iam:ListRolePolicies", "iam:DeleteRolePolicy", "iam:DeleteRole",
-                "iam:ListAttachedRolePolicies", "iam:DetachRolePolicy",
+                "iam:GetRole",
+                "iam:PutRolePolicy",
+                "iam:ListRolePolicies",
+                "iam:DeleteRolePolicy",
+                "iam:DeleteRole",
+                "iam:ListAttachedRolePolicies",
+                "iam:DetachRolePolicy",
             ],
             [roles],
         ),
         allow(
-            "PassToServices", ["iam:PassRole"], passed,
+            "PassToServices",
+            ["iam:PassRole"],
+            passed,
             {"StringEquals": {"iam:PassedToService": [f"{service}.amazonaws.com" for service in SERVICES]}},
         ),
         allow(
             "Bucket",
             [
-                "s3:CreateBucket", "s3:ListBucket", "s3:PutBucketTagging", "s3:PutBucketPublicAccessBlock",
-                "s3:PutLifecycleConfiguration", "s3:ListBucketMultipartUploads", "s3:DeleteBucket",
-                "s3:GetBucketTagging", "s3:GetLifecycleConfiguration", "s3:GetEncryptionConfiguration",
+                "s3:CreateBucket",
+                "s3:ListBucket",
+                "s3:PutBucketTagging",
+                "s3:PutBucketPublicAccessBlock",
+                "s3:PutLifecycleConfiguration",
+                "s3:ListBucketMultipartUploads",
+                "s3:DeleteBucket",
+                "s3:GetBucketTagging",
+                "s3:GetLifecycleConfiguration",
+                "s3:GetEncryptionConfiguration",
                 "s3:PutEncryptionConfiguration",
             ],
             [s3],
         ),
         allow(
-            "Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
+            "Objects",
+            ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
             [f"{s3}/{PREFIX}/*"],
         ),
         allow(
-            "Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream", "logs:DeleteLogGroup"],
+            "Logs",
+            ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream", "logs:DeleteLogGroup"],
             [f"{group}:*" for group in groups],  # so CloudWatch wants it, for groups and for streams
         ),
         allow(
             "Expiry",
-            ["scheduler:CreateSchedule", "scheduler:UpdateSchedule", "scheduler:GetSchedule",
-             "scheduler:DeleteSchedule"],
+            [
+                "scheduler:CreateSchedule",
+                "scheduler:UpdateSchedule",
+                "scheduler:GetSchedule",
+                "scheduler:DeleteSchedule",
+            ],
             [arn("scheduler", f"schedule/default/{PREFIX}-*")],
         ),
         allow(
             "Builds",
             [
-                "codebuild:CreateProject", "codebuild:DeleteProject", "codebuild:StartBuild", "codebuild:StopBuild",
-                "codebuild:BatchGetProjects", "codebuild:BatchGetBuilds", "codebuild:ListBuildsForProject",
+                "codebuild:CreateProject",
+                "codebuild:DeleteProject",
+                "codebuild:StartBuild",
+                "codebuild:StopBuild",
+                "codebuild:BatchGetProjects",
+                "codebuild:BatchGetBuilds",
+                "codebuild:ListBuildsForProject",
             ],
             [arn("codebuild", f"project/{PREFIX}-*")],
         ),
         allow(
             "Repository",
             [
-                "ecr:CreateRepository", "ecr:TagResource", "ecr:DescribeRepositories", "ecr:ListTagsForResource",
-                "ecr:DescribeImages", "ecr:DeleteRepository",
+                "ecr:CreateRepository",
+                "ecr:TagResource",
+                "ecr:DescribeRepositories",
+                "ecr:ListTagsForResource",
+                "ecr:DescribeImages",
+                "ecr:DeleteRepository",
             ],
             [arn("ecr", f"repository/{REPOSITORY}")],
         ),
         allow(
             "Autoscaling",
-            ["application-autoscaling:RegisterScalableTarget", "application-autoscaling:DeregisterScalableTarget",
-             "application-autoscaling:PutScalingPolicy", "application-autoscaling:TagResource"],
+            [
+                "application-autoscaling:RegisterScalableTarget",
+                "application-autoscaling:DeregisterScalableTarget",
+                "application-autoscaling:PutScalingPolicy",
+                "application-autoscaling:TagResource",
+            ],
             [arn("application-autoscaling", "scalable-target/*")],
         ),
         # Target tracking makes its alarms with the caller's rights, and its own role on first use.
-        allow("ScalingAlarms", ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
-              [arn("cloudwatch", "alarm:TargetTracking-endpoint/*")]),
         allow(
-            "ScalingRole", ["iam:CreateServiceLinkedRole"],
+            "ScalingAlarms",
+            ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
+            [arn("cloudwatch", "alarm:TargetTracking-endpoint/*")],
+        ),
+        allow(
+            "ScalingRole",
+            ["iam:CreateServiceLinkedRole"],
             [site.iam_arn("role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*")],
         ),
         # None of these takes a resource's name.
         allow(
             "ListAndPrices",
             [
-                *(f"sagemaker:List{noun}s" for noun in (*CREATED, "NotebookInstance", "App")), "iam:ListRoles",
-                "scheduler:ListSchedules", "codebuild:ListProjects", "logs:DescribeLogGroups",
-                "application-autoscaling:DescribeScalableTargets", "cloudwatch:DescribeAlarms", "pricing:GetProducts",
+                *(f"sagemaker:List{noun}s" for noun in (*CREATED, "NotebookInstance", "App")),
+                "iam:ListRoles",
+                "scheduler:ListSchedules",
+                "codebuild:ListProjects",
+                "logs:DescribeLogGroups",
+                "application-autoscaling:DescribeScalableTargets",
+                "cloudwatch:DescribeAlarms",
+                "pricing:GetProducts",
                 "servicequotas:ListServiceQuotas",
             ],
             ["*"],
         ),
         *key,
         *read_statements(site, reads),
-    )  # fmt: skip
+    )

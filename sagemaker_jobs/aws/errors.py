@@ -5,31 +5,60 @@ import re
 from neuron_sum.errors import AwsError
 
 EXPIRED = (
-    "ExpiredToken", "ExpiredTokenException", "RequestExpired", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "UnauthorizedSSOTokenError",
+    "SSOTokenLoadError",
     "TokenRetrievalError",
-)  # fmt: skip
+)
 UNKNOWN_KEY = (
-    "InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure",
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthFailure",
     "IncompleteSignature",
-)  # fmt: skip
+)
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
 THROTTLED = (
-    "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException", "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+    "SlowDown",
     "RequestLimitExceeded",
-)  # fmt: skip
+)
 MISSING = (
-    "404", "NoSuchBucket", "NoSuchKey", "NoSuchEntity", "ResourceNotFound", "ResourceNotFoundException",
-    "ObjectNotFoundException", "RepositoryNotFoundException", "ImageNotFoundException",
-)  # fmt: skip
+    "404",
+    "NoSuchBucket",
+    "NoSuchKey",
+    "NoSuchEntity",
+    "ResourceNotFound",
+    "ResourceNotFoundException",
+    "ObjectNotFoundException",
+    "RepositoryNotFoundException",
+    "ImageNotFoundException",
+)
 TAKEN = (
-    "ResourceInUse", "EntityAlreadyExists", "BucketAlreadyOwnedByYou", "ConflictException",
-    "ResourceAlreadyExistsException", "RepositoryAlreadyExistsException",
-)  # fmt: skip
+    "ResourceInUse",
+    "EntityAlreadyExists",
+    "BucketAlreadyOwnedByYou",
+    "ConflictException",
+    "ResourceAlreadyExistsException",
+    "RepositoryAlreadyExistsException",
+)
 UNREACHED = (
-    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "ConnectionError",
-    "HTTPClientError", "ProxyConnectionError", "SSLError",
-)  # fmt: skip
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "ConnectionClosedError",
+    "ConnectionError",
+    "HTTPClientError",
+    "ProxyConnectionError",
+    "SSLError",
+)
 ASSUME_ROLE = re.compile(
     r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
 )

@@ -44,9 +44,12 @@ def patiently(look: Callable[[], Seen], what: str, say: Callable[[str], None], e
             say(f"{what} goes on, unseen: {error.message}; it is asked for again, for up to {duration(PATIENCE_S)}")
 
     again = Retrying(
-        retry=retry_if_exception(_passing), stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(every_s),
-        before_sleep=told, reraise=True,
-    )  # fmt: skip
+        retry=retry_if_exception(_passing),
+        stop=stop_after_delay(PATIENCE_S),
+        wait=wait_fixed(every_s),
+        before_sleep=told,
+        reraise=True,
+    )
     try:
         return again(look)
     except AwsError as error:
@@ -114,9 +117,12 @@ class Log:
         """
         try:
             streams = self._account.pages(
-                "logs", "describe_log_streams", "logStreams",
-                logGroupName=self.group, logStreamNamePrefix=self.begins,
-            )  # fmt: skip
+                "logs",
+                "describe_log_streams",
+                "logStreams",
+                logGroupName=self.group,
+                logStreamNamePrefix=self.begins,
+            )
             for stream in sorted(item["logStreamName"] for item in streams):
                 yield from self._read(stream)
         except Refused as refused:
@@ -127,9 +133,13 @@ class Log:
         while True:
             token = self._tokens.get(stream)
             page = self._account.call(
-                "logs", "get_log_events", logGroupName=self.group, logStreamName=stream, startFromHead=True,
+                "logs",
+                "get_log_events",
+                logGroupName=self.group,
+                logStreamName=stream,
+                startFromHead=True,
                 **({"nextToken": token} if token else {}),
-            )  # fmt: skip
+            )
             lines = [event["message"].rstrip("\n") for event in page["events"]]
             self._tokens[stream] = page["nextForwardToken"]
             self.lines = (self.lines + lines)[-LOG_KEPT:]

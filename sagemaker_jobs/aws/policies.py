@@ -23,10 +23,16 @@ PRIVATE_IMAGE = re.compile(
 """The full name of an image in a registry of AWS's."""
 
 NETWORK_ACTIONS = (
-    "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
-    "ec2:DeleteNetworkInterfacePermission", "ec2:DescribeNetworkInterfaces", "ec2:DescribeVpcs",
-    "ec2:DescribeDhcpOptions", "ec2:DescribeSubnets", "ec2:DescribeSecurityGroups",
-)  # fmt: skip
+    "ec2:CreateNetworkInterface",
+    "ec2:CreateNetworkInterfacePermission",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DeleteNetworkInterfacePermission",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeVpcs",
+    "ec2:DescribeDhcpOptions",
+    "ec2:DescribeSubnets",
+    "ec2:DescribeSecurityGroups",
+)
 
 
 def trust_policy(account: str) -> Policy:
@@ -36,7 +42,7 @@ def trust_policy(account: str) -> Policy:
 
 def job_policy(
     site: AwsContext, bucket: str, *, run: Run | None = None, isolation: NetworkSecurity | None = None
-) -> Policy:  # fmt: skip
+) -> Policy:
     """What a job may do: read inputs, write its own run, log, pull AWS's image.
 
     Args:
@@ -65,15 +71,18 @@ def job_policy(
         ),
         # No resource can be named: PutMetricData and GetAuthorizationToken have none.
         allow(
-            "Metrics", ["cloudwatch:PutMetricData"], ["*"],
+            "Metrics",
+            ["cloudwatch:PutMetricData"],
+            ["*"],
             {"StringEquals": {"cloudwatch:namespace": list(LOG_GROUPS)}},
         ),
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow(
-            "Image", list(PULL_ACTIONS),
+            "Image",
+            list(PULL_ACTIONS),
             [*images, site.arn("ecr", f"repository/{PREFIX}*")],
         ),
-    ]  # fmt: skip
+    ]
     return policy(*statements, *extra_statements(site, isolation or NetworkSecurity()))
 
 
@@ -84,7 +93,7 @@ def registry_of_aws(site: AwsContext) -> AwsContext:
 
 def extra_statements(
     site: AwsContext, isolation: NetworkSecurity, *, reads: Sequence[str] = (), image: str | None = None
-) -> list[Policy]:  # fmt: skip
+) -> list[Policy]:
     """What one command's job needs beyond every job's.
 
     Args:
@@ -142,9 +151,14 @@ def build_trust_policy(account: str) -> Policy:
 
 
 def build_policy(
-    site: AwsContext, bucket: str, *, key: str | None = None, project: str | None = None,
-    private: Sequence[tuple[str, ...]] = (), kms_key: str | None = None,
-) -> Policy:  # fmt: skip
+    site: AwsContext,
+    bucket: str,
+    *,
+    key: str | None = None,
+    project: str | None = None,
+    private: Sequence[tuple[str, ...]] = (),
+    kms_key: str | None = None,
+) -> Policy:
     """What a build may do: read its context, push to the one repository, write its own log.
 
     Args:
@@ -160,15 +174,16 @@ def build_policy(
     pushed = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
     own = [site.arn("ecr", f"repository/{PREFIX}")]
     statements = [
-        allow("ReadContext", ["s3:GetObject", "s3:GetObjectVersion"],
-              [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]),
+        allow(
+            "ReadContext", ["s3:GetObject", "s3:GetObjectVersion"], [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]
+        ),
         # CodeBuild looks whose the bucket of its source is, and where.
         allow("LookAtBucket", ["s3:GetBucketAcl", "s3:GetBucketLocation"], [s3]),
         allow("Push", [*PULL_ACTIONS, *pushed], own),
         # No resource can be named.
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow("Logs", ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], [logs, f"{logs}:*"]),
-    ]  # fmt: skip
+    ]
     if private:
         bases = [
             replace(site, account=owner, region=where).arn("ecr", f"repository/{name}")
@@ -220,12 +235,13 @@ def endpoint_policy(
         ),
         allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
         allow(
-            "EndedContainer", list(PULL_ACTIONS),
+            "EndedContainer",
+            list(PULL_ACTIONS),
             [registry_of_aws(site).arn("ecr", f"repository/{name}") for name in sorted(ended)],
         ),
         *pulling,
         *extra_statements(site, isolation or NetworkSecurity(), image=image),
-    )  # fmt: skip
+    )
 
 
 def scheduler_trust(account: str) -> Policy:
@@ -245,7 +261,7 @@ def expiry_policy(run: Run, site: AwsContext) -> Policy:
 
 def role_policies(
     site: AwsContext, bucket: str, isolation: NetworkSecurity, reads: Sequence[str] = ()
-) -> dict[str, dict[str, Policy]]:  # fmt: skip
+) -> dict[str, dict[str, Policy]]:
     """Trust and policy of every role that the commands make, for any run: for those who make roles themselves.
 
     Args:

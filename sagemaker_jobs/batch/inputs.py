@@ -51,9 +51,7 @@ def find_texts(given: str, account: Account | None, place: Destination) -> Texts
     if path.is_file():
         found = {path.name: path}
     else:
-        found = {
-            file.relative_to(path).as_posix().replace("/", "-"): file for file in sorted(path.rglob("*.jsonl"))
-        }  # fmt: skip
+        found = {file.relative_to(path).as_posix().replace("/", "-"): file for file in sorted(path.rglob("*.jsonl"))}
         if not found:
             raise DataError(f"{path} holds no .jsonl file", "a .jsonl file, a folder of them, or s3://BUCKET/PREFIX/")
     lines = {name: _checked_lines(file) for name, file in found.items()}

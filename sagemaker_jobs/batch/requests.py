@@ -50,9 +50,14 @@ def create_model(
         AwsError: If SageMaker would refuse it.
     """
     return endpoint_requests.create_model(
-        run, place, image=image, model_data=model_data, environment={}, isolation=isolation,
+        run,
+        place,
+        image=image,
+        model_data=model_data,
+        environment={},
+        isolation=isolation,
         name=run.name("batch-model", attempt),
-    )  # fmt: skip
+    )
 
 
 def create_transform_job(
@@ -123,6 +128,9 @@ def create_stop(run: Run, *, at: datetime, role_arn: str, attempt: int = 1) -> R
         attempt: From 1.
     """
     return create_ending(
-        run.name("batch-expiry", attempt), at=at, role_arn=role_arn, target=STOP_TARGET,
+        run.name("batch-expiry", attempt),
+        at=at,
+        role_arn=role_arn,
+        target=STOP_TARGET,
         given={"TransformJobName": run.name("batch", attempt)},
-    )  # fmt: skip
+    )

@@ -117,9 +117,14 @@ def launch(
         run, place, image=image, model_data=address, isolation=isolation, attempt=attempt
     )
     job = batch_requests.create_transform_job(
-        run, place, instance=options.instance, instances=options.instances, source=texts.address, isolation=isolation,
+        run,
+        place,
+        instance=options.instance,
+        instances=options.instances,
+        source=texts.address,
+        isolation=isolation,
         attempt=attempt,
-    )  # fmt: skip
+    )
     stopper = options.expiry_role_arn or place.site.role_arn(run.name("expiry-role"))
     ends = now + timedelta(hours=options.max_hours)
     stop = batch_requests.create_stop(run, at=ends, role_arn=stopper, attempt=attempt)
@@ -137,17 +142,33 @@ def launch(
         tuple(channel for channel in (source.channel, texts.channel) if channel is not None),
         () if options.bucket else bucket_calls(place, options.isolation.kms_key),
         (
-            *(() if options.role_arn else job_role_calls(
-                run, place, isolation, stage="batch",
-                reads=place.not_ours(run, (address, texts.address)), image=image,
-            )),
-            *(() if options.expiry_role_arn else role_calls(
-                run, place.site.region, policies.scheduler_trust(place.site.account),
-                policies.one_off_policy("sagemaker:StopTransformJob", jobs), "expiry-role", policy_name="batch",
-            )),
+            *(
+                ()
+                if options.role_arn
+                else job_role_calls(
+                    run,
+                    place,
+                    isolation,
+                    stage="batch",
+                    reads=place.not_ours(run, (address, texts.address)),
+                    image=image,
+                )
+            ),
+            *(
+                ()
+                if options.expiry_role_arn
+                else role_calls(
+                    run,
+                    place.site.region,
+                    policies.scheduler_trust(place.site.account),
+                    policies.one_off_policy("sagemaker:StopTransformJob", jobs),
+                    "expiry-role",
+                    policy_name="batch",
+                )
+            ),
         ),
         encryption_of(isolation),
-    )  # fmt: skip
+    )
 
 
 def place_for(run: Run, options: Options, site: AwsContext) -> Destination:

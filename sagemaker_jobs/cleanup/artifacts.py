@@ -82,7 +82,7 @@ def stored(account: Account, bucket: str, run: str | None) -> list[Stored]:
 
 def remove_artifacts(
     account: Account, ledger: Ledger, bucket: str, run: str | None, *, whole_bucket: bool
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Deletes what a run wrote, or everything of ours, with its logs.
 
     Args:
@@ -100,10 +100,14 @@ def remove_artifacts(
     """
     keys = [item["Key"] for prefix in _prefixes(run) for item in _objects(account, bucket, prefix)]
     refused, versions = _delete_objects(account, bucket, keys)
-    stays = [
-        f"the old versions of {versions:,} objects, which are still paid: s3://{bucket} keeps them until a lifecycle "
-        "rule of it (NoncurrentVersionExpiration) deletes them"
-    ] if versions else []  # fmt: skip
+    stays = (
+        [
+            f"the old versions of {versions:,} objects, which are still billed: s3://{bucket} keeps them until a "
+            "lifecycle rule (NoncurrentVersionExpiration) deletes them"
+        ]
+        if versions
+        else []
+    )
     for group, streams in _shared_streams(account, run):
         for stream in streams:
             account.call("logs", "delete_log_stream", logGroupName=group, logStreamName=stream)
@@ -218,6 +222,4 @@ def _shared_streams(account: Account, run: str | None) -> Iterator[tuple[str, li
 
 def _own_groups(account: Account, run: str | None) -> Iterator[dict[str, Any]]:
     for begins in OWN_LOG_GROUPS:
-        yield from account.pages(
-            "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=begins + _begins(run)
-        )  # fmt: skip
+        yield from account.pages("logs", "describe_log_groups", "logGroups", logGroupNamePrefix=begins + _begins(run))

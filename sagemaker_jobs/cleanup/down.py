@@ -67,7 +67,7 @@ def check_known(account: Account, ledger: Ledger, bucket: str, run: str) -> None
 
 def remove(
     account: Account, ledger: Ledger, run: str | None, say: Callable[[str], None], *, every_s: float
-) -> list[Resource]:  # fmt: skip
+) -> list[Resource]:
     """Ends what is paid by the hour, waits until it is gone (until then it is paid), and deletes the rest.
 
     What AWS refuses for one thing, or a service that does not answer, does not keep the others from being removed; but

@@ -94,9 +94,13 @@ def _notebooks(account: Account) -> Iterator[Resource]:
     listing = account.pages("sagemaker", "list_notebook_instances", "NotebookInstances", StatusEquals="InService")
     for item in listing:
         yield Resource(
-            "notebook-instance", item["NotebookInstanceName"], None, item["NotebookInstanceStatus"],
-            hours_since(item["LastModifiedTime"]), item["InstanceType"],
-        )  # fmt: skip
+            "notebook-instance",
+            item["NotebookInstanceName"],
+            None,
+            item["NotebookInstanceStatus"],
+            hours_since(item["LastModifiedTime"]),
+            item["InstanceType"],
+        )
 
 
 def _apps(account: Account) -> Iterator[Resource]:
@@ -104,6 +108,10 @@ def _apps(account: Account) -> Iterator[Resource]:
         instance = (item.get("ResourceSpec") or {}).get("InstanceType")
         if item["Status"] in ("InService", "Pending") and instance != "system":  # which costs nothing
             yield Resource(
-                "studio-app", f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}", None,
-                item["Status"], hours_since(item["CreationTime"]), instance,
-            )  # fmt: skip
+                "studio-app",
+                f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}",
+                None,
+                item["Status"],
+                hours_since(item["CreationTime"]),
+                instance,
+            )

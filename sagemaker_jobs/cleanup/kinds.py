@@ -93,7 +93,7 @@ def hours_since(then: datetime) -> float:
 
 def _sagemaker_list(
     operation: str, summaries: str, name_key: str, arn_key: str, states: tuple[str, ...] = ()
-) -> Callable[[Account, str | None], Iterator[tuple[str, str]]]:  # fmt: skip
+) -> Callable[[Account, str | None], Iterator[tuple[str, str]]]:
     """A listing of SageMaker's, told to be ours by name and tag."""
 
     def listed(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
@@ -139,9 +139,7 @@ def _describe(account: Account, operation: str, **asked: str) -> dict[str, Any] 
     return None
 
 
-def _job_seen(
-    kind: str, operation: str, noun: str, resources: str
-) -> Callable[[Account, str, str], Resource | None]:  # fmt: skip
+def _job_seen(kind: str, operation: str, noun: str, resources: str) -> Callable[[Account, str, str], Resource | None]:
     """A job while it runs: one that has ended is a record, which costs nothing."""
 
     def seen(account: Account, name: str, run: str) -> Resource | None:
@@ -150,9 +148,14 @@ def _job_seen(
             return None
         used = described[resources]
         return Resource(
-            kind, name, run, described.get("SecondaryStatus", described[f"{noun}Status"]),
-            hours_since(described["CreationTime"]), used["InstanceType"], used["InstanceCount"],
-        )  # fmt: skip
+            kind,
+            name,
+            run,
+            described.get("SecondaryStatus", described[f"{noun}Status"]),
+            hours_since(described["CreationTime"]),
+            used["InstanceType"],
+            used["InstanceCount"],
+        )
 
     return seen
 
@@ -180,9 +183,15 @@ def _endpoint_seen(account: Account, name: str, run: str) -> Resource | None:
     running = next(iter(endpoint.get("ProductionVariants") or [{}]))
     count = running.get("CurrentInstanceCount") or variant.get("InitialInstanceCount", 1)
     return Resource(
-        "endpoint", name, run, endpoint["EndpointStatus"], hours_since(endpoint["CreationTime"]),
-        variant.get("InstanceType"), count, _expiry(account, name),
-    )  # fmt: skip
+        "endpoint",
+        name,
+        run,
+        endpoint["EndpointStatus"],
+        hours_since(endpoint["CreationTime"]),
+        variant.get("InstanceType"),
+        count,
+        _expiry(account, name),
+    )
 
 
 def _expiry(account: Account, endpoint: str) -> str | None:
@@ -206,8 +215,14 @@ def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
         if not refused.missing:
             raise
         return None
-    return Resource("schedule", name, run, schedule["State"].lower(), hours_since(schedule["CreationDate"]),
-                 ends=f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
+    return Resource(
+        "schedule",
+        name,
+        run,
+        schedule["State"].lower(),
+        hours_since(schedule["CreationDate"]),
+        ends=f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}",
+    )
 
 
 def _schedule_end(account: Account, name: str) -> None:
@@ -220,9 +235,12 @@ def _schedule_end(account: Account, name: str) -> None:
 
 def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages(
-        "application-autoscaling", "describe_scalable_targets", "ScalableTargets", ServiceNamespace=NAMESPACE,
+        "application-autoscaling",
+        "describe_scalable_targets",
+        "ScalableTargets",
+        ServiceNamespace=NAMESPACE,
         ScalableDimension=DIMENSION,
-    )  # fmt: skip
+    )
     for target in listing:
         for _, owner in _named(iter([target["ResourceId"].split("/")[1]]), run):
             yield target["ResourceId"], owner
@@ -230,9 +248,12 @@ def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, s
 
 def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
     targets = account.call(
-        "application-autoscaling", "describe_scalable_targets", ServiceNamespace=NAMESPACE, ResourceIds=[name],
+        "application-autoscaling",
+        "describe_scalable_targets",
+        ServiceNamespace=NAMESPACE,
+        ResourceIds=[name],
         ScalableDimension=DIMENSION,
-    )["ScalableTargets"]  # fmt: skip
+    )["ScalableTargets"]
     return Resource("scaling-target", name, run, "there", hours_since(targets[0]["CreationTime"])) if targets else None
 
 
@@ -240,9 +261,12 @@ def _scaling_end(account: Account, name: str) -> None:
     """Its policies and their alarms go with it."""
     try:
         account.call(
-            "application-autoscaling", "deregister_scalable_target", ServiceNamespace=NAMESPACE, ResourceId=name,
+            "application-autoscaling",
+            "deregister_scalable_target",
+            ServiceNamespace=NAMESPACE,
+            ResourceId=name,
             ScalableDimension=DIMENSION,
-        )  # fmt: skip
+        )
     except Refused as refused:
         if not refused.missing:
             raise
@@ -280,8 +304,14 @@ def _build_seen(account: Account, name: str, run: str) -> Resource | None:
     if not found or found[0]["buildStatus"] != "IN_PROGRESS":
         return None
     [build] = found
-    return Resource("build", name, run, build.get("currentPhase", "IN_PROGRESS"), hours_since(build["startTime"]),
-                 build["environment"]["computeType"])  # fmt: skip
+    return Resource(
+        "build",
+        name,
+        run,
+        build.get("currentPhase", "IN_PROGRESS"),
+        hours_since(build["startTime"]),
+        build["environment"]["computeType"],
+    )
 
 
 def _roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:

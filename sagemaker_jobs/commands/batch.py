@@ -98,7 +98,7 @@ def batch(
         raise AwsError(f"{folder} is there and not empty", "--output FOLDER for the answers")
     launch = batches.launch(
         run, attempt, model, found, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
-    )  # fmt: skip
+    )
     price = price_list.price_of(instance, price_list.TRANSFORM, None if offline else account)
     priced = lifetime.transform_plan(launch, options, price, expected_hours)
     job = launch.calls[-1]
@@ -126,9 +126,14 @@ def batch(
             )
             return
         ended = following.follow(
-            account, job.name, console.note, every_s=every, price=price, kind=following.TRANSFORM,
+            account,
+            job.name,
+            console.note,
+            every_s=every,
+            price=price,
+            kind=following.TRANSFORM,
             on_end=lambda _: batches.clear(account, ledger, launch),
-        )  # fmt: skip
+        )
         answers = batches.fetch(account, launch, found, folder)
     if answers.errors:
         console.warn(
@@ -137,9 +142,13 @@ def batch(
         )
     console.emit(
         {
-            **told, "status": ended.status, "seconds": ended.seconds, "files": [str(path) for path in answers.files],
-            "lines": answers.lines, "errors": len(answers.errors),
+            **told,
+            "status": ended.status,
+            "seconds": ended.seconds,
+            "files": [str(path) for path in answers.files],
+            "lines": answers.lines,
+            "errors": len(answers.errors),
         },
         f"{answers.lines:,} answers in {console.duration(ended.seconds)}: {folder}, and {address}\n"
         f"next: neuron-sum aws down {run.id} removes the run's roles",
-    )  # fmt: skip
+    )

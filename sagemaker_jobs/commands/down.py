@@ -61,10 +61,11 @@ def down(
     console.emit(
         {
             "removed": [item.as_dict() for item in removed],
-            "artifacts": [each.as_dict() for each in kept], "artifacts_deleted": artifacts,
+            "artifacts": [each.as_dict() for each in kept],
+            "artifacts_deleted": artifacts,
             "stays": stays,
         },
         f"removed {len(removed)}; nothing of {run or 'ours'} is left in {account.region}",
         *(f"{what}: {each}" for each in kept),
         *(f"stays: {each}" for each in stays),
-    )  # fmt: skip
+    )

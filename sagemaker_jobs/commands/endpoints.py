@@ -96,9 +96,16 @@ def deploy(
     if len(sources) > 1 and not multi_model:
         raise AwsError(f"{len(sources)} models for one endpoint", "--multi-model, or a deploy for each")
     hosting = endpoint.EndpointOptions(
-        instance, instances, None if keep else hours or HOURS, max_instances, invocations_per_instance, bucket, role,
-        isolation_of(kms_key, subnet, security_group, network_isolation), expiry_role,
-    )  # fmt: skip
+        instance,
+        instances,
+        None if keep else hours or HOURS,
+        max_instances,
+        invocations_per_instance,
+        bucket,
+        role,
+        isolation_of(kms_key, subnet, security_group, network_isolation),
+        expiry_role,
+    )
     hosting.check()
     account, site = session.caller(region, offline=offline, dry_run=dry_run)
     asked = None if dry_run and site.account == ANY_ACCOUNT else account
@@ -119,9 +126,7 @@ def deploy(
         if not dry_run:
             rollback.clear_leftovers(asked, Ledger(site), run, endpoint.unpaid_names(run), console.note)
             kept_roles = rollback.roles_there(asked, run)
-    made = endpoint.launch(
-        run, found, hosting, name, site, now=datetime.now(timezone.utc), multi_model=multi_model
-    )  # fmt: skip
+    made = endpoint.launch(run, found, hosting, name, site, now=datetime.now(timezone.utc), multi_model=multi_model)
     requests = endpoint.requests_of(made)
     priced = lifetime.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
@@ -145,9 +150,15 @@ def deploy(
         asking = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with whole prompts as inputs"
     console.emit(
         {
-            "run": run.id, "endpoint": item.name, "region": site.region, "address": address, "status": status,
-            "expires": None if ends is None else ends.isoformat(), "image": name,
-            "usd_per_hour": round(item.price.cost(1, hosting.instances), 4), "plan": priced.as_dict(),
+            "run": run.id,
+            "endpoint": item.name,
+            "region": site.region,
+            "address": address,
+            "status": status,
+            "expires": None if ends is None else ends.isoformat(),
+            "image": name,
+            "usd_per_hour": round(item.price.cost(1, hosting.instances), 4),
+            "plan": priced.as_dict(),
             **({"models": [source.name for source in found]} if multi_model else {}),
         },
         f"{item.name}: {status}\naddress: {address}\nends: {lifecycle.told(ends)}",
@@ -155,7 +166,7 @@ def deploy(
         + (f", ${item.price.cost(1, item.instances):.2f} with all instances" if made.later else ""),
         f"next: {asking}",
         f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
-    )  # fmt: skip
+    )
 
 
 def extend(
@@ -194,9 +205,14 @@ def extend(
     instance, most = lifecycle.most_instances(account, found)
     price = price_list.price_of(instance, price_list.HOSTING, None if offline else account)
     item = plan.Item(
-        "endpoint", found.name, price, most, hours + LATE_S / 3600, hours,
+        "endpoint",
+        found.name,
+        price,
+        most,
+        hours + LATE_S / 3600,
+        hours,
         f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC, and {LATE_S} s until it calls",
-    )  # fmt: skip
+    )
     priced = plan.Plan((item,))
     made: tuple[Call, ...]
     if before is not None:
@@ -211,8 +227,9 @@ def extend(
         priced.check(max_usd)
         console.emit(
             {"run": found.run.id, "plan": priced.as_dict(), "requests": shown},
-            *tables.plan_tables(priced, "dry run: nothing was sent"), session.as_json(shown),
-        )  # fmt: skip
+            *tables.plan_tables(priced, "dry run: nothing was sent"),
+            session.as_json(shown),
+        )
         return
     console.note_table(tables.plan_tables(priced, f"{found.name} from now on")[0])
     priced.check(max_usd)
@@ -226,18 +243,19 @@ def extend(
     ended = None if earlier is None else earlier.isoformat()
     console.emit(
         {
-            "run": found.run.id, "endpoint": found.name, "ended_before": ended, "expires": ends.isoformat(),
+            "run": found.run.id,
+            "endpoint": found.name,
+            "ended_before": ended,
+            "expires": ends.isoformat(),
             "worst_usd": round(priced.worst_usd, 2),
         },
         f"{found.name} ends {lifecycle.told(ends)}; before: {lifecycle.told(earlier)}",
         f"at most ${priced.worst_usd:.2f} from now on",
-    )  # fmt: skip
+    )
 
 
 @contextmanager
-def _undone(
-    account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float
-) -> Iterator[None]:  # fmt: skip
+def _undone(account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float) -> Iterator[None]:
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
     from sagemaker_jobs.aws import errors
     from sagemaker_jobs.aws.errors import Refused

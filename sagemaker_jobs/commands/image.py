@@ -112,9 +112,14 @@ def emit_built(account: "Account", ledger: "Ledger", run: str, build: dict[str, 
     builds.clear(account, ledger, run)
     month = there.size / 1e9 * ECR_USD_PER_GB_MONTH
     console.emit(
-        {**told, **there.as_dict(), "built": True, "minutes": round(builds.minutes(build), 1),
-         "usd_per_month": round(month, 4)},
+        {
+            **told,
+            **there.as_dict(),
+            "built": True,
+            "minutes": round(builds.minutes(build), 1),
+            "usd_per_month": round(month, 4),
+        },
         f"built {there.uri} in {console.duration(60 * builds.minutes(build))}: {console.size(there.size)}, "
         f"${month:.2f} a month to keep ({ECR_SOURCE})",
         "the build's project and role are gone; neuron-sum aws down --all --artifacts deletes the image, too",
-    )  # fmt: skip
+    )

@@ -42,9 +42,15 @@ def invoke(
         name, where = found.name, account.region
     if target_model is not None:
         target_model = target_model.removesuffix(ARCHIVE) + ARCHIVE
-    options = {"--adapter": adapter, "--max-new-tokens": max_new_tokens, "--num-beams": num_beams,
-               "--batch-size": batch_size, "--concurrency": concurrency, "--output": output,
-               "--target-model": target_model}  # fmt: skip
+    options = {
+        "--adapter": adapter,
+        "--max-new-tokens": max_new_tokens,
+        "--num-beams": num_beams,
+        "--batch-size": batch_size,
+        "--concurrency": concurrency,
+        "--output": output,
+        "--target-model": target_model,
+    }
     words = ["request", f"sagemaker:{name}@{where}", str(file)]
     words += [word for key, value in options.items() if value is not None for word in (key, str(value))]
     if dry_run:

@@ -88,12 +88,19 @@ def train(
         channels = inputs.channels(resolved, Path(scratch), wheels, isolation)
         launch = training.launch(run, resolved, options, channels, site, attempt=attempt)
         _send_and_follow(
-            launch, account, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
-            detach=detach, every=every, dry_run=dry_run, done=lambda job: (
+            launch,
+            account,
+            offline=offline,
+            expected_hours=expected_hours,
+            max_usd=max_usd,
+            detach=detach,
+            every=every,
+            dry_run=dry_run,
+            done=lambda job: (
                 f"trained {run.id} in {console.duration(job.seconds)}: {job.model}\n"
                 f"next: neuron-sum aws compile {run.id}; neuron-sum aws down {run.id} removes the run's role"
             ),
-        )  # fmt: skip
+        )
 
 
 def compile_run(
@@ -142,28 +149,53 @@ def compile_run(
     usual = place_of(Run(source, ""), site, bucket=bucket)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         found = compiling.find(
-            source, None if dry_run else account, usual, (*changes, f"compile.target={target}"), isolation,
+            source,
+            None if dry_run else account,
+            usual,
+            (*changes, f"compile.target={target}"),
+            isolation,
             Path(scratch),
-        )  # fmt: skip
+        )
         wheels = wheels_for(wheelhouse, image, dry_run=dry_run)
         launch = training.job_launch(
-            found.run, "compile", requests.compile_arguments(target, changes), options,
-            [*found.channels, *inputs.code_channels(wheels)], site, addresses=found.addresses, attempt=found.attempt,
-        )  # fmt: skip
+            found.run,
+            "compile",
+            requests.compile_arguments(target, changes),
+            options,
+            [*found.channels, *inputs.code_channels(wheels)],
+            site,
+            addresses=found.addresses,
+            attempt=found.attempt,
+        )
         run = found.run.id
         _send_and_follow(
-            launch, account, offline=offline, expected_hours=expected_hours, max_usd=max_usd,
-            detach=detach, every=every, dry_run=dry_run, done=lambda job: (
+            launch,
+            account,
+            offline=offline,
+            expected_hours=expected_hours,
+            max_usd=max_usd,
+            detach=detach,
+            every=every,
+            dry_run=dry_run,
+            done=lambda job: (
                 f"compiled {run} for {target} in {console.duration(job.seconds)}: {job.model}\n"
                 f"next: neuron-sum aws deploy {run}; neuron-sum aws down {run} removes the run's role"
             ),
-        )  # fmt: skip
+        )
 
 
 def _send_and_follow(
-    launch: "Launch", account: "Account | None", *, offline: bool, expected_hours: float | None,
-    max_usd: float | None, detach: bool, every: float, dry_run: bool, done: "Callable[[Job], str]",
-) -> None:  # fmt: skip
+    launch: "Launch",
+    account: "Account | None",
+    *,
+    offline: bool,
+    expected_hours: float | None,
+    max_usd: float | None,
+    detach: bool,
+    every: float,
+    dry_run: bool,
+    done: "Callable[[Job], str]",
+) -> None:
     """A launch of one training job, priced, sent, and followed to its end.
 
     Args:
@@ -197,7 +229,11 @@ def _send_and_follow(
             console.emit(told, f"started {call.name}\nnext: neuron-sum aws status {run} --follow")
             return
         job = following.follow(
-            account, call.name, console.note, every_s=every, price=priced.items[-1].price,
+            account,
+            call.name,
+            console.note,
+            every_s=every,
+            price=priced.items[-1].price,
             on_end=lambda job: ledger.note("gone", "training-job", job.name, run),
-        )  # fmt: skip
+        )
     console.emit({**told, "status": job.status, "seconds": job.seconds, "model": job.model}, done(job))

@@ -66,10 +66,13 @@ def models(
     channels = tuple(source.channel for source in sources if source.channel is not None)
     owner = {"ExpectedBucketOwner": place.site.account}
     deletes = tuple(
-        Call("s3", "delete_object", {"Bucket": place.bucket, "Key": f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}",
-                                     **owner})
+        Call(
+            "s3",
+            "delete_object",
+            {"Bucket": place.bucket, "Key": f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}", **owner},
+        )
         for name in remove or []
-    )  # fmt: skip
+    )
     made = Launch(which, place, deletes, channels, encryption=encryption_of(isolation), copies=copies)
     if dry_run or account is None:
         shown = made.as_dicts()
@@ -91,11 +94,13 @@ def models(
         table.add_row(name, console.size(item["Size"]), f"{item['LastModified']:%Y-%m-%d %H:%M} UTC")
     console.emit(
         {
-            "run": which.id, "address": f"s3://{place.bucket}/{prefix}",
+            "run": which.id,
+            "address": f"s3://{place.bucket}/{prefix}",
             "models": [{"name": name, "bytes": item["Size"]} for name, item in there.items()],
         },
-        table, f"next: neuron-sum aws invoke {which.id} dialogue.txt --target-model NAME",
-    )  # fmt: skip
+        table,
+        f"next: neuron-sum aws invoke {which.id} dialogue.txt --target-model NAME",
+    )
 
 
 def _where(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:

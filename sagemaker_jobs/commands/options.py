@@ -65,22 +65,34 @@ def isolation_of(
 
 
 def options_of(
-    instance: str, instances: int, max_hours: float, max_wait_hours: float | None, *, bucket: str | None,
-    role: str | None, image: str | None, isolation: "NetworkSecurity",
-) -> "Options":  # fmt: skip
+    instance: str,
+    instances: int,
+    max_hours: float,
+    max_wait_hours: float | None,
+    *,
+    bucket: str | None,
+    role: str | None,
+    image: str | None,
+    isolation: "NetworkSecurity",
+) -> "Options":
     """What the options say about a training job."""
     from sagemaker_jobs.jobs.training import Options
 
     return Options(
-        instance=instance, instances=instances, max_runtime_s=round(max_hours * 3600),
+        instance=instance,
+        instances=instances,
+        max_runtime_s=round(max_hours * 3600),
         max_wait_s=None if max_wait_hours is None else round(max_wait_hours * 3600),
-        bucket=bucket, role_arn=role, image=image, isolation=isolation,
-    )  # fmt: skip
+        bucket=bucket,
+        role_arn=role,
+        image=image,
+        isolation=isolation,
+    )
 
 
 def expected_of(
     hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int
-) -> tuple[float | None, str | None]:  # fmt: skip
+) -> tuple[float | None, str | None]:
     """What the options say about a training's expected hours, and what that rests on.
 
     Raises:

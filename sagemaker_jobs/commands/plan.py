@@ -50,18 +50,23 @@ def plan(
     account = None if offline else session.account_or_none(region)
     site = session.unasked_site(region) if account is None else account.site
     requests = lifetime.planned_requests(
-        new_run(resolved.name), site,
-        train=(instance, instances, max_hours), compiling=(compile_instance, compile_hours),
+        new_run(resolved.name),
+        site,
+        train=(instance, instances, max_hours),
+        compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),
-    )  # fmt: skip
+    )
     made = lifetime.priced(requests, account, expected_hours, endpoint_hours, site.region)
     beside = planning.elsewhere(made, resolved)
     result = {
-        "recipe": resolved.name, "region": site.region, **made.as_dict(), "expected_from": expected_from,
+        "recipe": resolved.name,
+        "region": site.region,
+        **made.as_dict(),
+        "expected_from": expected_from,
         "elsewhere": [vars(row) for row in beside],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
-    }  # fmt: skip
+    }
     shown = tables.plan_tables(made, f"{resolved.name} in {site.region}")
     if max_usd is not None and made.worst_usd > max_usd:
         console.note_table(shown[0])

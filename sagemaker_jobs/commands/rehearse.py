@@ -72,15 +72,19 @@ def rehearse(
         _down(rehearsal, keep=keep_files is not None)
     console.emit(
         {
-            "recipe": resolved.name, "seconds": round(time.monotonic() - begun, 1),
-            "stages": [vars(stage) for stage in rehearsal.stages], "scores": rehearsal.scores,
-            "dialogue": rehearsal.dialogue, "summary": rehearsal.summary, "needs_aws": rehearsal.unproven,
+            "recipe": resolved.name,
+            "seconds": round(time.monotonic() - begun, 1),
+            "stages": [vars(stage) for stage in rehearsal.stages],
+            "scores": rehearsal.scores,
+            "dialogue": rehearsal.dialogue,
+            "summary": rehearsal.summary,
+            "needs_aws": rehearsal.unproven,
             "kept": str(keep_files) if keep_files is not None else None,
         },
         *_tables(rehearsal),
         f"{resolved.name} from data to nothing left in {console.duration(time.monotonic() - begun)}; {kept}",
         f"next: neuron-sum aws plan {recipe}",
-    )  # fmt: skip
+    )
 
 
 def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:

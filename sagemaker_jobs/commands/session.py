@@ -92,9 +92,7 @@ def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
         raise AwsError(f"no region {where!r}", "such as --region us-east-1") from error
 
 
-def begin(
-    made: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool
-) -> Ledger | None:  # fmt: skip
+def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool) -> Ledger | None:
     """Shows what a launch costs at most, refuses it above the cap, and sends it.
 
     Args:

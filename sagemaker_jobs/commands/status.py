@@ -69,9 +69,11 @@ def status(
         console.warn(f"not all could be looked at: {message}")
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     unknown = [f"{item.kind} {item.name}" for item in [*ours, *others] if item.usd_per_hour is None]
-    in_all = f"at least ${per_hour:.2f} an hour; no price known for {len(unknown)}" if unknown else (
-        f"${per_hour:.2f} an hour in all"
-    )  # fmt: skip
+    in_all = (
+        f"at least ${per_hour:.2f} an hour; no price known for {len(unknown)}"
+        if unknown
+        else (f"${per_hour:.2f} an hour in all")
+    )
     told = [
         tables.found_table(ours, f"ours in {account.region}") if ours else f"nothing of ours runs in {account.region}",
         *([tables.found_table(others, "not ours, and paid by the hour")] if others else []),
@@ -79,10 +81,14 @@ def status(
     ]
     console.emit(
         {
-            "account": account.id, "region": account.region, "ours": [item.as_dict() for item in ours],
+            "account": account.id,
+            "region": account.region,
+            "ours": [item.as_dict() for item in ours],
             "not_ours": [item.as_dict() for item in others],
-            "usd_per_hour": None if unknown else round(per_hour, 4), "usd_per_hour_at_least": round(per_hour, 4),
-            "no_price_known": unknown, "ledger": str(ledger.path),
+            "usd_per_hour": None if unknown else round(per_hour, 4),
+            "usd_per_hour_at_least": round(per_hour, 4),
+            "no_price_known": unknown,
+            "ledger": str(ledger.path),
         },
         *told,
-    )  # fmt: skip
+    )

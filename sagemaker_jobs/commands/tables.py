@@ -29,16 +29,20 @@ def plan_tables(made: Plan, title: str) -> list[Any]:
             table.add_row(name, "", "", "", "0.00", "0.00")
             continue
         table.add_row(
-            name, f"{item.instances} × {item.price.instance}", f"{item.price.usd_per_hour:.3f}",
-            *(("until you end it", "unbounded") if item.unbounded
-              else (f"{item.worst_hours:.2f} h", f"{item.worst_usd:.2f}")),
+            name,
+            f"{item.instances} × {item.price.instance}",
+            f"{item.price.usd_per_hour:.3f}",
+            *(
+                ("until you end it", "unbounded")
+                if item.unbounded
+                else (f"{item.worst_hours:.2f} h", f"{item.worst_usd:.2f}")
+            ),
             "unknown" if item.expected_usd is None else f"{item.expected_usd:.2f}",
-        )  # fmt: skip
+        )
     sources = sorted({item.price.source for item in made.items if item.price})
     hourly = sum(item.price.cost(1, item.instances) for item in made.items if item.price and item.unbounded)
     worst = f"unbounded: ${hourly:.2f} an hour until you end it" if hourly else f"${made.worst_usd:.2f}"
-    return [table, f"worst case: {worst}", *(f"prices: {source}" for source in sources),
-            f"not counted: {NOT_COUNTED}"]  # fmt: skip
+    return [table, f"worst case: {worst}", *(f"prices: {source}" for source in sources), f"not counted: {NOT_COUNTED}"]
 
 
 def beside_tables(beside: Iterable[Elsewhere], published: Sequence[PublishedCost]) -> Iterator[Table]:
@@ -58,8 +62,9 @@ def beside_tables(beside: Iterable[Elsewhere], published: Sequence[PublishedCost
     paid = console.table("for what", "on", "hours", "$", "source", title="\nwhat others paid")
     paid.columns[1].justify = paid.columns[-1].justify = "left"
     for cost in published:
-        paid.add_row(cost.what, cost.instance, "" if cost.hours is None else f"{cost.hours:.1f}", f"{cost.usd:.2f}",
-                     cost.source)  # fmt: skip
+        paid.add_row(
+            cost.what, cost.instance, "" if cost.hours is None else f"{cost.hours:.1f}", f"{cost.usd:.2f}", cost.source
+        )
     yield elsewhere
     yield paid
 

@@ -56,9 +56,13 @@ def planned_requests(
         target = "inf2" if endpoint[0].startswith("ml.inf") else "cpu"
         tag = f"{target}-newest"
         made["build-project"] = image.create_project(
-            new_run(f"image-{target}"), image.Options(target), tag,
-            source=f"{place.bucket}/context.zip", spec={}, role_arn=place.role_arn,
-        )  # fmt: skip
+            new_run(f"image-{target}"),
+            image.Options(target),
+            tag,
+            source=f"{place.bucket}/context.zip",
+            spec={},
+            role_arn=place.role_arn,
+        )
         model_data = f"{place.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
         made["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=place.role_arn)
         made["model"] = endpoint_requests.create_model(
@@ -77,9 +81,12 @@ def planned_requests(
 
 
 def priced(
-    made: dict[str, Request], account: Account | None, expected_hours: float | None, endpoint_hours: float,
+    made: dict[str, Request],
+    account: Account | None,
+    expected_hours: float | None,
+    endpoint_hours: float,
     region: str = REGION,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The plan of requests, by kind.
 
     Args:
@@ -122,12 +129,18 @@ def transform_plan(made: Launch, options: Options, price: Price, expected_hours:
     late_s = LATE_S + STOP_GRACE_S
     return Plan(
         (
-            Item("bucket", "one for all runs"), Item("role", "one for the run, one for the schedule"),
-            Item("schedule", stop.name), Item("model", model.name),
+            Item("bucket", "one for all runs"),
+            Item("role", "one for the run, one for the schedule"),
+            Item("schedule", stop.name),
+            Item("model", model.name),
             Item(
-                "transform-job", job.name, price, job.request["TransformResources"]["InstanceCount"],
-                options.max_hours + late_s / 3600, expected_hours,
+                "transform-job",
+                job.name,
+                price,
+                job.request["TransformResources"]["InstanceCount"],
+                options.max_hours + late_s / 3600,
+                expected_hours,
                 f"the schedule, {options.max_hours:g} h after it is made, and {late_s} s to be called and to stop",
             ),
         )
-    )  # fmt: skip
+    )

@@ -70,15 +70,17 @@ class Item:
         """For --json."""
         priced = self.price is not None
         return {
-            "kind": self.kind, "name": self.name,
+            "kind": self.kind,
+            "name": self.name,
             "instance": self.price.instance if self.price else None,
             "instances": self.instances if priced else None,
             "usd_per_hour": self.price.usd_per_hour if self.price else None,
             "price_source": self.price.source if self.price else None,
             "worst_hours": self.worst_hours if priced and not self.unbounded else None,
-            "bounded_by": self.bounded_by or None, "worst_usd": _json_usd(self.worst_usd),
+            "bounded_by": self.bounded_by or None,
+            "worst_usd": _json_usd(self.worst_usd),
             "expected_usd": None if self.expected_usd is None else round(self.expected_usd, 2),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,11 @@ class Plan:
         """For --json."""
         expected = self.expected_usd
         return {
-            "items": [item.as_dict() for item in self.items], "worst_usd": _json_usd(self.worst_usd),
-            "expected_usd": None if expected is None else round(expected, 2), "not_counted": NOT_COUNTED,
-        }  # fmt: skip
+            "items": [item.as_dict() for item in self.items],
+            "worst_usd": _json_usd(self.worst_usd),
+            "expected_usd": None if expected is None else round(expected, 2),
+            "not_counted": NOT_COUNTED,
+        }
 
     def check(self, max_usd: float | None) -> None:
         """Refuses what may cost more than it is allowed to.
@@ -172,9 +176,14 @@ def job_item(request: Request, price: Price, expected_hours: float | None = None
     """
     longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S
     return Item(
-        "training-job", request["TrainingJobName"], price, request["ResourceConfig"]["InstanceCount"],
-        longest_s / 3600, expected_hours, f"MaxRuntimeInSeconds and {STOP_GRACE_S} s to stop",
-    )  # fmt: skip
+        "training-job",
+        request["TrainingJobName"],
+        price,
+        request["ResourceConfig"]["InstanceCount"],
+        longest_s / 3600,
+        expected_hours,
+        f"MaxRuntimeInSeconds and {STOP_GRACE_S} s to stop",
+    )
 
 
 def build_plan(request: Request, region: str = prices.REGION) -> Plan:
@@ -189,11 +198,15 @@ def build_plan(request: Request, region: str = prices.REGION) -> Plan:
     """
     name, longest = request["name"], request["timeoutInMinutes"]
     price = prices.find_price(request["environment"]["computeType"], region)
-    return Plan((
-        Item("bucket", "one for all runs"), Item("role", "one for the run"), Item("repository", "one for all images"),
-        Item("build-project", name),
-        Item("build", name, price, 1, (longest + 1) / 60, None, "timeoutInMinutes, and the minute that is begun"),
-    ))  # fmt: skip
+    return Plan(
+        (
+            Item("bucket", "one for all runs"),
+            Item("role", "one for the run"),
+            Item("repository", "one for all images"),
+            Item("build-project", name),
+            Item("build", name, price, 1, (longest + 1) / 60, None, "timeoutInMinutes, and the minute that is begun"),
+        )
+    )
 
 
 def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> list[Item]:

@@ -54,9 +54,12 @@ def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
     """The service filters by region and instance; the component's attribute it does not take as a filter."""
     filters = {"regionCode": account.region, "instanceName": instance}
     listing = account.pages(
-        "pricing", "get_products", "PriceList", ServiceCode=SERVICE,
+        "pricing",
+        "get_products",
+        "PriceList",
+        ServiceCode=SERVICE,
         Filters=[{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in filters.items()],
-    )  # fmt: skip
+    )
     for product in listing:
         yield dict(json.loads(product)) if isinstance(product, str) else product
 

@@ -69,9 +69,15 @@ def models_prefix(run: Run) -> str:
 
 
 def launch(
-    run: Run, sources: Sequence[Source], hosting: EndpointOptions, image: str, site: AwsContext, *, now: datetime,
+    run: Run,
+    sources: Sequence[Source],
+    hosting: EndpointOptions,
+    image: str,
+    site: AwsContext,
+    *,
+    now: datetime,
     multi_model: bool = False,
-) -> Launch:  # fmt: skip
+) -> Launch:
     """Everything that is to be sent; sends nothing.
 
     Args:
@@ -119,10 +125,16 @@ def launch(
         Call("sagemaker", "create_endpoint", endpoint_requests.create_endpoint(run), "endpoint", run.name("endpoint")),
     ]
     return Launch(
-        run, place, tuple(calls), tuple(source.channel for source in sources if source.channel is not None),
-        () if hosting.bucket else bucket_calls(place, hosting.isolation.kms_key), roles,
-        encryption_of(hosting.isolation), copies, _scaling_calls(run, hosting),
-    )  # fmt: skip
+        run,
+        place,
+        tuple(calls),
+        tuple(source.channel for source in sources if source.channel is not None),
+        () if hosting.bucket else bucket_calls(place, hosting.isolation.kms_key),
+        roles,
+        encryption_of(hosting.isolation),
+        copies,
+        _scaling_calls(run, hosting),
+    )
 
 
 @dataclass(frozen=True)
@@ -158,8 +170,12 @@ def expiry(run: Run, site: AwsContext, *, at: datetime, role_arn: str | None = N
 
 def unpaid_names(run: Run) -> dict[str, str]:
     """What an expired endpoint leaves, by kind: the schedule ends the endpoint alone."""
-    return {"scaling-target": endpoint_requests.scaling_target(run), "endpoint-config": run.name("config"),
-            "model": run.name("model"), "schedule": run.name("expiry")}  # fmt: skip
+    return {
+        "scaling-target": endpoint_requests.scaling_target(run),
+        "endpoint-config": run.name("config"),
+        "model": run.name("model"),
+        "schedule": run.name("expiry"),
+    }
 
 
 def requests_of(made: Launch) -> dict[str, Request]:
@@ -178,8 +194,12 @@ def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:
         return ()
     service, name = "application-autoscaling", endpoint_requests.scaling_target(run)
     return (
-        Call(service, "register_scalable_target",
-             endpoint_requests.register_scaling(run, least=hosting.instances, most=hosting.most),
-             "scaling-target", name),
+        Call(
+            service,
+            "register_scalable_target",
+            endpoint_requests.register_scaling(run, least=hosting.instances, most=hosting.most),
+            "scaling-target",
+            name,
+        ),
         Call(service, "put_scaling_policy", endpoint_requests.put_scaling(run, invocations=hosting.invocations)),
-    )  # fmt: skip
+    )

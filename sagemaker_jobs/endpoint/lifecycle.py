@@ -97,7 +97,7 @@ def find_ours(account: Account, run_or_name: str) -> Endpoint:
 
 def wait(
     account: Account, name: str, say: Callable[[str], None], *, every_s: float, price: Price, instances: int
-) -> None:  # fmt: skip
+) -> None:
     """Until an endpoint answers; tells each change of its status and each line of its containers' log.
 
     Args:

@@ -70,7 +70,7 @@ def create_model(
 
 def create_endpoint_config(
     run: Run, *, instance: str, instances: int, isolation: NetworkSecurity, hours: float | None = None
-) -> Request:  # fmt: skip
+) -> Request:
     """CreateEndpointConfig, with the time that a compiled model takes to come up.
 
     An endpoint that is still being made cannot be deleted: it has come up, or failed, before half of its life is over.
@@ -118,9 +118,12 @@ def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
         role_arn: What may delete that endpoint, for the scheduler.
     """
     return create_ending(
-        run.name("expiry"), at=at, role_arn=role_arn, target=EXPIRY_TARGET,
+        run.name("expiry"),
+        at=at,
+        role_arn=role_arn,
+        target=EXPIRY_TARGET,
         given={"EndpointName": run.name("endpoint")},
-    )  # fmt: skip
+    )
 
 
 def scaling_target(run: Run) -> str:
@@ -137,10 +140,13 @@ def register_scaling(run: Run, *, least: int, most: int) -> Request:
         most: Instances at any time; what may be paid.
     """
     return {
-        **SCALING, "ResourceId": scaling_target(run), "MinCapacity": least, "MaxCapacity": most,
+        **SCALING,
+        "ResourceId": scaling_target(run),
+        "MinCapacity": least,
+        "MaxCapacity": most,
         # Here tags are a mapping.
         "Tags": {tag["Key"]: tag["Value"] for tag in run.tags},
-    }  # fmt: skip
+    }
 
 
 def put_scaling(run: Run, *, invocations: float) -> Request:
@@ -151,11 +157,14 @@ def put_scaling(run: Run, *, invocations: float) -> Request:
         invocations: Requests a minute and instance.
     """
     return {
-        **SCALING, "ResourceId": scaling_target(run), "PolicyName": run.name("scaling"),
+        **SCALING,
+        "ResourceId": scaling_target(run),
+        "PolicyName": run.name("scaling"),
         "PolicyType": "TargetTrackingScaling",
         "TargetTrackingScalingPolicyConfiguration": {
             "TargetValue": invocations,
             "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
-            "ScaleInCooldown": SCALE_IN_S, "ScaleOutCooldown": SCALE_OUT_S,
+            "ScaleInCooldown": SCALE_IN_S,
+            "ScaleOutCooldown": SCALE_OUT_S,
         },
-    }  # fmt: skip
+    }

@@ -132,15 +132,20 @@ def buildspec(uri: str, region: str, froms: list[str]) -> Request:
         # Attestations would make the image an index of several, which SageMaker may not take.
         "env": {"variables": {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", "BUILDKIT_PROGRESS": "plain"}},
         "phases": {
-            "pre_build": {"commands": [
-                *(f"aws ecr get-login-password --region {where} | "
-                  f"docker login --username AWS --password-stdin {host}" for host, where in logins.items()),
-                *copied,
-            ]},
+            "pre_build": {
+                "commands": [
+                    *(
+                        f"aws ecr get-login-password --region {where} | "
+                        f"docker login --username AWS --password-stdin {host}"
+                        for host, where in logins.items()
+                    ),
+                    *copied,
+                ]
+            },
             # The push is of this phase, too: post_build would come after a build that failed.
             "build": {"commands": [f"docker build --platform linux/amd64 --tag {uri} .", f"docker push {uri}"]},
         },
-    }  # fmt: skip
+    }
 
 
 def create_repository(kms_key: str | None) -> Request:
@@ -222,10 +227,13 @@ def launch(run: Run, options: Options, found: Channel, archive: Channel, site: A
         run, options, tag, source=f"{place.bucket}/{key}", spec=buildspec(uri, site.region, froms), role_arn=role
     )
     policy = policies.build_policy(
-        site, place.bucket, key=key, project=project["name"],
+        site,
+        place.bucket,
+        key=key,
+        project=project["name"],
         private=[match.groups() for name in froms if (match := policies.PRIVATE_IMAGE.match(name))],
         kms_key=options.kms_key,
-    )  # fmt: skip
+    )
     calls = (
         Call("ecr", "create_repository", create_repository(options.kms_key), "repository", REPOSITORY),
         Call("codebuild", "create_project", project, "build-project", project["name"]),
@@ -234,11 +242,14 @@ def launch(run: Run, options: Options, found: Channel, archive: Channel, site: A
     )
     trust = policies.build_trust_policy(site.account)
     return Launch(
-        run, place, calls, (archive,),
+        run,
+        place,
+        calls,
+        (archive,),
         () if options.bucket else bucket_calls(place, options.kms_key),
         () if options.role_arn else role_calls(run, site.region, trust, policy, "build-role"),
         encryption_of(NetworkSecurity(kms_key=options.kms_key)),
-    )  # fmt: skip
+    )
 
 
 def tag_of(target: str, found: Channel) -> str:

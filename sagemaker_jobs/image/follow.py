@@ -17,9 +17,10 @@ from sagemaker_jobs.cleanup.kinds import KINDS
 
 RUNS, SUCCEEDED = "IN_PROGRESS", "SUCCEEDED"
 WHY = {
-    "TIMED_OUT": "it took longer than --max-minutes, or waited too long for a machine", "STOPPED": "it was stopped",
+    "TIMED_OUT": "it took longer than --max-minutes, or waited too long for a machine",
+    "STOPPED": "it was stopped",
     "FAULT": "CodeBuild itself failed",
-}  # fmt: skip
+}
 LOOKS_FOR_A_NEW_BUILD = 20
 
 
@@ -57,7 +58,7 @@ def started(account: Account, run: str, say: Callable[[str], None], every_s: flo
 
 def follow(
     account: Account, identity: str, say: Callable[[str], None], *, every_s: float, price: Price | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Waits for a build's end and tells what happens.
 
     Args:

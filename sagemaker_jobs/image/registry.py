@@ -55,9 +55,9 @@ def look(account: Account, tag: str) -> Image | None:
     if not _is_ours(account):
         return None
     try:
-        [found] = account.call(
-            "ecr", "describe_images", repositoryName=PREFIX, imageIds=[{"imageTag": tag}]
-        )["imageDetails"]  # fmt: skip
+        [found] = account.call("ecr", "describe_images", repositoryName=PREFIX, imageIds=[{"imageTag": tag}])[
+            "imageDetails"
+        ]
     except Refused as refused:
         if not refused.missing:
             raise

@@ -114,7 +114,7 @@ def newest(account: Account, run: Run, stage: str) -> dict[str, object]:
 
 def _in_account(
     given: str, account: Account, overrides: Sequence[str], isolation: NetworkSecurity, scratch: Path
-) -> Trained:  # fmt: skip
+) -> Trained:
     run = training.find_run(account, given)
     attempt = training.next_attempt(account, run, "compile")
     job = training.Described(newest(account, run, "train"))
@@ -128,9 +128,7 @@ def _in_account(
     return Trained(run, attempt, addresses=addresses)
 
 
-def _recipe_of(
-    job: "training.Described", account: Account, overrides: Sequence[str], scratch: Path
-) -> Recipe | None:  # fmt: skip
+def _recipe_of(job: "training.Described", account: Account, overrides: Sequence[str], scratch: Path) -> Recipe | None:
     """The recipe that a job was trained by; None where it was removed since."""
     if RECIPE not in job.channels:
         return None
@@ -149,9 +147,10 @@ def _local(path: Path, overrides: Sequence[str], isolation: NetworkSecurity) -> 
     run = open_run(path)
     recipe = load_recipe(str(run.recipe_path), overrides)
     there = {
-        name: file for name, file in files_of(path).items()
+        name: file
+        for name, file in files_of(path).items()
         if (first := name.split("/")[0]) in OWN_NAMES and first not in LEFT_HERE
-    }  # fmt: skip
+    }
     return Trained(new_run(recipe.name), channels=(Channel(TRAINED, there), *_base_of(run, recipe, isolation)))
 
 

@@ -96,8 +96,13 @@ def _train(base: Path, instance: str, nodes: int, processes: int) -> None:
     # In the folder that SageMaker keeps in S3: after a spot interruption it is there again, and --resume goes on.
     train = ["train", str(recipe), "--output", str(output), "--resume"]
     if nodes > 1:
-        meeting = [f"--nnodes={nodes}", f"--node_rank={rank}", f"--nproc_per_node={processes}",
-                   f"--master_addr={sorted(hosts['hosts'])[0]}", f"--master_port={PORT}"]  # fmt: skip
+        meeting = [
+            f"--nnodes={nodes}",
+            f"--node_rank={rank}",
+            f"--nproc_per_node={processes}",
+            f"--master_addr={sorted(hosts['hosts'])[0]}",
+            f"--master_port={PORT}",
+        ]
         _run([sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "neuron_sum", *train])
     else:
         _run([*neuron_sum, *train, *(["--processes", str(processes)] if processes > 1 else [])])
@@ -122,8 +127,18 @@ def _compile(base: Path, target: str, overrides: list[str]) -> None:
     neuron_sum = [sys.executable, "-m", "neuron_sum"]
     artifact, archive = work / "artifact", work / "model.tar.gz"
     _run([*neuron_sum, "doctor"])
-    _run([*neuron_sum, "compile", str(run), "--target", target, "--output", str(artifact),
-          *(f"--set={override}" for override in overrides)])  # fmt: skip
+    _run(
+        [
+            *neuron_sum,
+            "compile",
+            str(run),
+            "--target",
+            target,
+            "--output",
+            str(artifact),
+            *(f"--set={override}" for override in overrides),
+        ]
+    )
     _run([*neuron_sum, "package", str(artifact), "--output", str(archive)])
     _unpack(archive, base / "model")
 

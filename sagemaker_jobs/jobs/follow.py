@@ -113,9 +113,15 @@ def describe(account: Account, name: str, kind: JobKind = TRAINING) -> Job:
 
 
 def follow(
-    account: Account, name: str, say: Callable[[str], None], *, every_s: float, price: Price | None = None,
-    kind: JobKind = TRAINING, on_end: Callable[[Job], None] = lambda job: None,
-) -> Job:  # fmt: skip
+    account: Account,
+    name: str,
+    say: Callable[[str], None],
+    *,
+    every_s: float,
+    price: Price | None = None,
+    kind: JobKind = TRAINING,
+    on_end: Callable[[Job], None] = lambda job: None,
+) -> Job:
     """Waits for a job's end and tells what happens.
 
     Args:

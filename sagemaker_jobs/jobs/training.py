@@ -47,7 +47,7 @@ class Options:
 
 def launch(
     run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], site: AwsContext, *, attempt: int = 1
-) -> Launch:  # fmt: skip
+) -> Launch:
     """Everything that a training sends; sends nothing.
 
     Args:
@@ -64,9 +64,15 @@ def launch(
     """
     cache = recipe.train.neuron.cache_url
     return job_launch(
-        run, "train", requests.train_arguments(options.instance, options.instances), options, channels, site,
-        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {}, attempt=attempt,
-    )  # fmt: skip
+        run,
+        "train",
+        requests.train_arguments(options.instance, options.instances),
+        options,
+        channels,
+        site,
+        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {},
+        attempt=attempt,
+    )
 
 
 def job_launch(

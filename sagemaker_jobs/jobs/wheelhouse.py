@@ -77,8 +77,17 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
     with files.new_folder(folder) as temporary:
         built = [pin for pin in wanted if pin.startswith(SOURCES_ALONE)]
         _pip("wheel", "--no-deps", "--wheel-dir", str(temporary), str(root), *built)
-        _pip("download", "--no-deps", "--only-binary=:all:", "--python-version", python, *tags,
-             "--dest", str(temporary), *(pin for pin in wanted if pin not in built))  # fmt: skip
+        _pip(
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version",
+            python,
+            *tags,
+            "--dest",
+            str(temporary),
+            *(pin for pin in wanted if pin not in built),
+        )
     return folder
 
 

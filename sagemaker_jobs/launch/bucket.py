@@ -171,23 +171,33 @@ def bucket_calls(place: Destination, kms_key: str | None = None) -> tuple[Call, 
     elsewhere = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     closed = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
     swept = {
-        "ID": "parts-of-killed-uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
+        "ID": "parts-of-killed-uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": PARTS_KEPT_DAYS},
-    }  # fmt: skip
+    }
     encrypted = {
         "ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": kms_key},
         "BucketKeyEnabled": True,
     }
-    encryption = Call("s3", "put_bucket_encryption", {
-        "Bucket": name, "ServerSideEncryptionConfiguration": {"Rules": [encrypted]}, **owner,
-    })  # fmt: skip
+    encryption = Call(
+        "s3",
+        "put_bucket_encryption",
+        {
+            "Bucket": name,
+            "ServerSideEncryptionConfiguration": {"Rules": [encrypted]},
+            **owner,
+        },
+    )
     return (
         Call("s3", "create_bucket", {"Bucket": name, **elsewhere}, "bucket", name),
         *([encryption] if kms_key is not None else []),  # before the tag, by which a bucket is known to have it
         # The bucket is all runs', so its tag names none.
         Call("s3", "put_bucket_tagging", {"Bucket": name, "Tagging": {"TagSet": tags({RUN_TAG: "all"})}, **owner}),
-        Call("s3", "put_public_access_block",
-             {"Bucket": name, "PublicAccessBlockConfiguration": closed, **owner}),
-        Call("s3", "put_bucket_lifecycle_configuration",
-             {"Bucket": name, "LifecycleConfiguration": {"Rules": [swept]}, **owner}),
-    )  # fmt: skip
+        Call("s3", "put_public_access_block", {"Bucket": name, "PublicAccessBlockConfiguration": closed, **owner}),
+        Call(
+            "s3",
+            "put_bucket_lifecycle_configuration",
+            {"Bucket": name, "LifecycleConfiguration": {"Rules": [swept]}, **owner},
+        ),
+    )

@@ -32,14 +32,29 @@ def role_calls(
     """
     name = run.name(kind)
     return (
-        Call("iam", "create_role", {
-            "RoleName": name, "Path": role_path(region), "AssumeRolePolicyDocument": json.dumps(trust),
-            "Description": f"Of the run {run.id} of neuron-sum", "Tags": run.tags,
-        }, "role", name),
-        Call("iam", "put_role_policy", {
-            "RoleName": name, "PolicyName": policy_name, "PolicyDocument": json.dumps(policy),
-        }),
-    )  # fmt: skip
+        Call(
+            "iam",
+            "create_role",
+            {
+                "RoleName": name,
+                "Path": role_path(region),
+                "AssumeRolePolicyDocument": json.dumps(trust),
+                "Description": f"Of the run {run.id} of neuron-sum",
+                "Tags": run.tags,
+            },
+            "role",
+            name,
+        ),
+        Call(
+            "iam",
+            "put_role_policy",
+            {
+                "RoleName": name,
+                "PolicyName": policy_name,
+                "PolicyDocument": json.dumps(policy),
+            },
+        ),
+    )
 
 
 def job_role_calls(

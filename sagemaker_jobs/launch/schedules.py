@@ -39,10 +39,12 @@ def create_ending(name: str, *, at: datetime, role_arn: str, target: str, given:
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "ActionAfterCompletion": "DELETE",
         "Target": {
-            "Arn": f"arn:{partition}:scheduler:::aws-sdk:{target}", "RoleArn": role_arn, "Input": json.dumps(given),
+            "Arn": f"arn:{partition}:scheduler:::aws-sdk:{target}",
+            "RoleArn": role_arn,
+            "Input": json.dumps(given),
             "RetryPolicy": RETRIES,
         },
-    }  # fmt: skip
+    }
 
 
 def times(at: datetime) -> Request:

@@ -61,19 +61,34 @@ class Launch:
     def as_dicts(self) -> list[dict[str, Any]]:
         """Every request in its order; an upload's body is the file."""
         uploads = [
-            Call("s3", "put_object", {
-                "Bucket": self.place.bucket, "Key": inputs_prefix(channel.name, channel.digest) + name,
-                "Body": f"file://{path}", "ExpectedBucketOwner": self.place.site.account, **self.encryption,
-            })
-            for channel in self.channels for name, path in sorted(channel.files.items())
-        ]  # fmt: skip
+            Call(
+                "s3",
+                "put_object",
+                {
+                    "Bucket": self.place.bucket,
+                    "Key": inputs_prefix(channel.name, channel.digest) + name,
+                    "Body": f"file://{path}",
+                    "ExpectedBucketOwner": self.place.site.account,
+                    **self.encryption,
+                },
+            )
+            for channel in self.channels
+            for name, path in sorted(channel.files.items())
+        ]
         copies = [
-            Call("s3", "copy_object", {
-                "CopySource": copy.source.removeprefix("s3://"), "Bucket": self.place.bucket, "Key": copy.key,
-                "ExpectedBucketOwner": self.place.site.account, **self.encryption,
-            })
+            Call(
+                "s3",
+                "copy_object",
+                {
+                    "CopySource": copy.source.removeprefix("s3://"),
+                    "Bucket": self.place.bucket,
+                    "Key": copy.key,
+                    "ExpectedBucketOwner": self.place.site.account,
+                    **self.encryption,
+                },
+            )
             for copy in self.copies
-        ]  # fmt: skip
+        ]
         made = (*self.bucket_calls, *uploads, *copies, *self.role_calls, *self.calls, *self.later)
         return [call.as_dict() for call in made]
 
@@ -109,9 +124,15 @@ def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[i
         AwsError: If AWS refuses, or cannot be reached; `aws down` removes what was made by then.
     """
     bucket.ready(
-        account, ledger, made.run, made.place, made.bucket_calls, made.encryption,
-        checkpoints=any("CheckpointConfig" in call.request for call in made.calls), own_role=bool(made.role_calls),
-    )  # fmt: skip
+        account,
+        ledger,
+        made.run,
+        made.place,
+        made.bucket_calls,
+        made.encryption,
+        checkpoints=any("CheckpointConfig" in call.request for call in made.calls),
+        own_role=bool(made.role_calls),
+    )
     for channel in made.channels:
         for _, size in upload(account, made.place.bucket, channel, made.encryption):
             on_upload(size)

@@ -79,9 +79,14 @@ class Container:
     """
 
     def __init__(
-        self, request: Request, fetch: Fetch, image: LocalImage, folder: Path, checkpoints: Path,
+        self,
+        request: Request,
+        fetch: Fetch,
+        image: LocalImage,
+        folder: Path,
+        checkpoints: Path,
         on_line: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if (number := request["ResourceConfig"]["InstanceCount"]) != 1:
             raise AwsError(f"a job of {number} machines cannot be run on one", "--instances 1")
         self.name: str = request["TrainingJobName"]
@@ -128,9 +133,16 @@ class Container:
         # Whatever ends this process, even SIGKILL, ends the container too.
         follow = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         self._process = subprocess.Popen(
-            [*follow, *command], env=environment, cwd=self._image.environment["HOME"], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True, errors="replace",
-        )  # fmt: skip
+            [*follow, *command],
+            env=environment,
+            cwd=self._image.environment["HOME"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -272,6 +284,10 @@ def _described(channel: Request) -> Request:
 def _resources(instance: str) -> Request:
     group = {"instance_group_name": "homogeneousCluster", "instance_type": instance, "hosts": [HOST]}
     return {
-        "current_host": HOST, "current_instance_type": instance, "current_group_name": "homogeneousCluster",
-        "hosts": [HOST], "instance_groups": [group], "network_interface_name": "eth0",
-    }  # fmt: skip
+        "current_host": HOST,
+        "current_instance_type": instance,
+        "current_group_name": "homogeneousCluster",
+        "hosts": [HOST],
+        "instance_groups": [group],
+        "network_interface_name": "eth0",
+    }

@@ -65,15 +65,20 @@ def make(folder: Path, *, namespaces: bool = True, checkout: bool = False) -> Lo
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     environment = {
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "HOME": str(home), "TMPDIR": str(temporary), "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "LANG": "C.UTF-8",
         # A graph that this machine has compiled before is not compiled again: found by its content.
         "NEURON_SUM_CACHE": str(files.cache_folder()),
         # What this machine has of a hub is there; there is no way to the hub itself.
-        "HF_HUB_OFFLINE": "1", **({"HF_HOME": str(hub)} if hub.is_dir() else {}),
+        "HF_HUB_OFFLINE": "1",
+        **({"HF_HOME": str(hub)} if hub.is_dir() else {}),
         # The same version may be among this Python's packages, and pip would leave it at that.
-        "PIP_FORCE_REINSTALL": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore",
+        "PIP_FORCE_REINSTALL": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
         **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
-    }  # fmt: skip
+    }
     found = namespace.allowed(folder, python) if namespaces else "not asked for"
     if isinstance(found, str):
         return LocalImage(folder, environment, None, found)

@@ -295,9 +295,14 @@ class Rehearsal:
         output = f"{_job(trained)['OutputDataConfig']['S3OutputPath']}/{trained.calls[0].name}/output/model.tar.gz"
         base = {requests.MODEL: given[requests.MODEL]} if requests.MODEL in given else {}
         return training.job_launch(
-            trained.run, "compile", requests.compile_arguments("cpu"), self._options, code, trained.place.site,
+            trained.run,
+            "compile",
+            requests.compile_arguments("cpu"),
+            self._options,
+            code,
+            trained.place.site,
             addresses={requests.TRAINED: output, **base},
-        )  # fmt: skip
+        )
 
     def _compile(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> Path:
         request = _job(launch)

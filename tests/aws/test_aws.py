@@ -55,9 +55,17 @@ def test_a_dry_run_prints_what_is_sent_and_sends_nothing(aws: AwsServer, neuron_
     assert made.returncode == 0, made.stderr
     requests = json.loads(made.stdout)["requests"]
     assert [item["operation"] for item in requests] == [
-        "create_bucket", "put_bucket_tagging", "put_public_access_block", "put_bucket_lifecycle_configuration",
-        "put_object", "put_object", "put_object", "create_role", "put_role_policy", "create_training_job",
-    ]  # fmt: skip
+        "create_bucket",
+        "put_bucket_tagging",
+        "put_public_access_block",
+        "put_bucket_lifecycle_configuration",
+        "put_object",
+        "put_object",
+        "put_object",
+        "create_role",
+        "put_role_policy",
+        "create_training_job",
+    ]
     assert set(aws.calls) <= {"sts.GetCallerIdentity", "pricing.GetProducts"}
     assert aws.everything() == []
     assert aws.boto3("s3").list_buckets()["Buckets"] == []
@@ -98,9 +106,10 @@ def test_two_runs_do_not_touch_each_other(aws: AwsServer, neuron_sum: CommandLin
 def test_status_names_what_is_not_ours(aws: AwsServer, neuron_sum: CommandLine) -> None:
     aws.boto3("iam").create_role(RoleName="theirs", AssumeRolePolicyDocument="{}")
     aws.boto3("sagemaker").create_notebook_instance(
-        NotebookInstanceName="forgotten", InstanceType="ml.t2.medium",
+        NotebookInstanceName="forgotten",
+        InstanceType="ml.t2.medium",
         RoleArn=f"arn:aws:iam::{ACCOUNT}:role/theirs",
-    )  # fmt: skip
+    )
     made = neuron_sum("aws", "status", "--json")
     assert made.returncode == 0, made.stderr
     shown = json.loads(made.stdout)
@@ -168,9 +177,13 @@ def test_a_role_that_cannot_be_assumed(aws: AwsServer, neuron_sum: CommandLine, 
     ],
 )
 def test_no_way_in(
-    aws: AwsServer, neuron_sum: CommandLine, wheels: Path, monkeypatch: pytest.MonkeyPatch,
-    change: dict[str, str | None], told: str,
-) -> None:  # fmt: skip
+    aws: AwsServer,
+    neuron_sum: CommandLine,
+    wheels: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str | None],
+    told: str,
+) -> None:
     for name, value in change.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     made = neuron_sum(*TRAIN, "--wheelhouse", str(wheels))

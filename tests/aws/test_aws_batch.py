@@ -31,8 +31,12 @@ from serving.schema import JSON_LINES, parse, render
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 IMAGE = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
 QUICK = ("--every", "0.01", "--json")
-MANIFEST = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "config": {},
-            "layers": []}  # fmt: skip
+MANIFEST = {
+    "schemaVersion": 2,
+    "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+    "config": {},
+    "layers": [],
+}
 MODEL = Source("m", None, "s3://b/m.tar.gz")
 NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 
@@ -80,11 +84,25 @@ def test_from_texts_here_to_answers_here(aws: AwsServer, tmp_path: Path) -> None
     kept = {each["Key"] for each in aws.boto3("s3").list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert f"{made['answers'].split('/', 3)[3]}/one.jsonl.out" in kept
     # What stops the job is there before the job; and goes with the model as soon as the job has ended.
-    order = [call for call in aws.calls if call in (
-        "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateTransformJob", "sagemaker.DeleteModel",
-        "scheduler.DELETE /schedules")]  # fmt: skip
-    assert order == ["scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateTransformJob",
-                     "scheduler.DELETE /schedules", "sagemaker.DeleteModel"]  # fmt: skip
+    order = [
+        call
+        for call in aws.calls
+        if call
+        in (
+            "scheduler.POST /schedules",
+            "sagemaker.CreateModel",
+            "sagemaker.CreateTransformJob",
+            "sagemaker.DeleteModel",
+            "scheduler.DELETE /schedules",
+        )
+    ]
+    assert order == [
+        "scheduler.POST /schedules",
+        "sagemaker.CreateModel",
+        "sagemaker.CreateTransformJob",
+        "scheduler.DELETE /schedules",
+        "sagemaker.DeleteModel",
+    ]
     assert {line.split()[0] for line in aws.everything()} == {"role"}
     assert neuron_sum("aws", "down", made["run"]).exit_code == 0
     assert aws.everything() == []
@@ -223,10 +241,21 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     made = result_of("model.tar.gz", "texts", "--dry-run", "--offline")
     assert not aws.calls
     assert [each["operation"] for each in made["requests"]] == [
-        "create_bucket", "put_bucket_tagging", "put_public_access_block", "put_bucket_lifecycle_configuration",
-        "put_object", "put_object", "put_object", "create_role", "put_role_policy", "create_role", "put_role_policy",
-        "create_schedule", "create_model", "create_transform_job",
-    ]  # fmt: skip
+        "create_bucket",
+        "put_bucket_tagging",
+        "put_public_access_block",
+        "put_bucket_lifecycle_configuration",
+        "put_object",
+        "put_object",
+        "put_object",
+        "create_role",
+        "put_role_policy",
+        "create_role",
+        "put_role_policy",
+        "create_schedule",
+        "create_model",
+        "create_transform_job",
+    ]
     [job] = [item for item in made["plan"]["items"] if item["kind"] == "transform-job"]
     assert job["worst_usd"] == pytest.approx(0.99 * (2 + 180 / 3600), abs=0.01)
     assert "this may cost $" in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]

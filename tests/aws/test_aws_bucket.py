@@ -60,8 +60,10 @@ def test_what_the_owner_has_set_stays(aws: AwsServer, old: dict[str, Any]) -> No
     assert rules(aws).keys() == {"theirs", "parts-of-killed-uploads"}
     assert rules(aws)["theirs"]["Expiration"]["Days"] == 9
     assert len({"Filter" in rule for rule in rules(aws).values()}) == 1, "S3 takes no mixture of the two forms"
-    s3.put_bucket_tagging(Bucket=BUCKET, Tagging={"TagSet": [*s3.get_bucket_tagging(Bucket=BUCKET)["TagSet"],
-                                                             {"Key": "later", "Value": "x"}]})  # fmt: skip
+    s3.put_bucket_tagging(
+        Bucket=BUCKET,
+        Tagging={"TagSet": [*s3.get_bucket_tagging(Bucket=BUCKET)["TagSet"], {"Key": "later", "Value": "x"}]},
+    )
     before = len(aws.calls)
     told()
     assert tags(aws) == {"cost-centre": "7", "neuron-sum-run": "all", "later": "x"}

@@ -69,8 +69,11 @@ def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
     assert (made["run"], made["job"]) == (first["run"], f"neuron-sum-{first['run']}-compile")
     described = job(aws, made["job"])
     assert described["AlgorithmSpecification"]["ContainerArguments"] == [
-        "compile", "--target", "inf2", "--set=compile.batch_sizes=[1,8]"
-    ]  # fmt: skip
+        "compile",
+        "--target",
+        "inf2",
+        "--set=compile.batch_sizes=[1,8]",
+    ]
     assert channels(described)["run"] == first["model"]
     assert set(channels(described)) == {"code", "wheelhouse", "run"}
     assert described["StoppingCondition"] == {"MaxRuntimeInSeconds": 2 * 3600}
@@ -134,9 +137,12 @@ def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
     ]
     theirs = [
         (action, resource)
-        for document in documents for statement in document["Statement"]
-        for action in statement["Action"] for resource in statement["Resource"] if "their-bucket" in resource
-    ]  # fmt: skip
+        for document in documents
+        for statement in document["Statement"]
+        for action in statement["Action"]
+        for resource in statement["Resource"]
+        if "their-bucket" in resource
+    ]
     assert theirs == [
         ("s3:GetObject", "arn:aws:s3:::their-bucket/some/where/model.tar.gz*"),
         ("s3:ListBucket", "arn:aws:s3:::their-bucket"),
@@ -223,9 +229,10 @@ def test_spot_and_batch_have_quotas_of_their_own() -> None:
         Call("sagemaker", "create_model", {}),
     ]
     assert quotas.needed(calls) == {
-        "ml.trn1.2xlarge for spot training job usage": 2, "ml.trn1.2xlarge for transform job usage": 2,
+        "ml.trn1.2xlarge for spot training job usage": 2,
+        "ml.trn1.2xlarge for transform job usage": 2,
         "ml.inf2.xlarge for endpoint usage": 3,
-    }  # fmt: skip
+    }
 
 
 # In the container
@@ -239,9 +246,11 @@ def container(folder: Path, run: Path) -> Path:
     shutil.copytree(run, moved)
     (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from where training had it from
     elsewhere = [
-        "data.source=jsonl", "data.path=/opt/ml/input/data/data", "model.name_or_path=/opt/ml/input/data/gone",
+        "data.source=jsonl",
+        "data.path=/opt/ml/input/data/data",
+        "model.name_or_path=/opt/ml/input/data/gone",
         "train.deepspeed=/opt/ml/input/data/deepspeed/zero.json",
-    ]  # fmt: skip
+    ]
     (moved / "recipe.yaml").write_text(load_recipe(str(run / "recipe.yaml"), elsewhere).to_yaml())
     with tarfile.open(base / "input/data/run/model.tar.gz", "w:gz") as archive:
         archive.add(moved, "run")  # as the train stage leaves it, and SageMaker packs it
@@ -251,9 +260,12 @@ def container(folder: Path, run: Path) -> Path:
 def run_entry(base: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, entry.__file__, *compile_arguments("cpu", overrides)],
-        capture_output=True, text=True, check=False, cwd=base.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=base.parent,
         env={**os.environ, "SAGEMAKER_BASE_DIR": str(base)},
-    )  # fmt: skip
+    )
 
 
 def test_the_containers_script_leaves_what_an_endpoint_loads(

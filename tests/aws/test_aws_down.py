@@ -36,18 +36,30 @@ def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
     """One of each kind, by AWS's own calls, as another machine would have made them."""
     sagemaker, lower = aws.boto3("sagemaker"), [{"key": RUN_TAG, "value": run.id}] if tagged else []
     tags = run.tags if tagged else []
-    sagemaker.create_model(ModelName=run.name("model"), ExecutionRoleArn=ROLE, Tags=tags,
-                           PrimaryContainer={"Image": "image"})  # fmt: skip
+    sagemaker.create_model(
+        ModelName=run.name("model"), ExecutionRoleArn=ROLE, Tags=tags, PrimaryContainer={"Image": "image"}
+    )
     sagemaker.create_endpoint_config(
-        EndpointConfigName=run.name("config"), Tags=tags,
-        ProductionVariants=[{"VariantName": "main", "ModelName": run.name("model"), "InitialInstanceCount": 2,
-                             "InstanceType": "ml.c5.xlarge", "InitialVariantWeight": 1.0}],
-    )  # fmt: skip
+        EndpointConfigName=run.name("config"),
+        Tags=tags,
+        ProductionVariants=[
+            {
+                "VariantName": "main",
+                "ModelName": run.name("model"),
+                "InitialInstanceCount": 2,
+                "InstanceType": "ml.c5.xlarge",
+                "InitialVariantWeight": 1.0,
+            }
+        ],
+    )
     sagemaker.create_endpoint(EndpointName=run.name("endpoint"), EndpointConfigName=run.name("config"), Tags=tags)
     aws.boto3("application-autoscaling").register_scalable_target(
-        ServiceNamespace="sagemaker", ResourceId=f"endpoint/{run.name('endpoint')}/variant/main",
-        ScalableDimension="sagemaker:variant:DesiredInstanceCount", MinCapacity=1, MaxCapacity=2,
-    )  # fmt: skip
+        ServiceNamespace="sagemaker",
+        ResourceId=f"endpoint/{run.name('endpoint')}/variant/main",
+        ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+        MinCapacity=1,
+        MaxCapacity=2,
+    )
     from datetime import datetime, timezone
 
     aws.boto3("scheduler").create_schedule(
@@ -57,10 +69,13 @@ def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
         RoleName=run.name("expiry-role"), Path=role_path(REGION), AssumeRolePolicyDocument="{}", Tags=run.tags
     )
     aws.boto3("codebuild").create_project(
-        name=run.name("build"), source={"type": "S3", "location": "a/b.zip"}, artifacts={"type": "NO_ARTIFACTS"},
+        name=run.name("build"),
+        source={"type": "S3", "location": "a/b.zip"},
+        artifacts={"type": "NO_ARTIFACTS"},
         environment={"type": "LINUX_CONTAINER", "image": "i", "computeType": "BUILD_GENERAL1_MEDIUM"},
-        serviceRole=ROLE, tags=lower,
-    )  # fmt: skip
+        serviceRole=ROLE,
+        tags=lower,
+    )
 
 
 KINDS = {"scaling-target", "endpoint", "endpoint-config", "model", "schedule", "build-project", "role"}
@@ -190,8 +205,9 @@ def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
     assert run_meant(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
     assert run_meant(f"{RUN.name('build')}:0123-4567") == RUN.id
     make_all(aws, RUN)
-    assert {item["run"] for item in json.loads(neuron_sum("aws", "status", RUN.name("endpoint"), "--json").stdout)[
-        "ours"]} == {RUN.id}  # fmt: skip
+    assert {
+        item["run"] for item in json.loads(neuron_sum("aws", "status", RUN.name("endpoint"), "--json").stdout)["ours"]
+    } == {RUN.id}
 
 
 def test_a_mistyped_run_is_told_with_those_that_there_are(aws: AwsServer) -> None:
@@ -255,9 +271,22 @@ def test_old_versions_that_stay_are_told(aws: AwsServer) -> None:
 def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN)
     # S3 answers DeleteObjects with 200, and each object that stays is in the reply.
-    s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [
-        {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
-    ]}))  # fmt: skip
+    s3.put_bucket_policy(
+        Bucket=BUCKET,
+        Policy=json.dumps(
+            {
+                "Version": "2012-10-17",
+                "Statement": [
+                    {
+                        "Effect": "Deny",
+                        "Principal": "*",
+                        "Action": "s3:DeleteObject",
+                        "Resource": f"arn:aws:s3:::{BUCKET}/*",
+                    }
+                ],
+            }
+        ),
+    )
     told = stops("down", "--all", "--artifacts")
     assert f"did not delete 2 of 2 objects of s3://{BUCKET}, the first: {WRITTEN[0]}: AccessDenied" in told
     assert aws.kept() == [f"bucket {BUCKET}"]
@@ -268,9 +297,7 @@ def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
 
 def test_an_unknown_price_is_not_zero(aws: AwsServer) -> None:
     for name, instance in (("known", "ml.c5.xlarge"), ("other", "ml.t2.medium")):
-        aws.boto3("sagemaker").create_notebook_instance(
-            NotebookInstanceName=name, InstanceType=instance, RoleArn=ROLE
-        )  # fmt: skip
+        aws.boto3("sagemaker").create_notebook_instance(NotebookInstanceName=name, InstanceType=instance, RoleArn=ROLE)
     shown = json.loads(neuron_sum("aws", "status", "--json").stdout)
     unknown = [item for item in shown["not_ours"] if item["usd_per_hour"] is None]
     known = sum(item["usd_per_hour"] or 0 for item in shown["not_ours"])
@@ -316,6 +343,9 @@ def test_status_says_beforehand_what_it_asks(aws: AwsServer, monkeypatch: pytest
     assert neuron_sum("aws", "status").exit_code == 0
     told = {(each["service"], each["operation"]) for each in printed}
     assert asked <= told, asked - told
-    only_while_they_run = {("codebuild", "batch_get_builds"), ("sagemaker", "describe_training_job"),
-                           ("sagemaker", "describe_transform_job")}  # fmt: skip
+    only_while_they_run = {
+        ("codebuild", "batch_get_builds"),
+        ("sagemaker", "describe_training_job"),
+        ("sagemaker", "describe_transform_job"),
+    }
     assert told - asked <= only_while_they_run

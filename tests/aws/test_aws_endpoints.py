@@ -36,8 +36,12 @@ def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsS
     ecr.create_repository(repositoryName="neuron-sum")
     for number, tag in enumerate(("cpu-000000000000", "inf2-0123456789ab", "cpu-0123456789ab")):
         manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": []}
-        ecr.put_image(repositoryName="neuron-sum", imageManifest=json.dumps(manifest), imageTag=tag,
-                      imageManifestMediaType="application/vnd.docker.distribution.manifest.v2+json")  # fmt: skip
+        ecr.put_image(
+            repositoryName="neuron-sum",
+            imageManifest=json.dumps(manifest),
+            imageTag=tag,
+            imageManifestMediaType="application/vnd.docker.distribution.manifest.v2+json",
+        )
     return aws
 
 
@@ -95,9 +99,15 @@ def test_deploy_serves_the_newest_completed_compile_job(aws: AwsServer, deployed
 
 
 def test_deploy_creates_the_expiry_before_the_endpoint(aws: AwsServer, deployed: Deployed) -> None:
-    order = [aws.calls.index(call) for call in (
-        "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig",
-        "sagemaker.CreateEndpoint")]  # fmt: skip
+    order = [
+        aws.calls.index(call)
+        for call in (
+            "scheduler.POST /schedules",
+            "sagemaker.CreateModel",
+            "sagemaker.CreateEndpointConfig",
+            "sagemaker.CreateEndpoint",
+        )
+    ]
     assert order == sorted(order), "the expiry comes first"
     first = time_of(aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry")))
     assert timedelta(hours=3) - timedelta(seconds=2) <= first - deployed.before <= timedelta(hours=3, minutes=2)
@@ -491,10 +501,21 @@ def test_dry_runs_send_nothing(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, 
     scaled = ("--max-instances", "2", "--invocations-per-instance", "9")
     requests = told(neuron_sum("aws", "deploy", RUN.id, *scaled, *words))["requests"]
     assert [each["operation"] for each in requests] == [
-        "create_bucket", "put_bucket_tagging", "put_public_access_block", "put_bucket_lifecycle_configuration",
-        "create_role", "put_role_policy", "create_role", "put_role_policy", "create_schedule", "create_model",
-        "create_endpoint_config", "create_endpoint", "register_scalable_target", "put_scaling_policy",
-    ]  # fmt: skip
+        "create_bucket",
+        "put_bucket_tagging",
+        "put_public_access_block",
+        "put_bucket_lifecycle_configuration",
+        "create_role",
+        "put_role_policy",
+        "create_role",
+        "put_role_policy",
+        "create_schedule",
+        "create_model",
+        "create_endpoint_config",
+        "create_endpoint",
+        "register_scalable_target",
+        "put_scaling_policy",
+    ]
     several = ("--multi-model", archive(Path("a.tar.gz")), *CPU)
     requests = told(neuron_sum("aws", "deploy", *several, *words))["requests"]
     assert [each["operation"] for each in requests].count("copy_object") == 1
@@ -506,5 +527,9 @@ def test_dry_runs_send_nothing(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, 
         assert [each["operation"] for each in added] == ["put_object", "copy_object", "delete_object"]
         assert aws.calls == before
     assert {call.partition(".")[2].split()[0][:6] for call in aws.calls[len(before) :]} <= {
-        "GetCal", "GetPro", "ListTr", "Descri", "ListTa",
-    }  # fmt: skip
+        "GetCal",
+        "GetPro",
+        "ListTr",
+        "Descri",
+        "ListTa",
+    }

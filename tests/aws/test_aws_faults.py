@@ -78,10 +78,16 @@ def image_ready(aws: AwsServer) -> None:
 
 
 COPIES = frozenset({"s3.HEAD Object", "s3.PUT Object", "sagemaker.CreateModel"})
-ENDPOINT = frozenset({
-    "scheduler.POST /schedules", "sagemaker.CreateModel", "sagemaker.CreateEndpointConfig", "sagemaker.CreateEndpoint",
-    "application-autoscaling.RegisterScalableTarget", "application-autoscaling.PutScalingPolicy",
-})  # fmt: skip
+ENDPOINT = frozenset(
+    {
+        "scheduler.POST /schedules",
+        "sagemaker.CreateModel",
+        "sagemaker.CreateEndpointConfig",
+        "sagemaker.CreateEndpoint",
+        "application-autoscaling.RegisterScalableTarget",
+        "application-autoscaling.PutScalingPolicy",
+    }
+)
 
 
 def trained_already(aws: AwsServer) -> None:
@@ -91,11 +97,14 @@ def trained_already(aws: AwsServer) -> None:
     s3.create_bucket(Bucket="gone")
     aws.script.looks = 0
     sagemaker.create_training_job(
-        TrainingJobName=run.name("train"), RoleArn=role, Tags=run.tags,
+        TrainingJobName=run.name("train"),
+        RoleArn=role,
+        Tags=run.tags,
         AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
-        OutputDataConfig={"S3OutputPath": "s3://gone/"}, StoppingCondition={"MaxRuntimeInSeconds": 60},
+        OutputDataConfig={"S3OutputPath": "s3://gone/"},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
         ResourceConfig={"InstanceType": "ml.c7i.4xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
-    )  # fmt: skip
+    )
     sagemaker.describe_training_job(TrainingJobName=run.name("train"))
     iam.delete_role(RoleName="gone")
     s3.delete_bucket(Bucket="gone")

@@ -24,10 +24,16 @@ from sagemaker_jobs.jobs import inputs, training
 from sagemaker_jobs.jobs.training import Options
 
 SERVICES = {
-    "sagemaker": "sagemaker", "iam": "iam", "codebuild": "codebuild", "ecr": "ecr", "logs": "logs",
-    "scheduler": "scheduler", "application-autoscaling": "application-autoscaling", "pricing": "pricing",
+    "sagemaker": "sagemaker",
+    "iam": "iam",
+    "codebuild": "codebuild",
+    "ecr": "ecr",
+    "logs": "logs",
+    "scheduler": "scheduler",
+    "application-autoscaling": "application-autoscaling",
+    "pricing": "pricing",
     "service-quotas": "servicequotas",
-}  # fmt: skip
+}
 """boto3's name of each service, and IAM's prefix."""
 
 S3 = {
@@ -82,10 +88,18 @@ def test_the_caller_may_do_all_that_the_code_does() -> None:
     assert not lacking
     possible = {action for method in methods for action in operations()[method]}
     by_other_ways = {
-        "sagemaker:AddTags", "iam:TagRole", "iam:PassRole", "ecr:TagResource", "iam:CreateServiceLinkedRole",
-        "application-autoscaling:TagResource", "cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms",
-        "cloudwatch:DescribeAlarms", "sagemaker:InvokeEndpoint", "sagemaker:UpdateEndpointWeightsAndCapacities",
-    }  # fmt: skip
+        "sagemaker:AddTags",
+        "iam:TagRole",
+        "iam:PassRole",
+        "ecr:TagResource",
+        "iam:CreateServiceLinkedRole",
+        "application-autoscaling:TagResource",
+        "cloudwatch:PutMetricAlarm",
+        "cloudwatch:DeleteAlarms",
+        "cloudwatch:DescribeAlarms",
+        "sagemaker:InvokeEndpoint",
+        "sagemaker:UpdateEndpointWeightsAndCapacities",
+    }
     """What AWS asks for beside the call itself, and what `request` calls."""
     assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
 
@@ -112,12 +126,14 @@ def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: 
     """Of the very launch: every channel, its checkpoints and its output, as the container reads and writes them."""
     own, other = (
         training.launch(
-            Run(f"tiny-261121-2000-abc{digit}", "tiny"), load_recipe("tiny"),
+            Run(f"tiny-261121-2000-abc{digit}", "tiny"),
+            load_recipe("tiny"),
             Options("ml.c7i.4xlarge", 1, 3600, image=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/mine:1"),
-            inputs.channels(load_recipe("tiny"), tmp_path, None, NetworkSecurity()), AwsContext(ACCOUNT, REGION),
+            inputs.channels(load_recipe("tiny"), tmp_path, None, NetworkSecurity()),
+            AwsContext(ACCOUNT, REGION),
         )
         for digit in "de"
-    )  # fmt: skip
+    )
     roles = [
         json.loads(call.request["PolicyDocument"]) for call in own.role_calls if call.operation == "put_role_policy"
     ]
@@ -156,8 +172,12 @@ def test_policies_name_what_can_be_named() -> None:
     both = (*(role["policy"] for role in made["roles"].values()), made["caller"])
     assert {sid for policy in both for sid, arn in resources(policy) if arn == "*"} == WITHOUT_NAMES
     for sid, arn in resources(made["caller"]):
-        shared = ("*:log-group:/aws/sagemaker/T*", "*:alarm:TargetTracking-endpoint/*", "*:scalable-target/*",
-                  "*:role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*")  # fmt: skip
+        shared = (
+            "*:log-group:/aws/sagemaker/T*",
+            "*:alarm:TargetTracking-endpoint/*",
+            "*:scalable-target/*",
+            "*:role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*",
+        )
         assert "neuron-sum" in arn or arn == "*" or any(fnmatchcase(arn, each) for each in shared), sid
 
 

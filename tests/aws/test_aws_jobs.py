@@ -33,9 +33,11 @@ def wishes(draw: st.DrawFn) -> Options:
     instance = draw(st.sampled_from(TRAINS))
     runtime_s = draw(st.integers(36, 28 * 24 * 3600))
     return Options(
-        instance, draw(st.integers(1, 8)) if instance == "ml.trn1.32xlarge" else 1, runtime_s,
+        instance,
+        draw(st.integers(1, 8)) if instance == "ml.trn1.32xlarge" else 1,
+        runtime_s,
         draw(st.none() | st.integers(runtime_s, 2 * runtime_s)),
-    )  # fmt: skip
+    )
 
 
 @given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
@@ -170,9 +172,13 @@ def _container(folder: Path, overrides: list[str]) -> Path:
 def _run_entry(base: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, entry.__file__, *training.requests.train_arguments("ml.c7i.4xlarge", 1)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=base.parent,
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=base.parent,
         env={**os.environ, "SAGEMAKER_BASE_DIR": str(base)},
-    )  # fmt: skip
+    )
 
 
 def test_the_containers_script_trains_and_leaves_the_model(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ def test_an_intent_stands_until_something_ends_it(ledger: Ledger) -> None:
     with pytest.raises(RuntimeError), ledger.creating("training-job", "b", "run-2"):
         raise RuntimeError("the reply was lost")
     assert [(entry.kind, entry.event, entry.details) for entry in ledger.open()] == [
-        ("role", "made", {"arn": "arn:a"}), ("training-job", "intent", {})
-    ]  # fmt: skip
+        ("role", "made", {"arn": "arn:a"}),
+        ("training-job", "intent", {}),
+    ]
     assert [entry.name for entry in ledger.open("run-2")] == ["b"]
     ledger.note("refused", "training-job", "b", "run-2")
     ledger.note("gone", "role", "a", "run-1")

@@ -49,9 +49,11 @@ def has_image(aws: AwsServer) -> None:
     manifest = {"schemaVersion": 2, "config": {}, "layers": []}
     aws.boto3("ecr").create_repository(repositoryName="neuron-sum", tags=[{"Key": "neuron-sum-run", "Value": "all"}])
     aws.boto3("ecr").put_image(
-        repositoryName="neuron-sum", imageManifest=json.dumps(manifest), imageTag="cpu-0123456789ab",
+        repositoryName="neuron-sum",
+        imageManifest=json.dumps(manifest),
+        imageTag="cpu-0123456789ab",
         imageManifestMediaType="application/vnd.docker.distribution.manifest.v2+json",
-    )  # fmt: skip
+    )
 
 
 def loaded(aws: AwsServer, model: str, folder: Path) -> Model:
@@ -67,9 +69,14 @@ def loaded(aws: AwsServer, model: str, folder: Path) -> Model:
 
 @pytest.mark.slow
 def test_a_run_from_data_to_answers_to_nothing_left(
-    aws: AwsServer, runner: Runner, djl_serving: Path, micro: Path, own_wheel: Path, tmp_path: Path,
+    aws: AwsServer,
+    runner: Runner,
+    djl_serving: Path,
+    micro: Path,
+    own_wheel: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     wheels = ("--wheelhouse", str(own_wheel))
     trained = told("train", str(micro), *SHAPE, *CPU, *wheels)

@@ -168,9 +168,11 @@ def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: 
         Call("sagemaker", "create_training_job", request).validate()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    for words, told in ((["--instance", "ml.trn1.2xlarge"], "Neuron devices"),
-                        (["train.backend=neuron", "train.shapes.plan=fixed"], "train.backend=torch"),
-                        (["--keep-files", str(tmp_path / "mine")], "holds other things")):  # fmt: skip
+    for words, told in (
+        (["--instance", "ml.trn1.2xlarge"], "Neuron devices"),
+        (["train.backend=neuron", "train.shapes.plan=fixed"], "train.backend=torch"),
+        (["--keep-files", str(tmp_path / "mine")], "holds other things"),
+    ):
         refused = in_process("aws", "rehearse", str(micro), *words)
         assert refused.exit_code == 14 and told in refused.stderr, refused.stderr
     assert (tmp_path / "mine" / "thesis.txt").exists()
@@ -197,8 +199,10 @@ def test_a_dry_run_prints_the_requests_and_starts_nothing(
     names = [request["TrainingJobName"] for request in (first, second, compiling)]
     assert names == [f"neuron-sum-{told['run']}-{stage}" for stage in ("train", "train-2", "compile")]
     assert {**first, "TrainingJobName": names[1]} == second
-    given = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
-             for channel in compiling["InputDataConfig"]}  # fmt: skip
+    given = {
+        channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+        for channel in compiling["InputDataConfig"]
+    }
     assert given["run"].endswith(f"/{names[1]}/output/model.tar.gz") and "wheelhouse" in given
     assert not kept.exists() and list(temporaries.iterdir()) == []
 
@@ -219,25 +223,42 @@ def test_the_wheel_has_every_file_that_the_packages_need(own_wheel: Path) -> Non
     names = set(zipfile.ZipFile(wheel).namelist())
     root = Path(local_image.__file__).parents[2]
     packages = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
-    wanted = {path.relative_to(root).as_posix() for name in packages for path in (root / name).rglob("*")
-              if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
+    wanted = {
+        path.relative_to(root).as_posix()
+        for name in packages
+        for path in (root / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert wanted <= names, wanted - names
 
 
 @pytest.mark.slow
 def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
-    djl_serving: Path, micro: Path, own_wheel: Path, temporaries: Path, tmp_path: Path,
+    djl_serving: Path,
+    micro: Path,
+    own_wheel: Path,
+    temporaries: Path,
+    tmp_path: Path,
     neuron_sum: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:  # fmt: skip
+) -> None:
     done = neuron_sum(
         "aws", "rehearse", str(micro), *LONG, *SHAPE, "--wheelhouse", str(own_wheel), "--keep-files", "kept", "--json"
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [stage["name"] for stage in told["stages"]] == [
-        "wheelhouse", "container", "data", "requests", "kill", "resume", "evaluate", "compile", "package", "serve",
+        "wheelhouse",
+        "container",
+        "data",
+        "requests",
+        "kill",
+        "resume",
+        "evaluate",
+        "compile",
+        "package",
+        "serve",
         "down",
-    ]  # fmt: skip
+    ]
     assert [stage["skipped"] for stage in told["stages"]] == [None] * 11
     assert told["summary"] and told["scores"].keys() == {"ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"}
     assert {"IAM", "S3", "Neuron devices", "the image"} <= told["needs_aws"].keys()
@@ -262,9 +283,12 @@ def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
 
 @pytest.mark.slow
 def test_what_fails_names_its_stage_and_a_stop_leaves_nothing(
-    micro: Path, own_wheel: Path, temporaries: Path, tmp_path: Path,
+    micro: Path,
+    own_wheel: Path,
+    temporaries: Path,
+    tmp_path: Path,
     neuron_sum: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:  # fmt: skip
+) -> None:
     words = ["aws", "rehearse", str(micro), *LONG, "--wheelhouse", str(own_wheel)]
     failed = neuron_sum(*words, "data.max_source_length=8")
     assert failed.returncode == 14, failed.stderr

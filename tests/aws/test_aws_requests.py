@@ -33,13 +33,21 @@ def jobs(draw: st.DrawFn) -> Job:
     runtime = draw(st.integers(1, requests.MAX_RUNTIME_LIMIT_S))
     stage = draw(st.sampled_from(["train", "compile"]))
     return Job(
-        run=draw(runs), stage=stage, channels={"code": PLACE.inputs("code", "0123"), "data": "s3://b/d/"},
-        arguments=requests.train_arguments(instance, instances) if stage == "train"
+        run=draw(runs),
+        stage=stage,
+        channels={"code": PLACE.inputs("code", "0123"), "data": "s3://b/d/"},
+        arguments=requests.train_arguments(instance, instances)
+        if stage == "train"
         else requests.compile_arguments("inf2"),
-        instance=instance, instances=instances, max_runtime_s=runtime,
-        max_wait_s=draw(st.none() | st.integers(runtime, 2 * runtime)), attempt=draw(st.integers(1, 99)),
-        image=requests.training_image("us-east-1"), isolation=draw(isolations), environment={"A": "b"},
-    )  # fmt: skip
+        instance=instance,
+        instances=instances,
+        max_runtime_s=runtime,
+        max_wait_s=draw(st.none() | st.integers(runtime, 2 * runtime)),
+        attempt=draw(st.integers(1, 99)),
+        image=requests.training_image("us-east-1"),
+        isolation=draw(isolations),
+        environment={"A": "b"},
+    )
 
 
 @given(jobs())
@@ -63,13 +71,25 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
 def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
     made = [
-        ("sagemaker", "CreateModel", endpoint_requests.create_model(
-            run, PLACE, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1", model_data="s3://b/m.tar.gz",
-            environment={}, isolation=isolation)),
-        ("sagemaker", "CreateEndpointConfig", endpoint_requests.create_endpoint_config(
-            run, instance=instance, instances=1, isolation=isolation)),
+        (
+            "sagemaker",
+            "CreateModel",
+            endpoint_requests.create_model(
+                run,
+                PLACE,
+                image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1",
+                model_data="s3://b/m.tar.gz",
+                environment={},
+                isolation=isolation,
+            ),
+        ),
+        (
+            "sagemaker",
+            "CreateEndpointConfig",
+            endpoint_requests.create_endpoint_config(run, instance=instance, instances=1, isolation=isolation),
+        ),
         ("sagemaker", "CreateEndpoint", endpoint_requests.create_endpoint(run)),
-    ]  # fmt: skip
+    ]
     for service, operation, request in made:
         check(service, operation, request)
         assert {"Key": RUN_TAG, "Value": run.id} in request["Tags"]
@@ -86,9 +106,15 @@ def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Network
 
 
 @given(
-    runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]), st.integers(1, 4),
-    st.none() | st.floats(0.25, 1000), st.none() | st.integers(0, 4), st.floats(0, 20_000), st.booleans(),
-)  # fmt: skip
+    runs,
+    isolations,
+    st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]),
+    st.integers(1, 4),
+    st.none() | st.floats(0.25, 1000),
+    st.none() | st.integers(0, 4),
+    st.floats(0, 20_000),
+    st.booleans(),
+)
 def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     run: Run,
     isolation: NetworkSecurity,
@@ -105,7 +131,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     now = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     made = endpoint.launch(
         run, sources if several else sources[:1], hosting, "image", PLACE.site, now=now, multi_model=several
-    )  # fmt: skip
+    )
     for call in (*made.role_calls, *made.calls, *made.later):
         operation = "".join(word.capitalize() for word in call.operation.split("_"))
         check(call.service, operation, call.request)
@@ -166,11 +192,24 @@ def test_what_sagemaker_would_refuse_is_refused_here(
 
 @pytest.mark.parametrize(
     ("instance", "disks"),
-    [(f"ml.{name}", True) for name in ("c5d.xlarge", "m5d.large", "c6id.large", "r5d.large", "c6gd.xlarge",
-                                       "m5dn.xlarge", "g4dn.xlarge", "p4de.24xlarge", "trn1.2xlarge", "trn1n.32xlarge",
-                                       "g5.xlarge")]
+    [
+        (f"ml.{name}", True)
+        for name in (
+            "c5d.xlarge",
+            "m5d.large",
+            "c6id.large",
+            "r5d.large",
+            "c6gd.xlarge",
+            "m5dn.xlarge",
+            "g4dn.xlarge",
+            "p4de.24xlarge",
+            "trn1.2xlarge",
+            "trn1n.32xlarge",
+            "g5.xlarge",
+        )
+    ]
     + [(f"ml.{name}", False) for name in ("c7i.4xlarge", "c7i-flex.large", "m5.large", "inf2.xlarge", "p3.2xlarge")],
-)  # fmt: skip
+)
 def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, disks: bool) -> None:
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     config = endpoint_requests.create_endpoint_config(

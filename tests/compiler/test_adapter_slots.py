@@ -27,12 +27,29 @@ from neuron_sum.runtimes.hugging_face import TransformersGenerator
 RANK, SOFT_TOKENS, SOURCE_LEN, TARGET_LEN = 4, 6, 48, 16
 ASKED = GenerateConfig(max_new_tokens=TARGET_LEN, num_beams=2)
 TINY = {
-    "t5": {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
-           "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "vocab_size": 400,
-           "decoder_start_token_id": 0},
-    "llama": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400, "initializer_range": 0.2},
-}  # fmt: skip
+    "t5": {
+        "model_type": "t5",
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "vocab_size": 400,
+        "decoder_start_token_id": 0,
+    },
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 400,
+        "initializer_range": 0.2,
+    },
+}
 
 
 @pytest.fixture(params=["t5", "llama"])

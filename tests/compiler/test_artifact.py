@@ -94,8 +94,11 @@ def test_verify_sees_other_weights_and_a_broken_artifact(
 ) -> None:
     record = verify(open_artifact(small), None, 8, 1.0).record
     assert {(check.batch, check.num_beams): check.identical for check in record.checks} == {
-        (1, 1): 8, (3, 1): 8, (1, 2): 8, (3, 2): 8
-    }  # fmt: skip
+        (1, 1): 8,
+        (3, 1): 8,
+        (1, 2): 8,
+        (3, 2): 8,
+    }
     assert record.passed
     assert record.unseen == ()
     with safe_open(small / "weights.safetensors", framework="pt") as stored:

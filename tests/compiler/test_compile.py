@@ -204,8 +204,11 @@ def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lor
     prompts = prompts_of(lora_artifact, micro_lora_run, 3)
     made = subprocess.run(
         [sys.executable, "-c", script, str(lora_artifact.path), json.dumps(prompts)],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     expected = load_generator(lora_artifact)[0].generate(prompts, GenerateConfig(max_new_tokens=12))
     assert json.loads(made.stdout.splitlines()[-1]) == expected
 
@@ -244,10 +247,25 @@ def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[
     """A compile at work on its second graph, its cache beside it."""
     environment = {**os.environ, "NEURON_SUM_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "neuron_sum", "compile", str(micro_run), "--output", "artifact", "--jobs", "1",
-         "--set", "compile.batch_sizes=[1]"],
-        cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "neuron_sum",
+            "compile",
+            str(micro_run),
+            "--output",
+            "artifact",
+            "--jobs",
+            "1",
+            "--set",
+            "compile.batch_sizes=[1]",
+        ],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     deadline = time.monotonic() + 240
     while not list((tmp_path / "cache").rglob("*.pt2")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]

@@ -196,10 +196,17 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not XLA_PYTHON.is_file():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it (or set NEURON_SUM_XLA_PYTHON)")
     made = subprocess.run(
-        [str(XLA_PYTHON), str(ROOT / "tests/stand_ins/xla/upstream_trace.py"),
-         str(tmp_path_factory.mktemp("x") / "graph.pt")],
-        env={**os.environ, **XLA_ENVIRONMENT}, capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        [
+            str(XLA_PYTHON),
+            str(ROOT / "tests/stand_ins/xla/upstream_trace.py"),
+            str(tmp_path_factory.mktemp("x") / "graph.pt"),
+        ],
+        env={**os.environ, **XLA_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     found: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
     return found
 
@@ -214,8 +221,12 @@ def test_the_compiler_is_called_as_optimum_neuron_calls_it(
             name: upstream[name] for name in ("cpu_backend", "inline_weights_to_neff")
         }
         assert set(upstream["keywords"]) == {
-            "compiler_args", "cpu_backend", "inline_weights_to_neff", "input_output_aliases", "compiler_workdir",
-        }  # fmt: skip
+            "compiler_args",
+            "cpu_backend",
+            "inline_weights_to_neff",
+            "input_output_aliases",
+            "compiler_workdir",
+        }
     for cast, cast_type, level in (("none", "bf16", 2), ("all", "tf32", 3)):
         chosen = NeuronCompileConfig(auto_cast=cast, auto_cast_type=cast_type, optlevel=level)
         target = neuron.NeuronTarget(CompileConfig(target="inf2", neuron=chosen))
@@ -257,14 +268,20 @@ def test_a_step_takes_four_small_tensors_and_keeps_the_rest(
 ) -> None:
     """One decoder layer of 2 heads, width 8; 3 dialogues of 192 tokens and a soft prompt of 4, 2 beams, 12 steps."""
     artifact = compiled(
-        micro_lora_run, tmp_path, "compile.num_beams=[2]", "compile.adapters.slots=2",
+        micro_lora_run,
+        tmp_path,
+        "compile.num_beams=[2]",
+        "compile.adapters.slots=2",
         "compile.adapters.soft_prompt_tokens=4",
-    )  # fmt: skip
+    )
     encode, step = calls("trace")
     assert encode["inputs"] == [["torch.int64", [3, 192]], ["torch.int64", [3, 192]], ["torch.int64", [3]]]
     assert step["inputs"] == [
-        ["torch.int64", [3, 2]], ["torch.int64", [1]], ["torch.int64", [3, 2, 12]], ["torch.int64", [3]],
-    ]  # fmt: skip
+        ["torch.int64", [3, 2]],
+        ["torch.int64", [1]],
+        ["torch.int64", [3, 2, 12]],
+        ["torch.int64", [3]],
+    ]
     assert step["aliases"][:5] == [
         ["state.0", "torch.float32", [3, 2, 24, 8], 1],
         ["state.1", "torch.float32", [3, 2, 24, 8], 2],
@@ -356,9 +373,11 @@ def test_other_versions_and_other_devices_are_refused_with_the_field(
             load_generator(other)
     whole = edited(artifact.path, stack=stack)
     for name, remedy in (
-        ("trn1.2xlarge", "--target trn1"), ("trn2.48xlarge", "nothing here compiles for trn2"),
-        ("trn1n.32xlarge", "run it on inf2"), ("inf1.xlarge", "run it on inf2"),
-    ):  # fmt: skip
+        ("trn1.2xlarge", "--target trn1"),
+        ("trn2.48xlarge", "nothing here compiles for trn2"),
+        ("trn1n.32xlarge", "run it on inf2"),
+        ("inf1.xlarge", "run it on inf2"),
+    ):
         monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", f"ml.{name}")
         with pytest.raises(ArtifactError, match=rf"target: compiled for inf2, this is a {re.escape(name)}") as error:
             load_generator(whole)
@@ -572,9 +591,13 @@ def test_unbroken_graphs_give_the_same_tokens_whatever_an_earlier_batch_left(
 
 
 def test_the_command_line_compiles_verifies_and_reports(
-    calls: Calls, packages: Path, micro_run: Path, neuron_sum: CommandLine, tmp_path: Path,
+    calls: Calls,
+    packages: Path,
+    micro_run: Path,
+    neuron_sum: CommandLine,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """In processes of its own, one for each graph, as on a machine with the packages."""
     monkeypatch.setenv("PYTHONPATH", f"{packages}:{ROOT}")
     options = ["--set", "compile.batch_sizes=[2]", "--set", "compile.dtype=bf16", "--jobs", "2"]
@@ -645,9 +668,10 @@ def test_djl_serving_answers_from_it(
             name: [ask(adapter=name, num_beams=beams) for beams in (1, 2)] for name in ("default", "base", "late")
         }
     models = {
-        "default": load_trained(open_run(micro_lora_run))[0], "base": base,
+        "default": load_trained(open_run(micro_lora_run))[0],
+        "base": base,
         "late": load_adapter(copy.deepcopy(base), adapter),
-    }  # fmt: skip
+    }
     prompt = artifact.recipe.prompt.resolve().encode(tokenizer, [DIALOGUE], 192)[0].input_ids
     for name, model in models.items():
         for beams, answer in zip((1, 2), answers[name], strict=True):

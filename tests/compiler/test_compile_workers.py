@@ -44,8 +44,10 @@ def jobs(micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     plan = make_plan(open_source(micro_run, None, ["compile.batch_sizes=[1,3]", "compile.source_lens=[192]"]))
 
     def made(target: Any) -> list[Job]:
-        return [Job(plan.config, plan.options, graph, target, tmp_path / Path(graph.file).name, None)
-                for graph in plan.graphs[:3]]  # fmt: skip
+        return [
+            Job(plan.config, plan.options, graph, target, tmp_path / Path(graph.file).name, None)
+            for graph in plan.graphs[:3]
+        ]
 
     return made
 

@@ -58,9 +58,10 @@ def eager(
     config = model.config
     static = static_model(config, GraphOptions(source_len=source_len, target_len=target_len, **options))
     tokens = SpecialTokens(
-        pad=config.pad_token_id, eos=config.eos_token_id,
+        pad=config.pad_token_id,
+        eos=config.eos_token_id,
         decoder_start=None if is_decoder_only(config) else config.decoder_start_token_id,
-    )  # fmt: skip
+    )
     buckets = [
         Bucket(batch=batch, source_len=length, target_len=target_len)
         for batch in batches
@@ -89,9 +90,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         train(recipe, recipe_file.parent / name)
         model, tokenizer = load_trained(open_run(recipe_file.parent / name))
         made[name] = Case(
-            model, eager(model, SOURCE_LEN, TARGET_LEN), TransformersGenerator(model, tokenizer, 8),
+            model,
+            eager(model, SOURCE_LEN, TARGET_LEN),
+            TransformersGenerator(model, tokenizer, 8),
             real_prompts(recipe.prompt.resolve(), tokenizer),
-        )  # fmt: skip
+        )
     return made
 
 
@@ -184,9 +187,18 @@ def test_any_lengths_and_options_give_transformers_tokens(
 def flan_t5_small() -> Case:
     """FLAN-T5-small's dimensions, random weights."""
     config = T5Config(
-        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=8,
+        num_heads=6,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(1)

@@ -48,8 +48,11 @@ def tiny(xla_python: Path) -> dict[tuple[str, str, str], Lowered]:
 def controls(xla_python: Path) -> dict[str, Any]:
     made = subprocess.run(
         [str(xla_python), str(ROOT / "tests" / "stand_ins" / "xla" / "controls.py")],
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert made.returncode == 0, made.stderr[-3000:]
     return dict(json.loads(made.stdout))
 
@@ -75,8 +78,7 @@ def entry(*lines: str) -> str:
 CACHE = "%cache = f32[2,6,4]{2,1,0} parameter(0)"
 COLUMN = "%column = f32[2,1,4]{2,1,0} parameter(1)"
 AT = "%at = s32[] parameter(2)"
-CALL = ("%new = f32[2,6,4]{2,1,0} call(f32[2,6,4]{2,1,0} %cache, f32[2,1,4]{2,1,0} %column, s32[] %at), "
-        "to_apply=%write")  # fmt: skip
+CALL = "%new = f32[2,6,4]{2,1,0} call(f32[2,6,4]{2,1,0} %cache, f32[2,1,4]{2,1,0} %column, s32[] %at), to_apply=%write"
 CASES: dict[str, tuple[tuple[str, ...], int, int, int]] = {
     "read whole, written whole": (
         (CACHE, "ROOT %n = f32[2,6,4]{2,1,0} negate(f32[2,6,4]{2,1,0} %cache)"), 192, 192, 0,
@@ -132,13 +134,14 @@ def test_bytes_are_counted_by_the_rules(case: str) -> None:
 def test_products_types_and_dynamic_dimensions_are_counted() -> None:
     found = account(
         entry(
-            "%a = bf16[2,3,5]{2,1,0} parameter(0)", "%b = bf16[2,5,7]{2,1,0} parameter(1)",
+            "%a = bf16[2,3,5]{2,1,0} parameter(0)",
+            "%b = bf16[2,5,7]{2,1,0} parameter(1)",
             "%d = bf16[2,3,7]{2,1,0} dot(bf16[2,3,5]{2,1,0} %a, bf16[2,5,7]{2,1,0} %b), lhs_batch_dims={0}, "
             "lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}",
             "%w = f64[2,3,7]{2,1,0} convert(bf16[2,3,7]{2,1,0} %d)",
             "ROOT %s = f64[<=2,3,7]{2,1,0} set-dimension-size(f64[2,3,7]{2,1,0} %w, s32[] %a), dimensions={0}",
         )
-    )  # fmt: skip
+    )
     assert found.flops == {"bf16": 2 * 2 * 3 * 7 * 5}
     assert found.dtypes["f64"] == 2
     assert found.dynamic == ("s",)
@@ -223,8 +226,11 @@ def test_what_is_traced_for_a_device_has_the_same_account(xla_python: Path) -> N
     made = subprocess.run(
         [str(xla_python), str(ROOT / "tests" / "stand_ins" / "xla" / "device_graphs.py")],
         input=json.dumps(lowering.request([LoweringJob(config_of(TINY["t5"]), each, graphs) for each in variants])),
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert made.returncode == 0, made.stderr[-3000:]
     pairs = [json.loads(line) for line in made.stdout.splitlines()]
     assert len(pairs) == len(variants) * len(graphs)

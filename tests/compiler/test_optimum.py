@@ -117,16 +117,25 @@ class Upstream:
         path = (ROOT / "tests" / "stand_ins" / "optimum", self.versions, ROOT)
         device = {"NEURON_STAND_IN_INSTANCE": instance, "SM_CURRENT_INSTANCE_TYPE": instance} if instance else {}
         return {
-            "PYTHONPATH": os.pathsep.join(map(str, path)), "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1",
-            "NEURON_STAND_IN_CALLS": str(self.calls), **device, **more,
-        }  # fmt: skip
+            "PYTHONPATH": os.pathsep.join(map(str, path)),
+            "PJRT_DEVICE": "CPU",
+            "OMP_NUM_THREADS": "1",
+            "NEURON_STAND_IN_CALLS": str(self.calls),
+            **device,
+            **more,
+        }
 
     def python(self, *arguments: str, instance: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs to its end, whatever that is."""
         return subprocess.run(
-            [str(XLA_PYTHON), *arguments], env={**os.environ, **self.environment(instance, **more)},
-            cwd=self.calls.parent, capture_output=True, text=True, timeout=LIMIT_S, check=False,
-        )  # fmt: skip
+            [str(XLA_PYTHON), *arguments],
+            env={**os.environ, **self.environment(instance, **more)},
+            cwd=self.calls.parent,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
 
     def neuron_sum(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         return self.python("-m", "neuron_sum", *arguments, **more)
@@ -330,9 +339,18 @@ def test_two_cores_are_asked_for_and_a_failure_leaves_its_log_alone(
     """The stand-in has one core; that neuronx-distributed's two give the same is for a device to show."""
     upstream.taken()
     made = upstream.neuron_sum(
-        "compile", str(llama_run), "--target", "trn1", "--output", str(tmp_path / "artifact"), "--set", LLAMA_SHAPE[0],
-        "--set", "compile.neuron.tensor_parallel_size=2", NEURON_SUM_CACHE=str(tmp_path / "cache"),
-    )  # fmt: skip
+        "compile",
+        str(llama_run),
+        "--target",
+        "trn1",
+        "--output",
+        str(tmp_path / "artifact"),
+        "--set",
+        LLAMA_SHAPE[0],
+        "--set",
+        "compile.neuron.tensor_parallel_size=2",
+        NEURON_SUM_CACHE=str(tmp_path / "cache"),
+    )
     assert made.returncode == 10
     assert "the stand-in has one core" in made.stderr
     assert upstream.taken() == [{"graphs": ["context_encoding", "token_generation"], "tp_degree": 2}]
@@ -361,9 +379,17 @@ def test_a_compiler_that_fails_is_explained_as_for_our_own_graphs(
     """Usually neuronx-cc, the exporter's child, is killed; its own log lies where nothing is left."""
     words, is_memory = FAILURES[failure]
     made = upstream.neuron_sum(
-        "compile", str(llama_run), "--target", "inf2", "--output", str(tmp_path / "artifact"), "--set", LLAMA_SHAPE[0],
-        NEURON_SUM_CACHE=str(tmp_path / "cache"), NEURON_STAND_IN_FAILS=failure,
-    )  # fmt: skip
+        "compile",
+        str(llama_run),
+        "--target",
+        "inf2",
+        "--output",
+        str(tmp_path / "artifact"),
+        "--set",
+        LLAMA_SHAPE[0],
+        NEURON_SUM_CACHE=str(tmp_path / "cache"),
+        NEURON_STAND_IN_FAILS=failure,
+    )
     upstream.taken()
     assert made.returncode == 10
     for word in ("optimum-neuron did not export the model: ", *words):
@@ -397,9 +423,15 @@ def changed(exported: Exported, folder: Path, **update: Any) -> Path:
     ],
 )
 def test_another_machine_is_refused_with_the_field(
-    upstream: Upstream, llama: Exported, tmp_path: Path, instance: str | None, cores: int, visible: str, code: int,
+    upstream: Upstream,
+    llama: Exported,
+    tmp_path: Path,
+    instance: str | None,
+    cores: int,
+    visible: str,
+    code: int,
     words: list[str],
-) -> None:  # fmt: skip
+) -> None:
     assert llama.manifest.compilation is not None
     compilation = llama.manifest.compilation.model_copy(update={"tensor_parallel_size": cores})
     folder = changed(llama, tmp_path / "artifact", compilation=compilation)
@@ -459,9 +491,13 @@ def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_
         state = [["float32", [beams, 2, 191, 8]]] * 2 + [["float32", [beams, 2, 192, 8]]] * 2
         assert encoder["inputs"] == [["int64", [1, 192]]] * 2
         assert decoder["inputs"] == [
-            ["int64", [beams, 1]], tokens, ["float32", [beams, 192, 32]], tokens, ["int64", [beams]],
+            ["int64", [beams, 1]],
+            tokens,
+            ["float32", [beams, 192, 32]],
+            tokens,
+            ["int64", [beams]],
             ["float32", [beams]],
-        ]  # fmt: skip
+        ]
         first = 1 if beams == 1 else 3
         assert decoder["aliases"] == [[first + index, *kind] for index, kind in enumerate(state)]
         for graph in (encoder, decoder):
@@ -476,10 +512,11 @@ def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream,
     shorter = GenerateConfig(max_new_tokens=3)
     upstream.taken()
     answer = upstream.generate(
-        t5.artifact.path, {"prompts": prompts, "settings": settings.model_dump()},
+        t5.artifact.path,
+        {"prompts": prompts, "settings": settings.model_dump()},
         {"prompts": prompts, "settings": shorter.model_dump()},
         {"prompts": prompts[:1], "settings": {"no_repeat_ngram_size": 2}},
-    )  # fmt: skip
+    )
     assert answer["results"][:2] == [t5.expected(prompts, settings), t5.expected(prompts, shorter)]
     assert "ignores it" in answer["results"][2]
     assert {"runtime": "initialize", "visible": "0"} in upstream.taken(), "one core, and the others are free"
@@ -616,9 +653,15 @@ def test_verify_and_summarize_take_it_as_any_artifact(
 def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
     made = upstream.neuron_sum(
-        "compile", "report", str(folder), "--output", str(tmp_path / "report.json"), "--examples", "1",
+        "compile",
+        "report",
+        str(folder),
+        "--output",
+        str(tmp_path / "report.json"),
+        "--examples",
+        "1",
         instance=INSTANCE,
-    )  # fmt: skip
+    )
     assert made.returncode == 0, made.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     loaded, timed = report["latency"]["result"]

@@ -161,9 +161,17 @@ def faults(report: Report, **changes: Any) -> list[str]:
 @pytest.mark.slow
 def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: CommandLine, tmp_path: Path) -> None:
     made = neuron_sum(
-        "preflight", "tiny", "compile.batch_sizes=[2]", "--set", "compile.dtype=bf16", "--picture", "floors.svg",
-        "--hlo", "texts", "--json",
-    )  # fmt: skip
+        "preflight",
+        "tiny",
+        "compile.batch_sizes=[2]",
+        "--set",
+        "compile.dtype=bf16",
+        "--picture",
+        "floors.svg",
+        "--hlo",
+        "texts",
+        "--json",
+    )
     assert made.returncode == 0, made.stderr
     told = json.loads(made.stdout)
     assert (told["recipe"], told["dtype"], told["faults"]) == ("tiny", "bf16", [])
@@ -205,16 +213,32 @@ def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_operators_have_their_opcodes_names() -> None:
-    named = {"DynamicUpdateSlice": "dynamic-update-slice", "Mul": "multiply", "Exp": "exponential", "Ge": "compare",
-             "GetTupleElement": "get-tuple-element", "ConvertElementType": "convert", "ReduceWindow": "reduce-window",
-             "AllGather": "all-gather", "Logistic": "logistic", "reduce-window": "reduce-window"}  # fmt: skip
+    named = {
+        "DynamicUpdateSlice": "dynamic-update-slice",
+        "Mul": "multiply",
+        "Exp": "exponential",
+        "Ge": "compare",
+        "GetTupleElement": "get-tuple-element",
+        "ConvertElementType": "convert",
+        "ReduceWindow": "reduce-window",
+        "AllGather": "all-gather",
+        "Logistic": "logistic",
+        "reduce-window": "reduce-window",
+    }
     assert {name: operators.opcode(name) for name in named} == named
     assert operators.LIMITS.keys() <= set(operators.PUBLISHED.values())
 
 
 def test_int8_is_refused_and_buckets_are_the_recipes() -> None:
-    recipe = load_recipe("flan-t5-base-lora", ["compile.num_beams=[4,1]", "compile.source_lens=[512,256]",
-                                               "compile.adapters.slots=3", "compile.kv_dtype=bf16"])  # fmt: skip
+    recipe = load_recipe(
+        "flan-t5-base-lora",
+        [
+            "compile.num_beams=[4,1]",
+            "compile.source_lens=[512,256]",
+            "compile.adapters.slots=3",
+            "compile.kv_dtype=bf16",
+        ],
+    )
     buckets, beams = recipe_buckets(recipe)
     assert beams == (1, 4)
     assert [str(bucket) for bucket in buckets] == ["1x256x128", "1x512x128", "8x256x128", "8x512x128"]

@@ -34,10 +34,22 @@ def test_every_error_has_a_code_of_its_own() -> None:
     ]
     codes = {kind.__name__: kind.exit_code for kind in kinds}
     assert len(set(codes.values())) == len(codes)
-    assert codes == {"NeuronSumError": 1, "RecipeError": 3, "DataError": 4, "ModelError": 5, "ResourceError": 6,
-                     "MissingExtraError": 7, "RunError": 8, "ArtifactError": 9,
-                     "CompileError": 10, "ServerError": 11, "RequestError": 12, "PlatformError": 13, "AwsError": 14,
-                     "Interrupted": 130}  # fmt: skip
+    assert codes == {
+        "NeuronSumError": 1,
+        "RecipeError": 3,
+        "DataError": 4,
+        "ModelError": 5,
+        "ResourceError": 6,
+        "MissingExtraError": 7,
+        "RunError": 8,
+        "ArtifactError": 9,
+        "CompileError": 10,
+        "ServerError": 11,
+        "RequestError": 12,
+        "PlatformError": 13,
+        "AwsError": 14,
+        "Interrupted": 130,
+    }
     for name, code in codes.items():
         assert re.search(rf"{name}\s+{code}\n?", errors.__doc__ or ""), f"{name} is not drawn"
 

@@ -31,14 +31,26 @@ TRN1, TRN1_LARGE, INF2 = INSTANCES["ml.trn1.2xlarge"], INSTANCES["ml.trn1.32xlar
 NEURON = {**ROW.vendor_pins, "optimum-neuron": ROW.optimum_neuron}
 
 LAPTOP = Machine(
-    python="3.11.9", cpu="a CPU", cores=4, memory=16 * 10**9, free_memory=9 * 10**9, free_disk=10**12,
-    neuron_devices=0, driver=None, instance=None, java="17", tools=("java", "mvn", "git", "g++"),
+    python="3.11.9",
+    cpu="a CPU",
+    cores=4,
+    memory=16 * 10**9,
+    free_memory=9 * 10**9,
+    free_disk=10**12,
+    neuron_devices=0,
+    driver=None,
+    instance=None,
+    java="17",
+    tools=("java", "mvn", "git", "g++"),
     packages={**dict.fromkeys(machine_check.distributions()), **ROW.pins},
-)  # fmt: skip
+)
 TRAINIUM = dataclasses.replace(
-    LAPTOP, neuron_devices=1, driver=ROW.system_packages["aws-neuronx-dkms"], instance="trn1.2xlarge",
+    LAPTOP,
+    neuron_devices=1,
+    driver=ROW.system_packages["aws-neuronx-dkms"],
+    instance="trn1.2xlarge",
     packages={**ROW.pins, **NEURON},
-)  # fmt: skip
+)
 
 
 def named(checks: list[Check], name: str) -> Check:
@@ -140,8 +152,14 @@ def test_the_machine_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest
     assert look([], tmp_path / "nothing").driver is None
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).model.config is not None
-                                  or load_recipe(name).model.name_or_path in PUBLISHED])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in shipped_recipes()
+        if load_recipe(name).model.config is not None or load_recipe(name).model.name_or_path in PUBLISHED
+    ],
+)
 def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
     for instance in (TRN1, TRN1_LARGE, INF2):
         machine_check.raise_if_blocked(check_recipe(load_recipe(name), instance, ROW))
@@ -149,9 +167,12 @@ def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
 
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
     """flan-t5: as model cards and docs/results.md count them; TinyLlama: 1,100,048,384 by its own checkpoint."""
-    counts = {name: recipe_check._parameters(recipe, base_config(recipe.model)).all for name, recipe in (
-        (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in PUBLISHED
-    )}  # fmt: skip
+    counts = {
+        name: recipe_check._parameters(recipe, base_config(recipe.model)).all
+        for name, recipe in (
+            (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in PUBLISHED
+        )
+    }
     assert list(counts.values()) == [76_961_152, 247_577_856, 783_150_080, 1_100_048_384]
 
 
@@ -226,9 +247,14 @@ def test_what_is_sharded_takes_less() -> None:
         recipe = load_recipe("trn1-tinyllama-lora", ["method=full", *layout])
         config = base_config(recipe.model)
         return neuron_memory(
-            config, recipe_check._parameters(recipe, config), Shape(768, 128), recipe.train,
-            processes=32, core_available=TRN1_LARGE.core_memory, host_available=TRN1_LARGE.host_memory,
-        )  # fmt: skip
+            config,
+            recipe_check._parameters(recipe, config),
+            Shape(768, 128),
+            recipe.train,
+            processes=32,
+            core_available=TRN1_LARGE.core_memory,
+            host_available=TRN1_LARGE.host_memory,
+        )
 
     split, zero_1 = "train.neuron.tensor_parallel_size=8", "train.neuron.zero_1=true"
     whole, parts, sharded, both = memory(), memory(split), memory(zero_1), memory(split, zero_1)
@@ -241,9 +267,7 @@ def test_what_is_sharded_takes_less() -> None:
 
 def test_layout_reads_what_the_recipe_has() -> None:
     split = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
-    whole, halves = (
-        check_recipe(load_recipe("trn1-tinyllama-lora", given), TRN1_LARGE, ROW) for given in ([], split)
-    )  # fmt: skip
+    whole, halves = (check_recipe(load_recipe("trn1-tinyllama-lora", given), TRN1_LARGE, ROW) for given in ([], split))
     assert not [check for check in (*whole, *halves) if check.verdict in ("blocks", "differs")]
     assert named(whole, "memory of a NeuronCore").found != named(halves, "memory of a NeuronCore").found
     three = load_recipe("trn1-tinyllama-lora", ["train.neuron.tensor_parallel_size=3"])
@@ -281,8 +305,11 @@ def test_the_doctor_blocks_what_train_refuses_and_nothing_else(
             refused = {line.split(":")[0].strip() for line in lines}
             assert lines and len(refused) == len(lines)
         checks = check_recipe(recipe, TRN1, ROW)
-        blocked = {check.name.replace(f"train {family} prompt_tuning", "method") for check in checks
-                   if check.verdict == "blocks"}  # fmt: skip
+        blocked = {
+            check.name.replace(f"train {family} prompt_tuning", "method")
+            for check in checks
+            if check.verdict == "blocks"
+        }
         assert blocked == refused, layout
 
 

@@ -45,8 +45,17 @@ def test_known_figures_of_dialogsum(
     neuron_sum: Callable[..., object], shared_data: Path, name: str, expected: tuple[float, ...]
 ) -> None:
     """All three from the one command of docs/results.md."""
-    made = neuron_sum("compare", "lead-3", "longest-3", "human", "--recipe", "t5-scratch", "--json",
-                      "--set", f"data.path={shared_data / 'dialogsum'}")  # fmt: skip
+    made = neuron_sum(
+        "compare",
+        "lead-3",
+        "longest-3",
+        "human",
+        "--recipe",
+        "t5-scratch",
+        "--json",
+        "--set",
+        f"data.path={shared_data / 'dialogsum'}",
+    )
     assert made.returncode == 0, made.stderr
     systems = {system["system"]: system["scores"] for system in json.loads(made.stdout)["systems"]}
     assert [systems[name][kind]["value"] for kind in KINDS] == pytest.approx(expected, abs=0.0051)
@@ -174,10 +183,25 @@ def untrained(config: dict[str, object]) -> tuple[object, object]:
     return models.load_base(recipe.model, tokenizer), tokenizer
 
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}  # fmt: skip
-T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1,
-      "num_heads": 2, "initializer_factor": 4.0}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.5,
+}
+T5 = {
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+    "initializer_factor": 4.0,
+}
 
 
 @pytest.mark.parametrize("soft_prompt", [False, True])

@@ -73,8 +73,10 @@ def test_what_is_not_known_is_not_guessed() -> None:
 def test_several_causes_come_in_order_and_are_counted() -> None:
     told = read("Killed", *HEALTHY, "exec format error", "x", "Killed", "No space left on device", "Killed")
     assert [(f.cause.name, f.line, f.times) for f in told.findings] == [
-        ("process-killed", 1, 3), ("architecture", 11, 1), ("disk-full", 14, 1),
-    ]  # fmt: skip
+        ("process-killed", 1, 3),
+        ("architecture", 11, 1),
+        ("disk-full", 14, 1),
+    ]
     both = read("No space left on device; then exec format error")
     assert [finding.cause.name for finding in both.findings] == ["disk-full", "architecture"]
 

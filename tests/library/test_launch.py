@@ -54,9 +54,16 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     [("micro", 1, None, 1), ("micro", 1, 4, 4), ("micro_llama", 2, None, 2), ("micro_llama", 2, 4, 4)],
 )
 def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
-    sdk: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    tmp_path: Path, family: str, split: int, processes: int | None, reckoned: int,
-) -> None:  # fmt: skip
+    sdk: None,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    family: str,
+    split: int,
+    processes: int | None,
+    reckoned: int,
+) -> None:
     recipe, run = str(request.getfixturevalue(family)), tmp_path / "run"
     overrides = [*NEURON, f"train.neuron.tensor_parallel_size={split}", *EPOCH]
     monkeypatch.setattr(console.settings, "json", True)

@@ -31,8 +31,14 @@ from neuron_sum.runs.trained import load_trained
 from neuron_sum.training.train import train
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 EXAMPLES = load_dataset(DataConfig())["validation"]
 TEXTS = [text for example in EXAMPLES for text in (example.dialogue, *example.references)]
 
@@ -43,9 +49,12 @@ def small(config: dict[str, object]) -> ModelConfig:
 
 def batch(model: object, tokenizer: object) -> dict[str, torch.Tensor]:
     encoded = encode(
-        EXAMPLES[:3], tokenizer, load_recipe("tiny").prompt.resolve(), DataConfig(),
+        EXAMPLES[:3],
+        tokenizer,
+        load_recipe("tiny").prompt.resolve(),
+        DataConfig(),
         decoder_only=models.is_decoder_only(model.config),
-    )  # fmt: skip
+    )
     return dict(DataCollatorForSeq2Seq(tokenizer)(list(encoded.features)))
 
 

@@ -55,9 +55,16 @@ COUNTED = {"agree-buckets": [], "buckets-accumulated": ACCUMULATED}
 """Runs in buckets whose graphs are counted, each after a short one in a single shape, which compiles all the rest."""
 SAVES = ["train.max_steps=12", "train.save_steps=4", "train.logging_steps=3", "train.gradient_accumulation_steps=2"]
 """About three epochs; a log line spans two of the checkpoints."""
-RARE_SHAPE = ["train.shapes.plan=buckets", "train.shapes.sizes=[[96,32],[192,48]]",
-              "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2", "train.max_steps=36",
-              "train.save_steps=7", "train.logging_steps=5", "train.warmup_ratio=0.1"]  # fmt: skip
+RARE_SHAPE = [
+    "train.shapes.plan=buckets",
+    "train.shapes.sizes=[[96,32],[192,48]]",
+    "train.per_device_train_batch_size=2",
+    "train.gradient_accumulation_steps=2",
+    "train.max_steps=36",
+    "train.save_steps=7",
+    "train.logging_steps=5",
+    "train.warmup_ratio=0.1",
+]
 """Two of an epoch's 32 micro-batches have the small one, the first of them in the eleventh step."""
 LONG = ["train.max_steps=60", "train.save_steps=5", "train.logging_steps=10"]
 CONSTANT = ["train.lr_scheduler_type=constant", "train.learning_rate=0.01", "train.save_steps=100"]
@@ -68,8 +75,12 @@ def xla(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[s
     with (folder / f"{len(list(folder.glob('*.out')))}.out").open("w") as out:
         return subprocess.Popen(
             [str(XLA_PYTHON), *arguments],
-            cwd=folder, env={**os.environ, **XLA_ENVIRONMENT, **environment}, stdout=out, stderr=out, text=True,
-        )  # fmt: skip
+            cwd=folder,
+            env={**os.environ, **XLA_ENVIRONMENT, **environment},
+            stdout=out,
+            stderr=out,
+            text=True,
+        )
 
 
 def ends_well(process: subprocess.Popen[str], folder: Path) -> None:
@@ -96,17 +107,25 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     folder, t5, llama = tmp_path_factory.mktemp("xla"), recipes / "t5.yaml", recipes / "llama.yaml"
     seq2seq = [
-        *(case(f"before-{name}", t5, [*AGREE["buckets"], *more, "train.shapes.plan=fixed", "train.max_steps=3"])
-          for name, more in COUNTED.items()),
+        *(
+            case(f"before-{name}", t5, [*AGREE["buckets"], *more, "train.shapes.plan=fixed", "train.max_steps=3"])
+            for name, more in COUNTED.items()
+        ),
         *(case(f"agree-{name}", t5, overrides) for name, overrides in AGREE.items()),
         case("buckets-accumulated", t5, [*AGREE["buckets"], *ACCUMULATED]),
         case("upstream", t5, [*LEARNS[:-1], "train.save_steps=4"], upstream_save=True),
         case("bf16", t5, [*UNEVEN, "train.bf16=true", "train.max_steps=5", "train.learning_rate=0.02"]),
-        case("dynamic", t5, ["train.per_device_train_batch_size=2", "train.max_steps=9", "train.save_steps=100"],
-             dynamic=True),
-        *(case(f"extracted-{name}", t5, [*RARE_SHAPE, *more], extract_first=True)
-          for name, more in (("full", []), ("lora", ["method=lora"]))),
-    ]  # fmt: skip
+        case(
+            "dynamic",
+            t5,
+            ["train.per_device_train_batch_size=2", "train.max_steps=9", "train.save_steps=100"],
+            dynamic=True,
+        ),
+        *(
+            case(f"extracted-{name}", t5, [*RARE_SHAPE, *more], extract_first=True)
+            for name, more in (("full", []), ("lora", ["method=lora"]))
+        ),
+    ]
     for name, overrides in T5_METHODS.items():
         seq2seq += [
             case(f"whole-{name}", t5, [*overrides, *SAVES]),
@@ -121,11 +140,21 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         more = [*overrides, *CONSTANT]
         decoder_only += [
             case(f"llama-{name}-7", llama, [*more, "train.max_steps=7"]),
-            case(f"first-llama-{name}", llama, [*more, "train.max_steps=6", "train.save_steps=3"],
-                 run=f"llama-{name}-6", stop_after=3),
-            case(f"then-llama-{name}", llama, [*more, "train.max_steps=6", "train.save_steps=3"],
-                 run=f"llama-{name}-6", resume=True),
-        ]  # fmt: skip
+            case(
+                f"first-llama-{name}",
+                llama,
+                [*more, "train.max_steps=6", "train.save_steps=3"],
+                run=f"llama-{name}-6",
+                stop_after=3,
+            ),
+            case(
+                f"then-llama-{name}",
+                llama,
+                [*more, "train.max_steps=6", "train.save_steps=3"],
+                run=f"llama-{name}-6",
+                resume=True,
+            ),
+        ]
     processes = []
     for name, cases in (("t5", seq2seq), ("llama", decoder_only)):
         (folder / f"{name}.cases").write_text(json.dumps(cases))
@@ -145,8 +174,10 @@ def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Pa
     recipe = open_run(observed / f"agree-{name}").recipe
     torch_train = recipe.train.model_copy(update={"backend": "torch"})
     train(recipe.model_copy(update={"train": torch_train}), tmp_path / "torch")
-    theirs, ours = (log(run, "loss", "grad_norm", "learning_rate", "epoch")
-                    for run in (tmp_path / "torch", observed / f"agree-{name}"))  # fmt: skip
+    theirs, ours = (
+        log(run, "loss", "grad_norm", "learning_rate", "epoch")
+        for run in (tmp_path / "torch", observed / f"agree-{name}")
+    )
     assert len(theirs) >= 20
     for one, other in zip(theirs, ours, strict=True):
         assert other == pytest.approx(one, abs=1e-3)
@@ -236,8 +267,13 @@ def test_an_extraction_has_every_graph_of_a_run_in_buckets(observed: Path, name:
 def test_processes_agree_to_stop_and_wait_for_each_other(tmp_path: Path) -> None:
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-                "--rdzv_endpoint=127.0.0.1:0")  # fmt: skip
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=127.0.0.1:0",
+    )
     ends_well(xla(*torchrun, f"{ROOT}/tests/stand_ins/xla/agree_to_stop.py", str(tmp_path), folder=tmp_path), tmp_path)
     assert (tmp_path / "0.out").read_text().count("agreed") == 2
 
@@ -287,9 +323,16 @@ def test_plain_transformers_and_peft_take_the_files(observed: Path, name: str) -
             assert torch.equal(own[key] if key in own else own["prompt_encoder.embedding.weight"], value), key
         assert len(saved) == sum("lora_" in key or "prompt_encoder" in key for key in own)
     assert {path.name for path in run.weights.iterdir()} <= {
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "adapter_config.json",
-        "adapter_model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
-    }  # fmt: skip
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
         ["all_results.json", "base", run.weights.name, "log.jsonl", "recipe.yaml"]
     )

@@ -262,16 +262,25 @@ def test_a_killed_packed_run_resumes_to_the_same_weights_bit_for_bit(
     tmp_path: Path, request: pytest.FixtureRequest, family: str, method: str
 ) -> None:
     assert_a_kill_changes_nothing(
-        tmp_path, str(request.getfixturevalue(family)), f"method={method}", "train.shapes.plan=packed",
-        "train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=4",
-    )  # fmt: skip
+        tmp_path,
+        str(request.getfixturevalue(family)),
+        f"method={method}",
+        "train.shapes.plan=packed",
+        "train.gradient_accumulation_steps=2",
+        "train.per_device_train_batch_size=4",
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["buckets", "packed"])
 def test_two_processes_take_the_rows_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, plan: str) -> None:
-    common = (f"train.shapes.plan={plan}", "model.config.dropout_rate=0.0", "train.max_steps=24",
-              "data.max_examples=50", "train.learning_rate=1e-3")  # fmt: skip
+    common = (
+        f"train.shapes.plan={plan}",
+        "model.config.dropout_rate=0.0",
+        "train.max_steps=24",
+        "data.max_examples=50",
+        "train.learning_rate=1e-3",
+    )
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
     assert one.returncode == 0, one.stderr
     halves = (*common, "train.per_device_train_batch_size=4", "--output", "two")

@@ -42,8 +42,16 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> None:
-    arguments = ("-m", "neuron_sum", "train", str(micro), "train.fsdp=true", "train.max_steps=60",
-                 "train.save_steps=10", "train.per_device_train_batch_size=4")  # fmt: skip
+    arguments = (
+        "-m",
+        "neuron_sum",
+        "train",
+        str(micro),
+        "train.fsdp=true",
+        "train.max_steps=60",
+        "train.save_steps=10",
+        "train.per_device_train_batch_size=4",
+    )
 
     def launch(*more: str) -> subprocess.Popen[str]:
         return subprocess.Popen([*TORCHRUN, *arguments, *more], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -108,11 +116,24 @@ def slow_to_save(folder: Path, recipe: Path) -> Iterator[subprocess.Popen[str]]:
         "sys.meta_path.insert(0, Finder())\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-m", "neuron_sum", "train", str(recipe), "train.max_steps=100000", *TWO,
-         "train.save_steps=100000", "train.logging_steps=1", "--output", "run"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
-        stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "neuron_sum",
+            "train",
+            str(recipe),
+            "train.max_steps=100000",
+            *TWO,
+            "train.save_steps=100000",
+            "train.logging_steps=1",
+            "--output",
+            "run",
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             wait_for(folder / "run" / "log.jsonl", process)
             while len(log(folder / "run")) < 3:

@@ -190,8 +190,13 @@ def test_the_shapes_that_reach_the_trainer_are_the_plans(
         return upstream(trainer, model, inputs, *more)
 
     monkeypatch.setattr(HFTrainer, "training_step", spy)
-    overrides = [f"train.shapes.plan={name}", "train.max_steps=null", "train.num_train_epochs=3",
-                 "train.per_device_train_batch_size=5", "train.shapes.buckets=3"]  # fmt: skip
+    overrides = [
+        f"train.shapes.plan={name}",
+        "train.max_steps=null",
+        "train.num_train_epochs=3",
+        "train.per_device_train_batch_size=5",
+        "train.shapes.buckets=3",
+    ]
     made = load_recipe(str(request.getfixturevalue(family)), overrides)
     run = train(made, tmp_path / "run")
     results = run.read_results()

@@ -75,9 +75,13 @@ def test_an_image_has_a_name_in_every_region() -> None:
 def test_instances_have_what_aws_publishes() -> None:
     """aws-neuron-sdk, about-neuron/arch/neuron-hardware: name, cores, vCPUs, host GiB."""
     published = {
-        "ml.trn1.2xlarge": (2, 8, 32), "ml.trn1.32xlarge": (32, 128, 512), "ml.inf2.xlarge": (2, 4, 16),
-        "ml.inf2.8xlarge": (2, 32, 128), "ml.inf2.24xlarge": (12, 96, 384), "ml.inf2.48xlarge": (24, 192, 768),
-    }  # fmt: skip
+        "ml.trn1.2xlarge": (2, 8, 32),
+        "ml.trn1.32xlarge": (32, 128, 512),
+        "ml.inf2.xlarge": (2, 4, 16),
+        "ml.inf2.8xlarge": (2, 32, 128),
+        "ml.inf2.24xlarge": (12, 96, 384),
+        "ml.inf2.48xlarge": (24, 192, 768),
+    }
     assert {i.name: (i.neuron_cores, i.vcpus, i.host_gib) for i in INSTANCES.values()} == published
     assert {instance.core_memory for instance in INSTANCES.values()} == {16 * 2**30}
     assert matrix.find_instance("inf2.xlarge") is INSTANCES["ml.inf2.xlarge"]

@@ -262,9 +262,7 @@ def test_the_loss_is_transformers_own(smoothing: float) -> None:
     ).eval()
     labels = torch.randint(2, 50, (3, 7))
     labels[1, 4:] = -100
-    outputs = model(
-        input_ids=torch.randint(2, 50, (3, 9)), labels=labels
-    )  # fmt: skip
+    outputs = model(input_ids=torch.randint(2, 50, (3, 9)), labels=labels)
     expected = LabelSmoother(smoothing)({"logits": outputs.logits}, labels) if smoothing else outputs.loss
     loss = TokenLoss(decoder_only=False, label_smoothing=smoothing)
     assert torch.allclose(loss({"logits": outputs.logits}, labels), expected)

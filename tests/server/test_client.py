@@ -140,15 +140,19 @@ def test_after_a_refusal_no_more_is_sent(far_end: FarEnd) -> None:
     assert len(far_end.seen) == 1
 
 
-@pytest.mark.parametrize(("steps", "code", "message"), [
-    ([(503, BUSY, {})] * 2, 503, "answered 503: 9 items wait"),
-    ([(503, BUSY, {"Retry-After": "3600"})], 503, "answered 503: 9 items wait"),
-    (["drop"] * 2, 503, "no answer from"),
-    (["gone"], 503, "no answer from"),
-    ([Held(threading.Event())], 504, "not answered within 0.5 s"),
-    ([(404, "no such adapter", {})], 404, "answered 404: no such adapter"),
-    ([(200, "<html>", {})], 502, "answered no summaries"),
-], ids=["busy", "busy for an hour", "dropped", "gone", "late", "refused", "another server"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "code", "message"),
+    [
+        ([(503, BUSY, {})] * 2, 503, "answered 503: 9 items wait"),
+        ([(503, BUSY, {"Retry-After": "3600"})], 503, "answered 503: 9 items wait"),
+        (["drop"] * 2, 503, "no answer from"),
+        (["gone"], 503, "no answer from"),
+        ([Held(threading.Event())], 504, "not answered within 0.5 s"),
+        ([(404, "no such adapter", {})], 404, "answered 404: no such adapter"),
+        ([(200, "<html>", {})], 502, "answered no summaries"),
+    ],
+    ids=["busy", "busy for an hour", "dropped", "gone", "late", "refused", "another server"],
+)
 def test_what_was_answered_before_a_failure_is_kept(far_end: FarEnd, steps: list[Any], code: int, message: str) -> None:
     far_end.script += [None, None, *steps]
     done: list[int] = []
@@ -219,8 +223,11 @@ def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd
     assert far_end.seen[0][1] == {"inputs": ["a dialogue of many :smile: words"], "parameters": {"adapter": "b"}}
     machine = neuron_sum("request", far_end.url, "--json", stdin="Hello.")
     assert json.loads(machine.stdout) == {
-        "summary_text": "HELLO.", "truncated": False, "input_tokens": 6, "output_tokens": 3,
-    }  # fmt: skip
+        "summary_text": "HELLO.",
+        "truncated": False,
+        "input_tokens": 6,
+        "output_tokens": 3,
+    }
 
 
 def test_many_dialogues_from_a_file(neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path) -> None:

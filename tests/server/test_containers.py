@@ -90,8 +90,11 @@ def test_the_builder_needs_no_more_than_it_installs(contexts: dict[str, Path]) -
     )
     made = subprocess.run(
         [sys.executable, "-S", "-c", code, sysconfig.get_path("purelib")],
-        cwd=source, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert made.stdout.strip() == f"['rich'] {source / 'serving' / '__init__.py'}"
 
 
@@ -181,8 +184,10 @@ def test_process_1_of_the_containers_own_layout(
         def curl(*arguments: str) -> str:
             return subprocess.run(
                 ["nsenter", "--net", "--target", str(first.pid), "curl", "--silent", "--fail-with-body", *arguments],
-                capture_output=True, text=True, check=True,
-            ).stdout  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
 
         url = f"http://127.0.0.1:{dockerfile.PORT}"
         answered(server, lambda: curl(f"{url}/ping"))
@@ -234,8 +239,12 @@ def container(context: Path, home: Path, model: Path, user: str) -> Iterator["su
         if Path(sys.prefix).is_relative_to(own):
             pytest.skip(f"the environment lies in {own}, and a container has its own {own}")
     python = Path(sys.base_prefix)
-    hidden = f"mount --bind {python} /opt/python; mount -t tmpfs -o mode=755 tmpfs /root; mkdir -p {python}; " \
-             f"mount --bind /opt/python {python}" if Path("/root") in python.parents else ":"  # fmt: skip
+    hidden = (
+        f"mount --bind {python} /opt/python; mount -t tmpfs -o mode=755 tmpfs /root; mkdir -p {python}; "
+        f"mount --bind /opt/python {python}"
+        if Path("/root") in python.parents
+        else ":"
+    )
     layout = f"""
 set -euo pipefail
 ip link set lo up
@@ -262,9 +271,13 @@ exec setpriv --reuid {user} --regid {user} --clear-groups /bin/bash {dockerfile.
         **({} if (model / properties.FILE).is_file() else {"SAGEMAKER_MULTI_MODEL": "true"}),
     }
     with subprocess.Popen(
-        [*namespaces, "/bin/bash", "-c", layout], env=variables, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
+        [*namespaces, "/bin/bash", "-c", layout],
+        env=variables,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         try:
             yield process
         finally:

@@ -124,8 +124,10 @@ def test_djls_own_class_takes_the_settings(llama_run: Path, tmp_path: Path) -> N
     )
     made = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(djl_python_jar(tmp_path)), json.dumps(options)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert made.returncode == 0, made.stderr
     read, fields = json.loads(made.stdout.splitlines()[-1])
     # Java reads these two (PyModel.java, the same in 0.30); the class passes over what it does not know.
@@ -147,8 +149,12 @@ def djl_python_jar(folder: Path) -> Path:
             pytest.skip("no Maven to get DJL's jar with")
         got = subprocess.run(
             [maven, "--batch-mode", "--quiet", "dependency:get", f"-Dartifact={DJL_PYTHON}", "-Dtransitive=false"],
-            cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
         if not (repository / place).is_file():
             pytest.skip(f"Maven cannot get {DJL_PYTHON}: {got.stdout[-300:]}")
     return repository / place

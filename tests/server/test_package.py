@@ -32,14 +32,21 @@ def test_an_archive_has_the_same_bytes_every_time(
     package.unpack(tmp_path / "one.tar.gz", tmp_path / "out")
     assert open_artifact(tmp_path / "out" / "artifact").manifest == lora_artifact.manifest
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "serving.properties", "artifact", "neuron_sum", "serving",
-    }  # fmt: skip
+        "serving.properties",
+        "artifact",
+        "neuron_sum",
+        "serving",
+    }
     # what is vendored runs without this package being installed
     code = "import serving.service, neuron_sum; print(neuron_sum.__file__)"
     alone = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "out")},
-    )  # fmt: skip
+    )
     assert alone.stdout.startswith(str(tmp_path / "out"))
 
 
@@ -76,8 +83,11 @@ def test_settings_of_the_endpoint_alone_can_be_changed(
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """A small archive of pack()'s, with a long name and with bytes that do not shrink."""
-    contents = {"artifact/manifest.json": b"{}", "artifact/weights": random.Random(0).randbytes(900),
-                f"artifact/{'long' * 40}": b"text " * 100}  # fmt: skip
+    contents = {
+        "artifact/manifest.json": b"{}",
+        "artifact/weights": random.Random(0).randbytes(900),
+        f"artifact/{'long' * 40}": b"text " * 100,
+    }
     for name, content in contents.items():
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(content)

@@ -143,8 +143,12 @@ def test_adapters_come_and_go_and_outlive_the_worker(
         asyncio.run(service.register("third", folder, known=False))
     asyncio.run(service.unregister("default"))
     asyncio.run(service.register("other", folder, known=True))
-    refusals = [("other", folder, False, 409), ("x", folder, True, 404), ("base", folder, False, 400),
-                ("other", str(tmp_path), True, 422)]  # fmt: skip
+    refusals = [
+        ("other", folder, False, 409),
+        ("x", folder, True, 404),
+        ("base", folder, False, 400),
+        ("other", str(tmp_path), True, 422),
+    ]
     for name, source, known, code in refusals:
         with pytest.raises(ServiceError) as refused:
             asyncio.run(service.register(name, source, known=known))
@@ -155,8 +159,10 @@ def test_adapters_come_and_go_and_outlive_the_worker(
 
 def test_the_media_type_of_a_request_and_of_its_answer() -> None:
     assert [media_type(header) for header in (None, "Application/JSON ; charset=utf-8", "application/jsonl")] == [
-        JSON, JSON, JSON_LINES,
-    ]  # fmt: skip
+        JSON,
+        JSON,
+        JSON_LINES,
+    ]
     assert answer_type("text/html, application/json;q=0.5", TEXT, 1) == JSON
     assert answer_type("text/plain", JSON, 2) == JSON
     assert answer_type("*/*", JSON_LINES, 3) == JSON_LINES

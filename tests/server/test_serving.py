@@ -41,9 +41,11 @@ class Endpoint:
     def post(self, body: Any, content_type: str = "application/json", **headers: str) -> httpx.Response:
         content = body if isinstance(body, bytes | str) else json.dumps(body)
         return httpx.post(
-            f"{self.server.url}/invocations", content=content, timeout=60,
+            f"{self.server.url}/invocations",
+            content=content,
+            timeout=60,
             headers={"content-type": content_type, **headers},
-        )  # fmt: skip
+        )
 
     def adapters(self, method: str, path: str = "", **query: str) -> httpx.Response:
         url = f"{self.server.url}/models/model/adapters{path}"
@@ -142,9 +144,14 @@ def test_json_lines_of_dialogsum_are_what_summarize_says(
     ids = [str(index) for index in range(len(dialogues))]
     expected = summarize_all(generator, tokenizer, lora_artifact.recipe, ids, dialogues, quiet=True)
     assert rows == [
-        {"summary_text": made.summary, "truncated": made.truncated, "input_tokens": made.input_tokens,
-         "output_tokens": made.output_tokens} for made in expected
-    ]  # fmt: skip
+        {
+            "summary_text": made.summary,
+            "truncated": made.truncated,
+            "input_tokens": made.input_tokens,
+            "output_tokens": made.output_tokens,
+        }
+        for made in expected
+    ]
 
 
 def test_adapters_through_the_servers_own_api(endpoint: Endpoint, micro_lora_run: Path, tmp_path: Path) -> None:
@@ -347,9 +354,13 @@ def test_serve_answers_until_ctrl_c_and_leaves_no_process(
     deep = tmp_path / ("deeper-than-a-socket-may-be-" * 4)
     deep.mkdir(parents=True)
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "TMPDIR": str(deep)},
-    )  # fmt: skip
+    )
     try:
         assert process.stdout is not None
         shown = []

@@ -24,8 +24,13 @@ def test_a_path_is_kept_and_a_bare_url_is_completed(far_end: FarEnd) -> None:
 def test_a_retry_after_is_seconds_or_a_date() -> None:
     now = datetime.now(timezone.utc)
     assert [seconds(text) for text in ("7", " 2 ", None, "soon", "-3", format_datetime(now - timedelta(hours=1)))] == [
-        7, 2, 0, 0, 0, 0,
-    ]  # fmt: skip
+        7,
+        2,
+        0,
+        0,
+        0,
+        0,
+    ]
     assert 3500 < seconds(format_datetime(now + timedelta(hours=1))) <= 3600
 
 

@@ -36,8 +36,11 @@ def patch(script: Callable[[], Script]) -> None:
                 or script().roles_unknown
             ):
                 script().roles_unknown = max(script().roles_unknown - 1, 0)
-                raise refuse("InvalidInputException", "CodeBuild is not authorized to perform: sts:AssumeRole on "
-                             f"{arn}. Please verify that: 1) The provided service role exists.")  # fmt: skip
+                raise refuse(
+                    "InvalidInputException",
+                    "CodeBuild is not authorized to perform: sts:AssumeRole on "
+                    f"{arn}. Please verify that: 1) The provided service role exists.",
+                )
         return _create(self)
 
     def start(self: Any) -> ActionResult:
@@ -51,17 +54,26 @@ def patch(script: Callable[[], Script]) -> None:
         # moto's builds have an environment and a source that are nobody's, and a log of the group `null`.
         project, build = backend.codebuild_projects[name].project_metadata, backend.build_metadata_history[name][-1]
         build.update(
-            token=token, looks=0, environment=project["environment"], source=project["source"], logs={},
-            timeoutInMinutes=project["timeoutInMinutes"], spec=project["source"].get("buildspec"),
+            token=token,
+            looks=0,
+            environment=project["environment"],
+            source=project["source"],
+            logs={},
+            timeoutInMinutes=project["timeoutInMinutes"],
+            spec=project["source"].get("buildspec"),
             group=project.get("logsConfig", {}).get("cloudWatchLogs", {}).get("groupName"),
-        )  # fmt: skip
+        )
         return made
 
     def describe(self: Any) -> ActionResult:
         """moto's builds end well as soon as somebody looks."""
         wanted = self._get_param("ids")
-        found = [build for each in self.codebuild_backend.build_metadata_history.values() for build in each
-                 if build["id"] in wanted]  # fmt: skip
+        found = [
+            build
+            for each in self.codebuild_backend.build_metadata_history.values()
+            for build in each
+            if build["id"] in wanted
+        ]
         for build in found if not _of_a_test(self) else []:
             build["looks"] += 1
             if build["buildStatus"] == "IN_PROGRESS":
@@ -72,8 +84,12 @@ def patch(script: Callable[[], Script]) -> None:
 
     def stop(self: Any) -> ActionResult:
         """moto lets a build that has ended be stopped after all."""
-        [build] = [build for each in self.codebuild_backend.build_metadata_history.values() for build in each
-                   if build["id"] == self._get_param("id")]  # fmt: skip
+        [build] = [
+            build
+            for each in self.codebuild_backend.build_metadata_history.values()
+            for build in each
+            if build["id"] == self._get_param("id")
+        ]
         if build["buildStatus"] == "IN_PROGRESS":
             _end(build, "STOPPED", "")
         return ActionResult({"build": build})
@@ -114,8 +130,11 @@ def _finish(build: dict[str, Any], script: Script) -> None:
         _end(build, "FAILED", f"Error while executing command: docker push {uri}. Reason: exit status 1", "BUILD")
         return
     # moto takes the configuration's size for the image's.
-    manifest = {"schemaVersion": 2, "config": {"size": 2_000_000_000, "digest": f"sha256:{content}"},
-                "layers": [{"size": 2_000_000_000, "digest": f"sha256:{content}"}]}  # fmt: skip
+    manifest = {
+        "schemaVersion": 2,
+        "config": {"size": 2_000_000_000, "digest": f"sha256:{content}"},
+        "layers": [{"size": 2_000_000_000, "digest": f"sha256:{content}"}],
+    }
     ecr_backends[ACCOUNT][REGION].put_image(
         repository, json.dumps(manifest), tag, "application/vnd.docker.distribution.manifest.v2+json"
     )

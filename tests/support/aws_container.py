@@ -38,8 +38,16 @@ BASE = "import os; BASE = os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml')\n"
 
 def request_for(**changes: Any) -> dict[str, Any]:
     """Of a new job with the channels code and recipe, that runs the channel code's script.py."""
-    job = Job(new_run("tiny"), "train", ("--an", f"{INPUT}/recipe"), {"code": "s3://a-bucket/c/", "recipe": "s3://b/r/"},
-              "ml.c7i.4xlarge", 1, 3600, requests.training_image("us-east-1"))  # fmt: skip
+    job = Job(
+        new_run("tiny"),
+        "train",
+        ("--an", f"{INPUT}/recipe"),
+        {"code": "s3://a-bucket/c/", "recipe": "s3://b/r/"},
+        "ml.c7i.4xlarge",
+        1,
+        3600,
+        requests.training_image("us-east-1"),
+    )
     made = requests.create_training_job(job, PLACE)
     made["AlgorithmSpecification"]["ContainerEntrypoint"] = ["python3", f"{INPUT}/code/script.py"]
     return {**made, **changes}

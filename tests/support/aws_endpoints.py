@@ -28,8 +28,10 @@ from moto.scheduler.models import scheduler_backends
 
 _Response = sagemaker_responses.SageMakerResponse
 _create_model, _create_config, _create = (
-    _Response.create_model, _Response.create_endpoint_config, _Response.create_endpoint,
-)  # fmt: skip
+    _Response.create_model,
+    _Response.create_endpoint_config,
+    _Response.create_endpoint,
+)
 _describe, _delete = _Response.describe_endpoint, _Response.delete_endpoint
 _Scheduler, _Runtime = scheduler_responses.EventBridgeSchedulerResponse, runtime_responses.SageMakerRuntimeResponse
 _create_schedule, _update_schedule = _Scheduler.create_schedule, _Scheduler.update_schedule
@@ -199,7 +201,7 @@ def _allowed(arn: str, action: str, resource: str) -> None:
     assert any(
         action in each["Action"] and any(fnmatchcase(resource, pattern) for pattern in each["Resource"])
         for each in statements
-    ), statements  # fmt: skip
+    ), statements
 
 
 def _new(known: dict[str, Any], name: str, what: str) -> None:

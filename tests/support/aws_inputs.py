@@ -36,13 +36,18 @@ def compiled(aws: AwsServer, run: Run, target: str, attempt: int = 1, end: str =
         aws.boto3("iam").create_role(RoleName=role, Path=f"/neuron-sum/{REGION}/", AssumeRolePolicyDocument=trust)
     name, sagemaker = run.name("compile", attempt), aws.boto3("sagemaker")
     sagemaker.create_training_job(
-        TrainingJobName=name, RoleArn=f"arn:aws:iam::{ACCOUNT}:role/neuron-sum/{REGION}/{role}", Tags=run.tags,
-        AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File",
-                                "ContainerArguments": ["compile", "--target", target]},
+        TrainingJobName=name,
+        RoleArn=f"arn:aws:iam::{ACCOUNT}:role/neuron-sum/{REGION}/{role}",
+        Tags=run.tags,
+        AlgorithmSpecification={
+            "TrainingImage": "image",
+            "TrainingInputMode": "File",
+            "ContainerArguments": ["compile", "--target", target],
+        },
         OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/neuron-sum/runs/{run.id}/output"},
         ResourceConfig={"InstanceType": "ml.c5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
         StoppingCondition={"MaxRuntimeInSeconds": 60},
-    )  # fmt: skip
+    )
     aws.script.looks, aws.script.end = 0, end
     job = sagemaker.describe_training_job(TrainingJobName=name)
     if end == "Completed":

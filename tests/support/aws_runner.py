@@ -61,9 +61,7 @@ class _Job(threading.Thread):
         self._request, self._folder, self._clients = request, folder, clients
         self._log = {"logGroupName": LOG_GROUP, "logStreamName": f"{request['TrainingJobName']}/algo-1-1700000000"}
         folder.mkdir(parents=True)
-        self.container = Container(
-            request, self._fetch, image, folder / "ml", folder / "checkpoints", self._line
-        )  # fmt: skip
+        self.container = Container(request, self._fetch, image, folder / "ml", folder / "checkpoints", self._line)
 
     def run(self) -> None:
         try:

@@ -34,10 +34,14 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
 TARGETS = {
-    "AWSPriceListService": "pricing", "Logs_20140328": "logs", "SageMaker": "sagemaker",
-    "CodeBuild_20161006": "codebuild", "AmazonEC2ContainerRegistry_V20150921": "ecr",
-    "AnyScaleFrontendService": "application-autoscaling", "ServiceQuotasV20190624": "service-quotas",
-}  # fmt: skip
+    "AWSPriceListService": "pricing",
+    "Logs_20140328": "logs",
+    "SageMaker": "sagemaker",
+    "CodeBuild_20161006": "codebuild",
+    "AmazonEC2ContainerRegistry_V20150921": "ecr",
+    "AnyScaleFrontendService": "application-autoscaling",
+    "ServiceQuotasV20190624": "service-quotas",
+}
 """Services that name the operation in a header."""
 
 FAULTS: tuple[Fault, ...] = ("before", "lost", "throttled", "killed before", "killed after")
@@ -104,21 +108,32 @@ class AwsServer:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "AWS_ENDPOINT_URL": self.url, "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",
-            "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "none",
+            "AWS_SECRET_ACCESS_KEY": "none",
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             # A way out would come here, and be seen.
-            "HTTP_PROXY": self.url, "HTTPS_PROXY": self.url, "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+            "HTTP_PROXY": self.url,
+            "HTTPS_PROXY": self.url,
+            "NO_PROXY": "127.0.0.1",
+        }
 
     def boto3(self, service: str) -> Any:
         """A client of the test's own; its calls are not counted."""
         if service in self._clients:
             return self._clients[service]
         made = self._clients[service] = _SESSION.client(
-            service, endpoint_url=self.url, region_name=REGION, aws_access_key_id="none", aws_secret_access_key="none",
+            service,
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id="none",
+            aws_secret_access_key="none",
             config=boto3.session.Config(user_agent_extra="the-test"),
-        )  # fmt: skip
+        )
         made.meta.events.register("before-send", self.directly)
         return made
 
@@ -131,13 +146,21 @@ class AwsServer:
             for name, value in request.headers.items()
         }
         environ = {
-            "REQUEST_METHOD": request.method, "PATH_INFO": unquote(url.path), "QUERY_STRING": url.query,
-            "RAW_URI": request.url.removeprefix(self.url), "REQUEST_URI": request.url.removeprefix(self.url),
-            "SERVER_NAME": url.hostname, "SERVER_PORT": str(url.port), "HTTP_HOST": url.netloc,
-            "SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(body),
-            "CONTENT_LENGTH": str(len(body)), "CONTENT_TYPE": headers.get("CONTENT_TYPE", ""),
+            "REQUEST_METHOD": request.method,
+            "PATH_INFO": unquote(url.path),
+            "QUERY_STRING": url.query,
+            "RAW_URI": request.url.removeprefix(self.url),
+            "REQUEST_URI": request.url.removeprefix(self.url),
+            "SERVER_NAME": url.hostname,
+            "SERVER_PORT": str(url.port),
+            "HTTP_HOST": url.netloc,
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(body),
+            "CONTENT_LENGTH": str(len(body)),
+            "CONTENT_TYPE": headers.get("CONTENT_TYPE", ""),
             **{f"HTTP_{name}": value for name, value in headers.items()},
-        }  # fmt: skip
+        }
         told: list[Any] = []
         content = b"".join(self._answer(environ, lambda *status: told.append(status)))
         status, fields = told[-1][:2]
@@ -160,8 +183,11 @@ class AwsServer:
             if job["TransformJobStatus"] in ("InProgress", "Stopping")
         ]
         found += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
-        for kind, operation, key in (("model", "list_models", "Model"), ("endpoint", "list_endpoints", "Endpoint"),
-                                     ("endpoint-config", "list_endpoint_configs", "EndpointConfig")):  # fmt: skip
+        for kind, operation, key in (
+            ("model", "list_models", "Model"),
+            ("endpoint", "list_endpoints", "Endpoint"),
+            ("endpoint-config", "list_endpoint_configs", "EndpointConfig"),
+        ):
             found += [f"{kind} {item[f'{key}Name']}" for item in getattr(sagemaker, operation)()[f"{key}s"]]
         found += [f"schedule {item['Name']}" for item in self.boto3("scheduler").list_schedules()["Schedules"]]
         scaling = self.boto3("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
@@ -174,8 +200,9 @@ class AwsServer:
 
     def kept(self) -> list[str]:
         """What stays until it is asked to go, too."""
-        found = [f"repository {item['repositoryName']}"
-                 for item in self.boto3("ecr").describe_repositories()["repositories"]]  # fmt: skip
+        found = [
+            f"repository {item['repositoryName']}" for item in self.boto3("ecr").describe_repositories()["repositories"]
+        ]
         return found + [f"bucket {item['Name']}" for item in self.boto3("s3").list_buckets()["Buckets"]]
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -220,14 +247,20 @@ class AwsServer:
         filters = {item["Field"]: item["Value"] for item in json.loads(body)["Filters"]}
         assert filters["regionCode"] == REGION
         products = [
-            json.dumps({
-                "product": {"attributes": {"instanceName": instance, "component": component, "regionCode": REGION}},
-                "terms": {"OnDemand": {"a": {"priceDimensions": {"b": {
-                    "unit": "Hrs", "pricePerUnit": {"USD": f"{price:.10f}"}}}}}},
-            })
-            for (instance, component), prices in self.script.prices.items() for price in prices
+            json.dumps(
+                {
+                    "product": {"attributes": {"instanceName": instance, "component": component, "regionCode": REGION}},
+                    "terms": {
+                        "OnDemand": {
+                            "a": {"priceDimensions": {"b": {"unit": "Hrs", "pricePerUnit": {"USD": f"{price:.10f}"}}}}
+                        }
+                    },
+                }
+            )
+            for (instance, component), prices in self.script.prices.items()
+            for price in prices
             if instance == filters["instanceName"]
-        ]  # fmt: skip
+        ]
         return _json(start_response, "200 OK", {"FormatVersion": "aws_v1", "PriceList": products})
 
     def _quotas(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:

@@ -75,8 +75,10 @@ def patch(script: Callable[[], Script]) -> None:
         if job is None:
             raise refuse("ValidationException", "Requested resource not found.")
         if job.training_job_status in ("Completed", "Failed", "Stopped"):
-            raise refuse("ValidationException", f"The request was rejected because the training job is in status "
-                          f"{job.training_job_status}.")  # fmt: skip
+            raise refuse(
+                "ValidationException",
+                f"The request was rejected because the training job is in status {job.training_job_status}.",
+            )
         job.training_job_status = job.secondary_status = "Stopping"
         if (runner := script().runner) is not None:
             runner.stop(job.training_job_name)

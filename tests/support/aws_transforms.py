@@ -62,8 +62,10 @@ def patch(script: Callable[[], Script]) -> None:
         if job is None:
             raise refuse("ValidationException", f"Could not find transform job '{name}'.")
         if job.transform_job_status in ("Completed", "Failed", "Stopped"):
-            raise refuse("ValidationException", "The request was rejected because the transform job is in status "
-                         f"{job.transform_job_status}.")  # fmt: skip
+            raise refuse(
+                "ValidationException",
+                f"The request was rejected because the transform job is in status {job.transform_job_status}.",
+            )
         job.transform_job_status = "Stopping"
         return ActionResult({})
 

@@ -34,15 +34,25 @@ model:
 train: {per_device_train_batch_size: 8, max_steps: 6, logging_steps: 1}
 generate: {max_new_tokens: 12}
 """
-LLAMA_CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 NEURON = ("train.backend=neuron", "train.shapes.plan=fixed")
 """What turns any recipe of the torch backend into one that the neuron backend takes."""
 
 SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
-LORA_SHAPE = ["compile.batch_sizes=[1,3]", "compile.num_beams=[1,2]", "compile.adapters.slots=2",
-              "compile.adapters.soft_prompt_tokens=4"]  # fmt: skip
+LORA_SHAPE = [
+    "compile.batch_sizes=[1,3]",
+    "compile.num_beams=[1,2]",
+    "compile.adapters.slots=2",
+    "compile.adapters.soft_prompt_tokens=4",
+]
 
 
 def compiled(run: Path, folder: Path, *overrides: str) -> "Artifact":

@@ -15,8 +15,17 @@ from neuron_sum import files
 
 LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
 """Of the micro recipe, about nineteen epochs of eight steps; checkpoints fall within epochs."""
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-            "--rdzv_endpoint", "127.0.0.1:0")  # fmt: skip
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc_per_node",
+    "2",
+    "--rdzv_backend",
+    "c10d",
+    "--rdzv_endpoint",
+    "127.0.0.1:0",
+)
 """In place of the interpreter: two processes, on a free port."""
 
 

@@ -149,9 +149,14 @@ def device_memory(
 
 
 def model_memory(
-    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig,
-    *, shards: int = 1, optimizer_shards: int = 1,
-) -> ModelMemory:  # fmt: skip
+    config: PretrainedConfig,
+    parameters: ParameterCount,
+    shape: Shape,
+    train: TrainConfig,
+    *,
+    shards: int = 1,
+    optimizer_shards: int = 1,
+) -> ModelMemory:
     """What one device keeps of the model.
 
     Args:

@@ -115,12 +115,20 @@ def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: 
     peak_s = None if rows is None else rows * row_s
     projected_s = None if peak_s is None else peak_s / ASSUMED_SHARE
     return EpochProjection(
-        shape=shape, rows_per_step=rows_per_step, flops_per_row=flops, rows=rows, rows_are=rows_are, dtype=dtype,
-        instance=INSTANCE, is_floor=plan in ("fixed", "packed") and (counted is not None or sizes is not None),
-        peak_s=peak_s, peak_usd=None if peak_s is None else peak_s * usd_per_s,
-        projected_s=projected_s, projected_usd=None if projected_s is None else projected_s * usd_per_s,
+        shape=shape,
+        rows_per_step=rows_per_step,
+        flops_per_row=flops,
+        rows=rows,
+        rows_are=rows_are,
+        dtype=dtype,
+        instance=INSTANCE,
+        is_floor=plan in ("fixed", "packed") and (counted is not None or sizes is not None),
+        peak_s=peak_s,
+        peak_usd=None if peak_s is None else peak_s * usd_per_s,
+        projected_s=projected_s,
+        projected_usd=None if projected_s is None else projected_s * usd_per_s,
         peak_usd_per_1000_rows=1000 * row_s * usd_per_s,
-    )  # fmt: skip
+    )
 
 
 def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:

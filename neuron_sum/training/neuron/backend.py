@@ -98,10 +98,15 @@ class NeuronBackend:
         """What NeuronCores and the host have is the instance's; an unknown one has cores like those that are known."""
         instance = INSTANCES.get(f"ml.{instance_type()}")
         return neuron_memory(
-            config, parameters, shape, train,
-            processes=processes, hosts=host_count(), host_available=available_to_processes(),
+            config,
+            parameters,
+            shape,
+            train,
+            processes=processes,
+            hosts=host_count(),
+            host_available=available_to_processes(),
             core_available=instance.core_memory if instance is not None else CORE_MEMORY,
-        )  # fmt: skip
+        )
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig

@@ -101,9 +101,16 @@ class NeuronMemory:
 
 
 def neuron_memory(
-    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig,
-    *, processes: int, core_available: float, host_available: float, hosts: int = 1,
-) -> NeuronMemory:  # fmt: skip
+    config: PretrainedConfig,
+    parameters: ParameterCount,
+    shape: Shape,
+    train: TrainConfig,
+    *,
+    processes: int,
+    core_available: float,
+    host_available: float,
+    hosts: int = 1,
+) -> NeuronMemory:
     """What a run needs on NeuronCores: data parallel over the processes, but for what train.neuron shards.
 
     Activations are counted whole where cores share a copy of the model, which is more than they take.

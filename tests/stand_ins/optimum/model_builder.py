@@ -70,9 +70,14 @@ class _Graph(nn.Module):
         self.names, self.state = names, state
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, seq_ids: Tensor, sampling: Tensor, tensors: list[Tensor],
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        seq_ids: Tensor,
+        sampling: Tensor,
+        tensors: list[Tensor],
         state: list[Tensor],
-    ) -> list[Tensor]:  # fmt: skip
+    ) -> list[Tensor]:
         module = self.__dict__["module"]
         for name, tensor in zip([*self.names, *self.state], [*tensors, *state], strict=True):
             path, _, leaf = name.rpartition(".")
@@ -91,9 +96,13 @@ class ModelBuilder:
         self.graphs: dict[str, tuple[Any, tuple[Tensor, ...], str]] = {}
 
     def add(
-        self, key: str, model_instance: Any, example_inputs: list[tuple[Tensor, ...]], compiler_args: str,
+        self,
+        key: str,
+        model_instance: Any,
+        example_inputs: list[tuple[Tensor, ...]],
+        compiler_args: str,
         priority_model_idx: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A graph to compile."""
         [inputs] = example_inputs
         self.graphs[key] = model_instance, inputs, compiler_args
@@ -109,10 +118,14 @@ class ModelBuilder:
             instance.load_module()
             module, aliases = instance.get(0)
             record(
-                graph=key, compiler_args=compiler_args, inputs=described(inputs), tp_degree=self.options["tp_degree"],
+                graph=key,
+                compiler_args=compiler_args,
+                inputs=described(inputs),
+                tp_degree=self.options["tp_degree"],
                 aliases=[[index, *described([tensor])[0]] for tensor, index in aliases.items()],
-                start_rank=self.options["start_rank_id"], workdir=self.options["compiler_workdir"],
-            )  # fmt: skip
+                start_rank=self.options["start_rank_id"],
+                workdir=self.options["compiler_workdir"],
+            )
             tensors = module.state_dict()
             state = [name for name in tensors if name.startswith(STATE)]
             names = [name for name in tensors if name not in state]

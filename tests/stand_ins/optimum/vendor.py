@@ -65,17 +65,27 @@ class _Stateful(nn.Module):
 
 
 def trace(
-    function: nn.Module, example_inputs: tuple[Tensor, ...], *, compiler_args: str, cpu_backend: bool,
-    input_output_aliases: Mapping[Tensor, int] | None, inline_weights_to_neff: bool, compiler_workdir: str | None,
-) -> torch.jit.ScriptModule:  # fmt: skip
+    function: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    compiler_args: str,
+    cpu_backend: bool,
+    input_output_aliases: Mapping[Tensor, int] | None,
+    inline_weights_to_neff: bool,
+    compiler_workdir: str | None,
+) -> torch.jit.ScriptModule:
     """torch_neuronx.trace, with what optimum-neuron 0.4.5 passes and nothing else."""
     aliases = input_output_aliases or {}
     record(
-        trace=type(function).__name__, compiler_args=compiler_args, cpu_backend=cpu_backend,
-        inline_weights=inline_weights_to_neff, inputs=described(example_inputs),
+        trace=type(function).__name__,
+        compiler_args=compiler_args,
+        cpu_backend=cpu_backend,
+        inline_weights=inline_weights_to_neff,
+        inputs=described(example_inputs),
         aliases=[[index, *described([tensor])[0]] for tensor, index in aliases.items()],
-        target=os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE"), workdir=compiler_workdir,
-    )  # fmt: skip
+        target=os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE"),
+        workdir=compiler_workdir,
+    )
     module = _Stateful(function, aliases).eval()
     before = [parameter.detach().clone() for parameter in module.state]
     with torch.no_grad(), Traceable():
@@ -89,9 +99,14 @@ class ParallelLinear(nn.Module):
     """A linear layer, whole."""
 
     def __init__(
-        self, inputs: int, outputs: int, bias: bool = True, gather_output: bool = True,
-        dtype: torch.dtype = torch.float32, **_: Any,
-    ) -> None:  # fmt: skip
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        gather_output: bool = True,
+        dtype: torch.dtype = torch.float32,
+        **_: Any,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype), requires_grad=False) if bias else None
@@ -209,8 +224,10 @@ class CacheUrl:
 
 
 VERSIONS = {
-    "torch_neuronx": "torch-neuronx", "neuronxcc": "neuronx-cc", "neuronx_distributed": "neuronx-distributed",
-}  # fmt: skip
+    "torch_neuronx": "torch-neuronx",
+    "neuronxcc": "neuronx-cc",
+    "neuronx_distributed": "neuronx-distributed",
+}
 """Modules with a __version__, and the distributions that bring them."""
 LAYERS = "neuronx_distributed.parallel_layers"
 MODULES: dict[str, dict[str, Any]] = {

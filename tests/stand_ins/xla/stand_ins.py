@@ -74,8 +74,15 @@ class BaseParallelLinear(nn.Module):
 
     partition_dim: int
 
-    def __init__(self, input_size: int, output_size: int, bias: bool = True, init_method: Any = None,
-                 dtype: torch.dtype = torch.float32, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        init_method: Any = None,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.input_size = self.in_features = input_size
         self.output_size = self.out_features = output_size
@@ -115,8 +122,15 @@ class RowParallelLinear(BaseParallelLinear):
 class ParallelEmbedding(nn.Embedding):
     """Sharded by vocabulary."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, init_method: Any = None,
-                 dtype: torch.dtype = torch.float32, **_: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        init_method: Any = None,
+        dtype: torch.dtype = torch.float32,
+        **_: Any,
+    ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx=padding_idx, dtype=dtype)
         self.arg_init_method = init_method
         mark_sharded(self.weight, 0)

@@ -25,8 +25,9 @@ def main() -> None:
     from optimum.exporters.neuron import convert
     from optimum.exporters.neuron.model_configs import T5DecoderNeuronConfig
 
-    config = types.SimpleNamespace(MODEL_TYPE="t5-decoder", LIBRARY_NAME="transformers", dynamic_batch_size=False,
-                                   _config=types.SimpleNamespace())  # fmt: skip
+    config = types.SimpleNamespace(
+        MODEL_TYPE="t5-decoder", LIBRARY_NAME="transformers", dynamic_batch_size=False, _config=types.SimpleNamespace()
+    )
     arguments = {
         f"{cast or 'none'} {cast_type} {level}": convert.prepare_compiler_flags(config, "inf2", cast, cast_type, level)
         for cast, cast_type, level in ((None, "bf16", "2"), ("matmul", "bf16", "1"), ("all", "tf32", "3"))
@@ -48,13 +49,16 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "arguments": arguments, "keywords": sorted(seen), "cpu_backend": seen["cpu_backend"],
-                "inline_weights_to_neff": seen["inline_weights_to_neff"], "type": type(seen["compiler_args"]).__name__,
+                "arguments": arguments,
+                "keywords": sorted(seen),
+                "cpu_backend": seen["cpu_backend"],
+                "inline_weights_to_neff": seen["inline_weights_to_neff"],
+                "type": type(seen["compiler_args"]).__name__,
                 "own_graphs_on_xla": {kind: own_on_xla(kind) for kind in ("encode", "step")},
                 "aliases": [[names[id(parameter)], output] for parameter, output in aliases.items()],
             }
         )
-    )  # fmt: skip
+    )
 
 
 def own_on_xla(kind: str) -> float:
@@ -100,9 +104,10 @@ MODULES: dict[str, dict[str, Any]] = {
     "neuronx_distributed.trace": {f"parallel_model_{what}": None for what in ("trace", "save", "load")},
     "neuronx_distributed.trace.hlo_utils": {},
     "neuronx_distributed.trace.model_builder": {
-        "BaseModelInstance": stand_ins.absent("BaseModelInstance"), "ModelBuilder": stand_ins.absent("ModelBuilder"),
+        "BaseModelInstance": stand_ins.absent("BaseModelInstance"),
+        "ModelBuilder": stand_ins.absent("ModelBuilder"),
     },
-}  # fmt: skip
+}
 """What the exporter imports and training does not."""
 
 if __name__ == "__main__":

@@ -31,20 +31,29 @@ DEVICES = ("neuron", "privateuseone", "xla")
 
 
 def trace(
-    func: nn.Module, example_inputs: Any, *_: Any, input_output_aliases: dict[Tensor, int],
-    compiler_workdir: str, compiler_args: Any, inline_weights_to_neff: bool = True, cpu_backend: bool = False,
-) -> Any:  # fmt: skip
+    func: nn.Module,
+    example_inputs: Any,
+    *_: Any,
+    input_output_aliases: dict[Tensor, int],
+    compiler_workdir: str,
+    compiler_args: Any,
+    inline_weights_to_neff: bool = True,
+    cpu_backend: bool = False,
+) -> Any:
     """Everything that neuron-sum and optimum-neuron pass is required; nothing else is taken."""
     assert not _, "torch_neuronx takes what follows example_inputs by name"
     order = {id(parameter): name for name, parameter in func.named_parameters()}
     kept = {order[id(tensor)]: output for tensor, output in input_output_aliases.items()}
     record(
-        call="trace", func=type(func).__name__, compiler_args=compiler_args, cpu_backend=cpu_backend,
+        call="trace",
+        func=type(func).__name__,
+        compiler_args=compiler_args,
+        cpu_backend=cpu_backend,
         inline_weights_to_neff=inline_weights_to_neff,
         inputs=[[str(tensor.dtype), list(tensor.shape)] for tensor in example_inputs],
         aliases=[[order[id(t)], str(t.dtype), list(t.shape), output] for t, output in input_output_aliases.items()],
         parameters=[name for name in order.values() if name in kept],
-    )  # fmt: skip
+    )
     compile_it(Path(compiler_workdir))
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     moved = func._apply(torch.clone)
