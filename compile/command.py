@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from neuron_sum import console, files
 from neuron_sum.errors import ArtifactError, RecipeError
+from neuron_sum.recipes.command import SetOption
 
 if TYPE_CHECKING:
     from compile.exporters.own import CompilePlan
@@ -32,9 +33,6 @@ compile = typer.Typer(
     help="Compile a run ahead of time into an artifact: `compile RUN`, short for `compile run RUN`, with --target, "
     "--set, --plan, --dry-run, --output, --jobs and more (`compile run --help`).",
 )
-OverrideOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: compile.dtype=int8.")
-]
 
 
 @compile.command(DEFAULT)
@@ -43,7 +41,7 @@ def run(
     target: Annotated[
         Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: compile.target, cpu.")
     ] = None,
-    overrides: OverrideOption = None,
+    overrides: SetOption = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="How a plain checkpoint is asked: a name or a file.")
     ] = None,

@@ -9,7 +9,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import PlatformError, RecipeError, ResourceError
-from neuron_sum.recipes.command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +28,7 @@ LLAMA_NOTE = (
 def preflight(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: compile.dtype=bf16."),
-    ] = None,
+    sets: SetOption = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the floors: a .png or .svg file to write.")
     ] = None,

@@ -6,7 +6,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import DataError, ModelError
-from neuron_sum.recipes.command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
     from neuron_sum.data.examples import Dataset
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 def data(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    sets: SetOption = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
 ) -> None:
     """Read and check a recipe's data; show counts, lengths, the licence, an example, and what padding will cost."""
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.recipes.loading import load_recipe
 
-    loaded = load_recipe(recipe, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
+    loaded = load_recipe(recipe, [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])])
     dataset = load_dataset(loaded.data)
     table = console.table("split", "dialogues", "references", "words a dialogue", "words a summary")
     splits: dict[str, dict[str, float]] = {}

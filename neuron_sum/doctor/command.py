@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipes.command import Overrides
+from neuron_sum.recipes.command import Overrides, SetOption
 
 if TYPE_CHECKING:
     from neuron_sum.doctor.explain import Finding
@@ -21,6 +21,7 @@ def doctor(
         str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")
     ] = None,
     overrides: Overrides = None,
+    sets: SetOption = None,
     instance: Annotated[
         str | None, typer.Option(help="An instance type to check the recipe for, such as ml.trn1.2xlarge.")
     ] = None,
@@ -33,7 +34,7 @@ def doctor(
 
     machine = look(doctoring.distributions())
     platform = doctoring.nearest_platform(machine)
-    if recipe is None and (instance or region or overrides):
+    if recipe is None and (instance or region or overrides or sets):
         raise typer.BadParameter("--instance and --region check a recipe; give one")
     result = {"machine": asdict(machine), "platform": platform.name, "recipe": None, "instance": None}
     if recipe is None:
@@ -43,7 +44,7 @@ def doctor(
         from neuron_sum.doctor.recipe_check import check_recipe
         from neuron_sum.recipes.loading import load_recipe
 
-        resolved = load_recipe(recipe, overrides or [])
+        resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
         wanted = instance or doctoring.own_instance(machine)
         known = find_instance(wanted)
         checks = check_recipe(resolved, known, platform, region)

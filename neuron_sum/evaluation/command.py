@@ -7,6 +7,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import RunError
+from neuron_sum.recipes.command import SetOption
 
 if TYPE_CHECKING:
     from neuron_sum.evaluation.predictions import PredictionColumns
@@ -17,9 +18,6 @@ SYSTEM_HELP = (
 )
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", "-r", help="Data and protocol, where no run brings them: a name or a file.")
-]
-OverrideOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: generate.num_beams=4.")
 ]
 PredictionColumn = Annotated[str, typer.Option(help="Of a predictions file: the system's summary.")]
 ReferenceColumn = Annotated[
@@ -32,7 +30,7 @@ IdColumn = Annotated[str, typer.Option(help="Of a predictions file: joins rows o
 def evaluate(
     system: Annotated[str, typer.Argument(metavar="SYSTEM", help=SYSTEM_HELP)],
     recipe: RecipeOption = None,
-    overrides: OverrideOption = None,
+    overrides: SetOption = None,
     output: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation/SPLIT, or evaluation/NAME.")] = None,
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
@@ -47,7 +45,7 @@ def evaluate(
 def compare(
     systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help=SYSTEM_HELP)],
     recipe: RecipeOption = None,
-    overrides: OverrideOption = None,
+    overrides: SetOption = None,
     output: Annotated[Path, typer.Option(help="The folder for report.html and comparison.json.")] = Path("comparison"),
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
@@ -62,7 +60,7 @@ def compare(
 def summarize(
     run: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="A finished run, or a compiled artifact.")],
     file: Annotated[Path, typer.Argument(help="A text file with one dialogue; - is standard input.")] = Path("-"),
-    overrides: OverrideOption = None,
+    overrides: SetOption = None,
 ) -> None:
     """Summarize one dialogue."""
     if not (run / "recipe.yaml").is_file():

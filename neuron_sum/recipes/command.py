@@ -12,6 +12,10 @@ RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.learning_rate=1e-4.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="A change to the recipe, such as generate.num_beams=4."),
+]
 
 
 @recipes.command("list")
@@ -28,20 +32,20 @@ def list_recipes() -> None:
 
 
 @recipes.command()
-def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def show(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = None) -> None:
     """Print a recipe with every default filled in."""
     from neuron_sum.recipes.loading import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     console.emit(loaded.model_dump(mode="json"), loaded.to_yaml().rstrip())
 
 
 @recipes.command()
-def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = None) -> None:
     """Say whether a recipe holds; every fault at once, exit code 3."""
     from neuron_sum.recipes.loading import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     console.emit({"recipe": loaded.name, "holds": True}, f"{loaded.name} holds\nnext: neuron-sum train {recipe}")
 
 

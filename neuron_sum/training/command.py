@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipes.command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
 
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    sets: SetOption = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run there.")] = False,
@@ -27,7 +28,7 @@ def train(
     from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training import launch
 
-    changes = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
+    changes = [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])]
     resolved = load_recipe(recipe, changes)
     launch.check_options(resolved.train, processes, precompile=precompile)
     launch.set_environment(resolved.train)

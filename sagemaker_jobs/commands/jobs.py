@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipes.command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import (
     BucketOption,
     CapOption,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    sets: SetOption = None,
     instance: InstanceOption = "ml.trn1.2xlarge",
     instances: InstancesOption = 1,
     max_hours: HoursOption = 4.0,
@@ -70,7 +71,7 @@ def train(
     from sagemaker_jobs.jobs import inputs, training
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     isolation = isolation_of(kms_key, subnet, security_group, network_isolation)
     options = options_of(
         instance, instances, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
@@ -113,6 +114,7 @@ def compile_run(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compile.batch_sizes=[1,8].")
     ] = None,
+    sets: SetOption = None,
     target: Annotated[Literal["cpu", "inf2", "trn1"], typer.Option(help="Where it will run.")] = "inf2",
     instance: InstanceOption = "ml.c7i.4xlarge",
     max_hours: HoursOption = 2.0,
@@ -140,7 +142,7 @@ def compile_run(
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
     from sagemaker_jobs.launch.start import place_of
 
-    changes = tuple(overrides or ())
+    changes = (*(overrides or ()), *(sets or ()))
     isolation = isolation_of(kms_key, subnet, security_group, network_isolation)
     options = options_of(
         instance, 1, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipes.command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import (
     CapOption,
     ExpectedOption,
@@ -22,6 +22,7 @@ from sagemaker_jobs.commands.options import (
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    sets: SetOption = None,
     instance: InstanceOption = "ml.trn1.2xlarge",
     instances: InstancesOption = 1,
     max_hours: HoursOption = 4.0,
@@ -45,7 +46,7 @@ def plan(
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.cost import plan as planning
 
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
     site = session.unasked_site(region) if account is None else account.site

@@ -10,7 +10,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted
-from neuron_sum.recipes.command import Overrides, RecipeArgument
+from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import RequestsOption, WheelhouseOption
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ MARK = ".neuron-sum-rehearsal"
 def rehearse(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    sets: SetOption = None,
     instance: Annotated[str, typer.Option(help="Of the requests; a CPU's, for its work is done here.")] = (
         "ml.c7i.4xlarge"
     ),
@@ -47,7 +48,7 @@ def rehearse(
             f"{instance} has Neuron devices, which a rehearsal has not",
             "leave --instance out; doctor and the compiler check what is the devices' own: neuron-sum preflight RECIPE",
         )
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     if resolved.train.backend == "neuron":
         raise AwsError(
             f"{resolved.name} has train.backend=neuron, which needs Neuron devices",

@@ -5,11 +5,12 @@ After that decision, with a line in CHANGELOG.md:
     PYTHONPATH=tests/support python tests/library/test_options.py > tests/options.txt
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import typer.main
-from in_process import command_line
+from in_process import command_line, neuron_sum
 from micro_models import ROOT
 
 FROZEN = ROOT / "tests" / "options.txt"
@@ -37,6 +38,34 @@ def spelled(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
 def test_the_command_line_is_the_one_that_was_decided() -> None:
     found = "\n".join(spelled(typer.main.get_command(command_line()))) + "\n"
     assert found == FROZEN.read_text(encoding="utf-8"), __doc__
+
+
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command that can be run, by its words."""
+    if hasattr(command, "commands"):
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*words, name))
+    else:
+        yield " ".join(words), command
+
+
+def test_every_command_that_reads_a_recipe_takes_set() -> None:
+    readers = {
+        words: {option for parameter in command.params for option in parameter.opts}
+        for words, command in commands(typer.main.get_command(command_line()))
+        if any(parameter.name in ("recipe", "overrides") for parameter in command.params)
+    }
+    assert len(readers) >= 15
+    assert [words for words, options in readers.items() if not {"--set", "-s"} <= options] == []
+
+
+def test_changes_count_wherever_they_are_given() -> None:
+    shown = neuron_sum(
+        "recipes", "show", "tiny", "train.seed=7", "-s", "train.max_steps=3", "--set", "data.max_examples=9", "--json"
+    )
+    assert shown.exit_code == 0, shown.stderr
+    recipe = json.loads(shown.stdout)
+    assert (recipe["train"]["seed"], recipe["train"]["max_steps"], recipe["data"]["max_examples"]) == (7, 3, 9)
 
 
 if __name__ == "__main__":
