@@ -167,7 +167,8 @@ def _models(
         if name in [model.name for model in models]:
             raise ArtifactError(f"two models are named {name}", "give one archive another file name")
         models.append(Model(name, folder))
-    widest = {name: max(getattr(each, name) for each in limits) for name in ("deadline_s", "max_body_bytes")}
+    of_the_server = ("deadline_s", "max_body_bytes", "max_request_characters")
+    widest = {name: max(getattr(each, name) for each in limits) for name in of_the_server}
     return models, limits[0].model_copy(update=widest)
 
 

@@ -76,6 +76,7 @@ def server_environment(limits: ServeConfig) -> dict[str, str]:
         "ALLOW_REQUEST_HANDLER_OVERRIDE": "false",
         "OPT_OUT_TRACKING": "true",
         # The worker answers at its deadline; only if it cannot does the server's own limit come.
+        "NEURON_SUM_MAX_CHARACTERS": str(limits.max_request_characters),
         "NEURON_SUM_LIMIT_S": str(int(limits.deadline_s) + 3),
         "SERVING_CHUNKED_READ_TIMEOUT": str(int(limits.deadline_s) + 60),
     }
