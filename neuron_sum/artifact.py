@@ -219,7 +219,7 @@ class Manifest(Section):
 
     @property
     def doubt(self) -> str | None:
-        """The reason why summaries may be worse than those of the source model; None if they are not.
+        """A reason why summaries may be worse than those of the source model, or None.
 
         The tests of this package compare fp32 on a CPU with transformers token by token; only `compile verify` compares
         anything else.

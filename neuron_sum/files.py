@@ -104,7 +104,7 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
         probe.unlink()
     except OSError as error:
         raise ResourceError(
-            f"cannot write to {folder}: {error.strerror}", "choose another folder with --output"
+            f"{folder} cannot be written: {error.strerror}", "choose another folder with --output"
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:

@@ -178,7 +178,7 @@ class ShapePlan:
         return [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
 
     def shape_of(self, batch: Sequence[Row]) -> Shape:
-        """The shape to which a batch is padded: its fixed shape, or the longest example rounded up to multiples of STEP."""
+        """The padded shape of a batch: its fixed shape, or its longest example rounded up to multiples of STEP."""
         if batch[0].shape is not None:
             return batch[0].shape
         examples = [example for row in batch for example in row.examples]

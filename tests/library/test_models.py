@@ -149,7 +149,7 @@ def test_a_trained_tokenizer_keeps_tags_whole_and_knows_all_of_ascii() -> None:
         (ModelConfig(name_or_path="no/such-model"), "no/such-model"),
         (
             ModelConfig(config={"model_type": "bert"}, tokenizer=TrainedTokenizer()),
-            "model_type 'bert'; allowed: t5, llama",
+            "model_type 'bert'; valid: t5, llama",
         ),
         (ModelConfig(config="/nowhere/config.json", tokenizer=TrainedTokenizer()), "/nowhere/config.json"),
         (ModelConfig(config=T5, tokenizer="/nowhere/spiece.model"), "spiece.model"),
@@ -199,7 +199,7 @@ def test_a_lora_run_merges_into_a_plain_checkpoint_that_says_the_same(tmp_path: 
     inputs = batch(merged, tokenizer)
     with torch.inference_mode():
         assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-4)
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(ModelError, match="already exists"):
         merge_run(open_run(micro_lora_run), tmp_path / "merged")
 
 
