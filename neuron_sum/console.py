@@ -24,7 +24,7 @@ from neuron_sum.errors import DataError
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
 ERRORS = "NEURON_SUM_ERRORS"
-"""The environment variable with the folder of `errors_go_to`."""
+"""The environment variable with the folder of `collect_errors`."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def errors_go_to(folder: Path) -> Iterator[None]:
+def collect_errors(folder: Path) -> Iterator[None]:
     """Processes started in this block write their errors to a folder, so that only one of several is printed.
 
     Args:
