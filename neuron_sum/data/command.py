@@ -73,12 +73,12 @@ def data(
 def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":
     """The report on padding that `train` prints, for one process."""
     from neuron_sum.data.encoding import encode
-    from neuron_sum.data.shapes import choose_plan, refuse_what_cannot_be_packed
+    from neuron_sum.data.shapes import choose_plan, check_packing
     from neuron_sum.models import base as models
 
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))
-    refuse_what_cannot_be_packed(recipe, decoder_only=decoder_only)
+    check_packing(recipe, decoder_only=decoder_only)
     training, validation = (
         encode(dataset[split], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
         for split in ("train", "validation")

@@ -306,7 +306,7 @@ def longest_row(recipe: Recipe, *, decoder_only: bool) -> Shape:
     return _shape_of_sides(*sizes[-1], decoder_only)
 
 
-def refuse_what_cannot_be_packed(recipe: Recipe, *, decoder_only: bool) -> None:
+def check_packing(recipe: Recipe, *, decoder_only: bool) -> None:
     """Checks that examples can be packed, before a model is loaded.
 
     Raises:

@@ -14,7 +14,7 @@ from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
-from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, refuse_what_cannot_be_packed
+from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, check_packing
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
@@ -173,7 +173,7 @@ def prepare(
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
-    refuse_what_cannot_be_packed(recipe, decoder_only=models.is_decoder_only(models.load_config(origin, tokenizer)))
+    check_packing(recipe, decoder_only=models.is_decoder_only(models.load_config(origin, tokenizer)))
     base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
