@@ -142,7 +142,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete training checkpoint: all its files exist with their recorded sizes."""
-        return next((folder for folder in self.marked_checkpoints() if missing_of(folder) is None), None)
+        return next((folder for folder in self.marked_checkpoints() if describe_damage(folder) is None), None)
 
     def model_source(self) -> str:
         """The source of the base model: base/ of the run, or the name in the recipe."""
@@ -155,7 +155,7 @@ def checkpoint_sizes(folder: Path) -> dict[str, int]:
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in inside if file.name != CHECKPOINT_MARK}
 
 
-def missing_of(folder: Path) -> str | None:
+def describe_damage(folder: Path) -> str | None:
     """Describes the damage of a training checkpoint; None if it is complete.
 
     Args:

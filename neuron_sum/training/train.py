@@ -21,7 +21,7 @@ from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.recipes.schema import ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
-from neuron_sum.runs.folder import RunFolder, missing_of, start_run
+from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.estimate.steps import Estimate, estimate
 from neuron_sum.training.estimate.timing import seconds_per_step
@@ -92,7 +92,7 @@ def train(
         for folder in run.marked_checkpoints():
             if folder == resume_from:
                 break
-            console.warn(f"{folder.name} is not whole: {missing_of(folder)}; it is not gone on from")
+            console.warn(f"{folder.name} is not whole: {describe_damage(folder)}; it is not gone on from")
         console.note(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
     trainer = BACKENDS[recipe.train.backend](run, made.tokenizer, resume_from)
     weights = trainer.train(made.model, made.data, made.plan, recipe.train)

@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from neuron_sum import files
 from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.runs.folder import RunFolder, missing_of, open_run, start_run
+from neuron_sum.runs.folder import RunFolder, describe_damage, open_run, start_run
 from neuron_sum.training.callbacks import MarkComplete
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
@@ -132,7 +132,7 @@ def test_a_mark_whose_files_did_not_all_come_is_passed_over(
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
     harm(run.checkpoints / "checkpoint-100")
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-90"
-    assert told in (missing_of(run.checkpoints / "checkpoint-100") or "")
+    assert told in (describe_damage(run.checkpoints / "checkpoint-100") or "")
 
 
 def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
