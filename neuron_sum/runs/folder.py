@@ -83,7 +83,7 @@ class RunFolder:
         path = self.checkpoints / PROCESSES
         return int(files.read_json(path)["processes"]) if path.exists() else None
 
-    def note_processes(self, count: int) -> None:
+    def record_processes(self, count: int) -> None:
         """Records the number of training processes, which must be the same when the run is resumed.
 
         Args:

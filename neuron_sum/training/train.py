@@ -82,7 +82,7 @@ def train(
         if overwrite:
             run.clear()
         files.write_text(output / "recipe.yaml", recipe.to_yaml())
-        run.note_processes(world_size())
+        run.record_processes(world_size())
         if made.origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
             with files.new_folder(run.base) as folder:
                 models.load_base(made.origin, made.tokenizer).save_pretrained(folder)

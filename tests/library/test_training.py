@@ -162,7 +162,7 @@ def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, bac
     recipe = load_recipe("tiny", backend)
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
-    run.note_processes(2)
+    run.record_processes(2)
     start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
     (run.checkpoints / "checkpoint-2").mkdir()
     (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
@@ -175,7 +175,7 @@ def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, bac
     with pytest.raises(RunError, match=r"the run in .* is unfinished") as raised:
         open_run(tmp_path)
     assert raised.value.hint == f"run `{command} --processes 2` to finish it"
-    run.note_processes(1)
+    run.record_processes(1)
     with pytest.raises(RunError, match="started with one process, but this command uses 2 processes") as raised:
         start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
     assert raised.value.hint == f"run `{command}`"
