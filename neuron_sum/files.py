@@ -12,7 +12,7 @@ from typing import Any
 
 from neuron_sum.errors import ResourceError
 
-LEFT_AFTER_S = 24 * 3600.0
+STALE_AFTER_S = 24 * 3600.0
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,7 +63,7 @@ def sweep(folder: Path, prefix: str = ".") -> None:
     """Removes temporary files with this prefix that a killed process left at least a day ago."""
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # another process moved it in the meantime, or it belongs to another user
-            if (prefix != "." or ".tmp-" in path.name) and time.time() - path.stat().st_mtime > LEFT_AFTER_S:
+            if (prefix != "." or ".tmp-" in path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
