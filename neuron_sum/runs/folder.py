@@ -20,7 +20,7 @@ before its files, or without them.
 PROCESSES = "processes.json"
 """Name of a file in the folder of the training checkpoints, removed with them."""
 
-OWN_NAMES = (
+RUN_FILES = (
     "recipe.yaml",
     "all_results.json",
     "log.jsonl",
@@ -128,7 +128,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes the files of a run, and no other files in the folder."""
-        for name in OWN_NAMES:
+        for name in RUN_FILES:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -205,7 +205,7 @@ def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overw
         raise RunError("--resume and --overwrite cannot be combined", "use one of them")
     if not path.exists() or not any(path.iterdir()):
         return run
-    if not (path / "recipe.yaml").is_file() or not any((path / name).exists() for name in OWN_NAMES[1:]):
+    if not (path / "recipe.yaml").is_file() or not any((path / name).exists() for name in RUN_FILES[1:]):
         raise RunError(f"{path} is not empty and not a run", "choose another folder with --output")
     if overwrite:
         return run
