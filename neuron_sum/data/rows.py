@@ -17,7 +17,7 @@ from neuron_sum.models.packed_t5 import NO_SLOT
 Batch = dict[str, torch.Tensor]
 
 
-class LaidRow(NamedTuple):
+class FilledRow(NamedTuple):
     """A row with the contents of its examples.
 
     Attributes:
@@ -29,7 +29,7 @@ class LaidRow(NamedTuple):
     shape: Shape | None
 
 
-class RowSet(torch.utils.data.Dataset[LaidRow]):
+class RowSet(torch.utils.data.Dataset[FilledRow]):
     """The rows of a split. Its indices are the Rows of EpochOrder; its length is the number of rows per epoch.
 
     Attributes:
@@ -43,8 +43,8 @@ class RowSet(torch.utils.data.Dataset[LaidRow]):
     def __len__(self) -> int:
         return self.plan.rows_per_epoch
 
-    def __getitem__(self, row: Row) -> LaidRow:
-        return LaidRow([self.data[example] for example in row.examples], row.shape)
+    def __getitem__(self, row: Row) -> FilledRow:
+        return FilledRow([self.data[example] for example in row.examples], row.shape)
 
 
 class Collator:
@@ -72,7 +72,7 @@ class Collator:
         self._padding: int = config.pad_token_id
         self._start: int = self._padding if self._decoder_only else config.decoder_start_token_id
 
-    def __call__(self, batch: Sequence[LaidRow]) -> Batch:
+    def __call__(self, batch: Sequence[FilledRow]) -> Batch:
         """Builds the tensors of a batch.
 
         Args:
