@@ -28,7 +28,7 @@ class Problem:
         return f"{self.where}: {self.kind}: {self.detail}; {self.remedy}"
 
 
-def merged_references(examples: Iterable[Example], problems: list[Problem], *, by_dialogue: bool) -> list[Example]:
+def merge_references(examples: Iterable[Example], problems: list[Problem], *, by_dialogue: bool) -> list[Example]:
     """Joins rows with one reference each into examples with several.
 
     Args:
@@ -51,7 +51,7 @@ def merged_references(examples: Iterable[Example], problems: list[Problem], *, b
     return list(merged.values())
 
 
-def without_duplicate_ids(examples: Iterable[Example], problems: list[Problem]) -> list[Example]:
+def remove_duplicate_ids(examples: Iterable[Example], problems: list[Problem]) -> list[Example]:
     """The first example of every id; the others become problems."""
     unique: dict[str, Example] = {}
     for example in examples:
@@ -62,7 +62,7 @@ def without_duplicate_ids(examples: Iterable[Example], problems: list[Problem]) 
     return list(unique.values())
 
 
-def without_overlap(splits: dict[Split, list[Example]], problems: list[Problem]) -> dict[Split, list[Example]]:
+def remove_overlap(splits: dict[Split, list[Example]], problems: list[Problem]) -> dict[Split, list[Example]]:
     """Removes dialogues of a later split from train (and from validation); each of them becomes a problem."""
     locations: dict[str, str] = {}
     distinct: dict[Split, list[Example]] = {}

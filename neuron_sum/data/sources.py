@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from neuron_sum.data.checks import Problem, merged_references, near_overlap, without_duplicate_ids, without_overlap
+from neuron_sum.data.checks import Problem, merge_references, near_overlap, remove_duplicate_ids, remove_overlap
 from neuron_sum.data.examples import Dataset, Example, evenly_spaced
 from neuron_sum.errors import DataError
 from neuron_sum.recipes.schema import SPLITS, Columns, DataConfig, Split
@@ -53,9 +53,9 @@ def load_dataset(config: DataConfig) -> Dataset:
     columns = COLUMNS.get(config.source, config.columns)
     splits: dict[Split, list[Example]] = {}
     for split, rows in _rows_by_split(config).items():
-        merged = merged_references(_examples(rows, columns, split, problems), problems, by_dialogue=split != "train")
-        splits[split] = without_duplicate_ids(merged, problems)
-    splits = without_overlap(splits, problems)
+        merged = merge_references(_examples(rows, columns, split, problems), problems, by_dialogue=split != "train")
+        splits[split] = remove_duplicate_ids(merged, problems)
+    splits = remove_overlap(splits, problems)
     if problems and not config.skip_bad:
         listing = "\n  ".join(str(problem) for problem in problems[:PROBLEMS_SHOWN])
         more = f"\n  … and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
