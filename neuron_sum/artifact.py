@@ -218,7 +218,7 @@ class Manifest(Section):
         return self.dtype == "fp32" and bool(uncast)
 
     @property
-    def doubt(self) -> str | None:
+    def quality_warning(self) -> str | None:
         """A reason why summaries may be worse than those of the source model, or None.
 
         The tests of this package compare fp32 on a CPU with transformers token by token; only `compile verify` compares

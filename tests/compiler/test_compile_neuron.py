@@ -321,11 +321,11 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
     assert len(calls("trace")) == before
     assert again.manifest.source.weights_sha256 != first.manifest.source.weights_sha256
-    assert again.manifest.doubt is not None, "served with a warning until it is verified"
+    assert again.manifest.quality_warning is not None, "served with a warning until it is verified"
     record = verify(again, None, 8, 1.0).record
     assert [check.identical for check in record.checks] == [8] * 4
     assert record.passed
-    assert open_artifact(again.path).manifest.doubt is None
+    assert open_artifact(again.path).manifest.quality_warning is None
     for other in ("compile.target=trn1", "compile.neuron.optlevel=3", "compile.neuron.cache_write=where"):
         differing = make_plan(open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE, other]))
         assert not set(differing.cached.values()) & set(plan.cached.values()), other
