@@ -56,11 +56,14 @@ def demo(
             "seconds": round(time.monotonic() - started, 1),
         },
         f"\ndone in {console.duration(time.monotonic() - started)}. Try next:",
-        *(f"  {command}\n      {result}" for command, result in _next(report, runs, artifact, archive).items()),
+        *(
+            f"  {command}\n      {result}"
+            for command, result in _next_commands(report, runs, artifact, archive).items()
+        ),
     )
 
 
-def _next(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
+def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
     """Commands to try next, each with a description of its result."""
     return {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",

@@ -73,7 +73,7 @@ def data(
 def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":
     """The report on padding that `train` prints, for one process."""
     from neuron_sum.data.encoding import encode
-    from neuron_sum.data.shapes import choose_plan, check_packing
+    from neuron_sum.data.shapes import check_packing, choose_plan
     from neuron_sum.models import base as models
 
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())

@@ -111,7 +111,7 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed
             f"the tokenizer has {len(tokenizer)} entries, but the model's embedding has {model.config.vocab_size}",
             "set model.tokenizer to the tokenizer of the model",
         )
-    _agree_on_special_tokens(model, tokenizer)
+    _set_special_tokens(model, tokenizer)
     return cast(PreTrainedModel, model.eval())
 
 
@@ -197,7 +197,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     )
 
 
-def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding."""
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id

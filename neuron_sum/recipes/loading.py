@@ -87,13 +87,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             inner[last] = value
         else:
             faults.append(f"{key}: another override sets {'.'.join(parents)} to a plain value")
-    raw = _merge(raw, _anchored(layer, Recipe, Path.cwd()))
-    return _validated(_anchored(raw, Recipe, Path.cwd()), name_or_path, faults)
+    raw = _merge(raw, _resolve_paths(layer, Recipe, Path.cwd()))
+    return _validate(_resolve_paths(raw, Recipe, Path.cwd()), name_or_path, faults)
 
 
 def load_resolved(path: Path) -> Recipe:
     """Reads a recipe that `Recipe.to_yaml` wrote."""
-    return _validated(_read(path), str(path), [])
+    return _validate(_read(path), str(path), [])
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -139,7 +139,7 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(
             f"{path}: a recipe is a mapping of name, data, prompt, model, method, train, generate, evaluate"
         )
-    raw = _anchored(raw, Recipe, path.parent.resolve())
+    raw = _resolve_paths(raw, Recipe, path.parent.resolve())
     if (parent := raw.pop("extends", None)) is None:
         return raw
     sibling = path.parent / str(parent)
@@ -173,18 +173,18 @@ def _kind(section: Mapping[str, Any]) -> tuple[Any, Any]:
     return section.get("name"), section.get("model_type")
 
 
-def _anchored(raw: Mapping[str, Any], model: type[BaseModel], base: Path) -> dict[str, Any]:
+def _resolve_paths(raw: Mapping[str, Any], model: type[BaseModel], base: Path) -> dict[str, Any]:
     """Makes paths absolute. A plain `a/b` is a path if it exists in `base`; otherwise it may be a hub id."""
-    anchored = dict(raw)
+    resolved = dict(raw)
     for name, field in model.model_fields.items():
-        value = anchored.get(name)
+        value = resolved.get(name)
         if isinstance(value, str) and _may_be_path(field.annotation, field.metadata):
             path = Path(value).expanduser()
             if value.startswith((".", "/", "~")) or (base / path).exists():
-                anchored[name] = str((base / path).resolve())
+                resolved[name] = str((base / path).resolve())
         elif isinstance(value, dict) and _is_section(field.annotation):
-            anchored[name] = _anchored(value, field.annotation, base)
-    return anchored
+            resolved[name] = _resolve_paths(value, field.annotation, base)
+    return resolved
 
 
 def _may_be_path(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
@@ -193,7 +193,7 @@ def _may_be_path(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
     return any(_may_be_path(inner) for inner in get_args(annotation))
 
 
-def _validated(raw: Mapping[str, Any], origin: str, faults: list[str]) -> Recipe:
+def _validate(raw: Mapping[str, Any], origin: str, faults: list[str]) -> Recipe:
     try:
         text = json.dumps(raw, default=str)
     except (ValueError, RecursionError) as error:

@@ -76,7 +76,7 @@ class DataConfig(Section):
     """Leave out bad rows and count them, instead of stopping."""
 
     @model_validator(mode="after")
-    def _path_where_needed(self) -> "DataConfig":
+    def _check_path(self) -> "DataConfig":
         if self.source != "sample" and self.path is None:
             raise ValueError(f"source {self.source!r} requires data.path")
         return self
@@ -90,7 +90,7 @@ class PromptConfig(Section):
     """Text with exactly one {dialogue}."""
 
     @model_validator(mode="after")
-    def _one_prompt(self) -> "PromptConfig":
+    def _check_prompt(self) -> "PromptConfig":
         if (self.preset is None) == (self.template is None):
             raise ValueError("set either preset or template")
         if self.preset is not None and self.preset not in PRESETS:
@@ -124,7 +124,7 @@ class ModelConfig(Section):
     """Seed of the random weights."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "ModelConfig":
+    def _check_origin(self) -> "ModelConfig":
         if (self.name_or_path is None) == (self.config is None):
             raise ValueError("set either name_or_path (pretrained) or config (random weights), and the other to null")
         if self.config is not None and self.tokenizer is None:
@@ -185,7 +185,7 @@ class ShapesConfig(Section):
     """[source_len, target_len] of each shape, instead of chosen ones; one shape for fixed and packed."""
 
     @model_validator(mode="after")
-    def _sizes_that_fit_the_plan(self) -> "ShapesConfig":
+    def _check_sizes(self) -> "ShapesConfig":
         if self.sizes is None:
             return self
         if self.plan == "dynamic":
@@ -239,13 +239,13 @@ class TrainConfig(Section):
     seed: int = Field(42, ge=0)
 
     @model_validator(mode="after")
-    def _one_sharding(self) -> "TrainConfig":
+    def _check_sharding(self) -> "TrainConfig":
         if self.fsdp and self.deepspeed is not None:
             raise ValueError("fsdp and deepspeed cannot be combined")
         return self
 
     @model_validator(mode="after")
-    def _what_the_backend_has(self) -> "TrainConfig":
+    def _check_backend(self) -> "TrainConfig":
         if self.backend == "neuron" and self.shapes.plan == "dynamic":
             raise ValueError("backend neuron requires fixed shapes: shapes.plan = packed, buckets or fixed")
         if self.backend == "neuron" and (self.fsdp or self.deepspeed is not None):
@@ -272,7 +272,7 @@ class GenerateConfig(Section):
     batch_size: int = Field(8, ge=1)
 
     @model_validator(mode="after")
-    def _room_for_the_least(self) -> "GenerateConfig":
+    def _check_lengths(self) -> "GenerateConfig":
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError("min_new_tokens must not exceed max_new_tokens")
         return self
@@ -333,7 +333,7 @@ class CompileConfig(Section):
     neuron: NeuronCompileConfig = NeuronCompileConfig()
 
     @model_validator(mode="after")
-    def _positive(self) -> "CompileConfig":
+    def _check_lists(self) -> "CompileConfig":
         for field in ("batch_sizes", "source_lens", "num_beams"):
             values = getattr(self, field) or ()
             if any(value < 1 for value in values) or len(set(values)) != len(values):
@@ -341,7 +341,7 @@ class CompileConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_the_target_has(self) -> "CompileConfig":
+    def _check_target(self) -> "CompileConfig":
         if self.target != "cpu" and self.dtype == "int8":
             raise ValueError(f"target {self.target} does not support int8; valid: bf16, fp32")
         if self.target == "cpu" and self.neuron != NeuronCompileConfig():
@@ -398,7 +398,7 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
-    def _shards_whole_models(self) -> "Recipe":
+    def _check_fsdp(self) -> "Recipe":
         if self.train.fsdp and not isinstance(self.method, FullMethod):
             raise ValueError(
                 "train.fsdp requires method full; use train.deepspeed (ZeRO) to shard the base of an adapter"

@@ -234,11 +234,12 @@ def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overw
     if previous not in (None, processes) and run.last_checkpoint() is not None:
         # With another number of processes, a step has other examples; a checkpoint has a random state per process.
         raise RunError(
-            f"the run in {path} was started with {_counted(previous)}, but this command uses {_counted(processes)}",
+            f"the run in {path} was started with {_count_processes(previous)}, "
+            f"but this command uses {_count_processes(processes)}",
             f"run `{run.resume_command}`",
         )
     return run
 
 
-def _counted(processes: int | None) -> str:
+def _count_processes(processes: int | None) -> str:
     return "one process" if processes == 1 else f"{processes} processes"

@@ -14,7 +14,7 @@ from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
-from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, check_packing
+from neuron_sum.data.shapes import ShapePlan, ShapeReport, check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
