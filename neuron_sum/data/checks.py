@@ -14,18 +14,18 @@ class Problem:
 
     Attributes:
         kind: A short name of the fault, by which skipped rows are counted.
-        where: File and line.
+        location: File and line.
         detail: A description of the value.
         remedy: The change that fixes the row.
     """
 
     kind: str
-    where: str
+    location: str
     detail: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.kind}: {self.detail}; {self.remedy}"
+        return f"{self.location}: {self.kind}: {self.detail}; {self.remedy}"
 
 
 def merge_references(examples: Iterable[Example], problems: list[Problem], *, by_dialogue: bool) -> list[Example]:
@@ -44,8 +44,8 @@ def merge_references(examples: Iterable[Example], problems: list[Problem], *, by
         if first is example:
             continue
         if first.id == example.id and set(example.references) <= set(first.references):
-            detail = f"same id {example.id!r} and text as {first.where}"
-            problems.append(Problem("duplicate row", example.where, detail, "remove it"))
+            detail = f"same id {example.id!r} and text as {first.location}"
+            problems.append(Problem("duplicate row", example.location, detail, "remove it"))
         else:
             merged[key] = replace(first, references=first.references + example.references)
     return list(merged.values())
@@ -57,8 +57,8 @@ def remove_duplicate_ids(examples: Iterable[Example], problems: list[Problem]) -
     for example in examples:
         first = unique.setdefault(example.id, example)
         if first is not example:
-            detail = f"same id {example.id!r} as {first.where}"
-            problems.append(Problem("duplicate id", example.where, detail, "give every example a unique id"))
+            detail = f"same id {example.id!r} as {first.location}"
+            problems.append(Problem("duplicate id", example.location, detail, "give every example a unique id"))
     return list(unique.values())
 
 
@@ -73,8 +73,8 @@ def remove_overlap(splits: dict[Split, list[Example]], problems: list[Problem]) 
                 distinct[split].append(example)
             else:
                 detail = f"same dialogue as {location}"
-                problems.append(Problem("overlap between splits", example.where, detail, "remove it here"))
-        locations.update((example.dialogue, example.where) for example in splits[split])
+                problems.append(Problem("overlap between splits", example.location, detail, "remove it here"))
+        locations.update((example.dialogue, example.location) for example in splits[split])
     return {split: distinct[split] for split in splits}
 
 

@@ -19,14 +19,14 @@ class Example:
         dialogue: The text, one turn per line.
         references: One or more human summaries.
         topic: A short topic, if the source has one.
-        where: File and line of the example, for messages.
+        location: File and line of the example, for messages.
     """
 
     id: str
     dialogue: str
     references: tuple[str, ...]
     topic: str | None = None
-    where: str = field(default="", compare=False)
+    location: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _examples(rows: Rows, columns: Columns, split: Split, problems: list[Problem
             yield example
 
 
-def _example(where: str, fields: Mapping[str, Any], columns: Columns, split: Split) -> Example | Problem:
+def _example(location: str, fields: Mapping[str, Any], columns: Columns, split: Split) -> Example | Problem:
     """One row as an example, or its problem."""
     summaries = (columns.summary,) if isinstance(columns.summary, str) else columns.summary
     if columns.summary == "summary" and "summary" not in fields:  # DialogSum's test split: summary1, summary2, summary3
@@ -121,25 +121,27 @@ def _example(where: str, fields: Mapping[str, Any], columns: Columns, split: Spl
     for column in (columns.dialogue, *summaries):
         if column not in fields:
             names = ", ".join(str(key) for key in fields)
-            return Problem("missing column", where, f"{column!r} is not one of {names}", "map it with data.columns")
+            return Problem("missing column", location, f"{column!r} is not one of {names}", "map it with data.columns")
         text = fields[column]
         if not isinstance(text, str):
-            return Problem("not text", where, f"{column!r} is {text!r:.60}", "use a string")
+            return Problem("not text", location, f"{column!r} is {text!r:.60}", "use a string")
         if any("\udc80" <= character <= "\udcff" for character in text):
-            return Problem("wrong encoding", where, f"{column!r} is not UTF-8", "save it as UTF-8 or set data.encoding")
+            return Problem(
+                "wrong encoding", location, f"{column!r} is not UTF-8", "save it as UTF-8 or set data.encoding"
+            )
         texts[column] = text.replace("\r\n", "\n").strip()
         if not texts[column]:
             kind = "empty dialogue" if column == columns.dialogue else "empty summary"
-            return Problem(kind, where, f"{column!r} is empty", "fill it in or remove the row")
+            return Problem(kind, location, f"{column!r} is empty", "fill it in or remove the row")
     topic = fields.get(columns.topic) or fields.get(f"{columns.topic}1") if columns.topic else None
     return Example(
         id=str(fields[columns.id])
         if columns.id is not None and columns.id in fields
-        else f"{split}_{where.rpartition(':')[2]}",
+        else f"{split}_{location.rpartition(':')[2]}",
         dialogue=texts[columns.dialogue],
         references=tuple(texts[column] for column in summaries),
         topic=str(topic) if topic else None,
-        where=where,
+        location=location,
     )
 
 
@@ -163,18 +165,18 @@ def _open(path: Path, config: DataConfig) -> TextIO:
 def _jsonl_rows(path: Path, config: DataConfig) -> Rows:
     with _open(path, config) as lines:
         for number, line in enumerate(lines, 1):
-            where = f"{path.name}:{number}"
+            location = f"{path.name}:{number}"
             if not line.strip():
                 continue
             try:
                 fields = json.loads(line)
             except json.JSONDecodeError as error:
-                yield Problem("invalid JSON", where, f"{error.msg} at column {error.colno}", JSON_LINES)
+                yield Problem("invalid JSON", location, f"{error.msg} at column {error.colno}", JSON_LINES)
                 continue
             if isinstance(fields, dict):
-                yield where, fields
+                yield location, fields
             else:
-                yield Problem("invalid JSON", where, f"a {type(fields).__name__}", JSON_LINES)
+                yield Problem("invalid JSON", location, f"a {type(fields).__name__}", JSON_LINES)
 
 
 def _json_rows(path: Path, config: DataConfig) -> Rows:
@@ -187,11 +189,11 @@ def _json_rows(path: Path, config: DataConfig) -> Rows:
     if not isinstance(items, list):
         raise DataError(f"{path.name}:1: invalid JSON: a {type(items).__name__}", JSON_ARRAY)
     for number, fields in enumerate(items, 1):
-        where = f"{path.name}:{number}"
+        location = f"{path.name}:{number}"
         yield (
-            (where, fields)
+            (location, fields)
             if isinstance(fields, dict)
-            else Problem("invalid JSON", where, f"{fields!r:.60}", "use an object")
+            else Problem("invalid JSON", location, f"{fields!r:.60}", "use an object")
         )
 
 
@@ -213,13 +215,13 @@ def _csv_rows(path: Path, config: DataConfig) -> Rows:
                 )
             start = reader.line_num + 1
             for cells in reader:
-                where = f"{path.name}:{start}"
+                location = f"{path.name}:{start}"
                 start = reader.line_num + 1
                 if len(cells) == len(header):
-                    yield where, dict(zip(header, cells, strict=True))
+                    yield location, dict(zip(header, cells, strict=True))
                 elif cells:
                     detail = f"{len(cells)} cells under {len(header)} columns"
-                    yield Problem("ragged row", where, detail, "quote cells with a delimiter or a line break")
+                    yield Problem("ragged row", location, detail, "quote cells with a delimiter or a line break")
         except csv.Error as error:
             raise DataError(f"{path.name}:{reader.line_num}: invalid CSV: {error}", "check the quotes") from error
 
