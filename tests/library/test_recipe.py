@@ -128,7 +128,7 @@ def test_paths_are_relative_to_the_file_or_to_the_current_folder(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: x\nname: y\n", "given twice"),
+        ("name: x\nname: y\n", "duplicate key 'name'"),
         ("name: [", "not valid YAML"),
         ("- a\n", "a recipe is a mapping"),
         ("? [a, b]\n: c\n", "a key must be a plain word"),

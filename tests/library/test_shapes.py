@@ -165,10 +165,10 @@ def test_sizes_that_are_too_small_are_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["train.shapes.sizes=[[16,8]]"], "dynamic has none"),
-        (["train.shapes.plan=packed", "train.shapes.sizes=[[16,8],[32,8]]"], "packed has one shape"),
-        (["train.shapes.plan=buckets", "train.shapes.sizes=[[32,8],[16,8]]"], "none smaller"),
-        (["train.shapes.plan=buckets", "train.shapes.sizes=[[16,8],[16,8]]"], "none smaller"),
+        (["train.shapes.sizes=[[16,8]]"], "dynamic has no sizes"),
+        (["train.shapes.plan=packed", "train.shapes.sizes=[[16,8],[32,8]]"], "packed requires one shape"),
+        (["train.shapes.plan=buckets", "train.shapes.sizes=[[32,8],[16,8]]"], "no smaller than the previous size"),
+        (["train.shapes.plan=buckets", "train.shapes.sizes=[[16,8],[16,8]]"], "no smaller than the previous size"),
         (["train.shapes.plan=boxes"], "'dynamic', 'fixed', 'buckets' or 'packed'"),
     ],
 )
