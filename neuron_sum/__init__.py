@@ -1,6 +1,6 @@
-"""neuron-sum: a dialogue-summarization model from data to a SageMaker endpoint on AWS's own chips, by one recipe.
+"""neuron-sum: take a dialogue-summarization model from data to a SageMaker endpoint on AWS chips with one recipe.
 
-Importing this package imports nothing heavy; every module loads what it needs when it is used.
+Importing this package imports nothing heavy; each module imports its dependencies when they are used.
 """
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""`python -m neuron_sum`, the form that `torchrun -m neuron_sum train RECIPE` needs."""
+"""Entry point of `python -m neuron_sum`, which `torchrun -m neuron_sum train RECIPE` requires."""
 
 from neuron_sum.cli import main
 

@@ -1,15 +1,15 @@
-"""The artifact: what was compiled, from what, for what: the contract between compile and serving.
+"""The artifact: a compiled model with its origin and target; the contract between compile and serving.
 
     artifact/
-      manifest.json         this module's `Manifest`; verified as a whole by its own digest
-      recipe.yaml           the resolved recipe of the run it came from
+      manifest.json         this module's `Manifest`, verified by the digest in it
+      recipe.yaml           the resolved recipe of the source run
       weights.safetensors   every weight once, shared by all graphs and buckets
-      graphs/*.pt2          one compiled graph each: encode and step of every bucket
-      tokenizer/            with config.json, as transformers saves them
-      adapters/NAME/        where graphs have adapter slots: what fills them, in PEFT's layout
+      graphs/*.pt2          one compiled graph per file: encode and step of every bucket
+      tokenizer/            the tokenizer and config.json, as transformers saves them
+      adapters/NAME/        adapters in PEFT's layout, if the graphs have adapter slots
 
-An artifact holds machine code that loading runs. The hashes show damage and mix-ups; they do not make a stranger's
-artifact safe.
+An artifact contains machine code that is executed when it is loaded. The hashes detect damage and mix-ups; they do not
+make an artifact from an untrusted source safe.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, RECIPE, TOKENIZER = "manifest.json", "weights.safetensors", "recipe.yaml", "tokenizer"
 GRAPHS, ADAPTERS = "graphs", "adapters"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""An adapter's name, as it is used in requests, URLs, folders, logs and metrics."""
+"""Pattern of an adapter's name in requests, URLs, folders, logs and metrics."""
 
 Dtype = Literal["fp32", "bf16", "int8"]
 
 
 class Bucket(Section):
-    """One fixed shape: what a batch is padded to."""
+    """One fixed shape to which a batch is padded."""
 
     batch: int
     source_len: int
@@ -50,23 +50,23 @@ class Bucket(Section):
 
 
 class AdapterSpec(Section):
-    """Room for adapters that are data: LoRA stacks and soft prompts, picked by slot. Slot 0 is no adapter."""
+    """Slots for adapters that are loaded as data: LoRA stacks and soft prompts. Slot 0 means without an adapter."""
 
     rank: int
     slots: int
-    """Slot 0 included."""
+    """Number of slots, including slot 0."""
     target_modules: tuple[str, ...]
 
 
 class KeptTensor(Section):
-    """One parameter that a graph keeps: state.N, constants.N, or a stack of the adapters by its own name."""
+    """One parameter that a graph keeps: state.N, constants.N, or an adapter stack under its name."""
 
     name: str
     shape: tuple[int, ...]
 
 
 class GraphFile(Section):
-    """One compiled graph. `encode` does not depend on target_len and beams."""
+    """One compiled graph. `encode` does not depend on target_len and num_beams."""
 
     kind: Literal["encode", "step"]
     batch: int
@@ -75,11 +75,11 @@ class GraphFile(Section):
     num_beams: int | None = None
     file: str
     kept: tuple[KeptTensor, ...] = ()
-    """What a graph for Neuron keeps on its device, in the order of its parameters."""
+    """Tensors that a Neuron graph keeps on its device, in the order of its parameters."""
 
 
 class StateSpec(Section):
-    """The self-attention cache of a step: `tensors` tensors of (batch, heads, target_len * beams, head_dim)."""
+    """The self-attention cache of a step: `tensors` tensors of (batch, heads, target_len * num_beams, head_dim)."""
 
     tensors: int
     heads: int
@@ -88,156 +88,157 @@ class StateSpec(Section):
 
 
 class SpecialTokens(Section):
-    """Token ids that steer generation."""
+    """Token ids that control generation."""
 
     pad: int
     eos: int
     decoder_start: int | None
-    """None for a decoder-only model, whose first token is its prompt's last."""
+    """None for a decoder-only model, which starts from the last token of its prompt."""
 
 
 class PromptRecord(Section):
-    """The prompt that the model was trained with, and its hash."""
+    """The prompt used in training, and its hash."""
 
     template: str
     sha256: str
 
 
 class SourceRecord(Section):
-    """Where the weights came from."""
+    """The source of the weights."""
 
     path: str
     weights_sha256: str
 
 
 class Check(Section):
-    """The graphs of one batch size and beam width, against transformers in fp32 with the same weights."""
+    """A comparison of the graphs of one batch size and beam width with transformers in fp32 and the same weights."""
 
     batch: int
     num_beams: int
     identical: int
-    """Generated texts that are transformers' own."""
+    """Number of generated texts that equal those of transformers."""
     rouge_difference: dict[str, float]
-    """The artifact's ROUGE minus transformers', in points."""
+    """The ROUGE scores of the artifact minus those of transformers, in points."""
 
 
 class Verification(Section):
-    """What `neuron-sum compile verify` saw."""
+    """The result of `neuron-sum compile verify`."""
 
     examples: int
     checks: tuple[Check, ...]
     unseen: tuple[str, ...]
-    """Buckets that no example was put into."""
+    """Buckets that no example fell into."""
     max_drop: float
-    """ROUGE-1 points that were allowed to be lost."""
+    """The largest permitted loss, in ROUGE-1 points."""
     passed: bool
     checked: str
-    """The day."""
+    """Date of the check."""
 
 
 class Compilation(Section):
-    """How a Neuron compiler was called."""
+    """The Neuron compiler and its settings."""
 
     compiler: str
-    """neuronx-cc's version."""
+    """Version of neuronx-cc."""
     arguments: tuple[str, ...]
-    """What it was given, the same for every graph."""
+    """Command-line arguments, the same for every graph."""
     exporter: Literal["own", "optimum"]
     cache_write: Literal["in_place", "where"] | None
-    """None for optimum, which has its own way."""
+    """None for optimum, which uses its own method."""
     inline_weights: bool
     tensor_parallel_size: int
     core: int
     sdk: str | None = None
-    """The row of the platform table that has these versions; None where no row has."""
+    """The row of the platform table with these versions; None if there is no such row."""
 
 
 class Manifest(Section):
-    """Everything a runtime must know and check before it runs an artifact."""
+    """Everything that a runtime must know and check before it runs an artifact."""
 
     format_version: Literal[1] = 1
     neuron_sum: str
     """Version of this package."""
     model_type: str
     runtime: Literal["aoti", "neuronx", "optimum"]
-    """Which module of neuron_sum/runtimes runs it."""
+    """The module of neuron_sum/runtimes that runs the artifact."""
     target: Literal["cpu", "inf2", "trn1"]
     dtype: Dtype
     kv_dtype: Literal["fp32", "bf16"]
     stack: dict[str, str]
-    """Versions that must be the same where it runs."""
+    """Package versions that must be identical on the machine that runs the artifact."""
     cpu_flags: tuple[str, ...] = ()
-    """Instructions that machine code for the CPU may use."""
+    """CPU instruction sets that the machine code may use."""
     compilation: Compilation | None = None
-    """For inf2 and trn1."""
+    """Only for inf2 and trn1."""
     prompt: PromptRecord
     tokens: SpecialTokens
     buckets: tuple[Bucket, ...]
     num_beams: tuple[int, ...]
     state: StateSpec | None
-    """None where an upstream runtime keeps it (optimum)."""
+    """None if an upstream runtime manages the cache (optimum)."""
     graphs: tuple[GraphFile, ...]
-    """The graphs that are ours; none for optimum."""
+    """The graphs that neuron-sum exported; empty for optimum."""
     aliases: dict[str, str]
-    """Graph tensors that are another one of weights.safetensors (a tied head)."""
+    """Graph tensor -> the tensor of weights.safetensors that it shares (a tied head)."""
     adapters: AdapterSpec | None
     adapter_targets: dict[str, str]
-    """Module name in transformers' model -> prefix of its stacks."""
+    """Module name in the transformers model -> prefix of its stacks."""
     adapter_stacks: dict[str, tuple[int, ...]]
-    """Shapes of what adapters fill."""
+    """Shapes of the tensors that adapters fill."""
     default_adapter: str | None
-    """Who answers where no adapter is asked for; None for the base model."""
+    """The adapter for requests that do not name one; None for the base model."""
     source: SourceRecord
     files: dict[str, str]
-    """Relative path -> sha256, of every file but the manifest."""
+    """Relative path -> SHA-256 of every file except the manifest."""
     verified: Verification | None = None
 
-    def check_stack(self, here: Mapping[str, str | None]) -> None:
-        """Whether this machine has the versions that were compiled with.
+    def check_stack(self, installed: Mapping[str, str | None]) -> None:
+        """Checks that this machine has the package versions of the compilation.
 
         Args:
-            here: By distribution; None for what is not installed.
+            installed: Version by distribution; None if it is not installed.
 
         Raises:
-            ArtifactError: With the first that differs.
+            ArtifactError: With the first version that differs.
         """
-        for name in {**self.stack, **here}:
-            if (compiled := self.stack.get(name)) != here.get(name):
+        for name in {**self.stack, **installed}:
+            if (compiled := self.stack.get(name)) != installed.get(name):
                 raise ArtifactError(
-                    f"stack.{name}: compiled with {compiled}, this is {here.get(name)}",
+                    f"stack.{name}: compiled with {compiled}, installed is {installed.get(name)}",
                     f"install {name}=={compiled}, or compile again",
                 )
 
     @property
     def is_exact(self) -> bool:
-        """Whether all is computed in fp32, so that next to no text may differ from transformers'.
+        """Whether everything is computed in fp32, so that almost no text may differ from that of transformers.
 
-        neuronx-cc casts products unless it is told not to.
+        neuronx-cc casts products unless --auto-cast is none.
         """
-        told = self.compilation is None or re.search(r"--auto-cast[ =]none\b", " ".join(self.compilation.arguments))
-        return self.dtype == "fp32" and bool(told)
+        uncast = self.compilation is None or re.search(r"--auto-cast[ =]none\b", " ".join(self.compilation.arguments))
+        return self.dtype == "fp32" and bool(uncast)
 
     @property
-    def doubt(self) -> str | None:
-        """Why its summaries may be worse than those of the model it was compiled from; None where they are not.
+    def quality_warning(self) -> str | None:
+        """A reason why summaries may be worse than those of the source model, or None.
 
-        fp32 for a CPU is held to transformers' tokens by this package's tests; anything else by `compile verify` alone.
+        The tests of this package compare fp32 on a CPU with transformers token by token; only `compile verify` compares
+        anything else.
         """
         if self.verified is not None:
-            return None if self.verified.passed else "`compile verify` found it worse than what it was compiled from"
+            return None if self.verified.passed else "`compile verify` found it worse than its source model"
         if self.target == "cpu" and self.is_exact:
             return None
-        return f"{self.dtype} for {self.target}, and no `compile verify` has held it against transformers"
+        return f"{self.dtype} for {self.target}, and `compile verify` has not compared it with transformers"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole and undamaged artifact.
+    """A complete and undamaged artifact.
 
     Attributes:
-        path: Its folder.
-        manifest: What it is.
-        recipe: The resolved recipe of its run.
+        path: The folder of the artifact.
+        manifest: The contents of manifest.json.
+        recipe: The resolved recipe of the source run.
     """
 
     path: Path
@@ -246,41 +247,43 @@ class Artifact:
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a folder claims to be one."""
+    """Whether a folder contains a manifest."""
     return (path / MANIFEST).is_file()
 
 
 def artifact_name(path: Path) -> str:
-    """What an artifact is called: its folder's name, after its run's where it lies in one."""
-    parent, own = path.resolve().parent, path.resolve().name
-    return f"{parent.parent.name}-{own}" if parent.name == "artifacts" else own
+    """An artifact's name: RUN-FOLDER inside a run's artifacts folder, otherwise the name of its folder."""
+    parent, name = path.resolve().parent, path.resolve().name
+    return f"{parent.parent.name}-{name}" if parent.name == "artifacts" else name
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Reads an artifact and checks every file against the manifest, and the manifest against its own digest.
+    """Reads an artifact and checks every file against the manifest, and the manifest against its digest.
 
     Raises:
-        ArtifactError: With the field or file that differs.
+        ArtifactError: With the first field or file that differs.
     """
     if not is_artifact(path):
-        raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}", "neuron-sum compile RUN makes one")
+        raise ArtifactError(
+            f"{path} is not an artifact: it does not contain {MANIFEST}", "run `neuron-sum compile RUN` to create one"
+        )
     manifest = _read_manifest(path / MANIFEST)
     found = set(_files(path))
     if missing := sorted(manifest.files.keys() - found):
-        raise ArtifactError(f"{path} lacks {', '.join(missing)}", "copy it again, or compile again")
+        raise ArtifactError(f"{path} lacks {', '.join(missing)}", "copy the artifact again, or compile again")
     if unknown := sorted(found - manifest.files.keys()):
-        raise ArtifactError(f"{path} holds {', '.join(unknown)}, which its manifest does not name", "remove it")
+        raise ArtifactError(f"{path} contains {', '.join(unknown)}, not listed in its manifest", "remove these files")
     for name, expected in manifest.files.items():
         if (actual := files.sha256(path / name)) != expected:
             raise ArtifactError(
-                f"files.{name}: sha256 is {actual[:12]}…, the manifest says {expected[:12]}…: the file was changed",
+                f"files.{name}: sha256 is {actual[:12]}…, expected {expected[:12]}…: the file was changed",
                 "copy the artifact again, or compile again",
             )
     if hashlib.sha256(manifest.prompt.template.encode()).hexdigest() != manifest.prompt.sha256:
-        raise ArtifactError("prompt.sha256 is not that of prompt.template: the prompt was changed", "compile again")
+        raise ArtifactError("prompt.sha256 does not match prompt.template: the prompt was changed", "compile again")
     recipe = load_resolved(path / RECIPE)
     if recipe.prompt.resolve().sha256 != manifest.prompt.sha256:
-        raise ArtifactError("prompt: the artifact's recipe.yaml has another prompt than its manifest", "compile again")
+        raise ArtifactError("prompt: recipe.yaml and the manifest have different prompts", "compile again")
     return Artifact(path, manifest, recipe)
 
 
@@ -291,7 +294,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """What `Manifest.files` holds for a folder."""
+    """The value of `Manifest.files` for a folder."""
     return {name: files.sha256(folder / name) for name in sorted(_files(folder))}
 
 
@@ -307,7 +310,9 @@ def _read_manifest(path: Path) -> Manifest:
         digest = content.pop("digest", None)
         version = content.get("format_version")
     except (ValueError, AttributeError, TypeError) as error:
-        raise ArtifactError(f"{path} is no manifest: {error}", "copy the artifact again, or compile again") from error
+        raise ArtifactError(
+            f"{path} is not a manifest: {error}", "copy the artifact again, or compile again"
+        ) from error
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"format_version is {version!r}, this neuron-sum reads {FORMAT_VERSION}", "compile again with this version"

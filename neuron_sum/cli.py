@@ -1,6 +1,6 @@
-"""`neuron-sum`: assembled from the entry-point group neuron_sum.commands; each command lives beside its stage.
+"""The `neuron-sum` application, built from the entry points neuron_sum.commands; commands are next to their stages.
 
-Nothing heavy is imported here or by a command's module, so every --help answers at once.
+Neither this module nor the modules of the commands import anything heavy, so that --help responds immediately.
 """
 
 import functools
@@ -43,14 +43,14 @@ ORDER = (
 """The commands in pipeline order; commands of other packages follow, sorted by name."""
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
-"""What we say ourselves, and better; a person who sets one of these keeps it."""
+"""Defaults that silence libraries, because neuron-sum prints the same itself; variables that are set take priority."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
 
 class PipelineGroup(TyperGroup):
-    """Lists the commands as `ORDER` does; typer itself lists all groups after all plain commands."""
+    """A command group listed in the order of `ORDER`; typer by default lists all groups after all plain commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands, in the order of `--help`."""
@@ -91,13 +91,13 @@ def _add(app: typer.Typer, point: EntryPoint) -> None:
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with --json and --debug, and with our errors turned into one line and an exit code."""
+    """Adds --json and --debug to a function, and turns its errors into one line and an exit code."""
 
     @functools.wraps(function)
     def command(*args: Any, json: bool, debug: bool, **options: Any) -> None:
         console.settings.json, console.settings.debug = json, debug
-        sys.excepthook = _report_defect  # here, for typer sets its own when it is called
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is cleaned up like Ctrl-C
+        sys.excepthook = _report_defect  # set here because typer sets its own when it is called
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after a scheduler's stop as after Ctrl-C
         try:
             function(*args, **options)
         except NeuronSumError as error:
@@ -120,23 +120,24 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nobody foresaw is our defect: one line and exit code 1, and the trace under --debug."""
+    """Reports an unexpected exception as a defect: one line and exit code 1; with --debug, the traceback."""
     if console.settings.debug or isinstance(error, NeuronSumError):
         sys.__excepthook__(kind, error, trace)
         return
     message = " ".join(str(error).split())
-    console.fail(f"{kind.__name__}: {message:.300}", "a defect of neuron-sum; --debug shows the trace to report", 1)
+    hint = "this is a defect of neuron-sum; use --debug and report the traceback"
+    console.fail(f"{kind.__name__}: {message:.300}", hint, 1)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"neuron-sum {__version__}")
         raise typer.Exit
 
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

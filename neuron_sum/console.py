@@ -1,9 +1,7 @@
-"""What the commands say, and where: results on standard output, everything else on standard error.
+"""Input and output of the commands: results on standard output, everything else on standard error.
 
-And what they are told there: a dialogue, in a file or on standard input.
-
-On a terminal, rich tables and a live progress bar; off a terminal, plain lines and one progress line now and then; with
-`--json`, exactly one JSON document on standard output.
+The input is a dialogue in a file or on standard input. On a terminal, the output has rich tables and a live progress
+bar; otherwise, plain lines and an occasional progress line. With `--json`, standard output is exactly one document.
 """
 
 import json
@@ -26,12 +24,12 @@ from neuron_sum.errors import DataError
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
 ERRORS = "NEURON_SUM_ERRORS"
-"""The variable that names the folder of `errors_go_to`."""
+"""The environment variable with the folder of `collect_errors`."""
 
 
 @dataclass
 class Settings:
-    """How this process talks; set once, by the options that every command has."""
+    """Output settings of this process; set once, by the options that every command has."""
 
     json: bool = False
     debug: bool = False
@@ -41,7 +39,7 @@ settings = Settings()
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks: the only one, or rank 0 under torchrun."""
+    """Whether this process prints output: it is the only one, or rank 0 under torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -59,7 +57,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
-    """Prints a command's result: `result` as JSON under --json, else what people read."""
+    """Prints a command's result: with --json, `result` as JSON, otherwise `renderables`."""
     if not is_main_process():
         return
     if settings.json:
@@ -71,26 +69,26 @@ def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
 
 
 def note(text: str) -> None:
-    """Tells the person something on the way; never part of the result."""
+    """Prints a progress message, which is never part of the result."""
     _console(stderr=True).print(text, markup=False)
 
 
-def note_table(shown: Table) -> None:
-    """A table of what is about to happen; never part of the result."""
-    _console(stderr=True).print(shown)
+def note_table(content: Table) -> None:
+    """Prints a table of planned steps, which is never part of the result."""
+    _console(stderr=True).print(content)
 
 
 def warn(text: str) -> None:
-    """Tells the person something they may want to act on."""
+    """Prints a warning."""
     _console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")
 
 
 @contextmanager
-def errors_go_to(folder: Path) -> Iterator[None]:
-    """Processes that are started in this block leave their errors there, for one of several to be printed.
+def collect_errors(folder: Path) -> Iterator[None]:
+    """Processes started in this block write their errors to a folder, so that only one of several is printed.
 
     Args:
-        folder: It gets RANK.json for each that fails, with the arguments of `fail`.
+        folder: The folder for RANK.json of each process that fails, with the arguments of `fail`.
     """
     os.environ[ERRORS] = str(folder)
     try:
@@ -100,7 +98,7 @@ def errors_go_to(folder: Path) -> Iterator[None]:
 
 
 def fail(message: str, hint: str | None, exit_code: int) -> None:
-    """Prints an error as one line and a hint, or as one JSON object on standard error."""
+    """Prints an error to standard error: one line and a hint, or with --json one JSON object."""
     if folder := os.environ.get(ERRORS):
         error = {"message": message, "hint": hint, "exit_code": exit_code}
         files.write_json(Path(folder) / f"{os.environ['RANK']}.json", error)
@@ -115,43 +113,43 @@ def fail(message: str, hint: str | None, exit_code: int) -> None:
 
 
 def read_dialogue(file: Path) -> str:
-    """One dialogue.
+    """Reads one dialogue.
 
     Args:
-        file: Its text; - is standard input.
+        file: The text file; - is standard input.
 
     Raises:
-        DataError: If it cannot be read, or holds none.
+        DataError: If the file cannot be read, or contains no text.
     """
     from_stdin = str(file) == "-"
     name = "standard input" if from_stdin else str(file)
     if from_stdin and sys.stdin.isatty():
-        note("reading a dialogue from standard input; end it with Ctrl-D")
+        note("reading a dialogue from standard input; press Ctrl-D to end it")
     try:
         dialogue = (sys.stdin.read() if from_stdin else file.read_text(encoding="utf-8")).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} cannot be read: {error}", "UTF-8 text, one turn a line") from error
+        raise DataError(f"cannot read {name}: {error}", "use UTF-8 text with one turn per line") from error
     if not dialogue:
-        raise DataError(f"{name} holds no dialogue", "one turn a line")
+        raise DataError(f"{name} contains no dialogue", "write one turn per line")
     return dialogue
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table: the first column left-aligned, the others right-aligned numbers."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """An empty table: the first column left-aligned, the others right-aligned for numbers."""
+    empty = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
-    return made
+        empty.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    return empty
 
 
 class ProgressBar:
-    """A bar on a terminal, a line every ten seconds elsewhere.
+    """A progress bar on a terminal; otherwise a line every ten seconds.
 
     Args:
-        description: What is being done.
-        total: How many steps there are.
-        done: How many of them were done before (a resumed run).
-        quiet: Whether to show nothing.
+        description: The label of the bar.
+        total: The number of steps.
+        done: The number of steps completed before (in a resumed run).
+        quiet: Whether to print nothing.
     """
 
     def __init__(self, description: str, total: int, done: int = 0, quiet: bool = False) -> None:
@@ -175,7 +173,7 @@ class ProgressBar:
             self._rich.start()
 
     def update(self, done: int, detail: str = "") -> None:
-        """Moves to `done` steps and shows `detail` (a loss, a rate) beside them."""
+        """Sets the number of completed steps, and shows `detail` (a loss, a rate) next to it."""
         self._done = done
         if self._rich is not None:
             self._rich.update(self._task, completed=done, detail=detail)
@@ -184,22 +182,22 @@ class ProgressBar:
         if now - self._last_line >= PLAIN_PROGRESS_INTERVAL_S or done == self._total:
             self._last_line = now
             per_step_s = (now - self._started) / max(done - self._first, 1)
-            left = duration(per_step_s * (self._total - done))
-            self._console.print(f"{self._description} {done}/{self._total} {detail} left {left}", markup=False)
+            remaining = duration(per_step_s * (self._total - done))
+            self._console.print(f"{self._description} {done}/{self._total} {detail} left {remaining}", markup=False)
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
-        """Moves on by `steps`."""
+        """Adds `steps` to the number of completed steps."""
         self.update(self._done + steps, detail)
 
     def close(self) -> None:
-        """Takes the bar down; safe to call twice."""
+        """Removes the bar; safe to call twice."""
         if self._rich is not None:
             self._rich.stop()
 
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0, *, quiet: bool = False) -> Iterator[ProgressBar]:
-    """A `ProgressBar` that is taken down at the end, whatever happens."""
+    """A `ProgressBar` that is always removed at the end of the block."""
     bar = ProgressBar(description, total, done, quiet)
     try:
         yield bar
@@ -208,7 +206,7 @@ def progress(description: str, total: int, done: int = 0, *, quiet: bool = False
 
 
 def duration(seconds: float) -> str:
-    """12 -> '12 s', 200 -> '3 min 20 s', 7300 -> '2 h 2 min'."""
+    """Formats a duration: 12 -> '12 s', 200 -> '3 min 20 s', 7300 -> '2 h 2 min'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -218,7 +216,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in decimal units, as disks and hubs count them: 14_000_000 -> '14.0 MB'."""
+    """Formats bytes in the decimal units of disks and hubs: 14_000_000 -> '14.0 MB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

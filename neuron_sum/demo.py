@@ -1,4 +1,4 @@
-"""`neuron-sum demo`: the stages one after another on this machine, run as the commands a person would type."""
+"""The command `neuron-sum demo`: runs every stage on this machine with the commands that a user would type."""
 
 import json
 import shlex
@@ -14,10 +14,10 @@ from neuron_sum import console
 from neuron_sum.errors import NeuronSumError
 
 INTRODUCTION = """\
-A tiny T5 takes the place of FLAN-T5, of which no weights come with the package. First its base, which sees other
-scenarios than those it is then tuned and tested on; then the three methods, each from that base. The one tuned
-in full is compiled ahead of time for this machine's CPU and compared like the others; then packed as for SageMaker,
-and a real DJL Serving answers a request with it."""
+The demo uses a tiny T5 instead of FLAN-T5, because the package contains no FLAN-T5 weights. First it trains a base
+model, on other scenarios than those used for tuning and testing; then it tunes that base with each of the three
+methods. The fully tuned model is compiled ahead of time for this machine's CPU and compared with the others, then
+packaged as for SageMaker and served by a real DJL Serving, which answers a request."""
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
 #Person2#: Thank you, I will tell the others."""
@@ -25,9 +25,9 @@ METHODS = {"full": "tiny-full", "lora": "tiny-lora", "prompt-tuning": "tiny-prom
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Where the runs and the report go.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("runs/demo"),
 ) -> None:
-    """Train a tiny model in full, with LoRA and with prompt tuning; compile, compare, serve; write the report."""
+    """Train a tiny model in full, with LoRA and with prompt tuning; compile, compare and serve it; write a report."""
     started = time.monotonic()
     base = output / "base"
     console.note(INTRODUCTION)
@@ -55,29 +55,32 @@ def demo(
             "report": str(report),
             "seconds": round(time.monotonic() - started, 1),
         },
-        f"\ndone in {console.duration(time.monotonic() - started)}. What to try next:",
-        *(f"  {command}\n      {what}" for command, what in _next(report, runs, artifact, archive).items()),
+        f"\ndone in {console.duration(time.monotonic() - started)}. Try next:",
+        *(
+            f"  {command}\n      {result}"
+            for command, result in _next_commands(report, runs, artifact, archive).items()
+        ),
     )
 
 
-def _next(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
-    """What to try, and what it shows."""
+def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
+    """Commands to try next, each with a description of its result."""
     return {
-        f"open {report}": "the same in a browser, with charts and more dialogues",
-        f"neuron-sum summarize {artifact} < your-dialogue.txt": "one dialogue, one summary, from compiled graphs",
-        f"neuron-sum serve {archive} --playground": "the endpoint on this machine, with a page to try it in",
-        f"neuron-sum compile {runs[0]} --set compile.dtype=int8": "smaller; `compile verify` says at what price",
-        f"neuron-sum merge {runs[1]}": "the adapter into the weights, proven equal",
-        "neuron-sum recipes list": "FLAN-T5, TinyLlama, your own CSV",
-        "neuron-sum train flan-t5-base-lora --dry-run": "what a real run takes on this machine (needs a hub)",
+        f"open {report}": "the comparison in a browser, with charts and more dialogues",
+        f"neuron-sum summarize {artifact} < your-dialogue.txt": "the summary of one dialogue, from compiled graphs",
+        f"neuron-sum serve {archive} --playground": "the endpoint on this machine, with a web page to try it",
+        f"neuron-sum compile {runs[0]} --set compile.dtype=int8": "a smaller model; `compile verify` measures the loss",
+        f"neuron-sum merge {runs[1]}": "the adapter merged into the weights and compared with the original",
+        "neuron-sum recipes list": "recipes for FLAN-T5, TinyLlama and your own CSV",
+        "neuron-sum train flan-t5-base-lora --dry-run": "time and memory of a real run on this machine (needs a hub)",
     }
 
 
 def _serve(archive: Path) -> bool:
-    """A real DJL Serving that answers one request; False where none can be had."""
+    """Sends one request to a real DJL Serving; returns False if DJL Serving is not available."""
     console.note("\n$ python -m serving.djl")
     if subprocess.run([sys.executable, "-m", "serving.djl"], check=False, stdout=subprocess.DEVNULL).returncode:
-        console.warn("the demo goes on without its last step, a request to DJL Serving")
+        console.warn("the demo skips its last step, a request to DJL Serving")
         return False
     arguments = ["serve", str(archive), "--port", "0", "--quiet"]
     console.note(f"\n$ neuron-sum {shlex.join(arguments)}")
@@ -85,25 +88,27 @@ def _serve(archive: Path) -> bool:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            shown = []
+            document = []
             for line in server.stdout:
-                shown.append(line)
+                document.append(line)
                 if line == "}\n":
                     break
             else:
-                raise NeuronSumError("the demo's server did not start", f"neuron-sum {shlex.join(arguments)}")
-            _run("request", json.loads("".join(shown))["url"], stdin=DIALOGUE)
+                raise NeuronSumError("the demo's server did not start", f"run `neuron-sum {shlex.join(arguments)}`")
+            _run("request", json.loads("".join(document))["url"], stdin=DIALOGUE)
         finally:
-            server.terminate()  # a shell's `make demo &` has its children ignore SIGINT
+            server.terminate()  # not SIGINT, which children of a shell's `make demo &` ignore
     return True
 
 
 def _run(*arguments: str, stdin: str | None = None) -> None:
-    """One command, printed before it is run; its output goes where ours goes."""
+    """Prints and runs one command; its output goes to that of this process."""
     console.note(f"\n$ neuron-sum {shlex.join(arguments)}")
     output = subprocess.DEVNULL if console.settings.json else None
     code = subprocess.run(
         [sys.executable, "-m", "neuron_sum", *arguments], check=False, stdout=output, input=stdin, text=True
     ).returncode
     if code:
-        raise NeuronSumError(f"the demo's step ended with exit code {code}", f"neuron-sum {shlex.join(arguments)}")
+        raise NeuronSumError(
+            f"a step of the demo ended with exit code {code}", f"run `neuron-sum {shlex.join(arguments)}`"
+        )

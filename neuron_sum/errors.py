@@ -1,33 +1,33 @@
-"""Everything neuron-sum raises on purpose, drawn as a tree.
+"""The exceptions of neuron-sum and their exit codes.
 
     NeuronSumError           1
-    ├── RecipeError          3   a recipe or an override does not hold
-    ├── DataError            4   the data cannot be read or is not what the recipe says
+    ├── RecipeError          3   a recipe or an override is invalid
+    ├── DataError            4   the data cannot be read or does not match the recipe
     ├── ModelError           5   a model, tokenizer or adapter cannot be loaded, or fails a check
     ├── ResourceError        6   this machine has too little memory or disk, or a folder cannot be written
     ├── MissingExtraError    7   an optional dependency is not installed
     ├── RunError             8   a run folder is missing, unfinished, or belongs to another recipe
-    ├── ArtifactError        9   an artifact is damaged, made for something else, or not compiled for what is asked
+    ├── ArtifactError        9   an artifact is damaged, or compiled for another stack, machine or request
     ├── CompileError        10   a compiler is missing or failed; its log is kept
-    ├── ServerError         11   DJL Serving cannot be had, or does not start
-    ├── RequestError        12   an endpoint refused a request, or cannot be reached
-    ├── PlatformError       13   this machine or an instance lacks what is asked, or nobody knows the instance
-    ├── AwsError            14   AWS refused or could not be asked, a job did not complete, or a plan costs too much
+    ├── ServerError         11   DJL Serving is not available, or does not start
+    ├── RequestError        12   an endpoint rejected a request, or cannot be reached
+    ├── PlatformError       13   this machine or an instance lacks a required feature, or the instance is unknown
+    ├── AwsError            14   AWS rejected a request or is unreachable, a job did not complete, a plan costs too much
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
-with 2 (click's convention), and a defect of ours with 1.
+with 2 (click's convention), and defects of neuron-sum with 1.
 """
 
 from typing import ClassVar
 
 
 class NeuronSumError(Exception):
-    """An error with a remedy.
+    """An error with a hint how to fix it.
 
     Args:
-        message: What was given and what is allowed, in one line where it fits.
-        hint: What to run or change next.
+        message: The failure, the value and the valid values, in one line if possible.
+        hint: A command or change that fixes the error.
     """
 
     exit_code: ClassVar[int] = 1
@@ -39,13 +39,13 @@ class NeuronSumError(Exception):
 
 
 class RecipeError(NeuronSumError):
-    """A recipe or an override does not hold; the message lists every fault at once."""
+    """A recipe or an override is invalid; the message lists all errors."""
 
     exit_code = 3
 
 
 class DataError(NeuronSumError):
-    """The data cannot be read, or is not what the recipe says it is."""
+    """The data cannot be read, or does not match the recipe."""
 
     exit_code = 4
 
@@ -57,7 +57,7 @@ class ModelError(NeuronSumError):
 
 
 class ResourceError(NeuronSumError):
-    """Too little memory or disk, or a folder that cannot be written; found before long work starts."""
+    """Too little memory or disk, or a folder that cannot be written; raised before long work starts."""
 
     exit_code = 6
 
@@ -66,61 +66,59 @@ class MissingExtraError(NeuronSumError):
     """An optional dependency is not installed.
 
     Args:
-        module: The module that could not be imported.
-        extra: The extra of this package that brings it.
+        module: The module that cannot be imported.
+        extra: The extra of this package that installs the module.
     """
 
     exit_code = 7
 
     def __init__(self, module: str, extra: str) -> None:
-        super().__init__(
-            f"this needs the package {module}, which is not installed", f"pip install 'neuron-sum[{extra}]'"
-        )
+        super().__init__(f"the required package {module} is not installed", f"run `pip install 'neuron-sum[{extra}]'`")
 
 
 class RunError(NeuronSumError):
-    """A run folder is missing, unfinished, or was made by another recipe."""
+    """A run folder is missing, unfinished, or belongs to another recipe."""
 
     exit_code = 8
 
 
 class ArtifactError(NeuronSumError):
-    """An artifact is damaged, made for another stack or machine, or not compiled for what is asked of it."""
+    """An artifact is damaged, or compiled for another stack, machine or request."""
 
     exit_code = 9
 
 
 class CompileError(NeuronSumError):
-    """A compiler is missing, or failed."""
+    """A compiler is missing or failed."""
 
     exit_code = 10
 
 
 class ServerError(NeuronSumError):
-    """DJL Serving cannot be had on this machine, or does not start."""
+    """DJL Serving is not available on this machine, or does not start."""
 
     exit_code = 11
 
 
 class RequestError(NeuronSumError):
-    """An endpoint refused a request, or cannot be reached."""
+    """An endpoint rejected a request, or cannot be reached."""
 
     exit_code = 12
 
 
 class PlatformError(NeuronSumError):
-    """This machine, or the instance that is asked for, cannot do it; or the platform table does not know it."""
+    """This machine or the requested instance lacks a required feature, or is missing in the platform table."""
 
     exit_code = 13
 
 
 class AwsError(NeuronSumError):
-    """AWS refused a request or cannot be asked, a job ended otherwise than well, or a plan is above its limit."""
+    """AWS rejected a request or is unreachable, a job did not complete, or a plan exceeds its cost limit."""
 
     exit_code = 14
 
 
 class Interrupted(NeuronSumError):
-    """The person or the scheduler asked to stop, and what was done so far is saved."""
+    """The user or the scheduler stopped the command; the progress is saved."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half written: a temporary sibling first, then a rename."""
+"""Atomic writes of files and folders: a temporary sibling first, then a rename."""
 
 import hashlib
 import json
@@ -12,38 +12,38 @@ from typing import Any
 
 from neuron_sum.errors import ResourceError
 
-LEFT_AFTER_S = 24 * 3600.0
+STALE_AFTER_S = 24 * 3600.0
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content at once."""
+    """Replaces a file's content atomically."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a JSON file's content at once."""
+    """Replaces a JSON file's content atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content."""
+    """Reads a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON Lines file; a last line without its newline was cut by a kill and is left out."""
+    """Reads the complete lines of a JSON Lines file; a last line without a newline was cut by a kill and is skipped."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` once its block has ended well, and vanishes if it has not."""
+    """A temporary folder that replaces `path` if its block succeeds, and is removed if it fails."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     sweep(path.parent, f".{path.name}.tmp-")
-    if not path.exists():  # a kill between the two renames below left only the old one
+    if not path.exists():  # a kill between the two renames below leaves only the old folder
         for old in path.parent.glob(f".{path.name}.old-*"):
             old.replace(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -60,25 +60,25 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, prefix: str = ".") -> None:
-    """Removes temporaries of that prefix that a killed process left there a day ago or longer."""
-    for left in folder.glob(f"{prefix}*"):
-        with suppress(OSError):  # another process moved it meanwhile, or it is another person's
-            if (prefix != "." or ".tmp-" in left.name) and time.time() - left.stat().st_mtime > LEFT_AFTER_S:
-                if left.is_dir():
-                    shutil.rmtree(left)
+    """Removes temporary files with this prefix that a killed process left at least a day ago."""
+    for path in folder.glob(f"{prefix}*"):
+        with suppress(OSError):  # another process moved it in the meantime, or it belongs to another user
+            if (prefix != "." or ".tmp-" in path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
+                if path.is_dir():
+                    shutil.rmtree(path)
                 else:
-                    left.unlink()
+                    path.unlink()
 
 
 def cache_folder() -> Path:
-    """NEURON_SUM_CACHE, else XDG_CACHE_HOME/neuron-sum, else ~/.cache/neuron-sum."""
-    if own := os.environ.get("NEURON_SUM_CACHE"):
-        return Path(own)
+    """The cache folder: NEURON_SUM_CACHE, else XDG_CACHE_HOME/neuron-sum, else ~/.cache/neuron-sum."""
+    if configured := os.environ.get("NEURON_SUM_CACHE"):
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuron-sum"
 
 
 def sha256(path: Path) -> str:
-    """A file's hash, read in pieces."""
+    """The SHA-256 of a file, which is read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as content:
         while piece := content.read(1 << 20):
@@ -87,15 +87,15 @@ def sha256(path: Path) -> str:
 
 
 def folder_size(path: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total size of all files in a folder, in bytes."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def check_writable(folder: Path, needed_bytes: int) -> None:
-    """Finds a folder that cannot be written, or a disk that will be full, before long work starts.
+    """Checks that a folder can be written and that its disk has enough space, before long work starts.
 
     Raises:
-        ResourceError: With the free and the needed space.
+        ResourceError: If the folder cannot be written, or the disk has too little space.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

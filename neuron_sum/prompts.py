@@ -1,4 +1,4 @@
-"""The only place where prompt text lives, and the only place where it becomes token ids."""
+"""Prompt texts and their tokenization; no other module contains either."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ PRESETS = {
 
 
 CHARACTERS_PER_TOKEN = 2
-"""How much of a dialogue is tokenized at first; English has 4 to 5, but one character can also be 18 tokens."""
+"""Characters of a dialogue tokenized at first, per token; English has 4 to 5, but a character may have 18 tokens."""
 
 MARGIN = 8
-"""Tokens beyond max_source_length at which what follows cannot change the cut any more."""
+"""Tokens beyond max_source_length after which further text no longer changes the cut."""
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the model takes it.
+    """A prompt as input of the model.
 
     Attributes:
-        input_ids: Token ids, special tokens included, at most max_source_length of them.
-        truncated: Whether the dialogue was cut at its end to fit.
+        input_ids: Token ids including special tokens, at most max_source_length.
+        truncated: Whether the end of the dialogue was cut off to fit.
     """
 
     input_ids: list[int]
@@ -39,35 +39,35 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template with one {dialogue}."""
+    """A template that contains {dialogue} once."""
 
     template: str
 
     @property
     def sha256(self) -> str:
-        """What an artifact records, so that training and serving cannot drift apart."""
+        """The hash recorded in an artifact, so that training and serving use the same prompt."""
         return hashlib.sha256(self.template.encode()).hexdigest()
 
     def render(self, dialogue: str) -> str:
-        """The text the model is given. Braces in the dialogue are left alone."""
+        """The text of the prompt. Braces in the dialogue are unchanged."""
         before, after = self.template.split("{dialogue}")
         return f"{before}{dialogue}{after}"
 
     def encode(
         self, tokenizer: "PreTrainedTokenizerBase", dialogues: Sequence[str], max_source_length: int
     ) -> list[EncodedPrompt]:
-        """Tokenizes prompts, cutting the dialogue, never the template, where both do not fit.
+        """Tokenizes prompts; cuts the dialogue, never the template, if both do not fit.
 
-        The time does not grow with what is cut off: only the start of a long dialogue is tokenized.
-        A plain `truncation=True` would cut the end of the template ("Summary: ") and keep a tail of the dialogue.
+        Only the start of a long dialogue is tokenized, so that the time does not depend on its length.
+        A plain `truncation=True` would cut the end of the template ("Summary: ") and keep more of the dialogue.
 
         Args:
-            tokenizer: A fast tokenizer; character offsets are needed to cut.
-            dialogues: The texts in the middle; all at once, for tokenizers are several times faster so.
-            max_source_length: Tokens a prompt may have.
+            tokenizer: A fast tokenizer, because cutting requires character offsets.
+            dialogues: The dialogues; all at once, because a tokenizer is several times faster with batches.
+            max_source_length: Maximum number of tokens of a prompt.
 
         Raises:
-            RecipeError: If the template alone is longer than max_source_length.
+            RecipeError: If the template itself has more than max_source_length tokens.
         """
         if not dialogues:
             return []
@@ -91,24 +91,24 @@ class Prompt:
         return [prompts[number] for number in range(len(dialogues))]
 
     def _cut(self, tokenizer: "PreTrainedTokenizerBase", dialogue: str, max_source_length: int) -> list[int]:
-        """The longest start of the dialogue with which the prompt fits."""
+        """The token ids of the prompt with the longest start of the dialogue that fits."""
         offsets = tokenizer(dialogue, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         room = max_source_length - len(tokenizer(self.render(""))["input_ids"])
-        # Tokens may join across the seams, so the first guess can be a token or two off.
+        # Tokens may merge across the boundaries, so that the first guess can be wrong by one or two tokens.
         for keep in range(min(room + 2, len(offsets) - 1), -1, -1):
             cut = dialogue[: offsets[keep - 1][1]] if keep > 0 else ""
             input_ids: list[int] = tokenizer(self.render(cut))["input_ids"]
             if len(input_ids) <= max_source_length:
                 return input_ids
         raise RecipeError(
-            f"data.max_source_length = {max_source_length}: the prompt's template alone has more tokens",
+            f"data.max_source_length = {max_source_length}: the prompt template itself has more tokens",
             "raise data.max_source_length or shorten the prompt",
         )
 
 
 def _start(text: str, size: int) -> str:
-    """About the first `size` characters of a text, up to the end of a word: its tokens are the first of the text's."""
+    """About the first `size` characters of a text, up to the end of a word, so that its tokens start the whole text."""
     if len(text) <= size:
         return text
-    space = next((place for place in range(size, size // 2, -1) if text[place].isspace()), size)
+    space = next((index for index in range(size, size // 2, -1) if text[index].isspace()), size)
     return text[:space]

@@ -173,8 +173,8 @@ def _models(
 
 
 def _warn(artifact: "Artifact") -> None:
-    if doubt := artifact.manifest.doubt:
-        console.warn(f"{artifact.path}: {doubt}; neuron-sum compile verify {artifact.path}")
+    if warning := artifact.manifest.quality_warning:
+        console.warn(f"{artifact.path}: {warning}; neuron-sum compile verify {artifact.path}")
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":

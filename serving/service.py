@@ -107,8 +107,8 @@ class Service:
         """
         started = time.monotonic()
         artifact = open_artifact(folder)
-        if artifact.manifest.doubt:
-            LOG.warning("%s: %s", folder, artifact.manifest.doubt)
+        if artifact.manifest.quality_warning:
+            LOG.warning("%s: %s", folder, artifact.manifest.quality_warning)
         generator, tokenizer = load_generator(artifact)
         generator.warm_up()
         service = cls(artifact, generator, tokenizer, limits, state)

@@ -41,7 +41,7 @@ RULES = [
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", action="store_true", help="Print the number of findings per rule only.")
     parser.add_argument("files", nargs="*", help="Python and Markdown files. Default: all tracked ones.")
@@ -67,7 +67,7 @@ def findings(path: Path) -> Iterator[tuple[int, int, str, str]]:
     for first, text in [(1, source)] if path.suffix == ".md" else [*_strings(source), *_comments(source)]:
         for rule, pattern, suggestion in RULES:
             for match in re.finditer(pattern, text, re.MULTILINE):
-                if rule != 2 or match[0] == "Told of" or _in_section(text[: match.start()]):
+                if rule != 2 or not match[0].startswith(" ") or _in_section(text[: match.start()]):
                     line = first + text[: match.start()].count("\n")
                     yield line, rule, " ".join(match[0].split()), suggestion
 

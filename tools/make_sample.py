@@ -1,12 +1,12 @@
-"""Write the bundled sample data: small made-up dialogues with summaries, in the form of the DialogSum data set.
+"""Write the bundled sample data: short invented dialogues with summaries, in the format of the DialogSum data set.
 
-The dialogues come from the scenarios in ``sample_scenarios.py``. Each one takes a combination of slot values that no
-other dialogue has, so the validation and test splits hold only combinations that are not in the training split.
+The dialogues are generated from the scenarios in ``sample_scenarios.py``. Each one has a unique combination of slot
+values, so that the validation and test splits contain only combinations that are not in the training split.
 
 Run from anywhere::
 
     python tools/make_sample.py            # write the four files
-    python tools/make_sample.py --check    # exit with 1 if the files are not what would be written
+    python tools/make_sample.py --check    # exit with 1 if the files are out of date
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Entry = dict[str, str]
 
 @dataclass(frozen=True)
 class Split:
-    """One of the files, with its number of examples for each of its scenarios."""
+    """One of the files, with its scenarios and the number of examples per scenario."""
 
     name: str
     prefix: str
@@ -46,7 +46,7 @@ class Split:
 
 
 TASK, OTHERS = SCENARIOS[:12], SCENARIOS[12:]
-"""What a model is tuned and tested on, and what its base may have seen before: no scenario is in both."""
+"""Scenarios for tuning and testing a model, and for training its base; they do not overlap."""
 
 SPLITS = (
     Split("train", "train", TASK, per_scenario=42),
@@ -58,7 +58,7 @@ SPLITS = (
 
 @dataclass(frozen=True)
 class Example:
-    """A dialogue with its summaries, and the slot values that went into it."""
+    """A dialogue with its summaries and slot values."""
 
     topic: str
     values: tuple[str, ...]
@@ -67,7 +67,7 @@ class Example:
 
 
 def value_combinations(scenario: Scenario) -> Iterator[Values]:
-    """Yield every combination of the scenario's slot values in which no value occurs twice."""
+    """Yield every combination of the scenario's slot values without repeated values."""
     for values in itertools.product(*scenario.slots.values()):
         if len(set(values)) == len(values):
             yield dict(zip(scenario.slots, values, strict=True))
@@ -126,7 +126,7 @@ def check_example(example: Example) -> None:
 
 
 def check_limits(count: int, limits: tuple[int, int], text: str) -> None:
-    """Raise ValueError if the count, which is about the text, is outside the limits."""
+    """Raise ValueError if a count of the text is outside the limits."""
     low, high = limits
     if not low <= count <= high:
         raise ValueError(f"{count} is not within {low} to {high}: {text}")
@@ -181,7 +181,7 @@ def render_files() -> dict[Path, bytes]:
 
 
 def differs(path: Path, content: bytes) -> bool:
-    """Tell whether the file at the path is missing or has another content."""
+    """Return whether the file is missing or has different content."""
     return not path.is_file() or path.read_bytes() != content
 
 

@@ -1,6 +1,6 @@
-"""The everyday scenarios behind the bundled sample data, as plain data.
+"""Everyday scenarios for the bundled sample data, as plain data.
 
-Every sentence here was written for this project. ``make_sample.py`` turns the scenarios into dialogues and summaries.
+Every sentence was written for this project. ``make_sample.py`` turns the scenarios into dialogues and summaries.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Phrasings = tuple[str, ...]
-"""Different ways to say the same thing, one of which is drawn."""
+"""Equivalent phrasings, one of which is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Scenario:
     topic: str
     """What the dialogue is about, in a few words."""
     slots: Mapping[str, tuple[str, ...]]
-    """The values that each slot can take."""
+    """The possible values of each slot."""
     opening: Phrasings
     """An optional first turn, spoken by the helper."""
     turns: tuple[Phrasings, ...]
-    """The turns that are always there; the asker speaks the first one."""
+    """The turns of every dialogue; the asker speaks the first one."""
     summary: str
     """The usual wording of the summary."""
     paraphrases: Phrasings
-    """Other people's wordings, for the further references of the test split."""
+    """Alternative summaries, used as additional references of the test split."""
     closing: tuple[Phrasings, ...] = field(default=())
-    """Optional last turns, of which none, some or all are kept, in order."""
+    """Optional last turns, of which a dialogue has none, some or all, in order."""
 
 
 # Slot values that several scenarios share.

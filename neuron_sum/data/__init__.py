@@ -1,1 +1,1 @@
-"""Dialogues and their summaries: where they come from, what is checked, and how they become tensors."""
+"""Dialogues and their summaries: sources, checks, and conversion to tensors."""

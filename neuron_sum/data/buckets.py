@@ -1,4 +1,4 @@
-"""A few shapes for all examples, chosen so that as few positions as possible are padding."""
+"""Choice of a few shapes for all examples with as little padding as possible."""
 
 import numpy as np
 
@@ -6,31 +6,31 @@ from neuron_sum.data.packing import Integers
 
 
 def best_buckets(
-    source: Integers, target: Integers, source_grid: Integers, target_grid: Integers, most: int
+    source: Integers, target: Integers, source_grid: Integers, target_grid: Integers, max_shapes: int
 ) -> list[tuple[tuple[int, int], ...]]:
-    """The best choice of one shape, of two, and so on: exact, by dynamic programming over nested shapes.
+    """The optimal choice of one shape, of two shapes, and so on, by dynamic programming over nested shapes.
 
     An example goes into the first shape that is long enough on both sides, and costs source_len + target_len positions.
-    If N(s, t) examples fit into (s, t), the last of k shapes costs (N(s, t) - N(s', t')) (s + t) beyond the best k - 1
-    shapes that end with (s', t') inside it.
+    If N(s, t) examples fit into (s, t), the last of k shapes adds (N(s, t) - N(s', t')) (s + t) to the cost of the best
+    k - 1 shapes that end with (s', t') inside it.
 
     Args:
         source: Tokens of each example, none longer than the last of source_grid.
-        target: The same for the decoder; zeros where there is none.
-        source_grid: Lengths to choose from, ascending.
-        target_grid: The same for the decoder.
-        most: Shapes at most.
+        target: Tokens of each summary for the decoder; zeros for a decoder-only model.
+        source_grid: Possible lengths, ascending.
+        target_grid: Possible lengths for the decoder, ascending.
+        max_shapes: Maximum number of shapes.
 
     Returns:
-        The best choice of each count from one to `most`, smallest shape first; fewer where more shapes save nothing.
+        The best choice of each count from one to `max_shapes`, smallest shape first; fewer if more do not save padding.
     """
     counts = np.zeros((len(source_grid), len(target_grid)), dtype=np.int64)
     np.add.at(counts, (np.searchsorted(source_grid, source), np.searchsorted(target_grid, target)), 1)
     fitting = counts.cumsum(axis=0).cumsum(axis=1)
     positions = source_grid[:, None] + target_grid[None, :]
     last = fitting.size - 1
-    cost, steps, found = fitting * positions, [], [_shapes([last], source_grid, target_grid)]
-    for _ in range(1, most):
+    cost, steps, choices = fitting * positions, [], [_shapes([last], source_grid, target_grid)]
+    for _ in range(1, max_shapes):
         before, cost = cost, np.empty_like(cost)
         step = np.empty_like(cost)
         for s, t in np.ndindex(*cost.shape):
@@ -43,8 +43,8 @@ def best_buckets(
         chain = [last]
         for table in reversed(steps):
             chain.append(int(table.flat[chain[-1]]))
-        found.append(_shapes(chain[::-1], source_grid, target_grid))
-    return found
+        choices.append(_shapes(chain[::-1], source_grid, target_grid))
+    return choices
 
 
 def _shapes(cells: list[int], source_grid: Integers, target_grid: Integers) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,4 @@
-"""`neuron-sum data`: what a recipe's data is, before anything is trained on it."""
+"""The command `neuron-sum data`, which inspects a recipe's data before training."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,15 +18,15 @@ def data(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     sets: SetOption = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows instead of stopping.")] = False,
 ) -> None:
-    """Read and check a recipe's data; show counts, lengths, the licence, an example, and what padding will cost."""
+    """Read and check a recipe's data; print counts, lengths, the licence, an example and the cost of padding."""
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])])
     dataset = load_dataset(loaded.data)
-    table = console.table("split", "dialogues", "references", "words a dialogue", "words a summary")
+    table = console.table("split", "dialogues", "references", "words per dialogue", "words per summary")
     splits: dict[str, dict[str, float]] = {}
     for split, examples in dataset.splits.items():
         references = [reference for example in examples for reference in example.references]
@@ -46,13 +46,13 @@ def data(
         )
     first = next((examples[0] for examples in dataset.splits.values() if examples), None)
     if first is None:
-        raise DataError(f"{dataset.origin} has no examples at all", "check data.path and data.files")
+        raise DataError(f"{dataset.origin} contains no examples", "check data.path and data.files")
     shapes = None
     try:
         shapes = _shapes(loaded, dataset) if dataset["train"] else None
         shapes_line = str(shapes) if shapes else "shapes: no training examples"
-    except ModelError as error:  # the data is all that was asked for; the model may be out of reach here
-        shapes_line = f"shapes: not counted, for that needs the model's tokenizer: {error.message}"
+    except ModelError as error:  # the command is about the data; the model may be unreachable from this machine
+        shapes_line = f"shapes: not counted, because the tokenizer is not available: {error.message}"
     console.emit(
         {
             "origin": dataset.origin,
@@ -65,21 +65,21 @@ def data(
         "\n".join(dataset.notes()),
         table,
         shapes_line,
-        f"\nthe first prompt, {first.id}:",
+        f"\nfirst prompt ({first.id}):",
         loaded.prompt.resolve().render(first.dialogue) + first.references[0],
         f"\nnext: neuron-sum train {recipe}",
     )
 
 
 def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":
-    """What `train` will say of padding, for one process."""
+    """The report on padding that `train` prints, for one process."""
     from neuron_sum.data.encoding import encode
-    from neuron_sum.data.shapes import choose_plan, refuse_what_cannot_be_packed
+    from neuron_sum.data.shapes import check_packing, choose_plan
     from neuron_sum.models import base as models
 
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))
-    refuse_what_cannot_be_packed(recipe, decoder_only=decoder_only)
+    check_packing(recipe, decoder_only=decoder_only)
     training, validation = (
         encode(dataset[split], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
         for split in ("train", "validation")

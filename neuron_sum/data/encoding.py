@@ -1,4 +1,4 @@
-"""Examples to token ids: the labels a model learns from, with what was cut counted."""
+"""Tokenization of examples for training; counts the texts that are cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
+"""The label that torch's cross entropy ignores."""
 
 Features = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class Encoded(torch.utils.data.Dataset[Features]):
-    """Examples ready for a data collator.
+    """Tokenized examples for a data collator.
 
     Attributes:
         features: One entry per (dialogue, reference): input_ids and labels.
-        sources_cut: Dialogues cut to max_source_length.
-        targets_cut: Summaries cut to max_target_length.
+        sources_cut: Number of dialogues cut to max_source_length.
+        targets_cut: Number of summaries cut to max_target_length.
     """
 
     features: tuple[Features, ...]
@@ -41,7 +41,7 @@ class Encoded(torch.utils.data.Dataset[Features]):
 
     @property
     def source_tokens(self) -> int:
-        """Input tokens of one epoch, padding not counted."""
+        """Input tokens of one epoch, without padding."""
         return sum(len(feature["input_ids"]) for feature in self.features)
 
     @property
@@ -58,17 +58,17 @@ def encode(
     *,
     decoder_only: bool,
 ) -> Encoded:
-    """Tokenizes examples for training; an example with several references becomes one entry for each.
+    """Tokenizes examples for training; an example with several references becomes one entry per reference.
 
-    An encoder-decoder model gets the prompt as input_ids and the summary as labels. A decoder-only model gets both in
-    one row, and labels that ignore the prompt, so that it learns to answer and not to recite the dialogue.
+    An encoder-decoder model receives the prompt as input_ids and the summary as labels. A decoder-only model receives
+    both in one row, and labels that ignore the prompt, so that it learns to answer and not to repeat the dialogue.
 
     Args:
-        examples: What to encode.
-        tokenizer: Its eos_token ends every summary.
+        examples: The examples to tokenize.
+        tokenizer: The model's tokenizer; its eos_token ends every summary.
         prompt: The text around the dialogue.
-        data: For max_source_length and max_target_length.
-        decoder_only: Which of the two forms.
+        data: The recipe's section with max_source_length and max_target_length.
+        decoder_only: Whether the model is decoder-only.
     """
     sources = prompt.encode(tokenizer, [example.dialogue for example in examples], data.max_source_length)
     references = [reference for example in examples for reference in example.references]

@@ -1,4 +1,4 @@
-"""One dialogue with its human summaries, and the three splits of a data set."""
+"""A dialogue with its human summaries, and a data set of three splits."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,38 +7,38 @@ from dataclasses import dataclass, field
 from neuron_sum.recipes.schema import Split
 
 SPEAKER_TAG = re.compile(r"#[^\s#]+#")
-"""DialogSum's tags: #Person1#, #Pork1#."""
+"""Pattern of DialogSum's speaker tags: #Person1#, #Pork1#."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A dialogue and what people wrote about it.
+    """A dialogue and its human summaries.
 
     Attributes:
-        id: Unique in its split.
-        dialogue: One turn a line.
+        id: An id that is unique in its split.
+        dialogue: The text, one turn per line.
         references: One or more human summaries.
-        topic: A few words, where the source has them.
-        where: File and line it came from, for messages.
+        topic: A short topic, if the source has one.
+        location: File and line of the example, for messages.
     """
 
     id: str
     dialogue: str
     references: tuple[str, ...]
     topic: str | None = None
-    where: str = field(default="", compare=False)
+    location: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of every split that the source has, and where they come from.
+    """The examples of every split of a source.
 
     Attributes:
-        splits: Examples by split name; a split that the source lacks is absent.
-        origin: What people call the data, such as "DialogSum".
-        license: Its licence; None if nobody said.
-        skipped: Bad rows left out, by kind (only under skip_bad).
-        near_overlap: Training dialogues that stand in validation or test but for case and white space.
+        splits: Examples by split name, only for splits of the source.
+        origin: The usual name of the data, such as "DialogSum".
+        license: The licence of the data; None if unknown.
+        skipped: Number of skipped bad rows by kind (only with skip_bad).
+        near_overlap: Training dialogues that equal one of validation or test except for case and white space.
     """
 
     splits: dict[Split, tuple[Example, ...]]
@@ -52,27 +52,27 @@ class Dataset:
         return self.splits.get(split, ())
 
     def training_texts(self) -> Iterator[str]:
-        """Every dialogue and summary of the training split, for a tokenizer to be trained on."""
+        """Every dialogue and summary of the training split, as input for training a tokenizer."""
         for example in self["train"]:
             yield from (example.dialogue, *example.references)
 
     def notes(self) -> list[str]:
-        """What a person should know about the data, a line each."""
+        """Notes about the data for the user, one line each."""
         counts = ", ".join(f"{len(examples):,} {split}" for split, examples in self.splits.items())
         lines = [
             f"data: {self.origin}, {counts}",
             f"licence of the data: {self.license or 'not stated; set data.license'}",
         ]
-        lines += [f"left out: {count} rows: {kind}" for kind, count in self.skipped.items()]
+        lines += [f"skipped: {count} rows: {kind}" for kind, count in self.skipped.items()]
         if self.near_overlap:
             lines.append(
-                f"{self.near_overlap} training dialogues stand in validation or test too, but for case and spaces"
+                f"{self.near_overlap} training dialogues equal one of validation or test except for case and spaces"
             )
         return lines
 
 
 def evenly_spaced(examples: Sequence[Example], at_most: int | None) -> tuple[Example, ...]:
-    """At most so many examples, spread over the whole, in order: a fixed choice without a seed."""
+    """At most `at_most` examples, evenly spaced and in order: a deterministic choice without a seed."""
     count = len(examples)
     if at_most is None or at_most >= count:
         return tuple(examples)

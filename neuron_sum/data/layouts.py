@@ -1,6 +1,6 @@
-"""Which examples share a row, and in which order the rows come: a function of seed and epoch alone.
+"""Assignment of examples to rows, and the order of the rows, as a function of seed and epoch only.
 
-The same in every process and after every resume; nothing is drawn from a global random state.
+Both are the same in every process and after every resume; the global random state is not used.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from neuron_sum.data.packing import Integers, pack, spread
 
 POOL = 4096
-"""Examples that are packed together: so many fill rows nearly as well as all, and others meet in the next epoch."""
+"""Examples that are packed together: they fill rows nearly as well as all would, and change with each epoch."""
 ATTEMPTS = 8
-"""Shuffles that an epoch may take to need no more rows than the first one."""
+"""Maximum number of shuffles until an epoch needs no more rows than the first one."""
 STEP = 8
-"""Chosen lengths are multiples of it."""
+"""Divisor of all chosen lengths."""
 
 
 class Shape(NamedTuple):
-    """What a row of tensors measures, in tokens.
+    """The size of a row of tensors, in tokens.
 
     Attributes:
-        source_len: Of input_ids. For a decoder-only model, of prompt and summary together.
-        target_len: Of labels; 0 for a decoder-only model.
+        source_len: Length of input_ids; for a decoder-only model, of prompt and summary together.
+        target_len: Length of the labels; 0 for a decoder-only model.
     """
 
     source_len: int
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 
 def rounded_up(source_len: int, target_len: int) -> Shape:
-    """The smallest shape of multiples of STEP that holds so many tokens."""
+    """The smallest shape with multiples of STEP that has room for these lengths."""
     return Shape(-(-source_len // STEP) * STEP, -(-target_len // STEP) * STEP)
 
 
@@ -46,8 +46,8 @@ class Row(NamedTuple):
     """One row of a batch.
 
     Attributes:
-        examples: Their positions in the data; () is a row of padding alone, which fills a batch.
-        shape: What it is padded to; None: as its batch needs.
+        examples: Positions of its examples in the data; () is a row of only padding, which fills a batch.
+        shape: The shape to which the row is padded; None for the smallest that fits its batch.
     """
 
     examples: tuple[int, ...]
@@ -56,11 +56,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of each example, after the cut.
+    """Tokens of each example after cutting.
 
     Attributes:
-        source: Of input_ids.
-        target: Of labels; zeros for a decoder-only model, whose labels lie under its input_ids.
+        source: Lengths of input_ids.
+        target: Lengths of the labels; zeros for a decoder-only model, whose labels are as long as its input_ids.
     """
 
     source: Integers
@@ -71,27 +71,27 @@ class Lengths:
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """Total number of tokens."""
         return int(self.source.sum() + self.target.sum())
 
 
 class Layout(Protocol):
-    """A way to lay an epoch out."""
+    """A method of arranging the examples of an epoch in rows."""
 
     def rows(self, epoch: int) -> list[Row]:
-        """The rows of an epoch, every example once; as many in every epoch."""
+        """The rows of an epoch with every example once; their number is the same in every epoch."""
         ...
 
 
 @dataclass(frozen=True)
 class DynamicLayout:
-    """A row for each example, no fixed shape.
+    """One row per example, without fixed shapes.
 
     Attributes:
-        lengths: Of the examples.
-        seed: With the epoch, the whole of the randomness.
-        group: Put similar lengths into the batches of so many rows; None for a plain permutation.
-        chunk: Rows are filled up to a multiple of it.
+        lengths: The lengths of the examples.
+        seed: The seed; seed and epoch determine the order.
+        group: Number of rows of a batch that gets examples of similar length; None for a plain permutation.
+        chunk: The number of rows is filled up to a multiple of it.
     """
 
     lengths: Lengths
@@ -112,13 +112,13 @@ class DynamicLayout:
 
 @dataclass(frozen=True)
 class BucketLayout:
-    """A row for each example, in the first shape that is long enough; one shape or several.
+    """One row per example, in the first of one or several shapes that is long enough.
 
     Attributes:
-        lengths: Of the examples.
-        seed: With the epoch, the whole of the randomness.
-        shapes: None smaller than the one before it.
-        chunk: Rows that all processes take at once; they have one shape.
+        lengths: The lengths of the examples.
+        seed: The seed; seed and epoch determine the order.
+        shapes: The shapes, ascending.
+        chunk: Number of rows that all processes take at once; they have the same shape.
     """
 
     lengths: Lengths
@@ -127,7 +127,7 @@ class BucketLayout:
     chunk: int
 
     def rows(self, epoch: int) -> list[Row]:
-        """See Layout. What does not fill a chunk goes into the next larger shape; padding fills the last chunk."""
+        """See Layout. An incomplete chunk goes into the next larger shape; padding fills the last chunk."""
         generator = np.random.default_rng((self.seed, epoch))
         chunks: list[list[Row]] = []
         rest: list[int] = []
@@ -154,16 +154,16 @@ class BucketLayout:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Several examples in a row, other ones together in each epoch.
+    """Several examples per row, in different combinations in each epoch.
 
-    Every epoch has as many rows as the first one, rounded up to whole chunks, so that steps can be counted before they
-    are made. An epoch that needs fewer has some rows halved; one that needs more is shuffled again.
+    Every epoch has as many rows as the first one, rounded up to whole chunks, so that the number of steps is known in
+    advance. In an epoch that needs fewer, some rows are halved; an epoch that needs more is shuffled again.
 
     Attributes:
-        lengths: Of the examples.
-        seed: With the epoch, the whole of the randomness.
-        shape: Of every row.
-        chunk: Rows that all processes take at once.
+        lengths: The lengths of the examples.
+        seed: The seed; seed and epoch determine the order.
+        shape: The shape of every row.
+        chunk: Number of rows that all processes take at once.
     """
 
     lengths: Lengths

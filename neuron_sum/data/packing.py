@@ -1,4 +1,4 @@
-"""Several examples in one row: which of them go together."""
+"""Packing of several examples into one row."""
 
 from collections.abc import Sequence
 
@@ -9,25 +9,26 @@ Integers = npt.NDArray[np.int64]
 
 
 def pack(source: Integers, target: Integers, source_len: int, target_len: int) -> list[list[int]]:
-    """Fills rows of two sides at once: best fit decreasing.
+    """Fills rows with two sides by the best-fit-decreasing algorithm.
 
-    The examples come in falling order of the share of a row that they take, both sides added, each into the row with
-    room for both that has the least room left for sources.
+    The examples are sorted by the share of a row that they take, both sides added, in descending order. Each goes into
+    the row with room for both sides that has the least remaining room for sources.
 
     Args:
         source: Tokens of each example, at most source_len.
-        target: The same for the decoder, at most target_len; zeros where there is none.
-        source_len: Tokens that a row takes.
-        target_len: The same for the decoder.
+        target: Tokens of each example for the decoder, at most target_len; zeros for a decoder-only model.
+        source_len: Maximum tokens of a row.
+        target_len: Maximum tokens of a row for the decoder.
 
     Returns:
-        The rows, as positions in `source`. Every position stands in one row, once.
+        The rows, as positions in `source`. Every position occurs exactly once.
 
     Raises:
-        ValueError: If an example alone is longer than a row.
+        ValueError: If an example is longer than a row.
     """
     if len(source) and (source.max() > source_len or target.max() > target_len):
-        raise ValueError(f"examples of {source.max()} + {target.max()} tokens, rows of {source_len} + {target_len}")
+        longest = f"{source.max()} + {target.max()}"
+        raise ValueError(f"examples of up to {longest} tokens exceed rows of {source_len} + {target_len}")
     rows: list[list[int]] = []
     source_room, target_room = np.full(len(source), source_len), np.full(len(source), target_len)
     fullness = source / source_len + target / max(target_len, 1)
@@ -44,11 +45,11 @@ def pack(source: Integers, target: Integers, source_len: int, target_len: int) -
 
 
 def spread(rows: Sequence[Sequence[int]], count: int) -> list[tuple[int, ...]]:
-    """The same examples in exactly so many rows: full rows are halved; where none is left to halve, rows are empty.
+    """Distributes the examples over exactly `count` rows: full rows are halved; if none can be halved, rows are empty.
 
     Args:
-        rows: At most `count`.
-        count: Rows that are wanted.
+        rows: At most `count` rows.
+        count: The number of rows to return.
 
     Returns:
         The rows, empty ones last.

@@ -1,4 +1,4 @@
-"""Rows of examples to tensors, in the shapes of a plan."""
+"""Conversion of rows of examples to tensors, in the shapes of a plan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,24 +17,24 @@ from neuron_sum.models.packed_t5 import NO_SLOT
 Batch = dict[str, torch.Tensor]
 
 
-class LaidRow(NamedTuple):
-    """A row with what stands in it.
+class FilledRow(NamedTuple):
+    """A row with the contents of its examples.
 
     Attributes:
-        examples: input_ids and labels of each; none in a row that only fills a batch.
-        shape: What it is padded to; None: as its batch needs.
+        examples: input_ids and labels of each example; empty for a row that only fills a batch.
+        shape: The shape to which the row is padded; None for the smallest that fits its batch.
     """
 
     examples: list[Features]
     shape: Shape | None
 
 
-class RowSet(torch.utils.data.Dataset[LaidRow]):
-    """The rows of a split. Its indices are Rows, which EpochOrder chooses; its length is their number in an epoch.
+class RowSet(torch.utils.data.Dataset[FilledRow]):
+    """The rows of a split. Its indices are the Rows of EpochOrder; its length is the number of rows per epoch.
 
     Attributes:
-        data: The split.
-        plan: How its examples become rows.
+        data: The tokenized split.
+        plan: The plan that arranges the examples in rows.
     """
 
     def __init__(self, data: Encoded, plan: ShapePlan) -> None:
@@ -43,28 +43,28 @@ class RowSet(torch.utils.data.Dataset[LaidRow]):
     def __len__(self) -> int:
         return self.plan.rows_per_epoch
 
-    def __getitem__(self, row: Row) -> LaidRow:
-        return LaidRow([self.data[example] for example in row.examples], row.shape)
+    def __getitem__(self, row: Row) -> FilledRow:
+        return FilledRow([self.data[example] for example in row.examples], row.shape)
 
 
 class Collator:
-    """Makes a batch: padding on the right, everything in int64.
+    """Builds a batch with padding on the right, in int64.
 
-    An encoder-decoder model gets input_ids and attention_mask (batch, source_len), decoder_input_ids and labels
-    (batch, target_len); a decoder-only model gets input_ids, attention_mask and labels (batch, source_len).
+    An encoder-decoder model receives input_ids and attention_mask (batch, source_len), decoder_input_ids and labels
+    (batch, target_len); a decoder-only model receives input_ids, attention_mask and labels (batch, source_len).
 
-    Packed rows say which example a position belongs to. An encoder-decoder model is told by segment ids in
-    attention_mask and in decoder_attention_mask (batch, target_len): 1, 2, … and 0 for padding (models/packed_t5.py
-    reads them); with a soft prompt, prompt_slots (batch, source_len) says where its vectors go. A decoder-only model
-    gets an additive attention_mask (batch, 1, source_len, source_len), position_ids (batch, source_len) that start anew
-    with each example, and no label for an example's first token, which the example before it cannot know.
+    Packed rows mark the example of each position. For an encoder-decoder model, attention_mask and
+    decoder_attention_mask (batch, target_len) contain segment ids: 1, 2, … and 0 for padding (models/packed_t5.py reads
+    them); with a soft prompt, prompt_slots (batch, source_len) contains the positions of its vectors. A decoder-only
+    model receives an additive attention_mask (batch, 1, source_len, source_len), position_ids (batch, source_len) that
+    restart with each example, and no label for an example's first token, which the previous example cannot predict.
 
-    A row without examples has no labels. Where it is not packed it attends to one padding token, for a row that attends
-    to nothing is NaN under autocast.
+    A row without examples has no labels. Unless rows are packed, it attends to one padding token, because a row that
+    attends to nothing is NaN under autocast.
 
     Args:
-        plan: Of the training split; it serves the validation split too.
-        config: The model's, for padding and for the token that a decoder starts with.
+        plan: The plan of the training split, which is also valid for the validation split.
+        config: The configuration of the model, with its padding token and decoder start token.
     """
 
     def __init__(self, plan: ShapePlan, config: PretrainedConfig) -> None:
@@ -72,8 +72,8 @@ class Collator:
         self._padding: int = config.pad_token_id
         self._start: int = self._padding if self._decoder_only else config.decoder_start_token_id
 
-    def __call__(self, batch: Sequence[LaidRow]) -> Batch:
-        """The tensors of a batch.
+    def __call__(self, batch: Sequence[FilledRow]) -> Batch:
+        """Builds the tensors of a batch.
 
         Args:
             batch: Rows of one shape.
@@ -96,10 +96,10 @@ class Collator:
                 segments[row, source_at : source.stop], target_segments[row, target] = segment, segment
                 source_at, target_at = source.stop, target.stop
         tensors = self._decoder_only_batch if self._decoder_only else self._seq2seq_batch
-        made = tensors(sources, segments, targets, target_segments)
+        arrays = tensors(sources, segments, targets, target_segments)
         if virtual:
-            made["prompt_slots"] = slots
-        return {name: torch.from_numpy(value) for name, value in made.items()}
+            arrays["prompt_slots"] = slots
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
     def _widest(self, examples: Sequence[Features]) -> Shape:
         source_len = max((len(features["input_ids"]) for features in examples), default=1)
@@ -109,14 +109,14 @@ class Collator:
     def _seq2seq_batch(
         self, sources: Integers, segments: Integers, targets: Integers, target_segments: Integers
     ) -> dict[str, npt.NDArray[Any]]:
-        # T5's own shift over the row would start every segment but the first with the end of the one before it.
+        # T5's built-in shift of a row would start every segment except the first with the end of the previous one.
         decoder_inputs = np.roll(targets, 1, axis=1)
         decoder_inputs[_first_of_segment(target_segments)] = self._start
         decoder_inputs[decoder_inputs == IGNORED] = self._padding
-        made = {"input_ids": sources, "labels": targets, "decoder_input_ids": decoder_inputs}
+        arrays = {"input_ids": sources, "labels": targets, "decoder_input_ids": decoder_inputs}
         if self._plan.packed:
-            return {**made, "attention_mask": segments, "decoder_attention_mask": target_segments}
-        return {**made, "attention_mask": _plain_mask(segments)}
+            return {**arrays, "attention_mask": segments, "decoder_attention_mask": target_segments}
+        return {**arrays, "attention_mask": _plain_mask(segments)}
 
     def _decoder_only_batch(
         self, sources: Integers, segments: Integers, targets: Integers, target_segments: Integers
@@ -126,7 +126,7 @@ class Collator:
         first = _first_of_segment(segments)
         positions = np.arange(sources.shape[1])[None, :]
         position_ids = positions - np.maximum.accumulate(np.where(first, positions, 0), axis=1)
-        keep = np.tril(segments[:, :, None] == segments[:, None, :])  # padding attends to padding: never to nothing
+        keep = np.tril(segments[:, :, None] == segments[:, None, :])  # padding attends to padding, never to nothing
         mask = np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32)[:, None]
         return {
             "input_ids": sources,
@@ -137,19 +137,19 @@ class Collator:
 
 
 def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The input tokens of a batch, padding not counted; transformers would add up segment ids and masks.
+    """The input tokens of a batch without padding; transformers would add up segment ids and masks.
 
     Args:
-        batch: From Collator.
+        batch: A batch of Collator.
     """
-    if "position_ids" in batch:  # 0, 1, 2, … for every example, all of which have two tokens or more; 0 for padding
+    if "position_ids" in batch:  # 0, 1, 2, … for every example of at least two tokens; 0 for padding
         position_ids = batch["position_ids"]
         return (position_ids > 0).sum() + (position_ids == 1).sum()
     return (batch["attention_mask"] > 0).sum()
 
 
 def _first_of_segment(segments: Integers) -> npt.NDArray[np.bool_]:
-    """Where a segment begins, and where the padding does."""
+    """A mask of the first position of each segment and of the padding."""
     first = np.ones_like(segments, dtype=bool)
     first[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return first

@@ -1,7 +1,7 @@
-"""The shape plan: which shapes a model is trained on, and what that costs in padding, said before training.
+"""The shape plan: the shapes for training, and their cost in padding, which is printed before training.
 
-`ShapePlan` is what both training backends take their batches from: `RowSet` (rows.py) is its data set, `Collator` makes
-the tensors, and `EpochOrder` (training/torch/order.py) is the order of the rows.
+Both training backends take their batches from a `ShapePlan`: `RowSet` (rows.py) is its data set, `Collator` builds the
+tensors, and `EpochOrder` (training/torch/order.py) is the order of the rows.
 """
 
 from collections.abc import Sequence
@@ -29,29 +29,29 @@ from neuron_sum.errors import RecipeError
 from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 
 PACKED_GROWTH = 2
-"""A packed row may take so many times the longest source, so that several examples fill both of its sides alike."""
+"""Maximum length of a packed row, as a multiple of the longest source, so that examples fill both sides evenly."""
 PACKED_CANDIDATES = 16
-"""Source lengths that are tried between the two."""
+"""Number of source lengths to try, from one to PACKED_GROWTH times the longest source."""
 PACKED_SAMPLE = 2048
-"""Examples that are packed to try them."""
+"""Number of examples to pack for each candidate."""
 PACKED_TOLERANCE = 1.01
-"""The shortest row is taken whose positions are so close to the fewest: attention grows with its length squared."""
+"""The shortest row within this factor of the fewest positions is chosen, because attention grows with the square."""
 
 
 @dataclass(frozen=True)
 class ShapeReport:
-    """What a plan costs in an epoch, counted from its rows.
+    """The cost of a plan in one epoch, counted from its rows.
 
     Attributes:
-        plan: Its name.
-        shapes: What each batch measures, smallest first; for `dynamic`, as many as the first epoch happens to have.
+        plan: The name of the plan.
+        shapes: The shapes of the batches, ascending; for `dynamic`, those of the first epoch.
         accumulates: Whether an optimizer step has several micro-batches.
-        examples: Training examples.
-        rows: Rows of an epoch.
-        real_tokens: Tokens of the examples after the cut, with the virtual ones of a soft prompt in packed rows.
-        padded_positions: Positions that are computed.
-        sources_cut: Dialogues cut to data.max_source_length.
-        targets_cut: Summaries cut to data.max_target_length.
+        examples: Number of training examples.
+        rows: Number of rows per epoch.
+        real_tokens: Tokens of the examples after cutting, including the virtual tokens of a soft prompt in packed rows.
+        padded_positions: Number of computed positions.
+        sources_cut: Number of dialogues cut to data.max_source_length.
+        targets_cut: Number of summaries cut to data.max_target_length.
     """
 
     plan: str
@@ -66,20 +66,20 @@ class ShapeReport:
 
     @property
     def ratio(self) -> float:
-        """Positions computed for each real token."""
+        """Computed positions per real token."""
         return self.padded_positions / self.real_tokens
 
     @property
     def examples_per_row(self) -> float:
-        """Examples that a row holds on average."""
+        """Average number of examples per row."""
         return self.examples / self.rows
 
     @property
     def graphs(self) -> int:
-        """Graphs of forward and backward passes that an ahead-of-time compiler compiles for these shapes.
+        """Number of graphs of forward and backward passes that an ahead-of-time compiler compiles for these shapes.
 
-        One for each; two where gradients are accumulated, for the first micro-batch of a step makes gradients, and the
-        others add to them. The optimizer and the log have some more, as many under every plan.
+        One per shape; two if gradients are accumulated, because the first micro-batch of a step creates gradients and
+        the others add to them. The optimizer and logging need some more, the same number for every plan.
         """
         return len(self.shapes) * (2 if self.accumulates else 1)
 
@@ -87,18 +87,18 @@ class ShapeReport:
         if self.plan == "dynamic":
             shapes = f"{len(self.shapes)} different ones in the first epoch"
         else:
-            listed = ", ".join(str(shape) for shape in self.shapes)
-            shapes = f"{len(self.shapes) if len(self.shapes) > 1 else 'one'} of {listed}"
+            sizes = ", ".join(str(shape) for shape in self.shapes)
+            shapes = f"{len(self.shapes) if len(self.shapes) > 1 else 'one'} of {sizes}"
             if self.accumulates:
-                shapes += f" ({self.graphs} graphs, for gradients are accumulated)"
+                shapes += f" ({self.graphs} graphs because gradients are accumulated)"
         return (
-            f"shapes ({self.plan}): {shapes}; {self.rows:,} rows of {self.examples_per_row:.2f} examples an epoch; "
+            f"shapes ({self.plan}): {shapes}; {self.rows:,} rows of {self.examples_per_row:.2f} examples per epoch; "
             f"{self.padded_positions:,} positions for {self.real_tokens:,} tokens ({self.ratio:.3f}); "
             f"cut: {self.sources_cut} sources, {self.targets_cut} targets"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json and all_results.json."""
+        """The report for --json and all_results.json."""
         return {
             "plan": self.plan,
             "graphs": self.graphs,
@@ -116,20 +116,20 @@ class ShapeReport:
 
 @dataclass(frozen=True)
 class ShapePlan:
-    """How the examples of one split become rows of tensors.
+    """The arrangement of the examples of one split in rows of tensors.
 
     Attributes:
         name: dynamic, fixed, buckets or packed.
-        shapes: Smallest first; () for dynamic.
-        lengths: Of the examples; packed, with the virtual tokens of a soft prompt.
+        shapes: The shapes, ascending; () for dynamic.
+        lengths: The lengths of the examples; if packed, including the virtual tokens of a soft prompt.
         decoder_only: Whether prompt and summary share a row.
-        virtual_tokens: Positions that a soft prompt takes in front of each example of a packed row; else 0.
-        batch_size: Rows of one process and micro-batch.
-        devices: Processes that train together.
-        seed: Of the order.
-        accumulation: Micro-batches of one optimizer step.
+        virtual_tokens: Positions of a soft prompt before each example of a packed row; 0 if rows are not packed.
+        batch_size: Rows per process and micro-batch.
+        devices: Number of processes that train together.
+        seed: The seed of the order.
+        accumulation: Micro-batches per optimizer step.
         group: See DynamicLayout.
-        fill: Whether the last batches are filled with empty rows; always so where there are shapes.
+        fill: Whether empty rows fill the last batches; always true with fixed shapes.
     """
 
     name: str
@@ -146,49 +146,49 @@ class ShapePlan:
 
     @property
     def packed(self) -> bool:
-        """Whether a row holds several examples."""
+        """Whether a row contains several examples."""
         return self.name == "packed"
 
     @property
     def source_len(self) -> int:
-        """The longest input_ids that can come."""
+        """The maximum length of input_ids."""
         return self.shapes[-1].source_len if self.shapes else int(self.lengths.source.max())
 
     @property
     def target_len(self) -> int:
-        """The longest labels that can come; 0 for a decoder-only model."""
+        """The maximum length of the labels; 0 for a decoder-only model."""
         return self.shapes[-1].target_len if self.shapes else int(self.lengths.target.max())
 
     @property
     def rows_per_epoch(self) -> int:
-        """The same in every epoch."""
+        """Number of rows, which is the same in every epoch."""
         return len(self._first_epoch)
 
     def rows(self, epoch: int) -> list[Row]:
         """The rows of an epoch, in order.
 
-        They come in chunks of batch_size x devices rows of one shape, of which the first process takes the first
-        batch_size; so no process ever sees another shape than the others, nor a batch that is not full.
+        They are grouped in chunks of batch_size x devices rows of one shape, of which the first process takes the first
+        batch_size. So all processes have the same shape at each step, and every batch is full.
         """
         return self._first_epoch if epoch == 0 else self._layout.rows(epoch)
 
     def batches(self, epoch: int) -> list[list[Row]]:
-        """The micro-batches of an epoch, over all processes."""
+        """The micro-batches of an epoch, of all processes."""
         rows = self.rows(epoch)
         return [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
 
     def shape_of(self, batch: Sequence[Row]) -> Shape:
-        """What a batch is padded to: its own shape, or its longest example rounded up to a multiple of STEP."""
+        """The padded shape of a batch: its fixed shape, or its longest example rounded up to multiples of STEP."""
         if batch[0].shape is not None:
             return batch[0].shape
         examples = [example for row in batch for example in row.examples]
         return rounded_up(*(int(side[examples].max(initial=0)) for side in _sides(self.lengths)))
 
     def report(self, data: Encoded) -> ShapeReport:
-        """What the plan costs.
+        """The cost of the plan.
 
         Args:
-            data: The split that it was made for.
+            data: The split of the plan.
         """
         batches = self.batches(0)
         padded = [(len(batch), self.shape_of(batch)) for batch in batches]
@@ -206,7 +206,7 @@ class ShapePlan:
         )
 
     def for_validation(self, data: Encoded, batch_size: int) -> "ShapePlan":
-        """The same shapes for another split.
+        """A plan with the same shapes for another split.
 
         Args:
             data: The validation split.
@@ -238,21 +238,21 @@ class ShapePlan:
 def choose_plan(
     recipe: Recipe, training: Encoded, validation: Encoded | None, *, decoder_only: bool, devices: int = 1
 ) -> ShapePlan:
-    """The plan of a recipe for its data.
+    """Chooses the plan of a recipe for its data.
 
     Args:
-        recipe: For train.shapes and what else bears on a batch.
+        recipe: The recipe with train.shapes and the batch settings.
         training: The training split.
-        validation: The validation split, whose examples must fit too.
+        validation: The validation split, whose examples must also fit.
         decoder_only: Whether prompt and summary share a row.
-        devices: Processes that train together.
+        devices: Number of processes that train together.
 
     Raises:
         RecipeError: If train.shapes.sizes are too small for an example.
     """
     train, method = recipe.train, recipe.method
     config = train.shapes
-    virtual_tokens = 0  # where rows are not packed, PEFT puts a soft prompt before them
+    virtual_tokens = 0  # if rows are not packed, PEFT puts a soft prompt before them
     if config.plan == "packed" and isinstance(method, PromptTuningMethod):
         virtual_tokens = method.num_virtual_tokens
     lengths = _lengths(training, decoder_only, virtual_tokens)
@@ -263,8 +263,8 @@ def choose_plan(
         shapes = tuple(_shape_of_sides(*sides, decoder_only) for sides in config.sizes)
         if shapes[-1].source_len < longest.source_len or shapes[-1].target_len < longest.target_len:
             raise RecipeError(
-                f"train.shapes.sizes end with {shapes[-1]} tokens; the longest examples have {longest}",
-                "a larger last size, or lower data.max_source_length and data.max_target_length",
+                f"train.shapes.sizes end with {shapes[-1]} tokens, but the longest examples have {longest}",
+                "increase the last size, or lower data.max_source_length and data.max_target_length",
             )
     elif config.plan == "dynamic":
         shapes = ()
@@ -272,8 +272,8 @@ def choose_plan(
         shapes = (longest_row(recipe, decoder_only=decoder_only),)
     elif config.plan == "buckets":
         grids = [np.arange(STEP, side + 1, STEP) if side else np.zeros(1, np.int64) for side in rounded_up(*longest)]
-        found = best_buckets(lengths.source, lengths.target, grids[0], grids[1], config.buckets)
-        shapes = tuple(Shape(*shape) for shape in found[-1])
+        choices = best_buckets(lengths.source, lengths.target, grids[0], grids[1], config.buckets)
+        shapes = tuple(Shape(*shape) for shape in choices[-1])
     else:
         shapes = (packed_shape(lengths, longest),)
     return ShapePlan(
@@ -294,23 +294,23 @@ def choose_plan(
 
 
 def longest_row(recipe: Recipe, *, decoder_only: bool) -> Shape:
-    """The longest row that a recipe asks for: the last of train.shapes.sizes, or else one example at its longest.
+    """The longest row of a recipe: the last of train.shapes.sizes, or one example of the maximum length.
 
-    Where `packed` chooses its row from the data, that may be up to PACKED_GROWTH times as long.
+    If `packed` chooses its row from the data, that row may be up to PACKED_GROWTH times as long.
 
     Args:
-        recipe: For train.shapes and the lengths at which data is cut.
+        recipe: The recipe with train.shapes and the maximum lengths.
         decoder_only: Whether prompt and summary share a row.
     """
     sizes = recipe.train.shapes.sizes or ((recipe.data.max_source_length, recipe.data.max_target_length),)
     return _shape_of_sides(*sizes[-1], decoder_only)
 
 
-def refuse_what_cannot_be_packed(recipe: Recipe, *, decoder_only: bool) -> None:
-    """Known before a model is loaded.
+def check_packing(recipe: Recipe, *, decoder_only: bool) -> None:
+    """Checks that examples can be packed, before a model is loaded.
 
     Raises:
-        RecipeError: For a soft prompt before a decoder-only model.
+        RecipeError: For packed rows of a decoder-only model with a soft prompt.
     """
     packed = recipe.train.shapes.plan == "packed"
     if packed and decoder_only and isinstance(recipe.method, PromptTuningMethod):
@@ -318,19 +318,19 @@ def refuse_what_cannot_be_packed(recipe: Recipe, *, decoder_only: bool) -> None:
         raise RecipeError(
             "train.shapes.plan = 'packed' with prompt_tuning: PEFT cannot put a soft prompt before each example of a "
             "decoder-only model's row",
-            "train.shapes.plan=buckets, or method=lora",
+            "use train.shapes.plan=buckets or method=lora",
         )
 
 
 def packed_shape(lengths: Lengths, longest: Shape) -> Shape:
-    """The shortest packed row that leaves little padding.
+    """The shortest packed row with little padding.
 
-    It takes the longest example on either side, and both sides fill up alike; how long it is, is found by packing a
-    sample. Whatever comes of the lengths, the same data always gives the same shape.
+    It has room for the longest example on either side, and both sides fill evenly; its length is determined by packing
+    a sample. The same data always results in the same shape.
 
     Args:
-        lengths: Of the examples.
-        longest: What a row must hold.
+        lengths: The lengths of the examples.
+        longest: The smallest permitted shape.
     """
     smallest = rounded_up(*longest)
     step, _ = rounded_up(-(-smallest.source_len * (PACKED_GROWTH - 1) // PACKED_CANDIDATES), 0)

@@ -102,7 +102,7 @@ def read_predictions(
             raise DataError(f"{where}: a second, different prediction for {row_id!r}", "one prediction per example")
         earlier = made[row_id].references if row_id in made else ()
         found = tuple(str(row[column]) for column in columns.references)
-        made[row_id] = Example(row_id, str(row.get(columns.dialogue, "")), earlier + found, where=where)
+        made[row_id] = Example(row_id, str(row.get(columns.dialogue, "")), earlier + found, location=where)
     if examples is None:
         return list(made.values()), list(predictions.values())
     if missing_ids := [example.id for example in examples if example.id not in predictions]:

@@ -1,4 +1,4 @@
-"""LoRA and soft prompts: attach, save, load, merge, and prove the merge."""
+"""LoRA and soft prompts: attach, load, merge, and verify the merge."""
 
 from pathlib import Path
 
@@ -14,22 +14,22 @@ LORA_TARGETS = {
     SEQ2SEQ: ["q", "v"],
     DECODER_ONLY: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
-"""T5: Hu et al. 2021, section 7.1. Llama: with fewer than all seven, optimum-neuron 0.4.5 cannot consolidate."""
+"""T5: Hu et al. 2021, section 7.1. Llama: all seven, because optimum-neuron 0.4.5 cannot consolidate fewer."""
 
 MERGE_TOLERANCE = 1e-4
-"""Largest difference of a logit, relative to the largest logit, that fp32 rounding explains."""
+"""Largest logit difference that fp32 rounding explains, relative to the largest logit."""
 
 
 def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel | PeftModel:
-    """The model as the method trains it.
+    """Prepares a model for training with a method.
 
     Args:
-        model: The base model; with an adapter, its own weights are frozen.
-        method: The recipe's method; `full` returns the model itself.
-        seed: Of the adapter's first weights.
+        model: The base model, which is frozen if an adapter is attached.
+        method: The recipe's method; `full` returns the model unchanged.
+        seed: The seed of the adapter's initial weights.
 
     Raises:
-        ModelError: If no layer has a name of target_modules.
+        ModelError: If no layer matches target_modules.
     """
     if isinstance(method, FullMethod):
         return model
@@ -39,16 +39,16 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel
             try:
                 return get_peft_model(model, lora_config(method, model.config))
             except ValueError as error:
-                raise ModelError(f"method.target_modules: {error}", f"usual: {LORA_TARGETS}") from error
+                raise ModelError(f"method.target_modules: {error}", f"use the default: {LORA_TARGETS}") from error
         return _attach_soft_prompt(model, method)
 
 
 def lora_config(method: LoraMethod, config: PretrainedConfig) -> LoraConfig:
-    """PEFT's configuration of a recipe's LoRA.
+    """PEFT's configuration for a recipe with LoRA.
 
     Args:
         method: The recipe's method.
-        config: The base model's.
+        config: The configuration of the base model.
     """
     return LoraConfig(
         task_type=_task(config),
@@ -65,10 +65,10 @@ def _task(config: PretrainedConfig) -> TaskType:
 
 
 def _attach_soft_prompt(model: PreTrainedModel, method: PromptTuningMethod) -> PeftModel:
-    """A soft prompt that starts from sampled word embeddings, which Lester et al. (3.2) found better than noise.
+    """Attaches a soft prompt initialized with random word embeddings, which are better than noise (Lester et al., 3.2).
 
-    PEFT's default for encoder-decoder models makes a second set of vectors for the decoder that prompt tuning never
-    reads; num_transformer_submodules=1 leaves it out, so that the parameters counted are the parameters used.
+    By default, PEFT creates a second set of vectors for the decoder of an encoder-decoder model, which prompt tuning
+    never reads; num_transformer_submodules=1 omits it, so that all counted parameters are used.
     """
     config = PromptTuningConfig(
         task_type=_task(model.config), num_virtual_tokens=method.num_virtual_tokens, num_transformer_submodules=1
@@ -82,38 +82,36 @@ def _attach_soft_prompt(model: PreTrainedModel, method: PromptTuningMethod) -> P
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """An adapter on its base, for inference: none of its parameters is trainable.
+    """Loads an adapter on its base for inference, without trainable parameters.
 
     Raises:
-        ModelError: If the folder holds no adapter, or one for another base.
+        ModelError: If the folder contains no adapter, or one for another base model.
     """
     if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            f"{folder} holds no adapter_model.safetensors", "give the folder that training wrote as adapter/"
-        )
+        raise ModelError(f"{folder} contains no adapter_model.safetensors", "use the folder adapter/ of a training run")
     try:
         adapted = PeftModel.from_pretrained(base, folder, is_trainable=False).eval()
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{folder} does not fit this base model: {str(error).splitlines()[0]}") from error
-    adapted.requires_grad_(False)  # PEFT 0.17 leaves a soft prompt trainable all the same
+    adapted.requires_grad_(False)  # PEFT 0.17 leaves a soft prompt trainable despite is_trainable=False
     return adapted
 
 
 def merge(adapted: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[PreTrainedModel, float]:
-    """Adds LoRA's products to the base weights, and proves on a probe that nothing else changed.
+    """Adds LoRA's products to the base weights, and verifies with a probe that nothing else changed.
 
     Args:
-        adapted: From `load_adapter`; consumed.
-        probe: A real batch, as the model's forward takes it: input_ids and labels (batch, length), attention_mask.
+        adapted: A model from `load_adapter`, which must not be used afterwards.
+        probe: A real batch for the model's forward: input_ids and labels (batch, length), attention_mask.
 
     Returns:
         The merged model, and the largest difference of a logit relative to the largest logit.
 
     Raises:
-        ModelError: For a soft prompt, or if the logits differ by more than fp32 rounding.
+        ModelError: If the adapter is a soft prompt, or if the logits differ by more than fp32 rounding.
     """
     if adapted.active_peft_config.peft_type.value != "LORA":
-        raise ModelError("a soft prompt has no weights to merge", "keep it as an adapter")
+        raise ModelError("a soft prompt cannot be merged, because it changes no weights", "use it as an adapter")
     adapted.eval()
     with torch.inference_mode():
         before = adapted(**probe).logits.float()
@@ -122,8 +120,8 @@ def merge(adapted: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[PreTraine
     difference = float((after - before).abs().max() / before.abs().max())
     if not difference <= MERGE_TOLERANCE:
         raise ModelError(
-            f"the merged model's logits differ from the adapter's by {difference:.1e} of the largest, "
-            f"allowed is {MERGE_TOLERANCE:.0e}",
-            "keep the adapter apart, or merge in fp32",
+            f"the merged model's logits differ from the adapter's by {difference:.1e} of the largest; "
+            f"the limit is {MERGE_TOLERANCE:.0e}",
+            "use the adapter without merging, or merge in fp32",
         )
     return merged, difference

@@ -1,4 +1,4 @@
-"""Base models and tokenizers: from a hub, a folder, or a configuration with random weights."""
+"""Base models and tokenizers from a hub, a folder, or a configuration with random weights."""
 
 import json
 import string
@@ -18,14 +18,14 @@ from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
 SEQ2SEQ, DECODER_ONLY = "t5", "llama"
 FAMILIES = (SEQ2SEQ, DECODER_ONLY)
-"""transformers' model_type of the families that every stage knows."""
+"""The model_type values of transformers that every stage supports."""
 
-HUB_HINT = "check the name and the network; without a network, give a local folder: model.name_or_path=FOLDER"
+HUB_HINT = "check the name and the network; without a network, use a local folder: model.name_or_path=FOLDER"
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """What PEFT's print_trainable_parameters prints."""
+    """The numbers printed by PEFT's print_trainable_parameters."""
 
     trainable: int
     all: int
@@ -35,7 +35,7 @@ class ParameterCount:
 
 
 def count_parameters(model: torch.nn.Module) -> ParameterCount:
-    """Counts each parameter once, also where it is tied."""
+    """Counts each parameter once, even if it is tied."""
     parameters = list(model.parameters())
     return ParameterCount(
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -44,14 +44,14 @@ def count_parameters(model: torch.nn.Module) -> ParameterCount:
 
 
 def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> PretrainedConfig:
-    """The transformers configuration of a recipe's model.
+    """Loads the transformers configuration of a recipe's model.
 
     Args:
         config: The recipe's model section.
-        tokenizer: Gives vocab_size where an inline configuration leaves it out.
+        tokenizer: The tokenizer that provides vocab_size if an inline configuration lacks it.
 
     Raises:
-        ModelError: If it cannot be loaded, or is of a family we do not know.
+        ModelError: If it cannot be loaded, or if the model family is not supported.
     """
     if config.name_or_path is not None:
         try:
@@ -64,30 +64,31 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
             values["vocab_size"] = len(tokenizer)
         model_type = values.pop("model_type", None)
         if model_type not in FAMILIES:
-            raise ModelError(f"model.config has model_type {model_type!r}; allowed: {', '.join(FAMILIES)}")
+            raise ModelError(f"model.config has model_type {model_type!r}; valid: {', '.join(FAMILIES)}")
         loaded = AutoConfig.for_model(model_type, **values)
     if loaded.model_type not in FAMILIES:
         raise ModelError(
-            f"{config.name_or_path} is a {loaded.model_type} model; allowed: {', '.join(FAMILIES)}",
-            "T5, FLAN-T5, Llama and TinyLlama are of these families",
+            f"{config.name_or_path} is a {loaded.model_type} model; valid: {', '.join(FAMILIES)}",
+            "use T5, FLAN-T5, Llama or TinyLlama",
         )
     if not is_decoder_only(loaded) and loaded.num_decoder_layers > loaded.num_layers:
         raise ModelError(
-            f"a T5 with {loaded.num_decoder_layers} decoder layers on {loaded.num_layers} encoder layers",
-            "transformers 4.57 sizes the decoder's cache by the encoder and cannot generate with it; give both as many",
+            f"a T5 with {loaded.num_decoder_layers} decoder layers and {loaded.num_layers} encoder layers cannot "
+            "generate, because transformers 4.57 derives the decoder's cache size from the encoder",
+            "use the same number of layers for both",
         )
     return loaded
 
 
 def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed: bool = False) -> PreTrainedModel:
-    """The base model in fp32, in evaluation mode.
+    """Loads the base model in fp32 and in evaluation mode.
 
-    Weights come from safetensors only, and no code from a hub is run.
+    Only safetensors weights are loaded, and code from a hub is never executed.
 
     Args:
         config: The recipe's model section.
-        tokenizer: The model's.
-        packed: Whether it will be trained on packed rows.
+        tokenizer: The tokenizer of the model.
+        packed: Whether the model will be trained on packed rows.
 
     Raises:
         ModelError: If it cannot be loaded, or the tokenizer has more entries than the model's embedding.
@@ -107,15 +108,15 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed
             model = model_class(settings)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} entries, the model's embedding {model.config.vocab_size}",
-            "give the tokenizer that belongs to the model (model.tokenizer)",
+            f"the tokenizer has {len(tokenizer)} entries, but the model's embedding has {model.config.vocab_size}",
+            "set model.tokenizer to the tokenizer of the model",
         )
-    _agree_on_special_tokens(model, tokenizer)
+    _set_special_tokens(model, tokenizer)
     return cast(PreTrainedModel, model.eval())
 
 
 def model_class_of(config: PretrainedConfig, *, packed: bool = False) -> type[PreTrainedModel]:
-    """The class of a family: T5ForConditionalGeneration or LlamaForCausalLM, which takes packed rows as it is."""
+    """The class of a family: T5ForConditionalGeneration, or LlamaForCausalLM, which supports packed rows unchanged."""
     classes: dict[str, type[PreTrainedModel]] = {
         SEQ2SEQ: packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration,
         DECODER_ONLY: transformers.LlamaForCausalLM,
@@ -129,11 +130,11 @@ def is_decoder_only(config: PretrainedConfig) -> bool:
 
 
 def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """The recipe's tokenizer, always a fast one with a padding token.
+    """Loads or trains the recipe's tokenizer, a fast one with a padding token.
 
     Args:
         config: The recipe's model section.
-        training_texts: What a tokenizer with only a vocab_size is trained on.
+        training_texts: The texts for training, if the recipe's tokenizer has only a vocab_size.
 
     Raises:
         ModelError: If it cannot be loaded.
@@ -150,7 +151,7 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
                 settings.model_type
             ]
             # Without add_prefix_space, transformers 4.57 drops SentencePiece's space before the first word.
-            legacy = settings.model_type == SEQ2SEQ  # as the hub's own files have it
+            legacy = settings.model_type == SEQ2SEQ  # as in the files on the hub
             tokenizer = tokenizer_class(vocab_file=source, legacy=legacy, add_prefix_space=True)
         else:
             revision = config.revision if source == config.name_or_path else None
@@ -158,23 +159,23 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model.tokenizer = {source!r}: {_first_line(error)}",
-            "a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one",
+            "use a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one",
         ) from error
     if not tokenizer.is_fast:
-        raise ModelError(f"model.tokenizer = {source!r} has no fast form", "save it with a tokenizer.json")
+        raise ModelError(f"model.tokenizer = {source!r} is not a fast tokenizer", "save it with a tokenizer.json")
     if tokenizer.pad_token is None:
-        # Labels are padded with IGNORED, never with this, so that even the end token may serve (Llama 3 has no other).
+        # Labels are padded with IGNORED, never with this token, so that the end token is valid (Llama 3 has no other).
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreTrainedTokenizerFast:
-    """A BPE tokenizer with T5's first three ids (pad 0, eos 1, unk 2) and, like T5's, any white space as one space."""
+    """Trains a BPE tokenizer with T5's first three ids (pad 0, eos 1, unk 2), and white space as one space like T5."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     )
-    # "Friday," and "Friday." begin with the same token, so that a small model can copy the word; tags stay whole.
+    # "Friday," and "Friday." start with the same token, so that a small model can copy the word; tags stay whole.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"[.,:;!?]"), "isolated")]
     )
@@ -188,9 +189,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     )
     tokenizer.train_from_iterator(texts, trainer)
     if "▁" not in tokenizer.get_vocab():
-        raise ModelError(
-            "a tokenizer is to be trained, but there are no training dialogues", "give data with a train split"
-        )
+        raise ModelError("cannot train a tokenizer without training dialogues", "use data with a train split")
     frame = {SEQ2SEQ: ("$A </s>", [("</s>", 1)]), DECODER_ONLY: ("<s> $A", [("<s>", 3)])}[family]
     tokenizer.post_processor = processors.TemplateProcessing(single=frame[0], special_tokens=frame[1])
     return PreTrainedTokenizerFast(
@@ -198,8 +197,8 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     )
 
 
-def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Tells the model the tokenizer's padding, begin and end ids; a T5 decoder starts with padding."""
+def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding."""
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
         config.eos_token_id = tokenizer.eos_token_id
@@ -213,7 +212,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.config = {str(path)!r}: {_first_line(error)}", "a config.json, or its content"
+            f"model.config = {str(path)!r}: {_first_line(error)}", "use a config.json, or its content"
         ) from error
 
 

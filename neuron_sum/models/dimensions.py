@@ -1,4 +1,4 @@
-"""The dimensions of the base models that recipes name, and the sizes of data sets, so that a check needs no hub."""
+"""Dimensions of the base models of recipes and sizes of data sets, so that checks need no hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""By hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama."""
+"""Model configurations by hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama."""
 
 TRAINING_EXAMPLES = {"dialogsum": 12_460, "knkarthick/dialogsum": 12_460}
-"""By source or hub id. Chen et al. 2021 (arXiv:2105.06762), table 1."""
+"""Number of training examples by source or hub id. Chen et al. 2021 (arXiv:2105.06762), table 1."""
 
 
 def base_config(model: ModelConfig) -> "PretrainedConfig":
-    """A base model's configuration without a hub where that is possible: published dimensions, where they are known.
+    """The configuration of a base model, without access to a hub if the published dimensions are known.
 
-    A run that a shipped recipe will make and that is not there yet has the dimensions of that recipe.
+    A run of a bundled recipe that does not exist yet has the dimensions of that recipe.
 
     Raises:
-        ModelError: If it cannot be had.
+        ModelError: If the configuration cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -66,6 +66,6 @@ def base_config(model: ModelConfig) -> "PretrainedConfig":
 
 
 def training_examples(data: DataConfig) -> int | None:
-    """How many examples a known data set trains on; None for others."""
+    """Number of training examples of a known data set; None for others."""
     known = TRAINING_EXAMPLES.get(str(data.path) if data.source == "hub" else data.source)
     return min(known, data.max_examples or known) if known else None

@@ -1,1 +1,1 @@
-"""Recipes: the schema, loading, and the bundled recipe files."""
+"""Recipes: the schema, the loader, and the bundled recipe files."""

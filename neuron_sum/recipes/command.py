@@ -1,4 +1,4 @@
-"""`neuron-sum recipes list | show | check | schema`."""
+"""The commands `neuron-sum recipes list | show | check | schema`."""
 
 import json
 from typing import Annotated
@@ -7,10 +7,11 @@ import typer
 
 from neuron_sum import console
 
-recipes = typer.Typer(no_args_is_help=True, help="The shipped recipes, and whether your own holds.")
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
+recipes = typer.Typer(no_args_is_help=True, help="List, print and validate recipes.")
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.learning_rate=1e-4.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as train.learning_rate=1e-4."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -20,11 +21,11 @@ SetOption = Annotated[
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """List the shipped recipes."""
+    """List the bundled recipes."""
     from neuron_sum.recipes.loading import load_recipe, shipped_recipes
 
     loaded = {name: load_recipe(name) for name in shipped_recipes()}
-    table = console.table("recipe", "method", "what it is")
+    table = console.table("recipe", "method", "description")
     table.columns[2].justify = "left"
     for name, recipe in loaded.items():
         table.add_row(name, recipe.method.name, recipe.description)
@@ -42,11 +43,11 @@ def show(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = 
 
 @recipes.command()
 def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = None) -> None:
-    """Say whether a recipe holds; every fault at once, exit code 3."""
+    """Validate a recipe; list all errors and exit with 3 if it is invalid."""
     from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    console.emit({"recipe": loaded.name, "holds": True}, f"{loaded.name} holds\nnext: neuron-sum train {recipe}")
+    console.emit({"recipe": loaded.name, "holds": True}, f"{loaded.name} is valid\nnext: neuron-sum train {recipe}")
 
 
 @recipes.command()
@@ -54,5 +55,5 @@ def schema() -> None:
     """Print the JSON schema of a recipe, for editors and validators."""
     from neuron_sum.recipes.schema import Recipe
 
-    made = Recipe.model_json_schema()
-    console.emit(made, json.dumps(made, indent=2))
+    json_schema = Recipe.model_json_schema()
+    console.emit(json_schema, json.dumps(json_schema, indent=2))

@@ -1,7 +1,7 @@
-"""Reading recipes: from YAML, changed by `key=value`, with every fault told at once.
+"""Load recipes from YAML, apply `key=value` overrides, and report all errors at once.
 
-Paths in a recipe file are relative to that file, paths in an override to the current folder; the resolved copy holds
-them absolute. A recipe may start from another one with `extends: NAME_OR_FILE`.
+Paths in a recipe file are relative to that file, paths in an override to the current folder; the resolved copy has
+absolute paths. A recipe can inherit from another one with `extends: NAME_OR_FILE`.
 """
 
 import difflib
@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from neuron_sum.errors import RecipeError
-from neuron_sum.recipes.schema import FullMethod, LoraMethod, MaybePath, PromptTuningMethod, Recipe, TrainedTokenizer
+from neuron_sum.recipes.schema import MaybePath, Recipe
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -26,20 +27,20 @@ DISPLACES = {
     "preset": ("template",),
     "template": ("preset",),
 }
-"""A new value of the key takes away what belonged to the old one: a child need not undo its parent with nulls."""
+"""Key -> keys that are removed when it changes, so that a child need not set its parent's values to null."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+    """A SafeLoader that reads 1e-4 as a number (YAML 1.2) and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
+            keys.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -49,7 +50,7 @@ _Loader.add_implicit_resolver(
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The paths of the bundled recipes, by name."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
@@ -57,11 +58,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies overrides.
 
     Args:
-        name_or_path: A shipped recipe's name, or a YAML file.
+        name_or_path: The name of a bundled recipe, or a YAML file.
         overrides: `dotted.key=value` strings; the value is YAML.
 
     Raises:
-        RecipeError: With every fault at once, each with its dotted path, the value, and what is allowed.
+        RecipeError: With all errors, each with its dotted path, the value and the valid values.
     """
     raw = _read(_find(name_or_path))
     faults: list[str] = []
@@ -69,7 +70,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            faults.append(f"{override!r} is not an override; write key=value, such as train.learning_rate=1e-4")
+            faults.append(f"{override!r} is not an override; use key=value, such as train.learning_rate=1e-4")
             continue
         try:
             value = yaml.load(text, _Loader)
@@ -85,20 +86,21 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         if isinstance(inner, dict):
             inner[last] = value
         else:
-            faults.append(f"{key}: another override gives {'.'.join(parents)} a plain value")
-    raw = _merge(raw, _anchored(layer, Recipe, Path.cwd()))
-    return _validated(_anchored(raw, Recipe, Path.cwd()), name_or_path, faults)
+            faults.append(f"{key}: another override sets {'.'.join(parents)} to a plain value")
+    raw = _merge(raw, _resolve_paths(layer, Recipe, Path.cwd()))
+    return _validate(_resolve_paths(raw, Recipe, Path.cwd()), name_or_path, faults)
 
 
 def load_resolved(path: Path) -> Recipe:
     """Reads a recipe that `Recipe.to_yaml` wrote."""
-    return _validated(_read(path), str(path), [])
+    return _validate(_read(path), str(path), [])
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two recipes differ, with both values."""
-    left, right = dict(_leaves(one.model_dump(mode="json"))), dict(_leaves(other.model_dump(mode="json")))
-    return {key: (left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)}
+    first, second = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (one, other))
+    keys = sorted({*first, *second})
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -118,13 +120,13 @@ def _find(name_or_path: str) -> Path:
         return path
     close = difflib.get_close_matches(name_or_path, shipped, n=1)
     raise RecipeError(
-        f"no recipe {name_or_path!r}: neither a file nor one of {', '.join(shipped)}",
-        f"did you mean {close[0]}?" if close else "neuron-sum recipes list",
+        f"recipe {name_or_path!r} not found: it is neither a file nor one of {', '.join(shipped)}",
+        f"use {close[0]}, the most similar name" if close else "run `neuron-sum recipes list`",
     )
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file as a mapping: paths anchored, `extends` merged in."""
+    """Reads a recipe file as a mapping with absolute paths and with the recipe that it extends."""
     if path.resolve() in children:
         raise RecipeError(f"{path}: extends itself through {', '.join(str(child) for child in children)}")
     try:
@@ -132,22 +134,22 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
+        raise RecipeError(f"cannot read {path}: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(
             f"{path}: a recipe is a mapping of name, data, prompt, model, method, train, generate, evaluate"
         )
-    raw = _anchored(raw, Recipe, path.parent.resolve())
+    raw = _resolve_paths(raw, Recipe, path.parent.resolve())
     if (parent := raw.pop("extends", None)) is None:
         return raw
-    beside = path.parent / str(parent)
-    return _merge(_read(beside if beside.is_file() else _find(str(parent)), (*children, path.resolve())), raw)
+    sibling = path.parent / str(parent)
+    return _merge(_read(sibling if sibling.is_file() else _find(str(parent)), (*children, path.resolve())), raw)
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer` over `base`, mapping by mapping; what the layer displaces goes.
+    """Merges `layer` over `base`, mapping by mapping, and removes the keys that the layer displaces.
 
-    Another method or model type replaces the whole section, for its keys are its own.
+    Another method or model type replaces the whole section, because it has different keys.
     """
     merged = dict(base)
     for key, value in layer.items():
@@ -167,22 +169,22 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(section: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What decides which keys a section has: a method's name, a model configuration's type."""
+    """The values that determine a section's keys: the method's name, the model configuration's type."""
     return section.get("name"), section.get("model_type")
 
 
-def _anchored(raw: Mapping[str, Any], model: type[BaseModel], base: Path) -> dict[str, Any]:
-    """Makes paths absolute. A bare `a/b` is a path if it exists below `base`, else perhaps a hub id."""
-    anchored = dict(raw)
+def _resolve_paths(raw: Mapping[str, Any], model: type[BaseModel], base: Path) -> dict[str, Any]:
+    """Makes paths absolute. A plain `a/b` is a path if it exists in `base`; otherwise it may be a hub id."""
+    resolved = dict(raw)
     for name, field in model.model_fields.items():
-        value = anchored.get(name)
+        value = resolved.get(name)
         if isinstance(value, str) and _may_be_path(field.annotation, field.metadata):
             path = Path(value).expanduser()
             if value.startswith((".", "/", "~")) or (base / path).exists():
-                anchored[name] = str((base / path).resolve())
-        elif isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            anchored[name] = _anchored(value, field.annotation, base)
-    return anchored
+                resolved[name] = str((base / path).resolve())
+        elif isinstance(value, dict) and _is_section(field.annotation):
+            resolved[name] = _resolve_paths(value, field.annotation, base)
+    return resolved
 
 
 def _may_be_path(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
@@ -191,60 +193,77 @@ def _may_be_path(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
     return any(_may_be_path(inner) for inner in get_args(annotation))
 
 
-def _validated(raw: Mapping[str, Any], origin: str, faults: list[str]) -> Recipe:
+def _validate(raw: Mapping[str, Any], origin: str, faults: list[str]) -> Recipe:
     try:
         text = json.dumps(raw, default=str)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{origin}: a value contains itself", "remove the YAML anchor") from error
     try:
-        # JSON mode is strict about types yet takes a list for a tuple and 1 for 1.0, which is what YAML can say.
+        # JSON mode is strict about types, but accepts a list for a tuple and 1 for 1.0, as YAML has neither.
         recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         faults = faults + [_fault(item) for item in error.errors()]
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise RecipeError(f"{origin}: {count}\n  " + "\n  ".join(faults), "neuron-sum recipes schema  shows every key")
+        count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
+        hint = "run `neuron-sum recipes schema` to print all keys"
+        raise RecipeError(f"{origin}: {count}\n  " + "\n  ".join(faults), hint)
     return recipe
 
 
 def _fault(item: Any) -> str:
-    """One pydantic error as `dotted.path = value: what is allowed`."""
-    *parents, last = location = [str(part) for part in item["loc"]] or ["recipe"]
+    """One pydantic error as `dotted.path = value: valid values`."""
+    location = [str(part) for part in item["loc"]] or ["recipe"]
+    key, section = _locate(location)
     if item["type"] == "extra_forbidden":
-        valid = _fields_at(parents)
-        close = difflib.get_close_matches(last, valid, n=1)
-        guess = f"; did you mean {close[0]}?" if close else ""
-        return f"{_dotted(location)}: unknown key{guess} (valid here: {', '.join(valid)})"
+        valid = list(section.model_fields)
+        close = difflib.get_close_matches(location[-1], valid, n=1)
+        guess = f"; most similar: {close[0]}" if close else ""
+        return f"{key}: unknown key{guess} (valid: {', '.join(valid)})"
     if item["type"] == "missing":
-        return f"{_dotted(location)}: missing"
+        return f"{key}: missing"
     if item["type"] == "value_error":
-        return f"{_dotted(location)}: {item['ctx']['error']}"
+        return f"{key}: {item['ctx']['error']}"
     if item["type"] == "union_tag_invalid":
-        return f"{_dotted(location)}.name = {item['ctx']['tag']!r}: allowed are {item['ctx']['expected_tags']}"
-    return f"{_dotted(location)} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        return f"{key}.name = {item['ctx']['tag']!r}: valid values are {item['ctx']['expected_tags']}"
+    return f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _dotted(location: Sequence[str]) -> str:
-    """A location as people write it: the tags that pydantic adds for unions (their members' names) left out."""
-    tags = {"full", "lora", "prompt_tuning", "str", "dict[str,any]", "TrainedTokenizer", "tuple[str, ...]"}
-    return ".".join(part for part in location if part not in tags)
+def _locate(location: Sequence[str]) -> tuple[str, type[BaseModel]]:
+    """The dotted key of an error's location, and the section that contains it.
 
-
-def _fields_at(location: Sequence[str]) -> list[str]:
-    """The valid keys of the section at a location."""
-    methods = {"full": FullMethod, "lora": LoraMethod, "prompt_tuning": PromptTuningMethod}
-    model: Any = Recipe
+    After a field that is a union, pydantic adds the tag of the member to the location, which is not part of the key.
+    """
+    keys: list[str] = []
+    section: type[BaseModel] = Recipe
+    choices: list[Any] = []
     for part in location:
-        if part in methods:
-            model = methods[part]
-        elif part == "TrainedTokenizer":
-            model = TrainedTokenizer
-        elif part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            for inner in (annotation, *get_args(annotation)):  # a section, or a section that may be left out
-                if isinstance(inner, type) and issubclass(inner, BaseModel):
-                    model = inner
-    return list(model.model_fields)
+        if len(choices) > 1:
+            section = next((choice for choice in choices if part in _tags(choice)), section)
+            choices = []
+            continue
+        keys.append(part)
+        choices = _choices(section.model_fields[part].annotation) if part in section.model_fields else []
+        if len(choices) == 1 and _is_section(choices[0]):
+            section = choices[0]
+    return ".".join(keys), section
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The members of a union without None; the annotation itself if it is not a union."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [member for member in members if member is not NoneType]
+
+
+def _tags(choice: Any) -> set[str]:
+    """The tags that pydantic may use for a section: the class name, or the literal values of a discriminator."""
+    if not _is_section(choice):
+        return set()
+    literals = (field.annotation for field in choice.model_fields.values() if get_origin(field.annotation) is Literal)
+    return {choice.__name__, *(value for literal in literals for value in get_args(literal))}
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type(BaseModel))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""Run folders: the files of a training run, and what is made from them."""
+"""Run folders: the files of a training run, loading its model, merging it, and its model card."""

@@ -1,4 +1,4 @@
-"""The model card: Hugging Face's README.md with model-index, beside the weights it speaks of."""
+"""The model card: Hugging Face's README.md with model-index, in the folder of the weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +18,17 @@ CARD = """---
 
 {{ description }}
 
-Made by neuron-sum from the recipe `{{ name }}` ({{ method }}), base model `{{ base }}`.
+Trained by neuron-sum with the recipe `{{ name }}` ({{ method }}), base model `{{ base }}`.
 
-- **Data**: {{ data }}. Licence of the data: {{ data_license }}. A model trained on it may be bound by that licence.
-- **Prompt** (give the model exactly this):
+- **Data**: {{ data }}. Licence of the data: {{ data_license }}. A model trained on it may be subject to that licence.
+- **Prompt** (use exactly this text):
 
 `````text
 {{ template }}
 `````
 
-- **Limits**: it summarizes short dialogues like those it was trained on; it can name the wrong speaker or state
-  what was not said. The evaluation below counts speaker tags that are not in the dialogue.
+- **Limits**: the model summarizes short dialogues like those of its training data; it can name the wrong speaker or
+  invent facts. The evaluation below counts speaker tags that are not in the dialogue.
 {% if scores %}
 ## Evaluation on {{ evaluated_on }}
 
@@ -52,16 +52,16 @@ SPDX = {
 def write_model_card(
     run: RunFolder, results: Mapping[str, Any], metrics: Mapping[str, Any] | None = None, evaluated_on: str = ""
 ) -> None:
-    """Writes README.md into the weights' folder.
+    """Writes README.md into the folder of the weights.
 
     Args:
         run: The finished run.
-        results: What all_results.json holds: the training data and its licence.
-        metrics: What `evaluate` measured, in the form of metrics.json.
-        evaluated_on: The data that was measured on.
+        results: The contents of all_results.json, with the training data and its licence.
+        metrics: The results of `evaluate`, in the format of metrics.json.
+        evaluated_on: The name of the evaluation data.
     """
     recipe = run.recipe
-    # A folder of this machine means nothing to others, and is no valid hub id.
+    # A folder on this machine is meaningless to others, and not a valid hub id.
     hub_id = None if Path(str(recipe.model.name_or_path)).exists() else recipe.model.name_or_path
     data_license = results["data_license"]
     scores = metrics["scores"] if metrics else {}
@@ -93,7 +93,7 @@ def write_model_card(
         name=recipe.name,
         description=recipe.description,
         method=recipe.method.name,
-        base=hub_id or "a local one",
+        base=hub_id or "a local model",
         data=Path(results["data"]).name,
         data_license=data_license or "not stated",
         template=recipe.prompt.resolve().template,

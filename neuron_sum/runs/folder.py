@@ -1,4 +1,4 @@
-"""The folder a training run writes: what lies where, and whether it is whole."""
+"""The folder of a training run: paths of its files, and checks for completeness."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from neuron_sum.recipes.loading import differences, load_resolved
 from neuron_sum.recipes.schema import FullMethod, Recipe
 
 CHECKPOINT_MARK = "complete"
-"""Written last into a training checkpoint: the size of each of its files. One without it was cut by a kill.
+"""The last file of a training checkpoint, with the sizes of the others. It is missing if writing was killed.
 
-Where something copies checkpoints file by file while they are written, as SageMaker does to S3, a copy's mark may come
+If checkpoints are copied file by file while they are written, as SageMaker does to S3, the mark of a copy may arrive
 before its files, or without them.
 """
 
 PROCESSES = "processes.json"
-"""Beside the training checkpoints, and removed with them."""
+"""Name of a file in the folder of the training checkpoints, removed with them."""
 
-OWN_NAMES = (
+RUN_FILES = (
     "recipe.yaml",
     "all_results.json",
     "log.jsonl",
@@ -36,7 +36,7 @@ OWN_NAMES = (
     ".adapter.tmp",
     ".shards.tmp",
 )
-"""Everything that a run, its evaluations, its merge and its compiles write, and what a kill leaves of it."""
+"""All files and folders written by a run, its evaluations, merge and compiles, including temporaries after a kill."""
 
 MAY_CHANGE_ON_RESUME = (
     "name",
@@ -51,7 +51,7 @@ MAY_CHANGE_ON_RESUME = (
     "serve.",
     "evaluate.",
 )
-"""What does not change the weights that a resumed run ends with."""
+"""Settings without effect on the final weights of a resumed run."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class RunFolder:
     """One training run on disk.
 
     Attributes:
-        path: The folder.
-        recipe: The resolved recipe it was made by.
+        path: The folder of the run.
+        recipe: The resolved recipe of the run.
     """
 
     path: Path
@@ -68,53 +68,53 @@ class RunFolder:
 
     @property
     def recipe_path(self) -> Path:
-        """The resolved recipe."""
+        """Path of the resolved recipe."""
         return self.path / "recipe.yaml"
 
     @property
     def resume_command(self) -> str:
-        """What goes on with it, in as many processes as it began with."""
+        """The command that resumes the run with the original number of processes."""
         several = f" --processes {count}" if (count := self.processes or 1) > 1 else ""
         return f"neuron-sum train {self.recipe_path} --output {self.path} --resume{several}"
 
     @property
     def processes(self) -> int | None:
-        """How many processes train it; None where none have begun, or all is done."""
+        """Number of training processes; None before the start and after the end of training."""
         path = self.checkpoints / PROCESSES
         return int(files.read_json(path)["processes"]) if path.exists() else None
 
-    def note_processes(self, count: int) -> None:
-        """Writes down how many processes train it, which a resumed run must have again.
+    def record_processes(self, count: int) -> None:
+        """Records the number of training processes, which must be the same when the run is resumed.
 
         Args:
-            count: So many.
+            count: The number of processes.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.write_json(self.checkpoints / PROCESSES, {"processes": count})
 
     @property
     def weights(self) -> Path:
-        """What training made: checkpoint/ (full) or adapter/, in Hugging Face's layout."""
+        """The folder of the trained weights: checkpoint/ (full) or adapter/, in Hugging Face's layout."""
         return self.path / ("checkpoint" if isinstance(self.recipe.method, FullMethod) else "adapter")
 
     @property
     def base(self) -> Path:
-        """The base model, where it started from random weights and so can be had nowhere else."""
+        """The folder of the base model, if it has random weights and therefore exists only here."""
         return self.path / "base"
 
     @property
     def checkpoints(self) -> Path:
-        """Where training checkpoints lie until the run is whole."""
+        """The folder of the training checkpoints, which exists until the run is complete."""
         return self.path / "checkpoints"
 
     @property
     def log(self) -> Path:
-        """JSON Lines: step, loss, eval_loss, learning_rate, tokens_per_s."""
+        """The training log as JSON Lines: step, loss, eval_loss, learning_rate, tokens_per_s."""
         return self.path / "log.jsonl"
 
     @property
     def results(self) -> Path:
-        """Parameters, sizes, times and versions; its presence means the run is whole."""
+        """The file with parameters, sizes, times and versions; it exists only if the run is complete."""
         return self.path / "all_results.json"
 
     @property
@@ -123,12 +123,12 @@ class RunFolder:
         return self.results.is_file()
 
     def read_results(self) -> dict[str, Any]:
-        """What `results` holds."""
+        """The contents of `results`."""
         return dict(files.read_json(self.results))
 
     def clear(self) -> None:
-        """Removes what a run writes, and nothing else that may lie in the folder."""
-        for name in OWN_NAMES:
+        """Removes the files of a run, and no other files in the folder."""
+        for name in RUN_FILES:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -136,104 +136,110 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def marked_checkpoints(self) -> list[Path]:
-        """The training checkpoints that say that they are whole, the newest first."""
+        """The training checkpoints that have a completion mark, newest first."""
         marked = [mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARK}")]
         return sorted(marked, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest training checkpoint that is whole: all its files are there, as long as they were written."""
-        return next((folder for folder in self.marked_checkpoints() if missing_of(folder) is None), None)
+        """The newest complete training checkpoint: all its files exist with their recorded sizes."""
+        return next((folder for folder in self.marked_checkpoints() if describe_damage(folder) is None), None)
 
     def model_source(self) -> str:
-        """Where the base model is loaded from: the run's own base/, or what the recipe names."""
+        """The source of the base model: base/ of the run, or the name in the recipe."""
         return str(self.base) if self.base.is_dir() else str(self.recipe.model.name_or_path)
 
 
 def checkpoint_sizes(folder: Path) -> dict[str, int]:
-    """What a training checkpoint's mark says: the bytes of each of its files, by its name in the folder."""
+    """The contents of a training checkpoint's mark: the size of each file in bytes, by its path in the folder."""
     inside = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in inside if file.name != CHECKPOINT_MARK}
 
 
-def missing_of(folder: Path) -> str | None:
-    """What a training checkpoint with a mark lacks; None if nothing.
+def describe_damage(folder: Path) -> str | None:
+    """Describes the damage of a training checkpoint; None if it is complete.
 
     Args:
-        folder: With its mark.
+        folder: A checkpoint with a mark.
     """
     try:
         sizes = dict(files.read_json(folder / CHECKPOINT_MARK))
     except ValueError:
         return "its mark cannot be read"
-    there = checkpoint_sizes(folder)
+    actual = checkpoint_sizes(folder)
     for name, size in sizes.items():
-        if there.get(name) != size:
-            return f"{name} has {there[name]:,} of {size:,} bytes" if name in there else f"{name} is not there"
+        if actual.get(name) != size:
+            return f"{name} has {actual[name]:,} of {size:,} bytes" if name in actual else f"{name} is missing"
     return None
 
 
 def open_run(path: Path) -> RunFolder:
-    """A finished run.
+    """Opens a finished run.
 
     Raises:
-        RunError: If there is none, or it has not ended.
+        RunError: If the folder is not a run, or the run is unfinished.
     """
     if not (path / "recipe.yaml").is_file():
-        raise RunError(f"{path} is not a run: it holds no recipe.yaml", "give the folder that `neuron-sum train` wrote")
+        raise RunError(f"{path} is not a run: it contains no recipe.yaml", "use a folder written by `neuron-sum train`")
     run = RunFolder(path, load_resolved(path / "recipe.yaml"))
     if not run.is_complete:
-        raise RunError(f"the run in {path} has not ended", run.resume_command)
+        raise RunError(f"the run in {path} is unfinished", f"run `{run.resume_command}` to finish it")
     return run
 
 
 def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overwrite: bool) -> RunFolder:
-    """The folder for a run that is about to start or to go on; changes nothing there.
+    """The folder of a run that is about to start or resume; the folder is not changed.
 
     Args:
-        path: Where it is.
-        recipe: What it is to train.
-        processes: How many will train it.
-        resume: Go on with the unfinished run there.
-        overwrite: Replace the run there.
+        path: The path of the folder.
+        recipe: The recipe to train.
+        processes: The number of training processes.
+        resume: Whether to resume an unfinished run in the folder.
+        overwrite: Whether to replace a run in the folder.
 
     Raises:
-        RunError: If something is there and neither resume nor overwrite was said, or recipe or processes there differ.
+        RunError: If the folder is not empty and neither resume nor overwrite is set, or if it contains files that are
+            not a run, or a run with another recipe or number of processes.
     """
     run = RunFolder(path, recipe)
     if resume and overwrite:
-        raise RunError("--resume goes on with a run and --overwrite replaces it", "give one of the two")
+        raise RunError("--resume and --overwrite cannot be combined", "use one of them")
     if not path.exists() or not any(path.iterdir()):
         return run
-    if not (path / "recipe.yaml").is_file() or not any((path / name).exists() for name in OWN_NAMES[1:]):
-        raise RunError(f"{path} is not empty and not a run of ours", "choose another folder with --output")
+    if not (path / "recipe.yaml").is_file() or not any((path / name).exists() for name in RUN_FILES[1:]):
+        raise RunError(f"{path} is not empty and not a run", "choose another folder with --output")
     if overwrite:
         return run
     if not resume:
         last = run.last_checkpoint()
         if run.is_complete:
-            raise RunError(f"{path} holds a finished run", "--overwrite replaces it, --output FOLDER keeps both")
-        what = f"saved at step {last.name.rpartition('-')[2]}" if last else "with nothing saved yet"
-        raise RunError(f"{path} holds an unfinished run, {what}", "--resume goes on with it, --overwrite starts anew")
+            raise RunError(
+                f"{path} contains a finished run", "use --overwrite to replace it, or --output FOLDER to keep both"
+            )
+        progress = f"saved at step {last.name.rpartition('-')[2]}" if last else "with no saved checkpoint"
+        raise RunError(
+            f"{path} contains an unfinished run, {progress}", "use --resume to continue it, or --overwrite to restart"
+        )
     changed = {
         key: values
         for key, values in differences(load_resolved(path / "recipe.yaml"), recipe).items()
         if not key.startswith(MAY_CHANGE_ON_RESUME)
     }
     if changed:
-        listing = "\n  ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        listing = "\n  ".join(f"{key}: {old!r} in the run, {new!r} now" for key, (old, new) in changed.items())
         raise RunError(
-            f"the run in {path} was started by another recipe:\n  {listing}",
-            "resume with the same values, or start anew with --overwrite",
+            f"the run in {path} was started with another recipe:\n  {listing}",
+            "resume with the same values, or use --overwrite to restart",
         )
-    before = run.processes
-    if before not in (None, processes) and run.last_checkpoint() is not None:
-        # Other processes take other examples for a step, and a checkpoint has a random state for each.
+    previous = run.processes
+    if previous not in (None, processes) and run.last_checkpoint() is not None:
+        # With another number of processes, a step has other examples; a checkpoint has a random state per process.
         raise RunError(
-            f"the run in {path} was started in {_counted(before)}, and this is {_counted(processes)}",
-            run.resume_command,
+            f"the run in {path} was started with {_count_processes(previous)}, "
+            f"but this command uses {_count_processes(processes)}",
+            f"run `{run.resume_command}`",
         )
     return run
 
 
-def _counted(processes: int | None) -> str:
+def _count_processes(processes: int | None) -> str:
     return "one process" if processes == 1 else f"{processes} processes"

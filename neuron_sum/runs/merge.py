@@ -1,4 +1,4 @@
-"""A LoRA run to a plain checkpoint."""
+"""Merge a LoRA run into a plain checkpoint."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ PROBE_EXAMPLES = 4
 
 
 def merge_run(run: RunFolder, output: Path) -> float:
-    """Writes the merged model, once its logits on real dialogues are proven equal to the adapter's.
+    """Writes the merged model after verifying that its logits on real dialogues equal those of the adapter.
 
     Args:
         run: A finished LoRA run.
-        output: The folder to write, in Hugging Face's layout.
+        output: The folder to write in Hugging Face's layout.
 
     Returns:
         The largest difference of a logit, relative to the largest logit.
@@ -31,9 +31,9 @@ def merge_run(run: RunFolder, output: Path) -> float:
         ModelError: If the run has no adapter, or the logits differ.
     """
     if isinstance(run.recipe.method, FullMethod):
-        raise ModelError(f"{run.path} was trained in full and has no adapter", f"its weights are {run.weights}")
+        raise ModelError(f"{run.path} was trained in full and has no adapter", f"use its weights, {run.weights}")
     if output.exists():
-        raise ModelError(f"{output} is there already", "choose another folder with --output")
+        raise ModelError(f"{output} already exists", "choose another folder with --output")
     model, tokenizer = load_trained(run)
     examples = load_dataset(run.recipe.data)["train"][:PROBE_EXAMPLES]
     probe = encode(

@@ -1,4 +1,4 @@
-"""A finished run's model, ready to summarize."""
+"""Loaders for the model of a finished run."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from neuron_sum.runs.folder import RunFolder
 
 
 def load_trained(run: RunFolder) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
-    """The trained model in evaluation mode, and its tokenizer.
+    """Loads the trained model in evaluation mode, and its tokenizer.
 
     Raises:
-        ModelError: If weights are missing or do not fit.
+        ModelError: If weights are missing or do not match the model.
     """
     tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(run.weights)))
     if isinstance(run.recipe.method, FullMethod):
@@ -26,13 +26,13 @@ def load_trained(run: RunFolder) -> tuple[PreTrainedModel | PeftModel, PreTraine
 
 
 def load_weights(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
-    """A checkpoint, or an adapter on the base that its adapter_config.json names.
+    """Loads a checkpoint, or an adapter on the base named in its adapter_config.json.
 
     Args:
-        folder: In Hugging Face's layout, with its tokenizer.
+        folder: A folder in Hugging Face's layout that includes the tokenizer.
 
     Raises:
-        ModelError: If weights are missing or do not fit.
+        ModelError: If weights are missing or do not match the model.
     """
     tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(folder)))
     if not (folder / "adapter_config.json").is_file():
@@ -42,7 +42,7 @@ def load_weights(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedT
 
 
 def load_untuned(run: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model that the run started from, and its tokenizer.
+    """Loads the base model of the run, and its tokenizer.
 
     Raises:
         ModelError: If it cannot be loaded.

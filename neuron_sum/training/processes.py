@@ -50,7 +50,7 @@ def run_processes(command: Sequence[str], processes: int, port: int) -> int:
     stop = _Stop()
     with tempfile.TemporaryDirectory(prefix="neuron-sum-processes-") as folder, stop.listening():
         try:
-            with _silent_agent(), console.errors_go_to(Path(folder)), ThreadPoolExecutor(1) as pool:
+            with _silent_agent(), console.collect_errors(Path(folder)), ThreadPoolExecutor(1) as pool:
                 config, program, arguments = config_from_args(parse_args(options))  # type: ignore[no-untyped-call]
                 # In a thread the agent leaves signals alone: they come to the main one.
                 agent = pool.submit(elastic_launch(config, program), *arguments)

@@ -14,14 +14,14 @@ from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
-from neuron_sum.data.shapes import ShapePlan, ShapeReport, choose_plan, refuse_what_cannot_be_packed
+from neuron_sum.data.shapes import ShapePlan, ShapeReport, check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.recipes.schema import ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
-from neuron_sum.runs.folder import RunFolder, missing_of, start_run
+from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.estimate.steps import Estimate, estimate
 from neuron_sum.training.estimate.timing import seconds_per_step
@@ -82,7 +82,7 @@ def train(
         if overwrite:
             run.clear()
         files.write_text(output / "recipe.yaml", recipe.to_yaml())
-        run.note_processes(world_size())
+        run.record_processes(world_size())
         if made.origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
             with files.new_folder(run.base) as folder:
                 models.load_base(made.origin, made.tokenizer).save_pretrained(folder)
@@ -92,7 +92,7 @@ def train(
         for folder in run.marked_checkpoints():
             if folder == resume_from:
                 break
-            console.warn(f"{folder.name} is not whole: {missing_of(folder)}; it is not gone on from")
+            console.warn(f"{folder.name} is not whole: {describe_damage(folder)}; it is not gone on from")
         console.note(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
     trainer = BACKENDS[recipe.train.backend](run, made.tokenizer, resume_from)
     weights = trainer.train(made.model, made.data, made.plan, recipe.train)
@@ -173,7 +173,7 @@ def prepare(
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
-    refuse_what_cannot_be_packed(recipe, decoder_only=models.is_decoder_only(models.load_config(origin, tokenizer)))
+    check_packing(recipe, decoder_only=models.is_decoder_only(models.load_config(origin, tokenizer)))
     base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json

@@ -8,7 +8,7 @@ from neuron_sum import console, files
 from neuron_sum.errors import AwsError, DataError, RecipeError
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, Recipe
-from neuron_sum.runs.folder import OWN_NAMES, RunFolder, open_run
+from neuron_sum.runs.folder import RUN_FILES, RunFolder, open_run
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run, new_run
@@ -149,7 +149,7 @@ def _local(path: Path, overrides: Sequence[str], isolation: NetworkSecurity) -> 
     there = {
         name: file
         for name, file in files_of(path).items()
-        if (first := name.split("/")[0]) in OWN_NAMES and first not in LEFT_HERE
+        if (first := name.split("/")[0]) in RUN_FILES and first not in LEFT_HERE
     }
     return Trained(new_run(recipe.name), channels=(Channel(TRAINED, there), *_base_of(run, recipe, isolation)))
 

@@ -155,9 +155,9 @@ def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
         (("nobodys-run",), "no run 'nobodys-run'"),
         (("s3://b/folder/",), "is no model.tar.gz"),
         (("s3://b/model.tar.gz", "train.learning_rate=1"), "changes what the run was trained by"),
-        (("s3://b/model.tar.gz", "compile.batch_size=[1]"), "did you mean batch_sizes"),
+        (("s3://b/model.tar.gz", "compile.batch_size=[1]"), "most similar: batch_sizes"),
         (("s3://b/model.tar.gz", "--instance", "ml.inf2.xlarge"), "runs no jobs on ml.inf2.xlarge"),
-        (("s3://b/model.tar.gz", "--target", "cpu", "compile.neuron.opt_level=1"), "1 fault"),
+        (("s3://b/model.tar.gz", "--target", "cpu", "compile.neuron.opt_level=1"), "1 error"),
         ((".",), "is not a run"),
     ],
 )

@@ -321,11 +321,11 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
     assert len(calls("trace")) == before
     assert again.manifest.source.weights_sha256 != first.manifest.source.weights_sha256
-    assert again.manifest.doubt is not None, "served with a warning until it is verified"
+    assert again.manifest.quality_warning is not None, "served with a warning until it is verified"
     record = verify(again, None, 8, 1.0).record
     assert [check.identical for check in record.checks] == [8] * 4
     assert record.passed
-    assert open_artifact(again.path).manifest.doubt is None
+    assert open_artifact(again.path).manifest.quality_warning is None
     for other in ("compile.target=trn1", "compile.neuron.optlevel=3", "compile.neuron.cache_write=where"):
         differing = make_plan(open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE, other]))
         assert not set(differing.cached.values()) & set(plan.cached.values()), other
@@ -369,7 +369,7 @@ def test_other_versions_and_other_devices_are_refused_with_the_field(
     assert stack.keys() == {"torch", "torch-neuronx", "neuronx-cc"}
     for name in stack:
         other = edited(artifact.path, stack={**stack, name: "1.2.3"})
-        with pytest.raises(ArtifactError, match=rf"stack\.{name}: compiled with 1\.2\.3, this is {stack[name]}"):
+        with pytest.raises(ArtifactError, match=rf"stack\.{name}: compiled with 1\.2\.3, installed is {stack[name]}"):
             load_generator(other)
     whole = edited(artifact.path, stack=stack)
     for name, remedy in (
@@ -608,7 +608,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     assert "about" not in made.stderr.rpartition("graphs to compile")[2].splitlines()[0], "nobody has measured it"
     packed = neuron_sum("package", "artifact")
     assert packed.returncode == 0, packed.stderr
-    assert "no `compile verify` has held it against transformers" in packed.stderr
+    assert "`compile verify` has not compared it with transformers" in packed.stderr
     reported = neuron_sum("compile", "report", "artifact", "--max-drop", "100")
     assert reported.returncode == 0, reported.stderr
     report = json.loads((tmp_path / "artifact-report.json").read_text())
@@ -617,7 +617,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     assert report["latency"]["result"][0].keys() == {"load_and_warm_up_s"}
     assert report["latency"]["result"][1].keys() == {"bucket", "num_beams", "encode_ms", "step_ms"}
     assert {"machine", "checks", "environment"} <= report.keys()
-    assert "no `compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
+    assert "`compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
 
 
 def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
@@ -678,5 +678,5 @@ def test_djl_serving_answers_from_it(
             asked = artifact.recipe.generate.model_copy(update={"num_beams": beams})
             [row] = TransformersGenerator(model, tokenizer, 1).generate([prompt], asked)
             assert answer == tokenizer.decode(row, skip_special_tokens=True).strip(), (name, beams)
-    assert any("no `compile verify` has held it" in line for line in said)
+    assert any("`compile verify` has not compared it" in line for line in said)
     assert calls("set_neuron_cores")[0]["pid"] != os.getpid()

@@ -155,7 +155,7 @@ def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: Comman
     from_file = neuron_sum("summarize", "full", "dialogue.txt")
     assert from_file.stdout.strip() == answer["summary_text"]
     empty = neuron_sum("summarize", "full", stdin="  \n")
-    assert (empty.returncode, "holds no dialogue" in empty.stderr) == (4, True)
+    assert (empty.returncode, "contains no dialogue" in empty.stderr) == (4, True)
     assert neuron_sum("summarize", "full", "missing.txt").returncode == 4
     assert neuron_sum("summarize", "nowhere", stdin="x").returncode == 8
 

@@ -12,7 +12,7 @@ from neuron_sum.errors import CompileError
 
 
 def aged(path: Path) -> Path:
-    then = time.time() - files.LEFT_AFTER_S - 60
+    then = time.time() - files.STALE_AFTER_S - 60
     os.utime(path, (then, then))
     return path
 

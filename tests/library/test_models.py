@@ -149,7 +149,7 @@ def test_a_trained_tokenizer_keeps_tags_whole_and_knows_all_of_ascii() -> None:
         (ModelConfig(name_or_path="no/such-model"), "no/such-model"),
         (
             ModelConfig(config={"model_type": "bert"}, tokenizer=TrainedTokenizer()),
-            "model_type 'bert'; allowed: t5, llama",
+            "model_type 'bert'; valid: t5, llama",
         ),
         (ModelConfig(config="/nowhere/config.json", tokenizer=TrainedTokenizer()), "/nowhere/config.json"),
         (ModelConfig(config=T5, tokenizer="/nowhere/spiece.model"), "spiece.model"),
@@ -199,7 +199,7 @@ def test_a_lora_run_merges_into_a_plain_checkpoint_that_says_the_same(tmp_path: 
     inputs = batch(merged, tokenizer)
     with torch.inference_mode():
         assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-4)
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(ModelError, match="already exists"):
         merge_run(open_run(micro_lora_run), tmp_path / "merged")
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_merged(tmp_path: Path, micro: Path, micro_run: Path) -> 
     with pytest.raises(ModelError, match="has no adapter"):
         merge_run(open_run(micro_run), tmp_path / "merged")
     train(load_recipe(str(micro), ["method=prompt_tuning", "train.max_steps=2"]), tmp_path / "soft")
-    with pytest.raises(ModelError, match="no weights to merge"):
+    with pytest.raises(ModelError, match="it changes no weights"):
         merge_run(open_run(tmp_path / "soft"), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

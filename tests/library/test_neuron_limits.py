@@ -67,7 +67,7 @@ def test_so_are_those_that_torchrun_has_started(monkeypatch: pytest.MonkeyPatch)
         (["train.shapes.plan=dynamic"], "packed, buckets or fixed"),
         (["train.fsdp=true"], "neither fsdp nor deepspeed"),
         (["train.deepspeed=zero.json"], "neither fsdp nor deepspeed"),
-        (["train.backend=torch", "train.neuron.zero_1=true"], "neuron.* is for backend neuron"),
+        (["train.backend=torch", "train.neuron.zero_1=true"], "neuron.* requires backend neuron"),
         (
             ["train.neuron.tensor_parallel_size=2", "train.label_smoothing_factor=0.1"],
             "label_smoothing_factor must be 0",

@@ -185,7 +185,7 @@ def test_a_folder_is_refused_before_processes_are_started(tmp_path: Path, micro:
     (tmp_path / "run" / "mine.txt").touch()
     result = neuron_sum("train", str(micro), *TWO, "--output", "run")
     assert result.returncode == RunError.exit_code, result.stderr
-    assert result.stderr.startswith("error: run is not empty and not a run of ours\nhint:")
+    assert result.stderr.startswith("error: run is not empty and not a run\nhint:")
 
 
 @pytest.mark.slow

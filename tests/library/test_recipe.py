@@ -33,15 +33,15 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe(path, ["generate.num_beams=0", "nonsense"])
     message = raised.value.message
-    assert "7 faults" in message
+    assert "7 errors" in message
     for expected in (
         "train.learning_rat: unknown key; did you mean learning_rate?",
         "train.num_train_epochs = 'many': input should be a valid number",
         "train.save_total_limit = 1: input should be greater than or equal to 2",
         "data.max_examples = -3: input should be greater than or equal to 1",
-        "method.name = 'lorra': allowed are 'full', 'lora', 'prompt_tuning'",
+        "method.name = 'lorra': valid values are 'full', 'lora', 'prompt_tuning'",
         "generate.num_beams = 0:",
-        "'nonsense' is not an override; write key=value",
+        "'nonsense' is not an override; use key=value",
     ):
         assert expected in message
     assert raised.value.exit_code == 3
@@ -92,7 +92,7 @@ def test_a_child_need_not_undo_its_parent(tmp_path: Path) -> None:
 def test_overrides_count_in_any_order_and_a_clash_is_told() -> None:
     for overrides in (["method=lora", "method.r=8"], ["method.r=8", "method=lora"]):
         assert load_recipe("tiny", overrides).method == LoraMethod(r=8)
-    with pytest.raises(RecipeError, match="another override gives data a plain value"):
+    with pytest.raises(RecipeError, match="another override sets data to a plain value"):
         load_recipe("tiny", ["data=3", "data.path=x"])
 
 
@@ -128,20 +128,20 @@ def test_paths_are_relative_to_the_file_or_to_the_current_folder(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: x\nname: y\n", "given twice"),
+        ("name: x\nname: y\n", "duplicate key 'name'"),
         ("name: [", "not valid YAML"),
         ("- a\n", "a recipe is a mapping"),
         ("? [a, b]\n: c\n", "a key must be a plain word"),
         ("name: x\nextends: tiny\nmodel: &m {config: *m}\n", "contains itself"),
-        ("name: x\nextends: tiny\ntrain: {learning_rate: .inf, seed: -1}\n", "2 faults"),
+        ("name: x\nextends: tiny\ntrain: {learning_rate: .inf, seed: -1}\n", "2 errors"),
         ("name: x\n", "model: missing"),
         ("name: X Y\nextends: tiny\n", "name = 'X Y'"),
         ("name: x\nextends: tiny\nprompt: {template: no slot}\n", "prompt: "),
-        ("name: x\nextends: tiny\nprompt: {preset: none-such}\n", "no preset 'none-such'"),
+        ("name: x\nextends: tiny\nprompt: {preset: none-such}\n", "unknown preset 'none-such'"),
         ("name: x\nextends: tiny\nmodel: {name_or_path: a/b, config: {model_type: t5}}\n", "either name_or_path"),
         ("name: x\nextends: tiny\nprompt: {preset: course, template: '{dialogue}'}\n", "either preset or template"),
-        ("name: x\nextends: tiny\ntrain: {fsdp: true}\nmethod: {name: lora}\n", "train.fsdp needs method full"),
-        ("name: x\nextends: tiny\ndata: {source: csv}\n", "data.path is needed"),
+        ("name: x\nextends: tiny\ntrain: {fsdp: true}\nmethod: {name: lora}\n", "train.fsdp requires method full"),
+        ("name: x\nextends: tiny\ndata: {source: csv}\n", "source 'csv' requires data.path"),
     ],
 )
 def test_what_cannot_hold_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -152,7 +152,7 @@ def test_what_cannot_hold_is_refused(tmp_path: Path, text: str, expected: str) -
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe("tinny")
-    assert raised.value.hint == "did you mean tiny?"
+    assert raised.value.hint == "use tiny, the most similar name"
 
 
 def test_differences_name_the_dotted_keys() -> None:

@@ -66,7 +66,7 @@ def test_packing_keeps_every_example_and_overfills_no_row(
 
 
 def test_packing_refuses_what_no_row_takes() -> None:
-    with pytest.raises(ValueError, match=r"9 \+ 2 tokens, rows of 8 \+ 8"):
+    with pytest.raises(ValueError, match=r"9 \+ 2 tokens exceed rows of 8 \+ 8"):
         pack(np.array([9]), np.array([2]), 8, 8)
 
 
@@ -141,7 +141,7 @@ def test_the_report_counts_what_is_computed() -> None:
     pairs = [(30, 6), (10, 3), (10, 3), (10, 3)]
     fixed = plan_of("fixed", pairs, 3, 1, "train.shapes.sizes=[[32,8]]").report(encoded(pairs))
     assert (fixed.rows, fixed.padded_positions, fixed.real_tokens, fixed.graphs) == (6, 240, 75, 1)
-    assert "one of 32 + 8; 6 rows of 0.67 examples an epoch; 240 positions for 75 tokens (3.200)" in str(fixed)
+    assert "one of 32 + 8; 6 rows of 0.67 examples per epoch; 240 positions for 75 tokens (3.200)" in str(fixed)
     assert "cut: 2 sources, 1 targets" in str(fixed)
     buckets = plan_of("buckets", pairs, 1, 1, "train.shapes.buckets=2").report(encoded(pairs))
     assert (buckets.shapes, buckets.padded_positions) == ((Shape(16, 8), Shape(32, 8)), 3 * 24 + 40)
@@ -149,7 +149,7 @@ def test_the_report_counts_what_is_computed() -> None:
     twice = plan_of("buckets", pairs, 1, 1, "train.shapes.buckets=2", "train.gradient_accumulation_steps=2")
     accumulated = twice.report(encoded(pairs))
     assert (accumulated.graphs, accumulated.shapes) == (4, buckets.shapes)
-    assert "2 of 16 + 8, 32 + 8 (4 graphs, for gradients are accumulated); 4 rows" in str(accumulated)
+    assert "2 of 16 + 8, 32 + 8 (4 graphs because gradients are accumulated); 4 rows" in str(accumulated)
     packed = plan_of("packed", pairs, 1, 1, "train.shapes.sizes=[[32,12]]").report(encoded(pairs))
     assert (packed.rows, packed.padded_positions, packed.examples_per_row) == (2, 88, 2.0)
     dynamic = plan_of("dynamic", pairs, 2).report(encoded(pairs))
@@ -157,7 +157,7 @@ def test_the_report_counts_what_is_computed() -> None:
 
 
 def test_sizes_that_are_too_small_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"end with 32 \+ 8 tokens; the longest examples have 40 \+ 3") as raised:
+    with pytest.raises(RecipeError, match=r"end with 32 \+ 8 tokens, but the longest examples have 40 \+ 3") as raised:
         plan_of("buckets", [(40, 3)], 1, 1, "train.shapes.sizes=[[16,8],[32,8]]")
     assert "data.max_source_length" in str(raised.value.hint)
 
@@ -165,10 +165,10 @@ def test_sizes_that_are_too_small_are_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["train.shapes.sizes=[[16,8]]"], "dynamic has none"),
-        (["train.shapes.plan=packed", "train.shapes.sizes=[[16,8],[32,8]]"], "packed has one shape"),
-        (["train.shapes.plan=buckets", "train.shapes.sizes=[[32,8],[16,8]]"], "none smaller"),
-        (["train.shapes.plan=buckets", "train.shapes.sizes=[[16,8],[16,8]]"], "none smaller"),
+        (["train.shapes.sizes=[[16,8]]"], "dynamic has no sizes"),
+        (["train.shapes.plan=packed", "train.shapes.sizes=[[16,8],[32,8]]"], "packed requires one shape"),
+        (["train.shapes.plan=buckets", "train.shapes.sizes=[[32,8],[16,8]]"], "no smaller than the previous size"),
+        (["train.shapes.plan=buckets", "train.shapes.sizes=[[16,8],[16,8]]"], "no smaller than the previous size"),
         (["train.shapes.plan=boxes"], "'dynamic', 'fixed', 'buckets' or 'packed'"),
     ],
 )
@@ -262,7 +262,7 @@ def test_data_tells_what_padding_will_cost(monkeypatch: pytest.MonkeyPatch, caps
     data("tiny", ["train.shapes.plan=packed"])
     assert "shapes (packed): one of" in capsys.readouterr().out
     data("tiny", ["model.tokenizer=nowhere.model"])
-    assert "shapes: not counted, for that needs the model's tokenizer" in capsys.readouterr().out
+    assert "shapes: not counted, because the tokenizer is not available" in capsys.readouterr().out
     monkeypatch.setattr(console.settings, "json", True)
     data("tiny", ["train.shapes.plan=buckets"])
     told = json.loads(capsys.readouterr().out)["shapes"]

@@ -112,20 +112,20 @@ def test_tsv_and_several_summary_columns(tmp_path: Path) -> None:
 
 def test_a_csv_without_the_column_says_which_there_are(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("ID,text\n1,x\n")
-    assert "train.csv:1: missing column dialogue, summary; there are ID, text" in failure(config(tmp_path, "csv"))
+    assert "train.csv:1: missing column dialogue, summary; columns: ID, text" in failure(config(tmp_path, "csv"))
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([{"id": "a", "dialogue": "x"}], "train.jsonl:1: missing column: no 'summary', there are id, dialogue"),
+        ([{"id": "a", "dialogue": "x"}], "train.jsonl:1: missing column: 'summary' is not one of id, dialogue"),
         ([GOOD, {**GOOD, "id": "b", "dialogue": "  "}], "train.jsonl:2: empty dialogue"),
         ([{**GOOD, "summary": ""}], "train.jsonl:1: empty summary"),
         ([GOOD, "{bad", {**GOOD, "id": "c", "dialogue": "z"}], "train.jsonl:2: invalid JSON: Expecting property name"),
         (["[1]"], "train.jsonl:1: invalid JSON: a list"),
         ([{**GOOD, "summary": 3}], "train.jsonl:1: not text: 'summary' is 3"),
-        ([GOOD, GOOD], "train.jsonl:2: duplicate row: 'a' with the same text stands at train.jsonl:1"),
-        ([GOOD, {**GOOD, "dialogue": "other"}], "train.jsonl:2: duplicate id: 'a' stands at train.jsonl:1"),
+        ([GOOD, GOOD], "train.jsonl:2: duplicate row: same id 'a' and text as train.jsonl:1"),
+        ([GOOD, {**GOOD, "dialogue": "other"}], "train.jsonl:2: duplicate id: same id 'a' as train.jsonl:1"),
     ],
 )
 def test_bad_rows_have_a_place_and_a_remedy(tmp_path: Path, rows: list[dict[str, object] | str], expected: str) -> None:
@@ -149,9 +149,7 @@ def test_another_encoding_is_found_by_row(tmp_path: Path) -> None:
 def test_overlap_between_splits(tmp_path: Path) -> None:
     jsonl(tmp_path, [GOOD, {**GOOD, "id": "b", "dialogue": "only here"}])
     jsonl(tmp_path, [{**GOOD, "id": "t"}], "test.jsonl")
-    assert "train.jsonl:1: overlap between splits: the same dialogue stands at test.jsonl:1" in failure(
-        config(tmp_path)
-    )
+    assert "train.jsonl:1: overlap between splits: same dialogue as test.jsonl:1" in failure(config(tmp_path))
     kept = load_dataset(config(tmp_path, skip_bad=True))
     assert [example.id for example in kept["train"]] == ["b"]
     assert [example.id for example in kept["test"]] == ["t"]
@@ -168,7 +166,7 @@ def test_only_the_first_twenty_problems_are_shown(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_and_one_without_splits(tmp_path: Path) -> None:
     assert "is not a folder" in failure(config(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").touch()
-    assert "has none of train.jsonl, validation.jsonl, test.jsonl" in failure(config(tmp_path))
+    assert "contains none of train.jsonl, validation.jsonl, test.jsonl" in failure(config(tmp_path))
     assert "data.files.train = 'x.jsonl' is not in" in failure(config(tmp_path, files=SplitFiles(train="x.jsonl")))
 
 

@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from neuron_sum import files
 from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.runs.folder import RunFolder, missing_of, open_run, start_run
+from neuron_sum.runs.folder import RunFolder, describe_damage, open_run, start_run
 from neuron_sum.training.callbacks import MarkComplete
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
@@ -109,7 +109,7 @@ def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is not there"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda folder: os.truncate(folder / "part" / "model.safetensors", 3), "model.safetensors has 3 of 8 bytes"),
         (lambda folder: (folder / "complete").write_text('{"optimizer.pt": 5, '), "its mark cannot be read"),
         (lambda folder: (folder / "complete").write_text(""), "its mark cannot be read"),
@@ -132,7 +132,7 @@ def test_a_mark_whose_files_did_not_all_come_is_passed_over(
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
     harm(run.checkpoints / "checkpoint-100")
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-90"
-    assert told in (missing_of(run.checkpoints / "checkpoint-100") or "")
+    assert told in (describe_damage(run.checkpoints / "checkpoint-100") or "")
 
 
 def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
@@ -148,12 +148,12 @@ def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> No
     )
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
-    with pytest.raises(RunError, match="not a run of ours"):
+    with pytest.raises(RunError, match="photos is not empty and not a run"):
         start_run(tmp_path / "photos", recipe, processes=1, resume=False, overwrite=True)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(micro_run, unfinished)
     (unfinished / "all_results.json").unlink()
-    with pytest.raises(RunError, match="has not ended"):
+    with pytest.raises(RunError, match=r"the run in .* is unfinished"):
         open_run(unfinished)
 
 
@@ -162,22 +162,23 @@ def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, bac
     recipe = load_recipe("tiny", backend)
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
-    run.note_processes(2)
+    run.record_processes(2)
     start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
     (run.checkpoints / "checkpoint-2").mkdir()
     (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
     start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
     start_run(tmp_path, recipe, processes=1, resume=False, overwrite=True)
-    with pytest.raises(RunError, match="started in 2 processes, and this is one process") as raised:
+    with pytest.raises(RunError, match="started with 2 processes, but this command uses one process") as raised:
         start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)
-    assert raised.value.hint == f"neuron-sum train {tmp_path}/recipe.yaml --output {tmp_path} --resume --processes 2"
-    with pytest.raises(RunError, match="has not ended") as raised:
+    command = f"neuron-sum train {tmp_path}/recipe.yaml --output {tmp_path} --resume"
+    assert raised.value.hint == f"run `{command} --processes 2`"
+    with pytest.raises(RunError, match=r"the run in .* is unfinished") as raised:
         open_run(tmp_path)
-    assert str(raised.value.hint).endswith("--resume --processes 2")
-    run.note_processes(1)
-    with pytest.raises(RunError, match="started in one process, and this is 2 processes") as raised:
+    assert raised.value.hint == f"run `{command} --processes 2` to finish it"
+    run.record_processes(1)
+    with pytest.raises(RunError, match="started with one process, but this command uses 2 processes") as raised:
         start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
-    assert str(raised.value.hint).endswith("--resume")
+    assert raised.value.hint == f"run `{command}`"
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path) -> None:
@@ -191,7 +192,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path
     train(load_recipe(str(micro), ["train.max_steps=2", "train.seed=1"]), tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
-    with pytest.raises(RunError, match="--resume goes on with a run and --overwrite replaces it"):
+    with pytest.raises(RunError, match="--resume and --overwrite cannot be combined"):
         start_run(tmp_path / "run", recipe, processes=1, resume=True, overwrite=True)
 
 

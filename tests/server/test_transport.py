@@ -80,7 +80,7 @@ def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "boto3", None)  # the import system's way to say that there is none
     with pytest.raises(MissingExtraError) as caught:
         Client("sagemaker:micro@eu-west-1")
-    assert caught.value.hint == "pip install 'neuron-sum[aws]'"
+    assert caught.value.hint == "run `pip install 'neuron-sum[aws]'`"
 
 
 @pytest.fixture
