@@ -90,12 +90,12 @@ def test_a_dry_run_of_the_torch_backend_reckons_with_its_processes_too(
 
 def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(backend="neuron", shapes={"plan": "fixed"})
-    with pytest.raises(RecipeError, match="compiles nothing ahead"):
+    with pytest.raises(RecipeError, match="compiles nothing in advance"):
         launch.check_options(TrainConfig(), 2, precompile=True)
-    with pytest.raises(RecipeError, match="needs --processes N"):
+    with pytest.raises(RecipeError, match="requires --processes N"):
         launch.check_options(config, None, precompile=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(RecipeError, match="torchrun has started this process"):
+    with pytest.raises(RecipeError, match="cannot be used in a process that torchrun started"):
         launch.check_options(config, 2, precompile=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(PlatformError, match="neuron_parallel_compile, which is not on the PATH"):

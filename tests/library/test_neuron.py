@@ -238,7 +238,7 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
     whole = xla(*command, "--output", "whole", folder=tmp_path)
     ends_well(resumed, tmp_path)
     ends_well(whole, tmp_path)
-    assert "going on from checkpoint-" in (tmp_path / "1.out").read_text()
+    assert "continuing from checkpoint-" in (tmp_path / "1.out").read_text()
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
     assert log(tmp_path / "killed", "step", "loss") == log(tmp_path / "whole", "step", "loss")
 
