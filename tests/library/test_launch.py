@@ -72,7 +72,7 @@ def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
     estimate = json.loads(said.out)["estimate"]
     assert estimate["processes"] == reckoned
     assert estimate["steps"] == 8 * split // reckoned  # each copy of the model takes a batch
-    assert ("without --processes" in said.err) == (processes is None)
+    assert ("--processes is not set" in said.err) == (processes is None)
     assert not run.exists()
     with pytest.raises(PlatformError, match="one process for each NeuronCore"):
         command.train(recipe, overrides, run)
