@@ -85,7 +85,7 @@ def test_any_systems_predictions_can_be_evaluated(tmp_path: Path, neuron_sum: Co
     (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("evaluate", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
-    assert "each row counts as an example of its own" in made.stderr
+    assert "each row counts as a separate example" in made.stderr
     system = json.loads(made.stdout)["systems"][0]
     assert system["scores"]["ROUGE-1"]["value"] == 100.0
     assert system["speaker_tags"]["faithful_percent"] is None  # there are no dialogues to say it by
@@ -132,10 +132,10 @@ def test_the_card_tells_the_licence_of_what_the_model_was_trained_on(runs: Path,
 
 def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
     for arguments, code, expected in (
-        (("compare", "lead-3"), 8, "no run or artifact brings the data"),
+        (("compare", "lead-3"), 8, "no run or artifact determines the data"),
         (("compare", "nowhere"), 8, "no system 'nowhere'"),
         (("evaluate", "full", "--set", "evaluate.split=tset"), 3, "evaluate.split = 'tset'"),
-        (("compare", "human", "-r", "tiny", "-s", "evaluate.split=train"), 4, "have one reference only"),
+        (("compare", "human", "-r", "tiny", "-s", "evaluate.split=train"), 4, "have only one reference"),
     ):
         made = neuron_sum(*arguments)
         assert made.returncode == code, made.stderr

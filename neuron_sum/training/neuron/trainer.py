@@ -246,7 +246,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         return {name: copies[id(value)] for name, value in state.items()}
 
     def report_and_save_summary_metrics(self) -> None:
-        """Do nothing; upstream would write training_summary_metrics.json in every process. log.jsonl has the figures."""
+        """Do nothing; upstream would write a file in every process with figures that log.jsonl already has."""
 
     def synchronize_hub_cache(self) -> None:
         """Do nothing; upstream queries the hub for the logged-in user even if nothing will be pushed."""
