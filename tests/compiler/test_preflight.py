@@ -298,7 +298,7 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     assert (dynamic.rows, dynamic.rows_are, dynamic.is_floor) == (12_460, "12,460 published examples", False)
     chosen = load_recipe("trn1-flan-t5-base-lora", ["train.shapes.sizes=null"])
     assert not project_epoch(chosen, base_config(chosen.model), 2.2).is_floor
-    with pytest.raises(RecipeError, match="requires train.shapes.plan=packed"):
+    with pytest.raises(RecipeError, match=r"requires train\.shapes\.plan=packed"):
         project_epoch(course, base_config(course.model), 2.2)
     unknown = load_recipe("mts-dialog")
     nothing = project_epoch(unknown, base_config(unknown.model))
