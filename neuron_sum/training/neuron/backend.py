@@ -257,7 +257,7 @@ def _reject(faults: list[Fault]) -> None:
     if faults:
         raise RecipeError(
             "train.backend=neuron does not support this recipe:"
-            + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
+            + "".join(f"\n  {fault.field}: {fault.reason}; {fault.remedy}" for fault in faults),
             "change the recipe, or use train.backend=torch",
         )
 

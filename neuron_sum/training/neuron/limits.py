@@ -20,12 +20,12 @@ class Fault:
 
     Attributes:
         field: The field of the recipe with the unsupported value.
-        why: The value, and the reason why it is not supported.
+        reason: The value, and the reason why it is not supported.
         remedy: The override that fixes it.
     """
 
     field: str
-    why: str
+    reason: str
     remedy: str
 
 
