@@ -43,7 +43,7 @@ def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine passes for one with the Neuron SDK."""
-    monkeypatch.setattr("neuron_sum.training.neuron.backend.NEEDED", {})
+    monkeypatch.setattr("neuron_sum.training.neuron.backend.REQUIRED_MODULES", {})
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     for name, value in launch.NEURON_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

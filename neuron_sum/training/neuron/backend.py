@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from neuron_sum.training.neuron.trainer import ResumableNeuronTrainer
 
-NEEDED = {
+REQUIRED_MODULES = {
     "optimum.neuron": "optimum-neuron",
     "torch_xla": "torch_xla",
     "torch_neuronx": "torch-neuronx",
@@ -73,7 +73,7 @@ class NeuronBackend:
         """Check that this machine has the Neuron SDK, and that the number of processes fits the layout."""
         if processes is not None or launch.is_launched():
             _reject(layout_faults(config.neuron, processes or world_size()))
-        missing = [name for module, name in NEEDED.items() if not _is_installed(module)]
+        missing = [name for module, name in REQUIRED_MODULES.items() if not _is_installed(module)]
         # With PJRT_DEVICE=CPU torch_xla computes on the CPU, so that tests need no device.
         if not DEVICE.exists() and os.environ.get("PJRT_DEVICE") != "CPU":
             missing.append(f"a Neuron device ({DEVICE})")
