@@ -84,7 +84,7 @@ def summarize(
     from neuron_sum.recipes.loading import load_recipe
 
     system = parse_systems([str(run)])[0]
-    settings = load_recipe(str(system.own_recipe), overrides or [])
+    settings = load_recipe(str(system.recipe_path), overrides or [])
     prediction = summarize_one(system, settings, dialogue)
     if prediction.truncated:
         console.warn(f"the dialogue was truncated to data.max_source_length = {settings.data.max_source_length} tokens")

@@ -31,9 +31,9 @@ class Session:
         self._uses_data_of_runs = recipe_name is None  # then predictions may be stored in the folders of the runs
         self._first_run = next((system.run for system in systems if system.run is not None), None)
         self._system_recipes = {
-            system.name: load_recipe(str(system.own_recipe), overrides)
+            system.name: load_recipe(str(system.recipe_path), overrides)
             for system in systems
-            if system.own_recipe is not None
+            if system.recipe_path is not None
         }
         if recipe_name is not None:
             self._recipe = load_recipe(recipe_name, overrides)

@@ -47,7 +47,7 @@ class System:
     column: str | None = None
 
     @property
-    def own_recipe(self) -> Path | None:
+    def recipe_path(self) -> Path | None:
         """The recipe of a run or an artifact; None for other systems."""
         if self.artifact is not None:
             return self.artifact.path / RECIPE
