@@ -55,7 +55,7 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
     files.write_text(path, page)
 
 
-def marked(summary: str, dialogue: str, reference: str) -> Markup:
+def mark_speaker_tags(summary: str, dialogue: str, reference: str) -> Markup:
     """A summary with marks on differing speaker tags.
 
     Red: the tag does not occur in the dialogue. Yellow: a different speaker than in the reference at this position.
@@ -90,7 +90,7 @@ def _text(comparison: Comparison, index: int) -> dict[str, Any]:
         "summaries": [
             (
                 evaluation.system.name,
-                marked(evaluation.predictions[index].summary, example.dialogue, example.references[0]),
+                mark_speaker_tags(evaluation.predictions[index].summary, example.dialogue, example.references[0]),
                 evaluation.scores["ROUGE-1"][index],
             )
             for evaluation in comparison.evaluations

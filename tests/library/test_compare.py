@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 
-from neuron_sum.evaluation.report import marked
+from neuron_sum.evaluation.report import mark_speaker_tags
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -162,8 +162,11 @@ def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: Comman
 
 def test_differing_speaker_tags_are_marked() -> None:
     dialogue = "#Person1#: a\n#Person2#: b"
-    assert marked("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.") == "#Person1# asks #Person2#."
-    swapped = marked("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#")
+    assert (
+        mark_speaker_tags("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.")
+        == "#Person1# asks #Person2#."
+    )
+    swapped = mark_speaker_tags("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#")
     assert swapped == Markup('<mark class="other">#Person2#</mark> &amp; <mark class="invented">#Pork1#</mark>')
 
 
