@@ -181,10 +181,10 @@ def available_memory() -> tuple[float, str]:
     """Free bytes on the device that will train, and its name; the limit of a container is respected."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
-    return cpu.available_memory() + held([psutil.Process()]), "this machine's CPU"
+    return cpu.available_memory() + resident_memory([psutil.Process()]), "this machine's CPU"
 
 
-def held(processes: list[psutil.Process]) -> float:
+def resident_memory(processes: list[psutil.Process]) -> float:
     """Bytes that processes already use: the model is loaded, and the estimate counts it as required."""
     total = 0.0
     for process in processes:

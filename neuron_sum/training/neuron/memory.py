@@ -20,10 +20,10 @@ from neuron_sum.training.estimate.memory import (
     FP32_BYTES,
     PROCESS_BYTES,
     ModelMemory,
-    held,
     model_memory,
     one_of,
     refusal,
+    resident_memory,
 )
 from neuron_sum.training.launch import is_launched
 
@@ -150,4 +150,4 @@ def available_to_processes() -> float:
     """Bytes of main memory available to all processes of this run on this machine, within a container's limit."""
     current = psutil.Process()
     torchrun = current.parent() if is_launched() else None
-    return cpu.available_memory() + held(torchrun.children() if torchrun is not None else [current])
+    return cpu.available_memory() + resident_memory(torchrun.children() if torchrun is not None else [current])
