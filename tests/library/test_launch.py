@@ -18,7 +18,7 @@ from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.recipes.schema import TrainConfig
 from neuron_sum.training import command, launch
-from neuron_sum.training.neuron.extraction import FEWEST_STEPS, extraction_rows, save_step
+from neuron_sum.training.neuron.extraction import MIN_STEPS, extraction_rows, save_step
 
 EPOCH = ["train.max_steps=null", "train.num_train_epochs=1"]
 """64 examples in batches of 8."""
@@ -130,5 +130,5 @@ def test_an_extraction_begins_as_the_run_and_has_three_whole_steps_of_each_shape
     assert made[: 3 * step_rows][: len(rows)] == rows[: 3 * step_rows]
     for shape in {row.shape for row in rows}:
         assert sum({row.shape for row in step} == {shape} for step in steps) >= 3
-    assert FEWEST_STEPS <= len(steps) <= max(FEWEST_STEPS + 3, 3 + 3 * len(set(chunks)))
+    assert MIN_STEPS <= len(steps) <= max(MIN_STEPS + 3, 3 + 3 * len(set(chunks)))
     assert 3 < save_step(len(steps)) <= len(steps) - 2 and save_step(len(steps)) % 2 == 1

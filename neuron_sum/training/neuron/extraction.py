@@ -5,7 +5,7 @@ from itertools import cycle, islice
 
 from neuron_sum.data.layouts import Row
 
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 """The number that the AWS page on neuron_parallel_compile recommends; with one shape, step 3 has the last new graph."""
 FIRST_STEPS = 3
 """Unchanged first steps of the run: the first step has separate graphs, in the shapes of its rows."""
@@ -24,7 +24,7 @@ def extraction_rows(rows: Sequence[Row], step_rows: int) -> list[Row]:
     chosen = list(rows[: FIRST_STEPS * step_rows])
     chosen += [chosen[-1]._replace(examples=())] * (-len(chosen) % step_rows)
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    missing_steps = FEWEST_STEPS - len(chosen) // step_rows
+    missing_steps = MIN_STEPS - len(chosen) // step_rows
     steps = max(STEPS_PER_SHAPE, -(-missing_steps // len(shapes)))
     for shape in shapes:
         chosen += islice(cycle(row for row in rows if row.shape == shape), steps * step_rows)
