@@ -113,7 +113,7 @@ def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance
         remedy = "train.backend=neuron" + (" train.shapes.plan=packed" if train.shapes.plan == "dynamic" else "")
         checks.append(Check("train.backend", "differs", "torch trains on the CPU of that instance", remedy))
     checks += [
-        Check(fault.field, "blocks", fault.why, fault.remedy)
+        Check(fault.field, "blocks", fault.reason, fault.remedy)
         for fault in [*neuron_faults(config, recipe), *layout_faults(train.neuron, instance.neuron_cores)]
         if fault.field != "method"  # the matrix's cell has told that
     ]

@@ -1,1 +1,1 @@
-"""Evaluation: predictions of any system, ROUGE with intervals, comparison side by side, and the HTML report."""
+"""Evaluation: predictions of any system, ROUGE with intervals, comparison of systems, and the HTML report."""

@@ -1,4 +1,4 @@
-"""The report's charts: matplotlib to inline SVG, readable without a network."""
+"""The charts of the report, drawn by matplotlib as inline SVG without network resources."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-"""fonttype none keeps text as text, in the reader's own font."""
+"""With fonttype none, text remains text and uses the reader's fonts."""
 
 
 def rouge_chart(comparison: Comparison) -> str:
@@ -33,14 +33,14 @@ def rouge_chart(comparison: Comparison) -> str:
         figure, axes = _figure(height=0.8 + 0.55 * len(systems) + 0.5)
         for offset, kind in enumerate(kinds):
             scores = [evaluation.metrics["scores"][kind] for evaluation in systems]
-            places = [index + 0.26 * (1 - offset) for index in range(len(systems))]
+            positions = [index + 0.26 * (1 - offset) for index in range(len(systems))]
             values = [score["value"] for score in scores]
             errors = [
                 [score["value"] - score["low"] for score in scores],
                 [score["high"] - score["value"] for score in scores],
             ]
             axes.barh(
-                places,
+                positions,
                 values,
                 height=0.24,
                 color=COLORS[offset],
@@ -56,7 +56,7 @@ def rouge_chart(comparison: Comparison) -> str:
 
 
 def loss_chart(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Training loss (line) and validation loss (dashed, dots) by step, one color a run."""
+    """Training loss (line) and validation loss (dashed, dots) by step, one color per run."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(height=3.4)
         for color, (name, log) in zip(COLORS * len(logs), logs.items(), strict=False):
@@ -74,7 +74,7 @@ def loss_chart(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def length_chart(comparison: Comparison) -> str:
-    """Words per summary: people's and every system's."""
+    """Words per summary, for the human references and every system."""
     references = [len(text.split()) for example in comparison.examples for text in example.references]
     rows = {"human": references}
     for evaluation in comparison.evaluations:
@@ -97,7 +97,7 @@ def length_chart(comparison: Comparison) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name without matplotlib's formulas."""
+    """Escape matplotlib's formula syntax in a name."""
     return name.replace("$", r"\$")
 
 
@@ -107,7 +107,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """The <svg> element alone; it scales with the page."""
+    """The <svg> element only; it scales with the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -13,31 +13,34 @@ if TYPE_CHECKING:
     from neuron_sum.evaluation.predictions import PredictionColumns
 
 SYSTEM_HELP = (
-    "A run, an artifact, a checkpoint or an adapter (folders); untuned, lead-3, longest-3 or human; or any system's "
-    "predictions (.jsonl, .csv, .tsv; FILE#COLUMN picks a column). NAME=… renames it."
+    "Folder of a run, an artifact, a checkpoint or an adapter; or untuned, lead-3, longest-3 or human; or a file of "
+    "predictions (.jsonl, .csv, .tsv; FILE#COLUMN selects a column). NAME=… renames the system."
 )
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", "-r", help="Data and protocol, where no run brings them: a name or a file.")
+    str | None,
+    typer.Option("--recipe", "-r", help="Recipe (name or file) for data and protocol. Default: that of the first run."),
 ]
-PredictionColumn = Annotated[str, typer.Option(help="Of a predictions file: the system's summary.")]
+PredictionColumn = Annotated[str, typer.Option(help="Column of a predictions file with the system's summary.")]
 ReferenceColumn = Annotated[
-    list[str] | None, typer.Option(help="Of a predictions file: a human summary; may be given several times.")
+    list[str] | None, typer.Option(help="Column of a predictions file with a human summary; repeatable.")
 ]
-DialogueColumn = Annotated[str, typer.Option(help="Of a predictions file: the dialogue, for speaker tags.")]
-IdColumn = Annotated[str, typer.Option(help="Of a predictions file: joins rows of one example.")]
+DialogueColumn = Annotated[str, typer.Option(help="Column of a predictions file with the dialogue, for speaker tags.")]
+IdColumn = Annotated[str, typer.Option(help="Column of a predictions file with the id of the example.")]
 
 
 def evaluate(
     system: Annotated[str, typer.Argument(metavar="SYSTEM", help=SYSTEM_HELP)],
     recipe: RecipeOption = None,
     overrides: SetOption = None,
-    output: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation/SPLIT, or evaluation/NAME.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: RUN/evaluation/SPLIT or evaluation/NAME.")
+    ] = None,
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
     id_column: IdColumn = "id",
     dialogue_column: DialogueColumn = "dialogue",
 ) -> None:
-    """Measure one system: predictions.jsonl, metrics.json, report.html, and the model card of a run."""
+    """Evaluate one system: write predictions.jsonl, metrics.json, report.html, and the model card of a run."""
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
     _compare([system], recipe, overrides, output, columns)
 
@@ -46,26 +49,29 @@ def compare(
     systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help=SYSTEM_HELP)],
     recipe: RecipeOption = None,
     overrides: SetOption = None,
-    output: Annotated[Path, typer.Option(help="The folder for report.html and comparison.json.")] = Path("comparison"),
+    output: Annotated[Path, typer.Option(help="Folder for report.html and comparison.json.")] = Path("comparison"),
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
     id_column: IdColumn = "id",
     dialogue_column: DialogueColumn = "dialogue",
 ) -> None:
-    """Set systems beside each other and beside the human summaries, with improvements and their significance."""
+    """Compare systems with each other and with the human summaries, with improvements and their significance."""
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
     _compare(systems, recipe, overrides, output, columns)
 
 
 def summarize(
-    run: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="A finished run, or a compiled artifact.")],
-    file: Annotated[Path, typer.Argument(help="A text file with one dialogue; - is standard input.")] = Path("-"),
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a finished run or a compiled artifact.")
+    ],
+    file: Annotated[Path, typer.Argument(help="Text file with one dialogue; - reads standard input.")] = Path("-"),
     overrides: SetOption = None,
 ) -> None:
     """Summarize one dialogue."""
     if not (run / "recipe.yaml").is_file():
         raise RunError(
-            f"{run} is neither a run nor an artifact: it holds no recipe.yaml", "neuron-sum train RECIPE makes a run"
+            f"{run} is neither a run nor an artifact: it contains no recipe.yaml",
+            "run `neuron-sum train RECIPE` to create a run",
         )
     dialogue = console.read_dialogue(file)
 
@@ -73,20 +79,20 @@ def summarize(
     from neuron_sum.recipes.loading import load_recipe
 
     system = parse_systems([str(run)])[0]
-    settings = load_recipe(str(system.own_recipe), overrides or [])
-    made = summarize_one(system, settings, dialogue)
-    if made.truncated:
-        console.warn(f"the dialogue was cut to fit data.max_source_length = {settings.data.max_source_length} tokens")
-    if made.hit_limit:
-        console.warn(f"the summary ends at generate.max_new_tokens = {settings.generate.max_new_tokens}")
+    settings = load_recipe(str(system.recipe_path), overrides or [])
+    prediction = summarize_one(system, settings, dialogue)
+    if prediction.truncated:
+        console.warn(f"the dialogue was truncated to data.max_source_length = {settings.data.max_source_length} tokens")
+    if prediction.hit_limit:
+        console.warn(f"the summary was truncated at generate.max_new_tokens = {settings.generate.max_new_tokens}")
     console.emit(
         {
-            "summary_text": made.summary,
-            "truncated": made.truncated,
-            "input_tokens": made.input_tokens,
-            "output_tokens": made.output_tokens,
+            "summary_text": prediction.summary,
+            "truncated": prediction.truncated,
+            "input_tokens": prediction.input_tokens,
+            "output_tokens": prediction.output_tokens,
         },
-        made.summary,
+        prediction.summary,
     )
 
 

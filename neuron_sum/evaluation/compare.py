@@ -1,4 +1,4 @@
-"""Systems beside each other on the same dialogues: absolute improvements, significance, and the texts."""
+"""Comparison of systems on the same dialogues: absolute improvements, significance, and the texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Comparison:
 
     Attributes:
         examples: The dialogues and their human summaries.
-        evaluations: In the order they were asked for.
-        reference: The name of the system that improvements are measured from.
-        differences: By system name, then by score; the reference itself is absent.
+        evaluations: The evaluations in the order of the command line.
+        reference: The name of the system relative to which improvements are measured.
+        differences: The improvements by system name, then by score, without the reference system.
     """
 
     examples: Sequence[Example]
@@ -30,7 +30,7 @@ class Comparison:
     differences: dict[str, dict[str, Difference]]
 
     def as_dict(self) -> dict[str, Any]:
-        """For comparison.json and --json."""
+        """The content of comparison.json and --json."""
         return {
             "reference": self.reference,
             "systems": [
@@ -47,22 +47,22 @@ class Comparison:
 
 
 def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], config: EvaluateConfig) -> Comparison:
-    """Measures every system against the untuned model, or the first system where that is not among them.
+    """Compare every system with the untuned model, or with the first system if the untuned model is not included.
 
     Args:
-        examples: What all of them summarized.
-        evaluations: One or more.
-        config: For the paired bootstrap.
+        examples: The dialogues that all systems summarized.
+        evaluations: One or more evaluations.
+        config: The settings of the paired bootstrap.
     """
-    named = {evaluation.system.name: evaluation for evaluation in evaluations}
-    untuned = [name for name, evaluation in named.items() if evaluation.system.builtin == UNTUNED]
-    reference = untuned[0] if untuned else next(iter(named))
+    by_name = {evaluation.system.name: evaluation for evaluation in evaluations}
+    untuned = [name for name, evaluation in by_name.items() if evaluation.system.builtin == UNTUNED]
+    reference = untuned[0] if untuned else next(iter(by_name))
     differences = {
         name: {
-            score: paired_bootstrap(values, named[reference].scores[score], config)
+            score: paired_bootstrap(values, by_name[reference].scores[score], config)
             for score, values in evaluation.scores.items()
         }
-        for name, evaluation in named.items()
-        if name != reference and evaluation.system.builtin != HUMAN  # people are no system that was improved
+        for name, evaluation in by_name.items()
+        if name != reference and evaluation.system.builtin != HUMAN  # human summaries are not an improved system
     }
     return Comparison(examples, evaluations, reference, differences)

@@ -1,4 +1,4 @@
-"""One system's figures: ROUGE with intervals, speaker-tag fidelity, lengths, and what was cut."""
+"""The metrics of one system: ROUGE with intervals, speaker-tag fidelity, lengths, and truncation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ DEFAULT_COLUMNS = PredictionColumns()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a system said and how good it was.
+    """The predictions and metrics of one system.
 
     Attributes:
-        system: Which.
-        predictions: One per example; for `human`, the first references.
+        system: The evaluated system.
+        predictions: One prediction per example; for `human`, the first references.
         scores: ROUGE in points, per example.
-        metrics: What metrics.json holds.
+        metrics: The content of metrics.json.
     """
 
     system: System
@@ -47,16 +47,16 @@ def evaluate_system(
     base: RunFolder | None = None,
     data: str = "",
 ) -> Evaluation:
-    """Predicts where needed, scores, and writes predictions.jsonl (models) and metrics.json into a folder.
+    """Predict if necessary, score, and write predictions.jsonl (models) and metrics.json into a folder.
 
     Args:
-        system: What to evaluate.
-        recipe: For prompt, generation and the ROUGE protocol.
+        system: The system to evaluate.
+        recipe: The recipe, for prompt, generation and the ROUGE protocol.
         examples: The split's examples.
-        folder: Where the files go; nothing is written for built-in systems that need no model.
-        columns: Of a predictions file.
+        folder: The output folder; nothing is written for built-in systems that need no model.
+        columns: The columns of a predictions file.
         base: For `untuned`: a run that started from it.
-        data: Where the examples are from; told with the figures.
+        data: The origin of the examples, recorded with the metrics.
 
     Raises:
         DataError: For `human`, if an example has only one reference.
@@ -64,10 +64,10 @@ def evaluate_system(
     protocol = RougeProtocol.of(recipe.evaluate)
     references = [example.references for example in examples]
     if system.builtin == HUMAN:
-        if single := sum(len(given) < 2 for given in references):
+        if single := sum(len(texts) < 2 for texts in references):
             raise DataError(
-                f"{single} of {len(examples)} examples have one reference only",
-                "people can be compared with people only on a split with several, such as DialogSum's test",
+                f"human: {single} of {len(examples)} examples have only one reference, and at least two are needed",
+                "use a split with several references, such as DialogSum's test split, or omit human",
             )
         predictions = [Prediction(example.id, example.references[0]) for example in examples]
         scores = human_agreement(references, protocol)
@@ -122,17 +122,17 @@ def _sizes(system: System, base: RunFolder | None) -> dict[str, Any] | None:
     if run is None:
         return None
     results = run.read_results()
-    kept = {key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")}
+    sizes = {key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")}
     if system.run is not None:
-        return kept
-    added = 0 if results["method"] == "full" else results["trainable_parameters"]
+        return sizes
+    adapter_parameters = 0 if results["method"] == "full" else results["trainable_parameters"]
     size = sum(file.stat().st_size for file in Path(run.model_source()).glob("*.safetensors"))
-    parameters = results["all_parameters"] - added
+    parameters = results["all_parameters"] - adapter_parameters
     return {"method": UNTUNED, "trainable_parameters": 0, "all_parameters": parameters, "weights_bytes": size or None}
 
 
 def describe(protocol: RougeProtocol, config: EvaluateConfig) -> str:
-    """The protocol in a line; printed with every result."""
+    """The protocol in one line; printed with every result."""
     return (
         f"{protocol}; {100 * config.confidence:.0f} % intervals from {config.bootstrap_samples:,} bootstrap samples, "
         f"seed {config.seed}"

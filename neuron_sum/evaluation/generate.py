@@ -1,4 +1,4 @@
-"""Summaries from any generator: batched, in order of length, and going on where a killed run stopped."""
+"""Summaries from any generator: batched, in order of length, and resumable after a kill."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from neuron_sum.runtimes.base import Generator
 
 
 def fingerprint(recipe: Recipe, ids: Sequence[str], dialogues: Sequence[str], weights: Sequence[str]) -> str:
-    """What predictions depend on: dialogues, prompt, generation settings and the very weights.
+    """Hash everything that predictions depend on: dialogues, prompt, generation settings and weights.
 
     Args:
-        recipe: For the model's name, prompt, max_source_length and generation.
-        ids: One per dialogue.
+        recipe: The recipe, for the model's name, prompt, max_source_length and generation.
+        ids: One id per dialogue.
         dialogues: The texts, in order.
-        weights: Hashes of weights and graphs; a model that is a hub id is known by the recipe's model section.
+        weights: Hashes of weights and graphs; a model with a hub id is identified by the recipe's model section.
     """
     settings = {
         "model": recipe.model.model_dump(mode="json"),
@@ -44,34 +44,34 @@ def summarize_all(
     description: str = "summarizing",
     quiet: bool = False,
 ) -> list[Prediction]:
-    """A prediction for every dialogue.
+    """Summarize every dialogue.
 
     Args:
         generator: A model, or an artifact.
-        tokenizer: Its tokenizer.
-        recipe: For prompt, max_source_length and generation.
-        ids: One per dialogue.
+        tokenizer: The tokenizer of the generator.
+        recipe: The recipe, for prompt, max_source_length and generation.
+        ids: One id per dialogue.
         dialogues: The texts.
-        partial: Where finished predictions are kept on the way; what stands there already is not made again.
-        description: For the progress bar.
-        quiet: Whether to show none.
+        partial: A file for finished predictions; those that it already contains are not generated again.
+        description: The label of the progress bar.
+        quiet: Whether to hide the progress bar.
     """
     prompts = recipe.prompt.resolve().encode(tokenizer, dialogues, recipe.data.max_source_length)
     done = {entry["id"]: Prediction(**entry) for entry in files.read_jsonl(partial)} if partial is not None else {}
-    if partial is not None:  # what a kill cut off in the middle of a line goes
+    if partial is not None:  # removes a line that a kill left incomplete
         files.write_text(partial, "".join(prediction.to_json() + "\n" for prediction in done.values()))
-    # The longest first: a batch that does not fit into memory fails at once, and batches hold little padding.
+    # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding.
     order = sorted((i for i in range(len(ids)) if ids[i] not in done), key=lambda i: -len(prompts[i].input_ids))
     size = generator.batch_size
     with console.progress(description, len(ids), len(done), quiet=quiet) as bar:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             rows = generator.generate([prompts[i].input_ids for i in batch], recipe.generate)
-            made = [_prediction(tokenizer, ids[i], prompts[i], row) for i, row in zip(batch, rows, strict=True)]
+            predictions = [_prediction(tokenizer, ids[i], prompts[i], row) for i, row in zip(batch, rows, strict=True)]
             if partial is not None:
                 with partial.open("a", encoding="utf-8") as lines:
-                    lines.writelines(prediction.to_json() + "\n" for prediction in made)
-            done.update((prediction.id, prediction) for prediction in made)
+                    lines.writelines(prediction.to_json() + "\n" for prediction in predictions)
+            done.update((prediction.id, prediction) for prediction in predictions)
             bar.advance(len(batch))
     return [done[example_id] for example_id in ids]
 

@@ -1,4 +1,4 @@
-"""A comparison as people read it in a terminal."""
+"""Comparisons as tables and texts for the terminal."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +12,7 @@ SHOWN = 2
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """The table, the protocol, and the same dialogues side by side."""
+    """The table, the protocol, and the summaries of some dialogues side by side."""
     first = comparison.evaluations[0].metrics
     parts: list[RenderableType] = [
         Text(f"{first['examples']} dialogues: {first['data']}, {first['split']} split"),

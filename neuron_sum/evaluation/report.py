@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, for a phone and for a desk."""
+"""The HTML report: one self-contained page for phones and desktops."""
 
 import re
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ TEXTS_SHOWN = 12
 
 
 def write_report(path: Path, comparison: Comparison, title: str, data: str, data_license: str | None) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
-        path: Where to.
+        path: The file to write.
         comparison: One or more evaluations.
         title: The page's heading.
-        data: Where the dialogues come from.
-        data_license: Shown beside them; the page quotes the data.
+        data: The origin of the dialogues.
+        data_license: The licence of the data, shown because the page quotes them; None if not stated.
     """
     runs = {evaluation.system.name: evaluation.system.run for evaluation in comparison.evaluations}
     logs = {name: files.read_jsonl(run.log) for name, run in runs.items() if run is not None}
@@ -55,10 +55,10 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
     files.write_text(path, page)
 
 
-def marked(summary: str, dialogue: str, reference: str) -> Markup:
-    """A summary with its differing speaker tags marked.
+def mark_speaker_tags(summary: str, dialogue: str, reference: str) -> Markup:
+    """A summary with marks on differing speaker tags.
 
-    Red: not in the dialogue at all. Yellow: another speaker than the reference has at this place.
+    Red: the tag does not occur in the dialogue. Yellow: a different speaker than in the reference at this position.
     """
     if not dialogue:
         return Markup(escape(summary))
@@ -66,8 +66,8 @@ def marked(summary: str, dialogue: str, reference: str) -> Markup:
     pieces: list[str] = []
     end = 0
     for match in SPEAKER_TAG.finditer(summary):
-        tag, wanted = match.group(), next(expected, None)
-        kind = "invented" if tag not in known else "other" if tag != wanted else ""
+        tag, expected_tag = match.group(), next(expected, None)
+        kind = "invented" if tag not in known else "other" if tag != expected_tag else ""
         pieces += [escape(summary[end : match.start()]), escape(tag)]
         if kind:
             pieces[-1] = Markup('<mark class="{}">{}</mark>').format(kind, tag)
@@ -76,8 +76,8 @@ def marked(summary: str, dialogue: str, reference: str) -> Markup:
 
 
 def _spread(count: int) -> Sequence[int]:
-    shown = min(count, TEXTS_SHOWN)
-    return [index * count // shown for index in range(shown)]
+    number = min(count, TEXTS_SHOWN)
+    return [index * count // number for index in range(number)]
 
 
 def _text(comparison: Comparison, index: int) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _text(comparison: Comparison, index: int) -> dict[str, Any]:
         "summaries": [
             (
                 evaluation.system.name,
-                marked(evaluation.predictions[index].summary, example.dialogue, example.references[0]),
+                mark_speaker_tags(evaluation.predictions[index].summary, example.dialogue, example.references[0]),
                 evaluation.scores["ROUGE-1"][index],
             )
             for evaluation in comparison.evaluations

@@ -1,7 +1,7 @@
-"""ROUGE (Lin 2004, aclanthology.org/W04-1013) as an evaluate.Metric over rouge-score, with the protocol as a value.
+"""ROUGE (Lin 2004, aclanthology.org/W04-1013) as an evaluate.Metric over rouge-score, with an explicit protocol.
 
-`evaluate.load("rouge")` fetches its script from a hub when it runs; this class needs no network. Differences from it:
-several references with a stated rule, scores per example (intervals need them), and no unseeded bootstrap.
+`evaluate.load("rouge")` downloads its script from a hub at run time; this class needs no network. Other differences:
+a stated rule for several references, scores per example (intervals need them), and no unseeded bootstrap.
 """
 
 import functools
@@ -30,12 +30,12 @@ Scores = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class RougeProtocol:
-    """Everything that moves a ROUGE score; see docs/evaluation.md for how much each part does.
+    """All settings that affect a ROUGE score; docs/evaluation.md has the effect of each.
 
     Attributes:
-        use_stemmer: Porter-stem words before they are compared.
-        references: "mean" of all references, the "first" alone, or the "best" per example.
-        sentence_splitting: For ROUGE-Lsum, split at "punctuation" or at each "newline".
+        use_stemmer: Whether words are stemmed (Porter) before they are compared.
+        references: The rule for several references: "mean" of all, only the "first", or the "best" per example.
+        sentence_splitting: The sentence ends for ROUGE-Lsum: "punctuation" or each "newline".
     """
 
     use_stemmer: bool = True
@@ -44,7 +44,7 @@ class RougeProtocol:
 
     @classmethod
     def of(cls, config: EvaluateConfig) -> "RougeProtocol":
-        """The protocol that a recipe asks for."""
+        """The protocol of a recipe."""
         return cls(config.use_stemmer, config.references, config.sentence_splitting)
 
     def __str__(self) -> str:
@@ -79,23 +79,23 @@ class Rouge(evaluate.Metric):  # type: ignore[misc]
     def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]], **_: Any) -> Scores:
         scorer = RougeScorer(list(ROUGE_TYPES), tokenizer=_CachingTokenizer(self.protocol.use_stemmer))
         rows = [
-            self._combined([self._score(scorer, reference, prediction) for reference in given])
-            for prediction, given in zip(predictions, references, strict=True)
+            self._combine([self._score(scorer, reference, prediction) for reference in texts])
+            for prediction, texts in zip(predictions, references, strict=True)
         ]
         table = np.array(rows, dtype=np.float64).reshape(len(rows), len(ROUGE_TYPES))
         return {name: table[:, column] for column, name in enumerate(ROUGE_TYPES.values())}
 
     def _score(self, scorer: RougeScorer, reference: str, prediction: str) -> list[float]:
-        found = scorer.score(self._sentences(reference), self._sentences(prediction))
-        return [100 * found[kind].fmeasure for kind in ROUGE_TYPES]
+        scores = scorer.score(self._split_sentences(reference), self._split_sentences(prediction))
+        return [100 * scores[kind].fmeasure for kind in ROUGE_TYPES]
 
-    def _sentences(self, text: str) -> str:
-        """One sentence a line, which is what rouge-score's rougeLsum reads; the other types see white space."""
+    def _split_sentences(self, text: str) -> str:
+        """One sentence per line, as rouge-score's rougeLsum requires; the other types treat this as white space."""
         if self.protocol.sentence_splitting == "newline":
             return text
         return "\n".join(SENTENCE_END.split(text.replace("\n", " ").strip()))
 
-    def _combined(self, by_reference: list[list[float]]) -> list[float]:
+    def _combine(self, by_reference: list[list[float]]) -> list[float]:
         if self.protocol.references == "first":
             return by_reference[0]
         columns = zip(*by_reference, strict=True)
@@ -103,7 +103,7 @@ class Rouge(evaluate.Metric):  # type: ignore[misc]
 
 
 class _CachingTokenizer(DefaultTokenizer):  # type: ignore[misc]
-    """rouge-score's own tokenizer; the same texts come again and again, and stemming is slow."""
+    """rouge-score's default tokenizer with a cache, because texts repeat and stemming is slow."""
 
     def __init__(self, use_stemmer: bool) -> None:
         super().__init__(use_stemmer)
@@ -111,7 +111,7 @@ class _CachingTokenizer(DefaultTokenizer):  # type: ignore[misc]
 
 
 def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], protocol: RougeProtocol) -> Scores:
-    """Scores each prediction against its references."""
+    """Score each prediction against its references."""
     if not predictions:
         raise ValueError("no predictions to score")
     scores: Scores = Rouge(protocol).compute(predictions=list(predictions), references=[list(r) for r in references])
@@ -119,17 +119,17 @@ def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], proto
 
 
 def human_agreement(references: Sequence[Sequence[str]], protocol: RougeProtocol) -> Scores:
-    """Each reference as if it were a prediction, against the others of its example: what people reach against people.
+    """Score each reference as a prediction against the others of its example: the agreement between human authors.
 
     Args:
-        references: (examples, two or more).
-        protocol: The protocol.
+        references: Two or more references per example.
+        protocol: The ROUGE protocol.
 
     Returns:
         Per example, the mean over its references.
     """
-    predictions = [reference for given in references for reference in given]
-    others = [[*given[:index], *given[index + 1 :]] for given in references for index in range(len(given))]
+    predictions = [reference for texts in references for reference in texts]
+    others = [[*texts[:index], *texts[index + 1 :]] for texts in references for index in range(len(texts))]
     scores = rouge(predictions, others, protocol)
-    ends = np.cumsum([len(given) for given in references])[:-1]
+    ends = np.cumsum([len(texts) for texts in references])[:-1]
     return {name: np.array([part.mean() for part in np.split(values, ends)]) for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""Speaker-tag fidelity: a summary may only name speakers who are in the dialogue (#Person1#, never #Pork1#)."""
+"""Speaker-tag fidelity: a summary may only name speakers of the dialogue (#Person1#, never #Pork1#)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from neuron_sum.data.examples import SPEAKER_TAG
 
 
 def invented_tags(summary: str, dialogue: str) -> list[str]:
-    """The tags of a summary that its dialogue does not have, in order."""
+    """The tags of a summary that do not occur in its dialogue, in order."""
     known = set(SPEAKER_TAG.findall(dialogue))
     return [tag for tag in SPEAKER_TAG.findall(summary) if tag not in known]
 
 
 def tag_fidelity(summaries: Sequence[str], dialogues: Sequence[str]) -> dict[str, object]:
-    """Over all summaries: the share without an invented tag, how many tags were invented, and which most often.
+    """Over all summaries: the share without an invented tag, the number of invented tags, and the most common ones.
 
-    Where no dialogue is known (a predictions file without them) nothing can be said: None, 0 and {}.
+    Without any dialogue (a predictions file without them) the values are None, 0 and {}.
     """
     if not any(dialogues):
         return {"faithful_percent": None, "invented": 0, "most_common": {}}

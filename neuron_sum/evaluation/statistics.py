@@ -12,24 +12,24 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its percentile interval."""
+    """A mean and its percentile interval."""
 
     value: float
     low: float
     high: float
 
     def as_dict(self) -> dict[str, float]:
-        """For metrics.json."""
+        """The entry in metrics.json."""
         return {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of one system minus that of another on the same examples, and how likely it is chance.
+    """The mean of one system minus that of another on the same examples, and its significance.
 
     Attributes:
         interval: The difference and its interval.
-        p_value: Two-sided: how often resampling turns the sign (Koehn 2004, aclanthology.org/W04-3250).
+        p_value: Two-sided rate at which resampling changes the sign (Koehn 2004, aclanthology.org/W04-3250).
     """
 
     interval: Interval
@@ -42,23 +42,23 @@ def bootstrap(values: Values, config: EvaluateConfig) -> Interval:
 
 
 def paired_bootstrap(values: Values, baseline: Values, config: EvaluateConfig) -> Difference:
-    """Compares two systems by resampling examples, both systems' values of an example always together.
+    """Compare two systems by resampling examples; both systems' values of an example stay together.
 
     Args:
-        values: (examples,)
-        baseline: (examples,), in the same order.
-        config: Number of samples, confidence, seed.
+        values: The scores (examples,) of one system.
+        baseline: The scores (examples,) of the other system, in the same order.
+        config: The number of samples, confidence and seed.
     """
     differences = values - baseline
     means = _resampled_means(differences, config)
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0)) / len(means)
-    # Nothing below one part in the number of samples can be told apart from it.
+    # The smallest p-value that this number of samples can resolve.
     p_value = min(1.0, max(2 * tail, 1 / len(means)))
     return Difference(_interval(float(differences.mean()), means, config), p_value)
 
 
 def _resampled_means(values: Values, config: EvaluateConfig) -> Values:
-    """(bootstrap_samples,) means; drawn one by one, for the whole matrix of indices can be large."""
+    """(bootstrap_samples,) means; drawn one by one, because the whole matrix of indices can be large."""
     generator = np.random.default_rng(config.seed)
     count = len(values)
     return np.array([values[generator.integers(0, count, count)].mean() for _ in range(config.bootstrap_samples)])

@@ -1,4 +1,4 @@
-"""The systems that can be compared: runs, artifacts, the untuned model, baselines, people, any other system's file."""
+"""The systems that can be compared: runs, artifacts, the untuned model, baselines, human summaries, and files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,16 +26,16 @@ BUILT_IN = (UNTUNED, *BASELINES, HUMAN)
 
 @dataclass(frozen=True)
 class System:
-    """Something that summarizes: exactly one of builtin, run, artifact, weights and file says what.
+    """A system that summarizes: exactly one of builtin, run, artifact, weights and file is set.
 
     Attributes:
-        name: Its name in tables; unique in a comparison.
+        name: The name in tables, unique in a comparison.
         builtin: One of BUILT_IN.
         run: A trained model.
-        artifact: A compiled one.
-        weights: A checkpoint or adapter in Hugging Face's layout that is no run of ours, or a part of one.
-        file: Predictions that another program made.
-        column: The column of that file, where several systems share it.
+        artifact: A compiled model.
+        weights: A checkpoint or adapter in Hugging Face's layout that is not a run, or is a part of one.
+        file: Predictions of another program.
+        column: The column of that file, if several systems share it.
     """
 
     name: str
@@ -47,34 +47,35 @@ class System:
     column: str | None = None
 
     @property
-    def own_recipe(self) -> Path | None:
-        """The recipe that a run or an artifact brings."""
+    def recipe_path(self) -> Path | None:
+        """The recipe of a run or an artifact; None for other systems."""
         if self.artifact is not None:
             return self.artifact.path / RECIPE
         return self.run.recipe_path if self.run is not None else None
 
     def columns(self, columns: PredictionColumns) -> PredictionColumns:
-        """The columns of its file: those of the command, but its own #COLUMN for the summary."""
+        """The columns of its file: those of the command, with #COLUMN for the summary if it is set."""
         return columns if self.column is None else replace(columns, prediction=self.column)
 
 
 def parse_systems(specs: Sequence[str]) -> list[System]:
-    """Reads `[NAME=]SPEC`: a run, an artifact, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
+    """Parse `[NAME=]SPEC`: a run, an artifact, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
 
     Raises:
-        RunError: For a SPEC that is none of these, or a name that is given twice or is no name.
+        RunError: If a SPEC matches nothing, or a name is invalid or occurs twice.
     """
     systems: list[System] = []
     for spec in specs:
         name, equals, rest = spec.partition("=")
-        if not equals or Path(spec).exists():  # a path may hold an equals sign
+        if not equals or Path(spec).exists():  # a path may contain an equals sign
             name, rest = "", spec
         system = _parse(rest, name or None)
         if any(system.name == other.name for other in systems):
-            raise RunError(f"two systems are named {system.name!r}", f"name one of them: OTHER={rest}")
+            raise RunError(f"two systems are named {system.name!r}", f"rename one of them: OTHER={rest}")
         if "/" in system.name or system.name in ("", ".", ".."):
             raise RunError(
-                f"{system.name!r} is no name for a system: it names files too", "NAME=SPEC, with a plain NAME"
+                f"invalid name of a system: {system.name!r} (the name is also used for files)",
+                "use NAME=SPEC with a NAME without slashes",
             )
         systems.append(system)
     return systems
@@ -99,7 +100,7 @@ def _parse(spec: str, name: str | None) -> System:
     raise RunError(
         f"no system {spec!r}: neither a run, an artifact, a checkpoint or adapter, a predictions file, "
         f"nor {', '.join(BUILT_IN)}",
-        "neuron-sum train RECIPE makes a run",
+        "run `neuron-sum train RECIPE` to create a run",
     )
 
 
@@ -111,15 +112,15 @@ def predict(
     folder: Path,
     base: RunFolder | None,
 ) -> list[Prediction]:
-    """One prediction per example; a model's are taken from `folder` if the same weights and settings made them.
+    """One prediction per example; those of a model are reused from `folder` if weights and settings are the same.
 
     Args:
-        system: Any but `human`, who are not one system.
-        recipe: For prompt and generation.
-        examples: What to summarize.
-        columns: Of a predictions file.
-        folder: Where predictions.jsonl is kept.
-        base: For `untuned`: a run that started from it; None to load what the recipe names.
+        system: Any system except `human`, which has several authors.
+        recipe: The recipe, for prompt and generation.
+        examples: The examples to summarize.
+        columns: The columns of a predictions file.
+        folder: The folder of predictions.jsonl.
+        base: For `untuned`: a run that started from it; None to load the model of the recipe.
     """
     if system.builtin in BASELINES:
         return [Prediction(example.id, BASELINES[system.builtin](example.dialogue)) for example in examples]
@@ -150,11 +151,11 @@ def _predict_with_model(
 
 
 def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
-    """One dialogue, nothing kept.
+    """Summarize one dialogue without writing files.
 
     Args:
         system: A run or an artifact.
-        recipe: For prompt and generation.
+        recipe: The recipe, for prompt and generation.
         dialogue: The text.
     """
     from neuron_sum.evaluation.generate import summarize_all
@@ -164,7 +165,7 @@ def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
 
 
 def _hashes(system: System, base: RunFolder | None) -> list[str]:
-    """Of everything on disk that a system's summaries depend on."""
+    """The hashes of all files that a system's summaries depend on."""
     if system.artifact is not None:
         return list(system.artifact.manifest.files.values())
     run = system.run or base
@@ -181,7 +182,10 @@ def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Gene
 
     if system.artifact is not None:
         if recipe.prompt.resolve().sha256 != system.artifact.manifest.prompt.sha256:
-            raise ArtifactError("prompt: another one than the artifact was compiled with", "leave the recipe's prompt")
+            raise ArtifactError(
+                "prompt: differs from the prompt that the artifact was compiled with",
+                "use the prompt of the artifact's recipe",
+            )
         return load_generator(system.artifact)
     if system.run is not None:
         model, tokenizer = trained.load_trained(system.run)

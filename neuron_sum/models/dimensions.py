@@ -33,8 +33,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Model configurations by hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama."""
 
-TRAINING_EXAMPLES = {"dialogsum": 12_460, "knkarthick/dialogsum": 12_460}
-"""Number of training examples by source or hub id. Chen et al. 2021 (arXiv:2105.06762), table 1."""
+DIALOGSUM_EXAMPLES = 12_460
+"""Size of the training split. Chen et al. 2021 (arXiv:2105.06762), table 1."""
+TRAINING_EXAMPLES = dict.fromkeys(("dialogsum", "knkarthick/dialogsum"), DIALOGSUM_EXAMPLES)
+"""Sizes of training splits by source or hub id."""
 
 
 def base_config(model: ModelConfig) -> "PretrainedConfig":

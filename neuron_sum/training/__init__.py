@@ -1,1 +1,1 @@
-"""Training: one linear recipe (train.py), and one file per backend behind the Protocol in base.py."""
+"""Training: one linear procedure (train.py), and one backend per folder behind the Protocol in base.py."""

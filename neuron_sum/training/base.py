@@ -1,4 +1,4 @@
-"""What a training backend is."""
+"""The interface of a training backend."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model learns from, and what its loss is measured on.
+    """The examples for training, and those for measuring the validation loss.
 
     Attributes:
         train: The training split.
@@ -32,60 +32,60 @@ class TrainingData:
 
 
 class Trainer(Protocol):
-    """A backend: built for a run folder, it trains once. Every backend leaves the same files.
+    """A backend: created for a run folder, it trains once. Every backend writes the same files.
 
     Attributes:
-        computes_here: Whether a step by torch in this process tells how long its steps will take.
+        computes_here: Whether timing a torch step in this process predicts the duration of the backend's steps.
     """
 
     computes_here: ClassVar[bool]
 
     def __init__(self, run: RunFolder, tokenizer: "PreTrainedTokenizerFast", resume_from: Path | None) -> None:
-        """Takes the folder to write to, and the checkpoint to go on from."""
+        """Store the folder to write to, and the checkpoint to continue from."""
 
     @staticmethod
     def check(config: TrainConfig, processes: int | None = None) -> None:
-        """Finds out what this backend lacks here, before anything is written.
+        """Check this machine's requirements for the backend before anything is written.
 
         Args:
             config: The recipe's train section.
-            processes: How many other ones are to train; None: this one trains.
+            processes: The number of processes that will be started to train; None if this process trains.
 
         Raises:
-            MissingExtraError: Naming what to install.
+            MissingExtraError: If a package is missing; names it.
             RecipeError: If the recipe needs another number of processes.
-            PlatformError: If this is no machine for it.
+            PlatformError: If the backend cannot run on this machine.
         """
 
     @staticmethod
     def check_model(config: "PretrainedConfig", recipe: Recipe) -> None:
-        """Finds out whether this backend can train this model by the recipe's method.
+        """Check that this backend can train this model with the recipe's method.
 
         Raises:
-            RecipeError: With everything that it cannot.
+            RecipeError: Listing everything that is not supported.
         """
 
     @staticmethod
     def memory(
         config: "PretrainedConfig", parameters: "ParameterCount", shape: Shape, train: TrainConfig, processes: int
     ) -> Memory:
-        """What a run needs of this backend's devices, and what they have.
+        """The memory that a run needs on this backend's devices, and the memory available there.
 
         Args:
             config: The base model's configuration.
-            parameters: Of the model with its adapter.
+            parameters: The parameter count of the model with its adapter.
             shape: The longest row.
             train: The recipe's train section.
-            processes: How many train together.
+            processes: The number of processes that train together.
         """
         ...
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
     ) -> Path | None:
-        """Trains, saving on the way; returns the folder of the trained weights, or None for a rehearsal without any.
+        """Train and save checkpoints; return the folder of the trained weights, or None for a rehearsal without any.
 
         Raises:
-            Interrupted: After a signal, once a checkpoint is saved.
+            Interrupted: After a signal, as soon as a checkpoint is saved.
         """
         ...

@@ -13,18 +13,22 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     sets: SetOption = None,
-    output: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run there.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run there.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start even if it does not seem to fit.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; train and write nothing.")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Train in so many processes on this machine.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows of the data.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the estimated memory does not fit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and estimate only; train and write nothing.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of training processes to start on this machine.")
+    ] = None,
     precompile: Annotated[
-        bool, typer.Option("--precompile", help="Neuron: only extract and compile the graphs, for the cache.")
+        bool, typer.Option("--precompile", help="Only extract and compile the graphs into the Neuron compile cache.")
     ] = False,
 ) -> None:
-    """Fine-tune a model: full, LoRA or prompt tuning, as the recipe says."""
+    """Fine-tune a model: full, LoRA or prompt tuning, depending on the recipe."""
     from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training import launch
 
@@ -34,16 +38,16 @@ def train(
     launch.set_environment(resolved.train)
     folder = output or Path("runs") / resolved.name
     if processes is not None and not dry_run:
-        with launch.environment_stays():
+        with launch.preserve_environment():
             from neuron_sum.training.train import check_before_start
 
-            written = None if precompile else folder
-            check_before_start(resolved, written, processes, resume=resume, overwrite=overwrite)
-        where = ["--output", str(output)] if output is not None and not precompile else []
+            destination = None if precompile else folder
+            check_before_start(resolved, destination, processes, resume=resume, overwrite=overwrite)
+        output_option = ["--output", str(output)] if output is not None and not precompile else []
         run_flags = {"--resume": resume and not precompile, "--overwrite": overwrite and not precompile}
         all_flags = {**run_flags, "--force": force, "--json": console.settings.json, "--debug": console.settings.debug}
-        given = [flag for flag, on in all_flags.items() if on]
-        raise typer.Exit(launch.start([recipe, *changes, *where, *given], processes, precompile=precompile))
+        flags = [flag for flag, on in all_flags.items() if on]
+        raise typer.Exit(launch.start([recipe, *changes, *output_option, *flags], processes, precompile=precompile))
     from neuron_sum.training import train as training
 
     if dry_run:
@@ -78,10 +82,10 @@ def train(
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="A finished LoRA run.")],
-    output: Annotated[Path | None, typer.Option(help="Where to write. Default: RUN/merged.")] = None,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished LoRA run.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the merged model. Default: RUN/merged.")] = None,
 ) -> None:
-    """Merge a LoRA adapter into its base, and prove that the logits stay the same."""
+    """Merge a LoRA adapter into its base model, and verify that the logits stay the same."""
     from neuron_sum.runs.folder import open_run
     from neuron_sum.runs.merge import merge_run
 
@@ -89,5 +93,5 @@ def merge(
     difference = merge_run(open_run(run), folder)
     console.emit(
         {"merged": str(folder), "largest_logit_difference": difference},
-        f"merged into {folder}; largest difference of a logit {difference:.1e} of the largest one",
+        f"merged into {folder}; largest logit difference: {difference:.1e} of the largest logit",
     )

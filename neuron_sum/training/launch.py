@@ -1,4 +1,4 @@
-"""How a training command starts: the environment its backend needs, several processes, the extraction of graphs.
+"""The start of a training command: environment variables, several processes, extraction of graphs.
 
 The environment must be set before torch, transformers or accelerate are imported, so nothing heavy is imported here.
 """
@@ -24,48 +24,48 @@ NEURON_ENVIRONMENT = {
     "NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS": "3",
     "MALLOC_ARENA_MAX": "64",
 }
-"""What optimum-neuron's own examples set. The last keeps glibc from holding on to main memory while saving."""
+"""The settings of optimum-neuron's examples. The last keeps glibc from retaining main memory while saving."""
 
 
 def environment(config: TrainConfig) -> dict[str, str]:
-    """What a backend wants in its environment.
+    """The environment variables of the recipe's backend.
 
     Args:
         config: The recipe's train section.
     """
     if config.backend == "torch":
-        # Where torch_xla is installed too, accelerate would take the XLA device without being asked.
+        # If torch_xla is also installed, accelerate would otherwise use the XLA device.
         return {"USE_TORCH_XLA": "0"}
     cache = {"NEURON_COMPILE_CACHE_URL": config.neuron.cache_url} if config.neuron.cache_url else {}
     return {**NEURON_ENVIRONMENT, **cache}
 
 
 def set_environment(config: TrainConfig) -> None:
-    """Sets what the caller has not set himself, and says what training then sees.
+    """Set the variables that the caller has not set, and print the resulting environment.
 
     Args:
         config: The recipe's train section.
     """
-    wanted = environment(config)
-    for name, value in wanted.items():
+    defaults = environment(config)
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if config.backend == "neuron":
-        console.note("environment: " + " ".join(f"{name}={os.environ[name]!r}" for name in wanted))
+        console.note("environment: " + " ".join(f"{name}={os.environ[name]!r}" for name in defaults))
 
 
 @contextmanager
-def environment_stays() -> Iterator[None]:
-    """Keeps what heavy imports set in this process from the processes that it will start."""
-    before = dict(os.environ)
+def preserve_environment() -> Iterator[None]:
+    """Restore the environment afterwards, so that changes by heavy imports do not reach processes started later."""
+    previous = dict(os.environ)
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(previous)
 
 
 def extracts_graphs() -> bool:
-    """Whether neuron_parallel_compile runs this process, which then finds out graphs and computes nothing."""
+    """Whether neuron_parallel_compile runs this process, which then extracts graphs and computes nothing."""
     return os.environ.get("NEURON_EXTRACT_GRAPHS_ONLY") == "1"
 
 
@@ -75,40 +75,40 @@ def is_launched() -> bool:
 
 
 def planned_processes(config: TrainConfig, processes: int | None) -> int | None:
-    """How many processes a dry run reckons with, which needs none of them: those that there are, or those to come.
+    """The number of processes that a dry run assumes, without starting any.
 
     Args:
         config: The recipe's train section.
-        processes: As given on the command line.
+        processes: The value of --processes.
 
     Returns:
-        None where torchrun has started them, or where the backend trains in this one.
+        None if torchrun has started the processes, or if the backend trains in this process.
     """
     if processes is not None or is_launched() or config.backend == "torch":
         return processes
-    fewest = config.neuron.tensor_parallel_size
-    console.note(f"without --processes N, this reckons with the fewest that the recipe can have: {fewest}")
-    return fewest
+    minimum = config.neuron.tensor_parallel_size
+    console.note(f"--processes is not set; assuming the minimum for this recipe: {minimum}")
+    return minimum
 
 
 def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
-    """Runs `neuron-sum train` once more, in several processes; an error of theirs is printed.
+    """Run `neuron-sum train` again in several processes; if one fails, its error is printed.
 
     Args:
-        arguments: What follows `neuron-sum train`.
-        processes: How many.
-        precompile: Only extract graphs, and compile all of them side by side; nothing is left but the compile cache.
+        arguments: The arguments of `neuron-sum train`.
+        processes: The number of processes.
+        precompile: Only extract graphs, and compile all of them in parallel; the only output is the compile cache.
 
     Returns:
         The exit code.
 
     Raises:
         NeuronSumError: If one of the processes was killed.
-        PlatformError: If neuron_parallel_compile is not there.
+        PlatformError: If neuron_parallel_compile is not installed.
     """
-    with socket.socket() as free:  # torchrun's own default port may be another run's
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:  # another run may use torchrun's default port
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     if not precompile:
         from neuron_sum.training.processes import run_processes
 
@@ -118,32 +118,32 @@ def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
     if shutil.which(EXTRACTOR) is None:
         raise PlatformError(
             f"--precompile needs the program {EXTRACTOR}, which is not on the PATH",
-            "it comes with torch-neuronx, in AWS's Neuron images; without --precompile, training compiles as it goes",
+            "use a Neuron image from AWS (torch-neuronx contains it), or omit --precompile to compile during training",
         )
     with tempfile.TemporaryDirectory(prefix="neuron-sum-precompile-") as folder:
         return subprocess.run([EXTRACTOR, *command, "--output", f"{folder}/run"], check=False).returncode
 
 
 def check_options(config: TrainConfig, processes: int | None, *, precompile: bool) -> None:
-    """Refuses launch options that cannot be meant.
+    """Reject contradictory launch options.
 
     Args:
         config: The recipe's train section.
-        processes: As given on the command line.
-        precompile: As given on the command line.
+        processes: The value of --processes.
+        precompile: The value of --precompile.
 
     Raises:
-        RecipeError: With what to give instead.
+        RecipeError: If options contradict each other or the recipe; the hint names valid ones.
     """
     if precompile and config.backend != "neuron":
-        raise RecipeError("--precompile is for train.backend=neuron; the torch backend compiles nothing ahead")
+        raise RecipeError("--precompile requires train.backend=neuron; the torch backend compiles nothing in advance")
     if (precompile or processes is not None) and is_launched():
         raise RecipeError(
-            "torchrun has started this process, and --processes or --precompile would start it anew",
-            "neuron-sum train RECIPE --processes N, without torchrun",
+            "--processes and --precompile cannot be used in a process that torchrun started",
+            "run `neuron-sum train RECIPE --processes N` without torchrun",
         )
     if precompile and processes is None:
         raise RecipeError(
-            "--precompile needs --processes N: the graphs differ with the number of processes",
-            "as many as will train: 2 on a trn1.2xlarge, 32 on a trn1.32xlarge",
+            "--precompile requires --processes N because the graphs depend on the number of processes",
+            "use the number that will train: 2 on a trn1.2xlarge, 32 on a trn1.32xlarge",
         )

@@ -9,15 +9,15 @@ from neuron_sum.data.encoding import IGNORED
 
 
 class TokenLoss:
-    """Cross entropy that does not depend on how a step is cut into processes and micro-batches.
+    """Cross entropy that does not depend on how a step is divided into processes and micro-batches.
 
-    T5's forward takes no `num_items_in_batch`, so that transformers 4.57 averages the means of unequal micro-batches:
-    two processes differ from one by up to 0.09 in loss on short summaries. Trainer gives this function the number of
-    label tokens of the whole step instead.
+    T5's forward has no parameter `num_items_in_batch`, so transformers 4.57 averages the means of unequal
+    micro-batches: the loss with two processes differs from that with one by up to 0.09 on short summaries. Trainer
+    passes the number of label tokens of the whole step to this function instead.
 
     Args:
-        decoder_only: Whether a label belongs to the position before it.
-        label_smoothing: As in Szegedy et al. 2016.
+        decoder_only: Whether a label belongs to the previous position.
+        label_smoothing: The factor of Szegedy et al. 2016.
     """
 
     def __init__(self, decoder_only: bool, label_smoothing: float) -> None:
@@ -29,9 +29,11 @@ class TokenLoss:
         """The loss of one micro-batch.
 
         Args:
-            outputs: With logits (batch, length, vocab); a soft prompt's positions come first and have no labels.
-            labels: (batch, target_len)
-            num_items_in_batch: Label tokens of the step; None while evaluating: the mean over this batch.
+            outputs: The model's outputs with logits (batch, length, vocab); a soft prompt's positions come first and
+                have no labels.
+            labels: Token ids (batch, target_len).
+            num_items_in_batch: The number of label tokens of the step; None during evaluation, for the mean over this
+                batch.
         """
         logits = outputs["logits"][:, -labels.shape[1] :]
         if self._decoder_only:

@@ -1,7 +1,7 @@
-"""Several training processes on this machine, under one parent that hands signals on and ends as they end.
+"""Several training processes on this machine, under one parent that forwards signals and returns their exit code.
 
-torchrun's own agent starts them, so their environment is torchrun's. Its command line is not used: it gives processes
-30 s to end after a signal, which a step and a checkpoint may exceed, and exits with 1 and a trace whatever they say.
+The agent of torchrun starts them, so their environment is that of torchrun. Its command line is not used: it gives
+processes 30 s to end after a signal, which a step and a checkpoint may exceed, and always exits with 1 and a trace.
 """
 
 import logging
@@ -25,26 +25,26 @@ from neuron_sum import console, files
 from neuron_sum.errors import NeuronSumError
 from neuron_sum.recipes.schema import TrainConfig
 
-LOOK_S = 0.1
-"""How often the parent looks after the processes; torchrun's own interval."""
+POLL_S = 0.1
+"""Seconds between checks of the processes; the same interval as in torchrun."""
 
 
 def run_processes(command: Sequence[str], processes: int, port: int) -> int:
-    """Runs a command of ours in several processes, and waits as long as they take.
+    """Run a `neuron-sum` command in several processes, and wait for their end without a time limit.
 
-    Ctrl-C, SIGTERM or SIGHUP asks all of them to stop; a second Ctrl-C ends them at once.
+    Ctrl-C, SIGTERM or SIGHUP makes all of them save and stop; a second Ctrl-C kills them immediately.
 
     Args:
-        command: What follows `python -m neuron_sum`.
-        processes: How many.
-        port: Where they meet.
+        command: The arguments of `python -m neuron_sum`.
+        processes: The number of processes.
+        port: The TCP port of their rendezvous.
 
     Returns:
-        The exit code of the first that failed, whose error is printed; 0 if none did.
+        The exit code of the first process that failed, whose error is printed; 0 if none failed.
 
     Raises:
-        NeuronSumError: If one was killed.
-        KeyboardInterrupt: If they were stopped before they could say more.
+        NeuronSumError: If a process was killed.
+        KeyboardInterrupt: If they were stopped before one could report an error.
     """
     options = [f"--nproc_per_node={processes}", f"--master_port={port}", "-m", "neuron_sum", *command]
     stop = _Stop()
@@ -52,100 +52,100 @@ def run_processes(command: Sequence[str], processes: int, port: int) -> int:
         try:
             with _silent_agent(), console.collect_errors(Path(folder)), ThreadPoolExecutor(1) as pool:
                 config, program, arguments = config_from_args(parse_args(options))  # type: ignore[no-untyped-call]
-                # In a thread the agent leaves signals alone: they come to the main one.
+                # In a thread the agent does not handle signals: the main thread receives them.
                 agent = pool.submit(elastic_launch(config, program), *arguments)
-                stop.look_after(agent)
+                stop.wait_for(agent)
             agent.result()
         except ChildFailedError as error:
-            # One that was killed first: the others only fail for they lose it.
+            # A killed process comes first: the others fail only because they lose it.
             rank, failure = min(error.failures.items(), key=lambda each: (each[1].exitcode >= 0, each[1].timestamp))
-            said = Path(folder) / f"{rank}.json"
-            if said.exists() and not stop.at_once:
-                console.fail(**files.read_json(said))
-            elif stop.asked:
+            report = Path(folder) / f"{rank}.json"
+            if report.exists() and not stop.immediate:
+                console.fail(**files.read_json(report))
+            elif stop.requested:
                 raise KeyboardInterrupt from None
             elif failure.exitcode < 0:
                 raise NeuronSumError(
-                    f"process {rank} of {processes} was ended by {failure.signal_name()}",
-                    "SIGKILL often comes from the kernel when main memory is full: `dmesg` says so",
+                    f"process {rank} of {processes} was killed by {failure.signal_name()}",
+                    "after a SIGKILL, run `dmesg` to see whether main memory was full",
                 ) from None
             return int(failure.exitcode)
     return 0
 
 
 class _Stop:
-    """What signals ask for.
+    """The stop requested by signals.
 
     Attributes:
-        asked: Whether the processes shall save and stop.
-        at_once: Whether they shall end now.
+        requested: Whether the processes must save and stop.
+        immediate: Whether they must end now.
     """
 
     def __init__(self) -> None:
-        self.asked = self.at_once = False
+        self.requested = self.immediate = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals over for the length of a block; nohup's SIGHUP stays ignored."""
+        """Handle the signals for the duration of a block; SIGHUP stays ignored under nohup."""
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self._ask) for number in numbers}
+        previous = {number: signal.signal(number, self._request) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def look_after(self, agent: Future[Any]) -> None:
-        """Waits for the agent's end; tells every process once that it shall stop, those too that start later."""
-        told: set[int] = set()
+    def wait_for(self, agent: Future[Any]) -> None:
+        """Wait for the agent's end; send every process one SIGTERM on a stop, including those that start later."""
+        terminated: set[int] = set()
         parent = psutil.Process()
         while not agent.done():
-            wait([agent], LOOK_S)
-            if not self.asked:
+            wait([agent], POLL_S)
+            if not self.requested:
                 continue
-            for process in parent.children(recursive=self.at_once):
+            for process in parent.children(recursive=self.immediate):
                 with suppress(psutil.NoSuchProcess):
-                    if self.at_once:
+                    if self.immediate:
                         process.kill()
-                    elif process.pid not in told:
-                        told.add(process.pid)
-                        process.terminate()  # they have sessions of their own: no Ctrl-C reaches them but this
+                    elif process.pid not in terminated:
+                        terminated.add(process.pid)
+                        process.terminate()  # they run in separate sessions: the terminal's Ctrl-C does not reach them
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.at_once or (self.asked and number == signal.SIGINT)
-        self.asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.immediate = self.immediate or (self.requested and number == signal.SIGINT)
+        self.requested = True
 
 
 @contextmanager
 def _silent_agent() -> Iterator[None]:
-    """The agent's own log tells of processes that failed, in its words; the trace under --debug keeps it."""
-    before = logging.root.manager.disable
+    """Silence the agent's log, which reports failed processes in its format; --debug keeps it in the trace."""
+    previous = logging.root.manager.disable
     if not console.settings.debug:
         logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
 def world_size() -> int:
-    """How many processes torchrun started."""
+    """The number of processes that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def host_count() -> int:
-    """On how many machines it started them."""
+    """The number of machines on which torchrun started processes."""
     return max(world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), 1)
 
 
 def device_count(train: TrainConfig, processes: int) -> int:
-    """How many devices take a batch each: a process's own, or every GPU of a single process (DataParallel).
+    """The number of devices with a separate batch: one per process, or every GPU of a single process (DataParallel).
 
     Args:
-        train: Says how many share one copy of the model, and so one batch.
-        processes: How many train together.
+        train: The train section; processes that share one copy of the model also share one batch.
+        processes: The number of processes that train together.
     """
     count = processes if processes > 1 else max(1, torch.cuda.device_count())
     return max(count // train.neuron.tensor_parallel_size, 1)

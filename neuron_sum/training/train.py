@@ -1,4 +1,4 @@
-"""The training recipe, read top to bottom: data, model, method, what it will take; then training, and what stays."""
+"""The training stage from top to bottom: data, model, method, estimate; then training and its results."""
 
 import platform
 import shutil
@@ -57,52 +57,52 @@ class Prepared:
 def train(
     recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, force: bool = False
 ) -> RunFolder:
-    """Trains what a recipe describes.
+    """Train a recipe.
 
     Args:
         recipe: The whole recipe.
         output: The run folder to write.
-        resume: Go on with the unfinished run there.
-        overwrite: Replace the run there.
-        force: Start even if the estimate says that it will not fit.
+        resume: Continue the unfinished run in that folder.
+        overwrite: Replace the run in that folder.
+        force: Start even if the run will not fit according to the estimate.
 
     Raises:
-        NeuronSumError: Its children say what can go wrong; nothing is written before all checks have passed.
+        NeuronSumError: One of its subclasses for each failure; nothing is written before all checks have passed.
     """
     started = time.monotonic()
     if resume and RunFolder(output, recipe).is_complete:
-        console.note(f"{output} is a finished run already")
+        console.note(f"{output} is already a finished run")
         return start_run(output, recipe, processes=world_size(), resume=True, overwrite=False)
-    made = prepare(recipe, output, resume=resume, overwrite=overwrite, force=force)
-    run = made.run
+    prepared = prepare(recipe, output, resume=resume, overwrite=overwrite, force=force)
+    run = prepared.run
 
-    # From here on the folder is written
+    # From here on the run folder is written
     if console.is_main_process():
-        files.check_writable(output, int(made.estimate.disk))
+        files.check_writable(output, int(prepared.estimate.disk))
         if overwrite:
             run.clear()
         files.write_text(output / "recipe.yaml", recipe.to_yaml())
         run.record_processes(world_size())
-        if made.origin.name_or_path is None:  # random weights can be had nowhere else; the seed makes them once more
+        if prepared.origin.name_or_path is None:  # random weights exist nowhere else; the seed creates them again
             with files.new_folder(run.base) as folder:
-                models.load_base(made.origin, made.tokenizer).save_pretrained(folder)
-                made.tokenizer.save_pretrained(folder)
+                models.load_base(prepared.origin, prepared.tokenizer).save_pretrained(folder)
+                prepared.tokenizer.save_pretrained(folder)
     resume_from = run.last_checkpoint() if resume else None
     if resume:
         for folder in run.marked_checkpoints():
             if folder == resume_from:
                 break
-            console.warn(f"{folder.name} is not whole: {describe_damage(folder)}; it is not gone on from")
-        console.note(f"going on from {resume_from.name}" if resume_from else "nothing was saved yet; starting anew")
-    trainer = BACKENDS[recipe.train.backend](run, made.tokenizer, resume_from)
-    weights = trainer.train(made.model, made.data, made.plan, recipe.train)
+            console.warn(f"skipping incomplete checkpoint {folder.name}: {describe_damage(folder)}")
+        console.note(f"continuing from {resume_from.name}" if resume_from else "no checkpoint found; starting again")
+    trainer = BACKENDS[recipe.train.backend](run, prepared.tokenizer, resume_from)
+    weights = trainer.train(prepared.model, prepared.data, prepared.plan, recipe.train)
     if weights is None:
         return run
 
-    # What is left behind
+    # Results
     if console.is_main_process():
         seconds = time.monotonic() - started
-        results = _results(made, seconds)
+        results = _results(prepared, seconds)
         write_model_card(run, results)
         files.write_json(run.results, results)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -111,20 +111,20 @@ def train(
 
 
 def check_before_start(recipe: Recipe, output: Path | None, processes: int, *, resume: bool, overwrite: bool) -> None:
-    """What one process can refuse before it starts others, which all load everything first.
+    """Run the checks that need no data or model, before starting processes that each load everything.
 
     Args:
         recipe: The whole recipe.
-        output: The run folder that is to be written; None: a temporary one.
-        processes: How many will train.
+        output: The run folder to write; None for a temporary one.
+        processes: The number of processes that will train.
         resume: As in `train`.
         overwrite: As in `train`.
 
     Raises:
-        RunError: If the folder holds something else.
-        MissingExtraError: Naming what to install.
+        RunError: If the folder contains something else.
+        MissingExtraError: If a package is missing; names it.
         RecipeError: If the recipe needs another number of processes.
-        PlatformError: If this is no machine for the backend.
+        PlatformError: If the backend cannot run on this machine.
     """
     if output is not None:
         start_run(output, recipe, processes=processes, resume=resume, overwrite=overwrite)
@@ -139,18 +139,19 @@ def prepare(
     overwrite: bool = False,
     force: bool = False,
     processes: int | None = None,
-    say: Callable[[str], None] = console.note,
+    log: Callable[[str], None] = console.note,
 ) -> Prepared:
-    """Loads and checks everything, and tells what the run will take; writes nothing.
+    """Load and check everything, and estimate the run; write nothing.
 
     Args:
         recipe: The whole recipe.
-        output: The run folder that is to be written.
+        output: The run folder to write.
         resume: As in `train`.
         overwrite: As in `train`.
         force: As in `train`.
-        processes: How many are to train it, where none of them is this one; None: this one, and all of its torchrun.
-        say: Is told what a person wants to know.
+        processes: The number of processes that will train if this process is not one of them; None if this process
+            trains, together with all others of its torchrun.
+        log: Called with each progress message.
 
     Raises:
         NeuronSumError: As in `train`.
@@ -158,7 +159,7 @@ def prepare(
     together = processes or world_size()
     if console.is_main_process():
         run = start_run(output, recipe, processes=together, resume=resume, overwrite=overwrite)
-    else:  # rank 0 may be writing there already; if it refuses, torchrun ends all
+    else:  # rank 0 may already be writing the folder; if it fails, torchrun ends all processes
         run = RunFolder(output, recipe)
 
     BACKENDS[recipe.train.backend].check(recipe.train, processes)
@@ -166,9 +167,9 @@ def prepare(
     # Data
     dataset = load_dataset(recipe.data)
     if not dataset["train"]:
-        raise DataError(f"{dataset.origin} has no training examples", "give data.files.train, or another data.path")
+        raise DataError(f"{dataset.origin} has no training examples", "set data.files.train or another data.path")
     for line in dataset.notes():
-        say(line)
+        log(line)
 
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
@@ -183,8 +184,8 @@ def prepare(
         train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
         validation=validation if len(validation) else None,
     )
-    say(
-        f"cut to fit: {data.train.sources_cut} of {len(dataset['train']):,} training dialogues at "
+    log(
+        f"truncated: {data.train.sources_cut} of {len(dataset['train']):,} training dialogues at "
         f"{recipe.data.max_source_length} tokens, {data.train.targets_cut} summaries at {recipe.data.max_target_length}"
     )
 
@@ -192,49 +193,51 @@ def prepare(
     BACKENDS[recipe.train.backend].check_model(config, recipe)
     model = adapters.attach(base, recipe.method, recipe.train.seed)
     parameters = models.count_parameters(model)
-    say(f"{recipe.method.name}: {parameters}")
+    log(f"{recipe.method.name}: {parameters}")
 
-    # What it will take
+    # Estimate
     plan = choose_plan(
         recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train, together)
     )
     shapes = plan.report(data.train)
-    say(str(shapes))
+    log(str(shapes))
     longest = Shape(plan.source_len, plan.target_len)
     memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe.train, together)
     expected = estimate(parameters, plan, recipe.train, memory)
-    say(str(expected))
+    log(str(expected))
     if not force:
         memory.check(recipe.train)
     seconds = None
     measurable = together == 1 and BACKENDS[recipe.train.backend].computes_here
-    if measurable and memory.fits:  # the step that is measured runs the whole model in one process
+    if measurable and memory.fits:  # the measured step runs the whole model in one process
         seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train)
-    takes = f"this will take about {console.duration(seconds)}" if seconds else "the progress bar will tell how long"
-    say(f"{expected.steps:,} optimizer steps; {takes}")
+    duration = (
+        f"this will take about {console.duration(seconds)}" if seconds else "the progress bar shows the remaining time"
+    )
+    log(f"{expected.steps:,} optimizer steps; {duration}")
     return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, seconds)
 
 
-def _results(made: Prepared, seconds: float) -> dict[str, Any]:
-    log = files.read_jsonl(made.run.log)
+def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:
+    log = files.read_jsonl(prepared.run.log)
     losses = [entry["loss"] for entry in log if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return {
-        "method": made.run.recipe.method.name,
+        "method": prepared.run.recipe.method.name,
         "processes": world_size(),
         "global_step": log[-1]["step"] if log else 0,
         "train_loss": losses[-1] if losses else None,
         "eval_loss": eval_losses[-1] if eval_losses else None,
         "seconds": round(seconds, 1),
-        "trainable_parameters": made.parameters.trainable,
-        "all_parameters": made.parameters.all,
-        "weights_bytes": sum(file.stat().st_size for file in made.run.weights.glob("*.safetensors")),
-        "train_examples": len(made.data.train),
-        "shapes": made.shapes.as_dict(),
-        "sources_cut": made.data.train.sources_cut,
-        "targets_cut": made.data.train.targets_cut,
-        "data": made.dataset.origin,
-        "data_license": made.dataset.license,
+        "trainable_parameters": prepared.parameters.trainable,
+        "all_parameters": prepared.parameters.all,
+        "weights_bytes": sum(file.stat().st_size for file in prepared.run.weights.glob("*.safetensors")),
+        "train_examples": len(prepared.data.train),
+        "shapes": prepared.shapes.as_dict(),
+        "sources_cut": prepared.data.train.sources_cut,
+        "targets_cut": prepared.data.train.targets_cut,
+        "data": prepared.dataset.origin,
+        "data_license": prepared.dataset.license,
         "versions": {
             "neuron-sum": __version__,
             "python": platform.python_version(),

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from neuron_sum.models.dimensions import DIALOGSUM_EXAMPLES
 from neuron_sum.platform.prices import find_price
 
 WRITE_UP = "a learner's write-up of fine-tuning FLAN-T5 on DialogSum"
 LAB = "AWS's SageMaker lab on FLAN-T5-large"
 
-DIALOGSUM_EXAMPLES = 12_460
 OVERNIGHT_H = 12.0
 
 

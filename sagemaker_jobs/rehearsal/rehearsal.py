@@ -266,7 +266,7 @@ class Rehearsal:
         with self._container(request, store, image, lines) as container:
             _check(container.wait())
             container.write_model(store.model(request))
-        found = next((line for line in lines if line.startswith("going on from ")), None)
+        found = next((line for line in lines if line.startswith("continuing from ")), None)
         if found is None:
             raise RunError("the second attempt began anew", "what did the first leave in checkpoints/run?")
         results = files.read_json(self.folder / "ml" / "model" / "run" / "all_results.json")

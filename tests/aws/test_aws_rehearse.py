@@ -266,7 +266,7 @@ def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
     first, second = sorted((tmp_path / "kept" / "logs").glob("*-train*.log"), key=lambda log: len(log.name))
     assert second.stem == f"{first.stem}-2"
     assert "trained " not in first.read_text(), "the first attempt came to its end"
-    [since] = [line for line in second.read_text().splitlines() if line.startswith("going on from checkpoint-")]
+    [since] = [line for line in second.read_text().splitlines() if line.startswith("continuing from checkpoint-")]
     [run] = (tmp_path / "kept" / "s3").rglob("checkpoints/run")
     steps = [entry["step"] for entry in files.read_jsonl(run / "log.jsonl") if "loss" in entry]
     assert steps == sorted(set(steps)) and steps[0] <= int(since.rpartition("-")[2]) < steps[-1] == 150

@@ -282,7 +282,7 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     lora = load_recipe("trn1-flan-t5-base-lora")
     epoch = project_epoch(lora, base_config(lora.model), examples_per_row=2.2)
     assert (epoch.rows, epoch.dtype, tuple(epoch.shape)) == (5664, "bf16", (512, 112))
-    assert epoch.rows_are == "12,460 published examples at 2.2 a row"
+    assert epoch.rows_are == "12,460 published examples at 2.2 per row"
     assert epoch.is_floor
     assert epoch.peak_s == pytest.approx(5664 * 2e12 / 190e12)
     assert epoch.peak_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
@@ -298,7 +298,7 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     assert (dynamic.rows, dynamic.rows_are, dynamic.is_floor) == (12_460, "12,460 published examples", False)
     chosen = load_recipe("trn1-flan-t5-base-lora", ["train.shapes.sizes=null"])
     assert not project_epoch(chosen, base_config(chosen.model), 2.2).is_floor
-    with pytest.raises(RecipeError, match="is for packed rows"):
+    with pytest.raises(RecipeError, match=r"requires train\.shapes\.plan=packed"):
         project_epoch(course, base_config(course.model), 2.2)
     unknown = load_recipe("mts-dialog")
     nothing = project_epoch(unknown, base_config(unknown.model))

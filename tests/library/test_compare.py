@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 
-from neuron_sum.evaluation.report import marked
+from neuron_sum.evaluation.report import mark_speaker_tags
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -85,7 +85,7 @@ def test_any_systems_predictions_can_be_evaluated(tmp_path: Path, neuron_sum: Co
     (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("evaluate", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
-    assert "each row counts as an example of its own" in made.stderr
+    assert "each row counts as a separate example" in made.stderr
     system = json.loads(made.stdout)["systems"][0]
     assert system["scores"]["ROUGE-1"]["value"] == 100.0
     assert system["speaker_tags"]["faithful_percent"] is None  # there are no dialogues to say it by
@@ -132,10 +132,10 @@ def test_the_card_tells_the_licence_of_what_the_model_was_trained_on(runs: Path,
 
 def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
     for arguments, code, expected in (
-        (("compare", "lead-3"), 8, "no run or artifact brings the data"),
+        (("compare", "lead-3"), 8, "no run or artifact determines the data"),
         (("compare", "nowhere"), 8, "no system 'nowhere'"),
         (("evaluate", "full", "--set", "evaluate.split=tset"), 3, "evaluate.split = 'tset'"),
-        (("compare", "human", "-r", "tiny", "-s", "evaluate.split=train"), 4, "have one reference only"),
+        (("compare", "human", "-r", "tiny", "-s", "evaluate.split=train"), 4, "have only one reference"),
     ):
         made = neuron_sum(*arguments)
         assert made.returncode == code, made.stderr
@@ -162,8 +162,11 @@ def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: Comman
 
 def test_differing_speaker_tags_are_marked() -> None:
     dialogue = "#Person1#: a\n#Person2#: b"
-    assert marked("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.") == "#Person1# asks #Person2#."
-    swapped = marked("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#")
+    assert (
+        mark_speaker_tags("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.")
+        == "#Person1# asks #Person2#."
+    )
+    swapped = mark_speaker_tags("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#")
     assert swapped == Markup('<mark class="other">#Person2#</mark> &amp; <mark class="invented">#Pork1#</mark>')
 
 

@@ -236,7 +236,7 @@ def test_doctor_and_train_count_the_same_memory(
         recipe = load_recipe(str(path), [*neuron, "train.per_device_train_batch_size=64"])
         told = named(check_recipe(recipe, TRN1, ROW), "memory of a NeuronCore").found
         said: list[str] = []
-        prepare(recipe, tmp_path / "run", say=said.append)
+        prepare(recipe, tmp_path / "run", log=said.append)
         [line] = [line for line in said if "each NeuronCore" in line]
         assert told.split(" (")[0] == line.removeprefix("memory ").split(" on each")[0]
         assert told.rpartition("activations ")[2] in line

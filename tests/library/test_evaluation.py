@@ -152,10 +152,10 @@ def test_a_file_with_several_references_in_a_row_and_no_ids(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([["id", "text"], ["a", "x"]], "missing column prediction; there are id, text"),
+        ([["id", "text"], ["a", "x"]], "missing column prediction; the columns are id, text"),
         ([["id", "prediction"], ["a", "x"], ["a", "y"]], "a second, different prediction for 'a'"),
         ([["id", "prediction"], ["z", "x"]], "lacks predictions for 1 of 1 examples: a"),
-        ([["id", "prediction"]], "holds no rows"),
+        ([["id", "prediction"]], "contains no rows"),
     ],
 )
 def test_predictions_that_do_not_fit(tmp_path: Path, rows: list[list[str]], expected: str) -> None:

@@ -18,7 +18,7 @@ from neuron_sum.data.layouts import Row, Shape
 from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.recipes.schema import TrainConfig
 from neuron_sum.training import command, launch
-from neuron_sum.training.neuron.extraction import FEWEST_STEPS, extraction_rows, save_step
+from neuron_sum.training.neuron.extraction import MIN_STEPS, extraction_rows, save_step
 
 EPOCH = ["train.max_steps=null", "train.num_train_epochs=1"]
 """64 examples in batches of 8."""
@@ -43,7 +43,7 @@ def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine passes for one with the Neuron SDK."""
-    monkeypatch.setattr("neuron_sum.training.neuron.backend.NEEDED", {})
+    monkeypatch.setattr("neuron_sum.training.neuron.backend.REQUIRED_MODULES", {})
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     for name, value in launch.NEURON_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
@@ -72,7 +72,7 @@ def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
     estimate = json.loads(said.out)["estimate"]
     assert estimate["processes"] == reckoned
     assert estimate["steps"] == 8 * split // reckoned  # each copy of the model takes a batch
-    assert ("without --processes" in said.err) == (processes is None)
+    assert ("--processes is not set" in said.err) == (processes is None)
     assert not run.exists()
     with pytest.raises(PlatformError, match="one process for each NeuronCore"):
         command.train(recipe, overrides, run)
@@ -90,12 +90,12 @@ def test_a_dry_run_of_the_torch_backend_reckons_with_its_processes_too(
 
 def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(backend="neuron", shapes={"plan": "fixed"})
-    with pytest.raises(RecipeError, match="compiles nothing ahead"):
+    with pytest.raises(RecipeError, match="compiles nothing in advance"):
         launch.check_options(TrainConfig(), 2, precompile=True)
-    with pytest.raises(RecipeError, match="needs --processes N"):
+    with pytest.raises(RecipeError, match="requires --processes N"):
         launch.check_options(config, None, precompile=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(RecipeError, match="torchrun has started this process"):
+    with pytest.raises(RecipeError, match="cannot be used in a process that torchrun started"):
         launch.check_options(config, 2, precompile=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(PlatformError, match="neuron_parallel_compile, which is not on the PATH"):
@@ -130,5 +130,5 @@ def test_an_extraction_begins_as_the_run_and_has_three_whole_steps_of_each_shape
     assert made[: 3 * step_rows][: len(rows)] == rows[: 3 * step_rows]
     for shape in {row.shape for row in rows}:
         assert sum({row.shape for row in step} == {shape} for step in steps) >= 3
-    assert FEWEST_STEPS <= len(steps) <= max(FEWEST_STEPS + 3, 3 + 3 * len(set(chunks)))
+    assert MIN_STEPS <= len(steps) <= max(MIN_STEPS + 3, 3 + 3 * len(set(chunks)))
     assert 3 < save_step(len(steps)) <= len(steps) - 2 and save_step(len(steps)) % 2 == 1

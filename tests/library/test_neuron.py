@@ -28,7 +28,7 @@ from neuron_sum.recipes.schema import ModelConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained
 from neuron_sum.training.loss import TokenLoss
-from neuron_sum.training.neuron.extraction import FEWEST_STEPS
+from neuron_sum.training.neuron.extraction import MIN_STEPS
 from neuron_sum.training.train import prepare, train
 
 LIMIT_S = 1200
@@ -238,7 +238,7 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
     whole = xla(*command, "--output", "whole", folder=tmp_path)
     ends_well(resumed, tmp_path)
     ends_well(whole, tmp_path)
-    assert "going on from checkpoint-" in (tmp_path / "1.out").read_text()
+    assert "continuing from checkpoint-" in (tmp_path / "1.out").read_text()
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
     assert log(tmp_path / "killed", "step", "loss") == log(tmp_path / "whole", "step", "loss")
 
@@ -249,7 +249,7 @@ def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: P
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, "--output", "run")
     ends_well(xla(*command, folder=tmp_path, NEURON_EXTRACT_GRAPHS_ONLY="1"), tmp_path)
-    assert len(log(tmp_path / "run", "step")) == FEWEST_STEPS
+    assert len(log(tmp_path / "run", "step")) == MIN_STEPS
     assert not (tmp_path / "run" / "checkpoint").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
     assert "nothing was trained" in (tmp_path / "0.out").read_text()

@@ -86,8 +86,8 @@ def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrid
     [
         ("micro_llama", ["method=prompt_tuning"], "takes LoRA adapters only"),
         ("micro_llama", ["method=lora", "method.target_modules=[q_proj,v_proj]"], "all seven: q_proj"),
-        ("micro", ["train.neuron.tensor_parallel_size=2"], "data parallel only"),
-        ("micro", ["train.neuron.zero_1=true"], "not for T5"),
+        ("micro", ["train.neuron.tensor_parallel_size=2"], "only data parallel"),
+        ("micro", ["train.neuron.zero_1=true"], "not supported for T5"),
     ],
 )
 def test_a_method_that_upstream_lacks_for_a_model_is_refused(

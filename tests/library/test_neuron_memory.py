@@ -44,8 +44,9 @@ def test_a_batch_that_a_core_cannot_hold_is_refused_though_the_host_could(
     large = [*NEURON, "train.per_device_train_batch_size=20000"]
     with pytest.raises(ResourceError, match=r"of memory, each NeuronCore has 17\.2 GB$") as raised:
         prepare(load_recipe(str(micro), large), tmp_path / "run")
-    remedy, _, force = str(raised.value.hint).partition(";")
-    assert force == " --force tries all the same"
+    verb, _, hint = str(raised.value.hint).partition(" ")
+    remedy, _, force = hint.partition(";")
+    assert (verb, force) == ("use", " or --force to start anyway")
     smaller = prepare(load_recipe(str(micro), [*NEURON, *remedy.split()]), tmp_path / "run")
     assert smaller.estimate.memory.fits
     assert "on each NeuronCore (weights" in str(smaller.estimate)

@@ -67,7 +67,7 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
         process = launch(*more)
         message = process.communicate(timeout=300)[1]
         assert process.returncode == 0, message
-        assert ("going on from checkpoint-" in message) == ("--resume" in more)
+        assert ("continuing from checkpoint-" in message) == ("--resume" in more)
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -195,5 +195,5 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path, micro: Path) -> None:
     psutil.Process(process.pid).children()[1].kill()
     message = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert "error: process 1 of 2 was ended by SIGKILL\nhint: SIGKILL often comes" in message
+    assert "error: process 1 of 2 was killed by SIGKILL\nhint: after a SIGKILL, run `dmesg`" in message
     assert "Traceback" not in message

@@ -91,7 +91,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_
     resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # exactly what the hint says
     message = resumed.communicate(timeout=300)[1]
     assert resumed.returncode == 0, message
-    assert "going on from checkpoint-" in message
+    assert "continuing from checkpoint-" in message
     whole = start(tmp_path, *arguments, "--output", "whole")
     assert whole.communicate(timeout=300) and whole.returncode == 0
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")

@@ -59,7 +59,7 @@ def assert_a_kill_changes_nothing(folder: Path, *arguments: str) -> None:
     whole = start(folder, *arguments, *LONG, "--output", "whole")
     message = resumed.communicate(timeout=300)[1]
     assert resumed.returncode == 0, message
-    assert "going on from checkpoint-" in message
+    assert "continuing from checkpoint-" in message
     assert whole.communicate(timeout=300) and whole.returncode == 0
     assert_same_weights(folder / "killed", folder / "whole")
 

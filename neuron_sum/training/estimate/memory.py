@@ -1,6 +1,6 @@
-"""How much memory a run takes, beside what there is on a CPU or GPU; NeuronCores are in training/neuron/memory.py.
+"""Memory of a run compared with that of a CPU or GPU; NeuronCores are in training/neuron/memory.py.
 
-A rough model, on purpose: it is there to refuse what cannot work.
+The model is rough on purpose: its task is to reject runs that cannot work.
 """
 
 import contextlib
@@ -22,40 +22,40 @@ from neuron_sum.recipes.schema import TrainConfig
 FP32_BYTES = 4
 ADAM_STATES = 2
 PROCESS_BYTES = 1.1e9
-"""Python, torch, transformers and the data; with it the model below meets the peaks of docs/training.md."""
+"""Python, torch, transformers and the data; with it the model below agrees with the peaks of docs/training.md."""
 MEMORY_MARGIN = 1.15
-ADAPTER_HINT = "method=lora (no gradients and moments for the base)"
+ADAPTER_HINT = "method=lora (no gradients and moments for the base model)"
 
 
 class Memory(Protocol):
-    """What a run takes of every memory that it uses, and what there is; the text is for people."""
+    """The required and available bytes of every memory that a run uses; `str` gives a text for the terminal."""
 
     @property
     def fits(self) -> bool:
-        """Whether there is enough of each."""
+        """Whether each memory is large enough."""
         ...
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json, in bytes."""
+        """The values for --json, in bytes."""
         ...
 
     def check(self, train: TrainConfig) -> None:
-        """Refuses a run that cannot fit.
+        """Reject a run that cannot fit.
 
         Raises:
-            ResourceError: With what would make it fit.
+            ResourceError: If it does not fit; the hint names changes that would make it fit.
         """
 
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What training keeps of a model on one device.
+    """The memory that training needs for a model on one device.
 
     Attributes:
         weights: Bytes of parameters.
-        gradients: Bytes of gradients of the trainable ones.
+        gradients: Bytes of gradients of the trainable parameters.
         optimizer: Bytes of AdamW's two moments.
-        activations: Bytes that the backward pass keeps of one batch.
+        activations: Bytes of one batch that are stored for the backward pass.
     """
 
     weights: float
@@ -65,12 +65,12 @@ class ModelMemory:
 
     @property
     def memory(self) -> float:
-        """Bytes in all, with a margin."""
+        """Total bytes, with a margin."""
         return (self.weights + self.gradients + self.optimizer + self.activations) * MEMORY_MARGIN
 
     @property
     def parts(self) -> str:
-        """What it is made of, for people."""
+        """The components as a text for the terminal."""
         return (
             f"weights {size(self.weights)}, gradients {size(self.gradients)}, optimizer {size(self.optimizer)}, "
             f"activations {size(self.activations)}"
@@ -78,11 +78,11 @@ class ModelMemory:
 
     @property
     def trains_the_base(self) -> bool:
-        """Whether gradients and moments are those of a whole model."""
+        """Whether gradients and moments belong to a whole model."""
         return self.gradients * 10 > self.weights
 
     def smaller_batch(self, available: float, train: TrainConfig) -> str | None:
-        """The largest batch size that fits, with accumulation that keeps a step's examples; None if none does."""
+        """The largest batch size that fits, with accumulation for the same examples per step; None if none fits."""
         fixed = (self.weights + self.gradients + self.optimizer) * MEMORY_MARGIN
         per_example = self.activations * MEMORY_MARGIN / train.per_device_train_batch_size
         fitting = int((available - fixed) // per_example) if per_example else 0
@@ -97,8 +97,8 @@ class DeviceMemory(ModelMemory):
     """One CPU or GPU: see Memory.
 
     Attributes:
-        available: Bytes that are free on the device now.
-        device: What people call it.
+        available: Bytes free on the device now.
+        device: The name of the device for messages.
     """
 
     available: float
@@ -106,7 +106,7 @@ class DeviceMemory(ModelMemory):
 
     @property
     def memory(self) -> float:
-        """Bytes in all, the process itself included."""
+        """Total bytes, including the process itself."""
         return super().memory + PROCESS_BYTES
 
     @property
@@ -125,22 +125,22 @@ class DeviceMemory(ModelMemory):
         """See Memory."""
         if self.fits:
             return
-        ways = [*([ADAPTER_HINT] if self.trains_the_base else []), "a smaller model", "a larger machine"]
-        remedy = self.smaller_batch(self.available - PROCESS_BYTES, train) or one_of(ways)
+        remedies = [*([ADAPTER_HINT] if self.trains_the_base else []), "a smaller model", "a larger machine"]
+        remedy = self.smaller_batch(self.available - PROCESS_BYTES, train) or one_of(remedies)
         raise refusal([f"{size(self.memory)} of memory, {self.device} has {size(self.available)} free"], [remedy])
 
 
 def device_memory(
     config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, *, processes: int
 ) -> DeviceMemory:
-    """What a process needs of the CPU or GPU that it finds here.
+    """The memory that a process needs on this machine's CPU or GPU.
 
     Args:
         config: The base model's configuration, for widths and layers.
-        parameters: Of the model with its adapter.
+        parameters: The parameter count of the model with its adapter.
         shape: The longest row.
-        train: Batch size, precision and sharding.
-        processes: That share what is sharded.
+        train: The train section, for batch size, precision and sharding.
+        processes: The number of processes over which FSDP or DeepSpeed shards the model.
     """
     shards = processes if train.fsdp or train.deepspeed else 1
     model = model_memory(config, parameters, shape, train, shards=shards, optimizer_shards=shards)
@@ -157,15 +157,16 @@ def model_memory(
     shards: int = 1,
     optimizer_shards: int = 1,
 ) -> ModelMemory:
-    """What one device keeps of the model.
+    """The memory that one device needs for the model.
 
     Args:
         config: The base model's configuration, for widths and layers.
-        parameters: Of the model with its adapter.
+        parameters: The parameter count of the model with its adapter.
         shape: The longest row.
-        train: Batch size and precision; weights, gradients and moments are fp32, for bf16 is autocast.
-        shards: Over how many devices weights and gradients are spread.
-        optimizer_shards: Over how many the moments are.
+        train: The train section, for batch size and precision; weights, gradients and moments are fp32 because bf16
+            means autocast.
+        shards: The number of devices over which weights and gradients are sharded.
+        optimizer_shards: The number of devices over which the moments are sharded.
     """
     trainable = parameters.trainable * FP32_BYTES
     return ModelMemory(
@@ -177,14 +178,14 @@ def model_memory(
 
 
 def available_memory() -> tuple[float, str]:
-    """Free bytes on the device that will train, and its name; a container's limit counts."""
+    """Free bytes on the device that will train, and its name; the limit of a container is respected."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
-    return cpu.available_memory() + held([psutil.Process()]), "this machine's CPU"
+    return cpu.available_memory() + resident_memory([psutil.Process()]), "this machine's CPU"
 
 
-def held(processes: list[psutil.Process]) -> float:
-    """Bytes that processes hold already: the model is loaded, and is counted as needed."""
+def resident_memory(processes: list[psutil.Process]) -> float:
+    """Bytes that processes already use: the model is loaded, and the estimate counts it as required."""
     total = 0.0
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -196,21 +197,21 @@ def refusal(faults: list[str], remedies: list[str]) -> ResourceError:
     """The error for a run that does not fit.
 
     Args:
-        faults: What it needs more of than there is.
-        remedies: What would make it fit, one for each.
+        faults: The required and available size of each memory that is too small.
+        remedies: The change that would make each of them fit.
     """
-    needs = "; and ".join(f"about {fault}" for fault in faults)
-    return ResourceError(f"this needs {needs}", f"{'; '.join(remedies)}; --force tries all the same")
+    requirements = "; and ".join(f"about {fault}" for fault in faults)
+    return ResourceError(f"this run needs {requirements}", f"use {'; '.join(remedies)}; or --force to start anyway")
 
 
-def one_of(ways: list[str]) -> str:
-    """These ways as a choice, for people."""
-    *others, last = ways
+def one_of(alternatives: list[str]) -> str:
+    """These alternatives as one text: "A, B, or C"."""
+    *others, last = alternatives
     return f"{', '.join(others)}, or {last}" if others else last
 
 
 def _activations(config: PretrainedConfig, shape: Shape, train: TrainConfig) -> float:
-    """Bytes of one batch at its longest, after Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), in fp32."""
+    """Bytes of the longest batch in fp32, by Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1)."""
     rows, width = train.per_device_train_batch_size, int(config.hidden_size)
     logits: int = 3 * rows * (shape.source_len if is_decoder_only(config) else shape.target_len) * config.vocab_size
 

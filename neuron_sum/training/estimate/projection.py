@@ -1,10 +1,10 @@
-"""What an epoch on Trainium would cost: at the chip's published rate, and a projection with its assumption.
+"""Time and cost of an epoch on Trainium: at the chip's published rate, and projected with an assumed share of it.
 
-At that rate it is a floor where every row has one known shape. Else the longest row stands for every row, and what
-comes of it is an estimate that may lie above the floor.
+The figure at the published rate is a floor if every row has one known shape. Otherwise every row counts as the longest
+one, and the result is an estimate that may be above the floor.
 
-Nothing here was measured. Operations are those that torch counts in one step of transformers' model with tensors that
-have no memory, eager attention, every position of the recipe's longest row; NeuronTrainer's own Llama may need fewer.
+Nothing here was measured. Operations are those that torch counts in one step of transformers' model with fake tensors,
+eager attention and every position of the recipe's longest row; the Llama of NeuronTrainer may need fewer.
 """
 
 import copy
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 INSTANCE = "ml.trn1.2xlarge"
 ASSUMED_SHARE = 0.25
-"""Of the peak rate, in the projection: an assumption. AWS publishes no figure for models of this size."""
+"""The share of the peak rate in the projection: an assumption. AWS publishes no figure for models of this size."""
 ASK_FOR_PACKED = (
-    "how many rows {examples:,} published examples fill is not known without the data: --examples-per-row, which "
-    "`neuron-sum train` prints where the data are ('rows of 2.20 examples')"
+    "the number of rows for {examples:,} published examples is unknown without the data: set --examples-per-row to the "
+    "value that `neuron-sum train` prints on a machine with the data ('rows of 2.20 examples')"
 )
 
 
@@ -36,19 +36,19 @@ class EpochProjection:
     """One epoch on one instance.
 
     Attributes:
-        shape: Of a row.
-        rows_per_step: Of one core's micro-batch.
-        flops_per_row: Forward and backward.
-        rows: Of an epoch; None where no data says how many.
-        rows_are: Where that number comes from.
-        dtype: Whose peak rate counts.
-        instance: On which.
-        is_floor: Whether every row is known to have this shape; else the longest stands for all, an estimate.
-        peak_s: Seconds of an epoch at the peak rate of all cores; None without rows.
-        peak_usd: What they cost.
-        projected_s: At ASSUMED_SHARE of that rate.
-        projected_usd: What they cost.
-        peak_usd_per_1000_rows: The cost of 1,000 rows of this shape at the peak rate: a floor of such rows.
+        shape: The shape of a row.
+        rows_per_step: Rows of one core's micro-batch.
+        flops_per_row: Operations of a row, forward and backward.
+        rows: Rows of an epoch; None if unknown.
+        rows_are: The origin of that number.
+        dtype: The type that determines the peak rate.
+        instance: The instance type.
+        is_floor: Whether every row is known to have this shape; otherwise this is an estimate with the longest row.
+        peak_s: Seconds per epoch at the peak rate of all cores; None if the number of rows is unknown.
+        peak_usd: The cost of that time in USD.
+        projected_s: Seconds per epoch at ASSUMED_SHARE of that rate.
+        projected_usd: The cost of that time in USD.
+        peak_usd_per_1000_rows: The cost in USD of 1,000 rows of this shape at the peak rate: a floor for such rows.
     """
 
     shape: Shape
@@ -66,18 +66,18 @@ class EpochProjection:
     peak_usd_per_1000_rows: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The values for --json."""
         return {**asdict(self), "shape": list(self.shape), "assumed_share_of_peak": ASSUMED_SHARE}
 
 
 def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: float | None = None) -> EpochProjection:
-    """What an epoch of a recipe costs.
+    """Project time and cost of an epoch of a recipe.
 
     Args:
-        recipe: For method, shapes, batch size and data.
-        config: Of the base model.
-        examples_per_row: How many a packed row holds; counted from the data where they are at hand. Without either,
-            how long a packed epoch takes is not known.
+        recipe: The recipe, for method, shapes, batch size and data.
+        config: The base model's configuration.
+        examples_per_row: The mean number of examples in a packed row; counted from the data if they are on this
+            machine. Without either, the duration of a packed epoch is unknown.
 
     Raises:
         RecipeError: For examples_per_row with a plan that does not pack.
@@ -88,8 +88,8 @@ def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: 
     plan, sizes = recipe.train.shapes.plan, recipe.train.shapes.sizes
     if examples_per_row is not None and plan != "packed":
         raise RecipeError(
-            f"--examples-per-row is for packed rows, and train.shapes.plan is {plan}: a row holds one example",
-            "leave it out, or train.shapes.plan=packed",
+            f"--examples-per-row requires train.shapes.plan=packed; with {plan}, a row has one example",
+            "omit it, or set train.shapes.plan=packed",
         )
     shape = longest_row(recipe, decoder_only=is_decoder_only(config))
     rows_per_step = recipe.train.per_device_train_batch_size
@@ -97,18 +97,18 @@ def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: 
     counted = counted_rows(recipe, config)
     if counted is not None:
         rows, shape_of_data, rows_are = counted
-        if shape_of_data != shape:  # packed, its row chosen from the data
+        if shape_of_data != shape:  # packed, with a row length chosen from the data
             shape = shape_of_data
             flops = step_flops(recipe, config, shape) / rows_per_step
     elif (examples := training_examples(recipe.data)) is None:
-        rows, rows_are = None, "data or tokenizer are not on this machine, and no published number of examples is known"
+        rows, rows_are = None, "data or tokenizer are not on this machine, and the number of examples is not published"
     elif plan != "packed":
         rows, rows_are = examples, f"{examples:,} published examples"
     elif examples_per_row is None:
         rows, rows_are = None, ASK_FOR_PACKED.format(examples=examples)
     else:
         rows = math.ceil(examples / examples_per_row)
-        rows_are = f"{examples:,} published examples at {examples_per_row:g} a row"
+        rows_are = f"{examples:,} published examples at {examples_per_row:g} per row"
     instance, dtype = INSTANCES[INSTANCE], "bf16" if recipe.train.bf16 else "fp32"
     row_s = flops / (CORE_FLOPS[dtype] * instance.neuron_cores)
     usd_per_s = find_price(INSTANCE).usd_per_hour / 3600
@@ -132,12 +132,12 @@ def project_epoch(recipe: Recipe, config: "PretrainedConfig", examples_per_row: 
 
 
 def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
-    """Operations of one micro-batch, forward and backward, what gradient checkpointing computes again included.
+    """Operations of one micro-batch, forward and backward, including recomputation by gradient checkpointing.
 
     Args:
-        recipe: For method, batch size and gradient checkpointing.
-        config: Of the base model.
-        shape: Of a row.
+        recipe: The recipe, for method, batch size and gradient checkpointing.
+        config: The base model's configuration.
+        shape: The shape of a row.
     """
     import torch
     from torch._subclasses import FakeTensorMode
@@ -149,9 +149,9 @@ def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     if not models.is_decoder_only(config) and config.decoder_start_token_id is None:
-        config.decoder_start_token_id = 0  # any: only shapes count
+        config.decoder_start_token_id = 0  # any value: only shapes matter
     rows, train = recipe.train.per_device_train_batch_size, recipe.train
-    with FakeTensorMode():  # not the meta device, on which Llama's rotary positions cannot switch autocast off
+    with FakeTensorMode():  # not the meta device, on which Llama's rotary embedding cannot disable autocast
         base = models.model_class_of(config)(config)
         model = adapters.attach(base, recipe.method, train.seed).train()
         if train.gradient_checkpointing:
@@ -165,7 +165,7 @@ def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
 
 
 def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape, str] | None:
-    """Rows of an epoch and their shape as the shape plan has them, where data and tokenizer are on this machine."""
+    """Rows of an epoch and their shape in the shape plan, if data and tokenizer are on this machine."""
     from neuron_sum.data.encoding import encode
     from neuron_sum.data.shapes import choose_plan, longest_row
     from neuron_sum.data.sources import load_dataset
@@ -177,7 +177,7 @@ def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape
     try:
         dataset = load_dataset(recipe.data)
         tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
-    except NeuronSumError:  # not here: the caller has other ways
+    except NeuronSumError:  # not on this machine: the caller has alternatives
         return None
     encoded = encode(dataset["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
     plan = choose_plan(recipe, encoded, None, decoder_only=decoder_only, devices=INSTANCES[INSTANCE].neuron_cores)

@@ -1,6 +1,6 @@
-"""How long a run is, and how much memory and disk it will take, said before it starts.
+"""Steps, memory and disk of a run, estimated before it starts.
 
-Memory is modelled in memory.py and training/neuron/memory.py; time comes from timing.py.
+Memory is modelled in memory.py and training/neuron/memory.py; time is measured in timing.py.
 """
 
 import math
@@ -16,11 +16,11 @@ from neuron_sum.training.estimate.memory import ADAM_STATES, FP32_BYTES, Memory
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will need.
+    """The estimated requirements of a run.
 
     Attributes:
-        memory: Of the backend's devices.
-        steps: Optimizer steps.
+        memory: The memory of the backend's devices.
+        steps: The number of optimizer steps.
         disk: Bytes of checkpoints and results.
     """
 
@@ -32,18 +32,18 @@ class Estimate:
         return f"{self.memory}; disk about {size(self.disk)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json, in bytes."""
+        """The values for --json, in bytes."""
         return {**self.memory.as_dict(), "steps": self.steps, "disk": self.disk}
 
 
 def estimate(parameters: ParameterCount, plan: ShapePlan, train: TrainConfig, memory: Memory) -> Estimate:
-    """The estimate for a run.
+    """Estimate a run.
 
     Args:
-        parameters: Of the model with its adapter.
-        plan: Rows of an epoch, and the shapes of a batch.
-        train: Batch size and length of the run.
-        memory: As the backend tells it.
+        parameters: The parameter count of the model with its adapter.
+        plan: The shape plan, for the rows of an epoch and the size of a batch.
+        train: The train section, for accumulation and the length of the run.
+        memory: The backend's estimate of memory.
     """
     batches = math.ceil(plan.rows_per_epoch / (plan.batch_size * plan.devices))
     steps = train.max_steps or math.ceil(

@@ -1,4 +1,4 @@
-"""How long a run will take, from one step of the very model on this machine."""
+"""The duration of a step, measured with the prepared model on this machine."""
 
 import time
 from typing import TYPE_CHECKING
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WARM_S = 2.0
-"""A first step shorter than this says more about warming up than about the steps to come: measure another."""
+"""Seconds below which a first step mostly measures the warm-up, so that it is measured again."""
 
 
 def seconds_per_step(model: "PreTrainedModel | PeftModel", rows: RowSet, train: TrainConfig) -> float:
-    """Measures forward and backward on a middling batch; weights and random state stay as they are.
+    """Measure forward and backward on a batch of median size; weights and random state do not change.
 
     Args:
-        model: With its adapter; moved to the GPU if there is one.
+        model: The model with its adapter; moved to the GPU if one exists.
         rows: The training split.
-        train: Accumulation, precision.
+        train: The train section, for accumulation and precision.
 
     Returns:
-        Seconds of one optimizer step, without the optimizer's own work.
+        Seconds per optimizer step, without the update by the optimizer.
     """
     by_size = sorted(rows.plan.batches(0), key=lambda batch: len(batch) * sum(rows.plan.shape_of(batch)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     collated = Collator(rows.plan, model.config)([rows[row] for row in by_size[len(by_size) // 2]])
     batch = {name: tensor.to(device) for name, tensor in collated.items()}
     model.to(device).train()
-    if train.gradient_checkpointing:  # as Trainer will
+    if train.gradient_checkpointing:  # as in Trainer
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with torch.random.fork_rng(), torch.autocast(device.type, torch.bfloat16, enabled=train.bf16):
         seconds = _forward_and_backward(model, batch)

@@ -1,6 +1,6 @@
 """The neuron backend: optimum-neuron's NeuronTrainer on AWS Trainium, in processes that torchrun starts.
 
-Importing this imports nothing of optimum-neuron, so that a machine without it can say what is missing.
+Importing this module does not import optimum-neuron, so that a machine without it can report the missing packages.
 """
 
 import importlib.util
@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 
     from neuron_sum.training.neuron.trainer import ResumableNeuronTrainer
 
-NEEDED = {
+REQUIRED_MODULES = {
     "optimum.neuron": "optimum-neuron",
     "torch_xla": "torch_xla",
     "torch_neuronx": "torch-neuronx",
     "neuronx_distributed": "neuronx-distributed",
 }
-"""Modules, and the distributions that bring them; the last two are on AWS's own package index only."""
+"""Modules, and the distributions that contain them; the last two are only on the package index of AWS."""
 DEVICE = Path("/dev/neuron0")
 
 COMPILER_MEMORY = 32e9
 MEMORY_HINT = (
-    "{} of main memory is free, and graphs are compiled in it; a compiler that runs out of it is killed (F137, -9). "
-    "How much a graph needs is not published: a summarizer of 1 GB at 1,024 tokens ran out of a trn1.2xlarge's 32 GB "
+    "{} of main memory is free for compiling graphs; a compiler that needs more is killed (F137, -9). "
+    "The memory per graph is not published: a summarizer of 1 GB at 1,024 tokens exceeded the 32 GB of a trn1.2xlarge "
     "(optimum-neuron#22). Shorter sequences and smaller batches need less"
 )
 
@@ -70,32 +70,32 @@ class NeuronBackend:
 
     @staticmethod
     def check(config: TrainConfig, processes: int | None = None) -> None:
-        """Finds out whether this is a machine with the Neuron SDK, and one process of as many as the layout takes."""
+        """Check that this machine has the Neuron SDK, and that the number of processes fits the layout."""
         if processes is not None or launch.is_launched():
-            _refuse(layout_faults(config.neuron, processes or world_size()))
-        missing = [name for module, name in NEEDED.items() if not _is_there(module)]
-        # With PJRT_DEVICE=CPU torch_xla computes on the CPU, which is how this is tested without a device.
+            _reject(layout_faults(config.neuron, processes or world_size()))
+        missing = [name for module, name in REQUIRED_MODULES.items() if not _is_installed(module)]
+        # With PJRT_DEVICE=CPU torch_xla computes on the CPU, so that tests need no device.
         if not DEVICE.exists() and os.environ.get("PJRT_DEVICE") != "CPU":
             missing.append(f"a Neuron device ({DEVICE})")
         if missing:
-            raise PlatformError(f"train.backend=neuron needs what this machine lacks: {', '.join(missing)}", _ways_on())
+            raise PlatformError(f"train.backend=neuron: this machine lacks {', '.join(missing)}", _alternatives())
         if processes is None and not dist.is_initialized() and not launch.is_launched():
             raise PlatformError(
                 "train.backend=neuron runs in one process for each NeuronCore, started by torchrun",
-                "add --processes 2 on a trn1.2xlarge, --processes 32 on a trn1.32xlarge; or "
-                "torchrun --nproc_per_node 2 -m neuron_sum train RECIPE",
+                "add --processes 2 on a trn1.2xlarge, --processes 32 on a trn1.32xlarge; or run "
+                "`torchrun --nproc_per_node 2 -m neuron_sum train RECIPE`",
             )
 
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
-        """Refuses what optimum-neuron cannot train with this model, or cannot save."""
-        _refuse(neuron_faults(config, recipe))
+        """Reject recipes whose training or saving optimum-neuron does not support for this model."""
+        _reject(neuron_faults(config, recipe))
 
     @staticmethod
     def memory(
         config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
     ) -> NeuronMemory:
-        """What NeuronCores and the host have is the instance's; an unknown one has cores like those that are known."""
+        """See Trainer; an unknown instance type is assumed to have NeuronCores with the memory of the known ones."""
         instance = INSTANCES.get(f"ml.{instance_type()}")
         return neuron_memory(
             config,
@@ -111,8 +111,8 @@ class NeuronBackend:
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
     ) -> Path | None:
-        """Trains and saves; returns the folder of the weights, or None where only graphs were extracted."""
-        # Imported here, because only now is it known to be there; both import torch_xla and optimum-neuron.
+        """Train and save; return the folder of the weights, or None if only graphs were extracted."""
+        # Imported here, after `check` found the packages; both import torch_xla and optimum-neuron.
         from neuron_sum.training.neuron import llama
         from neuron_sum.training.neuron import trainer as neuron_trainer
 
@@ -120,19 +120,19 @@ class NeuronBackend:
             console.note(MEMORY_HINT.format(console.size(free)))
         if data.validation is not None:
             console.note(
-                "no validation loss: optimum-neuron 0.4.5 does not evaluate while it trains, and it would take further "
-                "graphs; `neuron-sum evaluate` does, afterwards"
+                "no validation loss: optimum-neuron 0.4.5 does not evaluate during training, and doing so would need "
+                "more graphs; run `neuron-sum evaluate` afterwards"
             )
-        arguments = self._arguments(config, plan)  # starts the process group, where nobody has
-        trained: Any = model
+        arguments = self._arguments(config, plan)  # also starts the process group if it does not exist
+        neuron_model: Any = model
         if is_decoder_only(model.config):
-            trained = llama.load(model, self.run, arguments.trn_config)
+            neuron_model = llama.load(model, self.run, arguments.trn_config)
         group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         batches = self._batches(model.config, data.train, plan, config)
         stop = StopOnSignal(group)
         steps = config.max_steps or math.ceil(batches.steps_per_epoch * config.num_train_epochs)
         if launch.extracts_graphs():
-            steps = batches.steps_per_epoch  # all that it has
+            steps = batches.steps_per_epoch  # all steps of the extraction
             arguments.logging_steps = min(config.logging_steps, extraction.LOGGING_STEPS)
             arguments.save_steps = extraction.save_step(steps)
         arguments.max_steps = steps
@@ -142,16 +142,16 @@ class NeuronBackend:
             loss=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
             resume_from=self.resume_from,
             group=group,
-            model=trained,
+            model=neuron_model,
             args=arguments,
-            # Log adds what Progress shows; an extraction of graphs saves nothing that could be marked
+            # Log adds the rate that Progress shows; an extraction of graphs saves no checkpoint to mark
             callbacks=[Log(self.run), Progress(), *([] if launch.extracts_graphs() else [MarkComplete(group)]), stop],
         )
         trainer.remove_callback(PrinterCallback)
         use_cache = model.config.use_cache
         with stop.listening():
             trainer.train()
-        model.config.use_cache = use_cache  # upstream switches it off for training, and it would be saved so
+        model.config.use_cache = use_cache  # upstream disables it for training, and the saved config would disable it
         if launch.extracts_graphs():
             return None
         if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
@@ -168,7 +168,7 @@ class NeuronBackend:
         trainer: "ResumableNeuronTrainer",
         group: dist.ProcessGroup | None,
     ) -> None:
-        """The weights in Hugging Face's layout, whole or not at all."""
+        """Write the weights atomically in Hugging Face's layout."""
         from neuron_sum.training.neuron import llama
 
         temporary = self.run.path / f".{self.run.weights.name}.tmp"
@@ -178,13 +178,13 @@ class NeuronBackend:
         elif console.is_main_process():
             state = trainer.state_dict_on_host()
         if console.is_main_process():
-            # The class's own function: upstream has replaced the object's by one that gives it new Parameters.
+            # The function of the class: upstream has replaced the object's by one that creates new Parameters.
             type(model).save_pretrained(model, temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
-            if self.run.weights.exists():  # a kill came after this and before the run's results
+            if self.run.weights.exists():  # an earlier process was killed after this and before writing the results
                 shutil.rmtree(self.run.weights)
             temporary.replace(self.run.weights)
-        if group is not None:  # torch_xla's rendezvous would take a graph of its own
+        if group is not None:  # torch_xla's rendezvous would need an additional graph
             dist.barrier(group)
 
     def _arguments(self, config: TrainConfig, plan: ShapePlan) -> "NeuronTrainingArguments":
@@ -200,8 +200,8 @@ class NeuronBackend:
             lr_scheduler_type=config.lr_scheduler_type,
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
-            use_autocast=config.bf16,  # else all weights become bf16, those too that T5 keeps in fp32
-            # Weights are fp32, and its random state would be in no checkpoint.
+            use_autocast=config.bf16,  # otherwise all weights become bf16, including those that T5 needs in fp32
+            # Weights are fp32, and no checkpoint would contain its random state.
             stochastic_rounding_enabled=False,
             gradient_checkpointing=config.gradient_checkpointing,
             logging_steps=config.logging_steps,
@@ -217,16 +217,16 @@ class NeuronBackend:
             seed=config.seed,
             zero_1=config.neuron.zero_1,
             tensor_parallel_size=config.neuron.tensor_parallel_size,
-            # Upstream's Llama then ignores masks; right where a row holds one example, whose padding is behind it.
+            # Upstream's Llama then ignores masks; correct if a row has one example with its padding at the end.
             recompute_causal_mask=not plan.packed,
             skip_cache_push=True,
-            # enable_*_metrics stay on: with all of them off, upstream fails with "Unknown metric: throughput".
+            # enable_*_metrics stay enabled: if all are disabled, upstream fails with "Unknown metric: throughput".
         )
 
     def _batches(
         self, model: PretrainedConfig, data: Encoded, plan: ShapePlan, config: TrainConfig
     ) -> MicroBatches[Row]:
-        """The rows of all epochs, this process's share."""
+        """This process's share of the rows of all epochs."""
         from neuronx_distributed.parallel_layers.parallel_state import get_data_parallel_rank
 
         rows, collator = RowSet(data, plan), Collator(plan, model)
@@ -239,13 +239,13 @@ class NeuronBackend:
         order = plan.rows
         if launch.extracts_graphs():
             step_rows = plan.batch_size * plan.devices * config.gradient_accumulation_steps
-            few = extraction.extraction_rows(plan.rows(0), step_rows)
-            order = lambda epoch: few  # noqa: E731
+            extracted_rows = extraction.extraction_rows(plan.rows(0), step_rows)
+            order = lambda epoch: extracted_rows  # noqa: E731
         return MicroBatches(
             rows=order,
             empty=lambda row: row._replace(examples=()),
             tokens=tokens,
-            collate=lambda some: collator([rows[row] for row in some]),
+            collate=lambda batch: collator([rows[row] for row in batch]),
             batch_size=plan.batch_size,
             accumulation=config.gradient_accumulation_steps,
             devices=plan.devices,
@@ -253,27 +253,27 @@ class NeuronBackend:
         )
 
 
-def _refuse(faults: list[Fault]) -> None:
+def _reject(faults: list[Fault]) -> None:
     if faults:
         raise RecipeError(
-            "what train.backend=neuron cannot do:"
-            + "".join(f"\n  {fault.field}: {fault.why}; {fault.remedy}" for fault in faults),
-            "change the recipe, or train.backend=torch",
+            "train.backend=neuron does not support this recipe:"
+            + "".join(f"\n  {fault.field}: {fault.reason}; {fault.remedy}" for fault in faults),
+            "change the recipe, or use train.backend=torch",
         )
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of its parent package
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
-def _ways_on() -> str:
+def _alternatives() -> str:
     row = PLATFORMS[0]
     image = next(image for image in row.registry_images if image.stage == "train")
     return (
-        "train.backend=torch trains the same recipe on a CPU or a GPU; on a trn1 instance, a Neuron training image "
-        f"with optimum-neuron in it has what is missing (SDK {row.neuron_sdk}: {image.repository}:{image.tag}); "
-        "`neuron-sum doctor` says what this machine has"
+        "use train.backend=torch to train the same recipe on a CPU or a GPU; on a trn1 instance, use a Neuron training "
+        f"image that includes optimum-neuron (SDK {row.neuron_sdk}: {image.repository}:{image.tag}); "
+        "run `neuron-sum doctor` to list what this machine has"
     )

@@ -1,6 +1,6 @@
-"""What optimum-neuron cannot do with a recipe: the one list that `train` refuses by and `doctor` warns by.
+"""Recipes that optimum-neuron does not support: the common list with which `train` fails and `doctor` warns.
 
-Importing this imports nothing of optimum-neuron.
+Importing this module does not import optimum-neuron.
 """
 
 import math
@@ -16,25 +16,25 @@ from neuron_sum.recipes.schema import LoraMethod, NeuronConfig, Recipe
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that cannot be trained, or not saved.
+    """One reason why a recipe cannot be trained or saved.
 
     Attributes:
-        field: The recipe's field that asks for it.
-        why: Why not.
-        remedy: The override that mends it.
+        field: The field of the recipe with the unsupported value.
+        reason: The value, and the reason why it is not supported.
+        remedy: The override that fixes it.
     """
 
     field: str
-    why: str
+    reason: str
     remedy: str
 
 
 def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
-    """Everything in a recipe that optimum-neuron cannot train with this model, or cannot save.
+    """Everything in a recipe that optimum-neuron cannot train or save with this model.
 
     Args:
         config: The base model's configuration.
-        recipe: The whole recipe; its backend may still be torch.
+        recipe: The whole recipe; its backend may be torch.
     """
     decoder_only, method, neuron = is_decoder_only(config), recipe.method, recipe.train.neuron
     cell = find_cell(config.model_type, method.name, "train")
@@ -42,13 +42,13 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
     if cell.works is False:
         faults.append(Fault("method", f"{method.name}: {cell.note}", "method=lora"))
     if decoder_only and isinstance(method, LoraMethod):
-        wanted = LORA_TARGETS[DECODER_ONLY]
-        if method.target_modules is not None and set(method.target_modules) != set(wanted):
+        supported = LORA_TARGETS[DECODER_ONLY]
+        if method.target_modules is not None and set(method.target_modules) != set(supported):
             faults.append(
                 Fault(
                     "method.target_modules",
-                    "optimum-neuron 0.4.5 trains other targets of a Llama, but cannot put them together again; it "
-                    f"takes all seven: {', '.join(wanted)}",
+                    "optimum-neuron 0.4.5 can train other targets of a Llama but cannot consolidate them; use all "
+                    f"seven: {', '.join(supported)}",
                     "method.target_modules=null",
                 )
             )
@@ -56,8 +56,8 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
         faults.append(
             Fault(
                 "train.neuron.tensor_parallel_size",
-                f"{neuron.tensor_parallel_size}: a T5 is trained data parallel only, for upstream splits models with a "
-                "class of its own alone",
+                f"{neuron.tensor_parallel_size}: T5 supports only data parallel training, because upstream splits only "
+                "models for which it has a custom class",
                 "train.neuron.tensor_parallel_size=1",
             )
         )
@@ -65,7 +65,7 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
         faults.append(
             Fault(
                 "train.neuron.zero_1",
-                "not for T5, where nobody has shown that it trains right",
+                "not supported for T5, where it has not been tested",
                 "train.neuron.zero_1=false",
             )
         )
@@ -73,11 +73,11 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
 
 
 def layout_faults(neuron: NeuronConfig, processes: int) -> list[Fault]:
-    """What is wrong with a layout for so many processes, each with a NeuronCore of its own.
+    """Faults of a layout for this number of processes, each with a separate NeuronCore.
 
     Args:
         neuron: The recipe's train.neuron section.
-        processes: How many train together.
+        processes: The number of processes that train together.
     """
     size = neuron.tensor_parallel_size
     if processes % size == 0:

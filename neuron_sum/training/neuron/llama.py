@@ -1,8 +1,8 @@
-"""A Llama as optimum-neuron trains it, and back to a plain one.
+"""Conversion of a Llama to the class of optimum-neuron and back to the plain Hugging Face class.
 
-A Hugging Face Llama trains on Neuron only with a wrong loss, so optimum-neuron has a class of its own, with fused and
-sharded projections. Here it is made from the base model, and its shards are put together again; the files that a run
-leaves are written by the plain model, which waits on the `meta` device without weights.
+A Hugging Face Llama trains on Neuron only with a wrong loss, so optimum-neuron has a custom class with fused and
+sharded projections. This module creates it from the base model and consolidates its shards; the plain model, which
+stays on the `meta` device without weights during training, writes the files of the run.
 """
 
 import json
@@ -40,15 +40,15 @@ ADAPTER = "default"
 
 
 def load(plain: "PreTrainedModel | PeftModel", run: RunFolder, trn_config: TrainingNeuronConfig) -> Any:
-    """optimum-neuron's Llama with the base model's weights, and with a fresh adapter if the plain model has one.
+    """Load optimum-neuron's Llama with the base model's weights, and a new adapter if the plain model has one.
 
     Args:
-        plain: The model that was prepared, with its adapter. Its weights are given up, so that a process has them once.
-        run: Knows where the base model is.
-        trn_config: How the model is sharded.
+        plain: The prepared model with its adapter. Its weights are released, so that a process has them only once.
+        run: The run folder, for the location of the base model.
+        trn_config: The layout of the sharded model.
     """
     plain.to("meta")
-    xm.rendezvous("base_written")  # the first process writes the base of random weights
+    xm.rendezvous("base_written")  # the first process writes a base model with random weights
     model = LlamaForCausalLM.from_pretrained(
         run.model_source(),
         trn_config,
@@ -69,27 +69,27 @@ def load(plain: "PreTrainedModel | PeftModel", run: RunFolder, trn_config: Train
 def consolidate(
     plain: "PreTrainedModel | PeftModel", trainer: "ResumableNeuronTrainer", folder: Path
 ) -> "PreTrainedModel | PeftModel":
-    """Puts the trained shards together, and gives them to the plain model.
+    """Consolidate the trained shards, and assign them to the plain model.
 
     Args:
-        plain: Without weights, as `load` left it.
-        trainer: After training.
-        folder: For the shards, on a disk that all processes see; removed when they are put together.
+        plain: The model without weights after `load`.
+        trainer: The trainer after training.
+        folder: A folder for the shards, on a disk that all processes share; removed after consolidation.
 
     Returns:
-        The plain model; in processes but the first, still without weights.
+        The plain model; in all processes except the first, still without weights.
 
     Raises:
-        ModelError: If the weights are not the plain model's.
+        ModelError: If the weights do not match the plain model.
     """
     model, state = trainer.model, trainer.state_dict_on_host()
     adapter = isinstance(model, PeftModel)
     if adapter:
         state = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER)
-    if console.is_main_process():  # what a kill has left would be put together with these
+    if console.is_main_process():  # shards of a killed process would be consolidated with these
         shutil.rmtree(folder, ignore_errors=True)
     xm.rendezvous("shards_begin")
-    if get_data_parallel_rank() == 0:  # the names are those that upstream's consolidation looks for
+    if get_data_parallel_rank() == 0:  # upstream's consolidation expects these names
         shards = folder / "model"
         shards.mkdir(parents=True, exist_ok=True)
         torch.save(state, shards / f"dp_rank_00_tp_rank_{get_tensor_model_parallel_rank():02d}_pp_rank_00.pt")
@@ -98,21 +98,21 @@ def consolidate(
         (folder / "mp_metadata_pp_rank_0.json").write_text(json.dumps(create_parameter_metadata(model)))
     xm.rendezvous("shards_written")
     if console.is_main_process():
-        whole = consolidate_model_parallel_checkpoints(folder, adapter_name=ADAPTER if adapter else None)
-        _give(plain, whole)
+        weights = consolidate_model_parallel_checkpoints(folder, adapter_name=ADAPTER if adapter else None)
+        _assign_weights(plain, weights)
         shutil.rmtree(folder)
     return plain
 
 
-def _give(plain: "PreTrainedModel | PeftModel", state: dict[str, torch.Tensor]) -> None:
-    if isinstance(plain, PeftModel):  # whose own names have the adapter's name in them
+def _assign_weights(plain: "PreTrainedModel | PeftModel", state: dict[str, torch.Tensor]) -> None:
+    if isinstance(plain, PeftModel):  # its parameter names include the adapter's name
         state = {name.replace(".weight", f".{ADAPTER}.weight"): value for name, value in state.items()}
-        wanted = {name for name, value in plain.named_parameters() if value.requires_grad}
+        expected = {name for name, value in plain.named_parameters() if value.requires_grad}
     else:
-        wanted = plain.state_dict().keys() - set(plain._tied_weights_keys or ())
-    # Assigned, for there is nothing on the meta device to copy into.
+        expected = plain.state_dict().keys() - set(plain._tied_weights_keys or ())
+    # Assigned, because tensors on the meta device have no storage to copy into.
     unexpected = plain.load_state_dict(state, strict=False, assign=True).unexpected_keys
-    if missing := wanted - state.keys():
+    if missing := expected - state.keys():
         raise ModelError(f"the trained weights are not those of a Hugging Face Llama: missing {sorted(missing)}")
     if unexpected:
         raise ModelError(f"the trained weights are not those of a Hugging Face Llama: unexpected {unexpected}")

@@ -1,6 +1,6 @@
-"""How much memory a run takes of NeuronCores and their host, beside what they have.
+"""Memory of a run on NeuronCores and their host, compared with the available memory.
 
-The model's part is in training/estimate/memory.py.
+The memory of the model itself is in training/estimate/memory.py.
 """
 
 import dataclasses
@@ -20,25 +20,25 @@ from neuron_sum.training.estimate.memory import (
     FP32_BYTES,
     PROCESS_BYTES,
     ModelMemory,
-    held,
     model_memory,
     one_of,
     refusal,
+    resident_memory,
 )
 from neuron_sum.training.launch import is_launched
 
 
 @dataclass(frozen=True)
 class NeuronMemory:
-    """NeuronCores, each with a process of its own, and the host of these processes: see Memory.
+    """NeuronCores, each with a separate process, and the host of these processes: see Memory.
 
     Attributes:
-        core: On each NeuronCore.
+        core: The memory needed on each NeuronCore.
         core_available: Bytes of a core's device memory.
-        core_remedy: What makes it fit there.
-        host: Bytes of all processes on the host; the compiler's own, of which no figure is published, come on top.
+        core_remedy: The change that makes it fit there.
+        host: Bytes of all processes on the host, without the compiler, whose memory is not published.
         host_available: Bytes of the host's memory.
-        processes: On this host.
+        processes: The number of processes on this host.
     """
 
     core: ModelMemory
@@ -52,12 +52,12 @@ class NeuronMemory:
 
     @property
     def core_fits(self) -> bool:
-        """Whether a core has enough."""
+        """Whether a core has enough memory."""
         return self.core.memory <= self.core_available
 
     @property
     def host_fits(self) -> bool:
-        """Whether the host has enough."""
+        """Whether the host has enough memory."""
         return self.host <= self.host_available
 
     @property
@@ -73,7 +73,7 @@ class NeuronMemory:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """See Memory: a core as every device, and the host."""
+        """See Memory: the keys of any device for a core, and those of the host."""
         return {
             **dataclasses.asdict(self.core),
             "memory": self.core.memory,
@@ -85,7 +85,7 @@ class NeuronMemory:
         }
 
     def check(self, train: TrainConfig) -> None:
-        """See Memory; core and host each for itself."""
+        """See Memory; core and host are checked separately."""
         faults, remedies = [], []
         if not self.core_fits:
             faults.append(f"{size(self.core.memory)} of memory, each NeuronCore has {size(self.core_available)}")
@@ -111,43 +111,43 @@ def neuron_memory(
     host_available: float,
     hosts: int = 1,
 ) -> NeuronMemory:
-    """What a run needs on NeuronCores: data parallel over the processes, but for what train.neuron shards.
+    """The memory of a run on NeuronCores: data parallel over the processes, except what train.neuron shards.
 
-    Activations are counted whole where cores share a copy of the model, which is more than they take.
+    Activations are counted in full even if cores share a copy of the model, which overestimates them.
 
     Args:
         config: The base model's configuration.
-        parameters: Of the model with its adapter.
+        parameters: The parameter count of the model with its adapter.
         shape: The longest row.
-        train: Batch size of one core, precision, and the layout.
-        processes: One a NeuronCore, on all hosts.
+        train: The train section, for batch size of one core, precision, and layout.
+        processes: The number of processes on all hosts, one per NeuronCore.
         core_available: Bytes of a core's device memory.
         host_available: Bytes of a host's memory.
-        hosts: Machines that train together.
+        hosts: The number of machines that train together.
     """
     split = train.neuron.tensor_parallel_size
     copies = max(processes // split, 1) if train.neuron.zero_1 else 1
     core = model_memory(config, parameters, shape, train, shards=split, optimizer_shards=split * copies)
-    loaded = parameters.all * FP32_BYTES  # every process holds the whole model once, before its core has its part
-    ways = [
+    loaded = parameters.all * FP32_BYTES  # every process first loads the whole model, then moves its part to the core
+    remedies = [
         *(["train.neuron.tensor_parallel_size=2"] if is_decoder_only(config) and split == 1 < processes else []),
         *([ADAPTER_HINT] if core.trains_the_base else []),
         *([] if train.gradient_checkpointing else ["train.gradient_checkpointing=true"]),
         "a smaller model",
     ]
-    here = -(-processes // hosts)
+    processes_per_host = -(-processes // hosts)
     return NeuronMemory(
         core=core,
         core_available=core_available,
-        core_remedy=core.smaller_batch(core_available, train) or one_of(ways),
-        host=here * (PROCESS_BYTES + loaded),
+        core_remedy=core.smaller_batch(core_available, train) or one_of(remedies),
+        host=processes_per_host * (PROCESS_BYTES + loaded),
         host_available=host_available,
-        processes=here,
+        processes=processes_per_host,
     )
 
 
 def available_to_processes() -> float:
-    """Bytes of main memory that all processes of this run can have on this machine; a container's limit counts."""
-    own = psutil.Process()
-    torchrun = own.parent() if is_launched() else None
-    return cpu.available_memory() + held(torchrun.children() if torchrun is not None else [own])
+    """Bytes of main memory available to all processes of this run on this machine, within a container's limit."""
+    current = psutil.Process()
+    torchrun = current.parent() if is_launched() else None
+    return cpu.available_memory() + resident_memory(torchrun.children() if torchrun is not None else [current])

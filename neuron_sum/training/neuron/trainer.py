@@ -1,6 +1,6 @@
-"""optimum-neuron's NeuronTrainer, resumable, with one loss for every model and saving that does no harm.
+"""optimum-neuron's NeuronTrainer, resumable, with one loss for every model and safe saving.
 
-Written against optimum-neuron 0.4.5. Importing this imports torch_xla, optimum-neuron and neuronx-distributed.
+Written for optimum-neuron 0.4.5. Importing this module imports torch_xla, optimum-neuron and neuronx-distributed.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.neuron.micro_batches import Batch, MicroBatches
 
 WEIGHTS, OPTIMIZER, SCHEDULER, LOOP = "weights-{:02d}.safetensors", "optimizer-{:03d}.pt", "scheduler.pt", "loop.json"
-"""What a training checkpoint holds beside transformers' trainer_state.json."""
+"""The files of a training checkpoint, in addition to transformers' trainer_state.json."""
 
 
 class CountProgress(TrainerCallback):  # type: ignore[misc]
-    """Says how far the run is: upstream counts no tokens, and takes what is left of a run for its first epoch.
+    """Counts epochs and tokens: upstream counts no tokens, and counts the rest of a resumed run as its first epoch.
 
     Args:
-        batches: The whole run.
+        batches: The micro-batches of the whole run.
     """
 
     def __init__(self, batches: MicroBatches[Any]) -> None:
@@ -43,27 +43,28 @@ class CountProgress(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: NeuronTrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Comes before all other callbacks, so that log and checkpoint have it."""
+        """Called before all other callbacks, so that log and checkpoint include the counts."""
         state.epoch = self._batches.epochs(state.global_step)
         state.num_input_tokens_seen += self._batches.tokens(state.global_step - 1).inputs
 
 
 class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
-    """Overrides, each for a reason told at its place; the training loop itself is upstream's, unchanged.
+    """Overrides of NeuronTrainer; each docstring gives the reason. The training loop is upstream's, unchanged.
 
-    Upstream refuses resume_from_checkpoint and begins at epoch 0. So what is left of the whole run is given to it as
+    Upstream rejects resume_from_checkpoint and starts at epoch 0. Therefore it receives the rest of the whole run as
     one epoch of micro-batches.
 
     Args:
-        batches: The whole run.
-        total_steps: Optimizer steps of the whole run.
-        loss: Of a micro-batch.
+        batches: The micro-batches of the whole run.
+        total_steps: The number of optimizer steps of the whole run.
+        loss: The loss of a micro-batch.
         resume_from: A checkpoint that this class wrote.
-        group: Of all processes, over main memory; None where there is one. MarkComplete waits in it for a whole save.
-        **options: NeuronTrainer's own.
+        group: The group of all processes, over main memory; None for one process. MarkComplete waits in it until all
+            have saved.
+        **options: The options of NeuronTrainer.
 
     Raises:
-        RunError: If the checkpoint was written by another number of processes.
+        RunError: If a different number of processes wrote the checkpoint.
     """
 
     def __init__(
@@ -85,23 +86,23 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
             self._loop = files.read_json(resume_from / LOOP)
             if self._loop["processes"] != self._processes:
                 raise RunError(
-                    f"{resume_from.name} was written by {self._loop['processes']}, and these are {self._processes}",
-                    "go on with as many, started by torchrun as before",
+                    f"{resume_from.name} was written by {self._loop['processes']}, this run has {self._processes}",
+                    "continue with the same number, started by torchrun as before",
                 )
             saved = load_file(resume_from / WEIGHTS.format(get_tensor_model_parallel_rank()))
-            own = dict(self._trained())
-            if saved.keys() != own.keys():
-                raise RunError(f"{resume_from} does not hold the weights that this recipe trains", "start anew")
+            trainable = dict(self._trainable_parameters())
+            if saved.keys() != trainable.keys():
+                raise RunError(f"{resume_from} does not contain the weights that this recipe trains", "use --overwrite")
             with torch.no_grad():
-                for name, parameter in own.items():
+                for name, parameter in trainable.items():
                     parameter.copy_(saved[name])
 
-    # What the loop is given
+    # Inputs of the loop
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        """What is left of the run; upstream would shuffle by the global random state, and anew in each process.
+        """Return the rest of the run; upstream would shuffle by the global random state, differently in each process.
 
-        It has a generator of its own, for a DataLoader otherwise draws a number from the training's random state.
+        It has a separate generator because a DataLoader otherwise draws a number from the training's random state.
         """
         rest = self._batches.between(self._loop.get("global_step", 0), self._total_steps)
         return DataLoader(rest, batch_size=None, generator=torch.Generator())
@@ -109,17 +110,17 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
     def set_initial_training_values(
         self, args: NeuronTrainingArguments, dataloader: DataLoader[Batch], total_train_batch_size: int
     ) -> tuple[int, int, int, int, bool, int, int]:
-        """One epoch of what is left; max_steps counts from the run's beginning, for the learning rate and the log."""
+        """Return one epoch with the remaining steps; max_steps is that of the whole run, for learning rate and log."""
         rest = len(dataloader)
         return 1, rest, rest, rest, False, rest, self._total_steps
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, *args: Any, **kwargs: Any
     ) -> tuple[list[Batch], torch.Tensor]:
-        """Adds the label tokens of the whole step, over all processes.
+        """Add the number of label tokens of the whole step, over all processes.
 
-        It is a tensor on the device, so that the graph has it as an input and is the same for every number. Divided by
-        the data parallel processes, for upstream takes the mean of their gradients.
+        It is a tensor on the device, so that it is an input of the graph and the graph is the same for every number. It
+        is divided by the number of data parallel processes because upstream averages their gradients.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
         self._micro_batch = self.state.global_step * self.args.gradient_accumulation_steps
@@ -127,7 +128,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         return batches, torch.tensor(labels / self.dp_size, dtype=torch.float32).to(xm.xla_device())
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """As transformers' Trainer has it. Upstream's list of names misses T5's `layer_norm`, which it would decay."""
+        """Return the names of transformers' Trainer. Upstream would also decay T5's `layer_norm`."""
         names: list[str] = transformers.Trainer.get_decay_parameter_names(self, model)
         return names
 
@@ -136,12 +137,12 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Makes dropout a function of seed, micro-batch and data parallel rank alone, so that a resumed run repeats it.
+        """Seed dropout only by seed, micro-batch and data parallel rank, so that a resumed run repeats it.
 
-        torch_xla's own random state moves on with every mark_step, of which logging and saving make some.
+        The random state of torch_xla changes with every mark_step, and logging and saving also cause some.
         """
-        what = f"{self.args.seed} {self._micro_batch} {get_data_parallel_rank()}"
-        seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4], "big")
+        seed_text = f"{self.args.seed} {self._micro_batch} {get_data_parallel_rank()}"
+        seed = int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:4], "big")
         torch.manual_seed(seed)
         xm.set_rng_state(seed)
         self._micro_batch += 1
@@ -156,14 +157,14 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """The same loss as the torch backend's.
+        """Compute the same loss as the torch backend.
 
-        Upstream passes `reduction="sum"` to whatever takes **kwargs: PEFT's models then fail (T5's forward takes no
-        such word), and a Hugging Face Llama takes it in silence and is divided by the tokens twice.
+        Upstream passes `reduction="sum"` to every model that accepts **kwargs: PEFT's models then fail because T5's
+        forward lacks the parameter, and a Hugging Face Llama silently accepts it and is divided by the tokens twice.
         """
         features = {name: value for name, value in inputs.items() if name != "labels"}
         with self.autocast_smart_context_manager(), self.metrics_collector.time_metric("forward_pass", inputs=inputs):
-            if self.tp_size > 1:  # each process has a part of the vocabulary, and only the model's own loss knows it
+            if self.tp_size > 1:  # each process has a part of the vocabulary, which only the model's loss handles
                 outputs = model(**inputs, reduction="sum")
                 loss = outputs["loss"] / num_items_in_batch
             else:
@@ -172,13 +173,13 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _get_last_learning_rate(self) -> float:
-        """For the log: the rate of the step that is logged. Upstream's is the next one's."""
+        """Return the learning rate of the logged step; upstream returns that of the next step."""
         return float(self._learning_rate)
 
-    # Saving and going on
+    # Saving and resuming
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """Also sets the counters of a resumed run: between here and on_train_begin, upstream touches them no more."""
+        """Also set the counters of a resumed run: upstream does not change them from here to on_train_begin."""
         super().create_optimizer_and_scheduler(num_training_steps)
         if self._resume_from is not None:
             saved = TrainerState.load_from_json(str(self._resume_from / TRAINER_STATE_NAME))
@@ -186,7 +187,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
                 setattr(self.state, name, getattr(saved, name))
 
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
-        """Loads what upstream has just made: moments, learning rate, and the loss that is not logged yet."""
+        """Load the state that upstream has just created: moments, learning rate, and the loss not yet logged."""
         super().setup_training(*args, **kwargs)
         if self._resume_from is not None:
             self.optimizer.load_state_dict(_load(self._resume_from / OPTIMIZER.format(self._optimizer_rank)))
@@ -197,27 +198,27 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
             xm.mark_step()
 
     def _save_checkpoint(self) -> None:
-        """Writes what training goes on from, and leaves the model's Parameters alone.
+        """Write the state for resuming without replacing the model's Parameters.
 
-        Upstream's saving goes through load_state_dict(assign=True), which gives a vanilla model new Parameters that the
-        optimizer does not know: training goes on without an error, and nothing is learned any more. It also leaves
-        pickles behind, and a file of arguments that recipe.yaml says better.
+        Upstream saves with load_state_dict(assign=True), which gives a vanilla model new Parameters that the optimizer
+        does not update: training continues without an error but learns nothing. It also writes pickles, and a file of
+        arguments that duplicates recipe.yaml.
         """
         if launch.extracts_graphs():
-            # The device's part alone: what comes from it under neuron_parallel_compile is no data.
-            _to_cpu([parameter for _, parameter in self._trained()])
+            # Run only the device's part: under neuron_parallel_compile it returns no real data.
+            _to_cpu([parameter for _, parameter in self._trainable_parameters()])
             _to_cpu(self.optimizer.state_dict())
             self.running_loss.item()
             return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if get_data_parallel_rank() == 0:
-            weights = {name: parameter.detach().cpu() for name, parameter in self._trained()}
+            weights = {name: parameter.detach().cpu() for name, parameter in self._trainable_parameters()}
             save_file(weights, folder / WEIGHTS.format(get_tensor_model_parallel_rank()))
         if get_data_parallel_rank() == 0 or self.args.zero_1:
             torch.save(_to_cpu(self.optimizer.state_dict()), folder / OPTIMIZER.format(self._optimizer_rank))
-        # The mean over the processes: upstream logs no other, so that each may go on with it. In main memory, for
-        # torch_xla's mesh_reduce takes two graphs, which an extraction of graphs could not have made.
+        # The mean over the processes, the only value that upstream logs, so each process can continue with it. In main
+        # memory because torch_xla's mesh_reduce needs two graphs, which an extraction of graphs could not create.
         running_loss = torch.tensor(float(self.running_loss.item()), dtype=torch.float64)
         if self._group is not None:
             dist.all_reduce(running_loss, group=self._group)
@@ -235,7 +236,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
             self._rotate_checkpoints(use_mtime=False, output_dir=self.args.output_dir)
 
     def state_dict_on_host(self) -> dict[str, torch.Tensor]:
-        """This process's weights in main memory; tied ones stay one tensor, as transformers' saving needs it."""
+        """This process's weights in main memory; tied weights stay one tensor, which transformers needs for saving."""
         xm.mark_step()
         copies: dict[int, torch.Tensor] = {}
         state: Mapping[str, torch.Tensor] = self.model.state_dict(keep_vars=True)
@@ -245,13 +246,13 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         return {name: copies[id(value)] for name, value in state.items()}
 
     def report_and_save_summary_metrics(self) -> None:
-        """Upstream would write a training_summary_metrics.json, in every process; log.jsonl has its figures."""
+        """Do nothing; upstream would write a file in every process with figures that log.jsonl already has."""
 
     def synchronize_hub_cache(self) -> None:
-        """Upstream asks the hub who is logged in, even where nothing is to be pushed."""
+        """Do nothing; upstream queries the hub for the logged-in user even if nothing will be pushed."""
 
-    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """What the optimizer changes; each tied parameter once."""
+    def _trainable_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The parameters that the optimizer updates; each tied parameter once."""
         return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
 
     @property
@@ -260,7 +261,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
 
     @property
     def _optimizer_rank(self) -> int:
-        """Whose optimizer state this is: under ZeRO-1 this process's, else that of all with the same shard."""
+        """The rank in the file name of the optimizer state: under ZeRO-1 one per process, otherwise one per shard."""
         return int(xr.global_ordinal() if self.args.zero_1 else get_tensor_model_parallel_rank())
 
 
@@ -269,7 +270,7 @@ def _load(path: Path) -> Any:
 
 
 def _to_cpu(value: Any) -> Any:
-    """The same nest of dicts and lists with every tensor in main memory."""
+    """The same nested dicts and lists with every tensor in main memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The torch backend: transformers' Trainer on a CPU or the GPUs that are there, in one process or under torchrun."""
+"""The torch backend: transformers' Trainer on the CPU or all GPUs of the machine, in one process or under torchrun."""
 
 import importlib.util
 import os
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 HARMLESS_WARNING = "mtime may not be reliable"
-"""Trainer finding two checkpoints within a second."""
+"""Trainer's warning when it finds two checkpoints within a second."""
 
 
 class TorchTrainer:
@@ -45,29 +45,29 @@ class TorchTrainer:
 
     @staticmethod
     def check(config: TrainConfig, processes: int | None = None) -> None:
-        """Finds out what is not installed before anything is written."""
-        for package, wanted in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
-            if wanted and importlib.util.find_spec(package) is None:
+        """Check that the required packages are installed before anything is written."""
+        for package, required in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
+            if required and importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, package)
 
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
-        """Trains every model that a recipe can describe."""
+        """Accept every model that a recipe can describe."""
 
     @staticmethod
     def memory(
         config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
     ) -> DeviceMemory:
-        """The CPU's or the GPU's, which several processes may share out."""
+        """The memory of the CPU or GPU; several processes may shard the model."""
         return device_memory(config, parameters, shape, train, processes=processes)
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
     ) -> Path:
-        """Trains and saves; returns the folder of the weights."""
+        """Train and save; return the folder of the weights."""
         on_cpu = not torch.cuda.is_available()
         if on_cpu and world_size() > 1:
-            # Else accelerate 1.8.1 loads a checkpoint to "cpu:0", a device that torch does not know.
+            # Otherwise accelerate 1.8.1 loads a checkpoint to "cpu:0", a device that torch does not know.
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
         stop = StopOnSignal()
         validation = None
@@ -85,7 +85,7 @@ class TorchTrainer:
             train_dataset=RowSet(data.train, plan),
             eval_dataset=validation,
             processing_class=self.tokenizer,
-            callbacks=[Log(self.run), Progress(), MarkComplete(), stop],  # Log adds what Progress shows
+            callbacks=[Log(self.run), Progress(), MarkComplete(), stop],  # Log adds the rate that Progress shows
         )
         trainer.remove_callback(PrinterCallback)
         with stop.listening(), warnings.catch_warnings():
@@ -98,25 +98,25 @@ class TorchTrainer:
             )
         self._save(trainer)
         if torch.distributed.is_initialized():
-            # Kept until the trainer is gone: DDP's reducer, as the group's last owner, would wait for gloo's threads
-            # without letting go of Python's lock, which one of them may need to end.
+            # Referenced until the trainer is deleted: as the group's last owner, DDP's reducer would wait for gloo's
+            # threads without releasing the GIL, which one of them may need to end.
             self._group = torch.distributed.group.WORLD
             torch.distributed.destroy_process_group()
         return self.run.weights
 
     def _save(self, trainer: HFTrainer) -> None:
-        """The weights in Hugging Face's layout, whole or not at all; every process takes part in gathering shards."""
+        """Write the weights atomically in Hugging Face's layout; every process takes part in gathering shards."""
         temporary = self.run.path / f".{self.run.weights.name}.tmp"
         trainer.save_model(str(temporary))
         if trainer.is_world_process_zero():
-            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, and recipe.yaml says the same
-            if self.run.weights.exists():  # a kill came after this and before the run's results
+            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml has the same content
+            if self.run.weights.exists():  # an earlier process was killed after this and before writing the results
                 shutil.rmtree(self.run.weights)
             temporary.replace(self.run.weights)
         trainer.accelerator.wait_for_everyone()
 
     def _arguments(self, config: TrainConfig, data: TrainingData, on_cpu: bool) -> TrainingArguments:
-        evaluated = "steps" if config.eval_steps is not None else "epoch"
+        eval_strategy = "steps" if config.eval_steps is not None else "epoch"
         return TrainingArguments(
             output_dir=str(self.run.checkpoints),
             learning_rate=config.learning_rate,
@@ -134,7 +134,7 @@ class TorchTrainer:
             gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
             logging_steps=config.logging_steps,
             logging_first_step=True,
-            eval_strategy=evaluated if data.validation else "no",
+            eval_strategy=eval_strategy if data.validation else "no",
             eval_steps=config.eval_steps,
             prediction_loss_only=True,
             save_strategy="steps",

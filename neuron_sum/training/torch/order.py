@@ -1,4 +1,4 @@
-"""The order in which rows are seen: the shape plan's for an epoch, which is a function of seed and epoch alone."""
+"""The order of rows in an epoch: that of the shape plan, which depends only on seed and epoch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +13,13 @@ from neuron_sum.data.shapes import ShapePlan
 class EpochOrder(torch.utils.data.Sampler[Row]):
     """The rows of an epoch, the same in every process and after every resume.
 
-    transformers' own samplers draw from the global random state, so that under group_by_length each process has its own
-    order, and accelerate 1.8.1 replays epoch 0's order when a run is resumed within a later epoch (skip_first_batches
-    builds a loader that calls set_epoch(0)); hence no set_epoch here, and `epoch` is set by SetEpoch.
+    The samplers of transformers draw from the global random state, so under group_by_length each process has a
+    different order, and accelerate 1.8.1 replays the order of epoch 0 when a run is resumed within a later epoch
+    (skip_first_batches builds a loader that calls set_epoch(0)). This class therefore has no set_epoch; SetEpoch sets
+    `epoch`.
 
     Args:
-        plan: Of the split.
+        plan: The shape plan of the split.
     """
 
     def __init__(self, plan: ShapePlan) -> None:
@@ -33,12 +34,12 @@ class EpochOrder(torch.utils.data.Sampler[Row]):
 
 
 class SetEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the order which epoch it is, before a resumed run skips the batches it has seen."""
+    """Sets the epoch of the order, before a resumed run skips the batches that it has already trained on."""
 
     def __init__(self) -> None:
         self.order: EpochOrder | None = None
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Counts whole epochs; state.epoch is a float that may lie a rounding error below one."""
+        """Count whole epochs; state.epoch is a float that may be a rounding error below one."""
         if self.order is not None:
             self.order.epoch = int((state.epoch or 0) + 1e-6)

@@ -1,4 +1,4 @@
-"""transformers' Trainer with an order that can be resumed, exact counts, and FSDP that works without an accelerator."""
+"""transformers' Trainer with a resumable order, exact counts, and FSDP that works without an accelerator."""
 
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,32 @@ from neuron_sum.data.rows import Batch, RowSet, count_tokens
 from neuron_sum.training.torch.order import EpochOrder, SetEpoch
 
 LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
-"""What FSDP shards as one unit."""
+"""The layer class that FSDP shards as one unit, by model type."""
 
 
 class SumThenDivide(TrainerCallback):  # type: ignore[misc]
-    """Makes FSDP2's gradients right over gloo.
+    """Corrects FSDP2's gradients over gloo.
 
-    torch 2.8.0 reduces them with ReduceOp.AVG, which gloo carries out as a sum: gradients come out as many times too
-    large as there are processes. AdamW hides it, clipping and weight decay do not.
+    torch 2.8.0 reduces them with ReduceOp.AVG, which gloo computes as a sum: gradients are too large by a factor of the
+    number of processes. AdamW hides this; clipping and weight decay do not.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
     ) -> None:
-        """Called once the model is sharded."""
+        """Called after the model is sharded."""
         for module in model.modules():
             if isinstance(module, FSDPModule) and args.device.type == "cpu":
                 module.set_force_sum_reduction_for_comms(True)
 
 
 class HFTrainer(transformers.Trainer):  # type: ignore[misc]
-    """Overrides, each for a reason told at its place; everything else is transformers'.
+    """Overrides of transformers' Trainer; each docstring gives the reason.
 
     Args:
-        fsdp: Whether to shard over the processes.
-        set_epoch: Moves the order on.
-        **options: Trainer's own.
+        fsdp: Whether to shard the model over the processes.
+        set_epoch: The callback that sets the epoch of the order.
+        **options: The options of Trainer.
     """
 
     def __init__(self, *, fsdp: bool, set_epoch: SetEpoch, **options: Any) -> None:
@@ -52,18 +52,18 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
             self.add_callback(SumThenDivide())
 
     def _get_train_sampler(self, train_dataset: RowSet | None = None) -> EpochOrder:
-        """See EpochOrder for what is wrong with transformers' samplers."""
+        """Return the order of training; EpochOrder lists the bugs of transformers' samplers."""
         self._set_epoch.order = EpochOrder((train_dataset or self.train_dataset).plan)
         return self._set_epoch.order
 
     def _get_eval_sampler(self, eval_dataset: RowSet) -> EpochOrder:
-        """The same rows at every evaluation."""
+        """Return the same rows at every evaluation."""
         return EpochOrder(eval_dataset.plan)
 
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Counts the tokens first; transformers would add up the attention mask, which in packed rows is no count."""
+        """Count the tokens first; transformers would sum the attention mask, which in packed rows is not a count."""
         tokens = count_tokens(inputs).to(self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -72,17 +72,17 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     def prediction_step(
         self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
-        """Adds up what evaluation_loop needs."""
+        """Sum the loss and the label tokens for evaluation_loop."""
         loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         tokens = self._get_num_items_in_batch([inputs], self.args.device)
         self._validation += torch.stack([loss.double() * tokens, tokens.double()]).to(self._validation)
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
-        """The mean over all label tokens. transformers' mean of the batches' means depends on what shares a batch.
+        """Compute the mean over all label tokens; transformers' mean of batch means depends on the batches.
 
-        The random state stays as it is: a checkpoint at the end of an epoch is saved before the evaluation, so a run
-        that is resumed from it would go on from another state than one that evaluated.
+        The random state is restored: a checkpoint at the end of an epoch is saved before the evaluation, so a run
+        resumed from it would otherwise continue with a different state than one that evaluated.
         """
         self._validation = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.random.fork_rng():
@@ -92,10 +92,10 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         return output
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Turns FSDP2 on by hand.
+        """Enable FSDP2 without TrainingArguments.
 
-        accelerate 1.8.1 does so from TrainingArguments for accelerators only; on a CPU it either refuses ("no available
-        devices") or silently trains data parallel, and FSDP1 ends in a segmentation fault while saving.
+        accelerate 1.8.1 enables it from TrainingArguments for accelerators only; on a CPU it either fails ("no
+        available devices") or silently trains data parallel, and FSDP1 ends with a segmentation fault while saving.
         """
         super().create_accelerator_and_postprocess()
         if self._fsdp and self.args.world_size > 1:
@@ -109,26 +109,26 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
                 cpu_ram_efficient_loading=False,
             )
             clip = self.accelerator.clip_grad_norm_
-            # As a DTensor the norm reads as this rank's part of it.
+            # Reading the norm from the DTensor would return only this rank's part.
             self.accelerator.clip_grad_norm_ = lambda *options: clip(*options).full_tensor()
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Goes round accelerate: its FSDP2 loading of a full state dict hangs, for ranks but 0 skip the collective."""
+        """Load without accelerate: its FSDP2 loading of a full state dict hangs because only rank 0 communicates."""
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = torch.load(
             Path(resume_from_checkpoint) / "pytorch_model_fsdp.bin", map_location="cpu", weights_only=True
         )
-        own = dict(self.model_wrapped.named_parameters())
-        untied = {name: value for name, value in saved.items() if name in own}
+        parameters = dict(self.model_wrapped.named_parameters())
+        untied = {name: value for name, value in saved.items() if name in parameters}
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.model_wrapped, untied, options=options)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The same for AdamW's moments, which accelerate would leave at zero without a word."""
+        """Load AdamW's moments without accelerate, which would silently leave them at zero."""
         if checkpoint is None or not self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
