@@ -1,4 +1,4 @@
-"""Which target a recipe asks for; the only place that knows them all."""
+"""The choice of a recipe's target; the only module that knows all targets."""
 
 from compile.targets.base import Target
 from compile.targets.cpu import CpuTarget

@@ -77,8 +77,8 @@ def test_every_shipped_recipe_runs(lowered_before: None, monkeypatch: pytest.Mon
             assert 0 < bucket["floor_s"] < bucket["projected_s"]
             assert 0 < bucket["floor_usd_per_1000"] < bucket["projected_usd_per_1000"]
         text = shown(report)
-        assert "Nothing here was measured" in text
-        assert ("optimum-neuron's own exporter" in text) == ("tinyllama" in name)
+        assert "Nothing was measured on a device" in text
+        assert ("is exported by optimum-neuron" in text) == ("tinyllama" in name)
         assert [each.published.tokens_per_s for each in report.calibrations] == [117.6, 108.2]
         assert all(0.05 < each.ratio < 0.2 for each in report.calibrations)
 
@@ -133,8 +133,8 @@ def test_every_loaded_graph_has_its_own_copy_of_the_weights(report: Report) -> N
     assert report.warnings == [] and "memory fits with every graph loaded" in shown(report)
     many = dataclasses.replace(report, graphs=report.graphs * 9)
     assert many.faults == [] and many.loaded_memory > 17.2e9
-    assert many.warnings[0].startswith("all graphs loaded take up to ")
-    assert "warning: all graphs loaded" in shown(many) and "fits with every graph" not in shown(many)
+    assert many.warnings[0].startswith("all graphs together take up to ")
+    assert "warning: all graphs together" in shown(many) and "fits with every graph" not in shown(many)
 
 
 @pytest.mark.slow
@@ -188,8 +188,8 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
 def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLine, tmp_path: Path) -> None:
     nowhere = neuron_sum("preflight", "tiny", "--picture", "none/floors.png")
     assert (nowhere.returncode, nowhere.stdout) == (6, "")
-    assert "--picture none/floors.png: there is no folder none" in nowhere.stderr
-    assert "lowering" not in nowhere.stderr and "hint: mkdir -p none" in nowhere.stderr
+    assert "--picture none/floors.png: the folder none does not exist" in nowhere.stderr
+    assert "lowering" not in nowhere.stderr and "hint: run `mkdir -p none`" in nowhere.stderr
     (tmp_path / "folder.png").mkdir()
     assert neuron_sum("preflight", "tiny", "--picture", "folder.png").returncode == 6
 
