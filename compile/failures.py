@@ -19,7 +19,7 @@ MEMORY_CAUSES = {"compiler-killed", "process-killed"}
 """Names in neuron_sum/doctor/known_failures.py."""
 
 
-def ended(exit_code: int | None) -> str:
+def exit_reason(exit_code: int | None) -> str:
     """The reason why a compiling process ended without reporting an error."""
     killed = f": {KILLED}" if exit_code == -signal.SIGKILL else ""
     return f"the compiling process ended with {exit_code}{killed}"
@@ -30,12 +30,12 @@ def compiler_logs(scratch: Path) -> list[Path]:
     return sorted(scratch.rglob(OTHER_LOGS))
 
 
-def failed(what: str, failure: str, logs: Iterable[Path], log: Path, memory_advice: str) -> CompileError:
+def compile_error(what: str, failure: str, logs: Iterable[Path], log: Path, memory_advice: str) -> CompileError:
     """The error to raise; writes its log.
 
     Args:
         what: The start of the message, without a full stop: "GRAPH did not compile".
-        failure: A traceback, or the result of `ended`.
+        failure: A traceback, or the result of `exit_reason`.
         logs: Logs of the failed process; the existing ones are copied into `log`.
         log: The file to write; it may be one of `logs`.
         memory_advice: The hint if memory ran out.

@@ -122,11 +122,11 @@ class _Worker:
             failure: str | None = self.pipe.recv()
         except (EOFError, ConnectionResetError):  # the process died without reporting an error
             self._process.join()
-            failure = failures.ended(self._process.exitcode)
+            failure = failures.exit_reason(self._process.exitcode)
         if failure is not None or not job.target.shares_process:
             self._process.join()  # so that its output is complete
         if failure is not None:
-            raise failures.failed(
+            raise failures.compile_error(
                 f"{job.graph.file} did not compile",
                 failure,
                 [folder / failures.OUTPUT, *failures.compiler_logs(folder)],

@@ -307,9 +307,9 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str
 def _failed(code: int, scratch: Path, log: Path) -> CompileError:
     """The error of a failed export; usually its child neuronx-cc was killed, and only the logs have the reason."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return failures.failed(
+    return failures.compile_error(
         "optimum-neuron did not export the model",
-        lines[-1] if lines and code != -signal.SIGKILL else failures.ended(code),
+        lines[-1] if lines and code != -signal.SIGKILL else failures.exit_reason(code),
         [log, *failures.compiler_logs(scratch)],
         log,
         memory_advice(),
