@@ -62,7 +62,7 @@ def opcode(name: str) -> str:
     return _OPCODES.get(name.lower(), kebab)
 
 
-def listed() -> frozenset[str] | None:
+def compiler_opcodes() -> frozenset[str] | None:
     """The opcodes that the compiler on PATH lists; None if there is no compiler or its output is not a list."""
     if shutil.which(COMMAND[0]) is None:
         return None

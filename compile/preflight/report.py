@@ -380,7 +380,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
         buckets=tuple(by_bucket),
         calibrations=calibrations,
         epoch=epoch,
-        compiler_operators=operators.listed(),
+        compiler_operators=operators.compiler_opcodes(),
     )
 
 

@@ -195,7 +195,7 @@ def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLi
 
 
 def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert operators.listed() is None
+    assert operators.compiler_opcodes() is None
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     fake = tmp_path / "neuronx-cc"
     lines, page = "\n".join(operators.PUBLISHED), ", ".join(operators.PUBLISHED)
@@ -206,10 +206,10 @@ def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPa
     for said in (lines, page, table, lines.lower(), lines.upper()):
         fake.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
         fake.chmod(0o755)
-        found = operators.listed()
+        found = operators.compiler_opcodes()
         assert found is not None and every <= found, said
     fake.write_text("#!/bin/sh\necho usage: neuronx-cc\n")
-    assert operators.listed() is None
+    assert operators.compiler_opcodes() is None
 
 
 def test_operators_have_their_opcodes_names() -> None:
