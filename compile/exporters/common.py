@@ -35,7 +35,7 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int = 0) -> Non
             )
 
 
-def effective(recipe: Recipe, source_len: int, target_len: int, num_beams: tuple[int, ...]) -> Recipe:
+def effective_recipe(recipe: Recipe, source_len: int, target_len: int, num_beams: tuple[int, ...]) -> Recipe:
     """The recipe with the lengths and beams of the artifact's buckets; prints a note for each changed field."""
     beams = recipe.generate.num_beams if recipe.generate.num_beams in num_beams else num_beams[-1]
     generate = {"max_new_tokens": min(recipe.generate.max_new_tokens, target_len), "num_beams": beams}

@@ -20,7 +20,7 @@ import torch
 from transformers import PretrainedConfig
 
 from compile import failures
-from compile.exporters.common import check_output, effective, special_tokens
+from compile.exporters.common import check_output, effective_recipe, special_tokens
 from compile.exporters.optimum_process import CHECKPOINT, EXPORTED, RESULT, Request
 from compile.graphs.buckets import recipe_buckets
 from compile.source import Source
@@ -141,7 +141,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
         plan.config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
         bucket, prompt = plan.bucket, source.recipe.prompt.resolve()
-        recipe = effective(source.recipe, bucket.source_len, bucket.target_len, (plan.num_beams,))
+        recipe = effective_recipe(source.recipe, bucket.source_len, bucket.target_len, (plan.num_beams,))
         files.write_text(folder / RECIPE, recipe.to_yaml())
         manifest = Manifest(
             neuron_sum=__version__,

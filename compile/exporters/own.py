@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
-from compile.exporters.common import check_output, effective, special_tokens
+from compile.exporters.common import check_output, effective_recipe, special_tokens
 from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
@@ -205,7 +205,7 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
         save_file(stored, folder / WEIGHTS)
         model_config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
-        recipe = effective(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
+        recipe = effective_recipe(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
         files.write_text(folder / RECIPE, recipe.to_yaml())
         if source.keeps_adapter_apart:
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
