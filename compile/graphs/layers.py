@@ -267,7 +267,7 @@ def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:
     return torch.where(is_past.unsqueeze(1), expanded, MASKED).reshape(batch, bias.shape[1], beams, target_len * beams)
 
 
-def own_layers(model: nn.Module) -> Iterator[tuple[str, Linear | RMSNorm]]:
+def named_layers(model: nn.Module) -> Iterator[tuple[str, Linear | RMSNorm]]:
     """The name and module of each layer that has a `weights` method."""
     for name, module in model.named_modules():
         if isinstance(module, Linear | RMSNorm):

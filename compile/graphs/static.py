@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.graphs.layers import GraphOptions, Linear, own_layers
+from compile.graphs.layers import GraphOptions, Linear, named_layers
 from compile.graphs.llama import StaticLlama
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
@@ -39,7 +39,7 @@ def weights(model: StaticModel, state: Mapping[str, Tensor], soft_prompt: Tensor
     if soft_prompt is not None:
         tensors[VECTORS] = soft_prompt[None].to(model.options.dtype)
         tensors[MASK] = torch.ones(1, len(soft_prompt), dtype=torch.int64)
-    for name, layer in own_layers(model):
+    for name, layer in named_layers(model):
         tensors.update({f"{name}.{key}": tensor for key, tensor in layer.weights(state).items()})
     return tensors
 
@@ -48,7 +48,7 @@ def adapter_targets(model: StaticModel) -> dict[str, str]:
     """The prefix of the LoRA stacks by module name in the transformers model."""
     return {
         part: f"{name}.{prefix}"
-        for name, layer in own_layers(model)
+        for name, layer in named_layers(model)
         if isinstance(layer, Linear)
         for part, prefix in layer.adapted.items()
     }
