@@ -192,7 +192,7 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
             "no" if graph.file in missing else "yes",
         )
     console.note_table(table)
-    form = "stored separately, in a slot" if source.keeps_adapter_apart else "compiled in"
+    form = "stored separately, in a slot" if source.uses_adapter_slot else "compiled in"
     adapter = f"; adapter {form}" if source.is_adapter else ""
     console.note(
         f"{plan.config.model_type}, {plan.settings.dtype}, weights {console.size(plan.weights_bytes())}{adapter}"

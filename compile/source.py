@@ -47,7 +47,7 @@ class Source:
         return parent / "artifacts" / f"{self.recipe.compile.target}-{dtype}"
 
     @property
-    def keeps_adapter_apart(self) -> bool:
+    def uses_adapter_slot(self) -> bool:
         """Whether the adapter goes into a slot instead of into the weights."""
         return self.recipe.compile.adapters is not None and self.is_adapter
 
@@ -77,7 +77,7 @@ class Source:
         Returns:
             The model, and the soft prompt (tokens, width) or None.
         """
-        if self.run is not None and self.keeps_adapter_apart:
+        if self.run is not None and self.uses_adapter_slot:
             return trained.load_untuned(self.run)[0], None
         model, _ = self.load()
         if not self.is_adapter:

@@ -207,7 +207,7 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
         tokenizer.save_pretrained(folder / TOKENIZER)
         recipe = effective_recipe(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
         files.write_text(folder / RECIPE, recipe.to_yaml())
-        if source.keeps_adapter_apart:
+        if source.uses_adapter_slot:
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
         write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
     return open_artifact(output)
@@ -256,7 +256,7 @@ def _manifest(
         adapters=plan.options.adapters,
         adapter_targets=adapter_targets(static),
         adapter_stacks={name: tuple(stack.shape) for name, stack in adapter_stacks(static).items()},
-        default_adapter=COMPILED_ADAPTER if source.keeps_adapter_apart else None,
+        default_adapter=COMPILED_ADAPTER if source.uses_adapter_slot else None,
         source=SourceRecord(path=str(source.path.resolve()), weights_sha256=source.weights_sha256()),
         files=hash_files(folder),
     )
