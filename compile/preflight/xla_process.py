@@ -34,7 +34,7 @@ def main() -> None:
         config = AutoConfig.for_model(**job["config"])
         with torch.device("meta"):
             model = static_model(config, options)
-        placeholders(model)
+        insert_placeholders(model)
         for dump in job["graphs"]:
             started = time.monotonic()
             graph = GraphFile.model_validate_json(json.dumps(dump))
@@ -72,16 +72,16 @@ def hlo(module: EncodeGraph | StepGraph, inputs: tuple[Any, ...]) -> str:
     inputs = tree_map(placeholder, inputs)
     with torch.no_grad():
         outputs = module(*inputs)
-    return text_of([outputs, *inputs[-1]] if isinstance(module, StepGraph) else outputs)
+    return hlo_text([outputs, *inputs[-1]] if isinstance(module, StepGraph) else outputs)
 
 
-def text_of(outputs: list[Tensor]) -> str:
+def hlo_text(outputs: list[Tensor]) -> str:
     """The HLO text of the computation that produces these tensors."""
     text: str = torch_xla._XLAC._get_xla_tensors_hlo(outputs)
     return text
 
 
-def placeholders(module: nn.Module) -> None:
+def insert_placeholders(module: nn.Module) -> None:
     """Replaces every parameter and buffer with a placeholder; shared tensors stay shared."""
     replacements: dict[int, Tensor] = {}
     for owner in module.modules():
