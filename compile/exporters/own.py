@@ -20,7 +20,8 @@ from compile.graphs.layers import GraphOptions
 from compile.graphs.static import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
 from compile.source import Source
 from compile.targets.base import Target
-from compile.targets.choose import choose_target
+from compile.targets.cpu import CpuTarget
+from compile.targets.neuron import NeuronTarget
 from compile.workers import SCRATCH, Job, compile_all
 from neuron_sum import __version__, console, files
 from neuron_sum.artifact import (
@@ -130,7 +131,7 @@ def make_plan(source: Source) -> CompilePlan:
         CompileError: If there is no C++ compiler.
     """
     recipe, config = source.recipe, source.config()
-    target = choose_target(recipe.compile)
+    target: Target = CpuTarget.of(recipe.compile) if recipe.compile.target == "cpu" else NeuronTarget(recipe.compile)
     target.check(config)
     settings = target.settings
     buckets, num_beams = recipe_buckets(recipe)
