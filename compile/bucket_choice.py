@@ -61,19 +61,21 @@ def choices(lengths: Sequence[int], longest: int) -> list[BucketChoice]:
         lengths: Tokens of each prompt; longer prompts than `longest` count as not fitting and as truncated to it.
         longest: The maximum source length in tokens.
     """
-    cut = np.minimum(np.asarray(lengths), longest)
+    truncated = np.minimum(np.asarray(lengths), longest)
     grid = [*range(STEP, longest, STEP), longest]
-    ends = [end for end in grid if end <= _first_at_least(grid, int(cut.max()))]
+    ends = [end for end in grid if end <= _first_at_least(grid, int(truncated.max()))]
     candidates: list[BucketChoice] = []
-    for shapes in best_buckets(cut, np.zeros_like(cut), np.array(ends), np.zeros(1, np.int64), MOST_BUCKETS):
+    for shapes in best_buckets(
+        truncated, np.zeros_like(truncated), np.array(ends), np.zeros(1, np.int64), MOST_BUCKETS
+    ):
         source_lens = tuple(source_len for source_len, _ in shapes)
-        positions = int(np.array(source_lens)[np.searchsorted(source_lens, cut)].sum())
+        positions = int(np.array(source_lens)[np.searchsorted(source_lens, truncated)].sum())
         candidates.append(
             BucketChoice(
                 source_lens=source_lens,
                 fit=float((np.asarray(lengths) <= longest).mean()),
-                padding=1 - float(cut.sum()) / positions,
-                positions=positions / len(cut),
+                padding=1 - float(truncated.sum()) / positions,
+                positions=positions / len(truncated),
             )
         )
     return candidates

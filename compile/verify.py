@@ -55,14 +55,14 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
     source = open_source(source_path or Path(manifest.source.path), str(artifact.path / RECIPE), [])
     _check_same_weights(artifact, source)
     dataset = load_dataset(recipe.data)
-    chosen = dataset[recipe.evaluate.split][:examples]
-    if not chosen:
+    selection = dataset[recipe.evaluate.split][:examples]
+    if not selection:
         raise DataError(
             f"{dataset.origin} has no {recipe.evaluate.split} split",
             "verify an artifact whose recipe has data with that split",
         )
-    ids, dialogues = [example.id for example in chosen], [example.dialogue for example in chosen]
-    references, protocol = [example.references for example in chosen], RougeProtocol.of(recipe.evaluate)
+    ids, dialogues = [example.id for example in selection], [example.dialogue for example in selection]
+    references, protocol = [example.references for example in selection], RougeProtocol.of(recipe.evaluate)
     model, tokenizer = source.load()
     reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
     compiled, _ = load_generator(artifact)

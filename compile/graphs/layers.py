@@ -111,8 +111,8 @@ def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     beams = column.shape[2]
     written = torch.arange(slots // beams, device=cache.device) == position
     by_step = cache.view(batch, heads, -1, beams, width)
-    chosen = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
-    return chosen.view(batch, heads, slots, width)
+    updated = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
+    return updated.view(batch, heads, slots, width)
 
 
 @dataclass(frozen=True)

@@ -211,11 +211,11 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
     while depth and end < len(rest):
         depth += {"(": 1, ")": -1}.get(rest[end], 0)
         end += 1
-    inside = rest[: end - 1]
+    content = rest[: end - 1]
     arrays = tuple(_array(dtype, dims) for dtype, dims in _ARRAY.findall(shape))
     if opcode == "parameter":
-        return Instruction(name, opcode, arrays, (), rest[end:], int(inside))
-    operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", inside))
+        return Instruction(name, opcode, arrays, (), rest[end:], int(content))
+    operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", content))
     return Instruction(name, opcode, arrays, operands, rest[end:])
 
 

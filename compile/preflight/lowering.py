@@ -165,12 +165,12 @@ def xla_python() -> Path:
     Raises:
         PlatformError: If none of them has torch_xla.
     """
-    if named := os.environ.get(PYTHON):
-        if not Path(named).exists():
+    if configured := os.environ.get(PYTHON):
+        if not Path(configured).exists():
             raise PlatformError(
-                f"{PYTHON} = {named}: no such file", f"set {PYTHON} to the Python of an environment with torch_xla"
+                f"{PYTHON} = {configured}: no such file", f"set {PYTHON} to the Python of an environment with torch_xla"
             )
-        return Path(named)
+        return Path(configured)
     if find_spec("torch_xla") is not None:
         return Path(sys.executable)
     default = Path(sys.prefix).parent / ".venv-xla" / "bin" / "python"

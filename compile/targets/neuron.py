@@ -53,14 +53,14 @@ class NeuronTarget:
     @property
     def arguments(self) -> tuple[str, ...]:
         """The arguments of neuronx-cc, in the order of optimum-neuron's prepare_compiler_flags."""
-        chosen = self.settings.neuron
-        cast = () if chosen.auto_cast == "none" else ("--auto-cast-type", chosen.auto_cast_type)
+        options = self.settings.neuron
+        cast = () if options.auto_cast == "none" else ("--auto-cast-type", options.auto_cast_type)
         return (
             "--auto-cast",
-            chosen.auto_cast,
+            options.auto_cast,
             *cast,
             "--optlevel",
-            str(chosen.optlevel),
+            str(options.optlevel),
             "--target",
             self.settings.target,
             "--model-type",
@@ -69,16 +69,16 @@ class NeuronTarget:
 
     def check(self, config: PretrainedConfig) -> None:
         """See `Target`."""
-        chosen = self.settings.neuron
-        if is_decoder_only(config) or chosen.exporter == "optimum":
+        options = self.settings.neuron
+        if is_decoder_only(config) or options.exporter == "optimum":
             raise RecipeError(
-                f"a {config.model_type} with compile.neuron.exporter = {chosen.exporter or 'own'}: the static graphs "
+                f"a {config.model_type} with compile.neuron.exporter = {options.exporter or 'own'}: the static graphs "
                 f"for {self.settings.target} support only T5 with exporter own",
                 "use `--set compile.neuron.exporter=own` for T5, or `--target cpu` for Llama",
             )
-        if chosen.tensor_parallel_size != 1:
+        if options.tensor_parallel_size != 1:
             raise RecipeError(
-                f"compile.neuron.tensor_parallel_size = {chosen.tensor_parallel_size}: T5's graphs run on one core",
+                f"compile.neuron.tensor_parallel_size = {options.tensor_parallel_size}: T5's graphs run on one core",
                 "use `--set compile.neuron.tensor_parallel_size=1`, and several workers for several cores",
             )
         missing = [name for name in neuronx.NEEDED if neuronx.stack().get(name) is None]
@@ -110,16 +110,16 @@ class NeuronTarget:
 
     def manifest(self) -> dict[str, Any]:
         """See `Target`."""
-        stack, chosen = neuronx.stack(), self.settings.neuron
+        stack, options = neuronx.stack(), self.settings.neuron
         versions = {name: stack[name] for name in neuronx.NEEDED}
         compilation = Compilation(
             compiler=stack[COMPILER] or "",
             arguments=self.arguments,
             exporter="own",
-            cache_write=chosen.cache_write,
-            inline_weights=chosen.inline_weights,
-            tensor_parallel_size=chosen.tensor_parallel_size,
-            core=chosen.core,
+            cache_write=options.cache_write,
+            inline_weights=options.inline_weights,
+            tensor_parallel_size=options.tensor_parallel_size,
+            core=options.core,
             sdk=platform_row(versions),
         )
         return {"runtime": "neuronx", "target": self.settings.target, "stack": stack, "compilation": compilation}
