@@ -147,7 +147,7 @@ def make_plan(source: Source) -> CompilePlan:
     )
     static = static_model(config, options)
     graphs = [
-        graph.model_copy(update={"kept": target.kept(static, graph)})
+        graph.model_copy(update={"kept": target.device_tensors(static, graph)})
         for bucket in buckets
         for graph in bucket_graphs(bucket, num_beams, target.suffix)
     ]

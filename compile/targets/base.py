@@ -45,7 +45,7 @@ class Target(Protocol):
     def graph_options(self) -> dict[str, Any]:
         """The target's fields of `GraphOptions`: linear, write, row_sums."""
 
-    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
         """The tensors that a graph keeps on its device, in its order; empty if each call passes all tensors."""
 
     def identity(self) -> dict[str, Any]:

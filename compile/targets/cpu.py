@@ -142,7 +142,7 @@ class CpuTarget:
         """See `Target`."""
         return {"linear": LINEARS[self.settings.dtype], "write": write_column, "row_sums": True}
 
-    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
         """See `Target`."""
         return ()
 

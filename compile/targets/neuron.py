@@ -98,10 +98,11 @@ class NeuronTarget:
         write: Callable[..., Tensor] = write_slice if self.settings.neuron.cache_write == "in_place" else write_where
         return {"linear": Linear, "write": write, "row_sums": False}
 
-    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
         """See `Target`."""
         return tuple(
-            KeptTensor(name=name, shape=tuple(tensor.shape)) for name, tensor in device_graph(model, graph).kept()
+            KeptTensor(name=name, shape=tuple(tensor.shape))
+            for name, tensor in device_graph(model, graph).device_tensors()
         )
 
     def identity(self) -> dict[str, Any]:
@@ -203,7 +204,7 @@ class DeviceEncode(nn.Module):
         """The number of outputs that are returned to the caller; the others are the next values of the kept tensors."""
         return 1 + state_spec(self.model).tensors
 
-    def kept(self) -> list[tuple[str, Tensor]]:
+    def device_tensors(self) -> list[tuple[str, Tensor]]:
         """Names and values of the parameters that stay on the device, in the order of `parameters()`."""
         return list(zip(self.stacks, _tensors(self.model, self.stacks), strict=True))
 
@@ -235,8 +236,8 @@ class DeviceStep(nn.Module):
         """Inputs of the graph's shape."""
         return tuple(self.inputs)
 
-    def kept(self) -> list[tuple[str, Tensor]]:
-        """See `DeviceEncode.kept`."""
+    def device_tensors(self) -> list[tuple[str, Tensor]]:
+        """See `DeviceEncode.device_tensors`."""
         outside = [(name, tensor) for name, tensor in self.named_parameters() if not name.startswith("model.")]
         return [*outside, *zip(self.stacks, _tensors(self.model, self.stacks), strict=True)]
 
@@ -249,7 +250,7 @@ def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceS
 
 def aliases(module: DeviceEncode | DeviceStep) -> dict[Tensor, int]:
     """torch_neuronx's input_output_aliases: the output index of each parameter that stays on the device."""
-    return {tensor: module.results + index for index, (_, tensor) in enumerate(module.kept())}
+    return {tensor: module.results + index for index, (_, tensor) in enumerate(module.device_tensors())}
 
 
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
