@@ -122,7 +122,7 @@ def _graphs(report: "Report") -> "Table":
             _short(account.total_flops / 1e9),
             _short(account.read / 1e6),
             _short(account.written / 1e6),
-            _short(graph.where.account.moved / 1e6) if graph.where else "",
+            _short(graph.rewriting.account.moved / 1e6) if graph.rewriting else "",
             _short(graph.floor_s * 1e3),
             graph.bound,
         )

@@ -48,11 +48,11 @@ class GraphReport:
 
     Attributes:
         lowered: The lowered graph with its account.
-        where: The same step with the cache rewritten, for a compiler that rejects the in-place write.
+        rewriting: The same step with the cache rewritten, for a compiler that rejects the in-place write.
     """
 
     lowered: Lowered
-    where: Lowered | None = None
+    rewriting: Lowered | None = None
 
     @property
     def account(self) -> Account:
@@ -93,7 +93,7 @@ class GraphReport:
             **self.lowered.graph.model_dump(exclude={"file"}),
             **account,
             "moved": self.account.moved,
-            "moved_where": self.where.account.moved if self.where else None,
+            "moved_where": self.rewriting.account.moved if self.rewriting else None,
             "floor_compute_s": self.compute_s,
             "floor_memory_s": self.memory_s,
             "floor_s": self.floor_s,
@@ -231,7 +231,7 @@ class Report:
         """The reasons why graphs will not compile or not fit."""
         faults = []
         for graph in self.graphs:
-            for account in (graph.account, *([graph.where.account] if graph.where else [])):
+            for account in (graph.account, *([graph.rewriting.account] if graph.rewriting else [])):
                 if account.dynamic:
                     faults.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
                 if lacking := LACKING & account.dtypes.keys():

@@ -71,7 +71,7 @@ def test_every_shipped_recipe_runs(lowered_before: None, monkeypatch: pytest.Mon
         report = preflight(load_recipe(name))
         assert report.faults == [], name
         assert len(report.graphs) == 4
-        assert all(graph.where is not None for graph in report.graphs if graph.lowered.graph.kind == "step"), name
+        assert all(graph.rewriting is not None for graph in report.graphs if graph.lowered.graph.kind == "step"), name
         told = json.loads(json.dumps(report.as_dict()))
         for bucket in told["buckets"]:
             assert 0 < bucket["floor_s"] < bucket["projected_s"]
