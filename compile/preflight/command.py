@@ -167,13 +167,13 @@ def _calibration(report: "Report") -> "Table":
     table = console.table(
         "model", "instance, cores", "tokens/s floor", "published", "published / floor", title=f"\ncalibration: {SOURCE}"
     )
-    for each in report.calibrations:
+    for row in report.calibrations:
         table.add_row(
-            each.published.model,
-            f"{each.published.instance}, {each.published.cores}",
-            _short(each.floor_tokens_per_s),
-            f"{each.published.tokens_per_s:g}",
-            f"{each.ratio:.3f}",
+            row.published.model,
+            f"{row.published.instance}, {row.published.cores}",
+            _short(row.floor_tokens_per_s),
+            f"{row.published.tokens_per_s:g}",
+            f"{row.ratio:.3f}",
         )
     return table
 

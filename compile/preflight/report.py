@@ -321,7 +321,7 @@ class Report:
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
             "integers": WIDE_INTEGERS if self.has_wide_integers else None,
             "faults": self.faults,
-            "calibration": [each.as_dict() for each in self.calibrations],
+            "calibration": [row.as_dict() for row in self.calibrations],
             "training": self.epoch.as_dict(),
             "price": asdict(price),
         }
@@ -364,7 +364,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
         Calibration(published, GraphReport(lowered).floor_s / published.cores)
         for published, lowered in zip(calibration.MEASURED, results[len(graphs) + len(steps) :], strict=True)
     )
-    ratio = min(each.ratio for each in calibrations)
+    ratio = min(row.ratio for row in calibrations)
     by_bucket = []
     for bucket in buckets:
         encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))
