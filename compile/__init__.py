@@ -1,1 +1,1 @@
-"""Ahead-of-time compile: a trained run in, an artifact out."""
+"""Ahead-of-time compilation of a trained run into an artifact."""

@@ -1,4 +1,4 @@
-"""Buckets from data: which source lengths to compile, what padding they cost, and what one more would save."""
+"""Choice of source lengths from data, with the padding they cost and the savings of one more length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from neuron_sum.errors import DataError
 from neuron_sum.recipes.schema import DataConfig, Recipe, SplitFiles
 
 STEP = 32
-"""Source lengths are multiples of it: finer ones change little and make caches rarer."""
+"""Source lengths are multiples of this: finer steps change little and make cache hits rarer."""
 MOST_BUCKETS = 4
 FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv"}
 
 
 @dataclass(frozen=True)
 class BucketChoice:
-    """One way to cut the lengths.
+    """One set of source lengths.
 
     Attributes:
-        source_lens: Tokens; a prompt goes into the smallest that fits.
+        source_lens: Lengths in tokens; a prompt uses the smallest that fits.
         fit: Share of the prompts that fit into the longest.
         padding: Share of the compiled positions that hold padding.
-        positions: Mean positions a prompt costs, which the encoder's work goes with.
+        positions: Mean number of positions per prompt; the encoder's work is proportional to it.
     """
 
     source_lens: tuple[int, ...]
@@ -40,9 +40,9 @@ class DataLengths:
     """Token counts of a data set.
 
     Attributes:
-        origin: What people call it.
-        source: Of each prompt, the template included.
-        target: Of each summary, the end token included.
+        origin: The name of the data set in messages.
+        source: Tokens of each prompt, including the template.
+        target: Tokens of each summary, including the end token.
     """
 
     origin: str
@@ -50,50 +50,52 @@ class DataLengths:
     target: Sequence[int]
 
     def target_percentile(self, percent: float) -> int:
-        """Tokens that so many percent of the summaries do not exceed."""
+        """The number of tokens that this percentage of the summaries does not exceed."""
         return int(np.percentile(self.target, percent, method="higher"))
 
 
 def choices(lengths: Sequence[int], longest: int) -> list[BucketChoice]:
-    """The best cut into one bucket, two, and so on, while another bucket saves something.
+    """The best set of one length, two lengths, and so on, as long as another length saves something.
 
     Args:
-        lengths: Tokens of each prompt; those over `longest` are counted as not fitting, and as cut to it.
-        longest: No bucket is longer.
+        lengths: Tokens of each prompt; longer prompts than `longest` count as not fitting and as truncated to it.
+        longest: The maximum source length in tokens.
     """
-    cut = np.minimum(np.asarray(lengths), longest)
+    truncated = np.minimum(np.asarray(lengths), longest)
     grid = [*range(STEP, longest, STEP), longest]
-    ends = [end for end in grid if end <= _first_at_least(grid, int(cut.max()))]
-    found: list[BucketChoice] = []
-    for shapes in best_buckets(cut, np.zeros_like(cut), np.array(ends), np.zeros(1, np.int64), MOST_BUCKETS):
+    ends = [end for end in grid if end <= _first_at_least(grid, int(truncated.max()))]
+    candidates: list[BucketChoice] = []
+    for shapes in best_buckets(
+        truncated, np.zeros_like(truncated), np.array(ends), np.zeros(1, np.int64), MOST_BUCKETS
+    ):
         source_lens = tuple(source_len for source_len, _ in shapes)
-        positions = int(np.array(source_lens)[np.searchsorted(source_lens, cut)].sum())
-        found.append(
+        positions = int(np.array(source_lens)[np.searchsorted(source_lens, truncated)].sum())
+        candidates.append(
             BucketChoice(
                 source_lens=source_lens,
                 fit=float((np.asarray(lengths) <= longest).mean()),
-                padding=1 - float(cut.sum()) / positions,
-                positions=positions / len(cut),
+                padding=1 - float(truncated.sum()) / positions,
+                positions=positions / len(truncated),
             )
         )
-    return found
+    return candidates
 
 
 def measure(data: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> DataLengths:
     """Counts the tokens of every prompt and summary.
 
     Args:
-        data: `sample`, a .jsonl, .csv or .tsv file, or a folder of the recipe's own form.
-        recipe: For the prompt, and for columns.
-        tokenizer: The model's.
+        data: `sample`, a .jsonl, .csv or .tsv file, or a folder in the format that the recipe names.
+        recipe: The recipe with the prompt and the column names.
+        tokenizer: The model's tokenizer.
 
     Raises:
-        DataError: If there is nothing to count.
+        DataError: If there are no dialogues.
     """
     dataset = load_dataset(_data_config(data, recipe))
     examples = [example for split in dataset.splits.values() for example in split]
     if not examples:
-        raise DataError(f"{dataset.origin} has no dialogues", "a file or folder with some")
+        raise DataError(f"{dataset.origin} has no dialogues", "use a file or a folder with dialogues")
     prompt = recipe.prompt.resolve()
     sources = tokenizer([prompt.render(example.dialogue) for example in examples])["input_ids"]
     targets = tokenizer([example.references[0] for example in examples])["input_ids"]
@@ -106,7 +108,10 @@ def _data_config(data: str, recipe: Recipe) -> DataConfig:
     path = Path(data)
     if path.is_file():
         if path.suffix not in FORMATS:
-            raise DataError(f"{data} is of no known form", f"allowed: {', '.join(FORMATS)}, or a folder")
+            raise DataError(
+                f"{data} has an unknown format: {path.suffix or 'no suffix'}",
+                f"use a {', '.join(FORMATS)} file, or a folder",
+            )
         delimiter = "\t" if path.suffix == ".tsv" else recipe.data.delimiter
         return recipe.data.model_copy(
             update={
@@ -118,7 +123,9 @@ def _data_config(data: str, recipe: Recipe) -> DataConfig:
             }
         )
     if not path.is_dir():
-        raise DataError(f"{data} is neither a file nor a folder", "sample, a .jsonl, .csv or .tsv file, or a folder")
+        raise DataError(
+            f"{data} is neither a file nor a folder", "use `sample`, a .jsonl, .csv or .tsv file, or a folder"
+        )
     source = recipe.data.source if recipe.data.source not in ("sample", "hub") else "jsonl"
     return recipe.data.model_copy(
         update={"source": source, "path": data, "max_examples": None, "max_eval_examples": None}

@@ -1,4 +1,4 @@
-"""Compiled graphs by the content they were made from: the next checkpoint of the same shape finds them."""
+"""A cache of compiled graphs by the hash of their inputs, so that the next checkpoint of the same shape reuses them."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
 SOURCES = ("graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
-"""The files of this package that decide what a graph computes, whatever its target."""
+"""The files of this package that determine what a graph computes, for any target."""
 
 IRRELEVANT = {
     "_name_or_path",
@@ -37,25 +37,25 @@ IRRELEVANT = {
     "decoder_start_token_id",
     "n_positions",
 }
-"""Configuration that no graph reads."""
+"""Configuration fields that no graph reads."""
 
 
 def folder() -> Path:
-    """In neuron-sum's cache."""
+    """The folder of compiled graphs in neuron-sum's cache."""
     return files.cache_folder() / "graphs"
 
 
 def key(
     config: PretrainedConfig, options: GraphOptions, graph: GraphFile, target: Target, weights_sha256: str | None
 ) -> str:
-    """What a compiled graph depends on, hashed: dimensions, shape, dtype, code, torch, compiler, machine.
+    """The hash of everything a compiled graph depends on: dimensions, shape, dtype, code, torch, compiler, machine.
 
     Args:
-        config: Of the model.
-        options: Of the artifact's graphs.
-        graph: Which.
-        target: Where it will run.
-        weights_sha256: Of the weights, where they are compiled in.
+        config: The model's configuration.
+        options: The options of the artifact's graphs.
+        graph: The graph to compile.
+        target: The device that the graph is compiled for.
+        weights_sha256: The hash of the weights if they are compiled in, otherwise None.
     """
     content = {
         "config": {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT},
@@ -81,7 +81,7 @@ def key(
 
 
 def path(graph_key: str, suffix: str) -> Path:
-    """Where a graph lies, or will."""
+    """The file of a graph in the cache, whether it exists or not."""
     return folder() / f"{graph_key}{suffix}"
 
 
@@ -89,7 +89,7 @@ def copy(cached: Path, target: Path) -> None:
     """Copies a graph out of the cache.
 
     Raises:
-        CompileError: If it was damaged there.
+        CompileError: If the file in the cache is damaged.
     """
     shutil.copyfile(cached, target)
     try:
@@ -98,5 +98,5 @@ def copy(cached: Path, target: Path) -> None:
         damaged = str(error)
     if damaged is not None:
         raise CompileError(
-            f"{cached} is damaged: {damaged}", f"rm {cached} and run the same command: it is compiled again"
+            f"{cached} is damaged: {damaged}", f"run `rm {cached}`, then repeat the command to compile it again"
         )

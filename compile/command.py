@@ -1,4 +1,4 @@
-"""`neuron-sum compile`: a run to an artifact; `compile verify`: the artifact against transformers."""
+"""`neuron-sum compile`, `compile verify` and `compile report`."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -30,27 +30,39 @@ class _DefaultsToRun(TyperGroup):
 compile = typer.Typer(
     cls=_DefaultsToRun,
     no_args_is_help=True,
-    help="Compile a run ahead of time into an artifact: `compile RUN`, short for `compile run RUN`, with --target, "
-    "--set, --plan, --dry-run, --output, --jobs and more (`compile run --help`).",
+    help="Compile a run ahead of time into an artifact. `compile RUN` is short for `compile run RUN`; its options are "
+    "listed by `compile run --help`.",
 )
 
 
 @compile.command(DEFAULT)
 def run(
-    run: Annotated[Path | None, typer.Argument(help="A finished run, or a checkpoint with --recipe.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a finished run, or of a checkpoint (then with --recipe).")
+    ] = None,
     target: Annotated[
-        Literal["cpu", "inf2", "trn1"] | None, typer.Option(help="Where it will run; default: compile.target, cpu.")
+        Literal["cpu", "inf2", "trn1"] | None,
+        typer.Option(help="Device that the artifact is for. Default: the recipe's compile.target, or cpu."),
     ] = None,
     overrides: SetOption = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="How a plain checkpoint is asked: a name or a file.")
+        str | None,
+        typer.Option(
+            "--recipe", "-r", help="Name or file of the recipe with prompt, lengths and beams for a plain checkpoint."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Default: RUN/artifacts/TARGET-DTYPE.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the artifact there.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Graphs at a time; default: as fit.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be compiled; write nothing.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the artifact. Default: RUN/artifacts/TARGET-DTYPE.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Graphs compiled in parallel. Default: as many as processors and memory allow."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be compiled and write nothing.")] = False,
     plan: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Choose buckets from data: sample, a file or a folder.")
+        str | None,
+        typer.Option(metavar="DATA", help="Suggest source lengths for data: sample, a file or a folder."),
     ] = None,
 ) -> None:
     """Compile a run ahead of time (the default of `neuron-sum compile`)."""
@@ -58,8 +70,8 @@ def run(
         _plan_buckets(plan, run, recipe, overrides or [])
         return
     if run is None:
-        hint = "neuron-sum compile RUN; neuron-sum train RECIPE makes a run"
-        raise RecipeError("what is to be compiled?", "neuron-sum compile ./run" if Path("run").is_dir() else hint)
+        hint = "run `neuron-sum compile RUN`; `neuron-sum train RECIPE` creates a run"
+        raise RecipeError("missing argument RUN", "run `neuron-sum compile ./run`" if Path("run").is_dir() else hint)
 
     from compile.exporters import optimum
     from compile.exporters.common import check_output
@@ -69,7 +81,7 @@ def run(
     source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
     if optimum.is_chosen(source):
         if jobs is not None:
-            console.warn(f"--jobs {jobs} is not followed: optimum-neuron decides how many compilers run at once")
+            console.warn(f"--jobs {jobs} is ignored: optimum-neuron decides how many compilers run in parallel")
         _export(source, output, overwrite=overwrite, dry_run=dry_run)
         return
     planned = make_plan(source)
@@ -90,72 +102,81 @@ def run(
 
 @compile.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="An artifact.")],
-    source: Annotated[Path | None, typer.Option(help="The run it came from, where that has moved.")] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Dialogues of the evaluation split.")] = 32,
-    max_drop: Annotated[float, typer.Option(min=0, help="ROUGE-1 points it may lose before this fails.")] = 1.0,
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    source: Annotated[
+        Path | None, typer.Option(help="Run that the artifact was compiled from, if it has moved.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Dialogues of the evaluation split to summarize.")] = 32,
+    max_drop: Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")] = 1.0,
 ) -> None:
-    """Hold an artifact's summaries against transformers', from the same weights, and record it in the manifest."""
+    """Compare an artifact's summaries with those of transformers; record the result in the manifest."""
     from compile.verify import ALLOWED_DIFFERENCES
     from compile.verify import verify as check
     from neuron_sum.artifact import open_artifact
 
     opened = open_artifact(artifact)
-    found = check(opened, source, examples, max_drop)
-    for example, expected, actual in found.differing[:3]:
+    comparison = check(opened, source, examples, max_drop)
+    record = comparison.record
+    for example, expected, actual in comparison.differing[:3]:
         console.note(f"{example}\n  transformers: {expected}\n  artifact:     {actual}")
     table = console.table("batch", "beams", "same as transformers", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")
-    for seen in found.record.checks:
+    for row in record.checks:
         table.add_row(
-            str(seen.batch),
-            str(seen.num_beams),
-            f"{seen.identical} of {found.record.examples}",
-            *(f"{difference:+.2f}" for difference in seen.rouge_difference.values()),
+            str(row.batch),
+            str(row.num_beams),
+            f"{row.identical} of {record.examples}",
+            *(f"{difference:+.2f}" for difference in row.rouge_difference.values()),
         )
-    unseen = f"; not seen, for no prompt is so long: {', '.join(found.record.unseen)}" if found.record.unseen else ""
+    untested = f"; not tested, because no prompt is that long: {', '.join(record.unseen)}" if record.unseen else ""
     console.emit(
-        {**found.record.model_dump(mode="json"), "truncated": found.truncated},
-        f"{opened.manifest.dtype} artifact against transformers in fp32, ROUGE as artifact minus transformers "
-        f"(cut dialogues: {found.truncated}{unseen})",
+        {**record.model_dump(mode="json"), "truncated": comparison.truncated},
+        f"{opened.manifest.dtype} artifact compared with transformers in fp32; ROUGE is artifact minus transformers "
+        f"(truncated dialogues: {comparison.truncated}{untested})",
         table,
         f"next: neuron-sum evaluate {artifact}",
     )
-    if not found.record.passed:
+    if not record.passed:
         raise ArtifactError(
-            f"{opened.path} is not as good as what it was compiled from: {max_drop} points of ROUGE-1 may be lost, and "
-            f"in fp32 {ALLOWED_DIFFERENCES:.0%} of the summaries may differ",
-            "compile with compile.dtype=bf16 or fp32, or allow more with --max-drop",
+            f"{opened.path} differs too much from its source: at most {max_drop} points of ROUGE-1 may be lost, and "
+            f"in fp32 at most {ALLOWED_DIFFERENCES:.0%} of the summaries may differ",
+            "compile with `--set compile.dtype=bf16` or fp32, or raise --max-drop",
         )
 
 
 @compile.command()
 def report(
-    artifact: Annotated[Path, typer.Argument(help="An artifact.")],
-    output: Annotated[Path | None, typer.Option(help="Default: NAME-report.json here.")] = None,
-    source: Annotated[Path | None, typer.Option(help="The run it came from, where that has moved.")] = None,
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write. Default: NAME-report.json in the current folder.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Run that the artifact was compiled from, if it has moved.")
+    ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Dialogues that `verify` summarizes.")] = 32,
-    max_drop: Annotated[float, typer.Option(min=0, help="As for `verify`.")] = 1.0,
+    max_drop: Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")] = 1.0,
 ) -> None:
-    """Write what this machine says of an artifact into one file: doctor, manifest, latency, verify; to be sent."""
+    """Write a diagnostic report for an artifact (doctor, manifest, latency, verify) to attach to an issue."""
     from compile.machine_report import make_report
     from neuron_sum.artifact import artifact_name, open_artifact
 
     opened = open_artifact(artifact)
-    made = make_report(opened, source, examples, max_drop)
+    content = make_report(opened, source, examples, max_drop)
     target = output or Path(f"{artifact_name(artifact)}-report.json")
-    files.write_json(target, made)
-    failed = [name for name in ("latency", "verify") if made[name]["error"] is not None]
+    files.write_json(target, content)
+    failed = [name for name in ("latency", "verify") if content[name]["error"] is not None]
     for name in failed:
-        console.warn(f"{name}: {made[name]['error']}")
-    timed = (made["latency"]["result"] or [])[1:]
-    table = console.table(*(name.replace("_", " ") for name in (timed[0] if timed else ())))
-    for row in timed:
+        console.warn(f"{name}: {content[name]['error']}")
+    timings = (content["latency"]["result"] or [])[1:]
+    table = console.table(*(name.replace("_", " ") for name in (timings[0] if timings else ())))
+    for row in timings:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.emit(made, table, f"wrote {target}: it has paths and versions of this machine, no text of dialogues")
+    console.emit(
+        content, table, f"wrote {target}; it contains paths and versions of this machine, but no text of dialogues"
+    )
 
 
 def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
-    """What will be made, before the first graph."""
+    """Print the graphs, the model and the expected time before the first graph is compiled."""
     table = console.table("graph", "batch", "source", "target", "beams", "cached")
     missing = {graph.file for graph in plan.missing}
     for graph in plan.graphs:
@@ -168,20 +189,20 @@ def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
             "no" if graph.file in missing else "yes",
         )
     console.note_table(table)
-    kept = "kept apart, in a slot" if source.keeps_adapter_apart else "compiled in"
-    adapter = f"; adapter {kept}" if source.is_adapter else ""
+    form = "stored separately, in a slot" if source.uses_adapter_slot else "compiled in"
+    adapter = f"; adapter {form}" if source.is_adapter else ""
     console.note(
         f"{plan.config.model_type}, {plan.settings.dtype}, weights {console.size(plan.weights_bytes())}{adapter}"
     )
     if missing:
         console.note(
-            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} at a time"
+            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} in parallel"
             + (f": about {console.duration(seconds)}" if (seconds := plan.seconds(jobs)) is not None else "")
         )
 
 
 def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: bool) -> None:
-    """`compile` through optimum-neuron."""
+    """Compile with optimum-neuron."""
     from compile.exporters import optimum
 
     plan = optimum.make_plan(source)
@@ -244,27 +265,27 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
         tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
     else:
         raise RecipeError(
-            "tokens are counted by a model's tokenizer: whose?",
-            f"neuron-sum compile RUN --plan {data}, or --recipe NAME --plan {data}",
+            "--plan needs a tokenizer to count tokens, and neither RUN nor --recipe is given",
+            f"run `neuron-sum compile RUN --plan {data}` or `neuron-sum compile --recipe NAME --plan {data}`",
         )
     lengths = measure(data, recipe, tokenizer)
-    found = choices(lengths.source, recipe.data.max_source_length)
-    table = console.table("compile.source_lens", "fit", "padding", "positions", "against one", "graphs")
+    candidates = choices(lengths.source, recipe.data.max_source_length)
+    table = console.table("compile.source_lens", "fit", "padding", "positions", "relative to one", "graphs")
     per_length = len(recipe.compile.batch_sizes) * (1 + len(recipe.compile.num_beams or (1,)))
-    for choice in found:
+    for choice in candidates:
         table.add_row(
             f"[{','.join(map(str, choice.source_lens))}]",
             f"{100 * choice.fit:.1f} %",
             f"{100 * choice.padding:.1f} %",
             f"{choice.positions:.0f}",
-            f"{choice.positions / found[0].positions:.2f}",
+            f"{choice.positions / candidates[0].positions:.2f}",
             str(per_length * len(choice.source_lens)),
         )
-    best = next((c for c, more in pairwise(found) if more.positions > 0.9 * c.positions), found[-1])
+    best = next((c for c, more in pairwise(candidates) if more.positions > 0.9 * c.positions), candidates[-1])
     p99, longest = lengths.target_percentile(99), max(lengths.target)
     target = f"summaries: 99 % have at most {p99} tokens, the longest {longest}; compile.target_len covers new tokens"
     suggestion = f"compile.source_lens=[{','.join(map(str, best.source_lens))}]"
-    where = str(run) if run is not None else "RUN"
+    argument = str(run) if run is not None else "RUN"
     console.emit(
         {
             "origin": lengths.origin,
@@ -274,11 +295,12 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
             "target_longest": longest,
             "choices": [
                 {"source_lens": list(c.source_lens), "fit": c.fit, "padding": c.padding, "positions": c.positions}
-                for c in found
+                for c in candidates
             ],
         },
-        f"{len(lengths.source):,} prompts of {lengths.origin}, at most {recipe.data.max_source_length} tokens compiled",
+        f"{len(lengths.source):,} prompts of {lengths.origin}; compiled lengths: at most "
+        f"{recipe.data.max_source_length} tokens",
         table,
         target,
-        f"next: neuron-sum compile {where} --set {suggestion}",
+        f"next: neuron-sum compile {argument} --set {suggestion}",
     )

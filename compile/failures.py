@@ -1,4 +1,4 @@
-"""What is said, and kept, when a graph does not compile: the compiler's log, and what is known of it."""
+"""The error and the log of a graph that does not compile, with the known failures found in the log."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,34 +11,34 @@ from neuron_sum.platform import cpu
 from neuron_sum.platform.machine import total_memory
 
 OUTPUT = "output.txt"
-"""What a compiling process and its children write to standard output and error."""
+"""The file with the standard output and error of a compiling process and its children."""
 OTHER_LOGS = "log-neuron-cc.txt"
-"""neuronx-cc's own log, in its work folder."""
+"""The log of neuronx-cc in its work folder."""
 KILLED = "killed, nearly always because memory ran out"
 MEMORY_CAUSES = {"compiler-killed", "process-killed"}
 """Names in neuron_sum/doctor/known_failures.py."""
 
 
-def ended(exit_code: int | None) -> str:
-    """What a compiling process died of, where it could not say so itself."""
+def exit_reason(exit_code: int | None) -> str:
+    """The reason why a compiling process ended without reporting an error."""
     killed = f": {KILLED}" if exit_code == -signal.SIGKILL else ""
     return f"the compiling process ended with {exit_code}{killed}"
 
 
 def compiler_logs(scratch: Path) -> list[Path]:
-    """What neuronx-cc wrote of its own below a compiling process's folder, which will be deleted."""
+    """The logs of neuronx-cc below the temporary folder of a compiling process."""
     return sorted(scratch.rglob(OTHER_LOGS))
 
 
-def failed(what: str, failure: str, logs: Iterable[Path], log: Path, memory_advice: str) -> CompileError:
-    """The error, and its log.
+def compile_error(what: str, failure: str, logs: Iterable[Path], log: Path, memory_advice: str) -> CompileError:
+    """The error to raise; writes its log.
 
     Args:
-        what: What did not happen, without a full stop.
-        failure: A trace, or what `ended` says.
-        logs: What was written until then; those that are there go into the log.
-        log: Where the log is kept; it may be one of `logs`.
-        memory_advice: What to do where memory ran out.
+        what: The start of the message, without a full stop: "GRAPH did not compile".
+        failure: A traceback, or the result of `exit_reason`.
+        logs: Logs of the failed process; the existing ones are copied into `log`.
+        log: The file to write; it may be one of `logs`.
+        memory_advice: The hint if memory ran out.
     """
     files.write_text(log, "\n".join([*_texts(logs), failure]))
     with log.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""What one machine says of one artifact, in one file that can be sent: made where the proof needs a device."""
+"""A report of one artifact on one machine, to attach to an issue, since some results need a device."""
 
 import datetime
 import os
@@ -23,20 +23,20 @@ from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.load import load_generator
 
 RUNS = 10
-"""Batches that are timed for every bucket and beam width, after one that is not."""
+"""Timed batches for every bucket and beam width, after an untimed one."""
 STEPS = 16
 PREFIXES = ("NEURON", "XLA_")
-"""How the variables begin that steer the Neuron runtime and compiler."""
+"""Prefixes of the environment variables that control the Neuron runtime and compiler."""
 
 
 def make_report(artifact: Artifact, source: Path | None, examples: int, max_drop: float) -> dict[str, Any]:
-    """Everything that can be found out here; what fails is in it with its trace, and the rest goes on.
+    """The report. A part that fails is included with its traceback, and the other parts continue.
 
     Args:
-        artifact: Which; its manifest is given a new `verified`.
-        source: The run it came from, where that has moved.
-        examples: For `verify`.
-        max_drop: For `verify`.
+        artifact: The artifact to test; `verified` in its manifest is replaced.
+        source: The run that the artifact was compiled from, if it has moved.
+        examples: The number of dialogues for `verify`.
+        max_drop: The accepted loss in ROUGE-1 points for `verify`.
     """
     machine = look(machine_check.distributions())
     platform = machine_check.nearest_platform(machine)
@@ -48,21 +48,21 @@ def make_report(artifact: Artifact, source: Path | None, examples: int, max_drop
         "checks": [asdict(check) for check in machine_check.check_machine(machine, platform)],
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)},
         "manifest": artifact.manifest.model_dump(mode="json"),
-        "latency": _told(lambda: _latency(artifact)),
-        "verify": _told(lambda: verify(artifact, source, examples, max_drop).record.model_dump(mode="json")),
+        "latency": _attempt(lambda: _latency(artifact)),
+        "verify": _attempt(lambda: verify(artifact, source, examples, max_drop).record.model_dump(mode="json")),
     }
 
 
-def _told(work: Callable[[], Any]) -> dict[str, Any]:
-    """A part's result, or what went wrong: whatever that is on a first device, the file is to be sent."""
+def _attempt(work: Callable[[], Any]) -> dict[str, Any]:
+    """The result of a part, or its error: the report is complete whatever fails on a device."""
     try:
         return {"result": work(), "error": None}
-    except Exception as error:  # noqa: BLE001  a package unlike what was read of it raises AttributeError or ImportError
+    except Exception as error:  # noqa: BLE001  an unexpected package version raises AttributeError or ImportError
         return {"result": None, "error": str(error) or type(error).__name__, "trace": traceback.format_exc()}
 
 
 def _latency(artifact: Artifact) -> list[dict[str, Any]]:
-    """Medians in milliseconds, the graphs loaded and run once before."""
+    """Median times in milliseconds, after the graphs were loaded and run once."""
     started = time.perf_counter()
     generator, _ = load_generator(artifact)
     generator.warm_up()
@@ -72,25 +72,26 @@ def _latency(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[str, Any]]:
-    """The whole generate() of a full batch, by an upstream whose graphs are not ours to step."""
+    """The time of generate() for a full batch, for runtimes whose graphs cannot be called step by step."""
     for bucket in generator.buckets:
         rows = [[artifact.manifest.tokens.eos] * bucket.source_len] * bucket.batch
         for num_beams in generator.num_beams:
-            settings, took, made = GenerateConfig(max_new_tokens=bucket.target_len, num_beams=num_beams), [], 0
+            settings = GenerateConfig(max_new_tokens=bucket.target_len, num_beams=num_beams)
+            durations, new_tokens = list[float](), 0
             for _ in range(RUNS):
                 begun = time.perf_counter()
-                made = max(map(len, generator.generate(rows, settings)))
-                took.append(time.perf_counter() - begun)
+                new_tokens = max(map(len, generator.generate(rows, settings)))
+                durations.append(time.perf_counter() - begun)
             yield {
                 "bucket": str(bucket),
                 "num_beams": num_beams,
-                "generate_ms": round(1000 * statistics.median(took), 3),
-                "new_tokens": made,
+                "generate_ms": round(1000 * statistics.median(durations), 3),
+                "new_tokens": new_tokens,
             }
 
 
 def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
-    """One encode, and one step, of every bucket and beam width."""
+    """The times of one encode and of one step, for every bucket and beam width."""
     for bucket in runtime.buckets:
         rows = [[runtime.tokens.eos] * bucket.source_len] * bucket.batch
         for num_beams in runtime.num_beams:

@@ -1,4 +1,4 @@
-"""What is compiled: a run, or a plain checkpoint with a recipe that says how it is asked."""
+"""The input of a compilation: a run, or a plain checkpoint with a recipe."""
 
 import hashlib
 import shutil
@@ -27,8 +27,8 @@ class Source:
     """A trained model on disk.
 
     Attributes:
-        path: The run's folder, or the checkpoint's.
-        recipe: For prompt, lengths, generation and the compile section.
+        path: The folder of the run or the checkpoint.
+        recipe: The recipe with prompt, lengths, generation settings and the compile section.
         run: The run; None for a plain checkpoint.
     """
 
@@ -38,46 +38,46 @@ class Source:
 
     @property
     def weights(self) -> Path:
-        """A checkpoint, or an adapter."""
+        """The folder of the checkpoint or adapter."""
         return self.run.weights if self.run is not None else self.path
 
     def default_output(self, dtype: str) -> Path:
-        """Where its artifact goes unless told otherwise."""
+        """The default folder of its artifact."""
         parent = self.path if self.run is not None else self.path.resolve().parent
         return parent / "artifacts" / f"{self.recipe.compile.target}-{dtype}"
 
     @property
-    def keeps_adapter_apart(self) -> bool:
-        """Whether the adapter goes into a slot and not into the weights."""
+    def uses_adapter_slot(self) -> bool:
+        """Whether the adapter goes into a slot instead of into the weights."""
         return self.recipe.compile.adapters is not None and self.is_adapter
 
     @property
     def is_adapter(self) -> bool:
-        """Whether what training made is an adapter on a base."""
+        """Whether the trained model is an adapter on a base model."""
         return (self.weights / "adapter_config.json").is_file()
 
     def config(self) -> PretrainedConfig:
-        """Of the base model, without its weights."""
+        """The configuration of the base model; its weights are not read."""
         if self.run is not None:
-            origin = str(self.weights) if not self.is_adapter else self.run.model_source()
+            origin = self.run.model_source() if self.is_adapter else str(self.weights)
             return models.load_config(ModelConfig(name_or_path=origin, revision=self.recipe.model.revision))
         return models.load_config(ModelConfig(name_or_path=str(self.path)))
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer it was trained with."""
+        """The tokenizer that the model was trained with."""
         return models.load_tokenizer(ModelConfig(name_or_path=str(self.weights)))
 
     def load(self) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
-        """The model as transformers has it, adapter attached, and its tokenizer."""
+        """The transformers model with its adapter attached, and its tokenizer."""
         return trained.load_trained(self.run) if self.run is not None else trained.load_weights(self.path)
 
     def load_for_compile(self) -> tuple[PreTrainedModel, Tensor | None]:
-        """The plain model whose weights are compiled, LoRA merged unless kept apart, and a soft prompt if compiled in.
+        """The plain model to compile, with LoRA merged unless it gets a slot, and the soft prompt if it is compiled in.
 
         Returns:
-            The model, and (tokens, width) or None.
+            The model, and the soft prompt (tokens, width) or None.
         """
-        if self.run is not None and self.keeps_adapter_apart:
+        if self.run is not None and self.uses_adapter_slot:
             return trained.load_untuned(self.run)[0], None
         model, _ = self.load()
         if not self.is_adapter:
@@ -88,23 +88,23 @@ class Source:
 
     @property
     def soft_prompt_tokens(self) -> int:
-        """Tokens of the soft prompt that training made; 0 without one."""
+        """The number of tokens of the trained soft prompt; 0 without one."""
         method = self.recipe.method
         return method.num_virtual_tokens if self.is_adapter and isinstance(method, PromptTuningMethod) else 0
 
     @property
     def lora(self) -> LoraMethod | None:
-        """How LoRA was trained, if it was."""
+        """The LoRA settings of the training; None if the trained model is not a LoRA adapter."""
         return self.recipe.method if self.is_adapter and isinstance(self.recipe.method, LoraMethod) else None
 
     def copy_adapter(self, folder: Path) -> None:
-        """Copies what fills a slot, and nothing else."""
+        """Copies only the files that an adapter slot needs."""
         folder.mkdir(parents=True)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(self.weights / name, folder / name)
 
     def weights_sha256(self) -> str:
-        """One hash of the safetensors it is made of; a base on a hub counts by its name and commit."""
+        """One hash of all safetensors; a base model on a hub is represented by its name and commit."""
         folders, hashes = [self.weights], []
         if self.is_adapter and self.run is not None:
             base = Path(self.run.model_source())
@@ -117,19 +117,19 @@ class Source:
 
 
 def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str]) -> Source:
-    """A run with its own recipe, or a checkpoint with the one named.
+    """A run with its recipe, or a checkpoint with the named one.
 
     Raises:
-        RunError: If the path is neither, or a checkpoint comes without a recipe.
+        RunError: If the path is neither, or if no recipe is named for a checkpoint.
     """
     if (path / "recipe.yaml").is_file():
         run = open_run(path)
         return Source(path, load_recipe(recipe_name or str(run.recipe_path), overrides), run)
     if not (path / "config.json").is_file():
-        raise RunError(f"{path} is neither a run nor a checkpoint", "neuron-sum train RECIPE makes a run")
+        raise RunError(f"{path} is neither a run nor a checkpoint", "run `neuron-sum train RECIPE` to create a run")
     if recipe_name is None:
         raise RunError(
-            f"{path} is a checkpoint without a recipe", "name one for prompt, lengths and beams: --recipe NAME"
+            f"{path} is a checkpoint without a recipe", "pass --recipe NAME, which supplies prompt, lengths and beams"
         )
     recipe = load_recipe(recipe_name, overrides)
     if not isinstance(recipe.method, FullMethod):

@@ -1,4 +1,4 @@
-"""Holds an artifact's text against transformers', from the same weights; the manifest keeps what was seen."""
+"""Compare an artifact's summaries with those of transformers from the same weights; record it in the manifest."""
 
 import datetime
 import math
@@ -18,17 +18,17 @@ from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 
 ALLOWED_DIFFERENCES = 0.02
-"""Share of fp32 summaries that may differ: rounding decides where transformers scores two continuations alike."""
+"""Share of fp32 summaries that may differ: rounding decides when transformers scores two continuations the same."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
-        record: What the manifest keeps.
-        differing: (id, transformers' summary, the artifact's) where they differ.
-        truncated: Dialogues that were cut to fit.
+        record: The record in the manifest.
+        differing: (id, summary of transformers, summary of the artifact) of each pair that differs.
+        truncated: The number of dialogues that were truncated.
     """
 
     record: Verification
@@ -39,40 +39,43 @@ class Comparison:
 def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop: float) -> Comparison:
     """Summarizes the same dialogues with transformers and with every batch size and beam width of the artifact.
 
-    The manifest keeps what was seen, passed or not.
+    The result is recorded in the manifest, whether it passed or not.
 
     Args:
-        artifact: To be checked.
-        source_path: The run or checkpoint it came from, where that has moved.
-        examples: How many of the evaluation split's dialogues.
-        max_drop: ROUGE-1 points that may be lost.
+        artifact: The artifact to verify.
+        source_path: The run or checkpoint that the artifact was compiled from, if it has moved.
+        examples: The number of dialogues of the evaluation split.
+        max_drop: The accepted loss in ROUGE-1 points.
 
     Raises:
-        ArtifactError: If the weights there are not those it was compiled from.
+        ArtifactError: If the artifact was compiled from other weights.
         DataError: If there are no dialogues to summarize.
     """
     manifest, recipe = artifact.manifest, artifact.recipe
     source = open_source(source_path or Path(manifest.source.path), str(artifact.path / RECIPE), [])
     _check_same_weights(artifact, source)
     dataset = load_dataset(recipe.data)
-    chosen = dataset[recipe.evaluate.split][:examples]
-    if not chosen:
-        raise DataError(f"{dataset.origin} has no {recipe.evaluate.split} split", "an artifact of a recipe with data")
-    ids, dialogues = [example.id for example in chosen], [example.dialogue for example in chosen]
-    references, protocol = [example.references for example in chosen], RougeProtocol.of(recipe.evaluate)
+    selection = dataset[recipe.evaluate.split][:examples]
+    if not selection:
+        raise DataError(
+            f"{dataset.origin} has no {recipe.evaluate.split} split",
+            "verify an artifact whose recipe has data with that split",
+        )
+    ids, dialogues = [example.id for example in selection], [example.dialogue for example in selection]
+    references, protocol = [example.references for example in selection], RougeProtocol.of(recipe.evaluate)
     model, tokenizer = source.load()
     reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
     compiled, _ = load_generator(artifact)
     checks, differing, truncated = [], list[tuple[str, str, str]](), 0
     for num_beams in manifest.num_beams:
-        asked = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"num_beams": num_beams})})
+        changed = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"num_beams": num_beams})})
 
-        def summarize(by: Generator, what: str, asked: Recipe = asked) -> list[Prediction]:
-            return summarize_all(by, tokenizer, asked, ids, dialogues, description=what)
+        def summarize(generator: Generator, description: str, recipe: Recipe = changed) -> list[Prediction]:
+            return summarize_all(generator, tokenizer, recipe, ids, dialogues, description=description)
 
-        def scores(made: list[Prediction]) -> dict[str, float]:
-            found = rouge([prediction.summary for prediction in made], references, protocol)
-            return {name: float(values.mean()) for name, values in found.items()}
+        def scores(predictions: list[Prediction]) -> dict[str, float]:
+            by_metric = rouge([prediction.summary for prediction in predictions], references, protocol)
+            return {name: float(values.mean()) for name, values in by_metric.items()}
 
         expected = summarize(reference, f"transformers, beams {num_beams}")
         before = scores(expected)
@@ -106,9 +109,9 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:
-    if (now := source.weights_sha256()) != artifact.manifest.source.weights_sha256:
+    if (digest := source.weights_sha256()) != artifact.manifest.source.weights_sha256:
         raise ArtifactError(
-            f"source.weights_sha256: {source.path} has other weights ({now[:12]}…) than the artifact was compiled from "
-            f"({artifact.manifest.source.weights_sha256[:12]}…)",
-            "compile again, or name the right run with --source",
+            f"source.weights_sha256: {source.path} has the weights {digest[:12]}…, but the artifact was compiled from "
+            f"{artifact.manifest.source.weights_sha256[:12]}…",
+            "compile again, or pass the original run with --source",
         )

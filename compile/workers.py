@@ -1,4 +1,4 @@
-"""Graphs compiled side by side, in processes that end with their parent."""
+"""Worker processes that compile graphs in parallel and end with their parent."""
 
 import contextlib
 import os
@@ -31,12 +31,12 @@ class Job:
     """One graph to compile.
 
     Attributes:
-        config: Of the model.
-        options: Of the artifact's graphs.
-        graph: Which.
-        target: Where it will run.
+        config: The model's configuration.
+        options: The options of the artifact's graphs.
+        graph: The graph to compile.
+        target: The device that the graph is compiled for.
         path: The file to write, in the cache.
-        weights: A safetensors file, where graphs hold the weights.
+        weights: A safetensors file if graphs contain the weights, otherwise None.
     """
 
     config: PretrainedConfig
@@ -48,14 +48,14 @@ class Job:
 
 
 def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
-    """Compiles jobs, and yields each when it is done; whatever ends the iteration ends the processes.
+    """Compiles jobs and yields each when it is done; the processes end when the iteration ends, for any reason.
 
     Args:
-        jobs: Of different paths.
-        processes: How many at a time.
+        jobs: The graphs to compile, each with a different path.
+        processes: The number of processes that run in parallel.
 
     Raises:
-        CompileError: For the first graph that fails, with the file that holds its log.
+        CompileError: For the first graph that fails, with the path of its log.
     """
     files.sweep(Path(tempfile.gettempdir()), SCRATCH)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
@@ -84,62 +84,62 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
 
 
 class _Worker:
-    """A process that compiles graphs, one after another: most of the first one's time is imports and probes.
+    """A process that compiles graphs, one after another, because imports and probes take most of the first one's time.
 
     Args:
-        scratch: For a folder for each graph.
+        scratch: The parent of the temporary folder of each graph.
     """
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
-        self.pipe, self._theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_work, args=(self._theirs, scratch))
+        self.pipe, self._child_pipe = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_work, args=(self._child_pipe, scratch))
 
     def start(self) -> None:
-        """Starts it; apart from its making, for a Ctrl-C may come when it runs already."""
-        # Until it has a group of its own, a Ctrl-C at the terminal would reach it too; we end it ourselves.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        """Starts the process; separate from `__init__`, because a Ctrl-C may come when the process already runs."""
+        # Until the process has a separate group, a Ctrl-C at the terminal would reach it too; `end` kills it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
-            self._theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._child_pipe.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def begin(self, job: Job) -> None:
-        """Gives it a graph; it has none."""
+        """Sends a graph to the idle process."""
         self._job = job
-        with contextlib.suppress(ConnectionError):  # it died, as `finish` will find
+        with contextlib.suppress(ConnectionError):  # the process died; `finish` reports it
             self.pipe.send(job)
 
     def finish(self) -> Job:
-        """Its graph, once the pipe says that there is news; a process that takes no other one has ended then.
+        """Returns the compiled graph; call it when the pipe is ready. A process for one graph has ended afterwards.
 
         Raises:
-            CompileError: If it did not compile.
+            CompileError: If the graph did not compile.
         """
-        job, own = self._job, self._scratch / self._job.path.stem
+        job, folder = self._job, self._scratch / self._job.path.stem
         try:
             failure: str | None = self.pipe.recv()
-        except (EOFError, ConnectionResetError):  # it died before it could say anything
+        except (EOFError, ConnectionResetError):  # the process died without reporting an error
             self._process.join()
-            failure = failures.ended(self._process.exitcode)
+            failure = failures.exit_reason(self._process.exitcode)
         if failure is not None or not job.target.shares_process:
-            self._process.join()  # its last words are in its output then
+            self._process.join()  # so that its output is complete
         if failure is not None:
-            raise failures.failed(
+            raise failures.compile_error(
                 f"{job.graph.file} did not compile",
                 failure,
-                [own / failures.OUTPUT, *failures.compiler_logs(own)],
+                [folder / failures.OUTPUT, *failures.compiler_logs(folder)],
                 job.path.with_suffix(".log"),
                 job.target.memory_advice(),
             )
         return job
 
     def end(self) -> None:
-        """Kills it, and the compiler that it may have started, unless it has ended: its id may be another's."""
+        """Kills the process and its compiler, unless it has ended, since another process may have its id by then."""
         if self._process.is_alive():
-            assert self._process.pid is not None  # it lives
-            with contextlib.suppress(ProcessLookupError):  # it has no group of its own before it has begun
+            assert self._process.pid is not None  # the process is alive
+            with contextlib.suppress(ProcessLookupError):  # a process that has just started has no separate group yet
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
@@ -147,24 +147,24 @@ class _Worker:
 
 
 def _work(pipe: Connection, scratch: Path) -> None:
-    """What a process does with each job: compile in a folder of the job's own, then move the graph into the cache."""
-    os.setpgid(0, 0)  # so that the compiler goes with us when we are killed
+    """The main function of a process: compiles each job in a separate folder, then moves the graph into the cache."""
+    os.setpgid(0, 0)  # so that the compiler is killed together with this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     while True:
         try:
             job: Job = pipe.recv()
-        except EOFError:  # nobody wants more of it
+        except EOFError:  # no more jobs
             return
-        own = scratch / job.path.stem  # it stays as long as the process does: Inductor remembers paths in its first one
-        own.mkdir()
-        with (own / failures.OUTPUT).open("wb") as output:  # a compiler talks, and neuronx-cc's reasons stand there
+        folder = scratch / job.path.stem  # kept until the process ends: Inductor remembers paths in the first one
+        folder.mkdir()
+        with (folder / failures.OUTPUT).open("wb") as output:  # neuronx-cc prints the reasons of failures
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         failure = None
         try:
-            _compile(job, own)
-        except Exception:  # noqa: BLE001  handed to the parent, which raises
+            _compile(job, folder)
+        except Exception:  # noqa: BLE001  passed to the parent, which raises
             failure = traceback.format_exc()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -181,10 +181,10 @@ def _compile(job: Job, scratch: Path) -> None:
 
     torch.set_num_threads(1)
     weights = load_file(job.weights) if job.weights is not None else None
-    made = scratch / f"graph{job.target.suffix}"
-    job.target.compile_graph(static_model(job.config, job.options), job.graph, weights, made)
+    compiled = scratch / f"graph{job.target.suffix}"
+    job.target.compile_graph(static_model(job.config, job.options), job.graph, weights, compiled)
     temporary = job.path.with_name(f".{job.path.name}.tmp-{os.getpid()}")
-    shutil.move(made, temporary)
+    shutil.move(compiled, temporary)
     temporary.replace(job.path)
 
 

@@ -1,1 +1,1 @@
-"""Exporters: from a model to compiled graphs, with this package's own models or with optimum-neuron."""
+"""Exporters: from a model to compiled graphs, with the static graphs of this package or with optimum-neuron."""

@@ -1,9 +1,9 @@
-"""The process that calls optimum-neuron 0.4.5: request.json and checkpoint/ in, exported/ and result.json out.
+"""The process that calls optimum-neuron 0.4.5: reads request.json and checkpoint/, writes exported/ and result.json.
 
-    python -m compile.exporters.optimum_process    (in a folder that compile/exporters/optimum.py made)
+    python -m compile.exporters.optimum_process    (in a folder that compile/exporters/optimum.py created)
 
-Names are relative to that folder on purpose: upstream adds compiler arguments for diffusion models where a model's path
-holds `unet`, `transformer` or `text_encoder` (exporters/neuron/convert.py, add_stable_diffusion_compiler_args).
+Names are relative to that folder on purpose: upstream adds compiler arguments for diffusion models if a model's path
+contains `unet`, `transformer` or `text_encoder` (exporters/neuron/convert.py, add_stable_diffusion_compiler_args).
 """
 
 import os
@@ -20,12 +20,12 @@ REQUEST, CHECKPOINT, EXPORTED, RESULT = "request.json", "checkpoint", "exported"
 
 T5_TASK = "text2text-generation"
 AUTO_CAST = {"none": None, "matmult": "matmul"}
-"""neuronx-cc's names to upstream's."""
+"""Names of neuronx-cc and the corresponding names of upstream."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to export; the names are upstream's."""
+    """The export settings, with upstream's names."""
 
     decoder_only: bool
     target: str
@@ -40,20 +40,20 @@ class Request:
 
 
 def main() -> None:
-    """Exports; an error is a traceback on standard error, which is the log."""
+    """Exports the checkpoint; an error prints a traceback on standard error, which is written to the log."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = Request(**files.read_json(Path(REQUEST)))
     from optimum.neuron.utils.instance import align_compilation_target
     from optimum.neuron.utils.version_utils import get_neuronxcc_version
 
-    # Before neuronx-distributed is imported, which reads it.
+    # Before the import of neuronx-distributed, which reads the target.
     align_compilation_target(request.target, override=True)
     arguments = _export_llama(request) if request.decoder_only else _export_t5(request)
     files.write_json(Path(RESULT), {"compiler": get_neuronxcc_version(), "arguments": arguments})
 
 
 def _export_llama(request: Request) -> list[str]:
-    """Through neuronx-distributed's ModelBuilder: a graph for the prompt, one for each next token."""
+    """Exports with neuronx-distributed's ModelBuilder: one graph for the prompt and one for each next token."""
     from optimum.neuron import NeuronModelForCausalLM
 
     config = NeuronModelForCausalLM.get_neuron_config(
@@ -69,7 +69,7 @@ def _export_llama(request: Request) -> list[str]:
 
 
 def _export_t5(request: Request) -> list[str]:
-    """Through torch_neuronx.trace: the encoder with every cross-attention's keys and values, and the decoder's step."""
+    """Exports with torch_neuronx.trace: the encoder with all cross-attention keys and values, and the decoder step."""
     from optimum.exporters.neuron import main_export
 
     shapes = {
@@ -93,14 +93,14 @@ def _export_t5(request: Request) -> list[str]:
         compiler_workdir="work",
         inline_weights_to_neff=request.inline_weights,
         optlevel=str(request.optlevel),
-        do_validation=False,  # it needs a device; `compile verify` compares what counts
+        do_validation=False,  # it needs a device; `compile verify` compares the summaries instead
         **shapes,
     )
     return _t5_arguments(request, compiler, shapes)
 
 
 def _t5_arguments(request: Request, compiler: dict[str, Any], shapes: dict[str, int]) -> list[str]:
-    """What upstream gave the compiler, by the function that it asks; the same for both graphs."""
+    """The compiler arguments of both graphs, from the function that upstream calls."""
     from optimum.exporters.neuron.convert import prepare_compiler_flags
     from optimum.exporters.tasks import TasksManager
     from optimum.neuron.utils import InputShapesArguments
@@ -116,8 +116,8 @@ def _t5_arguments(request: Request, compiler: dict[str, Any], shapes: dict[str, 
 
 
 def _end_with_parent() -> None:
-    """Standard input ends when the process that holds its other end does, however it ends."""
-    while os.read(0, 1):  # not sys.stdin: its lock would be held when Python ends
+    """Kills this process group when the parent ends, however it ends: standard input is closed then."""
+    while os.read(0, 1):  # not sys.stdin, because its lock would be held when Python exits
         pass
     os.killpg(0, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""A trained run in, an artifact out: what is to be compiled, what that takes, and doing it."""
+"""The exporter of this package's static graphs: the plan, its costs, and the artifact."""
 
 import contextlib
 import math
@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
-from compile.exporters.common import check_output, effective, special_tokens
+from compile.exporters.common import check_output, effective_recipe, special_tokens
 from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
 from compile.source import Source
 from compile.targets.base import Target
-from compile.targets.choose import choose_target
+from compile.targets.cpu import CpuTarget
+from compile.targets.neuron import NeuronTarget
 from compile.workers import SCRATCH, Job, compile_all
 from neuron_sum import __version__, console, files
 from neuron_sum.artifact import (
@@ -46,21 +47,21 @@ from neuron_sum.runtimes.weights import PACKED, PLAIN
 
 HEAD = "head" + PLAIN
 COMPILED_ADAPTER = "default"
-"""The slot name of the adapter that an artifact comes with."""
+"""The slot name of the adapter in an artifact."""
 
 
 @dataclass(frozen=True)
 class CompilePlan:
-    """What one artifact will consist of.
+    """The contents of an artifact.
 
     Attributes:
-        config: Of the model.
-        options: What its graphs share.
-        target: Where they will run.
+        config: The model's configuration.
+        options: The options of all graphs.
+        target: The device that the graphs are compiled for.
         buckets: Every batch size with every source length.
         num_beams: Beam widths.
-        graphs: What is compiled.
-        cached: Where each graph lies in the cache, or will.
+        graphs: The graphs.
+        cached: The file of each graph in the cache, whether it exists or not.
     """
 
     config: PretrainedConfig
@@ -73,35 +74,35 @@ class CompilePlan:
 
     @property
     def settings(self) -> CompileConfig:
-        """The recipe's compile section as it is followed."""
+        """The recipe's compile section, after a fallback of the target."""
         return self.target.settings
 
     @property
     def missing(self) -> list[GraphFile]:
-        """The graphs that the cache does not hold."""
+        """The graphs that are not in the cache."""
         return [graph for graph in self.graphs if not self.cached[graph.file].is_file()]
 
     def model(self) -> StaticModel:
-        """The static model, its tensors not filled."""
+        """The static model with uninitialized tensors."""
         return static_model(self.config, self.options)
 
     def processes(self, jobs: int | None) -> int:
-        """How many graphs are compiled at a time: as processors and memory allow."""
+        """The number of graphs compiled in parallel, as processors and memory allow."""
         fitting = int(cpu.available_memory() // self.target.process_bytes(self.parameters()))
         return max(1, min(jobs or len(os.sched_getaffinity(0)), fitting, max(len(self.missing), 1)))
 
     def parameters(self) -> int:
-        """How many numbers weights.safetensors holds."""
+        """The number of parameters in weights.safetensors."""
         return sum(tensor.numel() for tensor in self._stored())
 
     def weights_bytes(self) -> int:
-        """Size of weights.safetensors."""
+        """The size of weights.safetensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._stored())
 
     def _stored(self) -> list[Tensor]:
-        left_out = {*adapter_stacks(model := self.model()), *([HEAD] if self._tied else [])}
+        omitted = {*adapter_stacks(model := self.model()), *([HEAD] if self._tied else [])}
         return [
-            tensor for name, tensor in model.state_dict().items() if name not in left_out and not name.endswith(PACKED)
+            tensor for name, tensor in model.state_dict().items() if name not in omitted and not name.endswith(PACKED)
         ]
 
     @property
@@ -110,27 +111,27 @@ class CompilePlan:
         return bool(self.config.tie_word_embeddings) and self.settings.dtype != "int8"
 
     def seconds(self, jobs: int | None) -> float | None:
-        """A rough guess of the time that the missing graphs take; None where nobody has measured."""
-        each = math.ceil(len(self.missing) / self.processes(jobs))
-        return self.target.seconds(int(self.config.num_hidden_layers), each)
+        """A rough estimate of the seconds to compile the missing graphs; None for targets without measurements."""
+        per_process = math.ceil(len(self.missing) / self.processes(jobs))
+        return self.target.seconds(int(self.config.num_hidden_layers), per_process)
 
     def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Tensors that need not be stored, by the one they equal."""
+        """Tensors that are not stored, with the name of the equal stored tensor."""
         return {HEAD: "embedding"} if self._tied and HEAD in tensors else {}
 
 
 def make_plan(source: Source) -> CompilePlan:
-    """What will be compiled; reads the model's configuration, not its weights.
+    """The plan of a source; reads the model's configuration, not its weights.
 
     Raises:
-        ModelError: For a configuration without a static form.
-        RecipeError: For a setting that the target has not.
-        ResourceError: If this CPU lacks what the dtype needs.
+        ModelError: For a configuration that the static graphs do not support.
+        RecipeError: For a setting that the target does not support.
+        ResourceError: If this CPU lacks instructions that the dtype needs.
         PlatformError: If this machine has no Neuron compiler.
         CompileError: If there is no C++ compiler.
     """
     recipe, config = source.recipe, source.config()
-    target = choose_target(recipe.compile)
+    target: Target = CpuTarget.of(recipe.compile) if recipe.compile.target == "cpu" else NeuronTarget(recipe.compile)
     target.check(config)
     settings = target.settings
     buckets, num_beams = recipe_buckets(recipe)
@@ -146,30 +147,30 @@ def make_plan(source: Source) -> CompilePlan:
     )
     static = static_model(config, options)
     graphs = [
-        graph.model_copy(update={"kept": target.kept(static, graph)})
+        graph.model_copy(update={"kept": target.device_tensors(static, graph)})
         for bucket in buckets
         for graph in bucket_graphs(bucket, num_beams, target.suffix)
     ]
-    inside = source.weights_sha256() if target.weights_inside else None
-    keys = {graph.file: cache.key(config, options, graph, target, inside) for graph in graphs}
+    weights_hash = source.weights_sha256() if target.weights_inside else None
+    keys = {graph.file: cache.key(config, options, graph, target, weights_hash) for graph in graphs}
     cached = {file: cache.path(key, target.suffix) for file, key in keys.items()}
     return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached)
 
 
 def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, jobs: int | None) -> Artifact:
-    """Compiles what the cache does not hold, and writes the artifact.
+    """Compiles the graphs that are not in the cache, and writes the artifact.
 
-    Finished graphs stay in the cache, so that an interrupted compile goes on where it stopped.
+    Finished graphs stay in the cache, so that an interrupted compilation continues where it stopped.
 
     Args:
-        source: What to compile.
-        plan: From `make_plan`.
-        output: The folder to write; complete or not there.
-        overwrite: Whether an artifact there is replaced.
-        jobs: Graphs at a time; None for as many as fit.
+        source: The run or checkpoint to compile.
+        plan: The result of `make_plan`.
+        output: The folder to write; after a failure it does not exist.
+        overwrite: Whether an existing artifact is replaced.
+        jobs: The number of graphs compiled in parallel; None for as many as fit.
 
     Raises:
-        RunError: If the folder is taken.
+        RunError: If the folder is in use.
         CompileError: If a graph does not compile.
         Interrupted: On Ctrl-C or SIGTERM.
     """
@@ -180,17 +181,18 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     files.sweep(cache.folder())
     try:
         with (
-            _compiled_in(source, plan) as inside,
+            _weights_file(source, plan) as weights_file,
             console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar,
         ):
             work = [
-                Job(plan.config, plan.options, graph, plan.target, plan.cached[graph.file], inside) for graph in missing
+                Job(plan.config, plan.options, graph, plan.target, plan.cached[graph.file], weights_file)
+                for graph in missing
             ]
             for job in compile_all(work, plan.processes(jobs)):
                 bar.advance(detail=Path(job.graph.file).stem)
     except KeyboardInterrupt:
         raise Interrupted(
-            "stopped; nothing was written", "the same command goes on: finished graphs are kept"
+            "stopped; nothing was written", "repeat the command to continue: finished graphs are in the cache"
         ) from None
     static = plan.model()
     model_config, tensors = _tensors(source, static)
@@ -204,23 +206,23 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
         save_file(stored, folder / WEIGHTS)
         model_config.save_pretrained(folder / TOKENIZER)
         tokenizer.save_pretrained(folder / TOKENIZER)
-        recipe = effective(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
+        recipe = effective_recipe(source.recipe, plan.options.source_len, plan.options.target_len, plan.num_beams)
         files.write_text(folder / RECIPE, recipe.to_yaml())
-        if source.keeps_adapter_apart:
+        if source.uses_adapter_slot:
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
         write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
     return open_artifact(output)
 
 
 def _tensors(source: Source, static: StaticModel) -> tuple[PretrainedConfig, dict[str, Tensor]]:
-    """The checkpoint's configuration, and its tensors as the graphs want them."""
+    """The checkpoint's configuration, and its tensors in the form of the graphs."""
     model, soft_prompt = source.load_for_compile()
     return model.config, weights(static, model.state_dict(), soft_prompt)
 
 
 @contextlib.contextmanager
-def _compiled_in(source: Source, plan: CompilePlan) -> Iterator[Path | None]:
-    """A file with the tensors that graphs are to hold; None where they hold none or nothing is to be compiled."""
+def _weights_file(source: Source, plan: CompilePlan) -> Iterator[Path | None]:
+    """A temporary file with the tensors to compile in; None if graphs contain no weights or no graph is missing."""
     if not plan.target.weights_inside or not plan.missing:
         yield None
         return
@@ -255,7 +257,7 @@ def _manifest(
         adapters=plan.options.adapters,
         adapter_targets=adapter_targets(static),
         adapter_stacks={name: tuple(stack.shape) for name, stack in adapter_stacks(static).items()},
-        default_adapter=COMPILED_ADAPTER if source.keeps_adapter_apart else None,
+        default_adapter=COMPILED_ADAPTER if source.uses_adapter_slot else None,
         source=SourceRecord(path=str(source.path.resolve()), weights_sha256=source.weights_sha256()),
         files=hash_files(folder),
     )

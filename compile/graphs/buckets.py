@@ -1,4 +1,4 @@
-"""What a recipe asks to be compiled: buckets, beam widths, graphs, and room for adapters."""
+"""The graphs that a recipe requests: buckets, beam widths, and adapter slots."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from neuron_sum.models.adapters import LORA_TARGETS
 from neuron_sum.recipes.schema import CompileConfig, LoraMethod, Recipe
 
 DEFAULT_RANK = 8
-"""Of adapter slots where no LoRA was trained whose rank they could have."""
+"""The rank of adapter slots if neither the recipe nor a trained LoRA specifies one."""
 
 
 def recipe_buckets(recipe: Recipe) -> tuple[tuple[Bucket, ...], tuple[int, ...]]:
@@ -23,12 +23,12 @@ def recipe_buckets(recipe: Recipe) -> tuple[tuple[Bucket, ...], tuple[int, ...]]
 
 
 def bucket_graphs(bucket: Bucket, num_beams: Sequence[int], suffix: str = "") -> list[GraphFile]:
-    """Its encode, and a step for every beam width.
+    """The encode graph of a bucket, and a step graph for every beam width.
 
     Args:
         bucket: The shape.
         num_beams: Beam widths.
-        suffix: Of the files, as their target has it.
+        suffix: The file suffix of the target.
     """
     batch, source_len, target_len = bucket.batch, bucket.source_len, bucket.target_len
     stem = f"b{batch}-s{source_len}"
@@ -50,13 +50,13 @@ def bucket_graphs(bucket: Bucket, num_beams: Sequence[int], suffix: str = "") ->
 def adapter_room(
     settings: CompileConfig, lora: LoraMethod | None, soft_prompt_tokens: int, model_type: str
 ) -> tuple[AdapterSpec | None, int]:
-    """Adapter slots, and the positions kept for a soft prompt.
+    """Adapter slots, and the positions reserved for a soft prompt.
 
     Args:
         settings: The recipe's compile section.
-        lora: How LoRA was trained, if it was.
-        soft_prompt_tokens: Of the soft prompt that training made; 0 without one.
-        model_type: As transformers names it.
+        lora: The LoRA settings of the training, or None.
+        soft_prompt_tokens: The length of the trained soft prompt; 0 without one.
+        model_type: The model type in transformers.
     """
     if (slots := settings.adapters) is None:
         return None, soft_prompt_tokens

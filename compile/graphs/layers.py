@@ -1,9 +1,9 @@
-"""What the static-shape graphs are made of: projections with adapter slots, norms, attention, the K/V column write.
+"""Layers of the static-shape graphs: projections with adapter slots, norms, attention, and the K/V cache write.
 
-Shapes are fixed by a bucket, so every graph is compiled once and serves all steps. The residual stream, norms, softmax
-and scores are float32; weights and the operands of matrix products have the graph's dtype; K/V has its own.
-Letters in shapes: B examples, K beams, S source positions (soft prompt included), T target positions, H heads, D width
-of a head, N adapter slots, r rank.
+Shapes are fixed by a bucket, so every graph is compiled once and used for all steps. The residual stream, norms,
+softmax and scores are float32; weights and the operands of matrix products have the graph's dtype; K/V has a separate
+dtype. Letters in shapes: B examples, K beams, S source positions (soft prompt included), T target positions, H heads,
+D width of a head, N adapter slots, r rank.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,20 +16,20 @@ from torch.nn import functional
 from neuron_sum.artifact import AdapterSpec
 
 MASKED = -1e9
-"""Added to a score that must not count; after float32's softmax exactly 0."""
+"""Added to a masked score, whose weight is then exactly 0 after the float32 softmax."""
 
 
 class Linear(nn.Module):
-    """One or several projections of the same input as one matrix product, with room for LoRA.
+    """One or several projections of the same input as one matrix product, with LoRA slots.
 
-    LoRA weights (Hu et al. 2021, arXiv:2106.09685) are data: stacks of A (N, r, in) and B (N, out, r), of which every
-    example of a batch picks one by its slot. Slot 0 is zeros. Sub-classes store the weight as their target wants it.
+    LoRA weights (Hu et al. 2021, arXiv:2106.09685) are data: stacks of A (N, r, in) and B (N, out, r); the slot of each
+    example in a batch selects one. Slot 0 is zeros. Subclasses store the weight in the form that their target needs.
 
     Args:
-        parts: Output width of each projection by its module's name in transformers' model; the fused output has them
-            in this order.
-        in_features: Width of the input.
-        options: Dtypes and adapters.
+        parts: The output width of each projection by its module name in the transformers model, in the order of the
+            fused output.
+        in_features: The width of the input.
+        options: Dtypes and adapter slots.
     """
 
     weight: nn.Parameter
@@ -44,34 +44,34 @@ class Linear(nn.Module):
         for index, (name, width) in enumerate(parts.items()):
             if spec is not None and spec.rank and name.rpartition(".")[2] in spec.target_modules:
                 self.adapted[name] = f"lora_{index}"
-                # Parameters and no buffers, for torch_neuronx takes what shall stay on the device by its parameter.
+                # Parameters instead of buffers, because torch_neuronx keeps only parameters on the device.
                 shapes = {"a": (spec.slots, spec.rank, in_features), "b": (spec.slots, width, spec.rank)}
                 for half, shape in shapes.items():
                     stack = frozen(torch.empty(shape, dtype=self.dtype))
                     self.register_parameter(f"lora_{index}_{half}", stack)
 
     def make_weight(self) -> None:
-        """Registers the (empty) parameter or buffers that `weights` fills."""
+        """Registers the uninitialized parameter or buffers that `weights` fills."""
         self.weight = frozen(torch.empty(self.out_features, self.in_features, dtype=self.dtype))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This layer's own tensors, made from transformers' state dict."""
+        """The tensors of this layer, from the state dict of the transformers model."""
         return {"weight": self.fused(state).to(self.dtype)}
 
     def fused(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The projections' weights on top of each other: (out, in)."""
+        """The concatenated weights of the projections: (out, in)."""
         return torch.cat([state[f"{name}.weight"] for name in self.parts])
 
     def product(self, inputs: Tensor) -> Tensor:
-        """Inputs (..., in) times the weight, without adapters."""
+        """The product of the inputs (..., in) and the weight, without adapters."""
         return functional.linear(inputs.to(self.weight.dtype), self.weight)
 
     def forward(self, inputs: Tensor, slot: Tensor) -> Tensor:
-        """Projects.
+        """Projects the inputs, with the adapter of each example.
 
         Args:
             inputs: (B, rows, in), float32.
-            slot: (B,) int64, each example's adapter.
+            slot: (B,) int64, the adapter slot of each example.
 
         Returns:
             (B, rows, out), float32.
@@ -90,10 +90,10 @@ class Linear(nn.Module):
 
 
 def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """Writes the K beams' newest key or value in place.
+    """Writes the newest key or value of the K beams in place.
 
     Args:
-        cache: (B, H, T * K, D); slot t * K + k holds what beam row k wrote at step t.
+        cache: (B, H, T * K, D); position t * K + k contains the column that beam row k wrote at step t.
         column: (B, H, K, D).
         position: (1,) int64, the step.
 
@@ -106,31 +106,31 @@ def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
 
 
 def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """The same as a choice between old and new for every slot: a new cache, for a compiler without in-place writes."""
+    """`write_column` as a choice between old and new for each position; returns a new cache, for some compilers."""
     batch, heads, slots, width = cache.shape
     beams = column.shape[2]
     written = torch.arange(slots // beams, device=cache.device) == position
     by_step = cache.view(batch, heads, -1, beams, width)
-    chosen = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
-    return chosen.view(batch, heads, slots, width)
+    updated = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
+    return updated.view(batch, heads, slots, width)
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What the graphs of one artifact share.
+    """The options of all graphs of an artifact.
 
     Attributes:
-        dtype: Of weights and of the operands of matrix products.
-        kv_dtype: Of keys and values.
-        linear: How the target stores and multiplies a weight.
-        write: How a step writes its column into the self-attention cache: (cache, column, position) -> cache. It
-            writes in place, or returns a new tensor.
-        row_sums: Whether a single query is multiplied as a sum, which fuses on a CPU, or as the matrix product that a
-            device has an engine for.
-        source_len: The longest bucket's, soft prompt not counted.
-        target_len: The longest bucket's.
-        soft_prompt_tokens: Positions kept before the source for a soft prompt.
-        adapters: Adapter slots; None for a graph without.
+        dtype: The dtype of weights and of the operands of matrix products.
+        kv_dtype: The dtype of keys and values.
+        linear: The target's class of projections, which stores and multiplies the weights.
+        write: The function that writes a step's column into the self-attention cache: (cache, column, position) ->
+            cache. It writes in place, or returns a new tensor.
+        row_sums: Whether a single query is multiplied as a sum, which fuses on a CPU, instead of as a matrix product,
+            for which a device has an engine.
+        source_len: The source length of the longest bucket in tokens, without the soft prompt.
+        target_len: The target length of the longest bucket in tokens.
+        soft_prompt_tokens: The number of positions reserved for a soft prompt before the source.
+        adapters: The adapter slots; None for graphs without them.
     """
 
     dtype: torch.dtype = torch.float32
@@ -145,12 +145,12 @@ class GraphOptions:
 
 
 class RMSNorm(nn.Module):
-    """Zhang and Sennrich 2019 (arXiv:1910.07467), in float32, as T5 and Llama have it.
+    """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) in float32, as in T5 and Llama.
 
     Args:
-        name: Its module's name in transformers' model.
-        width: Of the input.
-        eps: Added to the mean square.
+        name: The module name in the transformers model.
+        width: The width of the input.
+        eps: The constant that is added to the mean square.
     """
 
     def __init__(self, name: str, width: int, eps: float) -> None:
@@ -159,20 +159,20 @@ class RMSNorm(nn.Module):
         self.weight = frozen(torch.empty(width))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This layer's own tensors, made from transformers' state dict."""
+        """The tensors of this layer, from the state dict of the transformers model."""
         return {"weight": state[f"{self.name}.weight"].float()}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (..., width) float32, the same out."""
+        """Normalizes inputs (..., width), float32; the output has the same shape and dtype."""
         return inputs * torch.rsqrt(inputs.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
 class SoftPrompts(nn.Module):
-    """Vectors before the embedded source (Lester et al. 2021, arXiv:2104.08691): one compiled in, or one per slot.
+    """Vectors before the embedded source (Lester et al. 2021, arXiv:2104.08691): one set compiled in, or one per slot.
 
     Args:
-        width: Of an embedding.
-        options: soft_prompt_tokens, and the number of slots.
+        width: The width of an embedding.
+        options: The options with soft_prompt_tokens and the number of slots.
     """
 
     def __init__(self, width: int, options: GraphOptions) -> None:
@@ -183,7 +183,7 @@ class SoftPrompts(nn.Module):
         self.mask = frozen(torch.empty(slots, options.soft_prompt_tokens, dtype=torch.int64))
 
     def forward(self, words: Tensor, attention_mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded words (B, source, width) and mask (B, source), both with the soft prompt before them."""
+        """Prepends the soft prompt to the embedded words (B, source, width) and to the mask (B, source)."""
         index = slot if self.by_slot else torch.zeros_like(slot)
         vectors = self.vectors.index_select(0, index).to(words.dtype)
         mask = self.mask.index_select(0, index)
@@ -210,13 +210,13 @@ def join_heads(inputs: Tensor) -> Tensor:
 def attend(
     query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float = 1.0, *, row_sums: bool = True
 ) -> Tensor:
-    """Attention over one or several memories as if they were one, without joining them in memory.
+    """Attention over one or several memories as if they were concatenated, without copying them.
 
     Args:
         query: (B, H, Q, D), float32.
-        memories: For each, keys and values (B, H, length, D) and what is added to the scores, broadcastable to
+        memories: For each memory, keys and values (B, H, length, D) and the bias of the scores, broadcastable to
             (B, H, Q, length), float32.
-        scale: Of the scores; T5 has none.
+        scale: The factor of the scores; T5 has none.
         row_sums: See `GraphOptions`.
 
     Returns:
@@ -235,7 +235,7 @@ def attend(
 def _scores(query: Tensor, keys: Tensor, row_sums: bool) -> Tensor:
     """Query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
     query = query.to(keys.dtype)
-    if row_sums:  # a matrix product has nothing to reuse, and a sum fuses with its neighbours
+    if row_sums:  # a matrix product of one row reuses nothing, and a sum fuses with adjacent operators
         return (query * keys).sum(-1, dtype=torch.float32).unsqueeze(2)
     return torch.matmul(query, keys.transpose(-1, -2)).float()
 
@@ -248,12 +248,12 @@ def _mix(weights: Tensor, values: Tensor, row_sums: bool) -> Tensor:
 
 
 def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:
-    """Masks the slots of the self-attention cache that are not a beam's own past.
+    """Masks the positions of the self-attention cache that do not belong to a beam's past.
 
-    A beam reorder moves no keys and values: the table names, for every beam and step, the row that wrote its past.
+    Reordering beams does not move keys and values: the table has the row that wrote the past of each beam and step.
 
     Args:
-        bias: (B or 1, H or 1, 1, T), float32, steps to come masked.
+        bias: (B or 1, H or 1, 1, T), float32, with future steps masked.
         ancestors: (B, K, T) int64.
 
     Returns:
@@ -262,13 +262,13 @@ def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:
     batch, beams, target_len = ancestors.shape
     if beams == 1:
         return bias
-    own = ancestors.unsqueeze(-1) == torch.arange(beams, device=bias.device)
-    every = bias.unsqueeze(-1).expand(batch, bias.shape[1], beams, target_len, beams)
-    return torch.where(own.unsqueeze(1), every, MASKED).reshape(batch, bias.shape[1], beams, target_len * beams)
+    is_past = ancestors.unsqueeze(-1) == torch.arange(beams, device=bias.device)
+    expanded = bias.unsqueeze(-1).expand(batch, bias.shape[1], beams, target_len, beams)
+    return torch.where(is_past.unsqueeze(1), expanded, MASKED).reshape(batch, bias.shape[1], beams, target_len * beams)
 
 
-def own_layers(model: nn.Module) -> Iterator[tuple[str, Linear | RMSNorm]]:
-    """Every layer that makes its tensors from transformers' by itself, with its name."""
+def named_layers(model: nn.Module) -> Iterator[tuple[str, Linear | RMSNorm]]:
+    """The name and module of each layer that has a `weights` method."""
     for name, module in model.named_modules():
         if isinstance(module, Linear | RMSNorm):
             yield name, module

@@ -1,8 +1,8 @@
 """Llama as two static-shape graphs: the prefill of a prompt, and one step.
 
-The last token of a prompt is not prefilled: it is the first that `step` takes, so that the generation loop is the one
-of an encoder-decoder model, and the prompt's K/V, like cross-attention's, is held once per example for all beams.
-After transformers 4.57's modeling_llama.py, whose tokens they give. Llama: Touvron et al. 2023 (arXiv:2302.13971).
+The last token of a prompt is not prefilled: it is the first input of `step`, so that the generation loop is the same as
+for encoder-decoder models, and the K/V of the prompt, as in cross-attention, is stored once per example for all beams.
+The tokens equal those of transformers 4.57's modeling_llama.py. Llama: Touvron et al. 2023 (arXiv:2302.13971).
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,11 +28,12 @@ from neuron_sum.errors import ModelError
 
 
 class StaticLlama(nn.Module):
-    """The weights of both graphs, once.
+    """A Llama with one set of weights for both graphs.
 
     Args:
-        config: Of the model; grouped K/V heads, tied or untied head, any rotary scaling that does not depend on length.
-        options: Dtypes, longest lengths, adapters.
+        config: The model's configuration: grouped K/V heads, tied or untied head, and any rotary scaling that does not
+            depend on the length.
+        options: Dtypes, longest lengths and adapter slots.
 
     Raises:
         ModelError: For biases in projections, or rotary positions that change with the length.
@@ -56,7 +57,7 @@ class StaticLlama(nn.Module):
         self.register_buffer("sin", torch.empty(positions, config.head_dim))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that no layer makes by itself, from transformers' state dict."""
+        """The tensors outside the layers, from the state dict of the transformers model."""
         positions = torch.arange(len(self.cos))[None]
         cos, sin = LlamaRotaryEmbedding(self.config)(torch.zeros(1), positions)
         return {
@@ -66,7 +67,7 @@ class StaticLlama(nn.Module):
         }
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
-        """What every step of a batch reads and none writes.
+        """The constants of a batch, which every step reads and none writes.
 
         Args:
             input_ids: (B, source_len) int64, prompts without their last token, padded on the right.
@@ -110,9 +111,9 @@ class StaticLlama(nn.Module):
             position: (1,) int64, 0 for the prompt's last token.
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
-            constants: From `encode`.
+            constants: The result of `encode`.
             state: For each layer keys and values (B, H, T * K, D); one column is written in place, or a new tensor
-                takes the old one's place in the list (`GraphOptions.write`).
+                replaces the old one in the list (`GraphOptions.write`).
 
         Returns:
             Logits (B, K, vocab), float32.
@@ -122,8 +123,8 @@ class StaticLlama(nn.Module):
         steps = torch.arange(target_len, device=tokens.device)
         past = torch.where(steps <= position, 0.0, MASKED)[None, None, None, :]
         bias = ancestry_bias(past, ancestors)
-        at = (prefilled + position)[:, None].expand(batch, beams)
-        cos, sin = self.cos[at].unsqueeze(1), self.sin[at].unsqueeze(1)
+        positions = (prefilled + position)[:, None].expand(batch, beams)
+        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         hidden = nn.functional.embedding(tokens, self.embedding).float()
         for index, block in enumerate(self._layers()):
             query, key, value = block.project(hidden, cos, sin, slot)
@@ -171,10 +172,10 @@ class _Layer(nn.Module):
     def finish(
         self, hidden: Tensor, query: Tensor, memories: list[tuple[Tensor, Tensor, Tensor]], slot: Tensor
     ) -> Tensor:
-        """Attention, grouped (Ainslie et al. 2023, arXiv:2305.13245), and the feed-forward half."""
+        """Grouped attention (Ainslie et al. 2023, arXiv:2305.13245), then the feed-forward part."""
         batch, _, rows, width = query.shape
         group = self.heads // self.kv_heads
-        # The query heads that share a K/V head become further queries against it.
+        # The query heads that share a K/V head become additional queries of that head.
         grouped = query.reshape(batch, self.kv_heads, group * rows, width)
         repeated = [
             (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1))
@@ -188,7 +189,7 @@ class _Layer(nn.Module):
 
 
 def _rotate(inputs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864), halves paired as transformers pairs them."""
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), with halves paired as in transformers."""
     first, second = inputs.chunk(2, dim=-1)
     return inputs * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -197,8 +198,11 @@ def _check(config: LlamaConfig) -> None:
     scaling = (config.rope_scaling or {}).get("rope_type", "default")
     if scaling not in ("default", "linear", "llama3", "yarn"):
         raise ModelError(
-            f"rope_scaling {scaling!r} changes with the length of the prompt, and static graphs have one table",
-            "allowed: none, linear, llama3, yarn",
+            f"rope_scaling {scaling!r} changes with the length of the prompt, but static graphs have one table",
+            "use a model with rope_scaling none, linear, llama3 or yarn",
         )
     if config.attention_bias or config.mlp_bias:
-        raise ModelError("a Llama with attention_bias or mlp_bias", "TinyLlama and Meta's Llamas have neither")
+        raise ModelError(
+            "a Llama with attention_bias or mlp_bias is not supported",
+            "use a model without them, such as TinyLlama or Meta's Llama models",
+        )

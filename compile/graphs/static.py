@@ -1,4 +1,4 @@
-"""From a transformers model to static graphs: which class, which tensors, which functions are compiled."""
+"""Static graphs of a transformers model: their classes, tensors and compiled modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.graphs.layers import GraphOptions, Linear, own_layers
+from compile.graphs.layers import GraphOptions, Linear, named_layers
 from compile.graphs.llama import StaticLlama
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
@@ -19,43 +19,43 @@ StaticModel = StaticT5 | StaticLlama
 
 
 def static_model(config: PretrainedConfig, options: GraphOptions) -> StaticModel:
-    """The static form of a model, its tensors not yet filled.
+    """The static form of a model, with uninitialized tensors.
 
     Raises:
-        ModelError: For a configuration that has no static form here.
+        ModelError: For a configuration that the static graphs do not support.
     """
     return (StaticLlama if is_decoder_only(config) else StaticT5)(config, options).eval()
 
 
 def weights(model: StaticModel, state: Mapping[str, Tensor], soft_prompt: Tensor | None = None) -> dict[str, Tensor]:
-    """The tensors of a static model, stacks of adapters left out.
+    """The tensors of a static model, without the adapter stacks.
 
     Args:
-        model: From `static_model`.
-        state: transformers' state dict, float32.
-        soft_prompt: (tokens, width), compiled in.
+        model: The result of `static_model`.
+        state: The state dict of the transformers model, float32.
+        soft_prompt: The soft prompt to compile in: (tokens, width).
     """
     tensors = model.weights(state)
     if soft_prompt is not None:
         tensors[VECTORS] = soft_prompt[None].to(model.options.dtype)
         tensors[MASK] = torch.ones(1, len(soft_prompt), dtype=torch.int64)
-    for name, layer in own_layers(model):
+    for name, layer in named_layers(model):
         tensors.update({f"{name}.{key}": tensor for key, tensor in layer.weights(state).items()})
     return tensors
 
 
 def adapter_targets(model: StaticModel) -> dict[str, str]:
-    """Module name in transformers' model -> prefix of its LoRA stacks."""
+    """The prefix of the LoRA stacks by module name in the transformers model."""
     return {
         part: f"{name}.{prefix}"
-        for name, layer in own_layers(model)
+        for name, layer in named_layers(model)
         if isinstance(layer, Linear)
         for part, prefix in layer.adapted.items()
     }
 
 
 def adapter_stacks(model: StaticModel) -> dict[str, Tensor]:
-    """The (empty) tensors that adapters fill."""
+    """The uninitialized tensors that adapters fill."""
     if model.options.adapters is None:
         return {}
     names = AdapterSlots.stack_names(adapter_targets(model), model.options.soft_prompt_tokens)
@@ -63,7 +63,7 @@ def adapter_stacks(model: StaticModel) -> dict[str, Tensor]:
 
 
 def state_spec(model: StaticModel) -> StateSpec:
-    """The self-attention cache of its steps."""
+    """The dimensions and dtype of the self-attention cache of the steps."""
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     return StateSpec.model_validate(
         {
@@ -76,7 +76,7 @@ def state_spec(model: StaticModel) -> StateSpec:
 
 
 class EncodeGraph(nn.Module):
-    """What is compiled for `encode`; its parameters' names begin with "model."."""
+    """The module that is compiled for `encode`; the names of its parameters start with "model."."""
 
     def __init__(self, model: StaticModel) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class EncodeGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """What is compiled for `step`."""
+    """The module that is compiled for `step`."""
 
     def __init__(self, model: StaticModel) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def eager_runtime(
     num_beams: Sequence[int],
     tokens: SpecialTokens,
 ) -> GraphRuntime:
-    """The graphs as plain torch modules: what a compiled artifact is held against."""
+    """A runtime with the graphs as plain torch modules: the reference for a compiled artifact."""
     stacks = {name: torch.zeros_like(stack) for name, stack in adapter_stacks(model).items()}
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters

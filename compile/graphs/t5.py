@@ -1,6 +1,6 @@
 """T5 as two static-shape graphs: the encoder with all cross-attention K/V, and one decoder step.
 
-After transformers 4.57's modeling_t5.py, whose tokens they give. T5: Raffel et al. 2020 (arXiv:1910.10683).
+The tokens equal those of transformers 4.57's modeling_t5.py. T5: Raffel et al. 2020 (arXiv:1910.10683).
 """
 
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ from compile.graphs.layers import (
 
 
 class StaticT5(nn.Module):
-    """The weights of both graphs, once.
+    """A T5 with one set of weights for both graphs.
 
     Args:
-        config: Of the model; gated or plain feed-forward, tied or untied head.
-        options: Dtypes, longest lengths, adapters.
+        config: The model's configuration: gated or plain feed-forward, tied or untied head.
+        options: Dtypes, longest lengths and adapter slots.
     """
 
     ENCODE_NAMES: ClassVar[tuple[str, ...]] = ("soft_prompts.", "encoder.", "cross.")
-    """How the names of the parts begin that only `encode` uses."""
+    """Name prefixes of the modules that only `encode` uses."""
 
     encoder_buckets: Tensor
     decoder_buckets: Tensor
@@ -69,7 +69,7 @@ class StaticT5(nn.Module):
         self.register_buffer("decoder_buckets", torch.empty(options.target_len, dtype=torch.int64))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that no layer makes by itself, from transformers' state dict."""
+        """The tensors outside the layers, from the state dict of the transformers model."""
         table = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         return {
             "embedding": state["shared.weight"].to(self.options.dtype),
@@ -79,16 +79,16 @@ class StaticT5(nn.Module):
         }
 
     def tables(self) -> dict[str, Tensor]:
-        """The tensors that depend on dimensions alone."""
+        """The tensors that depend only on dimensions."""
 
         def buckets(distances: Tensor, bidirectional: bool) -> Tensor:
-            found: Tensor = T5Attention._relative_position_bucket(
+            indices: Tensor = T5Attention._relative_position_bucket(
                 distances,
                 bidirectional,
                 self.config.relative_attention_num_buckets,
                 self.config.relative_attention_max_distance,
             )
-            return found
+            return indices
 
         return {
             "encoder_buckets": buckets(torch.arange(1 - self.longest, self.longest), True),
@@ -96,7 +96,7 @@ class StaticT5(nn.Module):
         }
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
-        """What every step of a batch reads and none writes.
+        """The constants of a batch, which every step reads and none writes.
 
         Args:
             input_ids: (B, source_len) int64, padded on the right.
@@ -138,9 +138,9 @@ class StaticT5(nn.Module):
             position: (1,) int64, 0 for the start token.
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
-            constants: From `encode`.
+            constants: The result of `encode`.
             state: For each layer self-attention keys and values (B, H, T * K, D); one column is written in place, or
-                a new tensor takes the old one's place in the list (`GraphOptions.write`).
+                a new tensor replaces the old one in the list (`GraphOptions.write`).
 
         Returns:
             Logits (B, K, vocab), float32.
@@ -150,9 +150,9 @@ class StaticT5(nn.Module):
         bias = ancestry_bias(self._decoder_bias(position, ancestors.shape[2]), ancestors)
         hidden = nn.functional.embedding(tokens, self.embedding).float()
         for index, layer in enumerate(self.decoder):
-            own, memory = state[2 * index : 2 * index + 2], cross[2 * index : 2 * index + 2]
+            past, memory = state[2 * index : 2 * index + 2], cross[2 * index : 2 * index + 2]
             hidden, *state[2 * index : 2 * index + 2] = layer(
-                hidden, position, slot, (*own, bias), (*memory, source_bias)
+                hidden, position, slot, (*past, bias), (*memory, source_bias)
             )
         hidden = self.decoder_norm(hidden)
         if self.config.tie_word_embeddings:
@@ -161,11 +161,11 @@ class StaticT5(nn.Module):
         return logits.view(batch, beams, -1)
 
     def _encoder_bias(self, length: int) -> Tensor:
-        """(1, H, S, S). Row i, column j depends on j - i alone, so 2 S - 1 values make it.
+        """(1, H, S, S). Row i, column j depends only on j - i, so there are 2 S - 1 different values.
 
-        They stand in a ring of 2 S, distance 0 first and the negative ones last (one place between is never read); read
-        round and round in rows of 2 S - 1, each row begins one further back. torch_xla has no lowering for
-        Tensor.unfold and would leave the graph.
+        They are stored in a ring of 2 S, with distance 0 first and the negative ones last (one position between them is
+        never read); read repeatedly in rows of 2 S - 1, each row starts one position earlier. Tensor.unfold is not
+        used, because torch_xla has no lowering for it and would leave the graph.
         """
         first = self.longest - length
         values = self.encoder_relative[self.encoder_buckets[first : first + 2 * length - 1]].t()
@@ -175,7 +175,7 @@ class StaticT5(nn.Module):
         return square.unsqueeze(0)
 
     def _decoder_bias(self, position: Tensor, target_len: int) -> Tensor:
-        """(1, H, 1, T) for the query at `position`; steps to come are masked."""
+        """(1, H, 1, T) for the query at `position`; future steps are masked."""
         steps = torch.arange(target_len, device=position.device)
         distance = torch.maximum(position - steps, torch.zeros_like(steps))
         values = self.decoder_relative[self.decoder_buckets[distance]].t()
@@ -209,10 +209,10 @@ class _DecoderLayer(nn.Module):
         super().__init__()
         self.heads, inner = config.num_heads, config.num_heads * config.d_kv
         self.write, self.row_sums = options.write, options.row_sums
-        own, cross = f"{name}.layer.0.SelfAttention", f"{name}.layer.1.EncDecAttention"
+        attention, cross = f"{name}.layer.0.SelfAttention", f"{name}.layer.1.EncDecAttention"
         self.norm = _norm(f"{name}.layer.0.layer_norm", config)
-        self.qkv = options.linear({f"{own}.{part}": inner for part in "qkv"}, config.d_model, options)
-        self.out = options.linear({f"{own}.o": config.d_model}, inner, options)
+        self.qkv = options.linear({f"{attention}.{part}": inner for part in "qkv"}, config.d_model, options)
+        self.out = options.linear({f"{attention}.o": config.d_model}, inner, options)
         self.cross_norm = _norm(f"{name}.layer.1.layer_norm", config)
         self.cross_query = options.linear({f"{cross}.q": inner}, config.d_model, options)
         self.cross_out = options.linear({f"{cross}.o": config.d_model}, inner, options)
@@ -223,10 +223,10 @@ class _DecoderLayer(nn.Module):
         hidden: Tensor,
         position: Tensor,
         slot: Tensor,
-        own: tuple[Tensor, Tensor, Tensor],
+        past: tuple[Tensor, Tensor, Tensor],
         memory: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden (B, K, d_model); own and memory are keys, values and bias of self- and cross-attention.
+        """Hidden (B, K, d_model); past and memory are keys, values and bias of self- and cross-attention.
 
         Returns:
             Hidden, and the keys and values of self-attention with the new column.
@@ -234,8 +234,8 @@ class _DecoderLayer(nn.Module):
         query, key, value = (
             split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
         )
-        keys, values = self.write(own[0], key, position), self.write(own[1], value, position)
-        mixed = attend(query, [(keys, values, own[2])], row_sums=self.row_sums)
+        keys, values = self.write(past[0], key, position), self.write(past[1], value, position)
+        mixed = attend(query, [(keys, values, past[2])], row_sums=self.row_sums)
         hidden = hidden + self.out(join_heads(mixed), slot)
         query = split_heads(self.cross_query(self.cross_norm(hidden), slot), self.heads)
         mixed = attend(query, [memory], row_sums=self.row_sums)
@@ -255,7 +255,7 @@ class _FeedForward(nn.Module):
         self.down = options.linear({f"{name}.DenseReluDense.wo": config.d_model}, config.d_ff, options)
 
     def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:
-        """Hidden (B, rows, d_model), the residual added."""
+        """Hidden (B, rows, d_model), including the residual."""
         inner = self.up(self.norm(hidden), slot)
         if self.gated:
             gate, linear = inner.chunk(2, dim=-1)

@@ -1,1 +1,1 @@
-"""Preflight: which operators a compilation for Neuron needs, and how long it will take."""
+"""Preflight: the operators, memory and time that graphs need on Neuron devices, without a Neuron compiler."""

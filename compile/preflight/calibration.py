@@ -1,4 +1,4 @@
-"""AWS's published T5 figures beside the roofline of the same dimensions: how far from its floor a real device was."""
+"""Published T5 measurements of AWS, for comparison with the roofline of the same dimensions."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,14 @@ _SHAPE: dict[str, Any] = {"batch": 1, "source_len": 128, "target_len": 84, "num_
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure of AWS's.
+    """A measurement published by AWS.
 
     Attributes:
-        model: Which.
-        dims: Its dimensions, as its config.json has them.
-        tokens_per_s: Published.
-        instance: Where it was measured.
-        cores: Over how many NeuronCores every layer was spread (tensor parallel).
+        model: The name of the model on the Hugging Face Hub.
+        dims: Its dimensions, with the names of config.json.
+        tokens_per_s: The published tokens per second.
+        instance: The instance type of the measurement.
+        cores: The number of NeuronCores that every layer was split over (tensor parallelism).
     """
 
     model: str
@@ -32,13 +32,13 @@ class Measured:
     cores: int
 
     def job(self) -> LoweringJob:
-        """Our own step graph of these dimensions, bf16: which weights AWS's run had is not published."""
+        """The static step graph of these dimensions in bf16; the weights of the published run are not documented."""
         options = LoweringOptions("bf16", "bf16", _SHAPE["source_len"], _SHAPE["target_len"])
         graph = GraphFile(kind="step", file=f"calibration-{self.model.replace('/', '-')}", **_SHAPE)
         return LoweringJob(self.config(), options, (graph,))
 
     def config(self) -> "PretrainedConfig":
-        """Of transformers."""
+        """The transformers configuration."""
         from transformers import T5Config
 
         return T5Config(**self.dims)

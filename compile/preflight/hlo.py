@@ -1,14 +1,14 @@
-"""HLO text: which operators and types a graph uses, what it computes, and the bytes that it must move.
+"""Analysis of HLO text: the operators and types of a graph, its operations, and the bytes that it must move.
 
-The bytes are a lower bound that follows from the graph alone, by the same rules for every graph:
+The bytes are a lower bound that depends only on the graph, by the same rules for every graph:
 
-- a parameter is read whole, once, however many read it; if it is only looked up (gather, dynamic-slice) its rows are,
-  and if it is only passed through, nothing is;
-- an output is written whole; if it is a parameter passed through, the two are one buffer and nothing is written; if it
-  is a parameter into which columns are written (dynamic-update-slice, scatter), those columns are;
-- what lies between is free, as if all of it were fused. A cache that is gathered by beam is so read and written.
+- a parameter is read completely, once, regardless of the number of readers; if it is only looked up (gather,
+  dynamic-slice), only the selected rows are read; if it is only passed through, nothing is read;
+- an output is written completely; if it is a parameter that is passed through, the two share a buffer and nothing is
+  written; if it is a parameter that columns are written into (dynamic-update-slice, scatter), only those columns are;
+- intermediate results are free, as if everything were fused. A cache that is gathered by beam is thus read and written.
 
-HLO is what torch_xla hands to a compiler: https://openxla.org/xla/operation_semantics.
+HLO is the form in which torch_xla passes graphs to a compiler: https://openxla.org/xla/operation_semantics.
 """
 
 import math
@@ -22,14 +22,14 @@ BITS = {
     "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0,
 }  # fmt: skip
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
-"""Operators that change a part of their first operand, and which operand holds that part."""
+"""Operators that change a part of their first operand, and the index of the operand with the new part."""
 LOOKUPS = ("gather", "dynamic-slice")
 VIEWS = ("reshape", "transpose", "bitcast", "copy", "convert")
-"""The same numbers in another order or type: what reads one reads its operand."""
+"""The same numbers in another order or type: a reader of the view reads its operand."""
 RESIZING = ("broadcast", "concatenate", "slice", "pad")
-"""Views too, where they happen to keep the number of elements."""
+"""Also views, if they do not change the number of elements."""
 UNSTORED = (*VIEWS, "parameter", "constant", "iota", "broadcast", "tuple", "get-tuple-element")
-"""Results that need no memory of their own."""
+"""Results that need no separate memory."""
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -41,9 +41,9 @@ class Array:
     """Type and dimensions of one result.
 
     Attributes:
-        dtype: HLO's name of it.
-        dims: Of a dynamic dimension, its bound.
-        dynamic: Whether one is.
+        dtype: The name of the type in HLO.
+        dims: The dimensions; for a dynamic one, its bound.
+        dynamic: Whether a dimension is dynamic.
     """
 
     dtype: str
@@ -52,12 +52,12 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """The number of elements."""
         return math.prod(self.dims)
 
     @property
     def nbytes(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         return self.size * BITS[self.dtype] // 8
 
     def __str__(self) -> str:
@@ -69,12 +69,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: Unique in its computation.
-        opcode: HLO's name of the operator.
-        arrays: Its result; several for a tuple.
-        operands: Names.
-        attributes: What follows the operands, as it stands.
-        number: Of a parameter.
+        name: The name, unique in its computation.
+        opcode: The name of the operator in HLO.
+        arrays: The result; several arrays for a tuple.
+        operands: The names of the operands.
+        attributes: The text after the operands.
+        number: The number of a parameter.
     """
 
     name: str
@@ -86,18 +86,18 @@ class Instruction:
 
     @property
     def array(self) -> Array:
-        """Its result, where it has one."""
+        """The result of an instruction with a single result."""
         return self.arrays[0]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The entry computation, with what it calls written into it.
+    """The entry computation, with calls inlined.
 
     Attributes:
-        instructions: By name, operands before what uses them.
-        root: The name of its result.
-        combiners: Operators of the small computations that reduce and scatter apply.
+        instructions: The instructions by name, operands before their users.
+        root: The name of the result.
+        combiners: The instructions of the small computations that reduce and scatter apply.
     """
 
     instructions: Mapping[str, Instruction]
@@ -106,31 +106,31 @@ class Graph:
 
     @property
     def parameters(self) -> list[Instruction]:
-        """In order."""
-        found = [each for each in self.instructions.values() if each.opcode == "parameter"]
-        return sorted(found, key=lambda each: each.number)
+        """The parameters in order of their numbers."""
+        parameters = [node for node in self.instructions.values() if node.opcode == "parameter"]
+        return sorted(parameters, key=lambda node: node.number)
 
     @property
     def outputs(self) -> list[str]:
-        """Names of its results."""
+        """The names of the results."""
         root = self.instructions[self.root]
         return list(root.operands) if root.opcode == "tuple" else [root.name]
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a graph is made of, and what one call costs.
+    """The contents of a graph, and the costs of one call.
 
     Attributes:
-        operators: How often each is used.
-        dtypes: How many results have each type.
+        operators: The number of uses of each operator.
+        dtypes: The number of results of each type.
         dynamic: Names of results with a dynamic dimension.
-        flops: Of its matrix products, by their operands' type: a multiplication and an addition are two.
+        flops: Operations of the matrix products by type of the operands; a multiplication and an addition count as two.
         read: Bytes of parameters that one call must read.
         written: Bytes of outputs that one call must write.
         parameters: Bytes of all parameters.
-        activations: Bytes of results alive at once, in the text's order and with nothing fused: at most so many.
-        in_place: Outputs of which only a part is written.
+        activations: An upper bound of the bytes of results alive at once, in the order of the text and without fusion.
+        in_place: The number of outputs that are only partly written.
     """
 
     operators: dict[str, int]
@@ -150,59 +150,59 @@ class Account:
 
     @property
     def total_flops(self) -> int:
-        """Of all types."""
+        """Operations of all types."""
         return sum(self.flops.values())
 
 
 def account(text: str) -> Account:
-    """Counts one module.
+    """The account of one module.
 
     Args:
-        text: Of an HLO module, operands' names given.
+        text: The text of an HLO module, including the names of operands.
 
     Raises:
-        ValueError: If there is no entry computation, or a type that is not known.
+        ValueError: If there is no entry computation, or a type is unknown.
     """
     graph = parse(text)
-    every = [*graph.instructions.values(), *graph.combiners]
+    instructions = [*graph.instructions.values(), *graph.combiners]
     written, in_place = _written(graph)
     return Account(
-        operators=dict(Counter(each.opcode for each in every).most_common()),
-        dtypes=dict(Counter(array.dtype for each in every for array in each.arrays).most_common()),
-        dynamic=tuple(each.name for each in every if any(array.dynamic for array in each.arrays)),
+        operators=dict(Counter(node.opcode for node in instructions).most_common()),
+        dtypes=dict(Counter(array.dtype for node in instructions for array in node.arrays).most_common()),
+        dynamic=tuple(node.name for node in instructions if any(array.dynamic for array in node.arrays)),
         flops=dict(_flops(graph)),
         read=sum(bytes_read(graph).values()),
         written=written,
-        parameters=sum(each.array.nbytes for each in graph.parameters),
+        parameters=sum(node.array.nbytes for node in graph.parameters),
         activations=_activations(graph),
         in_place=in_place,
     )
 
 
 def parse(text: str) -> Graph:
-    """The entry computation of a module; calls are replaced by what they call.
+    """The entry computation of a module, with calls inlined.
 
     Raises:
-        ValueError: If there is no entry computation, or a type that is not known.
+        ValueError: If there is no entry computation, or a type is unknown.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
     entry = current = None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if opened := _COMPUTATION.match(line):
-            current = opened[2]
+        if header := _COMPUTATION.match(line):
+            current = header[2]
             computations[current] = {}
-            entry = current if opened[1] else entry
-        elif (found := _INSTRUCTION.match(line)) and current is not None:
-            is_root, name, shape, opcode, rest = found.groups()
+            entry = current if header[1] else entry
+        elif (match := _INSTRUCTION.match(line)) and current is not None:
+            is_root, name, shape, opcode, rest = match.groups()
             computations[current][name] = _instruction(name, shape, opcode, rest)
             if is_root:
                 roots[current] = name
     if entry is None or entry not in roots:
-        raise ValueError("no entry computation: is this HLO text?")
-    flat = {each.name: each for each in _inlined(computations, roots, entry, "", {})}
-    called = set(re.findall(r"to_apply=%?([\w.\-]+)", " ".join(each.attributes for each in flat.values())))
-    combiners = [each for name in sorted(called) for each in computations[name].values() if each.opcode != "parameter"]
+        raise ValueError("no entry computation: the text is not an HLO module")
+    flat = {node.name: node for node in _inlined(computations, roots, entry, "", {})}
+    called = set(re.findall(r"to_apply=%?([\w.\-]+)", " ".join(node.attributes for node in flat.values())))
+    combiners = [node for name in sorted(called) for node in computations[name].values() if node.opcode != "parameter"]
     return Graph(flat, roots[entry], tuple(combiners))
 
 
@@ -211,17 +211,17 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
     while depth and end < len(rest):
         depth += {"(": 1, ")": -1}.get(rest[end], 0)
         end += 1
-    inside = rest[: end - 1]
+    content = rest[: end - 1]
     arrays = tuple(_array(dtype, dims) for dtype, dims in _ARRAY.findall(shape))
     if opcode == "parameter":
-        return Instruction(name, opcode, arrays, (), rest[end:], int(inside))
-    operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", inside))
+        return Instruction(name, opcode, arrays, (), rest[end:], int(content))
+    operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", content))
     return Instruction(name, opcode, arrays, operands, rest[end:])
 
 
 def _array(dtype: str, dims: str) -> Array:
     if dtype not in BITS:
-        raise ValueError(f"type {dtype} is not known; there are {', '.join(BITS)}")
+        raise ValueError(f"type {dtype} is not known; known types: {', '.join(BITS)}")
     sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
     return Array(dtype, sizes, "<=" in dims)
 
@@ -233,51 +233,51 @@ def _inlined(
     prefix: str,
     arguments: Mapping[int, str],
 ) -> Iterator[Instruction]:
-    """A computation's instructions with calls written out; parameters become the caller's operands."""
+    """The instructions of a computation with calls inlined; parameters become the operands of the caller."""
     renamed: dict[str, str] = {}
-    for each in computations[name].values():
-        operands = tuple(renamed[operand] for operand in each.operands)
-        if each.opcode == "parameter" and arguments:
-            renamed[each.name] = arguments[each.number]
-        elif each.opcode == "call":
-            target = re.findall(r"to_apply=%?([\w.\-]+)", each.attributes)[0]
-            inner = list(_inlined(computations, roots, target, f"{prefix}{each.name}/", dict(enumerate(operands))))
+    for node in computations[name].values():
+        operands = tuple(renamed[operand] for operand in node.operands)
+        if node.opcode == "parameter" and arguments:
+            renamed[node.name] = arguments[node.number]
+        elif node.opcode == "call":
+            target = re.findall(r"to_apply=%?([\w.\-]+)", node.attributes)[0]
+            inner = list(_inlined(computations, roots, target, f"{prefix}{node.name}/", dict(enumerate(operands))))
             yield from inner
-            # The callee's root, or, where it is a parameter handed back, the operand itself.
+            # The callee's root, or the operand if the callee returns a parameter.
             root = computations[target][roots[target]]
-            renamed[each.name] = operands[root.number] if root.opcode == "parameter" else inner[-1].name
+            renamed[node.name] = operands[root.number] if root.opcode == "parameter" else inner[-1].name
         else:
-            renamed[each.name] = prefix + each.name
-            yield replace(each, name=prefix + each.name, operands=operands)
+            renamed[node.name] = prefix + node.name
+            yield replace(node, name=prefix + node.name, operands=operands)
 
 
 def _flops(graph: Graph) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for each in graph.instructions.values():
-        if each.opcode == "dot":
-            left = graph.instructions[each.operands[0]].array
-            dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+    flops: Counter[str] = Counter()
+    for node in graph.instructions.values():
+        if node.opcode == "dot":
+            left = graph.instructions[node.operands[0]].array
+            dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", node.attributes)
             shared = math.prod(left.dims[int(dim)] for dim in dims[1].split(",") if dim) if dims else 1
-            found[left.dtype] += 2 * each.array.size * shared
-    return found
+            flops[left.dtype] += 2 * node.array.size * shared
+    return flops
 
 
-def _is_view(graph: Graph, each: Instruction) -> bool:
-    if each.opcode in VIEWS:
+def _is_view(graph: Graph, node: Instruction) -> bool:
+    if node.opcode in VIEWS:
         return True
-    same = len(each.operands) == 1 and graph.instructions[each.operands[0]].array.size == each.array.size
-    return each.opcode in RESIZING and same
+    same = len(node.operands) == 1 and graph.instructions[node.operands[0]].array.size == node.array.size
+    return node.opcode in RESIZING and same
 
 
 def bytes_read(graph: Graph) -> dict[str, int]:
-    """Bytes that each parameter's readers need of it, by its name."""
+    """The bytes of each parameter that its readers need, by name."""
     users: dict[str, list[tuple[Instruction, int]]] = defaultdict(list)
-    for each in graph.instructions.values():
-        for place, operand in enumerate(each.operands):
-            users[operand].append((each, place))
+    for node in graph.instructions.values():
+        for place, operand in enumerate(node.operands):
+            users[operand].append((node, place))
 
     def readers(name: str) -> Iterator[tuple[Instruction, int]]:
-        """Whoever reads the numbers of this buffer, through views and after writes into it."""
+        """The instructions that read the numbers of a buffer, through views and after writes into it."""
         for user, place in users[name]:
             if _is_view(graph, user) or (user.opcode in WRITES and place == 0):
                 yield from readers(user.name)
@@ -286,29 +286,29 @@ def bytes_read(graph: Graph) -> dict[str, int]:
 
     needed = {}
     for parameter in graph.parameters:
-        whole, found = parameter.array.nbytes, list(readers(parameter.name))
-        if all(user.opcode in LOOKUPS and place == 0 for user, place in found):
-            rows = sum(user.array.size for user, _ in found) * BITS[parameter.array.dtype] // 8
-            whole = min(whole, rows)
-        needed[parameter.name] = whole
+        size, value_readers = parameter.array.nbytes, list(readers(parameter.name))
+        if all(user.opcode in LOOKUPS and place == 0 for user, place in value_readers):
+            rows = sum(user.array.size for user, _ in value_readers) * BITS[parameter.array.dtype] // 8
+            size = min(size, rows)
+        needed[parameter.name] = size
     return needed
 
 
 def _written(graph: Graph) -> tuple[int, int]:
-    """Bytes that the outputs need, and how many of them are written in part."""
-    total, in_place, taken = 0, 0, set()
+    """The bytes that the outputs need, and the number of outputs that are only partly written."""
+    total, in_place, returned = 0, 0, set()
     for output in graph.outputs:
-        each, part = graph.instructions[output], 0
-        array = each.array
+        node, part = graph.instructions[output], 0
+        array = node.array
         while True:
-            if each.opcode in WRITES:
-                part += graph.instructions[each.operands[WRITES[each.opcode]]].array.nbytes
-            elif not _is_view(graph, each):
+            if node.opcode in WRITES:
+                part += graph.instructions[node.operands[WRITES[node.opcode]]].array.nbytes
+            elif not _is_view(graph, node):
                 break
-            each = graph.instructions[each.operands[0]]
-        # A buffer can be handed back only once, and only as what it was.
-        if each.opcode == "parameter" and each.array == array and each.name not in taken:
-            taken.add(each.name)
+            node = graph.instructions[node.operands[0]]
+        # A buffer can be returned only once, and only with its type and shape.
+        if node.opcode == "parameter" and node.array == array and node.name not in returned:
+            returned.add(node.name)
             total += part
             in_place += part > 0
         else:
@@ -317,24 +317,24 @@ def _written(graph: Graph) -> tuple[int, int]:
 
 
 def _activations(graph: Graph) -> int:
-    """The most bytes alive at a time, if results are made in this order and each is dropped after its last use."""
+    """The maximum of bytes alive, if results are computed in this order and each is freed after its last use."""
     order = list(graph.instructions.values())
-    stored: dict[str, str] = {}  # whose memory a name lies in
-    for each in order:
-        shared = each.opcode in WRITES or (_is_view(graph, each) and each.opcode != "convert")
-        stored[each.name] = stored[each.operands[0]] if shared else each.name
-    last = {stored[operand]: index for index, each in enumerate(order) for operand in each.operands}
-    dies: dict[int, list[str]] = defaultdict(list)
+    stored: dict[str, str] = {}  # name of the result that owns the memory, by name of the result that uses it
+    for node in order:
+        shared = node.opcode in WRITES or (_is_view(graph, node) and node.opcode != "convert")
+        stored[node.name] = stored[node.operands[0]] if shared else node.name
+    last = {stored[operand]: index for index, node in enumerate(order) for operand in node.operands}
+    freed: dict[int, list[str]] = defaultdict(list)
     for name, index in last.items():
-        dies[index].append(name)
-    own = {
-        each.name: sum(array.nbytes for array in each.arrays)
-        for each in order
-        if stored[each.name] == each.name and (each.opcode == "convert" or each.opcode not in UNSTORED)
+        freed[index].append(name)
+    sizes = {
+        node.name: sum(array.nbytes for array in node.arrays)
+        for node in order
+        if stored[node.name] == node.name and (node.opcode == "convert" or node.opcode not in UNSTORED)
     }
-    alive = most = 0
-    for index, each in enumerate(order):
-        alive += own.get(each.name, 0)
-        most = max(most, alive)
-        alive -= sum(own.get(name, 0) for name in dies[index])
-    return most
+    alive = peak = 0
+    for index, node in enumerate(order):
+        alive += sizes.get(node.name, 0)
+        peak = max(peak, alive)
+        alive -= sum(sizes.get(name, 0) for name in freed[index])
+    return peak

@@ -1,4 +1,4 @@
-"""Graphs to HLO without a Neuron package: jobs for xla_process.py, in a process of a Python with torch_xla."""
+"""Lowering of graphs to HLO without Neuron packages, in a separate Python with torch_xla (xla_process.py)."""
 
 import json
 import os
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 PYTHON = "NEURON_SUM_XLA_PYTHON"
-"""The variable that names a Python with torch_xla."""
+"""The environment variable with the path of a Python with torch_xla."""
 WriteForm = Literal["in_place", "where"]
-"""compile.neuron.cache_write: a step writes its column by HLO's dynamic-update-slice, or by a choice for every slot."""
+"""compile.neuron.cache_write: a step writes its column with dynamic-update-slice, or chooses for each position."""
 ENVIRONMENT = {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """What GraphOptions are made of, in words.
+    """GraphOptions in a form that can be sent as JSON.
 
     Attributes:
-        dtype: fp32 or bf16, of weights and products.
-        kv_dtype: Of keys and values.
-        source_len: The longest.
-        target_len: The longest.
-        write: How a step writes its column.
-        soft_prompt_tokens: Before the source.
-        adapters: Slots; None for graphs without.
+        dtype: The dtype of weights and products: fp32 or bf16.
+        kv_dtype: The dtype of keys and values.
+        source_len: The longest source in tokens.
+        target_len: The longest target in tokens.
+        write: The form of the cache write.
+        soft_prompt_tokens: The number of positions before the source.
+        adapters: The adapter slots; None for graphs without them.
     """
 
     dtype: str
@@ -50,7 +50,7 @@ class LoweringOptions:
     adapters: AdapterSpec | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For a request."""
+        """The options as JSON values."""
         adapters = self.adapters.model_dump(mode="json") if self.adapters else None
         return {**vars(self), "adapters": adapters}
 
@@ -60,9 +60,9 @@ class LoweringJob:
     """Graphs of one model.
 
     Attributes:
-        config: Of the model.
-        options: What they share.
-        graphs: Which; `file` names what a kept text is called.
+        config: The model's configuration.
+        options: The options of all graphs.
+        graphs: The graphs to lower; the HLO text of a graph is named after its `file`.
     """
 
     config: "PretrainedConfig"
@@ -72,16 +72,16 @@ class LoweringJob:
 
 @dataclass(frozen=True)
 class Lowered:
-    """One graph's account.
+    """A lowered graph.
 
     Attributes:
-        graph: Which.
-        write: How its column is written.
-        account: What was counted.
-        weights: Bytes of all weights of the model, once, those that this graph does not read too.
-        inputs: Bytes of what the call is given beside weights: tokens, constants, state.
-        state: Bytes of these that are keys and values.
-        seconds: That lowering took.
+        graph: The graph.
+        write: The form of the cache write.
+        account: Operators, operations and bytes of the graph.
+        weights: Bytes of one copy of all weights of the model, including those that this graph does not read.
+        inputs: Bytes of the other inputs of a call: tokens, constants, state.
+        state: Bytes of the keys and values among the inputs.
+        seconds: Duration of the lowering.
     """
 
     graph: GraphFile
@@ -94,11 +94,11 @@ class Lowered:
 
 
 def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Lowered]:
-    """Lowers, and yields each graph when it is done; whatever ends the iteration ends the process.
+    """Lowers graphs and yields each when it is done; the process ends when the iteration ends, for any reason.
 
     Args:
-        jobs: In order.
-        keep: A folder for the HLO texts; None to drop them.
+        jobs: The jobs, in order.
+        keep: The folder to write the HLO texts to; None to discard them.
 
     Raises:
         PlatformError: If there is no Python with torch_xla.
@@ -131,8 +131,8 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
                         raise _failed(graph, process.returncode, log.read())
                     answer = json.loads(line)
                     account = answer.pop("account")
-                    made = Account(**{**account, "dynamic": tuple(account["dynamic"])})
-                    yield Lowered(graph=graph, write=job.options.write, account=made, **answer)
+                    account = Account(**{**account, "dynamic": tuple(account["dynamic"])})
+                    yield Lowered(graph=graph, write=job.options.write, account=account, **answer)
         finally:
             process.kill()
             process.wait()
@@ -140,11 +140,11 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
 
 
 def request(jobs: Sequence[LoweringJob], keep: Path | None = None) -> dict[str, Any]:
-    """What compile/preflight/xla_process.py reads.
+    """The input of compile/preflight/xla_process.py.
 
     Args:
-        jobs: In order.
-        keep: A folder for the HLO texts.
+        jobs: The jobs, in order.
+        keep: The folder to write the HLO texts to, or None.
     """
     return {
         "folder": str(keep.resolve()) if keep else None,
@@ -160,35 +160,35 @@ def request(jobs: Sequence[LoweringJob], keep: Path | None = None) -> dict[str, 
 
 
 def xla_python() -> Path:
-    """A Python that has torch_xla: the one named by NEURON_SUM_XLA_PYTHON, this one, or that of .venv-xla beside .venv.
+    """A Python with torch_xla: that of NEURON_SUM_XLA_PYTHON, this one, or that of .venv-xla next to .venv.
 
     Raises:
-        PlatformError: If none has.
+        PlatformError: If none of them has torch_xla.
     """
-    if named := os.environ.get(PYTHON):
-        if not Path(named).exists():
+    if configured := os.environ.get(PYTHON):
+        if not Path(configured).exists():
             raise PlatformError(
-                f"{PYTHON} = {named}: there is no such file", "the Python of an environment with torch_xla"
+                f"{PYTHON} = {configured}: no such file", f"set {PYTHON} to the Python of an environment with torch_xla"
             )
-        return Path(named)
+        return Path(configured)
     if find_spec("torch_xla") is not None:
         return Path(sys.executable)
-    beside = Path(sys.prefix).parent / ".venv-xla" / "bin" / "python"
-    if not beside.exists():
+    default = Path(sys.prefix).parent / ".venv-xla" / "bin" / "python"
+    if not default.exists():
         raise PlatformError(
-            f"graphs are lowered by torch_xla, and neither this Python nor {beside} has it",
-            f"make .venv-xla/.installed builds that environment; or {PYTHON}=PYTHON names one with torch_xla",
+            f"lowering needs torch_xla, but this Python does not have it and {default} does not exist",
+            f"run `make .venv-xla/.installed` to create it, or set {PYTHON} to a Python with torch_xla",
         )
-    return beside
+    return default
 
 
 def _failed(graph: GraphFile, code: int, log: str) -> CompileError:
-    kept = files.cache_folder() / "graphs" / "preflight.log"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(kept, log)
+    path = files.cache_folder() / "graphs" / "preflight.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, log)
     name = f"{graph.kind} {graph.batch}x{graph.source_len}"
-    if code == -signal.SIGSEGV:  # a placeholder was asked for its values
-        why = "an operator without an XLA lowering left the graph for the CPU"
+    if code == -signal.SIGSEGV:  # the values of a placeholder were read
+        reason = "an operator without an XLA lowering left the graph for the CPU"
     else:
-        why = (log.strip().splitlines() or [f"the process ended with {code}"])[-1]
-    return CompileError(f"{name} did not lower: {why:.200}", f"whole log: {kept}")
+        reason = (log.strip().splitlines() or [f"the process ended with {code}"])[-1]
+    return CompileError(f"{name} did not lower: {reason:.200}", f"whole log: {path}")

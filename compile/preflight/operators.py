@@ -1,7 +1,7 @@
-"""Operators by XlaBuilder's names, as AWS's compilers list them, and by HLO's opcodes, as a graph's text has them.
+"""Operators that the Neuron compilers list under XlaBuilder's names, and their opcodes in HLO text.
 
-The list that is published is of Inferentia1's compiler. neuronx-cc's own has the same command, but was never seen here:
-whatever it does not name is worth a look, and proves nothing.
+The published list is that of Inferentia1's compiler. neuronx-cc prints its list with the same command, which is not
+tested: an operator that is missing from the list deserves attention, but may still compile.
 """
 
 import re
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 
 SOURCE = (
-    "AWS Neuron documentation, archive/neuron-cc/neuron-cc-ops/neuron-cc-ops-xla: of Inferentia1's compiler, advisory"
+    "AWS Neuron documentation, archive/neuron-cc/neuron-cc-ops/neuron-cc-ops-xla: for Inferentia1's compiler, advisory"
 )
 COMMAND = ("neuronx-cc", "list-operators", "--framework", "XLA")
 
@@ -28,13 +28,13 @@ PUBLISHED = {
     "ShiftRightLogical": "shift-right-logical", "Sign": "sign", "Sin": "sine", "Slice": "slice", "Sqrt": "sqrt",
     "Sub": "subtract", "Tanh": "tanh", "Transpose": "transpose", "Tuple": "tuple",
 }  # fmt: skip
-"""The whole published list: the page's names, and the opcodes that they become."""
+"""The whole published list: the names on the page, and their opcodes."""
 OTHERS = {
     "And": "and", "Or": "or", "LogicalOr": "or", "Not": "not", "Rem": "remainder", "Rev": "reverse",
     "BitcastConvertType": "bitcast-convert", "ConvGeneralDilated": "convolution", "Conv": "convolution",
     "Collapse": "reshape", "RngNormal": "rng",
 }  # fmt: skip
-"""XlaBuilder's other names that are not their opcode's: https://openxla.org/xla/operation_semantics."""
+"""Other names in XlaBuilder that differ from their opcodes: https://openxla.org/xla/operation_semantics."""
 LIMITS = {
     "dynamic-update-slice": "Supports only for constant index",
     "gather": "Supports only disjoint start_index_map and remapped_offset_dims",
@@ -42,30 +42,30 @@ LIMITS = {
     "reduce": "Min, Max, Add and Mul are the only supported computations. Init_values must be constant",
     "rng-bit-generator": "Ignores user seed",
 }
-"""What the published list says beside an operator."""
+"""Limits of operators in the published list."""
 RUN_TIME_INDEX = (
-    "these graphs write\ntheir cache at a run-time index, as does optimum-neuron's own inference code "
-    "(modules/kvcache/utils.py); for a compiler\nthat refuses it: compile.neuron.cache_write=where"
+    "these graphs write\ntheir cache at a run-time index, as does the inference code of optimum-neuron "
+    "(modules/kvcache/utils.py); if a compiler\nrejects it, use compile.neuron.cache_write=where"
 )
-"""Beside the limit on dynamic-update-slice."""
+"""Printed after the limit of dynamic-update-slice."""
 
 _OPCODES = {name.lower(): opcode for name, opcode in {**PUBLISHED, **OTHERS}.items()}
 
 
 def opcode(name: str) -> str:
-    """HLO's opcode of an operator: ConvertElementType -> convert, ReduceWindow and reduce-window -> reduce-window.
+    """The HLO opcode of an operator: ConvertElementType -> convert, ReduceWindow and reduce-window -> reduce-window.
 
     Args:
-        name: XlaBuilder's, or the opcode itself.
+        name: The name in XlaBuilder, or the opcode.
     """
     kebab = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower().replace("_", "-")
     return _OPCODES.get(name.lower(), kebab)
 
 
-def listed() -> frozenset[str] | None:
-    """Opcodes that the compiler on PATH says it knows; None without one, or where its answer is no such list."""
+def compiler_opcodes() -> frozenset[str] | None:
+    """The opcodes that the compiler on PATH lists; None if there is no compiler or its output is not a list."""
     if shutil.which(COMMAND[0]) is None:
         return None
-    answer = subprocess.run(COMMAND, capture_output=True, text=True, check=False).stdout
-    names = frozenset(opcode(name) for name in re.findall(r"[\w-]+", answer))
+    output = subprocess.run(COMMAND, capture_output=True, text=True, check=False).stdout
+    names = frozenset(opcode(name) for name in re.findall(r"[\w-]+", output))
     return names if {"add", "dot"} <= names else None

@@ -1,8 +1,8 @@
-"""What can be known of a recipe's graphs on Inferentia2 without its compiler and without a device.
+"""The preflight report: estimates for a recipe's graphs on Inferentia2, without its compiler or a device.
 
-A floor is what the published rates of the chip allow at best: bytes over bandwidth or operations over rate, whichever
-is longer, of every graph as it stands. A projection is the floor times how far AWS's own published figures are from the
-floor of their models. Neither was measured.
+A floor is the best value that the published rates of the chip allow: for every graph, the longer of bytes over
+bandwidth and operations over rate. A projection is the floor, corrected by the ratio of published AWS measurements to
+the floors of their models. Neither was measured.
 """
 
 import math
@@ -27,18 +27,19 @@ from neuron_sum.training.estimate.projection import EpochProjection, project_epo
 
 INSTANCE = "ml.inf2.xlarge"
 WHERE = "-where"
-"""Ends the names of steps whose cache is rewritten."""
+"""Name suffix of steps that rewrite the cache."""
 RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOPS["bf16"]}
-"""Operations a second by a product's type. With the compiler's auto-cast, f32 products run at bf16's rate."""
+"""Operations per second by type of the product. With the compiler's auto-cast, f32 products run at the rate of bf16."""
 LACKING = {"f64", "c64", "c128"}
-"""Types that a NeuronCore-v2 has no arithmetic for."""
+"""Types without arithmetic on a NeuronCore-v2."""
 WIDE_INTEGERS = (
     "s64: token ids, positions and indices, all far below 2^31. A NeuronCore-v2's engines are documented for integers\n"
-    "of up to 32 bits; neuronx-cc narrows s64 to s32 by default (said of Neuron 2.32; the next release is to change it)"
+    "of up to 32 bits; neuronx-cc narrows s64 to s32 by default (documented for Neuron 2.32; planned to change in the\n"
+    "next release)"
 )
 """AWS Neuron documentation: neuron-core-v2 (its engines), and release-notes/components/compiler of 2.32.0."""
 STRUCTURE = {"parameter"}
-"""Part of any HLO, on no list."""
+"""Opcodes that occur in any HLO text and are not on any list."""
 
 
 @dataclass(frozen=True)
@@ -46,53 +47,53 @@ class GraphReport:
     """One graph on one NeuronCore.
 
     Attributes:
-        lowered: Its account.
-        where: The same step with the cache rewritten, for a compiler that refuses the in-place write.
+        lowered: The lowered graph with its account.
+        rewriting: The same step with the cache rewritten, for a compiler that rejects the in-place write.
     """
 
     lowered: Lowered
-    where: Lowered | None = None
+    rewriting: Lowered | None = None
 
     @property
     def account(self) -> Account:
-        """Of the graph itself."""
+        """The account of the graph."""
         return self.lowered.account
 
     @property
     def compute_s(self) -> float:
-        """Seconds that its products take at least."""
+        """The minimum time of the matrix products in seconds."""
         return math.fsum(flops / RATES[dtype] for dtype, flops in self.account.flops.items())
 
     @property
     def memory_s(self) -> float:
-        """Seconds that its bytes take at least."""
+        """The minimum time of the memory accesses in seconds."""
         return self.account.moved / CORE_BANDWIDTH
 
     @property
     def floor_s(self) -> float:
-        """Seconds of a call at least."""
+        """The minimum time of a call in seconds."""
         return max(self.compute_s, self.memory_s)
 
     @property
     def bound(self) -> str:
-        """Which of the two it is."""
+        """The longer of the two: memory or compute."""
         return "memory" if self.memory_s >= self.compute_s else "compute"
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """The name in tables."""
         graph = self.lowered.graph
         shape = f"{graph.kind} {graph.batch}x{graph.source_len}"
         return shape if graph.kind == "encode" else f"{shape}x{graph.target_len}, {_beams(graph.num_beams or 1)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json: bytes, operations and seconds of a call."""
+        """Bytes, operations and seconds of a call, for --json."""
         account = asdict(self.account)
         return {
             **self.lowered.graph.model_dump(exclude={"file"}),
             **account,
             "moved": self.account.moved,
-            "moved_where": self.where.account.moved if self.where else None,
+            "moved_where": self.rewriting.account.moved if self.rewriting else None,
             "floor_compute_s": self.compute_s,
             "floor_memory_s": self.memory_s,
             "floor_s": self.floor_s,
@@ -103,11 +104,11 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A published figure beside its floor.
+    """A published measurement with its floor.
 
     Attributes:
-        published: AWS's.
-        floor_s: Of a step of our graph of the same dimensions, spread evenly over its cores.
+        published: The measurement of AWS.
+        floor_s: The floor in seconds of a step of a static graph of the same dimensions, split evenly over the cores.
     """
 
     published: calibration.Measured
@@ -115,16 +116,16 @@ class Calibration:
 
     @property
     def floor_tokens_per_s(self) -> float:
-        """At the floor."""
+        """Tokens per second at the floor."""
         return 1 / self.floor_s
 
     @property
     def ratio(self) -> float:
-        """Published over roofline."""
+        """The published tokens per second divided by those at the floor."""
         return self.published.tokens_per_s * self.floor_s
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The values for --json."""
         return {
             "model": self.published.model,
             "instance": self.published.instance,
@@ -138,14 +139,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class BucketReport:
-    """Summaries of one bucket and beam width, a batch at a time, every one of target_len tokens.
+    """Summaries of one bucket and beam width, one batch at a time, each of target_len tokens.
 
     Attributes:
-        bucket: Its shape.
-        num_beams: Its width.
-        encode: Its first graph.
-        step: The graph of every token.
-        ratio: Of the calibration.
+        bucket: The bucket.
+        num_beams: The beam width.
+        encode: The graph of the source.
+        step: The graph of each token.
+        ratio: The ratio of the calibration.
     """
 
     bucket: Bucket
@@ -156,32 +157,32 @@ class BucketReport:
 
     @property
     def floor_s(self) -> float:
-        """Seconds of a batch on one core at least."""
+        """The minimum time of a batch on one core in seconds."""
         return self.encode.floor_s + self.bucket.target_len * self.step.floor_s
 
     @property
     def tokens_per_s(self) -> float:
-        """Of one core at most, the whole batch's."""
+        """The maximum number of tokens per second of one core, for the whole batch."""
         return self.bucket.batch / self.step.floor_s
 
     @property
     def usd_per_1000(self) -> float:
-        """1,000 summaries at least, with the one worker on one core that serving/properties.py asks for."""
+        """The minimum cost of 1,000 summaries, with one worker on one core as configured by serving/properties.py."""
         return 1000 / self.bucket.batch * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
 
     @property
     def memory(self) -> float:
-        """Bytes on one core, the weights once: these, keys and values, and at most so many activations."""
+        """Bytes on one core: one copy of the weights, keys and values, and the upper bound of the activations."""
         activations = max(self.encode.account.activations, self.step.account.activations)
         return self.step.lowered.weights + self.step.lowered.state + activations
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """The name in tables."""
         return f"{self.bucket}, {_beams(self.num_beams)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The values for --json."""
         return {
             **self.bucket.model_dump(),
             "num_beams": self.num_beams,
@@ -201,18 +202,18 @@ class BucketReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found.
+    """The results of a preflight.
 
     Attributes:
-        recipe: Whose.
-        model_type: Of its base.
-        dtype: Of weights and products.
-        kv_dtype: Of keys and values.
-        graphs: Every graph, encode first in each bucket.
-        buckets: Every bucket and beam width.
-        calibrations: Published figures beside their floors.
-        epoch: Of training.
-        compiler_operators: What `neuronx-cc list-operators` named; None where it is not on PATH.
+        recipe: The recipe.
+        model_type: The type of its base model.
+        dtype: The dtype of weights and products.
+        kv_dtype: The dtype of keys and values.
+        graphs: All graphs, with encode first in each bucket.
+        buckets: All buckets and beam widths.
+        calibrations: Published measurements with their floors.
+        epoch: The projection of a training epoch.
+        compiler_operators: The output of `neuronx-cc list-operators`; None if it is not on PATH.
     """
 
     recipe: Recipe
@@ -227,79 +228,79 @@ class Report:
 
     @cached_property
     def faults(self) -> list[str]:
-        """What will not compile or not fit."""
-        found = []
+        """The reasons why graphs will not compile or not fit."""
+        faults = []
         for graph in self.graphs:
-            for account in (graph.account, *([graph.where.account] if graph.where else [])):
+            for account in (graph.account, *([graph.rewriting.account] if graph.rewriting else [])):
                 if account.dynamic:
-                    found.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
+                    faults.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
                 if lacking := LACKING & account.dtypes.keys():
-                    found.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not compute")
+                    faults.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not support")
         available = INSTANCES[INSTANCE].core_memory
         for bucket in self.buckets:
             if bucket.memory > available:
-                found.append(
+                faults.append(
                     f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory with one copy of the weights, "
                     f"a core has {available / 1e9:.1f}"
                 )
-        return found
+        return faults
 
     @property
     def warnings(self) -> list[str]:
-        """What may not fit: it depends on the requests which graphs are loaded, and each is when it is first used."""
+        """Memory that may not fit: a graph is loaded when a request first needs it."""
         available = INSTANCES[INSTANCE].core_memory
         if self.loaded_memory <= available:
             return []
         return [
-            f"all graphs loaded take up to {self.loaded_memory / 1e9:.1f} GB, a core has {available / 1e9:.1f}: fewer "
-            "or smaller buckets, or compile.dtype=bf16"
+            f"all graphs together take up to {self.loaded_memory / 1e9:.1f} GB, a core has {available / 1e9:.1f}: use "
+            "fewer or smaller buckets, or compile.dtype=bf16"
         ]
 
     @cached_property
     def unlisted(self) -> dict[str, list[str]]:
-        """Operators outside the published list, with the kinds of graph that use them."""
+        """Operators that are not in the published list, with the kinds of graph that use them."""
         return self._outside(frozenset(operators.PUBLISHED.values()))
 
     @cached_property
     def unlisted_by_compiler(self) -> dict[str, list[str]] | None:
-        """The same for the list of the compiler on PATH: worth a look, no fault, for no real list was seen yet."""
+        """The same for the list of the compiler on PATH; not a fault, because this is not tested with a real list."""
         return None if self.compiler_operators is None else self._outside(self.compiler_operators)
 
     @cached_property
     def limits(self) -> dict[str, str]:
-        """What the published list says of operators that these graphs use."""
+        """The published limits of operators that these graphs use."""
         used = {name for graph in self.graphs for name in graph.account.operators}
         return {name: limit for name, limit in operators.LIMITS.items() if name in used}
 
     def _outside(self, known: frozenset[str]) -> dict[str, list[str]]:
-        found: dict[str, set[str]] = {}
+        kinds: dict[str, set[str]] = {}
         for graph in self.graphs:
             for name in _used(graph.account) - known:
-                found.setdefault(name, set()).add(graph.lowered.graph.kind)
-        return {name: sorted(found[name]) for name in sorted(found)}
+                kinds.setdefault(name, set()).add(graph.lowered.graph.kind)
+        return {name: sorted(kinds[name]) for name in sorted(kinds)}
 
     @property
     def has_wide_integers(self) -> bool:
-        """Whether WIDE_INTEGERS speaks of these graphs."""
+        """Whether WIDE_INTEGERS applies to these graphs."""
         return any("s64" in graph.account.dtypes for graph in self.graphs)
 
     @property
     def weight_copies(self) -> int:
-        """Bytes of the weights that the graphs read, a copy for each: so neuron_sum/runtimes/neuronx.py loads them."""
+        """Bytes of the weights of all graphs; neuron_sum/runtimes/neuronx.py loads a copy for each graph."""
         return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
 
     @property
     def state(self) -> int:
-        """Bytes of all steps' keys and values: each has its own."""
+        """Bytes of the keys and values of all steps, which do not share them."""
         return sum(graph.lowered.state for graph in self.graphs)
 
     @property
     def loaded_memory(self) -> int:
-        """Bytes on one core once every graph is loaded; the compiled programs themselves are not counted."""
+        """Bytes on one core once every graph is loaded, without the compiled programs."""
         return self.weight_copies + self.state + max(graph.account.activations for graph in self.graphs)
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The values for --json."""
         price = find_price(INSTANCE)
         return {
             "recipe": self.recipe.name,
@@ -320,23 +321,23 @@ class Report:
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
             "integers": WIDE_INTEGERS if self.has_wide_integers else None,
             "faults": self.faults,
-            "calibration": [each.as_dict() for each in self.calibrations],
+            "calibration": [row.as_dict() for row in self.calibrations],
             "training": self.epoch.as_dict(),
             "price": asdict(price),
         }
 
 
 def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Path | None = None) -> Report:
-    """Lowers every graph of a recipe and counts.
+    """Lowers every graph of a recipe and counts its operations and bytes.
 
     Args:
-        recipe: The whole recipe.
-        examples_per_row: See `project_epoch`.
-        keep: A folder for the HLO texts.
+        recipe: The recipe.
+        examples_per_row: The mean number of examples per packed row; see `project_epoch`.
+        keep: The folder to write the HLO texts to; None to discard them.
 
     Raises:
-        RecipeError: For a dtype that Inferentia2's graphs do not have, or examples_per_row without packed rows.
-        NeuronSumError: If there is no torch_xla, a model's dimensions cannot be had, or a graph does not lower.
+        RecipeError: For a dtype that the graphs do not support on Inferentia2, or examples_per_row without packed rows.
+        NeuronSumError: If there is no torch_xla, a model's dimensions are unknown, or a graph does not lower.
     """
     config = base_config(recipe.model)
     buckets, beams = recipe_buckets(recipe)
@@ -349,21 +350,21 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
         LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
         *(published.job() for published in calibration.MEASURED),
     ]
-    made = []
+    results = []
     with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
         for lowered in lower(jobs, keep):
-            made.append(lowered)
+            results.append(lowered)
             bar.advance(detail=Path(lowered.graph.file).name)
-    where = {lowered.graph.file: lowered for lowered in made if lowered.write == "where"}
+    rewriting = {lowered.graph.file: lowered for lowered in results if lowered.write == "where"}
     reports = {
-        lowered.graph: GraphReport(lowered, where.get(f"{lowered.graph.file}{WHERE}"))
-        for lowered in made[: len(graphs)]
+        lowered.graph: GraphReport(lowered, rewriting.get(f"{lowered.graph.file}{WHERE}"))
+        for lowered in results[: len(graphs)]
     }
     calibrations = tuple(
         Calibration(published, GraphReport(lowered).floor_s / published.cores)
-        for published, lowered in zip(calibration.MEASURED, made[len(graphs) + len(steps) :], strict=True)
+        for published, lowered in zip(calibration.MEASURED, results[len(graphs) + len(steps) :], strict=True)
     )
-    ratio = min(each.ratio for each in calibrations)
+    ratio = min(row.ratio for row in calibrations)
     by_bucket = []
     for bucket in buckets:
         encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))
@@ -379,19 +380,19 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
         buckets=tuple(by_bucket),
         calibrations=calibrations,
         epoch=epoch,
-        compiler_operators=operators.listed(),
+        compiler_operators=operators.compiler_opcodes(),
     )
 
 
 def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -> LoweringOptions:
-    """What the graphs of a recipe share on Inferentia2: plain projections, K/V and weights of the recipe's dtypes.
+    """The options of a recipe's graphs on Inferentia2: plain projections, K/V and weights of the recipe's dtypes.
 
     Raises:
-        RecipeError: For int8, which is the CPU's.
+        RecipeError: For int8, which only the CPU supports.
     """
     settings, method = recipe.compile, recipe.method
     if settings.dtype == "int8":
-        raise RecipeError("compile.dtype = int8 is for --target cpu", "compile.dtype=bf16 or fp32")
+        raise RecipeError("compile.dtype = int8 is for --target cpu", "use `--set compile.dtype=bf16` or fp32")
     trained = method.num_virtual_tokens if isinstance(method, PromptTuningMethod) else 0
     lora = method if isinstance(method, LoraMethod) else None
     adapters, soft_prompt = adapter_room(settings, lora, trained, model_type)

@@ -1,7 +1,7 @@
-"""Lowers graphs with torch_xla on its CPU device: python -m compile.preflight.xla_process < REQUEST.
+"""Lower graphs with torch_xla on its CPU device: python -m compile.preflight.xla_process < REQUEST.
 
-Writes one JSON line a graph. A program of its own, for with torch_xla imported accelerate turns to XLA. No weight is
-made: every tensor is a placeholder of torch_xla's, which has a type and a shape and no memory.
+Prints one JSON line per graph. A separate program, because accelerate uses XLA once torch_xla is imported. No weights
+are allocated: every tensor is a torch_xla placeholder, which has a type and a shape but no memory.
 """
 
 import json
@@ -27,14 +27,14 @@ from neuron_sum.runtimes.graphs import TORCH_DTYPES
 
 
 def main() -> None:
-    """Reads a request as compile/preflight/lowering.py writes it, and answers graph by graph."""
+    """Reads a request from compile/preflight/lowering.py, and prints the result of each graph."""
     request = json.load(sys.stdin)
     for job in request["jobs"]:
         options = graph_options(job["options"])
         config = AutoConfig.for_model(**job["config"])
         with torch.device("meta"):
             model = static_model(config, options)
-        placeholders(model)
+        insert_placeholders(model)
         for dump in job["graphs"]:
             started = time.monotonic()
             graph = GraphFile.model_validate_json(json.dumps(dump))
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def graph_options(values: dict[str, Any]) -> GraphOptions:
-    """The options of a request."""
+    """The graph options from the JSON values of a request."""
     return GraphOptions(
         dtype=TORCH_DTYPES[values["dtype"]],
         kv_dtype=TORCH_DTYPES[values["kv_dtype"]],
@@ -68,34 +68,35 @@ def graph_options(values: dict[str, Any]) -> GraphOptions:
 
 
 def hlo(module: EncodeGraph | StepGraph, inputs: tuple[Any, ...]) -> str:
-    """A graph's HLO, with the state of a step among its results."""
+    """The HLO text of a graph, with the state of a step among its results."""
     inputs = tree_map(placeholder, inputs)
     with torch.no_grad():
-        made = module(*inputs)
-    return text_of([made, *inputs[-1]] if isinstance(module, StepGraph) else made)
+        outputs = module(*inputs)
+    return hlo_text([outputs, *inputs[-1]] if isinstance(module, StepGraph) else outputs)
 
 
-def text_of(outputs: list[Tensor]) -> str:
-    """The HLO that these tensors are the results of."""
+def hlo_text(outputs: list[Tensor]) -> str:
+    """The HLO text of the computation that produces these tensors."""
     text: str = torch_xla._XLAC._get_xla_tensors_hlo(outputs)
     return text
 
 
-def placeholders(module: nn.Module) -> None:
-    """Puts a placeholder in the place of every parameter and buffer; what is shared stays shared."""
-    made: dict[int, Tensor] = {}
+def insert_placeholders(module: nn.Module) -> None:
+    """Replaces every parameter and buffer with a placeholder; shared tensors stay shared."""
+    replacements: dict[int, Tensor] = {}
     for owner in module.modules():
         for tensors in (owner._parameters, owner._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and id(tensor) not in made:
-                    made[id(tensor)] = placeholder(tensor)
+                if tensor is not None and id(tensor) not in replacements:
+                    replacement = placeholder(tensor)
                     if isinstance(tensor, nn.Parameter):
-                        made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=tensor.requires_grad)
-                tensors[name] = None if tensor is None else made[id(tensor)]  # type: ignore[assignment]
+                        replacement = nn.Parameter(replacement, requires_grad=tensor.requires_grad)
+                    replacements[id(tensor)] = replacement
+                tensors[name] = None if tensor is None else replacements[id(tensor)]  # type: ignore[assignment]
 
 
 def placeholder(like: Any) -> Any:
-    """A tensor of XLA's of the same type and shape; anything but a tensor as it is."""
+    """An XLA tensor of the same type and shape; other values are returned unchanged."""
     if not isinstance(like, Tensor):
         return like
     return xla_builder.create_placeholder_tensor(tuple(like.shape), like.dtype)
@@ -110,7 +111,7 @@ UPDATE_SLICE = xla_op_registry.register("write_column", _update_slice)
 
 
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """`write_column` as HLO's dynamic-update-slice, which no operator of torch's becomes."""
+    """`write_column` as HLO's dynamic-update-slice, which no torch operator lowers to."""
     start = (position * column.shape[2])[0].to(torch.int32)
     written: Tensor = UPDATE_SLICE(cache, column.to(cache.dtype), start)
     return written

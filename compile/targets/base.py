@@ -1,4 +1,4 @@
-"""What differs from target to target, behind one Protocol; cpu.py and neuron.py are the ones there are."""
+"""The interface of a target, implemented by cpu.py and neuron.py."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,66 +13,66 @@ from neuron_sum.recipes.schema import CompileConfig
 
 
 class Target(Protocol):
-    """Where graphs will run: a small value that is sent to the processes that compile."""
+    """A device to compile for: a small value that is sent to the compiling processes."""
 
     @property
     def settings(self) -> CompileConfig:
-        """The recipe's compile section as it will be followed."""
+        """The recipe's compile section, after a fallback."""
 
     @property
     def suffix(self) -> str:
-        """Of a graph's file."""
+        """The suffix of a graph's file."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The files of this package that decide what is compiled, the graphs' own left out."""
+        """The files of this package, besides those of the graphs, that determine the compiled code."""
 
     @property
     def weights_inside(self) -> bool:
-        """Whether graphs hold the weights, so that another checkpoint has other graphs."""
+        """Whether graphs contain the weights, so that each checkpoint needs separate graphs."""
 
     @property
     def shares_process(self) -> bool:
-        """Whether one process compiles graph after graph: where imports take as long as a graph, and nothing stays."""
+        """Whether a process compiles several graphs: if imports take as long as a graph and no state remains."""
 
     def check(self, config: PretrainedConfig) -> None:
-        """Whether such a model can be compiled, and here.
+        """Verifies that the model can be compiled on this machine.
 
         Raises:
-            NeuronSumError: With what is missing, or which setting cannot be.
+            NeuronSumError: If something is missing, or a setting is not supported.
         """
 
     def graph_options(self) -> dict[str, Any]:
-        """The fields of `GraphOptions` that are the target's: linear, write, row_sums."""
+        """The target's fields of `GraphOptions`: linear, write, row_sums."""
 
-    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
-        """What a graph keeps on its device, in its order; nothing where it is given all that at every call."""
+    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+        """The tensors that a graph keeps on its device, in its order; empty if each call passes all tensors."""
 
     def identity(self) -> dict[str, Any]:
-        """What a compiled graph depends on besides model and shape: versions, compiler, arguments, machine."""
+        """The inputs of a compiled graph besides model and shape: versions, compiler, arguments, machine."""
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's fields about target, runtime, versions and compiler."""
 
     def process_bytes(self, parameters: int) -> float:
-        """Main memory that the compile of one graph may take."""
+        """The main memory in bytes that the compilation of one graph may take."""
 
     def seconds(self, layers: int, graphs: int) -> float | None:
-        """About how long one process takes for so many graphs; None where nobody has measured."""
+        """The approximate seconds that one process takes for this many graphs; None without measurements."""
 
     def memory_advice(self) -> str:
-        """What to do where a compile was killed for want of memory."""
+        """The hint if a compilation was killed because memory ran out."""
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
-        """Compiles one graph, in a folder of its own.
+        """Compiles one graph, in a separate folder.
 
         Args:
-            model: Its tensors not filled.
-            graph: Which.
-            weights: Where `weights_inside`.
-            path: Of the file to write.
+            model: The static model with uninitialized tensors.
+            graph: The graph to compile.
+            weights: The weights if `weights_inside`, otherwise None.
+            path: The file to write.
 
         Raises:
             CompileError: If the compiler fails.

@@ -1,7 +1,7 @@
-"""The CPU target: AOTInductor packages whose matrix products are oneDNN's.
+"""The CPU target: AOTInductor packages with matrix products of oneDNN.
 
-Weights are not compiled in: a package depends on the model's dimensions alone, so that the next fine-tuned checkpoint
-of the same shape needs no compile.
+Weights are not compiled in: a package depends only on the model's dimensions, so that the next fine-tuned checkpoint of
+the same shape needs no compilation.
 """
 
 import functools
@@ -33,20 +33,20 @@ ZERO_POINT = 128
 """Activations are unsigned: oneDNN's u8 x s8 is several times faster than s8 x s8 on VNNI."""
 
 PROCESS_BYTES = 1.3e9
-"""Python, torch and the C++ compiler at work on one graph, the model's own size not counted; docs/compile.md."""
+"""Memory of Python, torch and the C++ compiler for one graph, without the model's size; see docs/compile.md."""
 
 INDUCTOR = {
     "aot_inductor.package_constants_in_so": False,  # weights.safetensors holds them, once for all graphs
-    "always_keep_tensor_constants": True,  # never a small tensor's values as literals: another checkpoint has others
-    "cpp.dynamic_threads": True,  # as many threads as where it runs, not as where it was compiled
+    "always_keep_tensor_constants": True,  # no literals for small tensors, because another checkpoint has other values
+    "cpp.dynamic_threads": True,  # the number of threads of the machine it runs on, not of the one that compiled it
 }
 
 
 class FloatLinear(Linear):
-    """fp32 or bf16: one row is a fused sum over the plain weight, several are oneDNN's product with the packed one.
+    """fp32 or bf16: a fused sum over the plain weight for one row, oneDNN's product with the packed one for several.
 
     For one row, oneDNN reads a weight at about half the speed of the loop that Inductor writes (docs/performance.md).
-    Loading makes the packed form, and only where a graph asks for it.
+    The packed form is created on loading, and only if a graph needs it.
     """
 
     def make_weight(self) -> None:
@@ -57,21 +57,21 @@ class FloatLinear(Linear):
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
         if _is_one_row(inputs):
-            return (self.weight * _held(inputs.reshape(1, -1))).sum(-1).view(*inputs.shape[:-1], -1)
+            return (self.weight * _materialized(inputs.reshape(1, -1))).sum(-1).view(*inputs.shape[:-1], -1)
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(self.dtype), self.packed, None, "none", [], "")
         return outputs
 
 
 class Int8Linear(Linear):
-    """int8 weights with a scale per output; for several rows, activations are quantised per row when they come.
+    """int8 weights with a scale per output; for several rows, activations are quantised per row at run time.
 
-    Weights are symmetric, activations unsigned around `ZERO_POINT`. One row is a sum over activations as they are.
+    Weights are symmetric, activations unsigned around `ZERO_POINT`. One row is a sum over unquantised activations.
     """
 
     scale: Tensor
 
     def make_weight(self) -> None:
-        """See `Linear`. A graph sees the packed weight as oneDNN's form reports itself: (in, out)."""
+        """See `Linear`. In a graph, the packed weight has the shape that oneDNN's form reports: (in, out)."""
         self.weight = frozen(torch.empty(self.out_features, self.in_features, dtype=torch.int8))
         self.packed = frozen(torch.empty(self.in_features, self.out_features, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(self.out_features))
@@ -85,9 +85,9 @@ class Int8Linear(Linear):
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
         if _is_one_row(inputs):
-            sums = (self.weight.float() * _held(inputs.reshape(1, -1))).sum(-1)
+            sums = (self.weight.float() * _materialized(inputs.reshape(1, -1))).sum(-1)
             return (sums * self.scale).view(*inputs.shape[:-1], -1)
-        rows = _held(inputs.reshape(-1, self.in_features))
+        rows = _materialized(inputs.reshape(-1, self.in_features))
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
         quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
         unit, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
@@ -102,10 +102,10 @@ def _is_one_row(inputs: Tensor) -> bool:
     return inputs.numel() == inputs.shape[-1]
 
 
-def _held(rows: Tensor) -> Tensor:
-    """(rows, in), computed once: else Inductor fuses what makes them into each of their uses, and computes it again."""
-    held: Tensor = torch.ops.prims.inductor_force_stride_order(rows, [rows.shape[1], 1])
-    return held
+def _materialized(rows: Tensor) -> Tensor:
+    """(rows, in), computed once; otherwise Inductor fuses their computation into each use and repeats it."""
+    materialized: Tensor = torch.ops.prims.inductor_force_stride_order(rows, [rows.shape[1], 1])
+    return materialized
 
 
 LINEARS: dict[Dtype, type[Linear]] = {"fp32": FloatLinear, "bf16": FloatLinear, "int8": Int8Linear}
@@ -116,7 +116,7 @@ class CpuTarget:
     """See `compile.targets.base.Target`.
 
     Args:
-        settings: With a dtype that this CPU has, unless it shall stop.
+        settings: The compile section; `check` rejects a dtype that this CPU lacks.
     """
 
     settings: CompileConfig
@@ -128,9 +128,9 @@ class CpuTarget:
 
     @classmethod
     def of(cls, settings: CompileConfig) -> "CpuTarget":
-        """The target for a recipe, the fallback taken where it is allowed and needed."""
+        """The target of a recipe, with fp32 as the fallback if it is allowed and needed."""
         if settings.fallback and cpu.missing(settings.dtype):
-            console.warn(f"this CPU has no {cpu.missing(settings.dtype)}: compiling fp32 instead of {settings.dtype}")
+            console.warn(f"this CPU lacks {cpu.missing(settings.dtype)}: compiling fp32 instead of {settings.dtype}")
             settings = settings.model_copy(update={"dtype": "fp32", "kv_dtype": None})
         return cls(settings)
 
@@ -142,7 +142,7 @@ class CpuTarget:
         """See `Target`."""
         return {"linear": LINEARS[self.settings.dtype], "write": write_column, "row_sums": True}
 
-    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
         """See `Target`."""
         return ()
 
@@ -169,14 +169,14 @@ class CpuTarget:
 
     def memory_advice(self) -> str:
         """See `Target`."""
-        return "--jobs 1 needs the least"
+        return "use --jobs 1, which needs the least memory"
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
         """See `Target`."""
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
-        torch._inductor.config.compile_threads = 1  # one C++ compiler: this process is one of several already
+        torch._inductor.config.compile_threads = 1  # one C++ compiler, because several processes like this one run
         module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
         inputs = module.example_inputs(graph)
         try:
@@ -188,7 +188,7 @@ class CpuTarget:
 
 
 def check_host(dtype: Dtype) -> None:
-    """Whether this machine can compile and run such graphs.
+    """Verifies that this machine can compile and run graphs of a dtype.
 
     Raises:
         ResourceError: If the CPU lacks the instructions.
@@ -196,21 +196,21 @@ def check_host(dtype: Dtype) -> None:
     """
     if lacking := cpu.missing(dtype):
         raise ResourceError(
-            f"compile.dtype = {dtype} needs a CPU with {lacking}; {cpu.name()} has it not",
-            "compile.dtype=fp32, or compile.fallback=true to take fp32 wherever that is so",
+            f"compile.dtype = {dtype} needs a CPU with {lacking}, which {cpu.name()} lacks",
+            "use `--set compile.dtype=fp32`, or `--set compile.fallback=true` to compile fp32 on every CPU without it",
         )
     compiler_version()
 
 
 def compiler_version() -> str:
-    """The C++ compiler's first line about itself.
+    """The first line of the C++ compiler's --version.
 
     Raises:
-        CompileError: If there is none.
+        CompileError: If there is no C++ compiler.
     """
     command = os.environ.get("CXX", "g++")
     if shutil.which(command) is None:
-        raise CompileError(f"no C++ compiler: {command} is not installed", "apt-get install g++ (Debian, Ubuntu)")
+        raise CompileError(f"no C++ compiler: {command} is not installed", "run `apt-get install g++` (Debian, Ubuntu)")
     return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 

@@ -1,9 +1,9 @@
-"""The inf2 and trn1 targets: our T5 graphs through torch_neuronx.trace, which calls neuronx-cc.
+"""The inf2 and trn1 targets: static T5 graphs, traced with torch_neuronx.trace, which calls neuronx-cc.
 
-A step's state never leaves the device: self-attention keys and values, what the encoder made, and adapters' stacks are
-parameters that are inputs and outputs at once (input_output_aliases), as in optimum-neuron 0.4.5's exporter
+A step's state never leaves the device: self-attention keys and values, encoder outputs and adapter stacks are
+parameters that are both inputs and outputs (input_output_aliases), as in optimum-neuron 0.4.5's exporter
 (exporters/neuron/model_configs.py, generate_io_aliases). Only the keys and values change; the others pass through.
-Weights stay outside the compiled graph, so that the next checkpoint of the same shape compiles nothing.
+Weights stay outside the compiled graph, so that the next checkpoint of the same shape needs no compilation.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,9 +29,9 @@ from neuron_sum.runtimes import neuronx
 
 COMPILER = "neuronx-cc"
 PROCESS_BYTES = 16e9
-"""For each compiler: what one takes is not published, and on hosts of 16 GB it was killed (aws-neuron-samples#10)."""
+"""Memory per compiler process: not documented, but it was killed on hosts of 16 GB (aws-neuron-samples#10)."""
 MORE_MEMORY = 1.2
-"""An instance with so many times this machine's memory is worth a try."""
+"""An instance with this many times the memory of this machine is suggested."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class NeuronTarget:
     suffix: ClassVar[str] = ".pt"
     sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py",)
     shares_process: ClassVar[bool] = False
-    """neuronx-cc takes minutes a graph, and what a traced graph keeps of a device was never seen."""
+    """neuronx-cc takes minutes per graph, and whether a traced graph keeps device memory is not tested."""
 
     @property
     def weights_inside(self) -> bool:
@@ -52,15 +52,15 @@ class NeuronTarget:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What neuronx-cc is told, in the order of optimum-neuron's prepare_compiler_flags."""
-        chosen = self.settings.neuron
-        cast = () if chosen.auto_cast == "none" else ("--auto-cast-type", chosen.auto_cast_type)
+        """The arguments of neuronx-cc, in the order of optimum-neuron's prepare_compiler_flags."""
+        options = self.settings.neuron
+        cast = () if options.auto_cast == "none" else ("--auto-cast-type", options.auto_cast_type)
         return (
             "--auto-cast",
-            chosen.auto_cast,
+            options.auto_cast,
             *cast,
             "--optlevel",
-            str(chosen.optlevel),
+            str(options.optlevel),
             "--target",
             self.settings.target,
             "--model-type",
@@ -69,30 +69,28 @@ class NeuronTarget:
 
     def check(self, config: PretrainedConfig) -> None:
         """See `Target`."""
-        chosen = self.settings.neuron
-        if is_decoder_only(config) or chosen.exporter == "optimum":
+        options = self.settings.neuron
+        if is_decoder_only(config) or options.exporter == "optimum":
             raise RecipeError(
-                f"a {config.model_type} with compile.neuron.exporter = {chosen.exporter or 'own'}: this package's "
-                f"graphs for {self.settings.target} are T5's, with exporter own",
-                "compile.neuron.exporter=own for T5; compile.target=cpu takes Llama",
+                f"a {config.model_type} with compile.neuron.exporter = {options.exporter or 'own'}: the static graphs "
+                f"for {self.settings.target} support only T5 with exporter own",
+                "use `--set compile.neuron.exporter=own` for T5, or `--target cpu` for Llama",
             )
-        if chosen.tensor_parallel_size != 1:
+        if options.tensor_parallel_size != 1:
             raise RecipeError(
-                f"compile.neuron.tensor_parallel_size = {chosen.tensor_parallel_size}: T5's graphs run on one core",
-                "tensor_parallel_size=1; several cores serve as several workers",
+                f"compile.neuron.tensor_parallel_size = {options.tensor_parallel_size}: T5's graphs run on one core",
+                "use `--set compile.neuron.tensor_parallel_size=1`, and several workers for several cores",
             )
         missing = [name for name in neuronx.NEEDED if neuronx.stack().get(name) is None]
         if missing:
             row = PLATFORMS[0]
-            image, wanted = (
-                row.registry_images[0],
-                " ".join(f"{name}=={row.vendor_pins[name]}" for name in neuronx.NEEDED),
-            )
+            image = row.registry_images[0]
+            pins = " ".join(f"{name}=={row.vendor_pins[name]}" for name in neuronx.NEEDED)
             raise PlatformError(
-                f"compile.target = {self.settings.target} needs what this machine lacks: {', '.join(missing)}",
-                f"a Neuron image has them (SDK {row.neuron_sdk}: {image.repository}:{image.tag}), and so has any x86 "
-                f"host after `pip install --extra-index-url={NEURON_INDEX} {wanted}`: no Neuron "
-                "device is needed; --target cpu compiles for this machine",
+                f"compile.target = {self.settings.target} needs packages that this machine lacks: {', '.join(missing)}",
+                f"use a Neuron image (SDK {row.neuron_sdk}: {image.repository}:{image.tag}), or run `pip install "
+                f"--extra-index-url={NEURON_INDEX} {pins}` on any x86 host; a Neuron device is not needed. "
+                "Or use --target cpu to compile for this machine",
             )
 
     def graph_options(self) -> dict[str, Any]:
@@ -100,10 +98,11 @@ class NeuronTarget:
         write: Callable[..., Tensor] = write_slice if self.settings.neuron.cache_write == "in_place" else write_where
         return {"linear": Linear, "write": write, "row_sums": False}
 
-    def kept(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
+    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
         """See `Target`."""
         return tuple(
-            KeptTensor(name=name, shape=tuple(tensor.shape)) for name, tensor in device_graph(model, graph).kept()
+            KeptTensor(name=name, shape=tuple(tensor.shape))
+            for name, tensor in device_graph(model, graph).device_tensors()
         )
 
     def identity(self) -> dict[str, Any]:
@@ -112,16 +111,16 @@ class NeuronTarget:
 
     def manifest(self) -> dict[str, Any]:
         """See `Target`."""
-        stack, chosen = neuronx.stack(), self.settings.neuron
+        stack, options = neuronx.stack(), self.settings.neuron
         versions = {name: stack[name] for name in neuronx.NEEDED}
         compilation = Compilation(
             compiler=stack[COMPILER] or "",
             arguments=self.arguments,
             exporter="own",
-            cache_write=chosen.cache_write,
-            inline_weights=chosen.inline_weights,
-            tensor_parallel_size=chosen.tensor_parallel_size,
-            core=chosen.core,
+            cache_write=options.cache_write,
+            inline_weights=options.inline_weights,
+            tensor_parallel_size=options.tensor_parallel_size,
+            core=options.core,
             sdk=platform_row(versions),
         )
         return {"runtime": "neuronx", "target": self.settings.target, "stack": stack, "compilation": compilation}
@@ -136,7 +135,8 @@ class NeuronTarget:
 
     def memory_advice(self) -> str:
         """See `Target`."""
-        return larger_host("--jobs 1 needs the least") or "--jobs 1, smaller buckets, or compile.neuron.optlevel=1"
+        least = "use --jobs 1, which needs the least memory"
+        return larger_host(least) or "use --jobs 1, smaller buckets, or `--set compile.neuron.optlevel=1`"
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
@@ -160,7 +160,7 @@ class NeuronTarget:
         except RuntimeError as error:
             raise CompileError(f"{graph.file}: {error}") from error
         if not self.weights_inside:
-            # Each graph's file would hold all weights once more; loading brings the real ones.
+            # Otherwise each graph's file would contain a copy of all weights; loading inserts the real ones.
             torch_neuronx.replace_weights(
                 traced,
                 {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in module.state_dict().items()},
@@ -168,21 +168,21 @@ class NeuronTarget:
         torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
 
 
-def larger_host(before: str) -> str:
-    """The smallest instance with clearly more memory than this machine, behind other advice; empty if there is none."""
+def larger_host(advice: str) -> str:
+    """Other advice, then the smallest instance with clearly more memory than this machine; empty without one."""
     larger = [host for host in INSTANCES.values() if host.host_memory > MORE_MEMORY * total_memory()]
     if not larger:
         return ""
     host = min(larger, key=lambda instance: instance.host_gib)
-    return f"{before}; a {host.name} has {host.host_gib} GiB of host memory"
+    return f"{advice}; or use a {host.name}, which has {host.host_gib} GiB of host memory"
 
 
 class DeviceEncode(nn.Module):
-    """What is traced for `encode`.
+    """The module that is traced for `encode`.
 
     Args:
-        model: The weights.
-        graph: Its shape.
+        model: The static model.
+        graph: The shape of the graph.
     """
 
     def __init__(self, model: StaticT5, graph: GraphFile) -> None:
@@ -191,7 +191,7 @@ class DeviceEncode(nn.Module):
         self.stacks = _stack_names(model, encode=True)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
-        """The constants of `StaticT5.encode`, then what it keeps."""
+        """The constants of `StaticT5.encode`, then the kept tensors."""
         constants = self.model.encode(input_ids, attention_mask, slot)
         return [*constants, *_tensors(self.model, self.stacks)]
 
@@ -201,20 +201,20 @@ class DeviceEncode(nn.Module):
 
     @property
     def results(self) -> int:
-        """How many of its outputs are handed out; the others are the next values of what it keeps."""
+        """The number of outputs that are returned to the caller; the others are the next values of the kept tensors."""
         return 1 + state_spec(self.model).tensors
 
-    def kept(self) -> list[tuple[str, Tensor]]:
+    def device_tensors(self) -> list[tuple[str, Tensor]]:
         """Names and values of the parameters that stay on the device, in the order of `parameters()`."""
         return list(zip(self.stacks, _tensors(self.model, self.stacks), strict=True))
 
 
 class DeviceStep(nn.Module):
-    """What is traced for `step`. Its own parameters come before the model's: loading finds them by their place.
+    """The module that is traced for `step`. State and constants come before the model: loading relies on the order.
 
     Args:
-        model: The weights.
-        graph: Its shape.
+        model: The static model.
+        graph: The shape of the graph.
     """
 
     results = 1
@@ -227,7 +227,7 @@ class DeviceStep(nn.Module):
         self.model, self.stacks = model, _stack_names(model, encode=False)
 
     def forward(self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor) -> list[Tensor]:
-        """Logits, then the next values of what it keeps: a column more of the cache, the others as they are."""
+        """Logits, then the next values of the kept tensors: the cache with one more column, the others unchanged."""
         state, constants = list(self.state), list(self.constants)
         logits = self.model.step(tokens, position, ancestors, slot, constants, state)
         return [logits, *state, *constants, *_tensors(self.model, self.stacks)]
@@ -236,10 +236,10 @@ class DeviceStep(nn.Module):
         """Inputs of the graph's shape."""
         return tuple(self.inputs)
 
-    def kept(self) -> list[tuple[str, Tensor]]:
-        """See `DeviceEncode.kept`."""
-        own = [(name, tensor) for name, tensor in self.named_parameters() if not name.startswith("model.")]
-        return [*own, *zip(self.stacks, _tensors(self.model, self.stacks), strict=True)]
+    def device_tensors(self) -> list[tuple[str, Tensor]]:
+        """See `DeviceEncode.device_tensors`."""
+        outside = [(name, tensor) for name, tensor in self.named_parameters() if not name.startswith("model.")]
+        return [*outside, *zip(self.stacks, _tensors(self.model, self.stacks), strict=True)]
 
 
 def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceStep:
@@ -249,14 +249,14 @@ def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceS
 
 
 def aliases(module: DeviceEncode | DeviceStep) -> dict[Tensor, int]:
-    """torch_neuronx's input_output_aliases: each parameter that stays on the device, and the output it becomes."""
-    return {tensor: module.results + index for index, (_, tensor) in enumerate(module.kept())}
+    """torch_neuronx's input_output_aliases: the output index of each parameter that stays on the device."""
+    return {tensor: module.results + index for index, (_, tensor) in enumerate(module.device_tensors())}
 
 
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """`layers.write_column` as one XLA dynamic-update-slice, which no torch operator becomes.
+    """`layers.write_column` as one XLA dynamic-update-slice, which no torch operator lowers to.
 
-    Issued as optimum-neuron 0.4.5 issues it at a run-time index (models/inference/backend/modules/kvcache/utils.py).
+    Called as in optimum-neuron 0.4.5 for a run-time index (models/inference/backend/modules/kvcache/utils.py).
     """
     from torch_neuronx.xla_impl.ops import xla_hlo_call
 
@@ -271,7 +271,7 @@ def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
 
 
 def _stack_names(model: StaticT5, *, encode: bool) -> list[str]:
-    """The adapters' stacks that one kind of graph reads, in the order of `parameters()`."""
+    """The adapter stacks that one kind of graph reads, in the order of `parameters()`."""
     stacks = adapter_stacks(model).keys()
     return [
         name
@@ -281,11 +281,11 @@ def _stack_names(model: StaticT5, *, encode: bool) -> list[str]:
 
 
 def _tensors(model: StaticT5, names: list[str]) -> list[Tensor]:
-    """Looked up at every use: moving a module to a device gives it other parameters."""
+    """The named parameters, looked up at every use because moving a module to a device replaces them."""
     return [attrgetter(name)(model) for name in names]
 
 
 def _fill(model: StaticT5, weights: Mapping[str, Tensor] | None) -> None:
-    """Gives a model its weights, or zeros where they stay outside; tables that depend on dimensions are always real."""
+    """Fills a model with its weights, or with zeros if they stay outside; position tables are always filled."""
     zeros = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
     model.load_state_dict({**zeros, **model.tables(), **(weights or {})}, assign=True)

@@ -176,7 +176,7 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     assert [check.identical for check in verify(again, None, 8, 1.0).record.checks] == [8] * 4
     wider = open_source(retrained, None, [*SHAPE, *LORA_SHAPE, "compile.adapters.slots=3"])
     assert len(make_plan(wider).missing) == 6
-    with pytest.raises(RunError, match="holds an artifact"):
+    with pytest.raises(RunError, match="already contains an artifact"):
         build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
 
 
@@ -291,7 +291,7 @@ def test_an_interrupted_compile_leaves_nothing_half_made_and_goes_on(
     assert not (folder / "artifact").exists()
     assert len(list((folder / "cache").rglob("*.pt2"))) == 1
     if how != signal.SIGKILL:
-        assert "the same command goes on" in err
+        assert "repeat the command to continue" in err
         assert not list(folder.glob("neuron-sum-compile-*")), "scratch folders stay behind"
     os.environ["NEURON_SUM_CACHE"], kept = str(folder / "cache"), os.environ["NEURON_SUM_CACHE"]
     try:

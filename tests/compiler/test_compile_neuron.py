@@ -473,17 +473,17 @@ def test_without_neuron_packages_nothing_is_compiled_or_loaded(
     assert "--target cpu" in str(error.value.hint)
     refused = neuron_sum("compile", str(micro_run), "--target", "inf2")
     assert refused.returncode == 13
-    assert "needs what this machine lacks: torch-neuronx, neuronx-cc" in refused.stderr
+    assert "needs packages that this machine lacks: torch-neuronx, neuronx-cc" in refused.stderr
     assert "pip install --extra-index-url" in refused.stderr
     assert not (micro_run / "artifacts").exists()
 
 
 def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -> None:
-    with pytest.raises(RecipeError, match=r"a llama with .* = own: this package's graphs for inf2 are T5's"):
+    with pytest.raises(RecipeError, match=r"a llama with .* = own: the static graphs for inf2 support only T5"):
         neuron.NeuronTarget(CompileConfig(target="inf2")).check(LlamaConfig())
     for setting, message in (
         ("tensor_parallel_size=2", "tensor_parallel_size = 2: T5's graphs run on one core"),
-        ("exporter=optimum", "exporter = optimum: this package's graphs"),
+        ("exporter=optimum", "exporter = optimum: the static graphs"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_plan(open_source(micro_run, None, [INF2, f"compile.neuron.{setting}"]))
@@ -493,7 +493,7 @@ def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -
 
 FAILURES = {
     "[F137] neuronx-cc was forcibly killed - This most commonly occurs due to insufficient system memory.": (
-        "compiler-killed", "of memory", "ml.trn1.32xlarge has 512 GiB",
+        "compiler-killed", "of memory", "ml.trn1.32xlarge, which has 512 GiB",
     ),
     "ERROR: [NCC_EVRF001] Operator dynamic-update-slice is not supported": (
         "unsupported-operator", "has an operator that the compiler does not know", "list-operators",

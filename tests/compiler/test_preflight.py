@@ -71,14 +71,14 @@ def test_every_shipped_recipe_runs(lowered_before: None, monkeypatch: pytest.Mon
         report = preflight(load_recipe(name))
         assert report.faults == [], name
         assert len(report.graphs) == 4
-        assert all(graph.where is not None for graph in report.graphs if graph.lowered.graph.kind == "step"), name
+        assert all(graph.rewriting is not None for graph in report.graphs if graph.lowered.graph.kind == "step"), name
         told = json.loads(json.dumps(report.as_dict()))
         for bucket in told["buckets"]:
             assert 0 < bucket["floor_s"] < bucket["projected_s"]
             assert 0 < bucket["floor_usd_per_1000"] < bucket["projected_usd_per_1000"]
         text = shown(report)
-        assert "Nothing here was measured" in text
-        assert ("optimum-neuron's own exporter" in text) == ("tinyllama" in name)
+        assert "Nothing was measured on a device" in text
+        assert ("is exported by optimum-neuron" in text) == ("tinyllama" in name)
         assert [each.published.tokens_per_s for each in report.calibrations] == [117.6, 108.2]
         assert all(0.05 < each.ratio < 0.2 for each in report.calibrations)
 
@@ -133,8 +133,8 @@ def test_every_loaded_graph_has_its_own_copy_of_the_weights(report: Report) -> N
     assert report.warnings == [] and "memory fits with every graph loaded" in shown(report)
     many = dataclasses.replace(report, graphs=report.graphs * 9)
     assert many.faults == [] and many.loaded_memory > 17.2e9
-    assert many.warnings[0].startswith("all graphs loaded take up to ")
-    assert "warning: all graphs loaded" in shown(many) and "fits with every graph" not in shown(many)
+    assert many.warnings[0].startswith("all graphs together take up to ")
+    assert "warning: all graphs together" in shown(many) and "fits with every graph" not in shown(many)
 
 
 @pytest.mark.slow
@@ -188,14 +188,14 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
 def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLine, tmp_path: Path) -> None:
     nowhere = neuron_sum("preflight", "tiny", "--picture", "none/floors.png")
     assert (nowhere.returncode, nowhere.stdout) == (6, "")
-    assert "--picture none/floors.png: there is no folder none" in nowhere.stderr
-    assert "lowering" not in nowhere.stderr and "hint: mkdir -p none" in nowhere.stderr
+    assert "--picture none/floors.png: the folder none does not exist" in nowhere.stderr
+    assert "lowering" not in nowhere.stderr and "hint: run `mkdir -p none`" in nowhere.stderr
     (tmp_path / "folder.png").mkdir()
     assert neuron_sum("preflight", "tiny", "--picture", "folder.png").returncode == 6
 
 
 def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert operators.listed() is None
+    assert operators.compiler_opcodes() is None
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     fake = tmp_path / "neuronx-cc"
     lines, page = "\n".join(operators.PUBLISHED), ", ".join(operators.PUBLISHED)
@@ -206,10 +206,10 @@ def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPa
     for said in (lines, page, table, lines.lower(), lines.upper()):
         fake.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
         fake.chmod(0o755)
-        found = operators.listed()
+        found = operators.compiler_opcodes()
         assert found is not None and every <= found, said
     fake.write_text("#!/bin/sh\necho usage: neuronx-cc\n")
-    assert operators.listed() is None
+    assert operators.compiler_opcodes() is None
 
 
 def test_operators_have_their_opcodes_names() -> None:

@@ -14,7 +14,7 @@ import torch_xla
 from torch import Tensor
 
 from compile.graphs.layers import write_column
-from compile.preflight.xla_process import text_of, write_slice
+from compile.preflight.xla_process import hlo_text, write_slice
 
 CACHE = torch.zeros(1, 2, 6, 4)
 
@@ -50,5 +50,5 @@ def same_columns() -> bool:
 
 
 if __name__ == "__main__":
-    texts = {name: text_of([make(CACHE.to(torch_xla.device()))]) for name, make in CONTROLS.items()}
+    texts = {name: hlo_text([make(CACHE.to(torch_xla.device()))]) for name, make in CONTROLS.items()}
     print(json.dumps({"texts": texts, "written": same_columns()}))

@@ -16,16 +16,16 @@ from transformers import AutoConfig
 
 from compile.graphs.static import EncodeGraph, StepGraph, static_model
 from compile.preflight.hlo import account
-from compile.preflight.xla_process import graph_options, hlo, placeholder, placeholders, text_of
+from compile.preflight.xla_process import graph_options, hlo, hlo_text, insert_placeholders, placeholder
 from compile.targets.neuron import device_graph
 from neuron_sum.artifact import GraphFile
 
 
 def traced(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
     """The HLO of all its outputs: logits or constants, then the next values of what it keeps."""
-    placeholders(module)
+    insert_placeholders(module)
     with torch.no_grad():
-        return text_of(module(*tree_map(placeholder, inputs)))
+        return hlo_text(module(*tree_map(placeholder, inputs)))
 
 
 if __name__ == "__main__":
@@ -36,7 +36,7 @@ if __name__ == "__main__":
                 model = static_model(AutoConfig.for_model(**job["config"]), graph_options(job["options"]))
                 device = device_graph(model, graph)
             device_text = traced(device, device.example_inputs())
-            placeholders(model)
+            insert_placeholders(model)
             ours = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
             text = hlo(ours, ours.example_inputs(graph))
             print(json.dumps([asdict(account(text)), asdict(account(device_text))]), flush=True)

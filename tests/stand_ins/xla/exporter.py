@@ -22,7 +22,7 @@ def main() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     from compile.preflight.hlo import account, bytes_read, parse
-    from compile.preflight.xla_process import placeholder, placeholders, text_of
+    from compile.preflight.xla_process import hlo_text, insert_placeholders, placeholder
 
     batch, length, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
     config = T5Config(**json.loads(Path(sys.argv[5]).read_text()))
@@ -32,14 +32,14 @@ def main() -> None:
         with torch.device("meta"):
             model = T5ForConditionalGeneration(config).eval()
             wrapper = T5DecoderWrapper(model, batch, length, beams, device="xla").eval()
-        placeholders(wrapper)
+        insert_placeholders(wrapper)
         ids = torch.zeros(rows, 1, dtype=torch.int64)
         mask = torch.ones(rows, length, dtype=torch.int64)
         hidden = torch.zeros(rows, length, config.d_model)
         order, scores = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
         with torch.no_grad():
             outputs = wrapper(*map(placeholder, (ids, mask, hidden, mask, order, scores)))
-        text = text_of(outputs)
+        text = hlo_text(outputs)
         (Path(folder) / f"optimum-neuron-k{beams}.hlo").write_text(text)
         graph = parse(text)
         read = bytes_read(graph)

@@ -81,7 +81,7 @@ def own_on_xla(kind: str) -> float:
     model = static_model(config, options)
     model.load_state_dict({name: _drawn(tensor) for name, tensor in model.state_dict().items()} | model.tables())
     module = device_graph(model, graph)
-    kept = module.kept()
+    kept = module.device_tensors()
     for _, tensor in kept:
         tensor.copy_(_drawn(tensor))
     limits = (64, 6, 3, 2) if kind == "step" else (64, 2, 2)
@@ -89,7 +89,7 @@ def own_on_xla(kind: str) -> float:
     with torch.no_grad():
         expected = module(*inputs)
         actual = module.to("xla")(*(tensor.to("xla") for tensor in inputs))
-    assert [name for name, _ in module.kept()] == [name for name, _ in kept]
+    assert [name for name, _ in module.device_tensors()] == [name for name, _ in kept]
     pairs = zip(actual, expected, strict=True)
     return max(float((one.cpu() - other).abs().max() / (other.abs().max() + 1)) for one, other in pairs)
 
