@@ -100,13 +100,13 @@ def _checked_lines(path: Path) -> int:
 
 def _fault(line: str) -> str | None:
     if not line.strip():
-        return "the line is empty"
+        return "empty line"
     if (size := len(line.encode())) > MAX_PAYLOAD_MB * 1024 * 1024:
-        return f"the line has {size:,} bytes, but a record may have at most {MAX_PAYLOAD_MB} MB"
+        return f"{size:,} bytes, but a record may have at most {MAX_PAYLOAD_MB} MB"
     try:
         content = json.loads(line)
     except ValueError as error:
         return f"invalid JSON: {error}"
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), str):
-        return 'its "inputs" is missing or not a string'
+        return '"inputs" is missing or not a string'
     return None

@@ -177,7 +177,8 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
     least, most = MINUTES
     if not least <= options.max_minutes <= most:
         raise AwsError(
-            f"--max-minutes must be {least} to {most}, got {options.max_minutes}", f"Use --max-minutes {BUILD_MINUTES}."
+            f"CodeBuild does not accept a maximum build time of {options.max_minutes} minutes",
+            f"Use --max-minutes {least} to {most}.",
         )
     name = run.name("build")
     return {

@@ -68,7 +68,7 @@ def test_an_image_is_built_once_and_nothing_but_it_stays(aws: AwsServer) -> None
     [
         ("FAILED", "Error while executing command: docker build . Reason: exit status 1", TOO_MANY, "docker-hub-limit"),
         ("TIMED_OUT", "", "a line", "it took longer than --max-minutes"),
-        ("FAULT", "", "a line", "CodeBuild itself failed"),
+        ("FAULT", "", "a line", "CodeBuild failed internally"),
     ],
 )
 def test_a_build_that_fails_says_why_and_stays_until_down(
@@ -109,20 +109,20 @@ def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
     aws.script.looks = None
     monkeypatch.setattr("sagemaker_jobs.image.follow.time.sleep", interrupted)
     error = said(*IMAGE, code=130)["error"]
-    assert "as it is" in error["message"]
+    assert "stopped waiting for" in error["message"]
     [run] = {item["run"] for item in said("aws", "status")["ours"]}
     assert f"aws status {run} --follow" in error["hint"] and f"aws down {run}" in error["hint"]
 
 
 def test_an_image_that_is_not_there_after_all_is_an_error(aws: AwsServer) -> None:
     aws.script.refusals["ecr.DescribeImages"] = ("ImageNotFoundException", "no such image", 400)
-    assert "succeeded, and neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]
+    assert "succeeded, but neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]
 
 
 def test_a_repository_of_somebody_elses_is_left_alone(aws: AwsServer) -> None:
     aws.boto3("ecr").create_repository(repositoryName="neuron-sum")
     error = said(*IMAGE, code=14)["error"]
-    assert "is not ours" in error["message"] and RUN_TAG in error["hint"]
+    assert "was not created by neuron-sum" in error["message"] and RUN_TAG in error["hint"]
     assert aws.everything() == [] and aws.kept() == ["repository neuron-sum"]
 
 
