@@ -176,9 +176,9 @@ def place_for(run: Run, options: Options, site: AwsContext) -> Destination:
     return place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
 
 
-def unpaid_names(made: Launch) -> dict[str, str]:
+def unpaid_names(launched: Launch) -> dict[str, str]:
     """The resources that remain, by kind, if the last request is refused; the next attempt has the same number."""
-    stop, model, _ = made.calls
+    stop, model, _ = launched.calls
     return {"schedule": stop.name, "model": model.name}
 
 
@@ -188,19 +188,19 @@ def attempts_of(account: Account, run: Run) -> int:
     return sum(1 for _ in listing)
 
 
-def clear(account: Account, ledger: Ledger, made: Launch) -> None:
+def clear(account: Account, ledger: Ledger, launched: Launch) -> None:
     """Remove the schedule and the model of an ended job; `down` removes its roles, which cost nothing.
 
     Args:
         account: The account that has the resources.
         ledger: The ledger of that account.
-        made: The launch of the job.
+        launched: The launch of the job.
 
     Raises:
         AwsError: If AWS refuses; `aws down` removes the resources.
     """
-    stop, model, job = made.calls
-    ledger.note("gone", "transform-job", job.name, made.run.id)
+    stop, model, job = launched.calls
+    ledger.note("gone", "transform-job", job.name, launched.run.id)
     for call, service, operation, request in (
         (stop, "scheduler", "delete_schedule", {"Name": stop.name}),
         (model, "sagemaker", "delete_model", {"ModelName": model.name}),
@@ -210,22 +210,22 @@ def clear(account: Account, ledger: Ledger, made: Launch) -> None:
         except Refused as refused:
             if not refused.missing:
                 raise
-        ledger.note("gone", call.kind or "", call.name, made.run.id)
+        ledger.note("gone", call.kind or "", call.name, launched.run.id)
 
 
-def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers:
+def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Answers:
     """Download the answers, each file under the name of its input, and count them.
 
     Args:
         account: The account that has the answers.
-        made: The launch of the job.
+        launched: The launch of the job.
         texts: The inputs.
         folder: The target folder.
 
     Raises:
         AwsError: If a line has no answer; the hint names the location of the other answers.
     """
-    address = f"{made.calls[-1].request['TransformOutput']['S3OutputPath']}/"
+    address = f"{launched.calls[-1].request['TransformOutput']['S3OutputPath']}/"
     input_lines = Counter(texts.lines) if texts.lines is not None else counted(account, texts.address)
     answer_lines: Counter[str] = Counter()
     errors: list[str] = []

@@ -92,11 +92,13 @@ def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
         raise AwsError(f"unknown region {region_name!r}", "Use an AWS region, such as --region us-east-1.") from error
 
 
-def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool) -> Ledger | None:
+def begin(
+    launch: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool
+) -> Ledger | None:
     """Print the maximum cost of a launch, refuse it above the cap, and send it.
 
     Args:
-        made: The requests to send.
+        launch: The requests to send.
         plan: The cost plan of the launch.
         account: The target account; may be None only in a dry run.
         max_usd: The maximum cost in USD.
@@ -110,15 +112,15 @@ def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | No
     """
     if dry_run or account is None:
         plan.check(max_usd)
-        report = {"run": made.run.id, "plan": plan.as_dict(), "requests": made.as_dicts()}
-        console.emit(report, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(made.as_dicts()))
+        report = {"run": launch.run.id, "plan": plan.as_dict(), "requests": launch.as_dicts()}
+        console.emit(report, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(launch.as_dicts()))
         return None
-    console.note_table(tables.plan_tables(plan, f"run {made.run.id}")[0])
+    console.note_table(tables.plan_tables(plan, f"run {launch.run.id}")[0])
     plan.check(max_usd)
-    quotas.check(account, (*made.calls, *made.later))
-    ledger = Ledger(made.place.site)
-    with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
-        start(account, ledger, made, bar.advance)
+    quotas.check(account, (*launch.calls, *launch.later))
+    ledger = Ledger(launch.place.site)
+    with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
+        start(account, ledger, launch, bar.advance)
     return ledger
 
 

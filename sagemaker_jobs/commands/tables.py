@@ -12,17 +12,17 @@ from sagemaker_jobs.cost.plan import NOT_COUNTED, Elsewhere, Plan
 from sagemaker_jobs.cost.references import PublishedCost
 
 
-def plan_tables(made: Plan, title: str) -> list[Any]:
+def plan_tables(plan: Plan, title: str) -> list[Any]:
     """The table of a cost plan, followed by its notes.
 
     Args:
-        made: The plan.
+        plan: The plan.
         title: The title of the table.
     """
     table = console.table("what", "instance", "$ an hour", "at most", "worst $", "expected $", title=title)
     table.columns[1].no_wrap = True
-    names = [item.name for item in made.items if f"{PREFIX}-" in item.name]
-    for item in made.items:
+    names = [item.name for item in plan.items if f"{PREFIX}-" in item.name]
+    for item in plan.items:
         shortened = item.name in names and len(names) > 1  # the names differ only in their ends
         name = f"{item.kind} " + (f"…-{item.name.rpartition('-')[2]}" if shortened else item.name)
         if item.price is None:
@@ -39,24 +39,24 @@ def plan_tables(made: Plan, title: str) -> list[Any]:
             ),
             "unknown" if item.expected_usd is None else f"{item.expected_usd:.2f}",
         )
-    sources = sorted({item.price.source for item in made.items if item.price})
-    hourly = sum(item.price.cost(1, item.instances) for item in made.items if item.price and item.unbounded)
-    worst = f"unbounded: ${hourly:.2f} an hour until you delete it" if hourly else f"${made.worst_usd:.2f}"
+    sources = sorted({item.price.source for item in plan.items if item.price})
+    hourly = sum(item.price.cost(1, item.instances) for item in plan.items if item.price and item.unbounded)
+    worst = f"unbounded: ${hourly:.2f} an hour until you delete it" if hourly else f"${plan.worst_usd:.2f}"
     return [table, f"worst case: {worst}", *(f"prices: {source}" for source in sources), f"not counted: {NOT_COUNTED}"]
 
 
-def beside_tables(beside: Iterable[Elsewhere], published: Sequence[PublishedCost]) -> Iterator[Table]:
+def beside_tables(alternatives: Iterable[Elsewhere], published: Sequence[PublishedCost]) -> Iterator[Table]:
     """The tables that a plan is compared with.
 
     Args:
-        beside: The cost of the same work on other instances.
+        alternatives: The cost of the same work on other instances.
         published: Published costs of similar work.
     """
     elsewhere = console.table(
         "instance", "what", "hours", "$", "cheaper if under", "source", title="\nthe same on other instances"
     )
     elsewhere.columns[1].justify = elsewhere.columns[-1].justify = "left"
-    for row in beside:
+    for row in alternatives:
         even = "" if row.even_hours is None else f"{row.even_hours:.2f} h"
         elsewhere.add_row(row.instance, row.what, f"{row.hours:.2f}", f"{row.usd:.2f}", even, row.source)
     references = console.table("work", "on", "hours", "$", "source", title="\npublished costs")

@@ -181,14 +181,14 @@ def unpaid_names(run: Run) -> dict[str, str]:
     }
 
 
-def requests_of(made: Launch) -> dict[str, Request]:
+def requests_of(launched: Launch) -> dict[str, Request]:
     """The requests of a launch by the kind of resource they create, for computing prices."""
-    return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}
+    return {call.kind: call.request for call in (*launched.calls, *launched.later) if call.kind is not None}
 
 
-def end_of(made: Launch) -> datetime | None:
+def end_of(launched: Launch) -> datetime | None:
     """The expiry of a launch's endpoint in UTC, known once its schedule is sent; None: no expiry."""
-    requests = requests_of(made)
+    requests = requests_of(launched)
     return time_of(requests["schedule"]) if "schedule" in requests else None
 
 
