@@ -153,7 +153,7 @@ def deploy(
         if ledger is None or account is None:
             return
         ends = endpoint.end_of(launch)
-        console.note(f"started {item.name}; expires {lifecycle.told(ends)}; ledger: {ledger.path}")
+        console.note(f"started {item.name}; expires {lifecycle.format_expiry(ends)}; ledger: {ledger.path}")
         if not detach:
             lifecycle.wait(
                 account, item.name, console.note, every_s=every, price=item.price, instances=hosting.instances
@@ -180,7 +180,7 @@ def deploy(
             "plan": priced.as_dict(),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },
-        f"{item.name}: {status}\naddress: {address}\nexpires: {lifecycle.told(ends)}",
+        f"{item.name}: {status}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
         f"${item.price.cost(1, hosting.instances):.2f} an hour"
         + (f", ${item.price.cost(1, item.instances):.2f} with all instances" if launch.later else ""),
         f"next: {next_command}",
@@ -274,7 +274,7 @@ def extend(
             "expires": ends.isoformat(),
             "worst_usd": round(priced.worst_usd, 2),
         },
-        f"{found.name} expires {lifecycle.told(ends)}; before: {lifecycle.told(old_end)}",
+        f"{found.name} expires {lifecycle.format_expiry(ends)}; before: {lifecycle.format_expiry(old_end)}",
         f"maximum cost from now: ${priced.worst_usd:.2f}",
     )
 
@@ -296,7 +296,9 @@ def _rolled_back_on_failure(
     except KeyboardInterrupt:
         ends = endpoint.end_of(launch)
         until = (
-            "you are billed for it until you delete it" if ends is None else f"AWS deletes it {lifecycle.told(ends)}"
+            "you are billed for it until you delete it"
+            if ends is None
+            else f"AWS deletes it {lifecycle.format_expiry(ends)}"
         )
         raise Interrupted(
             f"stopped waiting for {name}; if it started, it is billed, and {until}",

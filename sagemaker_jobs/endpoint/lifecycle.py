@@ -180,7 +180,7 @@ def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:
     return str(variant["InstanceType"]), max([variant["InitialInstanceCount"], *running, *scaled])
 
 
-def told(at: datetime | None) -> str:
+def format_expiry(at: datetime | None) -> str:
     """Format an expiry for display, in UTC and in local time."""
     if at is None:
         return "never: until you delete it"
