@@ -255,7 +255,7 @@ def extend(
         return
     console.note_table(tables.plan_tables(priced, f"{found.name} from now")[0])
     priced.check(max_usd)
-    with session.stopping_leaves(found.run.id, found.name, account.region):
+    with session.keep_running(found.run.id, found.name, account.region):
         for call in update_calls:
             calls.create_with_new_role(account, Ledger(account.site), call, found.run)
         now = lifecycle.describe(account, found.name)

@@ -73,7 +73,7 @@ def image(
         run = new_run(f"image-{target}")
         launch = images.launch(run, options, build_context, archive, site)
         cost_plan = planning.build_plan(launch.calls[1].request, site.region)
-        with session.stopping_leaves(run.id, launch.calls[1].name, site.region):
+        with session.keep_running(run.id, launch.calls[1].name, site.region):
             ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
             if ledger is None or account is None:
                 return

@@ -226,7 +226,7 @@ def _send_and_follow(
     [call] = launch.calls
     run, region = launch.run.id, launch.place.site.region
     cost_plan = lifetime.priced({"training-job": call.request}, None if offline else account, expected_hours, 0)
-    with session.stopping_leaves(run, call.name, region):
+    with session.keep_running(run, call.name, region):
         ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return

@@ -125,14 +125,14 @@ def begin(
 
 
 @contextmanager
-def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
+def keep_running(run: str, what: str, region: str) -> Iterator[None]:
     """Keep a job running on Ctrl-C and print how to follow and stop it; add to an error how to clean up.
 
     LostContact only means that the job can no longer be observed. Cleaning up would stop the job, so that error tells
     how to follow it again.
     """
     try:
-        with coming_back(run, what, region):
+        with hint_at_follow(run, what, region):
             yield
     except LostContact:
         raise
@@ -142,7 +142,7 @@ def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
 
 
 @contextmanager
-def coming_back(run: str, what: str, region: str) -> Iterator[None]:
+def hint_at_follow(run: str, what: str, region: str) -> Iterator[None]:
     """Add to Ctrl-C and LostContact how to follow the resource again and how to stop it."""
     try:
         yield

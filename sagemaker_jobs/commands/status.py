@@ -48,12 +48,12 @@ def status(
         if run is None:
             raise AwsError("missing argument RUN for --follow", "Run `neuron-sum aws status RUN --follow`.")
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
-            with session.coming_back(run, build, account.region):
+            with session.hint_at_follow(run, build, account.region):
                 finished = builds.follow(account, build, console.note, every_s=every)
             emit_built(account, ledger, run, finished, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
-        with session.coming_back(run, name, account.region):
+        with session.hint_at_follow(run, name, account.region):
             job = following.follow(account, name, console.note, every_s=every, kind=kind)
         next_step = f"neuron-sum aws down {run} removes the run's remaining resources"
         console.emit(
