@@ -212,7 +212,7 @@ def extend(
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, session.unasked_site(region), at=ends, role_arn=expiry_role).schedule
+        guess = endpoint.expiry(which, session.offline_context(region), at=ends, role_arn=expiry_role).schedule
         requests = [Call("scheduler", "update_schedule", guess.request).as_dict()]
         console.emit({"run": which.id, "requests": requests}, session.as_json(requests))
         return

@@ -40,7 +40,7 @@ def iam(
     from sagemaker_jobs.aws.policies import role_policies
     from sagemaker_jobs.commands import session
 
-    site = session.account_in(region).site if account_id is None else session.unasked_site(region, account_id)
+    site = session.account_in(region).site if account_id is None else session.offline_context(region, account_id)
     isolation = isolation_of(kms_key, subnet, security_group, False)
     isolation.check()
     bucket_name, read_addresses = bucket or site.bucket, reads or []

@@ -54,7 +54,7 @@ def plan(
     resolved = load_recipe(recipe, overrides or [])
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
-    site = session.unasked_site(region) if account is None else account.site
+    site = session.offline_context(region) if account is None else account.site
     requests = lifetime.planned_requests(
         new_run(resolved.name),
         site,

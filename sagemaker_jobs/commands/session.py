@@ -59,7 +59,7 @@ def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account
         AwsError: If AWS does not accept the credentials, or the region does not exist.
     """
     if offline and dry_run:
-        return None, unasked_site(region)
+        return None, offline_context(region)
     account = account_in(region, dry_run=dry_run)
     try:
         return account, account.site
@@ -70,7 +70,7 @@ def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account
         return account, AwsContext(ANY_ACCOUNT, account.region, account.partition)
 
 
-def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
+def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
     """The context of a region without a request to AWS: boto3 knows its partition; without boto3 it is `aws`.
 
     Args:
