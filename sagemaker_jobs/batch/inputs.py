@@ -44,7 +44,7 @@ def find_texts(source: str, account: Account | None, place: Destination) -> Text
         AwsError: If the S3 prefix has no files.
     """
     if source.startswith("s3://"):
-        if account is not None and not list(listed(account, source)):
+        if account is not None and not list(list_keys(account, source)):
             raise AwsError(
                 f"{source} contains no files", "Use an S3 prefix with .jsonl files, or a local file or folder."
             )
@@ -63,7 +63,7 @@ def find_texts(source: str, account: Account | None, place: Destination) -> Text
     return Texts(place.inputs(CHANNEL, channel.digest), channel, lines)
 
 
-def listed(account: Account, address: str) -> Iterator[str]:
+def list_keys(account: Account, address: str) -> Iterator[str]:
     """The keys below an S3 address, without empty objects, which represent folders."""
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix):
@@ -71,11 +71,11 @@ def listed(account: Account, address: str) -> Iterator[str]:
             yield item["Key"]
 
 
-def counted(account: Account, address: str) -> Counter[str]:
+def count_lines(account: Account, address: str) -> Counter[str]:
     """The number of lines of the objects below an S3 address, by file name."""
     bucket = address.removeprefix("s3://").partition("/")[0]
     found: Counter[str] = Counter()
-    for key in listed(account, address):
+    for key in list_keys(account, address):
         lines = account.read(bucket, key).decode().split("\n")
         found[key.rpartition("/")[2]] += sum(1 for line in lines if line.strip())
     return found

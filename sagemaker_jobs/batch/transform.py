@@ -17,7 +17,7 @@ from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.batch import requests as batch_requests
-from sagemaker_jobs.batch.inputs import Texts, counted, listed
+from sagemaker_jobs.batch.inputs import Texts, count_lines, list_keys
 from sagemaker_jobs.batch.requests import OUT
 from sagemaker_jobs.endpoint import sources as endpoint_sources
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
@@ -226,13 +226,13 @@ def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Ans
         AwsError: If a line has no answer; the hint names the location of the other answers.
     """
     address = f"{launched.calls[-1].request['TransformOutput']['S3OutputPath']}/"
-    input_lines = Counter(texts.lines) if texts.lines is not None else counted(account, texts.address)
+    input_lines = Counter(texts.lines) if texts.lines is not None else count_lines(account, texts.address)
     answer_lines: Counter[str] = Counter()
     errors: list[str] = []
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    for key in listed(account, address):
+    for key in list_keys(account, address):
         # AWS adds a newline to each answer, which already ends with one, so that every second line is empty.
         lines = [line for line in account.read(bucket, key).decode().split("\n") if line.strip()]
         target = folder / key.removeprefix(prefix).removesuffix(OUT)
