@@ -51,7 +51,7 @@ def down(
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
             raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {run or '--all'}`.")
-        shown = tables.found_table(remaining, "would be removed") if remaining else "no resources remain"
+        shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
         console.emit(report, shown, *map(str, stored))
         return
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)

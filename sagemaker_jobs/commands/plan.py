@@ -81,5 +81,10 @@ def plan(
     next_command = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
     basis = [f"expected: {expected_from}"] if expected_from else []
     console.emit(
-        result, *cost_tables, *basis, *tables.beside_tables(alternatives, planning.published()), *extra, next_command
+        result,
+        *cost_tables,
+        *basis,
+        *tables.comparison_tables(alternatives, planning.published()),
+        *extra,
+        next_command,
     )

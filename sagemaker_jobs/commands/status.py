@@ -82,10 +82,10 @@ def status(
         else (f"${per_hour:.2f} an hour in total")
     )
     lines = [
-        tables.found_table(ours, f"neuron-sum's resources in {account.region}")
+        tables.resource_table(ours, f"neuron-sum's resources in {account.region}")
         if ours
         else f"no neuron-sum resources in {account.region}",
-        *([tables.found_table(others, "other resources billed by the hour")] if others else []),
+        *([tables.resource_table(others, "other resources billed by the hour")] if others else []),
         f"{total}; ledger: {ledger.path}",
     ]
     console.emit(

@@ -45,7 +45,7 @@ def plan_tables(plan: Plan, title: str) -> list[Any]:
     return [table, f"worst case: {worst}", *(f"prices: {source}" for source in sources), f"not counted: {NOT_COUNTED}"]
 
 
-def beside_tables(alternatives: Iterable[Elsewhere], published: Sequence[PublishedCost]) -> Iterator[Table]:
+def comparison_tables(alternatives: Iterable[Elsewhere], published: Sequence[PublishedCost]) -> Iterator[Table]:
     """The tables that a plan is compared with.
 
     Args:
@@ -69,7 +69,7 @@ def beside_tables(alternatives: Iterable[Elsewhere], published: Sequence[Publish
     yield references
 
 
-def found_table(found: Iterable[Resource], title: str) -> Table:
+def resource_table(found: Iterable[Resource], title: str) -> Table:
     """The table of the resources in an account.
 
     Args:
