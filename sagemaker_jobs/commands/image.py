@@ -69,7 +69,7 @@ def image(
         if account is not None and not dry_run and (existing := registry.look(account, tag)) is not None:
             console.emit({**existing.as_dict(), "built": False}, f"{existing.uri} already exists: nothing to build")
             return
-        archive = images.archived(build_context, Path(scratch) / images.ARCHIVE)
+        archive = images.pack_context(build_context, Path(scratch) / images.ARCHIVE)
         run = new_run(f"image-{target}")
         launch = images.launch(run, options, build_context, archive, site)
         cost_plan = planning.build_plan(launch.calls[1].request, site.region)

@@ -93,7 +93,7 @@ def context(target: str, existing: Path | None, scratch: Path) -> Channel:
     return Channel(SOURCE, {path.relative_to(folder).as_posix(): path for path in context_files})
 
 
-def archived(found: Channel, path: Path) -> Channel:
+def pack_context(found: Channel, path: Path) -> Channel:
     """Pack the context into one file for CodeBuild; the same context gives the same bytes on every machine."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, source in sorted(found.files.items()):

@@ -159,7 +159,9 @@ def test_a_time_that_codebuild_refuses_is_refused_here(aws: AwsServer, minutes: 
 def test_requests_are_valid_tagged_and_for_one_repository(aws: AwsServer, tmp_path: Path) -> None:
     options = image.Options("cpu", "large", 30)
     found = image.context("cpu", Path("context"), tmp_path)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
+    launch = image.launch(
+        RUN, options, found, image.pack_context(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION)
+    )
     session = botocore.session.get_session()
     for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls):
         model = session.get_service_model(call.service)
@@ -187,7 +189,7 @@ def test_the_same_context_is_the_same_image_on_every_machine(tmp_path: Path) -> 
         write_context(tmp_path / name)
         (tmp_path / name / "entrypoint").write_text("#!/bin/bash\n", encoding="utf-8")
         made = image.context("cpu", tmp_path / name, tmp_path)
-        image.archived(made, tmp_path / f"{name}.zip")
+        image.pack_context(made, tmp_path / f"{name}.zip")
         found.append((image.tag_of("cpu", made), (tmp_path / f"{name}.zip").read_bytes()))
     assert found[0] == found[1]
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
@@ -216,7 +218,9 @@ def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_
     write_context(tmp_path / "private", "763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.36.0")
     found = image.context("inf2", tmp_path / "private", tmp_path)
     options = image.Options("inf2", "medium", 60)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
+    launch = image.launch(
+        RUN, options, found, image.pack_context(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION)
+    )
     assert "--region us-west-2 | docker login" in launch.calls[1].request["source"]["buildspec"]
     assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
 
