@@ -67,7 +67,7 @@ def rehearse(
     except KeyboardInterrupt:
         stage = rehearsal.stages[-1].name if rehearsal.stages else "the start"
         raise Interrupted(
-            f"stopped while rehearsing {stage}; {rehearsal.left()} of its processes still run; {kept_text}",
+            f"stopped while rehearsing {stage}; {rehearsal.count_processes()} of its processes still run; {kept_text}",
             f"Run `neuron-sum aws rehearse {recipe}` to start again.",
         ) from None
     finally:
@@ -136,7 +136,7 @@ def _clean_up(rehearsal: "Rehearsal", *, keep: bool) -> None:
     begun = time.monotonic()
     if not keep:
         shutil.rmtree(rehearsal.folder, ignore_errors=True)
-    processes, folder_exists = rehearsal.left(), rehearsal.folder.exists() and not keep
+    processes, folder_exists = rehearsal.count_processes(), rehearsal.folder.exists() and not keep
     if processes or folder_exists:
         console.warn(
             f"{processes} processes of the rehearsal still run" if processes else f"{rehearsal.folder} still exists"

@@ -153,7 +153,7 @@ class Rehearsal:
     def _options(self) -> Options:
         return Options(self.instance, 1, LIMIT_S)
 
-    def left(self) -> int:
+    def count_processes(self) -> int:
         """The number of processes of the containers, the server and the commands that still run."""
         commands = running(str(self.folder), own_commands.MARK)
         processes = [*commands, *(process for job in self.jobs for process in running(job))]
@@ -255,8 +255,8 @@ class Rehearsal:
                 stage.seen = (
                     f"SIGKILL to all its processes after {checkpoints} was saved, like the loss of a spot machine"
                 )
-                if self.left():
-                    raise AwsError(f"{self.left()} processes survived SIGKILL")
+                if self.count_processes():
+                    raise AwsError(f"{self.count_processes()} processes survived SIGKILL")
                 return False
             _check(ended)
             container.write_model(store.model(request))
