@@ -98,14 +98,14 @@ def find_ours(account: Account, run_or_name: str) -> Endpoint:
 
 
 def wait(
-    account: Account, name: str, say: Callable[[str], None], *, every_s: float, price: Price, instances: int
+    account: Account, name: str, report: Callable[[str], None], *, every_s: float, price: Price, instances: int
 ) -> None:
     """Wait until an endpoint is in service; log each change of its status and each line of its containers' log.
 
     Args:
         account: The account that has the endpoint.
         name: The name of the endpoint.
-        say: Called with each line to log.
+        report: Called with each line to log.
         every_s: Seconds between status polls.
         price: The price of the endpoint's instance.
         instances: The number of instances.
@@ -118,11 +118,11 @@ def wait(
     before, lines = "", list[str]()
 
     def remember(line: str) -> None:
-        say(line)
+        report(line)
         lines.append(line)
 
     while True:
-        found = patiently(lambda: describe(account, name), name, say, every_s)
+        found = patiently(lambda: describe(account, name), name, report, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
             raise AwsError(
                 f"{name} was deleted before it was in service",
@@ -131,7 +131,9 @@ def wait(
         hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]
         if status != before:
             before = status
-            say(f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now")
+            report(
+                f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now"
+            )
         log.tell(remember)
         if status in FAILED:
             raise _failure(name, found, lines)

@@ -41,7 +41,7 @@ def of_run(account: Account, run: str) -> str | None:
     return None
 
 
-def started(account: Account, run: str, say: Callable[[str], None], every_s: float) -> str:
+def started(account: Account, run: str, report: Callable[[str], None], every_s: float) -> str:
     """Wait until CodeBuild lists the build that was just started, and return its id.
 
     Raises:
@@ -49,7 +49,7 @@ def started(account: Account, run: str, say: Callable[[str], None], every_s: flo
         AwsError: If CodeBuild does not list the build.
     """
     for _ in range(NEW_BUILD_POLLS):
-        found = patiently(lambda: of_run(account, run), f"the build of {run}", say, every_s)
+        found = patiently(lambda: of_run(account, run), f"the build of {run}", report, every_s)
         if found is not None:
             return found
         time.sleep(every_s)
@@ -57,14 +57,14 @@ def started(account: Account, run: str, say: Callable[[str], None], every_s: flo
 
 
 def follow(
-    account: Account, identity: str, say: Callable[[str], None], *, every_s: float, price: Price | None = None
+    account: Account, identity: str, report: Callable[[str], None], *, every_s: float, price: Price | None = None
 ) -> dict[str, Any]:
     """Wait for a build to end and log its progress.
 
     Args:
         account: The account that the build runs in.
         identity: The id of the build, which consists of the project's name and a unique suffix.
-        say: Called with each phase and each line of the log.
+        report: Called with each phase and each line of the log.
         every_s: Seconds between status polls.
         price: The price of the build machine, to log the cost so far.
 
@@ -79,7 +79,7 @@ def follow(
     before = ""
     while True:
         found = patiently(
-            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, say, every_s
+            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, report, every_s
         )
         if not found:
             raise AwsError(f"no build {identity} in {account.region}", "Run `neuron-sum aws status`.")
@@ -88,12 +88,12 @@ def follow(
             before = now
             passed = _seconds(build)
             cost = f", at most ${price.cost(passed / 3600):.2f} by now" if price else ""
-            say(f"{build['projectName']}: {now} after {duration(passed)}{cost}")
+            report(f"{build['projectName']}: {now} after {duration(passed)}{cost}")
         logs = build.get("logs") or {}
         if log is None and logs.get("groupName") and logs.get("streamName"):  # absent until a machine starts
             log = Log(account, logs["groupName"], logs["streamName"])
         if log is not None:
-            log.tell(say)
+            log.tell(report)
         if build["buildStatus"] != RUNS:
             break
         time.sleep(every_s)

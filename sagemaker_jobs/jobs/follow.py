@@ -115,7 +115,7 @@ def describe(account: Account, name: str, kind: JobKind = TRAINING) -> Job:
 def follow(
     account: Account,
     name: str,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     every_s: float,
     price: Price | None = None,
@@ -127,7 +127,7 @@ def follow(
     Args:
         account: The account that the job runs in.
         name: The name of the job.
-        say: Called with each change of the job's state and each line of its log.
+        report: Called with each change of the job's state and each line of its log.
         every_s: Seconds between status polls.
         price: The price of the job's instance, to log the cost so far.
         kind: The kind of the job.
@@ -143,13 +143,13 @@ def follow(
     log = Log(account, kind.log_group, f"{name}/")  # each host has a log stream with this prefix
     before = ""
     while True:
-        job = patiently(lambda: describe(account, name, kind), name, say, every_s)
+        job = patiently(lambda: describe(account, name, kind), name, report, every_s)
         if (now := f"{job.status}, {job.stage}") != before:
             before = now
             count = job.described[kind.resources]["InstanceCount"]
             cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
-            say(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
-        log.tell(say)
+            report(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
+        log.tell(report)
         if job.ended:
             break
         time.sleep(every_s)
