@@ -45,7 +45,8 @@ OfflineOption = Annotated[
     bool, typer.Option("--offline", help="Do not query AWS for prices; use the shipped price table.")
 ]
 BucketOption = Annotated[
-    str | None, typer.Option(help="Name of an existing bucket in the region. Default: neuron-sum creates one.")
+    str | None,
+    typer.Option(help="Name of an existing bucket in the region. Default: neuron-sum's bucket, created if needed."),
 ]
 RoleOption = Annotated[
     str | None, typer.Option(help="ARN of an existing role. Default: neuron-sum creates one for the run.")

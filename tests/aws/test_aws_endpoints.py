@@ -345,7 +345,7 @@ def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch
     for command in (("deploy", model), ("batch", model, "texts.jsonl")):
         requests = neuron_sum("aws", *command, *words).stdout
         assert "arn:aws-cn:scheduler:::aws-sdk:sagemaker:" in requests and "arn:aws:" not in requests
-    assert "no region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
+    assert "unknown region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
 
 
 def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
