@@ -1,1 +1,1 @@
-"""What talks to AWS: the price of a run, its image, jobs and endpoint, what is there, its removal; and a rehearsal."""
+"""The AWS side of neuron-sum: prices, image, jobs, endpoint, batch, inventory and cleanup, and a local rehearsal."""

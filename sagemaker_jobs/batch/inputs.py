@@ -1,4 +1,4 @@
-"""What a batch transform reads: JSON Lines here or in S3, each line checked and counted."""
+"""Inputs of a batch transform: local JSON Lines, checked and counted, or an S3 prefix."""
 
 import json
 from collections import Counter
@@ -13,17 +13,17 @@ from sagemaker_jobs.batch.requests import MAX_PAYLOAD_MB
 from sagemaker_jobs.launch.channels import Channel
 
 CHANNEL = "batch"
-"""The texts lie in S3 as a job's channel does."""
+"""Channel name of the uploaded texts."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What it is asked: JSON Lines.
+    """The JSON Lines that a transform reads.
 
     Attributes:
         address: The S3 prefix.
-        channel: What is uploaded there first.
-        lines: How many each file has, by its name; None where they lie in S3, and are counted there in the end.
+        channel: The files to upload to that prefix.
+        lines: The number of lines per file name; None for texts in S3, which are counted at the end.
     """
 
     address: str
@@ -31,78 +31,82 @@ class Texts:
     lines: Mapping[str, int] | None = None
 
 
-def find_texts(given: str, account: Account | None, place: Destination) -> Texts:
-    """What INPUT means.
+def find_texts(source: str, account: Account | None, place: Destination) -> Texts:
+    """Resolve INPUT.
 
     Args:
-        given: A .jsonl file, a folder of them, or an S3 prefix.
-        account: To look there; None in a dry run.
-        place: Where what lies here is uploaded to.
+        source: A .jsonl file, a folder of them, or an S3 prefix.
+        account: The account that has the S3 prefix; None in a dry run.
+        place: The destination that local files are uploaded to.
 
     Raises:
-        DataError: If a line is not what the endpoint takes, with its number; or there is none.
-        AwsError: If nothing lies there.
+        DataError: If a line is invalid, with its number, or there are no lines.
+        AwsError: If the S3 prefix has no files.
     """
-    if given.startswith("s3://"):
-        if account is not None and not list(listed(account, given)):
-            raise AwsError(f"nothing lies in {given}", "an S3 prefix with .jsonl files, or a file or folder here")
-        return Texts(given)
-    path = Path(given)
+    if source.startswith("s3://"):
+        if account is not None and not list(list_keys(account, source)):
+            raise AwsError(
+                f"{source} contains no files", "Use an S3 prefix with .jsonl files, or a local file or folder."
+            )
+        return Texts(source)
+    path = Path(source)
     if path.is_file():
         found = {path.name: path}
     else:
         found = {file.relative_to(path).as_posix().replace("/", "-"): file for file in sorted(path.rglob("*.jsonl"))}
         if not found:
-            raise DataError(f"{path} holds no .jsonl file", "a .jsonl file, a folder of them, or s3://BUCKET/PREFIX/")
+            raise DataError(
+                f"{path} contains no .jsonl file", "Use a .jsonl file, a folder of them, or s3://BUCKET/PREFIX/."
+            )
     lines = {name: _checked_lines(file) for name, file in found.items()}
     channel = Channel(CHANNEL, found)
     return Texts(place.inputs(CHANNEL, channel.digest), channel, lines)
 
 
-def listed(account: Account, address: str) -> Iterator[str]:
-    """The keys below an S3 address; empty objects, which stand for folders, are left out."""
+def list_keys(account: Account, address: str) -> Iterator[str]:
+    """The keys below an S3 address, without empty objects, which represent folders."""
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix):
         if item["Size"]:
             yield item["Key"]
 
 
-def counted(account: Account, address: str) -> Counter[str]:
-    """Lines of what lies in S3, by file name."""
+def count_lines(account: Account, address: str) -> Counter[str]:
+    """The number of lines of the objects below an S3 address, by file name."""
     bucket = address.removeprefix("s3://").partition("/")[0]
     found: Counter[str] = Counter()
-    for key in listed(account, address):
+    for key in list_keys(account, address):
         lines = account.read(bucket, key).decode().split("\n")
         found[key.rpartition("/")[2]] += sum(1 for line in lines if line.strip())
     return found
 
 
 def _checked_lines(path: Path) -> int:
-    """How many lines a file has, each of which is one question."""
+    """Check each line of a file and return the number of lines."""
     count = 0
     with path.open(encoding="utf-8", newline="\n") as lines:
         try:
             for count, line in enumerate(lines, start=1):
                 if (fault := _fault(line)) is not None:
                     raise DataError(
-                        f"{path}, line {count}: {fault}", 'one JSON object a line: {"inputs": "a dialogue"}'
+                        f"{path}, line {count}: {fault}", 'Write one JSON object per line: {"inputs": "a dialogue"}.'
                     )
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}, after line {count}: not UTF-8", "write the file as UTF-8") from error
+            raise DataError(f"{path}, after line {count}: invalid UTF-8", "Save the file as UTF-8.") from error
     if not count:
-        raise DataError(f"{path} is empty", 'one JSON object a line: {"inputs": "a dialogue"}')
+        raise DataError(f"{path} is empty", 'Write one JSON object per line: {"inputs": "a dialogue"}.')
     return count
 
 
 def _fault(line: str) -> str | None:
     if not line.strip():
-        return "nothing is in it"
+        return "empty line"
     if (size := len(line.encode())) > MAX_PAYLOAD_MB * 1024 * 1024:
-        return f"{size:,} bytes, and a record may have {MAX_PAYLOAD_MB} MB"
+        return f"{size:,} bytes, but a record may have at most {MAX_PAYLOAD_MB} MB"
     try:
         content = json.loads(line)
     except ValueError as error:
-        return f"not JSON: {error}"
+        return f"invalid JSON: {error}"
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), str):
-        return "no text is in its inputs"
+        return '"inputs" is missing or not a string'
     return None

@@ -1,4 +1,4 @@
-"""The exact requests of a batch transform: its model, its job, and what stops it at the latest."""
+"""Requests of a batch transform: its model, its job, and the schedule that stops it."""
 
 from datetime import datetime
 
@@ -10,44 +10,44 @@ from sagemaker_jobs.launch.schedules import create_ending
 
 JSON_LINES = "application/jsonlines"
 OUT = ".out"
-"""What SageMaker adds to an input's name for its output's."""
+"""Suffix that SageMaker adds to the name of an input file for its output file."""
 
 STOP_TARGET = "sagemaker:stopTransformJob"
 
 MAX_PAYLOAD_MB = 6
-"""For one record; what an artifact is served with takes as much (serve.max_body_bytes)."""
+"""Maximum size of a record; the server accepts the same size (serve.max_body_bytes)."""
 
 CONCURRENT = 16
-"""Requests at a time: the server gathers them into the batches that were compiled. CONCURRENT × MAX_PAYLOAD_MB must not
-be above 100, and not more than serve.queue_size may wait."""
+"""Number of concurrent requests, which the server groups into batches of the compiled sizes. The product of CONCURRENT
+and MAX_PAYLOAD_MB must be at most 100, and at most serve.queue_size requests may wait."""
 
 INVOCATION_S = 60
-"""Above every serve.deadline_s, after which the container itself answers."""
+"""Seconds; longer than any serve.deadline_s, after which the container itself sends an answer."""
 
 RETRIES = 3
-"""The most that SageMaker allows: for a container that says that it is busy."""
+"""SageMaker's maximum number of retries, for a container that reports that it is busy."""
 
 
 def output_address(run: Run, place: Destination, attempt: int) -> str:
-    """The S3 folder of a transform job's outputs; without a slash at its end, for SageMaker adds one."""
+    """The S3 folder of a transform job's outputs, without the trailing slash, which SageMaker adds."""
     return f"s3://{place.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def create_model(
     run: Run, place: Destination, *, image: str, model_data: str, isolation: NetworkSecurity, attempt: int = 1
 ) -> Request:
-    """CreateModel for a transform job, which goes when that has ended.
+    """CreateModel for a transform job; the model is deleted when the job has ended.
 
     Args:
-        run: Whose it is.
-        place: Where.
-        image: Ours, in a registry of the account.
-        model_data: The S3 address of what `neuron-sum package` made.
-        isolation: Its network.
-        attempt: From 1.
+        run: The run that owns the model.
+        place: The destination of the run.
+        image: The serving image, in a registry of the account.
+        model_data: The S3 address of an archive written by `neuron-sum package`.
+        isolation: The network settings.
+        attempt: The attempt number, from 1.
 
     Raises:
-        AwsError: If SageMaker would refuse it.
+        AwsError: If SageMaker would refuse the model.
     """
     return endpoint_requests.create_model(
         run,
@@ -70,25 +70,25 @@ def create_transform_job(
     isolation: NetworkSecurity,
     attempt: int = 1,
 ) -> Request:
-    """CreateTransformJob over JSON Lines; inf2 is allowed here.
+    """CreateTransformJob over JSON Lines; inf2 instances are allowed.
 
-    One line a request. With MultiRecord SageMaker fills a request up to MaxPayloadInMB, which is whole megabytes:
-    thousands of dialogues, where the container takes serve.max_items and answers within serve.deadline_s.
+    Each request has one line. With MultiRecord, SageMaker would fill a request up to MaxPayloadInMB, in whole
+    megabytes: thousands of dialogues, but the container accepts serve.max_items and answers within serve.deadline_s.
 
     Args:
-        run: Whose it is; its model must be there.
-        place: Where.
+        run: The run that owns the job; its model must exist.
+        place: The destination of the run.
         instance: The instance type.
-        instances: How many; each takes whole input files.
+        instances: The number of instances; each processes whole input files.
         source: The S3 prefix of the .jsonl files.
-        isolation: Its key.
-        attempt: From 1.
+        isolation: The encryption settings.
+        attempt: The attempt number, from 1.
 
     Raises:
-        AwsError: If that is no instance of SageMaker's.
+        AwsError: If `instance` is not a SageMaker instance type.
     """
     if not instance.startswith("ml."):
-        raise AwsError(f"{instance!r} is no SageMaker instance", f"did you mean ml.{instance}?")
+        raise AwsError(f"{instance!r} is not a SageMaker instance type", f"Use an ml. type, such as ml.{instance}.")
     key = isolation.kms_key
     volume = key is not None and not has_local_disks(instance)
     return {
@@ -119,13 +119,13 @@ def create_transform_job(
 
 
 def create_stop(run: Run, *, at: datetime, role_arn: str, attempt: int = 1) -> Request:
-    """CreateSchedule for the latest end of a transform job, which has no maximum run time of its own.
+    """CreateSchedule to stop a transform job, because SageMaker has no maximum run time for such jobs.
 
     Args:
-        run: Whose job it is.
-        at: When first, with its time zone.
-        role_arn: What may stop that job, for the scheduler.
-        attempt: From 1.
+        run: The run that owns the job.
+        at: The time of the first attempt, with its time zone.
+        role_arn: The role of the scheduler, which may stop the job.
+        attempt: The attempt number, from 1.
     """
     return create_ending(
         run.name("batch-expiry", attempt),

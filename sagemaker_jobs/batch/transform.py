@@ -1,4 +1,4 @@
-"""A batch transform: what it reads, which calls make it and what bounds it, what is left when it has ended."""
+"""Launch of a batch transform and its stop schedule, cleanup after its end, and download of the answers."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.batch import requests as batch_requests
-from sagemaker_jobs.batch.inputs import Texts, counted, listed
+from sagemaker_jobs.batch.inputs import Texts, count_lines, list_keys
 from sagemaker_jobs.batch.requests import OUT
 from sagemaker_jobs.endpoint import sources as endpoint_sources
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
@@ -31,16 +31,16 @@ from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about a transform job.
+    """The command-line options of a transform job.
 
     Attributes:
         instance: The instance type.
-        instances: How many.
-        max_hours: When it is stopped at the latest.
-        bucket: The caller's own; None: one is made.
-        role_arn: The caller's own, of the job; None: one is made.
-        isolation: Encryption and network.
-        expiry_role_arn: The caller's own, for the scheduler; None: one is made.
+        instances: The number of instances.
+        max_hours: The maximum run time in hours.
+        bucket: The name of an existing bucket; None: a new one.
+        role_arn: The ARN of an existing role for the job; None: a new one.
+        isolation: The encryption and network settings.
+        expiry_role_arn: The ARN of an existing role for the scheduler; None: a new one.
     """
 
     instance: str
@@ -54,12 +54,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back.
+    """The downloaded answers.
 
     Attributes:
-        files: Where they are now.
-        lines: How many, in all of them.
-        errors: The messages of the records that were refused alone.
+        files: The paths of the downloaded files.
+        lines: The total number of lines.
+        errors: The error messages of individual records.
     """
 
     files: Sequence[Path]
@@ -71,16 +71,16 @@ def image_target(source: Source, instance: str) -> str:
     """The kind of image that a transform needs: cpu or inf2.
 
     Args:
-        source: What is asked.
-        instance: On what.
+        source: The model.
+        instance: The instance type.
 
     Raises:
-        AwsError: If they do not fit, or it was packed for AWS's frozen container.
+        AwsError: If model and instance do not fit, or the model was packaged for the last DJL container with Neuron.
     """
     if source.target == registry.ENDED:
         raise AwsError(
-            f"{source.name} was packed for AWS's frozen container, which runs behind an endpoint alone",
-            f"neuron-sum aws deploy {source.name}{ARCHIVE} --image {registry.ENDED}",
+            f"{source.name} was packaged for the container {registry.ENDED}, which supports only endpoints",
+            f"Run `neuron-sum aws deploy {source.name}{ARCHIVE} --image {registry.ENDED}`.",
         )
     return endpoint_sources.image_target(source, instance, None)
 
@@ -95,22 +95,22 @@ def launch(
     place: Destination,
     now: datetime,
 ) -> Launch:
-    """Everything that is to be sent; sends nothing.
+    """The launch of a transform job; sends nothing.
 
-    What stops the job is made before it: a transform job has no maximum run time in its request.
+    The stop schedule is created before the job, because the request of a transform job has no maximum run time.
 
     Args:
-        run: A new one, or the one that compiled what is asked.
-        attempt: From 1.
-        source: What is asked: a packaged model.
-        texts: What it is asked.
-        options: How.
-        image: Ours.
-        place: Where.
-        now: For a dry run, with its time zone; the job's hours count from when the schedule is sent.
+        run: A new run, or the run that compiled the model.
+        attempt: The attempt number, from 1.
+        source: The packaged model.
+        texts: The inputs.
+        options: The options of the job.
+        image: The serving image.
+        place: The destination of the run.
+        now: The current time with its time zone, for a dry run; otherwise the hours count from sending the schedule.
 
     Raises:
-        AwsError: If SageMaker would refuse it.
+        AwsError: If SageMaker would refuse the job.
     """
     address, isolation = source.address_in(place), options.isolation
     model = batch_requests.create_model(
@@ -172,35 +172,35 @@ def launch(
 
 
 def place_for(run: Run, options: Options, site: AwsContext) -> Destination:
-    """Where a run's transform goes."""
+    """The destination of a run's transform job."""
     return place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
 
 
-def unpaid_names(made: Launch) -> dict[str, str]:
-    """What an attempt that was refused at its last request has left, by kind: the next one has its number."""
-    stop, model, _ = made.calls
+def unpaid_names(launched: Launch) -> dict[str, str]:
+    """The resources that remain, by kind, if the last request is refused; the next attempt has the same number."""
+    stop, model, _ = launched.calls
     return {"schedule": stop.name, "model": model.name}
 
 
 def attempts_of(account: Account, run: Run) -> int:
-    """How many transform jobs a run has had, whatever became of them."""
+    """The number of transform jobs that a run has had, with any status."""
     listing = account.pages("sagemaker", "list_transform_jobs", "TransformJobSummaries", NameContains=run.name("batch"))
     return sum(1 for _ in listing)
 
 
-def clear(account: Account, ledger: Ledger, made: Launch) -> None:
-    """Removes what an ended job needs no more: its schedule and its model; a role costs nothing, and `down` takes it.
+def clear(account: Account, ledger: Ledger, launched: Launch) -> None:
+    """Remove the schedule and the model of an ended job; `down` removes its roles, which cost nothing.
 
     Args:
-        account: Where.
-        ledger: Of it.
-        made: What was sent.
+        account: The account that has the resources.
+        ledger: The ledger of that account.
+        launched: The launch of the job.
 
     Raises:
-        AwsError: If AWS refuses; `aws down` removes them.
+        AwsError: If AWS refuses; `aws down` removes the resources.
     """
-    stop, model, job = made.calls
-    ledger.note("gone", "transform-job", job.name, made.run.id)
+    stop, model, job = launched.calls
+    ledger.note("gone", "transform-job", job.name, launched.run.id)
     for call, service, operation, request in (
         (stop, "scheduler", "delete_schedule", {"Name": stop.name}),
         (model, "sagemaker", "delete_model", {"ModelName": model.name}),
@@ -210,51 +210,53 @@ def clear(account: Account, ledger: Ledger, made: Launch) -> None:
         except Refused as refused:
             if not refused.missing:
                 raise
-        ledger.note("gone", call.kind or "", call.name, made.run.id)
+        ledger.note("gone", call.kind or "", call.name, launched.run.id)
 
 
-def fetch(account: Account, made: Launch, texts: Texts, folder: Path) -> Answers:
-    """Downloads the answers, each file under its input's name, and counts them.
+def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Answers:
+    """Download the answers, each file under the name of its input, and count them.
 
     Args:
-        account: Where.
-        made: What was sent.
-        texts: What was asked.
-        folder: Where they go.
+        account: The account that has the answers.
+        launched: The launch of the job.
+        texts: The inputs.
+        folder: The target folder.
 
     Raises:
-        AwsError: If a question has no answer, with where the answers are.
+        AwsError: If a line has no answer; the hint names the location of the other answers.
     """
-    address = f"{made.calls[-1].request['TransformOutput']['S3OutputPath']}/"
-    asked = Counter(texts.lines) if texts.lines is not None else counted(account, texts.address)
-    answered: Counter[str] = Counter()
+    address = f"{launched.calls[-1].request['TransformOutput']['S3OutputPath']}/"
+    input_lines = Counter(texts.lines) if texts.lines is not None else count_lines(account, texts.address)
+    answer_lines: Counter[str] = Counter()
     errors: list[str] = []
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    for key in listed(account, address):
-        # AWS adds a line's end to each answer, which has one: between two there is an empty line.
+    for key in list_keys(account, address):
+        # AWS adds a newline to each answer, which already ends with one, so that every second line is empty.
         lines = [line for line in account.read(bucket, key).decode().split("\n") if line.strip()]
         target = folder / key.removeprefix(prefix).removesuffix(OUT)
         target.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(target, "".join(f"{line}\n" for line in lines))
         written.append(target)
-        answered[target.name] += len(lines)
+        answer_lines[target.name] += len(lines)
         errors += _errors(lines)
-    wrong = [name for name in asked | answered if asked[name] != answered[name]]
-    if wrong:
-        listing = ", ".join(f"{name} {answered[name]:,} of {asked[name]:,}" for name in wrong[:3])
-        raise AwsError(f"not every line has an answer: {listing}", f"what there is lies in {folder}, and in {address}")
-    return Answers(written, sum(answered.values()), errors)
+    incomplete = [name for name in input_lines | answer_lines if input_lines[name] != answer_lines[name]]
+    if incomplete:
+        listing = ", ".join(f"{name} {answer_lines[name]:,} of {input_lines[name]:,}" for name in incomplete[:3])
+        raise AwsError(
+            f"some lines have no answer: {listing}", f"Inspect the other answers in {folder} and in {address}."
+        )
+    return Answers(written, sum(answer_lines.values()), errors)
 
 
 def _errors(lines: Sequence[str]) -> Iterator[str]:
-    """The messages of the records that were refused alone; SageMaker may have cut or added something of its own."""
+    """The error messages of individual records; SageMaker may have truncated or extended the lines."""
     for line in lines:
         try:
             content = json.loads(line)
         except ValueError:
-            yield f"no JSON came back: {line:.100}"
+            yield f"the answer is not JSON: {line:.100}"
             continue
         if isinstance(content, dict) and isinstance(error := content.get("error"), dict):
             yield str(error.get("message"))

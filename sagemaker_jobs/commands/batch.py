@@ -1,4 +1,4 @@
-"""`neuron-sum aws batch`: SageMaker Batch Transform over JSON Lines, for what outgrows an endpoint."""
+"""`neuron-sum aws batch`: SageMaker Batch Transform over JSON Lines, for inputs too large for an endpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,21 +31,28 @@ def batch(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A run that `aws compile` compiled, s3://…/model.tar.gz, or such a file here."
+            metavar="SOURCE", help="A run compiled by `aws compile`, s3://…/model.tar.gz, or a local model.tar.gz."
         ),
     ],
     texts: Annotated[
-        str, typer.Argument(metavar="INPUT", help='Lines of {"inputs": "a dialogue"}: a .jsonl file, a folder, s3://….')
+        str,
+        typer.Argument(
+            metavar="INPUT", help='JSON Lines of {"inputs": "a dialogue"}: a .jsonl file, a folder, s3://….'
+        ),
     ],
-    output: Annotated[Path | None, typer.Option(help="For the answers. Default: RUN-batch.")] = None,
-    instance: Annotated[str, typer.Option(help="ml.inf2.xlarge, or a CPU.")] = "ml.inf2.xlarge",
-    instances: Annotated[int, typer.Option(min=1, help="Each takes whole files of the input.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Folder for the answers. Default: RUN-batch.")] = None,
+    instance: Annotated[
+        str, typer.Option(help="SageMaker instance type: ml.inf2.xlarge or a CPU type.")
+    ] = "ml.inf2.xlarge",
+    instances: Annotated[int, typer.Option(min=1, help="Number of instances; each processes whole input files.")] = 1,
     max_hours: HoursOption = 2.0,
     max_usd: CapOption = None,
     bucket: BucketOption = None,
     role: RoleOption = None,
     expiry_role: ExpiryRoleOption = None,
-    image: Annotated[str | None, typer.Option(help="Default: the newest that `aws image` built.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image URI. Default: the newest image built by `aws image`.")
+    ] = None,
     kms_key: KeyOption = None,
     subnet: SubnetOption = None,
     security_group: GroupOption = None,
@@ -57,7 +64,7 @@ def batch(
     offline: OfflineOption = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """Summarize files of dialogues on SageMaker, without an endpoint."""
+    """Summarize files of dialogues with a SageMaker batch transform, without an endpoint."""
     from datetime import datetime, timezone
 
     from sagemaker_jobs.aws.errors import Refused
@@ -82,50 +89,58 @@ def batch(
         expiry_role,
     )
     account, site = session.caller(region, offline=offline, dry_run=dry_run)
-    asked = None if dry_run else account
-    anywhere = batches.place_for(Run(source, ""), options, site)
-    found = batch_texts.find_texts(texts, asked, anywhere)
-    model = endpoint_sources.find_source(source, asked, anywhere)
+    reader = None if dry_run else account
+    provisional = batches.place_for(Run(source, ""), options, site)
+    inputs = batch_texts.find_texts(texts, reader, provisional)
+    model = endpoint_sources.find_source(source, reader, provisional)
     target = batches.image_target(model, instance)
     run = model.run or new_run("batch")
-    attempt = 1 if asked is None or model.run is None else batches.attempts_of(asked, run) + 1
+    attempt = 1 if reader is None or model.run is None else batches.attempts_of(reader, run) + 1
     if image is None:
         image = (
-            registry.newest_image(asked, target) if asked is not None else registry.image_uri(site, f"{target}-newest")
+            registry.newest_image(reader, target)
+            if reader is not None
+            else registry.image_uri(site, f"{target}-newest")
         )
     folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AwsError(f"{folder} is there and not empty", "--output FOLDER for the answers")
+        raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
     launch = batches.launch(
-        run, attempt, model, found, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
+        run, attempt, model, inputs, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
     )
     price = price_list.price_of(instance, price_list.TRANSFORM, None if offline else account)
-    priced = lifetime.transform_plan(launch, options, price, expected_hours)
+    cost_plan = lifetime.transform_plan(launch, options, price, expected_hours)
     job = launch.calls[-1]
     address = job.request["TransformOutput"]["S3OutputPath"]
-    kept_roles: set[str] = set()
-    if asked is not None and model.run is not None:
-        rollback.clear_leftovers(asked, Ledger(site), run, batches.unpaid_names(launch), console.note)
-        kept_roles = rollback.roles_there(asked, run)
-    with session.stopping_leaves(run.id, job.name, site.region):
+    existing_roles: set[str] = set()
+    if reader is not None and model.run is not None:
+        rollback.clear_leftovers(reader, Ledger(site), run, batches.unpaid_names(launch), console.note)
+        existing_roles = rollback.roles_there(reader, run)
+    with session.keep_running(run.id, job.name, site.region):
         try:
-            ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
+            ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
         except Refused as refused:
             if account is not None:
-                rollback.undo(account, launch, refused, keep=kept_roles, every_s=every)
+                rollback.undo(account, launch, refused, keep=existing_roles, every_s=every)
             raise
         if ledger is None or account is None:
             return
-        console.note(f"started {job.name}; the ledger is {ledger.path}")
-        told = {"run": run.id, "job": job.name, "region": site.region, "answers": address, "plan": priced.as_dict()}
+        console.note(f"started {job.name}; ledger: {ledger.path}")
+        details = {
+            "run": run.id,
+            "job": job.name,
+            "region": site.region,
+            "answers": address,
+            "plan": cost_plan.as_dict(),
+        }
         if detach:
             console.emit(
-                told,
-                f"started {job.name}; its answers come into {address}\n"
-                f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} removes its model, too",
+                details,
+                f"started {job.name}; it writes its answers to {address}\n"
+                f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} also removes its model",
             )
             return
-        ended = following.follow(
+        finished = following.follow(
             account,
             job.name,
             console.note,
@@ -134,21 +149,21 @@ def batch(
             kind=following.TRANSFORM,
             on_end=lambda _: batches.clear(account, ledger, launch),
         )
-        answers = batches.fetch(account, launch, found, folder)
+        answers = batches.fetch(account, launch, inputs, folder)
     if answers.errors:
         console.warn(
-            f"{len(answers.errors):,} of {answers.lines:,} lines have an error instead of a summary, the first: "
+            f"{len(answers.errors):,} of {answers.lines:,} lines have an error instead of a summary; the first is: "
             f"{answers.errors[0]}"
         )
     console.emit(
         {
-            **told,
-            "status": ended.status,
-            "seconds": ended.seconds,
+            **details,
+            "status": finished.status,
+            "seconds": finished.seconds,
             "files": [str(path) for path in answers.files],
             "lines": answers.lines,
             "errors": len(answers.errors),
         },
-        f"{answers.lines:,} answers in {console.duration(ended.seconds)}: {folder}, and {address}\n"
+        f"{answers.lines:,} answers in {console.duration(finished.seconds)}: {folder} and {address}\n"
         f"next: neuron-sum aws down {run.id} removes the run's roles",
     )

@@ -11,17 +11,19 @@ from sagemaker_jobs.commands.options import BucketOption, EveryOption, RegionOpt
 
 def down(
     run: RunArgument = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every run's, in this account and region.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete every run in this account and region.")] = False,
     artifacts: Annotated[
-        bool, typer.Option("--artifacts", help="Delete trained models, checkpoints, inputs and logs, too.")
+        bool, typer.Option("--artifacts", help="Also delete trained models, checkpoints, inputs and logs.")
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Remove nothing; exit with 14 if something is left.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Delete nothing; exit with 14 if any resource remains.")
+    ] = False,
     bucket: BucketOption = None,
     region: RegionOption = None,
     every: EveryOption = 5.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the resources; delete nothing.")] = False,
 ) -> None:
-    """Stop and delete what was made; what was trained stays unless --artifacts."""
+    """Stop and delete the resources of a run; trained models are kept unless you pass --artifacts."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import run_meant
     from sagemaker_jobs.cleanup import artifacts as storage
@@ -30,42 +32,48 @@ def down(
 
     run = None if run is None else run_meant(run)
     if run is not None and everything:
-        raise AwsError(f"both run {run!r} and --all", "give one of the two")
+        raise AwsError(f"run {run!r} and --all cannot be combined", "Use one of them.")
     if run is None and not everything and not check:
-        raise AwsError("no run", "neuron-sum aws down RUN, or --all for every run of the account in this region")
+        raise AwsError(
+            "missing argument RUN", "Run `neuron-sum aws down RUN`, or use --all for every run in this region."
+        )
     account = session.account_in(region)
     ledger = Ledger(account.site)
-    own = account.site.bucket
-    where = bucket or own
+    default_bucket = account.site.bucket
+    bucket_name = bucket or default_bucket
     account.hurry()
     if run is not None:
-        clearing.check_known(account, ledger, where, run)
+        clearing.check_known(account, ledger, bucket_name, run)
     if check or dry_run:
         remaining = clearing.left(account, ledger, run)
-        kept = storage.stored(account, where, run)
-        told = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in kept]}
+        stored = storage.stored(account, bucket_name, run)
+        report = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in stored]}
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-            raise AwsError(f"something of ours is left: {listing}", f"neuron-sum aws down {run or '--all'}")
-        told_left = tables.found_table(remaining, "would be removed") if remaining else "nothing of ours is left"
-        console.emit(told, told_left, *map(str, kept))
+            raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {run or '--all'}`.")
+        shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
+        console.emit(report, shown, *map(str, stored))
         return
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)
-    kept = storage.stored(account, where, run)
-    stays = storage.remove_artifacts(account, ledger, where, run, whole_bucket=where == own) if artifacts else []
+    stored = storage.stored(account, bucket_name, run)
+    skipped = (
+        storage.remove_artifacts(account, ledger, bucket_name, run, whole_bucket=bucket_name == default_bucket)
+        if artifacts
+        else []
+    )
     remaining = clearing.left(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-        raise AwsError(f"still there: {listing}", f"neuron-sum aws down {run or '--all'}, once more")
-    what = "deleted" if artifacts else "kept (--artifacts deletes them)"
+        raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {run or '--all'}` again.")
+    action = "deleted" if artifacts else "kept (--artifacts deletes them)"
     console.emit(
         {
             "removed": [item.as_dict() for item in removed],
-            "artifacts": [each.as_dict() for each in kept],
+            "artifacts": [each.as_dict() for each in stored],
             "artifacts_deleted": artifacts,
-            "stays": stays,
+            "stays": skipped,
         },
-        f"removed {len(removed)}; nothing of {run or 'ours'} is left in {account.region}",
-        *(f"{what}: {each}" for each in kept),
-        *(f"stays: {each}" for each in stays),
+        f"removed {len(removed)}; no resources of {run or 'any run'} remain in {account.region}",
+        *(f"{action}: {each}" for each in stored),
+        *(f"not deleted: {each}" for each in skipped),
     )

@@ -1,4 +1,4 @@
-"""`neuron-sum aws deploy` and `extend`: an endpoint and its life."""
+"""`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HOURS = 2.0
 SHORTEST_H = 0.25
-"""An endpoint takes minutes to come up."""
+"""Hours; an endpoint takes minutes to start."""
 
 
 def deploy(
@@ -43,25 +43,33 @@ def deploy(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="A run with a compile job, s3://…/model.tar.gz, or a model.tar.gz of `neuron-sum package`.",
+            help="A run with a compile job, s3://…/model.tar.gz, or a model.tar.gz written by `neuron-sum package`.",
         ),
     ],
-    instance: Annotated[str, typer.Option(help="ml.inf2.*, or a CPU.")] = "ml.inf2.xlarge",
-    instances: Annotated[int, typer.Option(min=1, help="How many at first, and at least.")] = 1,
+    instance: Annotated[str, typer.Option(help="SageMaker instance type: ml.inf2.* or a CPU type.")] = "ml.inf2.xlarge",
+    instances: Annotated[int, typer.Option(min=1, help="Initial and minimum number of instances.")] = 1,
     hours: Annotated[
         float | None,
-        typer.Option(min=SHORTEST_H, help=f"AWS's own scheduler deletes it after so long. Default: {HOURS:g}."),
+        typer.Option(
+            min=SHORTEST_H, help=f"Hours after which EventBridge Scheduler deletes the endpoint. Default: {HOURS:g}."
+        ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="No expiry: it is paid until you end it.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="No expiry: you are billed until you delete it.")] = False,
     multi_model: Annotated[
-        bool, typer.Option("--multi-model", help="Several on one CPU endpoint; a request names its model.")
+        bool, typer.Option("--multi-model", help="Several models on one CPU endpoint; each request names its model.")
     ] = False,
-    max_instances: Annotated[int | None, typer.Option(min=1, help="Autoscaling, up to so many.")] = None,
+    max_instances: Annotated[
+        int | None, typer.Option(min=1, help="Turn on autoscaling, up to this many instances.")
+    ] = None,
     invocations_per_instance: Annotated[
-        float | None, typer.Option(min=1, help="For autoscaling: requests a minute that one instance shall have.")
+        float | None, typer.Option(min=1, help="Autoscaling target: requests per minute and instance.")
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Default: the newest of `aws image`. djl-0.30-neuronx: AWS's frozen container.")
+        str | None,
+        typer.Option(
+            help="Image URI, or djl-0.30-neuronx for the last DJL container with Neuron. "
+            "Default: the newest image built by `aws image`."
+        ),
     ] = None,
     max_usd: CapOption = None,
     bucket: BucketOption = None,
@@ -77,7 +85,7 @@ def deploy(
     offline: OfflineOption = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """Put a compiled model behind an endpoint that AWS itself ends; a failure is rolled back."""
+    """Deploy a compiled model to an endpoint that expires automatically; a failure is rolled back."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.aws.place import Destination
@@ -92,9 +100,15 @@ def deploy(
 
     _check_life(keep, hours, max_usd)
     if detach and max_instances is not None:
-        raise AwsError("autoscaling is set once the endpoint is in service", "leave out --detach or --max-instances")
+        raise AwsError(
+            "--detach and --max-instances cannot be combined: autoscaling is set once the endpoint is in service",
+            "Use one of them.",
+        )
     if len(sources) > 1 and not multi_model:
-        raise AwsError(f"{len(sources)} models for one endpoint", "--multi-model, or a deploy for each")
+        raise AwsError(
+            f"one endpoint cannot serve {len(sources)} models without --multi-model",
+            "Use --multi-model, or deploy each model separately.",
+        )
     hosting = endpoint.EndpointOptions(
         instance,
         instances,
@@ -108,46 +122,51 @@ def deploy(
     )
     hosting.check()
     account, site = session.caller(region, offline=offline, dry_run=dry_run)
-    asked = None if dry_run and site.account == ANY_ACCOUNT else account
-    anywhere = Destination(site, bucket or site.bucket, role or "")
-    found = [endpoint_sources.find_source(text, asked, anywhere) for text in sources]
-    targets = {endpoint_sources.image_target(source, instance, image) for source in found}
+    reader = None if dry_run and site.account == ANY_ACCOUNT else account
+    provisional = Destination(site, bucket or site.bucket, role or "")
+    models = [endpoint_sources.find_source(text, reader, provisional) for text in sources]
+    targets = {endpoint_sources.image_target(source, instance, image) for source in models}
     if multi_model:
-        _check_several(found, targets)
-    name = _image(image, targets.pop(), asked, site)
-    run = found[0].run if not multi_model and found[0].run else new_run("models" if multi_model else found[0].name)
-    kept_roles: set[str] = set()
-    if asked is not None and found[0].run is run:
-        if lifecycle.describe(asked, run.name("endpoint")) is not None:
+        _check_several(models, targets)
+    image_name = _image(image, targets.pop(), reader, site)
+    run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
+    existing_roles: set[str] = set()
+    if reader is not None and models[0].run is run:
+        if lifecycle.describe(reader, run.name("endpoint")) is not None:
             raise AwsError(
-                f"{run.id} has an endpoint already: {run.name('endpoint')}",
-                f"neuron-sum aws extend {run.id} --hours 2 prolongs it, neuron-sum aws down {run.id} ends it",
+                f"{run.id} already has an endpoint: {run.name('endpoint')}",
+                f"Extend it with `neuron-sum aws extend {run.id} --hours 2` or delete it with "
+                f"`neuron-sum aws down {run.id}`.",
             )
         if not dry_run:
-            rollback.clear_leftovers(asked, Ledger(site), run, endpoint.unpaid_names(run), console.note)
-            kept_roles = rollback.roles_there(asked, run)
-    made = endpoint.launch(run, found, hosting, name, site, now=datetime.now(timezone.utc), multi_model=multi_model)
-    requests = endpoint.requests_of(made)
+            rollback.clear_leftovers(reader, Ledger(site), run, endpoint.unpaid_names(run), console.note)
+            existing_roles = rollback.roles_there(reader, run)
+    launch = endpoint.launch(
+        run, models, hosting, image_name, site, now=datetime.now(timezone.utc), multi_model=multi_model
+    )
+    requests = endpoint.requests_of(launch)
     priced = lifetime.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
-    assert item.price is not None  # an endpoint has one
-    with _undone(account, made, kept_roles, every):
-        ledger = session.begin(made, priced, account, max_usd, dry_run=dry_run)
+    assert item.price is not None  # an endpoint always has a price
+    with _rolled_back_on_failure(account, launch, existing_roles, every):
+        ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return
-        ends = endpoint.end_of(made)
-        console.note(f"started {item.name}; it ends {lifecycle.told(ends)}; the ledger is {ledger.path}")
+        ends = endpoint.end_of(launch)
+        console.note(f"started {item.name}; expires {lifecycle.format_expiry(ends)}; ledger: {ledger.path}")
         if not detach:
             lifecycle.wait(
                 account, item.name, console.note, every_s=every, price=item.price, instances=hosting.instances
             )
-            for call in made.later:
+            for call in launch.later:
                 calls.create(account, ledger, call, run)
     status, address = "Creating" if detach else lifecycle.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"
-    target = f" --target-model {found[0].name}" if multi_model else ""
-    asking = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
+    target = f" --target-model {models[0].name}" if multi_model else ""
+    next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
     if image == registry.ENDED:
-        asking = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with whole prompts as inputs"
+        next_command = (
+            f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with complete prompts as inputs"
+        )
     console.emit(
         {
             "run": run.id,
@@ -156,29 +175,29 @@ def deploy(
             "address": address,
             "status": status,
             "expires": None if ends is None else ends.isoformat(),
-            "image": name,
+            "image": image_name,
             "usd_per_hour": round(item.price.cost(1, hosting.instances), 4),
             "plan": priced.as_dict(),
-            **({"models": [source.name for source in found]} if multi_model else {}),
+            **({"models": [source.name for source in models]} if multi_model else {}),
         },
-        f"{item.name}: {status}\naddress: {address}\nends: {lifecycle.told(ends)}",
+        f"{item.name}: {status}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
         f"${item.price.cost(1, hosting.instances):.2f} an hour"
-        + (f", ${item.price.cost(1, item.instances):.2f} with all instances" if made.later else ""),
-        f"next: {asking}",
+        + (f", ${item.price.cost(1, item.instances):.2f} with all instances" if launch.later else ""),
+        f"next: {next_command}",
         f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
     )
 
 
 def extend(
     run: EndpointArgument,
-    hours: Annotated[float, typer.Option(min=0.01, help="From now on.")],
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours from now until the endpoint is deleted.")],
     expiry_role: ExpiryRoleOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """Give an endpoint another end, so many hours from now; one that was kept gets an end."""
+    """Move the expiry of an endpoint to a number of hours from now, or add one to an endpoint kept with --keep."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import Run, run_of
     from sagemaker_jobs.commands import session, tables
@@ -193,15 +212,18 @@ def extend(
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, session.unasked_site(region), at=ends, role_arn=expiry_role).schedule
-        shown = [Call("scheduler", "update_schedule", guess.request).as_dict()]
-        console.emit({"run": which.id, "requests": shown}, session.as_json(shown))
+        guess = endpoint.expiry(which, session.offline_context(region), at=ends, role_arn=expiry_role).schedule
+        requests = [Call("scheduler", "update_schedule", guess.request).as_dict()]
+        console.emit({"run": which.id, "requests": requests}, session.as_json(requests))
         return
     account = session.account_in(region, dry_run=dry_run)
     found = lifecycle.find_ours(account, run)
     if found.status in (*lifecycle.FAILED, "Deleting"):
-        raise AwsError(f"{found.name} is {found.status}", f"neuron-sum aws down {found.run.id} removes what is left")
-    before = lifecycle.expiry_at(account, found.run)
+        raise AwsError(
+            f"{found.name} is {found.status} and cannot be extended",
+            f"Run `neuron-sum aws down {found.run.id}` to remove the remaining resources.",
+        )
+    current = lifecycle.expiry_at(account, found.run)
     instance, most = lifecycle.most_instances(account, found)
     price = price_list.price_of(instance, price_list.HOSTING, None if offline else account)
     item = plan.Item(
@@ -214,104 +236,116 @@ def extend(
         f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC, and {LATE_S} s until it calls",
     )
     priced = plan.Plan((item,))
-    made: tuple[Call, ...]
-    if before is not None:
-        made = (
-            Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=expiry_role or before[1])),
+    update_calls: tuple[Call, ...]
+    if current is not None:
+        update_calls = (
+            Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=expiry_role or current[1])),
         )
     else:
-        made_first = endpoint.expiry(found.run, account.site, at=ends, role_arn=expiry_role)
-        made = (*made_first.role_calls, made_first.schedule)
-    shown = [call.as_dict() for call in made]
+        new_expiry = endpoint.expiry(found.run, account.site, at=ends, role_arn=expiry_role)
+        update_calls = (*new_expiry.role_calls, new_expiry.schedule)
+    requests = [call.as_dict() for call in update_calls]
     if dry_run:
         priced.check(max_usd)
         console.emit(
-            {"run": found.run.id, "plan": priced.as_dict(), "requests": shown},
+            {"run": found.run.id, "plan": priced.as_dict(), "requests": requests},
             *tables.plan_tables(priced, "dry run: nothing was sent"),
-            session.as_json(shown),
+            session.as_json(requests),
         )
         return
-    console.note_table(tables.plan_tables(priced, f"{found.name} from now on")[0])
+    console.note_table(tables.plan_tables(priced, f"{found.name} from now")[0])
     priced.check(max_usd)
-    with session.stopping_leaves(found.run.id, found.name, account.region):
-        for call in made:
+    with session.keep_running(found.run.id, found.name, account.region):
+        for call in update_calls:
             calls.create_with_new_role(account, Ledger(account.site), call, found.run)
         now = lifecycle.describe(account, found.name)
     if now is None or now["EndpointStatus"] == "Deleting":
-        raise AwsError(f"{found.name} ended while its end was moved", f"neuron-sum aws deploy {found.run.id}")
-    earlier = None if before is None else before[0]
-    ended = None if earlier is None else earlier.isoformat()
+        raise AwsError(
+            f"{found.name} was deleted while its expiry was being moved",
+            f"Run `neuron-sum aws deploy {found.run.id}` to deploy it again.",
+        )
+    old_end = None if current is None else current[0]
+    old_end_text = None if old_end is None else old_end.isoformat()
     console.emit(
         {
             "run": found.run.id,
             "endpoint": found.name,
-            "ended_before": ended,
+            "ended_before": old_end_text,
             "expires": ends.isoformat(),
             "worst_usd": round(priced.worst_usd, 2),
         },
-        f"{found.name} ends {lifecycle.told(ends)}; before: {lifecycle.told(earlier)}",
-        f"at most ${priced.worst_usd:.2f} from now on",
+        f"{found.name} expires {lifecycle.format_expiry(ends)}; before: {lifecycle.format_expiry(old_end)}",
+        f"maximum cost from now: ${priced.worst_usd:.2f}",
     )
 
 
 @contextmanager
-def _undone(account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float) -> Iterator[None]:
-    """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
+def _rolled_back_on_failure(
+    account: "Account | None", launch: "Launch", existing_roles: set[str], every_s: float
+) -> Iterator[None]:
+    """Roll back if AWS refuses a request or the endpoint fails to start; Ctrl-C leaves everything to the expiry."""
     from sagemaker_jobs.aws import errors
     from sagemaker_jobs.aws.errors import Refused
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
 
-    run, where, name = made.run, made.place.site.region, made.run.name("endpoint")
+    run, region, name = launch.run, launch.place.site.region, launch.run.name("endpoint")
     try:
         yield
     except KeyboardInterrupt:
-        ends = endpoint.end_of(made)
-        until = "nothing ends it but you" if ends is None else f"AWS deletes it {lifecycle.told(ends)}"
+        ends = endpoint.end_of(launch)
+        until = (
+            "you are billed for it until you delete it"
+            if ends is None
+            else f"AWS deletes it {lifecycle.format_expiry(ends)}"
+        )
         raise Interrupted(
-            f"left {name} as it is; if it was started, it is paid, and {until}",
-            f"neuron-sum aws status {run.id} shows it, neuron-sum aws down {run.id} ends it now",
+            f"stopped waiting for {name}; if it started, it is billed, and {until}",
+            f"Inspect it with `neuron-sum aws status {run.id}` or delete it now with `neuron-sum aws down {run.id}`.",
         ) from None
     except (Refused, lifecycle.EndpointFailed) as error:
         if account is not None:
-            rollback.undo(account, made, error, keep=kept_roles, every_s=every_s)
+            rollback.undo(account, launch, error, keep=existing_roles, every_s=every_s)
         raise
     except AwsError as error:
-        errors.tell_down(error, run.id, where)
+        errors.tell_down(error, run.id, region)
         raise
 
 
 def _check_life(keep: bool, hours: float | None, max_usd: float | None) -> None:
     if keep and hours is not None:
-        raise AwsError(f"both --keep and --hours {hours:g}", "--keep has no end; leave out one of the two")
+        raise AwsError(f"--keep and --hours {hours:g} cannot be combined", "Use one of them; --keep sets no expiry.")
     if keep and max_usd is not None:
         raise AwsError(
-            f"--keep has no end, so nothing holds it under --max-usd {max_usd:g}", "--hours instead of --keep"
+            f"--keep sets no expiry, so --max-usd {max_usd:g} cannot be enforced", "Use --hours instead of --keep."
         )
 
 
 def _check_several(sources: "list[Source]", targets: set[str]) -> None:
     if targets != {"cpu"}:
         raise AwsError(
-            "SageMaker's multi-model endpoints do not run on Inferentia2", "--instance ml.c7i.4xlarge, or another CPU"
+            "SageMaker's multi-model endpoints do not run on Inferentia2",
+            "Use --instance ml.c7i.4xlarge or another CPU type.",
         )
     names = [source.name for source in sources]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise AwsError(f"two models are named {min(twice)}", f"{min(twice)}-2=SOURCE gives one another name")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise AwsError(
+            f"two models are named {min(duplicates)}", f"Give one of them another name with {min(duplicates)}-2=SOURCE."
+        )
 
 
-def _image(given: str | None, target: str, account: "Account | None", site: "AwsContext") -> str:
+def _image(requested: str | None, target: str, account: "Account | None", site: "AwsContext") -> str:
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
     from sagemaker_jobs.image import registry
 
-    if given == registry.ENDED:
+    if requested == registry.ENDED:
         ended = ENDED_CONTAINERS[registry.ENDED]
-        console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
+        console.warn(f"{ended.name} has not been supported since {ended.ended} ({ended.ended_source})")
         return registry.ended_image(site.region)
-    if given is not None:
-        return given
+    if requested is not None:
+        return requested
     if account is None:
-        console.note("AWS is not asked for the newest image: its tag is a guess")
+        console.note("AWS is not queried for the newest image, so its tag is a placeholder")
         return registry.image_uri(site, f"{target}-newest")
     return registry.newest_image(account, target)

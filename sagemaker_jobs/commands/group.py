@@ -1,4 +1,4 @@
-"""`neuron-sum aws …`: the group, and its commands."""
+"""`neuron-sum aws …`: the command group."""
 
 import typer
 
@@ -14,7 +14,7 @@ from sagemaker_jobs.commands.plan import plan
 from sagemaker_jobs.commands.rehearse import rehearse
 from sagemaker_jobs.commands.status import status
 
-aws = typer.Typer(no_args_is_help=True, help="SageMaker: what a run costs, training jobs, and leaving nothing behind.")
+aws = typer.Typer(no_args_is_help=True, help="SageMaker: cost estimates, jobs, endpoints and cleanup.")
 
 aws.command()(plan)
 aws.command()(image)

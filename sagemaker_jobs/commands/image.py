@@ -1,4 +1,4 @@
-"""`neuron-sum aws image`: the serving image, built where a machine with Docker is, and kept in the account."""
+"""`neuron-sum aws image`: build the serving image with CodeBuild and store it in the account's registry."""
 
 import tempfile
 from pathlib import Path
@@ -27,16 +27,21 @@ if TYPE_CHECKING:
 
 
 def image(
-    target: Annotated[Literal["cpu", "inf2"], typer.Option(help="Where the image will run.")] = "cpu",
+    target: Annotated[Literal["cpu", "inf2"], typer.Option(help="Hardware that the image will run on.")] = "cpu",
     context: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="As `neuron-sum dockerfile` wrote it. Default: written now."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Build context written by `neuron-sum dockerfile`. Default: a new one.",
+        ),
     ] = None,
     builder: Annotated[
-        Literal["medium", "large"], typer.Option(help="CodeBuild's machine: 4 CPUs and 8 GB, or 8 and 16.")
+        Literal["medium", "large"],
+        typer.Option(help="CodeBuild machine: 4 CPUs and 8 GB (medium), or 8 CPUs and 16 GB (large)."),
     ] = BUILDER,
     max_minutes: Annotated[
-        int, typer.Option(help="The build is stopped after so long, whatever it does.")
+        int, typer.Option(help="Maximum build time in minutes; CodeBuild stops the build afterwards.")
     ] = BUILD_MINUTES,
     max_usd: CapOption = None,
     bucket: BucketOption = None,
@@ -48,7 +53,7 @@ def image(
     offline: OfflineOption = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """Build the serving image with CodeBuild into a repository of the account; what is there is not built again."""
+    """Build the serving image with CodeBuild and store it in an ECR repository; an existing image is not rebuilt."""
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import plan as planning
@@ -59,41 +64,41 @@ def image(
     options = images.Options(target, builder, max_minutes, bucket, role, kms_key)
     account, site = session.caller(region, offline=offline, dry_run=dry_run)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-image-") as scratch:
-        found = images.context(target, context, Path(scratch))
-        tag = images.tag_of(target, found)
-        if account is not None and not dry_run and (there := registry.look(account, tag)) is not None:
-            console.emit({**there.as_dict(), "built": False}, f"{there.uri} is there already: nothing to build")
+        build_context = images.context(target, context, Path(scratch))
+        tag = images.tag_of(target, build_context)
+        if account is not None and not dry_run and (existing := registry.look(account, tag)) is not None:
+            console.emit({**existing.as_dict(), "built": False}, f"{existing.uri} already exists: nothing to build")
             return
-        archive = images.archived(found, Path(scratch) / images.ARCHIVE)
+        archive = images.pack_context(build_context, Path(scratch) / images.ARCHIVE)
         run = new_run(f"image-{target}")
-        launch = images.launch(run, options, found, archive, site)
-        priced = planning.build_plan(launch.calls[1].request, site.region)
-        with session.stopping_leaves(run.id, launch.calls[1].name, site.region):
-            ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
+        launch = images.launch(run, options, build_context, archive, site)
+        cost_plan = planning.build_plan(launch.calls[1].request, site.region)
+        with session.keep_running(run.id, launch.calls[1].name, site.region):
+            ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
             if ledger is None or account is None:
                 return
             identity = builds.started(account, run.id, console.note, every)
-            console.note(f"started {identity}; the ledger is {ledger.path}")
-            told = {"run": run.id, "build": identity, "region": site.region, "plan": priced.as_dict()}
+            console.note(f"started {identity}; ledger: {ledger.path}")
+            details = {"run": run.id, "build": identity, "region": site.region, "plan": cost_plan.as_dict()}
             if detach:
-                console.emit(told, f"started {identity}\nnext: neuron-sum aws status {run.id} --follow")
+                console.emit(details, f"started {identity}\nnext: neuron-sum aws status {run.id} --follow")
                 return
-            build = builds.follow(account, identity, console.note, every_s=every, price=priced.items[-1].price)
-            emit_built(account, ledger, run.id, build, told)
+            build = builds.follow(account, identity, console.note, every_s=every, price=cost_plan.items[-1].price)
+            emit_built(account, ledger, run.id, build, details)
 
 
-def emit_built(account: "Account", ledger: "Ledger", run: str, build: dict[str, Any], told: dict[str, Any]) -> None:
-    """Shows the image of a build that succeeded, and clears up after it; what is shown is in the repository.
+def emit_built(account: "Account", ledger: "Ledger", run: str, build: dict[str, Any], details: dict[str, Any]) -> None:
+    """Print the image of a successful build, after checking that the repository has it, and clean up the build.
 
     Args:
-        account: Where.
-        ledger: Of it.
-        run: Whose build.
-        build: As `builds.follow` gives it.
-        told: What --json says besides.
+        account: The account that the build ran in.
+        ledger: The ledger of that account.
+        run: The id of the run that owns the build.
+        build: The build as `builds.follow` returns it.
+        details: Further fields of the --json output.
 
     Raises:
-        AwsError: If the image is not there after all, or AWS refuses the clearing up.
+        AwsError: If the repository does not have the image, or AWS refuses the cleanup.
     """
     from neuron_sum.platform.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
     from sagemaker_jobs.aws.names import BUILD_LOGS, REPOSITORY
@@ -103,23 +108,23 @@ def emit_built(account: "Account", ledger: "Ledger", run: str, build: dict[str, 
 
     environment = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}
     tag = environment[TAG]
-    there = registry.look(account, tag)
-    if there is None:
+    image = registry.look(account, tag)
+    if image is None:
         raise AwsError(
-            f"{build['projectName']} succeeded, and {REPOSITORY} has no image {tag}",
-            f"aws logs tail {BUILD_LOGS}{build['projectName']}",
+            f"{build['projectName']} succeeded, but {REPOSITORY} has no image {tag}",
+            f"Run `aws logs tail {BUILD_LOGS}{build['projectName']}`.",
         )
     builds.clear(account, ledger, run)
-    month = there.size / 1e9 * ECR_USD_PER_GB_MONTH
+    month = image.size / 1e9 * ECR_USD_PER_GB_MONTH
     console.emit(
         {
-            **told,
-            **there.as_dict(),
+            **details,
+            **image.as_dict(),
             "built": True,
             "minutes": round(builds.minutes(build), 1),
             "usd_per_month": round(month, 4),
         },
-        f"built {there.uri} in {console.duration(60 * builds.minutes(build))}: {console.size(there.size)}, "
-        f"${month:.2f} a month to keep ({ECR_SOURCE})",
-        "the build's project and role are gone; neuron-sum aws down --all --artifacts deletes the image, too",
+        f"built {image.uri} in {console.duration(60 * builds.minutes(build))}: {console.size(image.size)}, "
+        f"${month:.2f} a month to store ({ECR_SOURCE})",
+        "the build's project and role were deleted; neuron-sum aws down --all --artifacts also deletes the image",
     )

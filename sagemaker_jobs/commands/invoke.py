@@ -1,4 +1,4 @@
-"""`neuron-sum aws invoke`: one request to an endpoint."""
+"""`neuron-sum aws invoke`: send dialogues to an endpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +12,24 @@ from sagemaker_jobs.commands.options import EndpointArgument, RegionOption
 
 def invoke(
     endpoint: EndpointArgument,
-    file: Annotated[Path, typer.Argument(help="As `neuron-sum request` takes it; - is standard input.")] = Path("-"),
-    adapter: Annotated[str | None, typer.Option(help="One that the endpoint has; default: its own.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most what was compiled.")] = None,
-    num_beams: Annotated[int | None, typer.Option(help="One of the widths that were compiled.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues in one request.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
-    output: Annotated[Path | None, typer.Option(dir_okay=False, help="A .jsonl for the answers.")] = None,
-    target_model: Annotated[str | None, typer.Option(help="Which, on an endpoint with several.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="Input file in a format of `neuron-sum request`; - is standard input.")
+    ] = Path("-"),
+    adapter: Annotated[
+        str | None, typer.Option(help="Name of an adapter on the endpoint. Default: the endpoint's default adapter.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of generated tokens, up to the compiled maximum.")
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Number of beams; must be a compiled beam width.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of dialogues per request.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")] = 4,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="A .jsonl file for the answers.")] = None,
+    target_model: Annotated[str | None, typer.Option(help="Name of the model on a multi-model endpoint.")] = None,
     region: RegionOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command that is started; ask nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command; send no request.")] = False,
 ) -> None:
-    """Send dialogues to an endpoint: finds it, and starts `neuron-sum request`."""
+    """Send dialogues to an endpoint of a run with `neuron-sum request`."""
     import subprocess
     import sys
 
@@ -33,13 +39,16 @@ def invoke(
     from sagemaker_jobs.endpoint.sources import ARCHIVE
 
     if dry_run:
-        name, where = endpoint if run_of(endpoint) else Run(endpoint, "").name("endpoint"), region or "REGION"
+        name, endpoint_region = endpoint if run_of(endpoint) else Run(endpoint, "").name("endpoint"), region or "REGION"
     else:
         account = session.account_in(region)
         found = lifecycle.find(account, endpoint)
         if found.status not in lifecycle.ANSWERS:
-            raise AwsError(f"{found.name} does not answer: it is {found.status}", f"neuron-sum aws status {endpoint}")
-        name, where = found.name, account.region
+            raise AwsError(
+                f"{found.name} does not answer requests: its status is {found.status}",
+                f"Run `neuron-sum aws status {endpoint}`.",
+            )
+        name, endpoint_region = found.name, account.region
     if target_model is not None:
         target_model = target_model.removesuffix(ARCHIVE) + ARCHIVE
     options = {
@@ -51,7 +60,7 @@ def invoke(
         "--output": output,
         "--target-model": target_model,
     }
-    words = ["request", f"sagemaker:{name}@{where}", str(file)]
+    words = ["request", f"sagemaker:{name}@{endpoint_region}", str(file)]
     words += [word for key, value in options.items() if value is not None for word in (key, str(value))]
     if dry_run:
         console.emit({"command": ["neuron-sum", *words]}, " ".join(["neuron-sum", *words]))

@@ -1,4 +1,4 @@
-"""`neuron-sum aws train` and `aws compile`: training jobs of SageMaker's, started and followed to their end."""
+"""`neuron-sum aws train` and `aws compile`: start a SageMaker training job and follow it until it ends."""
 
 import tempfile
 from collections.abc import Callable
@@ -48,7 +48,9 @@ def train(
     max_hours: HoursOption = 4.0,
     max_wait_hours: SpotOption = None,
     max_usd: CapOption = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on from that run's last checkpoint.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Id of a run to resume from its last checkpoint.")
+    ] = None,
     bucket: BucketOption = None,
     role: RoleOption = None,
     image: ImageOption = None,
@@ -64,7 +66,7 @@ def train(
     offline: OfflineOption = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """Train a recipe on SageMaker, and follow the job to its end."""
+    """Train a recipe on SageMaker and follow the job until it ends."""
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import Run, new_run
     from sagemaker_jobs.commands import session
@@ -108,14 +110,19 @@ def compile_run(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A run trained here (as `aws train` printed it), s3://…/model.tar.gz, or a folder."
+            metavar="SOURCE", help="Run id printed by `aws train`, s3://…/model.tar.gz, or the folder of a local run."
         ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compile.batch_sizes=[1,8].")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Changes to the run's recipe, such as compile.batch_sizes=[1,8]."
+        ),
     ] = None,
     sets: SetOption = None,
-    target: Annotated[Literal["cpu", "inf2", "trn1"], typer.Option(help="Where it will run.")] = "inf2",
+    target: Annotated[
+        Literal["cpu", "inf2", "trn1"], typer.Option(help="Hardware that the model will run on.")
+    ] = "inf2",
     instance: InstanceOption = "ml.c7i.4xlarge",
     max_hours: HoursOption = 2.0,
     max_wait_hours: SpotOption = None,
@@ -148,28 +155,28 @@ def compile_run(
         instance, 1, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
     )
     account, site = session.caller(region, offline=offline, dry_run=dry_run)
-    usual = place_of(Run(source, ""), site, bucket=bucket)
+    default_place = place_of(Run(source, ""), site, bucket=bucket)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
-        found = compiling.find(
+        trained = compiling.find(
             source,
             None if dry_run else account,
-            usual,
+            default_place,
             (*changes, f"compile.target={target}"),
             isolation,
             Path(scratch),
         )
         wheels = wheels_for(wheelhouse, image, dry_run=dry_run)
         launch = training.job_launch(
-            found.run,
+            trained.run,
             "compile",
             requests.compile_arguments(target, changes),
             options,
-            [*found.channels, *inputs.code_channels(wheels)],
+            [*trained.channels, *inputs.code_channels(wheels)],
             site,
-            addresses=found.addresses,
-            attempt=found.attempt,
+            addresses=trained.addresses,
+            attempt=trained.attempt,
         )
-        run = found.run.id
+        run = trained.run.id
         _send_and_follow(
             launch,
             account,
@@ -198,21 +205,21 @@ def _send_and_follow(
     dry_run: bool,
     done: "Callable[[Job], str]",
 ) -> None:
-    """A launch of one training job, priced, sent, and followed to its end.
+    """Price a launch of one training job, send it, and follow the job until it ends.
 
     Args:
-        launch: What to send.
-        account: Where; only a dry run goes without.
-        offline: Ask AWS for no prices.
-        expected_hours: What somebody expects.
-        max_usd: The cap.
-        detach: Do not follow it.
-        every: Seconds between two looks.
-        dry_run: Print every request instead.
-        done: What to tell people of the completed job.
+        launch: The requests to send.
+        account: The target account; may be None only in a dry run.
+        offline: Whether to use the shipped prices instead of the current price list.
+        expected_hours: The expected run time in hours, if known.
+        max_usd: The maximum cost in USD.
+        detach: Whether to return without following the job.
+        every: Seconds between status polls.
+        dry_run: Whether to print every request instead of sending it.
+        done: Called with the completed job; returns the text to print.
 
     Raises:
-        AwsError: If it may cost more, AWS refuses, or the job does not complete.
+        AwsError: If the maximum cost exceeds `max_usd`, AWS refuses, or the job does not complete.
     """
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import lifetime
@@ -220,22 +227,22 @@ def _send_and_follow(
 
     [call] = launch.calls
     run, region = launch.run.id, launch.place.site.region
-    priced = lifetime.priced({"training-job": call.request}, None if offline else account, expected_hours, 0)
-    with session.stopping_leaves(run, call.name, region):
-        ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
+    cost_plan = lifetime.priced({"training-job": call.request}, None if offline else account, expected_hours, 0)
+    with session.keep_running(run, call.name, region):
+        ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
         if ledger is None or account is None:
             return
-        console.note(f"started {call.name}; the ledger is {ledger.path}")
-        told = {"run": run, "job": call.name, "region": region, "plan": priced.as_dict()}
+        console.note(f"started {call.name}; ledger: {ledger.path}")
+        details = {"run": run, "job": call.name, "region": region, "plan": cost_plan.as_dict()}
         if detach:
-            console.emit(told, f"started {call.name}\nnext: neuron-sum aws status {run} --follow")
+            console.emit(details, f"started {call.name}\nnext: neuron-sum aws status {run} --follow")
             return
         job = following.follow(
             account,
             call.name,
             console.note,
             every_s=every,
-            price=priced.items[-1].price,
+            price=cost_plan.items[-1].price,
             on_end=lambda job: ledger.note("gone", "training-job", job.name, run),
         )
-    console.emit({**told, "status": job.status, "seconds": job.seconds, "model": job.model}, done(job))
+    console.emit({**details, "status": job.status, "seconds": job.seconds, "model": job.model}, done(job))

@@ -1,4 +1,4 @@
-"""`neuron-sum aws models`: what a multi-model endpoint can serve, more of it, and less."""
+"""`neuron-sum aws models`: list, add and remove the models of a multi-model endpoint."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,22 +13,28 @@ if TYPE_CHECKING:
     from sagemaker_jobs.endpoint.lifecycle import Endpoint
 
 UNLOADING = (
-    "SageMaker documents no call that unloads it: an instance that has it loaded may answer for it until it needs the "
-    "room. Stop asking for it, and never give another model its name"
+    "SageMaker has no documented call that unloads a model: an instance that has loaded it may keep serving it until "
+    "it needs the memory. Stop sending requests for it, and never reuse its name for another model"
 )
 
 
 def models(
-    run: Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy --multi-model` printed it.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN|ENDPOINT", help="Run id or endpoint name, printed by `aws deploy --multi-model`."),
+    ],
     add: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE", help="As deploy takes it; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Model to add, in a format of `aws deploy`; may be repeated."),
     ] = None,
-    remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="May be repeated.")] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Name of a model to remove; may be repeated.")
+    ] = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """List a multi-model endpoint's models; add and remove some while it runs."""
+    """List the models of a multi-model endpoint; add and remove models while it runs."""
     from sagemaker_jobs.aws.names import Run, run_of
     from sagemaker_jobs.aws.place import Destination, NetworkSecurity
     from sagemaker_jobs.commands import session
@@ -41,26 +47,29 @@ def models(
     from sagemaker_jobs.launch.start import Copy, Launch, encryption_of
 
     account, site = session.caller(region, offline=offline, dry_run=dry_run and offline)
-    there: dict[str, dict[str, Any]] = {}
+    existing: dict[str, dict[str, Any]] = {}
     if account is None:
-        which, isolation = Run(run_of(run) or run, ""), NetworkSecurity()
+        target_run, isolation = Run(run_of(run) or run, ""), NetworkSecurity()
         place = Destination(site, site.bucket, "")
-        prefix = endpoint.models_prefix(which)
+        prefix = endpoint.models_prefix(target_run)
     else:
-        found = lifecycle.find_ours(account, run)
-        which = found.run
-        bucket, prefix, isolation = _where(account, found)
+        running = lifecycle.find_ours(account, run)
+        target_run = running.run
+        bucket, prefix, isolation = _model_storage(account, running)
         place = Destination(site, bucket, "")
-        there = _there(account, bucket, prefix)
-    if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in there]:
-        raise AwsError(f"{which.id} has no model {missing[0]}", f"it has {', '.join(there) or 'none'}")
+        existing = _list_models(account, bucket, prefix)
+    if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in existing]:
+        raise AwsError(
+            f"{target_run.id} has no model {missing[0]}",
+            f"Use one of its models: {', '.join(existing) or 'it has none'}.",
+        )
     sources = [endpoint_sources.find_source(text, account, place) for text in add or []]
     for source in sources:
         endpoint_sources.image_target(source, "ml.c7i.4xlarge", None)
-        if source.name in there or [each.name for each in sources].count(source.name) > 1:
+        if source.name in existing or [each.name for each in sources].count(source.name) > 1:
             raise AwsError(
-                f"{which.id} has a model {source.name} already; what is loaded under a name may stay so",
-                f"{source.name}-2=SOURCE gives it another name",
+                f"{target_run.id} already has a model {source.name}, and an instance may keep the old one loaded",
+                f"Give the new model another name with {source.name}-2=SOURCE.",
             )
     copies = tuple(Copy(source.address_in(place), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
     channels = tuple(source.channel for source in sources if source.channel is not None)
@@ -73,38 +82,38 @@ def models(
         )
         for name in remove or []
     )
-    made = Launch(which, place, deletes, channels, encryption=encryption_of(isolation), copies=copies)
+    launch = Launch(target_run, place, deletes, channels, encryption=encryption_of(isolation), copies=copies)
     if dry_run or account is None:
-        shown = made.as_dicts()
-        console.emit({"run": which.id, "requests": shown}, session.as_json(shown))
+        requests = launch.as_dicts()
+        console.emit({"run": target_run.id, "requests": requests}, session.as_json(requests))
         return
     with console.progress("uploaded bytes", sum(channel.size for channel in channels), quiet=not channels) as bar:
         for channel in channels:
-            for _, size in upload(account, place.bucket, channel, made.encryption):
+            for _, size in upload(account, place.bucket, channel, launch.encryption):
                 bar.advance(size)
     for copy in copies:
-        account.copy(copy.place, place.bucket, copy.key, {**made.encryption, **owner})
+        account.copy(copy.place, place.bucket, copy.key, {**launch.encryption, **owner})
     for call in deletes:
         account.call(call.service, call.operation, **call.request)
     if deletes:
         console.warn(UNLOADING)
-    there = _there(account, place.bucket, prefix)
+    existing = _list_models(account, place.bucket, prefix)
     table = console.table("model", "size", "since", title=f"s3://{place.bucket}/{prefix}")
-    for name, item in there.items():
+    for name, item in existing.items():
         table.add_row(name, console.size(item["Size"]), f"{item['LastModified']:%Y-%m-%d %H:%M} UTC")
     console.emit(
         {
-            "run": which.id,
+            "run": target_run.id,
             "address": f"s3://{place.bucket}/{prefix}",
-            "models": [{"name": name, "bytes": item["Size"]} for name, item in there.items()],
+            "models": [{"name": name, "bytes": item["Size"]} for name, item in existing.items()],
         },
         table,
-        f"next: neuron-sum aws invoke {which.id} dialogue.txt --target-model NAME",
+        f"next: neuron-sum aws invoke {target_run.id} dialogue.txt --target-model NAME",
     )
 
 
-def _where(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
-    """Bucket and prefix of an endpoint's models, and how they are encrypted."""
+def _model_storage(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
+    """The bucket and prefix of an endpoint's models, and their encryption settings."""
     from sagemaker_jobs.aws.place import NetworkSecurity
 
     name = str(found.described["EndpointConfigName"])
@@ -112,12 +121,15 @@ def _where(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
     [variant] = config["ProductionVariants"]
     model = account.call("sagemaker", "describe_model", ModelName=variant["ModelName"])["PrimaryContainer"]
     if model.get("Mode") != "MultiModel":
-        raise AwsError(f"{found.name} serves one model", "neuron-sum aws deploy --multi-model SOURCE... makes another")
+        raise AwsError(
+            f"{found.name} is not a multi-model endpoint",
+            "Create one with `neuron-sum aws deploy --multi-model SOURCE...`.",
+        )
     bucket, _, prefix = model["ModelDataUrl"].removeprefix("s3://").partition("/")
     return bucket, prefix, NetworkSecurity(config.get("KmsKeyId"))
 
 
-def _there(account: "Account", bucket: str, prefix: str) -> dict[str, dict[str, Any]]:
+def _list_models(account: "Account", bucket: str, prefix: str) -> dict[str, dict[str, Any]]:
     from sagemaker_jobs.endpoint.sources import ARCHIVE
 
     listing = account.pages(

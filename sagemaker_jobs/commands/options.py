@@ -1,4 +1,4 @@
-"""What the commands of `neuron-sum aws` take on the command line, each option once."""
+"""Command-line options shared by the commands of `neuron-sum aws`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,55 +10,78 @@ if TYPE_CHECKING:
     from sagemaker_jobs.aws.place import NetworkSecurity
     from sagemaker_jobs.jobs.training import Options
 
-EndpointArgument = Annotated[str, typer.Argument(metavar="RUN|ENDPOINT", help="As `aws deploy` printed it.")]
-
-RegionOption = Annotated[str | None, typer.Option(help="Default: AWS_REGION, or the profile's.")]
-InstanceOption = Annotated[str, typer.Option(help="ml.trn1.2xlarge, ml.trn1.32xlarge, or a CPU.")]
-InstancesOption = Annotated[int, typer.Option(min=1, help="Several of ml.trn1.32xlarge train together.")]
-HoursOption = Annotated[float, typer.Option(min=0.01, help="The job is stopped after so long, whatever it does.")]
-SpotOption = Annotated[
-    float | None, typer.Option(help="Spot: running and waiting for capacity together may take so long.")
+EndpointArgument = Annotated[
+    str, typer.Argument(metavar="RUN|ENDPOINT", help="Run id or endpoint name, printed by `aws deploy`.")
 ]
-CapOption = Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more.")]
+
+RegionOption = Annotated[str | None, typer.Option(help="AWS region. Default: AWS_REGION, or the profile's region.")]
+InstanceOption = Annotated[
+    str, typer.Option(help="SageMaker instance type: ml.trn1.2xlarge, ml.trn1.32xlarge or a CPU type.")
+]
+InstancesOption = Annotated[
+    int, typer.Option(min=1, help="Number of instances; only ml.trn1.32xlarge supports more than one.")
+]
+HoursOption = Annotated[float, typer.Option(min=0.01, help="Maximum run time in hours; the job is stopped afterwards.")]
+SpotOption = Annotated[
+    float | None,
+    typer.Option(help="Use spot instances: maximum hours of waiting for capacity and running together."),
+]
+CapOption = Annotated[
+    float | None, typer.Option(min=0, help="Maximum cost in USD; refuse to start if the cost may exceed it.")
+]
 ExpectedOption = Annotated[
-    float | None, typer.Option(min=0, help="What an earlier run or a projection says, for the expected cost.")
+    float | None,
+    typer.Option(min=0, help="Expected run time in hours, from an earlier run or a projection, to estimate the cost."),
 ]
 ProjectionOption = Annotated[
     Path | None,
     typer.Option(
-        dir_okay=False, metavar="FILE", help="What `neuron-sum preflight RECIPE --json` printed, for the same."
+        dir_okay=False,
+        metavar="FILE",
+        help="Output of `neuron-sum preflight RECIPE --json`, to estimate the cost.",
     ),
 ]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask AWS nothing; prices from the shipped table.")]
-BucketOption = Annotated[str | None, typer.Option(help="Yours, in that region. Default: one is made.")]
-RoleOption = Annotated[str | None, typer.Option(help="The ARN of a role of yours. Default: one is made for the run.")]
+OfflineOption = Annotated[
+    bool, typer.Option("--offline", help="Do not query AWS for prices; use the shipped price table.")
+]
+BucketOption = Annotated[
+    str | None,
+    typer.Option(help="Name of an existing bucket in the region. Default: neuron-sum's bucket, created if needed."),
+]
+RoleOption = Annotated[
+    str | None, typer.Option(help="ARN of an existing role. Default: neuron-sum creates one for the run.")
+]
 ExpiryRoleOption = Annotated[
     str | None,
     typer.Option(
         "--expiry-role",
-        help="The ARN of a role of yours with which AWS's scheduler ends it. Default: one is made for the run.",
+        help="ARN of an existing role for EventBridge Scheduler. Default: neuron-sum creates one for the run.",
     ),
 ]
-ImageOption = Annotated[str | None, typer.Option(help="Default: AWS's own, of the platform's row.")]
-KeyOption = Annotated[str | None, typer.Option(help="The ARN of a KMS key for inputs, outputs and volumes.")]
-SubnetOption = Annotated[list[str] | None, typer.Option(help="Of a VPC; may be repeated.")]
-GroupOption = Annotated[list[str] | None, typer.Option(help="Of that VPC; may be repeated.")]
+ImageOption = Annotated[str | None, typer.Option(help="Image URI. Default: the AWS image of the supported platform.")]
+KeyOption = Annotated[str | None, typer.Option(help="ARN of a KMS key for inputs, outputs and volumes.")]
+SubnetOption = Annotated[list[str] | None, typer.Option(help="Id of a VPC subnet; may be repeated.")]
+GroupOption = Annotated[list[str] | None, typer.Option(help="Id of a security group of the same VPC; may be repeated.")]
 IsolatedOption = Annotated[
-    bool, typer.Option("--network-isolation", help="No way out of the container; data and model from this machine.")
+    bool,
+    typer.Option(
+        "--network-isolation", help="Run the container without network access; data and model come from this machine."
+    ),
 ]
-EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at a job.")]
+EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between status polls.")]
 WheelhouseOption = Annotated[
-    Path | None, typer.Option(exists=True, file_okay=False, help="Wheels for the image. Default: built now.")
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="Folder of wheels to install. Default: build the wheels now."),
 ]
-DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for it.")]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Return after the start, without waiting for the end.")]
 RequestsOption = Annotated[bool, typer.Option("--dry-run", help="Print every request; send and write nothing.")]
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As `aws train` printed it.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run id, printed by `aws train`.")]
 
 
 def isolation_of(
     kms_key: str | None, subnets: list[str] | None, groups: list[str] | None, network_isolation: bool
 ) -> "NetworkSecurity":
-    """What the options say about encryption and network."""
+    """The encryption and network settings from the options."""
     from sagemaker_jobs.aws.place import NetworkSecurity
 
     return NetworkSecurity(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
@@ -75,7 +98,7 @@ def options_of(
     image: str | None,
     isolation: "NetworkSecurity",
 ) -> "Options":
-    """What the options say about a training job."""
+    """The settings of a training job from the options."""
     from sagemaker_jobs.jobs.training import Options
 
     return Options(
@@ -93,10 +116,10 @@ def options_of(
 def expected_of(
     hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int
 ) -> tuple[float | None, str | None]:
-    """What the options say about a training's expected hours, and what that rests on.
+    """The expected hours of a training from the options, and the source of that number.
 
     Raises:
-        AwsError: If both are given, or the projection is of something else.
+        AwsError: If both options are given, or the projection is of another recipe or other instances.
     """
     from neuron_sum.errors import AwsError
     from sagemaker_jobs.cost.expected import training_hours
@@ -104,6 +127,6 @@ def expected_of(
     if projection is None:
         return hours, None if hours is None else "--expected-hours"
     if hours is not None:
-        raise AwsError("both --expected-hours and --projection", "one of the two says what is expected")
-    found = training_hours(projection, recipe, instance, instances)
-    return found.hours, found.why
+        raise AwsError("--expected-hours and --projection cannot be combined", "Use one of them.")
+    projected = training_hours(projection, recipe, instance, instances)
+    return projected.hours, projected.why

@@ -1,4 +1,4 @@
-"""`neuron-sum aws plan`: the maximum and the expected cost of a recipe's life in AWS."""
+"""`neuron-sum aws plan`: the maximum and the expected cost of running a recipe on AWS."""
 
 from typing import Annotated
 
@@ -26,20 +26,26 @@ def plan(
     instance: InstanceOption = "ml.trn1.2xlarge",
     instances: InstancesOption = 1,
     max_hours: HoursOption = 4.0,
-    endpoint_instance: Annotated[str, typer.Option(help="ml.inf2.xlarge, or a CPU.")] = "ml.inf2.xlarge",
+    endpoint_instance: Annotated[
+        str, typer.Option(help="SageMaker instance type of the endpoint: ml.inf2.xlarge or a CPU type.")
+    ] = "ml.inf2.xlarge",
     endpoint_hours: Annotated[
-        float, typer.Option(min=0, help="An endpoint's life, which AWS's own scheduler ends; 0: no endpoint.")
+        float, typer.Option(min=0, help="Hours until the endpoint's expiry; 0: no endpoint.")
     ] = 2.0,
-    compile_instance: Annotated[str, typer.Option(help="A CPU or a Trainium instance.")] = "ml.c7i.4xlarge",
-    compile_hours: Annotated[float, typer.Option(min=0, help="0: no compile.")] = 2.0,
+    compile_instance: Annotated[
+        str, typer.Option(help="SageMaker instance type of the compile job: a CPU or Trainium type.")
+    ] = "ml.c7i.4xlarge",
+    compile_hours: Annotated[
+        float, typer.Option(min=0, help="Maximum run time of the compile job in hours; 0: no compile job.")
+    ] = 2.0,
     expected_hours: ExpectedOption = None,
     projection: ProjectionOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests that are priced, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Also print the requests that are priced.")] = False,
 ) -> None:
-    """Price a recipe's life in AWS, at worst and as expected, before anything is started."""
+    """Print the maximum and the expected cost of running a recipe on AWS, before anything is started."""
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session, tables
@@ -49,7 +55,7 @@ def plan(
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
-    site = session.unasked_site(region) if account is None else account.site
+    site = session.offline_context(region) if account is None else account.site
     requests = lifetime.planned_requests(
         new_run(resolved.name),
         site,
@@ -57,22 +63,29 @@ def plan(
         compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),
     )
-    made = lifetime.priced(requests, account, expected_hours, endpoint_hours, site.region)
-    beside = planning.elsewhere(made, resolved)
+    cost_plan = lifetime.priced(requests, account, expected_hours, endpoint_hours, site.region)
+    alternatives = planning.elsewhere(cost_plan, resolved)
     result = {
         "recipe": resolved.name,
         "region": site.region,
-        **made.as_dict(),
+        **cost_plan.as_dict(),
         "expected_from": expected_from,
-        "elsewhere": [vars(row) for row in beside],
+        "elsewhere": [vars(row) for row in alternatives],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
     }
-    shown = tables.plan_tables(made, f"{resolved.name} in {site.region}")
-    if max_usd is not None and made.worst_usd > max_usd:
-        console.note_table(shown[0])
-    made.check(max_usd)
+    cost_tables = tables.plan_tables(cost_plan, f"{resolved.name} in {site.region}")
+    if max_usd is not None and cost_plan.worst_usd > max_usd:
+        console.note_table(cost_tables[0])
+    cost_plan.check(max_usd)
     extra = [session.as_json(requests)] if dry_run else []
-    following = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
-    told = [f"expected: {expected_from}"] if expected_from else []
-    console.emit(result, *shown, *told, *tables.beside_tables(beside, planning.published()), *extra, following)
+    next_command = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
+    basis = [f"expected: {expected_from}"] if expected_from else []
+    console.emit(
+        result,
+        *cost_tables,
+        *basis,
+        *tables.comparison_tables(alternatives, planning.published()),
+        *extra,
+        next_command,
+    )

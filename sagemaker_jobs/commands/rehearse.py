@@ -1,4 +1,4 @@
-"""`neuron-sum aws rehearse`: the life of a run in AWS, from data to an answered request, on this machine."""
+"""`neuron-sum aws rehearse`: an AWS run on this machine, from the data to an answered request."""
 
 import shutil
 import tempfile
@@ -20,57 +20,59 @@ if TYPE_CHECKING:
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
 MARK = ".neuron-sum-rehearsal"
-"""In a folder that a rehearsal made, and so may empty."""
+"""A file that marks a folder created by a rehearsal, which a later rehearsal may therefore empty."""
 
 
 def rehearse(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     sets: SetOption = None,
-    instance: Annotated[str, typer.Option(help="Of the requests; a CPU's, for its work is done here.")] = (
+    instance: Annotated[str, typer.Option(help="SageMaker instance type in the requests; must be a CPU type.")] = (
         "ml.c7i.4xlarge"
     ),
     wheelhouse: WheelhouseOption = None,
     keep_files: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Keep everything there. Default: nothing is kept.")
+        Path | None, typer.Option(file_okay=False, help="Folder to keep all files in. Default: all files are deleted.")
     ] = None,
     no_namespace: Annotated[
-        bool, typer.Option("--no-namespace", help="Folders of the same shape in place of a real /opt/ml.")
+        bool, typer.Option("--no-namespace", help="Use folders in the layout of /opt/ml instead of a real /opt/ml.")
     ] = False,
     dry_run: RequestsOption = False,
 ) -> None:
-    """Run a launch's own requests here, in the container's layout: train, kill, resume, compile, serve, clear up."""
+    """Run the requests of a launch on this machine, in the container's layout: train, kill, resume, compile, serve."""
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
     if instance.startswith(("ml.trn", "ml.inf")):
         raise AwsError(
-            f"{instance} has Neuron devices, which a rehearsal has not",
-            "leave --instance out; doctor and the compiler check what is the devices' own: neuron-sum preflight RECIPE",
+            f"--instance {instance} has Neuron devices, but a rehearsal runs on the CPU",
+            "Omit --instance; to check what depends on the devices, run `neuron-sum preflight RECIPE`.",
         )
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     if resolved.train.backend == "neuron":
         raise AwsError(
-            f"{resolved.name} has train.backend=neuron, which needs Neuron devices",
-            f"neuron-sum aws rehearse {recipe} train.backend=torch rehearses the rest",
+            f"{resolved.name} has train.backend=neuron, which requires Neuron devices",
+            f"Run `neuron-sum aws rehearse {recipe} train.backend=torch` to rehearse the rest.",
         )
     if dry_run:
         _print_requests(resolved, instance, wheelhouse)
         return
     begun = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="neuron-sum-rehearsal-")) if keep_files is None else _emptied(keep_files)
+    folder = (
+        Path(tempfile.mkdtemp(prefix="neuron-sum-rehearsal-")) if keep_files is None else _prepare_folder(keep_files)
+    )
     rehearsal = Rehearsal(resolved, folder.resolve(), instance)
-    kept = f"everything is in {keep_files}" if keep_files is not None else "nothing is kept"
+    kept_text = f"all files are in {keep_files}" if keep_files is not None else "all files are deleted"
     try:
         rehearsal.run(wheelhouse, namespaces=not no_namespace)
     except KeyboardInterrupt:
         stage = rehearsal.stages[-1].name if rehearsal.stages else "the start"
         raise Interrupted(
-            f"stopped while rehearsing {stage}; {rehearsal.left()} of its processes run; {kept}",
-            f"neuron-sum aws rehearse {recipe} begins anew",
+            f"stopped while rehearsing {stage}; {rehearsal.count_processes()} of its processes still run; {kept_text}",
+            f"Run `neuron-sum aws rehearse {recipe}` to start again.",
         ) from None
     finally:
-        _down(rehearsal, keep=keep_files is not None)
+        _clean_up(rehearsal, keep=keep_files is not None)
     console.emit(
         {
             "recipe": resolved.name,
@@ -83,39 +85,43 @@ def rehearse(
             "kept": str(keep_files) if keep_files is not None else None,
         },
         *_tables(rehearsal),
-        f"{resolved.name} from data to nothing left in {console.duration(time.monotonic() - begun)}; {kept}",
+        f"rehearsed {resolved.name} in {console.duration(time.monotonic() - begun)}; {kept_text}",
         f"next: neuron-sum aws plan {recipe}",
     )
 
 
 def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:
-    """What a rehearsal would run: nothing is started, built or kept."""
+    """Print the requests that a rehearsal would run; nothing is started, built or kept."""
     from sagemaker_jobs.aws.place import NetworkSecurity
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.jobs import inputs
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
     if wheelhouse is None:
-        console.note("a real rehearsal builds our own wheel first, and gives it to the jobs as one more channel")
+        console.note("an actual rehearsal first builds neuron-sum's wheel and passes it to the jobs as another channel")
     with tempfile.TemporaryDirectory(prefix="neuron-sum-rehearsal-") as scratch:
         channels = inputs.channels(recipe, Path(scratch), wheelhouse, NetworkSecurity())
         launches = Rehearsal(recipe, Path(scratch), instance).launches(channels, inputs.code_channels(wheelhouse))
-    made = [call.as_dict() for launch in launches for call in launch.calls]
-    told = "dry run: nothing was started; the second job goes on with what the first was killed in"
-    console.emit({"recipe": recipe.name, "run": launches[0].run.id, "requests": made}, told, session.as_json(made))
+    requests = [call.as_dict() for launch in launches for call in launch.calls]
+    summary = "dry run: nothing was started; the second job resumes the training that the first was killed in"
+    console.emit(
+        {"recipe": recipe.name, "run": launches[0].run.id, "requests": requests}, summary, session.as_json(requests)
+    )
 
 
-def _emptied(folder: Path) -> Path:
-    """The caller's folder, without what an earlier rehearsal left there.
+def _prepare_folder(folder: Path) -> Path:
+    """Create the caller's folder, or empty it if an earlier rehearsal created it.
 
     Raises:
-        AwsError: If it holds anything else.
+        AwsError: If the folder contains other files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = list(folder.iterdir())
-    if there and not (folder / MARK).is_file():
-        raise AwsError(f"{folder} holds other things than a rehearsal's", "--keep-files with a new folder")
-    for path in there:
+    entries = list(folder.iterdir())
+    if entries and not (folder / MARK).is_file():
+        raise AwsError(
+            f"{folder} contains files that no rehearsal created", "Choose an empty or new folder with --keep-files."
+        )
+    for path in entries:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != MARK:
@@ -124,28 +130,30 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _down(rehearsal: "Rehearsal", *, keep: bool) -> None:
-    """The last stage, whatever came before it."""
+def _clean_up(rehearsal: "Rehearsal", *, keep: bool) -> None:
+    """Run the last stage, even after an error: delete the folder and check that no process still runs."""
     from sagemaker_jobs.rehearsal.rehearsal import Stage
 
     begun = time.monotonic()
     if not keep:
         shutil.rmtree(rehearsal.folder, ignore_errors=True)
-    left, there = rehearsal.left(), rehearsal.folder.exists() and not keep
-    if left or there:
-        console.warn(f"{left} processes of the rehearsal still run" if left else f"{rehearsal.folder} is still there")
-    what = "no process of it runs" + ("" if keep else ", its folder is gone")
-    skipped = "see the warning" if left or there else None
-    rehearsal.stages.append(Stage("down", what, skipped, time.monotonic() - begun))
+    processes, folder_exists = rehearsal.count_processes(), rehearsal.folder.exists() and not keep
+    if processes or folder_exists:
+        console.warn(
+            f"{processes} processes of the rehearsal still run" if processes else f"{rehearsal.folder} still exists"
+        )
+    result = "none of its processes runs" + ("" if keep else "; its folder was deleted")
+    skipped = "see the warning" if processes or folder_exists else None
+    rehearsal.stages.append(Stage("down", result, skipped, time.monotonic() - begun))
 
 
 def _tables(rehearsal: "Rehearsal") -> "list[Table | str]":
-    proven = console.table("proven here", "seconds", "what was seen")
+    tested = console.table("tested here", "seconds", "result")
     for stage in rehearsal.stages:
-        shown = f"NOT REHEARSED: {stage.skipped}" if stage.skipped else stage.seen
-        proven.add_row(stage.name, f"{stage.seconds:.1f}", shown)
-    missing = console.table("not proven; needs AWS", "what")
-    for name, what in rehearsal.unproven.items():
-        missing.add_row(name, what)
-    proven.columns[2].justify = missing.columns[1].justify = "left"
-    return [proven, "", missing, ""]
+        result = f"NOT REHEARSED: {stage.skipped}" if stage.skipped else stage.seen
+        tested.add_row(stage.name, f"{stage.seconds:.1f}", result)
+    untested = console.table("not tested; needs AWS", "reason")
+    for name, reason in rehearsal.unproven.items():
+        untested.add_row(name, reason)
+    tested.columns[2].justify = untested.columns[1].justify = "left"
+    return [tested, "", untested, ""]

@@ -1,4 +1,4 @@
-"""What the commands of `neuron-sum aws` have in common at the terminal: whose account, a dry run, Ctrl-C, a start."""
+"""Steps shared by the commands of `neuron-sum aws`: choosing the account, dry runs, starting a launch, Ctrl-C."""
 
 import json
 import os
@@ -23,7 +23,7 @@ DEFAULT_REGION = "us-east-1"
 
 
 def account_in(region: str | None, *, dry_run: bool = False) -> Account:
-    """The account in that region, or in the environment's; a dry run takes DEFAULT_REGION where there is none."""
+    """The account in a region; without one, in the environment's region, or in DEFAULT_REGION for a dry run."""
     if dry_run and region is None and _environments_region() is None:
         region = DEFAULT_REGION
     return Account(region)
@@ -34,102 +34,105 @@ def _environments_region() -> str | None:
 
 
 def account_or_none(region: str | None) -> Account | None:
-    """The account where it can be asked for prices; a plan needs none."""
+    """The account if its credentials work; otherwise None, because a plan can use the shipped prices."""
     try:
         account = account_in(region)
-        account.id  # noqa: B018 - one cheap call says whether the credentials hold
+        account.id  # noqa: B018 - one cheap call checks the credentials
     except (AwsError, MissingExtraError) as error:
-        console.note(f"prices are the shipped table's: {error.message}")
+        console.note(f"using the shipped price table: {error.message}")
         return None
     return account
 
 
 def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account | None, AwsContext]:
-    """Who is to start something, and where.
+    """The account that starts resources, and its context.
 
     Args:
-        region: None for the environment's.
-        offline: Ask AWS for no prices; a dry run then asks it nothing.
-        dry_run: Credentials are welcome, and not needed.
+        region: The region; None: the environment's.
+        offline: Whether to use the shipped prices; a dry run then sends AWS no request at all.
+        dry_run: Whether this is a dry run, which works without credentials.
 
     Returns:
-        The account; None in a dry run that asks nothing. And where its things are, as far as that is known.
+        The account, or None in an offline dry run; and its region and account id, as far as they are known.
 
     Raises:
-        AwsError: If AWS does not accept the credentials, or there is no such region.
+        AwsError: If AWS does not accept the credentials, or the region does not exist.
     """
     if offline and dry_run:
-        return None, unasked_site(region)
+        return None, offline_context(region)
     account = account_in(region, dry_run=dry_run)
     try:
         return account, account.site
     except AwsError as error:
         if not dry_run:
             raise
-        console.note(f"the account is shown as {ANY_ACCOUNT}: {error.message}")
+        console.note(f"using {ANY_ACCOUNT} as the account id: {error.message}")
         return account, AwsContext(ANY_ACCOUNT, account.region, account.partition)
 
 
-def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
-    """A region's site without asking AWS: boto3 knows partitions; without it they are shown as in most regions.
+def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
+    """The context of a region without a request to AWS: boto3 knows its partition; without boto3 it is `aws`.
 
     Args:
-        region: None for the environment's, or DEFAULT_REGION.
-        account: Twelve digits.
+        region: The region; None: the environment's, or DEFAULT_REGION.
+        account: The account id, of twelve digits.
 
     Raises:
-        AwsError: If there is no such region.
+        AwsError: If the region does not exist.
     """
-    where = region or _environments_region() or DEFAULT_REGION
+    region_name = region or _environments_region() or DEFAULT_REGION
     try:
         botocore, unknown = import_module("botocore.session"), import_module("botocore.exceptions").UnknownRegionError
     except ImportError:
-        return AwsContext(account, where)
-    session = botocore.Session(session_vars={"profile": (None, None, None, None)})  # AWS_PROFILE may name none
+        return AwsContext(account, region_name)
+    session = botocore.Session(session_vars={"profile": (None, None, None, None)})  # AWS_PROFILE may not exist
     try:
-        return AwsContext(account, where, str(session.get_partition_for_region(where)))
+        return AwsContext(account, region_name, str(session.get_partition_for_region(region_name)))
     except unknown as error:
-        raise AwsError(f"no region {where!r}", "such as --region us-east-1") from error
+        raise AwsError(f"unknown region {region_name!r}", "Use an AWS region, such as --region us-east-1.") from error
 
 
-def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool) -> Ledger | None:
-    """Shows what a launch costs at most, refuses it above the cap, and sends it.
+def begin(
+    launch: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool
+) -> Ledger | None:
+    """Print the maximum cost of a launch, refuse it above the cap, and send it.
 
     Args:
-        made: What to send.
-        plan: Its prices.
-        account: Where; only a dry run goes without.
-        max_usd: The cap.
-        dry_run: Print every request instead, and send nothing.
+        launch: The requests to send.
+        plan: The cost plan of the launch.
+        account: The target account; may be None only in a dry run.
+        max_usd: The maximum cost in USD.
+        dry_run: Whether to print every request instead of sending it.
 
     Returns:
-        The ledger that it is in; None after a dry run, when the command is over.
+        The ledger that records the launch; None after a dry run, when the command is finished.
 
     Raises:
-        AwsError: If it may cost more, a quota is too small, or AWS refuses.
+        AwsError: If the maximum cost exceeds `max_usd`, a quota is too small, or AWS refuses.
     """
     if dry_run or account is None:
         plan.check(max_usd)
-        told = {"run": made.run.id, "plan": plan.as_dict(), "requests": made.as_dicts()}
-        console.emit(told, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(made.as_dicts()))
+        report = {"run": launch.run.id, "plan": plan.as_dict(), "requests": launch.as_dicts()}
+        console.emit(report, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(launch.as_dicts()))
         return None
-    console.note_table(tables.plan_tables(plan, f"run {made.run.id}")[0])
+    console.note_table(tables.plan_tables(plan, f"run {launch.run.id}")[0])
     plan.check(max_usd)
-    quotas.check(account, (*made.calls, *made.later))
-    ledger = Ledger(made.place.site)
-    with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
-        start(account, ledger, made, bar.advance)
+    quotas.check(account, (*launch.calls, *launch.later))
+    ledger = Ledger(launch.place.site)
+    with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
+        start(account, ledger, launch, bar.advance)
     return ledger
 
 
 @contextmanager
-def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
-    """Ctrl-C leaves a job alone, and says how to come back and how to stop; an error says how to clean up.
+def keep_running(run: str, what: str, region: str) -> Iterator[None]:
+    """Keep a job running on Ctrl-C and print how to follow and stop it; add to an error how to clean up.
 
-    Where the error is only that a job cannot be seen any more, cleaning up would kill it: it says how to come back.
+    LostContact only means that the job can no longer be observed. Cleaning up would stop the job, so that error tells
+    how to follow it again.
     """
     try:
-        with coming_back(run, what, region):
+        with hint_at_follow(run, what, region):
             yield
     except LostContact:
         raise
@@ -139,8 +142,8 @@ def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
 
 
 @contextmanager
-def coming_back(run: str, what: str, region: str) -> Iterator[None]:
-    """Whatever ends the following of what goes on says how to come back to it, and how to stop it."""
+def hint_at_follow(run: str, what: str, region: str) -> Iterator[None]:
+    """Add to Ctrl-C and LostContact how to follow the resource again and how to stop it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -148,30 +151,30 @@ def coming_back(run: str, what: str, region: str) -> Iterator[None]:
     except LostContact as error:
         hint = f"{error.hint}; " if error.hint else ""
         error.hint = (
-            f"{hint}{what} goes on and is paid: neuron-sum aws status {run} --follow --region {region} comes back to "
-            f"it, neuron-sum aws down {run} --region {region} stops it"
+            f"{hint}{what} keeps running and is billed: follow it with `neuron-sum aws status {run} --follow --region "
+            f"{region}` or stop it with `neuron-sum aws down {run} --region {region}`"
         )
         raise
 
 
 def left_running(run: str, what: str) -> Interrupted:
-    """What Ctrl-C says."""
+    """The error after Ctrl-C."""
     return Interrupted(
-        f"left {what} as it is; if it has started, it goes on and is paid",
-        f"neuron-sum aws status {run} --follow comes back to it, neuron-sum aws down {run} stops it",
+        f"stopped waiting for {what}; if it has started, it keeps running and is billed",
+        f"Follow it with `neuron-sum aws status {run} --follow` or stop it with `neuron-sum aws down {run}`.",
     )
 
 
 def emit_reads(reads: tuple[tuple[str, str], ...]) -> None:
-    """The dry run of a command that only asks.
+    """Print the requests of a read-only command.
 
     Args:
-        reads: Service and operation of each call.
+        reads: The service and operation of each call.
     """
-    made = [{"service": service, "operation": operation} for service, operation in reads]
-    console.emit({"requests": made}, "only reads:", as_json(made))
+    requests = [{"service": service, "operation": operation} for service, operation in reads]
+    console.emit({"requests": requests}, "read-only requests:", as_json(requests))
 
 
 def as_json(value: Any) -> str:
-    """For people to read and copy."""
+    """Indented JSON that people can read and copy."""
     return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`neuron-sum aws status`: the resources of a run or of an account, and following a job."""
+"""`neuron-sum aws status`: list the resources of a run or an account, or follow a job."""
 
 from typing import Annotated
 
@@ -23,12 +23,12 @@ _STATUS_READS = (
 
 def status(
     run: RunArgument = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for the run's job, with its log.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow the run's job and its log until it ends.")] = False,
     region: RegionOption = None,
     every: EveryOption = 15.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests; send nothing.")] = False,
 ) -> None:
-    """List what of ours is there with age and cost an hour, and what else runs by the hour."""
+    """List neuron-sum's resources with age and hourly cost, and other resources billed by the hour."""
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import run_meant
     from sagemaker_jobs.cleanup import inventory
@@ -46,38 +46,47 @@ def status(
     ledger = Ledger(account.site)
     if follow:
         if run is None:
-            raise AwsError("--follow needs to know which run", "neuron-sum aws status RUN --follow")
+            raise AwsError("missing argument RUN for --follow", "Run `neuron-sum aws status RUN --follow`.")
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
-            with session.coming_back(run, build, account.region):
-                ended = builds.follow(account, build, console.note, every_s=every)
-            emit_built(account, ledger, run, ended, {"run": run, "build": build, "region": account.region})
+            with session.hint_at_follow(run, build, account.region):
+                finished = builds.follow(account, build, console.note, every_s=every)
+            emit_built(account, ledger, run, finished, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
-        with session.coming_back(run, name, account.region):
+        with session.hint_at_follow(run, name, account.region):
             job = following.follow(account, name, console.note, every_s=every, kind=kind)
-        left = f"neuron-sum aws down {run} removes what the run has left"
+        next_step = f"neuron-sum aws down {run} removes the run's remaining resources"
         console.emit(
-            {"run": run, "job": job.name, "status": job.status, "model": job.model, "output": job.output, "next": left},
-            f"{job.name} completed: {job.output}\nnext: {left}",
+            {
+                "run": run,
+                "job": job.name,
+                "status": job.status,
+                "model": job.model,
+                "output": job.output,
+                "next": next_step,
+            },
+            f"{job.name} completed: {job.output}\nnext: {next_step}",
         )
         return
     account.hurry()
-    there = inventory.look(account, ledger, run)
-    ours = there.things
+    found = inventory.look(account, ledger, run)
+    ours = found.things
     others, not_listed = ([], []) if run is not None else inventory.not_ours(account)
-    for message in dict.fromkeys(refused.message for refused in [*there.refused, *not_listed]):
-        console.warn(f"not all could be looked at: {message}")
+    for message in dict.fromkeys(refused.message for refused in [*found.refused, *not_listed]):
+        console.warn(f"the list is incomplete: {message}")
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     unknown = [f"{item.kind} {item.name}" for item in [*ours, *others] if item.usd_per_hour is None]
-    in_all = (
+    total = (
         f"at least ${per_hour:.2f} an hour; no price known for {len(unknown)}"
         if unknown
-        else (f"${per_hour:.2f} an hour in all")
+        else (f"${per_hour:.2f} an hour in total")
     )
-    told = [
-        tables.found_table(ours, f"ours in {account.region}") if ours else f"nothing of ours runs in {account.region}",
-        *([tables.found_table(others, "not ours, and paid by the hour")] if others else []),
-        f"{in_all}; the ledger is {ledger.path}",
+    lines = [
+        tables.resource_table(ours, f"neuron-sum's resources in {account.region}")
+        if ours
+        else f"no neuron-sum resources in {account.region}",
+        *([tables.resource_table(others, "other resources billed by the hour")] if others else []),
+        f"{total}; ledger: {ledger.path}",
     ]
     console.emit(
         {
@@ -90,5 +99,5 @@ def status(
             "no_price_known": unknown,
             "ledger": str(ledger.path),
         },
-        *told,
+        *lines,
     )

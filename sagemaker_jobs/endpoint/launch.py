@@ -1,4 +1,4 @@
-"""An endpoint as a list of calls: roles, then the schedule that ends it, then model, configuration and endpoint."""
+"""Launch of an endpoint: roles, then the expiry schedule, then model, configuration and endpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,23 +18,23 @@ from sagemaker_jobs.launch.schedules import time_of, times_after
 from sagemaker_jobs.launch.start import Copy, Launch, encryption_of, place_of
 
 ENDPOINT_POLICY = "endpoint"
-"""Beside a role's other policy, for a run's jobs and its endpoint may have the same role."""
+"""Name of the endpoint's policy in its role, which the run's jobs may share with their own policy."""
 
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """What the command line says about an endpoint.
+    """The command-line options of an endpoint.
 
     Attributes:
         instance: The instance type.
-        instances: How many at first, and at least.
-        hours: Until its expiry; None: there is none.
-        most: How many it may become; None: no autoscaling.
-        invocations: Requests a minute and instance, at which there are more of them.
-        bucket: The caller's own; None: one is made.
-        role_arn: The caller's own; None: one is made.
-        isolation: Encryption and network.
-        expiry_role_arn: The caller's own, for the scheduler; None: one is made.
+        instances: The initial and minimum number of instances.
+        hours: The hours until the expiry; None: no expiry.
+        most: The maximum number of instances; None: no autoscaling.
+        invocations: The autoscaling target in requests per minute and instance.
+        bucket: The name of an existing bucket; None: a new one.
+        role_arn: The ARN of an existing role; None: a new one.
+        isolation: The encryption and network settings.
+        expiry_role_arn: The ARN of an existing role for the scheduler; None: a new one.
     """
 
     instance: str
@@ -48,23 +48,26 @@ class EndpointOptions:
     expiry_role_arn: str | None = None
 
     def check(self) -> None:
-        """Refuses what cannot be meant.
+        """Refuse options that contradict each other.
 
         Raises:
-            AwsError: With what is allowed.
+            AwsError: If the options are invalid; its hint names valid ones.
         """
         self.isolation.check()
         if (self.most is None) != (self.invocations is None):
             raise AwsError(
-                "autoscaling needs both how many instances, and when there are more of them",
-                "--max-instances 2 --invocations-per-instance 60 (requests a minute)",
+                "autoscaling requires both --max-instances and --invocations-per-instance",
+                "Use both, such as --max-instances 2 --invocations-per-instance 60 (requests per minute).",
             )
         if self.most is not None and self.most < self.instances:
-            raise AwsError(f"--max-instances {self.most} is less than --instances {self.instances}", "raise it")
+            raise AwsError(
+                f"--max-instances {self.most} is less than --instances {self.instances}",
+                f"Use --max-instances {self.instances} or more.",
+            )
 
 
 def models_prefix(run: Run) -> str:
-    """The keys of what a multi-model endpoint serves begin so."""
+    """The S3 key prefix of the models of a multi-model endpoint."""
     return f"{run_prefix(run)}models/"
 
 
@@ -78,19 +81,19 @@ def launch(
     now: datetime,
     multi_model: bool = False,
 ) -> Launch:
-    """Everything that is to be sent; sends nothing.
+    """The launch of an endpoint; sends nothing.
 
     Args:
-        run: A new one, or the one that compiled what is served.
-        sources: What is served; one, unless `multi_model`.
-        hosting: How.
-        image: Its full name.
-        site: Where.
-        now: For a dry run; its life is counted from when the schedule is sent.
-        multi_model: Whether a request names the model that it is for.
+        run: A new run, or the run that compiled the model.
+        sources: The models to serve; exactly one unless `multi_model`.
+        hosting: The options of the endpoint.
+        image: The full name of the image.
+        site: The target account and region.
+        now: The current time, for a dry run; otherwise the hours count from when the schedule is sent.
+        multi_model: Whether each request names its model.
 
     Raises:
-        AwsError: If SageMaker would refuse it.
+        AwsError: If SageMaker would refuse the endpoint.
     """
     hosting.check()
     place = place_of(run, site, bucket=hosting.bucket, role_arn=hosting.role_arn)
@@ -110,7 +113,7 @@ def launch(
     calls: list[Call] = []
     if hosting.hours is not None:
         expiring = expiry(run, site, at=now + timedelta(hours=hosting.hours), role_arn=hosting.expiry_role_arn)
-        # An upload may take longer than the life that is asked for, which begins when nothing but calls is left.
+        # The uploads may take longer than the requested hours, so the hours count from when the schedule is sent.
         schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
         roles, calls = (*roles, *expiring.role_calls), [schedule]
     model = endpoint_requests.create_model(
@@ -139,11 +142,11 @@ def launch(
 
 @dataclass(frozen=True)
 class Expiry:
-    """What ends an endpoint.
+    """The expiry of an endpoint.
 
     Attributes:
-        role_calls: That make the role with which the scheduler does it; none for the caller's own.
-        schedule: The call that makes the schedule.
+        role_calls: The calls that create the scheduler's role; empty for an existing role.
+        schedule: The call that creates the schedule.
     """
 
     role_calls: tuple[Call, ...]
@@ -151,13 +154,13 @@ class Expiry:
 
 
 def expiry(run: Run, site: AwsContext, *, at: datetime, role_arn: str | None = None) -> Expiry:
-    """The end of a run's endpoint.
+    """The expiry of a run's endpoint.
 
     Args:
-        run: Whose.
-        site: Where.
-        at: When, with its time zone.
-        role_arn: The caller's own, for the scheduler; None: one is made.
+        run: The run that owns the endpoint.
+        site: The target account and region.
+        at: The time of the expiry, with its time zone.
+        role_arn: The ARN of an existing role for the scheduler; None: a new one.
     """
     kind = "expiry-role"
     request = endpoint_requests.create_expiry(run, at=at, role_arn=role_arn or site.role_arn(run.name(kind)))
@@ -169,7 +172,7 @@ def expiry(run: Run, site: AwsContext, *, at: datetime, role_arn: str | None = N
 
 
 def unpaid_names(run: Run) -> dict[str, str]:
-    """What an expired endpoint leaves, by kind: the schedule ends the endpoint alone."""
+    """The resources that remain after an expiry, by kind, because the schedule deletes only the endpoint."""
     return {
         "scaling-target": endpoint_requests.scaling_target(run),
         "endpoint-config": run.name("config"),
@@ -178,14 +181,14 @@ def unpaid_names(run: Run) -> dict[str, str]:
     }
 
 
-def requests_of(made: Launch) -> dict[str, Request]:
-    """A launch's requests by the kind of what they make; prices are read from these."""
-    return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}
+def requests_of(launched: Launch) -> dict[str, Request]:
+    """The requests of a launch by the kind of resource they create, for computing prices."""
+    return {call.kind: call.request for call in (*launched.calls, *launched.later) if call.kind is not None}
 
 
-def end_of(made: Launch) -> datetime | None:
-    """When AWS ends a launch's endpoint (UTC), once that is sent; None: nothing does."""
-    requests = requests_of(made)
+def end_of(launched: Launch) -> datetime | None:
+    """The expiry of a launch's endpoint in UTC, known once its schedule is sent; None: no expiry."""
+    requests = requests_of(launched)
     return time_of(requests["schedule"]) if "schedule" in requests else None
 
 

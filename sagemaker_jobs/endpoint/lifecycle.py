@@ -1,4 +1,4 @@
-"""An endpoint from its making to its end: until it answers, and its expiry."""
+"""Lifecycle of an endpoint: find it, wait until it is in service, read its expiry and size."""
 
 import io
 import time
@@ -25,16 +25,16 @@ FAILED = ("Failed", "OutOfService")
 
 
 class EndpointFailed(AwsError):
-    """An endpoint that did not come up, and never will."""
+    """An endpoint failed to start and will not recover."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What AWS says of an endpoint.
+    """An endpoint as AWS describes it.
 
     Attributes:
-        described: DescribeEndpoint's answer.
-        run: Whose it is, by its tags.
+        described: The response of DescribeEndpoint.
+        run: The run that owns the endpoint, from its tags.
     """
 
     described: dict[str, Any]
@@ -42,20 +42,20 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """AWS's name for it."""
+        """The name of the endpoint."""
         return str(self.described["EndpointName"])
 
     @property
     def status(self) -> str:
-        """Such as InService."""
+        """The status, such as InService."""
         return str(self.described["EndpointStatus"])
 
 
 def describe(account: Account, name: str) -> dict[str, Any] | None:
-    """DescribeEndpoint's answer; None if there is no such endpoint.
+    """The response of DescribeEndpoint; None if the endpoint does not exist.
 
     Raises:
-        AwsError: If AWS cannot be asked.
+        AwsError: If the request fails.
     """
     try:
         return account.call("sagemaker", "describe_endpoint", EndpointName=name)
@@ -66,10 +66,10 @@ def describe(account: Account, name: str) -> dict[str, Any] | None:
 
 
 def find(account: Account, run_or_name: str) -> Endpoint:
-    """The endpoint of a run, or of that name.
+    """The endpoint with a run id or a name.
 
     Raises:
-        AwsError: If there is none.
+        AwsError: If the endpoint does not exist.
     """
     names = [run_or_name] if run_of(run_or_name) else [Run(run_or_name, "").name("endpoint"), run_or_name]
     for name in names:
@@ -78,56 +78,63 @@ def find(account: Account, run_or_name: str) -> Endpoint:
             values = {tag["Key"]: tag["Value"] for tag in tags}
             return Endpoint(found, Run(values.get(RUN_TAG, ""), values.get(RECIPE_TAG, "")))
     raise AwsError(
-        f"no endpoint of {run_or_name!r} in {account.region}: never made, or its time was over",
-        f"neuron-sum aws status lists what is there; neuron-sum aws deploy {run_or_name} makes one",
+        f"no endpoint of {run_or_name!r} in {account.region}: it was never created, or it has expired",
+        f"Run `neuron-sum aws status` to list the resources, or `neuron-sum aws deploy {run_or_name}` to deploy.",
     )
 
 
 def find_ours(account: Account, run_or_name: str) -> Endpoint:
-    """The same, of ours alone.
+    """The endpoint with a run id or a name, if neuron-sum created it.
 
     Raises:
-        AwsError: If there is none, or it is somebody else's.
+        AwsError: If the endpoint does not exist, or was not created by neuron-sum.
     """
     found = find(account, run_or_name)
     if not found.run.id or not found.name.startswith(f"{PREFIX}-"):
-        raise AwsError(f"{found.name} was not made by neuron-sum", "neuron-sum aws status lists what was")
+        raise AwsError(
+            f"{found.name} was not created by neuron-sum", "Run `neuron-sum aws status` to list its resources."
+        )
     return found
 
 
 def wait(
-    account: Account, name: str, say: Callable[[str], None], *, every_s: float, price: Price, instances: int
+    account: Account, name: str, report: Callable[[str], None], *, every_s: float, price: Price, instances: int
 ) -> None:
-    """Until an endpoint answers; tells each change of its status and each line of its containers' log.
+    """Wait until an endpoint is in service; log each change of its status and each line of its containers' log.
 
     Args:
-        account: Where.
-        name: The endpoint's.
-        say: Is told.
-        every_s: How often to look.
-        price: Of its instance.
-        instances: How many of them.
+        account: The account that has the endpoint.
+        name: The name of the endpoint.
+        report: Called with each line to log.
+        every_s: Seconds between status polls.
+        price: The price of the endpoint's instance.
+        instances: The number of instances.
 
     Raises:
-        EndpointFailed: With AWS's reason, and the known cause in the log.
-        AwsError: If it is deleted meanwhile, or AWS cannot be asked, which says nothing about the endpoint.
+        EndpointFailed: If the endpoint fails, with the reason and the known cause from its log.
+        AwsError: If the endpoint is deleted meanwhile, or AWS cannot be reached; it may still start in that case.
     """
     log = Log(account, f"{ENDPOINT_LOGS}/{name}", f"{VARIANT}/")
     before, lines = "", list[str]()
 
-    def told(line: str) -> None:
-        say(line)
+    def remember(line: str) -> None:
+        report(line)
         lines.append(line)
 
     while True:
-        found = patiently(lambda: describe(account, name), name, say, every_s)
+        found = patiently(lambda: describe(account, name), name, report, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
-            raise AwsError(f"{name} was deleted before it was in service", "its expiry, or somebody's aws down")
+            raise AwsError(
+                f"{name} was deleted before it was in service",
+                "Check whether it expired or somebody ran `neuron-sum aws down`.",
+            )
         hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]
         if status != before:
             before = status
-            say(f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now")
-        log.tell(told)
+            report(
+                f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now"
+            )
+        log.tell(remember)
         if status in FAILED:
             raise _failure(name, found, lines)
         if status in ANSWERS:
@@ -136,18 +143,18 @@ def wait(
 
 
 def _failure(name: str, found: dict[str, Any], lines: list[str]) -> EndpointFailed:
-    reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS gives no reason"
-    told = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
-    known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
-    hint = told[-1].cause.remedy if told else f"aws logs tail {ENDPOINT_LOGS}/{name}"
+    reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS reports no reason"
+    findings = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
+    known = f"; {findings[-1].cause.name}: {findings[-1].cause.cause}" if findings else ""
+    hint = findings[-1].cause.remedy if findings else f"Run `aws logs tail {ENDPOINT_LOGS}/{name}`."
     return EndpointFailed(f"{name} failed: {reason}{known}", hint)
 
 
 def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
-    """When the scheduler ends a run's endpoint (UTC), and with which role; None if nothing does.
+    """The expiry of a run's endpoint in UTC, and the role of its schedule; None if it has no expiry.
 
     Raises:
-        AwsError: If AWS cannot be asked.
+        AwsError: If the request fails.
     """
     try:
         schedule = account.call("scheduler", "get_schedule", Name=run.name("expiry"))
@@ -159,10 +166,10 @@ def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
 
 
 def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:
-    """The instance type of an endpoint, and how many of them there can be.
+    """The instance type of an endpoint, and its maximum number of instances.
 
     Raises:
-        AwsError: If AWS cannot be asked.
+        AwsError: If a request fails.
     """
     name = str(endpoint.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
@@ -175,9 +182,9 @@ def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:
     return str(variant["InstanceType"]), max([variant["InitialInstanceCount"], *running, *scaled])
 
 
-def told(at: datetime | None) -> str:
-    """An end for people: in UTC and in this machine's own time."""
+def format_expiry(at: datetime | None) -> str:
+    """Format an expiry for display, in UTC and in local time."""
     if at is None:
-        return "never: until you end it"
-    utc, here = at.astimezone(timezone.utc), at.astimezone()
-    return f"{utc:%Y-%m-%d %H:%M:%S} UTC ({here:%H:%M:%S %Z})"
+        return "never: until you delete it"
+    utc, local = at.astimezone(timezone.utc), at.astimezone()
+    return f"{utc:%Y-%m-%d %H:%M:%S} UTC ({local:%H:%M:%S %Z})"

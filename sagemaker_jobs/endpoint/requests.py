@@ -1,4 +1,4 @@
-"""The exact requests of an endpoint: its model, configuration, expiry and scaling; nothing is asked or sent here."""
+"""Requests of an endpoint: its model, configuration, expiry and scaling; nothing is sent here."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,26 +8,26 @@ from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_
 from sagemaker_jobs.launch.schedules import create_ending
 
 VARIANT = "main"
-"""An endpoint of ours has one."""
+"""Name of the only production variant of an endpoint."""
 
 EXPIRY_TARGET = "sagemaker:deleteEndpoint"
 
 NEURON_HOST = "al2-ami-sagemaker-inference-neuron-2"
-"""The host's image for ml.inf2.*, with version 2.19 of the Neuron driver: SageMaker's default may have an older one
-than the runtime in the container needs, and the driver cannot come in the container."""
+"""Host AMI for ml.inf2.*, with version 2.19 of the Neuron driver: SageMaker's default may have an older driver than the
+container's runtime needs, and a container cannot bring its own driver."""
 
 START_TIMEOUT_S = 1800
-"""Each for download and start-up: a compiled model is several GB, and takes minutes to come onto NeuronCores;
-SageMaker's own defaults for start-up are 10 minutes."""
+"""Timeouts of download and of start-up: a compiled model has several GB and takes minutes to load onto NeuronCores.
+The default of SageMaker for the start-up is 10 minutes."""
 
 SHORTEST_TIMEOUT_S = 60
-"""SageMaker's own."""
+"""SageMaker's minimum."""
 
 SCALING = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
-"""How Application Auto Scaling knows the number of instances of a variant."""
+"""Identification of a variant's number of instances in Application Auto Scaling."""
 
 SCALE_IN_S, SCALE_OUT_S = 300, 60
-"""Between two changes of the number of instances; a new one takes minutes until it answers."""
+"""Seconds between two changes of the number of instances; a new instance takes minutes to start."""
 
 
 def create_model(
@@ -44,17 +44,17 @@ def create_model(
     """CreateModel.
 
     Args:
-        run: Whose it is.
-        place: Where.
-        image: Ours, in a registry of the account.
-        model_data: The S3 address of what `neuron-sum package` made; with `multi_model` the prefix of several.
-        environment: Of the container.
-        isolation: Its network; key and volumes are the endpoint configuration's.
-        name: Default: that of the run's endpoint.
-        multi_model: Whether a request names the model that it is for.
+        run: The run that owns the model.
+        place: The destination of the run.
+        image: The serving image, in a registry of the account.
+        model_data: The S3 address of an archive from `neuron-sum package`; with `multi_model`, the prefix of several.
+        environment: The environment variables of the container.
+        isolation: The network settings; the endpoint configuration uses the key.
+        name: The name of the model. Default: the model name of the run.
+        multi_model: Whether each request names its model.
 
     Raises:
-        AwsError: If SageMaker would refuse it.
+        AwsError: If SageMaker would refuse the model.
     """
     isolation.check()
     mode = {"Mode": "MultiModel"} if multi_model else {}
@@ -71,16 +71,16 @@ def create_model(
 def create_endpoint_config(
     run: Run, *, instance: str, instances: int, isolation: NetworkSecurity, hours: float | None = None
 ) -> Request:
-    """CreateEndpointConfig, with the time that a compiled model takes to come up.
+    """CreateEndpointConfig, with timeouts that a compiled model needs to start.
 
-    An endpoint that is still being made cannot be deleted: it has come up, or failed, before half of its life is over.
+    An endpoint cannot be deleted while it is being created. The timeouts let it start or fail within half of its hours.
 
     Args:
-        run: Whose it is.
+        run: The run that owns the configuration.
         instance: The instance type.
-        instances: How many at first.
-        isolation: Its key.
-        hours: Until its expiry; None: there is none.
+        instances: The initial number of instances.
+        isolation: The encryption settings.
+        hours: The hours until the expiry; None: no expiry.
     """
     key = isolation.kms_key
     encrypted = key is not None and not has_local_disks(instance)
@@ -110,12 +110,12 @@ def create_endpoint(run: Run) -> Request:
 
 
 def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
-    """CreateSchedule for the end of an endpoint: a closed laptop does not prolong it.
+    """CreateSchedule for the expiry of an endpoint, which works even if this machine is offline.
 
     Args:
-        run: Whose endpoint ends.
-        at: When first, with its time zone.
-        role_arn: What may delete that endpoint, for the scheduler.
+        run: The run that owns the endpoint.
+        at: The time of the first attempt, with its time zone.
+        role_arn: The role of the scheduler, which may delete the endpoint.
     """
     return create_ending(
         run.name("expiry"),
@@ -127,7 +127,7 @@ def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
 
 
 def scaling_target(run: Run) -> str:
-    """What Application Auto Scaling calls the variant of a run's endpoint."""
+    """The resource id of a run's endpoint variant in Application Auto Scaling."""
     return f"endpoint/{run.name('endpoint')}/variant/{VARIANT}"
 
 
@@ -135,26 +135,26 @@ def register_scaling(run: Run, *, least: int, most: int) -> Request:
     """RegisterScalableTarget; the endpoint must be in service.
 
     Args:
-        run: Whose endpoint it is.
-        least: Instances at any time.
-        most: Instances at any time; what may be paid.
+        run: The run that owns the endpoint.
+        least: The minimum number of instances.
+        most: The maximum number of instances, which determines the maximum cost.
     """
     return {
         **SCALING,
         "ResourceId": scaling_target(run),
         "MinCapacity": least,
         "MaxCapacity": most,
-        # Here tags are a mapping.
+        # This service takes tags as a mapping.
         "Tags": {tag["Key"]: tag["Value"] for tag in run.tags},
     }
 
 
 def put_scaling(run: Run, *, invocations: float) -> Request:
-    """PutScalingPolicy: so many instances that each has about so many requests.
+    """PutScalingPolicy: adjust the number of instances to a target request rate.
 
     Args:
-        run: Whose endpoint it is.
-        invocations: Requests a minute and instance.
+        run: The run that owns the endpoint.
+        invocations: The target in requests per minute and instance.
     """
     return {
         **SCALING,

@@ -1,4 +1,4 @@
-"""What is served: a run's compile job, an archive in S3 or a model.tar.gz of this disk; and where it fits."""
+"""Models to serve: a run's compile job, an archive in S3 or a local model.tar.gz; and the instances that fit them."""
 
 import gzip
 import json
@@ -21,13 +21,13 @@ from sagemaker_jobs.launch.channels import Channel
 
 ARCHIVE = ".tar.gz"
 ARCHIVES = "archives"
-"""What is uploaded goes to the inputs as this channel, by the hash of its content."""
+"""Channel name of uploaded archives, which are stored by the hash of their content."""
 
 MANIFEST, PROPERTIES = "artifact/manifest.json", "serving.properties"
-"""Of the layout that `neuron-sum package` writes."""
+"""Files in an archive that `neuron-sum package` writes."""
 
 ENDED_HANDLER = "djl_python.transformers_neuronx"
-"""The handler in AWS's frozen container, as `package --container` names it."""
+"""The handler of the last DJL container with Neuron, as written by `package --container`."""
 
 NEURON = re.compile(r"ml\.inf2\.")
 CPU = re.compile(r"ml\.[cmrt]\d+[a-z-]*\.")
@@ -38,14 +38,14 @@ NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
 
 @dataclass(frozen=True)
 class Source:
-    """One model that is to be served.
+    """A model to serve.
 
     Attributes:
-        name: For people, and on a multi-model endpoint for requests.
-        target: cpu, inf2, or registry.ENDED for AWS's frozen container; None where nobody knows before it starts.
-        address: In S3; None for what is uploaded first.
-        channel: What is uploaded.
-        run: That compiled it; None for an archive.
+        name: The display name, which requests to a multi-model endpoint use.
+        target: cpu, inf2, or registry.ENDED for the last DJL container with Neuron; None if unknown before the start.
+        address: The S3 address; None for a file to upload.
+        channel: The file to upload.
+        run: The run that compiled the model; None for an archive.
     """
 
     name: str
@@ -55,59 +55,66 @@ class Source:
     run: Run | None = None
 
     def address_in(self, place: Destination) -> str:
-        """Where in S3 it lies, once it is uploaded."""
+        """The S3 address of the model, once it is uploaded."""
         if self.channel is not None:
             [name] = self.channel.files
             return place.inputs(self.channel.name, self.channel.digest) + name
-        assert self.address is not None  # a source is one or the other
+        assert self.address is not None  # a source has either a channel or an address
         return self.address
 
 
 def find_source(text: str, account: Account | None, place: Destination) -> Source:
-    """What SOURCE means: s3://BUCKET/KEY, a file, or a run; NAME=SOURCE gives it a name.
+    """Resolve SOURCE: s3://BUCKET/KEY, a file, or a run id; NAME=SOURCE gives it a name.
 
     Args:
-        text: As given.
-        account: None in a dry run that asks nothing: a run's archive is then shown where it would be.
-        place: Of jobs, for that.
+        text: The command-line argument.
+        account: The account to query; None in an offline dry run, which prints a run's default address instead.
+        place: The default destination of jobs, for that address.
 
     Raises:
-        AwsError: If it is none of them, there is no such run, or it has nothing compiled.
-        ArtifactError: If the file is no archive of `neuron-sum package`.
+        AwsError: If SOURCE is invalid, the run does not exist, or the run has no completed compile job.
+        ArtifactError: If the file is not an archive written by `neuron-sum package`.
     """
     named = NAMED.fullmatch(text) if not text.startswith("s3://") and not Path(text).exists() else None
-    name, given = (named[1].removesuffix(ARCHIVE), named[2]) if named else (None, text)
-    if given.startswith("s3://"):
-        if not given.endswith(ARCHIVE) or given.count("/") < 3:
+    name, location = (named[1].removesuffix(ARCHIVE), named[2]) if named else (None, text)
+    if location.startswith("s3://"):
+        if not location.endswith(ARCHIVE) or location.count("/") < 3:
             raise AwsError(
-                f"{given} is no archive in S3", "s3://BUCKET/…/model.tar.gz, as `neuron-sum package` makes it"
+                f"{location} is not the S3 address of an archive",
+                "Use s3://BUCKET/…/model.tar.gz, an archive written by `neuron-sum package`.",
             )
         if account is not None:
-            _check_there(account, given)
-        return Source(name or _stem(given), None, given)
-    path = Path(given)
+            _check_exists(account, location)
+        return Source(name or _stem(location), None, location)
+    path = Path(location)
     if path.is_dir():
-        raise AwsError(f"{path} is a folder", f"neuron-sum package {path}, then deploy the model.tar.gz")
+        raise AwsError(
+            f"{path} is a folder, not an archive", f"Run `neuron-sum package {path}`, then deploy its model.tar.gz."
+        )
     if path.is_file():
         return Source(name or _stem(path.name), target_of(path), channel=Channel(ARCHIVES, {"model" + ARCHIVE: path}))
-    if given.endswith(ARCHIVE):
-        raise AwsError(f"{path} is not there", "a model.tar.gz of `neuron-sum package`, s3://…, or a RUN")
+    if location.endswith(ARCHIVE):
+        raise AwsError(
+            f"{path} does not exist", "Use a model.tar.gz written by `neuron-sum package`, s3://…, or a run id."
+        )
     if account is None:
-        run = Run(given, given)
-        console.note(f"a real start asks AWS what {given} compiled; shown is where a first compile puts it")
+        run = Run(location, location)
+        console.note(
+            f"an actual start asks AWS for the compiled model of {location}; this is the first compile job's address"
+        )
         output = f"{place.output(run, 'compile')}/{run.name('compile')}/output"
-        return Source(name or given, None, f"{output}/model{ARCHIVE}", run=run)
-    run = training.find_run(account, given)
+        return Source(name or location, None, f"{output}/model{ARCHIVE}", run=run)
+    run = training.find_run(account, location)
     job = training.Described(compiling.newest(account, run, "compile"))
     target = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
-    return Source(name or given, target, job.model, run=run)
+    return Source(name or location, target, job.model, run=run)
 
 
 def target_of(archive: Path) -> str:
-    """Where an archive can be served: cpu, inf2, or registry.ENDED.
+    """The target of an archive: cpu, inf2, or registry.ENDED.
 
     Raises:
-        ArtifactError: If it is none of `neuron-sum package`.
+        ArtifactError: If the file is not an archive written by `neuron-sum package`.
     """
     try:
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as packed:
@@ -117,54 +124,64 @@ def target_of(archive: Path) -> str:
                 if member.name == MANIFEST:
                     return str(json.loads(_text(packed.extractfile(member)))["target"])
     except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{archive} cannot be read: {error}", "neuron-sum package ARTIFACT makes one") from error
-    raise ArtifactError(f"{archive} holds no {MANIFEST}", "neuron-sum package ARTIFACT makes one that does")
+        raise ArtifactError(
+            f"{archive} cannot be read: {error}", "Run `neuron-sum package ARTIFACT` to create an archive."
+        ) from error
+    raise ArtifactError(
+        f"{archive} contains no {MANIFEST}", "Run `neuron-sum package ARTIFACT` to create an archive with it."
+    )
 
 
 def image_target(source: Source, instance: str, image: str | None) -> str:
-    """The kind of image that an endpoint needs, where model and instance fit.
+    """The kind of image that an endpoint needs, after checking that model and instance fit.
 
     Args:
-        source: What is served.
-        instance: On what.
-        image: As the command was told.
+        source: The model to serve.
+        instance: The instance type.
+        image: The value of --image.
 
     Returns:
         cpu, inf2 or registry.ENDED.
 
     Raises:
-        AwsError: If they do not fit.
+        AwsError: If model, instance and image do not fit.
     """
     if not instance.startswith("ml."):
-        raise AwsError(f"{instance!r} is no SageMaker instance", f"did you mean ml.{instance}?")
+        raise AwsError(f"{instance!r} is not a SageMaker instance type", f"Use an ml. type, such as ml.{instance}.")
     if GRAVITON.match(instance):
-        raise AwsError(f"{instance} has an Arm processor; images and artifacts are for x86", "such as ml.c7i.4xlarge")
+        raise AwsError(
+            f"{instance} has an Arm processor, but images and artifacts are for x86",
+            "Use an x86 type, such as --instance ml.c7i.4xlarge.",
+        )
     offers = "inf2" if NEURON.match(instance) else "cpu" if CPU.match(instance) else None
     if offers is None:
-        raise AwsError(f"nothing of ours serves on {instance}", "ml.inf2.xlarge, or a CPU such as ml.c7i.4xlarge")
-    if (source.target == registry.ENDED) != (image == registry.ENDED) and source.target is not None:
-        other = (
-            f"--image {registry.ENDED}" if source.target == registry.ENDED else f"leave out --image {registry.ENDED}"
+        raise AwsError(
+            f"neuron-sum cannot serve on {instance}",
+            "Use --instance ml.inf2.xlarge or a CPU type such as ml.c7i.4xlarge.",
         )
-        raise AwsError(f"{source.name} was not packed for that container", other)
+    if (source.target == registry.ENDED) != (image == registry.ENDED) and source.target is not None:
+        remedy = (
+            f"Use --image {registry.ENDED}." if source.target == registry.ENDED else f"Omit --image {registry.ENDED}."
+        )
+        raise AwsError(f"{source.name} was packaged for another container", remedy)
     needs = "inf2" if registry.ENDED in (source.target, image) else source.target or offers
     if needs != offers:
         fitting = {"cpu": "--instance ml.c7i.4xlarge", "inf2": "--instance ml.inf2.xlarge"}.get(needs)
-        made = "compile RUN" if source.run is None else f"aws compile {source.run.id}"
-        compiled = f"neuron-sum {made} --target {offers}, for this instance"
+        command = "compile RUN" if source.run is None else f"aws compile {source.run.id}"
+        recompile = f"`neuron-sum {command} --target {offers}` to compile for this instance"
         raise AwsError(
-            f"{source.name} was compiled for {needs}, and {instance} is for {offers}",
-            f"{fitting}; or {compiled}" if fitting else compiled,
+            f"{source.name} was compiled for {needs}, but {instance} is for {offers}",
+            f"Use {fitting}, or run {recompile}." if fitting else f"Run {recompile}.",
         )
     return registry.ENDED if image == registry.ENDED else offers
 
 
-def _check_there(account: Account, address: str) -> None:
+def _check_exists(account: Account, address: str) -> None:
     bucket, _, key = address.removeprefix("s3://").partition("/")
     try:
         account.call("s3", "head_object", Bucket=bucket, Key=key)
     except Refused as refused:
-        hint = "aws s3 ls, for its address" if refused.missing else refused.hint
+        hint = "Run `aws s3 ls` to check the address." if refused.missing else refused.hint
         raise AwsError(f"{address}: {refused.message}", hint) from refused
 
 

@@ -1,6 +1,6 @@
-"""The serving image, built by CodeBuild from the generated Dockerfile into the repository that all runs share.
+"""Builds of the serving image: CodeBuild builds the generated Dockerfile and pushes to the repository of all runs.
 
-An image's tag is its target and the hash of its build context, so what is there already is not built again.
+An image's tag is its target and the hash of its build context, so that an existing image is not rebuilt.
 """
 
 import json
@@ -25,20 +25,20 @@ from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
 
 BUILDER: Literal["medium", "large"] = "medium"
 BUILD_MINUTES = 60
-"""Of an image: CodeBuild's machine, and the longest that it may take."""
+"""Defaults of a build: the CodeBuild machine, and the maximum build time in minutes."""
 
 BUILDERS = {"medium": "BUILD_GENERAL1_MEDIUM", "large": "BUILD_GENERAL1_LARGE"}
-"""CodeBuild's machines: 4 CPUs and 8 GB, 8 CPUs and 16 GB; both with 128 GB of disk, which the inf2 base needs."""
+"""CodeBuild machines: 4 CPUs and 8 GB, 8 CPUs and 16 GB; both with 128 GB of disk, which the inf2 base image needs."""
 
 BUILDER_IMAGE = "aws/codebuild/standard:7.0"
-"""What the build runs in: AWS's own, with Docker and its command line."""
+"""The image that the build runs in; it is from AWS and contains Docker and the AWS command line."""
 
 MINUTES = (5, 2160)
 QUEUED_MINUTES = 30
-"""CodeBuild's own limits of a build's time; and how long it may wait for a machine, which is not paid."""
+"""CodeBuild's limits of the build time, and the maximum wait for a machine, which is not billed; all in minutes."""
 
 MIRROR = "public.ecr.aws/docker/library/"
-"""AWS's copies of Docker's official images. Docker Hub counts pulls by address, and CodeBuild's are shared."""
+"""Copies of Docker's official images at AWS. Docker Hub limits pulls per IP address, and CodeBuild shares addresses."""
 
 SOURCE, ARCHIVE = "image", "context.zip"
 TAG = "NEURON_SUM_TAG"
@@ -48,15 +48,15 @@ BASE = re.compile(r"^FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?", re.IGNORECASE
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about a build.
+    """The command-line options of a build.
 
     Attributes:
         target: cpu or inf2.
-        builder: Of BUILDERS.
-        max_minutes: When it is stopped at the latest.
-        bucket: The caller's own; None: one is made.
-        role_arn: The caller's own; None: one is made.
-        kms_key: For the uploaded context and the repository; None: AWS's own keys.
+        builder: A key of BUILDERS.
+        max_minutes: The maximum build time in minutes.
+        bucket: The name of an existing bucket; None: a new one.
+        role_arn: The ARN of an existing role; None: a new one.
+        kms_key: The KMS key for the uploaded context and the repository; None: keys managed by AWS.
     """
 
     target: str
@@ -67,34 +67,34 @@ class Options:
     kms_key: str | None = None
 
 
-def context(target: str, given: Path | None, scratch: Path) -> Channel:
-    """The files that the image is built from.
+def context(target: str, existing: Path | None, scratch: Path) -> Channel:
+    """The build context of the image.
 
     Args:
         target: cpu or inf2.
-        given: A folder that `neuron-sum dockerfile` wrote; None: it is written now, into scratch.
+        existing: A folder written by `neuron-sum dockerfile`; None: a new one in `scratch`.
         scratch: An empty folder.
 
     Raises:
-        AwsError: If it cannot be written, or has no Dockerfile.
+        AwsError: If the build context cannot be written, or has no Dockerfile.
     """
-    folder = given or scratch / "context"
-    if given is None:
+    folder = existing or scratch / "context"
+    if existing is None:
         command = [sys.executable, "-m", "neuron_sum", "dockerfile", "--target", target, "--output", str(folder)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if finished.returncode:
             raise AwsError(
-                f"no build context: {' '.join(made.stderr.split())[:400]}",
-                "--context FOLDER takes one that `neuron-sum dockerfile` wrote elsewhere",
+                f"writing the build context failed: {' '.join(finished.stderr.split())[:400]}",
+                "Use --context FOLDER with a folder that `neuron-sum dockerfile` wrote elsewhere.",
             )
     if not (folder / "Dockerfile").is_file():
-        raise AwsError(f"{folder} has no Dockerfile", f"neuron-sum dockerfile --target {target} --output FOLDER")
-    inside = (path for path in folder.rglob("*") if path.is_file())
-    return Channel(SOURCE, {path.relative_to(folder).as_posix(): path for path in inside})
+        raise AwsError(f"{folder} has no Dockerfile", f"Run `neuron-sum dockerfile --target {target} --output FOLDER`.")
+    context_files = (path for path in folder.rglob("*") if path.is_file())
+    return Channel(SOURCE, {path.relative_to(folder).as_posix(): path for path in context_files})
 
 
-def archived(found: Channel, path: Path) -> Channel:
-    """The context as the one file that CodeBuild takes; the same context makes the same bytes on every machine."""
+def pack_context(found: Channel, path: Path) -> Channel:
+    """Pack the context into one file for CodeBuild; the same context gives the same bytes on every machine."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, source in sorted(found.files.items()):
             archive.writestr(zipfile.ZipInfo(name, STORED_DATE), source.read_bytes())
@@ -102,54 +102,54 @@ def archived(found: Channel, path: Path) -> Channel:
 
 
 def bases(dockerfile: str) -> list[str]:
-    """The images that a Dockerfile starts from, each once; its own stages are none."""
-    stages, found = set(), []
+    """The base images of a Dockerfile, each once, without its build stages."""
+    stages, images = set(), []
     for name, stage in BASE.findall(dockerfile):
-        if name not in stages and name not in found:
-            found.append(name)
+        if name not in stages and name not in images:
+            images.append(name)
         stages.add(stage)
-    return found
+    return images
 
 
 def buildspec(uri: str, region: str, froms: list[str]) -> Request:
-    """What CodeBuild does; YAML takes JSON.
+    """The build commands for CodeBuild; its YAML file may contain JSON.
 
     Args:
-        uri: The image's, with its tag.
-        region: Of the repository.
-        froms: As `bases`.
+        uri: The image URI with its tag.
+        region: The region of the repository.
+        froms: The base images from `bases`.
     """
     logins = {uri.partition("/")[0]: region}
-    copied = []
+    pulls = []
     for name in froms:
         if private := policies.PRIVATE_IMAGE.match(name):
             logins[name.partition("/")[0]] = private[2]
         elif re.fullmatch(r"[a-z0-9._-]+(:[\w.-]+)?", name) and name != "scratch":
-            # A name without a registry is looked for among the machine's own images first.
-            copied += [f"docker pull --platform linux/amd64 {MIRROR}{name}", f"docker tag {MIRROR}{name} {name}"]
+            # Docker first searches the local images for a name without a registry.
+            pulls += [f"docker pull --platform linux/amd64 {MIRROR}{name}", f"docker tag {MIRROR}{name} {name}"]
     return {
         "version": 0.2,
-        # Attestations would make the image an index of several, which SageMaker may not take.
+        # Attestations would turn the image into an index of several, which SageMaker may not accept.
         "env": {"variables": {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", "BUILDKIT_PROGRESS": "plain"}},
         "phases": {
             "pre_build": {
                 "commands": [
                     *(
-                        f"aws ecr get-login-password --region {where} | "
+                        f"aws ecr get-login-password --region {login_region} | "
                         f"docker login --username AWS --password-stdin {host}"
-                        for host, where in logins.items()
+                        for host, login_region in logins.items()
                     ),
-                    *copied,
+                    *pulls,
                 ]
             },
-            # The push is of this phase, too: post_build would come after a build that failed.
+            # The push is in this phase, because post_build would run even after a failed build.
             "build": {"commands": [f"docker build --platform linux/amd64 --tag {uri} .", f"docker push {uri}"]},
         },
     }
 
 
 def create_repository(kms_key: str | None) -> Request:
-    """CreateRepository: for all runs, so its tag names none; a tag of an image is a hash, so it never moves."""
+    """CreateRepository: shared by all runs, so its tag names no run; image tags are hashes, so they never move."""
     encryption = {"encryptionType": "KMS", "kmsKey": kms_key} if kms_key else {"encryptionType": "AES256"}
     return {
         "repositoryName": REPOSITORY,
@@ -164,19 +164,22 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
     """CreateProject.
 
     Args:
-        run: Whose.
-        options: How.
-        tag: The image's.
-        source: bucket/key of the archive.
-        spec: As `buildspec`.
-        role_arn: What the build runs as.
+        run: The run that owns the project.
+        options: The options of the build.
+        tag: The tag of the image.
+        source: The bucket/key of the archive.
+        spec: The build commands from `buildspec`.
+        role_arn: The role that the build assumes.
 
     Raises:
-        AwsError: If CodeBuild would refuse the time.
+        AwsError: If CodeBuild would refuse the maximum build time.
     """
     least, most = MINUTES
     if not least <= options.max_minutes <= most:
-        raise AwsError(f"a build of at most {options.max_minutes} minutes", f"--max-minutes {least} to {most}")
+        raise AwsError(
+            f"CodeBuild does not accept a maximum build time of {options.max_minutes} minutes",
+            f"Use --max-minutes {least} to {most}.",
+        )
     name = run.name("build")
     return {
         "name": name,
@@ -187,9 +190,9 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
             "type": "LINUX_CONTAINER",
             "image": BUILDER_IMAGE,
             "computeType": BUILDERS[options.builder],
-            "privilegedMode": True,  # Docker in it needs that
+            "privilegedMode": True,  # required to run Docker in the build
             "imagePullCredentialsType": "CODEBUILD",
-            "environmentVariables": [{"name": TAG, "value": tag}],  # who comes back to the build looks for this image
+            "environmentVariables": [{"name": TAG, "value": tag}],  # `aws status --follow` reads it
         },
         "serviceRole": role_arn,
         "timeoutInMinutes": options.max_minutes,
@@ -205,17 +208,17 @@ def create_project(run: Run, options: Options, tag: str, *, source: str, spec: R
 
 
 def launch(run: Run, options: Options, found: Channel, archive: Channel, site: AwsContext) -> Launch:
-    """Everything that is to be sent; sends nothing.
+    """The launch of a build; sends nothing.
 
     Args:
-        run: A new one.
-        options: How.
-        found: The context.
-        archive: The same as one file.
-        site: Where.
+        run: A new run.
+        options: The options of the build.
+        found: The build context.
+        archive: The build context as one file.
+        site: The target account and region.
 
     Raises:
-        AwsError: If CodeBuild would refuse it.
+        AwsError: If CodeBuild would refuse the build.
     """
     role = options.role_arn or site.role_arn(run.name("build-role"))
     place = place_of(run, site, bucket=options.bucket, role_arn=role)
@@ -237,7 +240,7 @@ def launch(run: Run, options: Options, found: Channel, archive: Channel, site: A
     calls = (
         Call("ecr", "create_repository", create_repository(options.kms_key), "repository", REPOSITORY),
         Call("codebuild", "create_project", project, "build-project", project["name"]),
-        # A reply that is lost must not start two: the same token is the same build for five minutes.
+        # If the response is lost, a retry must not start a second build: CodeBuild keeps the token for five minutes.
         Call("codebuild", "start_build", {"projectName": project["name"], "idempotencyToken": run.id}),
     )
     trust = policies.build_trust_policy(site.account)
@@ -253,5 +256,5 @@ def launch(run: Run, options: Options, found: Channel, archive: Channel, site: A
 
 
 def tag_of(target: str, found: Channel) -> str:
-    """An image's tag, from the context that it is built from."""
+    """The tag of an image, from its build context."""
     return f"{target}-{found.digest}"

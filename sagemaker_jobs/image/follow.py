@@ -1,4 +1,4 @@
-"""A build of CodeBuild's until its end: its phases and its log, as they come; and what its end means."""
+"""Follow a CodeBuild build until it ends: print its phases and log, and explain a failure."""
 
 import time
 from collections.abc import Callable
@@ -19,16 +19,16 @@ RUNS, SUCCEEDED = "IN_PROGRESS", "SUCCEEDED"
 WHY = {
     "TIMED_OUT": "it took longer than --max-minutes, or waited too long for a machine",
     "STOPPED": "it was stopped",
-    "FAULT": "CodeBuild itself failed",
+    "FAULT": "CodeBuild failed internally",
 }
-LOOKS_FOR_A_NEW_BUILD = 20
+NEW_BUILD_POLLS = 20
 
 
 def of_run(account: Account, run: str) -> str | None:
-    """The newest build of a run; None if it has none, or its project is gone.
+    """The newest build of a run; None if it has no build or its project was deleted.
 
     Raises:
-        AwsError: If AWS cannot be asked.
+        AwsError: If the request fails.
     """
     listing = account.pages(
         "codebuild", "list_builds_for_project", "ids", projectName=Run(run, "").name("build"), sortOrder="DESCENDING"
@@ -41,59 +41,59 @@ def of_run(account: Account, run: str) -> str | None:
     return None
 
 
-def started(account: Account, run: str, say: Callable[[str], None], every_s: float) -> str:
-    """The build that was started just now, once CodeBuild lists it.
+def started(account: Account, run: str, report: Callable[[str], None], every_s: float) -> str:
+    """Wait until CodeBuild lists the build that was just started, and return its id.
 
     Raises:
-        LostContact: If CodeBuild cannot be asked.
-        AwsError: If it does not.
+        LostContact: If CodeBuild cannot be reached.
+        AwsError: If CodeBuild does not list the build.
     """
-    for _ in range(LOOKS_FOR_A_NEW_BUILD):
-        found = patiently(lambda: of_run(account, run), f"the build of {run}", say, every_s)
+    for _ in range(NEW_BUILD_POLLS):
+        found = patiently(lambda: of_run(account, run), f"the build of {run}", report, every_s)
         if found is not None:
             return found
         time.sleep(every_s)
-    raise AwsError(f"CodeBuild lists no build of {run}", f"neuron-sum aws status {run}")
+    raise AwsError(f"CodeBuild lists no build of {run}", f"Run `neuron-sum aws status {run}`.")
 
 
 def follow(
-    account: Account, identity: str, say: Callable[[str], None], *, every_s: float, price: Price | None = None
+    account: Account, identity: str, report: Callable[[str], None], *, every_s: float, price: Price | None = None
 ) -> dict[str, Any]:
-    """Waits for a build's end and tells what happens.
+    """Wait for a build to end and log its progress.
 
     Args:
-        account: Where it runs.
-        identity: The build's: its project's name and a number of its own.
-        say: Is told each phase, and each line of the log.
-        every_s: How often to look.
-        price: Of its machine, to say what it has cost by now.
+        account: The account that the build runs in.
+        identity: The id of the build, which consists of the project's name and a unique suffix.
+        report: Called with each phase and each line of the log.
+        every_s: Seconds between status polls.
+        price: The price of the build machine, to log the cost so far.
 
     Returns:
-        What BatchGetBuilds says of the build, which succeeded.
+        The successful build as BatchGetBuilds describes it.
 
     Raises:
-        LostContact: If CodeBuild cannot be asked any more while it runs.
-        AwsError: If it did not, with CodeBuild's reason and the known cause in its log.
+        LostContact: If CodeBuild cannot be reached any more while the build runs.
+        AwsError: If the build failed, with CodeBuild's reason and the known cause from its log.
     """
     log: Log | None = None
     before = ""
     while True:
         found = patiently(
-            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, say, every_s
+            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, report, every_s
         )
         if not found:
-            raise AwsError(f"no build {identity} in {account.region}", "neuron-sum aws status")
+            raise AwsError(f"no build {identity} in {account.region}", "Run `neuron-sum aws status`.")
         [build] = found
         if (now := f"{build.get('currentPhase', 'SUBMITTED')} ({build['buildStatus']})") != before:
             before = now
             passed = _seconds(build)
             cost = f", at most ${price.cost(passed / 3600):.2f} by now" if price else ""
-            say(f"{build['projectName']}: {now} after {duration(passed)}{cost}")
+            report(f"{build['projectName']}: {now} after {duration(passed)}{cost}")
         logs = build.get("logs") or {}
-        if log is None and logs.get("groupName") and logs.get("streamName"):  # there are none before a machine is
+        if log is None and logs.get("groupName") and logs.get("streamName"):  # absent until a machine starts
             log = Log(account, logs["groupName"], logs["streamName"])
         if log is not None:
-            log.tell(say)
+            log.tell(report)
         if build["buildStatus"] != RUNS:
             break
         time.sleep(every_s)
@@ -103,23 +103,23 @@ def follow(
 
 
 def minutes(build: dict[str, Any]) -> float:
-    """How long a build took."""
+    """The duration of a build in minutes."""
     return _seconds(build) / 60
 
 
 def clear(account: Account, ledger: Ledger, run: str) -> None:
-    """Deletes the project and the role of a run whose image is built: nothing needs them any more.
+    """Delete the project and the role of a run after its image is built, because they are no longer needed.
 
     Args:
-        account: Where.
-        ledger: Of it; what is gone is noted.
-        run: Its id.
+        account: The account that has the project.
+        ledger: The ledger of that account, which records the deletions.
+        run: The id of the run.
 
     Raises:
-        AwsError: If AWS refuses; `aws down` deletes what is left.
+        AwsError: If AWS refuses; `aws down` deletes the remaining resources.
     """
     ends = {kind.name: kind.end for kind in KINDS}
-    noted = {(entry.kind, entry.name) for entry in ledger.open(run)}  # none on another machine than the one that began
+    noted = {(entry.kind, entry.name) for entry in ledger.open(run)}  # empty on other machines
     for kind, name in (("build-project", Run(run, "").name("build")), ("role", Run(run, "").name("build-role"))):
         ends[kind](account, name)
         if (kind, name) in noted:
@@ -132,15 +132,18 @@ def _seconds(build: dict[str, Any]) -> float:
 
 
 def _unsuccessful(build: dict[str, Any], log: Log | None) -> AwsError:
-    told = [
+    messages = [
         f"{phase['phaseType']}: {context['message']}"
         for phase in build.get("phases", [])
         for context in phase.get("contexts", [])
         if context.get("message")
     ]
     status = build["buildStatus"]
-    reason = " ".join("; ".join([*([WHY[status]] if status in WHY else []), *told]).split()) or "CodeBuild says no more"
+    reason = (
+        " ".join("; ".join([*([WHY[status]] if status in WHY else []), *messages]).split())
+        or "CodeBuild reports no reason"
+    )
     cause = known_cause(reason, log.lines if log else [])
     known = f"; {cause.name}: {cause.cause}" if cause else ""
-    where = f"aws logs tail {log.group} --log-stream-names {log.begins}" if log else "there is no log"
-    return AwsError(f"{build['projectName']} {status}: {reason:.600}{known}", cause.remedy if cause else where)
+    tail = f"Run `aws logs tail {log.group} --log-stream-names {log.begins}`." if log else "The build has no log."
+    return AwsError(f"{build['projectName']} {status}: {reason:.600}{known}", cause.remedy if cause else tail)

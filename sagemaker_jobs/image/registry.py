@@ -1,4 +1,4 @@
-"""Images of ours in the account's own registry, which `neuron-sum aws image` fills."""
+"""Serving images in the account's ECR registry, which `neuron-sum aws image` builds."""
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,7 +11,7 @@ from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, AwsContext
 
 ENDED = "djl-0.30-neuronx"
-"""The word for AWS's last DJL container with Neuron, in which serves what `package --container` wrote."""
+"""The last DJL container with Neuron that AWS published; it serves archives written by `package --container`."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Image:
     """One image in the repository.
 
     Attributes:
-        uri: With its tag, as people read it.
-        pinned: With its digest, which no later push can move.
-        digest: Of its manifest.
-        size: Bytes, compressed, as ECR counts them.
+        uri: The URI with its tag, for display.
+        pinned: The URI with its digest, which no later push can move.
+        digest: The digest of the manifest.
+        size: The compressed size in bytes, as ECR reports it.
     """
 
     uri: str
@@ -31,26 +31,26 @@ class Image:
     size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The fields for --json."""
         return {"image": self.uri, "pinned": self.pinned, "digest": self.digest, "bytes": self.size}
 
 
 def image_uri(site: AwsContext, tag: str) -> str:
-    """The full name of an image of ours.
+    """The full name of a serving image.
 
     Args:
-        site: Of the registry.
-        tag: Of the image.
+        site: The account and region of the registry.
+        tag: The tag of the image.
     """
     domain = "amazonaws.com.cn" if site.region.startswith("cn-") else "amazonaws.com"
     return f"{site.account}.dkr.ecr.{site.region}.{domain}/{PREFIX}:{tag}"
 
 
 def look(account: Account, tag: str) -> Image | None:
-    """The image of that tag, if it is there.
+    """The image with a tag, or None if it does not exist.
 
     Raises:
-        AwsError: If the repository of that name is not ours, or AWS cannot be asked.
+        AwsError: If the repository was not created by neuron-sum, or the request fails.
     """
     if not _is_ours(account):
         return None
@@ -66,14 +66,14 @@ def look(account: Account, tag: str) -> Image | None:
 
 
 def newest_image(account: Account, target: str) -> str:
-    """The full name of the newest image of ours for a target.
+    """The full name of the newest serving image for a target.
 
     Args:
-        account: Whose registry.
-        target: cpu or inf2; its images' tags begin so.
+        account: The account that owns the registry.
+        target: cpu or inf2, which is the prefix of the image tags.
 
     Raises:
-        AwsError: If there is none, or AWS cannot be asked.
+        AwsError: If there is no image, or the request fails.
     """
     found: list[tuple[datetime, str]] = []
     try:
@@ -87,17 +87,17 @@ def newest_image(account: Account, target: str) -> str:
             raise
     if not found:
         raise AwsError(
-            f"no image of ours for {target} in {account.region}: the repository {PREFIX} has no tag {target}-…",
-            f"neuron-sum aws image --target {target} builds it; or --image URI",
+            f"no serving image for {target} in {account.region}: the repository {PREFIX} has no tag {target}-…",
+            f"Run `neuron-sum aws image --target {target}`, or use --image URI.",
         )
     return image_uri(account.site, max(found)[1])
 
 
 def ended_image(region: str) -> str:
-    """AWS's last DJL container with Neuron, in a region.
+    """The URI of the last DJL container with Neuron in a region.
 
     Raises:
-        PlatformError: If AWS publishes no registry there.
+        PlatformError: If AWS has no registry in the region.
     """
     ended = ENDED_CONTAINERS[ENDED]
     repository, _, tag = ended.name.partition(":")
@@ -115,7 +115,7 @@ def _image(account: Account, found: dict[str, Any], tag: str) -> Image:
 
 
 def _is_ours(account: Account) -> bool:
-    """Whether the repository is there; one of that name without our tag is somebody else's, and stays as it is."""
+    """Whether the repository exists; one without neuron-sum's tag belongs to somebody else and is not used."""
     try:
         [found] = account.call("ecr", "describe_repositories", repositoryNames=[PREFIX])["repositories"]
     except Refused as refused:
@@ -125,7 +125,7 @@ def _is_ours(account: Account) -> bool:
     arn = found["repositoryArn"]
     if not any(tag["Key"] == RUN_TAG for tag in account.call("ecr", "list_tags_for_resource", resourceArn=arn)["tags"]):
         raise AwsError(
-            f"the repository {PREFIX} in {account.region} is not ours: it has no tag {RUN_TAG}",
-            f"if it is yours to use: aws ecr tag-resource --resource-arn {arn} --tags Key={RUN_TAG},Value=all",
+            f"the repository {PREFIX} in {account.region} was not created by neuron-sum: it has no tag {RUN_TAG}",
+            f"To use it, run `aws ecr tag-resource --resource-arn {arn} --tags Key={RUN_TAG},Value=all`.",
         )
     return True

@@ -1,1 +1,1 @@
-"""Training and compile jobs: requests, inputs, wheels, and the container's entry script."""
+"""Training and compile jobs: requests, inputs, wheels, and the entry script of the container."""

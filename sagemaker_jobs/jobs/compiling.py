@@ -1,4 +1,4 @@
-"""A trained run as a compile job: where the run is, what is uploaded for it, and which recipe it has."""
+"""Compile jobs: find the trained run, its recipe and the files to upload."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,21 +19,21 @@ from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
 from sagemaker_jobs.launch.channels import Channel, files_of
 
 LEFT_HERE = ("checkpoints", "tensorboard", "evaluation", "merged", "artifacts", "log.jsonl")
-"""Of a run's own names: what no compile reads."""
+"""Names in a run's folder that a compile job does not read."""
 
 CHANGEABLE = ("compile.", "generate.", "serve.", "data.max_source_length")
-"""What an override may change; the rest of a recipe is what the run was trained by."""
+"""Prefixes of the keys that an override may change; the rest of the recipe determined the training."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is compiled.
+    """A trained run to compile.
 
     Attributes:
-        run: Whose the job is.
-        attempt: From 1.
-        channels: What is uploaded of it.
-        addresses: S3 addresses of channels that are there.
+        run: The run that owns the compile job.
+        attempt: The attempt number, from 1.
+        channels: The channels to upload.
+        addresses: The S3 addresses of channels that already exist.
     """
 
     run: Run
@@ -43,83 +43,86 @@ class Trained:
 
 
 def find(
-    given: str,
+    source: str,
     account: Account | None,
     place: Destination | None,
     overrides: Sequence[str],
     isolation: NetworkSecurity,
     scratch: Path,
 ) -> Trained:
-    """What SOURCE means.
+    """Resolve SOURCE.
 
     Args:
-        given: A finished run's folder here, the S3 address of a training job's model.tar.gz, or a run in the account.
-        account: To ask for such a run; None in a dry run, which then shows where it usually is.
-        place: Where such a run usually is; for a dry run.
-        overrides: Of the run's recipe; checked where that can be read.
-        isolation: Without a network nothing can come from a hub.
-        scratch: For a recipe that is fetched.
+        source: The folder of a finished local run, the S3 address of a training job's model.tar.gz, or a run id.
+        account: The account that has the run; None in a dry run, which prints the default address instead.
+        place: The default destination of a run, for a dry run.
+        overrides: Changes to the run's recipe; checked if the recipe can be read.
+        isolation: The network settings; without a network nothing can be downloaded from a hub.
+        scratch: A folder for a downloaded recipe.
 
     Raises:
-        RunError: If a folder is no finished run.
-        RecipeError: If an override does not hold.
-        AwsError: If there is no such run, or none of its trainings has completed.
+        RunError: If a folder is not a finished run.
+        RecipeError: If an override is invalid.
+        AwsError: If the run does not exist, or none of its training jobs has completed.
     """
     _check_overrides(overrides)
-    if given.startswith("s3://"):
-        check_archive(given)
-        load_recipe("tiny", overrides)  # the keys and their types; the values are seen beside the run's own, there
-        return Trained(new_run(_name_of(given)), addresses={TRAINED: given})
-    if Path(given).is_dir():
-        return _local(Path(given), overrides, isolation)
+    if source.startswith("s3://"):
+        check_archive(source)
+        load_recipe("tiny", overrides)  # checks keys and types; the job checks the values with the run's recipe
+        return Trained(new_run(_name_of(source)), addresses={TRAINED: source})
+    if Path(source).is_dir():
+        return _local(Path(source), overrides, isolation)
     if account is None:
         load_recipe("tiny", overrides)
-        run = Run(given, "")
+        run = Run(source, "")
         console.note(
-            "a real start asks AWS where the run's model is; shown is where the first attempt of train puts it"
+            "an actual start asks AWS for the address of the run's model; this is the address of the first attempt"
         )
-        usual = f"{place.output(run)}/{run.name('train')}/output/model.tar.gz" if place is not None else ""
-        return Trained(run, addresses={TRAINED: usual})
-    return _in_account(given, account, overrides, isolation, scratch)
+        default_address = f"{place.output(run)}/{run.name('train')}/output/model.tar.gz" if place is not None else ""
+        return Trained(run, addresses={TRAINED: default_address})
+    return _in_account(source, account, overrides, isolation, scratch)
 
 
 def check_archive(address: str) -> None:
-    """Refuses an S3 address that is no archive's.
+    """Refuse an S3 address that is not an archive.
 
     Raises:
-        AwsError: With what it should be.
+        AwsError: If the address does not end with .tar.gz.
     """
     bucket, _, key = address.removeprefix("s3://").partition("/")
     if not bucket or not key.endswith(".tar.gz"):
-        raise AwsError(f"{address} is no model.tar.gz", "s3://BUCKET/…/model.tar.gz, as the job's last line says")
+        raise AwsError(
+            f"{address} is not the address of a model.tar.gz",
+            "Use s3://BUCKET/…/model.tar.gz from the last output line of the training job.",
+        )
 
 
 def newest(account: Account, run: Run, stage: str) -> dict[str, object]:
-    """The description of the newest job of a run's stage that has completed.
+    """The description of the newest completed job of a run's stage.
 
     Raises:
-        AwsError: If none has.
+        AwsError: If no job has completed.
     """
     names = training.jobs_of(account, run, stage, StatusEquals="Completed")
     if not names:
         others = training.attempts_of(account, run, stage)
-        had = f"none of its {others} jobs has" if others else "it has had no such job"
-        what = "RECIPE" if stage == "train" else run.id
+        found = f"none of its {others} jobs has completed" if others else "the run has no such job"
+        argument = "RECIPE" if stage == "train" else run.id
         raise AwsError(
-            f"no {stage} job of run {run.id} has completed: {had}",
-            f"neuron-sum aws {stage} {what}; neuron-sum aws status {run.id} --follow says how one ends",
+            f"no completed {stage} job of run {run.id}: {found}",
+            f"Run `neuron-sum aws {stage} {argument}`, or follow a job with `neuron-sum aws status {run.id} --follow`.",
         )
     return account.call("sagemaker", "describe_training_job", TrainingJobName=names[0])
 
 
 def _in_account(
-    given: str, account: Account, overrides: Sequence[str], isolation: NetworkSecurity, scratch: Path
+    run_id: str, account: Account, overrides: Sequence[str], isolation: NetworkSecurity, scratch: Path
 ) -> Trained:
-    run = training.find_run(account, given)
+    run = training.find_run(account, run_id)
     attempt = training.next_attempt(account, run, "compile")
     job = training.Described(newest(account, run, "train"))
     addresses = {TRAINED: job.model}
-    # The base of an adapter that came from a folder is where training found it; what came from a hub is loaded anew.
+    # An adapter's base from a local folder is in the training job's channel; one from a hub is downloaded again.
     if MODEL in job.channels:
         addresses[MODEL] = job.channels[MODEL]
     recipe = _recipe_of(job, account, overrides, scratch)
@@ -129,14 +132,14 @@ def _in_account(
 
 
 def _recipe_of(job: "training.Described", account: Account, overrides: Sequence[str], scratch: Path) -> Recipe | None:
-    """The recipe that a job was trained by; None where it was removed since."""
+    """The recipe of a training job; None if it was deleted."""
     if RECIPE not in job.channels:
         return None
     bucket, _, prefix = job.channels[RECIPE].removeprefix("s3://").partition("/")
     try:
         text = account.read(bucket, f"{prefix.rstrip('/')}/recipe.yaml")
     except Refused as refused:
-        console.note(f"the overrides are checked by the job itself: {refused.message}")
+        console.note(f"the overrides will be checked by the job: {refused.message}")
         return None
     written = scratch / "trained.yaml"
     files.write_text(written, text.decode())
@@ -146,16 +149,16 @@ def _recipe_of(job: "training.Described", account: Account, overrides: Sequence[
 def _local(path: Path, overrides: Sequence[str], isolation: NetworkSecurity) -> Trained:
     run = open_run(path)
     recipe = load_recipe(str(run.recipe_path), overrides)
-    there = {
+    run_files = {
         name: file
         for name, file in files_of(path).items()
         if (first := name.split("/")[0]) in RUN_FILES and first not in LEFT_HERE
     }
-    return Trained(new_run(recipe.name), channels=(Channel(TRAINED, there), *_base_of(run, recipe, isolation)))
+    return Trained(new_run(recipe.name), channels=(Channel(TRAINED, run_files), *_base_of(run, recipe, isolation)))
 
 
 def _base_of(run: RunFolder, recipe: Recipe, isolation: NetworkSecurity) -> list[Channel]:
-    """An adapter's base that lies on this machine, outside the run."""
+    """The channel of an adapter's base model that is stored on this machine, outside the run's folder."""
     if isinstance(recipe.method, FullMethod) or run.base.is_dir():
         return []
     origin = Path(run.model_source())
@@ -163,12 +166,15 @@ def _base_of(run: RunFolder, recipe: Recipe, isolation: NetworkSecurity) -> list
         _check_way(recipe, isolation)
         return []
     if not origin.is_dir():
-        raise DataError(f"the adapter's base {origin} is not there", "put it there again, or train from a hub's id")
+        raise DataError(
+            f"the adapter's base model {origin} does not exist",
+            "Restore the folder, or train from a model id of the Hugging Face Hub.",
+        )
     return [Channel(MODEL, files_of(origin))]
 
 
 def _check_way(recipe: Recipe, isolation: NetworkSecurity) -> None:
-    """Refuses an adapter whose base only a hub has, for a container without a network."""
+    """Refuse an adapter whose base model is only on a hub if the container has no network."""
     name = recipe.model.name_or_path
     if isolation.network_isolation and name and not name.startswith("/") and not isinstance(recipe.method, FullMethod):
         raise no_way_to("model.name_or_path", name)
@@ -178,12 +184,12 @@ def _check_overrides(overrides: Sequence[str]) -> None:
     for override in overrides:
         if not override.startswith(CHANGEABLE):
             raise RecipeError(
-                f"{override!r} changes what the run was trained by",
-                f"a compile may change {', '.join(CHANGEABLE)}: compile.batch_sizes=[1,8]",
+                f"{override!r} changes a setting that the run was trained with",
+                f"Change only {', '.join(CHANGEABLE)}, such as compile.batch_sizes=[1,8].",
             )
 
 
 def _name_of(address: str) -> str:
-    """Something of an address that tells people which it is: SageMaker's own is JOB/output/model.tar.gz."""
+    """A readable name from an S3 address; SageMaker writes JOB/output/model.tar.gz."""
     parts = [part for part in address.removeprefix("s3://").split("/")[1:-1] if part != "output"]
     return parts[-1] if parts else "model"

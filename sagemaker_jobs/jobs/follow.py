@@ -1,4 +1,4 @@
-"""A job of SageMaker's until its end: its status and its log, as they come; and what its end means."""
+"""Follow a SageMaker job until it ends: print its status and log, and explain a failure."""
 
 import re
 import time
@@ -17,26 +17,26 @@ from sagemaker_jobs.aws.names import LOG_GROUP, TRANSFORM_LOG_GROUP
 ENDED = ("Completed", "Failed", "Stopped")
 
 DATA_LOG = "[sagemaker logs]:"
-"""What SageMaker itself says of a transform's records begins so, in the stream that ends with data-log."""
+"""Start of SageMaker's messages about a transform's records, in the log stream whose name ends with data-log."""
 
 AGAIN = {
-    "train": "neuron-sum aws train RECIPE --resume RUN goes on from its last checkpoint",
-    "compile": "neuron-sum aws compile RUN goes on: graphs that are done are not compiled again",
-    "batch": "neuron-sum aws batch SOURCE INPUT starts another, with more --max-hours",
+    "train": "Run `neuron-sum aws train RECIPE --resume RUN` to continue from its last checkpoint.",
+    "compile": "Run `neuron-sum aws compile RUN` to continue; finished graphs are not compiled again.",
+    "batch": "Run `neuron-sum aws batch SOURCE INPUT` again with a larger --max-hours.",
 }
-"""What to do about a job that was stopped, by its stage."""
+"""Hints for a job that was stopped, by its stage."""
 
 
 @dataclass(frozen=True)
 class JobKind:
-    """What differs between training jobs, which compile as well, and transform jobs.
+    """The differences between training jobs, which also compile, and transform jobs.
 
     Attributes:
-        operation: That describes one.
-        noun: Fields of the description begin so.
-        resources: Its field for the instances.
-        end: Its field for the time of its end.
-        log_group: In CloudWatch.
+        operation: The operation that describes a job.
+        noun: The first part of the field names in the description.
+        resources: The name of the field for the instances.
+        end: The name of the field for the end time.
+        log_group: The log group in CloudWatch.
     """
 
     operation: str
@@ -54,11 +54,11 @@ TRANSFORM = JobKind(
 
 @dataclass(frozen=True)
 class Job:
-    """What AWS says of a job, as far as anybody here asks.
+    """A job as AWS describes it.
 
     Attributes:
-        described: The answer.
-        kind: Of the job.
+        described: The response to the describe operation.
+        kind: The kind of the job.
     """
 
     described: dict[str, Any]
@@ -76,38 +76,38 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """What it is doing, such as Downloading."""
+        """The secondary status, such as Downloading."""
         return str(self.described.get("SecondaryStatus", self.status))
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether the job has ended."""
         return self.status in ENDED
 
     @property
     def model(self) -> str | None:
-        """The S3 address of what it made."""
+        """The S3 address of the model of a completed job."""
         artifacts = self.described.get("ModelArtifacts") or {}
         return artifacts.get("S3ModelArtifacts") if self.status == "Completed" else None
 
     @property
     def output(self) -> str | None:
-        """The S3 address of what it made, or of the folder of a transform's answers."""
+        """The S3 address of the model, or of the folder of a transform's answers."""
         return self.model or (self.described.get("TransformOutput") or {}).get("S3OutputPath")
 
     @property
     def seconds(self) -> float:
-        """Since it was made, or between that and its end."""
+        """Seconds from the creation of the job until its end, or until now."""
         end = self.described.get(self.kind.end) if self.ended else None
         passed: float = ((end or datetime.now(timezone.utc)) - self.described["CreationTime"]).total_seconds()
         return max(passed, 0.0)
 
 
 def describe(account: Account, name: str, kind: JobKind = TRAINING) -> Job:
-    """A job as it is now.
+    """The current state of a job.
 
     Raises:
-        AwsError: If there is none, or AWS cannot be asked.
+        AwsError: If the job does not exist, or the request fails.
     """
     return Job(account.call("sagemaker", kind.operation, **{f"{kind.noun}Name": name}), kind)
 
@@ -115,41 +115,41 @@ def describe(account: Account, name: str, kind: JobKind = TRAINING) -> Job:
 def follow(
     account: Account,
     name: str,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     every_s: float,
     price: Price | None = None,
     kind: JobKind = TRAINING,
     on_end: Callable[[Job], None] = lambda job: None,
 ) -> Job:
-    """Waits for a job's end and tells what happens.
+    """Wait for a job to end and log its progress.
 
     Args:
-        account: Where it runs.
-        name: The job's.
-        say: Is told each change of its state, and each line of its log.
-        every_s: How often to look.
-        price: Of its instance, to say what it has cost by now.
-        kind: Of the job.
-        on_end: Is given the job once it has ended, however.
+        account: The account that the job runs in.
+        name: The name of the job.
+        report: Called with each change of the job's state and each line of its log.
+        every_s: Seconds between status polls.
+        price: The price of the job's instance, to log the cost so far.
+        kind: The kind of the job.
+        on_end: Called with the job when it has ended, with any status.
 
     Returns:
         The completed job.
 
     Raises:
-        LostContact: If AWS cannot be asked any more while it runs.
-        AwsError: If it failed, with AWS's reason and the known cause in its log; or was stopped, which is no success.
+        LostContact: If AWS cannot be reached any more while the job runs.
+        AwsError: If the job failed, with the reason and the known cause from its log, or if it was stopped.
     """
-    log = Log(account, kind.log_group, f"{name}/")  # each of its hosts has a stream that begins so
+    log = Log(account, kind.log_group, f"{name}/")  # each host has a log stream with this prefix
     before = ""
     while True:
-        job = patiently(lambda: describe(account, name, kind), name, say, every_s)
+        job = patiently(lambda: describe(account, name, kind), name, report, every_s)
         if (now := f"{job.status}, {job.stage}") != before:
             before = now
             count = job.described[kind.resources]["InstanceCount"]
             cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
-            say(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
-        log.tell(say)
+            report(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
+        log.tell(report)
         if job.ended:
             break
         time.sleep(every_s)
@@ -165,14 +165,15 @@ def _unsuccessful(job: Job, log: "Log") -> AwsError:
     cause = known_cause(reason, log.lines)
     known = f"; {cause.name}: {cause.cause}" if cause else ""
     if records:
-        known += f"; {len(records)} records failed, the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
+        known += f"; {len(records)} records failed; the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
     if job.status == "Stopped":
         why = reason or {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}.get(
             job.stage, "a request to stop"
         )
         stage = re.search(r"-([a-z]+)(-\d+)?$", job.name)
         return AwsError(
-            f"{job.name} was stopped by {why}: it is not done{known}", AGAIN.get(stage.group(1)) if stage else None
+            f"{job.name} was stopped by {why} before it completed{known}", AGAIN.get(stage.group(1)) if stage else None
         )
-    hint = cause.remedy if cause else f"aws logs tail {job.kind.log_group} --log-stream-name-prefix {job.name}/"
-    return AwsError(f"{job.name} failed: {reason or 'AWS gives no reason'}{known}", hint)
+    tail = f"Run `aws logs tail {job.kind.log_group} --log-stream-name-prefix {job.name}/`."
+    hint = cause.remedy if cause else tail
+    return AwsError(f"{job.name} failed: {reason or 'AWS reports no reason'}{known}", hint)

@@ -1,4 +1,4 @@
-"""What a job reads: the recipe as the container will see it, and folders that go to S3 by the hash of their content."""
+"""Input channels of a job: the recipe with the container's paths, and folders stored in S3 by their content's hash."""
 
 import json
 from pathlib import Path
@@ -17,23 +17,23 @@ LOCAL_FIELDS = {
     "model.tokenizer": "tokenizer",
     "train.deepspeed": "deepspeed",
 }
-"""Fields of a recipe that may name something on this disk, and the channel that takes it to the container."""
+"""Fields of a recipe that may name a local path, and the channel that uploads it for the container."""
 
 HUB_FIELDS = ("data.path", "model.name_or_path", "model.tokenizer")
 
 
 def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: NetworkSecurity) -> list[Channel]:
-    """Everything that a training job reads.
+    """All input channels of a training job.
 
     Args:
-        recipe: As it holds on this machine.
-        scratch: An empty folder for what is written on the way.
-        wheelhouse: A folder of wheels; None: the image has everything.
-        isolation: Without a network nothing can come from a hub.
+        recipe: The recipe, with paths of this machine.
+        scratch: An empty folder for temporary files.
+        wheelhouse: A folder of wheels; None: the image has all packages.
+        isolation: The network settings; without a network nothing can be downloaded from a hub.
 
     Raises:
-        DataError: If a path of the recipe is not there.
-        AwsError: If something would come from a hub, and there is no way to one.
+        DataError: If a path of the recipe does not exist.
+        AwsError: If the recipe needs a hub, but the container has no network.
     """
     values = recipe.model_dump(mode="json")
     found = []
@@ -45,7 +45,9 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: 
         path = Path(value)
         if path.is_absolute():
             if not path.exists():
-                raise DataError(f"{field}: {path} is not there", "a folder or file on this machine, or a hub's id")
+                raise DataError(
+                    f"{field}: {path} does not exist", "Use a local file or folder, or an id of the Hugging Face Hub."
+                )
             found.append(Channel(channel, files_of(path)))
             values[section][key] = f"{INPUT}/{channel}" + ("" if path.is_dir() else f"/{path.name}")
         elif field in HUB_FIELDS and isolation.network_isolation:
@@ -56,26 +58,26 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: 
 
 
 def code_channels(wheelhouse: Path | None) -> list[Channel]:
-    """What every job reads: the script that runs in the container, and the wheels that it installs first.
+    """The channels of every job: the entry script of the container, and the wheels that it installs first.
 
     Args:
-        wheelhouse: A folder of wheels; None: the image has everything.
+        wheelhouse: A folder of wheels; None: the image has all packages.
 
     Raises:
-        AwsError: If there are no wheels in it.
+        AwsError: If the folder contains no wheels.
     """
     found = [Channel(CODE, {ENTRY: Path(__file__).with_name(ENTRY)})]
     if wheelhouse is not None:
         wheels = {path.name: path for path in sorted(wheelhouse.glob("*.whl"))}
         if not wheels:
-            raise AwsError(f"{wheelhouse} holds no wheels", "leave out --wheelhouse, and one is built")
+            raise AwsError(f"{wheelhouse} contains no wheels", "Omit --wheelhouse to build the wheels.")
         found.append(Channel(WHEELHOUSE, wheels))
     return found
 
 
 def no_way_to(field: str, value: str) -> AwsError:
-    """Why something of a hub's cannot be had in a container without a network."""
+    """The error if a container without a network needs files from a hub."""
     return AwsError(
-        f"{field}={value} comes from a hub, and --network-isolation leaves no way to one",
-        f"download it here, and give the folder: {field}=FOLDER",
+        f"{field}={value} must be downloaded from a hub, but --network-isolation blocks all network access",
+        f"Download it to this machine and use {field}=FOLDER.",
     )

@@ -1,6 +1,6 @@
-"""The exact requests: plain dictionaries, as boto3 takes them; nothing is asked or sent here.
+"""Requests of training and compile jobs, as dictionaries for boto3; nothing is sent here.
 
-The same run, options and addresses give the same requests, so `--dry-run` prints what would be sent.
+The same run, options and addresses produce the same requests, so `--dry-run` prints exactly what would be sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,37 +14,37 @@ from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_
 INPUT = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
 CODE, RECIPE, WHEELHOUSE, DATA, MODEL, TRAINED = "code", "recipe", "wheelhouse", "data", "model", "run"
-"""Channels; each is a folder of its name below INPUT."""
+"""Channel names; each channel is a folder of that name below INPUT."""
 
 ENTRY = "entry.py"
-"""Starts whatever is asked of it, in the image's own Python: a job needs no toolkit of SageMaker's in the image."""
+"""The script that runs every job with the Python of the image; the image does not need SageMaker's training toolkit."""
 
 MAX_RUNTIME_LIMIT_S = 28 * 24 * 3600
-"""SageMaker's own."""
+"""SageMaker's limit: 28 days."""
 
 EFA_INSTANCES = ("ml.trn1.32xlarge",)
 EFA_ENVIRONMENT = {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "RDMAV_FORK_SAFE": "1"}
-"""The network between several of them (AWS Neuron documentation, trn1 set-up guides)."""
+"""Settings of the network between several instances (AWS Neuron documentation, trn1 set-up guides)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training job of SageMaker's, which trains or compiles.
+    """A SageMaker training job, which trains or compiles.
 
     Attributes:
-        run: Whose it is.
+        run: The run that owns the job.
         stage: train or compile.
-        arguments: What ENTRY is told.
+        arguments: The command-line arguments of ENTRY.
         channels: The S3 address of each channel.
         instance: The instance type.
-        instances: How many.
-        max_runtime_s: When it is stopped at the latest; there is no job without.
-        image: Its full name.
-        max_wait_s: For spot: running and waiting together. None: on demand.
-        volume_gb: Of disk, on instances without disks of their own.
-        attempt: From 1; a resumed run's job is another one.
-        environment: Of the container.
-        isolation: Encryption and network.
+        instances: The number of instances.
+        max_runtime_s: The maximum run time in seconds, which every job has.
+        image: The full name of the image.
+        max_wait_s: The maximum seconds of waiting and running together, for spot; None: on demand.
+        volume_gb: The disk size in GB, on instances without local disks.
+        attempt: The attempt number, from 1; a resumed run has a new job.
+        environment: The environment variables of the container.
+        isolation: The encryption and network settings.
     """
 
     run: Run
@@ -68,12 +68,12 @@ class Job:
 
 
 def processes_on(instance: str) -> int:
-    """A process for each NeuronCore; one where there are none."""
+    """The number of processes: one per NeuronCore, or one on instances without NeuronCores."""
     return INSTANCES[instance].neuron_cores if instance in INSTANCES else 1
 
 
 def training_image(region: str) -> str:
-    """AWS's image that is nearest to the platform's row; it has Neuron's compiler, and so compiles on a CPU, too.
+    """The AWS training image closest to the supported platform; it has the Neuron compiler, which also runs on CPU.
 
     Raises:
         PlatformError: If AWS has no registry in the region.
@@ -82,28 +82,34 @@ def training_image(region: str) -> str:
 
 
 def check_job(instance: str, instances: int, max_runtime_s: int, max_wait_s: int | None) -> None:
-    """Refuses what SageMaker would refuse, or what cannot be meant.
+    """Refuse settings that SageMaker would refuse or that make no sense.
 
     Raises:
-        AwsError: With what is allowed.
+        AwsError: If a setting is invalid; its hint names valid values.
     """
     if instance.startswith("ml.inf"):
-        raise AwsError(f"SageMaker runs no jobs on {instance}", "ml.trn1.2xlarge, or a CPU such as ml.c7i.4xlarge")
+        raise AwsError(
+            f"SageMaker does not run training jobs on {instance}",
+            "Use --instance ml.trn1.2xlarge or a CPU type such as ml.c7i.4xlarge.",
+        )
     if not instance.startswith("ml."):
-        raise AwsError(f"{instance!r} is no SageMaker instance", f"did you mean ml.{instance}?")
+        raise AwsError(f"{instance!r} is not a SageMaker instance type", f"Use an ml. type, such as ml.{instance}.")
     if instances < 1:
-        raise AwsError(f"{instances} instances are none", "--instances 1")
+        raise AwsError(f"--instances must be at least 1, got {instances}", "Use --instances 1.")
     if instances > 1 and instance not in EFA_INSTANCES:
         raise AwsError(
-            f"{instances} × {instance}: only {', '.join(EFA_INSTANCES)} has the network for several",
-            "--instances 1, or --instance ml.trn1.32xlarge",
+            f"{instances} × {instance}: only {', '.join(EFA_INSTANCES)} supports more than one instance",
+            "Use --instances 1 or --instance ml.trn1.32xlarge.",
         )
     if not 1 <= max_runtime_s <= MAX_RUNTIME_LIMIT_S:
-        raise AwsError(f"a maximum run time of {max_runtime_s} s", f"1 to {MAX_RUNTIME_LIMIT_S} s, which is 28 days")
+        raise AwsError(
+            f"the maximum run time must be 1 to {MAX_RUNTIME_LIMIT_S} s (28 days), got {max_runtime_s} s",
+            "Change --max-hours.",
+        )
     if max_wait_s is not None and max_wait_s < max_runtime_s:
         raise AwsError(
-            f"a spot job that may wait {max_wait_s} s in all cannot run {max_runtime_s} s",
-            "--max-wait-hours counts running, too: give at least --max-hours",
+            f"the maximum wait of {max_wait_s} s is shorter than the maximum run time of {max_runtime_s} s",
+            "Set --max-wait-hours, which includes the run time, to at least --max-hours.",
         )
 
 
@@ -144,7 +150,7 @@ def create_training_job(job: Job, place: Destination) -> Request:
         "ResourceConfig": resources,
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": job.max_wait_s is not None,
-        # With an on-demand job, too: what a job that failed late has saved is not lost.
+        # Also for on-demand jobs, so that the checkpoints of a job that fails late are not lost.
         "CheckpointConfig": {"S3Uri": place.checkpoints(job.run, job.stage), "LocalPath": CHECKPOINTS},
         "EnableNetworkIsolation": job.isolation.network_isolation,
         "EnableInterContainerTrafficEncryption": job.instances > 1 and key is not None,
@@ -159,16 +165,16 @@ def create_training_job(job: Job, place: Destination) -> Request:
 
 
 def train_arguments(instance: str, instances: int) -> tuple[str, ...]:
-    """What ENTRY is told to train."""
+    """The arguments of ENTRY for a training job."""
     return ("train", "--instance", instance, "--nodes", str(instances), "--processes", str(processes_on(instance)))
 
 
 def compile_arguments(target: str, overrides: Sequence[str] = ()) -> tuple[str, ...]:
-    """What ENTRY is told to compile the run in its channel.
+    """The arguments of ENTRY for compiling the run in its channel.
 
     Args:
-        target: As `neuron-sum compile --target` takes it.
-        overrides: Of the run's recipe.
+        target: The value of `neuron-sum compile --target`.
+        overrides: Changes to the run's recipe.
     """
     return ("compile", "--target", target, *(f"--set={override}" for override in overrides))
 

@@ -1,4 +1,4 @@
-"""A recipe as a training job: what is uploaded, which calls are made; and which jobs a run has had."""
+"""Training jobs: the launch of a recipe, with uploads and requests, and the previous jobs of a run."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about a training job.
+    """The command-line options of a training job.
 
     Attributes:
         instance: The instance type.
-        instances: How many.
-        max_runtime_s: When it is stopped at the latest.
-        max_wait_s: For spot; None: on demand.
-        bucket: The caller's own; None: one is made.
-        role_arn: The caller's own; None: one is made.
-        image: None: AWS's.
-        isolation: Encryption and network.
+        instances: The number of instances.
+        max_runtime_s: The maximum run time in seconds.
+        max_wait_s: The maximum seconds of waiting and running together, for spot; None: on demand.
+        bucket: The name of an existing bucket; None: a new one.
+        role_arn: The ARN of an existing role; None: a new one.
+        image: The image URI; None: the default AWS image.
+        isolation: The encryption and network settings.
     """
 
     instance: str
@@ -48,15 +48,15 @@ class Options:
 def launch(
     run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], site: AwsContext, *, attempt: int = 1
 ) -> Launch:
-    """Everything that a training sends; sends nothing.
+    """The launch of a training job; sends nothing.
 
     Args:
-        run: A new one, or the one that goes on.
-        recipe: What is trained.
-        options: How.
-        channels: What the job reads.
-        site: Where.
-        attempt: From 1.
+        run: A new run, or the run to resume.
+        recipe: The recipe to train.
+        options: The options of the job.
+        channels: The input channels of the job.
+        site: The target account and region.
+        attempt: The attempt number, from 1.
 
     Raises:
         AwsError: If SageMaker would refuse the job.
@@ -87,31 +87,31 @@ def job_launch(
     environment: Mapping[str, str] | None = None,
     attempt: int = 1,
 ) -> Launch:
-    """A training job of SageMaker's with all that it needs, whatever it is told to do; sends nothing.
+    """The launch of a SageMaker training job of any stage, with its uploads and roles; sends nothing.
 
     Args:
-        run: Whose.
+        run: The run that owns the job.
         stage: train or compile.
-        arguments: What the container is told.
-        options: How.
-        channels: What is uploaded for it.
-        site: Where.
-        addresses: S3 addresses of further channels, by name, which lie there already.
-        environment: Of the container.
-        attempt: From 1.
+        arguments: The arguments of the container.
+        options: The options of the job.
+        channels: The channels to upload.
+        site: The target account and region.
+        addresses: The S3 addresses of further channels that already exist, by name.
+        environment: The environment variables of the container.
+        attempt: The attempt number, from 1.
 
     Raises:
         AwsError: If SageMaker would refuse the job.
         PlatformError: If AWS has no image in the region.
     """
-    there = addresses or {}
+    existing = addresses or {}
     place = place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
     uploaded = {channel.name: place.inputs(channel.name, channel.digest) for channel in channels}
     job = Job(
         run=run,
         stage=stage,
         arguments=arguments,
-        channels={**uploaded, **there},
+        channels={**uploaded, **existing},
         instance=options.instance,
         instances=options.instances,
         max_runtime_s=options.max_runtime_s,
@@ -123,7 +123,7 @@ def job_launch(
     )
     roles: tuple[Call, ...] = ()
     if options.role_arn is None:
-        reads = place.not_ours(run, there.values())
+        reads = place.not_ours(run, existing.values())
         roles = job_role_calls(run, place, options.isolation, stage=stage, reads=reads, image=options.image)
     return Launch(
         run,
@@ -137,64 +137,67 @@ def job_launch(
 
 
 def attempts_of(account: Account, run: Run, stage: str = "train") -> int:
-    """How many training jobs a run has had for a stage, whatever became of them."""
+    """The number of training jobs that a run has had for a stage, with any status."""
     return len(jobs_of(account, run, stage))
 
 
 def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
-    """The number of the job that goes on with a run's stage.
+    """The attempt number of the next job of a run's stage.
 
     Raises:
-        AwsError: If a job of that stage still runs: all attempts write one folder of checkpoints, and two at once would
-            spoil it.
+        AwsError: If a job of that stage still runs: all attempts write to one folder of checkpoints, which two
+            concurrent jobs would corrupt.
     """
     for status in ("InProgress", "Stopping"):
         if running := jobs_of(account, run, stage, StatusEquals=status):
             raise AwsError(
-                f"{running[0]} is {status}, and writes the checkpoints that another {stage} job of {run.id} would",
-                f"neuron-sum aws status {run.id} --follow waits for its end; neuron-sum aws down {run.id} stops it",
+                f"{running[0]} is {status} and writes to the checkpoints that another {stage} job of {run.id} needs",
+                f"Wait for it with `neuron-sum aws status {run.id} --follow` or stop it with "
+                f"`neuron-sum aws down {run.id}`.",
             )
     return attempts_of(account, run, stage) + 1
 
 
-def jobs_of(account: Account, run: Run, stage: str, **asked: str) -> list[str]:
+def jobs_of(account: Account, run: Run, stage: str, **filters: str) -> list[str]:
     """The training jobs of a run's stage, the newest first.
 
     Args:
-        account: Where.
-        run: Whose.
+        account: The account that has the jobs.
+        run: The run that owns the jobs.
         stage: train or compile.
-        asked: More that ListTrainingJobs is asked for, such as StatusEquals.
+        filters: Further parameters of ListTrainingJobs, such as StatusEquals.
     """
     name = run.name(stage)
-    listing = account.pages("sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=name, **asked)
-    own = [job for job in listing if re.fullmatch(rf"{name}(-\d+)?", job["TrainingJobName"])]
-    return [job["TrainingJobName"] for job in sorted(own, key=lambda job: job["CreationTime"], reverse=True)]
+    listing = account.pages("sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=name, **filters)
+    matching = [job for job in listing if re.fullmatch(rf"{name}(-\d+)?", job["TrainingJobName"])]
+    return [job["TrainingJobName"] for job in sorted(matching, key=lambda job: job["CreationTime"], reverse=True)]
 
 
 def last_job(account: Account, run_id: str) -> tuple[str, JobKind]:
-    """The name of a run's newest job, whether it trains, compiles or answers, runs or has ended; and its kind.
+    """The name and kind of a run's newest training, compile or batch job, with any status.
 
     Raises:
-        AwsError: If it has none.
+        AwsError: If the run has no job.
     """
-    begins = f"{PREFIX}-{run_id}-"
+    prefix = f"{PREFIX}-{run_id}-"
     found = [
         (job["CreationTime"], job[f"{kind.noun}Name"], kind)
         for operation, kind in (("list_training_jobs", TRAINING), ("list_transform_jobs", TRANSFORM))
-        for job in account.pages("sagemaker", operation, f"{kind.noun}Summaries", NameContains=begins)
+        for job in account.pages("sagemaker", operation, f"{kind.noun}Summaries", NameContains=prefix)
     ]
     if not found:
-        raise AwsError(f"no job of a run {run_id!r} in {account.region}", "neuron-sum aws status")
+        raise AwsError(
+            f"no job of a run {run_id!r} in {account.region}", "Run `neuron-sum aws status` to list the resources."
+        )
     _, name, kind = max(found, key=lambda job: job[:2])
     return name, kind
 
 
 def find_run(account: Account, run_id: str) -> Run:
-    """A run of before, by its id, with the name of its recipe.
+    """An earlier run, by its id, with the name of its recipe.
 
     Raises:
-        AwsError: If no training job is one of its.
+        AwsError: If the run has no training job.
     """
     listing = account.pages(
         "sagemaker", "list_training_jobs", "TrainingJobSummaries", NameContains=f"{PREFIX}-{run_id}-"
@@ -204,27 +207,27 @@ def find_run(account: Account, run_id: str) -> Run:
         values = {tag["Key"]: tag["Value"] for tag in found}
         if values.get(RUN_TAG) == run_id:
             return Run(run_id, values.get(RECIPE_TAG, ""))
-    raise AwsError(f"no run {run_id!r} in {account.region}", "neuron-sum aws status lists what is there")
+    raise AwsError(f"no run {run_id!r} in {account.region}", "Run `neuron-sum aws status` to list the resources.")
 
 
 @dataclass(frozen=True)
 class Described:
-    """What DescribeTrainingJob says of a completed job's inputs and output.
+    """The inputs and the output of a completed training job.
 
     Attributes:
-        answer: As it came.
+        answer: The response of DescribeTrainingJob.
     """
 
     answer: Mapping[str, Any]
 
     @property
     def model(self) -> str:
-        """The S3 address of its model.tar.gz."""
+        """The S3 address of the job's model.tar.gz."""
         return str(self.answer["ModelArtifacts"]["S3ModelArtifacts"])
 
     @property
     def channels(self) -> dict[str, str]:
-        """The S3 address of each of its channels."""
+        """The S3 address of each input channel."""
         return {
             channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
             for channel in self.answer.get("InputDataConfig") or []
@@ -232,5 +235,5 @@ class Described:
 
     @property
     def arguments(self) -> list[str]:
-        """What its container was told."""
+        """The arguments of the job's container."""
         return list(self.answer.get("AlgorithmSpecification", {}).get("ContainerArguments") or [])

@@ -1,6 +1,6 @@
-"""The wheels that a job installs over AWS's image: our own, and the row's exact versions of what the image has older.
+"""The wheels that a job installs over the AWS image: neuron-sum and the platform's exact versions of its dependencies.
 
-The image keeps what only it can have: torch, AWS's own packages, CUDA's.
+The packages that only the image can provide are kept: torch, the AWS packages and CUDA.
 """
 
 import os
@@ -19,25 +19,25 @@ from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.platform.matrix import PLATFORMS, Platform
 
-KEPT = ("torch", "torch_xla", "triton")
+IMAGE_PACKAGES = ("torch", "torch_xla", "triton")
 NEURON_PINS = "xla.txt"
-"""optimum-neuron and optimum, which AWS's plain image has not, beside the row's own constraints."""
+"""Constraints file of optimum-neuron and optimum, which the AWS image lacks; used with the platform's constraints."""
 
-KEPT_PREFIXES = ("nvidia-", "cuda-")
+IMAGE_PREFIXES = ("nvidia-", "cuda-")
 PLATFORM_TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "any")
-SOURCES_ALONE = ("rouge-score",)
-"""Published without a wheel; pure Python, so one that is built here fits there."""
+SOURCE_ONLY = ("rouge-score",)
+"""Packages published without a wheel; they are pure Python, so a wheel built here works in the image."""
 
 EPOCH = "1700000000"
-"""A wheel's files are dated with it, so that the same source gives the same bytes, and is uploaded once."""
+"""Date of all files in a wheel, so that the same source gives the same bytes and is uploaded only once."""
 
 
 def pins(constraints: str, python: str) -> list[str]:
-    """What is brought, as `name==version`.
+    """The packages of the wheelhouse, as `name==version`.
 
     Args:
         constraints: The text of the constraints files.
-        python: The image's, as 3.11.
+        python: The Python version of the image, such as 3.11.
     """
     found = []
     for line in constraints.splitlines():
@@ -47,36 +47,36 @@ def pins(constraints: str, python: str) -> list[str]:
         requirement = Requirement(text)
         name = requirement.name.lower()
         marked = requirement.marker is None or requirement.marker.evaluate({"python_version": python})
-        if marked and name not in KEPT and not name.startswith(KEPT_PREFIXES):
+        if marked and name not in IMAGE_PACKAGES and not name.startswith(IMAGE_PREFIXES):
             found.append(f"{requirement.name}{requirement.specifier}")
     return found
 
 
 def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
-    """Builds our wheel and downloads the others for the image's Python.
+    """Build neuron-sum's wheel and download the other wheels for the image's Python.
 
     Args:
-        folder: Replaced at once when it is whole.
-        platform: The row.
+        folder: The target folder, replaced only when the wheelhouse is complete.
+        platform: The supported platform.
 
     Raises:
-        ResourceError: If this is no checkout of the project, or pip failed.
+        ResourceError: If this is not a checkout of the project, or pip fails.
     """
     root = Path(sagemaker_jobs.__file__).parent.parent
     constraints = root / "constraints" / f"{platform.name}.txt"
     if not constraints.is_file() or not (root / "pyproject.toml").is_file():
         raise ResourceError(
-            f"a wheelhouse is built from a checkout of the project; {constraints} is not there",
-            "--wheelhouse FOLDER with one that was built elsewhere",
+            f"a wheelhouse is built from a checkout of the project, but {constraints} does not exist",
+            "Use --wheelhouse FOLDER with a wheelhouse that was built elsewhere.",
         )
     python = next(image for image in platform.registry_images if image.stage == "train").versions["python"]
-    both = [path.read_text(encoding="utf-8") for path in (constraints, constraints.with_name(NEURON_PINS))]
-    wanted = pins("".join(both), python)
+    constraint_texts = [path.read_text(encoding="utf-8") for path in (constraints, constraints.with_name(NEURON_PINS))]
+    wanted = pins("".join(constraint_texts), python)
     console.note(f"building a wheelhouse of {len(wanted) + 1} packages for Python {python}")
     tags = [word for tag in PLATFORM_TAGS for word in ("--platform", tag)]
     with files.new_folder(folder) as temporary:
-        built = [pin for pin in wanted if pin.startswith(SOURCES_ALONE)]
-        _pip("wheel", "--no-deps", "--wheel-dir", str(temporary), str(root), *built)
+        source_only = [pin for pin in wanted if pin.startswith(SOURCE_ONLY)]
+        _pip("wheel", "--no-deps", "--wheel-dir", str(temporary), str(root), *source_only)
         _pip(
             "download",
             "--no-deps",
@@ -86,30 +86,30 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
             *tags,
             "--dest",
             str(temporary),
-            *(pin for pin in wanted if pin not in built),
+            *(pin for pin in wanted if pin not in source_only),
         )
     return folder
 
 
 def build_own(folder: Path) -> Path:
-    """Builds our wheel alone, where possible without asking an index.
+    """Build only neuron-sum's wheel, if possible without a package index.
 
     Args:
-        folder: For the wheel.
+        folder: The target folder.
 
     Returns:
-        The wheel.
+        The path of the wheel.
 
     Raises:
-        ResourceError: If this is no checkout of the project, or pip failed.
+        ResourceError: If this is not a checkout of the project, or pip fails.
     """
     root = Path(sagemaker_jobs.__file__).parent.parent
     if not (root / "pyproject.toml").is_file():
-        raise ResourceError(f"{root} is no checkout of the project, so there is nothing to build a wheel of")
+        raise ResourceError(f"{root} is not a checkout of the project, so no wheel can be built from it")
     with tempfile.TemporaryDirectory(prefix="neuron-sum-wheel-") as scratch:
         sources = Path(scratch) / "neuron-sum"
         sources.mkdir()
-        # A copy: a build leaves folders beside its sources, and takes what an earlier one left there.
+        # Build from a copy, because a build writes folders next to its sources and reuses those of earlier builds.
         for path in root.iterdir():
             if path.is_dir() and (path / "__init__.py").is_file():
                 shutil.copytree(path, sources / path.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -120,16 +120,16 @@ def build_own(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def wheels_for(given: Path | None, image: str | None, *, dry_run: bool) -> Path | None:
-    """The wheels of a job: those that were given; else built into the cache; none for an image of the caller's own.
+def wheels_for(folder_option: Path | None, image: str | None, *, dry_run: bool) -> Path | None:
+    """The wheelhouse of a job: the one from the command line, none for a custom image, or one built into the cache.
 
     Raises:
-        ResourceError: As `build`.
+        ResourceError: As for `build`.
     """
-    if given is not None or image is not None:
-        return given
+    if folder_option is not None or image is not None:
+        return folder_option
     if dry_run:
-        console.note("a real start builds a wheelhouse first, and uploads it as one more channel")
+        console.note("an actual start first builds a wheelhouse and uploads it as another channel")
         return None
     folder = files.cache_folder() / "wheelhouse" / __version__
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def wheels_for(given: Path | None, image: str | None, *, dry_run: bool) -> Path 
 
 
 def _builds_here(root: Path) -> bool:
-    """Whether this environment has what pyproject.toml wants for a build; else pip gets it from its index."""
+    """Whether this environment has the build requirements of pyproject.toml; otherwise pip downloads them."""
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^requires = \["(.+)"\]$', text, re.MULTILINE)
     if found is None:
@@ -151,12 +151,14 @@ def _builds_here(root: Path) -> bool:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", arguments[0], "--quiet", *arguments[1:]]
-    made = subprocess.run(
+    finished = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
     )
-    if made.returncode:
-        lines = [line for line in made.stderr.splitlines() if line.startswith("ERROR")] or made.stderr.splitlines()[-1:]
+    if finished.returncode:
+        lines = [
+            line for line in finished.stderr.splitlines() if line.startswith("ERROR")
+        ] or finished.stderr.splitlines()[-1:]
         raise ResourceError(
             f"pip {arguments[0]} failed: {' '.join(lines)[:400]}",
-            "is the package index reachable? --wheelhouse FOLDER takes one that was built elsewhere",
+            "Check that the package index is reachable, or use --wheelhouse FOLDER with one that was built elsewhere.",
         )

@@ -1,1 +1,1 @@
-"""Rehearsal: an endpoint's whole life on this machine."""
+"""Rehearsal of an AWS run on this machine."""

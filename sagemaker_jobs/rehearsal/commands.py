@@ -1,4 +1,4 @@
-"""Our own commands, run as a person types them: sagemaker_jobs imports neither training's stages nor serving."""
+"""Run `neuron-sum` commands as subprocesses, because sagemaker_jobs imports neither training stages nor serving."""
 
 import contextlib
 import json
@@ -16,25 +16,25 @@ from neuron_sum import console
 from neuron_sum.errors import AwsError
 
 MARK = "NEURON_SUM_STARTED_IN"
-"""A variable of all that is started here: the folder, by which what is left of it can be found."""
+"""Environment variable of all processes started here, with the rehearsal's folder; it identifies leftover processes."""
 
 SERVER_STOPS_S = 45
-"""DJL Serving answers what it has accepted first, for which it has 30 s."""
+"""Seconds to wait for DJL Serving to stop; it may take 30 s to answer the requests that it has accepted."""
 
 
 def run(folder: Path, *words: str, stdin: str | None = None) -> dict[str, Any]:
-    """One command, shown before it is run.
+    """Print a command and run it.
 
     Args:
-        folder: Where.
-        *words: The command and what it is told, but for --json.
-        stdin: What it reads.
+        folder: The working folder.
+        *words: The command and its arguments, without --json.
+        stdin: The text on its standard input.
 
     Returns:
-        What it prints.
+        Its output.
 
     Raises:
-        AwsError: If it fails, with what it said.
+        AwsError: If the command fails, with its error message.
     """
     console.note(f"   $ neuron-sum {shlex.join(words)}")
     command = [sys.executable, "-m", "neuron_sum", *words, "--json"]
@@ -44,23 +44,23 @@ def run(folder: Path, *words: str, stdin: str | None = None) -> dict[str, Any]:
     if done.returncode:
         message, hint = error_in(done.stderr)
         raise AwsError(f"`neuron-sum {words[0]}` ended with exit code {done.returncode}: {message}", hint)
-    made: dict[str, Any] = json.loads(done.stdout)
-    return made
+    output: dict[str, Any] = json.loads(done.stdout)
+    return output
 
 
 @contextlib.contextmanager
 def server(model: Path, folder: Path) -> Iterator[str]:
-    """`neuron-sum serve` in this block.
+    """Run `neuron-sum serve` during a `with` block.
 
     Args:
         model: A model.tar.gz.
-        folder: Gets serve.log.
+        folder: The working folder, which gets logs/serve.log.
 
     Yields:
-        Its URL.
+        The URL of the server.
 
     Raises:
-        AwsError: If it does not come up.
+        AwsError: If the server fails to start.
     """
     words = ["serve", str(model), "--port", "0", "--quiet"]
     console.note(f"   $ neuron-sum {shlex.join(words)}")
@@ -74,16 +74,16 @@ def server(model: Path, folder: Path) -> Iterator[str]:
         ) as process,
     ):
         try:
-            assert process.stdout is not None  # it is a pipe
-            shown = ""
+            assert process.stdout is not None  # stdout is a pipe
+            printed = ""
             for line in process.stdout:
-                shown += line
+                printed += line
                 if line == "}\n":
                     break
             else:
                 message, hint = error_in(log.read_text(encoding="utf-8"))
-                raise AwsError(f"the server did not come up: {message}", hint)
-            yield str(json.loads(shown)["url"])
+                raise AwsError(f"the server failed to start: {message}", hint)
+            yield str(json.loads(printed)["url"])
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -96,9 +96,9 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**os.environ, MARK: str(folder)}
 
 
-def error_in(said: str) -> tuple[str, str | None]:
-    """Message and hint of what one of our commands says on standard error under --json; else its last line."""
-    lines = said.strip().splitlines() or ["it said nothing"]
+def error_in(stderr: str) -> tuple[str, str | None]:
+    """The message and hint of the error that a command printed with --json; otherwise the last line of its output."""
+    lines = stderr.strip().splitlines() or ["the command printed nothing"]
     with contextlib.suppress(ValueError, KeyError, TypeError):
         error = json.loads(lines[-1])["error"]
         return error["message"], error["hint"]

@@ -1,7 +1,7 @@
-"""A job's container on this machine: a CreateTrainingJob request, run as SageMaker runs it.
+"""A job's container on this machine: runs a CreateTrainingJob request as SageMaker does.
 
-What SageMaker gives a container, and takes from it, is in its developer guide: "How Amazon SageMaker AI Provides
-Training Information", "… Runs Your Training Image" and "… Processes Training Output".
+SageMaker's developer guide describes the inputs and outputs of a container: "How Amazon SageMaker AI Provides Training
+Information", "… Runs Your Training Image" and "… Processes Training Output".
 """
 
 import contextlib
@@ -30,52 +30,52 @@ from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.namespace import BASE
 
 HOST = "algo-1"
-"""What SageMaker calls the first machine of a job."""
+"""SageMaker's name of the first machine of a job."""
 
 JOB_VARIABLE = "TRAINING_JOB_NAME"
 
 REASON_CHARACTERS = 1024
-"""Of /opt/ml/output/failure SageMaker shows so many."""
+"""Number of characters of /opt/ml/output/failure that SageMaker reports."""
 
 REMEMBERED_LINES = 40
 LOOK_S = 0.02
 KILLED_S = 10.0
-"""A process that was killed is gone at once, unless the kernel has it."""
+"""Maximum seconds until a killed process is gone, which is usually immediate."""
 
 Fetch = Callable[[Request, Path], None]
-"""Puts a channel's files into a folder; the channel is as in the request's InputDataConfig."""
+"""Function that copies a channel's files into a folder; the channel is an element of the request's InputDataConfig."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a container ended.
+    """The end of a container.
 
     Attributes:
-        status: SageMaker's word: Completed, Failed or Stopped.
-        code: Of its entrypoint; negative: the signal that ended it.
-        reason: As SageMaker would give it, if it failed.
-        said: Its last lines.
+        status: The status at SageMaker: Completed, Failed or Stopped.
+        code: The exit code of the entrypoint; if negative, the signal that ended it.
+        reason: The failure reason as SageMaker would report it.
+        last_lines: The last lines of the output.
     """
 
     status: str
     code: int
     reason: str | None
-    said: tuple[str, ...]
+    last_lines: tuple[str, ...]
 
 
 class Container:
-    """One container; use it in a `with` statement, at whose end nothing of it runs any more.
+    """A container for use in a `with` statement, which ends all of its processes.
 
     Args:
-        request: What would be sent.
-        fetch: Gives the channels' files.
-        image: What it runs in.
-        folder: Becomes /opt/ml, and is emptied first: each job gets a new machine.
-        checkpoints: Becomes /opt/ml/checkpoints; what is there stays, as in S3.
-        on_line: Told of each line that it writes.
+        request: The CreateTrainingJob request.
+        fetch: Called to copy the files of each channel.
+        image: The image to run.
+        folder: The folder for /opt/ml, which is emptied first because each job gets a new machine.
+        checkpoints: The folder for /opt/ml/checkpoints, which keeps its files as S3 does.
+        on_line: Called with each line of the output.
 
     Raises:
-        AwsError: If it is for several machines.
+        AwsError: If the job needs several machines.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Container:
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         if (number := request["ResourceConfig"]["InstanceCount"]) != 1:
-            raise AwsError(f"a job of {number} machines cannot be run on one", "--instances 1")
+            raise AwsError(f"a job of {number} machines cannot be rehearsed on one", "Use --instances 1.")
         self.name: str = request["TrainingJobName"]
         self._request, self._fetch, self._image, self._on_line = request, fetch, image, on_line
         self._folder, self._checkpoints = folder, checkpoints
-        self._said: deque[str] = deque(maxlen=REMEMBERED_LINES)
+        self._last_lines: deque[str] = deque(maxlen=REMEMBERED_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._stopped = False
@@ -106,7 +106,7 @@ class Container:
         self.kill()
 
     def start(self) -> None:
-        """Lays out /opt/ml and starts the entrypoint."""
+        """Prepare /opt/ml and start the entrypoint."""
         shutil.rmtree(self._folder, ignore_errors=True)
         for name in ("input/config", "input/data", "model", "output", "checkpoints"):
             (self._folder / name).mkdir(parents=True)
@@ -130,7 +130,7 @@ class Container:
         else:
             command = self._as_folders(command)
             environment["SAGEMAKER_BASE_DIR"] = str(self._folder)
-        # Whatever ends this process, even SIGKILL, ends the container too.
+        # If this process ends, even by SIGKILL, the container also ends.
         follow = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         self._process = subprocess.Popen(
             [*follow, *command],
@@ -147,13 +147,13 @@ class Container:
         self._reader.start()
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> Ended | None:
-        """Waits for its end, which comes at the latest with the request's MaxRuntimeInSeconds.
+        """Wait until the container ends; it is stopped after the request's MaxRuntimeInSeconds.
 
         Args:
-            until: Ends the waiting, too.
+            until: A condition that also ends the wait.
 
         Returns:
-            How it ended; None if `until` came first, and it still runs.
+            The end of the container; None if `until` became true first and the container still runs.
         """
         assert self._process is not None
         end = time.monotonic() + self._request["StoppingCondition"]["MaxRuntimeInSeconds"]
@@ -166,7 +166,7 @@ class Container:
         return self._ended()
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """What StopTrainingJob and the end of the time do: SIGTERM, and SIGKILL after the grace."""
+        """Stop the container as StopTrainingJob and the time limit do: SIGTERM, then SIGKILL after the grace period."""
         self._stopped = True
         for process in self._entrypoint():
             process.send_signal(signal.SIGTERM)
@@ -177,16 +177,16 @@ class Container:
             self.kill()
 
     def kill(self) -> None:
-        """Ends every process of it at once, as the loss of the machine does; safe to call twice."""
+        """Kill all processes of the container at once, as the loss of the machine would; may be called twice."""
         if self._process is None:
             return
         end = time.monotonic() + KILLED_S
-        while (left := [*self._entrypoint(), *running(self.name)]) and time.monotonic() < end:
-            for process in left:
+        while (processes := [*self._entrypoint(), *running(self.name)]) and time.monotonic() < end:
+            for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            # Our own child is waited for as such: whoever else does that takes its exit code away.
-            psutil.wait_procs([process for process in left if process.pid != self._process.pid], timeout=1)
+            # psutil must not wait for this process's child, because Popen would then lose the exit code.
+            psutil.wait_procs([process for process in processes if process.pid != self._process.pid], timeout=1)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
         self._process.wait()
@@ -196,14 +196,14 @@ class Container:
             self._process.stdout.close()
 
     def write_model(self, archive: Path) -> None:
-        """What SageMaker makes of /opt/ml/model after a job that completed."""
+        """Pack /opt/ml/model into an archive, as SageMaker does after a completed job."""
         archive.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
             for path in sorted((self._folder / "model").iterdir()):
                 packed.add(path, path.name)
 
     def _entrypoint(self) -> list[psutil.Process]:
-        """Process 1 of the container, seen from outside; the one that was started itself where there is none."""
+        """Process 1 of the container, as seen from outside; without namespaces, the started process itself."""
         assert self._process is not None
         with contextlib.suppress(psutil.NoSuchProcess):
             if self._process.poll() is None:
@@ -212,10 +212,10 @@ class Container:
         return []
 
     def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None  # it is a pipe
-        with contextlib.suppress(ValueError):  # closed by a kill
+        assert self._process is not None and self._process.stdout is not None  # stdout is a pipe
+        with contextlib.suppress(ValueError):  # kill closes the pipe
             for line in self._process.stdout:
-                self._said.append(line.rstrip("\n"))
+                self._last_lines.append(line.rstrip("\n"))
                 if self._on_line is not None:
                     self._on_line(line.rstrip("\n"))
 
@@ -226,12 +226,12 @@ class Container:
         status = "Stopped" if self._stopped else "Failed" if code else "Completed"
         reason = None
         if status == "Failed":
-            told = failure.read_text(encoding="utf-8")[:REASON_CHARACTERS] if failure.is_file() else ""
-            reason = f"AlgorithmError: {told}, exit code: {code}"
-        return Ended(status, code, reason, tuple(self._said))
+            text = failure.read_text(encoding="utf-8")[:REASON_CHARACTERS] if failure.is_file() else ""
+            reason = f"AlgorithmError: {text}, exit code: {code}"
+        return Ended(status, code, reason, tuple(self._last_lines))
 
     def _as_folders(self, command: list[str]) -> list[str]:
-        """What names /opt/ml is told where that is; the recipe's paths, too: no entry script can know of those."""
+        """Replace /opt/ml in the command, and in the recipe, whose paths the entry script does not adapt."""
         (self._folder / "checkpoints").rmdir()
         (self._folder / "checkpoints").symlink_to(self._checkpoints.resolve())
         for recipe in (self._folder / "input" / "data" / RECIPE).glob("*.yaml"):
@@ -240,31 +240,31 @@ class Container:
 
 
 def running(name: str, variable: str = JOB_VARIABLE) -> list[psutil.Process]:
-    """Every process of a job's container, whoever its parent is by now: a container's processes have its variables.
+    """All processes of a job's container, found by their environment variables, even if their parent has changed.
 
     Args:
-        name: The job's.
-        variable: Another one tells the processes of something else.
+        name: The name of the job.
+        variable: The environment variable with that value.
     """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            mine = process.environ().get(variable) == name
-            if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            matches = process.environ().get(variable) == name
+            if matches and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
 @contextlib.contextmanager
 def started(container: Container) -> Iterator[Container]:
-    """A container that runs in this block."""
+    """Run a container during a `with` block."""
     with container:
         container.start()
         yield container
 
 
 def _documented(request: Request) -> dict[str, str]:
-    """The two variables that the guide promises; SM_HOSTS and the like come from the toolkit, in images with it."""
+    """The two variables that the guide documents; SageMaker's training toolkit sets SM_HOSTS and others."""
     account = request["RoleArn"].split(":")[4]
     image = re.search(r"\.ecr\.([a-z0-9-]+)\.", request["AlgorithmSpecification"]["TrainingImage"])
     region = image[1] if image else "us-east-1"

@@ -1,6 +1,6 @@
-"""What stands in for a job's image on this machine: a throw-away Python over this one's packages, and variables.
+"""Substitute for a job's image: a temporary Python environment layered over this one, and environment variables.
 
-The job's wheelhouse is installed into it. This Python's own environment is read, and never written to.
+The job's wheelhouse is installed into it. The current Python environment is read but never changed.
 """
 
 import os
@@ -17,18 +17,18 @@ from neuron_sum import files
 from sagemaker_jobs.rehearsal import namespace
 
 KEPT_VARIABLES = ("OMP_NUM_THREADS",)
-"""Of this process: what an image sets for its machine."""
+"""Variables taken from this process, which an image would set for its machine."""
 
 
 @dataclass(frozen=True)
 class LocalImage:
-    """What a container runs in.
+    """The environment of a container.
 
     Attributes:
-        folder: For what it writes outside /opt/ml; its home is there.
-        environment: The image's variables.
-        unshare: What stands before a command in namespaces; None: folders of the same shape.
-        why_folders: Why there are none.
+        folder: The folder for files outside /opt/ml, such as the home folder.
+        environment: The environment variables of the image.
+        unshare: The prefix of a command that runs in namespaces; None: folders in the same layout are used.
+        why_folders: The reason for using folders.
     """
 
     folder: Path
@@ -38,58 +38,60 @@ class LocalImage:
 
     @property
     def isolated(self) -> bool:
-        """Whether it has a real /opt/ml, and no network."""
+        """Whether the container has a real /opt/ml and no network."""
         return self.unshare is not None
 
 
 def make(folder: Path, *, namespaces: bool = True, checkout: bool = False) -> LocalImage:
-    """Makes the Python, and finds out what is allowed here.
+    """Create the Python environment and check whether namespaces are allowed.
 
     Args:
-        folder: For all of it.
-        namespaces: Whether to use them where they are allowed.
-        checkout: Whether neuron-sum comes from where this one is, and not from a wheelhouse alone.
+        folder: The folder for all files of the image.
+        namespaces: Whether to use namespaces if they are allowed.
+        checkout: Whether to use neuron-sum from its current location instead of only from a wheelhouse.
     """
-    own = folder / "python"
-    venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(own)
-    python = own / "bin" / "python3"
-    beside = Path(sysconfig.get_path("purelib", vars={"base": str(own), "platbase": str(own)}))
-    # Paths in a .pth are searched after the folder that it is in, so a wheel in there comes first; and the .pth files
-    # in those (an editable install of the project is one) are not read.
-    seen = [*_packages(), *([str(Path(sagemaker_jobs.__file__).parent.parent)] if checkout else [])]
-    files.write_text(beside / "beside.pth", "".join(f"{path}\n" for path in seen))
+    environment_folder = folder / "python"
+    venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(environment_folder)
+    python = environment_folder / "bin" / "python3"
+    packages = Path(
+        sysconfig.get_path("purelib", vars={"base": str(environment_folder), "platbase": str(environment_folder)})
+    )
+    # Paths in a .pth file are searched after its folder, so a wheel installed there has priority. The .pth files in
+    # those paths (such as that of an editable install of the project) are not read.
+    paths = [*_packages(), *([str(Path(sagemaker_jobs.__file__).parent.parent)] if checkout else [])]
+    files.write_text(packages / "beside.pth", "".join(f"{path}\n" for path in paths))
     home = folder / "home"
     temporary = folder / "tmp"
-    for made in (home, temporary):
-        made.mkdir(exist_ok=True)
+    for new_folder in (home, temporary):
+        new_folder.mkdir(exist_ok=True)
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     environment = {
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "HOME": str(home),
         "TMPDIR": str(temporary),
         "LANG": "C.UTF-8",
-        # A graph that this machine has compiled before is not compiled again: found by its content.
+        # Graphs in this machine's cache are not compiled again; they are found by their content.
         "NEURON_SUM_CACHE": str(files.cache_folder()),
-        # What this machine has of a hub is there; there is no way to the hub itself.
+        # The hub's cache of this machine is available, but not the hub itself.
         "HF_HUB_OFFLINE": "1",
         **({"HF_HOME": str(hub)} if hub.is_dir() else {}),
-        # The same version may be among this Python's packages, and pip would leave it at that.
+        # pip would skip a wheel if this Python environment had the same version.
         "PIP_FORCE_REINSTALL": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_ROOT_USER_ACTION": "ignore",
         **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
     }
-    found = namespace.allowed(folder, python) if namespaces else "not asked for"
+    found = namespace.allowed(folder, python) if namespaces else "--no-namespace was used"
     if isinstance(found, str):
         return LocalImage(folder, environment, None, found)
     return LocalImage(folder, environment, found)
 
 
 def _packages() -> list[str]:
-    """Where this Python's packages are."""
+    """The package folders of this Python environment."""
     found = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     if site.ENABLE_USER_SITE:
         found.append(site.getusersitepackages())
-    # Such as those of an environment below this one, which its .pth names.
+    # Also the folders of a base environment, which a .pth file of this one names.
     found += [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     return [path for path in dict.fromkeys(found) if Path(path).is_dir()]

@@ -1,6 +1,6 @@
-"""Linux namespaces for a container without Docker: mounts, processes and a network of its own, a folder as /opt/ml.
+"""Linux namespaces for a container without Docker: separate mounts, processes and network, with a folder as /opt/ml.
 
-Nothing but the standard library is imported, for the second half is a script that runs inside:
+It imports only the standard library, because the second half is a script that runs inside the namespaces:
 
     unshare --mount --net --pid … python3 namespace.py ML CHECKPOINTS STAGE COMMAND...
 """
@@ -17,90 +17,90 @@ from pathlib import Path
 
 OPT = Path("/opt")
 BASE = OPT / "ml"
-"""Where SageMaker has everything of a job's."""
+"""SageMaker's folder for all files of a job."""
 
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-"""util-linux; the command becomes process 1, as a container's entrypoint is, and with it all others end."""
+"""From util-linux; the command becomes process 1, like the entrypoint of a container, and its end ends all others."""
 
 AS_USER = ("--user", "--map-root-user")
-"""What a user who is not root may, where the kernel allows it; only those who may mount can do without."""
+"""Further options for users who may not mount, if the kernel allows them."""
 
 PROBE_LIMIT_S = 30
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 """netdevice(7): flags of a network interface."""
 
 
-SEEN = """\
+CHECKS = """\
 import errno, os, psutil, socket
 assert os.path.isdir({folder!r}), "no /opt/ml"
-assert os.getpid() == 1, "the processes of others are seen"
-assert socket.socket().connect_ex(("192.0.2.1", 9)) == errno.ENETUNREACH, "there is a way out"
+assert os.getpid() == 1, "other processes are visible"
+assert socket.socket().connect_ex(("192.0.2.1", 9)) == errno.ENETUNREACH, "the network is reachable"
 """
-"""What must hold inside; 192.0.2.1 is nobody's (RFC 5737)."""
+"""Checks that run inside the namespaces; 192.0.2.1 is reserved for documentation (RFC 5737)."""
 
 
 @cache
 def allowed(scratch: Path, python: Path) -> tuple[str, ...] | str:
-    """What has to stand before a command here, found out by doing it.
+    """Try to run a command in namespaces and return the `unshare` prefix that works.
 
     Args:
-        scratch: A folder that may be written.
-        python: The interpreter of the container, which must still be there inside, with its packages.
+        scratch: A writable folder.
+        python: The interpreter of the container, which must be available inside, with its packages.
 
     Returns:
-        The words of `unshare`; or, where it is not allowed, a text that says why.
+        The `unshare` command and its options; or the reason as text if namespaces are not allowed.
     """
     if shutil.which(UNSHARE[0]) is None:
-        return "`unshare` (util-linux) is not there"
+        return "`unshare` (util-linux) is not installed"
     ml = scratch / "probe"
     (ml / "checkpoints").mkdir(parents=True, exist_ok=True)
-    said = ""
+    reason = ""
     for words in (UNSHARE, (*UNSHARE, *AS_USER)):
-        seen = SEEN.format(folder=str(BASE / "checkpoints"))
-        command = inside(words, ml, ml / "checkpoints", scratch / "probe-opt", [str(python), "-c", seen])
+        checks = CHECKS.format(folder=str(BASE / "checkpoints"))
+        command = inside(words, ml, ml / "checkpoints", scratch / "probe-opt", [str(python), "-c", checks])
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False)
+            finished = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False)
         except subprocess.TimeoutExpired:
-            said = f"{' '.join(words)} did not end"
+            reason = f"{' '.join(words)} did not end"
             continue
-        if done.returncode == 0:
+        if finished.returncode == 0:
             return words
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return f"no namespace is allowed here: {said}"
+        reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
+    return f"namespaces are not allowed on this machine: {reason}"
 
 
 def inside(words: tuple[str, ...], ml: Path, checkpoints: Path, stage: Path, command: list[str]) -> list[str]:
-    """A command, in namespaces.
+    """Wrap a command to run in namespaces.
 
     Args:
-        words: Of `allowed`.
-        ml: What it sees as /opt/ml.
-        checkpoints: What it sees as /opt/ml/checkpoints.
-        stage: A folder that is made here, for the mounts.
-        command: What to run there.
+        words: The `unshare` prefix from `allowed`.
+        ml: The folder to mount as /opt/ml.
+        checkpoints: The folder to mount as /opt/ml/checkpoints.
+        stage: A folder to create for the mounts.
+        command: The command to run inside.
     """
     stage.mkdir(exist_ok=True)
-    # sys.executable, not the container's Python: this runs before the container's file system is there.
+    # Use sys.executable, because this runs before the container's file system is mounted.
     return [*words, sys.executable, "-I", "-S", __file__, str(ml), str(checkpoints), str(stage), *command]
 
 
 def _enter(ml: Path, checkpoints: Path, stage: Path, command: list[str]) -> None:
-    """Makes /opt/ml out of the folder, and becomes the command.
+    """Mount the folder as /opt/ml and execute the command.
 
-    All is put together in `stage` and mounted over /opt at the end, so that whatever lies below /opt (Python, the
-    checkout, the folder itself) can still be found until then, and is there again afterwards.
+    The new /opt is prepared in `stage` and mounted over /opt in the last step, so that files below /opt (Python, the
+    checkout, the folder itself) are available both before and after that step.
     """
     _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", stage)
     for entry in sorted(OPT.iterdir()):
-        there = stage / entry.name
+        target = stage / entry.name
         if entry.is_symlink():
-            there.symlink_to(entry.readlink())
+            target.symlink_to(entry.readlink())
         elif entry.is_dir() and entry != BASE:
-            there.mkdir()
-            _mount("--rbind", entry, there)
+            target.mkdir()
+            _mount("--rbind", entry, target)
         elif entry.is_file():
-            there.touch()
-            _mount("--bind", entry, there)
+            target.touch()
+            _mount("--bind", entry, target)
     (stage / BASE.name).mkdir()
     _mount("--bind", ml, stage / BASE.name)
     _mount("--bind", checkpoints, stage / BASE.name / "checkpoints")
@@ -114,7 +114,7 @@ def _mount(*words: str | Path) -> None:
 
 
 def _loopback_up() -> None:
-    """A new network namespace has the loopback alone, and that is down."""
+    """Bring up the loopback interface, which is the only interface of a new network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         name = struct.pack("16sh", b"lo", 0)
         flags = struct.unpack("16sh", fcntl.ioctl(control, SIOCGIFFLAGS, name))[1]

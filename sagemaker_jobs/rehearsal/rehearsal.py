@@ -1,4 +1,4 @@
-"""A recipe's whole life in AWS, on this machine: the requests of a launch, run in the container's own layout."""
+"""Rehearsal of an AWS run on this machine: the requests of a launch, run in the layout of SageMaker's containers."""
 
 import contextlib
 import re
@@ -30,34 +30,34 @@ from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.store import LocalStore, share_graphs
 
 REGION = "us-east-1"
-"""Of the names in the requests; nothing is asked there."""
+"""Region of the names in the requests; no request is sent to it."""
 
 LIMIT_S = 4 * 3600
-"""MaxRuntimeInSeconds of the requests, which holds here, too."""
+"""MaxRuntimeInSeconds of the requests, which the rehearsal also applies."""
 
 BASE = "base"
-"""Of a run: its base model, which goes before the path that the run knows."""
+"""Folder of the base model in a run, which has priority over the path that the run records."""
 
 NEEDS_AWS = {
-    "the image": "that AWS's registry lets the job pull it, and what is in it: its Python, torch and Neuron's packages",
-    "IAM": "that the role can be assumed, and allows what the job does (neuron-sum aws iam)",
-    "S3": "uploads and downloads, encryption, a VPC's way there",
+    "the image": "that the job may pull it, and its contents: Python, torch and the Neuron packages",
+    "IAM": "that the role can be assumed and has the permissions of the job (neuron-sum aws iam)",
+    "S3": "uploads and downloads, encryption, access from a VPC",
     "Neuron devices": "doctor on them, training and compiled graphs on NeuronCores",
-    "quotas and capacity": "that an instance of that type is to be had",
-    "prices": "neuron-sum aws plan says the most that it can cost",
+    "quotas and capacity": "that an instance of that type is available",
+    "prices": "neuron-sum aws plan prints the maximum cost",
 }
-"""What no rehearsal can show."""
+"""Aspects that no rehearsal can test."""
 
 
 @dataclass
 class Stage:
-    """What one stage showed.
+    """The result of one stage.
 
     Attributes:
-        name: Which.
-        seen: What was seen; empty until it is over.
-        skipped: Why it was not rehearsed; None if it was.
-        seconds: How long it took.
+        name: The name of the stage.
+        seen: The observed result; empty until the stage is finished.
+        skipped: The reason for skipping the stage; None if it ran.
+        seconds: The duration in seconds.
     """
 
     name: str
@@ -68,17 +68,17 @@ class Stage:
 
 @dataclass
 class Rehearsal:
-    """A rehearsal under way, and what came of it.
+    """A rehearsal and its results.
 
     Attributes:
-        recipe: What is rehearsed.
-        folder: Where everything lies, the folder of the caller's or a temporary one.
-        instance: Of the requests.
-        stages: In their order, the one under way last.
-        scores: ROUGE of the trained run.
-        dialogue: What was asked of the server.
-        summary: What it answered.
-        unproven: What else this rehearsal could not show, and why.
+        recipe: The recipe to rehearse.
+        folder: The folder for all files, given by the caller or temporary.
+        instance: The instance type in the requests.
+        stages: The stages in order; the last one may still run.
+        scores: The ROUGE scores of the trained run.
+        dialogue: The dialogue sent to the server.
+        summary: The server's answer.
+        unproven: The aspects that this rehearsal could not test, with reasons.
         jobs: The names of the containers that ran.
     """
 
@@ -93,11 +93,11 @@ class Rehearsal:
     jobs: list[str] = field(default_factory=list)
 
     def run(self, wheels: Path | None, *, namespaces: bool) -> None:
-        """All stages.
+        """Run all stages.
 
         Args:
-            wheels: A wheelhouse that was built; None: our own wheel alone.
-            namespaces: Whether to use them where they are allowed.
+            wheels: An existing wheelhouse; None: only neuron-sum's wheel.
+            namespaces: Whether to use namespaces if they are allowed.
 
         Raises:
             NeuronSumError: If a stage fails, with its name.
@@ -136,11 +136,11 @@ class Rehearsal:
             self._serve(stage, model)
 
     def launches(self, channels: list[Channel], code: list[Channel]) -> tuple[Launch, Launch, Launch]:
-        """What is run: a training, the attempt that goes on with it, and the compile of what that has trained.
+        """The launches of the rehearsal: a training, the attempt that resumes it, and the compile job of its model.
 
         Args:
-            channels: What the training reads.
-            code: Of these, what a compile reads, too.
+            channels: The input channels of the training.
+            code: The channels among them that the compile job also reads.
         """
         run = new_run(self.recipe.name)
         first, second = (
@@ -153,16 +153,16 @@ class Rehearsal:
     def _options(self) -> Options:
         return Options(self.instance, 1, LIMIT_S)
 
-    def left(self) -> int:
-        """How many processes of the containers, of the server and of our commands still run."""
-        ours = running(str(self.folder), own_commands.MARK)
-        found = [*ours, *(process for job in self.jobs for process in running(job))]
-        _, alive = psutil.wait_procs(found, timeout=KILLED_S)  # what was killed is still seen for a moment
+    def count_processes(self) -> int:
+        """The number of processes of the containers, the server and the commands that still run."""
+        commands = running(str(self.folder), own_commands.MARK)
+        processes = [*commands, *(process for job in self.jobs for process in running(job))]
+        _, alive = psutil.wait_procs(processes, timeout=KILLED_S)  # a killed process is still listed for a moment
         return len(alive)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[Stage]:
-        """Says what begins and what was seen; an error gets the stage's name."""
+        """Print the start and the result of a stage; add its name to an error."""
         stage = Stage(name)
         self.stages.append(stage)
         console.note(f"\n== {name}")
@@ -185,29 +185,29 @@ class Rehearsal:
 
     def _describe(self, stage: Stage, image: LocalImage) -> None:
         if image.isolated:
-            stage.seen = "a real /opt/ml, processes of its own, and no network: only the loopback, a way out was tried"
+            stage.seen = "a real /opt/ml, isolated processes and no network except the loopback (tested)"
         else:
-            stage.seen = "folders in the shape of /opt/ml, named by SAGEMAKER_BASE_DIR"
+            stage.seen = "folders in the layout of /opt/ml, named by SAGEMAKER_BASE_DIR"
             self.unproven["the paths below /opt/ml"] = (
-                f"folders of the same shape were used, and the recipe's paths rewritten ({image.why_folders})"
+                f"folders in the same layout were used, with the recipe's paths rewritten ({image.why_folders})"
             )
-            self.unproven["no network"] = "the containers had this machine's"
+            self.unproven["no network"] = "the containers had this machine's network"
         named = [self.recipe.data.path, self.recipe.model.name_or_path]
         if any(name is not None and not Path(name).is_absolute() for name in named):
-            self.unproven["the hub"] = "its ids came from this machine's cache"
+            self.unproven["the hub"] = "its models and data came from this machine's cache"
 
-    def _wheels(self, stage: Stage, given: Path | None) -> Path | None:
-        if given is not None:
-            stage.seen = f"{len(list(given.glob('*.whl')))} wheels of {given}, for the entry script to install"
-            return given
+    def _wheels(self, stage: Stage, wheels: Path | None) -> Path | None:
+        if wheels is not None:
+            stage.seen = f"{len(list(wheels.glob('*.whl')))} wheels in {wheels}, for the entry script to install"
+            return wheels
         try:
-            own = wheelhouse.build_own(self._new("wheelhouse"))
+            wheel = wheelhouse.build_own(self._new("wheelhouse"))
         except ResourceError as error:
-            stage.skipped = f"{error.message}; neuron-sum came from where this one is"
+            stage.skipped = f"{error.message}; neuron-sum was used from its current location"
             return None
-        self.unproven["the other wheels"] = "the image's versions were this environment's; --wheelhouse takes all"
-        stage.seen = f"{own.name}, for the entry script to install; its packages beside it are this environment's"
-        return own.parent
+        self.unproven["the other wheels"] = "this environment's versions were used; test the wheels with --wheelhouse"
+        stage.seen = f"{wheel.name}, for the entry script to install; its dependencies are from this environment"
+        return wheel.parent
 
     def _validate(self, stage: Stage, *launches: Launch) -> None:
         calls = [call for each in launches for call in (*each.bucket_calls, *each.role_calls, *each.calls)]
@@ -217,12 +217,12 @@ class Rehearsal:
         except MissingExtraError as error:
             stage.skipped = f"no request was validated: {error.message} ({error.hint})"
             return
-        stage.seen = f"{len(calls)} requests hold against AWS's own service models, as those of {launches[0].run.id}"
+        stage.seen = f"{len(calls)} requests of {launches[0].run.id} are valid by the AWS service models"
 
     def _container(
         self, request: Request, store: LocalStore, image: LocalImage, lines: list[str]
     ) -> contextlib.AbstractContextManager[Container]:
-        """One of the job's, which says what it does; its log stays in the folder."""
+        """Run the container of a job; print its output and write it to a log file in the folder."""
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         log = logs / f"{request['TrainingJobName']}.log"
@@ -231,16 +231,16 @@ class Rehearsal:
 
         def on_line(line: str) -> None:
             lines.append(line)
-            with log.open("a", encoding="utf-8") as kept:
-                kept.write(f"{line}\n")
+            with log.open("a", encoding="utf-8") as log_file:
+                log_file.write(f"{line}\n")
             console.note(f"   | {line}")
 
         checkpoints = store.checkpoints(request)
-        # Always the same folder: where it is no /opt/ml, what one job's files say of it still holds in the next.
+        # All jobs use the same folder, so that without a real /opt/ml the paths in one job's files work in the next.
         return started(Container(request, store.fetch, image, self.folder / "ml", checkpoints, on_line))
 
     def _train_and_kill(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> bool:
-        """Whether it ended before there was anything to kill."""
+        """Run the first attempt and kill it after a checkpoint; return whether it ended before that."""
         request, lines = _job(launch), list[str]()
         run = store.checkpoints(request) / "run" / "checkpoints"
 
@@ -251,14 +251,16 @@ class Rehearsal:
             ended = container.wait(saved)
             if ended is None:
                 container.kill()
-                kept = ", ".join(sorted(path.parent.name for path in run.glob(f"*/{CHECKPOINT_MARK}")))
-                stage.seen = f"SIGKILL for all its processes once {kept} was there, as when a spot machine is lost"
-                if self.left():
-                    raise AwsError(f"{self.left()} processes outlived SIGKILL")
+                checkpoints = ", ".join(sorted(path.parent.name for path in run.glob(f"*/{CHECKPOINT_MARK}")))
+                stage.seen = (
+                    f"SIGKILL to all its processes after {checkpoints} was saved, like the loss of a spot machine"
+                )
+                if self.count_processes():
+                    raise AwsError(f"{self.count_processes()} processes survived SIGKILL")
                 return False
             _check(ended)
             container.write_model(store.model(request))
-        stage.skipped = "it trained to its end before it saved a checkpoint; a smaller train.save_steps=N makes one"
+        stage.skipped = "the training ended before it saved a checkpoint; use a smaller train.save_steps=N"
         return True
 
     def _resume(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> None:
@@ -268,32 +270,39 @@ class Rehearsal:
             container.write_model(store.model(request))
         found = next((line for line in lines if line.startswith("continuing from ")), None)
         if found is None:
-            raise RunError("the second attempt began anew", "what did the first leave in checkpoints/run?")
+            raise RunError(
+                "the second attempt started from the beginning",
+                "Check the checkpoints of the first attempt in checkpoints/run.",
+            )
         results = files.read_json(self.folder / "ml" / "model" / "run" / "all_results.json")
         stage.seen = f"{found}, ended at step {results['global_step']} with loss {results['train_loss']:.3f}"
 
     def _evaluate(self, stage: Stage, archive: Path) -> None:
-        """What a person does with model.tar.gz: unpacks and measures it."""
+        """Unpack model.tar.gz and evaluate the run, as a user would."""
         trained = self._new("trained")
         with tarfile.open(archive) as packed:
             packed.extractall(trained, filter="data")
         run = trained / "run"
-        # The run names data and base by their paths in the container. Here is what a person says in place of them.
+        # The run records data and base model by their paths in the container, so a user has to pass the local paths.
         data, base = self.recipe.data.path, self.recipe.model.name_or_path
-        own = ["--set", f"data.path={data}"] if data is not None and Path(data).is_absolute() else []
+        overrides = ["--set", f"data.path={data}"] if data is not None and Path(data).is_absolute() else []
         if base is not None and Path(base).is_absolute() and not (run / BASE).exists():
             (run / BASE).symlink_to(base)
-        told = own_commands.run(self.folder, "evaluate", str(run), *own, "--output", str(self.folder / "evaluation"))
-        scores = told["systems"][0]["scores"]
+        report = own_commands.run(
+            self.folder, "evaluate", str(run), *overrides, "--output", str(self.folder / "evaluation")
+        )
+        scores = report["systems"][0]["scores"]
         self.scores = {name: score["value"] for name, score in scores.items()}
         stage.seen = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
-        stage.seen += f" on {told['systems'][0]['examples']} dialogues, with model.tar.gz unpacked"
+        stage.seen += f" on {report['systems'][0]['examples']} dialogues, from the unpacked model.tar.gz"
 
     def _compile_launch(self, trained: Launch, code: list[Channel]) -> Launch:
-        """What `aws compile RUN --target cpu` would send after that training."""
-        given = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in _job(trained)["InputDataConfig"]}
+        """The launch that `aws compile RUN --target cpu` would send after that training."""
+        addresses = {
+            c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in _job(trained)["InputDataConfig"]
+        }
         output = f"{_job(trained)['OutputDataConfig']['S3OutputPath']}/{trained.calls[0].name}/output/model.tar.gz"
-        base = {requests.MODEL: given[requests.MODEL]} if requests.MODEL in given else {}
+        base = {requests.MODEL: addresses[requests.MODEL]} if requests.MODEL in addresses else {}
         return training.job_launch(
             trained.run,
             "compile",
@@ -306,24 +315,26 @@ class Rehearsal:
 
     def _compile(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> Path:
         request = _job(launch)
-        graphs, own = store.checkpoints(request) / "cache", files.cache_folder()
-        lent = share_graphs(own, graphs)
+        graphs, cache = store.checkpoints(request) / "cache", files.cache_folder()
+        reused = share_graphs(cache, graphs)
         with self._container(request, store, image, []) as container:
             _check(container.wait())
             container.write_model(store.model(request))
-        made = share_graphs(graphs, own)
-        stage.seen = f"by the compile job's request, for this CPU; {made} graphs compiled"
-        stage.seen += f" beside {lent} that this machine had in its cache" if lent else ""
+        compiled = share_graphs(graphs, cache)
+        stage.seen = f"with the compile job's request, for this CPU; {compiled} graphs compiled"
+        stage.seen += f", {reused} taken from this machine's cache" if reused else ""
         return store.model(request)
 
-    def _package(self, stage: Stage, made: Path) -> Path:
+    def _package(self, stage: Stage, archive: Path) -> Path:
         model = self.folder / "model.tar.gz"
-        shutil.copy(made, model)
+        shutil.copy(archive, model)
         with tarfile.open(model) as packed:
             names = packed.getnames()
         if "serving.properties" not in names:
-            raise AwsError(f"the compile job's model.tar.gz is none that an endpoint takes: it holds {names[:8]}")
-        stage.seen = f"the job's model.tar.gz, {console.size(model.stat().st_size)}, is what an endpoint loads"
+            raise AwsError(
+                f"the compile job's model.tar.gz lacks serving.properties, which an endpoint needs: {names[:8]}"
+            )
+        stage.seen = f"the job's model.tar.gz, {console.size(model.stat().st_size)}, has an endpoint's layout"
         return model
 
     def _serve(self, stage: Stage, model: Path) -> None:
@@ -333,7 +344,7 @@ class Rehearsal:
             [sys.executable, "-m", "serving.djl"], capture_output=True, text=True, check=False, cwd=self.folder
         )
         if installed.returncode:
-            stage.skipped = f"no DJL Serving here: {own_commands.error_in(installed.stderr)[0]}"
+            stage.skipped = f"DJL Serving is not installed: {own_commands.error_in(installed.stderr)[0]}"
             return
         data = load_dataset(self.recipe.data)
         self.dialogue = (data["test"] or data["validation"] or data["train"])[0].dialogue
@@ -348,12 +359,11 @@ def _job(launch: Launch) -> Request:
 
 
 def _check(ended: Ended | None) -> None:
-    """Raises what a container died of."""
-    assert ended is not None  # it was waited for without another condition
+    """Raise an error if a container did not complete."""
+    assert ended is not None  # wait was called without a condition
     if ended.status != "Completed":
-        told = re.sub(r"\s*\n\s*", " | ", (ended.reason or f"it was {ended.status.lower()}").strip())
+        reason = re.sub(r"\s*\n\s*", " | ", (ended.reason or f"it was {ended.status.lower()}").strip())
         raise AwsError(
-            f"the container ended with exit code {ended.code}: {told}",
-            "its last lines are above; --keep-files FOLDER keeps its log and all else: neuron-sum explain "
-            "FOLDER/logs/JOB.log",
+            f"the container ended with exit code {ended.code}: {reason}",
+            "Read its last lines above, or use --keep-files FOLDER and run `neuron-sum explain FOLDER/logs/JOB.log`.",
         )

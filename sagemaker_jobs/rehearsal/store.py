@@ -1,4 +1,4 @@
-"""A folder that stands in for S3: what a launch would upload, and what jobs write, at the addresses of the requests."""
+"""Local folder that replaces S3: the uploads of a launch and the outputs of its jobs, by the requests' addresses."""
 
 import os
 import shutil
@@ -9,75 +9,75 @@ from sagemaker_jobs.aws.place import Request
 from sagemaker_jobs.launch.start import Launch
 
 GRAPHS = "graphs"
-"""Of a cache of neuron-sum's: the folder of compiled graphs."""
+"""Folder of the compiled graphs in neuron-sum's cache."""
 
 
 class LocalStore:
-    """Objects as files, by their s3:// addresses.
+    """Files that represent S3 objects, by their s3:// addresses.
 
     Args:
-        folder: Where they lie.
+        folder: The folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, uri: str) -> Path:
-        """Where an address lies in the folder."""
+        """The path of an address in the folder."""
         return self._folder / uri.removeprefix("s3://")
 
     def upload(self, launch: Launch) -> None:
-        """Puts a launch's channels where the launch would; links to the files, which a container gets copies of."""
+        """Link the channels of a launch at the addresses it would upload to; containers get copies."""
         for channel in launch.channels:
             for name, file in channel.files.items():
-                there = self.path(launch.place.inputs(channel.name, channel.digest)) / name
-                there.parent.mkdir(parents=True, exist_ok=True)
-                there.unlink(missing_ok=True)
-                there.symlink_to(file.resolve())
+                link = self.path(launch.place.inputs(channel.name, channel.digest)) / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(file.resolve())
 
     def fetch(self, channel: Request, into: Path) -> None:
-        """Copies what a channel of a request names, as SageMaker downloads it.
+        """Copy the files of a request's channel, as SageMaker downloads them.
 
         Raises:
-            AwsError: If nothing is there: the request names what the launch does not upload.
+            AwsError: If there are no files, because the launch does not upload to the address in the request.
         """
         uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-        there = self.path(uri)
-        if there.is_file():
-            shutil.copy(there, into / there.name)
-        elif there.is_dir():
-            shutil.copytree(there, into, dirs_exist_ok=True)
+        path = self.path(uri)
+        if path.is_file():
+            shutil.copy(path, into / path.name)
+        elif path.is_dir():
+            shutil.copytree(path, into, dirs_exist_ok=True)
         else:
-            raise AwsError(f"the channel {channel['ChannelName']} is to come from {uri}, where nothing would be")
+            raise AwsError(f"the channel {channel['ChannelName']} reads {uri}, but nothing is uploaded there")
 
     def model(self, request: Request) -> Path:
-        """Where SageMaker writes what a job leaves in /opt/ml/model."""
+        """The path of a job's model.tar.gz, which SageMaker creates from /opt/ml/model."""
         output = request["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         return self.path(f"{output}/{request['TrainingJobName']}/output/model.tar.gz")
 
     def checkpoints(self, request: Request) -> Path:
-        """What SageMaker keeps of /opt/ml/checkpoints, for all jobs with the same address."""
+        """The path of the copy of /opt/ml/checkpoints, shared by all jobs with the same address."""
         return self.path(request["CheckpointConfig"]["S3Uri"])
 
 
 def share_graphs(source: Path, target: Path) -> int:
-    """Gives one cache's compiled graphs to another: found by their content, and never changed, they can be shared.
+    """Share the compiled graphs of one cache with another; graphs are named by their content and never change.
 
     Args:
-        source: A cache.
-        target: Another.
+        source: The folder of the source cache.
+        target: The folder of the target cache.
 
     Returns:
-        How many were not there yet.
+        The number of graphs that were missing in the target.
     """
-    there = target / GRAPHS
-    there.mkdir(parents=True, exist_ok=True)
-    new = [path for path in (source / GRAPHS).glob("[!.]*") if path.is_file() and not (there / path.name).exists()]
+    folder = target / GRAPHS
+    folder.mkdir(parents=True, exist_ok=True)
+    new = [path for path in (source / GRAPHS).glob("[!.]*") if path.is_file() and not (folder / path.name).exists()]
     for path in new:
-        whole = there / f".{path.name}.tmp-{os.getpid()}"
+        temporary = folder / f".{path.name}.tmp-{os.getpid()}"
         try:
-            whole.hardlink_to(path)
+            temporary.hardlink_to(path)
         except OSError:  # another disk
-            shutil.copy(path, whole)
-        whole.replace(there / path.name)
+            shutil.copy(path, temporary)
+        temporary.replace(folder / path.name)
     return len(new)

@@ -83,7 +83,7 @@ def test_a_failure_says_why_and_a_stop_is_none(aws: AwsServer, neuron_sum: Comma
     aws.script.end, aws.script.reason, aws.script.log = "Stopped", "", ()
     stopped = neuron_sum(*TRAIN, "--wheelhouse", str(wheels))
     assert stopped.returncode == 14
-    assert "was stopped by its maximum run time: it is not done" in stopped.stderr
+    assert "was stopped by its maximum run time before it completed" in stopped.stderr
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").returncode == 0
     assert aws.everything() == []
 

@@ -153,10 +153,13 @@ def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
     ("words", "told"),
     [
         (("nobodys-run",), "no run 'nobodys-run'"),
-        (("s3://b/folder/",), "is no model.tar.gz"),
-        (("s3://b/model.tar.gz", "train.learning_rate=1"), "changes what the run was trained by"),
+        (("s3://b/folder/",), "is not the address of a model.tar.gz"),
+        (("s3://b/model.tar.gz", "train.learning_rate=1"), "changes a setting that the run was trained with"),
         (("s3://b/model.tar.gz", "compile.batch_size=[1]"), "most similar: batch_sizes"),
-        (("s3://b/model.tar.gz", "--instance", "ml.inf2.xlarge"), "runs no jobs on ml.inf2.xlarge"),
+        (
+            ("s3://b/model.tar.gz", "--instance", "ml.inf2.xlarge"),
+            "SageMaker does not run training jobs on ml.inf2.xlarge",
+        ),
         (("s3://b/model.tar.gz", "--target", "cpu", "compile.neuron.opt_level=1"), "1 error"),
         ((".",), "is not a run"),
     ],
@@ -175,15 +178,15 @@ def test_a_run_whose_training_has_not_completed(aws: AwsServer) -> None:
     name = aws.boto3("sagemaker").list_training_jobs()["TrainingJobSummaries"][0]["TrainingJobName"]
     run = name.removeprefix("neuron-sum-").removesuffix("-train")
     error = error_of("compile", run, "--wheelhouse", "wheels")
-    assert f"no train job of run {run} has completed: none of its 1 jobs has" in error["message"]
+    assert f"no completed train job of run {run}: none of its 1 jobs has completed" in error["message"]
 
 
 def test_a_compile_that_was_stopped_says_how_it_goes_on(aws: AwsServer) -> None:
     first = trained(aws)
     aws.script.end = "Stopped"
     error = error_of("compile", first["run"], "--wheelhouse", "wheels")
-    assert "was stopped by its maximum run time: it is not done" in error["message"]
-    assert "neuron-sum aws compile RUN goes on" in error["hint"]
+    assert "was stopped by its maximum run time before it completed" in error["message"]
+    assert "Run `neuron-sum aws compile RUN` to continue" in error["hint"]
 
 
 QUOTA = "ml.c7i.4xlarge for training job usage"
@@ -319,8 +322,8 @@ def _no_run(archive: tarfile.TarFile, file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fill", "told"),
-    [(_slip, "'run/../../outside', which is no file of a run"), (_link, "'run/recipe.yaml', which is no file"),
-     (_no_run, "no run was given: the channel run holds model.tar.gz"), (None, "cannot be unpacked")],
+    [(_slip, "'run/../../outside', which is not a file of a run"), (_link, "'run/recipe.yaml', which is not a file"),
+     (_no_run, "the channel run contains no run: model.tar.gz"), (None, "cannot be unpacked")],
 )  # fmt: skip
 def test_an_archive_that_is_no_runs_is_refused(
     tmp_path: Path, fill: Callable[[tarfile.TarFile, Path], None] | None, told: str

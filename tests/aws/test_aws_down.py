@@ -129,7 +129,7 @@ def test_what_may_not_be_looked_at_is_said_and_the_rest_is_removed(aws: AwsServe
     assert "not all could be removed" in down.stderr and "neuron-sum aws iam" in down.stderr
     assert not [item for item in aws.everything() if "endpoint" in item]
     status = neuron_sum("aws", "status")
-    assert status.exit_code == 0 and "not all could be looked at" in status.stderr
+    assert status.exit_code == 0 and "the list is incomplete" in status.stderr
     aws.script.refusals.clear()
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
     assert aws.everything() == []
@@ -313,7 +313,7 @@ def test_what_else_runs_and_may_not_be_listed_is_a_warning(aws: AwsServer, call:
     aws.script.refusals[call] = DENIED
     status = neuron_sum("aws", "status", "--json")
     assert kinds(status, "ours") == KINDS
-    assert "not all could be looked at" in status.stderr and "not authorized" in status.stderr
+    assert "the list is incomplete" in status.stderr and "not authorized" in status.stderr
 
 
 def test_a_runs_id_is_in_all_its_names(tmp_path: Path) -> None:

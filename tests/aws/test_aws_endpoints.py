@@ -95,7 +95,7 @@ def test_deploy_serves_the_newest_completed_compile_job(aws: AwsServer, deployed
     model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
     assert model["Image"] == IMAGE, "the newest for this target"
     assert model["ModelDataUrl"].startswith(f"s3://{BUCKET}/neuron-sum/runs/{RUN.id}/output/{RUN.name('compile')}/")
-    assert "has an endpoint already" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+    assert "already has an endpoint" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
 
 
 def test_deploy_creates_the_expiry_before_the_endpoint(aws: AwsServer, deployed: Deployed) -> None:
@@ -303,7 +303,7 @@ def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time.sleep", interrupted)
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU), 130)
-    assert "as it is" in error and "AWS deletes it" in error and "aws down" in error
+    assert "stopped waiting for" in error and "AWS deletes it" in error and "aws down" in error
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}
 
 
@@ -345,15 +345,17 @@ def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch
     for command in (("deploy", model), ("batch", model, "texts.jsonl")):
         requests = neuron_sum("aws", *command, *words).stdout
         assert "arn:aws-cn:scheduler:::aws-sdk:sagemaker:" in requests and "arn:aws:" not in requests
-    assert "no region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
+    assert "unknown region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
 
 
 def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"))
-    assert "both --keep and --hours" in failed(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--hours", "1"))
+    assert "--keep and --hours 1 cannot be combined" in failed(
+        neuron_sum("aws", "deploy", model, *CPU, "--keep", "--hours", "1")
+    )
     assert "--max-usd 5" in failed(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--max-usd", "5"))
     shown = neuron_sum("aws", "deploy", model, *CPU, "--keep", "--dry-run")
-    assert "unbounded: $0.86 an hour until you end it" in shown.stdout
+    assert "unbounded: $0.86 an hour until you delete it" in shown.stdout
     made = told(neuron_sum("aws", "deploy", model, *CPU, "--keep", "--json"))
     assert made["expires"] is None and made["plan"]["worst_usd"] is None
     assert not any("scheduler" in call for call in aws.calls if "POST" in call)
@@ -390,18 +392,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no compile that completed": ((RUN.id,), f"neuron-sum aws compile {RUN.id}"),
     "a cpu's on inf2": (("cpu.tar.gz", "--instance", "ml.inf2.xlarge"), "cpu was compiled for cpu"),
     "inf2's on a cpu": (("inf2.tar.gz", *CPU), "--instance ml.inf2.xlarge"),
-    "no ml.": (("cpu.tar.gz", "--instance", "c7i.4xlarge"), "did you mean ml.c7i.4xlarge?"),
+    "no ml.": (("cpu.tar.gz", "--instance", "c7i.4xlarge"), "such as ml.c7i.4xlarge."),
     "Arm": (("cpu.tar.gz", "--instance", "ml.c7g.4xlarge"), "has an Arm processor"),
-    "a GPU": (("cpu.tar.gz", "--instance", "ml.g5.2xlarge"), "nothing of ours serves on"),
-    "no file": (("nowhere.tar.gz", *CPU), "is not there"),
+    "a GPU": (("cpu.tar.gz", "--instance", "ml.g5.2xlarge"), "neuron-sum cannot serve on"),
+    "no file": (("nowhere.tar.gz", *CPU), "does not exist"),
     "a folder": ((".", *CPU), "neuron-sum package"),
     "no object": ((f"s3://{BUCKET}/no/model.tar.gz", *CPU), "aws s3 ls"),
-    "no archive in S3": ((f"s3://{BUCKET}/model", *CPU), "is no archive in S3"),
+    "no archive in S3": ((f"s3://{BUCKET}/model", *CPU), "is not the S3 address of an archive"),
     "two": (("cpu.tar.gz", "cpu.tar.gz", *CPU), "--multi-model"),
     "several on inf2": (("inf2.tar.gz", "--multi-model"), "do not run on Inferentia2"),
     "one name twice": (("cpu.tar.gz", "cpu.tar.gz", "--multi-model", *CPU), "cpu-2=SOURCE"),
     "the frozen container's": (("frozen.tar.gz",), "--image djl-0.30-neuronx"),
-    "not the frozen container's": (("inf2.tar.gz", "--image", "djl-0.30-neuronx"), "leave out --image"),
+    "not the frozen container's": (("inf2.tar.gz", "--image", "djl-0.30-neuronx"), "Omit --image"),
     "an image that is not there": (("cpu.tar.gz", *CPU, "--image", IMAGE + "c"), "not found"),
     "half a VPC": (("cpu.tar.gz", *CPU, "--subnet", "subnet-1"), "--security-group"),
     "autoscaling nobody waits for": (
@@ -445,7 +447,7 @@ def test_the_frozen_container_is_deployed_with_a_warning(aws: AwsServer) -> None
     model = archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
     made = neuron_sum("aws", "deploy", model, "--image", "djl-0.30-neuronx", "--every", "0.01", "--json")
     assert told(made)["image"].endswith("/djl-inference:0.30.0-neuronx-sdk2.20.1")
-    assert "no support since 2025-09-16" in made.stderr
+    assert "has not been supported since 2025-09-16" in made.stderr
     [policy] = aws.boto3("iam").list_role_policies(RoleName=f"neuron-sum-{told(made)['run']}-role")["PolicyNames"]
     allowed = aws.boto3("iam").get_role_policy(RoleName=f"neuron-sum-{told(made)['run']}-role", PolicyName=policy)
     assert "repository/djl-inference" in json.dumps(allowed["PolicyDocument"])
@@ -466,11 +468,11 @@ def test_several_models_on_one_endpoint(aws: AwsServer, far_end: FarEnd, capfd: 
 
     added = told(neuron_sum("aws", "models", run.id, "--add", other, "--json"))
     assert [model["name"] for model in added["models"]] == ["one", "other", "trained"]
-    assert "gives it another name" in failed(neuron_sum("aws", "models", run.id, "--add", other))
+    assert "another name with other-2=SOURCE" in failed(neuron_sum("aws", "models", run.id, "--add", other))
     removed = neuron_sum("aws", "models", run.id, "--remove", "one", "--json")
     assert [model["name"] for model in told(removed)["models"]] == ["other", "trained"]
-    assert "no call that unloads it" in removed.stderr
-    assert "it has other, trained" in failed(neuron_sum("aws", "models", run.id, "--remove", "one"))
+    assert "no documented call that unloads a model" in removed.stderr
+    assert "one of its models: other, trained" in failed(neuron_sum("aws", "models", run.id, "--remove", "one"))
 
     aws.script.serving["other.tar.gz"] = f"{far_end.url}/models/other/invoke"
     Path("dialogue.txt").write_text("hello")
@@ -486,7 +488,7 @@ def test_several_models_on_one_endpoint(aws: AwsServer, far_end: FarEnd, capfd: 
 
 def test_one_model_is_not_several(aws: AwsServer) -> None:
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--json"))
-    assert "serves one model" in failed(neuron_sum("aws", "models", made["run"]))
+    assert "is not a multi-model endpoint" in failed(neuron_sum("aws", "models", made["run"]))
 
 
 @pytest.mark.parametrize("offline", [True, False])

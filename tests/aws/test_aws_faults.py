@@ -214,7 +214,7 @@ def test_the_words_of_a_job_under_way(aws: AwsServer) -> None:
         _, errors = process.communicate()
     assert process.returncode == 130, errors
     error = json.loads(errors.splitlines()[-1])["error"]
-    assert "as it is" in error["message"] and "status" in error["hint"] and "down" in error["hint"]
+    assert "stopped waiting for" in error["message"] and "status" in error["hint"] and "down" in error["hint"]
     run = json.loads(neuron_sum("aws", "status", "--json").stdout)["ours"][0]["run"]
     aws.script.looks = 0
     followed = neuron_sum("aws", "status", run, "--follow", "--every", "0.01", "--json")
@@ -282,7 +282,9 @@ def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str,
     [job] = [item for item in aws.everything() if item.startswith("training-job")]
     run = job.split()[1].removeprefix("neuron-sum-").removesuffix("-train")
     assert lost.exit_code == 14 and f"neuron-sum aws status {run} --follow" in hint, hint
-    assert f"aws down {run} --region us-east-1 stops it" in hint and "removes what was made" not in hint
+    assert (
+        f"stop it with `neuron-sum aws down {run} --region us-east-1`" in hint and "removes what was made" not in hint
+    )
     back = neuron_sum("aws", "status", run, "--follow", "--every", "0.01", "--json")
     assert f"status {run} --follow" in json.loads(back.stderr.splitlines()[-1])["error"]["hint"]
     texts_ready(aws)

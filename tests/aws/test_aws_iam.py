@@ -203,7 +203,7 @@ def test_an_address_of_the_callers_own_can_be_read_by_whoever_is_given_it() -> N
     assert "attach its statements as two" in neuron_sum(*words, *("--reads", "s3://theirs/others") * 3).stderr
     for wrong in ("theirs/models/", "s3://"):
         refused = neuron_sum("aws", "iam", "--account", ACCOUNT, "--reads", wrong)
-        assert refused.exit_code == 14 and f"--reads {wrong} is no address in S3" in refused.stderr
+        assert refused.exit_code == 14 and f"--reads {wrong} is not an S3 address" in refused.stderr
 
 
 def test_without_credentials_what_asks_nothing_is_shown_for_the_environments_region(

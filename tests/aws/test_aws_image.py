@@ -68,7 +68,7 @@ def test_an_image_is_built_once_and_nothing_but_it_stays(aws: AwsServer) -> None
     [
         ("FAILED", "Error while executing command: docker build . Reason: exit status 1", TOO_MANY, "docker-hub-limit"),
         ("TIMED_OUT", "", "a line", "it took longer than --max-minutes"),
-        ("FAULT", "", "a line", "CodeBuild itself failed"),
+        ("FAULT", "", "a line", "CodeBuild failed internally"),
     ],
 )
 def test_a_build_that_fails_says_why_and_stays_until_down(
@@ -109,20 +109,20 @@ def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
     aws.script.looks = None
     monkeypatch.setattr("sagemaker_jobs.image.follow.time.sleep", interrupted)
     error = said(*IMAGE, code=130)["error"]
-    assert "as it is" in error["message"]
+    assert "stopped waiting for" in error["message"]
     [run] = {item["run"] for item in said("aws", "status")["ours"]}
     assert f"aws status {run} --follow" in error["hint"] and f"aws down {run}" in error["hint"]
 
 
 def test_an_image_that_is_not_there_after_all_is_an_error(aws: AwsServer) -> None:
     aws.script.refusals["ecr.DescribeImages"] = ("ImageNotFoundException", "no such image", 400)
-    assert "succeeded, and neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]
+    assert "succeeded, but neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]
 
 
 def test_a_repository_of_somebody_elses_is_left_alone(aws: AwsServer) -> None:
     aws.boto3("ecr").create_repository(repositoryName="neuron-sum")
     error = said(*IMAGE, code=14)["error"]
-    assert "is not ours" in error["message"] and RUN_TAG in error["hint"]
+    assert "was not created by neuron-sum" in error["message"] and RUN_TAG in error["hint"]
     assert aws.everything() == [] and aws.kept() == ["repository neuron-sum"]
 
 
@@ -159,7 +159,9 @@ def test_a_time_that_codebuild_refuses_is_refused_here(aws: AwsServer, minutes: 
 def test_requests_are_valid_tagged_and_for_one_repository(aws: AwsServer, tmp_path: Path) -> None:
     options = image.Options("cpu", "large", 30)
     found = image.context("cpu", Path("context"), tmp_path)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
+    launch = image.launch(
+        RUN, options, found, image.pack_context(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION)
+    )
     session = botocore.session.get_session()
     for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls):
         model = session.get_service_model(call.service)
@@ -187,7 +189,7 @@ def test_the_same_context_is_the_same_image_on_every_machine(tmp_path: Path) -> 
         write_context(tmp_path / name)
         (tmp_path / name / "entrypoint").write_text("#!/bin/bash\n", encoding="utf-8")
         made = image.context("cpu", tmp_path / name, tmp_path)
-        image.archived(made, tmp_path / f"{name}.zip")
+        image.pack_context(made, tmp_path / f"{name}.zip")
         found.append((image.tag_of("cpu", made), (tmp_path / f"{name}.zip").read_bytes()))
     assert found[0] == found[1]
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
@@ -216,7 +218,9 @@ def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_
     write_context(tmp_path / "private", "763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.36.0")
     found = image.context("inf2", tmp_path / "private", tmp_path)
     options = image.Options("inf2", "medium", 60)
-    launch = image.launch(RUN, options, found, image.archived(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION))
+    launch = image.launch(
+        RUN, options, found, image.pack_context(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION)
+    )
     assert "--region us-west-2 | docker login" in launch.calls[1].request["source"]["buildspec"]
     assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
 

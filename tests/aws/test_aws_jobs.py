@@ -138,12 +138,12 @@ def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> No
 
 def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> None:
     hub = load_recipe("flan-t5-base-lora")
-    with pytest.raises(AwsError, match="comes from a hub, and --network-isolation leaves no way"):
+    with pytest.raises(AwsError, match="must be downloaded from a hub, but --network-isolation blocks"):
         inputs.channels(hub, tmp_path, None, NetworkSecurity(network_isolation=True))
     gone = load_recipe("tiny", ["data.source=jsonl", "data.path=/nowhere/at/all"])
-    with pytest.raises(DataError, match="/nowhere/at/all is not there"):
+    with pytest.raises(DataError, match="/nowhere/at/all does not exist"):
         inputs.channels(gone, tmp_path, None, NetworkSecurity())
-    with pytest.raises(AwsError, match="holds no wheels"):
+    with pytest.raises(AwsError, match="contains no wheels"):
         inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
 
 

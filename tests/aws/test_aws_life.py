@@ -150,4 +150,4 @@ def test_a_job_that_fails_or_is_stopped_says_so_and_leaves_nothing(
     kept = [item["Key"] for item in aws.boto3("s3").list_objects_v2(Bucket=BUCKET, Prefix=saved)["Contents"]]
     assert any(key.endswith("/complete") for key in kept), "what it had saved is not in S3"
     ended = runner.ended(started["job"])
-    assert ended is not None and any("neuron-sum train" in line and "--resume" in line for line in ended.said)
+    assert ended is not None and any("neuron-sum train" in line and "--resume" in line for line in ended.last_lines)

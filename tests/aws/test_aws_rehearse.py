@@ -107,7 +107,7 @@ def test_a_failure_is_told_as_sagemaker_tells_it(images: dict[str, LocalImage], 
     script = "open(BASE + '/output/failure', 'w').write('no such data' * 200); print('a line'); raise SystemExit(3)"
     with started(container(script, images["namespaces"], tmp_path)) as made:
         ended = made.wait()
-    assert ended is not None and (ended.status, ended.code, ended.said) == ("Failed", 3, ("a line",))
+    assert ended is not None and (ended.status, ended.code, ended.last_lines) == ("Failed", 3, ("a line",))
     assert ended.reason is not None and ended.reason.startswith("AlgorithmError: no such data")
     assert ended.reason.endswith(", exit code: 3") and len(ended.reason) < 1100
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: 
     with pytest.raises(AwsError, match="2 machines"):
         container("", images["folders"], tmp_path, ResourceConfig=resources)
     channel = request_for()["InputDataConfig"][0]
-    with pytest.raises(AwsError, match="nothing would be"):
+    with pytest.raises(AwsError, match="nothing is uploaded there"):
         LocalStore(tmp_path).fetch(channel, tmp_path)
     request = request_for()
     del request["OutputDataConfig"]
@@ -171,7 +171,7 @@ def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: 
     for words, told in (
         (["--instance", "ml.trn1.2xlarge"], "Neuron devices"),
         (["train.backend=neuron", "train.shapes.plan=fixed"], "train.backend=torch"),
-        (["--keep-files", str(tmp_path / "mine")], "holds other things"),
+        (["--keep-files", str(tmp_path / "mine")], "contains files that no rehearsal created"),
     ):
         refused = in_process("aws", "rehearse", str(micro), *words)
         assert refused.exit_code == 14 and told in refused.stderr, refused.stderr
@@ -188,7 +188,7 @@ def test_a_dry_run_prints_the_requests_and_starts_nothing(
     kept = temporaries.parent / "kept"
     words = ("aws", "rehearse", str(micro), "--dry-run", "--keep-files", str(kept), "--json")
     alone = in_process(*words)
-    assert alone.exit_code == 0 and "builds our own wheel first" in alone.stderr, alone.stderr
+    assert alone.exit_code == 0 and "first builds neuron-sum's wheel" in alone.stderr, alone.stderr
     done = in_process(*words, "--wheelhouse", str(wheels))
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
@@ -303,7 +303,7 @@ def test_what_fails_names_its_stage_and_a_stop_leaves_nothing(
         errors = process.stderr.read() if process.stderr is not None else ""
     assert process.returncode == 130, errors
     error = json.loads(errors.splitlines()[-1])["error"]
-    assert "stopped while rehearsing kill; 0 of its processes run; nothing is kept" in error["message"]
+    assert "stopped while rehearsing kill; 0 of its processes still run; all files are deleted" in error["message"]
     assert list(temporaries.iterdir()) == []
     for left in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

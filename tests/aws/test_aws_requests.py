@@ -174,13 +174,13 @@ def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
 @pytest.mark.parametrize(
     ("instance", "instances", "runtime", "wait", "told"),
     [
-        ("ml.inf2.xlarge", 1, 60, None, "runs no jobs on ml.inf2.xlarge"),
-        ("trn1.2xlarge", 1, 60, None, "no SageMaker instance"),
-        ("ml.trn1.2xlarge", 2, 60, None, "only ml.trn1.32xlarge has the network"),
-        ("ml.trn1.2xlarge", 0, 60, None, "0 instances"),
-        ("ml.trn1.2xlarge", 1, 0, None, "maximum run time of 0 s"),
+        ("ml.inf2.xlarge", 1, 60, None, "SageMaker does not run training jobs on ml.inf2.xlarge"),
+        ("trn1.2xlarge", 1, 60, None, "not a SageMaker instance type"),
+        ("ml.trn1.2xlarge", 2, 60, None, "only ml.trn1.32xlarge supports more than one"),
+        ("ml.trn1.2xlarge", 0, 60, None, "--instances must be at least 1, got 0"),
+        ("ml.trn1.2xlarge", 1, 0, None, "the maximum run time must be .* got 0 s"),
         ("ml.trn1.2xlarge", 1, 10**8, None, "maximum run time"),
-        ("ml.trn1.2xlarge", 1, 3600, 1800, "cannot run 3600 s"),
+        ("ml.trn1.2xlarge", 1, 3600, 1800, "maximum wait of 1800 s is shorter than the maximum run time of 3600 s"),
     ],
 )
 def test_what_sagemaker_would_refuse_is_refused_here(
