@@ -496,7 +496,7 @@ FAILURES = {
         "compiler-killed", "of memory", "ml.trn1.32xlarge has 512 GiB",
     ),
     "ERROR: [NCC_EVRF001] Operator dynamic-update-slice is not supported": (
-        "unsupported-operator", "has an operator that the compiler does not know", "list-operators",
+        "unsupported-operator", "has an operator that the compiler does not support", "list-operators",
     ),
     "this process is killed": ("killed, nearly always because memory ran out", "of memory", "ml.trn1.32xlarge"),
 }  # fmt: skip
