@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from neuron_sum.console import size
 from neuron_sum.doctor.machine_check import Check, retirements
-from neuron_sum.doctor.upstream_bugs import TRAPS, Case
+from neuron_sum.doctor.upstream_bugs import UPSTREAM_BUGS, Case
 from neuron_sum.models.dimensions import base_config
 from neuron_sum.platform.matrix import Instance, Platform
 from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell
@@ -165,9 +165,9 @@ def _check_traps(recipe: Recipe, family: str, instance: Instance, stage: Literal
         num_beams=max(recipe.compile.num_beams or (recipe.generate.num_beams,)),
     )
     return [
-        Check(f"trap {trap.name}", "note", trap.happens, trap.handled, trap.source)
-        for trap in TRAPS
-        if trap.concerns(case)
+        Check(f"trap {trap.name}", "note", trap.problem, trap.handling, trap.source)
+        for trap in UPSTREAM_BUGS
+        if trap.affects(case)
     ]
 
 

@@ -327,10 +327,10 @@ def test_traps_concern_their_cases_alone() -> None:
     assert served == {"fp16", "compiler-killed", "beams", "first-call"}
     assert "bf16-quality" in trapped("tiny", INF2, "compile.dtype=bf16")
     assert "checkpointing-t5" in trapped("flan-t5-large-full", TRN1)
-    everything = [trap.name for trap in upstream_bugs.TRAPS]
+    everything = [trap.name for trap in upstream_bugs.UPSTREAM_BUGS]
     assert len(set(everything)) == len(everything)
     assert set(everything) == full | lora | llama | served | {"bf16-quality", "checkpointing-t5"}
-    assert all(trap.happens and trap.handled and trap.source for trap in upstream_bugs.TRAPS)
+    assert all(trap.problem and trap.handling and trap.source for trap in upstream_bugs.UPSTREAM_BUGS)
 
 
 def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
