@@ -65,7 +65,7 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
     name = f"{stage} {family} {method}"
     if cell.works is None:
         return Check(name, "note", f"no source says whether it works: {cell.note}", None, None)
-    told = f"{cell.note} (seen: {cell.seen}; {cell.status})"
+    told = f"{cell.note} (evidence: {cell.evidence}; {cell.status})"
     if cell.works:
         return Check(name, "ok", told, None, cell.source)
     return Check(name, "blocks", told, "method=lora", cell.source)

@@ -15,7 +15,7 @@ STATUSES: tuple[Status, ...] = ("supported", "maintenance", "ended")
 Family = Literal["t5", "llama"]
 Method = Literal["full", "lora", "prompt_tuning"]
 Stage = Literal["train", "compile", "serve"]
-Seen = Literal["run on XLA:CPU", "run on a stand-in", "read", "nowhere"]
+Evidence = Literal["run on XLA:CPU", "run on a stand-in", "read", "none"]
 """Where it was seen. XLA:CPU: upstream's own training code, on a CPU in place of the NeuronCores. A stand-in:
 this package's graphs, or upstream's own export and generation code, on modules in place of AWS's. Neither shows what
 the compiler accepts, bf16's numerics, memory or speed."""
@@ -118,7 +118,7 @@ class Cell:
         method: How it was or is to be fine-tuned.
         stage: Which step of the way.
         works: Yes, no, or None where no source says.
-        seen: Where that was seen.
+        evidence: Where that was seen.
         note: How, or why not.
         source: Who says so; none where nobody does.
         retirements: What AWS says of what it is built on, by name in RETIREMENTS.
@@ -128,7 +128,7 @@ class Cell:
     method: Method
     stage: Stage
     works: bool | None
-    seen: Seen
+    evidence: Evidence
     note: str
     source: str | None
     retirements: tuple[str, ...]
@@ -187,7 +187,7 @@ CELLS = (
         "llama", "lora", "compile", True, "run on a stand-in",
         "merged first; adapters at run time exist upstream for Trn2 alone", _EXPORTS_LLAMA, _NXD,
     ),
-    Cell("llama", "prompt_tuning", "compile", None, "nowhere", "upstream exports no soft prompts", None, _NXD),
+    Cell("llama", "prompt_tuning", "compile", None, "none", "upstream exports no soft prompts", None, _NXD),
     Cell(
         "t5", "full", "serve", True, "run on a stand-in",
         "this package's handler in DJL Serving, whose own has no T5", _OWN_T5, _INFERENCE,
@@ -196,7 +196,7 @@ CELLS = (
     Cell("t5", "prompt_tuning", "serve", True, "run on a stand-in", "as LoRA", _OWN_T5, _INFERENCE),
     Cell("llama", "full", "serve", True, "run on a stand-in", "upstream's own generate()", _EXPORTS_LLAMA, _NXD),
     Cell("llama", "lora", "serve", True, "run on a stand-in", "merged", _EXPORTS_LLAMA, _NXD),
-    Cell("llama", "prompt_tuning", "serve", None, "nowhere", "nothing compiled to serve", None, _NXD),
+    Cell("llama", "prompt_tuning", "serve", None, "none", "nothing compiled to serve", None, _NXD),
 )  # fmt: skip
 
 
