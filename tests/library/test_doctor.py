@@ -327,10 +327,10 @@ def test_traps_concern_their_cases_alone() -> None:
     assert served == {"fp16", "compiler-killed", "beams", "first-call"}
     assert "bf16-quality" in trapped("tiny", INF2, "compile.dtype=bf16")
     assert "checkpointing-t5" in trapped("flan-t5-large-full", TRN1)
-    everything = [trap.name for trap in upstream_bugs.UPSTREAM_BUGS]
+    everything = [bug.name for bug in upstream_bugs.UPSTREAM_BUGS]
     assert len(set(everything)) == len(everything)
     assert set(everything) == full | lora | llama | served | {"bf16-quality", "checkpointing-t5"}
-    assert all(trap.problem and trap.handling and trap.source for trap in upstream_bugs.UPSTREAM_BUGS)
+    assert all(bug.problem and bug.handling and bug.source for bug in upstream_bugs.UPSTREAM_BUGS)
 
 
 def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
@@ -363,7 +363,7 @@ def test_the_command_refuses_what_nobody_knows(neuron_sum: CommandLine) -> None:
 
 def test_without_an_instance_it_is_this_one() -> None:
     assert machine_check.own_instance(TRAINIUM) == "trn1.2xlarge"
-    with pytest.raises(PlatformError, match="no Trainium") as raised:
+    with pytest.raises(PlatformError, match="not a Trainium") as raised:
         machine_check.own_instance(LAPTOP)
     assert "--dry-run" in str(raised.value.hint)
 
