@@ -117,7 +117,7 @@ class CompiledGenerator(Shapes, Protocol):
     def used(self) -> set[Bucket]:
         """The buckets that generated something so far."""
 
-    def at_most(self, prompts: int) -> "CompiledGenerator":
+    def with_batch_size(self, prompts: int) -> "CompiledGenerator":
         """The same, with so many prompts at a time; `used` is shared."""
 
     def warm_up(self) -> None:

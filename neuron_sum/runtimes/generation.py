@@ -33,13 +33,13 @@ class StepGenerator:
     Attributes:
         runtime: What is stepped.
         default_adapter: Who answers where no adapters are asked for; None for the base model.
-        most: Prompts at a time; None for as many as the largest bucket takes.
+        max_prompts: Prompts at a time; None for as many as the largest bucket takes.
         used: See `CompiledGenerator`.
     """
 
     runtime: StepRuntime
     default_adapter: str | None = None
-    most: int | None = None
+    max_prompts: int | None = None
     used: set[Bucket] = field(default_factory=set, compare=False)
 
     @property
@@ -62,14 +62,14 @@ class StepGenerator:
         """None: the loop below follows them all."""
         return {}
 
-    def at_most(self, prompts: int) -> "StepGenerator":
+    def with_batch_size(self, prompts: int) -> "StepGenerator":
         """See `CompiledGenerator`."""
-        return replace(self, most=prompts)
+        return replace(self, max_prompts=prompts)
 
     @property
     def batch_size(self) -> int:
         """Prompts at a time."""
-        return self.most or max(bucket.batch for bucket in self.runtime.buckets)
+        return self.max_prompts or max(bucket.batch for bucket in self.runtime.buckets)
 
     def warm_up(self) -> None:
         """Loads every graph and runs it once: the first request of a bucket must not pay for that."""

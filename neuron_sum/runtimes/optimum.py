@@ -112,7 +112,7 @@ class OptimumGenerator:
         buckets: One: upstream pads smaller batches and shorter prompts to it.
         num_beams: One width.
         tokens: The model's special ids.
-        most: Prompts at a time; None for as many as the bucket takes.
+        max_prompts: Prompts at a time; None for as many as the bucket takes.
         used: The bucket, once it was used.
         adapters: None, for LoRA is merged before the export.
         default_adapter: None.
@@ -123,7 +123,7 @@ class OptimumGenerator:
     buckets: Sequence[Bucket]
     num_beams: Sequence[int]
     tokens: SpecialTokens
-    most: int | None = None
+    max_prompts: int | None = None
     used: set[Bucket] = field(default_factory=set, compare=False)
     adapters: None = None
     default_adapter: None = None
@@ -132,11 +132,11 @@ class OptimumGenerator:
     @property
     def batch_size(self) -> int:
         """Prompts at a time."""
-        return self.most or max(bucket.batch for bucket in self.buckets)
+        return self.max_prompts or max(bucket.batch for bucket in self.buckets)
 
-    def at_most(self, prompts: int) -> "OptimumGenerator":
+    def with_batch_size(self, prompts: int) -> "OptimumGenerator":
         """See `CompiledGenerator`."""
-        return replace(self, most=prompts)
+        return replace(self, max_prompts=prompts)
 
     def warm_up(self) -> None:
         """Runs every graph once; two tokens, for the second is another graph's than the first."""

@@ -55,7 +55,7 @@ generator.warm_up()
 assert not generator.used
 results = []
 for case in json.loads(sys.argv[2]):
-    by = generator.at_most(case["most"]) if "most" in case else generator
+    by = generator.with_batch_size(case["most"]) if "most" in case else generator
     try:
         results.append(by.generate(case["prompts"], GenerateConfig(**case["settings"]), case.get("adapters")))
     except NeuronSumError as error:
