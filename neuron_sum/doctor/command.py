@@ -28,10 +28,10 @@ def doctor(
 ) -> None:
     """Describe this machine and its differences from the platform, or check a recipe on an instance type."""
     from neuron_sum.doctor import machine_check
-    from neuron_sum.platform.machine import look
+    from neuron_sum.platform.machine import describe_machine
     from neuron_sum.platform.matrix import find_instance
 
-    machine = look(machine_check.distributions())
+    machine = describe_machine(machine_check.distributions())
     platform = machine_check.nearest_platform(machine)
     if recipe is None and (instance or region or overrides):
         raise typer.BadParameter("--instance and --region require a RECIPE")
@@ -44,7 +44,7 @@ def doctor(
         from neuron_sum.recipes.loading import load_recipe
 
         resolved = load_recipe(recipe, overrides or [])
-        target = find_instance(instance or machine_check.own_instance(machine))
+        target = find_instance(instance or machine_check.instance_of(machine))
         checks = check_recipe(resolved, target, platform, region)
         title = f"{resolved.name} on {target.name}, with {platform.name}"
         result.update(recipe=resolved.name, instance=target.name)

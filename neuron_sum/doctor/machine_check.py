@@ -65,7 +65,7 @@ def nearest_platform(machine: Machine) -> Platform:
     return max(PLATFORMS, key=lambda platform: len(platform.pins) - len(_differences(machine, platform.pins)))
 
 
-def own_instance(machine: Machine) -> str:
+def instance_of(machine: Machine) -> str:
     """The instance type of this machine, the default for checking a recipe.
 
     Raises:

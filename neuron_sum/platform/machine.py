@@ -54,7 +54,7 @@ class Machine:
     tools: tuple[str, ...]
 
 
-def look(distributions: Iterable[str], root: Path = Path("/")) -> Machine:
+def describe_machine(distributions: Iterable[str], root: Path = Path("/")) -> Machine:
     """Describe this machine.
 
     Args:
