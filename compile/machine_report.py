@@ -16,7 +16,7 @@ from compile.verify import verify
 from neuron_sum import __version__
 from neuron_sum.artifact import Artifact
 from neuron_sum.doctor import machine_check
-from neuron_sum.platform.machine import look
+from neuron_sum.platform.machine import describe_machine
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
 from neuron_sum.runtimes.generation import StepGenerator
@@ -38,7 +38,7 @@ def make_report(artifact: Artifact, source: Path | None, examples: int, max_drop
         examples: The number of dialogues for `verify`.
         max_drop: The accepted loss in ROUGE-1 points for `verify`.
     """
-    machine = look(machine_check.distributions())
+    machine = describe_machine(machine_check.distributions())
     platform = machine_check.nearest_platform(machine)
     return {
         "neuron_sum": __version__,

@@ -80,7 +80,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
         expected = summarize(reference, f"transformers, beams {num_beams}")
         before = scores(expected)
         for batch in sorted({bucket.batch for bucket in manifest.buckets}):
-            actual = summarize(compiled.at_most(batch), f"artifact, beams {num_beams}, batch {batch}")
+            actual = summarize(compiled.with_batch_size(batch), f"artifact, beams {num_beams}, batch {batch}")
             pairs = [
                 (one.id, one.summary, other.summary)
                 for one, other in zip(expected, actual, strict=True)

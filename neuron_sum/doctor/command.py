@@ -18,68 +18,69 @@ UPSTREAM = "https://github.com/aws-neuron/aws-neuron-sdk/issues, https://github.
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")
+        str | None, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
     ] = None,
     overrides: Overrides = None,
     sets: SetOption = None,
     instance: Annotated[
-        str | None, typer.Option(help="An instance type to check the recipe for, such as ml.trn1.2xlarge.")
+        str | None, typer.Option(help="Instance type to check the recipe for, such as ml.trn1.2xlarge.")
     ] = None,
-    region: Annotated[str | None, typer.Option(help="The AWS region, for the image's full name.")] = None,
+    region: Annotated[str | None, typer.Option(help="AWS region for the full image name.")] = None,
 ) -> None:
-    """Say what this machine is, what differs from the platform, and whether a recipe works on an instance."""
-    from neuron_sum.doctor import machine_check as doctoring
-    from neuron_sum.platform.machine import look
+    """Describe this machine and its differences from the platform, or check a recipe on an instance type."""
+    from neuron_sum.doctor import machine_check
+    from neuron_sum.platform.machine import describe_machine
     from neuron_sum.platform.matrix import find_instance
 
-    machine = look(doctoring.distributions())
-    platform = doctoring.nearest_platform(machine)
+    machine = describe_machine(machine_check.distributions())
+    platform = machine_check.nearest_platform(machine)
     if recipe is None and (instance or region or overrides or sets):
-        raise typer.BadParameter("--instance and --region check a recipe; give one")
+        raise typer.BadParameter("--instance and --region require a RECIPE")
     result = {"machine": asdict(machine), "platform": platform.name, "recipe": None, "instance": None}
     if recipe is None:
-        checks = doctoring.check_machine(machine, platform)
-        title = f"this machine, beside {platform.name}"
+        checks = machine_check.check_machine(machine, platform)
+        title = f"this machine, compared with {platform.name}"
     else:
         from neuron_sum.doctor.recipe_check import check_recipe
         from neuron_sum.recipes.loading import load_recipe
 
         resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-        wanted = instance or doctoring.own_instance(machine)
-        known = find_instance(wanted)
-        checks = check_recipe(resolved, known, platform, region)
-        title = f"{resolved.name} on {known.name}, with {platform.name}"
-        result.update(recipe=resolved.name, instance=known.name)
+        target = find_instance(instance or machine_check.instance_of(machine))
+        checks = check_recipe(resolved, target, platform, region)
+        title = f"{resolved.name} on {target.name}, with {platform.name}"
+        result.update(recipe=resolved.name, instance=target.name)
     table = console.table("", "check", "found", title=title)
     for column in table.columns[1:]:
         column.justify, column.overflow = "left", "fold"
     for check in checks:
         table.add_row(check.verdict, check.name, check.found + (f"\n→ {check.remedy}" if check.remedy else ""))
     console.emit({**result, "checks": [asdict(check) for check in checks]}, table)
-    doctoring.raise_if_blocked(checks)
+    machine_check.raise_if_blocked(checks)
 
 
 def explain(
-    log: Annotated[str, typer.Argument(metavar="FILE|-", help="A log. Default: standard input.")] = "-",
+    log: Annotated[str, typer.Argument(metavar="FILE|-", help="Log file. Default: standard input.")] = "-",
 ) -> None:
-    """Tell the known causes in a log of the compiler, the runtime or SageMaker; what is not known is not guessed."""
-    from neuron_sum.doctor import explain as explaining
+    """Print the known causes of failure in a log of the compiler, the runtime or SageMaker; nothing is guessed."""
+    from neuron_sum.doctor import explain as log_reader
     from neuron_sum.doctor.known_failures import CAUSES
     from neuron_sum.errors import DataError
 
     if log == "-":
         if sys.stdin.isatty():
-            raise DataError("no log: standard input is a terminal", "neuron-sum explain FILE, or pipe a log into it")
-        told = explaining.explain(sys.stdin.buffer)
+            raise DataError(
+                "no log: standard input is a terminal", "run `neuron-sum explain FILE`, or pipe a log into it"
+            )
+        explanation = log_reader.explain(sys.stdin.buffer)
     else:
         try:
             with Path(log).open("rb") as file:
-                told = explaining.explain(file)
+                explanation = log_reader.explain(file)
         except OSError as error:
             raise DataError(f"{log} cannot be read: {error.strerror}") from error
     result = {
-        "known": bool(told.findings),
-        "lines": told.lines,
+        "known": bool(explanation.findings),
+        "lines": explanation.lines,
         "causes": [
             {
                 "name": finding.cause.name,
@@ -90,22 +91,22 @@ def explain(
                 "remedy": finding.cause.remedy,
                 "source": finding.cause.source,
             }
-            for finding in told.findings
+            for finding in explanation.findings
         ],
     }
-    lines = f"{told.lines:,} line{'' if told.lines == 1 else 's'}"
-    if not told.findings:
-        shown = (
+    lines = f"{explanation.lines:,} line{'' if explanation.lines == 1 else 's'}"
+    if not explanation.findings:
+        text = (
             f"unknown: none of {len(CAUSES)} known causes is in these {lines}\n"
-            f"upstream's threads: {UPSTREAM}\n"
-            "a line that should be known: CONTRIBUTING.md, A cause"
+            f"upstream issues: {UPSTREAM}\n"
+            "to add a known cause, see CONTRIBUTING.md, A cause"
         )
     else:
-        shown = "\n\n".join(_told(finding) for finding in told.findings)
-    console.emit(result, shown)
+        text = "\n\n".join(_describe(finding) for finding in explanation.findings)
+    console.emit(result, text)
 
 
-def _told(finding: "Finding") -> str:
+def _describe(finding: "Finding") -> str:
     more = f" (and {finding.times - 1:,} more)" if finding.times > 1 else ""
     return (
         f"{finding.cause.name}: line {finding.line:,}{more}\n"

@@ -1,6 +1,6 @@
-"""A compiler's, runtime's or SageMaker's log to known causes: what is in known_failures.py is told, nothing is guessed.
+"""Find the causes of known_failures.py in a log of the compiler, the runtime or SageMaker. Nothing is guessed.
 
-A log is read once, a piece of a line at a time, so its size and the length of its lines do not matter.
+A log is read once and in pieces of lines, so its size and the length of its lines do not matter.
 """
 
 import re
@@ -11,48 +11,21 @@ from typing import BinaryIO
 from neuron_sum.doctor.known_failures import CAUSES, Cause
 
 PIECE_BYTES = 64 * 1024
-"""A longer line is read in pieces; they overlap, so that no message is lost at a cut."""
+"""Longer lines are read in pieces that overlap, so that no message is lost at a cut."""
 OVERLAP = 2048
 BATCH_CHARACTERS = 256 * 1024
 QUOTE = 300
-"""Characters of a line that are quoted, around what was recognized."""
+"""Characters quoted from a line, around the match."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-_QUANTIFIERS = "?*+{"
-
-
-def mark_of(pattern: str) -> str:
-    """The longest text that is in every line a pattern matches, in lower case.
-
-    It is looked for first, for `in` is a hundred times as fast as a regular expression. A pattern may have no
-    alternatives outside parentheses.
-    """
-    runs: list[str] = []
-    run, depth, at = "", 0, 0
-    while at < len(pattern):
-        character, escaped = pattern[at], pattern[at] == "\\"
-        if escaped:
-            at += 1
-            character = pattern[at]
-        at += 1
-        plain = not character.isalnum() if escaped else character not in "^$.|()[]{}?*+"
-        if not escaped and character in "([{":
-            depth += 1
-        optional = at < len(pattern) and pattern[at] in _QUANTIFIERS
-        if plain and depth == 0 and not optional:
-            run += character
-        else:
-            runs, run = [*runs, run], ""
-        if not escaped and character in ")]}":
-            depth -= 1
-    return max([*runs, run], key=len).lower()
 
 
 _PATTERNS: dict[str, list[tuple[Cause, re.Pattern[str]]]] = {}
+"""Regular expressions by mark. The marks are searched for first, because `in` is a hundred times as fast."""
 for _cause in CAUSES:
-    for _pattern in _cause.patterns:
-        _PATTERNS.setdefault(mark_of(_pattern), []).append((_cause, re.compile(_pattern, re.IGNORECASE)))
+    for _mark, _regex in _cause.marked_patterns():
+        _PATTERNS.setdefault(_mark, []).append((_cause, re.compile(_regex, re.IGNORECASE)))
 
 
 @dataclass
@@ -60,11 +33,11 @@ class Finding:
     """A known cause in a log.
 
     Attributes:
-        cause: Which.
-        line: The number of the first line that tells it, from 1.
-        text: That line, without control characters, cut to what matters.
-        times: How many lines tell it.
-        last: The number of the last of them.
+        cause: The known cause.
+        line: The number of the first matching line, from 1.
+        text: That line without control characters, shortened to the part around the match.
+        times: The number of matching lines.
+        last: The number of the last matching line.
     """
 
     cause: Cause
@@ -76,11 +49,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a log tells.
+    """The known causes in a log.
 
     Attributes:
-        findings: Known causes in order of appearance; none if nothing is known.
-        lines: How many lines were read.
+        findings: Known causes in order of appearance; empty if none was found.
+        lines: The number of lines read.
     """
 
     findings: tuple[Finding, ...]
@@ -88,10 +61,10 @@ class Explanation:
 
 
 def explain(log: BinaryIO) -> Explanation:
-    """Reads a log to its end.
+    """Read a log to its end and find known causes.
 
     Args:
-        log: Bytes; what is not UTF-8 in them is read as a replacement character.
+        log: Bytes; invalid UTF-8 is read as replacement characters.
     """
     found: dict[str, Finding] = {}
     number = 0
@@ -99,33 +72,33 @@ def explain(log: BinaryIO) -> Explanation:
         lower = "\n".join(text for _, text in batch).lower()
         marks = [mark for mark in _PATTERNS if mark in lower]
         for number, text in batch if marks else batch[-1:]:
-            for match, cause in _told(text, marks):
+            for match, cause in _matches(text, marks):
                 known = found.setdefault(cause.name, Finding(cause, number, _quote(text, match)))
                 if number > known.last:
                     known.last, known.times = number, known.times + 1
     return Explanation(tuple(found.values()), number)
 
 
-def _told(text: str, marks: list[str]) -> list[tuple[re.Match[str], Cause]]:
-    """What one line tells, from left to right."""
+def _matches(text: str, marks: list[str]) -> list[tuple[re.Match[str], Cause]]:
+    """The matches in one line, from left to right."""
     lower = text.lower()
-    told = [
+    matches = [
         (match, cause)
         for mark in marks
         if mark in lower
         for cause, pattern in _PATTERNS[mark]
         if (match := pattern.search(text))
     ]
-    return sorted(told, key=lambda item: item[0].start())
+    return sorted(matches, key=lambda item: item[0].start())
 
 
 def clean(text: str) -> str:
-    """Without escape sequences, control characters and marks that turn the direction of writing; tabs stay."""
+    """Remove escape sequences, control characters and text direction marks; keep tabs."""
     return _CONTROL.sub("", _ESCAPES.sub("", text))
 
 
 def _batches(log: BinaryIO) -> Iterator[list[tuple[int, str]]]:
-    """Cleaned lines with their numbers, many at a time: most of a log has nothing in it, and is passed over at once."""
+    """Cleaned lines with their numbers, in batches, because most batches contain no mark and are skipped at once."""
     batch: list[tuple[int, str]] = []
     characters = 0
     for number, piece in _pieces(log):
@@ -139,7 +112,7 @@ def _batches(log: BinaryIO) -> Iterator[list[tuple[int, str]]]:
 
 
 def _pieces(log: BinaryIO) -> Iterator[tuple[int, str]]:
-    """The number of each line and its text; a long line comes in several pieces that overlap."""
+    """The number and text of each line; a long line is split into overlapping pieces."""
     number, before, ended = 0, "", True
     while piece := log.readline(PIECE_BYTES):
         if ended:
@@ -151,7 +124,7 @@ def _pieces(log: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def _quote(text: str, match: re.Match[str]) -> str:
-    """The line, or as much of it around the match as people read."""
+    """The line, or a readable part of it around the match."""
     if len(text) <= QUOTE:
         return text.strip()
     start = max(match.start() - QUOTE // 3, 0)

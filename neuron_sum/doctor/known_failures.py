@@ -1,9 +1,10 @@
-"""Known causes of failures on Neuron and SageMaker, as data: what the log says, what it means, what to do.
+"""Known causes of failures on Neuron and SageMaker, as data: the log line, its meaning and the remedy.
 
-A pattern is as narrow as the message allows: a line that may mean two things is told as what it says, with the way to
-find out which. Real lines of public threads, one for each cause at least, are the test's data.
+A pattern is as narrow as the message allows. If a line may have several causes, the text says so and names the way to
+find out which. The tests have at least one real line of a public thread for each cause.
 """
 
+import re
 from dataclasses import dataclass
 
 SDK_ISSUES = "https://github.com/aws-neuron/aws-neuron-sdk/issues/"
@@ -19,17 +20,24 @@ class Cause:
 
     Attributes:
         name: A short name that does not change.
-        patterns: Regular expressions of which one is in the line; upper and lower case are the same.
-        cause: What happened.
-        remedy: What to do.
+        patterns: Literal texts, or pairs of a mark and a regular expression. A line matches if one of them occurs in
+            it; case is ignored. The mark is literal text in every match; the regular expression is only tried on lines
+            with its mark.
+        cause: An explanation of the failure.
+        remedy: The steps that fix it.
         source: The upstream issue or document.
     """
 
     name: str
-    patterns: tuple[str, ...]
+    patterns: tuple[str | tuple[str, str], ...]
     cause: str
     remedy: str
     source: str
+
+    def marked_patterns(self) -> list[tuple[str, str]]:
+        """The mark, in lower case, and the regular expression of each pattern."""
+        pairs = [(item, re.escape(item)) if isinstance(item, str) else item for item in self.patterns]
+        return [(mark.lower(), regex) for mark, regex in pairs]
 
 
 CAUSES = (
@@ -37,359 +45,401 @@ CAUSES = (
     Cause(
         "compiler-killed",
         (
-            r"\[F137\]",
-            r"neuronx?-cc was forcibly killed",
-            r"neuronx?-cc failed with -9\b",
-            r"Compile command returned: -9\b",
+            "[F137]",
+            ("-cc was forcibly killed", r"neuronx?-cc was forcibly killed"),
+            ("-cc failed with -9", r"neuronx?-cc failed with -9\b"),
+            ("Compile command returned: -9", r"Compile command returned: -9\b"),
         ),
         "the compiler was killed, nearly always because the host's memory ran out",
-        "compile on an instance with more host memory (a compile for inf2 needs no device), fewer graphs at a time, "
-        "smaller buckets, or -O1",
+        "compile on an instance with more host memory (a compile for inf2 needs no device), compile fewer graphs at a "
+        "time, or use smaller buckets or -O1",
         SAMPLES_ISSUES + "10",
     ),
     Cause(
         "process-killed",
-        (r"^\s*Killed\s*$", r"Out of memory: Killed process \d+", r"oom-kill:"),
-        "the kernel killed a process; a bare `Killed` does not say why, `dmesg | grep -i oom` does",
-        "if memory ran out: an instance with more host memory, smaller batches or buckets, fewer processes",
+        (
+            ("Killed", r"^\s*Killed\s*$"),
+            ("Out of memory: Killed process ", r"Out of memory: Killed process \d+"),
+            "oom-kill:",
+        ),
+        "the kernel killed a process; `Killed` alone does not give the reason, `dmesg | grep -i oom` does",
+        "if memory ran out, use an instance with more host memory, smaller batches or buckets, or fewer processes",
         SDK_ISSUES + "1222",
     ),
     Cause(
         "too-many-instructions",
         (
-            r"Too many instructions after unroll",
-            r"generated too many instructions",
-            r"Number of instructions \(\d+\) is over the threshold",
-            r"NCC_EBVF030", r"NCC_EVRF007",
+            "Too many instructions after unroll",
+            "generated too many instructions",
+            ("Number of instructions (", r"Number of instructions \(\d+\) is over the threshold"),
+            "NCC_EBVF030",
+            "NCC_EVRF007",
         ),
-        "the graph is larger than the compiler takes",
-        "a smaller batch or sequence length, -O1, or the model over more cores (tensor_parallel_size)",
+        "the graph is larger than the compiler accepts",
+        "use a smaller batch or sequence length, -O1, or more cores for the model (tensor_parallel_size)",
         SDK_DOCS + "compiler/error-codes/EBVF030.html",
     ),
     Cause(
         "graph-over-device-memory",
-        (r"Estimated peak HBM usage \([\d.]+\) exceeds", r"NCC_EOOM00\d", r"NCC_EVRF009"),
-        "the compiled graph would not fit the 16 GB of a NeuronCore, so the compiler refuses it",
-        "a smaller batch or sequence length, bf16, gradient checkpointing, or the model over more cores; "
-        "`neuron-sum doctor RECIPE --instance NAME` estimates first",
+        (
+            ("Estimated peak HBM usage (", r"Estimated peak HBM usage \([\d.]+\) exceeds"),
+            ("NCC_EOOM00", r"NCC_EOOM00\d"),
+            "NCC_EVRF009",
+        ),
+        "the compiled graph would not fit in the 16 GB of a NeuronCore, so the compiler rejects it",
+        "use a smaller batch or sequence length, bf16, gradient checkpointing, or more cores for the model; "
+        "`neuron-sum doctor RECIPE --instance NAME` estimates the memory beforehand",
         SDK_ISSUES + "884",
     ),
     Cause(
         "unsupported-operator",
-        (r"NCC_EUOC002", r"NCC_EVRF001", r"Unsupported CustomCall target", r"unsupported HLO opcode"),
-        "the graph has an operator that the compiler does not know",
-        "`neuronx-cc list-operators --framework XLA` lists those it knows; write the step with them",
+        ("NCC_EUOC002", "NCC_EVRF001", "Unsupported CustomCall target", "unsupported HLO opcode"),
+        "the graph has an operator that the compiler does not support",
+        "use supported operators only; `neuronx-cc list-operators --framework XLA` lists them",
         SDK_DOCS + "compiler/error-codes/EVRF001.html",
     ),
     Cause(
         "dynamic-shape",
-        (r"NCC_EMOD025",),
+        ("NCC_EMOD025",),
         "the graph has a shape that is not fixed",
-        "pad to fixed lengths; buckets and plans of neuron-sum are fixed",
+        "pad to fixed lengths; the buckets and shape plans of neuron-sum are fixed",
         SDK_DOCS + "compiler/error-codes/EMOD025.html",
     ),
     Cause(
         "compiler-defect",
         (
-            r"An Internal Compiler Error has occurred",
-            r"\[F134\]", r"\[F139\]",
-            r"neuronx-cc terminated abnormally",
-            r"\[TEN404\]",
-            r"\[INTERNAL_ERROR\] \[NCC_",
+            "An Internal Compiler Error has occurred",
+            "[F134]",
+            "[F139]",
+            "neuronx-cc terminated abnormally",
+            "[TEN404]",
+            "[INTERNAL_ERROR] [NCC_",
         ),
-        "the compiler itself failed; the message behind the code, if there is one, is its own",
-        "try -O1 and the newest compiler of the same SDK line; else report it upstream with the compiler's work folder",
+        "the compiler itself failed; the message after the code, if any, comes from it",
+        "try -O1 and the newest compiler of the same SDK line; otherwise report it upstream with the compiler's work "
+        "folder",
         SDK_ISSUES + "1075",
     ),
     Cause(
         "compiler-missing-library",
-        (r"neuronxcc/\S{1,200}: error while loading shared libraries: \S+",),
-        "a system library that the compiler needs is not installed",
-        "install it: for libxml2.so.2, apt-get install libxml2",
+        (
+            (": error while loading shared libraries: ",
+             r"neuronxcc/\S{1,200}: error while loading shared libraries: \S+"),
+        ),
+        "a system library that the compiler requires is not installed",
+        "install the library; for libxml2.so.2, run `apt-get install libxml2`",
         "https://github.com/huggingface/optimum-neuron/issues/698",
     ),
     Cause(
         "cache-lock",
-        (r"Another process must be compiling",),
-        "this process waits for a lock in the compile cache; if no neuronx-cc runs, the lock's owner was killed",
-        "if `pgrep neuronx-cc` finds none: find /var/tmp/neuron-compile-cache -name '*.lock' -delete, or where "
-        "NEURON_COMPILE_CACHE_URL points",
+        ("Another process must be compiling",),
+        "this process waits for a lock in the compile cache; if no neuronx-cc is running, the owner of the lock was "
+        "killed",
+        "if `pgrep neuronx-cc` finds none, run `find /var/tmp/neuron-compile-cache -name '*.lock' -delete`, with the "
+        "folder of NEURON_COMPILE_CACHE_URL if that is set",
         SDK_DOCS + "about-neuron/arch/neuron-features/neuron-caching.html",
     ),
     Cause(
         "cached-failure",
-        (r"Got a cached failed neff",),
-        "this graph failed to compile before, and the cache remembers that",
-        "NEURON_CC_FLAGS=--retry_failed_compilation compiles it again; the first failure's own message is what to mend",
+        ("Got a cached failed neff",),
+        "this graph failed to compile before, and the cache stores that",
+        "fix the cause in the message of the first failure, then compile again with "
+        "NEURON_CC_FLAGS=--retry_failed_compilation",
         SDK_DOCS + "about-neuron/arch/neuron-features/neuron-caching.html",
     ),
     # The runtime and the device
     Cause(
         "neff-incompatible",
         (
-            r"NEFF version mismatch",
-            r"NEFF version: \S{1,40} features: \S{1,40} are not supported",
-            r"Unsupported hardware operator code",
-            r"Attempting to load an incompatible model",
-            r"NRT_UNSUPPORTED_NEFF_VERSION",
-            r"nrt_load(_collectives)? status=10\b",
+            "NEFF version mismatch",
+            (" are not supported", r"NEFF version: \S{1,40} features: \S{1,40} are not supported"),
+            "Unsupported hardware operator code",
+            "Attempting to load an incompatible model",
+            "NRT_UNSUPPORTED_NEFF_VERSION",
+            (" status=10", r"nrt_load(_collectives)? status=10\b"),
         ),
-        "the graph was compiled by a compiler that this runtime does not fit",
-        "compile and run with one SDK release (`neuron-sum doctor` names the versions); compile again after a change",
+        "the graph was compiled by a compiler that is incompatible with this runtime",
+        "compile and run with the same SDK release (`neuron-sum doctor` prints the versions); compile again after a "
+        "change",
         RUNTIME_DOCS,
     ),
     Cause(
         "neff-does-not-load",
-        (r"Nrt::Load failed", r"nrt_load(_collectives)? status=(?!4\b|10\b)\d+", r"Failed to load NN: \S+"),
-        "the runtime could not load a compiled graph; the line does not say why",
-        "the runtime's lines before it (TDRV, NMGR, ENC) do: memory, cores in use, or another rank that has not loaded",
+        (
+            "Nrt::Load failed",
+            ("nrt_load", r"nrt_load(_collectives)? status=(?!4\b|10\b)\d+"),
+            ("Failed to load NN: ", r"Failed to load NN: \S+"),
+        ),
+        "the runtime could not load a compiled graph; the line does not give the reason",
+        "read the runtime's lines before it (TDRV, NMGR, ENC) for the reason: memory, cores in use, or another rank "
+        "that has not loaded",
         SDK_ISSUES + "779",
     ),
     Cause(
         "device-memory",
         (
-            r"Failed to alloc DEVICE memory",
-            r"Failed to allocate \S{1,40} \(usage: [^)]{0,80}\) on ND \d+",
-            r"Failure: NRT_RESOURCE in nrt_load",
-            r"nrt_\w+ status=4 message=\"?Allocation Failure",
-            r"device mempool \[\d+:\d+\] total \d+ occupied",
-            r"Number of ONE TMPBUF pages requested exceeded",
+            "Failed to alloc DEVICE memory",
+            ("Failed to allocate ", r"Failed to allocate \S{1,40} \(usage: [^)]{0,80}\) on ND \d+"),
+            "Failure: NRT_RESOURCE in nrt_load",
+            (" status=4 message=", r"nrt_\w+ status=4 message=\"?Allocation Failure"),
+            ("device mempool [", r"device mempool \[\d+:\d+\] total \d+ occupied"),
+            "Number of ONE TMPBUF pages requested exceeded",
         ),
-        "the device memory of a NeuronCore ran out: 16 GB for weights, graphs and tensors of every model on it",
-        "a smaller batch or sequence length, bf16, fewer models on the core, or the model over more cores; "
-        "`neuron-sum doctor RECIPE --instance NAME` estimates first",
+        "the device memory of a NeuronCore ran out: 16 GB for the weights, graphs and tensors of all models on it",
+        "use a smaller batch or sequence length, bf16, fewer models per core, or more cores for the model; "
+        "`neuron-sum doctor RECIPE --instance NAME` estimates the memory beforehand",
         SDK_ISSUES + "1014",
     ),
     Cause(
         "cores-busy",
-        (r"Neuron ?Core\(s\) not available - Requested",),
-        "another process holds the NeuronCores that this one asks for; a core belongs to one process at a time",
-        "`neuron-ls` shows who has them; end that process, or give each its own with NEURON_RT_VISIBLE_CORES",
+        (("Core(s) not available - Requested", r"Neuron ?Core\(s\) not available - Requested"),),
+        "another process uses the NeuronCores that this one requests; a core belongs to one process at a time",
+        "find the process with `neuron-ls` and end it, or assign different cores with NEURON_RT_VISIBLE_CORES",
         RUNTIME_DOCS,
     ),
     Cause(
         "no-device",
-        (r"No neuron device available", r"This instance has no neuron devices", r"Failed to discover neuron devices"),
-        "the runtime sees no Neuron device: another kind of instance, no driver, or a container without the device",
-        "`ls /dev/neuron*` on the host; in a container pass it with --device /dev/neuron0",
+        ("No neuron device available", "This instance has no neuron devices", "Failed to discover neuron devices"),
+        "the runtime finds no Neuron device: another kind of instance, no driver, or a container without the device",
+        "run `ls /dev/neuron*` on the host; pass the device to a container with --device /dev/neuron0",
         SDK_ISSUES + "633",
     ),
     Cause(
         "driver-not-found",
         (
-            r"Unable to determine Neuron Driver version",
-            r"Unable to read compatible Driver version",
-            r"Please check /dev/neuron# is accessible",
+            "Unable to determine Neuron Driver version",
+            "Unable to read compatible Driver version",
+            "Please check /dev/neuron# is accessible",
         ),
         "the Neuron driver is not loaded, or not visible from this container",
-        "sudo apt-get install aws-neuronx-dkms && sudo modprobe neuron; in a container pass --device /dev/neuron0",
+        "run `sudo apt-get install aws-neuronx-dkms && sudo modprobe neuron`; start a container with "
+        "--device /dev/neuron0",
         SDK_ISSUES + "415",
     ),
     Cause(
         "driver-too-old",
         (
-            r"This runtime requires Neuron Driver version",
-            r"Neuron Runtime \(compatibility id: \d+\) is not compatible with the installed",
+            "This runtime requires Neuron Driver version",
+            (") is not compatible with the installed",
+             r"Neuron Runtime \(compatibility id: \d+\) is not compatible with the installed"),
         ),
-        "the driver on the host is older than the runtime needs",
-        "upgrade aws-neuronx-dkms on the host and reload it (rmmod neuron, modprobe neuron); on SageMaker the host is "
-        "AWS's: use an image of an older SDK",
+        "the driver on the host is older than the runtime requires",
+        "upgrade aws-neuronx-dkms on the host and reload it (rmmod neuron, modprobe neuron); on SageMaker, where AWS "
+        "manages the host, use an image of an older SDK",
         SDK_ISSUES + "655",
     ),
     Cause(
         "runtime-not-initialized",
         (
-            r"The PyTorch Neuron Runtime could not be initialized",
-            r"Neuron runtime cannot be initialized; cannot determine the number",
+            "The PyTorch Neuron Runtime could not be initialized",
+            "Neuron runtime cannot be initialized; cannot determine the number",
         ),
-        "the runtime did not start; this line does not say why",
-        "the lines before it, or the system log, do: no device, no driver, or cores that another process holds "
-        "(`neuron-ls`)",
+        "the runtime did not start; this line does not give the reason",
+        "read the lines before it, or the system log, for the reason: no device, no driver, or cores that another "
+        "process uses (`neuron-ls`)",
         SAMPLES_ISSUES + "44",
     ),
     Cause(
         "topology",
-        (r"Unsupported topology\. Supported number of Neuron Cores is",),
-        "so many cores cannot work together on this instance",
-        "on trn1: 1, 2, 8, 16, or a multiple of 32",
+        ("Unsupported topology. Supported number of Neuron Cores is",),
+        "this number of cores cannot work together on this instance",
+        "on trn1, use 1, 2, 8, 16 or a multiple of 32 cores",
         "https://github.com/huggingface/optimum-neuron/issues/619",
     ),
     Cause(
         "execution-timeout",
         (
-            r"status=5 message=\"?Timeout Exceeded",
-            r"(inference|execution) timeout \(\d+ ms\) on",
+            ("status=5 message=", r"status=5 message=\"?Timeout Exceeded"),
+            (" timeout (", r"(inference|execution) timeout \(\d+ ms\) on"),
         ),
-        "a graph did not finish in the runtime's time; often another rank is not there or still compiles",
-        "look for the first rank that failed; if all run, NEURON_RT_EXEC_TIMEOUT raises the limit (seconds)",
+        "a graph did not finish within the runtime's time limit; often another rank is missing or still compiling",
+        "find the first rank that failed; if all are running, raise the limit with NEURON_RT_EXEC_TIMEOUT (seconds)",
         SDK_ISSUES + "1028",
     ),
     # Versions
     Cause(
         "torch-mismatch",
         (
-            r"(_XLAC\.\S{1,100}|libtorchneuron\.so|libneuronxla\S{0,100}): undefined symbol",
-            r"Unknown flags? in XLA_FLAGS",
+            (": undefined symbol", r"(_XLAC\.\S{1,100}|libtorchneuron\.so|libneuronxla\S{0,100}): undefined symbol"),
+            (" in XLA_FLAGS", r"Unknown flags? in XLA_FLAGS"),
         ),
-        "torch, torch_xla and torch-neuronx (or libneuronxla) are not of one release",
-        "`neuron-sum doctor` prints the command that installs the row's versions",
+        "torch, torch_xla and torch-neuronx (or libneuronxla) are not from the same release",
+        "run the command that `neuron-sum doctor` prints to install matching versions",
         SDK_ISSUES + "1012",
     ),
     Cause(
         "numpy-mismatch",
         (
-            r"A module that was compiled using NumPy 1\.x cannot be run in",
-            r"module compiled against API version 0x\w+ but this version of numpy is",
-            r"module 'numpy' has no attribute 'asscalar'",
-            r"RuntimeError: Numpy is not available",
+            "A module that was compiled using NumPy 1.x cannot be run in",
+            ("module compiled against API version 0x",
+             r"module compiled against API version 0x\w+ but this version of numpy is"),
+            "module 'numpy' has no attribute 'asscalar'",
+            "RuntimeError: Numpy is not available",
         ),
-        "numpy is newer or older than what another package was built with; the compiler needs numpy before 2",
-        "`neuron-sum doctor` prints the command that installs the row's numpy",
+        "numpy is newer or older than the one another package was built with; the compiler requires numpy below 2",
+        "run the command that `neuron-sum doctor` prints to install the matching numpy",
         RUNTIME_DOCS,
     ),
     Cause(
         "sdk-missing",
         (
-            r"No module named '(torch_neuronx|neuronxcc|libneuronxla|neuronx_distributed)'",
-            r"RuntimeError: neuronx-cc is not installed",
+            ("No module named '", r"No module named '(torch_neuronx|neuronxcc|libneuronxla|neuronx_distributed)'"),
+            "RuntimeError: neuronx-cc is not installed",
         ),
-        "AWS's Neuron packages are not installed; PyPI has only placeholders of their names",
-        "`neuron-sum doctor` prints the command with AWS's own index; or use a Neuron image",
+        "the AWS Neuron packages are not installed; PyPI has only placeholders with their names",
+        "run the command that `neuron-sum doctor` prints, which uses the AWS Neuron package index; or use a Neuron "
+        "image",
         SDK_DOCS + "setup/index.html",
     ),
-    # SageMaker: before anything runs
+    # SageMaker, before the job or endpoint runs
     Cause(
         "quota",
-        (r"ResourceLimitExceeded", r"The account-level service limit '[^']{1,200}' is \d+"),
-        "the account may not have so many of these instances; new accounts have 0 of most",
-        "Service Quotas, Amazon SageMaker, the limit by the name in the line: request an increase; training, spot "
-        "training, endpoint and transform have limits of their own",
+        (
+            "ResourceLimitExceeded",
+            ("The account-level service limit '", r"The account-level service limit '[^']{1,200}' is \d+"),
+        ),
+        "the account's quota is lower than this number of instances; for most types, new accounts have a quota of 0",
+        "request an increase of the quota named in the line (Service Quotas, Amazon SageMaker); training, spot "
+        "training, endpoints and transforms have separate quotas",
         "https://github.com/aws/amazon-sagemaker-examples/issues/307",
     ),
     Cause(
         "capacity",
         (
-            r"CapacityError: Unable to provision",
-            r"InsufficientInstanceCapacity",
-            r"EC2InsufficientCapacityError",
-            r"Insufficient capacity error from EC2",
+            "CapacityError: Unable to provision",
+            "InsufficientInstanceCapacity",
+            "EC2InsufficientCapacityError",
+            "Insufficient capacity error from EC2",
         ),
-        "AWS has none of these instances free there now; the account's limit is not the matter",
-        "try again later, in another region or availability zone, or on the other size",
+        "AWS has no free instances of this type there at the moment; the account's quota is not the cause",
+        "try again later, in another region or availability zone, or with another size",
         "https://github.com/DIAGNijmegen/rse-grand-challenge/issues/2631",
     ),
     Cause(
         "image-not-found",
         (
-            r"Requested image not found",
-            r"manifest unknown",
-            r"pull access denied for \S+",
-            r"CannotPullContainerError",
+            "Requested image not found",
+            "manifest unknown",
+            ("pull access denied for ", r"pull access denied for \S+"),
+            "CannotPullContainerError",
         ),
-        "there is no image of that name and tag, or not in that region and account",
-        "`neuron-sum doctor RECIPE --instance NAME --region REGION` prints the name; log in to that registry first",
+        "no image of that name and tag exists in that region and account",
+        "use the name that `neuron-sum doctor RECIPE --instance NAME --region REGION` prints; log in to that registry "
+        "first",
         "https://github.com/aws/deep-learning-containers/issues/3115",
     ),
     Cause(
         "image-permission",
         (
-            r"does not grant ecr:\w+",
-            r"does not have \w+ permission for the image",
+            ("does not grant ecr:", r"does not grant ecr:\w+"),
+            (" permission for the image", r"does not have \w+ permission for the image"),
         ),
-        "the job's role, or the repository's policy, does not allow the image to be pulled",
-        "give the role ecr:BatchGetImage, ecr:GetDownloadUrlForLayer and ecr:BatchCheckLayerAvailability; an image of "
-        "AWS's must be named with the account of the job's region",
+        "the job's role or the repository's policy does not allow pulling the image",
+        "give the role ecr:BatchGetImage, ecr:GetDownloadUrlForLayer and ecr:BatchCheckLayerAvailability; for an AWS "
+        "image, use the registry account of the job's region",
         "https://github.com/aws/deep-learning-containers/issues/759",
     ),
     Cause(
         "docker-hub-limit",
-        (r"toomanyrequests: You have reached your (unauthenticated )?pull rate limit",),
-        "Docker Hub lets an address pull only so often, and a build service's addresses are shared by many",
-        "take the base image from public.ecr.aws/docker/library, as `aws image` does for Docker's official images; or "
+        (
+            ("toomanyrequests: You have reached your ",
+             r"toomanyrequests: You have reached your (unauthenticated )?pull rate limit"),
+        ),
+        "Docker Hub limits the pulls per IP address, and many users share the addresses of a build service",
+        "use the base image from public.ecr.aws/docker/library, as `aws image` does for Docker's official images, or "
         "log in to Docker Hub",
         "https://github.com/sparcs-kaist/new-ara-api/pull/172",
     ),
     Cause(
         "architecture",
-        (r"exec format error",),
-        "the image, or a program in it, is for another processor: mostly built on an ARM machine",
-        "docker build --platform linux/amd64 (the Dockerfile of `neuron-sum dockerfile` says so)",
+        ("exec format error",),
+        "the image, or a program in it, is for another processor; most often it was built on an ARM machine",
+        "build with `docker build --platform linux/amd64` (as the Dockerfile of `neuron-sum dockerfile` says)",
         "https://github.com/aws-samples/aws-lex-conv-faq/issues/8",
     ),
     Cause(
         "s3-denied",
         (
-            r"when calling the (HeadObject|GetObject|PutObject|ListObjects\w*|ListBucket|HeadBucket) operation: "
-            r"(Forbidden|Access ?Denied)",
-            r"AccessDenied.{1,400}?s3:\w+",
+            ("when calling the ",
+             r"when calling the (HeadObject|GetObject|PutObject|ListObjects\w*|ListBucket|HeadBucket) operation: "
+             r"(Forbidden|Access ?Denied)"),
+            ("AccessDenied", r"AccessDenied.{1,400}?s3:\w+"),
         ),
-        "the role may not read or write that bucket or object; S3 says so too where the object is not there",
-        "check the address first; then s3:GetObject, s3:PutObject and s3:ListBucket for the role, and kms:Decrypt if "
+        "the role may not read or write that bucket or object, or the object does not exist, for which S3 reports the "
+        "same",
+        "check the address first; then give the role s3:GetObject, s3:PutObject and s3:ListBucket, and kms:Decrypt if "
         "the bucket has a key",
         "https://github.com/aws/sagemaker-python-sdk/issues/442",
     ),
     Cause(
         "not-authorized",
-        (r"is not authorized to perform: (?!s3:)[\w-]+:\w+",),
-        "the caller or the job's role lacks the permission that the line names",
-        "add that action for that resource to the role's policy (iam:PassRole belongs to the caller)",
+        (("is not authorized to perform: ", r"is not authorized to perform: (?!s3:)[\w-]+:\w+"),),
+        "the caller or the job's role lacks the permission named in the line",
+        "add that action for that resource to the role's policy (iam:PassRole to the caller's)",
         SAGEMAKER_DOCS + "sagemaker-roles.html",
     ),
-    # SageMaker: while it runs
+    # SageMaker, while the job or endpoint runs
     Cause(
         "spot-interrupted",
-        (r"SecondaryStatus\W{1,8}Interrupted", r"managed spot training instances were interrupted"),
-        "the spot instance was taken away; SageMaker starts the job again when there is one",
-        "nothing, if checkpoints go to S3: the next start restores /opt/ml/checkpoints and --resume goes on from there",
+        (
+            ("SecondaryStatus", r"SecondaryStatus\W{1,8}Interrupted"),
+            "managed spot training instances were interrupted",
+        ),
+        "the spot instance was reclaimed; SageMaker restarts the job when an instance is available",
+        "do nothing if checkpoints are stored in S3: the next start restores /opt/ml/checkpoints and --resume "
+        "continues from there",
         SAGEMAKER_DOCS + "model-managed-spot-training-status.html",
     ),
     Cause(
         "spot-wait-exceeded",
-        (r"MaxWaitTimeExceeded",),
-        "the spot job was stopped, for it waited and ran longer than MaxWaitTimeInSeconds",
-        "a longer wait, another hour or region, or on demand; a new job with the same checkpoint address goes on",
+        ("MaxWaitTimeExceeded",),
+        "the spot job was stopped because waiting and running took longer than MaxWaitTimeInSeconds",
+        "wait longer, try another time or region, or run on demand; a new job with the same checkpoint address "
+        "continues",
         SAGEMAKER_DOCS + "model-managed-spot-training-status.html",
     ),
     Cause(
         "run-time-exceeded",
-        (r"MaxRuntimeExceeded",),
-        "the job was stopped, for it ran longer than MaxRuntimeInSeconds; `Stopped` is not success",
-        "a longer limit; a new job with the same checkpoint address goes on from the last checkpoint",
+        ("MaxRuntimeExceeded",),
+        "the job was stopped because it ran longer than MaxRuntimeInSeconds; `Stopped` does not mean success",
+        "set a longer limit; a new job with the same checkpoint address continues from the last checkpoint",
         SAGEMAKER_DOCS + "model-managed-spot-training-status.html",
     ),
     Cause(
         "ping",
-        (r"did not pass the ping health check",),
-        "the container did not answer GET /ping on port 8080 with 200 in time; this line does not say why",
-        "the endpoint's own log does; if it was still loading or compiling, a longer "
-        "ContainerStartupHealthCheckTimeoutInSeconds, and graphs that are compiled before they are deployed",
+        ("did not pass the ping health check",),
+        "the container did not answer GET /ping on port 8080 with 200 in time; this line does not give the reason",
+        "read the endpoint's log for the reason; if it was still loading or compiling, set a longer "
+        "ContainerStartupHealthCheckTimeoutInSeconds and compile the graphs before deployment",
         SDK_ISSUES + "457",
     ),
     Cause(
         "invoke-timeout",
-        (r"Your invocation timed out while waiting for a response from container", r"Read timeout on endpoint URL"),
-        "the container did not answer in the 60 s that SageMaker gives a request",
-        "fewer dialogues a request, smaller buckets, fewer beams; a warm-up at load, for the first call is slow; "
-        "serve.deadline_s answers 503 before SageMaker gives up",
+        ("Your invocation timed out while waiting for a response from container", "Read timeout on endpoint URL"),
+        "the container did not answer within 60 s, SageMaker's limit for a request",
+        "use fewer dialogues per request, smaller buckets or fewer beams; warm up at load, because the first call is "
+        "slow; set serve.deadline_s to answer 503 before SageMaker's limit",
         "https://github.com/aws/sagemaker-python-sdk/issues/1119",
     ),
     Cause(
         "djl-worker-start",
         (
-            r"ai\.djl\.python\.engine\.PyProcess\.startPythonProcess",
-            r"Python process startup time out",
-            r"Failed to initialize model: ",
-            r"Failed register workflow",
+            "ai.djl.python.engine.PyProcess.startPythonProcess",
+            "Python process startup time out",
+            "Failed to initialize model: ",
+            "Failed register workflow",
         ),
-        "DJL Serving's Python worker did not start, or did not load the model in time; the line does not say which",
-        "the worker's own lines before it do; if it only takes long, option.model_loading_timeout (240 s by default)",
+        "the Python worker of DJL Serving did not start or did not load the model in time; the line does not say which",
+        "read the worker's lines before it for the reason; if loading is just slow, raise option.model_loading_timeout "
+        "(240 s by default)",
         "https://github.com/awslabs/fmbench-orchestrator/issues/28",
     ),
     Cause(
         "disk-full",
-        (r"No space left on device",),
-        "the disk is full: on SageMaker the volume, or /tmp, which is not on it",
-        "a larger VolumeSizeInGB, fewer checkpoints (train.save_total_limit), TMPDIR and the compile cache on it",
+        ("No space left on device",),
+        "the disk is full; on SageMaker, the volume or /tmp, which is not on the volume",
+        "set a larger VolumeSizeInGB, keep fewer checkpoints (train.save_total_limit), or move TMPDIR and the compile "
+        "cache to the volume",
         SDK_ISSUES + "579",
     ),
 )  # fmt: skip

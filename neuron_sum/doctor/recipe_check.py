@@ -1,13 +1,13 @@
-"""A recipe on an instance, before it is paid for: method, layout, memory, image, and the traps that concern it.
+"""Check a recipe on an instance type before it costs money: method, layout, memory, image and upstream bugs.
 
-No hub is asked for the base models that models/dimensions.py has.
+Base models in models/dimensions.py are checked without a hub.
 """
 
 from typing import TYPE_CHECKING, Literal
 
 from neuron_sum.console import size
 from neuron_sum.doctor.machine_check import Check, retirements
-from neuron_sum.doctor.upstream_bugs import TRAPS, Case
+from neuron_sum.doctor.upstream_bugs import UPSTREAM_BUGS, Case
 from neuron_sum.models.dimensions import base_config
 from neuron_sum.platform.matrix import Instance, Platform
 from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell
@@ -22,16 +22,16 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region: str | None = None) -> list[Check]:
-    """Whether a recipe works on an instance: method, memory, layout, image; and the traps that concern it.
+    """Check a recipe on an instance type: method, memory, layout, image and the upstream bugs that affect it.
 
     Args:
         recipe: The whole recipe.
-        instance: Trainium is asked to train, Inferentia2 to run what was compiled.
-        platform: The versions it shall run with.
-        region: Where, for the image's full name.
+        instance: The instance type: Trainium for training, Inferentia2 for compiled models.
+        platform: The versions to run with.
+        region: The AWS region for the full image name.
 
     Raises:
-        NeuronSumError: If the base model's configuration cannot be had.
+        NeuronSumError: If the base model's configuration is not available.
     """
     config = base_config(recipe.model)
     parameters = _parameters(recipe, config)
@@ -44,12 +44,12 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         checks += _check_training(recipe, config, parameters, instance)
     else:
         checks.append(_check_serving_memory(recipe, config, parameters, instance))
-    checks += _check_traps(recipe, family, instance, "train" if "train" in stages else "compile")
+    checks += _check_upstream_bugs(recipe, family, instance, "train" if "train" in stages else "compile")
     return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
 
 
 def _parameters(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":
-    """Counted on the model itself, with the adapter, of which no weight is made."""
+    """The parameters of the model with its adapter, counted without allocating weights."""
     import torch
 
     from neuron_sum.models import adapters
@@ -64,11 +64,11 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
     cell = find_cell(family, method, stage)
     name = f"{stage} {family} {method}"
     if cell.works is None:
-        return Check(name, "note", f"no source says whether it works: {cell.note}", None, None)
-    told = f"{cell.note} (seen: {cell.seen}; {cell.status})"
+        return Check(name, "note", f"no source states whether it works: {cell.note}", None, None)
+    found = f"{cell.note} (evidence: {cell.evidence}; {cell.status})"
     if cell.works:
-        return Check(name, "ok", told, None, cell.source)
-    return Check(name, "blocks", told, "method=lora", cell.source)
+        return Check(name, "ok", found, None, cell.source)
+    return Check(name, "blocks", found, "method=lora", cell.source)
 
 
 def _check_training(
@@ -89,23 +89,23 @@ def _check_training(
         core_available=instance.core_memory,
         host_available=instance.host_memory,
     )
-    told = f"about {size(memory.core.memory)} of {size(memory.core_available)} ({memory.core.parts})"
+    found = f"about {size(memory.core.memory)} of {size(memory.core_available)} ({memory.core.parts})"
     if recipe.train.shapes.plan == "packed" and recipe.train.shapes.sizes is None:
-        told += f"; for rows of {longest}, and the data may choose longer ones: train.shapes.sizes sets them"
+        found += f"; for rows of {longest}; the data may choose longer ones unless train.shapes.sizes is set"
     if memory.core_fits:
-        checks.append(Check("memory of a NeuronCore", "ok", told))
+        checks.append(Check("memory of a NeuronCore", "ok", found))
     else:
-        checks.append(Check("memory of a NeuronCore", "blocks", told, memory.core_remedy))
-    told = f"about {size(memory.host)} of {size(memory.host_available)} for {memory.processes} processes"
+        checks.append(Check("memory of a NeuronCore", "blocks", found, memory.core_remedy))
+    found = f"about {size(memory.host)} of {size(memory.host_available)} for {memory.processes} processes"
     if memory.host_fits:
-        checks.append(Check("memory of the host", "ok", f"{told}; the compiler's own comes on top"))
+        checks.append(Check("memory of the host", "ok", f"{found}, without the compiler"))
     else:
-        checks.append(Check("memory of the host", "blocks", told, memory.host_remedy))
+        checks.append(Check("memory of the host", "blocks", found, memory.host_remedy))
     return checks
 
 
 def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance) -> list[Check]:
-    """Backend, parallelism, and what NeuronTrainer has no part for."""
+    """Check the backend, parallelism, and settings that NeuronTrainer does not support."""
     from neuron_sum.training.neuron.limits import layout_faults, neuron_faults
 
     checks, train = [], recipe.train
@@ -115,14 +115,14 @@ def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance
     checks += [
         Check(fault.field, "blocks", fault.reason, fault.remedy)
         for fault in [*neuron_faults(config, recipe), *layout_faults(train.neuron, instance.neuron_cores)]
-        if fault.field != "method"  # the matrix's cell has told that
+        if fault.field != "method"  # reported by _check_method
     ]
-    if train.fsdp or train.deepspeed is not None:  # in a recipe for torch; with backend neuron it does not load
+    if train.fsdp or train.deepspeed is not None:  # only for torch; a recipe with backend neuron rejects them
         checks.append(
             Check(
                 "sharding",
                 "blocks",
-                "fsdp and deepspeed are torch's; NeuronTrainer has ZeRO-1 and tensor parallelism",
+                "fsdp and deepspeed require the torch backend; NeuronTrainer has ZeRO-1 and tensor parallelism",
                 "train.fsdp=false train.deepspeed=null",
             )
         )
@@ -132,7 +132,7 @@ def _check_layout(recipe: Recipe, config: "PretrainedConfig", instance: Instance
 def _check_serving_memory(
     recipe: Recipe, config: "PretrainedConfig", parameters: "ParameterCount", instance: Instance
 ) -> Check:
-    """Weights and the keys and values of the largest bucket, on one core; activations of one step are small beside."""
+    """Weights, keys and values of the largest bucket on one core; the activations of a step are small in comparison."""
     compiled: CompileConfig = recipe.compile
     weights = parameters.all * DTYPE_BYTES[compiled.dtype]
     kv_bytes = DTYPE_BYTES[compiled.kv_dtype or ("fp32" if compiled.dtype == "fp32" else "bf16")]
@@ -145,16 +145,18 @@ def _check_serving_memory(
         head = config.hidden_size // config.num_attention_heads
         columns = config.num_hidden_layers * config.num_key_value_heads * head * beams * (source + target)
     needed = weights + 2 * batch * columns * kv_bytes
-    told = (
+    found = (
         f"about {size(needed)} of {size(instance.core_memory)} (weights {size(weights)} in {compiled.dtype}, keys and "
         f"values {size(needed - weights)} at batch {batch}, {beams} beams, {source} + {target} tokens)"
     )
     if needed <= instance.core_memory:
-        return Check("memory of a NeuronCore", "ok", told)
-    return Check("memory of a NeuronCore", "blocks", told, "compile.dtype=bf16, or smaller compile.batch_sizes")
+        return Check("memory of a NeuronCore", "ok", found)
+    return Check("memory of a NeuronCore", "blocks", found, "compile.dtype=bf16, or smaller compile.batch_sizes")
 
 
-def _check_traps(recipe: Recipe, family: str, instance: Instance, stage: Literal["train", "compile"]) -> list[Check]:
+def _check_upstream_bugs(
+    recipe: Recipe, family: str, instance: Instance, stage: Literal["train", "compile"]
+) -> list[Check]:
     case = Case(
         family=family,
         method=recipe.method.name,
@@ -165,14 +167,14 @@ def _check_traps(recipe: Recipe, family: str, instance: Instance, stage: Literal
         num_beams=max(recipe.compile.num_beams or (recipe.generate.num_beams,)),
     )
     return [
-        Check(f"trap {trap.name}", "note", trap.happens, trap.handled, trap.source)
-        for trap in TRAPS
-        if trap.concerns(case)
+        Check(f"trap {bug.name}", "note", bug.problem, bug.handling, bug.source)
+        for bug in UPSTREAM_BUGS
+        if bug.affects(case)
     ]
 
 
 def _image(platform: Platform, stage: str, region: str | None) -> Check:
     image = next(image for image in platform.registry_images if image.stage == stage)
     name = image.uri(region) if region else f"{image.repository}:{image.tag}"
-    found = name if region else f"{name} (--region gives its full name)"
+    found = name if region else f"{name} (use --region for the full name)"
     return Check("image", "ok", found, None, image.source)

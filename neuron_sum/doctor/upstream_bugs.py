@@ -1,4 +1,4 @@
-"""Upstream's traps on Neuron, as data: whom each concerns, what happens without care, and what neuron-sum does."""
+"""Upstream bugs and limits on Neuron, as data: the affected cases, the problem and how neuron-sum handles it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ SMALL_HOST_GIB = 32
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe on an instance, in the terms of the traps.
+    """The properties of a recipe on an instance type that decide which bugs affect it.
 
     Attributes:
         family: t5 or llama.
         method: full, lora or prompt_tuning.
         stage: train or compile.
-        instance: Where.
-        gradient_checkpointing: As in the recipe.
-        dtype: Of the compiled graphs.
-        num_beams: The widest beam.
+        instance: The instance type.
+        gradient_checkpointing: The setting of the recipe.
+        dtype: The dtype of the compiled graphs.
+        num_beams: The largest beam width.
     """
 
     family: str
@@ -34,136 +34,136 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Trap:
-    """Something that goes wrong upstream.
+class UpstreamBug:
+    """A bug or limit of an upstream package.
 
     Attributes:
         name: A short name.
-        concerns: Whether it concerns a case.
-        happens: What goes wrong.
-        handled: What neuron-sum does about it, or what is left to do.
-        source: Where it comes from, and how it was seen.
+        affects: A function that returns whether the bug affects a case.
+        problem: The consequence without handling.
+        handling: The way neuron-sum handles it, or the remaining steps for the user.
+        source: The code or issue, and how the bug was verified.
     """
 
     name: str
-    concerns: Callable[[Case], bool]
-    happens: str
-    handled: str
+    affects: Callable[[Case], bool]
+    problem: str
+    handling: str
     source: str
 
 
-TRAPS = (
-    Trap(
+UPSTREAM_BUGS = (
+    UpstreamBug(
         "fp16",
         lambda case: case.family == "t5",
-        "T5 turns to NaN in fp16",
-        "no setting makes fp16; train.bf16 is autocast over fp32 weights",
+        "T5 produces NaN in fp16",
+        "no setting uses fp16; train.bf16 is autocast over fp32 weights",
         "huggingface/transformers#23918",
     ),
-    Trap(
+    UpstreamBug(
         "save-unties-the-optimizer",
         lambda case: case.stage == "train" and case.family == "t5",
-        "a save in the middle gives the model new parameters that the optimizer does not know: training goes on, "
-        "grad_norm is 0, nothing is learned any more, and no error is raised",
+        "saving during training gives the model new parameters that the optimizer does not have: training continues "
+        "with grad_norm 0, learns nothing more, and raises no error",
         "checkpoints are written from a copy on the CPU; the model keeps its parameters",
         OPTIMUM + "accelerate/utils/misc.py:97 (create_patched_save_pretrained); reproduced on XLA:CPU",
     ),
-    Trap(
+    UpstreamBug(
         "reduction-argument",
         lambda case: case.stage == "train" and case.family == "t5" and case.method != "full",
         "an adapter on T5 fails with: forward() got an unexpected keyword argument 'reduction'",
-        "the loss is neuron-sum's own for every model, and the argument is not passed",
+        "neuron-sum computes the loss for every model and does not pass the argument",
         OPTIMUM + "trainers/transformers.py:201; reproduced on XLA:CPU with LoRA",
     ),
-    Trap(
+    UpstreamBug(
         "loss-divided-twice",
         lambda case: case.stage == "train" and case.family == "llama",
-        "with transformers' own Llama class the loss is divided by the number of tokens twice",
-        "optimum-neuron's own Llama class is trained",
+        "with the Llama class of transformers, the loss is divided by the number of tokens twice",
+        "the Llama class of optimum-neuron is trained",
         OPTIMUM + "trainers/transformers.py; reproduced on XLA:CPU",
     ),
-    Trap(
+    UpstreamBug(
         "lora-targets",
         lambda case: case.stage == "train" and (case.family, case.method) == ("llama", "lora"),
-        "LoRA on fewer than all seven projections trains, and cannot be consolidated (KeyError … gate_up_proj.weight)",
-        "all seven are the default of method.target_modules, and the doctor refuses fewer",
+        "LoRA on fewer than all seven projections trains but cannot be consolidated (KeyError … gate_up_proj.weight)",
+        "method.target_modules defaults to all seven, and `neuron-sum doctor` rejects fewer",
         OPTIMUM + "models/training; reproduced on XLA:CPU",
     ),
-    Trap(
+    UpstreamBug(
         "shards",
         lambda case: case.stage == "train" and case.family == "llama",
-        "what is saved are shards, at tensor_parallel_size 1 too; consolidating them leaves the configuration out",
-        "one command ends with a plain Hugging Face folder",
-        OPTIMUM + "models/training/checkpointing.py; read",
+        "shards are saved, even at tensor_parallel_size 1; consolidation omits the configuration",
+        "`neuron-sum train` writes a plain Hugging Face folder",
+        OPTIMUM + "models/training/checkpointing.py; read, not run",
     ),
-    Trap(
+    UpstreamBug(
         "evaluation-refused",
         lambda case: case.stage == "train",
-        "NeuronTrainer refuses to evaluate",
-        "`neuron-sum evaluate` is a stage of its own, on what was saved",
+        "NeuronTrainer does not support evaluation",
+        "`neuron-sum evaluate` is a separate stage on the saved model",
         OPTIMUM + "trainers/transformers.py:138",
     ),
-    Trap(
+    UpstreamBug(
         "resume-refused",
         lambda case: case.stage == "train",
-        "NeuronTrainer refuses resume_from_checkpoint, so an interrupted spot instance starts anew",
-        "--resume is neuron-sum's own: weights, optimizer, schedule, place in the data, random state",
+        "NeuronTrainer rejects resume_from_checkpoint, so an interrupted spot instance would restart training",
+        "neuron-sum implements --resume: weights, optimizer, schedule, position in the data, random state",
         OPTIMUM + "trainers/transformers.py:1096",
     ),
-    Trap(
+    UpstreamBug(
         "metrics",
         lambda case: case.stage == "train",
-        "with all three metrics switched off training dies with: Unknown metric: throughput",
-        "they stay on",
+        "with all three metrics switched off, training fails with: Unknown metric: throughput",
+        "the metrics stay on",
         OPTIMUM + "trainers/metrics/collector.py:258; reproduced on XLA:CPU",
     ),
-    Trap(
+    UpstreamBug(
         "zero-1",
         lambda case: case.stage == "train",
         "upstream shards the optimizer over the cores by default (ZeRO-1)",
-        "off by default, and refused for T5, for it cannot be shown without a device",
-        OPTIMUM + "trainers/training_args.py:325; read",
+        "off by default, and rejected for T5, because it cannot be tested without a device",
+        OPTIMUM + "trainers/training_args.py:325; read, not run",
     ),
-    Trap(
+    UpstreamBug(
         "a-graph-a-shape",
         lambda case: case.stage == "train",
-        "every new shape of a batch is compiled anew, for minutes",
-        "shapes are fixed before training; the plan says how many graphs of forward and backward there will be",
-        "12 shapes made 12 compiles on XLA:CPU, one shape 2",
+        "every new batch shape is compiled separately, which takes minutes",
+        "shapes are fixed before training; the plan states the number of forward and backward graphs",
+        "12 shapes caused 12 compilations on XLA:CPU, one shape caused 2",
     ),
-    Trap(
+    UpstreamBug(
         "checkpointing-t5",
         lambda case: case.stage == "train" and case.family == "t5" and case.gradient_checkpointing,
-        "gradient_checkpointing on T5 uses one more of AWS's modules, which nobody has seen run here",
-        "left as the recipe says; it needs a device to be shown",
-        OPTIMUM + "trainers/transformers.py:849; read",
+        "gradient_checkpointing on T5 uses an additional AWS module that has not been tested here",
+        "the recipe's setting is used; testing it requires a device",
+        OPTIMUM + "trainers/transformers.py:849; read, not run",
     ),
-    Trap(
+    UpstreamBug(
         "compiler-killed",
         lambda case: case.instance.host_gib <= SMALL_HOST_GIB,
-        "the compiler takes host memory beside the processes; on a small host it is killed (-9, F137)",
-        "compile on a larger instance, fewer graphs at a time, or with -O1; a compile cache on S3 keeps the result",
+        "the compiler uses host memory in addition to the processes; on a small host it is killed (-9, F137)",
+        "compile on a larger instance, fewer graphs at a time, or with -O1; a compile cache on S3 stores the result",
         "aws-neuron/aws-neuron-samples#10, aws-neuron/aws-neuron-sdk#706",
     ),
-    Trap(
+    UpstreamBug(
         "beams",
         lambda case: case.stage == "compile" and case.family == "t5" and case.num_beams > 1,
-        "upstream's compiled T5 beam search differs from transformers', and does not export beyond batch 1",
-        "graphs and a generation loop of our own",
+        "the compiled T5 beam search of optimum-neuron differs from transformers, and exports only batch 1",
+        "neuron-sum uses separate graphs and a separate generation loop",
         OPTIMUM + "generation; reproduced with a stand-in",
     ),
-    Trap(
+    UpstreamBug(
         "first-call",
         lambda case: case.stage == "compile",
-        "the first call on a loaded graph is slow, and SageMaker gives up after 60 s",
-        "the handler warms every bucket up at load; serve.deadline_s answers before SageMaker does",
+        "the first call of a loaded graph is slow, and SageMaker's limit is 60 s",
+        "the handler warms up every bucket at load; serve.deadline_s answers before SageMaker's limit",
         "aws-neuron/aws-neuron-sdk#928",
     ),
-    Trap(
+    UpstreamBug(
         "bf16-quality",
         lambda case: case.stage == "compile" and case.dtype != "fp32",
-        "bf16 changes summaries: 11 to 14 % of them on a badly trained tiny model",
-        "`neuron-sum compile verify` says what it costs in ROUGE, and refuses beyond --max-drop",
+        "bf16 changes summaries: 11 to 14 % of them with a poorly trained tiny model",
+        "`neuron-sum compile verify` reports the loss in ROUGE and fails if it exceeds --max-drop",
         "run on a CPU",
     ),
 )

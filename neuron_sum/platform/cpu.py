@@ -1,4 +1,4 @@
-"""What this machine's CPU can do, as /proc/cpuinfo says it, and what memory it has free."""
+"""Instruction sets of this machine's CPU, from /proc/cpuinfo, and its free memory."""
 
 import re
 from functools import cache
@@ -9,15 +9,15 @@ import psutil
 RELEVANT = re.compile(
     r"^(sse\w*|ssse3|avx\w*|amx\w*|fma|f16c|bmi\d|abm|popcnt|movbe|adx|vaes|vpclmulqdq|gfni|aes|sha_ni)$"
 )
-"""Instruction sets that a C++ compiler told to build for this machine may use."""
+"""Instruction sets that a C++ compiler may use when it builds for this machine."""
 
 NEEDED = {"fp32": ({"avx2"},), "bf16": ({"avx512_bf16"}, {"amx_bf16"}), "int8": ({"avx512_vnni"}, {"amx_int8"})}
-"""For each dtype, the sets of flags of which one must be there for it to be faster than fp32, or to run at all."""
+"""Alternative sets of CPU flags for each dtype: one is required to run it, or to be faster than fp32."""
 
 
 @cache
 def flags() -> frozenset[str]:
-    """The relevant instruction sets of this CPU; none where the system does not say."""
+    """The relevant instruction sets of this CPU; empty if /proc/cpuinfo has none."""
     return frozenset(flag for flag in _cpuinfo("flags").split() if RELEVANT.match(flag))
 
 
@@ -28,14 +28,14 @@ def name() -> str:
 
 
 def missing(dtype: str) -> str | None:
-    """What this CPU lacks for a dtype; None if nothing."""
+    """The instruction sets that this CPU lacks for a dtype; None if it lacks nothing."""
     if any(needed <= flags() for needed in NEEDED[dtype]):
         return None
     return " or ".join(" and ".join(sorted(needed)) for needed in NEEDED[dtype])
 
 
 def available_memory() -> float:
-    """Free bytes of main memory; a container's limit counts."""
+    """Free bytes of main memory, or of the container's limit if that is lower."""
     free = float(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
@@ -46,5 +46,5 @@ def available_memory() -> float:
 def _cpuinfo(field: str) -> str:
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = re.search(rf"^{field}\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^{field}\s*:\s*(.*)$", text, re.MULTILINE)
+    return match[1] if match else ""

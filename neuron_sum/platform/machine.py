@@ -1,4 +1,4 @@
-"""What this machine is, as far as it tells without a package of AWS's: hardware, Neuron, Python, packages, tools."""
+"""Description of this machine without AWS packages: hardware, Neuron driver, Python, packages and tools."""
 
 import os
 import platform
@@ -15,28 +15,29 @@ import psutil
 from neuron_sum.platform import cpu
 
 TOOLS = ("java", "mvn", "git", "g++")
-"""What the server is built with and run by, and what graphs for this CPU are compiled with."""
+"""Programs that build and run the server, or compile graphs for this CPU."""
 
 JAVA_LIMIT_S = 20
+"""Seconds until `java -version` is stopped."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine.
+    """The properties of a machine.
 
     Attributes:
-        python: The interpreter's version.
-        cpu: The processor's name.
+        python: The version of the interpreter.
+        cpu: The name of the processor.
         cores: Processors that this process may use.
         memory: Bytes of main memory.
-        free_memory: Bytes of it that are free; a container's limit counts.
-        free_disk: Bytes that are free in the current folder.
-        neuron_devices: Trainium or Inferentia chips that the driver shows.
-        driver: The Neuron driver's version; None where it is not loaded.
-        instance: The EC2 type, such as trn1.2xlarge; None elsewhere.
-        packages: Versions of installed distributions, None for those that are not installed.
-        java: Java's release, such as 17; None without it.
-        tools: Programs that were found.
+        free_memory: Free bytes of main memory, or of the container's limit if that is lower.
+        free_disk: Free bytes of the current folder's disk.
+        neuron_devices: The number of Trainium or Inferentia chips that the driver shows.
+        driver: The version of the Neuron driver; None if it is not loaded.
+        instance: The EC2 type, such as trn1.2xlarge; None if unknown or not on EC2.
+        packages: The version of each distribution; None for those that are not installed.
+        java: The Java release, such as 17; None if it is not installed.
+        tools: The programs of TOOLS that are installed.
     """
 
     python: str
@@ -53,12 +54,12 @@ class Machine:
     tools: tuple[str, ...]
 
 
-def look(distributions: Iterable[str], root: Path = Path("/")) -> Machine:
-    """This machine, now.
+def describe_machine(distributions: Iterable[str], root: Path = Path("/")) -> Machine:
+    """Describe this machine.
 
     Args:
-        distributions: Whose versions are wanted.
-        root: Where /dev, /proc and /sys are.
+        distributions: The distributions to report the versions of.
+        root: The folder with dev and sys.
     """
     tools = tuple(tool for tool in TOOLS if shutil.which(tool))
     return Machine(
@@ -83,10 +84,10 @@ def total_memory() -> int:
 
 
 def neuron_devices(root: Path = Path("/")) -> int:
-    """Trainium or Inferentia chips that the driver shows.
+    """The number of Trainium or Inferentia chips that the driver shows.
 
     Args:
-        root: Where /dev is.
+        root: The folder with dev.
     """
     return sum(1 for device in (root / "dev").glob("neuron*") if re.fullmatch(r"neuron\d+", device.name))
 
@@ -99,23 +100,22 @@ def _text(path: Path) -> str | None:
 
 
 def instance_type(root: Path = Path("/")) -> str | None:
-    """The EC2 type, such as trn1.2xlarge: SageMaker tells it in a variable, EC2's firmware as the product's name.
+    """The EC2 type, such as trn1.2xlarge, from SageMaker's environment variable or the product name in EC2's firmware.
 
     Args:
-        root: Where /sys is.
+        root: The folder with sys.
 
     Returns:
-        None where this is no EC2 instance, or does not say so.
+        The type; None if this machine is not an EC2 instance or does not report a type.
     """
-    told = os.environ.get("SM_CURRENT_INSTANCE_TYPE")
-    if told:
-        return told.removeprefix("ml.")
+    if name := os.environ.get("SM_CURRENT_INSTANCE_TYPE"):
+        return name.removeprefix("ml.")
     product = _text(root / "sys/devices/virtual/dmi/id/product_name") or ""
     return product if re.fullmatch(r"[a-z][a-z0-9-]*\.\d*[a-z]+", product) else None
 
 
 def package_version(name: str) -> str | None:
-    """Of an installed distribution; None where it is not installed."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -123,10 +123,10 @@ def package_version(name: str) -> str | None:
 
 
 def _java() -> str | None:
-    """The release, from a line such as: openjdk version "17.0.9" 2023-10-17."""
+    """The Java release, from a line such as: openjdk version "17.0.9" 2023-10-17."""
     try:
-        said = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=JAVA_LIMIT_S, check=False)
+        java = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=JAVA_LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r'version "(?:1\.)?(\d+)', said.stderr + said.stdout)
-    return found[1] if found else None
+    match = re.search(r'version "(?:1\.)?(\d+)', java.stderr + java.stdout)
+    return match[1] if match else None

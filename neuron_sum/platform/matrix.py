@@ -1,7 +1,7 @@
-"""The platform matrix as data: which versions belong together, in which images, on which instances.
+"""The platform matrix as data: compatible versions, their images and instance types.
 
-What works on it, and what AWS is retiring, is in support.py. Versions live here and in the constraints files, which a
-test holds against this table; nowhere else.
+support.py has the supported methods and retirements by AWS. Versions are defined only here and in the constraints
+files, which a test compares with this table.
 """
 
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from neuron_sum.errors import PlatformError
 GIB = 2**30
 OPTIMUM = "optimum-neuron"
 NEURON_INDEX = "https://pip.repos.neuron.amazonaws.com"
-"""AWS's own package index, the only one with the compiler and the runtime's Python packages."""
+"""The AWS Neuron package index, the only one with the compiler and the runtime's Python packages."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A container image that ours is built on.
+    """A base image of the serving container.
 
     Attributes:
-        name: As `docker pull` takes it.
-        python: The Python in it.
-        source: Who names it.
-        checked: The day that was read.
-        torch_index: Where its torch comes from; None where it brings one.
+        name: The name for `docker pull`.
+        python: Its Python version.
+        source: The source of the name.
+        checked: The date on which the source was read.
+        torch_index: The package index for torch; None if the image includes torch.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Image:
 
 @dataclass(frozen=True)
 class RegistryImage:
-    """An image in AWS's private registries, which is where SageMaker pulls from.
+    """An image in the private AWS registries, from which SageMaker pulls.
 
     Attributes:
-        repository: The repository's name, the same in every region.
+        repository: The name of the repository, the same in every region.
         tag: The tag, the same in every region.
-        stage: What it is for: train or serve.
-        versions: What is in it, by distribution or product name.
-        source: Who names it, and where the versions come from.
-        checked: The day that was read.
+        stage: The stage that uses it: train or serve.
+        versions: The installed versions by distribution or product name.
+        source: The sources of the name and the versions.
+        checked: The date on which the sources were read.
     """
 
     repository: str
@@ -55,15 +55,15 @@ class RegistryImage:
     checked: str
 
     def uri(self, region: str) -> str:
-        """The full name in a region, as CreateTrainingJob and CreateModel take it.
+        """The full name in a region, for CreateTrainingJob and CreateModel.
 
         Raises:
-            PlatformError: If AWS publishes no registry there.
+            PlatformError: If no registry is known in the region.
         """
         if region not in REGISTRY_ACCOUNTS:
             raise PlatformError(
-                f"no registry of AWS's images is known in region {region!r}",
-                f"regions: {', '.join(sorted(REGISTRY_ACCOUNTS))}",
+                f"no registry of AWS images is known in region {region!r}",
+                f"use one of {', '.join(sorted(REGISTRY_ACCOUNTS))}",
             )
         domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
         return f"{REGISTRY_ACCOUNTS[region]}.dkr.ecr.{region}.{domain}/{self.repository}:{self.tag}"
@@ -71,14 +71,14 @@ class RegistryImage:
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance type, by SageMaker's name; the EC2 type has the same without `ml.`.
+    """An instance type by its SageMaker name; the EC2 name is the same without `ml.`.
 
     Attributes:
-        name: As CreateTrainingJob and CreateEndpointConfig take it.
-        family: trn1 trains, inf2 serves; their cores are of one kind (NeuronCore-v2).
-        chips: Trainium or Inferentia2 chips, two NeuronCores each.
-        vcpus: Virtual CPUs of the host.
-        host_gib: The host's memory, which the compiler shares with every process.
+        name: The name for CreateTrainingJob and CreateEndpointConfig.
+        family: trn1 for training, inf2 for serving; both have the same cores (NeuronCore-v2).
+        chips: The number of Trainium or Inferentia2 chips, with two NeuronCores each.
+        vcpus: The number of virtual CPUs of the host.
+        host_gib: The memory of the host in GiB, shared by the compiler and all processes.
     """
 
     name: str
@@ -89,31 +89,31 @@ class Instance:
 
     @property
     def neuron_cores(self) -> int:
-        """NeuronCores in all; training starts a process on each."""
+        """The total number of NeuronCores; training starts a process on each."""
         return CORES_PER_CHIP * self.chips
 
     @property
     def core_memory(self) -> float:
-        """Bytes of device memory that one NeuronCore has."""
+        """Bytes of device memory of one NeuronCore."""
         return CORE_MEMORY
 
     @property
     def host_memory(self) -> float:
-        """Bytes of the host's memory."""
+        """Bytes of host memory."""
         return float(self.host_gib * GIB)
 
 
 @dataclass(frozen=True)
 class EndedContainer:
-    """A container of AWS's that is pulled as it is, and that nobody maintains any more.
+    """An AWS container that is used unchanged and is no longer maintained.
 
     Attributes:
-        name: Repository and tag; the registry's account differs by region.
-        versions: What is in it, by name.
-        ended: The day on which support for what serves in it ended.
-        ended_source: Who says so, and what else was found.
-        source: Where the versions come from.
-        checked: The day all of this was read.
+        name: The repository and tag; the registry account differs by region.
+        versions: The installed versions by name.
+        ended: The date on which support for its serving library ended.
+        ended_source: The source of that date, and related findings.
+        source: The source of the versions.
+        checked: The date on which the sources were read.
     """
 
     name: str
@@ -129,19 +129,19 @@ class Platform:
     """One row: versions that were released to work together.
 
     Attributes:
-        name: The constraints file's name.
-        neuron_sdk: AWS Neuron SDK release.
-        python: Python versions it supports.
-        pins: Exact versions by distribution name, as the constraints file has them.
-        vendor_pins: What only AWS's own index has; a Neuron image brings them.
-        system_packages: The driver, the runtime and the tools of the release, by Debian package.
-        optimum_neuron: The release whose pins these are.
-        java: The release that DJL Serving is built with and runs on.
-        serving_images: What the serving image is built on, by target; the first also builds DJL Serving.
-        registry_images: What a SageMaker job starts from; of two for a stage, the one nearer to the row first.
-        retirements: What AWS says of these versions, by name in support.RETIREMENTS.
-        source: Where the row comes from.
-        checked: The day it was read.
+        name: The name of the constraints file.
+        neuron_sdk: The AWS Neuron SDK release.
+        python: The supported Python versions.
+        pins: Exact versions by distribution name, the same as in the constraints file.
+        vendor_pins: Exact versions of packages that only the AWS Neuron index has; a Neuron image includes them.
+        system_packages: The versions of the driver, the runtime and the tools, by Debian package.
+        optimum_neuron: The optimum-neuron release that these pins are from.
+        java: The Java release that DJL Serving is built with and runs on.
+        serving_images: The base images of the serving container by target; the first also builds DJL Serving.
+        registry_images: The base images of SageMaker jobs; of two for a stage, the closer one to the row is first.
+        retirements: The retirements of these versions, by name in support.RETIREMENTS.
+        source: The source of the row.
+        checked: The date on which the source was read.
     """
 
     name: str
@@ -163,9 +163,10 @@ CORES_PER_CHIP = 2
 CHIP_GIB = 32
 CORE_MEMORY = float(CHIP_GIB * GIB / CORES_PER_CHIP)
 CORE_BANDWIDTH = 820 * GIB / CORES_PER_CHIP
-"""Bytes a second between a NeuronCore and its device memory, published: a chip's, halved."""
+"""Bytes per second between a NeuronCore and its device memory: half of the published value of a chip."""
 CORE_FLOPS = {"fp32": 47.5e12 / CORES_PER_CHIP, "bf16": 190e12 / CORES_PER_CHIP}
-"""Operations a second of a NeuronCore, published: a chip's, halved. Trainium and Inferentia2 are alike in both."""
+"""Operations per second of a NeuronCore: half of the published value of a chip. Both values are the same for Trainium
+and Inferentia2."""
 INSTANCES = {
     instance.name: instance
     for instance in (
@@ -184,14 +185,14 @@ INSTANCES_SOURCE = (
 
 
 def find_instance(name: str) -> Instance:
-    """The instance of a name, with or without `ml.`.
+    """Find an instance type by name, with or without `ml.`.
 
     Raises:
         PlatformError: If it is not in the table.
     """
     known = INSTANCES.get(name) or INSTANCES.get(f"ml.{name}")
     if known is None:
-        raise PlatformError(f"no instance {name!r} in the table", f"there are {', '.join(INSTANCES)}")
+        raise PlatformError(f"unknown instance type {name!r}", f"use one of {', '.join(INSTANCES)}")
     return known
 
 
@@ -227,7 +228,7 @@ REGISTRY_ACCOUNTS = {
 }  # fmt: skip
 REGISTRY_ACCOUNTS_SOURCE = (
     "aws/deep-learning-containers e0ecedea6a (2026-08-21), docs/reference/region_availability.md; read 2026-11-21. An "
-    "account in the list says neither that every image is there nor that the region has Trainium or Inferentia2"
+    "account in the list means neither that every image exists there nor that the region has Trainium or Inferentia2"
 )
 
 PLATFORMS = (
@@ -263,10 +264,10 @@ PLATFORMS = (
         java="17",
         serving_images={
             "cpu": Image(
-                # Debian 12, for Debian 13 has no Java 17.
+                # Debian 12, because Debian 13 has no Java 17.
                 name="python:3.11-slim-bookworm",
                 python="3.11",
-                source="Docker's official images",
+                source="the official Docker images",
                 checked="2026-11-21",
                 torch_index="https://download.pytorch.org/whl/cpu",
             ),
@@ -293,7 +294,7 @@ PLATFORMS = (
                 },
                 source="aws/deep-learning-containers e0ecedea6a, docs/src/data/pytorch-training-neuronx; versions from "
                 "aws-neuron/deep-learning-containers, tag 2.26.1 (2025-10-29), "
-                "pytorch/training/2.8.0/Dockerfile.neuronx. It has no optimum-neuron: that is installed on top",
+                "pytorch/training/2.8.0/Dockerfile.neuronx. optimum-neuron is not included and is installed on top",
                 checked="2026-11-21",
             ),
             RegistryImage(
@@ -307,7 +308,7 @@ PLATFORMS = (
                     "transformers": "4.55.4",
                     "optimum-neuron": "0.4.1",
                 },
-                source="optimum-neuron 213224e6 (2026-08-19), docs/source/containers.mdx, the newest for training; "
+                source="optimum-neuron 213224e6 (2026-08-19), docs/source/containers.mdx, the newest one for training; "
                 "aws/deep-learning-containers e0ecedea6a, docs/src/data/huggingface-pytorch-training-neuronx. Older "
                 "than this row in optimum-neuron, transformers and the SDK's patch release",
                 checked="2026-11-21",
@@ -340,10 +341,10 @@ PLATFORMS = (
 
 
 def platform_row(versions: Mapping[str, str | None]) -> str | None:
-    """The name of the row that has these versions of AWS's packages and of optimum-neuron; None where no row has.
+    """The name of the row with these versions of the AWS packages and optimum-neuron; None if there is no such row.
 
     Args:
-        versions: By distribution; what a row does not list makes it another one.
+        versions: The version of each distribution; a distribution that no row lists matches no row.
     """
     rows = (row for row in PLATFORMS if versions.items() <= {**row.vendor_pins, OPTIMUM: row.optimum_neuron}.items())
     return next((row.name for row in rows), None)
@@ -361,12 +362,12 @@ ENDED_CONTAINERS = {
         },
         ended="2025-09-16",
         ended_source="AWS Neuron documentation v2.28.1, libraries/transformers-neuronx: support for the library ended "
-        "that day. For the image itself no date was found: deepjavalibrary/djl-serving#2939 (2025-11-03) calls it "
+        "that day. No date was found for the image itself: deepjavalibrary/djl-serving#2939 (2025-11-03) calls it "
         "discontinued and no longer published for several months, a request for a newer one "
-        "(aws/deep-learning-containers#5355, 2025-10-09) is closed as inactive, and AWS's list of images of "
-        "2026-08-21 (aws/deep-learning-containers e0ecedea6a, docs/src/data) does not have it",
+        "(aws/deep-learning-containers#5355, 2025-10-09) is closed as inactive, and the AWS list of images of "
+        "2026-08-21 (aws/deep-learning-containers e0ecedea6a, docs/src/data) does not contain it",
         source="deepjavalibrary/djl-serving, branch 0.30.0-dlc at fefd40ec, serving/docker/pytorch-inf2.Dockerfile",
         checked="2026-11-21",
     ),
 }
-"""By the name that `neuron-sum package --container` takes."""
+"""Keyed by the value of `neuron-sum package --container`."""

@@ -1,1 +1,1 @@
-"""Loading and stepping an artifact. compile/ only produces them."""
+"""Load compiled artifacts and generate with them; compile/ only produces them."""

@@ -1,6 +1,6 @@
-"""Artifacts for the CPU: AOTInductor packages over one shared set of weights.
+"""Runtime for CPU artifacts: AOTInductor packages with one shared set of weights.
 
-Weights lie outside the packages, once, and the graphs of every bucket read the same tensors (weights.py).
+The weights are stored once, outside the packages, and the graphs of all buckets read the same tensors (weights.py).
 """
 
 import threading
@@ -19,15 +19,15 @@ from neuron_sum.runtimes.weights import MODEL, SharedWeights
 
 
 def stack() -> dict[str, str]:
-    """The versions that an artifact's machine code is bound to."""
+    """The versions that the machine code of an artifact requires."""
     return {"torch": torch.__version__.partition("+")[0]}
 
 
 def load(artifact: Artifact) -> GraphRuntime:
-    """An artifact ready to be stepped; a graph is loaded when it is first used.
+    """Load the runtime of an artifact; each graph is loaded when it is first used.
 
     Raises:
-        ArtifactError: If this machine or its torch is not what the artifact was compiled for.
+        ArtifactError: If the artifact was compiled for another machine or another version of torch.
         ModelError: If an adapter in the artifact does not fit its slots.
     """
     manifest = artifact.manifest
@@ -49,7 +49,7 @@ def load(artifact: Artifact) -> GraphRuntime:
 
 
 class _Packages:
-    """AOTInductor packages, each loaded once, all reading the same tensors."""
+    """AOTInductor packages, each loaded once, with the same tensors."""
 
     def __init__(self, folder: Path, weights: SharedWeights) -> None:
         self._folder, self._weights = folder, weights
@@ -60,9 +60,9 @@ class _Packages:
         with self._lock:
             if file not in self._loaded:
                 package = torch._inductor.aoti_load_package(str(self._folder / file))
-                found = self._weights.get(name.removeprefix(MODEL) for name in package.get_constant_fqns())
-                constants = {MODEL + name: tensor for name, tensor in found.items()}
-                # user_managed: the graph reads our tensors where they are, and we keep them alive.
+                weights = self._weights.get(name.removeprefix(MODEL) for name in package.get_constant_fqns())
+                constants = {MODEL + name: tensor for name, tensor in weights.items()}
+                # user_managed: the graph reads the tensors in place, and SharedWeights keeps them alive.
                 package.load_constants(constants, check_full_update=True, user_managed=True)
                 self._loaded[file] = package
             return self._loaded[file]
@@ -72,6 +72,6 @@ def _check(artifact: Artifact) -> None:
     artifact.manifest.check_stack(stack())
     if missing := sorted(set(artifact.manifest.cpu_flags) - cpu.flags()):
         raise ArtifactError(
-            f"cpu_flags: compiled for a CPU with {', '.join(missing)}, which this one lacks",
+            f"cpu_flags: compiled for a CPU with {', '.join(missing)}, which this CPU lacks",
             "compile again on this machine",
         )

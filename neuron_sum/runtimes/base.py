@@ -1,4 +1,4 @@
-"""What the generation loop needs of any target, and what everybody else needs of any generator."""
+"""Interfaces: the runtime that the generation loop requires, and the generators that all other code uses."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """One batch on its way: its constants, its state and its position.
+    """The generation of one batch: its constants, its state and its position.
 
     Attributes:
-        start: (examples, K) int64, the tokens that the first step takes.
+        start: (examples, K) int64, the input tokens of the first step.
     """
 
     start: "Tensor"
 
     def step(self, tokens: "Tensor", rows: "Tensor") -> "Tensor":
-        """One token for every beam.
+        """Process one token per beam.
 
         Args:
             tokens: (examples, K) int64.
-            rows: (examples, K) int64, for each beam the row of its example that it continues.
+            rows: (examples, K) int64, the row of its example that each beam continues.
 
         Returns:
             Logits (examples, K, vocab), float32.
@@ -35,25 +35,25 @@ class Session(Protocol):
 
 
 class Shapes(Protocol):
-    """What was compiled."""
+    """The compiled shapes."""
 
     @property
     def buckets(self) -> Sequence[Bucket]:
-        """The shapes there are."""
+        """The compiled shapes."""
 
     @property
     def num_beams(self) -> Sequence[int]:
-        """The beam widths there are."""
+        """The compiled beam widths."""
 
 
 class StepRuntime(Protocol):
-    """Static graphs that can be stepped.
+    """Static graphs that generate one token per step.
 
     Attributes:
-        buckets: The shapes there are.
-        num_beams: The beam widths there are.
-        tokens: The model's special ids.
-        adapters: What fills the adapter slots; None for graphs without.
+        buckets: The compiled shapes.
+        num_beams: The compiled beam widths.
+        tokens: The special token ids of the model.
+        adapters: The adapter slots; None for graphs without slots.
     """
 
     buckets: Sequence[Bucket]
@@ -62,78 +62,78 @@ class StepRuntime(Protocol):
     adapters: "AdapterSlots | None"
 
     def turn(self) -> AbstractContextManager[Any]:
-        """Held from `begin` to a batch's last step; where the graphs keep the state, it lets one batch in at a time."""
+        """A context held from `begin` to the last step of a batch; exclusive if the graphs store the batch's state."""
 
     def begin(self, bucket: Bucket, num_beams: int, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Session:
-        """Encodes a batch.
+        """Encode a batch.
 
         Args:
-            bucket: One of `buckets` that fits the prompts.
-            num_beams: One of `num_beams`.
+            bucket: A bucket of `buckets` that fits the prompts.
+            num_beams: A beam width of `num_beams`.
             prompts: At most bucket.batch rows of at most bucket.source_len token ids.
-            slots: For each, its adapter's.
+            slots: The adapter slot of each prompt.
         """
 
 
 class Generator(Protocol):
-    """Anything that turns prompts into summaries' tokens."""
+    """An object that generates the tokens of summaries from prompts."""
 
     @property
     def batch_size(self) -> int:
-        """How many prompts it takes at once without splitting them."""
+        """The largest number of prompts that are generated together."""
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
-        """New tokens for each prompt, up to and with the end token if it came.
+        """Generate the new tokens of each prompt, up to and including the end token if there is one.
 
         Args:
             prompts: Token ids.
-            settings: Lengths, beams, penalties; `batch_size` is not read.
+            settings: Lengths, beams and penalties; `batch_size` is ignored.
         """
 
 
 class CompiledGenerator(Shapes, Protocol):
-    """A generator over an artifact, ours or an upstream one: what serving and `compile verify` need of either.
+    """A generator over an artifact of neuron-sum or optimum-neuron, for serving and `compile verify`.
 
-    Its `generate` is `Generator`'s, with the adapters of a batch.
+    Its `generate` is that of `Generator`, with the adapters of a batch.
     """
 
     @property
     def batch_size(self) -> int:
-        """How many prompts it takes at once without splitting them."""
+        """The largest number of prompts that are generated together."""
 
     @property
     def adapters(self) -> "AdapterSlots | None":
-        """What fills the adapter slots; None where there are none."""
+        """The adapter slots; None for graphs without slots."""
 
     @property
     def default_adapter(self) -> str | None:
-        """Who answers where no adapters are asked for; None for the base model."""
+        """The adapter used if none is requested; None for the base model."""
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """Fields of GenerateConfig that must keep their default, and why."""
+        """Fields of GenerateConfig that must have their default, with the reason."""
 
     @property
     def used(self) -> set[Bucket]:
-        """The buckets that generated something so far."""
+        """The buckets used so far."""
 
-    def at_most(self, prompts: int) -> "CompiledGenerator":
-        """The same, with so many prompts at a time; `used` is shared."""
+    def with_batch_size(self, prompts: int) -> "CompiledGenerator":
+        """The same generator with another batch size; `used` is shared."""
 
     def warm_up(self) -> None:
-        """Runs every graph once: the first request must not pay for that."""
+        """Run every graph once, so that the first request is not slow."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None
     ) -> list[list[int]]:
-        """New tokens for each prompt, up to and with the end token if it came.
+        """Generate the new tokens of each prompt, up to and including the end token if there is one.
 
         Args:
             prompts: Token ids, any number of rows.
-            settings: Lengths, beams, penalties.
-            adapters: For each prompt the name of its adapter, None for the base model; default: default_adapter.
+            settings: Lengths, beams and penalties.
+            adapters: The adapter name of each prompt, None for the base model. Default: default_adapter for all.
 
         Raises:
-            ArtifactError: If no bucket fits, or it cannot follow the settings.
-            ModelError: For an adapter that is not loaded.
+            ArtifactError: If no bucket fits, or the settings are not supported.
+            ModelError: If an adapter is not loaded.
         """

@@ -1,7 +1,7 @@
-"""The one generation loop over static graphs: greedy and beam search, token for token transformers' generate().
+"""Generation loop over static graphs: greedy and beam search with the same tokens as transformers' generate().
 
-Follows transformers 4.57's GenerationMixin (`_sample` with do_sample=False, `_beam_search`), stopping rule included,
-and takes its logits processors. Used by evaluation, by the check after a compile, and by serving.
+Follows GenerationMixin of transformers 4.57 (`_sample` with do_sample=False, `_beam_search`), including the stopping
+rule, and uses its logits processors. Used by evaluation, `compile verify` and serving.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from neuron_sum.runtimes.base import Session, Shapes, StepRuntime
 from neuron_sum.runtimes.slots import AdapterSlots
 
 NEVER = -1.0e9
-"""A score that no beam reaches; transformers' own constant."""
+"""A score below that of every beam; the same constant as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class StepGenerator:
     """A `CompiledGenerator` over a StepRuntime.
 
     Attributes:
-        runtime: What is stepped.
-        default_adapter: Who answers where no adapters are asked for; None for the base model.
-        most: Prompts at a time; None for as many as the largest bucket takes.
+        runtime: The runtime of the graphs.
+        default_adapter: The adapter used if none is requested; None for the base model.
+        max_prompts: The number of prompts per batch; None for the batch size of the largest bucket.
         used: See `CompiledGenerator`.
     """
 
     runtime: StepRuntime
     default_adapter: str | None = None
-    most: int | None = None
+    max_prompts: int | None = None
     used: set[Bucket] = field(default_factory=set, compare=False)
 
     @property
@@ -59,20 +59,20 @@ class StepGenerator:
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """None: the loop below follows them all."""
+        """Empty, because this loop supports all settings."""
         return {}
 
-    def at_most(self, prompts: int) -> "StepGenerator":
+    def with_batch_size(self, prompts: int) -> "StepGenerator":
         """See `CompiledGenerator`."""
-        return replace(self, most=prompts)
+        return replace(self, max_prompts=prompts)
 
     @property
     def batch_size(self) -> int:
-        """Prompts at a time."""
-        return self.most or max(bucket.batch for bucket in self.runtime.buckets)
+        """The number of prompts per batch."""
+        return self.max_prompts or max(bucket.batch for bucket in self.runtime.buckets)
 
     def warm_up(self) -> None:
-        """Loads every graph and runs it once: the first request of a bucket must not pay for that."""
+        """Load every graph and run it once, so that the first request of a bucket is not slow."""
         for bucket in self.runtime.buckets:
             rows = [[self.runtime.tokens.eos] * bucket.source_len] * bucket.batch
             for num_beams in self.runtime.num_beams:
@@ -85,7 +85,7 @@ class StepGenerator:
     ) -> list[list[int]]:
         """See `CompiledGenerator`.
 
-        All prompts of a batch see the same version of an adapter; of several batches, a later one may see a newer.
+        All prompts of a batch use the same version of an adapter; later batches may use a newer version.
         """
         names = list(adapters) if adapters is not None else [self.default_adapter] * len(prompts)
         if len(names) != len(prompts):
@@ -108,28 +108,28 @@ class StepGenerator:
             )
             with lease as leased, self.runtime.turn(), torch.inference_mode():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
-                made = _search(session, rows, self.runtime, settings)
-            for index, tokens in zip(batch, made, strict=True):
+                outputs = _search(session, rows, self.runtime, settings)
+            for index, tokens in zip(batch, outputs, strict=True):
                 results[index] = tokens
         return results
 
 
 def choose_bucket(compiled: Shapes, examples: int, source_len: int, settings: GenerateConfig) -> Bucket:
-    """The smallest bucket that fits.
+    """Choose the smallest bucket that fits.
 
     Raises:
-        ArtifactError: If none does, with what there is.
+        ArtifactError: If no bucket fits; names the compiled ones.
     """
     if settings.num_beams not in compiled.num_beams:
         raise ArtifactError(
             f"generate.num_beams = {settings.num_beams}: compiled for {', '.join(map(str, compiled.num_beams))}",
-            "ask for one of these, or compile again with compile.num_beams",
+            "use one of these, or compile again with compile.num_beams",
         )
     longest = max(bucket.source_len for bucket in compiled.buckets)
     if source_len > longest:
         raise ArtifactError(
-            f"a prompt of {source_len} tokens, the longest bucket takes {longest}",
-            f"data.max_source_length={longest} cuts dialogues to fit and counts them, or compile a longer bucket",
+            f"a prompt has {source_len} tokens, the longest bucket takes {longest}",
+            f"set data.max_source_length={longest} to truncate and count long dialogues, or compile a longer bucket",
         )
     fitting = [
         bucket
@@ -137,11 +137,11 @@ def choose_bucket(compiled: Shapes, examples: int, source_len: int, settings: Ge
         if bucket.batch >= examples and bucket.source_len >= source_len and bucket.target_len >= settings.max_new_tokens
     ]
     if not fitting:
+        longest = max(bucket.target_len for bucket in compiled.buckets)
         raise ArtifactError(
             f"generate.max_new_tokens = {settings.max_new_tokens} with {examples} prompts of {source_len} tokens: "
             f"no bucket of {', '.join(map(str, compiled.buckets))} (batch x source x target) fits",
-            f"--set generate.max_new_tokens={max(bucket.target_len for bucket in compiled.buckets)}, or compile again "
-            "with a larger compile.target_len",
+            f"use --set generate.max_new_tokens={longest}, or compile again with a larger compile.target_len",
         )
     return min(fitting, key=lambda bucket: (bucket.batch, bucket.source_len, bucket.target_len))
 
@@ -164,7 +164,7 @@ def _search(
 
 
 def _history(start: Tensor, prompts: Sequence[Sequence[int]], runtime: StepRuntime) -> Tensor:
-    """What processors see before the first new token: the decoder's start, or left-padded prompts; (examples, n)."""
+    """Input of the processors before the first new token: the decoder start or left-padded prompts, (examples, n)."""
     if runtime.tokens.decoder_start is not None:
         return start[:, :1]
     longest = max(map(len, prompts))
@@ -174,7 +174,7 @@ def _history(start: Tensor, prompts: Sequence[Sequence[int]], runtime: StepRunti
 def _greedy(
     session: Session, history: Tensor, processors: LogitsProcessorList, eos: int, settings: GenerateConfig
 ) -> Tensor:
-    """(examples, length + new tokens); a finished row goes on with end tokens."""
+    """Greedy search: (examples, length + new tokens); a finished row continues with end tokens."""
     tokens, rows = session.start, torch.zeros_like(session.start)
     finished = torch.zeros(len(history), dtype=torch.bool)
     for _ in range(settings.max_new_tokens):
@@ -193,15 +193,15 @@ def _beam_search(
 ) -> Tensor:
     """The best finished beam of every example: (examples, length + max_new_tokens), padded with end tokens.
 
-    `running` are the beams that go on, `finished` the best ones that have ended; 2 K candidates are kept at every step,
-    for K of them may end at once.
+    `running` are the unfinished beams, `finished` the best ended ones. Every step has 2 K candidates, because K of them
+    may end at the same step.
     """
     examples, beams, first = len(history), settings.num_beams, history.shape[1]
     length = first + settings.max_new_tokens
     running = torch.full((examples, beams, length), eos)
     running[:, :, :first] = history[:, None]
     running_scores = torch.full((examples, beams), NEVER)
-    running_scores[:, 0] = 0.0  # the beams are still the same: only the first counts
+    running_scores[:, 0] = 0.0  # all beams are still equal, so only the first counts
     finished, finished_scores = running.clone(), torch.full((examples, beams), NEVER)
     is_finished = torch.zeros(examples, beams, dtype=torch.bool)
     can_improve = torch.ones(examples, 1, dtype=torch.bool)
@@ -219,9 +219,9 @@ def _beam_search(
         candidates[:, :, at] = top_tokens
         ends = (top_tokens == eos) | (new == settings.max_new_tokens)
 
-        going_on = top_scores + ends.float() * NEVER
-        best = torch.topk(going_on, beams).indices
-        running, running_scores = _pick(candidates, best), going_on.gather(1, best)
+        continuing = top_scores + ends.float() * NEVER
+        best = torch.topk(continuing, beams).indices
+        running, running_scores = _pick(candidates, best), continuing.gather(1, best)
         tokens, rows = top_tokens.gather(1, best), top_rows.gather(1, best)
 
         ended = ends & in_top
@@ -230,12 +230,12 @@ def _beam_search(
             ended_scores += is_finished.all(dim=1, keepdim=True).float() * NEVER
         ended_scores += (~can_improve).float() * NEVER + (~ended).float() * NEVER
         merged_scores = torch.cat([finished_scores, ended_scores], dim=1)
-        finished_scores, kept = torch.topk(merged_scores, beams)
-        finished = _pick(torch.cat([finished, candidates], dim=1), kept)
-        is_finished = torch.cat([is_finished, ended], dim=1).gather(1, kept)
+        finished_scores, best = torch.topk(merged_scores, beams)
+        finished = _pick(torch.cat([finished, candidates], dim=1), best)
+        is_finished = torch.cat([is_finished, ended], dim=1).gather(1, best)
 
-        # Upstream's rule, a heuristic for early_stopping=False: could the best running beam, at its present length,
-        # still beat the worst finished one?
+        # The rule of transformers, a heuristic for early_stopping=False: continue if the best running beam, at its
+        # present length, can still beat the worst finished one.
         worst = torch.where(is_finished, finished_scores.min(dim=1, keepdim=True).values, NEVER)
         can_improve &= (running_scores[:, :1] / new**settings.length_penalty > worst).any(dim=1, keepdim=True)
         if not can_improve.any() or ends.all() or (settings.early_stopping and is_finished.all()):
@@ -244,5 +244,5 @@ def _beam_search(
 
 
 def _pick(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows (examples, many, length), index (examples, few) -> (examples, few, length)."""
+    """Select rows: (examples, many, length) with index (examples, few) -> (examples, few, length)."""
     return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))

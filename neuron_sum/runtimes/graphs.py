@@ -1,4 +1,4 @@
-"""A StepRuntime over a pair of graphs per bucket: loaded from an artifact, or plain torch modules."""
+"""A StepRuntime over a pair of graphs per bucket, loaded from an artifact or made of torch modules."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,22 +16,22 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 """(input_ids, attention_mask, slot) -> constants; shapes as in compile/graphs/t5.py."""
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(tokens, position, ancestors, slot) -> logits, of one batch whose constants and state it knows."""
+"""(tokens, position, ancestors, slot) -> logits, bound to the constants and the state of one batch."""
 OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]
 """(bucket, num_beams, constants) -> the step of a new batch."""
 
 
 @dataclass
 class GraphRuntime:
-    """Pads a batch to its bucket, and reorders beams by a table of ancestors.
+    """A runtime that pads a batch to its bucket and reorders beams with a table of ancestors.
 
     Attributes:
-        buckets: The shapes there are.
-        num_beams: The beam widths there are.
-        tokens: The model's special ids.
-        encode: The encode graph of a bucket.
-        open: Begins a batch with the step graph of a bucket and beam width.
-        adapters: What fills the adapter slots.
+        buckets: The compiled shapes.
+        num_beams: The compiled beam widths.
+        tokens: The special token ids of the model.
+        encode: A function that returns the encode graph of a bucket.
+        open: A function that starts a batch with the step graph of a bucket and beam width.
+        adapters: The adapter slots; None for graphs without slots.
         turn: See `StepRuntime.turn`.
     """
 
@@ -52,7 +52,7 @@ class GraphRuntime:
         mask = torch.zeros_like(input_ids)
         start = torch.full((bucket.batch, num_beams), self.tokens.pad)
         for row, prompt in enumerate(prompts):
-            # A decoder-only model prefills all but its prompt's last token, which the first step takes.
+            # A decoder-only model prefills all but the last token of the prompt, which is the input of the first step.
             source = prompt if start_id is not None else prompt[:-1]
             input_ids[row, : len(source)] = torch.tensor(source, dtype=torch.int64)
             mask[row, : len(source)] = 1
@@ -63,39 +63,40 @@ class GraphRuntime:
 
 
 def with_host_state(graph: Callable[[Bucket, int], Callable[..., Any]], spec: StateSpec) -> OpenStep:
-    """For graphs that are given their constants and state at every call, and write a column of the state in place.
+    """Bind constants and state to graphs that take both at every call and write a column of the state in place.
 
     Args:
-        graph: Of a bucket and beam width: (tokens, position, ancestors, slot, constants, state) -> logits.
-        spec: Shape of the state.
+        graph: A function of bucket and beam width that returns the step graph, (tokens, position, ancestors, slot,
+            constants, state) -> logits.
+        spec: The shape of the state.
     """
 
     def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
         shape = (bucket.batch, spec.heads, bucket.target_len * num_beams, spec.head_dim)
         state = [torch.zeros(shape, dtype=TORCH_DTYPES[spec.dtype]) for _ in range(spec.tensors)]
-        step, held = graph(bucket, num_beams), list(constants)
-        return lambda tokens, position, ancestors, slot: step(tokens, position, ancestors, slot, held, state)
+        step, inputs = graph(bucket, num_beams), list(constants)
+        return lambda tokens, position, ancestors, slot: step(tokens, position, ancestors, slot, inputs, state)
 
     return open_step
 
 
 class GraphSession:
-    """A batch padded to its bucket; only the rows of real examples are seen from outside.
+    """A batch padded to its bucket; only the rows of real examples are visible to callers.
 
     Args:
-        step: Of this batch.
-        bucket: Its shape.
-        examples: How many of the bucket's rows are real.
-        start: (B, K) int64.
-        slot: (B,) int64.
+        step: The step graph of this batch.
+        bucket: The shape of the batch.
+        examples: The number of rows with real examples.
+        start: The input tokens of the first step, (B, K) int64.
+        slot: The adapter slot of each row, (B,) int64.
     """
 
     def __init__(self, step: Step, bucket: Bucket, examples: int, start: Tensor, slot: Tensor) -> None:
         self._step, self._examples, self._slot = step, examples, slot
         self._tokens, self.start = start.clone(), start[:examples]
         self._position = 0
-        # ancestors[b, k, t]: the row that wrote, at step t, the past of beam k.
-        self._own = torch.arange(start.shape[1]).expand_as(start)
+        # ancestors[b, k, t]: the row that wrote the past of beam k at step t.
+        self._rows = torch.arange(start.shape[1]).expand_as(start)
         self._ancestors = torch.zeros(*start.shape, bucket.target_len, dtype=torch.int64)
 
     def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class GraphSession:
         if tokens.shape[1] > 1:
             past = self._ancestors[: self._examples]
             self._ancestors[: self._examples] = past.gather(1, rows.unsqueeze(-1).expand_as(past))
-            self._ancestors[:, :, self._position] = self._own
+            self._ancestors[:, :, self._position] = self._rows
         position = torch.tensor([self._position])
         logits = self._step(self._tokens, position, self._ancestors, self._slot)
         self._position += 1

@@ -1,4 +1,4 @@
-"""A Generator over transformers' own generate(): checkpoints and adapters, on a CPU or a GPU."""
+"""A Generator over transformers' generate(), for checkpoints and adapters on a CPU or a GPU."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ class TransformersGenerator:
     """See `neuron_sum.runtimes.base.Generator`.
 
     Args:
-        model: In evaluation mode; moved to the GPU if there is one.
-        tokenizer: Its tokenizer, for padding.
-        batch_size: Prompts at a time.
+        model: The model in evaluation mode; moved to the GPU if there is one.
+        tokenizer: The tokenizer of the model, for padding.
+        batch_size: The number of prompts per batch.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class TransformersGenerator:
 
     @property
     def batch_size(self) -> int:
-        """Prompts at a time."""
+        """The number of prompts per batch."""
         return self._batch_size
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
@@ -43,7 +43,7 @@ class TransformersGenerator:
             padding_side="left" if decoder_only else "right",
             return_tensors="pt",
         ).to(model.device)
-        # Of no meaning without beams, and transformers would say so.
+        # Without beams these have no effect, and transformers would log a warning.
         unused = set() if settings.num_beams > 1 else {"early_stopping", "length_penalty"}
         generation = GenerationConfig(
             **settings.model_dump(exclude={"batch_size", *unused}),
@@ -58,7 +58,7 @@ class TransformersGenerator:
         if decoder_only and getattr(model, "active_peft_config", None) and model.active_peft_config.is_prompt_learning:
             inputs, generator = _soft_prompt_inputs(model, **inputs), model.base_model
         with torch.inference_mode():
-            # Else a checkpoint's own defaults (sampling, penalties) replace what equals transformers' defaults.
+            # Otherwise the checkpoint's defaults (sampling, penalties) replace values equal to transformers' defaults.
             rows = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
         # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
         skipped = (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
@@ -69,18 +69,18 @@ class TransformersGenerator:
 def _soft_prompt_inputs(
     model: "PeftModel", input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Left-padded rows with the soft prompt right before each row's first token.
+    """Left-padded rows with the soft prompt directly before the first token of each row.
 
-    PEFT 0.17 puts it before the padding, so that a row's rotary positions, and with them its summary, depend on
-    how long its neighbours are.
+    PEFT 0.17 puts it before the padding, so that the rotary positions of a row, and its summary, would depend on the
+    length of the other rows.
 
     Args:
-        model: A soft prompt on a decoder-only model.
-        input_ids: (batch, source_len)
-        attention_mask: (batch, source_len)
+        model: A decoder-only model with a soft prompt.
+        input_ids: Left-padded token ids, (batch, source_len).
+        attention_mask: The mask of the padding, (batch, source_len).
 
     Returns:
-        inputs_embeds (batch, source_len + num_virtual_tokens, hidden) and attention_mask.
+        The inputs_embeds (batch, source_len + num_virtual_tokens, hidden) and attention_mask.
     """
     soft = model.get_prompt(batch_size=1)[0]
     words = model.get_input_embeddings()(input_ids)

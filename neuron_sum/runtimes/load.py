@@ -1,4 +1,4 @@
-"""An artifact on disk to a generator: the one place that knows which runtime runs which artifact."""
+"""Load a generator for an artifact; the only module that maps artifacts to runtimes."""
 
 from collections.abc import Callable
 
@@ -12,17 +12,17 @@ from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
 from neuron_sum.runtimes.generation import StepGenerator
 
 RUNTIMES: dict[str, Callable[[Artifact], StepRuntime]] = {"aoti": aoti.load, "neuronx": neuronx.load}
-"""Graphs of ours, stepped by our loop."""
+"""Runtimes for graphs of neuron-sum, used by its generation loop."""
 GENERATORS: dict[str, Callable[[Artifact], CompiledGenerator]] = {"optimum": optimum.load}
-"""Upstream's, with loops of their own."""
+"""Loaders of upstream artifacts, which have separate generation loops."""
 
 
 def load_generator(artifact: Artifact) -> tuple[CompiledGenerator, PreTrainedTokenizerFast]:
-    """What generates from it, and its tokenizer.
+    """Load the generator of an artifact and its tokenizer.
 
     Raises:
-        ArtifactError: If this machine is not what it was compiled for.
-        PlatformError: If it lacks what runs such an artifact.
+        ArtifactError: If the artifact was compiled for another machine or other versions.
+        PlatformError: If this machine lacks the packages or the device that the artifact requires.
     """
     manifest = artifact.manifest
     generator: CompiledGenerator

@@ -1,6 +1,6 @@
-"""Artifacts that optimum-neuron exported, run by its own generate() on NeuronCores.
+"""Runtime for artifacts exported by optimum-neuron, with its generate() on NeuronCores.
 
-Importing this imports nothing of optimum-neuron, so that a machine without it can say what is missing. Read in
+Importing this module does not import optimum-neuron, so that a machine without it can report what is missing. Based on
 optimum-neuron 0.4.5: optimum/neuron/models/inference/backend (Llama) and optimum/neuron/modeling_seq2seq.py (T5).
 """
 
@@ -22,43 +22,43 @@ from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_
 from neuron_sum.runtimes.generation import choose_bucket
 
 FOLDER = "optimum"
-"""What upstream wrote, in the artifact."""
+"""Folder of the upstream files in the artifact."""
 
 DISTRIBUTIONS = ("torch", "transformers", "optimum-neuron", "torch-neuronx", "neuronx-distributed")
-"""What must be the same where an artifact is compiled and where it runs."""
+"""Distributions whose versions must be the same for compiling and running an artifact."""
 
 UNSUPPORTED = {
-    "min_new_tokens": "upstream picks the next token in the compiled graph and ignores it",
-    "no_repeat_ngram_size": "upstream picks the next token in the compiled graph and ignores it",
+    "min_new_tokens": "the upstream compiled graph chooses the next token and ignores it",
+    "no_repeat_ngram_size": "the upstream compiled graph chooses the next token and ignores it",
 }
-"""Settings that optimum-neuron's generate() takes and then ignores."""
+"""Settings that optimum-neuron's generate() accepts but ignores."""
 
 SHORTEST = 3
-"""Tokens of a Llama's prompt: upstream takes the largest position for its last token, and pads with position 1."""
+"""Minimum tokens of a Llama prompt: upstream pads with position 1 and expects the last token at the largest one."""
 
 NEVER_GENERATED = 2**30
-"""An end token that no vocabulary has."""
+"""An end token outside every vocabulary."""
 
-NOISE = (
+NOISY_MESSAGES = (
     "The following kwargs are not supported for neuron model",
     "A decoder-only architecture is being used, but right-padding was detected",
     "`logits_processor` will",
     "Padding input tensors",
 )
-SPEAKERS = (
+NOISY_LOGGERS = (
     "Neuron",
     "transformers.generation.utils",
     "optimum.neuron.generation.utils",
     "optimum.neuron.modeling_traced",
 )
-"""What these loggers say at every call, about arguments that transformers or upstream itself passes."""
+"""Messages of these loggers at every call about arguments that transformers or optimum-neuron passes."""
 
 
 def stack() -> dict[str, str]:
-    """The versions that an artifact is bound to.
+    """The versions that an artifact requires.
 
     Raises:
-        PlatformError: If this machine has not all of them.
+        PlatformError: If a package is not installed.
     """
     found: dict[str, str] = {}
     missing = []
@@ -70,20 +70,21 @@ def stack() -> dict[str, str]:
     if missing:
         platform = PLATFORMS[0]
         pins = {**platform.pins, **platform.vendor_pins, "optimum-neuron": platform.optimum_neuron}
+        packages = " ".join(f"{name}=={pins[name]}" for name in missing)
         raise PlatformError(
-            f"optimum-neuron's graphs need what this machine lacks: {', '.join(missing)}",
-            f"pip install --extra-index-url {NEURON_INDEX} {' '.join(f'{name}=={pins[name]}' for name in missing)} "
-            f"(Neuron SDK {platform.neuron_sdk}), or AWS's Neuron image",
+            f"packages for graphs of optimum-neuron are not installed: {', '.join(missing)}",
+            f"run `pip install --extra-index-url {NEURON_INDEX} {packages}` "
+            f"(Neuron SDK {platform.neuron_sdk}), or use an AWS Neuron image",
         )
     return found
 
 
 def load(artifact: Artifact) -> "OptimumGenerator":
-    """An artifact on its NeuronCores.
+    """Load the generator of an artifact onto its NeuronCores.
 
     Raises:
         PlatformError: If the Neuron SDK or a device is missing.
-        ArtifactError: If they are not what the artifact was compiled for.
+        ArtifactError: If the artifact was compiled for other versions or another device.
     """
     manifest = artifact.manifest
     needed = manifest.compilation.tensor_parallel_size if manifest.compilation is not None else 1
@@ -91,8 +92,8 @@ def load(artifact: Artifact) -> "OptimumGenerator":
     _check_machine(manifest, needed)
     take_cores(0, needed)
     _check_device(manifest)
-    for name in SPEAKERS:
-        logging.getLogger(name).addFilter(_is_news)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).addFilter(_is_not_noise)
     folder = str(artifact.path / FOLDER)
     if manifest.tokens.decoder_start is None:
         from optimum.neuron import NeuronModelForCausalLM
@@ -108,22 +109,22 @@ class OptimumGenerator:
     """A `CompiledGenerator` over optimum-neuron's model; see base.py for what is not documented here.
 
     Attributes:
-        model: Upstream's; it keeps the state of one batch at a time.
-        buckets: One: upstream pads smaller batches and shorter prompts to it.
-        num_beams: One width.
-        tokens: The model's special ids.
-        most: Prompts at a time; None for as many as the bucket takes.
-        used: The bucket, once it was used.
-        adapters: None, for LoRA is merged before the export.
+        model: The upstream model, which stores the state of one batch at a time.
+        buckets: A single bucket, to which upstream pads smaller batches and shorter prompts.
+        num_beams: A single beam width.
+        tokens: The special token ids of the model.
+        max_prompts: The number of prompts per batch; None for the batch size of the bucket.
+        used: The bucket, if it has been used.
+        adapters: None, because LoRA is merged before the export.
         default_adapter: None.
-        unsupported: What upstream ignores.
+        unsupported: The settings that upstream ignores.
     """
 
     model: Any
     buckets: Sequence[Bucket]
     num_beams: Sequence[int]
     tokens: SpecialTokens
-    most: int | None = None
+    max_prompts: int | None = None
     used: set[Bucket] = field(default_factory=set, compare=False)
     adapters: None = None
     default_adapter: None = None
@@ -131,15 +132,15 @@ class OptimumGenerator:
 
     @property
     def batch_size(self) -> int:
-        """Prompts at a time."""
-        return self.most or max(bucket.batch for bucket in self.buckets)
+        """The number of prompts per batch."""
+        return self.max_prompts or max(bucket.batch for bucket in self.buckets)
 
-    def at_most(self, prompts: int) -> "OptimumGenerator":
+    def with_batch_size(self, prompts: int) -> "OptimumGenerator":
         """See `CompiledGenerator`."""
-        return replace(self, most=prompts)
+        return replace(self, max_prompts=prompts)
 
     def warm_up(self) -> None:
-        """Runs every graph once; two tokens, for the second is another graph's than the first."""
+        """Run every graph once, for two tokens, because the second token uses another graph than the first."""
         for bucket in self.buckets:
             rows = [[self.tokens.eos] * bucket.source_len] * bucket.batch
             settings = GenerateConfig(max_new_tokens=min(2, bucket.target_len), num_beams=self.num_beams[0])
@@ -151,7 +152,7 @@ class OptimumGenerator:
         """See `CompiledGenerator`."""
         if name := next((name for name in adapters or () if name), None):
             raise ArtifactError(
-                f"adapter {name!r}: optimum-neuron's graphs have no adapter slots", "compile the run with its adapter"
+                f"adapter {name!r}: graphs of optimum-neuron have no adapter slots", "compile the run with its adapter"
             )
         check_settings(settings)
         results: list[list[int]] = [[] for _ in prompts]
@@ -165,10 +166,10 @@ class OptimumGenerator:
         return results
 
     def _run(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
-        """One batch that fits the bucket."""
+        """Generate one batch that fits the bucket."""
         with torch.inference_mode():
-            made = self._llama(rows, settings, eos) if self._is_decoder_only else self._t5(rows, settings, eos)
-        return [row[: row.index(eos) + 1] if eos in row else row for row in made]
+            outputs = self._llama(rows, settings, eos) if self._is_decoder_only else self._t5(rows, settings, eos)
+        return [row[: row.index(eos) + 1] if eos in row else row for row in outputs]
 
     @property
     def _is_decoder_only(self) -> bool:
@@ -177,33 +178,33 @@ class OptimumGenerator:
     def _llama(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
         if (shortest := min(map(len, rows))) < SHORTEST:
             raise ArtifactError(
-                f"a prompt of {shortest} tokens: upstream needs {SHORTEST} to find its last one", "a longer prompt"
+                f"a prompt has {shortest} tokens, optimum-neuron requires at least {SHORTEST}", "use a longer prompt"
             )
         longest = max(map(len, rows))
         input_ids = torch.full((len(rows), longest), self.tokens.pad)
         mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):  # padded on the right: upstream refuses the left
+        for index, row in enumerate(rows):  # padded on the right, because upstream rejects left padding
             input_ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = 1
         config = self._config(eos, max_new_tokens=settings.max_new_tokens)
-        made = self.model.generate(
+        outputs = self.model.generate(
             input_ids, attention_mask=mask, generation_config=config, use_model_defaults=False
         ).tolist()
-        return [row[longest:] for row in made]
+        return [row[longest:] for row in outputs]
 
     def _t5(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
-        [prompt] = rows  # batch 1 is all that upstream gets right
+        [prompt] = rows  # upstream is correct only for batch 1
         input_ids = torch.tensor([list(prompt)])
-        # Of no meaning without beams, and transformers would say so.
+        # Without beams these have no effect, and transformers would log a warning.
         beams = settings.model_dump(include={"num_beams", "length_penalty", "early_stopping"})
         config = self._config(eos, **beams if settings.num_beams > 1 else {})
-        made = self.model.generate(
+        outputs = self.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             generation_config=config,
             max_length=1 + settings.max_new_tokens,  # the start token counts
         )
-        return [row[1:] for row in made.tolist()]
+        return [row[1:] for row in outputs.tolist()]
 
     def _config(self, eos: int, **settings: Any) -> GenerationConfig:
         return GenerationConfig(
@@ -216,15 +217,15 @@ class OptimumGenerator:
 
 
 def check_settings(settings: GenerateConfig) -> None:
-    """Refuses what upstream would ignore without a word.
+    """Reject settings that upstream would ignore silently.
 
     Raises:
-        ArtifactError: With the setting.
+        ArtifactError: If a setting is not supported; names it.
     """
     for name, reason in UNSUPPORTED.items():
         default = GenerateConfig.model_fields[name].default
-        if (asked := getattr(settings, name)) != default:
-            raise ArtifactError(f"generate.{name} = {asked}: {reason}", f"generate.{name}={default}")
+        if (value := getattr(settings, name)) != default:
+            raise ArtifactError(f"generate.{name} = {value}: {reason}", f"use generate.{name}={default}")
 
 
 def _load_t5(folder: str, manifest: Manifest) -> Any:
@@ -233,7 +234,7 @@ def _load_t5(folder: str, manifest: Manifest) -> Any:
 
     model = NeuronModelForSeq2SeqLM.from_pretrained(folder)
     if manifest.compilation is not None and not manifest.compilation.inline_weights:
-        # Upstream moves the decoder's weights to its core and leaves the encoder's to be copied at each call.
+        # Upstream moves only the decoder's weights to its core; the encoder's would be copied at each call.
         torch_neuronx.move_trace_to_device(model.encoder.model, 0)
     return model
 
@@ -243,25 +244,26 @@ def _check_device(manifest: Manifest) -> None:
 
     if get_neuron_major() == -1:
         raise PlatformError(
-            f"target: compiled for {manifest.target}, and this machine has no Neuron device",
+            f"target: compiled for {manifest.target}, but this machine has no Neuron device",
             f"run it on {manifest.target}, or compile another artifact with --target cpu",
         )
 
 
 def _check_machine(manifest: Manifest, needed: int) -> None:
-    """What can be told without an import of upstream's, which may bring torch_neuronx."""
+    """Check what does not require upstream imports, which may import torch_neuronx."""
     check_family(manifest)
     check_cores(
         0,
         needed,
         f"compilation.tensor_parallel_size: compiled for {needed} NeuronCores",
-        f"{VISIBLE}=0-{needed - 1}, or compile again with compile.neuron.tensor_parallel_size=1",
+        f"set {VISIBLE}=0-{needed - 1}, or compile again with compile.neuron.tensor_parallel_size=1",
     )
-    if "," in (listed := os.environ.get(VISIBLE, "")):  # get_available_cores: a list counts as one, or does not parse
+    if "," in (listed := os.environ.get(VISIBLE, "")):  # get_available_cores counts a list as one core or fails
         raise PlatformError(
-            f"{VISIBLE}={listed}: optimum-neuron reads one core or a range", f"{VISIBLE}=0, or 0-1 for two"
+            f"{VISIBLE}={listed}: optimum-neuron supports only one core or a range",
+            f"use {VISIBLE}=0, or {VISIBLE}=0-1 for two cores",
         )
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(NOISE)
+def _is_not_noise(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISY_MESSAGES)

@@ -1,4 +1,4 @@
-"""One set of weights for all graphs, each tensor made once, in the form that a graph asks for."""
+"""One set of weights for all graphs; each tensor is created once, in the layout that the graphs require."""
 
 import mmap
 from collections.abc import Iterable, Mapping
@@ -9,36 +9,36 @@ from safetensors import safe_open
 from torch import Tensor
 
 ALIGNMENT = 64
-"""Bytes; AVX-512's width."""
+"""Bytes, the width of AVX-512."""
 
 MODEL = "model."
-"""How the names of a graph's tensors begin; compile/graphs/static.py and compile/targets/neuron.py."""
+"""Prefix of the tensor names in a graph; compile/graphs/static.py and compile/targets/neuron.py."""
 PACKED, PLAIN = ".packed", ".weight"
-"""A name that ends with PACKED is the weight of the same name with PLAIN in oneDNN's blocked layout."""
+"""Suffixes: a name with PACKED is the weight of the same name with PLAIN in oneDNN's blocked layout."""
 
 
 class SharedWeights:
-    """weights.safetensors, and what is made of it.
+    """The tensors of weights.safetensors and their packed copies.
 
     Args:
-        path: The file; it stays mapped, and what no graph asks for is never read.
-        aliases: Names that are another tensor of the file.
-        others: Further tensors, such as adapters' stacks, handed out as they are.
+        path: The file; it stays mapped, and unused tensors are never read.
+        aliases: The stored name of each tensor with another name.
+        others: Additional tensors, such as adapter stacks, returned unchanged.
     """
 
     def __init__(self, path: Path, aliases: Mapping[str, str], others: Mapping[str, Tensor]) -> None:
         self._file = safe_open(path, framework="pt")
-        self._aliases, self._made = dict(aliases), dict(others)
+        self._aliases, self._tensors = dict(aliases), dict(others)
 
     def get(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names; the same ones at every call."""
+        """The tensors of these names; every call returns the same objects."""
         names = list(names)
-        missing = [name for name in names if name not in self._made]
+        missing = [name for name in names if name not in self._tensors]
         for name in missing:
             if name.endswith(PACKED):
-                self._made[name] = packed(self._read(name.removesuffix(PACKED) + PLAIN))
-        self._made.update(_on_huge_pages({n: self._read(n) for n in missing if not n.endswith(PACKED)}))
-        return {name: self._made[name] for name in names}
+                self._tensors[name] = packed(self._read(name.removesuffix(PACKED) + PLAIN))
+        self._tensors.update(_on_huge_pages({n: self._read(n) for n in missing if not n.endswith(PACKED)}))
+        return {name: self._tensors[name] for name in names}
 
     def _read(self, name: str) -> Tensor:
         tensor: Tensor = self._file.get_tensor(self._aliases.get(name, name))  # type: ignore[no-untyped-call]
@@ -55,9 +55,9 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def _on_huge_pages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in one block of memory that asks for huge pages.
+    """Copies of the tensors in one block of memory for which huge pages are requested.
 
-    A step reads every weight once, and on small pages looking up addresses can take as long as reading
+    A step reads every weight once, and with small pages the address lookup can take as long as reading
     (docs/performance.md). A mapped file has no huge pages.
     """
     aligned = {

@@ -199,7 +199,7 @@ def test_slots_say_what_does_not_fit(base: PreTrainedModel, folders: dict[str, P
     assert slots is not None
     with pytest.raises(ModelError, match="rank 8"):
         slots.load("x", make_lora(base, tmp_path / "high", 8, 8, 5))
-    with pytest.raises(ModelError, match="a soft prompt of 9 tokens, the graphs have room for 6"):
+    with pytest.raises(ModelError, match="a soft prompt of 9 tokens, the graphs accept at most 6"):
         slots.load("x", make_soft_prompt(base, tmp_path / "long", 9))
     with pytest.raises(ModelError, match="is not an adapter"):
         slots.load("x", tmp_path)
@@ -232,7 +232,7 @@ def test_an_adapter_on_other_modules_is_refused(base: PreTrainedModel, tmp_path:
     peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path / "other", save_embedding_layers=False)
     slots = runtime_of(base).adapters
     assert slots is not None
-    with pytest.raises(ModelError, match="for which the graphs have no slot"):
+    with pytest.raises(ModelError, match="but the graphs have no slot for it"):
         slots.load("x", tmp_path / "other")
 
 

@@ -285,7 +285,7 @@ def test_the_smallest_bucket_that_fits_is_taken_and_none_is_an_error(cases: dict
     runtime, asked = cases["llama"].runtime, GenerateConfig(max_new_tokens=TARGET_LEN)
     assert str(choose_bucket(runtime, 1, 80, asked)) == f"1x80x{TARGET_LEN}"
     assert str(choose_bucket(runtime, 2, 81, asked)) == f"3x160x{TARGET_LEN}"
-    with pytest.raises(ArtifactError, match="a prompt of 161 tokens") as error:
+    with pytest.raises(ArtifactError, match="a prompt has 161 tokens") as error:
         choose_bucket(runtime, 1, 161, asked)
     assert "data.max_source_length=160" in str(error.value.hint)
     with pytest.raises(ArtifactError, match="max_new_tokens = 25"):

@@ -55,7 +55,7 @@ generator.warm_up()
 assert not generator.used
 results = []
 for case in json.loads(sys.argv[2]):
-    by = generator.at_most(case["most"]) if "most" in case else generator
+    by = generator.with_batch_size(case["most"]) if "most" in case else generator
     try:
         results.append(by.generate(case["prompts"], GenerateConfig(**case["settings"]), case.get("adapters")))
     except NeuronSumError as error:
@@ -322,7 +322,7 @@ def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upst
         ({"prompts": [prompt], "settings": {"no_repeat_ngram_size": 3}}, "ignores it"),
         ({"prompts": [prompt], "settings": {"min_new_tokens": 3, "max_new_tokens": 4}}, "ignores it"),
         ({"prompts": [prompt], "adapters": ["support"]}, "no adapter slots"),
-        ({"prompts": [prompt[:2]]}, "a prompt of 2 tokens"),
+        ({"prompts": [prompt[:2]]}, "a prompt has 2 tokens"),
     ]
     answer = upstream.generate(
         llama.artifact.path, *({"settings": settings.model_dump(), **case} for case, _ in refused)
@@ -416,9 +416,15 @@ def changed(exported: Exported, folder: Path, **update: Any) -> Path:
     ("instance", "cores", "visible", "code", "words"),
     [
         (INSTANCE, 2, "0", 9, ["compilation.tensor_parallel_size: compiled for 2 NeuronCores", "VISIBLE_CORES=0-1"]),
-        (INSTANCE, 2, "0,1", 13, ["NEURON_RT_VISIBLE_CORES=0,1: optimum-neuron reads one core or a range", "0-1"]),
-        ("trn2.3xlarge", 1, "0", 9, ["target: compiled for inf2, this is a trn2.3xlarge", "run it on inf2"]),
-        ("trn1.2xlarge", 1, "0", 9, ["target: compiled for inf2, this is a trn1.2xlarge", "--target trn1"]),
+        (
+            INSTANCE,
+            2,
+            "0,1",
+            13,
+            ["NEURON_RT_VISIBLE_CORES=0,1: optimum-neuron supports only one core or a range", "0-1"],
+        ),
+        ("trn2.3xlarge", 1, "0", 9, ["target: compiled for inf2, this machine is trn2.3xlarge", "run it on inf2"]),
+        ("trn1.2xlarge", 1, "0", 9, ["target: compiled for inf2, this machine is trn1.2xlarge", "--target trn1"]),
         (None, 1, "0", 13, ["no Neuron device"]),
     ],
 )
@@ -645,7 +651,7 @@ def test_verify_and_summarize_take_it_as_any_artifact(
     assert verified is not None and verified.passed
     assert [(check.batch, check.num_beams, check.identical) for check in verified.checks] == [(3, 1, 12)]
     assert verified.unseen == ()
-    for noise in optimum.NOISE:
+    for noise in optimum.NOISY_MESSAGES:
         assert noise not in made.stderr
 
 

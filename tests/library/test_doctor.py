@@ -18,7 +18,7 @@ from neuron_sum.doctor.recipe_check import check_recipe
 from neuron_sum.errors import PlatformError, RecipeError
 from neuron_sum.models.adapters import LORA_TARGETS
 from neuron_sum.models.dimensions import PUBLISHED, base_config
-from neuron_sum.platform.machine import Machine, look
+from neuron_sum.platform.machine import Machine, describe_machine
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from neuron_sum.recipes.loading import load_recipe, shipped_recipes
 from neuron_sum.training.neuron.backend import NeuronBackend
@@ -140,16 +140,16 @@ def test_the_machine_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    seen = look(["pytest", "no-such-package"], tmp_path)
+    seen = describe_machine(["pytest", "no-such-package"], tmp_path)
     assert (seen.neuron_devices, seen.driver, seen.instance) == (2, "2.24.7.0", "trn1.32xlarge")
     assert seen.packages == {"pytest": pytest.__version__, "no-such-package": None}
     assert min(seen.cores, seen.memory, seen.free_memory, seen.free_disk) > 0
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.trn1.2xlarge")
-    assert look([], tmp_path).instance == "trn1.2xlarge"
+    assert describe_machine([], tmp_path).instance == "trn1.2xlarge"
     monkeypatch.delenv("SM_CURRENT_INSTANCE_TYPE")
     (tmp_path / "sys/devices/virtual/dmi/id/product_name").write_text("Standard PC (i440FX + PIIX, 1996)\n")
-    assert look([], tmp_path).instance is None
-    assert look([], tmp_path / "nothing").driver is None
+    assert describe_machine([], tmp_path).instance is None
+    assert describe_machine([], tmp_path / "nothing").driver is None
 
 
 @pytest.mark.parametrize(
@@ -327,10 +327,10 @@ def test_traps_concern_their_cases_alone() -> None:
     assert served == {"fp16", "compiler-killed", "beams", "first-call"}
     assert "bf16-quality" in trapped("tiny", INF2, "compile.dtype=bf16")
     assert "checkpointing-t5" in trapped("flan-t5-large-full", TRN1)
-    everything = [trap.name for trap in upstream_bugs.TRAPS]
+    everything = [bug.name for bug in upstream_bugs.UPSTREAM_BUGS]
     assert len(set(everything)) == len(everything)
     assert set(everything) == full | lora | llama | served | {"bf16-quality", "checkpointing-t5"}
-    assert all(trap.happens and trap.handled and trap.source for trap in upstream_bugs.TRAPS)
+    assert all(bug.problem and bug.handling and bug.source for bug in upstream_bugs.UPSTREAM_BUGS)
 
 
 def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
@@ -362,9 +362,9 @@ def test_the_command_refuses_what_nobody_knows(neuron_sum: CommandLine) -> None:
 
 
 def test_without_an_instance_it_is_this_one() -> None:
-    assert machine_check.own_instance(TRAINIUM) == "trn1.2xlarge"
-    with pytest.raises(PlatformError, match="no Trainium") as raised:
-        machine_check.own_instance(LAPTOP)
+    assert machine_check.instance_of(TRAINIUM) == "trn1.2xlarge"
+    with pytest.raises(PlatformError, match="not a Trainium") as raised:
+        machine_check.instance_of(LAPTOP)
     assert "--dry-run" in str(raised.value.hint)
 
 
@@ -380,7 +380,7 @@ def test_without_an_instance_it_is_this_one() -> None:
 )
 def test_a_neuron_instance_that_the_table_lacks_is_called_that(instance: str | None, devices: int, told: str) -> None:
     with pytest.raises(PlatformError, match=f"{told} in the table") as raised:
-        machine_check.own_instance(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
+        machine_check.instance_of(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
     assert all(name in str(raised.value.hint) for name in INSTANCES)
 
 
@@ -389,7 +389,7 @@ def test_this_machine_is_told_without_torch() -> None:
         "import sys\n"
         "from neuron_sum.doctor import machine_check\n"
         "from neuron_sum.platform import machine\n"
-        "seen = machine.look(machine_check.distributions())\n"
+        "seen = machine.describe_machine(machine_check.distributions())\n"
         "machine_check.check_machine(seen, machine_check.nearest_platform(seen))\n"
         "print(sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))\n"
     )

@@ -84,7 +84,7 @@ def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrid
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("micro_llama", ["method=prompt_tuning"], "takes LoRA adapters only"),
+        ("micro_llama", ["method=prompt_tuning"], "accepts only LoRA adapters"),
         ("micro_llama", ["method=lora", "method.target_modules=[q_proj,v_proj]"], "all seven: q_proj"),
         ("micro", ["train.neuron.tensor_parallel_size=2"], "only data parallel"),
         ("micro", ["train.neuron.zero_1=true"], "not supported for T5"),

@@ -104,14 +104,14 @@ def test_the_matrix_has_every_cell_once() -> None:
 def test_what_was_seen_on_xla_is_what_the_tests_run_there() -> None:
     """tests/library/test_neuron.py trains these methods to the end, resumes them, and reads what they leave."""
     proven = {*product(["t5"], T5_METHODS), *product(["llama"], LLAMA_METHODS)}
-    seen = {(cell.family, cell.method, cell.stage) for cell in CELLS if cell.seen == "run on XLA:CPU"}
+    seen = {(cell.family, cell.method, cell.stage) for cell in CELLS if cell.evidence == "run on XLA:CPU"}
     assert seen == {(family, method, "train") for family, method in proven}
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.family}-{cell.method}-{cell.stage}")
 def test_a_cell_has_a_source_or_says_that_it_has_none(cell: support.Cell) -> None:
     assert cell.note
-    assert (cell.source is None) == (cell.works is None) == (cell.seen == "nowhere")
+    assert (cell.source is None) == (cell.works is None) == (cell.evidence == "none")
     assert set(cell.retirements) <= set(RETIREMENTS)
     assert cell.status == ("ended" if cell.stage == "train" else "maintenance")
 
@@ -142,7 +142,7 @@ def test_the_document_has_the_table() -> None:
         [row] = re.findall(rf"\| {names[family]} \| {names[method]}[^|]*\|([^|]+)\|([^|]+)\|([^|]+)\|", text)
         for said, stage in zip(row, get_args(support.Stage), strict=True):
             cell = support.find_cell(family, method, stage)
-            seen = "" if cell.works is None else f": {cell.seen}"
+            seen = "" if cell.works is None else f": {cell.evidence}"
             assert said.strip().startswith(f"{worded[cell.works]}{seen}")
 
 
