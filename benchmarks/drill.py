@@ -1,10 +1,10 @@
-"""What can go wrong behind an endpoint, done to a real DJL Serving; prints what happened and how long it took.
+"""Failure scenarios on a real DJL Serving; prints the outcome and the duration of each.
 
     python benchmarks/drill.py ARTIFACT
 
-Every scenario starts a server of its own. A worker is held with SIGSTOP where requests must be under way for sure. What
-a client sees must be an answer (200) or a refusal (503 with Retry-After), and the service must be back without a hand,
-or /ping must say that it is not, so that SageMaker replaces the container.
+Every scenario starts a separate server. A worker is paused with SIGSTOP where requests must be in progress. Clients
+must get an answer (200) or a refusal (503 with Retry-After), and the service must recover without intervention, or
+/ping must report the failure, so that SageMaker replaces the container.
 """
 
 import argparse
@@ -37,18 +37,18 @@ BACK_LIMIT_S = 120.0
 CLIENTS = 8
 TRAFFIC_S = 10.0
 REFUSED = "refused"
-"""In counts of statuses: no connection, which says as clearly as a status that nothing was accepted."""
+"""The status of a request that got no connection, which shows as clearly as a status that it was not accepted."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scenario showed.
+    """The outcome of a scenario.
 
     Attributes:
-        statuses: How often clients saw which status while it went wrong.
-        seconds: Until the last of them was answered.
-        back_s: Until the service answered 200 again; None where it must not.
-        note: What else was seen.
+        statuses: Number of clients' requests by status during the failure.
+        seconds: Seconds until the last of these requests was answered.
+        back_s: Seconds until the service answered 200 again; None if it must not.
+        note: Other observations.
     """
 
     statuses: Counter[str]
@@ -59,7 +59,7 @@ class Outcome:
 
 @contextmanager
 def server(artifact: Path, limits: ServeConfig, **environment: str) -> Iterator[LocalServer]:
-    """A server with one model, whose folder can be damaged without harm to the artifact."""
+    """A server with one model, whose folder can be damaged without affecting the artifact."""
     with tempfile.TemporaryDirectory(prefix="nsum-drill-") as folder:
         package.write_folder(open_artifact(artifact), limits, Path(folder))
         with LocalServer([Model("model", Path(folder))], limits, environment=environment) as running:
@@ -69,7 +69,7 @@ def server(artifact: Path, limits: ServeConfig, **environment: str) -> Iterator[
 def post(
     url: str, inputs: str | Sequence[str] = DIALOGUE, timeout: float = 60.0, client: httpx.Client | None = None
 ) -> str:
-    """The status of one request, as text; for 503, whether Retry-After was there."""
+    """The status of one request, as text; a 503 without Retry-After is marked."""
     send = httpx.post if client is None else client.post
     try:
         answer = send(f"{url}/invocations", json={"inputs": inputs}, timeout=timeout)
@@ -83,61 +83,61 @@ def post(
 
 
 def kill_idle(artifact: Path) -> Outcome:
-    """SIGKILL of the worker while nothing is asked."""
+    """SIGKILL of the worker while there are no requests."""
     with server(artifact, ServeConfig()) as running:
         running.workers()[0].kill()
         return _until_back(running)
 
 
 def kill_busy(artifact: Path) -> Outcome:
-    """SIGKILL of the worker while it holds requests."""
-    with server(artifact, ServeConfig()) as running, _held(running, 16) as (worker, answers):
+    """SIGKILL of the worker while it has requests."""
+    with server(artifact, ServeConfig()) as running, _paused(running, 16) as (worker, answers):
         worker.kill()
         return _after(running, answers)
 
 
 def kill_under_traffic(artifact: Path) -> Outcome:
-    """SIGKILL of the worker while clients post without a pause; some meet it as it dies, some as it starts."""
+    """SIGKILL of the worker while clients send requests continuously, also while the worker dies and restarts."""
     with server(artifact, ServeConfig()) as running:
-        over, seen = threading.Event(), list[tuple[float, str]]()
+        stop, results = threading.Event(), list[tuple[float, str]]()
 
-        def post_on() -> None:
+        def post_continuously() -> None:
             with httpx.Client() as client:
-                while not over.is_set():
+                while not stop.is_set():
                     status = post(running.url, client=client)
-                    seen.append((time.monotonic(), status))
+                    results.append((time.monotonic(), status))
 
         with ThreadPoolExecutor(CLIENTS) as clients:
-            traffic = [clients.submit(post_on) for _ in range(CLIENTS)]
+            traffic = [clients.submit(post_continuously) for _ in range(CLIENTS)]
             time.sleep(1)
             killed = time.monotonic()
             running.workers()[0].kill()
             time.sleep(TRAFFIC_S)
-            back = _until_back(running)  # and clients still post, so that the new worker meets them too
+            back = _until_back(running)  # while the clients continue, so that the new worker gets their requests
             time.sleep(1)
-            over.set()
+            stop.set()
         for client in traffic:
             client.result()
-        last_refused = max((at for at, status in seen if status != "200"), default=killed) - killed
+        last_refused = max((at for at, status in results if status != "200"), default=killed) - killed
         return Outcome(
-            Counter(status for _, status in seen),
-            seen[-1][0] - killed,
+            Counter(status for _, status in results),
+            results[-1][0] - killed,
             last_refused if back.back_s != float("inf") else back.back_s,
             _workers(running),
         )
 
 
 def kill_while_sending(artifact: Path) -> Outcome:
-    """SIGKILL of the worker before it has read what the server writes to it, more than a socket's buffer holds."""
-    with server(artifact, ServeConfig()) as running, _held(running, 16, [DIALOGUE * 6] * 64) as (worker, answers):
+    """SIGKILL of the worker before it has read the server's data, which is larger than a socket's buffer."""
+    with server(artifact, ServeConfig()) as running, _paused(running, 16, [DIALOGUE * 6] * 64) as (worker, answers):
         worker.kill()
         outcome = _after(running, answers)
         return replace(outcome, note=_workers(running))
 
 
 def past_deadline(artifact: Path) -> Outcome:
-    """A worker that says nothing until long after the deadline."""
-    with server(artifact, ServeConfig(deadline_s=DEADLINE_S)) as running, _held(running, 4) as (worker, answers):
+    """A worker that does not respond until long after the deadline."""
+    with server(artifact, ServeConfig(deadline_s=DEADLINE_S)) as running, _paused(running, 4) as (worker, answers):
         started = time.monotonic()
         wait(answers)
         seconds = time.monotonic() - started
@@ -146,7 +146,7 @@ def past_deadline(artifact: Path) -> Outcome:
 
 
 def out_of_memory(artifact: Path) -> Outcome:
-    """A worker that gets no more memory for a while."""
+    """A worker that cannot allocate memory temporarily."""
     with server(artifact, ServeConfig(deadline_s=DEADLINE_S)) as running:
         worker = running.workers()[0]
         before = worker.rlimit(resource.RLIMIT_AS)
@@ -159,17 +159,17 @@ def out_of_memory(artifact: Path) -> Outcome:
 
 
 def flood(artifact: Path) -> Outcome:
-    """Twice as many requests at once as the queue takes."""
+    """Twice as many simultaneous requests as the queue size."""
     limits = ServeConfig(queue_size=32)
-    with server(artifact, limits) as running, _held(running, 2 * limits.queue_size) as (worker, answers):
+    with server(artifact, limits) as running, _paused(running, 2 * limits.queue_size) as (worker, answers):
         ping = _ping(running.url)
         worker.resume()
         return replace(_after(running, answers), note=f"/ping {ping} meanwhile")
 
 
 def sigterm_under_load(artifact: Path) -> Outcome:
-    """SIGTERM to the server while it holds requests; more come meanwhile."""
-    with server(artifact, ServeConfig()) as running, _held(running, 16) as (worker, answers):
+    """SIGTERM to the server while it has requests and gets new ones."""
+    with server(artifact, ServeConfig()) as running, _paused(running, 16) as (worker, answers):
         os.kill(running.pid, signal.SIGTERM)
         _until(lambda: post(running.url, timeout=5) != "ReadTimeout", 10)
         late = post(running.url)
@@ -178,15 +178,15 @@ def sigterm_under_load(artifact: Path) -> Outcome:
         wait(answers)
         seconds = time.monotonic() - started
         _until(lambda: not running.running, 30)
-        gone = "server ended" if not running.running else "server still runs"
-        return Outcome(_count(answers), seconds, None, f"new requests: {late}; {gone}")
+        state = "server ended" if not running.running else "server still runs"
+        return Outcome(_count(answers), seconds, None, f"new requests: {late}; {state}")
 
 
 def sigterm_while_silent(artifact: Path) -> Outcome:
-    """SIGTERM to the server while the worker says nothing, nor will."""
+    """SIGTERM to the server while the worker never responds."""
     with (
         server(artifact, ServeConfig(), NEURON_SUM_DRAIN_S=f"{DEADLINE_S:.0f}") as running,
-        _held(running, 16) as (_, answers),
+        _paused(running, 16) as (_, answers),
     ):
         started = time.monotonic()
         os.kill(running.pid, signal.SIGTERM)
@@ -195,7 +195,7 @@ def sigterm_while_silent(artifact: Path) -> Outcome:
 
 
 def broken_for_good(artifact: Path) -> Outcome:
-    """A worker that dies and cannot be started again, for its artifact is damaged: /ping must say so."""
+    """A worker that dies and cannot restart because its artifact is damaged: /ping must report it."""
     with tempfile.TemporaryDirectory(prefix="nsum-drill-") as folder:
         copy = Path(folder) / "artifact"
         shutil.copytree(artifact, copy)
@@ -209,9 +209,9 @@ def broken_for_good(artifact: Path) -> Outcome:
                 statuses[post(running.url)] += 1
                 return _ping(running.url) != 200
 
-            found = _until(unhealthy, BACK_LIMIT_S)
+            failed = _until(unhealthy, BACK_LIMIT_S)
             seconds = time.monotonic() - started
-            return Outcome(statuses, seconds, None, f"/ping {_ping(running.url)}" if found else "/ping still 200")
+            return Outcome(statuses, seconds, None, f"/ping {_ping(running.url)}" if failed else "/ping still 200")
 
 
 SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
@@ -229,10 +229,10 @@ SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
 
 
 @contextmanager
-def _held(
+def _paused(
     running: LocalServer, requests: int, inputs: str | Sequence[str] = DIALOGUE
 ) -> Iterator[tuple[psutil.Process, list[Future[str]]]]:
-    """A worker that is stopped, with so many requests before it."""
+    """A paused worker with this number of requests waiting for it."""
     worker = running.workers()[0]
     worker.suspend()
     with ThreadPoolExecutor(requests) as clients:
@@ -243,7 +243,7 @@ def _held(
 
 
 def _workers(running: LocalServer) -> str:
-    """The processes, and the server's threads that send to them: a thread that ended takes a minute to be replaced."""
+    """The worker processes and the server's threads for them; a thread that ended is replaced after a minute."""
     [model] = httpx.get(f"{running.url}/models/model", headers=running.headers).json()[0]["models"]
     threads = [worker["id"] for group in model["workerGroups"] for worker in group["workers"]]
     return f"{len(running.workers())} worker, thread {threads}"
@@ -287,22 +287,24 @@ def _ping(url: str) -> int:
         return 0
 
 
-def _until(true: Callable[[], bool], limit_s: float) -> bool:
+def _until(condition: Callable[[], bool], limit_s: float) -> bool:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        if true():
+        if condition():
             return True
         time.sleep(0.1)
     return False
 
 
 def main() -> None:
-    """Runs the scenarios that were asked for."""
+    """Run the selected scenarios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--only", choices=[scenario.__name__ for scenario in SCENARIOS.values()])
+    parser.add_argument("artifact", type=Path, help="folder of a compiled artifact")
+    parser.add_argument(
+        "--only", choices=[scenario.__name__ for scenario in SCENARIOS.values()], help="run only this scenario"
+    )
     options = parser.parse_args()
-    table = console.table("what is done to it", "clients saw", "answered in", "back after", "seen")
+    table = console.table("scenario", "clients got", "answered in", "back after", "note")
     for name, scenario in SCENARIOS.items():
         if options.only in (None, scenario.__name__):
             outcome = scenario(options.artifact)

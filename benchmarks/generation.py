@@ -1,19 +1,18 @@
-"""Greedy generation with FLAN-T5's dimensions on this machine's CPU: ours beside what else runs T5 there.
+"""Greedy generation with FLAN-T5's dimensions on this machine's CPU: neuron-sum compared with other T5 runtimes.
 
     python benchmarks/generation.py [--models small,base] [--batches 1,8] [--threads 1,2] [--rounds 5]
                                     [--systems ours-int8,ctranslate2-int8] [--cold 3] [--work FOLDER]
 
-256 random tokens in, exactly 64 new tokens out, random weights from a seed. Each system is a process of its own
-(peers.py) that stays for all rounds, the systems in turn within each round. CPU is the process's time over all its
-threads. Figures are medians over the rounds; ratios are taken within a round, over the CPU and the wall time.
+Input: 256 random tokens; output: exactly 64 new tokens; random weights from a seed. Each system is a separate process
+(peers.py) that runs for all rounds; within a round the systems take turns. CPU is the process's time over all threads.
+Figures are medians over the rounds; ratios are computed within a round, for the CPU time and the wall time.
 
-As many threads as there are CPUs want a machine with nothing else to do: beside other work they wait for each other and
-spin (eager transformers took ten times as long; with OMP_WAIT_POLICY=passive it did not). How much else was going on
-stands above each table, and what is set of OMP_* is handed on to the systems.
+With as many threads as CPUs, the machine must be otherwise idle: next to other work the threads wait for each other and
+spin (eager transformers took ten times as long; with OMP_WAIT_POLICY=passive it did not). The title of each table has
+the load of other processes, and OMP_* variables are passed to the systems.
 
-The peers' environment is made on first use, in .venv-peers (constraints/peers.txt over the environment that runs this,
-of Python 3.11). Checkpoints and what the systems make of them are kept in the work folder (8 GB for both models), with
-each system's log.
+The peers' environment is created on first use in .venv-peers (constraints/peers.txt on top of the environment of this
+program, Python 3.11). Checkpoints, converted models and logs are in the work folder (8 GB for both models).
 """
 
 import argparse
@@ -52,13 +51,13 @@ MODELS: dict[str, dict[str, int]] = {
 VOCABULARY = 32128
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 END_OF_SEQUENCE = 1
-# What makes int8 and bf16 fast, or slow where it is missing.
+# CPU features that make int8 and bf16 fast; without them they are slow.
 CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One answer of a system: the first example's new tokens, and the seconds it took."""
+    """One answer of a system: the first example's new tokens, and the CPU and wall time in seconds."""
 
     tokens: list[int]
     cpu_s: float
@@ -66,42 +65,44 @@ class Run:
 
 
 def main() -> None:
-    """Prepares, runs and prints."""
+    """Prepare and run the comparison, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=_names(MODELS), default=list(MODELS), metavar="NAME,…")
-    parser.add_argument("--batches", type=_numbers, default=[1, 8], metavar="N,…")
-    parser.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,…")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", type=_names(MODELS), default=list(MODELS), metavar="NAME,…", help=", ".join(MODELS))
+    parser.add_argument("--batches", type=_numbers, default=[1, 8], metavar="N,…", help="batch sizes")
+    parser.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,…", help="numbers of threads")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
     parser.add_argument(
         "--systems", type=_names(SYSTEMS), default=list(SYSTEMS), metavar="NAME,…", help=", ".join(SYSTEMS)
     )
+    parser.add_argument("--cold", type=int, default=3, help="new processes per system for the cold start; 0 skips it")
     parser.add_argument(
-        "--cold", type=int, default=3, help="fresh processes a system for the cold start; 0 leaves it out"
+        "--work", type=Path, default=ROOT / "build" / "generation", help="folder for checkpoints, models and logs"
     )
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "generation")
     options = parser.parse_args()
     names = [REFERENCE, *(name for name in options.systems if name != REFERENCE)]
     if any(SYSTEMS[name].peer for name in names):
         make_environment()
     work: Path = options.work.resolve()
 
-    # Everything is made first: what cannot be converted or compiled says so before an hour of measuring.
+    # All artifacts are built first, so that a failing conversion or compilation ends the program before it measures.
     versions: dict[str, str] = {}
     settings = list(itertools.product(options.models, options.batches, options.threads))
     for model in options.models:
         once(work / model / "checkpoint", partial(make_checkpoint, MODELS[model]))
-    made = {job.artifact: (name, job) for setting in settings for name, job in jobs_for(work, names, *setting).items()}
-    for artifact, (name, job) in made.items():
-        console.note(f"{'loading' if artifact.exists() else 'making'} {artifact.relative_to(work)}")
+    builds = {
+        job.artifact: (name, job) for setting in settings for name, job in jobs_for(work, names, *setting).items()
+    }
+    for artifact, (name, job) in builds.items():
+        console.note(f"{'loading' if artifact.exists() else 'building'} {artifact.relative_to(work)}")
         with Worker(name, job) as worker:
             versions |= worker.versions
 
-    console.emit({}, _machine(), ", ".join(f"{name} {found}" for name, found in sorted(versions.items())))
+    console.emit({}, _machine(), ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
     for model, batch, threads in settings:
         jobs = jobs_for(work, names, model, batch, threads)
         runs, elsewhere = measure(jobs, options.rounds)
         title = f"\nFLAN-T5-{model}, batch {batch}, {threads} thread(s), {options.rounds} rounds"
-        console.emit({}, speed_table(f"{title}, {elsewhere:.1f} CPUs busy with other things", jobs, runs))
+        console.emit({}, speed_table(f"{title}, {elsewhere:.1f} CPUs busy with other processes", jobs, runs))
     for model in options.models if options.cold else ():
         batch, threads = options.batches[0], options.threads[0]
         jobs = jobs_for(work, names, model, batch, threads)
@@ -110,24 +111,24 @@ def main() -> None:
 
 
 def jobs_for(work: Path, names: list[str], model: str, batch: int, threads: int) -> dict[str, Job]:
-    """What each system has to do for a model, a batch and a number of threads."""
+    """The job of each system for a model, a batch and a number of threads."""
     fixed = f"-batch{batch}"
     artifacts = {name: work / model / (name + (fixed if SYSTEMS[name].fixed else "")) for name in names}
     return {name: Job(work / model / "checkpoint", artifacts[name], batch, threads) for name in names}
 
 
 def make_environment() -> None:
-    """Makes the peers' environment if it is not there or constraints/peers.txt has changed.
+    """Create the peers' environment if it does not exist or constraints/peers.txt has changed.
 
-    It is put over the environment that runs this, so that all systems have the same torch and transformers.
+    It extends the environment of this program, so that all systems have the same torch and transformers.
     """
-    wanted = CONSTRAINTS.read_text(encoding="utf-8")
+    requirements = CONSTRAINTS.read_text(encoding="utf-8")
     installed = ENVIRONMENT / "installed.txt"
-    if installed.exists() and installed.read_text(encoding="utf-8") == wanted:
+    if installed.exists() and installed.read_text(encoding="utf-8") == requirements:
         return
     if sys.version_info < (3, 11):
-        raise SystemExit("the peers need Python 3.11; choose systems that are not theirs with --systems")
-    console.note(f"making {ENVIRONMENT.name} from constraints/{CONSTRAINTS.name}")
+        raise SystemExit("the peers require Python 3.11; choose other systems with --systems")
+    console.note(f"creating {ENVIRONMENT.name} from constraints/{CONSTRAINTS.name}")
     venv.create(ENVIRONMENT, with_pip=True, clear=True)
     (ENVIRONMENT / ".gitignore").write_text("*\n", encoding="utf-8")
     variables = {"base": str(ENVIRONMENT), "platbase": str(ENVIRONMENT)}
@@ -135,11 +136,11 @@ def make_environment() -> None:
     below.write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n", encoding="utf-8")
     pip = [_python(peer=True), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", "--ignore-installed", "-r", str(CONSTRAINTS)], check=True)
-    installed.write_text(wanted, encoding="utf-8")
+    installed.write_text(requirements, encoding="utf-8")
 
 
 def make_checkpoint(dimensions: dict[str, int], folder: Path) -> None:
-    """Saves random weights from a seed, and a tokenizer of as many made-up words, which CTranslate2 asks for."""
+    """Save random weights from a seed, and a tokenizer with a made-up vocabulary, which CTranslate2 requires."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -166,23 +167,23 @@ def make_checkpoint(dimensions: dict[str, int], folder: Path) -> None:
 
 
 def inputs(batch: int) -> list[list[int]]:
-    """Random token ids (batch, SOURCE_TOKENS), each row ended; the first row is the same in every batch."""
+    """Random token ids (batch, SOURCE_TOKENS) with an end token per row; the first row is the same in every batch."""
     numbers = random.Random(7)
     words = range(len(SPECIAL_TOKENS), VOCABULARY)
     return [[*numbers.choices(words, k=SOURCE_TOKENS - 1), END_OF_SEQUENCE] for _ in range(batch)]
 
 
 class Worker:
-    """A system in a process of its own, ready to generate (see peers.py).
+    """A system in a separate process, ready to generate (see peers.py).
 
     Args:
-        name: The system.
-        job: What it is to load.
+        name: The system's name.
+        job: The checkpoint and artifact to load, the batch and the threads.
 
     Attributes:
-        versions: Its packages' versions.
-        ready_s: From the start of the process until it was ready.
-        load_s: How much of that was loading, once Python and the libraries were there.
+        versions: The versions of the system's packages.
+        ready_s: Seconds from the start of the process until it was ready.
+        load_s: Seconds of loading the model within `ready_s`, without the imports.
     """
 
     def __init__(self, name: str, job: Job) -> None:
@@ -209,13 +210,14 @@ class Worker:
         self._process.communicate()
 
     def generate(self, input_ids: list[list[int]]) -> Run:
-        """Has the system generate once."""
+        """Run one generation."""
         assert self._process.stdin is not None
         print(json.dumps({"input_ids": input_ids}), file=self._process.stdin, flush=True)
         answer = self._read()
         tokens: list[list[int]] = answer["tokens"]
         if [len(row) for row in tokens] != [NEW_TOKENS] * len(input_ids):
-            raise SystemExit(f"{self._name} made {[len(row) for row in tokens]} tokens in place of {NEW_TOKENS} each")
+            lengths = [len(row) for row in tokens]
+            raise SystemExit(f"{self._name} generated {lengths} tokens instead of {NEW_TOKENS} per row")
         return Run(tokens[0], answer["cpu_s"], answer["wall_s"])
 
     def _read(self) -> dict[str, Any]:
@@ -224,16 +226,16 @@ class Worker:
         if not line:
             self._process.wait()
             last = self._log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-            raise SystemExit(f"{self._name} ended with {self._process.returncode}: {' '.join(last)}\nsee {self._log}")
+            raise SystemExit(f"{self._name} exited with {self._process.returncode}: {' '.join(last)}\nsee {self._log}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def measure(jobs: dict[str, Job], rounds: int) -> tuple[dict[str, list[Run]], float]:
-    """Has each system get warm once, then all generate in turn, `rounds` times.
+    """Warm each system up once, then let all generate in turn, `rounds` times.
 
     Returns:
-        Each system's runs, and how many CPUs were busy with anything else meanwhile.
+        Each system's runs, and the mean number of CPUs that were busy with other processes.
     """
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, job)) for name, job in jobs.items()}
@@ -245,14 +247,14 @@ def measure(jobs: dict[str, Job], rounds: int) -> tuple[dict[str, list[Run]], fl
         for _ in range(rounds):
             for name, worker in workers.items():
                 runs[name].append(worker.generate(input_ids))
-        elsewhere_s = _busy_s() - busy_s - sum(run.cpu_s for of_one in runs.values() for run in of_one)
+        elsewhere_s = _busy_s() - busy_s - sum(run.cpu_s for each in runs.values() for run in each)
         return runs, max(0.0, elsewhere_s) / (time.perf_counter() - started)
 
 
 def speed_table(title: str, jobs: dict[str, Job], runs: dict[str, list[Run]]) -> Table:
-    """Time, how many times as fast as eager transformers and as the best int8 peer, size, and agreement."""
-    cpu = {name: [run.cpu_s for run in of_one] for name, of_one in runs.items()}
-    wall = {name: [run.wall_s for run in of_one] for name, of_one in runs.items()}
+    """Times, speed relative to eager transformers and to the best int8 peer, size, and equal tokens of each system."""
+    cpu = {name: [run.cpu_s for run in each] for name, each in runs.items()}
+    wall = {name: [run.wall_s for run in each] for name, each in runs.items()}
     columns = ("CPU ms", "wall ms", "× eager CPU", "× eager wall", "× int8 CPU", "× int8 wall", "MB", "tokens equal")
     table = console.table("system", *columns, title=title)
     for name in runs:
@@ -270,7 +272,7 @@ def speed_table(title: str, jobs: dict[str, Job], runs: dict[str, list[Run]]) ->
 
 
 class ColdStart(NamedTuple):
-    """Seconds of a fresh process: from its start until ready, the loading in that, from its start until an answer."""
+    """Seconds of a new process: from start to ready, of which loading, and from start to the first answer."""
 
     ready_s: float
     load_s: float
@@ -278,7 +280,7 @@ class ColdStart(NamedTuple):
 
 
 def cold_starts(jobs: dict[str, Job], processes: int) -> dict[str, list[ColdStart]]:
-    """Fresh processes of each system, one at a time and the systems in turn; the files are in the page cache."""
+    """Cold starts of new processes, one at a time and the systems in turn; the files are in the page cache."""
     starts: dict[str, list[ColdStart]] = {name: [] for name in jobs}
     for _ in range(processes):
         for name, job in jobs.items():
@@ -289,16 +291,16 @@ def cold_starts(jobs: dict[str, Job], processes: int) -> dict[str, list[ColdStar
 
 
 def cold_table(title: str, starts: dict[str, list[ColdStart]]) -> Table:
-    """Each of the three, and how many times as fast that is as with transformers' from_pretrained."""
-    columns = ("ready s", "of it loading s", "first answer s", "× ready", "× loading", "× first answer")
+    """The three times of each system, and the speed relative to transformers' from_pretrained."""
+    columns = ("ready s", "of which loading s", "first answer s", "× ready", "× loading", "× first answer")
     table = console.table("system", *columns, title=title)
     references = list(zip(*starts[REFERENCE], strict=True))
     for name in starts:
-        taken = list(zip(*starts[name], strict=True))
+        times = list(zip(*starts[name], strict=True))
         table.add_row(
             name,
-            *(f"{statistics.median(seconds):.2f}" for seconds in taken),
-            *(_ratio(reference, seconds) for reference, seconds in zip(references, taken, strict=True)),
+            *(f"{statistics.median(seconds):.2f}" for seconds in times),
+            *(_ratio(reference, seconds) for reference, seconds in zip(references, times, strict=True)),
         )
     return table
 
@@ -310,12 +312,12 @@ def _ratio(reference: Sequence[float] | None, seconds: Sequence[float]) -> str:
 
 
 def _best_int8(seconds: dict[str, list[float]]) -> list[float] | None:
-    peers = [of_one for name, of_one in seconds.items() if SYSTEMS[name].int8]
+    peers = [each for name, each in seconds.items() if SYSTEMS[name].int8]
     return min(peers, key=statistics.median, default=None)
 
 
 def _busy_s() -> float:
-    """CPU seconds that this machine has spent on anything, or that its host took from it."""
+    """Busy CPU seconds of this machine, including those that its host used."""
     times = psutil.cpu_times()
     return float(sum(getattr(times, kind) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
 
@@ -326,9 +328,9 @@ def _megabytes(folder: Path) -> float:
 
 def _machine() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = [flag for flag in CPU_FLAGS if flag in found["flags"].split()]
-    return f"{found['model name']}, {os.cpu_count()} CPUs ({' '.join(flags)})"
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in CPU_FLAGS if flag in values["flags"].split()]
+    return f"{values['model name']}, {os.cpu_count()} CPUs ({' '.join(flags)})"
 
 
 def _python(*, peer: bool) -> str:
@@ -339,11 +341,11 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
+def _names(valid: Iterable[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
-        if unknown := sorted(set(names) - set(known)):
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        if unknown := sorted(set(names) - set(valid)):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; valid: {', '.join(valid)}")
         return names
 
     return parse

@@ -1,9 +1,9 @@
-"""What one row costs: oneDNN's product with a packed weight beside the sum over the plain weight that Inductor writes.
+"""Cost of a matrix-vector product: oneDNN with a packed weight, compared with Inductor's sum over the plain weight.
 
     python benchmarks/one_row.py [--out 4096] [--in 768]
 
-Many copies of one weight in turn, as many as a step of FLAN-T5-base reads, so that no cache holds them; one thread;
-medians of process CPU time. Also the rate at which memory is read on small pages and on huge ones.
+Uses many copies of a weight in turn, as many bytes as a step of FLAN-T5-base reads, so that they do not fit into a
+cache; one thread; medians of process CPU time. Also prints the memory read rate with small and with huge pages.
 """
 
 import argparse
@@ -46,10 +46,10 @@ class OneRow(nn.Module):
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=int, default=4096)
-    parser.add_argument("--in", type=int, default=768, dest="width")
+    parser.add_argument("--out", type=int, default=4096, help="number of output features")
+    parser.add_argument("--in", type=int, default=768, dest="width", help="number of input features")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
@@ -105,11 +105,13 @@ def _fused_us(dtype: Dtype, out: int, width: int) -> float:
         graphs = []
         for _ in range(_copies(stored["weight"])):
             graph = torch._inductor.aoti_load_package(path)
-            own = SharedWeights(folder / "weights.safetensors", {}, {}).get(
+            tensors = SharedWeights(folder / "weights.safetensors", {}, {}).get(
                 fqn.removeprefix("layer.") for fqn in graph.get_constant_fqns()
             )
-            graph.load_constants({f"layer.{k}": v for k, v in own.items()}, check_full_update=True, user_managed=True)
-            graphs.append((graph, own))
+            graph.load_constants(
+                {f"layer.{k}": v for k, v in tensors.items()}, check_full_update=True, user_managed=True
+            )
+            graphs.append((graph, tensors))
         return _median_us([lambda g=graph: g(row) for graph, _ in graphs])
 
 

@@ -1,12 +1,12 @@
-"""One system of benchmarks/generation.py in a process of its own.
+"""One system of benchmarks/generation.py in a separate process.
 
     python benchmarks/peers.py SYSTEM --checkpoint FOLDER --artifact FOLDER --batch 1 --threads 1
 
-It loads, says so in a line of JSON on standard output, and then answers each line of JSON on standard input:
-`{"input_ids": [[…], …]}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …}` out. It ends when its input does. What has
-to be converted or compiled first is, when the artifact's folder is not there yet.
+It loads the model, reports it in a line of JSON on standard output, and then answers each line of JSON on standard
+input: `{"input_ids": [[…], …]}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …}` out. It exits at the end of its
+input. If the artifact's folder does not exist, the model is converted or compiled first.
 
-It runs in the peers' environment as well as in the project's, so it imports what a system needs only for that system.
+It runs in the peers' environment and in the project's, so it imports a system's libraries only for that system.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Generate = Callable[[list[list[int]]], list[list[int]]]
 
 @dataclass(frozen=True)
 class Job:
-    """What a system is to load: the checkpoint, the folder of its own form of it, and for what."""
+    """The checkpoint, the folder of its converted form, and the batch and threads that a system is loaded for."""
 
     checkpoint: Path
     artifact: Path
@@ -44,15 +44,15 @@ class Job:
 
 @dataclass(frozen=True)
 class System:
-    """How a system is loaded, and what is to be known of it.
+    """A system to compare.
 
     Args:
-        load: Makes the artifact if it is missing, loads it and returns what generates.
-        modules: What is imported before the time of loading starts.
+        load: Function that builds the artifact if it is missing, loads it and returns the generate function.
+        modules: The modules to import before the loading time starts.
         packages: The distributions whose versions are printed.
-        peer: Whether it runs in the peers' environment.
-        int8: Whether it is an int8 peer, one of those that the best is chosen from.
-        fixed: Whether an artifact is for one batch.
+        peer: Whether the system runs in the peers' environment.
+        int8: Whether the system is one of the int8 peers.
+        fixed: Whether an artifact is for one batch size.
     """
 
     load: Callable[[Job], Generate]
@@ -64,15 +64,15 @@ class System:
 
 
 def main() -> None:
-    """Loads, and answers until the input ends."""
+    """Load the system, and answer until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("system", choices=SYSTEMS)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--artifact", type=Path, required=True, help="folder of the converted or compiled model")
+    parser.add_argument("--batch", type=int, required=True, help="batch size")
+    parser.add_argument("--threads", type=int, required=True, help="number of threads")
     options = parser.parse_args()
-    # What a library prints must not get between the answers.
+    # The output of libraries goes to standard error, so that it does not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def once(folder: Path, build: Callable[[Path], object]) -> None:
-    """Has `build` fill the folder if it is not there; a build that breaks off leaves none."""
+    """Let `build` fill the folder if it does not exist; an interrupted build leaves no folder."""
     if not folder.exists():
         with new_folder(folder) as unfinished:
             build(unfinished)
@@ -103,18 +103,18 @@ def _answer(stream: TextIO, answer: dict[str, Any]) -> None:
     print(json.dumps(answer), file=stream, flush=True)
 
 
-# ---------------------------------------------------------------- ours ----------------------------------------------
+# ---------------------------------------------------------------- neuron-sum ----------------------------------------
 
 
-def _ours(job: Job, *, dtype: str) -> Generate:
-    """An artifact of `neuron-sum compile`, loaded as evaluation and serving load it, every file's hash checked.
+def _neuron_sum(job: Job, *, dtype: str) -> Generate:
+    """An artifact of `neuron-sum compile`, loaded as in evaluation and serving, with every file's hash checked.
 
     Args:
-        job: The checkpoint, the artifact's folder, the batch and the threads; OMP_NUM_THREADS is set to the latter.
-        dtype: fp32, bf16 or int8.
+        job: The checkpoint, the artifact's folder, the batch and the threads; OMP_NUM_THREADS equals the threads.
+        dtype: The dtype: fp32, bf16 or int8.
 
     Returns:
-        What generates exactly NEW_TOKENS greedily: no end of sequence before that.
+        A function that generates exactly NEW_TOKENS greedily, without an earlier end of sequence.
     """
     import torch
 
@@ -136,15 +136,15 @@ def _ours(job: Job, *, dtype: str) -> Generate:
         source = open_source(job.checkpoint, "tiny", [f"compile.{key}={value}" for key, value in settings.items()])
         build(source, make_plan(source), job.artifact, overwrite=False, jobs=None)
     generator, _ = load_generator(open_artifact(job.artifact))
-    asked = GenerateConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
-    return lambda input_ids: generator.generate(input_ids, asked)
+    exact = GenerateConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+    return lambda input_ids: generator.generate(input_ids, exact)
 
 
-# ---------------------------------------------------------------- the others ----------------------------------------
+# ---------------------------------------------------------------- other systems -------------------------------------
 
 
 def _transformers(job: Job, *, dtype: str) -> Generate:
-    """Transformers' own generate(), eager."""
+    """Eager generate() of transformers."""
     import torch
     from transformers import T5ForConditionalGeneration
 
@@ -156,7 +156,7 @@ def _transformers(job: Job, *, dtype: str) -> Generate:
 
 
 def _ctranslate2(job: Job, *, quantization: str | None) -> Generate:
-    """CTranslate2 with its own defaults; the CPU decides on the kernels (CT2_USE_MKL=1 is ten times slower on AMD)."""
+    """CTranslate2 with its defaults, which choose kernels by the CPU (CT2_USE_MKL=1 is ten times slower on AMD)."""
     import ctranslate2
 
     def build(folder: Path) -> None:
@@ -181,9 +181,9 @@ def _ctranslate2(job: Job, *, quantization: str | None) -> Generate:
 def _onnxruntime(job: Job, *, quantize: Callable[[Path, str, Path], None]) -> Generate:
     """ONNX Runtime behind optimum's generate().
 
-    The two decoders are kept apart and nothing is bound: optimum-onnx takes d_model / num_heads for a head's width,
-    which FLAN-T5-small's is not, so there a merged decoder and IO binding fail, and elsewhere they are no faster.
-    ONNX Runtime's own fusions for T5 (optimize_model) make operators that have no CPU kernel.
+    Uses two separate decoders without IO binding: optimum-onnx assumes a head width of d_model / num_heads, which is
+    wrong for FLAN-T5-small, so that a merged decoder and IO binding fail there; for other models they are not faster.
+    The T5 fusions of ONNX Runtime (optimize_model) create operators without a CPU kernel.
     """
     import onnxruntime
     from optimum.onnxruntime import ORTModelForSeq2SeqLM
@@ -212,7 +212,7 @@ def _export(checkpoint: Path, folder: Path) -> None:
 
 
 def _quantize_dynamic(exported: Path, name: str, folder: Path) -> None:
-    """Weights int8 for each output channel, activations uint8 for each tensor: optimum's preset for AVX-512 VNNI."""
+    """Int8 weights per output channel, uint8 activations per tensor: optimum's preset for AVX-512 VNNI."""
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -223,7 +223,7 @@ def _quantize_dynamic(exported: Path, name: str, folder: Path) -> None:
 
 
 def _quantize_blocks(exported: Path, name: str, folder: Path) -> None:
-    """MatMulNBits: weights int8 for each 128 inputs, computed in int8 (accuracy level 4); embeddings stay fp32."""
+    """MatMulNBits: int8 weights in blocks of 128 inputs, computed in int8 (accuracy level 4); fp32 embeddings."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -240,7 +240,7 @@ def _through_generate(model: Any) -> Generate:
 
     def generate(input_ids: list[list[int]]) -> list[list[int]]:
         source = torch.tensor(input_ids)
-        found = model.generate(
+        output = model.generate(
             input_ids=source,
             attention_mask=torch.ones_like(source),
             do_sample=False,
@@ -248,7 +248,7 @@ def _through_generate(model: Any) -> Generate:
             min_new_tokens=NEW_TOKENS,
             max_new_tokens=NEW_TOKENS,
         )
-        new: list[list[int]] = found[:, 1:].tolist()
+        new: list[list[int]] = output[:, 1:].tolist()
         return new
 
     return generate
@@ -265,7 +265,7 @@ _onnxruntime_system = partial(
     peer=True,
     int8=True,
 )
-_our_system = partial(System, modules=("torch",), packages=("neuron-sum", "torch"), fixed=True)
+_neuron_sum_system = partial(System, modules=("torch",), packages=("neuron-sum", "torch"), fixed=True)
 
 SYSTEMS: dict[str, System] = {
     "transformers-fp32": _transformers_system(partial(_transformers, dtype="float32")),
@@ -274,9 +274,9 @@ SYSTEMS: dict[str, System] = {
     "ctranslate2-int8": _ctranslate2_system(partial(_ctranslate2, quantization="int8"), int8=True),
     "onnxruntime-int8": _onnxruntime_system(partial(_onnxruntime, quantize=_quantize_dynamic)),
     "onnxruntime-int8-blocks": _onnxruntime_system(partial(_onnxruntime, quantize=_quantize_blocks)),
-    "ours-fp32": _our_system(partial(_ours, dtype="fp32")),
-    "ours-bf16": _our_system(partial(_ours, dtype="bf16")),
-    "ours-int8": _our_system(partial(_ours, dtype="int8")),
+    "ours-fp32": _neuron_sum_system(partial(_neuron_sum, dtype="fp32")),
+    "ours-bf16": _neuron_sum_system(partial(_neuron_sum, dtype="bf16")),
+    "ours-int8": _neuron_sum_system(partial(_neuron_sum, dtype="int8")),
 }
 
 

@@ -1,12 +1,11 @@
-"""Bytes of a decoder step: ours against optimum-neuron's own T5 exporter, one tool and the same rules for both.
+"""Bytes of a decoder step: neuron-sum compared with optimum-neuron's T5 exporter, counted by the same rules.
 
     python benchmarks/preflight.py [--model google/flan-t5-base] [--keep FOLDER]
 
-Batch 1, source 512, target 128; the exporter has one length for both sides, 512. Both are lowered by torch_xla in the
-Python of .venv-xla, without weights (placeholders), and counted by
-compile/preflight/hlo.py, whose docstring has the rules.
-Exits with 1 where a bar is missed: bytes, a dynamic dimension, a 64-bit float, or an operator that upstream's own graph
-does not use, the cache's write excepted. Nothing here says how long a step takes.
+Batch 1, source 512, target 128; the exporter has one length for both sides, 512. torch_xla in the Python of .venv-xla
+lowers both without weights (placeholders), and compile/preflight/hlo.py counts them; its docstring has the rules. Exits
+with 1 if a limit is exceeded: bytes, a dynamic dimension, a 64-bit float, or an operator that the exporter's graph does
+not use, except for the cache write. The result does not show how long a step takes.
 """
 
 import argparse
@@ -37,20 +36,20 @@ BARS: dict[tuple[str, WriteForm, int], float] = {
     ("bf16", "in_place", 1): 0.45, ("bf16", "in_place", 4): 0.27,
     ("bf16", "where", 1): 0.46, ("bf16", "where", 4): 0.28,
 }  # fmt: skip
-"""Of the exporter's bytes in fp32, at most."""
+"""Maximum bytes relative to the exporter's bytes in fp32."""
 CACHE_WRITE: dict[WriteForm, set[str]] = {"in_place": {"dynamic-update-slice"}, "where": set()}
-"""What a form may use beyond upstream's operators."""
+"""Operators that a form may use in addition to the exporter's."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One of our forms beside the exporter's graph.
+    """A form of neuron-sum's graph compared with the exporter's graph.
 
     Attributes:
-        lowered: Ours.
-        upstream: Theirs, fp32.
-        upstream_bf16: Bytes of theirs if its weights, not its caches, were bf16.
-        dtype: Ours.
+        lowered: The lowered graph of neuron-sum.
+        upstream: The account of the exporter's graph in fp32.
+        upstream_bf16: Bytes of the exporter's graph with its weights, but not its caches, in bf16.
+        dtype: The dtype of neuron-sum's graph.
     """
 
     lowered: Lowered
@@ -65,42 +64,43 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Our bytes over theirs."""
+        """The bytes of neuron-sum's graph relative to the exporter's."""
         return self.lowered.account.moved / self.upstream.moved
 
     @property
     def bar(self) -> float:
-        """What the ratio may be."""
+        """The maximum ratio."""
         return BARS[self.dtype, self.lowered.write, self.beams]
 
     @property
     def beyond(self) -> set[str]:
-        """Operators that upstream's graph does not use."""
+        """Operators that the exporter's graph does not use."""
         return self.lowered.account.operators.keys() - self.upstream.operators.keys()
 
     @property
     def missed(self) -> list[str]:
-        """Which bars."""
-        account, found = self.lowered.account, []
+        """The exceeded limits."""
+        account, faults = self.lowered.account, []
         if self.ratio > self.bar:
-            found.append(f"{self.ratio:.3f} of the bytes, at most {self.bar}")
+            faults.append(f"{self.ratio:.3f} of the bytes, at most {self.bar}")
         if account.dynamic:
-            found.append(f"dynamic dimensions: {', '.join(account.dynamic)}")
+            faults.append(f"dynamic dimensions: {', '.join(account.dynamic)}")
         if "f64" in account.dtypes:
-            found.append("f64")
+            faults.append("f64")
         if more := self.beyond - CACHE_WRITE[self.lowered.write]:
-            found.append(f"operators: {', '.join(sorted(more))}")
-        return found
+            faults.append(f"operators: {', '.join(sorted(more))}")
+        return faults
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="google/flan-t5-base", choices=[n for n in PUBLISHED if "t5" in n])
-    parser.add_argument("--keep", type=Path, help="a folder for the HLO texts")
+    names = [name for name in PUBLISHED if "t5" in name]
+    parser.add_argument("--model", default="google/flan-t5-base", choices=names, help="model whose dimensions are used")
+    parser.add_argument("--keep", type=Path, help="folder to keep the HLO texts in")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows, theirs = compare(PUBLISHED[options.model], options.keep or Path(folder))
+        rows, accounts = compare(PUBLISHED[options.model], options.keep or Path(folder))
     table = console.table(
         "decoder step",
         "beams",
@@ -111,16 +111,16 @@ def main() -> None:
         "bar",
         "of bf16 weights'",
         "GFLOP",
-        "operators beyond",
+        "additional operators",
     )
-    for beams, account in theirs.items():
+    for beams, account in accounts.items():
         table.add_row(
             "optimum-neuron, fp32", str(beams), *_bytes(account), "1", "", "", f"{account.total_flops / 1e9:.2f}", ""
         )
     for row in rows:
         account = row.lowered.account
         table.add_row(
-            f"ours {row.dtype}, {row.lowered.write}",
+            f"neuron-sum {row.dtype}, {row.lowered.write}",
             str(row.beams),
             *_bytes(account),
             f"{row.ratio:.3f}",
@@ -129,36 +129,36 @@ def main() -> None:
             f"{account.total_flops / 1e9:.2f}",
             ", ".join(sorted(row.beyond)) or "none",
         )
-    missed = [f"{row.dtype}, {row.lowered.write}, {row.beams} beams: {why}" for row in rows for why in row.missed]
-    told = f"missed: {'; '.join(missed)}" if missed else "every bar is met; no f64, no dynamic dimension"
-    console.emit({}, table, versions(), told)
+    missed = [f"{row.dtype}, {row.lowered.write}, {row.beams} beams: {fault}" for row in rows for fault in row.missed]
+    result = f"exceeded: {'; '.join(missed)}" if missed else "no limit is exceeded; no f64, no dynamic dimension"
+    console.emit({}, table, versions(), result)
     sys.exit(1 if missed else 0)
 
 
 def compare(dims: dict[str, Any], folder: Path) -> tuple[list[Row], dict[int, Account]]:
-    """Lowers both.
+    """Lower both systems' graphs.
 
     Args:
-        dims: A T5's configuration.
-        folder: For the HLO texts.
+        dims: A T5 configuration.
+        folder: The folder for the HLO texts.
 
     Returns:
-        A row for each of our forms, and the exporter's accounts by beam width.
+        A row for each form of neuron-sum's graph, and the exporter's accounts by beam width.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    theirs, halved = {}, {}
-    for beams, found in zip(BEAMS, exporter(dims, folder), strict=True):
-        weights = found.pop("weights_read")
-        theirs[beams] = Account(**{**found, "dynamic": tuple(found["dynamic"])})
-        halved[beams] = theirs[beams].moved - weights / 2
-    values = dict(dims)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    made = lower([_job(config, dtype, write) for dtype in ("fp32", "bf16") for write in CACHE_WRITE], folder)
+    upstream, halved = {}, {}
+    for beams, values in zip(BEAMS, exporter(dims, folder), strict=True):
+        weights = values.pop("weights_read")
+        upstream[beams] = Account(**{**values, "dynamic": tuple(values["dynamic"])})
+        halved[beams] = upstream[beams].moved - weights / 2
+    settings = dict(dims)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    graphs = lower([_job(config, dtype, write) for dtype in ("fp32", "bf16") for write in CACHE_WRITE], folder)
     rows = []
-    for lowered in made:
+    for lowered in graphs:
         beams = lowered.graph.num_beams or 1
-        rows.append(Row(lowered, theirs[beams], halved[beams], lowered.graph.file.split("-")[0]))
-    return rows, theirs
+        rows.append(Row(lowered, upstream[beams], halved[beams], lowered.graph.file.split("-")[0]))
+    return rows, upstream
 
 
 def _job(config: Any, dtype: str, write: WriteForm) -> LoweringJob:
@@ -190,20 +190,20 @@ def exporter(dims: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         str(config),
     ]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if made.returncode:
-        sys.exit(made.stderr)
-    return map(json.loads, made.stdout.splitlines())
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        sys.exit(finished.stderr)
+    return map(json.loads, finished.stdout.splitlines())
 
 
 def versions() -> str:
-    """Of what both were lowered with."""
+    """The versions of the packages that both graphs were lowered with."""
     code = (
         "from importlib.metadata import version\n"
         "print(', '.join(f'{n} {version(n)}' for n in ('optimum-neuron', 'torch_xla', 'torch', 'transformers')))"
     )
-    made = subprocess.run([str(xla_python()), "-c", code], capture_output=True, text=True, check=True)
-    return made.stdout.strip()
+    finished = subprocess.run([str(xla_python()), "-c", code], capture_output=True, text=True, check=True)
+    return finished.stdout.strip()
 
 
 def _bytes(account: Account) -> tuple[str, str, str]:

@@ -1,8 +1,8 @@
-"""Scoring LEAD-3 on a test set of three references: ours against rouge-score used plainly, reference by reference.
+"""Time to score LEAD-3 on a test set with three references: neuron-sum compared with plain rouge-score per reference.
 
     python benchmarks/rouge.py --data DIALOGSUM [--rounds 3]
 
-The two in turn within each round; ratios are taken within a round, and the scores must be equal.
+Both run in turn within each round; ratios are computed within a round, and the scores must be equal.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from neuron_sum.recipes.schema import DataConfig
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", required=True, help="folder of DialogSum")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     options = parser.parse_args()
     examples = load_dataset(DataConfig(source="dialogsum", path=options.data))["test"]
     predictions = [lead(example.dialogue) for example in examples]
@@ -33,19 +33,19 @@ def main() -> None:
     for _ in range(options.rounds):
         started = time.perf_counter()
         scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-        found = [
-            sum(scorer.score(text, prediction)["rouge1"].fmeasure for text in given) / len(given)
-            for prediction, given in zip(predictions, references, strict=True)
+        plain_scores = [
+            sum(scorer.score(text, prediction)["rouge1"].fmeasure for text in texts) / len(texts)
+            for prediction, texts in zip(predictions, references, strict=True)
         ]
         plain_s.append(time.perf_counter() - started)
         started = time.perf_counter()
         scores = rouge(predictions, references, RougeProtocol())
         ours_s.append(time.perf_counter() - started)
-        assert abs(100 * sum(found) / len(found) - scores["ROUGE-1"].mean()) < 1e-9
+        assert abs(100 * sum(plain_scores) / len(plain_scores) - scores["ROUGE-1"].mean()) < 1e-9
 
     ratio = statistics.median(plain / ours for plain, ours in zip(plain_s, ours_s, strict=True))
     table = console.table("scorer", "s", "ratio")
-    table.add_row(f"rouge-score {version('rouge-score')}, plainly", f"{statistics.median(plain_s):.2f}", "1.00")
+    table.add_row(f"rouge-score {version('rouge-score')}, plain", f"{statistics.median(plain_s):.2f}", "1.00")
     table.add_row("neuron_sum.evaluation.rouge", f"{statistics.median(ours_s):.2f}", f"{ratio:.2f}")
     console.emit({}, table)
 

@@ -1,10 +1,10 @@
-"""Thousands of requests made from our own OpenAPI document, and worse, sent to a real DJL Serving.
+"""Fuzzing of a real DJL Serving with thousands of requests generated from the OpenAPI document, and invalid ones.
 
     python benchmarks/serving_fuzz.py ARTIFACT [--requests 5000]
 
-Prints how often which status came, whether a worker was lost, and the resident memory of the worker and of Java after a
-fifth of the requests (when everything is warm) and after all of them. Ends with 1 if a status is none of those that
-docs/serving.md lists, or if a worker was lost.
+Prints the number of answers by status, whether a worker was lost, and the resident memory of the worker and of Java
+after a fifth of the requests (warmed up) and after all of them. Exits with 1 if a status is not listed in
+docs/serving.md, or if a worker was lost.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CONTENT_TYPES = st.sampled_from(
 
 
 def conforming(schema: dict[str, Any], document: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """What a schema of our OpenAPI document allows."""
+    """A strategy for the values that a schema of the OpenAPI document allows."""
     if "$ref" in schema:
         return conforming(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
     if "anyOf" in schema:
@@ -61,7 +61,7 @@ def conforming(schema: dict[str, Any], document: dict[str, Any]) -> st.SearchStr
 
 
 def bodies(limits: ServeConfig) -> st.SearchStrategy[bytes]:
-    """Requests as the document describes them, JSON of any other form, and bytes."""
+    """A strategy for valid requests, arbitrary JSON, and bytes."""
     document = openapi(limits)
     anything = st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
@@ -72,15 +72,15 @@ def bodies(limits: ServeConfig) -> st.SearchStrategy[bytes]:
 
 
 def main() -> None:
-    """Sends, counts and measures."""
+    """Send the requests, count the statuses and measure the memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("artifact", type=Path, help="folder of a compiled artifact")
+    parser.add_argument("--requests", type=int, default=5000, help="number of requests")
     options = parser.parse_args()
-    limits, said = ServeConfig(), list[str]()
+    limits, log = ServeConfig(), list[str]()
     with tempfile.TemporaryDirectory(prefix="nsum-fuzz-") as folder:
         package.write_folder(open_artifact(options.artifact), limits, Path(folder))
-        with LocalServer([Model("model", Path(folder))], limits, on_line=said.append) as server:
+        with LocalServer([Model("model", Path(folder))], limits, on_line=log.append) as server:
             [worker] = server.workers()
             java = psutil.Process(server.pid)
             statuses, measured = Counter[int](), dict[int, tuple[int, int]]()
@@ -105,19 +105,19 @@ def main() -> None:
 
             with http, console.progress("requests", options.requests) as shown:
                 send()
-            lost = server.workers() != [worker] or any("Restarting python worker" in line for line in said)
+            lost = server.workers() != [worker] or any("Restarting python worker" in line for line in log)
 
     title = f"DJL Serving {djl.VERSION}, hypothesis {hypothesis.__version__}, {statuses.total()} requests"
-    table = console.table("status", "times", title=title)
-    for status, times in sorted(statuses.items()):
-        table.add_row(str(status), str(times))
+    table = console.table("status", "answers", title=title)
+    for status, answers in sorted(statuses.items()):
+        table.add_row(str(status), str(answers))
     console.emit({}, table)
-    table = console.table("resident memory", *(f"after {sent}" for sent in measured), "grown by")
+    table = console.table("resident memory", *(f"after {sent}" for sent in measured), "growth")
     for name, (first, last) in zip(("worker", "Java"), zip(*measured.values(), strict=True), strict=True):
         table.add_row(name, f"{first / 1e6:.0f} MB", f"{last / 1e6:.0f} MB", f"{(last - first) / first:.1%}")
     console.emit({}, table)
     if lost or not set(statuses) <= ALLOWED:
-        console.note("a worker was lost" if lost else f"statuses {sorted(set(statuses) - ALLOWED)}")
+        console.note("a worker was lost" if lost else f"unexpected statuses: {sorted(set(statuses) - ALLOWED)}")
         sys.exit(1)
     console.note("no worker was lost")
 

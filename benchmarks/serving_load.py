@@ -1,11 +1,11 @@
-"""What the server costs: a real DJL Serving beside the bare generation loop, on one core, in the same run.
+"""Cost of the server: a real DJL Serving compared with the bare generation loop, on one core, in the same run.
 
     python benchmarks/serving_load.py [--dtype int8] [--batch 16] [--rounds 3] [--seconds 30] [--work FOLDER]
 
-FLAN-T5-small's dimensions with random weights, 256 tokens in, exactly 64 out, greedy. The worker, and the bare loop,
-have one core for themselves; the server's Java and the clients have the others. In every round, in turn: the bare loop
-over full batches; 32 clients that send one dialogue after the other; the same against an artifact of batch 1; and
-arrivals at random times (Poisson) at 70 % of the throughput just measured. Ratios are taken within a round.
+FLAN-T5-small's dimensions with random weights; 256 input tokens and exactly 64 output tokens, greedy. The worker and
+the bare loop have a dedicated core; the server's Java and the clients have the others. Every round measures in turn the
+bare loop over full batches; 32 clients that send one dialogue after another; the same with an artifact of batch 1; and
+random arrivals (Poisson) at 70 % of the throughput just measured. Ratios are computed within a round.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PARAMETERS = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
 
 @dataclass(frozen=True)
 class Round:
-    """Summaries a second, and seconds at 70 % load."""
+    """Summaries per second, and latencies in seconds at 70 % load."""
 
     bare: float
     server: float
@@ -57,16 +57,18 @@ class Round:
 
 
 def main() -> None:
-    """Prepares, runs and prints."""
+    """Prepare and run the comparison, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=["fp32", "bf16", "int8"], default="int8")
-    parser.add_argument("--batch", type=int, default=16, help="the largest batch")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "serving")
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "int8"], default="int8", help="dtype of the artifact")
+    parser.add_argument("--batch", type=int, default=16, help="largest batch size")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of each measurement")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "serving", help="folder for checkpoint and artifacts"
+    )
     options = parser.parse_args()
     if not OTHER_CORES:
-        parser.error("two cores are needed: one for the worker, one for everything else")
+        parser.error("two cores are required: one for the worker, one for everything else")
     os.environ["OMP_NUM_THREADS"] = "1"
     batched = _artifact(options.work, options.dtype, [1, options.batch // 2, options.batch])
     single = _artifact(options.work, options.dtype, [1])
@@ -125,7 +127,7 @@ def main() -> None:
 
 
 def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
-    """Compiled once into the work folder."""
+    """The artifact, compiled once into the work folder."""
     checkpoint = work / "checkpoint"
     once(checkpoint, partial(make_checkpoint, MODELS["small"]))
 
@@ -148,13 +150,13 @@ def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
 
 
 def _bare(artifact: Artifact, seconds: float) -> float:
-    """Summaries a second of the generation loop alone, over full batches, in a process on the worker's core."""
+    """Summaries per second of the bare generation loop over full batches, in a process on the worker's core."""
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_bare_loop, args=(artifact.path, seconds, there))
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_bare_loop, args=(artifact.path, seconds, sender))
     process.start()
     try:
-        return float(here.recv())
+        return float(receiver.recv())
     finally:
         process.join()
 
@@ -168,19 +170,19 @@ def _bare_loop(folder: Path, seconds: float, answer: Connection) -> None:
     words = range(len(SPECIAL_TOKENS), VOCABULARY)
     prompts = [[*numbers.choices(words, k=SOURCE_TOKENS - 1), END_OF_SEQUENCE] for _ in range(generator.batch_size)]
     generator.generate(prompts, EXACT)
-    started, done = time.monotonic(), 0
+    started, summaries = time.monotonic(), 0
     while time.monotonic() - started < seconds:
-        done += len(generator.generate(prompts, EXACT))
-    answer.send(done / (time.monotonic() - started))
+        summaries += len(generator.generate(prompts, EXACT))
+    answer.send(summaries / (time.monotonic() - started))
 
 
 class _serving:
-    """A server whose worker has one core, and Java the others."""
+    """A server whose worker runs on one core and Java on the others."""
 
     def __init__(self, artifact: Artifact, work: Path) -> None:
         limits = ServeConfig(deadline_s=55.0)
         folder = work / "served" / artifact.path.name
-        shutil.rmtree(folder, ignore_errors=True)  # it holds the handler's code as it was then
+        shutil.rmtree(folder, ignore_errors=True)  # it contains an earlier version of the handler
         package.write_folder(artifact, limits, folder)
         cores = ",".join(map(str, OTHER_CORES))
         self._server = LocalServer([Model("model", folder)], limits, prefix=["taskset", "--cpu-list", cores])
@@ -199,36 +201,36 @@ class _serving:
 
 
 def _dialogue(numbers: random.Random) -> str:
-    # The prompt's own words and the end token take the rest of the source length.
+    # The words of the prompt and the end token fill the rest of the source length.
     return " ".join(f"word{n}" for n in numbers.choices(range(len(SPECIAL_TOKENS), VOCABULARY), k=SOURCE_TOKENS - 10))
 
 
 def _closed(url: str, seconds: float) -> float:
-    """Summaries a second of clients that send one dialogue after the other; the first batches are not counted."""
+    """Summaries per second of clients that send one dialogue after another, without the first batches."""
 
-    async def client(number: int, http: httpx.AsyncClient, done: list[float], end: float) -> None:
+    async def client(number: int, http: httpx.AsyncClient, finished: list[float], end: float) -> None:
         numbers = random.Random(number)
         while time.monotonic() < end:
             (await _post(http, url, _dialogue(numbers))).raise_for_status()
-            done.append(time.monotonic())
+            finished.append(time.monotonic())
 
     async def all_clients() -> float:
-        done: list[float] = []
+        finished: list[float] = []
         started = time.monotonic()
         warm = started + seconds / 5
         async with _client() as http:
-            await asyncio.gather(*(client(n, http, done, warm + seconds) for n in range(CLIENTS)))
-        counted = [at for at in done if warm < at <= warm + seconds]
+            await asyncio.gather(*(client(n, http, finished, warm + seconds) for n in range(CLIENTS)))
+        counted = [at for at in finished if warm < at <= warm + seconds]
         return len(counted) / seconds
 
     return asyncio.run(all_clients())
 
 
 async def _open(url: str, rate: float, seconds: float) -> tuple[list[float], int]:
-    """Seconds of each request that arrives at a random time, at `rate` a second; and how many were refused."""
+    """Latencies in seconds of requests that arrive randomly at `rate` per second, and the number of refusals."""
     numbers, latencies, statuses = random.Random(1), list[float](), list[int]()
 
-    async def one(http: httpx.AsyncClient, text: str) -> None:
+    async def request(http: httpx.AsyncClient, text: str) -> None:
         started = time.monotonic()
         answer = await _post(http, url, text)
         statuses.append(answer.status_code)
@@ -236,11 +238,11 @@ async def _open(url: str, rate: float, seconds: float) -> tuple[list[float], int
             latencies.append(time.monotonic() - started)
 
     async with _client() as http:
-        asked, end = [], time.monotonic() + seconds
+        tasks, end = [], time.monotonic() + seconds
         while time.monotonic() < end:
-            asked.append(asyncio.create_task(one(http, _dialogue(numbers))))
+            tasks.append(asyncio.create_task(request(http, _dialogue(numbers))))
             await asyncio.sleep(numbers.expovariate(rate))
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
     return latencies, sum(status != 200 for status in statuses)
 
 
@@ -253,8 +255,8 @@ async def _post(http: httpx.AsyncClient, url: str, text: str) -> httpx.Response:
 
 
 def _java() -> str:
-    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
-    return said.splitlines()[0].replace('"', "")
+    output = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
+    return output.splitlines()[0].replace('"', "")
 
 
 if __name__ == "__main__":

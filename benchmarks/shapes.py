@@ -1,12 +1,12 @@
-"""What each shape plan costs on DialogSum: padding, cuts, shapes, forward FLOPs, and the time of an epoch on this CPU.
+"""Cost of each shape plan on DialogSum: padding, cuts, shapes, forward FLOPs, and the time of an epoch on this CPU.
 
     python benchmarks/shapes.py --data DIALOGSUM --tokenizer SPIECE.MODEL --config FLAN_T5_BASE.json [--examples 32]
 
-Positions are counted from the rows of the first epoch, after the cut. FLOPs are those that torch's FlopCounterMode
-counts in a forward pass of one row of the given configuration, on the meta device, times the rows for an example: eager
-attention computes every pair of a row. Times are forward, backward and AdamW over the same evenly spaced examples with
-the t5-scratch recipe's model in batches of four rows, the plans in turn within each round; medians over the rounds,
-ratios taken within a round. `--examples 0` leaves them out. Prints tables and the versions.
+Positions are counted in the rows of the first epoch, after the cut. torch's FlopCounterMode counts the FLOPs of a
+forward pass of one row of the configuration on the meta device, multiplied by the rows per example: eager attention
+computes every pair of a row. Times are forward, backward and AdamW over the same evenly spaced examples with the
+t5-scratch recipe's model in batches of four rows. The plans run in turn within each round; figures are medians over the
+rounds, and ratios are computed within a round. `--examples 0` skips the times. Prints tables and the versions.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PLANS: dict[str, tuple[str, ...]] = {
     "fixed": ("train.shapes.plan=fixed", "data.max_target_length=128"),
     "dynamic, by length": ("train.shapes.plan=dynamic", "data.max_target_length=128"),
     BUCKETS: ("train.shapes.plan=buckets", "data.max_target_length=128"),
-    "packed, 512 + 112 as given": (
+    "packed, 512 + 112 fixed": (
         "train.shapes.plan=packed", "data.max_target_length=112", "train.shapes.sizes=[[512,112]]",
     ),
     "packed, cut at 112": ("train.shapes.plan=packed", "data.max_target_length=112"),
@@ -50,11 +50,11 @@ TIMED = (COURSE, "fixed", BUCKETS, PACKED)
 
 @dataclass(frozen=True)
 class Measured:
-    """A plan over the whole training split.
+    """A plan measured over the whole training split.
 
     Attributes:
-        report: What the plan says of itself.
-        gflops: Of a forward pass, for an example.
+        report: The plan's report.
+        gflops: GFLOPs of a forward pass per example.
     """
 
     report: ShapeReport
@@ -62,27 +62,27 @@ class Measured:
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Measure the plans and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", required=True, help="folder of DialogSum")
+    parser.add_argument("--tokenizer", required=True, help="SentencePiece file of T5")
+    parser.add_argument("--config", required=True, type=Path, help="config.json whose FLOPs are counted")
+    parser.add_argument("--examples", type=int, default=32, help="number of examples for the times; 0 skips them")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     options = parser.parse_args()
 
     measured = measure(options.data, options.tokenizer, options.config)
     table = console.table(
         "plan",
         "shapes",
-        "examples a row",
+        "examples per row",
         "positions / tokens",
         "cut: sources, targets",
-        "GFLOP an example",
+        "GFLOP per example",
         "of the course's",
     )
-    for name, made in measured.items():
-        report = made.report
+    for name, plan in measured.items():
+        report = plan.report
         shapes = ", ".join(map(str, report.shapes)) if report.plan != "dynamic" else f"{len(report.shapes)} in an epoch"
         table.add_row(
             name,
@@ -90,16 +90,16 @@ def main() -> None:
             f"{report.examples_per_row:.2f}",
             f"{report.ratio:.3f}",
             f"{report.sources_cut}, {report.targets_cut}",
-            f"{made.gflops:.1f}",
-            f"{made.gflops / measured[COURSE].gflops:.3f}",
+            f"{plan.gflops:.1f}",
+            f"{plan.gflops / measured[COURSE].gflops:.3f}",
         )
     tables = [table]
     if options.examples:
         seconds = epochs(options.data, options.tokenizer, options.examples, options.rounds)
         times = console.table("plan", f"s for {options.examples} examples", "of the course's")
-        for name, taken in seconds.items():
-            ratio = statistics.median(one / course for one, course in zip(taken, seconds[COURSE], strict=True))
-            times.add_row(name, f"{statistics.median(taken):.1f}", f"{ratio:.3f}")
+        for name, durations in seconds.items():
+            ratio = statistics.median(one / course for one, course in zip(durations, seconds[COURSE], strict=True))
+            times.add_row(name, f"{statistics.median(durations):.1f}", f"{ratio:.3f}")
         tables.append(times)
     names = ("torch", "transformers", "tokenizers", "numpy")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
@@ -107,15 +107,15 @@ def main() -> None:
 
 
 def measure(data: str, tokenizer: str, config: Path, names: Collection[str] = PLANS) -> dict[str, Measured]:
-    """Plans over DialogSum's training split.
+    """Measure plans over DialogSum's training split.
 
     Args:
         data: The folder with train.jsonl.
         tokenizer: T5's SentencePiece file.
         config: The config.json whose FLOPs are counted.
-        names: Which of PLANS.
+        names: The names of the plans in PLANS.
     """
-    made = {}
+    measured = {}
     with torch.device("meta"):
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**json.loads(config.read_text())))
     flops: dict[Shape, int] = {}
@@ -127,14 +127,14 @@ def measure(data: str, tokenizer: str, config: Path, names: Collection[str] = PL
             if shape not in flops:
                 flops[shape] = forward_flops(model, shape)
             total += len(batch) * flops[shape]
-        made[name] = Measured(report, total / len(split) / 1e9)
-    return made
+        measured[name] = Measured(report, total / len(split) / 1e9)
+    return measured
 
 
 def plans(
     data: str, tokenizer: str, names: Collection[str], *overrides: str
 ) -> Iterator[tuple[str, tuple[Recipe, Encoded, ShapePlan]]]:
-    """The plans with the course's prompt, each with its own cut."""
+    """The plans with the course's prompt, each with its cut."""
     encoded: dict[int, Encoded] = {}
     for name in names:
         recipe = load_recipe(
@@ -158,7 +158,7 @@ def plans(
 
 
 def forward_flops(model: torch.nn.Module, shape: Shape) -> int:
-    """Of one row, counted by torch on a model without weights."""
+    """FLOPs of one row's forward pass, counted by torch on a model without weights."""
     with torch.device("meta"):
         row = {
             "input_ids": torch.ones(1, shape.source_len, dtype=torch.long),
@@ -173,15 +173,15 @@ def epochs(data: str, tokenizer: str, examples: int, rounds: int) -> dict[str, l
     """Seconds of an epoch over the same examples, by plan, in each round."""
     overrides = (f"data.max_examples={examples}", "train.per_device_train_batch_size=4")
     seconds: dict[str, list[float]] = {name: [] for name in TIMED}
-    made = dict(plans(data, tokenizer, TIMED, *overrides))
+    timed = dict(plans(data, tokenizer, TIMED, *overrides))
     for _ in range(rounds):
-        for name, (recipe, split, plan) in made.items():
+        for name, (recipe, split, plan) in timed.items():
             model = models.load_base(recipe.model, models.load_tokenizer(recipe.model), packed=plan.packed).train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
             rows = RowSet(split, plan)
             collator = Collator(plan, model.config)
             batches = [collator([rows[row] for row in batch]) for batch in plan.batches(0)]
-            model(**batches[0]).loss.backward()  # warm
+            model(**batches[0]).loss.backward()  # warm-up
             started = time.perf_counter()
             for batch in batches:
                 optimizer.zero_grad()

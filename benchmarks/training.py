@@ -1,9 +1,9 @@
-"""What group_by_length and bf16 are worth on this machine, against transformers' defaults (random batches, fp32).
+"""Speedup of group_by_length and bf16 on this machine, relative to transformers' defaults (random batches, fp32).
 
     python benchmarks/training.py --data DIALOGSUM --tokenizer SPIECE.MODEL [--steps 20] [--rounds 3]
 
-Forward and backward of the t5-scratch recipe's model over the same examples, the variants in turn within each round;
-figures are medians over the rounds, and ratios are taken within a round. Prints a table and the versions.
+Forward and backward of the t5-scratch recipe's model over the same examples. The variants run in turn within each
+round; figures are medians over the rounds, and ratios are computed within a round. Prints a table and the versions.
 """
 
 import argparse
@@ -29,12 +29,12 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Measure the variants and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", required=True, help="folder of DialogSum")
+    parser.add_argument("--tokenizer", required=True, help="SentencePiece file of T5")
+    parser.add_argument("--steps", type=int, default=20, help="number of steps per epoch, with 16 examples each")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     options = parser.parse_args()
 
     examples = options.steps * 16
@@ -53,15 +53,15 @@ def main() -> None:
         for name, (grouped, bf16) in VARIANTS.items():
             train = recipe.train.model_copy(update={"group_by_length": grouped})
             plan = choose_plan(recipe.model_copy(update={"train": train}), data, None, decoder_only=False)
-            taken, padded = epoch(model, RowSet(data, plan), bf16=bf16)
-            seconds[name].append(taken)
+            duration, padded = epoch(model, RowSet(data, plan), bf16=bf16)
+            seconds[name].append(duration)
             padding[name] = 1 - data.source_tokens / padded
 
-    table = console.table("variant", "s an epoch", "faster than defaults", "encoder padding")
+    table = console.table("variant", "s per epoch", "speedup over defaults", "encoder padding")
     reference = seconds[next(iter(VARIANTS))]
-    for name, taken in seconds.items():
-        ratio = statistics.median(one / other for one, other in zip(reference, taken, strict=True))
-        table.add_row(name, f"{statistics.median(taken):.1f}", f"{ratio:.2f}", f"{100 * padding[name]:.0f} %")
+    for name, durations in seconds.items():
+        ratio = statistics.median(one / other for one, other in zip(reference, durations, strict=True))
+        table.add_row(name, f"{statistics.median(durations):.1f}", f"{ratio:.2f}", f"{100 * padding[name]:.0f} %")
     names = ("torch", "transformers", "tokenizers")
     console.emit(
         {}, table, ", ".join(f"{name} {version(name)}" for name in names) + f", {torch.get_num_threads()} threads"
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def epoch(model: torch.nn.Module, rows: RowSet, *, bf16: bool) -> tuple[float, int]:
-    """Seconds of forward and backward over all examples, and encoder positions with padding."""
+    """Seconds of forward and backward over all examples, and the number of encoder positions including padding."""
     collator = Collator(rows.plan, model.config)
     batches = [collator([rows[row] for row in batch]) for batch in rows.plan.batches(0)]
     started = time.perf_counter()

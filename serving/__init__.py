@@ -1,1 +1,1 @@
-"""What runs behind an endpoint: the DJL Serving handler, its server and image, packaging, the client."""
+"""Serving: the DJL Serving handler, its server and image, packaging, and the client."""

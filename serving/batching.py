@@ -1,11 +1,11 @@
-"""Requests of many clients into the artifact's batches, without waiting for company.
+"""Dynamic batching: puts the requests of many clients into batches without a batching delay.
 
-One thread runs the graphs. Whenever it is free it takes the next item in turn and as many others with the same settings
-as the largest batch has room for: alone, an item starts at once; under load, batches fill by themselves.
+One thread runs the graphs. When it is free, it takes the next item in turn and as many others with the same settings
+as fit into the largest batch: a single item starts at once; under load, batches fill up.
 
 Requests take turns (weighted start-time fair queueing, Goyal et al. 1996): the items of a request are some batches
-apart, so that a request of many items does not hold up small ones that come after it. Rows that nobody else wants are
-filled without waiting for a turn.
+apart, so that a request with many items does not delay small requests that arrive later. Rows that no other request
+needs are filled without waiting for a turn.
 """
 
 import logging
@@ -25,10 +25,10 @@ from serving.schema import DEFECT, RETRY, ServiceError
 LOG = logging.getLogger("neuron_sum")
 
 NO_MEMORY = ("allocate memory", "start new thread")
-"""How torch's allocator and Python's threads say it."""
+"""Parts of the messages of torch's allocator and Python's threads when memory runs out."""
 
 STRIDE = 8
-"""The largest number of batches between two items of a request while other requests want the rows."""
+"""The largest number of batches between two items of a request while other requests need the rows."""
 
 SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of seconds per item."""
@@ -36,19 +36,19 @@ SMOOTHING = 0.2
 
 @dataclass(eq=False)
 class Work:
-    """One item on its way through the queue.
+    """One item in the queue.
 
     Attributes:
         prompt: Token ids.
-        settings: How to generate; only equal settings share a batch.
-        adapter: Its name, None for the base model.
-        deadline: On the monotonic clock; past it, nobody waits for the result.
+        settings: Generation settings; only items with equal settings share a batch.
+        adapter: The adapter's name; None for the base model.
+        deadline: Time on the monotonic clock after which no client waits for the result.
         truncated: Whether the dialogue was cut to fit.
-        result: New tokens.
-        arrived: On the monotonic clock.
-        turn: Place in the order in which items start; smaller ones first.
-        started: When its batch began; 0 before.
-        batch: How many were in its batch.
+        result: The new tokens.
+        arrived: Time of arrival on the monotonic clock.
+        turn: Position in the order in which items start; the smallest is first.
+        started: Start time of its batch on the monotonic clock; 0 before.
+        batch: Number of items in its batch.
     """
 
     prompt: Sequence[int]
@@ -67,15 +67,15 @@ class Batcher:
     """The queue and its thread.
 
     Args:
-        generator: What is run; only this thread runs it.
-        queue_size: Items that may wait.
-        finished: Told of every batch: its items and its seconds.
+        generator: The generator; only this thread runs it.
+        queue_size: Maximum number of waiting items.
+        on_batch: Called with the items and the seconds of every finished batch.
     """
 
     def __init__(
-        self, generator: CompiledGenerator, queue_size: int, finished: Callable[[Sequence[Work], float], None]
+        self, generator: CompiledGenerator, queue_size: int, on_batch: Callable[[Sequence[Work], float], None]
     ) -> None:
-        self._generator, self._queue_size, self._finished = generator, queue_size, finished
+        self._generator, self._queue_size, self._on_batch = generator, queue_size, on_batch
         self._queue: deque[Work] = deque()
         self._changed = threading.Condition()
         self._seconds_per_item = 0.0
@@ -85,29 +85,32 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Items in the queue."""
+        """Number of items in the queue."""
         return len(self._queue)
 
     def submit(self, works: Sequence[Work]) -> None:
-        """Queues the items of a request: all, or none.
+        """Queue all items of a request, or none.
 
         Raises:
-            ServiceError: 503 if they find no room, or could not be done before their deadline.
+            ServiceError: 503 if the queue is full, or if the items cannot be finished before their deadline.
         """
         with self._changed:
-            # A long batch must not let what nobody waits for any more fill the queue.
-            self._queue = deque(work for work in self._queue if _wanted(work))
+            # During a long batch, items that no client waits for must not fill the queue.
+            self._queue = deque(work for work in self._queue if _is_wanted(work))
             expected_s = (len(self._queue) + len(works)) * self._seconds_per_item
             retry_after_s = max(1, math.ceil(len(self._queue) * self._seconds_per_item))
-            # A request longer than the queue is let in when it is alone: else it never could be.
+            # A request longer than the queue is accepted when the queue is empty; otherwise it would never be.
             if self._queue and len(self._queue) + len(works) > self._queue_size:
                 raise ServiceError(
-                    503, f"{len(self._queue)} items wait, {self._queue_size} may; {RETRY}", None, retry_after_s
+                    503,
+                    f"{len(self._queue)} items are waiting, at most {self._queue_size} may wait; {RETRY}",
+                    None,
+                    retry_after_s,
                 )
             if self._queue and time.monotonic() + expected_s > works[0].deadline:
                 raise ServiceError(
                     503,
-                    f"an answer would take about {expected_s:.0f} s, past the deadline; {RETRY}",
+                    f"an answer would take about {expected_s:.0f} s, which is past the deadline; {RETRY}",
                     None,
                     retry_after_s,
                 )
@@ -127,57 +130,57 @@ class Batcher:
             seconds = time.monotonic() - started
             self.running_since = None
             per_item = seconds / len(batch)
-            known = self._seconds_per_item
-            self._seconds_per_item = per_item if not known else known + SMOOTHING * (per_item - known)
+            mean = self._seconds_per_item
+            self._seconds_per_item = per_item if not mean else mean + SMOOTHING * (per_item - mean)
             try:
-                self._finished(batch, seconds)
-            except Exception:  # the thread must go on: without it nothing would be answered any more
-                LOG.exception("a batch was not counted")
+                self._on_batch(batch, seconds)
+            except Exception:  # the thread must continue: without it, no request would be answered
+                LOG.exception("cannot record the metrics of a batch")
 
     def _next(self) -> list[Work]:
-        """The item whose turn it is, and those that fit to it, in their turn; only items somebody still waits for."""
+        """The item whose turn it is and others that can share its batch, in turn; expired items are dropped."""
         with self._changed:
             while True:
                 batch: list[Work] = []
-                kept: deque[Work] = deque()
-                for work in filter(_wanted, self._queue):
+                remaining: deque[Work] = deque()
+                for work in filter(_is_wanted, self._queue):
                     fits = not batch or work.settings == batch[0].settings
-                    (batch if fits and len(batch) < self._generator.batch_size else kept).append(work)
-                self._queue = kept
+                    (batch if fits and len(batch) < self._generator.batch_size else remaining).append(work)
+                self._queue = remaining
                 self._turn = max([self._turn + 1, *(work.turn for work in batch)])
-                # Once running, a future cannot be cancelled any more, and its result can be set.
+                # A running future can no longer be cancelled, so its result can be set.
                 if batch := [work for work in batch if work.result.set_running_or_notify_cancel()]:
                     return batch
-                if not kept:
+                if not remaining:
                     self._changed.wait()
 
     def _generate(self, batch: Sequence[Work]) -> None:
-        """Sets every result; if a batch fails, its items are tried one by one, so that one harms no other."""
+        """Set every result; if a batch fails, run its items one by one, so that one item does not affect the others."""
         try:
-            made = self._generator.generate(
+            outputs = self._generator.generate(
                 [work.prompt for work in batch], batch[0].settings, [work.adapter for work in batch]
             )
-        except Exception as error:  # noqa: BLE001  whatever it is, it is answered and the thread goes on
+        except Exception as error:  # noqa: BLE001  any error is sent to the client, and the thread continues
             if len(batch) > 1:
                 for work in batch:
                     self._generate([work])
                 return
             batch[0].result.set_exception(as_service_error(error))
         else:
-            for work, tokens in zip(batch, made, strict=True):
+            for work, tokens in zip(batch, outputs, strict=True):
                 work.result.set_result(tokens)
 
 
-def _wanted(work: Work) -> bool:
-    """Whether somebody still waits for it."""
+def _is_wanted(work: Work) -> bool:
+    """Whether a client still waits for the item."""
     return work.deadline > time.monotonic() and not work.result.cancelled()
 
 
 def as_service_error(error: Exception) -> ServiceError:
-    """What the client is told: an adapter that is gone and too little memory are no defects."""
+    """The error for the client: 404 for a removed adapter, 503 for too little memory, otherwise 500."""
     if isinstance(error, ModelError):
         return ServiceError(404, f"{error.message}; {error.hint}", "parameters.adapter")
     if isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY):
         return ServiceError(503, f"too little memory for this item; {RETRY}", None, 1)
-    LOG.error("a defect of neuron-sum", exc_info=error)
+    LOG.error("neuron-sum failed to generate a summary", exc_info=error)
     return ServiceError(500, DEFECT)

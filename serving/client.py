@@ -1,6 +1,6 @@
-"""For people who call the endpoint: a server at a URL, or a SageMaker endpoint.
+"""Client for an endpoint: a server at a URL, or a SageMaker endpoint.
 
-The Client knows what is sent, how often, and what a reply means; a Transport sends one request and gives back one
+The Client builds the requests, retries them and interprets the replies; a Transport sends one request and returns one
 reply (serving/transport.py).
 
     with Client("http://127.0.0.1:8080") as client:
@@ -35,15 +35,15 @@ from serving.transport import FEWER, Reply, Unanswered, Unavailable, connect, wi
 
 LONGEST_BACKOFF_S = 20.0
 LONGEST_RETRY_AFTER_S = 120.0
-"""An endpoint that asks for more is not waited for."""
+"""The client does not wait if the endpoint requests a longer time."""
 
 HINTS = {
-    400: "is it a neuron-sum endpoint, and is its name right?",
-    403: "the AWS credentials must allow sagemaker:InvokeEndpoint on it",
-    404: "one model answers at URL/invocations, several at URL/models/NAME/invoke; `neuron-sum serve` prints them",
+    400: "check the endpoint's name, and that neuron-sum serves it",
+    403: "use AWS credentials that allow sagemaker:InvokeEndpoint on the endpoint",
+    404: "use URL/invocations for one model, URL/models/NAME/invoke for several; `neuron-sum serve` prints them",
     413: FEWER,
-    422: "change the parameters; the message says what is allowed",
-    503: f"{FEWER}, or again later",
+    422: "change the parameters to the allowed values in the message",
+    503: f"{FEWER}, or send the request again later",
     504: FEWER,
 }
 ANSWERS = TypeAdapter(list[Summary | ErrorAnswer])
@@ -51,16 +51,16 @@ ANSWERS = TypeAdapter(list[Summary | ErrorAnswer])
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one dialogue.
+    """The answer to one dialogue.
 
     Attributes:
-        summary_text: The summary; empty where there is an error.
-        truncated: Whether the dialogue was cut at its end to fit the longest bucket.
-        input_tokens: Of the prompt as the model saw it.
-        output_tokens: Of the summary.
-        error: Why there is no summary. A field `inputs[7]` means the eighth dialogue.
-        answered: Whether the endpoint summarized or refused this very dialogue. It did neither if it was busy (503) at
-            every attempt, or if a whole request failed: this one's, or one after which this one was not sent any more.
+        summary_text: The summary; empty if there is an error.
+        truncated: Whether the end of the dialogue was cut to fit the longest bucket.
+        input_tokens: Number of tokens in the prompt, after the cut.
+        output_tokens: Number of tokens in the summary.
+        error: The reason for a missing summary. A field `inputs[7]` means the eighth dialogue.
+        answered: Whether the endpoint summarized or refused this dialogue. False if it was busy (503) at every
+            attempt, if the whole request failed, or if the dialogue was not sent because an earlier request failed.
     """
 
     summary_text: str = ""
@@ -71,7 +71,7 @@ class Answer:
     answered: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """As the endpoint writes it."""
+        """The answer in the endpoint's JSON form."""
         if self.error is not None:
             return {"error": self.error.model_dump()}
         return {
@@ -83,23 +83,23 @@ class Answer:
 
 
 class Client:
-    """Sends dialogues in batches, several requests at once, and tries again what is worth it.
+    """Sends dialogues in batches, several requests at once, and retries temporary failures.
 
-    Tried again are 503 and connections that fail, after Retry-After and an exponential backoff with jitter; not what
-    the endpoint refuses (4xx), and not an answer that does not come in time.
+    503 and failed connections are retried, after Retry-After and an exponential backoff with jitter. Requests that the
+    endpoint refuses (4xx) and requests that time out are not retried.
 
     Args:
         endpoint: A URL, to which /invocations is added unless it has a path; or `sagemaker:ENDPOINT[@REGION]`.
-        target_model: On a SageMaker endpoint with several models: which.
-        batch_size: Dialogues in one request.
-        concurrency: Requests at once.
-        timeout_s: How long one request may wait for its answer. To connect it may take CONNECT_TIMEOUT_S.
-        attempts: At most, for one request.
-        backoff_s: The first wait between two; each one after it is twice as long.
-        on_retry: Told why there will be another attempt, and when; in the thread of the request.
+        target_model: The model to use on a SageMaker endpoint with several models.
+        batch_size: Number of dialogues per request.
+        concurrency: Number of simultaneous requests.
+        timeout_s: Maximum seconds from a request to its answer. Connecting may take CONNECT_TIMEOUT_S.
+        attempts: Maximum number of attempts per request.
+        backoff_s: Seconds before the second attempt; doubled before each further attempt.
+        on_retry: Called before each retry with its reason and time, in the request's thread.
 
     Raises:
-        RequestError: If `endpoint` is none.
+        RequestError: If `endpoint` is invalid.
         MissingExtraError: If boto3 is needed and not installed.
     """
 
@@ -130,7 +130,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._transport.close()
 
     def summarize(
@@ -139,53 +139,53 @@ class Client:
         parameters: Mapping[str, Any] | None = None,
         on_answers: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """The answers, in the dialogues' order.
+        """The answers, in the order of the dialogues.
 
-        Once a whole request is refused, or its last attempt fails, no more is sent. Its dialogues and those that were
-        not sent have its error; what the endpoint has answered, and what it still answers of that under way, is kept.
+        After a whole request is refused or its last attempt fails, no further request is sent. Its dialogues and the
+        unsent ones get its error; earlier answers, and answers to requests already in progress, are returned.
 
         Args:
-            dialogues: One turn a line.
-            parameters: As in serving.schema.Parameters: max_new_tokens, num_beams, adapter…; None is left out.
-            on_answers: Told how many more dialogues were answered, after each request.
+            dialogues: The dialogues, one turn per line.
+            parameters: Fields of serving.schema.Parameters: max_new_tokens, num_beams, adapter…; None is left out.
+            on_answers: Called after each request with the number of dialogues that it answered.
 
         Raises:
-            RequestError: If a request fails and no dialogue at all is answered.
+            RequestError: If a request fails and no dialogue is answered.
         """
         if isinstance(dialogues, str):
-            raise TypeError("dialogues is one text; it must be a list of them")
+            raise TypeError("dialogues is a single text; it must be a list of texts")
         if not dialogues:
             return []
-        given = {name: value for name, value in (parameters or {}).items() if value is not None}
+        settings = {name: value for name, value in (parameters or {}).items() if value is not None}
         places = range(len(dialogues))
         batches = [places[start : start + self._batch_size] for start in places[:: self._batch_size]]
         answers: dict[int, Answer] = {}
         failures: list[Unanswered] = []
         stopped = threading.Event()
-        # Its threads are daemons: Ctrl-C does not wait for the requests that are on their way.
+        # The pool's threads are daemons, so that Ctrl-C does not wait for requests in progress.
         with ThreadPool(min(self._concurrency, len(batches))) as pool:
             try:
-                for made, failure in pool.imap_unordered(
-                    lambda batch: self._answer({place: dialogues[place] for place in batch}, given, stopped), batches
+                for results, failure in pool.imap_unordered(
+                    lambda batch: self._answer({place: dialogues[place] for place in batch}, settings, stopped), batches
                 ):
-                    answers.update(made)
+                    answers.update(results)
                     if failure is not None:
                         failures.append(failure)
                     if on_answers is not None:
-                        on_answers(sum(answer.answered for answer in made.values()))
+                        on_answers(sum(answer.answered for answer in results.values()))
             finally:
                 stopped.set()
         if failures and not any(answer.answered for answer in answers.values()):
             raise failures[0]
-        return [answers[place] if place in answers else _given_up(failures[0]) for place in places]
+        return [answers[place] if place in answers else _unanswered(failures[0]) for place in places]
 
     def _answer(
         self, batch: Mapping[int, str], parameters: Mapping[str, Any], stopped: threading.Event
     ) -> tuple[dict[int, Answer], Unanswered | None]:
-        """One batch, by place, and why it failed if it did.
+        """The answers of one batch by place, and its error if it failed.
 
-        The attempts after the first send only what an earlier one left at 503. There is none once another batch has
-        failed; then places can be missing.
+        Retries send only the items that got 503. After another batch has failed there are no retries, and places can
+        be missing.
         """
         answers: dict[int, Answer] = {}
 
@@ -195,7 +195,7 @@ class Client:
         def attempt() -> list[str]:
             if stopped.is_set():
                 return []
-            answers.update(self._ask({place: batch[place] for place in open_places()}, parameters))
+            answers.update(self._send({place: batch[place] for place in open_places()}, parameters))
             return [error.message for place in open_places() if (error := answers[place].error) is not None]
 
         retrying = Retrying(
@@ -203,41 +203,41 @@ class Client:
             stop=stop_after_attempt(self._attempts) | stop_when_event_set(stopped),
             wait=self._wait_s,
             sleep=sleep_using_event(stopped),
-            before_sleep=self._tell,
-            retry_error_callback=lambda state: _outcome(state).result(),  # raises what the last attempt raised
+            before_sleep=self._report_retry,
+            retry_error_callback=lambda state: _outcome(state).result(),  # raises the error of the last attempt
         )
         try:
             retrying(attempt)
         except Unanswered as failure:
             stopped.set()
-            return answers | dict.fromkeys(open_places(), _given_up(failure)), failure
+            return answers | dict.fromkeys(open_places(), _unanswered(failure)), failure
         return answers, None
 
-    def _ask(self, batch: Mapping[int, str], parameters: Mapping[str, Any]) -> dict[int, Answer]:
+    def _send(self, batch: Mapping[int, str], parameters: Mapping[str, Any]) -> dict[int, Answer]:
         """One attempt at one request."""
         body = json.dumps({"inputs": list(batch.values()), "parameters": parameters}, ensure_ascii=False)
-        # Half a surrogate pair has no UTF-8; its backslash form is JSON's, and the endpoint refuses that item alone.
+        # Half a surrogate pair has no UTF-8 form. It is sent as a JSON escape, and the endpoint refuses only that item.
         reply = self._transport.send(body.encode("utf-8", "backslashreplace"))
         if reply.status != 200:
             raise self._refusal(reply)
         try:
-            found = ANSWERS.validate_json(reply.body)
+            items = ANSWERS.validate_json(reply.body)
         except ValidationError as error:
             raise Unanswered(f"{self.endpoint} answered no summaries: {_start(reply.body)}", HINTS[400], 502) from error
-        if len(found) != len(batch):
-            raise Unanswered(f"{self.endpoint} answered {len(found)} of {len(batch)} dialogues", HINTS[400], 502)
+        if len(items) != len(batch):
+            raise Unanswered(f"{self.endpoint} answered {len(items)} of {len(batch)} dialogues", HINTS[400], 502)
         return {
             place: _relocated(item.error, index, place)
             if isinstance(item, ErrorAnswer)
             else Answer(item.summary_text, item.truncated, item.input_tokens, item.output_tokens)
-            for index, (place, item) in enumerate(zip(batch, found, strict=True))
+            for index, (place, item) in enumerate(zip(batch, items, strict=True))
         }
 
     def _refusal(self, reply: Reply) -> Unanswered:
-        """A whole request that was refused, or 503."""
+        """The error for a request that was refused as a whole, or answered with 503."""
         try:
             error = ErrorAnswer.model_validate_json(reply.body).error
-        except ValidationError:  # not from our service: a proxy, SageMaker itself, another server
+        except ValidationError:  # the reply comes from a proxy, from SageMaker itself, or from another server
             error = ErrorBody(code=reply.status, message=_start(reply.body) or _phrase(reply.status), field=None)
         place = f" (field {error.field})" if error.field and error.field not in error.message else ""
         message = f"{self.endpoint} answered {reply.status}: {error.message}{place}"
@@ -245,47 +245,47 @@ class Client:
         if reply.status != 503:
             return Unanswered(message, hint, reply.status)
         if reply.retry_after_s > LONGEST_RETRY_AFTER_S:
-            return Unanswered(message, f"it asks for {reply.retry_after_s:.0f} s before another try", 503)
+            return Unanswered(message, f"send the request again after {reply.retry_after_s:.0f} s", 503)
         return Unavailable(message, hint, reply.retry_after_s)
 
     def _wait_s(self, state: RetryCallState) -> float:
         error = _outcome(state).exception()
-        asked = error.retry_after_s if isinstance(error, Unavailable) else 0.0
-        return asked + self._backoff(state)
+        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else 0.0
+        return retry_after_s + self._backoff(state)
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _report_retry(self, state: RetryCallState) -> None:
         if self._on_retry is not None and state.next_action is not None:
             outcome = _outcome(state)
             error = outcome.exception()
             message = error.message if isinstance(error, Unavailable) else outcome.result()[0]
-            again = f"attempt {state.attempt_number + 1} of {self._attempts} in {state.next_action.sleep:.1f} s"
-            self._on_retry(f"{message}; {again}")
+            next_attempt = f"attempt {state.attempt_number + 1} of {self._attempts} in {state.next_action.sleep:.1f} s"
+            self._on_retry(f"{message}; {next_attempt}")
 
 
 def hint_for(code: int) -> str:
-    """What to run or change after a status."""
-    return HINTS.get(code, "the endpoint's log says why")
+    """The hint for an HTTP status."""
+    return HINTS.get(code, "read the endpoint's log for the reason")
 
 
 def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
-    """An item's refusal that names the item's place among all dialogues, not that in its request."""
-    there, here = f"inputs[{index}]", f"inputs[{place}]"
-    field = error.field and error.field.replace(there, here)
-    told = ErrorBody(code=error.code, message=error.message.replace(there, here), field=field)
-    return Answer(error=told, answered=error.code != 503)
+    """An item's error with the item's place among all dialogues instead of its place in the request."""
+    sent, original = f"inputs[{index}]", f"inputs[{place}]"
+    field = error.field and error.field.replace(sent, original)
+    relocated = ErrorBody(code=error.code, message=error.message.replace(sent, original), field=field)
+    return Answer(error=relocated, answered=error.code != 503)
 
 
-def _given_up(failure: Unanswered) -> Answer:
+def _unanswered(failure: Unanswered) -> Answer:
     return Answer(error=ErrorBody(code=failure.code, message=failure.message, field=None), answered=False)
 
 
 def _outcome(state: RetryCallState) -> "Future[Any]":
-    assert state.outcome is not None  # set before tenacity asks any of us
+    assert state.outcome is not None  # tenacity sets it before it calls the callbacks
     return state.outcome
 
 
 def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "no reason given"
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "no reason stated"
 
 
 def _start(text: str) -> str:

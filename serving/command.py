@@ -19,23 +19,30 @@ if TYPE_CHECKING:
     from serving.local import Model
 
 OverrideOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="How it is served: serve.deadline_s=20.")
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a serving setting, such as serve.deadline_s=20."),
 ]
 ARCHIVE = ".tar.gz"
+LINE_HINT = 'use lines such as {"inputs": "#Person1#: Hello."}'
 
 
 def package(
     artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT|RUN", help="A compiled artifact's folder; a run's for --container djl….")
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT|RUN", help="Folder of a compiled artifact; with --container djl…, folder of a run."
+        ),
     ],
     overrides: OverrideOption = None,
-    output: Annotated[Path | None, typer.Option(help="Default: NAME.tar.gz beside the folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The archive to write. Default: NAME.tar.gz next to the folder.")
+    ] = None,
     container: Annotated[
         Literal["own", "djl-0.30-neuronx"],
-        typer.Option(help="Our image, or AWS's last DJL container with Neuron, which has no support any more."),
+        typer.Option(help="neuron-sum's image, or the last DJL container of AWS with Neuron (no longer supported)."),
     ] = "own",
 ) -> None:
-    """Pack an artifact, its handler and serving.properties into model.tar.gz, the same bytes every time."""
+    """Pack an artifact, its handler and serving.properties into a reproducible model.tar.gz."""
     from neuron_sum import files
     from neuron_sum.artifact import is_artifact, open_artifact
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
@@ -49,36 +56,39 @@ def package(
         _warn(opened)
         target = output or artifact.resolve().with_name(name + ARCHIVE)
         packing.write_archive(opened, _limits(opened, overrides), target)
-        described, told = {}, [f"next: neuron-sum serve {target}"]
+        details, lines = {}, [f"next: neuron-sum serve {target}"]
     else:
         if overrides:
-            raise RecipeError(f"{container} reads nothing of `serve`", "leave --set out")
+            raise RecipeError(f"--set has no effect: {container} does not read the `serve` section", "omit --set")
         if is_artifact(artifact):
-            raise ArtifactError(f"{artifact} is compiled; {container} compiles for itself", "give the run's folder")
+            raise ArtifactError(
+                f"{artifact} is a compiled artifact; {container} compiles the model itself",
+                f"run `neuron-sum package RUN --container {container}` with the folder of the run",
+            )
         run, ended = open_run(artifact), ENDED_CONTAINERS[container]
         target = output or artifact.resolve().with_name(f"{name}-{container}{ARCHIVE}")
         settings = neuronx_container.write_archive(run, target)
-        console.warn(f"what serves in {ended.name} has had no support since {ended.ended} ({ended.ended_source})")
+        console.warn(f"the software in {ended.name} has not been supported since {ended.ended} ({ended.ended_source})")
         prompt = run.recipe.prompt.resolve().template
-        described = {
+        details = {
             "image": ended.name,
             "ended": ended.ended,
             "ended_source": ended.ended_source,
             "properties": settings,
             "prompt": prompt,
         }
-        told = [settings.rstrip(), f"image: {ended.name}; it takes whole prompts as inputs, made with {prompt!r}"]
+        lines = [settings.rstrip(), f"image: {ended.name}; send whole prompts as inputs, in the form {prompt!r}"]
     size, digest = target.stat().st_size, files.sha256(target)
     console.emit(
-        {"archive": str(target), "bytes": size, "sha256": digest, **described},
+        {"archive": str(target), "bytes": size, "sha256": digest, **details},
         f"packed {target}: {console.size(size)}, sha256 {digest[:16]}…",
-        *told,
+        *lines,
     )
 
 
 def dockerfile(
-    target: Annotated[Literal["cpu", "inf2"], typer.Option(help="Where the image will run.")] = "cpu",
-    output: Annotated[Path | None, typer.Option(help="The folder. Default: image-TARGET.")] = None,
+    target: Annotated[Literal["cpu", "inf2"], typer.Option(help="Hardware that the image will run on.")] = "cpu",
+    output: Annotated[Path | None, typer.Option(help="The folder to write. Default: image-TARGET.")] = None,
 ) -> None:
     """Write the serving image's build context: Dockerfile, entrypoint, exact versions and this package."""
     from serving.dockerfile import write_context
@@ -87,21 +97,23 @@ def dockerfile(
     write_context(target, folder)
     console.emit(
         {"folder": str(folder), "target": target},
-        f"wrote {folder}; the head of its Dockerfile says how to run the image, and what was proven of it",
+        f"wrote {folder}; the comments in its Dockerfile explain how to run the image and what was tested",
         f"next: docker build --platform linux/amd64 --tag neuron-sum:{target} {folder}",
     )
 
 
 def serve(
     targets: Annotated[
-        list[Path], typer.Argument(metavar="ARTIFACT|TARBALL...", help="One model; or several, behind one server.")
+        list[Path], typer.Argument(metavar="ARTIFACT|TARBALL...", help="One or several models for one server.")
     ],
     overrides: OverrideOption = None,
-    port: Annotated[int, typer.Option(help="On 127.0.0.1; 0 for any that is free.")] = 8080,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not show the server's log.")] = False,
-    playground: Annotated[bool, typer.Option("--playground", help="With a page to try it in, at /.")] = False,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 for any free port.")] = 8080,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the server's log.")] = False,
+    playground: Annotated[
+        bool, typer.Option("--playground", help="Serve a web page at / to try the models in.")
+    ] = False,
 ) -> None:
-    """Start a real DJL Serving on this machine, until Ctrl-C."""
+    """Run DJL Serving on this machine until Ctrl-C."""
     from serving.local import LocalServer
 
     with ExitStack() as stack:
@@ -118,7 +130,7 @@ def serve(
                 "playground": playground,
                 "token_file": str(server.token_file),
             },
-            f"\nanswers after {time.monotonic() - started:.0f} s; stop it with Ctrl-C. Try:",
+            f"\nready after {time.monotonic() - started:.0f} s; press Ctrl-C to stop. Try:",
             *(_curl(server.url + path) for path in paths),
             *([f"or open {server.url}/ in a browser"] if playground else []),
             f"Changing models and adapters requires the token in {server.token_file}",
@@ -127,15 +139,15 @@ def serve(
             while server.running:
                 time.sleep(0.2)
         except KeyboardInterrupt:
-            console.note("stopping, once what was accepted is answered")
+            console.note("stopping after the accepted requests are answered")
             return
-        raise ServerError("DJL Serving stopped on its own", "its log says why")
+        raise ServerError("DJL Serving stopped unexpectedly", "read the log above for the reason")
 
 
 def _models(
     targets: Sequence[Path], overrides: list[str] | None, stack: ExitStack
 ) -> "tuple[list[Model], ServeConfig]":
-    """Every target as a folder that the server can load; and limits that are wide enough for all of them."""
+    """A folder that the server can load for each target, and limits that are wide enough for all of them."""
     import tempfile
 
     from neuron_sum.artifact import artifact_name, is_artifact, open_artifact
@@ -156,16 +168,17 @@ def _models(
             name = target.name.removesuffix(ARCHIVE)
             if overrides:
                 raise RecipeError(
-                    f"{target} was packed with its settings", "neuron-sum package ARTIFACT --set … makes another"
+                    f"--set cannot change {target}, which contains its settings",
+                    "run `neuron-sum package ARTIFACT --set KEY=VALUE`",
                 )
             packing.unpack(target, folder)
             limits.append(properties.read_limits(properties.read(folder / properties.FILE)))
         else:
             raise ArtifactError(
-                f"{target} is neither an artifact nor a model.tar.gz", "neuron-sum compile RUN makes an artifact"
+                f"{target} is neither an artifact nor a model.tar.gz", "run `neuron-sum compile RUN` for an artifact"
             )
         if name in [model.name for model in models]:
-            raise ArtifactError(f"two models are named {name}", "give one archive another file name")
+            raise ArtifactError(f"two models are named {name}", "rename one archive")
         models.append(Model(name, folder))
     of_the_server = ("deadline_s", "max_body_bytes", "max_request_characters")
     widest = {name: max(getattr(each, name) for each in limits) for name in of_the_server}
@@ -174,16 +187,18 @@ def _models(
 
 def _warn(artifact: "Artifact") -> None:
     if warning := artifact.manifest.quality_warning:
-        console.warn(f"{artifact.path}: {warning}; neuron-sum compile verify {artifact.path}")
+        console.warn(f"{artifact.path}: {warning}; run `neuron-sum compile verify {artifact.path}`")
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":
-    """The `serve` section of the artifact's recipe with changes, which may concern nothing else."""
+    """The `serve` section of the artifact's recipe with the overrides, which may change only this section."""
     from neuron_sum.artifact import RECIPE
     from neuron_sum.recipes.loading import load_recipe
 
     if other := next((text for text in overrides or [] if not text.startswith(("serve.", "serve="))), None):
-        raise RecipeError(f"--set {other}: an artifact's shapes and prompt are compiled in", "--set serve.… alone")
+        raise RecipeError(
+            f"--set {other}: an artifact's shapes and prompt are compiled in", "use --set only with keys of `serve`"
+        )
     return load_recipe(str(artifact.path / RECIPE), overrides or []).serve
 
 
@@ -202,20 +217,27 @@ def request(
     file: Annotated[
         Path,
         typer.Argument(
-            help='A text file with one dialogue, - is standard input; or a .jsonl of {"inputs": …} or {"dialogue": …}.'
+            help='Text file with one dialogue (- for standard input), or .jsonl of {"inputs": …} or {"dialogue": …}.'
         ),
     ] = Path("-"),
-    adapter: Annotated[str | None, typer.Option(help="One that the endpoint has; default: its own.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most what was compiled.")] = None,
-    num_beams: Annotated[int | None, typer.Option(help="One of the widths that were compiled.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues in one request.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
-    output: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A .jsonl for the answers, one line a dialogue, in order.")
+    adapter: Annotated[
+        str | None, typer.Option(help="Name of an adapter on the endpoint. Default: the model's default.")
     ] = None,
-    target_model: Annotated[str | None, typer.Option(help="Which, on a SageMaker endpoint with several.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Maximum new tokens, up to the compiled target length.")
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Beam width; must be one of the compiled widths.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues per request.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests.")] = 4,
+    output: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="A .jsonl file for the answers: one line per dialogue, in order."),
+    ] = None,
+    target_model: Annotated[
+        str | None, typer.Option(help="Model to use on a SageMaker endpoint with several models.")
+    ] = None,
 ) -> None:
-    """Send dialogues to an endpoint, and try again what is worth it."""
+    """Send dialogues to an endpoint; retry temporary failures."""
     from neuron_sum import files
     from serving.client import Client, hint_for
 
@@ -243,40 +265,40 @@ def request(
     truncated = sum(answer.truncated for answer in answers)
     if truncated:
         cut = f"{truncated} of {len(answers)} dialogues were" if many else "the dialogue was"
-        console.warn(f"{cut} cut at the end to fit the longest input that was compiled")
-    found = [answer.as_dict() for answer in answers]
+        console.warn(f"{cut} cut at the end to fit the longest compiled input")
+    results = [answer.as_dict() for answer in answers]
     counts = {
         "dialogues": len(answers),
         "truncated": truncated,
         "refused": len(refusals),
         "unanswered": len(failures),
     }
-    lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
+    lines = [json.dumps(result, ensure_ascii=False) for result in results]
     if output is not None:
         files.write_text(output, "".join(f"{line}\n" for line in lines))
         console.emit({**counts, "output": str(output)}, f"wrote {output}: {len(lines)} answers")
     elif many:
-        console.emit({**counts, "answers": found}, *map(Text, lines))
+        console.emit({**counts, "answers": results}, *map(Text, lines))
     else:
-        console.emit(found[0], Text(answers[0].summary_text))
-    told = [
-        f"{len(errors)} of {len(answers)} dialogues were {what}; the first: {errors[0].message}"
-        for what, errors in (("not answered", failures), ("refused", refusals))
+        console.emit(results[0], Text(answers[0].summary_text))
+    messages = [
+        f"{len(errors)} of {len(answers)} dialogues were {outcome}; the first: {errors[0].message}"
+        for outcome, errors in (("not answered", failures), ("refused", refusals))
         if errors
     ]
-    if told:
-        hint = "the answers of the refused say why; inputs[0] is the first dialogue"
+    if messages:
+        hint = "read the reasons in the answers of the refused dialogues; inputs[0] is the first dialogue"
         if failures:
-            hint = f"put those whose answer has an error into a .jsonl and request it; {hint_for(failures[0].code)}"
-        raise RequestError("; ".join(told), hint)
+            hint = f"put the dialogues with an error into a .jsonl and request them; {hint_for(failures[0].code)}"
+        raise RequestError("; ".join(messages), hint)
 
 
 def _read_lines(file: Path) -> list[str]:
-    """The dialogues of a .jsonl; every line that holds none is named at once."""
+    """The dialogues of a .jsonl; the error names every line without one."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", "a UTF-8 file with a JSON object a line") from error
+        raise DataError(f"{file} cannot be read: {error}", "use a UTF-8 file with one JSON object per line") from error
     dialogues, faults = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -289,14 +311,14 @@ def _read_lines(file: Path) -> list[str]:
         row = content if isinstance(content, dict) else {}
         dialogue = row.get("inputs", row.get("dialogue"))
         if "parameters" in row:
-            faults.append(f"line {number} has parameters of its own; here they are options, for all lines")
+            faults.append(f"line {number} has parameters, which are set for all lines by options such as --num-beams")
         elif not isinstance(dialogue, str):
             faults.append(f"line {number} has no text in inputs or dialogue")
         else:
             dialogues.append(dialogue)
     if faults:
         more = f"; and {len(faults) - 3} more lines" if len(faults) > 3 else ""
-        raise DataError(f"{file}: {'; '.join(faults[:3])}{more}", 'a line: {"inputs": "#Person1#: Hello."}')
+        raise DataError(f"{file}: {'; '.join(faults[:3])}{more}", LINE_HINT)
     if not dialogues:
-        raise DataError(f"{file} holds no dialogue", 'a line: {"inputs": "#Person1#: Hello."}')
+        raise DataError(f"{file} contains no dialogue", LINE_HINT)
     return dialogues

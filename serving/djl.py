@@ -1,9 +1,9 @@
-"""DJL Serving itself: its sources at a pinned commit, built once with our plugin by Maven, kept in the cache.
+"""DJL Serving: Maven builds it once from sources at a pinned commit, with neuron-sum's plugin, into the cache.
 
-    python -m serving.djl [FOLDER]     build it now; FOLDER for an image, else the cache
+    python -m serving.djl [FOLDER]     build it now; FOLDER for an image, otherwise the cache
 
-Maven Central has no server with `option.async_mode`, which the handler needs, so pom.xml builds one from DJL's own
-sources; its dependencies, DJL's api among them, come from Maven Central (docs/serving.md).
+Maven Central has no server with `option.async_mode`, which the handler needs, so pom.xml builds one from the sources
+of DJL Serving; its dependencies, including DJL's api, come from Maven Central (docs/serving.md).
 """
 
 import errno
@@ -23,13 +23,13 @@ from neuron_sum.errors import ServerError
 VERSION = "0.36.0"
 REPOSITORY = "https://github.com/deepjavalibrary/djl-serving"
 COMMIT = "1e53e50dcbf307c765cf7cc0bb97d23d7c02fb76"
-"""Of tag v0.36.0, 2026-03-11."""
+"""The commit of tag v0.36.0, 2026-03-11."""
 
 HOME_VARIABLE = "NEURON_SUM_DJL"
-"""The folder of a server that was built elsewhere, as in an image."""
+"""The folder of a prebuilt server, such as the one in an image."""
 
 SOURCE_VARIABLE = "NEURON_SUM_DJL_SOURCE"
-"""A checkout of REPOSITORY at that commit, for machines that cannot reach it."""
+"""A checkout of REPOSITORY at COMMIT, for machines that cannot reach the repository."""
 
 PROJECT = Path(__file__).with_name("server")
 MAIN_CLASS = "ai.djl.serving.ModelServer"
@@ -37,24 +37,24 @@ LIBRARIES = "lib"
 
 
 def install(folder: Path | None = None) -> Path:
-    """Builds the server, or finds that it was built.
+    """Build the server unless it exists.
 
     Args:
-        folder: Where it shall be; None for NEURON_SUM_DJL or the cache. Of several that build it at once the first to
-            finish puts it there, and the others use that one.
+        folder: The target folder; None for NEURON_SUM_DJL or the cache. If several processes build the server at once,
+            the first to finish puts it there, and the others use it.
 
     Returns:
-        A folder with `lib/`, every jar of the class path.
+        A folder with `lib/`, which contains every jar of the class path.
 
     Raises:
-        ServerError: If a tool is missing or a source cannot be reached, with what was tried.
+        ServerError: If a tool is missing or a source cannot be reached; the message names the failed command.
     """
     target = folder or Path(os.environ.get(HOME_VARIABLE) or _cached())
     if (target / LIBRARIES).is_dir():
         return target
     for tool, package in (("java", "openjdk-17-jdk"), ("mvn", "maven"), ("git", "git")):
         if shutil.which(tool) is None:
-            raise ServerError(f"DJL Serving {VERSION} is built once, which needs {tool}", f"apt-get install {package}")
+            raise ServerError(f"building DJL Serving {VERSION} requires {tool}", f"run `apt-get install {package}`")
     console.note(f"building DJL Serving {VERSION} (once, about a minute)")
     sources = _sources()
     with _scratch(target) as temporary:
@@ -73,8 +73,8 @@ def install(folder: Path | None = None) -> Path:
                 f"-Dgenerated={generated}",
                 f"-Dbuild={build}",
             ],
-            "Maven could not build DJL Serving",
-            "its dependencies come from Maven Central; `mvn --version` must show Java 17 or newer",
+            "Maven cannot build DJL Serving",
+            "check that Maven Central can be reached and that `mvn --version` prints Java 17 or newer",
         )
         target.mkdir(exist_ok=True)
         _place(build / LIBRARIES, target / LIBRARIES)
@@ -82,7 +82,7 @@ def install(folder: Path | None = None) -> Path:
 
 
 def _cached() -> Path:
-    """Named after everything that decides what is built."""
+    """The server's folder in the cache, named after a hash of everything that determines the build."""
     digest = hashlib.sha256(COMMIT.encode())
     for path in [PROJECT / "pom.xml", *sorted(path for path in (PROJECT / "src").rglob("*") if path.is_file())]:
         digest.update(path.read_bytes())
@@ -90,9 +90,9 @@ def _cached() -> Path:
 
 
 def _sources() -> Path:
-    """DJL Serving's sources at the pinned commit and no other: a checkout that was given, else fetched once."""
-    given = os.environ.get(SOURCE_VARIABLE)
-    folder = Path(given) if given else files.cache_folder() / f"djl-serving-source-{VERSION}"
+    """The sources at the pinned commit only: the checkout in NEURON_SUM_DJL_SOURCE, otherwise a clone in the cache."""
+    checkout = os.environ.get(SOURCE_VARIABLE)
+    folder = Path(checkout) if checkout else files.cache_folder() / f"djl-serving-source-{VERSION}"
     if not folder.is_dir():
         with _scratch(folder) as temporary:
             clone = temporary / "clone"
@@ -110,20 +110,22 @@ def _sources() -> Path:
                     REPOSITORY,
                     str(clone),
                 ],
-                f"DJL Serving's sources could not be fetched from {REPOSITORY}",
-                f"on a machine that can: git clone --branch v{VERSION} {REPOSITORY}; then here "
-                f"{SOURCE_VARIABLE}=THAT-FOLDER",
+                f"cannot fetch DJL Serving's sources from {REPOSITORY}",
+                f"run `git clone --branch v{VERSION} {REPOSITORY}` on a machine with access, copy the folder here and "
+                f"set {SOURCE_VARIABLE}=FOLDER",
             )
             _place(clone, folder)
-    commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is no checkout", None).strip()
+    commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is not a git checkout", None).strip()
     if commit != COMMIT:
-        raise ServerError(f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}", f"git checkout v{VERSION}")
+        raise ServerError(
+            f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}", f"run `git -C {folder} checkout v{VERSION}`"
+        )
     return folder
 
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to make it in, which vanishes."""
+    """A temporary folder next to `target` to build it in."""
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.tmp-"
     files.sweep(target.parent, prefix)
@@ -131,20 +133,20 @@ def _scratch(target: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _place(made: Path, target: Path) -> None:
-    """Moves a folder to its place, unless another process has put its own there.
+def _place(source: Path, target: Path) -> None:
+    """Rename a folder to `target`, unless another process has created `target` meanwhile.
 
-    That one stays, for it can be in use: Java opens its jars one by one, when it first needs them.
+    An existing folder stays because it can be in use: Java opens each jar when it first needs it.
     """
     try:
-        made.rename(target)
+        source.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
 
 
 def _prepare_python(source: Path, generated: Path) -> None:
-    """What DJL's own build adds to the worker's files: their version, and the list of what the engine unpacks."""
+    """Add what DJL's Gradle build adds to the worker's files: their version, and the list of files to unpack."""
     setup = source / "engines" / "python" / "setup"
     with (setup / "djl_python" / "__init__.py").open("a", encoding="utf-8") as module:
         module.write(f'\n__version__ = "{VERSION}"\n')
@@ -160,7 +162,7 @@ def _prepare_python(source: Path, generated: Path) -> None:
 
 def _run(command: list[str], failure: str, hint: str | None) -> str:
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             command,
             check=True,
             capture_output=True,
@@ -169,9 +171,9 @@ def _run(command: list[str], failure: str, hint: str | None) -> str:
             env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
         )
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or error.stdout.strip()).splitlines()
-        raise ServerError(f"{failure}: {' '.join(said[-3:])[:400]}", hint) from error
-    return done.stdout
+        lines = (error.stderr.strip() or error.stdout.strip()).splitlines()
+        raise ServerError(f"{failure}: {' '.join(lines[-3:])[:400]}", hint) from error
+    return finished.stdout
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The serving image's build context, made from stack.py's row: Neuron or plain base, Java, DJL Serving, our package.
+"""The serving image's build context, rendered from a row of neuron_sum/platform/matrix.py.
 
-    Dockerfile        from Dockerfile.j2; its head says how to build and run it, and what was proven
-    entrypoint        bash; becomes the Java machine, with the options that `neuron-sum serve` gives it
-    constraints.txt   exact versions, AWS's own packages with them for inf2
+    Dockerfile        rendered from Dockerfile.j2: base image with or without Neuron, Java, DJL Serving, this package;
+                      its comments explain how to build and run the image, and what was tested
+    entrypoint        bash script that executes java with the options of `neuron-sum serve`
+    constraints.txt   exact versions; for inf2 also those of the AWS packages
     source/           this package
 
-`docker build` needs nothing beside this folder and a network.
+`docker build` needs only this folder and a network.
 """
 
 import shlex
@@ -26,7 +27,7 @@ Target = Literal["cpu", "inf2"]
 
 TEMPLATE = "Dockerfile.j2"
 MARK = "# Made by `neuron-sum dockerfile"
-"""How a Dockerfile of ours begins; a folder with one may be replaced."""
+"""First words of a generated Dockerfile; a folder with such a file may be replaced."""
 
 HOME, OURS, MODEL, TEMPORARY = Path("/opt/djl"), Path("/opt/neuron-sum"), Path("/opt/ml/model"), Path("/tmp")
 PORT = 8080
@@ -37,23 +38,23 @@ PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
 
 ENTRYPOINT = """\
 #!/bin/bash
-# SageMaker starts the container with the argument `serve`; anything else is run as it stands, to look around.
+# SageMaker starts the container with the argument `serve`; any other command is executed unchanged, for debugging.
 set -euo pipefail
 if [[ "${{1:-serve}}" != serve ]]; then
     exec "$@"
 fi
-# A container of an inference pipeline is told its port.
+# In an inference pipeline SageMaker sets the port.
 export SERVING_INFERENCE_ADDRESS="${{SERVING_INFERENCE_ADDRESS:-http://0.0.0.0:${{SAGEMAKER_BIND_TO_PORT:-{port}}}}}"
 export SERVING_MANAGEMENT_ADDRESS="${{SERVING_MANAGEMENT_ADDRESS:-$SERVING_INFERENCE_ADDRESS}}"
 model=()
 if [[ -f {model}/{properties} ]]; then
-    # Device -1: one worker, and none of DJL's own devices. See the Dockerfile.
+    # Device -1: one worker and no DJL device. See the Dockerfile.
     model=(-m model::Python:-1=file://{model})
 elif [[ "${{SAGEMAKER_MULTI_MODEL:-}}" != true ]]; then
-    echo "{model} holds no {properties}: neuron-sum package ARTIFACT makes the model.tar.gz that does" >&2
+    echo "{model} holds no {properties}; unpack a model.tar.gz of neuron-sum package ARTIFACT there" >&2
     exit 1
 fi
-# exec: SIGTERM then reaches Java, whose shutdown hook answers what was accepted (Gate.java).
+# exec, so that SIGTERM reaches Java, whose shutdown hook waits for the accepted requests (Gate.java).
 exec java \\
     {options} \\
     -cp '{home}/{libraries}/*' {main} "${{model[@]}}"
@@ -61,26 +62,29 @@ exec java \\
 
 
 def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0]) -> None:
-    """Writes the build context.
+    """Write the build context.
 
     Args:
-        target: Where the image will run.
-        output: The folder; one that this function wrote is replaced.
-        platform: The row.
+        target: The hardware that the image will run on.
+        output: The folder to write; an earlier build context is replaced.
+        platform: The row of the platform matrix.
 
     Raises:
-        ResourceError: If this is no checkout of the project, or something else lies in the folder.
+        ResourceError: If this package is not in a checkout of the project, or if the folder has other content.
     """
     root = Path(serving.__file__).parent.parent
     constraints = root / "constraints" / f"{platform.name}.txt"
     if missing := [path for path in (*(root / name for name in PROJECT_FILES), constraints) if not path.is_file()]:
         raise ResourceError(
-            f"an image is built from a checkout of the project; {missing[0]} is not there",
-            "git clone the project, `make` in it, and run this there",
+            f"building an image requires a checkout of the project; {missing[0]} does not exist",
+            "clone the project with git, run `make` in it, and run this command there",
         )
     dockerfile = output / "Dockerfile"
     if output.exists() and not (dockerfile.is_file() and dockerfile.read_text(encoding="utf-8").startswith(MARK)):
-        raise ResourceError(f"{output} is there and no build context of ours", "choose another folder with --output")
+        raise ResourceError(
+            f"{output} already exists and was not created by `neuron-sum dockerfile`",
+            "choose another folder with --output",
+        )
     files.check_writable(output.parent, 0)
     with files.new_folder(output) as folder:
         (folder / "Dockerfile").write_text(render(target, platform), encoding="utf-8")
@@ -99,7 +103,7 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
 
 
 def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
-    """The Dockerfile."""
+    """The text of the Dockerfile."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -131,7 +135,7 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
             "DJL_CACHE_DIR": TEMPORARY / "djl",
             "PYTHON_EXECUTABLE": "python",
             "PYTHONUNBUFFERED": "1",
-            # SageMaker names the container as it likes. No token: only SageMaker's multi-model mode changes models.
+            # SageMaker's Host header is not documented. No token: only SageMaker's multi-model mode changes models.
             "NEURON_SUM_HOSTS": "*",
             **properties.server_environment(ServeConfig()),
         },
@@ -139,9 +143,9 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
 
 
 def render_entrypoint() -> str:
-    """The script that becomes the server: Java with the options that it has on this machine."""
-    here, there = str(local.CONFIGURATION), str(OURS / local.CONFIGURATION.name)
-    options = [shlex.quote(option.replace(here, there)) for option in local.java_options(TEMPORARY)]
+    """The script that executes the server: Java with the options of `neuron-sum serve`."""
+    local_path, image_path = str(local.CONFIGURATION), str(OURS / local.CONFIGURATION.name)
+    options = [shlex.quote(option.replace(local_path, image_path)) for option in local.java_options(TEMPORARY)]
     return ENTRYPOINT.format(
         port=PORT,
         model=MODEL,

@@ -1,4 +1,4 @@
-"""A real DJL Serving on this machine, bound to 127.0.0.1, which leaves nothing behind."""
+"""DJL Serving on this machine, bound to 127.0.0.1; stopping it removes all its processes and files."""
 
 import contextlib
 import json
@@ -31,17 +31,17 @@ from serving import djl, properties
 START_LIMIT_S = properties.LOADING_TIMEOUT_S
 ANSWER_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
-"""What SageMaker gives a container between SIGTERM and SIGKILL."""
+"""Seconds that SageMaker waits between SIGTERM and SIGKILL for a container."""
 
 HEAP = "256m"
 COMMON_POOL_SINCE = 25
-"""The first Java whose CompletableFuture uses the common pool whatever its size."""
-WAITING = 1024
-"""Requests whose answers can be waited for at once, on such a Java; far more than the default queue takes."""
-SOCKET_PATH = 107
-"""Bytes that a Unix socket's path may have (unix(7), sun_path)."""
-SOCKET = "/nsum-12345678/tmp/djl_sock.19000"
-"""What such a path ends in; the number is DJL Serving's, one more for each worker."""
+"""The first Java version whose CompletableFuture uses the common pool regardless of its size."""
+COMMON_POOL_SIZE = 1024
+"""Maximum number of requests that wait for answers at once since Java 25; far more than the default queue size."""
+SOCKET_PATH_LIMIT = 107
+"""Maximum length of a Unix socket's path in bytes (unix(7), sun_path)."""
+SOCKET_SUFFIX = "/nsum-12345678/tmp/djl_sock.19000"
+"""The longest end of such a path; DJL Serving increments the number for each worker."""
 CONFIGURATION = djl.PROJECT / "log4j2.xml"
 PAGE = Path(__file__).with_name("playground.html")
 PAGE_PROPERTY = "neuronsum.page"
@@ -55,8 +55,8 @@ class Model:
     """A model to serve.
 
     Attributes:
-        name: In URLs.
-        folder: In the layout of package.py.
+        name: The name in URLs.
+        folder: The model's folder in the layout of package.py.
     """
 
     name: str
@@ -64,17 +64,17 @@ class Model:
 
 
 def java_options(temporary: Path, java: str = PLATFORMS[0].java) -> list[str]:
-    """Options of the Java machine, here and in the image.
+    """Options of the Java virtual machine, on this machine and in the image.
 
     Args:
-        temporary: Of this server alone.
-        java: The machine's version, "17" or "25.0.3"; the image's if not given.
+        temporary: The server's temporary folder, which no other server uses.
+        java: The Java version, such as "17" or "25.0.3". Default: the image's.
     """
-    # DJL waits for each answer of an async worker in a thread of the common pool. That has one thread less than there
-    # are cores, so that on 4 cores 3 requests would be served at a time. Before Java 25, 1 means a thread for each
-    # task, while a large pool of threads that block can leave tasks lying (seen with 17); from 25 on, 1 means one at a
-    # time, and a large pool serves all. It creates its threads as it needs them.
-    parallelism = 1 if int(java.partition(".")[0]) < COMMON_POOL_SINCE else WAITING
+    # DJL waits for each answer of an async worker in a thread of the common pool. The pool has one thread less than
+    # the machine has cores, so that 4 cores would serve 3 requests at a time. Before Java 25, parallelism 1 means one
+    # thread per task, and a large pool of blocked threads can leave tasks unexecuted (observed with 17). Since Java 25,
+    # 1 means one task at a time, and a large pool executes all tasks. The pool creates its threads on demand.
+    parallelism = 1 if int(java.partition(".")[0]) < COMMON_POOL_SINCE else COMMON_POOL_SIZE
     return [
         f"-Xmx{HEAP}",
         "-XX:+ExitOnOutOfMemoryError",
@@ -87,21 +87,21 @@ def java_options(temporary: Path, java: str = PLATFORMS[0].java) -> list[str]:
 class LocalServer:
     """A server in a separate process; use it in a `with` statement.
 
-    Whoever reaches the port may ask for summaries. Models and adapters can be changed only with `headers`, which hold
-    the token of this start. The token is in `token_file`, which only the owner of this process can read.
+    Any client that reaches the port may request summaries. Changing models and adapters requires `headers`, which
+    contain this start's token. The token is in `token_file`, which only the owner of this process can read.
 
     Args:
-        models: One, behind /invocations too; or several, each behind /models/NAME/invoke.
-        limits: For the server's own settings.
-        port: 0 for any that is free.
-        on_line: Told of every line that the server writes.
-        environment: Added to that of the server.
-        java: Further options of the Java machine.
-        prefix: Before the command, such as `taskset -c 1`.
-        playground: Whether GET / is a page to try the models in.
+        models: One model, also served at /invocations; or several, each served at /models/NAME/invoke.
+        limits: Limits that determine the server's settings.
+        port: The port on 127.0.0.1; 0 for any free port.
+        on_line: Called with every line of the server's output.
+        environment: Additional environment variables of the server.
+        java: Additional options of the Java virtual machine.
+        prefix: Words before the command, such as `taskset -c 1`.
+        playground: Whether to serve the playground at /.
 
     Raises:
-        ServerError: If it does not come up, with the last lines it said.
+        ServerError: If the server does not start; the message has the last lines of its output.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LocalServer:
         playground: bool = False,
     ) -> None:
         self._models, self._limits, self._on_line = list(models), limits, on_line
-        self._said: deque[str] = deque(maxlen=200)
+        self._lines: deque[str] = deque(maxlen=200)
         self._environment, self._java, self._prefix = dict(environment or {}), list(java), list(prefix)
         self._playground = playground
         self.port = port or _free_port()
@@ -143,40 +143,42 @@ class LocalServer:
 
     @property
     def pid(self) -> int:
-        """Of the Java process."""
+        """Process id of Java."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def token_file(self) -> Path:
-        """The file with the token."""
+        """The file that contains the token."""
         assert self._folder is not None
         return self._folder / "token"
 
     @property
     def running(self) -> bool:
-        """Whether the Java process lives."""
+        """Whether the Java process is running."""
         return self._process is not None and self._process.poll() is None
 
     def workers(self) -> list[psutil.Process]:
-        """The Python processes."""
+        """The Python worker processes."""
         found = []
         for child in psutil.Process(self.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it may end right now
+            with contextlib.suppress(psutil.NoSuchProcess):  # the process can end between the two calls
                 if "djl_python_engine" in " ".join(child.cmdline()):
                     found.append(child)
         return found
 
     def start(self) -> None:
-        """Starts it and waits until every model answers.
+        """Start the server and wait until every model answers.
 
         Raises:
-            ServerError: If it does not.
+            ServerError: If the server stops, or a model does not answer in time.
         """
         home = djl.install()
-        if _taken(self.port):
-            raise ServerError(f"port {self.port} of 127.0.0.1 is taken", "--port 0 takes one that is free")
-        # Of its own, for a server kills workers it finds in its folder.
+        if _is_port_in_use(self.port):
+            raise ServerError(
+                f"port {self.port} of 127.0.0.1 is in use", "use another --port, or --port 0 for any free port"
+            )
+        # A separate folder, because a server kills the workers that it finds in its folder.
         self._folder = Path(tempfile.mkdtemp(prefix="nsum-", dir=_parent_of_sockets()))
         temporary = self._folder / "tmp"
         temporary.mkdir()
@@ -188,10 +190,10 @@ class LocalServer:
             page = self._folder / PAGE.name
             page.write_text(_playground(self._models), encoding="utf-8")
             self._java.append(f"-D{PAGE_PROPERTY}={page}")
-        # Whatever ends this process, even SIGKILL, ends the server too.
-        follow = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        # The server ends together with this process, even after SIGKILL.
+        end_together = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [
-            *follow,
+            *end_together,
             *self._prefix,
             "java",
             *java_options(temporary, _java_version()),
@@ -236,10 +238,10 @@ class LocalServer:
             self._wait(lambda name=model.name: self._ready(name))  # type: ignore[misc]
 
     def load(self, model: Model) -> None:
-        """Adds a model to a running server, as SageMaker does for a multi-model endpoint.
+        """Add a model to a running server, as SageMaker does for a multi-model endpoint.
 
         Raises:
-            ServerError: If it is not loaded.
+            ServerError: If the model cannot be loaded.
         """
         answer = self._http.post(
             "/models",
@@ -252,15 +254,15 @@ class LocalServer:
             },
         )
         if answer.status_code != 200:
-            told = [line for line in self._said if "not loaded: " in line] or [answer.text.strip()]
-            raise ServerError(f"{model.name} was not loaded: {told[-1][:1000]}")
+            reasons = [line for line in self._lines if "not loaded: " in line] or [answer.text.strip()]
+            raise ServerError(f"{model.name} was not loaded: {reasons[-1][:1000]}")
 
     def unload(self, name: str) -> None:
-        """Removes a model."""
+        """Remove a model."""
         self._http.delete(f"/models/{name}").raise_for_status()
 
     def stop(self) -> None:
-        """Lets it answer what it has accepted, then ends every process it started."""
+        """Let the server answer the accepted requests, then end every process that it started."""
         if self._process is not None:
             children = psutil.Process(self.pid).children(recursive=True) if self.running else []
             if self.running:
@@ -284,7 +286,7 @@ class LocalServer:
 
     def _read(self, output: Iterable[str]) -> None:
         for line in output:
-            self._said.append(line.rstrip("\n"))
+            self._lines.append(line.rstrip("\n"))
             if self._on_line is not None:
                 self._on_line(line.rstrip("\n"))
 
@@ -292,14 +294,16 @@ class LocalServer:
         end = time.monotonic() + START_LIMIT_S
         while not ready():
             if not self.running or time.monotonic() > end:
-                state = "did not come up in time" if self.running else "stopped"
-                said = list(self._said)
-                told = [line for line in said if "not loaded: " in line] or [line for line in said if "ERROR" in line]
-                raise ServerError(f"DJL Serving {state}: {' | '.join((told or said)[-3:])[:1500]}")
+                state = f"did not start within {START_LIMIT_S} s" if self.running else "stopped"
+                lines = list(self._lines)
+                errors = [line for line in lines if "not loaded: " in line] or [
+                    line for line in lines if "ERROR" in line
+                ]
+                raise ServerError(f"DJL Serving {state}: {' | '.join((errors or lines)[-3:])[:1500]}")
             time.sleep(0.1)
 
     def _ready(self, name: str) -> bool:
-        """Whether a model answers a request; /ping says 200 for one that is still loading."""
+        """Whether a model answers a request; /ping answers 200 for a model that is still loading."""
         try:
             answer = self._http.post(
                 f"/predictions/{name}",
@@ -317,30 +321,30 @@ class LocalServer:
 
 
 def _playground(models: Sequence[Model]) -> str:
-    """The page, told which adapters the artifacts bring: DJL lists only those that were registered by its API."""
+    """The page with the artifacts' adapters filled in, because DJL lists only adapters registered through its API."""
     known = {}
     for model in models:
         manifest = open_artifact(model.folder / properties.ARTIFACT).manifest
         adapters = {Path(name).parts[1] for name in manifest.files if name.startswith(f"{ADAPTERS}/")}
         known[model.name] = {"default": manifest.default_adapter, "adapters": sorted(adapters)}
-    # No name can end the script element that holds this.
+    # Escaped, so that no name can end the script element that contains this.
     return PAGE.read_text(encoding="utf-8").replace(
         KNOWN.format("{}"), KNOWN.format(json.dumps(known).replace("<", "\\u003c"))
     )
 
 
 def _java_version() -> str:
-    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
-    found = re.search(r'version "([0-9.]+)', said)
-    if found is None:
-        raise ServerError(f"`java -version` says {said[:200]!r}", f"install Java {PLATFORMS[0].java} or newer")
-    return found[1]
+    output = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
+    match = re.search(r'version "([0-9.]+)', output)
+    if match is None:
+        raise ServerError(f"`java -version` prints {output[:200]!r}", f"install Java {PLATFORMS[0].java} or newer")
+    return match[1]
 
 
 def _parent_of_sockets() -> str:
-    """The folder for temporary files, unless it is so deep that a socket's path in it would be too long."""
+    """The folder for temporary files, or /tmp if a socket's path in that folder would be too long."""
     folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder + SOCKET)) <= SOCKET_PATH else "/tmp"
+    return folder if len(os.fsencode(folder + SOCKET_SUFFIX)) <= SOCKET_PATH_LIMIT else "/tmp"
 
 
 def _free_port() -> int:
@@ -349,7 +353,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _taken(port: int) -> bool:
+def _is_port_in_use(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""Numbers for the server's own /server/metrics: DJL reads them from the worker's output and keeps them for Prometheus.
+"""Metrics for GET /server/metrics: DJL reads them from the worker's output and exposes them to Prometheus.
 
 A line is `[METRICS]name.Count:value|#label:value|time|kind`, with exactly one label (PrometheusAppender.java) and the
 kind c(ounter), g(auge) or h(istogram, in Prometheus' default buckets of 5 ms to 10 s).
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from serving.batching import Work
 
 
-def of_batch(batch: Sequence[Work], seconds: float, waiting: int, shape: str) -> None:
-    """What a batch tells: time, size, and what still waits.
+def report_batch(batch: Sequence[Work], seconds: float, waiting: int, shape: str) -> None:
+    """Write the metrics of a batch: its time, its size, its adapters, and the length of the queue.
 
     Args:
-        batch: Its items.
-        seconds: How long the graphs ran.
-        waiting: Items in the queue.
-        shape: The bucket that it was padded to.
+        batch: The items of the batch.
+        seconds: Run time of the graphs in seconds.
+        waiting: Number of items in the queue.
+        shape: The bucket that the batch was padded to.
     """
     lines = [
         _line("neuron_sum_batch_seconds", seconds, "bucket", shape, "h"),
@@ -32,8 +32,8 @@ def of_batch(batch: Sequence[Work], seconds: float, waiting: int, shape: str) ->
     _write(lines)
 
 
-def of_request(status: int, seconds: float, input_tokens: int, output_tokens: int, truncated: int) -> None:
-    """What a request tells."""
+def report_request(status: int, seconds: float, input_tokens: int, output_tokens: int, truncated: int) -> None:
+    """Write the metrics of a request."""
     _write(
         [
             _line("neuron_sum_requests", 1, "status", str(status), "c"),

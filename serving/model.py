@@ -1,10 +1,10 @@
 """The handler that DJL Serving runs in its Python worker; option.async_mode must be true.
 
-The worker imports this module once, before it takes requests. The model is loaded right then and not in the empty
-request that follows: a model that fails there leaves DJL's async mode in a deadlock (PyProcess.stopPythonProcess waits
-for a connection whose thread waits for it), while a worker that ends here makes the load fail, and the server with it.
-Only a model that loads for longer than DJL waits for an import goes on in that request.
-What happens to a request stands in service.py.
+The worker imports this module once, before it takes requests. The model is loaded during the import and not in the
+empty request that follows: a model that fails in that request leaves DJL's async mode in a deadlock
+(PyProcess.stopPythonProcess waits for a connection whose thread waits for it), while a worker that exits during the
+import makes the load and the server fail. Only a model that loads for longer than DJL waits for an import continues in
+that request. service.py handles the requests.
 """
 
 import asyncio
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from serving.service import Service
 
 IMPORT_S = 90.0
-"""DJL waits two minutes for the import (PyProcess.startPythonProcess), and model_loading_timeout for the request."""
+"""Maximum seconds of the import; DJL waits 120 s (PyProcess.startPythonProcess), then model_loading_timeout for the
+empty request."""
 
 
 def _start() -> "Future[Service]":
-    """Loads the model of the folder that the worker was started in."""
+    """Load the model from the folder that the worker was started in."""
     worker = Worker(Path.cwd(), sys.argv[sys.argv.index("--sock-name") + 1])
     if not worker.is_wanted():
         sys.exit("the model was unloaded")
@@ -42,24 +43,24 @@ def _start() -> "Future[Service]":
     try:
         loaded.result(IMPORT_S)
     except StillLoading:
-        loaded.add_done_callback(lambda late: os._exit(_told(late.exception())) if late.exception() else None)
+        loaded.add_done_callback(lambda late: os._exit(_log_failure(late.exception())) if late.exception() else None)
     except NeuronSumError as error:
-        sys.exit(_told(error))
+        sys.exit(_log_failure(error))
     return loaded
 
 
 def _load(worker: Worker, loaded: "Future[Service]") -> None:
     try:
-        from serving.service import Service  # seconds, which an unwanted worker does not get to
+        from serving.service import Service  # takes seconds, which an unwanted worker does not spend
 
         limits = properties.read_limits(properties.read(Path(properties.FILE)))
         loaded.set_result(Service.load(Path(properties.ARTIFACT), limits, worker.adapters))
-    except BaseException as error:  # noqa: BLE001  it is raised again where the result is asked for
+    except BaseException as error:  # noqa: BLE001  the future raises it again where its result is read
         loaded.set_exception(error)
 
 
-def _told(error: BaseException | None) -> int:
-    """Logs why the model is not loaded; the exit code."""
+def _log_failure(error: BaseException | None) -> int:
+    """Log why the model is not loaded, and return the exit code."""
     if isinstance(error, NeuronSumError):
         logging.error("the model is not loaded: %s; %s", error.message, error.hint)
         return error.exit_code
@@ -71,7 +72,7 @@ _loaded = _start()
 
 
 async def handle(inputs: Input) -> Output | None:
-    """A request; the empty one asks whether the model is loaded."""
+    """Answer a request; the empty request waits until the model is loaded."""
     if inputs.is_empty():
         await asyncio.wrap_future(_loaded)
         return None
@@ -89,17 +90,17 @@ async def handle(inputs: Input) -> Output | None:
 
 
 async def register_adapter(inputs: Input) -> Output:
-    """POST /models/M/adapters?name=…&src=… comes here."""
+    """Handle POST /models/M/adapters?name=…&src=…."""
     return await _change_adapter(inputs, known=False)
 
 
 async def update_adapter(inputs: Input) -> Output:
-    """POST /models/M/adapters/A/update?src=… comes here."""
+    """Handle POST /models/M/adapters/A/update?src=…."""
     return await _change_adapter(inputs, known=True)
 
 
 async def unregister_adapter(inputs: Input) -> Output:
-    """DELETE /models/M/adapters/A comes here."""
+    """Handle DELETE /models/M/adapters/A."""
     try:
         await _loaded.result().unregister(inputs.get_property("name") or "")
     except ServiceError as error:
@@ -118,13 +119,13 @@ async def _change_adapter(inputs: Input, *, known: bool) -> Output:
 
 
 def _refusal(error: ServiceError) -> Output:
-    """An error as DJL carries it in async mode: a code, and one text, which our plugin makes the body again."""
+    """An error in the form of DJL's async mode: a code and one text, from which the plugin restores the body."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return _output({"data": "", "last": True, "code": error.code, "error": json.dumps(error.body())}, headers)
 
 
 def _output(content: dict[str, object], headers: dict[str, str]) -> Output:
-    """Of async mode: a map of texts in djl_python's binary form, and properties that become headers."""
+    """An output of async mode: a map of texts in djl_python's binary form, and properties that become headers."""
     output = Output()
     for name, value in headers.items():
         output.add_property(name, value)

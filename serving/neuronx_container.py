@@ -1,14 +1,15 @@
-"""A model.tar.gz for AWS's last DJL container with Neuron, which holds DJL 0.30 and transformers-neuronx.
+"""A model.tar.gz for the last DJL container of AWS with Neuron, which contains DJL 0.30 and transformers-neuronx.
 
-Our handler is not in it and nothing is compiled ahead: the container's own handler reads a Llama checkpoint and
-compiles it when it starts. It gets a whole prompt as `inputs`, not a dialogue, and answers with `generated_text`.
-Support for it has ended; stack.py's ENDED_CONTAINERS says when, and who says so.
+The archive has neither neuron-sum's handler nor compiled graphs: the handler in the container reads a Llama checkpoint
+and compiles it at startup. It expects a whole prompt as `inputs`, not a dialogue, and answers with `generated_text`.
+Support has ended; ENDED_CONTAINERS in neuron_sum/platform/matrix.py has the date and the source.
 
-    serving.properties    for that container's handler
+    serving.properties    for the container's handler
     config.json …         the checkpoint, at the root
 
-The keys are those of DJL's branch 0.30.0-dlc: djl_python/properties_manager/tnx_properties.py and what it derives from,
-PyModel.java for the entry point and the time to load. tests/test_neuronx_container.py holds them against that class.
+The keys are those of DJL's branch 0.30.0-dlc: djl_python/properties_manager/tnx_properties.py and its base classes, and
+PyModel.java for the entry point and the loading timeout. tests/server/test_neuronx_container.py checks them against
+that class.
 """
 
 from collections.abc import Iterator
@@ -24,31 +25,31 @@ from serving.package import pack
 CONTAINER = "djl-0.30-neuronx"
 
 CORES = 2
-"""NeuronCores that share the model: all of ml.inf2.xlarge and ml.inf2.8xlarge."""
+"""NeuronCores that share the model: all cores of ml.inf2.xlarge and ml.inf2.8xlarge."""
 
 DTYPE = "bf16"
-"""What Inferentia2 computes in, and what Llama and TinyLlama are published in; the container's own default is fp16."""
+"""The dtype of Inferentia2 and of the published Llama and TinyLlama weights; the container's default is fp16."""
 
 LOADING_TIMEOUT_S = 1600
-"""From that version's own guide: the container compiles the model before it answers."""
+"""Seconds, from the documentation of that version: the container compiles the model before it answers."""
 
 FAMILY = "llama"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
-"""No pickles."""
+"""Files to pack; no pickles."""
 
 
 def write_archive(run: RunFolder, target: Path) -> str:
-    """Packs a run's checkpoint: the same bytes for the same checkpoint and recipe.
+    """Pack a run's checkpoint: the same bytes for the same checkpoint and recipe.
 
     Args:
-        run: A finished run of a Llama: trained in full, or LoRA and merged.
-        target: The archive; replaced at once when it is whole.
+        run: A finished run of a Llama model: fully fine-tuned, or LoRA and merged.
+        target: The archive; replaced atomically when it is complete.
 
     Returns:
-        Its serving.properties.
+        The archive's serving.properties.
 
     Raises:
-        ModelError: If that container cannot serve what the run made, with what can.
+        ModelError: If the container cannot serve the run's model; the hint names an alternative.
     """
     checkpoint = _find_checkpoint(run)
     settings = render(files.read_json(checkpoint / "config.json"), run.recipe)
@@ -58,17 +59,17 @@ def write_archive(run: RunFolder, target: Path) -> str:
 
 
 def render(config: dict[str, Any], recipe: Recipe) -> str:
-    """serving.properties as that container reads it.
+    """The text of serving.properties for the container.
 
-    There is no option.model_id: the container takes a relative one for a model on the hub. Without one it takes the
-    folder that serving.properties lies in.
+    option.model_id is left out: the container interprets a relative one as a model on the hub. Without it, the
+    container loads the folder of serving.properties.
 
     Args:
-        config: The checkpoint's config.json.
-        recipe: For lengths and batch sizes.
+        config: The content of the checkpoint's config.json.
+        recipe: The recipe with the lengths and batch sizes.
 
     Raises:
-        ModelError: If the model does not fit.
+        ModelError: If the model has too few positions or an unsuitable number of attention heads.
     """
     positions = recipe.data.max_source_length + recipe.generate.max_new_tokens
     if positions > config["max_position_embeddings"]:
@@ -85,7 +86,7 @@ def render(config: dict[str, Any], recipe: Recipe) -> str:
         "option.tensor_parallel_degree": CORES,
         "option.n_positions": positions,
         "option.dtype": DTYPE,
-        # Up to 11 in a batch the container takes transformers-neuronx' own continuous batching, from 12 on its vLLM.
+        # For batches up to 11 the container uses the continuous batching of transformers-neuronx, above that vLLM.
         "option.rolling_batch": "auto",
         "option.max_rolling_batch_size": max(recipe.compile.batch_sizes),
         "option.model_loading_timeout": LOADING_TIMEOUT_S,
@@ -94,21 +95,23 @@ def render(config: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _find_checkpoint(run: RunFolder) -> Path:
-    """The run's plain weights, in Hugging Face's layout."""
+    """The folder of the run's weights without adapters, in Hugging Face's layout."""
     method, adapter = run.recipe.method, run.weights / "adapter_config.json"
-    ours = "our own container serves it: neuron-sum compile RUN, then neuron-sum package ARTIFACT"
+    remedy = "run `neuron-sum compile RUN`, then `neuron-sum package ARTIFACT` for neuron-sum's container"
     if adapter.is_file() and files.read_json(adapter)["task_type"] != "CAUSAL_LM":
-        raise ModelError(f"{run.path} adapts an encoder-decoder model; {CONTAINER} serves {FAMILY} alone", ours)
+        raise ModelError(f"{run.path} adapts an encoder-decoder model; {CONTAINER} serves only {FAMILY}", remedy)
     if isinstance(method, PromptTuningMethod):
-        raise ModelError(f"{run.path} is a soft prompt, which {CONTAINER} cannot take", ours)
+        raise ModelError(f"{run.path} is a soft prompt, which {CONTAINER} cannot load", remedy)
     checkpoint = run.weights if isinstance(method, FullMethod) else run.path / "merged"
     if not isinstance(method, FullMethod) and not checkpoint.is_dir():
-        raise ModelError(f"{run.path} is an adapter apart from its base", f"neuron-sum merge {run.path}")
+        raise ModelError(f"{run.path} is an adapter that is not merged", f"run `neuron-sum merge {run.path}`")
     family = files.read_json(checkpoint / "config.json")["model_type"]
     if family != FAMILY:
-        raise ModelError(f"{run.path} is a {family} model; {CONTAINER} serves {FAMILY} alone", ours)
+        raise ModelError(f"{run.path} is a {family} model; {CONTAINER} serves only {FAMILY}", remedy)
     if not any(checkpoint.glob("*.safetensors")):
-        raise ModelError(f"{checkpoint} holds no safetensors", "neuron-sum train and merge write them; copy it again")
+        raise ModelError(
+            f"{checkpoint} contains no .safetensors file", "copy the output of neuron-sum train or merge again"
+        )
     return checkpoint
 
 

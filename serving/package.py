@@ -1,10 +1,10 @@
-"""An artifact and all that serves it in one folder, or in one model.tar.gz as SageMaker unpacks it to /opt/ml/model.
+"""Packaging of an artifact with its handler: as a folder, or as a model.tar.gz that SageMaker unpacks to /opt/ml/model.
 
-    serving.properties    made from the artifact's manifest and the recipe's `serve` section
-    artifact/             as compiled
+    serving.properties    rendered from the artifact's manifest and the recipe's `serve` section
+    artifact/             the compiled artifact
     neuron_sum/ serving/  this package, so that the image needs only its dependencies
 
-neuronx_container.py packs another layout the same way.
+neuronx_container.py packs another layout in the same way.
 """
 
 import gzip
@@ -33,21 +33,21 @@ HANDLER = (
     "service.py",
     "worker.py",
 )
-"""What of this package runs in the worker."""
+"""The modules of this package that run in the worker."""
 
 COMPRESSION_LEVEL = 1
-"""Weights hardly shrink; a higher level only takes longer."""
+"""The lowest level, because weights hardly shrink and a higher level only takes longer."""
 
-REMEDY = "neuron-sum package ARTIFACT makes one"
+REMEDY = "run `neuron-sum package ARTIFACT` for a new archive"
 
 
 def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
-    """The layout as a folder, with links to the artifact instead of copies.
+    """Write the layout as a folder, with links to the artifact instead of copies.
 
     Args:
-        artifact: What is served.
-        limits: How.
-        folder: Empty.
+        artifact: The artifact to serve.
+        limits: The limits of the endpoint.
+        folder: An empty folder.
     """
     for name, source in _contents(artifact):
         target = folder / name
@@ -57,24 +57,24 @@ def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
 
 
 def write_archive(artifact: Artifact, limits: ServeConfig, target: Path) -> None:
-    """The layout as model.tar.gz: the same bytes for the same artifact, limits and package.
+    """Write the layout as model.tar.gz: the same bytes for the same artifact, limits and package.
 
     Args:
-        artifact: What is packed.
-        limits: How it shall be served.
-        target: The archive; replaced at once when it is whole.
+        artifact: The artifact to pack.
+        limits: The limits of the endpoint.
+        target: The archive; replaced atomically when it is complete.
     """
     files.check_writable(target.parent, files.folder_size(artifact.path))
     pack(target, properties.render(artifact, limits), _contents(artifact))
 
 
 def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> None:
-    """A model.tar.gz that has no trace of when and by whom it was packed.
+    """Write a model.tar.gz without times and owners.
 
     Args:
-        target: The archive; replaced at once when it is whole.
-        settings: serving.properties.
-        contents: Every other file: its name in the archive, and where it is.
+        target: The archive; replaced atomically when it is complete.
+        settings: The text of serving.properties.
+        contents: Name in the archive and path of every other file.
     """
     files.sweep(target.parent, f".{target.name}.tmp-")
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
@@ -95,15 +95,15 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> N
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a model.tar.gz of ours.
+    """Unpack a model.tar.gz of neuron-sum.
 
     Args:
-        archive: Files and folders alone; pack() writes files, SageMaker, which packs what a job leaves, folders too.
-        folder: An empty one; it stays as it is unless the whole archive is good.
+        archive: The archive; only files and folders (pack() writes files, SageMaker also packs folders).
+        folder: An empty folder, which stays empty unless the whole archive is valid.
 
     Raises:
-        ArtifactError: If it is damaged, or no such archive.
-        ResourceError: If it does not fit on the disk.
+        ArtifactError: If the archive is damaged, or is not a model.tar.gz of neuron-sum.
+        ResourceError: If its content does not fit on the disk.
     """
     try:
         with files.new_folder(folder) as unpacked, gzip.open(archive) as stream:
@@ -111,33 +111,36 @@ def unpack(archive: Path, folder: Path) -> None:
             with tarfile.open(fileobj=stream, mode="r|") as packed:
                 for member in packed:
                     _extract(packed, member, unpacked)
-            while stream.read(1 << 20):  # the checksum comes last
+            while stream.read(1 << 20):  # the checksum is at the end
                 pass
             if not (unpacked / properties.FILE).is_file():
-                raise ArtifactError(f"{archive} holds no {properties.FILE}", f"{REMEDY} that does")
-    # ValueError: a header of another program's making can hold a number that is none, or a name with a NUL.
+                raise ArtifactError(f"{archive} holds no {properties.FILE}", REMEDY)
+    # ValueError: a header can contain an invalid number, or a name with a NUL.
     except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise ArtifactError(f"{archive} cannot be unpacked: {error}", REMEDY) from error
 
 
 def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """One file, under a name that stays in the folder and was not there; folders come with their files."""
+    """Extract one file under a new name inside the folder; folders are created with their files."""
     place = PurePosixPath(member.name)
     if member.type not in (tarfile.REGTYPE, tarfile.DIRTYPE) or place.is_absolute() or ".." in place.parts:
         raise tarfile.ExtractError(f"{member.name!r} is not a file of a model.tar.gz")
     if member.isdir():
         return
     if member.size > shutil.disk_usage(folder).free:
-        raise ResourceError(f"{member.name} is larger than the room that is left in {folder.parent}", "free some space")
+        raise ResourceError(
+            f"{member.name} ({member.size} bytes) is larger than the free disk space in {folder.parent}",
+            "free disk space, and unpack the archive again",
+        )
     content = packed.extractfile(member)
-    assert content is not None  # it is a file
+    assert content is not None  # the member is a file
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
     with content, (folder / place).open("xb") as target:
         shutil.copyfileobj(content, target)
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
-    """Every file but serving.properties: its name in the archive, and where it is; always in the same order."""
+    """Name in the archive and path of every file except serving.properties, always in the same order."""
     for path in sorted(path for path in artifact.path.rglob("*") if path.is_file()):
         yield f"{properties.ARTIFACT}/{path.relative_to(artifact.path).as_posix()}", path
     package = Path(properties.__file__).parent
@@ -149,7 +152,7 @@ def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:
-    """A file with neither owner nor time."""
+    """Add a file without owner and time."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     archive.addfile(info, content)

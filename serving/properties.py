@@ -1,6 +1,6 @@
-"""serving.properties: what DJL Serving and our handler are told about a model, made from its artifact and its recipe.
+"""serving.properties: a model's settings for DJL Serving and the handler, rendered from its artifact and recipe.
 
-Shapes, prompt and adapters stand in the artifact's manifest and nowhere else.
+Shapes, prompt and adapters are only in the artifact's manifest.
 """
 
 from collections.abc import Mapping
@@ -14,24 +14,25 @@ from neuron_sum.errors import RecipeError
 from neuron_sum.recipes.schema import ServeConfig
 
 LOADING_TIMEOUT_S = 900
-"""For reading weights and running every graph once; DJL's own 240 s are too few for a large model on a slow disk."""
+"""Maximum seconds to read the weights and run every graph once; DJL's default of 240 s is too short for a large model
+on a slow disk."""
 
 RETRY_THRESHOLD = 1
-"""Failures of the worker in a row that are forgiven: it may die, but if it then does not come back the model has failed
-for good, and /ping says so. DJL's own 0 means: at the first."""
+"""Number of consecutive worker failures that are tolerated: the worker may die once, but if it does not restart, the
+model has failed permanently and /ping reports it. DJL's default of 0 tolerates none."""
 
 FILE = "serving.properties"
 ARTIFACT = "artifact"
-"""The artifact's folder in a model's folder."""
+"""Name of the artifact's folder in a model's folder."""
 
 PREFIX = "option.serve_"
 
 
 def render(artifact: Artifact, limits: ServeConfig) -> str:
-    """The file of a model in our layout."""
+    """The text of a model's serving.properties in the layout of package.py."""
     values: dict[str, Any] = {
         "engine": "Python",
-        # One worker: it batches over all requests, and a second would hold a second copy of the weights.
+        # One worker: it batches over all requests, and a second worker would load the weights again.
         "minWorkers": 1,
         "maxWorkers": 1,
         "job_queue_size": limits.queue_size + limits.max_items,
@@ -48,7 +49,7 @@ def render(artifact: Artifact, limits: ServeConfig) -> str:
 
 
 def read(path: Path) -> dict[str, str]:
-    """A file that `render` wrote."""
+    """The keys and values of a file that `render` wrote."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
@@ -57,26 +58,28 @@ def read_limits(options: Mapping[str, str]) -> ServeConfig:
     """The limits from the keys of the file.
 
     Raises:
-        RecipeError: For a value that does not hold.
+        RecipeError: If a value is invalid.
     """
-    given = {name.removeprefix(PREFIX): value for name, value in options.items() if name.startswith(PREFIX)}
+    values = {name.removeprefix(PREFIX): value for name, value in options.items() if name.startswith(PREFIX)}
     try:
-        return ServeConfig.model_validate(given, strict=False)
+        return ServeConfig.model_validate(values, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"serving.properties: {PREFIX}{first['loc'][0]}: {first['msg']}", "package again") from error
+        raise RecipeError(
+            f"serving.properties: {PREFIX}{first['loc'][0]}: {first['msg']}", "run `neuron-sum package` again"
+        ) from error
 
 
 def server_environment(limits: ServeConfig) -> dict[str, str]:
-    """What only the server itself can be told, by its environment."""
+    """Settings that the server reads only from its environment."""
     return {
         "SERVING_MAX_REQUEST_SIZE": str(limits.max_body_bytes),
         "SERVING_PROMETHEUS": "true",
         "DJL_OFFLINE": "true",
         "ALLOW_REQUEST_HANDLER_OVERRIDE": "false",
         "OPT_OUT_TRACKING": "true",
-        # The worker answers at its deadline; only if it cannot does the server's own limit come.
         "NEURON_SUM_MAX_CHARACTERS": str(limits.max_request_characters),
+        # The worker answers at its deadline; the server's limit applies only if the worker cannot answer.
         "NEURON_SUM_LIMIT_S": str(int(limits.deadline_s) + 3),
         "SERVING_CHUNKED_READ_TIMEOUT": str(int(limits.deadline_s) + 60),
     }

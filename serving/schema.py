@@ -1,4 +1,4 @@
-"""What the endpoint takes and gives, in every content type, and the OpenAPI document made from the same models.
+"""Request and response formats of the endpoint in every content type, and the OpenAPI document from the same models.
 
 {"inputs": "text" | ["text", ...], "parameters": {...}}  ->  [{"summary_text": ..., "truncated": false, ...}, ...]
 """
@@ -17,18 +17,18 @@ from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
 ALIASES = {"application/jsonl": JSON_LINES, "application/x-jsonlines": JSON_LINES, "application/x-ndjson": JSON_LINES}
 CONTENT_TYPES = (JSON, JSON_LINES, TEXT)
-DEFECT = "a defect of neuron-sum; the log of the endpoint has it"
-RETRY = "send the request again after the time that Retry-After gives"
+DEFECT = "internal error of neuron-sum; the endpoint's log has the details"
+RETRY = "send the request again after the seconds in Retry-After"
 
 
 class ServiceError(Exception):
-    """A request, or one item of it, that is refused.
+    """The refusal of a request or of one item.
 
     Args:
         code: The HTTP status.
-        message: What was given, what is allowed, what to do.
-        field: Where in the request.
-        retry_after_s: For 503: when it is worth another try.
+        message: The value, the allowed values, and the remedy.
+        field: Path of the field in the request.
+        retry_after_s: Seconds after which to retry, for 503.
     """
 
     def __init__(self, code: int, message: str, field: str | None = None, retry_after_s: int | None = None) -> None:
@@ -36,7 +36,7 @@ class ServiceError(Exception):
         self.code, self.message, self.field, self.retry_after_s = code, message, field, retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """{"code", "message", "field"}."""
+        """The error as an object with code, message and field."""
         return {"code": self.code, "message": self.message, "field": self.field}
 
 
@@ -45,48 +45,48 @@ class _Model(BaseModel):
 
 
 class Parameters(_Model):
-    """What a request may change; the rest is as the model was compiled and its recipe says."""
+    """The settings that a request may change; the others come from the compiled model and its recipe."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    """At most the target length that was compiled."""
+    """At most the compiled target length."""
     min_new_tokens: Annotated[int, Field(ge=0)] | None = None
     num_beams: Annotated[int, Field(ge=1)] | None = None
-    """One of the beam widths that were compiled."""
+    """One of the compiled beam widths."""
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=100)] | None = None
     early_stopping: bool | None = None
     adapter: Annotated[str, Field(pattern=f"^{ADAPTER_NAME.pattern}$")] | None = None
-    """An adapter's name; null for the model's own default."""
+    """An adapter's name; null for the model's default."""
 
     def settings(self, default: GenerateConfig) -> GenerateConfig:
-        """The default, changed where the request says so."""
-        given = self.model_dump(exclude_none=True, exclude={"adapter"})
-        if "max_new_tokens" in given and "min_new_tokens" not in given:
-            given["min_new_tokens"] = min(default.min_new_tokens, given["max_new_tokens"])
-        return GenerateConfig.model_validate({**default.model_dump(), **given})
+        """The default settings with the request's changes."""
+        changes = self.model_dump(exclude_none=True, exclude={"adapter"})
+        if "max_new_tokens" in changes and "min_new_tokens" not in changes:
+            changes["min_new_tokens"] = min(default.min_new_tokens, changes["max_new_tokens"])
+        return GenerateConfig.model_validate({**default.model_dump(), **changes})
 
 
 class Request(_Model):
-    """The body of application/json; each line of application/jsonlines, there with one text."""
+    """The body of application/json, or a line of application/jsonlines, which has a single text."""
 
     inputs: str | list[str]
-    """A dialogue, one turn a line; or several."""
+    """A dialogue, one turn per line; or several dialogues."""
     parameters: Parameters = Parameters()
 
 
 class Summary(BaseModel):
-    """One answer."""
+    """The answer to one dialogue."""
 
     summary_text: str
     truncated: bool
-    """Whether the dialogue was cut at its end to fit the longest bucket."""
+    """Whether the end of the dialogue was cut to fit the longest bucket."""
     input_tokens: int
-    """Of the prompt as the model saw it."""
+    """Number of tokens in the prompt, after the cut."""
     output_tokens: int
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """Description of an error."""
 
     code: int
     message: str
@@ -94,7 +94,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """An error: the body of a refused request, or an item's place in a list."""
+    """An error: the body of a refused request, or the entry of a refused item in a list."""
 
     error: ErrorBody
 
@@ -105,9 +105,9 @@ class Item:
 
     Attributes:
         text: The dialogue.
-        parameters: What applies to it.
-        field: Its place, for messages.
-        error: Why it is refused already; its neighbours are not.
+        parameters: The parameters that apply to the dialogue.
+        field: Path of the dialogue in the request, for messages.
+        error: The error of an item that was refused while parsing; the other items are not affected.
     """
 
     text: str
@@ -117,10 +117,10 @@ class Item:
 
 
 def media_type(header: str | None) -> str:
-    """The content type of a request without its parameters; none is taken as JSON.
+    """The content type of a request without its parameters; JSON without a header.
 
     Raises:
-        ServiceError: 415, or 415 for a charset other than UTF-8.
+        ServiceError: 415 for an unsupported content type, or for a charset other than UTF-8.
     """
     kind, *options = [part.strip().lower() for part in (header or JSON).split(";")]
     kind = ALIASES.get(kind, kind)
@@ -129,14 +129,14 @@ def media_type(header: str | None) -> str:
     for option in options:
         name, _, value = option.partition("=")
         if name == "charset" and value.strip("\"'") not in ("utf-8", "utf8", "us-ascii"):
-            raise ServiceError(415, f"charset {value[:40]} is not utf-8", "Content-Type")
+            raise ServiceError(415, f"charset {value[:40]} is not supported; use utf-8", "Content-Type")
     return kind
 
 
 def answer_type(accept: str | None, kind: str, items: int) -> str:
-    """The first of the types in Accept that can be given, else that of the request; many items are never text."""
-    wanted = [part.split(";")[0].strip().lower() for part in (accept or "").split(",")]
-    for name in [*(ALIASES.get(name, name) for name in wanted), kind]:
+    """The first supported type in Accept, otherwise the request's type; text only for a single item."""
+    accepted = [part.split(";")[0].strip().lower() for part in (accept or "").split(",")]
+    for name in [*(ALIASES.get(name, name) for name in accepted), kind]:
         if name in CONTENT_TYPES and (name != TEXT or items == 1):
             return name
     return JSON
@@ -146,25 +146,27 @@ def parse(body: bytes, kind: str, limits: ServeConfig) -> list[Item]:
     """The items of a request.
 
     Args:
-        body: As it came.
+        body: The body as received.
         kind: One of CONTENT_TYPES.
-        limits: Items, characters and bytes.
+        limits: The limits on items, characters and bytes.
 
     Raises:
-        ServiceError: 400 for what cannot be read, 413 for too much, 422 for what does not hold; for JSON Lines and
-            lists, what concerns one item alone stands in its `error` instead.
+        ServiceError: 400 for an unreadable body, 413 for a body that is too large, 422 for an invalid value. In JSON
+            Lines and lists, an error that concerns a single item is in its `error` instead.
     """
     if len(body) > limits.max_body_bytes:
-        raise ServiceError(413, f"a body of {len(body)} bytes; {limits.max_body_bytes} are allowed")
+        raise ServiceError(413, f"the body has {len(body)} bytes; at most {limits.max_body_bytes} are allowed")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ServiceError(400, f"the body is not UTF-8: byte {error.start}") from error
-    # Before JSON is read, which blocks all other requests: a character can be escaped in up to six bytes.
+        raise ServiceError(400, f"the body is not UTF-8: invalid byte at position {error.start}") from error
+    # Checked before the JSON is parsed, which blocks all other requests. An escaped character has up to six bytes.
     characters = len(text) - 5 * text.count("\\u")
     if characters > limits.max_request_characters:
         raise ServiceError(
-            413, f"a body of about {characters} characters; {limits.max_request_characters} are allowed", "inputs"
+            413,
+            f"the body has about {characters} characters; at most {limits.max_request_characters} are allowed",
+            "inputs",
         )
     if not text.strip():
         raise ServiceError(400, "the body is empty", "inputs" if kind == JSON else None)
@@ -173,8 +175,8 @@ def parse(body: bytes, kind: str, limits: ServeConfig) -> list[Item]:
     if kind == JSON_LINES:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         _check_count(len(lines), limits)
-        return [_line(number, line, limits) for number, line in lines]
-    request = _request(text, "")
+        return [_parse_line(number, line, limits) for number, line in lines]
+    request = _parse_request(text, "")
     many = isinstance(request.inputs, list)
     texts = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     if not texts:
@@ -187,7 +189,7 @@ def parse(body: bytes, kind: str, limits: ServeConfig) -> list[Item]:
 
 
 def render(answers: Sequence[Summary | ServiceError], kind: str) -> str:
-    """The body of an answer."""
+    """The body of a response."""
     bodies = [
         {"error": answer.body()} if isinstance(answer, ServiceError) else answer.model_dump() for answer in answers
     ]
@@ -207,12 +209,12 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
     error = {"content": {JSON: {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}}
     meanings = {
         400: "The body cannot be read.",
-        404: "There is no adapter of that name; the message has those there are.",
+        404: "The adapter does not exist; the message lists the existing ones.",
         413: f"More than {limits.max_body_bytes} bytes or {limits.max_items} items.",
-        415: "A content type that is not offered.",
-        422: "A value that does not hold; `field` says which.",
-        500: "A defect of neuron-sum; the log has it.",
-        503: "The queue is full, the deadline passed, or the worker starts again; Retry-After says when to try again.",
+        415: "The content type is not supported.",
+        422: "A value is invalid; `field` names it.",
+        500: "An internal error of neuron-sum; the log has the details.",
+        503: "The queue is full, the deadline passed, or the worker is restarting; Retry-After has the waiting time.",
     }
     return {
         "openapi": "3.1.0",
@@ -231,7 +233,7 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
                     },
                     "responses": {
                         "200": {
-                            "description": "One answer an item, in order; an item that was refused alone has an error.",
+                            "description": "One answer per item, in order; a refused item has an error.",
                             "content": {
                                 JSON: {"schema": {"$ref": "#/components/schemas/Answers"}},
                                 JSON_LINES: {"schema": {"type": "string"}},
@@ -247,48 +249,48 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
     }
 
 
-def _line(number: int, line: str, limits: ServeConfig) -> Item:
+def _parse_line(number: int, line: str, limits: ServeConfig) -> Item:
     field = f"line {number}"
     try:
-        request = _request(line, f"{field}: ")
+        request = _parse_request(line, f"{field}: ")
         if not isinstance(request.inputs, str):
-            raise ServiceError(422, f"{field}: inputs must be one text", f"{field}: inputs")
+            raise ServiceError(422, f"{field}: inputs must be a single text", f"{field}: inputs")
     except ServiceError as error:
         return Item("", Parameters(), field, error)
     return _checked(Item(request.inputs, request.parameters, f"{field}: inputs"), limits)
 
 
-def _request(text: str, where: str) -> Request:
+def _parse_request(text: str, prefix: str) -> Request:
     try:
-        # json, not pydantic's own reader: it says at which line and column a document breaks.
-        content = json.loads(text, parse_constant=_no_constant)
+        # json instead of pydantic's parser, because its errors have the line and column.
+        content = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise ServiceError(400, f"{where}not JSON: {error}") from error
+        raise ServiceError(400, f"{prefix}not JSON: {error}") from error
     try:
         return Request.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        # A union names the branch it tried, which is no place in the request.
-        place = [str(part) for part in first["loc"] if part not in ("str", "list[str]")]
-        field = ".".join(place) or "body"
+        # The location includes the branch of a union, which is not part of the request.
+        location = [str(part) for part in first["loc"] if part not in ("str", "list[str]")]
+        field = ".".join(location) or "body"
         raise ServiceError(
-            422, f"{where}{field}: {first['msg']}; allowed: {_allowed(place)}", f"{where}{field}"
+            422, f"{prefix}{field}: {first['msg']}; allowed: {_allowed(location)}", f"{prefix}{field}"
         ) from error
 
 
-def _allowed(place: Sequence[str]) -> str:
-    if place[:1] == ["parameters"]:
+def _allowed(location: Sequence[str]) -> str:
+    if location[:1] == ["parameters"]:
         return "parameters with " + ", ".join(Parameters.model_fields)
     return '{"inputs": "text" or ["text", ...], "parameters": {...}}'
 
 
-def _no_constant(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
 def _check_count(count: int, limits: ServeConfig) -> None:
     if count > limits.max_items:
-        raise ServiceError(413, f"{count} items in one request; {limits.max_items} are allowed", "inputs")
+        raise ServiceError(413, f"the request has {count} items; at most {limits.max_items} are allowed", "inputs")
 
 
 def _checked(item: Item, limits: ServeConfig) -> Item:
@@ -297,10 +299,12 @@ def _checked(item: Item, limits: ServeConfig) -> Item:
         fault: ServiceError | None = ServiceError(422, f"{item.field} holds no text", item.field)
     elif len(item.text) > limits.max_characters:
         fault = ServiceError(
-            422, f"{item.field} has {len(item.text)} characters; {limits.max_characters} are allowed", item.field
+            422,
+            f"{item.field} has {len(item.text)} characters; at most {limits.max_characters} are allowed",
+            item.field,
         )
     elif not _is_unicode(item.text):
-        fault = ServiceError(422, f"{item.field} holds half a surrogate pair, which is no text", item.field)
+        fault = ServiceError(422, f"{item.field} holds half a surrogate pair, which is not valid text", item.field)
     else:
         return item
     return Item(item.text, item.parameters, item.field, fault)

@@ -1,4 +1,4 @@
-"""Requests in, summaries out: everything between the server's handler and the compiled graphs."""
+"""The service between the server's handler and the compiled graphs: turns requests into summaries."""
 
 import asyncio
 import json
@@ -27,28 +27,28 @@ from serving.batching import Batcher, Work, as_service_error
 from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
 
 BASE = "base"
-"""As an adapter's name: no adapter, where the model has a default one."""
+"""The adapter name that requests no adapter, even if the model has a default adapter."""
 
 RESERVED = (BASE, ".", "..")
-"""What no adapter may be called."""
+"""Names that no adapter may have."""
 
 HANG_FACTOR = 3
-"""A batch that runs so many deadlines long will never end: the worker stops, and the server starts another."""
+"""Number of deadlines after which a batch counts as hanging: the worker exits, and the server starts another one."""
 HANG_EXIT_CODE = 70
 
 TOKENIZERS = 2
-"""Texts that are tokenized at once, apart from the thread that takes and answers requests."""
+"""Number of threads for tokenizing, besides the thread that receives and answers requests."""
 
 LOG = logging.getLogger("neuron_sum")
 
 
 @dataclass
 class Answer:
-    """What the server sends.
+    """A response of the server.
 
     Attributes:
-        body: Text.
-        content_type: Of the body.
+        body: The body as text.
+        content_type: The body's content type.
     """
 
     body: str
@@ -56,8 +56,8 @@ class Answer:
 
 
 @dataclass
-class _Asked:
-    """A request's figures, for its log line."""
+class _RequestRecord:
+    """The figures of a request for its log line and metrics."""
 
     request_id: str
     started: float = field(default_factory=time.monotonic)
@@ -68,14 +68,14 @@ class _Asked:
 
 
 class Service:
-    """One artifact, loaded and warm.
+    """A loaded and warmed-up artifact.
 
     Args:
-        artifact: What is served.
-        generator: Of that artifact.
-        tokenizer: Of that artifact.
-        limits: How the endpoint behaves.
-        state: The file in which registered adapters are remembered, so that they outlive a worker that dies.
+        artifact: The artifact to serve.
+        generator: The artifact's generator.
+        tokenizer: The artifact's tokenizer.
+        limits: The limits of the endpoint.
+        state: The file that stores the registered adapters, so that a restarted worker can load them again.
     """
 
     def __init__(
@@ -89,21 +89,21 @@ class Service:
         self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
         self._prompt = artifact.recipe.prompt.resolve()
         self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "tokenizer")
-        self._batcher = Batcher(generator, limits.queue_size, self._count_batch)
+        self._batcher = Batcher(generator, limits.queue_size, self._report_batch)
         self._state = state
         self._registered: dict[str, str] = {}
 
     @classmethod
     def load(cls, folder: Path, limits: ServeConfig, state: Path) -> "Service":
-        """Checks the whole artifact, loads it and runs every graph once.
+        """Check the whole artifact, load it and run every graph once.
 
         Args:
-            folder: The artifact.
-            limits: How the endpoint behaves.
-            state: As in the constructor; what it holds is registered again.
+            folder: The artifact's folder.
+            limits: The limits of the endpoint.
+            state: The file as in the constructor; its adapters are registered again.
 
         Raises:
-            NeuronSumError: If the manifest does not hold, or this machine is not what it was compiled for.
+            NeuronSumError: If the files differ from the manifest, or the artifact was compiled for another machine.
         """
         started = time.monotonic()
         artifact = open_artifact(folder)
@@ -129,34 +129,34 @@ class Service:
 
     @property
     def adapters(self) -> list[str]:
-        """The adapters that a request can name."""
+        """The names of the loaded adapters."""
         slots = self._generator.adapters
         return slots.names if slots is not None else []
 
     async def answer(
         self, body: bytes, content_type: str | None, accept: str | None, adapter: str | None, request_id: str
     ) -> Answer:
-        """A request from beginning to end.
+        """Answer a request.
 
         Args:
-            body: As it came.
-            content_type: Its header.
-            accept: Its header.
-            adapter: SageMaker's adapter header; a request's own parameter goes before it.
-            request_id: For the log.
+            body: The body as received.
+            content_type: The Content-Type header.
+            accept: The Accept header.
+            adapter: SageMaker's adapter header; parameters.adapter in the request takes precedence.
+            request_id: The id for the log.
 
         Raises:
-            ServiceError: If it is refused as a whole.
+            ServiceError: If the request is refused as a whole.
         """
-        asked, status = _Asked(request_id), 200
+        record, status = _RequestRecord(request_id), 200
         try:
             kind = media_type(content_type)
             items = parse(body, kind, self._limits)
-            answers = await self._answers(items, adapter, asked)
+            answers = await self._answers(items, adapter, record)
             kind = answer_type(accept, kind, len(items))
-            # A text that was sent alone is refused by status; in a list it is an entry, which plain text cannot show.
-            alone = len(items) == 1 and (items[0].field in ("inputs", "body") or kind == TEXT)
-            if alone and isinstance(answers[0], ServiceError):
+            # A single text is refused by the status. In a list it gets an entry, which plain text cannot express.
+            single = len(items) == 1 and (items[0].field in ("inputs", "body") or kind == TEXT)
+            if single and isinstance(answers[0], ServiceError):
                 raise answers[0]
             return Answer(render(answers, kind), f"{kind}; charset=utf-8" if kind == TEXT else kind)
         except ServiceError as error:
@@ -167,87 +167,90 @@ class Service:
             status = refusal.code
             raise refusal from error
         finally:
-            self._count_request(asked, status)
+            self._report_request(record, status)
 
     async def register(self, name: str, folder: str, *, known: bool) -> None:
-        """Loads an adapter into a slot, or replaces one; requests go on meanwhile.
+        """Load an adapter into a slot, or replace one, while requests continue.
 
         Args:
-            name: What requests will ask for.
-            folder: PEFT's layout, on this machine.
-            known: Whether it must be there already (an update) or must not (a registration).
+            name: The name that requests use.
+            folder: A folder on this machine in PEFT's layout.
+            known: Whether the adapter must exist already (update) or must not exist (registration).
 
         Raises:
-            ServiceError: 400, 404, 409 or 422, with the reason.
+            ServiceError: 400, 404, 409 or 422 with the reason.
         """
         slots = self._slots()
         if name in RESERVED or not ADAPTER_NAME.fullmatch(name):
             raise ServiceError(
                 400,
-                f"{name[:80]!r} is not an adapter name: {ADAPTER_NAME.pattern}, except {', '.join(RESERVED)}",
+                f"{name[:80]!r} is not a valid adapter name; it must match {ADAPTER_NAME.pattern} and must not be "
+                f"{', '.join(RESERVED)}",
                 "name",
             )
         if known and name not in slots.names:
             raise self._unknown(name)
         if not known and name in slots.names:
-            raise ServiceError(409, f"adapter {name!r} is registered; update it instead", "name")
+            raise ServiceError(409, f"adapter {name!r} is already registered; update it instead", "name")
         try:
             await asyncio.to_thread(slots.load, name, Path(folder))
         except ModelError as error:
             raise ServiceError(422, f"{error.message}; {error.hint or ''}".rstrip("; "), "src") from error
-        self._remember({**self._registered, name: folder})
+        self._store({**self._registered, name: folder})
 
     async def unregister(self, name: str) -> None:
-        """Frees an adapter's slot; batches that use it are not disturbed.
+        """Free an adapter's slot without affecting the batches that use it.
 
         Raises:
-            ServiceError: 404 for one that is not there.
+            ServiceError: 404 if the adapter does not exist.
         """
         slots = self._slots()
         if name not in slots.names:
             raise self._unknown(name)
         slots.unload(name)
-        self._remember({other: folder for other, folder in self._registered.items() if other != name})
+        self._store({other: folder for other, folder in self._registered.items() if other != name})
 
-    async def _answers(self, items: Sequence[Item], adapter: str | None, asked: _Asked) -> list[Summary | ServiceError]:
-        asked.items = len(items)
-        deadline = asked.started + self._limits.deadline_s
-        self._stop_if_hanging()
+    async def _answers(
+        self, items: Sequence[Item], adapter: str | None, record: _RequestRecord
+    ) -> list[Summary | ServiceError]:
+        record.items = len(items)
+        deadline = record.started + self._limits.deadline_s
+        self._exit_if_hanging()
         prompts = iter(await self._encode([item.text for item in items if item.error is None], deadline))
         answers = [item.error or self._work(item, next(prompts), adapter, deadline) for item in items]
-        asked.works = [answer for answer in answers if isinstance(answer, Work)]
-        if asked.works:
-            self._batcher.submit(asked.works)
-            await self._wait(asked.works, deadline)
-        done = [self._summary(answer) if isinstance(answer, Work) else answer for answer in answers]
-        asked.errors = sum(isinstance(answer, ServiceError) for answer in done)
-        asked.output_tokens = sum(answer.output_tokens for answer in done if isinstance(answer, Summary))
+        record.works = [answer for answer in answers if isinstance(answer, Work)]
+        if record.works:
+            self._batcher.submit(record.works)
+            await self._wait(record.works, deadline)
+        results = [self._summary(answer) if isinstance(answer, Work) else answer for answer in answers]
+        record.errors = sum(isinstance(result, ServiceError) for result in results)
+        record.output_tokens = sum(result.output_tokens for result in results if isinstance(result, Summary))
         if self._limits.log_text:
-            for item, answer in zip(items, done, strict=True):
-                said = answer.summary_text if isinstance(answer, Summary) else answer.message
+            for item, result in zip(items, results, strict=True):
+                text = result.summary_text if isinstance(result, Summary) else result.message
                 LOG.info(
-                    json.dumps({"request": asked.request_id, "text": item.text, "summary": said}, ensure_ascii=False)
+                    json.dumps({"request": record.request_id, "text": item.text, "summary": text}, ensure_ascii=False)
                 )
-        return done
+        return results
 
     async def _encode(self, texts: Sequence[str], deadline: float) -> list[EncodedPrompt]:
-        """Tokenizes apart from the thread that takes and answers requests.
+        """Tokenize the texts outside the thread that receives and answers requests.
 
         Raises:
             ServiceError: 503 at the deadline.
         """
         length = self._artifact.recipe.data.max_source_length
         loop, prompts = asyncio.get_running_loop(), list[EncodedPrompt]()
-        for text in texts:  # one by one, so that requests also take turns here and end at the deadline
-            asked = loop.run_in_executor(self._tokenizers, self._prompt.encode, self._tokenizer, [text], length)
+        for text in texts:  # one by one, so that requests also take turns here and stop at the deadline
+            encoding = loop.run_in_executor(self._tokenizers, self._prompt.encode, self._tokenizer, [text], length)
             try:
-                prompts += await asyncio.wait_for(asked, deadline - time.monotonic())
+                prompts += await asyncio.wait_for(encoding, deadline - time.monotonic())
             except asyncio.TimeoutError as error:
                 raise self._late() from error
         return prompts
 
     def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
-        """An item for the queue, or why its parameters do not go with what was compiled."""
+        """An item for the queue, or the error if its parameters were not compiled."""
         try:
             settings, name = self._settings(item), self._adapter(item, adapter)
         except ServiceError as error:
@@ -283,12 +286,14 @@ class Service:
         for name, reason in compiled.unsupported.items():
             if getattr(settings, name) != (default := GenerateConfig.model_fields[name].default):
                 raise ServiceError(
-                    422, f"{name} is {getattr(settings, name)}; here only {default}: {reason}", field + name
+                    422,
+                    f"{name} is {getattr(settings, name)}; this model allows only {default}: {reason}",
+                    field + name,
                 )
         return settings
 
     async def _wait(self, works: Sequence[Work], deadline: float) -> None:
-        """Until every result is there; the errors of single items stay in their results.
+        """Wait for every result; errors of single items stay in their results.
 
         Raises:
             ServiceError: 503 at the deadline.
@@ -297,7 +302,7 @@ class Service:
         _, late = await asyncio.wait(results, timeout=deadline - time.monotonic())
         for result in results:
             if result.done() and not result.cancelled():
-                result.exception()  # seen: asyncio must not complain of it
+                result.exception()  # retrieved, so that asyncio does not log it as unhandled
         if late:
             for result in late:
                 result.cancel()
@@ -306,16 +311,16 @@ class Service:
     def _late(self) -> ServiceError:
         return ServiceError(
             503,
-            f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues at once, or again later",
+            f"no answer within {self._limits.deadline_s:g} s; send fewer or shorter dialogues, or try again later",
             None,
             1,
         )
 
-    def _stop_if_hanging(self) -> None:
-        """Asked by each request: while none comes, a batch that hangs harms nobody."""
+    def _exit_if_hanging(self) -> None:
+        """Exit if a batch hangs. Called by each request; without requests, a hanging batch does no harm."""
         since = self._batcher.running_since
         if since is not None and time.monotonic() - since > HANG_FACTOR * self._limits.deadline_s:
-            LOG.critical("a batch hangs since %.0f s; the worker stops", time.monotonic() - since)
+            LOG.critical("a batch has been running for %.0f s; the worker exits", time.monotonic() - since)
             os._exit(HANG_EXIT_CODE)
 
     def _summary(self, work: Work) -> Summary | ServiceError:
@@ -337,15 +342,15 @@ class Service:
         return slots
 
     def _unknown(self, name: str) -> ServiceError:
-        known = ", ".join(self.adapters) or "none"
-        return ServiceError(404, f"no adapter {name!r}; there are: {known}", "parameters.adapter")
+        existing = ", ".join(self.adapters) or "none"
+        return ServiceError(404, f"no adapter {name!r}; existing: {existing}", "parameters.adapter")
 
-    def _remember(self, registered: dict[str, str]) -> None:
+    def _store(self, registered: dict[str, str]) -> None:
         self._registered = registered
         files.write_json(self._state, registered)
 
     def _register_again(self) -> None:
-        """After a worker died: what had been registered with it."""
+        """Load the adapters that were registered before the previous worker died."""
         if not self._state.is_file():
             return
         for name, folder in files.read_json(self._state).items():
@@ -353,33 +358,33 @@ class Service:
                 self._slots().load(name, Path(folder))
                 self._registered[name] = folder
             except ModelError as error:
-                LOG.warning("adapter %r was registered before and cannot be loaded again: %s", name, error.message)
+                LOG.warning("registered adapter %r cannot be loaded again: %s", name, error.message)
 
-    def _count_batch(self, batch: Sequence[Work], seconds: float) -> None:
+    def _report_batch(self, batch: Sequence[Work], seconds: float) -> None:
         longest = max(len(work.prompt) for work in batch)
         bucket = choose_bucket(self._generator, len(batch), longest, batch[0].settings)
-        metrics.of_batch(batch, seconds, self._batcher.waiting, str(bucket))
+        metrics.report_batch(batch, seconds, self._batcher.waiting, str(bucket))
 
-    def _count_request(self, asked: _Asked, status: int) -> None:
-        seconds = time.monotonic() - asked.started
-        input_tokens = sum(len(work.prompt) for work in asked.works)
-        truncated = sum(work.truncated for work in asked.works)
-        started = [work.started for work in asked.works if work.started]
+    def _report_request(self, record: _RequestRecord, status: int) -> None:
+        seconds = time.monotonic() - record.started
+        input_tokens = sum(len(work.prompt) for work in record.works)
+        truncated = sum(work.truncated for work in record.works)
+        started = [work.started for work in record.works if work.started]
         LOG.info(
             json.dumps(
                 {
-                    "request": asked.request_id,
+                    "request": record.request_id,
                     "status": status,
                     "seconds": round(seconds, 4),
-                    "queue_seconds": round(min(started) - asked.started, 4) if started else None,
-                    "items": asked.items,
-                    "errors": asked.errors,
-                    "batch": max((work.batch for work in asked.works), default=0),
+                    "queue_seconds": round(min(started) - record.started, 4) if started else None,
+                    "items": record.items,
+                    "errors": record.errors,
+                    "batch": max((work.batch for work in record.works), default=0),
                     "input_tokens": input_tokens,
-                    "output_tokens": asked.output_tokens,
+                    "output_tokens": record.output_tokens,
                     "truncated": truncated,
-                    "adapters": sorted({work.adapter or BASE for work in asked.works}),
+                    "adapters": sorted({work.adapter or BASE for work in record.works}),
                 }
             )
         )
-        metrics.of_request(status, seconds, input_tokens, asked.output_tokens, truncated)
+        metrics.report_request(status, seconds, input_tokens, record.output_tokens, truncated)

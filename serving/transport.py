@@ -1,4 +1,4 @@
-"""The ways to an endpoint: one request, one reply, over HTTP or through SageMaker."""
+"""Transports to an endpoint: send one request and return one reply, over HTTP or through SageMaker."""
 
 import re
 from collections.abc import Mapping
@@ -16,19 +16,20 @@ from serving.schema import JSON
 CONNECT_TIMEOUT_S = 5.0
 SAGEMAKER = "sagemaker:"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+URL_HINT = "use a URL such as http://127.0.0.1:8080"
 BUSY_CODES = ("ModelNotReadyException", "ServiceUnavailable", "ServiceUnavailableException", "ThrottlingException")
-"""How SageMaker itself says 503, partly with another status."""
+"""Error codes with which SageMaker itself reports 503, partly with another status."""
 
 FEWER = "send fewer dialogues in a request (--batch-size), or fewer requests at once (--concurrency)"
 
 
 class Unanswered(RequestError):
-    """A request that brought no answers.
+    """A request that was not answered with summaries.
 
     Args:
-        message: What happened.
-        hint: What to run or change next.
-        code: The status that came, or the one that a proxy would give for it.
+        message: Description of the failure.
+        hint: Command to run or setting to change.
+        code: The received status, or the status that a proxy would send for the failure.
     """
 
     def __init__(self, message: str, hint: str, code: int) -> None:
@@ -37,12 +38,12 @@ class Unanswered(RequestError):
 
 
 class Unavailable(Unanswered):
-    """An endpoint that cannot be reached, or says 503: worth another try.
+    """An endpoint that cannot be reached or answers 503, so that a retry can succeed.
 
     Args:
-        message: What happened.
-        hint: What to run or change next.
-        retry_after_s: The least time that the endpoint asks for.
+        message: Description of the failure.
+        hint: Command to run or setting to change.
+        retry_after_s: Minimum seconds before a retry, as requested by the endpoint.
     """
 
     def __init__(self, message: str, hint: str, retry_after_s: float = 0.0) -> None:
@@ -52,12 +53,12 @@ class Unavailable(Unanswered):
 
 @dataclass(frozen=True)
 class Reply:
-    """What an endpoint answered, whatever it was.
+    """A reply of an endpoint with any status.
 
     Attributes:
-        status: Of HTTP; behind SageMaker, that of the model's container.
-        body: Text.
-        retry_after_s: What its header asks for.
+        status: The HTTP status; behind SageMaker, the status of the model's container.
+        body: The body as text.
+        retry_after_s: Seconds in the Retry-After header; 0 without one.
     """
 
     status: int
@@ -66,10 +67,10 @@ class Reply:
 
 
 class Transport(Protocol):
-    """One way to an endpoint; used by several threads at once."""
+    """A connection to an endpoint, used by several threads at once."""
 
     def send(self, body: bytes) -> Reply:
-        """Sends one request of JSON and waits for its reply.
+        """Send one JSON request and wait for its reply.
 
         Raises:
             Unavailable: If the endpoint cannot be reached, or the connection ends before the reply.
@@ -78,21 +79,21 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         ...
 
 
 def connect(endpoint: str, target_model: str | None, timeout_s: float, connections: int) -> Transport:
-    """The way to an endpoint; nothing is sent yet.
+    """The transport for an endpoint; sends nothing yet.
 
     Args:
         endpoint: A URL, or `sagemaker:ENDPOINT[@REGION]`.
-        target_model: For SageMaker.
-        timeout_s: From a request to its reply.
-        connections: At once.
+        target_model: The model to use on a SageMaker endpoint with several models.
+        timeout_s: Maximum seconds from a request to its reply.
+        connections: Maximum number of simultaneous connections.
 
     Raises:
-        RequestError: If it is neither.
+        RequestError: If `endpoint` is neither.
         MissingExtraError: If boto3 is needed and not installed.
     """
     if endpoint.startswith(SAGEMAKER):
@@ -102,17 +103,18 @@ def connect(endpoint: str, target_model: str | None, timeout_s: float, connectio
     elif endpoint.startswith(("http://", "https://")):
         if target_model is not None:
             raise RequestError(
-                f"{without_credentials(endpoint)} takes no target model; that is for SageMaker",
-                "URL/models/NAME/invoke picks a model",
+                f"--target-model cannot be used with {without_credentials(endpoint)}; it is for SageMaker endpoints",
+                "use URL/models/NAME/invoke to choose a model",
             )
         return HttpTransport(endpoint, timeout_s, connections)
     raise RequestError(
-        f"{without_credentials(endpoint)!r} is no endpoint", "http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]"
+        f"{without_credentials(endpoint)!r} is not an endpoint",
+        "use a URL such as http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]",
     )
 
 
 def without_credentials(endpoint: str) -> str:
-    """An endpoint as it may be printed: a URL without its user name and password."""
+    """The endpoint in printable form: a URL without its user name and password."""
     return re.sub(r"(?<=://)[^/?#]*@", "", endpoint)
 
 
@@ -120,24 +122,24 @@ class HttpTransport:
     """A server at a URL.
 
     Args:
-        url: /invocations is added unless it has a path.
-        timeout_s: From a request to its reply.
-        connections: At once.
+        url: The URL; /invocations is added unless it has a path.
+        timeout_s: Maximum seconds from a request to its reply.
+        connections: Maximum number of simultaneous connections.
     """
 
     def __init__(self, url: str, timeout_s: float, connections: int) -> None:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise RequestError(f"{without_credentials(url)} is no URL: {error}", "http://127.0.0.1:8080") from error
+            raise RequestError(f"{without_credentials(url)} is not a URL: {error}", URL_HINT) from error
         if not parsed.host:
-            raise RequestError(f"{without_credentials(url)} names no host", "http://127.0.0.1:8080")
+            raise RequestError(f"{without_credentials(url)} has no host name", URL_HINT)
         self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
         self._timeout_s = timeout_s
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             limits=httpx.Limits(max_connections=connections),
-            trust_env=parsed.host not in LOOPBACK,  # a proxy of the environment cannot reach this machine
+            trust_env=parsed.host not in LOOPBACK,  # a configured proxy cannot reach this machine
         )
 
     def send(self, body: bytes) -> Reply:
@@ -149,8 +151,8 @@ class HttpTransport:
             raise _late(without_credentials(str(self._url)), self._timeout_s) from error
         except httpx.RequestError as error:
             place = without_credentials(str(self._url))
-            raise Unavailable(f"no answer from {place}: {error}", "neuron-sum serve ARTIFACT starts one") from error
-        return Reply(answer.status_code, answer.text, seconds(answer.headers.get("Retry-After")))
+            raise Unavailable(f"no answer from {place}: {error}", "run `neuron-sum serve ARTIFACT`") from error
+        return Reply(answer.status_code, answer.text, parse_retry_after(answer.headers.get("Retry-After")))
 
     def close(self) -> None:
         """See Transport."""
@@ -158,14 +160,14 @@ class HttpTransport:
 
 
 class SageMakerTransport:
-    """A SageMaker endpoint, with the credentials and the region that boto3 finds.
+    """A SageMaker endpoint, called with the credentials and the region that boto3 finds.
 
     Args:
-        endpoint_name: In its account.
-        region: Default: boto3's.
-        target_model: On an endpoint with several models: which, such as NAME.tar.gz.
-        timeout_s: From a request to its reply; SageMaker itself gives up after 60 s.
-        connections: At once.
+        endpoint_name: The endpoint's name.
+        region: The endpoint's region. Default: boto3's.
+        target_model: The model to use on an endpoint with several models, such as NAME.tar.gz.
+        timeout_s: Maximum seconds from a request to its reply; SageMaker's limit is 60 s.
+        connections: Maximum number of simultaneous connections.
 
     Raises:
         MissingExtraError: If boto3 is not installed.
@@ -187,7 +189,7 @@ class SageMakerTransport:
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=timeout_s,
             max_pool_connections=connections,
-            # `max_attempts` would count the attempts after the first.
+            # `max_attempts` would not count the first attempt.
             retries={"total_max_attempts": 1, "mode": "standard"},
         )
         try:
@@ -205,7 +207,7 @@ class SageMakerTransport:
         except self._errors.ReadTimeoutError as error:
             raise _late(self._name, self._timeout_s) from error
         except (self._errors.ConnectionError, self._errors.HTTPClientError) as error:
-            hint = "is its region right, and does the network reach it?"
+            hint = "check the endpoint's region and the network connection"
             raise Unavailable(f"no answer from {self._name}: {error}", hint) from error
         except self._errors.BotoCoreError as error:
             raise self._unusable(error) from error
@@ -215,12 +217,12 @@ class SageMakerTransport:
         self._client.close()
 
     def _unusable(self, error: Exception) -> Unanswered:
-        hint = f"{SAGEMAKER}{self._name}@REGION, with credentials where boto3 looks for them"
+        hint = f"use {SAGEMAKER}{self._name}@REGION, and put credentials where boto3 looks for them"
         return Unanswered(f"boto3 cannot call {self._name}: {error}", hint, 500)
 
 
-def seconds(retry_after: str | None) -> float:
-    """What a Retry-After header asks for, be it a number or a date; 0 for none, and for one that cannot be read."""
+def parse_retry_after(retry_after: str | None) -> float:
+    """The seconds in a Retry-After header, which is a number or a date; 0 if it is missing or invalid."""
     text = (retry_after or "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
@@ -233,9 +235,9 @@ def seconds(retry_after: str | None) -> float:
 
 
 def _sagemaker_reply(response: Mapping[str, Any]) -> Reply:
-    """A ClientError as a reply: what the model's container said, or SageMaker itself."""
+    """A ClientError as a reply of the model's container, or of SageMaker itself."""
     code, metadata = response["Error"]["Code"], response["ResponseMetadata"]
-    retry_after_s = seconds(metadata.get("HTTPHeaders", {}).get("retry-after"))
+    retry_after_s = parse_retry_after(metadata.get("HTTPHeaders", {}).get("retry-after"))
     if code == "ModelError" and "OriginalStatusCode" in response:
         return Reply(response["OriginalStatusCode"], response.get("OriginalMessage", ""), retry_after_s)
     status = 503 if code in BUSY_CODES else metadata["HTTPStatusCode"]

@@ -1,8 +1,8 @@
-"""Which of its model's Python workers this one is; light, for it is asked before anything is loaded.
+"""Detection of orphaned Python workers; imports little, because it runs before the model is loaded.
 
-When DJL unloads a model in async mode it starts the worker once more, and nobody ever stops that one
-(Connection.channelInactive). Our plugin leaves a mark before the model goes (Unloads.java). A worker that finds it and
-has its predecessor's socket is that orphan; one with another socket is the first of a model that was loaded anew.
+When DJL unloads a model in async mode, it starts the worker once more and never stops it (Connection.channelInactive).
+neuron-sum's plugin writes a marker file before the model is unloaded (Unloads.java). A worker that finds the marker and
+has its predecessor's socket is orphaned; a worker with another socket is the first of a model that was loaded again.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from neuron_sum import files
 
 @dataclass
 class _Record:
-    """What a model's workers leave to each other.
+    """State that a model's workers share through a file.
 
     Attributes:
-        socket: Of the last one that may live.
-        unloaded: Of those that may not: their model is gone.
+        socket: Socket of the last wanted worker.
+        unloaded: Sockets of unwanted workers, whose model was unloaded.
     """
 
     socket: str = ""
@@ -30,31 +30,31 @@ class _Record:
 
 
 class Worker:
-    """This process among the workers of its model; its files lie in the server's temporary folder.
+    """This process as a worker of its model; its files are in the server's temporary folder.
 
     Args:
         model: The model's folder.
-        socket: What the server talks to this worker through; the same after a restart, another after a load.
-        temporary: Default: the folder for temporary files.
+        socket: The socket between the server and this worker; the same after a restart, another after a load.
+        temporary: The server's temporary folder. Default: the folder for temporary files.
     """
 
     def __init__(self, model: Path, socket: str, temporary: Path | None = None) -> None:
         folder = temporary or Path(tempfile.gettempdir())
-        name = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:16]  # as Unloads.java has it
-        server = psutil.Process(os.getppid())  # another server in the same folder, later, is another matter
-        self._mark = folder / f"neuron-sum-unloaded-{name}"
+        name = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:16]  # the same as in Unloads.java
+        server = psutil.Process(os.getppid())  # distinguishes a later server that uses the same folder
+        self._marker = folder / f"neuron-sum-unloaded-{name}"
         self._record = folder / f"neuron-sum-worker-{server.pid}-{server.create_time():.0f}-{name}.json"
         self.adapters = self._record.with_suffix(".adapters")
-        """Where the adapters that were registered are remembered until the model is unloaded."""
+        """The file that stores the registered adapters until the model is unloaded."""
         self._socket = socket
 
     def is_wanted(self) -> bool:
-        """Whether the server asked for it; to be called once, at the start."""
+        """Whether the worker's model is loaded; to be called once, at the start."""
         record = _Record(**files.read_json(self._record)) if self._record.is_file() else _Record()
-        if self._mark.exists():
+        if self._marker.exists():
             record.unloaded.append(record.socket)
             self.adapters.unlink(missing_ok=True)
-            self._mark.unlink(missing_ok=True)
+            self._marker.unlink(missing_ok=True)
         wanted = self._socket not in record.unloaded
         if wanted:
             record.socket = self._socket

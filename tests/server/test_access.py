@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Browser
 from service_requests import DIALOGUE, LIMITS
 
-from benchmarks import attack
+from benchmarks import attack, attack_target
+from benchmarks.attack_target import Target
 from neuron_sum.artifact import Artifact
 from serving import djl, package
 from serving.local import LocalServer, Model
@@ -48,7 +49,7 @@ window.attack = async () => {
 </script>"""
 
 
-def page_of(target: attack.Target, source: str) -> str:
+def page_of(target: Target, source: str) -> str:
     return PAGE.replace("URL", target.url).replace("SOURCE", f"{source}/x.tar.gz")
 
 
@@ -63,19 +64,19 @@ def server(
 
 
 @pytest.fixture
-def target(server: LocalServer) -> attack.Target:
-    return attack.target_of(server.url, server.token_file)
+def target(server: LocalServer) -> Target:
+    return Target.find(server.url, server.token_file)
 
 
 @pytest.mark.parametrize("name", attack.ATTACKS)
-def test_the_server_withstands(name: str, target: attack.Target, server: LocalServer) -> None:
+def test_the_server_withstands(name: str, target: Target, server: LocalServer) -> None:
     finding = attack.ATTACKS[name](target)
     assert finding.requests and finding.faults == []
     assert len(server.workers()) == 1
     assert httpx.post(f"{server.url}/invocations", json={"inputs": DIALOGUE}, timeout=60).status_code == 200
 
 
-def test_texts_that_expand_are_cut_before_they_are_tokenized(target: attack.Target) -> None:
+def test_texts_that_expand_are_cut_before_they_are_tokenized(target: Target) -> None:
     body = {"inputs": [attack.EXPANDING * 900] * LIMITS.max_items, "parameters": {"max_new_tokens": 1}}
     answers = httpx.post(f"{target.url}/invocations", json=body, timeout=60).raise_for_status().json()
     assert [answer["truncated"] for answer in answers] == [True] * LIMITS.max_items
@@ -97,11 +98,9 @@ def test_every_request_handler_of_the_server_is_known(djl_serving: Path) -> None
     }
 
 
-def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(
-    browser: Browser, target: attack.Target, tmp_path: Path
-) -> None:
+def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(browser: Browser, target: Target, tmp_path: Path) -> None:
     before, statuses = target.state(), list[tuple[str, int]]()
-    with attack.listener() as (source, fetched), attack.listener(page_of(target, source)) as (foreign, _):
+    with attack_target.listener() as (source, fetched), attack_target.listener(page_of(target, source)) as (foreign, _):
         page = browser.new_page()
         page.on("response", lambda answer: statuses.append((answer.url, answer.status)))
         page.goto(foreign.replace("127.0.0.1", "foreign.example"))
@@ -119,7 +118,7 @@ def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(
     assert target.state() == before
 
 
-def test_a_name_that_is_rebound_to_this_machine_is_rejected(browser: Browser, target: attack.Target) -> None:
+def test_a_name_that_is_rebound_to_this_machine_is_rejected(browser: Browser, target: Target) -> None:
     page = browser.new_page()
     answer = page.goto(f"http://rebound.example:{target.port}/playground")
     assert answer is not None and answer.status == 403
@@ -158,7 +157,7 @@ def test_an_image_with_one_model_takes_no_orders(djl_serving: Path, lora_artifac
         assert httpx.post(f"{server.url}/invocations", json=body, headers=host, timeout=60).status_code == 200
         foreign = {**host, "Origin": "http://evil.example"}
         assert httpx.post(f"{server.url}/invocations", json=body, headers=foreign).status_code == 403
-        for method, path in attack.management("model"):
+        for method, path in attack_target.management_routes("model"):
             answer = httpx.request(method, server.url + path, headers={**host, **server.headers})
             assert answer.status_code == 403, (method, path)
 

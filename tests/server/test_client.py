@@ -61,7 +61,7 @@ def test_an_endpoint_that_asks_for_an_hour_is_not_waited_for(far_end: FarEnd) ->
     far_end.script += [(503, BUSY, {"Retry-After": "3600"})]
     with Client(far_end.url) as client, pytest.raises(RequestError, match="9 items wait") as caught:
         client.summarize(["Hello."])
-    assert caught.value.hint == "it asks for 3600 s before another try"
+    assert caught.value.hint == "send the request again after 3600 s"
 
 
 def test_it_gives_up_after_the_last_attempt(far_end: FarEnd) -> None:
@@ -219,7 +219,7 @@ def test_the_command_and_the_client_have_the_same_defaults() -> None:
 def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd) -> None:
     made = neuron_sum("request", far_end.url, "--adapter", "b", stdin="a dialogue of many :smile: words\n")
     assert (made.returncode, made.stdout) == (0, "A DIALOGUE OF MANY :SMILE: WORDS\n")
-    assert made.stderr == "warning: the dialogue was cut at the end to fit the longest input that was compiled\n"
+    assert made.stderr == "warning: the dialogue was cut at the end to fit the longest compiled input\n"
     assert far_end.seen[0][1] == {"inputs": ["a dialogue of many :smile: words"], "parameters": {"adapter": "b"}}
     machine = neuron_sum("request", far_end.url, "--json", stdin="Hello.")
     assert json.loads(machine.stdout) == {

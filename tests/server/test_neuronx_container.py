@@ -72,7 +72,7 @@ def test_an_adapter_is_merged_first(neuron_sum: CommandLine, llama_lora_run: Pat
     packing = ("package", str(llama_lora_run), "--container", CONTAINER)
     refused = neuron_sum(*packing)
     assert refused.returncode == 5
-    assert refused.stderr.splitlines()[-1] == f"hint: neuron-sum merge {llama_lora_run}"
+    assert refused.stderr.splitlines()[-1] == f"hint: run `neuron-sum merge {llama_lora_run}`"
     assert neuron_sum("merge", str(llama_lora_run)).returncode == 0
     made = neuron_sum(*packing, "--json")
     assert made.returncode == 0, made.stderr

@@ -75,7 +75,7 @@ def test_settings_of_the_endpoint_alone_can_be_changed(
     refused = neuron_sum("package", str(lora_artifact.path), "--set", "generate.num_beams=2")
     assert refused.returncode == 3 and "compiled in" in refused.stderr
     packed = neuron_sum("serve", target, "--set", "serve.deadline_s=9")
-    assert packed.returncode == 3 and "was packed with its settings" in packed.stderr
+    assert packed.returncode == 3 and "which contains its settings" in packed.stderr
     nothing = neuron_sum("serve", str(tmp_path / "nothing"))
     assert nothing.returncode == 9 and "neither an artifact nor" in nothing.stderr
 

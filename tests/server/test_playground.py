@@ -177,7 +177,7 @@ def test_adapters_come_and_go_while_the_page_is_open(
     httpx.delete(f"{url}/models/lora/adapters/{NEW_NAME}", headers=token).raise_for_status()
     summarize(page, DIALOGUE)
     refused = page.locator(".card").first
-    expect(refused.locator(".text")).to_have_text(f"no adapter '{NEW_NAME}'; there are: default")
+    expect(refused.locator(".text")).to_have_text(f"no adapter '{NEW_NAME}'; existing: default")
     expect(refused).to_contain_text("HTTP 404")
     expect(page.locator(".card").nth(1)).to_contain_text("tokens in")
     expect(page.get_by_role("status")).to_contain_text("1 of 2 summaries")
@@ -189,7 +189,7 @@ def test_what_the_server_refuses_is_said_in_its_words(url: str, open_page: OpenP
     choose(page, BASE)
     limit = ServeConfig().max_characters
     summarize(page, "a" * (limit + 1))
-    expect(page.locator(".card .text")).to_have_text(f"inputs has {limit + 1} characters; {limit} are allowed")
+    expect(page.locator(".card .text")).to_have_text(f"inputs has {limit + 1} characters; at most {limit} are allowed")
 
 
 def test_what_a_model_says_is_never_markup(url: str, open_page: OpenPage, faults: list[str]) -> None:

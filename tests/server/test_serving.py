@@ -167,7 +167,7 @@ def test_adapters_through_the_servers_own_api(endpoint: Endpoint, micro_lora_run
     assert endpoint.adapters("POST", "/mine/update", src=source).status_code == 200
     assert endpoint.adapters("DELETE", "/mine").status_code == 200
     gone = endpoint.post(asked)
-    assert gone.status_code == 404 and "there are: default" in gone.json()["error"]["message"]
+    assert gone.status_code == 404 and "existing: default" in gone.json()["error"]["message"]
     assert endpoint.adapters("DELETE", "/mine").status_code == 404
 
 

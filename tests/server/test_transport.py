@@ -11,7 +11,7 @@ from far_end import BUSY, TOO_LONG, FarEnd
 
 from neuron_sum.errors import MissingExtraError, RequestError
 from serving.client import Client
-from serving.transport import HttpTransport, seconds
+from serving.transport import HttpTransport, parse_retry_after
 
 
 def test_a_path_is_kept_and_a_bare_url_is_completed(far_end: FarEnd) -> None:
@@ -23,7 +23,9 @@ def test_a_path_is_kept_and_a_bare_url_is_completed(far_end: FarEnd) -> None:
 
 def test_a_retry_after_is_seconds_or_a_date() -> None:
     now = datetime.now(timezone.utc)
-    assert [seconds(text) for text in ("7", " 2 ", None, "soon", "-3", format_datetime(now - timedelta(hours=1)))] == [
+    assert [
+        parse_retry_after(text) for text in ("7", " 2 ", None, "soon", "-3", format_datetime(now - timedelta(hours=1)))
+    ] == [
         7,
         2,
         0,
@@ -31,7 +33,7 @@ def test_a_retry_after_is_seconds_or_a_date() -> None:
         0,
         0,
     ]
-    assert 3500 < seconds(format_datetime(now + timedelta(hours=1))) <= 3600
+    assert 3500 < parse_retry_after(format_datetime(now + timedelta(hours=1))) <= 3600
 
 
 def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> None:
@@ -50,7 +52,7 @@ def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> 
 def test_nobody_there(nowhere: str) -> None:
     with Client(nowhere, attempts=2, backoff_s=0) as client, pytest.raises(RequestError, match="refused") as caught:
         client.summarize(["Hello."])
-    assert caught.value.hint == "neuron-sum serve ARTIFACT starts one"
+    assert caught.value.hint == "run `neuron-sum serve ARTIFACT`"
 
 
 @pytest.mark.parametrize(

@@ -18,23 +18,23 @@ import java.util.Locale;
 import java.util.Set;
 
 /**
- * Decides who may call which route, from the head of a request alone.
+ * Access control for every route, based only on the head of a request.
  *
- * <p>Everybody who reaches the port may ask for a summary. Everything that changes the server (models, workflows,
- * scaling, adapters, logging) requires the token of this start. A browser obeys any web page, so requests that another
- * site caused are rejected on every route: by Host (DNS rebinding), Origin and Sec-Fetch-Site.
+ * <p>Any client that reaches the port may request summaries. Every route that changes the server (models, workflows,
+ * scaling, adapters, logging) requires the token of this start. Because a browser sends requests for any web page,
+ * requests from other sites are rejected on every route: by Host (DNS rebinding), Origin and Sec-Fetch-Site.
  *
- * <p>The public routes are listed; a route that is not listed never reaches DJL without the token.
+ * <p>The public routes are listed; an unlisted route never reaches DJL without the token.
  */
 final class Access {
 
-    /** The names a client may call this server by, separated by commas; * for any. */
+    /** The allowed host names in the Host header, separated by commas; * for any. */
     private static final String HOSTS = setting("NEURON_SUM_HOSTS", "127.0.0.1,localhost,[::1]");
 
-    /** A file with the token. Without one, no request can change the server. */
+    /** The file with the token. Without a file, no request can change the server. */
     private static final String TOKEN_FILE = setting("NEURON_SUM_TOKEN_FILE", "");
 
-    /** SageMaker loads and unloads the models of a multi-model endpoint, without a token. */
+    /** Whether SageMaker may load and unload the models of a multi-model endpoint without a token. */
     private static final boolean MULTI_MODEL = Boolean.parseBoolean(setting("SAGEMAKER_MULTI_MODEL", "false"));
 
     private static final Set<String> INFERENCE = Set.of("ping", "invocations", "predictions", "v1");
@@ -48,23 +48,23 @@ final class Access {
     private Access() {}
 
     /**
-     * Why a request is rejected.
+     * The rejection of a request.
      *
      * @param code the HTTP status
-     * @param message what is wrong, and what is allowed
+     * @param message the fault and the allowed values
      */
     record Refusal(int code, String message) {}
 
-    /** Why this request is rejected, or null if it is allowed. */
+    /** The rejection of this request, or null if it is allowed. */
     static Refusal refusal(HttpRequest request) {
         if (!request.decoderResult().isSuccess()) {
-            return null; // DJL answers 400 to whatever is not HTTP, on every route
+            return null; // DJL answers 400 to invalid HTTP on every route
         }
         HttpHeaders headers = request.headers();
         List<String> hosts = headers.getAll(HttpHeaderNames.HOST);
         String host = hosts.size() == 1 ? hosts.get(0).toLowerCase(Locale.ROOT) : "";
-        if (!isOwn(host) || hosts.size() > 1) {
-            return new Refusal(403, "Host " + hosts + " is not one of " + HOSTS + ": open the server by its own address");
+        if (!isAllowedHost(host) || hosts.size() > 1) {
+            return new Refusal(403, "Host " + hosts + " is not one of " + HOSTS + ": use the server's address");
         }
         for (String origin : headers.getAll(HttpHeaderNames.ORIGIN)) {
             String lower = origin.toLowerCase(Locale.ROOT);
@@ -80,7 +80,7 @@ final class Access {
         return route(request);
     }
 
-    private static boolean isOwn(String host) {
+    private static boolean isAllowedHost(String host) {
         if ("*".equals(HOSTS)) {
             return true;
         }
@@ -97,7 +97,7 @@ final class Access {
         boolean query = uri.indexOf('?') >= 0;
         String[] path = (query ? uri.substring(0, uri.indexOf('?')) : uri).split("/", -1);
         if (Arrays.stream(path).anyMatch(part -> ".".equals(part) || "..".equals(part))) {
-            return new Refusal(400, "a path must not contain . or .. as a part");
+            return new Refusal(400, "the path must not contain the segments . and ..");
         }
         String first = path[1];
         HttpMethod method = request.method();
@@ -110,7 +110,7 @@ final class Access {
         if (isMetrics(path) && HttpMethod.GET.equals(method)) {
             return null;
         }
-        // With a query DJL takes an invocation that is not a POST for one of its management calls.
+        // DJL treats an invocation with a query and another method than POST as a management call.
         if (isInvoke(path) && (!query || HttpMethod.POST.equals(method))) {
             return null;
         }
@@ -118,15 +118,15 @@ final class Access {
             return new Refusal(404, "no route " + new QueryStringDecoder(uri).rawPath() + " on this server");
         }
         if ("workflows".equals(first) && !HttpMethod.GET.equals(method)) {
-            return new Refusal(403, "workflows are not supported: they load models from any URL");
+            return new Refusal(403, "workflows are not supported because they load models from any URL");
         }
         if (MULTI_MODEL && isMultiModel(path, method)) {
             return null;
         }
-        return authorized(request.headers().getAll(HttpHeaderNames.AUTHORIZATION));
+        return checkToken(request.headers().getAll(HttpHeaderNames.AUTHORIZATION));
     }
 
-    /** POST /models/M/invoke. */
+    /** Whether the path is /models/M/invoke. */
     private static boolean isInvoke(String[] path) {
         return path.length == 4 && "models".equals(path[1]) && "invoke".equals(path[3]);
     }
@@ -135,7 +135,7 @@ final class Access {
         return path.length == 3 && "server".equals(path[1]) && "metrics".equals(path[2]);
     }
 
-    /** What SageMaker calls: GET and POST /models, GET and DELETE /models/M. */
+    /** Whether this is one of SageMaker's calls: GET and POST /models, GET and DELETE /models/M. */
     private static boolean isMultiModel(String[] path, HttpMethod method) {
         HttpMethod other = path.length == 2 ? HttpMethod.POST : HttpMethod.DELETE;
         return "models".equals(path[1])
@@ -143,12 +143,13 @@ final class Access {
                 && (HttpMethod.GET.equals(method) || other.equals(method));
     }
 
-    private static Refusal authorized(List<String> given) {
+    private static Refusal checkToken(List<String> values) {
         if (TOKEN.length == 0) {
-            return new Refusal(403, "this server has no token, so that nothing about it can be changed");
+            return new Refusal(403, "this route is disabled because the server was started without a token");
         }
-        String sent = given.size() == 1 && given.get(0).startsWith(BEARER) ? given.get(0).substring(BEARER.length()) : "";
-        if (!MessageDigest.isEqual(sent.getBytes(StandardCharsets.UTF_8), TOKEN)) {
+        boolean bearer = values.size() == 1 && values.get(0).startsWith(BEARER);
+        String token = bearer ? values.get(0).substring(BEARER.length()) : "";
+        if (!MessageDigest.isEqual(token.getBytes(StandardCharsets.UTF_8), TOKEN)) {
             return new Refusal(401, "this route requires the server's token: Authorization: Bearer TOKEN");
         }
         return null;
@@ -166,8 +167,8 @@ final class Access {
         }
     }
 
-    private static String setting(String name, String otherwise) {
+    private static String setting(String name, String defaultValue) {
         String value = System.getenv(name);
-        return value == null || value.isBlank() ? otherwise : value;
+        return value == null || value.isBlank() ? defaultValue : value;
     }
 }

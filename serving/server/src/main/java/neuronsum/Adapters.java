@@ -24,18 +24,18 @@ import java.util.concurrent.CompletableFuture;
 import java.util.regex.Pattern;
 
 /**
- * DJL's adapter routes, telling the truth in async mode.
+ * DJL's adapter routes with correct statuses in async mode.
  *
- * <p>DJL answers 200 to a registration as soon as the worker was asked (AdapterManagementRequestHandler reads a code
- * that an async worker has not given yet), and lists an adapter that was refused. Here the same calls wait for the
- * worker. It alone knows which adapters there are; DJL's list follows it. Listing and describing stay DJL's.
+ * <p>DJL answers 200 to a registration as soon as the request is sent to the worker (AdapterManagementRequestHandler
+ * reads a code that an async worker has not returned yet), and lists refused adapters. Here the same calls wait for the
+ * worker. Only the worker knows which adapters exist; DJL's list is updated to match. DJL still handles GET.
  */
 final class Adapters {
 
-    /** As neuron_sum/artifact.py has it. */
+    /** The same pattern as in neuron_sum/artifact.py. */
     private static final Pattern NAME = Pattern.compile("(?!\\.+$)[A-Za-z0-9._-]{1,64}");
 
-    /** Whether this was a route of ours; POST [/models/M]/adapters[/A/update] and DELETE [/models/M]/adapters/A. */
+    /** Handles POST [/models/M]/adapters[/A/update] and DELETE [/models/M]/adapters/A; returns false for other routes. */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
         List<String> route = Arrays.asList(path).subList(Math.min(1, path.length), path.length);
         boolean prefixed = route.size() > 2 && "models".equals(route.get(0)) && "adapters".equals(route.get(2));
@@ -54,7 +54,7 @@ final class Adapters {
         }
         ModelInfo<Input, Output> info = (ModelInfo<Input, Output>) pool.getWpc();
         if (!hasSlots(info)) {
-            Errors.send(ctx, 400, "this model has no adapter slots: compile with compile.adapters");
+            Errors.send(ctx, 400, "this model has no adapter slots; compile with compile.adapters");
             return true;
         }
         String name = route.size() > 1 ? route.get(1) : parameter(decoder, "name");
@@ -72,45 +72,45 @@ final class Adapters {
                 answer(ctx, info, name, adapter, adapter.register(wlm), "registered");
             }
         } else if (known == null) {
-            Errors.send(ctx, 404, "no adapter " + name + " was registered here");
+            Errors.send(ctx, 404, "adapter " + name + " is not registered");
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3) {
-            String now = source == null ? known.getSrc() : source;
-            Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, now, Map.of());
+            String folder = source == null ? known.getSrc() : source;
+            Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, folder, Map.of());
             answer(ctx, info, name, adapter, adapter.update(wlm), "updated");
         } else if (HttpMethod.DELETE.equals(request.method())) {
             answer(ctx, info, name, null, Adapter.unregister(known, info, wlm), "unregistered");
         } else {
-            Errors.send(ctx, 405, "GET, POST or DELETE");
+            Errors.send(ctx, 405, "method " + request.method() + " is not allowed; use GET, POST or DELETE");
         }
         return true;
     }
 
-    /** Sends what the worker says, and makes DJL's list say the same: the adapter as it is now, null for gone. */
+    /** Sends the worker's answer and updates DJL's list with the adapter, which is null if it was removed. */
     private static void answer(
-            ChannelHandlerContext ctx, ModelInfo<Input, Output> info, String name, Adapter<Input, Output> now,
-            CompletableFuture<Output> asked, String done) {
-        asked.thenAcceptAsync(
+            ChannelHandlerContext ctx, ModelInfo<Input, Output> info, String name, Adapter<Input, Output> adapter,
+            CompletableFuture<Output> result, String action) {
+        result.thenAcceptAsync(
                         output -> {
-                            byte[] data = output.getData().getAsBytes(); // waits for the worker, a minute at most
-                            if (data.length == 0) { // lost on its way, as Exchange.write tells
+                            byte[] data = output.getData().getAsBytes(); // waits for the worker, at most a minute
+                            if (data.length == 0) { // the answer was lost (see Exchange.write)
                                 throw new IllegalStateException("no answer");
                             }
                             int code = output.getCode();
-                            if (code == 404 || code < 300 && now == null) {
+                            if (code == 404 || code < 300 && adapter == null) {
                                 info.getAdapters().remove(name);
                             } else if (code < 300) {
-                                info.getAdapters().put(name, now);
+                                info.getAdapters().put(name, adapter);
                             }
                             if (code < 300) {
-                                NettyUtils.sendJsonResponse(ctx, new StatusResponse(done), HttpResponseStatus.OK);
+                                NettyUtils.sendJsonResponse(ctx, new StatusResponse(action), HttpResponseStatus.OK);
                             } else {
                                 Errors.sendBody(ctx, code, new String(data, StandardCharsets.UTF_8));
                             }
                         })
                 .exceptionally(
                         failure -> {
-                            Gate.LOGGER.error("an adapter was not {}", done, failure);
-                            Errors.send(ctx, 503, "the worker did not say whether it was " + done + "; ask again");
+                            Gate.LOGGER.error("no answer on whether an adapter was {}", action, failure);
+                            Errors.send(ctx, 503, "no answer on whether the adapter was " + action + "; try again");
                             return null;
                         });
     }

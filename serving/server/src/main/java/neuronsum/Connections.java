@@ -5,10 +5,10 @@ import io.netty.channel.Channel;
 import io.netty.channel.ChannelInitializer;
 
 /**
- * Puts an {@link Exchange} before whatever else can answer on a connection.
+ * Adds an {@link Exchange} in front of every other handler that can answer on a connection.
  *
- * <p>Netty's aggregator answers 413 to a body that is too large, DJL 400 to a request that is no HTTP, both before any
- * plugin is asked.
+ * <p>Netty's aggregator answers 413 to a body that is too large, and DJL answers 400 to invalid HTTP, both before any
+ * plugin is called.
  */
 public final class Connections extends ChannelInitializerExtension {
 
@@ -17,7 +17,7 @@ public final class Connections extends ChannelInitializerExtension {
     /** {@inheritDoc} */
     @Override
     public void postInitializeServerChildChannel(Channel connection) {
-        // Runs after DJL's own initializer, which was added before it.
+        // Runs after DJL's initializer, which was added earlier.
         connection
                 .pipeline()
                 .addLast(

@@ -22,12 +22,12 @@ import io.netty.handler.codec.http.HttpVersion;
 import java.nio.charset.StandardCharsets;
 import java.util.List;
 
-/** One shape for every error: {"error": {"code": 422, "message": "...", "field": "inputs[0]"}}. */
+/** Errors in a single JSON format: {"error": {"code": 422, "message": "...", "field": "inputs[0]"}}. */
 final class Errors {
 
     private static final String RETRY_AFTER_S = "1";
 
-    /** How DJL's messages begin where the worker was gone when it was asked, or died over a request. */
+    /** First words of DJL's messages when the worker was not running or died during a request. */
     private static final List<String> STOPPED = List.of("Backend Python process", "Inference Engine Failure");
 
     private Errors() {}
@@ -44,7 +44,7 @@ final class Errors {
         NettyUtils.sendHttpResponse(ctx, response(code, body), true);
     }
 
-    /** The answer to a request that DJL never gets; the connection ends with it. */
+    /** The answer to a request that is not passed to DJL; it closes the connection. */
     static FullHttpResponse rejection(int code, String message) {
         FullHttpResponse response = response(code, body(object(code, message, null)).toString());
         response.headers()
@@ -65,12 +65,12 @@ final class Errors {
     }
 
     /**
-     * The response as it leaves.
+     * The response in the format for clients.
      *
-     * <p>The worker's own errors arrive as DJL writes them in async mode: {"code": 422, "error": "TEXT"}, with ours as
-     * TEXT. A worker that stopped is no fault of the request: DJL says 400 for one that is gone and 500 for one that
-     * dies, and both become 503, for the worker is started again. So does 507, the worker out of memory. Netty's own
-     * 413 has no body at all.
+     * <p>The worker's errors arrive in the form of DJL's async mode: {"code": 422, "error": "TEXT"}, where TEXT is the
+     * error as JSON. A stopped worker is not the fault of the request: DJL answers 400 if it is not running and 500 if
+     * it dies, and both become 503 because the worker is restarted. 507 (worker out of memory) also becomes 503.
+     * Netty's 413 has no body.
      */
     static FullHttpResponse shape(FullHttpResponse response) {
         int code = response.status().code();
@@ -79,18 +79,18 @@ final class Errors {
         }
         String text = response.content().toString(StandardCharsets.UTF_8);
         JsonObject body = parsed(text);
-        String otherwise = body != null || text.isEmpty() ? response.status().reasonPhrase() : text;
-        JsonObject error = read(body == null ? new JsonObject() : body, code, otherwise);
+        String fallback = body != null || text.isEmpty() ? response.status().reasonPhrase() : text;
+        JsonObject error = read(body == null ? new JsonObject() : body, code, fallback);
         String message = error.get("message").getAsString();
         String type = body == null ? "" : text(body.get("type"), "");
         if ("EngineException".equals(type) || STOPPED.stream().anyMatch(message::startsWith)) {
             code = 503;
-            error = object(code, "the worker stopped and is being started again; send the request again", null);
+            error = object(code, "the worker stopped and is restarting; send the request again", null);
         } else if (code == 507) {
             code = 503;
-            error = object(code, "too little memory for this request; send the request again, or a smaller one", null);
+            error = object(code, "too little memory for this request; send it again, or send a smaller one", null);
         } else if ("IllegalArgumentException".equals(type)) {
-            code = 400; // 409 in DJL, as for an escape in the query that is none
+            code = 400; // 409 in DJL, for example for an invalid escape in the query
         } else if (code == 413 && text.isEmpty()) {
             error = object(code, "the body is larger than serve.max_body_bytes", null);
         }
@@ -121,21 +121,21 @@ final class Errors {
         return error;
     }
 
-    /** What the body says, whoever wrote it: this class, our worker, or DJL. */
-    private static JsonObject read(JsonObject body, int code, String otherwise) {
+    /** The error in a body from this class, the worker, or DJL. */
+    private static JsonObject read(JsonObject body, int code, String fallback) {
         JsonElement inner = body.get("error");
         if (inner != null && inner.isJsonObject()) {
             return inner.getAsJsonObject();
         }
         if (inner != null && inner.isJsonPrimitive()) {
-            JsonObject ours = parsed(inner.getAsString());
-            return ours != null ? ours : object(code, inner.getAsString(), null);
+            JsonObject error = parsed(inner.getAsString());
+            return error != null ? error : object(code, inner.getAsString(), null);
         }
-        return object(code, text(body.get("message"), otherwise), null);
+        return object(code, text(body.get("message"), fallback), null);
     }
 
-    private static String text(JsonElement element, String otherwise) {
-        return element != null && element.isJsonPrimitive() ? element.getAsString() : otherwise;
+    private static String text(JsonElement element, String fallback) {
+        return element != null && element.isJsonPrimitive() ? element.getAsString() : fallback;
     }
 
     private static JsonObject parsed(String text) {

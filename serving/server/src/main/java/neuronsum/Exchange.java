@@ -21,36 +21,36 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.TimeUnit;
 
 /**
- * The requests of one connection: allowed or rejected before their body is read, passed on one after another, counted
- * until they are answered, and never waiting longer than the limit.
+ * The requests of one connection: allows or rejects them before their body is read, passes them on one after another,
+ * counts them until they are answered, and limits their waiting time.
  *
- * <p>DJL handles pipelined requests at the same time and writes each answer when it is ready. Here a request that comes
- * while another one is unanswered waits, so that the answers have the requests' order.
+ * <p>DJL handles pipelined requests at the same time and writes each answer when it is ready. Here a request that
+ * arrives while another one is unanswered waits, so that the answers have the order of the requests.
  */
 final class Exchange extends ChannelDuplexHandler {
 
-    /** Above the deadline that the worker keeps itself: only a worker that cannot answer at all is caught here. */
+    /** Seconds until a request is refused; longer than the worker's deadline, so only for a worker that cannot answer. */
     private static final int LIMIT_S = Gate.setting("NEURON_SUM_LIMIT_S", 58);
 
-    /** Parts of pipelined requests that may wait before the connection is read more slowly than its client sends. */
+    /** Maximum number of waiting parts of pipelined requests; above it, reading from the connection is paused. */
     private static final int MOST_WAITING = 64;
 
-    /** The connections that have a request to be answered. */
+    /** The connections with an unanswered request. */
     private static final Set<Exchange> OPEN = ConcurrentHashMap.newKeySet();
 
-    /** Parts of later requests, while an earlier one is unanswered. */
+    /** Parts of later requests that wait until an earlier one is answered. */
     private final Queue<Object> waiting = new ArrayDeque<>();
 
     private ChannelHandlerContext gate;
     private Request open;
     private boolean begun;
 
-    /** Where the current request is: being read, then being answered; rejected is final. */
+    /** State of the current request: reading, then answering; rejected is final. */
     private enum State { IDLE, READING, ANSWERED_EARLY, ANSWERING, REJECTED }
 
     private State state = State.IDLE;
 
-    /** A request, the failures of its model when it came, and what ends its waiting. */
+    /** A request: the failures of its model when it arrived, and the timer of its limit. */
     private record Request(Map<Model, Integer> failures, ScheduledFuture<?> limit) {}
 
     void begin(ChannelHandlerContext ctx, Map<Model, Integer> failures) {
@@ -61,7 +61,7 @@ final class Exchange extends ChannelDuplexHandler {
         Gate.IN_FLIGHT.incrementAndGet();
     }
 
-    /** Answers 503 to whoever still waits, on every connection. */
+    /** Answers 503 to every waiting request on every connection. */
     static void refuseAll(String message) {
         OPEN.forEach(exchange -> exchange.gate.executor().execute(() -> exchange.refuse(message)));
     }
@@ -94,7 +94,7 @@ final class Exchange extends ChannelDuplexHandler {
         ctx.fireChannelRead(part);
     }
 
-    /** Answers at once, without the body, and closes the connection. */
+    /** Answers immediately, without reading the body, and closes the connection. */
     private void reject(ChannelHandlerContext ctx, Object part, Access.Refusal refusal) {
         state = State.REJECTED;
         ReferenceCountUtil.release(part);
@@ -105,37 +105,37 @@ final class Exchange extends ChannelDuplexHandler {
     /** {@inheritDoc} */
     @Override
     public void write(ChannelHandlerContext ctx, Object message, ChannelPromise promise) {
-        Object sent = message instanceof FullHttpResponse ? Errors.shape((FullHttpResponse) message) : message;
-        if (open != null && !begun && sent instanceof LastHttpContent && !(sent instanceof HttpResponse)) {
-            // The end of an answer of which nothing came: its only chunk arrived between the two steps of
-            // ChunkedBytesSupplier.appendContent, and InferenceRequestHandler.sendOutput saw neither it nor that it would.
-            ReferenceCountUtil.release(sent);
+        Object part = message instanceof FullHttpResponse ? Errors.shape((FullHttpResponse) message) : message;
+        if (open != null && !begun && part instanceof LastHttpContent && !(part instanceof HttpResponse)) {
+            // The end of an answer without content: its only chunk arrived between the two steps of
+            // ChunkedBytesSupplier.appendContent, and InferenceRequestHandler.sendOutput missed it.
+            ReferenceCountUtil.release(part);
             promise.unvoid().trySuccess();
-            refuse("the answer was lost on its way; send the request again");
+            refuse("the answer was lost in the server; send the request again");
             return;
         }
-        begun = isFinal(sent) && !(sent instanceof LastHttpContent);
-        if (sent instanceof LastHttpContent && isFinal(sent)) {
+        begun = isFinal(part) && !(part instanceof LastHttpContent);
+        if (part instanceof LastHttpContent && isFinal(part)) {
             promise = promise.unvoid();
             promise.addListener(written -> {
                 end();
-                if (!written.isSuccess() && ctx.channel().isActive()) { // such as an error after a part of an answer
-                    Gate.LOGGER.warn("an answer could not be written, the connection is closed", written.cause());
+                if (!written.isSuccess() && ctx.channel().isActive()) { // for example an error in mid-answer
+                    Gate.LOGGER.warn("cannot write an answer; closing the connection", written.cause());
                     ctx.close();
-                } else if (state == State.READING) { // 413 comes before the end of the body
+                } else if (state == State.READING) { // 413 is sent before the end of the body
                     state = State.ANSWERED_EARLY;
                 } else if (state == State.ANSWERING) {
                     next(ctx);
                 }
             });
-            if (open != null && sent instanceof HttpResponse && ((HttpResponse) sent).status().code() < 400) {
-                Workers.answered(open.failures());
+            if (open != null && part instanceof HttpResponse && ((HttpResponse) part).status().code() < 400) {
+                Workers.resetFailures(open.failures());
             }
         }
-        ctx.write(sent, promise);
+        ctx.write(part, promise);
     }
 
-    /** Passes on the request that waited longest, up to its end. */
+    /** Passes on the first waiting request, up to its end. */
     private void next(ChannelHandlerContext ctx) {
         state = State.IDLE;
         ctx.executor().execute(() -> {
@@ -178,7 +178,7 @@ final class Exchange extends ChannelDuplexHandler {
 
     private void refuse(String message) {
         if (open != null) {
-            Gate.LOGGER.error("refused while it waited: {}", message);
+            Gate.LOGGER.error("refused a waiting request: {}", message);
             Errors.send(gate, 503, message);
         }
     }

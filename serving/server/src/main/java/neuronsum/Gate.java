@@ -14,11 +14,11 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * What DJL Serving lacks around its own request handlers, as one plugin.
+ * The plugin's entry point, which receives every request before DJL's request handlers.
  *
- * <p>Every request passes here first. It counts what was accepted and lets none be lost: on SIGTERM the server refuses
- * new work and stops when what it holds is answered ({@link #drain}); a worker that hangs cannot hold a client longer
- * than the limit ({@link Exchange}); and every error leaves in one shape with an honest status.
+ * <p>It counts the accepted requests, so that none is lost: on SIGTERM the server refuses new requests and stops when
+ * the accepted ones are answered ({@link #drain}). A hanging worker cannot make a client wait longer than the limit
+ * ({@link Exchange}), and every error has the same format and a correct status ({@link Errors}).
  */
 public final class Gate implements RequestHandler<Void> {
 
@@ -28,16 +28,16 @@ public final class Gate implements RequestHandler<Void> {
     private static final int DRAIN_S = setting("NEURON_SUM_DRAIN_S", 25);
     private static final int REFUSE_S = 2;
     private static final String SHUTTING_DOWN =
-            "this server is shutting down; send the request again, to another instance";
+            "this server is shutting down; send the request again to another instance";
     private static volatile boolean draining;
 
     private final Adapters adapters = new Adapters();
     private final Models models = new Models();
     private final Page page = new Page();
 
-    /** Made once, when the server loads its plugins. */
+    /** Created once, when the server loads its plugins. */
     public Gate() {
-        System.setProperty("io.netty.bootstrap.extensions", "serviceload"); // for Connections, before Netty asks
+        System.setProperty("io.netty.bootstrap.extensions", "serviceload"); // for Connections, before Netty reads it
         Runtime.getRuntime().addShutdownHook(new Thread(Gate::drain, "drain"));
     }
 
@@ -55,7 +55,7 @@ public final class Gate implements RequestHandler<Void> {
         if (inference) {
             ctx.pipeline().get(Exchange.class).begin(ctx, Workers.failures(request, decoder, segments));
         }
-        // Asked after it was counted: either this sees that the server drains, or the drain sees this request.
+        // Checked after counting: either this thread sees that the server drains, or the drain sees this request.
         if (draining && (inference || isPing(segments))) {
             Errors.send(ctx, 503, SHUTTING_DOWN);
             return null;
@@ -63,7 +63,7 @@ public final class Gate implements RequestHandler<Void> {
         if (inference && Refusals.refuse(ctx, request, decoder)) {
             return null;
         }
-        Unloads.see(request, segments);
+        Unloads.markUnloaded(request, segments);
         if (!page.handle(ctx, request, decoder)
                 && !models.handle(ctx, request, decoder, segments)
                 && !adapters.handle(ctx, request, decoder, segments)) {
@@ -72,8 +72,8 @@ public final class Gate implements RequestHandler<Void> {
         return null;
     }
 
-    static int setting(String name, int otherwise) {
-        return Integer.parseInt(Utils.getEnvOrSystemProperty(name, String.valueOf(otherwise)));
+    static int setting(String name, int defaultValue) {
+        return Integer.parseInt(Utils.getEnvOrSystemProperty(name, String.valueOf(defaultValue)));
     }
 
     private static boolean isPing(String[] segments) {
@@ -88,18 +88,18 @@ public final class Gate implements RequestHandler<Void> {
                         || "models".equals(segments[1]) && "invoke".equals(segments[segments.length - 1]));
     }
 
-    /** The virtual machine waits for this thread when it is told to stop, while all others go on. */
+    /** The shutdown hook: the virtual machine waits for this thread while all others continue. */
     private static void drain() {
         draining = true;
-        LOGGER.info("shutting down: {} requests are still to be answered", IN_FLIGHT.get());
+        LOGGER.info("shutting down: {} requests are unanswered", IN_FLIGHT.get());
         try {
             await(DRAIN_S);
-            int left = IN_FLIGHT.get();
-            if (left > 0) {
+            int refused = IN_FLIGHT.get();
+            if (refused > 0) {
                 Exchange.refuseAll(SHUTTING_DOWN);
                 await(REFUSE_S);
             }
-            LOGGER.info("shut down: {} requests were refused, {} not answered", left, IN_FLIGHT.get());
+            LOGGER.info("shut down: {} requests were refused, {} not answered", refused, IN_FLIGHT.get());
         } catch (InterruptedException e) {
             Thread.currentThread().interrupt();
         }

@@ -28,17 +28,17 @@ import java.util.regex.Pattern;
  * POST /models, restricted to model folders on this machine.
  *
  * <p>DJL loads a model from any URL: it downloads and runs an archive, reads a workflow, or starts `aws s3 sync`. Here
- * the URL must be a path, or a file: URL, of a folder with serving.properties below one of the model folders.
+ * the URL must be a path or a file: URL of a folder that contains serving.properties, below one of the model folders.
  */
 final class Models {
 
-    /** The folders that models may be loaded from, separated as in a class path; SageMaker's if not given. */
+    /** The folders that models may be loaded from, separated as in a class path. Default: SageMaker's. */
     private static final String ROOTS = System.getProperty("neuronsum.models", "/opt/ml/models:/opt/ml/model");
 
     private static final String PROPERTIES = "serving.properties";
     private static final Pattern NAME = Pattern.compile("[A-Za-z0-9._-]{1,255}");
 
-    /** Whether this was a registration; a good one is passed on to DJL with the real path of its folder. */
+    /** Handles a registration and returns true; a valid one is passed on to DJL with the real path of its folder. */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
         if (path.length != 2 || !"models".equals(path[1]) || !HttpMethod.POST.equals(request.method())) {
             return false;
@@ -47,7 +47,7 @@ final class Models {
         try {
             model = read(request, decoder);
         } catch (JsonParseException | IllegalStateException e) {
-            Errors.send(ctx, 400, "the body is not JSON: {\"model_name\": NAME, \"url\": FOLDER}");
+            Errors.send(ctx, 400, "the body is not valid JSON; send {\"model_name\": NAME, \"url\": FOLDER}");
             return true;
         }
         String name = text(model, "model_name");
@@ -69,7 +69,7 @@ final class Models {
         return true;
     }
 
-    /** The fields of the body, or of the query if the body is not JSON, as DJL takes them. */
+    /** The fields of the body, or of the query if the body is not JSON, as in DJL. */
     private static JsonObject read(FullHttpRequest request, QueryStringDecoder decoder) {
         if (HttpHeaderValues.APPLICATION_JSON.contentEqualsIgnoreCase(HttpUtil.getMimeType(request))) {
             String body = request.content().toString(StandardCharsets.UTF_8);
@@ -89,18 +89,18 @@ final class Models {
         return value != null && value.isJsonPrimitive() ? value.getAsString() : "";
     }
 
-    /** The folder that a URL names, null if it is not a model's folder below one of the roots. */
+    /** The folder of a URL, or null if it is not a model's folder below one of the roots. */
     private static Path folder(String url) {
         try {
-            Path given = url.startsWith("/") ? Path.of(url) : Path.of(URI.create(url));
-            Path folder = given.toRealPath();
+            Path path = url.startsWith("/") ? Path.of(url) : Path.of(URI.create(url));
+            Path folder = path.toRealPath();
             boolean below = false;
             for (String root : ROOTS.split(File.pathSeparator)) {
                 Path allowed = Path.of(root);
                 below |= Files.isDirectory(allowed) && folder.startsWith(allowed.toRealPath());
             }
             return below && Files.isRegularFile(folder.resolve(PROPERTIES)) ? folder : null;
-        } catch (IOException | RuntimeException e) { // not a path, not a file: URL, or not there
+        } catch (IOException | RuntimeException e) { // not a path, not a file: URL, or not an existing folder
             return null;
         }
     }

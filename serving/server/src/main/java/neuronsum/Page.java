@@ -32,21 +32,21 @@ import java.util.TreeMap;
 import java.util.TreeSet;
 
 /**
- * The playground: one file, which -Dneuronsum.page names, at GET / and GET /playground, and the models and adapters it
- * offers at GET /playground/models. Without the property, neither exists.
+ * The playground: the file in -Dneuronsum.page at GET / and GET /playground, and its list of models and adapters at
+ * GET /playground/models. Without the property, these routes do not exist.
  */
 final class Page {
 
     private static final String FILE = System.getProperty("neuronsum.page");
 
-    /** The page brings its own script and style, and talks to this server alone. */
+    /** The content security policy: the page has inline script and style, and connects only to this server. */
     private static final String POLICY =
             "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
                     + "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
     private final byte[] content = FILE == null ? null : read(Path.of(FILE));
 
-    /** Whether this was a request for the page. */
+    /** Handles a request for the page and returns true; returns false for other requests. */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder) {
         String path = decoder.path();
         if (content == null || !HttpMethod.GET.equals(request.method())) {
@@ -71,7 +71,7 @@ final class Page {
         return true;
     }
 
-    /** The registered adapters of each model by its name; null for a model without adapter slots. */
+    /** The registered adapters by model name; null for a model without adapter slots. */
     private static Map<String, SortedSet<String>> models() {
         Map<String, SortedSet<String>> names = new TreeMap<>();
         ModelManager.getInstance().getEndpoints().forEach((name, endpoint) -> {
@@ -80,7 +80,7 @@ final class Page {
                 for (WorkerPoolConfig<Input, Output> pool : workflow.getWpcs()) {
                     if (pool instanceof ModelInfo && Adapters.hasSlots((ModelInfo<Input, Output>) pool)) {
                         Set<String> adapters = ((ModelInfo<Input, Output>) pool).getAdapters().keySet();
-                        names.merge(name, new TreeSet<>(adapters), (some, more) -> some);
+                        names.merge(name, new TreeSet<>(adapters), (first, second) -> first);
                     }
                 }
             }

@@ -12,24 +12,24 @@ import java.util.List;
 import java.util.Locale;
 
 /**
- * Requests that never reach the worker as they were meant, refused before DJL parses them.
+ * Refusals of requests that DJL would change before they reach the worker.
  *
- * <p>DJL decodes forms, and 500 is what a body that is none gets, 204 an empty one (RequestParser); it puts the query
- * before the body, and takes `adapter` in it for one of its own list, else 424 (ModelInfo.ModelThread.run); and it can
- * answer 200 with nothing but a token (InferenceRequestHandler.runJob).
+ * <p>DJL decodes forms, and answers 500 to an invalid form and 204 to an empty one (RequestParser). It puts the query
+ * before the body, and answers 424 to an `adapter` in the query that is not in DJL's list (ModelInfo.ModelThread.run).
+ * It can also answer 200 with only a token (InferenceRequestHandler.runJob).
  */
 final class Refusals {
 
-    private static final List<String> LATER = List.of("x-synchronous", "x-starting-token");
+    private static final List<String> ASYNC_HEADERS = List.of("x-synchronous", "x-starting-token");
 
-    /** Characters of a body; the worker counts them again, but reading a long one there holds up all other requests. */
-    private static final int MOST_CHARACTERS = Gate.setting("NEURON_SUM_MAX_CHARACTERS", Integer.MAX_VALUE);
+    /** Maximum characters of a body. The worker also checks it, but reading a long body there delays other requests. */
+    private static final int MAX_CHARACTERS = Gate.setting("NEURON_SUM_MAX_CHARACTERS", Integer.MAX_VALUE);
 
-    private static final int ESCAPE = 6;
+    private static final int ESCAPE_LENGTH = 6;
 
     private Refusals() {}
 
-    /** Whether this request for an answer was refused. */
+    /** Refuses an unsupported inference request and returns true; returns false if the request is supported. */
     static boolean refuse(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder) {
         CharSequence mime = HttpUtil.getMimeType(request);
         String type = mime == null ? "" : mime.toString().trim().toLowerCase(Locale.ROOT);
@@ -38,46 +38,50 @@ final class Refusals {
             Errors.send(ctx, 415, "Content-Type '" + type + "'" + allowed, "Content-Type");
         } else if (decoder.parameters().containsKey("adapter")) {
             String ways = "parameters.adapter in the body, or X-Amzn-SageMaker-Adapter-Identifier";
-            Errors.send(ctx, 400, "the query chooses no adapter: " + ways, "adapter");
+            Errors.send(ctx, 400, "an adapter cannot be chosen in the query; use " + ways, "adapter");
         } else if (decoder.parameters().containsKey("data")) {
-            Errors.send(ctx, 400, "the query holds no data: send it as the body", "data");
-        } else if (request.content().readableBytes() > MOST_CHARACTERS && characters(request.content()) > MOST_CHARACTERS) {
-            Errors.send(ctx, 413, "the body has more than " + MOST_CHARACTERS + " characters", "inputs");
-        } else if (later(request.headers())) {
-            Errors.send(ctx, 400, "answers are not kept for later: leave out " + String.join(" and ", LATER), null);
+            Errors.send(ctx, 400, "data cannot be sent in the query; send it as the body", "data");
+        } else if (isTooLong(request.content())) {
+            Errors.send(ctx, 413, "the body has more than " + MAX_CHARACTERS + " characters", "inputs");
+        } else if (isAsynchronous(request.headers())) {
+            String headers = String.join(" and ", ASYNC_HEADERS);
+            Errors.send(ctx, 400, "asynchronous answers are not supported; omit " + headers, null);
         } else {
             return false;
         }
         return true;
     }
 
-    /** The characters of UTF-8 text, an escape of JSON counted as one, as serving/schema.py counts them. */
-    private static int characters(ByteBuf body) {
-        Counter counter = new Counter();
+    private static boolean isTooLong(ByteBuf body) {
+        if (body.readableBytes() <= MAX_CHARACTERS) {
+            return false;
+        }
+        CharacterCounter counter = new CharacterCounter();
         body.forEachByte(counter);
-        return counter.characters;
+        return counter.characters > MAX_CHARACTERS;
     }
 
-    private static final class Counter implements ByteProcessor {
+    /** Counts the characters of UTF-8 text, a JSON escape as one, in the same way as serving/schema.py. */
+    private static final class CharacterCounter implements ByteProcessor {
 
         private int characters;
         private boolean escaped;
 
         @Override
         public boolean process(byte part) {
-            if ((part & 0xC0) != 0x80) { // not the continuation of a character
+            if ((part & 0xC0) != 0x80) { // not a continuation byte
                 characters++;
             }
             if (escaped && part == 'u') {
-                characters -= ESCAPE - 1;
+                characters -= ESCAPE_LENGTH - 1;
             }
             escaped = part == '\\';
             return true;
         }
     }
 
-    private static boolean later(HttpHeaders headers) {
+    private static boolean isAsynchronous(HttpHeaders headers) {
         String attributes = headers.get("X-Amzn-SageMaker-Custom-Attributes", "").toLowerCase(Locale.ROOT);
-        return LATER.stream().anyMatch(name -> headers.contains(name) || attributes.contains(name));
+        return ASYNC_HEADERS.stream().anyMatch(name -> headers.contains(name) || attributes.contains(name));
     }
 }

@@ -19,12 +19,12 @@ import java.util.HexFormat;
 import java.util.Set;
 
 /**
- * Models that are being unloaded, told to their workers.
+ * Marker files for models that are being unloaded.
  *
- * <p>When DJL unloads a model in async mode, the connection that it closes itself looks to it like a worker that died:
- * it starts another, which nobody ever stops (Connection.channelInactive, PyProcess.restartPythonWorkerAsyncMode). So a
- * mark is left before the model goes, and a worker that finds one for it while it starts ends at once
- * (serving/model.py), which DJL takes as final.
+ * <p>When DJL unloads a model in async mode, it treats the connection that it closes as a dead worker and starts another
+ * one that is never stopped (Connection.channelInactive, PyProcess.restartPythonWorkerAsyncMode). Therefore a marker is
+ * written before the model is unloaded, and a worker that finds its marker at startup exits (serving/model.py), which
+ * DJL accepts as final.
  */
 final class Unloads {
 
@@ -32,8 +32,8 @@ final class Unloads {
 
     private Unloads() {}
 
-    /** DELETE /models/M[/VERSION], but not /models/M/adapters/A. */
-    static void see(FullHttpRequest request, String[] path) {
+    /** Writes the markers for DELETE /models/M[/VERSION], but not for /models/M/adapters/A. */
+    static void markUnloaded(FullHttpRequest request, String[] path) {
         String version = path.length > 3 ? path[3] : null;
         if (path.length < 3
                 || !ROOTS.contains(path[1])
@@ -61,7 +61,7 @@ final class Unloads {
             Path temporary = Paths.get(System.getProperty("java.io.tmpdir"));
             Files.write(temporary.resolve("neuron-sum-unloaded-" + digest), new byte[0]);
         } catch (IOException | NoSuchAlgorithmException e) {
-            Gate.LOGGER.warn("the worker of {} may be started again after it was unloaded", folder, e);
+            Gate.LOGGER.warn("cannot mark {} as unloaded; its worker may restart", folder, e);
         }
     }
 }

@@ -20,11 +20,12 @@ import java.util.List;
 import java.util.Map;
 
 /**
- * How often workers failed in a row.
+ * The number of consecutive worker failures of each model.
  *
- * <p>DJL counts every failure of a worker since the server started and calls the model failed for good once they are
- * more than retry_threshold, so that a server dies of a few crashes in a month. Here an answer starts its model's count
- * anew: a worker that dies once and comes back is forgiven, one that cannot come back fails at once, and /ping says so.
+ * <p>DJL counts every failure of a worker since the server started and marks the model as failed permanently if the
+ * count exceeds retry_threshold, so that a few crashes in a month stop a server. Here an answer resets its model's
+ * count: a worker that dies once and restarts is tolerated; one that cannot restart fails immediately, and /ping
+ * reports it.
  */
 final class Workers {
 
@@ -32,12 +33,12 @@ final class Workers {
 
     private Workers() {}
 
-    /** The failures so far of the model that a request goes to; nothing where there are none, or no worker is asked. */
+    /** The current failures of the model that a request is for; empty without failures or without an inference. */
     static Map<Model, Integer> failures(FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
         Map<Model, Integer> failures = new HashMap<>();
         if (HttpMethod.POST.equals(request.method())) {
             Endpoint endpoint = ModelManager.getInstance().getEndpoints().get(name(request, decoder, path));
-            // Which of several versions answers is not known, so that none of them is forgiven.
+            // With several versions, the one that answers is unknown, so that no count is reset.
             if (endpoint != null && endpoint.getWorkflows().size() == 1) {
                 for (Model model : models(endpoint.getWorkflows().get(0))) {
                     failures.put(model, model.intProperty(FAILED, 0));
@@ -48,8 +49,8 @@ final class Workers {
         return failures;
     }
 
-    /** A request that came after these failures was answered. If there are more now, its worker is gone already. */
-    static void answered(Map<Model, Integer> failures) {
+    /** Resets the failures after an answer. If there are more failures now, the worker has already died. */
+    static void resetFailures(Map<Model, Integer> failures) {
         failures.forEach(
                 (model, count) -> {
                     if (model.intProperty(FAILED, 0) == count) {
@@ -68,7 +69,7 @@ final class Workers {
         return models;
     }
 
-    /** As InferenceRequestHandler finds it. */
+    /** The model's name, determined as in InferenceRequestHandler. */
     private static String name(FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
         if (path.length > 2 && ("models".equals(path[1]) || "predictions".equals(path[1]))) {
             return path[2];
