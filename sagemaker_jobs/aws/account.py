@@ -23,6 +23,7 @@ from sagemaker_jobs.aws.errors import (
     UNREACHED,
     Refused,
     Unreached,
+    ignore_missing,
 )
 from sagemaker_jobs.aws.names import AwsContext
 
@@ -150,6 +151,16 @@ class Account:
         """
         method = getattr(self.client(service), operation)
         return dict(self._asked(service, lambda: method(**request), f"{service} {operation}"))
+
+    def find(self, service: str, operation: str, /, **request: Any) -> dict[str, Any] | None:
+        """Like `call`, but return None if the resource does not exist.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        with ignore_missing():
+            return self.call(service, operation, **request)
+        return None
 
     def pages(self, service: str, operation: str, key: str, /, **request: Any) -> Iterator[dict[str, Any]]:
         """Everything that a listing has, page after page.

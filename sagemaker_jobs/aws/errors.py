@@ -1,6 +1,8 @@
 """Errors of calls to AWS: AWS refused, or AWS could not be reached."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from neuron_sum.errors import AwsError
 
@@ -93,6 +95,23 @@ class Refused(AwsError):
     def taken(self) -> bool:
         """Whether there is one of that name already."""
         return self.code in TAKEN or (self.code == "ValidationException" and bool(ALREADY_THERE.search(self.message)))
+
+
+@contextmanager
+def ignore_missing(*codes: str) -> Iterator[None]:
+    """Ends its block without an error if AWS refuses a call because the resource does not exist.
+
+    Args:
+        codes: Further AWS error codes to ignore.
+
+    Raises:
+        Refused: If AWS refuses a call for another reason.
+    """
+    try:
+        yield
+    except Refused as refused:
+        if not refused.missing and refused.code not in codes:
+            raise
 
 
 class Unreached(AwsError):

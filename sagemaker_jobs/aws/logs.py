@@ -11,7 +11,7 @@ from neuron_sum.doctor.explain import explain
 from neuron_sum.doctor.known_failures import Cause
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import THROTTLED, Refused, Unreached
+from sagemaker_jobs.aws.errors import THROTTLED, Refused, Unreached, ignore_missing
 
 PATIENCE_S = 600.0
 """So long a job is asked for again where no answer comes, as when a laptop changes its network: the job goes on."""
@@ -115,7 +115,7 @@ class Log:
         Raises:
             AwsError: If AWS cannot be asked; what came before is not lost.
         """
-        try:
+        with ignore_missing():
             streams = self._account.pages(
                 "logs",
                 "describe_log_streams",
@@ -125,9 +125,6 @@ class Log:
             )
             for stream in sorted(item["logStreamName"] for item in streams):
                 yield from self._read(stream)
-        except Refused as refused:
-            if not refused.missing:
-                raise
 
     def _read(self, stream: str) -> Iterator[str]:
         while True:

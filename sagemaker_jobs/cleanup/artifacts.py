@@ -8,7 +8,7 @@ from neuron_sum.console import size
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
+from sagemaker_jobs.aws.errors import Refused, ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Run
 from sagemaker_jobs.aws.place import run_prefix
@@ -160,18 +160,18 @@ def _delete_bucket(account: Account, bucket: str) -> str | None:
     """Deletes it if it is empty; gives in words why it stays, None if it is gone."""
     owner = {"ExpectedBucketOwner": account.id}
     try:
-        for part in account.pages("s3", "list_multipart_uploads", "Uploads", Bucket=bucket, **owner):
-            account.call(
-                "s3", "abort_multipart_upload", Bucket=bucket, Key=part["Key"], UploadId=part["UploadId"], **owner
-            )
-        account.call("s3", "delete_bucket", Bucket=bucket, **owner)
+        with ignore_missing():
+            for part in account.pages("s3", "list_multipart_uploads", "Uploads", Bucket=bucket, **owner):
+                account.call(
+                    "s3", "abort_multipart_upload", Bucket=bucket, Key=part["Key"], UploadId=part["UploadId"], **owner
+                )
+            account.call("s3", "delete_bucket", Bucket=bucket, **owner)
     except Refused as refused:
-        if refused.code == "BucketNotEmpty":
-            other = [item["Key"] for item in _objects(account, bucket, "")]
-            what = f"{len(other):,} objects that are not ours, the first {other[0]}" if other else "old versions"
-            return f"the bucket {bucket}, for there are still {what}"
-        if not refused.missing:
+        if refused.code != "BucketNotEmpty":
             raise
+        other = [item["Key"] for item in _objects(account, bucket, "")]
+        what = f"{len(other):,} objects that are not ours, the first {other[0]}" if other else "old versions"
+        return f"the bucket {bucket}, for there are still {what}"
     return None
 
 
@@ -180,26 +180,20 @@ def _prefixes(run: str | None) -> tuple[str, ...]:
 
 
 def _objects(account: Account, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-    try:
+    with ignore_missing():
         yield from account.pages(
             "s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, ExpectedBucketOwner=account.id
         )
-    except Refused as refused:
-        if not refused.missing:
-            raise
 
 
 def _images(account: Account) -> list[dict[str, Any]] | None:
     """The images of our repository; None if there is none, or one of that name is somebody else's."""
-    try:
+    with ignore_missing():
         [found] = account.call("ecr", "describe_repositories", repositoryNames=[REPOSITORY])["repositories"]
         tags = account.call("ecr", "list_tags_for_resource", resourceArn=found["repositoryArn"])["tags"]
         if not any(tag["Key"] == RUN_TAG for tag in tags):
             return None
         return list(account.pages("ecr", "describe_images", "imageDetails", repositoryName=REPOSITORY))
-    except Refused as refused:
-        if not refused.missing:
-            raise
     return None
 
 
@@ -209,15 +203,12 @@ def _begins(run: str | None) -> str:
 
 def _shared_streams(account: Account, run: str | None) -> Iterator[tuple[str, list[str]]]:
     for group in LOG_GROUPS:
-        try:
+        with ignore_missing():
             listing = account.pages(
                 "logs", "describe_log_streams", "logStreams", logGroupName=group, logStreamNamePrefix=_begins(run)
             )
             if names := [stream["logStreamName"] for stream in listing]:
                 yield group, names
-        except Refused as refused:
-            if not refused.missing:
-                raise
 
 
 def _own_groups(account: Account, run: str | None) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, Unreached
+from sagemaker_jobs.aws.errors import Refused, Unreached, ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, role_path, run_of
 from sagemaker_jobs.launch.schedules import time_of
 
@@ -123,27 +123,18 @@ def _described(
     kind: str, operation: str, key: str, state: Callable[[Mapping[str, Any]], str] = lambda _: "there"
 ) -> Callable[[Account, str, str], Resource | None]:
     def seen(account: Account, name: str, run: str) -> Resource | None:
-        if (described := _describe(account, operation, **{key: name})) is None:
+        if (described := account.find("sagemaker", operation, **{key: name})) is None:
             return None
         return Resource(kind, name, run, state(described), hours_since(described["CreationTime"]))
 
     return seen
 
 
-def _describe(account: Account, operation: str, **asked: str) -> dict[str, Any] | None:
-    try:
-        return account.call("sagemaker", operation, **asked)
-    except Refused as refused:
-        if not refused.missing:
-            raise
-    return None
-
-
 def _job_seen(kind: str, operation: str, noun: str, resources: str) -> Callable[[Account, str, str], Resource | None]:
     """A job while it runs: one that has ended is a record, which costs nothing."""
 
     def seen(account: Account, name: str, run: str) -> Resource | None:
-        described = _describe(account, operation, **{f"{noun}Name": name})
+        described = account.find("sagemaker", operation, **{f"{noun}Name": name})
         if described is None or described[f"{noun}Status"] not in RUNNING:
             return None
         used = described[resources]
@@ -164,21 +155,17 @@ def _ended(operation: str, key: str, *tolerated: str) -> Callable[[Account, str]
     """Asks SageMaker to end something; what has ended by itself, or cannot be ended yet, is left to be seen again."""
 
     def end(account: Account, name: str) -> None:
-        try:
+        with ignore_missing(*tolerated):
             account.call("sagemaker", operation, **{key: name})
-        except Refused as refused:
-            if refused.missing or refused.code in tolerated:
-                return
-            raise
 
     return end
 
 
 def _endpoint_seen(account: Account, name: str, run: str) -> Resource | None:
-    endpoint = _describe(account, "describe_endpoint", EndpointName=name)
+    endpoint = account.find("sagemaker", "describe_endpoint", EndpointName=name)
     if endpoint is None:
         return None
-    config = _describe(account, "describe_endpoint_config", EndpointConfigName=endpoint["EndpointConfigName"])
+    config = account.find("sagemaker", "describe_endpoint_config", EndpointConfigName=endpoint["EndpointConfigName"])
     [variant] = config["ProductionVariants"] if config else [{}]
     running = next(iter(endpoint.get("ProductionVariants") or [{}]))
     count = running.get("CurrentInstanceCount") or variant.get("InitialInstanceCount", 1)
@@ -209,11 +196,7 @@ def _schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
-    try:
-        schedule = account.call("scheduler", "get_schedule", Name=name)
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    if (schedule := account.find("scheduler", "get_schedule", Name=name)) is None:
         return None
     return Resource(
         "schedule",
@@ -226,11 +209,8 @@ def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
 
 
 def _schedule_end(account: Account, name: str) -> None:
-    try:
+    with ignore_missing():
         account.call("scheduler", "delete_schedule", Name=name)
-    except Refused as refused:
-        if not refused.missing:
-            raise
 
 
 def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
@@ -259,7 +239,7 @@ def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
 
 def _scaling_end(account: Account, name: str) -> None:
     """Its policies and their alarms go with it."""
-    try:
+    with ignore_missing():
         account.call(
             "application-autoscaling",
             "deregister_scalable_target",
@@ -267,9 +247,6 @@ def _scaling_end(account: Account, name: str) -> None:
             ResourceId=name,
             ScalableDimension=DIMENSION,
         )
-    except Refused as refused:
-        if not refused.missing:
-            raise
 
 
 def _projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
@@ -320,26 +297,19 @@ def _roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _role_seen(account: Account, name: str, run: str) -> Resource | None:
-    try:
-        role = account.call("iam", "get_role", RoleName=name)["Role"]
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    if (answer := account.find("iam", "get_role", RoleName=name)) is None:
         return None
-    return Resource("role", name, run, "there", hours_since(role["CreateDate"]))
+    return Resource("role", name, run, "there", hours_since(answer["Role"]["CreateDate"]))
 
 
 def _role_end(account: Account, name: str) -> None:
     """A role must be bare before it can go; what somebody attached to it by hand is detached, not deleted."""
-    try:
+    with ignore_missing():  # another clean-up was faster
         for policy in list(account.pages("iam", "list_role_policies", "PolicyNames", RoleName=name)):
             account.call("iam", "delete_role_policy", RoleName=name, PolicyName=policy)
         for attached in list(account.pages("iam", "list_attached_role_policies", "AttachedPolicies", RoleName=name)):
             account.call("iam", "detach_role_policy", RoleName=name, PolicyArn=attached["PolicyArn"])
         account.call("iam", "delete_role", RoleName=name)
-    except Refused as refused:
-        if not refused.missing:  # another clean-up was faster
-            raise
 
 
 _STOPPED = _ended("stop_training_job", "TrainingJobName", "ValidationException")

@@ -12,7 +12,6 @@ from neuron_sum.doctor.explain import explain
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.logs import Log, patiently
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.cleanup.kinds import hours_since
@@ -57,12 +56,7 @@ def describe(account: Account, name: str) -> dict[str, Any] | None:
     Raises:
         AwsError: If AWS cannot be asked.
     """
-    try:
-        return account.call("sagemaker", "describe_endpoint", EndpointName=name)
-    except Refused as refused:
-        if not refused.missing:
-            raise
-    return None
+    return account.find("sagemaker", "describe_endpoint", EndpointName=name)
 
 
 def find(account: Account, run_or_name: str) -> Endpoint:
@@ -149,11 +143,7 @@ def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
     Raises:
         AwsError: If AWS cannot be asked.
     """
-    try:
-        schedule = account.call("scheduler", "get_schedule", Name=run.name("expiry"))
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    if (schedule := account.find("scheduler", "get_schedule", Name=run.name("expiry"))) is None:
         return None
     return time_of(schedule), str(schedule["Target"]["RoleArn"])
 

@@ -9,7 +9,7 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
+from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import Log, known_cause, patiently
 from sagemaker_jobs.aws.names import Run
@@ -33,11 +33,8 @@ def of_run(account: Account, run: str) -> str | None:
     listing = account.pages(
         "codebuild", "list_builds_for_project", "ids", projectName=Run(run, "").name("build"), sortOrder="DESCENDING"
     )
-    try:
+    with ignore_missing():
         return next((str(identity) for identity in listing), None)
-    except Refused as refused:
-        if not refused.missing:
-            raise
     return None
 
 
