@@ -43,14 +43,16 @@ class Account:
     """An account in a region, with the credentials that boto3 finds.
 
     Args:
-        region: Default: boto3's (AWS_REGION, the profile).
+        region: The region; None for boto3's default (AWS_REGION, the profile).
+        short_timeouts: Use short timeouts for all services but ESSENTIAL, and give up a service after one failed
+            connection. For commands that call many services, and must delete what they can if one does not answer.
 
     Raises:
         MissingExtraError: If boto3 is not installed.
         AwsError: If there is no such region, or none at all.
     """
 
-    def __init__(self, region: str | None = None) -> None:
+    def __init__(self, region: str | None = None, *, short_timeouts: bool = False) -> None:
         try:
             boto3, botocore = import_module("boto3"), import_module("botocore")
         except ImportError as error:
@@ -84,16 +86,8 @@ class Account:
             retries={"mode": "standard", "total_max_attempts": min(attempts, BRIEF_ATTEMPTS)}, connect_timeout=3
         )
         self._clients: dict[str, Any] = {}
-        self._hurried = False
+        self._short_timeouts = short_timeouts
         self._silent: dict[str, Unreached] = {}
-
-    def hurry(self) -> None:
-        """Waits only shortly from now on for what may have no way to it, and is not what ends the expensive things.
-
-        For a command that asks many services, and must end what it can where one of them does not answer. To be called
-        before any of them is asked.
-        """
-        self._hurried = True
 
     @cached_property
     def id(self) -> str:
@@ -128,7 +122,7 @@ class Account:
             # The Price List is served from few regions for all.
             elsewhere = {"region_name": PRICING_REGION} if service == "pricing" else {}
             settings = self._settings.merge(self._hasty) if service in CONVENIENCES else self._settings
-            if self._hurried and service not in ESSENTIAL:
+            if self._short_timeouts and service not in ESSENTIAL:
                 settings = settings.merge(self._brief)
             try:
                 self._clients[service] = self._session.client(service, config=settings, **elsewhere)
@@ -186,7 +180,7 @@ class Account:
         try:
             return self.translated(made, what)
         except Unreached as unreached:
-            if self._hurried and unreached.no_way:
+            if self._short_timeouts and unreached.no_way:
                 self._silent[service] = unreached
             raise
 

@@ -33,11 +33,10 @@ def down(
         raise AwsError(f"both run {run!r} and --all", "give one of the two")
     if run is None and not everything and not check:
         raise AwsError("no run", "neuron-sum aws down RUN, or --all for every run of the account in this region")
-    account = session.account_in(region)
+    account = session.account_in(region, short_timeouts=True)
     ledger = Ledger(account.site)
     own = account.site.bucket
     where = bucket or own
-    account.hurry()
     if run is not None:
         clearing.check_known(account, ledger, where, run)
     if check or dry_run:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
     from sagemaker_jobs.aws.names import AwsContext
     from sagemaker_jobs.endpoint.sources import Source
+    from sagemaker_jobs.launch.call import Call
     from sagemaker_jobs.launch.start import Launch
 
 HOURS = 2.0
@@ -131,11 +132,12 @@ def deploy(
     priced = lifetime.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
     assert item.price is not None  # an endpoint has one
-    with _undone(account, made, kept_roles, every):
-        ledger = session.begin(made, priced, account, max_usd, dry_run=dry_run)
+    sent: list[Call] = []
+    with _undone(account, made, sent, kept_roles, every):
+        ledger = session.begin(made, priced, account, max_usd, dry_run=dry_run, on_send=sent.append)
         if ledger is None or account is None:
             return
-        ends = endpoint.end_of(made)
+        ends = endpoint.end_of((*made.calls, *sent))
         console.note(f"started {item.name}; it ends {lifecycle.told(ends)}; the ledger is {ledger.path}")
         if not detach:
             lifecycle.wait(
@@ -255,7 +257,9 @@ def extend(
 
 
 @contextmanager
-def _undone(account: "Account | None", made: "Launch", kept_roles: set[str], every_s: float) -> Iterator[None]:
+def _undone(
+    account: "Account | None", made: "Launch", sent: "list[Call]", kept_roles: set[str], every_s: float
+) -> Iterator[None]:
     """What AWS refuses, and what does not come up, is rolled back; Ctrl-C leaves all to the expiry."""
     from sagemaker_jobs.aws import errors
     from sagemaker_jobs.aws.errors import Refused
@@ -267,7 +271,7 @@ def _undone(account: "Account | None", made: "Launch", kept_roles: set[str], eve
     try:
         yield
     except KeyboardInterrupt:
-        ends = endpoint.end_of(made)
+        ends = endpoint.end_of((*made.calls, *sent))
         until = "nothing ends it but you" if ends is None else f"AWS deletes it {lifecycle.told(ends)}"
         raise Interrupted(
             f"left {name} as it is; if it was started, it is paid, and {until}",

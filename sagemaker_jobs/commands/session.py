@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -17,16 +17,17 @@ from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
 from sagemaker_jobs.commands import tables
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.launch import quotas
+from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.start import Launch, start
 
 DEFAULT_REGION = "us-east-1"
 
 
-def account_in(region: str | None, *, dry_run: bool = False) -> Account:
+def account_in(region: str | None, *, dry_run: bool = False, short_timeouts: bool = False) -> Account:
     """The account in that region, or in the environment's; a dry run takes DEFAULT_REGION where there is none."""
     if dry_run and region is None and _environments_region() is None:
         region = DEFAULT_REGION
-    return Account(region)
+    return Account(region, short_timeouts=short_timeouts)
 
 
 def _environments_region() -> str | None:
@@ -92,7 +93,15 @@ def unasked_site(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
         raise AwsError(f"no region {where!r}", "such as --region us-east-1") from error
 
 
-def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool) -> Ledger | None:
+def begin(
+    made: Launch,
+    plan: Plan,
+    account: Account | None,
+    max_usd: float | None,
+    *,
+    dry_run: bool,
+    on_send: Callable[[Call], None] = lambda call: None,
+) -> Ledger | None:
     """Shows what a launch costs at most, refuses it above the cap, and sends it.
 
     Args:
@@ -101,6 +110,7 @@ def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | No
         account: Where; only a dry run goes without.
         max_usd: The cap.
         dry_run: Print every request instead, and send nothing.
+        on_send: Called with each of the launch's main calls, as it is sent, just before each attempt.
 
     Returns:
         The ledger that it is in; None after a dry run, when the command is over.
@@ -118,7 +128,7 @@ def begin(made: Launch, plan: Plan, account: Account | None, max_usd: float | No
     quotas.check(account, (*made.calls, *made.later))
     ledger = Ledger(made.place.site)
     with console.progress("uploaded bytes", sum(channel.size for channel in made.channels)) as bar:
-        start(account, ledger, made, bar.advance)
+        start(account, ledger, made, bar.advance, on_send)
     return ledger
 
 

@@ -42,7 +42,7 @@ def status(
     if dry_run:
         session.emit_reads(_STATUS_READS)
         return
-    account = session.account_in(region)
+    account = session.account_in(region, short_timeouts=not follow)
     ledger = Ledger(account.site)
     if follow:
         if run is None:
@@ -61,7 +61,6 @@ def status(
             f"{job.name} completed: {job.output}\nnext: {left}",
         )
         return
-    account.hurry()
     there = inventory.look(account, ledger, run)
     ours = there.things
     others, not_listed = ([], []) if run is not None else inventory.not_ours(account)

@@ -1,6 +1,6 @@
 """An endpoint as a list of calls: roles, then the schedule that ends it, then model, configuration and endpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -183,10 +183,14 @@ def requests_of(made: Launch) -> dict[str, Request]:
     return {call.kind: call.request for call in (*made.calls, *made.later) if call.kind is not None}
 
 
-def end_of(made: Launch) -> datetime | None:
-    """When AWS ends a launch's endpoint (UTC), once that is sent; None: nothing does."""
-    requests = requests_of(made)
-    return time_of(requests["schedule"]) if "schedule" in requests else None
+def end_of(calls: Iterable[Call]) -> datetime | None:
+    """The time (UTC) at which AWS deletes an endpoint; None if it never does.
+
+    Args:
+        calls: The planned calls, followed by those that were sent: the last schedule counts.
+    """
+    ends = [time_of(call.request) for call in calls if call.kind == "schedule"]
+    return ends[-1] if ends else None
 
 
 def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:

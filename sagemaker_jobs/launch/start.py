@@ -111,14 +111,21 @@ def encryption_of(isolation: NetworkSecurity) -> dict[str, str]:
     return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
 
-def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[int], None]) -> None:
+def start(
+    account: Account,
+    ledger: Ledger,
+    made: Launch,
+    on_upload: Callable[[int], None],
+    on_send: Callable[[Call], None] = lambda call: None,
+) -> None:
     """Sends a launch; whatever it makes is in the ledger before it is there.
 
     Args:
         account: Where.
         ledger: Of that account and region.
         made: What to send.
-        on_upload: Told each file's bytes, once it is there.
+        on_upload: Called with each file's size in bytes after its upload.
+        on_send: Called with each of the launch's main calls, as it is sent, just before each attempt.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached; `aws down` removes what was made by then.
@@ -143,4 +150,4 @@ def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[i
         create(account, ledger, call, made.run)
     send = create_with_new_role if made.role_calls else create
     for call in made.calls:
-        send(account, ledger, call, made.run)
+        send(account, ledger, call, made.run, on_send)
