@@ -31,12 +31,12 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
 LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
 """Of every job in the account; ours are streams in them. Each is the namespace of the same jobs' metrics, too."""
-ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
-"""An endpoint has a group of its own below it, with the endpoint's name."""
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints/"
+"""Prefix of an endpoint's log group; the endpoint's name follows."""
 BUILD_LOGS = "/aws/codebuild/"
-"""A build project's own log group begins so."""
-OWN_LOG_GROUPS = (f"{ENDPOINT_LOGS}/", BUILD_LOGS)
-"""What the name of an endpoint's or a build project's own group begins with."""
+"""Prefix of a build project's log group; the project's name follows."""
+OWN_LOG_GROUPS = (ENDPOINT_LOGS, BUILD_LOGS)
+"""Prefixes of the log groups that belong to one endpoint or build project."""
 
 ANY_ACCOUNT = "123456789012"
 """Stands in a plan, a dry run or a rehearsal for an account that is not asked for its number."""

@@ -224,7 +224,7 @@ def endpoint_policy(
     for address in data:
         bucket, _, key = address.removeprefix("s3://").partition("/")
         keys_of.setdefault(bucket, []).append(f"{key}*" if key.endswith("/") else key)
-    logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}")
+    logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}{run.name('endpoint')}")
     ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
     return policy(
         allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuron_sum.errors import AwsError
+from neuron_sum.models.dimensions import training_examples
 from neuron_sum.platform import prices
 from neuron_sum.platform.prices import Price
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.place import STOP_GRACE_S, Request
 from sagemaker_jobs.cost.references import (
-    DIALOGSUM_EXAMPLES,
     PUBLISHED_COSTS,
     PUBLISHED_SPEEDS,
     PublishedCost,
@@ -267,8 +267,7 @@ def examples_of(recipe: Recipe) -> float | None:
     train = recipe.train
     if train.max_steps is not None:
         return None  # rows of a packed batch hold several examples
-    known = recipe.data.source == "dialogsum" or recipe.data.path == "knkarthick/dialogsum"
-    count = min(recipe.data.max_examples or DIALOGSUM_EXAMPLES, DIALOGSUM_EXAMPLES) if known else None
+    count = training_examples(recipe.data)
     return None if count is None else count * train.num_train_epochs
 
 

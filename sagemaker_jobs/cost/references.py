@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from neuron_sum.models.dimensions import TRAINING_EXAMPLES
 from neuron_sum.platform.prices import find_price
 
 WRITE_UP = "a learner's write-up of fine-tuning FLAN-T5 on DialogSum"
 LAB = "AWS's SageMaker lab on FLAN-T5-large"
 
-DIALOGSUM_EXAMPLES = 12_460
 OVERNIGHT_H = 12.0
 
 
@@ -63,7 +63,7 @@ class PublishedSpeed:
 
 PUBLISHED_SPEEDS = (
     PublishedSpeed(
-        "google/flan-t5-base", "ml.g6.xlarge", 5 * DIALOGSUM_EXAMPLES / (84 * 60), None,
+        "google/flan-t5-base", "ml.g6.xlarge", 5 * TRAINING_EXAMPLES["dialogsum"] / (84 * 60), None,
         f"{WRITE_UP}: LoRA, 5 epochs in 1:24 h on an L4",
     ),
     PublishedSpeed(
@@ -71,7 +71,7 @@ PUBLISHED_SPEEDS = (
         f"{WRITE_UP}: LoRA on a CPU, 30 s a step of 8 examples, at its price",
     ),
     PublishedSpeed(
-        "google/flan-t5-large", "ml.g5.12xlarge", DIALOGSUM_EXAMPLES / 3600, None,
+        "google/flan-t5-large", "ml.g5.12xlarge", TRAINING_EXAMPLES["dialogsum"] / 3600, None,
         f"{LAB}: LoRA, about an hour for over 12,000 dialogues, taken as one epoch",
     ),
 )  # fmt: skip

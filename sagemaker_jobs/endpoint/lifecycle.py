@@ -1,6 +1,5 @@
 """An endpoint from its making to its end: until it answers, and its expiry."""
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +7,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.console import duration
-from neuron_sum.doctor.explain import explain
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.logs import Log, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, patiently
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.cleanup.kinds import hours_since
 from sagemaker_jobs.endpoint.requests import SCALING, VARIANT, scaling_target
@@ -106,13 +104,8 @@ def wait(
         EndpointFailed: With AWS's reason, and the known cause in the log.
         AwsError: If it is deleted meanwhile, or AWS cannot be asked, which says nothing about the endpoint.
     """
-    log = Log(account, f"{ENDPOINT_LOGS}/{name}", f"{VARIANT}/")
-    before, lines = "", list[str]()
-
-    def told(line: str) -> None:
-        say(line)
-        lines.append(line)
-
+    log = Log(account, f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/")
+    before = ""
     while True:
         found = patiently(lambda: describe(account, name), name, say, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
@@ -121,20 +114,19 @@ def wait(
         if status != before:
             before = status
             say(f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now")
-        log.tell(told)
+        log.tell(say)
         if status in FAILED:
-            raise _failure(name, found, lines)
+            raise _failure(name, found, log)
         if status in ANSWERS:
             return
         time.sleep(every_s)
 
 
-def _failure(name: str, found: dict[str, Any], lines: list[str]) -> EndpointFailed:
+def _failure(name: str, found: dict[str, Any], log: Log) -> EndpointFailed:
     reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS gives no reason"
-    told = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
-    known = f"; {told[-1].cause.name}: {told[-1].cause.cause}" if told else ""
-    hint = told[-1].cause.remedy if told else f"aws logs tail {ENDPOINT_LOGS}/{name}"
-    return EndpointFailed(f"{name} failed: {reason}{known}", hint)
+    cause = known_cause(reason, log.lines)
+    known = f"; {cause.name}: {cause.cause}" if cause else ""
+    return EndpointFailed(f"{name} failed: {reason}{known}", cause.remedy if cause else f"aws logs tail {log.group}")
 
 
 def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
