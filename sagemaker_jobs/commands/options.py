@@ -106,4 +106,4 @@ def expected_of(
     if hours is not None:
         raise AwsError("both --expected-hours and --projection", "one of the two says what is expected")
     found = training_hours(projection, recipe, instance, instances)
-    return found.hours, found.why
+    return found.hours, found.reason

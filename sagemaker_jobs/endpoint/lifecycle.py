@@ -114,7 +114,7 @@ def wait(
         if status != before:
             before = status
             say(f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now")
-        log.tell(say)
+        log.print_new(say)
         if status in FAILED:
             raise _failure(name, found, log)
         if status in ANSWERS:

@@ -90,7 +90,7 @@ def follow(
         if log is None and logs.get("groupName") and logs.get("streamName"):  # there are none before a machine is
             log = Log(account, logs["groupName"], logs["streamName"])
         if log is not None:
-            log.tell(say)
+            log.print_new(say)
         if build["buildStatus"] != RUNS:
             break
         time.sleep(every_s)
@@ -139,5 +139,5 @@ def _unsuccessful(build: dict[str, Any], log: Log | None) -> AwsError:
     reason = " ".join("; ".join([*([WHY[status]] if status in WHY else []), *told]).split()) or "CodeBuild says no more"
     cause = known_cause(reason, log.lines if log else [])
     known = f"; {cause.name}: {cause.cause}" if cause else ""
-    where = f"aws logs tail {log.group} --log-stream-names {log.begins}" if log else "there is no log"
+    where = f"aws logs tail {log.group} --log-stream-names {log.prefix}" if log else "there is no log"
     return AwsError(f"{build['projectName']} {status}: {reason:.600}{known}", cause.remedy if cause else where)

@@ -149,7 +149,7 @@ def follow(
             count = job.described[kind.resources]["InstanceCount"]
             cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
             say(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
-        log.tell(say)
+        log.print_new(say)
         if job.ended:
             break
         time.sleep(every_s)
