@@ -93,8 +93,8 @@ def remove(
 
     def is_settled(kind: ResourceKind, thing: Resource) -> bool:
         try:
-            kind.end(account, thing.name)
-            now = kind.seen(account, thing.name, thing.run or "")
+            kind.delete(account, thing.name)
+            now = kind.describe(account, thing.name, thing.run or "")
         except (Refused, Unreached) as error:
             refused.append(error)
             if kind.paid:

@@ -57,12 +57,12 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
         names = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
         known = set(names)
         try:
-            names.update(kind.listed(account, run))
+            names.update(kind.list_names(account, run))
         except (Refused, Unreached) as error:
             record_failure(error, kind, None)
         for name, owner in names.items():
             try:
-                thing = kind.seen(account, name, owner)
+                thing = kind.describe(account, name, owner)
             except (Refused, Unreached) as error:
                 record_failure(error, kind, owner)
                 continue

@@ -68,9 +68,9 @@ class ResourceKind:
 
     Attributes:
         name: The kind's name in the ledger.
-        listed: Yields the names and runs of the resources that AWS lists, optionally of one run only.
-        seen: Returns the current state of a resource; None if it is missing, or has ended and is free.
-        end: Deletes a resource, or stops one that cannot be deleted.
+        list_names: Yields the names and runs of the resources that AWS lists, optionally of one run only.
+        describe: Returns the current state of a resource; None if it is missing, or has ended and is free.
+        delete: Deletes a resource, or stops one that cannot be deleted.
         paid: Whether it is billed by the hour; then it must be gone before the resources that it needs are deleted.
         needs: Kinds whose resources of the same run are kept while a resource of this kind may exist: those that it
             uses, and those that delete it on time.
@@ -78,9 +78,9 @@ class ResourceKind:
     """
 
     name: str
-    listed: Callable[[Account, str | None], Iterator[tuple[str, str]]]
-    seen: Callable[[Account, str, str], Resource | None]
-    end: Callable[[Account, str], object]
+    list_names: Callable[[Account, str | None], Iterator[tuple[str, str]]]
+    describe: Callable[[Account, str, str], Resource | None]
+    delete: Callable[[Account, str], object]
     paid: bool = False
     needs: tuple[str, ...] = ()
     of: str = ""
@@ -91,12 +91,12 @@ def hours_since(then: datetime) -> float:
     return max((datetime.now(timezone.utc) - then).total_seconds(), 0.0) / 3600
 
 
-def _sagemaker_list(
+def _sagemaker_lister(
     operation: str, summaries: str, name_key: str, arn_key: str, states: tuple[str, ...] = ()
 ) -> Callable[[Account, str | None], Iterator[tuple[str, str]]]:
     """Return a function that lists SageMaker resources with neuron-sum's names and tags."""
 
-    def listed(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+    def list_names(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
         prefix = f"{PREFIX}-" if run is None else f"{PREFIX}-{run}-"
         for status in [{"StatusEquals": state} for state in states] or [{}]:
             listing = account.pages("sagemaker", operation, summaries, NameContains=prefix, **status)
@@ -108,10 +108,10 @@ def _sagemaker_list(
                 if owner is not None and run in (None, owner):
                     yield item[name_key], owner
 
-    return listed
+    return list_names
 
 
-def _named(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
+def _recognized(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
     """Yield the names of neuron-sum's resources that are recognized by name only, with their runs."""
     for name in names:
         owner = run_of(name)
@@ -119,21 +119,23 @@ def _named(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
             yield name, owner
 
 
-def _described(
+def _describer(
     kind: str, operation: str, key: str, state: Callable[[Mapping[str, Any]], str] = lambda _: "there"
 ) -> Callable[[Account, str, str], Resource | None]:
-    def seen(account: Account, name: str, run: str) -> Resource | None:
+    def describe(account: Account, name: str, run: str) -> Resource | None:
         if (answer := account.find("sagemaker", operation, **{key: name})) is None:
             return None
         return Resource(kind, name, run, state(answer), hours_since(answer["CreationTime"]))
 
-    return seen
+    return describe
 
 
-def _job_seen(kind: str, operation: str, noun: str, resources: str) -> Callable[[Account, str, str], Resource | None]:
+def _job_describer(
+    kind: str, operation: str, noun: str, resources: str
+) -> Callable[[Account, str, str], Resource | None]:
     """Return a function that describes a job while it runs; an ended job is a free record."""
 
-    def seen(account: Account, name: str, run: str) -> Resource | None:
+    def describe(account: Account, name: str, run: str) -> Resource | None:
         answer = account.find("sagemaker", operation, **{f"{noun}Name": name})
         if answer is None or answer[f"{noun}Status"] not in RUNNING:
             return None
@@ -148,20 +150,20 @@ def _job_seen(kind: str, operation: str, noun: str, resources: str) -> Callable[
             cluster["InstanceCount"],
         )
 
-    return seen
+    return describe
 
 
-def _ended(operation: str, key: str, *tolerated: str) -> Callable[[Account, str], None]:
+def _deleter(operation: str, key: str, *ignored: str) -> Callable[[Account, str], None]:
     """Return a function that deletes or stops a resource, and ignores that it has ended or cannot be deleted yet."""
 
-    def end(account: Account, name: str) -> None:
-        with ignore_missing(*tolerated):
+    def delete(account: Account, name: str) -> None:
+        with ignore_missing(*ignored):
             account.call("sagemaker", operation, **{key: name})
 
-    return end
+    return delete
 
 
-def _endpoint_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_endpoint(account: Account, name: str, run: str) -> Resource | None:
     endpoint = account.find("sagemaker", "describe_endpoint", EndpointName=name)
     if endpoint is None:
         return None
@@ -190,12 +192,12 @@ def _expiry(account: Account, endpoint: str) -> str | None:
     return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages("scheduler", "list_schedules", "Schedules", NamePrefix=f"{PREFIX}-")
-    yield from _named((item["Name"] for item in listing), run)
+    yield from _recognized((item["Name"] for item in listing), run)
 
 
-def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_schedule(account: Account, name: str, run: str) -> Resource | None:
     if (schedule := account.find("scheduler", "get_schedule", Name=name)) is None:
         return None
     return Resource(
@@ -208,12 +210,12 @@ def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
     )
 
 
-def _schedule_end(account: Account, name: str) -> None:
+def _delete_schedule(account: Account, name: str) -> None:
     with ignore_missing():
         account.call("scheduler", "delete_schedule", Name=name)
 
 
-def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages(
         "application-autoscaling",
         "describe_scalable_targets",
@@ -222,11 +224,11 @@ def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, s
         ScalableDimension=DIMENSION,
     )
     for target in listing:
-        for _, owner in _named(iter([target["ResourceId"].split("/")[1]]), run):
+        for _, owner in _recognized(iter([target["ResourceId"].split("/")[1]]), run):
             yield target["ResourceId"], owner
 
 
-def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_scaling(account: Account, name: str, run: str) -> Resource | None:
     targets = account.call(
         "application-autoscaling",
         "describe_scalable_targets",
@@ -237,7 +239,7 @@ def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
     return Resource("scaling-target", name, run, "there", hours_since(targets[0]["CreationTime"])) if targets else None
 
 
-def _scaling_end(account: Account, name: str) -> None:
+def _delete_scaling(account: Account, name: str) -> None:
     """Delete a scaling target, which also deletes its policies and their alarms."""
     with ignore_missing():
         account.call(
@@ -249,7 +251,7 @@ def _scaling_end(account: Account, name: str) -> None:
         )
 
 
-def _projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     names = [name for name in account.pages("codebuild", "list_projects", "projects") if _is_of(str(name), run)]
     for first in range(0, len(names), BUILDS_ASKED):
         batch = account.call("codebuild", "batch_get_projects", names=names[first : first + BUILDS_ASKED])["projects"]
@@ -264,19 +266,19 @@ def _is_of(name: str, run: str | None) -> bool:
     return owner is not None and run in (None, owner)
 
 
-def _project_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_project(account: Account, name: str, run: str) -> Resource | None:
     found = account.call("codebuild", "batch_get_projects", names=[name])["projects"]
     return Resource("build-project", name, run, "there", hours_since(found[0]["created"])) if found else None
 
 
-def _builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    for project, owner in _projects(account, run):
+def _list_builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+    for project, owner in _list_projects(account, run):
         listing = account.pages("codebuild", "list_builds_for_project", "ids", projectName=project)
         for identity in listing:
             yield str(identity), owner
 
 
-def _build_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_build(account: Account, name: str, run: str) -> Resource | None:
     found = account.call("codebuild", "batch_get_builds", ids=[name])["builds"]
     if not found or found[0]["buildStatus"] != "IN_PROGRESS":
         return None
@@ -291,18 +293,18 @@ def _build_seen(account: Account, name: str, run: str) -> Resource | None:
     )
 
 
-def _roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages("iam", "list_roles", "Roles", PathPrefix=role_path(account.region))
-    yield from _named((role["RoleName"] for role in listing), run)
+    yield from _recognized((role["RoleName"] for role in listing), run)
 
 
-def _role_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_role(account: Account, name: str, run: str) -> Resource | None:
     if (answer := account.find("iam", "get_role", RoleName=name)) is None:
         return None
     return Resource("role", name, run, "there", hours_since(answer["Role"]["CreateDate"]))
 
 
-def _role_end(account: Account, name: str) -> None:
+def _delete_role(account: Account, name: str) -> None:
     """Delete a role after its policies, as IAM requires; policies that a user attached are detached, not deleted."""
     with ignore_missing():  # another cleanup may have been faster
         for policy in list(account.pages("iam", "list_role_policies", "PolicyNames", RoleName=name)):
@@ -312,54 +314,54 @@ def _role_end(account: Account, name: str) -> None:
         account.call("iam", "delete_role", RoleName=name)
 
 
-_STOPPED = _ended("stop_training_job", "TrainingJobName", "ValidationException")
+_STOP_TRAINING = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
 """AWS rejects a request to stop a job that has ended or is stopping as invalid."""
 
 KINDS = (
-    ResourceKind("scaling-target", _scaling_targets, _scaling_seen, _scaling_end),
+    ResourceKind("scaling-target", _list_scaling_targets, _describe_scaling, _delete_scaling),
     ResourceKind(
-        "endpoint", _sagemaker_list("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _endpoint_seen,
+        "endpoint", _sagemaker_lister("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _describe_endpoint,
         # SageMaker refuses while it is Creating or Updating, so the request is repeated until it is gone.
-        _ended("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
+        _deleter("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
         needs=("endpoint-config", "model", "schedule", "role"),
     ),
     ResourceKind(
         "training-job",
-        _sagemaker_list(
+        _sagemaker_lister(
             "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
         ),
-        _job_seen("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOPPED, paid=True,
+        _job_describer("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOP_TRAINING, paid=True,
         needs=("role",),
     ),
     ResourceKind(
         "transform-job",
-        _sagemaker_list(
+        _sagemaker_lister(
             "list_transform_jobs", "TransformJobSummaries", "TransformJobName", "TransformJobArn", RUNNING,
         ),
-        _job_seen("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
-        _ended("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
+        _job_describer("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
+        _deleter("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
         needs=("model", "schedule", "role"),
     ),
     ResourceKind(
-        "build", _builds, _build_seen, lambda account, name: account.call("codebuild", "stop_build", id=name),
+        "build", _list_builds, _describe_build, lambda account, name: account.call("codebuild", "stop_build", id=name),
         paid=True, needs=("build-project", "role"), of="image-",
     ),
     ResourceKind(
         "endpoint-config",
-        _sagemaker_list("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
-        _described("endpoint-config", "describe_endpoint_config", "EndpointConfigName"),
-        _ended("delete_endpoint_config", "EndpointConfigName"),
+        _sagemaker_lister("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
+        _describer("endpoint-config", "describe_endpoint_config", "EndpointConfigName"),
+        _deleter("delete_endpoint_config", "EndpointConfigName"),
     ),
     ResourceKind(
-        "model", _sagemaker_list("list_models", "Models", "ModelName", "ModelArn"),
-        _described("model", "describe_model", "ModelName"), _ended("delete_model", "ModelName"),
+        "model", _sagemaker_lister("list_models", "Models", "ModelName", "ModelArn"),
+        _describer("model", "describe_model", "ModelName"), _deleter("delete_model", "ModelName"),
     ),
     # After the endpoint, which the schedule deletes if this machine goes offline before.
-    ResourceKind("schedule", _schedules, _schedule_seen, _schedule_end),
+    ResourceKind("schedule", _list_schedules, _describe_schedule, _delete_schedule),
     ResourceKind(
-        "build-project", _projects, _project_seen,
+        "build-project", _list_projects, _describe_project,
         lambda account, name: account.call("codebuild", "delete_project", name=name),
     ),
-    ResourceKind("role", _roles, _role_seen, _role_end),
+    ResourceKind("role", _list_roles, _describe_role, _delete_role),
 )  # fmt: skip
 """All kinds in the order of deletion. artifacts.py handles the bucket and the repository, which contain artifacts."""

@@ -58,10 +58,10 @@ def roll_back(
     for kind in KINDS:
         for entry in [entry for entry in created if entry.kind == kind.name]:
             log(f"deleting {kind.name} {entry.name}")
-            kind.end(account, entry.name)
-            while kind.seen(account, entry.name, launch.run.id) is not None:
+            kind.delete(account, entry.name)
+            while kind.describe(account, entry.name, launch.run.id) is not None:
                 time.sleep(every_s)
-                kind.end(account, entry.name)
+                kind.delete(account, entry.name)
             ledger.note("gone", kind.name, entry.name, launch.run.id)
 
 
@@ -84,9 +84,9 @@ def clear_leftovers(
     """
     for kind in KINDS:
         name = names.get(kind.name)
-        if name is not None and kind.seen(account, name, run.id) is not None:
+        if name is not None and kind.describe(account, name, run.id) is not None:
             log(f"deleting {kind.name} {name}, left by an earlier start of the run")
-            kind.end(account, name)
+            kind.delete(account, name)
             ledger.note("gone", kind.name, name, run.id)
 
 
@@ -98,4 +98,4 @@ def roles_there(account: Account, run: Run) -> set[str]:
     """
     [role] = [kind for kind in KINDS if kind.name == "role"]
     names = (run.name("role"), run.name("expiry-role"))
-    return {name for name in names if role.seen(account, name, run.id) is not None}
+    return {name for name in names if role.describe(account, name, run.id) is not None}

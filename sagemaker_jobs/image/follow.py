@@ -115,10 +115,10 @@ def clear(account: Account, ledger: Ledger, run: str) -> None:
     Raises:
         AwsError: If AWS refuses; `aws down` deletes what is left.
     """
-    ends = {kind.name: kind.end for kind in KINDS}
+    delete = {kind.name: kind.delete for kind in KINDS}
     noted = {(entry.kind, entry.name) for entry in ledger.open(run)}  # none on another machine than the one that began
     for kind, name in (("build-project", Run(run, "").name("build")), ("role", Run(run, "").name("build-role"))):
-        ends[kind](account, name)
+        delete[kind](account, name)
         if (kind, name) in noted:
             ledger.note("gone", kind, name, run)
 
