@@ -124,7 +124,7 @@ class Unreached(AwsError):
     no_connection = False
 
 
-def tell_down(error: AwsError, run: str, region: str) -> None:
+def add_cleanup_hint(error: AwsError, run: str, region: str) -> None:
     """Add to an error's hint the command that deletes the resources created so far."""
     if error.hint is None or "aws down" not in error.hint:
         hint = f"{error.hint}; " if error.hint else ""

@@ -24,7 +24,7 @@ class LostContact(AwsError):
     """AWS does not answer any more about a job, build or endpoint that keeps running."""
 
 
-def patiently(read: Callable[[], Answer], what: str, log: Callable[[str], None], every_s: float) -> Answer:
+def read_with_retry(read: Callable[[], Answer], what: str, log: Callable[[str], None], every_s: float) -> Answer:
     """Return the state of something that runs; without an answer, retry for PATIENCE_S.
 
     Args:

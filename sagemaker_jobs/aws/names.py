@@ -160,7 +160,7 @@ def run_of(name: str) -> str | None:
     return match.group(1) if match else None
 
 
-def run_meant(text: str) -> str:
+def parse_run_id(text: str) -> str:
     """Resolve a run id from a run id or from a resource name as `aws status` prints it.
 
     Args:

@@ -18,7 +18,7 @@ RUNS_NAMED = 10
 """Maximum number of runs, the newest, in an error message."""
 
 
-def left(account: Account, ledger: Ledger, run: str | None) -> list[Resource]:
+def remaining_resources(account: Account, ledger: Ledger, run: str | None) -> list[Resource]:
     """Return the resources that `remove` would delete: empty if only artifacts exist.
 
     Args:

@@ -29,7 +29,7 @@ def undo(account: Account, launch: Launch, error: AwsError, *, keep: set[str], e
         roll_back(account, ledger, launch, console.note, keep=keep, every_s=every_s)
     except AwsError as failure:
         error.hint = f"{error.hint}; the rollback also failed: {failure.message}"
-        errors.tell_down(error, launch.run.id, launch.place.site.region)
+        errors.add_cleanup_hint(error, launch.run.id, launch.place.site.region)
     else:
         error.hint = f"{error.hint} (everything was rolled back)"
 
@@ -90,7 +90,7 @@ def clear_leftovers(
             ledger.note("gone", kind.name, name, run.id)
 
 
-def roles_there(account: Account, run: Run) -> set[str]:
+def existing_roles(account: Account, run: Run) -> set[str]:
     """Return the names of a run's existing roles, which a rollback keeps for the run's jobs.
 
     Raises:

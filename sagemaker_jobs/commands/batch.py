@@ -106,7 +106,7 @@ def batch(
     kept_roles: set[str] = set()
     if asked is not None and model.run is not None:
         rollback.clear_leftovers(asked, Ledger(site), run, batches.unpaid_names(launch), console.note)
-        kept_roles = rollback.roles_there(asked, run)
+        kept_roles = rollback.existing_roles(asked, run)
     with session.stopping_leaves(run.id, job.name, site.region):
         try:
             ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)

@@ -23,12 +23,12 @@ def down(
 ) -> None:
     """Stop and delete what was made; what was trained stays unless --artifacts."""
     from sagemaker_jobs.aws.ledger import Ledger
-    from sagemaker_jobs.aws.names import run_meant
+    from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
     from sagemaker_jobs.commands import session, tables
 
-    run = None if run is None else run_meant(run)
+    run = None if run is None else parse_run_id(run)
     if run is not None and everything:
         raise AwsError(f"both run {run!r} and --all", "give one of the two")
     if run is None and not everything and not check:
@@ -40,7 +40,7 @@ def down(
     if run is not None:
         clearing.check_known(account, ledger, where, run)
     if check or dry_run:
-        remaining = clearing.left(account, ledger, run)
+        remaining = clearing.remaining_resources(account, ledger, run)
         kept = storage.stored(account, where, run)
         told = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in kept]}
         if check and remaining:
@@ -52,7 +52,7 @@ def down(
     removed = clearing.remove(account, ledger, run, console.note, every_s=every)
     kept = storage.stored(account, where, run)
     stays = storage.remove_artifacts(account, ledger, where, run, whole_bucket=where == own) if artifacts else []
-    remaining = clearing.left(account, ledger, run)
+    remaining = clearing.remaining_resources(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
         raise AwsError(f"still there: {listing}", f"neuron-sum aws down {run or '--all'}, once more")

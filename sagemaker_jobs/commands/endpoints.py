@@ -126,7 +126,7 @@ def deploy(
             )
         if not dry_run:
             rollback.clear_leftovers(asked, Ledger(site), run, endpoint.unpaid_names(run), console.note)
-            kept_roles = rollback.roles_there(asked, run)
+            kept_roles = rollback.existing_roles(asked, run)
     made = endpoint.launch(run, found, hosting, name, site, now=datetime.now(timezone.utc), multi_model=multi_model)
     requests = endpoint.requests_of(made)
     priced = lifetime.priced(requests, None if offline else account, None, hosting.hours or 0.0)
@@ -282,7 +282,7 @@ def _undone(
             rollback.undo(account, made, error, keep=kept_roles, every_s=every_s)
         raise
     except AwsError as error:
-        errors.tell_down(error, run.id, where)
+        errors.add_cleanup_hint(error, run.id, where)
         raise
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import tell_down
+from sagemaker_jobs.aws.errors import add_cleanup_hint
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
@@ -144,7 +144,7 @@ def stopping_leaves(run: str, what: str, region: str) -> Iterator[None]:
     except LostContact:
         raise
     except AwsError as error:
-        tell_down(error, run, region)
+        add_cleanup_hint(error, run, region)
         raise
 
 

@@ -30,7 +30,7 @@ def status(
 ) -> None:
     """List what of ours is there with age and cost an hour, and what else runs by the hour."""
     from sagemaker_jobs.aws.ledger import Ledger
-    from sagemaker_jobs.aws.names import run_meant
+    from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import inventory
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.commands.image import emit_built
@@ -38,7 +38,7 @@ def status(
     from sagemaker_jobs.jobs import follow as following
     from sagemaker_jobs.jobs import training
 
-    run = None if run is None else run_meant(run)
+    run = None if run is None else parse_run_id(run)
     if dry_run:
         session.emit_reads(_STATUS_READS)
         return

@@ -10,7 +10,7 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.logs import Log, known_cause, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.cleanup.kinds import hours_since
 from sagemaker_jobs.endpoint.requests import SCALING, VARIANT, scaling_target
@@ -107,7 +107,7 @@ def wait(
     log = Log(account, f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/")
     before = ""
     while True:
-        found = patiently(lambda: describe(account, name), name, say, every_s)
+        found = read_with_retry(lambda: describe(account, name), name, say, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
             raise AwsError(f"{name} was deleted before it was in service", "its expiry, or somebody's aws down")
         hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]

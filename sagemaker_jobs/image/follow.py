@@ -11,7 +11,7 @@ from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.logs import Log, known_cause, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.cleanup.kinds import KINDS
 
@@ -46,7 +46,7 @@ def started(account: Account, run: str, say: Callable[[str], None], every_s: flo
         AwsError: If it does not.
     """
     for _ in range(LOOKS_FOR_A_NEW_BUILD):
-        found = patiently(lambda: of_run(account, run), f"the build of {run}", say, every_s)
+        found = read_with_retry(lambda: of_run(account, run), f"the build of {run}", say, every_s)
         if found is not None:
             return found
         time.sleep(every_s)
@@ -75,7 +75,7 @@ def follow(
     log: Log | None = None
     before = ""
     while True:
-        found = patiently(
+        found = read_with_retry(
             lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, say, every_s
         )
         if not found:

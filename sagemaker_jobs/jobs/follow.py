@@ -11,7 +11,7 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.logs import Log, known_cause, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import LOG_GROUP, TRANSFORM_LOG_GROUP
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -143,7 +143,7 @@ def follow(
     log = Log(account, kind.log_group, f"{name}/")  # each of its hosts has a stream that begins so
     before = ""
     while True:
-        job = patiently(lambda: describe(account, name, kind), name, say, every_s)
+        job = read_with_retry(lambda: describe(account, name, kind), name, say, every_s)
         if (now := f"{job.status}, {job.stage}") != before:
             before = now
             count = job.described[kind.resources]["InstanceCount"]

@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, role_path, run_meant, run_of
+from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, parse_run_id, role_path, run_of
 from sagemaker_jobs.cleanup.down import needs
 from sagemaker_jobs.cleanup.inventory import Inventory, look
 from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
@@ -201,9 +201,9 @@ def test_what_is_no_runs_id_does_nothing(aws: AwsServer, words: tuple[str, ...],
 
 def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
     for name in ("endpoint", "config", "expiry-role"):
-        assert run_meant(RUN.name(name)) == RUN.id
-    assert run_meant(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
-    assert run_meant(f"{RUN.name('build')}:0123-4567") == RUN.id
+        assert parse_run_id(RUN.name(name)) == RUN.id
+    assert parse_run_id(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
+    assert parse_run_id(f"{RUN.name('build')}:0123-4567") == RUN.id
     make_all(aws, RUN)
     assert {
         item["run"] for item in json.loads(neuron_sum("aws", "status", RUN.name("endpoint"), "--json").stdout)["ours"]
