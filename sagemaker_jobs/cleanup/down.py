@@ -113,7 +113,7 @@ def remove(
     waiting = [(kind, thing) for kind, thing in inventory.found if kind.paid]
     rest = [pair for pair in inventory.found if pair not in first and pair not in waiting]
     for kind, thing in [*first, *waiting]:
-        log(f"deleting {kind.name} {thing.name}")
+        log(f"removing {kind.name} {thing.name}")
     waiting = [pair for pair in [*first, *waiting] if not is_settled(*pair)]
     while waiting:
         time.sleep(every_s)

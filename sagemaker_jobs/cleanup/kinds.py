@@ -314,7 +314,7 @@ def _delete_role(account: Account, name: str) -> None:
         account.call("iam", "delete_role", RoleName=name)
 
 
-_STOP_TRAINING = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
+_STOP_JOB = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
 """AWS rejects a request to stop a job that has ended or is stopping as invalid."""
 
 KINDS = (
@@ -330,7 +330,7 @@ KINDS = (
         _sagemaker_lister(
             "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
         ),
-        _job_describer("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOP_TRAINING, paid=True,
+        _job_describer("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOP_JOB, paid=True,
         needs=("role",),
     ),
     ResourceKind(

@@ -57,7 +57,7 @@ def roll_back(
     created = [entry for entry in ledger.open(launch.run.id) if (entry.kind, entry.name) in planned]
     for kind in KINDS:
         for entry in [entry for entry in created if entry.kind == kind.name]:
-            log(f"deleting {kind.name} {entry.name}")
+            log(f"removing {kind.name} {entry.name}")
             kind.delete(account, entry.name)
             while kind.describe(account, entry.name, launch.run.id) is not None:
                 time.sleep(every_s)
@@ -85,7 +85,7 @@ def clear_leftovers(
     for kind in KINDS:
         name = names.get(kind.name)
         if name is not None and kind.describe(account, name, run.id) is not None:
-            log(f"deleting {kind.name} {name}, left by an earlier start of the run")
+            log(f"removing {kind.name} {name}, left by an earlier start of the run")
             kind.delete(account, name)
             ledger.note("gone", kind.name, name, run.id)
 

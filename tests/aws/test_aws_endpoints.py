@@ -247,7 +247,7 @@ def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> N
     assert "failed: The primary container did not pass" in error and "compiler-killed" in error
     assert "everything was rolled back" in error
     assert aws.everything() == [f"role {RUN.name('role')}"], "the run's jobs had it before"
-    assert result.stderr.index("deleting endpoint ") < result.stderr.index("deleting schedule ")
+    assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
 
 
 def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) -> None:
