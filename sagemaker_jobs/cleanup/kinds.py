@@ -112,7 +112,7 @@ def _sagemaker_lister(
 
 
 def _recognized(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the names of neuron-sum's resources that are recognized by name only, with their runs."""
+    """Yield the names and runs of resources recognized by name only: they have no tags, or neuron-sum's path."""
     for name in names:
         owner = run_of(name)
         if owner is not None and run in (None, owner):
