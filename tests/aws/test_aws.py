@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[str, tuple[str, str, int], str]] = {
     "image not in the region": (
         "sagemaker.CreateTrainingJob",
         ("ValidationException", "The repository of your image 1.dkr.ecr.us-east-1.amazonaws.com/x does not exist", 400),
-        "that image is not in us-east-1",
+        "the image is not in us-east-1",
     ),
 }  # fmt: skip
 

@@ -138,7 +138,7 @@ def test_extend_moves_the_expiry(aws: AwsServer) -> None:
     assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(
         (5 + 1 / 60) * 0.857, abs=0.01
     )
-    assert "may cost $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
+    assert "the maximum cost is $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
     again = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
     assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
     last = time_of(again)
@@ -371,7 +371,7 @@ def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
 def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"), "inf2")
     scaled = ("--max-instances", "3", "--invocations-per-instance", "60", "--every", "0.01")
-    assert "may cost $5.99" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
+    assert "the maximum cost is $5.99" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
     assert "--invocations-per-instance 60" in failed(neuron_sum("aws", "deploy", model, "--max-instances", "3"))
     assert aws.everything() == []
     made = told(neuron_sum("aws", "deploy", model, *scaled, "--json"))
