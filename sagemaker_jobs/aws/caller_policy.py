@@ -1,4 +1,7 @@
-"""The least that who runs `neuron-sum aws …` needs: by name, by prefix, by tag; a wildcard only where AWS has none."""
+"""Least-privilege IAM policy for the user who runs `neuron-sum aws`, limited to names, prefixes and tags.
+
+It contains a wildcard only where AWS does not support names, prefixes or tags.
+"""
 
 from collections.abc import Sequence
 
@@ -6,10 +9,10 @@ from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSIT
 from sagemaker_jobs.aws.policies import Policy, allow, key_arn, policy, read_statements
 
 MANAGED_POLICY = 6144
-"""Characters that a managed policy may have, white space not counted (IAM's quotas)."""
+"""Maximum number of characters of a managed policy, without white space (IAM's quotas)."""
 
 SERVICES = ("sagemaker", "codebuild", "scheduler")
-"""Whose services get roles of ours."""
+"""Services that the caller may pass neuron-sum's roles to."""
 
 CREATED = ("TrainingJob", "TransformJob", "Model", "EndpointConfig", "Endpoint")
 SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpoint")
@@ -18,24 +21,24 @@ SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpo
 def caller_policy(
     site: AwsContext, bucket: str, *, kms_key: str | None = None, role_arn: str | None = None, reads: Sequence[str] = ()
 ) -> Policy:
-    """What whoever runs `neuron-sum aws …` may do.
+    """Return the policy of the user who runs `neuron-sum aws`.
 
     Args:
-        site: Where everything runs.
-        bucket: With inputs and outputs.
-        kms_key: With which uploads, volumes and images are encrypted.
-        role_arn: Of a role that somebody else made, which jobs and endpoints get.
-        reads: S3 addresses of the caller's own that commands are given.
+        site: The account and region of the runs.
+        bucket: The bucket for inputs and outputs.
+        kms_key: The KMS key for uploads, volumes and images.
+        role_arn: An existing role for jobs and endpoints.
+        reads: Further S3 addresses that are passed to commands.
     """
     arn = site.arn
     ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
     roles, s3 = site.role_arn("*"), site.s3_arn(bucket)
     groups = [
         *(arn("logs", f"log-group:{group}") for group in LOG_GROUPS),
-        *(arn("logs", f"log-group:{begins}{PREFIX}-*") for begins in OWN_LOG_GROUPS),
+        *(arn("logs", f"log-group:{prefix}{PREFIX}-*") for prefix in OWN_LOG_GROUPS),
     ]
     passed = [roles, *([role_arn] if role_arn is not None else [])]
-    # Volumes and repositories take grants; the key's own policy must allow the caller, too.
+    # Volumes and repositories need grants; the key policy must also allow the caller.
     key = (
         []
         if kms_key is None
@@ -47,10 +50,10 @@ def caller_policy(
             )
         ]
     )
-    asked = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
-    tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
+    with_tag = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
+    on_tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
     return policy(
-        allow("CreateTagged", [*(f"sagemaker:Create{noun}" for noun in CREATED), "sagemaker:AddTags"], ours, asked),
+        allow("CreateTagged", [*(f"sagemaker:Create{noun}" for noun in CREATED), "sagemaker:AddTags"], ours, with_tag),
         allow(
             "EndOurs",
             [
@@ -61,7 +64,7 @@ def caller_policy(
                 "sagemaker:DeleteEndpointConfig",
             ],
             ours,
-            tagged,
+            on_tagged,
         ),
         allow(
             "LookAtOurs",
@@ -69,12 +72,12 @@ def caller_policy(
                 *(f"sagemaker:Describe{noun}" for noun in CREATED),
                 "sagemaker:ListTags",
                 "sagemaker:InvokeEndpoint",
-                # Autoscaling acts with the caller's right to it.
+                # Autoscaling needs this permission of the caller.
                 "sagemaker:UpdateEndpointWeightsAndCapacities",
             ],
             ours,
         ),
-        allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], asked),
+        allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], with_tag),
         allow(
             "RoleKeeping",
             [
@@ -119,7 +122,7 @@ def caller_policy(
         allow(
             "Logs",
             ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream", "logs:DeleteLogGroup"],
-            [f"{group}:*" for group in groups],  # so CloudWatch wants it, for groups and for streams
+            [f"{group}:*" for group in groups],  # CloudWatch needs the suffix for both groups and streams
         ),
         allow(
             "Expiry",
@@ -166,7 +169,7 @@ def caller_policy(
             ],
             [arn("application-autoscaling", "scalable-target/*")],
         ),
-        # Target tracking makes its alarms with the caller's rights, and its own role on first use.
+        # Target tracking creates its alarms with the caller's permissions, and a service-linked role on first use.
         allow(
             "ScalingAlarms",
             ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
@@ -177,7 +180,7 @@ def caller_policy(
             ["iam:CreateServiceLinkedRole"],
             [site.iam_arn("role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*")],
         ),
-        # None of these takes a resource's name.
+        # None of these accepts the name of a resource.
         allow(
             "ListAndPrices",
             [

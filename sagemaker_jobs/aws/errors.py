@@ -1,6 +1,8 @@
 """Errors of calls to AWS: AWS refused, or AWS could not be reached."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from neuron_sum.errors import AwsError
 
@@ -66,18 +68,18 @@ NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
 NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
-"""SageMaker says of what is not there that the request is not valid; only the text tells."""
+"""SageMaker reports a missing resource as an invalid request; only the text tells them apart."""
 ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
-"""The same of a model's, an endpoint's and its configuration's name."""
+"""SageMaker reports a taken name of a model, endpoint or endpoint configuration in the same way."""
 
 
 class Refused(AwsError):
-    """AWS answered no: the call had no effect.
+    """AWS refused a call, which had no effect.
 
     Args:
-        message: What it said.
-        hint: What to run or change next.
-        code: AWS's own word for it.
+        message: The message of AWS.
+        hint: A command or change that may help.
+        code: The AWS error code.
     """
 
     def __init__(self, message: str, hint: str | None, code: str) -> None:
@@ -86,27 +88,44 @@ class Refused(AwsError):
 
     @property
     def missing(self) -> bool:
-        """Whether what was asked for is not there."""
+        """Whether the requested resource does not exist."""
         return self.code in MISSING or (self.code == "ValidationException" and bool(NO_RECORD.search(self.message)))
 
     @property
     def taken(self) -> bool:
-        """Whether there is one of that name already."""
+        """Whether a resource of that name already exists."""
         return self.code in TAKEN or (self.code == "ValidationException" and bool(ALREADY_THERE.search(self.message)))
 
 
+@contextmanager
+def ignore_missing(*codes: str) -> Iterator[None]:
+    """Ends its block without an error if AWS refuses a call because the resource does not exist.
+
+    Args:
+        codes: Further AWS error codes to ignore.
+
+    Raises:
+        Refused: If AWS refuses a call for another reason.
+    """
+    try:
+        yield
+    except Refused as refused:
+        if not refused.missing and refused.code not in codes:
+            raise
+
+
 class Unreached(AwsError):
-    """No answer came: nobody knows whether the call had an effect.
+    """AWS did not answer, so the call may or may not have had an effect.
 
     Attributes:
-        no_way: Whether there was no connection; else AWS failed, which may pass.
+        no_connection: Whether the connection failed; False if AWS failed, which may be temporary.
     """
 
-    no_way = False
+    no_connection = False
 
 
-def tell_down(error: AwsError, run: str, region: str) -> None:
-    """Adds to an error's hint how to remove what was made by then."""
+def add_cleanup_hint(error: AwsError, run: str, region: str) -> None:
+    """Add to an error's hint the command that deletes the resources created so far."""
     if error.hint is None or "aws down" not in error.hint:
         hint = f"{error.hint}; " if error.hint else ""
-        error.hint = f"{hint}neuron-sum aws down {run} --region {region} removes what was made"
+        error.hint = f"{hint}neuron-sum aws down {run} --region {region} deletes what was created"

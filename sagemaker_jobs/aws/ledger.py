@@ -1,7 +1,7 @@
-"""What was made in an account, in a file that survives a kill: intent before each create, outcome after it.
+"""Ledger of the resources created in an account, which survives a kill: intent before each create, outcome after it.
 
-JSON Lines, a line an event, only ever added to. What has an intent and no end may be there, whatever else is known:
-`aws down` looks for it. One file an account and region, in NEURON_SUM_STATE, else XDG_STATE_HOME/neuron-sum, else
+The file is in JSON Lines, one event per line, and append-only. A resource with an intent and no end may exist, so
+`aws down` looks for it. Each account and region has one file in NEURON_SUM_STATE, else XDG_STATE_HOME/neuron-sum, else
 ~/.local/state/neuron-sum.
 """
 
@@ -21,20 +21,20 @@ from sagemaker_jobs.aws.names import AwsContext
 
 STATE = "NEURON_SUM_STATE"
 Event = Literal["intent", "made", "refused", "gone"]
-"""intent: about to be created. made: AWS said so. refused: AWS said no. gone: deleted, or seen not to be there."""
+"""intent: about to be created. made: confirmed by AWS. refused: rejected by AWS. gone: deleted, or found missing."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of one thing.
+    """State of one resource.
 
     Attributes:
-        kind: Such as training-job.
-        name: AWS's name for it.
-        run: Whose it is.
-        event: The last one.
-        time: When that was (UTC).
-        details: What was noted with its intent.
+        kind: The kind, such as training-job.
+        name: The resource's name in AWS.
+        run: The id of the run that owns the resource.
+        event: The last event.
+        time: The time of that event (UTC).
+        details: Details recorded with the intent.
     """
 
     kind: str
@@ -46,16 +46,16 @@ class Entry:
 
     @property
     def open(self) -> bool:
-        """Whether it may be there."""
+        """Whether the resource may exist."""
         return self.event in ("intent", "made")
 
 
 class Ledger:
-    """The ledger of an account in a region.
+    """Ledger of an account in a region.
 
     Args:
-        site: Whose.
-        folder: Default: the user's state folder.
+        site: The account and region.
+        folder: The folder of the file; None for the user's state folder.
     """
 
     def __init__(self, site: AwsContext, folder: Path | None = None) -> None:
@@ -63,9 +63,9 @@ class Ledger:
 
     @contextmanager
     def creating(self, kind: str, name: str, run: str, **details: Any) -> Iterator[None]:
-        """The intent before its block, the outcome after it.
+        """Record the intent before the block and the outcome after it.
 
-        A block that raises leaves the intent standing, for the thing may be there; the caller notes a refusal.
+        A block that raises leaves the intent open, because the resource may exist; the caller records a refusal.
 
         Raises:
             ResourceError: If the ledger cannot be written; then nothing is created.
@@ -75,10 +75,10 @@ class Ledger:
         self.note("made", kind, name, run)
 
     def note(self, event: Event, kind: str, name: str, run: str, **details: Any) -> None:
-        """Adds a line, which is on the disk when this returns.
+        """Append an event, and return once it is on disk.
 
         Raises:
-            ResourceError: If it cannot be written.
+            ResourceError: If the ledger cannot be written.
         """
         line: dict[str, Any] = {"time": _now(), "event": event, "run": run, "kind": kind, "name": name}
         if details:
@@ -91,44 +91,44 @@ class Ledger:
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            directory = os.open(self.path.parent, os.O_RDONLY)  # the name of a new file must survive, too
+            directory = os.open(self.path.parent, os.O_RDONLY)  # so that the name of a new file survives a crash
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
         except OSError as error:
             raise ResourceError(
-                f"the ledger {self.path} cannot be written: {error.strerror}", f"{STATE}=FOLDER names another place"
+                f"the ledger {self.path} cannot be written: {error.strerror}", f"set {STATE} to a writable folder"
             ) from error
 
     def entries(self) -> list[Entry]:
-        """Everything that was ever noted, in the order of its first intent."""
+        """All resources ever recorded, in the order of their first intents."""
         known: dict[tuple[str, str], Entry] = {}
         for line in files.read_jsonl(self.path):
             key = (line["kind"], line["name"])
-            before = known.get(key)
-            details = line.get("details") or (before.details if before else {})
+            earlier = known.get(key)
+            details = line.get("details") or (earlier.details if earlier else {})
             known[key] = Entry(line["kind"], line["name"], line["run"], line["event"], line["time"], details)
         return list(known.values())
 
     def open(self, run: str | None = None) -> list[Entry]:
-        """What may be there.
+        """Return the resources that may exist.
 
         Args:
-            run: Of this run alone.
+            run: The id of the only run to include; None for all runs.
         """
         return [entry for entry in self.entries() if entry.open and run in (None, entry.run)]
 
 
 def state_folder() -> Path:
-    """NEURON_SUM_STATE, else XDG_STATE_HOME/neuron-sum, else ~/.local/state/neuron-sum."""
-    if own := os.environ.get(STATE):
-        return Path(own)
+    """Return NEURON_SUM_STATE, else XDG_STATE_HOME/neuron-sum, else ~/.local/state/neuron-sum."""
+    if folder := os.environ.get(STATE):
+        return Path(folder)
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "neuron-sum"
 
 
 def _cut_broken_tail(file: BinaryIO) -> None:
-    """A kill or a full disk cut the last line: it never counted, and the next one must not be glued to it."""
+    """Remove an incomplete last line, cut by a kill or a full disk, so that the next one does not continue it."""
     end = file.seek(0, os.SEEK_END)
     if end == 0:
         return

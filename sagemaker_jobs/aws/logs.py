@@ -11,123 +11,120 @@ from neuron_sum.doctor.explain import explain
 from neuron_sum.doctor.known_failures import Cause
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import THROTTLED, Refused, Unreached
+from sagemaker_jobs.aws.errors import THROTTLED, Refused, Unreached, ignore_missing
 
 PATIENCE_S = 600.0
-"""So long a job is asked for again where no answer comes, as when a laptop changes its network: the job goes on."""
-Seen = TypeVar("Seen")
-LOG_KEPT = 2_000
-"""Lines that are looked through for a known cause; a failure's is among the last."""
+"""Seconds of retries without an answer, as when a laptop changes its network; the job continues meanwhile."""
+Answer = TypeVar("Answer")
+LOG_LINES = 2_000
+"""Number of last lines that are searched for a known cause."""
 
 
 class LostContact(AwsError):
-    """AWS cannot be asked any more about what was started, and goes on."""
+    """AWS does not answer any more about a job, build or endpoint that keeps running."""
 
 
-def patiently(look: Callable[[], Seen], what: str, say: Callable[[str], None], every_s: float) -> Seen:
-    """What a look at something that runs gives; where no answer comes, it looks again, for PATIENCE_S.
+def read_with_retry(read: Callable[[], Answer], what: str, log: Callable[[str], None], every_s: float) -> Answer:
+    """Return the state of something that runs; without an answer, retry for PATIENCE_S.
 
     Args:
-        look: Asks AWS.
-        what: Runs.
-        say: Is told once that there was no answer.
-        every_s: Between two looks.
+        read: Requests the state from AWS.
+        what: The name of the job, build or endpoint.
+        log: Called once with a message if AWS does not answer.
+        every_s: Seconds between two requests.
 
     Raises:
-        LostContact: If none came in that time, or AWS refuses to say.
-        AwsError: If nothing of that name is there.
+        LostContact: If AWS does not answer in that time, or refuses the request.
+        AwsError: If nothing of that name exists.
     """
 
-    def told(state: RetryCallState) -> None:
+    def log_first_failure(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         if state.attempt_number == 1 and isinstance(error, AwsError):
-            say(f"{what} goes on, unseen: {error.message}; it is asked for again, for up to {duration(PATIENCE_S)}")
+            log(f"{what} keeps running, but {error.message}; retrying for up to {duration(PATIENCE_S)}")
 
-    again = Retrying(
-        retry=retry_if_exception(_passing),
+    retry = Retrying(
+        retry=retry_if_exception(_is_temporary),
         stop=stop_after_delay(PATIENCE_S),
         wait=wait_fixed(every_s),
-        before_sleep=told,
+        before_sleep=log_first_failure,
         reraise=True,
     )
     try:
-        return again(look)
+        return retry(read)
     except AwsError as error:
         if isinstance(error, Unreached) or (isinstance(error, Refused) and not error.missing):
             raise LostContact(error.message, error.hint) from error
         raise
 
 
-def _passing(error: BaseException) -> bool:
-    """Whether the same call may have an answer in a minute."""
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether the same call may succeed a minute later."""
     return isinstance(error, Unreached) or (isinstance(error, Refused) and error.code in THROTTLED)
 
 
 def known_cause(reason: str, lines: list[str]) -> Cause | None:
-    """The last known cause in AWS's reason and the lines of a log.
+    """Return the last known cause in the failure reason and the lines of a log.
 
     Args:
-        reason: What AWS says.
-        lines: Of the log.
+        reason: The failure reason that AWS reports.
+        lines: Lines of the log.
     """
-    told = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
-    return told[-1].cause if told else None
+    findings = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
+    return findings[-1].cause if findings else None
 
 
 class Log:
-    """The lines of a log in CloudWatch, each told once.
+    """Log in CloudWatch, each line of which is read once.
 
     Args:
-        account: Where.
-        group: Its log group.
-        begins: What the names of its streams begin with.
+        account: The account that contains the log.
+        group: The log group.
+        prefix: The prefix of the names of the streams.
     """
 
-    def __init__(self, account: Account, group: str, begins: str) -> None:
-        self._account, self.group, self.begins = account, group, begins
+    def __init__(self, account: Account, group: str, prefix: str) -> None:
+        self._account, self.group, self.prefix = account, group, prefix
         self._tokens: dict[str, str | None] = {}
-        self._unread: AwsError | None = None
+        self._error: AwsError | None = None
         self.lines: list[str] = []
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """Tells what has come since the last call; a log that cannot be read is said once, and is no error.
+    def print_new(self, log: Callable[[str], None]) -> None:
+        """Print the lines that arrived since the last call; a log that cannot be read is reported once.
 
-        It is only shown: what writes it goes on without a reader.
+        An unreadable log is not an error, because the job or endpoint that writes it continues without a reader.
 
         Args:
-            say: Is told each line.
+            log: Called with each line.
         """
-        if self._unread is not None and not _passing(self._unread):
+        if self._error is not None and not _is_temporary(self._error):
             return
         try:
             for line in self.new_lines():
-                say(line)
+                log(line)
         except AwsError as error:
-            if self._unread is None or not _passing(error):
-                say(f"going on without the log of {self.begins.rstrip('/')}: {error.message}")
-            self._unread = error
+            if self._error is None or not _is_temporary(error):
+                log(f"continuing without the log of {self.prefix.rstrip('/')}: {error.message}")
+            self._error = error
         else:
-            self._unread = None
+            self._error = None
 
     def new_lines(self) -> Iterator[str]:
-        """What has come since the last call; none while there is no stream yet.
+        """Yield the lines that arrived since the last call; none until a stream exists.
 
         Raises:
-            AwsError: If AWS cannot be asked; what came before is not lost.
+            AwsError: If AWS cannot be reached, or refuses; the lines yielded so far are not lost.
         """
-        try:
+        with ignore_missing():
             streams = self._account.pages(
                 "logs",
                 "describe_log_streams",
                 "logStreams",
                 logGroupName=self.group,
-                logStreamNamePrefix=self.begins,
+                logStreamNamePrefix=self.prefix,
             )
             for stream in sorted(item["logStreamName"] for item in streams):
                 yield from self._read(stream)
-        except Refused as refused:
-            if not refused.missing:
-                raise
 
     def _read(self, stream: str) -> Iterator[str]:
         while True:
@@ -142,7 +139,7 @@ class Log:
             )
             lines = [event["message"].rstrip("\n") for event in page["events"]]
             self._tokens[stream] = page["nextForwardToken"]
-            self.lines = (self.lines + lines)[-LOG_KEPT:]
+            self.lines = (self.lines + lines)[-LOG_LINES:]
             yield from lines
-            if page["nextForwardToken"] == token:  # CloudWatch gives the same token at the end
+            if page["nextForwardToken"] == token:  # CloudWatch repeats the token at the end
                 return

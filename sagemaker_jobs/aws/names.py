@@ -1,7 +1,7 @@
-"""What everything of ours is called in an account, and how it is told from what is not ours.
+"""Names, tags and ARNs of neuron-sum's resources, which distinguish them from others in the account.
 
-Names begin with PREFIX, roles lie under a path of the region's, and all that can carry tags has RUN_TAG: the policies
-that `aws iam` prints allow nothing else, and `aws down` looks for nothing else.
+Names begin with PREFIX, roles have a path for their region, and every resource that can have tags has RUN_TAG: the
+policies that `aws iam` prints allow nothing else, and `aws down` looks for nothing else.
 """
 
 import re
@@ -17,40 +17,41 @@ RUN_TAG = "neuron-sum-run"
 RECIPE_TAG = "neuron-sum-recipe"
 
 NAME_LIMIT = 63
-"""Of a training job, a model, an endpoint and a bucket; a role may have 64."""
+"""Maximum length of the name of a training job, model, endpoint or bucket; a role's may have 64 characters."""
 
 SLUG_LIMIT = 20
-"""So that the longest name, a schedule's for the 99th batch of a run, has the 64 characters that Scheduler allows."""
+"""Maximum length of the recipe's part of a run id, so that the longest name, that of the schedule for a run's 99th
+batch, has the 64 characters that Scheduler allows."""
 
 TAG_LIMIT = 256
 
 REPOSITORY = PREFIX
-"""Of images, for all runs."""
+"""Image repository for all runs."""
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
 LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
-"""Of every job in the account; ours are streams in them. Each is the namespace of the same jobs' metrics, too."""
-ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
-"""An endpoint has a group of its own below it, with the endpoint's name."""
+"""Log groups of all jobs in the account, with streams for each job; also the namespaces of the jobs' metrics."""
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints/"
+"""Prefix of an endpoint's log group; the endpoint's name follows."""
 BUILD_LOGS = "/aws/codebuild/"
-"""A build project's own log group begins so."""
-OWN_LOG_GROUPS = (f"{ENDPOINT_LOGS}/", BUILD_LOGS)
-"""What the name of an endpoint's or a build project's own group begins with."""
+"""Prefix of a build project's log group; the project's name follows."""
+OWN_LOG_GROUPS = (ENDPOINT_LOGS, BUILD_LOGS)
+"""Prefixes of the log groups that belong to one endpoint or build project."""
 
 ANY_ACCOUNT = "123456789012"
-"""Stands in a plan, a dry run or a rehearsal for an account that is not asked for its number."""
+"""Account id used in a plan, a dry run or a rehearsal if AWS is not called."""
 
 ENDS = r"\d{6}-\d{4}-[0-9a-f]{4}"
-"""A run's id ends so: date and time (UTC), and four random digits."""
+"""Pattern of the end of a run id: date and time (UTC), and four random hex digits."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe's life in an account; whatever is made for it has its id in the name and in a tag.
+    """Run of a recipe in an account; all its resources have its id in the name and in a tag.
 
     Attributes:
-        id: As `aws down RUN` takes it.
+        id: The run id, such as `aws down RUN` accepts.
         recipe: The recipe's name.
     """
 
@@ -58,28 +59,28 @@ class Run:
     recipe: str
 
     def name(self, kind: str, attempt: int = 1) -> str:
-        """What a resource of this run is called.
+        """Return the name of a resource of this run.
 
         Args:
-            kind: Such as train.
-            attempt: From 1; SageMaker takes a job's name only once.
+            kind: The kind, such as train.
+            attempt: The attempt, from 1, because SageMaker accepts the name of a job only once.
         """
         return f"{PREFIX}-{self.id}-{kind}" + (f"-{attempt}" if attempt > 1 else "")
 
     @property
     def tags(self) -> list[dict[str, str]]:
-        """As every create request takes them."""
+        """The tags in the form of a create request."""
         return tags({RUN_TAG: self.id, RECIPE_TAG: self.recipe[:TAG_LIMIT]})
 
 
 @dataclass(frozen=True)
 class AwsContext:
-    """An account in a region: what the ARNs of whatever is made there name.
+    """Account, region and partition, from which ARNs are built.
 
     Attributes:
-        account: Twelve digits.
-        region: Such as us-east-1.
-        partition: What ARNs have after their first colon.
+        account: The account id, twelve digits.
+        region: The region, such as us-east-1.
+        partition: The partition, which ARNs contain after the first colon.
     """
 
     account: str
@@ -88,92 +89,92 @@ class AwsContext:
 
     @property
     def bucket(self) -> str:
-        """The bucket that is made where none is given; no other account can have its name by accident."""
+        """The default bucket; its name contains the account id, so that other accounts do not use it by accident."""
         return f"{PREFIX}-{self.account}-{self.region}"
 
     def arn(self, service: str, resource: str) -> str:
-        """The ARN of something that belongs to an account and a region.
+        """Return the ARN of a resource that belongs to an account and a region.
 
         Args:
-            service: Such as sagemaker.
-            resource: What follows the account, such as endpoint/NAME.
+            service: The service, such as sagemaker.
+            resource: The part after the account, such as endpoint/NAME.
         """
         return f"arn:{self.partition}:{service}:{self.region}:{self.account}:{resource}"
 
     def s3_arn(self, place: str) -> str:
-        """The ARN of a bucket, or of objects in one: S3's name neither account nor region.
+        """Return the ARN of a bucket or of objects in one, which contains neither account nor region.
 
         Args:
-            place: BUCKET or BUCKET/KEY.
+            place: The bucket, or the bucket and key (BUCKET/KEY).
         """
         return f"arn:{self.partition}:s3:::{place}"
 
     def iam_arn(self, resource: str) -> str:
-        """The ARN of something of IAM's, which is the same in all regions.
+        """Return the ARN of an IAM resource, which is the same in all regions.
 
         Args:
-            resource: Such as role/PATH/NAME.
+            resource: The part after the account, such as role/PATH/NAME.
         """
         return f"arn:{self.partition}:iam::{self.account}:{resource}"
 
     def role_arn(self, name: str) -> str:
-        """The ARN of a role of ours for this region.
+        """Return the ARN of a role that neuron-sum creates for this region.
 
         Args:
-            name: As Run.name makes it; * for any.
+            name: The role's name from Run.name; * for any.
         """
         return self.iam_arn(f"role{role_path(self.region)}{name}")
 
 
 def tags(values: Mapping[str, str]) -> list[dict[str, str]]:
-    """A mapping as AWS wants it."""
+    """Return a mapping as a list of AWS tags."""
     return [{"Key": key, "Value": value} for key, value in values.items()]
 
 
 def new_run(recipe: str) -> Run:
-    """A run with an id that no other has: the recipe, the time (UTC), four random digits.
+    """Return a run with a unique id: the recipe, the time (UTC) and four random hex digits.
 
     Args:
-        recipe: Its name; what SageMaker does not allow in a name becomes a hyphen in the id.
+        recipe: The recipe's name; a hyphen replaces characters that SageMaker does not allow in the id.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", recipe.lower()).strip("-")[:SLUG_LIMIT].strip("-")
     return Run(f"{slug}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
 
 
 def role_path(region: str) -> str:
-    """Where roles lie: IAM is the same in all regions, and a region's clean-up must not take another's roles.
+    """Return the path of a region's roles, so that a cleanup of one region does not delete the roles of another.
 
     Args:
-        region: Where what has the role runs.
+        region: The region in which the role is used.
     """
     return f"/{PREFIX}/{region}/"
 
 
 def run_of(name: str) -> str | None:
-    """The id of the run whose thing has that name; None if no run's has.
+    """Return the run id in the name of a resource; None if it is not the name of a run's resource.
 
     Args:
-        name: As Run.name makes it.
+        name: The resource's name, such as Run.name returns.
     """
-    found = re.fullmatch(rf"{PREFIX}-(.*{ENDS})-[a-z-]+(-\d+)?", name)
-    return found.group(1) if found else None
+    match = re.fullmatch(rf"{PREFIX}-(.*{ENDS})-[a-z-]+(-\d+)?", name)
+    return match.group(1) if match else None
 
 
-def run_meant(said: str) -> str:
-    """The id that somebody means who names a run, or a thing of a run's as `aws status` shows it.
+def parse_run_id(text: str) -> str:
+    """Resolve a run id from a run id or from a resource name as `aws status` prints it.
 
     Args:
-        said: An id, or a full name, such as an endpoint's.
+        text: A run id, or the full name of a resource such as an endpoint.
 
     Raises:
-        AwsError: If it is neither: no run can be called so, and a part of an id could be several runs'.
+        AwsError: If it is neither; a part of an id is not accepted, because several runs may have it.
     """
     # A scaling target has the endpoint's name between slashes, a build its project's before a colon.
-    if (owner := run_of(said.removeprefix("endpoint/").partition("/")[0].partition(":")[0])) is not None:
+    if (owner := run_of(text.removeprefix("endpoint/").partition("/")[0].partition(":")[0])) is not None:
         return owner
-    if re.fullmatch(rf"[a-z0-9-]*{ENDS}", said):
-        return said
+    if re.fullmatch(rf"[a-z0-9-]*{ENDS}", text):
+        return text
     raise AwsError(
-        f"{said!r} is no run: an id ends like tiny-261121-2000-abcd",
-        "neuron-sum aws status lists the runs that are there",
+        f"{text!r} is not a run: a run id ends like tiny-261121-2000-abcd",
+        "neuron-sum aws status lists the runs",
     )

@@ -10,20 +10,20 @@ from sagemaker_jobs.aws.names import PREFIX, AwsContext, Run
 
 Request = dict[str, Any]
 STOP_GRACE_S = 120
-"""After the maximum run time SageMaker sends SIGTERM and waits so long before it kills; this is paid, too."""
+"""Seconds between SIGTERM, which SageMaker sends after the maximum run time, and SIGKILL; they are also billed."""
 LOCAL_DISKS = re.compile(r"ml\.([a-z]+\d+[a-z]*d[a-z]*|trn\d+[a-z]*|g5|g6e?|gr6|p5[a-z]*|i\d+[a-z]*)\.")
-"""Families with disks of their own: a d after the generation's number says so (EC2's naming conventions), such as c5d
-and p4de; some have them without."""
+"""Instance families with local disks: those with a d after the generation number (EC2's naming conventions), such as
+c5d and p4de, and some without it."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where in AWS everything goes.
+    """Account, bucket and role of a run.
 
     Attributes:
         site: The account and the region.
-        bucket: For inputs and outputs.
-        role_arn: What the job runs as.
+        bucket: The bucket for inputs and outputs.
+        role_arn: The role of the jobs.
     """
 
     site: AwsContext
@@ -31,47 +31,47 @@ class Destination:
     role_arn: str
 
     def inputs(self, channel: str, digest: str) -> str:
-        """Where a channel's files lie, by the hash of their content."""
+        """Return the S3 address of a channel's files, which contains the hash of their content."""
         return f"s3://{self.bucket}/{inputs_prefix(channel, digest)}"
 
     def output(self, run: Run, stage: str = "train") -> str:
-        """Where a run's results come."""
+        """Return the S3 address of a run's results."""
         return f"s3://{self.bucket}/{_stage_prefix(run, stage)}output"
 
     def not_ours(self, run: Run, addresses: Iterable[str]) -> tuple[str, ...]:
-        """The addresses that a run's role may not read without being told: no inputs of ours, nor the run's own."""
-        own = tuple(f"s3://{self.bucket}/{prefix}" for prefix in (f"{PREFIX}/inputs/", run_prefix(run)))
-        return tuple(sorted(address for address in addresses if not address.startswith(own)))
+        """Return the addresses that a run's role may not read by default: all but neuron-sum's inputs and the run's."""
+        readable = tuple(f"s3://{self.bucket}/{prefix}" for prefix in (f"{PREFIX}/inputs/", run_prefix(run)))
+        return tuple(sorted(address for address in addresses if not address.startswith(readable)))
 
     def checkpoints(self, run: Run, stage: str = "train") -> str:
-        """What a run that was interrupted goes on from; all attempts of a run share it."""
+        """Return the S3 address of the checkpoints from which an interrupted run resumes; all its attempts share it."""
         return f"s3://{self.bucket}/{_stage_prefix(run, stage)}checkpoints"
 
 
 def inputs_prefix(channel: str, digest: str) -> str:
-    """The keys of a channel's files begin so."""
+    """Return the prefix of the keys of a channel's files."""
     return f"neuron-sum/inputs/{channel}/{digest}/"
 
 
 def run_prefix(run: Run) -> str:
-    """The keys of all that a run writes begin so."""
+    """Return the prefix of the keys of everything that a run writes."""
     return f"neuron-sum/runs/{run.id}/"
 
 
 def _stage_prefix(run: Run, stage: str) -> str:
-    """A compile neither fetches what training has saved, nor writes beside it."""
+    """Return the prefix of a stage's keys, so that a compile job does not share the folders of the training job."""
     return run_prefix(run) + ("" if stage == "train" else f"{stage}/")
 
 
 @dataclass(frozen=True)
 class NetworkSecurity:
-    """Encryption and network of whatever is started.
+    """Encryption and network settings of jobs and endpoints.
 
     Attributes:
-        kms_key: For output and volumes; None for S3's own key.
-        subnets: Of a VPC; none for SageMaker's own network.
-        security_groups: Of that VPC.
-        network_isolation: No way out of the container at all, S3 through SageMaker excepted.
+        kms_key: The KMS key for outputs and volumes; None for the default key of S3.
+        subnets: The subnets of a VPC; empty for the default network of SageMaker.
+        security_groups: The security groups of the VPC.
+        network_isolation: Whether the container has no network access, except to S3 through SageMaker.
     """
 
     kms_key: str | None = None
@@ -80,22 +80,22 @@ class NetworkSecurity:
     network_isolation: bool = False
 
     def check(self) -> None:
-        """Refuses half a VPC.
+        """Reject an incomplete VPC.
 
         Raises:
-            AwsError: If subnets come without security groups, or the other way.
+            AwsError: If there are subnets without security groups, or the other way around.
         """
         if bool(self.subnets) != bool(self.security_groups):
-            raise AwsError("a VPC needs both subnets and security groups", "give --subnet and --security-group")
+            raise AwsError("a VPC needs both subnets and security groups", "use both --subnet and --security-group")
 
     @property
     def vpc(self) -> Request:
-        """The VPC in a request; nothing where there is none."""
+        """The VPC parameter of a request; empty without a VPC."""
         if not self.subnets:
             return {}
         return {"VpcConfig": {"SecurityGroupIds": list(self.security_groups), "Subnets": list(self.subnets)}}
 
 
 def has_local_disks(instance: str) -> bool:
-    """Whether an instance has disks of its own, which their hardware encrypts: SageMaker refuses VolumeKmsKeyId."""
+    """Return whether an instance has local disks, which the hardware encrypts: SageMaker refuses VolumeKmsKeyId."""
     return LOCAL_DISKS.match(instance) is not None

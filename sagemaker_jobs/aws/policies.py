@@ -1,6 +1,6 @@
-"""The least that the roles of a run need: by name, by prefix; a wildcard only where AWS allows no name.
+"""Least-privilege IAM policies of a run's roles, limited to names and prefixes; wildcards only where AWS needs them.
 
-`aws train` makes the job's role from the same policy that `aws iam` prints.
+`aws train` creates the job's role from the same policy that `aws iam` prints.
 """
 
 import re
@@ -20,7 +20,7 @@ PULL_ACTIONS = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:Get
 PRIVATE_IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<repository>[^:@]+)"
 )
-"""The full name of an image in a registry of AWS's."""
+"""Pattern of the full name of an image in an Amazon ECR registry."""
 
 NETWORK_ACTIONS = (
     "ec2:CreateNetworkInterface",
@@ -36,20 +36,20 @@ NETWORK_ACTIONS = (
 
 
 def trust_policy(account: str) -> Policy:
-    """Who may become a job's role: SageMaker, for this account alone (the confused deputy)."""
+    """Return the trust policy of a job's role: SageMaker, for this account only (against a confused deputy)."""
     return trusted_by("sagemaker.amazonaws.com", account)
 
 
 def job_policy(
     site: AwsContext, bucket: str, *, run: Run | None = None, isolation: NetworkSecurity | None = None
 ) -> Policy:
-    """What a job may do: read inputs, write its own run, log, pull AWS's image.
+    """Return the policy of a job: read inputs, write its run's files, write logs, pull the image from AWS.
 
     Args:
-        site: Where it runs.
-        bucket: With inputs and outputs.
-        run: The only one that it may touch; None: any.
-        isolation: A key and a VPC need more.
+        site: The account and region of the job.
+        bucket: The bucket for inputs and outputs.
+        run: The only run whose files the job may use; None for any.
+        isolation: Encryption and network settings; a key and a VPC need further permissions.
     """
     runs = run_prefix(run) if run is not None else f"{PREFIX}/runs/"
     inputs = f"{PREFIX}/inputs/"
@@ -69,7 +69,7 @@ def job_policy(
             list(LOG_ACTIONS),
             [each for group in logs for each in (group, f"{group}:*")],
         ),
-        # No resource can be named: PutMetricData and GetAuthorizationToken have none.
+        # PutMetricData and GetAuthorizationToken accept only * as the resource.
         allow(
             "Metrics",
             ["cloudwatch:PutMetricData"],
@@ -87,25 +87,25 @@ def job_policy(
 
 
 def registry_of_aws(site: AwsContext) -> AwsContext:
-    """Where AWS keeps its images for a region: in an account of its own."""
+    """Return the context of the separate account in which AWS stores its images for a region."""
     return replace(site, account=REGISTRY_ACCOUNTS.get(site.region, site.account))
 
 
 def extra_statements(
     site: AwsContext, isolation: NetworkSecurity, *, reads: Sequence[str] = (), image: str | None = None
 ) -> list[Policy]:
-    """What one command's job needs beyond every job's.
+    """Return the statements that a command's job needs in addition to those of all jobs.
 
     Args:
-        site: Where it runs.
-        isolation: A key and a VPC.
-        reads: S3 addresses of the caller's that it reads, too: objects, or prefixes.
-        image: What it runs in.
+        site: The account and region of the job.
+        isolation: Encryption and network settings.
+        reads: Further S3 addresses that the job reads: objects or prefixes.
+        image: The job's image.
     """
     statements = []
-    if image is not None and (found := PRIVATE_IMAGE.match(image)):
-        registry = replace(site, account=found["account"], region=found["region"])
-        repository = registry.arn("ecr", f"repository/{found['repository']}")
+    if image is not None and (match := PRIVATE_IMAGE.match(image)):
+        registry = replace(site, account=match["account"], region=match["region"])
+        repository = registry.arn("ecr", f"repository/{match['repository']}")
         if repository != site.arn("ecr", f"repository/{PREFIX}"):  # which every job may pull
             statements.append(allow("OwnImage", list(PULL_ACTIONS), [repository]))
     statements += read_statements(site, reads)
@@ -113,40 +113,40 @@ def extra_statements(
         arn = key_arn(isolation.kms_key, site)
         statements.append(allow("Key", ["kms:Decrypt", "kms:GenerateDataKey*", "kms:CreateGrant"], [arn]))
     if isolation.subnets:
-        # EC2 takes no names for its Describe calls, and a network interface has none before it is there.
+        # The Describe calls of EC2 accept no names, and a network interface has no name before it exists.
         statements.append(allow("Network", list(NETWORK_ACTIONS), ["*"]))
     return statements
 
 
 def read_statements(site: AwsContext, reads: Sequence[str]) -> list[Policy]:
-    """What reading S3 addresses of the caller's needs.
+    """Return the statements needed to read S3 addresses.
 
     Args:
-        site: Where.
-        reads: Objects, or prefixes.
+        site: The account and region of the reader.
+        reads: The addresses: objects or prefixes.
     """
     statements = []
     for number, address in enumerate(reads, start=1):
         bucket, _, key = address.removeprefix("s3://").partition("/")
-        begins = {"StringLike": {"s3:prefix": [f"{key}*"]}}
+        condition = {"StringLike": {"s3:prefix": [f"{key}*"]}}
         statements.append(allow(f"Read{number}", ["s3:GetObject"], [site.s3_arn(f"{bucket}/{key}*")]))
-        statements.append(allow(f"List{number}", ["s3:ListBucket"], [site.s3_arn(bucket)], begins))
+        statements.append(allow(f"List{number}", ["s3:ListBucket"], [site.s3_arn(bucket)], condition))
     return statements
 
 
 def one_off_policy(action: str, resource: str, sid: str = "OneThing") -> Policy:
-    """What a one-off schedule may do: one thing to one thing.
+    """Return the policy of a one-off schedule: one action on one resource.
 
     Args:
-        action: Such as sagemaker:StopTransformJob.
-        resource: Its ARN.
+        action: The action, such as sagemaker:StopTransformJob.
+        resource: The resource's ARN.
         sid: The statement's name.
     """
     return policy(allow(sid, [action], [resource]))
 
 
 def build_trust_policy(account: str) -> Policy:
-    """Who may become the role of a build: CodeBuild, for this account alone."""
+    """Return the trust policy of a build's role: CodeBuild, for this account only."""
     return trusted_by("codebuild.amazonaws.com", account)
 
 
@@ -159,35 +159,35 @@ def build_policy(
     private: Sequence[tuple[str, ...]] = (),
     kms_key: str | None = None,
 ) -> Policy:
-    """What a build may do: read its context, push to the one repository, write its own log.
+    """Return the policy of a build: read its context, push to the repository, write its log.
 
     Args:
-        site: Where it runs.
-        bucket: With the context.
-        key: The context's; None: any.
-        project: The one whose log it writes; None: any of ours.
-        private: Repositories of base images that need a login: account, region and name of each.
-        kms_key: Of the bucket's objects.
+        site: The account and region of the build.
+        bucket: The bucket that contains the context.
+        key: The key of the context; None for any context.
+        project: The build project whose log it writes; None for any of neuron-sum's.
+        private: The account, region and name of each repository of base images that needs a login.
+        kms_key: The KMS key of the bucket's objects.
     """
     s3 = site.s3_arn(bucket)
     logs = site.arn("logs", f"log-group:{BUILD_LOGS}{project or f'{PREFIX}-*'}")
-    pushed = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
-    own = [site.arn("ecr", f"repository/{PREFIX}")]
+    push = ["ecr:InitiateLayerUpload", "ecr:UploadLayerPart", "ecr:CompleteLayerUpload", "ecr:PutImage"]
+    repository = site.arn("ecr", f"repository/{PREFIX}")
     statements = [
         allow(
             "ReadContext", ["s3:GetObject", "s3:GetObjectVersion"], [f"{s3}/{key or inputs_prefix('image', '*') + '*'}"]
         ),
-        # CodeBuild looks whose the bucket of its source is, and where.
+        # CodeBuild checks the owner and the region of its source's bucket.
         allow("LookAtBucket", ["s3:GetBucketAcl", "s3:GetBucketLocation"], [s3]),
-        allow("Push", [*PULL_ACTIONS, *pushed], own),
-        # No resource can be named.
+        allow("Push", [*PULL_ACTIONS, *push], [repository]),
+        # GetAuthorizationToken accepts only * as the resource.
         allow("RegistryToken", ["ecr:GetAuthorizationToken"], ["*"]),
         allow("Logs", ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], [logs, f"{logs}:*"]),
     ]
     if private:
         bases = [
-            replace(site, account=owner, region=where).arn("ecr", f"repository/{name}")
-            for owner, where, name in private
+            replace(site, account=owner, region=region).arn("ecr", f"repository/{name}")
+            for owner, region, name in private
         ]
         statements.append(allow("PullBases", list(PULL_ACTIONS), bases))
     if kms_key is not None:
@@ -196,7 +196,7 @@ def build_policy(
 
 
 def key_arn(key: str, site: AwsContext) -> str:
-    """A KMS key's ARN, where it was given by its id alone."""
+    """Return the ARN of a KMS key from its ARN or its id."""
     return key if key.startswith("arn:") else site.arn("kms", f"key/{key}")
 
 
@@ -208,27 +208,27 @@ def endpoint_policy(
     image: str | None = None,
     isolation: NetworkSecurity | None = None,
 ) -> Policy:
-    """What an endpoint may do: read its models, log, pull its image; and what a job needs for key and network.
+    """Return the policy of an endpoint: read its models, write logs, pull its image, use the key and the network.
 
     Args:
-        run: Whose endpoint it is.
-        site: Where it runs.
-        data: S3 addresses of what it serves; one that ends in / is a prefix.
-        image: What it runs in; None: one of ours.
-        isolation: A key and a VPC need more.
+        run: The run that owns the endpoint.
+        site: The account and region of the endpoint.
+        data: S3 addresses of the models; an address that ends in / is a prefix.
+        image: The endpoint's image; None for one from neuron-sum's repository.
+        isolation: Encryption and network settings; a key and a VPC need further permissions.
     """
     job = job_policy(site, "", run=run)
-    pulling = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image")]
+    pull = [each for each in job["Statement"] if each["Sid"] in ("RegistryToken", "Image")]
     objects = [site.s3_arn(address.removeprefix("s3://")) for address in data]
     keys_of: dict[str, list[str]] = {}
     for address in data:
         bucket, _, key = address.removeprefix("s3://").partition("/")
         keys_of.setdefault(bucket, []).append(f"{key}*" if key.endswith("/") else key)
-    logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}/{run.name('endpoint')}")
+    logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}{run.name('endpoint')}")
     ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
     return policy(
         allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
-        # Of a multi-model endpoint SageMaker lists the prefix.
+        # SageMaker lists the prefix of a multi-model endpoint.
         *(
             allow(f"ListModels{number}", ["s3:ListBucket"], [site.s3_arn(bucket)], {"StringLike": {"s3:prefix": keys}})
             for number, (bucket, keys) in enumerate(sorted(keys_of.items()), start=1)
@@ -239,22 +239,22 @@ def endpoint_policy(
             list(PULL_ACTIONS),
             [registry_of_aws(site).arn("ecr", f"repository/{name}") for name in sorted(ended)],
         ),
-        *pulling,
+        *pull,
         *extra_statements(site, isolation or NetworkSecurity(), image=image),
     )
 
 
 def scheduler_trust(account: str) -> Policy:
-    """Who may become the role of an expiry: the scheduler, for this account alone."""
+    """Return the trust policy of an expiry's role: EventBridge Scheduler, for this account only."""
     return trusted_by("scheduler.amazonaws.com", account)
 
 
 def expiry_policy(run: Run, site: AwsContext) -> Policy:
-    """What the scheduler may do with it: delete that one endpoint.
+    """Return the policy of an expiry's role: delete the run's endpoint.
 
     Args:
-        run: Whose endpoint it is.
-        site: Where it runs.
+        run: The run that owns the endpoint.
+        site: The account and region of the endpoint.
     """
     return one_off_policy("sagemaker:DeleteEndpoint", site.arn("sagemaker", f"endpoint/{run.name('endpoint')}"))
 
@@ -262,33 +262,35 @@ def expiry_policy(run: Run, site: AwsContext) -> Policy:
 def role_policies(
     site: AwsContext, bucket: str, isolation: NetworkSecurity, reads: Sequence[str] = ()
 ) -> dict[str, dict[str, Policy]]:
-    """Trust and policy of every role that the commands make, for any run: for those who make roles themselves.
+    """Return the trust and permission policies of every role that the commands create, valid for any run.
+
+    They are for users who create the roles themselves.
 
     Args:
-        site: Where everything runs.
-        bucket: With inputs and outputs.
-        isolation: A key and a VPC need more.
-        reads: S3 addresses of the caller's that are to be trained from, compiled, asked or served.
+        site: The account and region of the runs.
+        bucket: The bucket for inputs and outputs.
+        isolation: Encryption and network settings; a key and a VPC need further permissions.
+        reads: Further S3 addresses of data to train on, models to compile or serve, and texts to summarize.
     """
-    anything = Run("*", "*")
-    stopped = site.arn("sagemaker", f"transform-job/{anything.name('batch')}*")
-    data, theirs = [f"s3://{bucket}/{PREFIX}/"], read_statements(site, reads)
+    any_run = Run("*", "*")
+    transform_jobs = site.arn("sagemaker", f"transform-job/{any_run.name('batch')}*")
+    data, further = [f"s3://{bucket}/{PREFIX}/"], read_statements(site, reads)
     job = job_policy(site, bucket, isolation=isolation)["Statement"]
-    endpoint = endpoint_policy(anything, site, data, isolation=isolation)["Statement"]
+    endpoint = endpoint_policy(any_run, site, data, isolation=isolation)["Statement"]
     return {
         "jobs": {
             "trust": trust_policy(site.account),
-            "policy": policy(*job, *theirs),
+            "policy": policy(*job, *further),
         },
         "endpoint": {
             "trust": trust_policy(site.account),
-            "policy": policy(*endpoint, *theirs),
+            "policy": policy(*endpoint, *further),
         },
         "expiry": {
             "trust": scheduler_trust(site.account),
             "policy": policy(
-                *expiry_policy(anything, site)["Statement"],
-                *one_off_policy("sagemaker:StopTransformJob", stopped, "StopBatch")["Statement"],
+                *expiry_policy(any_run, site)["Statement"],
+                *one_off_policy("sagemaker:StopTransformJob", transform_jobs, "StopBatch")["Statement"],
             ),
         },
         "build": {
@@ -299,11 +301,11 @@ def role_policies(
 
 
 def trusted_by(service: str, account: str) -> Policy:
-    """Who may become a role: a service, for this account alone.
+    """Return a trust policy that lets a service assume a role, for this account only.
 
     Args:
-        service: Its name as a principal.
-        account: Twelve digits.
+        service: The service's principal, such as sagemaker.amazonaws.com.
+        account: The account id, twelve digits.
     """
     return policy(
         {
@@ -316,18 +318,18 @@ def trusted_by(service: str, account: str) -> Policy:
 
 
 def allow(sid: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
-    """A statement.
+    """Return a statement that allows actions.
 
     Args:
-        sid: Its name.
-        actions: What may be done.
-        resources: To what.
-        condition: When.
+        sid: The statement's name.
+        actions: The allowed actions.
+        resources: The ARNs that the actions may be used on.
+        condition: The condition for the permission.
     """
-    made: Policy = {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources}
-    return {**made, "Condition": condition} if condition else made
+    statement: Policy = {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources}
+    return {**statement, "Condition": condition} if condition else statement
 
 
 def policy(*statements: Policy) -> Policy:
-    """A policy's document."""
+    """Return a policy document."""
     return {"Version": "2012-10-17", "Statement": list(statements)}

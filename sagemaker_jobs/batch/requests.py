@@ -132,5 +132,5 @@ def create_stop(run: Run, *, at: datetime, role_arn: str, attempt: int = 1) -> R
         at=at,
         role_arn=role_arn,
         target=STOP_TARGET,
-        given={"TransformJobName": run.name("batch", attempt)},
+        arguments={"TransformJobName": run.name("batch", attempt)},
     )

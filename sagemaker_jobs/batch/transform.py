@@ -12,7 +12,7 @@ from neuron_sum import files
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws import policies
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
+from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.aws.place import Destination, NetworkSecurity
@@ -205,11 +205,8 @@ def clear(account: Account, ledger: Ledger, launched: Launch) -> None:
         (stop, "scheduler", "delete_schedule", {"Name": stop.name}),
         (model, "sagemaker", "delete_model", {"ModelName": model.name}),
     ):
-        try:
+        with ignore_missing():
             account.call(service, operation, **request)
-        except Refused as refused:
-            if not refused.missing:
-                raise
         ledger.note("gone", call.kind or "", call.name, launched.run.id)
 
 

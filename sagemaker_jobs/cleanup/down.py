@@ -1,7 +1,6 @@
-"""Removing what was made, until nothing is left that runs; artifacts (artifacts.py) only if asked.
+"""Deletion of resources until nothing is running; artifacts.py deletes artifacts.
 
-What is there is found anew each time, by ledger, name and tag, so it can be run again after anything, and from a
-machine that made none of it.
+Each time, resources are found by ledger, name and tag, so it can be repeated after any failure and from any machine.
 """
 
 import time
@@ -16,88 +15,88 @@ from sagemaker_jobs.cleanup.inventory import look
 from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind
 
 RUNS_NAMED = 10
-"""At most, in an error's one line: the newest."""
+"""Maximum number of runs, the newest, in an error message."""
 
 
-def left(account: Account, ledger: Ledger, run: str | None) -> list[Resource]:
-    """What `remove` would remove: empty if nothing of ours is left but artifacts.
+def remaining_resources(account: Account, ledger: Ledger, run: str | None) -> list[Resource]:
+    """Return the resources that `remove` would delete: empty if only artifacts exist.
 
     Args:
-        account: Where.
-        ledger: Of it.
-        run: Of this run alone.
+        account: The account and region.
+        ledger: The account's ledger.
+        run: The only run to include; None for all runs.
 
     Raises:
-        AwsError: If AWS cannot be asked, or does not let us look everywhere.
+        AwsError: If AWS cannot be reached, or refuses a listing.
     """
-    there = look(account, ledger, run)
-    if there.refused:
-        raise there.refused[0]
-    return there.things
+    inventory = look(account, ledger, run)
+    if inventory.refused:
+        raise inventory.refused[0]
+    return inventory.things
 
 
 def check_known(account: Account, ledger: Ledger, bucket: str, run: str) -> None:
-    """That there is, or was, such a run: what is left of a mistyped one is nothing, and that would be no news.
+    """Raise if the run is unknown, so that a mistyped id does not report success.
 
     Args:
-        account: Where.
-        ledger: Of it; a run that it has, even if all of it is gone, is known.
-        bucket: Where artifacts are.
-        run: Its id.
+        account: The account and region.
+        ledger: The account's ledger; it also knows runs whose resources are all gone.
+        bucket: The bucket that contains artifacts.
+        run: The run id.
 
     Raises:
-        AwsError: If neither the ledger has it, nor AWS anything of it; or AWS cannot be asked.
+        AwsError: If neither the ledger nor AWS has resources of the run, or AWS cannot be reached.
     """
-    noted = {entry.run: entry.time for entry in ledger.entries() if entry.run != "all"}
-    if run in noted:
+    recorded = {entry.run: entry.time for entry in ledger.entries() if entry.run != "all"}
+    if run in recorded:
         return
-    there = look(account, ledger)
-    found = {thing.run for thing in there.things if thing.run is not None}
+    inventory = look(account, ledger)
+    found = {thing.run for thing in inventory.things if thing.run is not None}
     if run in found or stored(account, bucket, run):
         return
-    if there.refused:  # it may be where we may not look
-        raise there.refused[0]
-    runs = [*sorted(found - set(noted)), *sorted(noted, key=lambda each: noted[each], reverse=True)]
+    if inventory.refused:  # the run may have resources in a listing that was refused
+        raise inventory.refused[0]
+    runs = [*sorted(found - set(recorded)), *sorted(recorded, key=lambda each: recorded[each], reverse=True)]
     more = f" and {len(runs) - RUNS_NAMED} more" if len(runs) > RUNS_NAMED else ""
     raise AwsError(
-        f"no run {run!r} is known in {account.region}",
-        f"the runs are {', '.join(runs[:RUNS_NAMED])}{more}" if runs else "there is none here; another --region?",
+        f"unknown run {run!r} in {account.region}",
+        f"use one of {', '.join(runs[:RUNS_NAMED])}{more}" if runs else "no runs in this region; use another --region",
     )
 
 
 def remove(
-    account: Account, ledger: Ledger, run: str | None, say: Callable[[str], None], *, every_s: float
+    account: Account, ledger: Ledger, run: str | None, log: Callable[[str], None], *, every_s: float
 ) -> list[Resource]:
-    """Ends what is paid by the hour, waits until it is gone (until then it is paid), and deletes the rest.
+    """Delete or stop the resources billed by the hour, wait until they are gone, and delete the others.
 
-    What AWS refuses for one thing, or a service that does not answer, does not keep the others from being removed; but
-    what a thing needs that may still run stays, above all the schedule that ends it, and that schedule's role.
+    A failed deletion, or a service that does not answer, does not stop the others. Resources that a resource needs
+    that may still be running are kept, above all the schedule that deletes it and the schedule's role.
 
     Args:
-        account: Where.
-        ledger: Of it; what is gone is noted.
-        run: Of this run alone.
-        say: Is told each step.
-        every_s: How often to look whether something has ended.
+        account: The account and region.
+        ledger: The account's ledger; deleted resources are recorded.
+        run: The only run whose resources to delete; None for all runs.
+        log: Called with a message for each step.
+        every_s: Seconds between two checks whether resources are gone.
 
     Returns:
-        What was removed.
+        The deleted resources.
 
     Raises:
-        AwsError: If AWS refused something, or did not answer, once everything else is removed. Run it again.
+        AwsError: If AWS refused a call, or did not answer; everything else is deleted, and the call can be repeated.
     """
-    there = look(account, ledger, run)
-    refused = list(there.refused)
-    running = [(kind, owner) for kind, owner in there.hidden if kind.paid]
+    inventory = look(account, ledger, run)
+    refused = list(inventory.refused)
+    running = [(kind, owner) for kind, owner in inventory.hidden if kind.paid]
     removed: list[Resource] = []
     states: dict[str, str] = {}
 
-    def ended(kind: ResourceKind, thing: Resource) -> bool:
+    def is_settled(kind: ResourceKind, thing: Resource) -> bool:
         try:
-            kind.end(account, thing.name)
-            now = kind.seen(account, thing.name, thing.run or "")
-        except (Refused, Unreached) as no:
-            refused.append(no)
+            kind.delete(account, thing.name)
+            now = kind.describe(account, thing.name, thing.run or "")
+        except (Refused, Unreached) as error:
+            refused.append(error)
             if kind.paid:
                 running.append((kind, thing.run))
             return True
@@ -106,41 +105,41 @@ def remove(
             removed.append(thing)
         elif states.get(thing.name) != now.state:
             states[thing.name] = now.state
-            say(f"{kind.name} {thing.name}: {now.state}")
+            log(f"{kind.name} {thing.name}: {now.state}")
         return now is None
 
-    # An endpoint's autoscaling goes before it.
-    first = [(kind, thing) for kind, thing in there.found if kind.name == "scaling-target"]
-    waiting = [(kind, thing) for kind, thing in there.found if kind.paid]
-    rest = [pair for pair in there.found if pair not in first and pair not in waiting]
+    # The autoscaling of an endpoint is deleted before the endpoint.
+    first = [(kind, thing) for kind, thing in inventory.found if kind.name == "scaling-target"]
+    waiting = [(kind, thing) for kind, thing in inventory.found if kind.paid]
+    rest = [pair for pair in inventory.found if pair not in first and pair not in waiting]
     for kind, thing in [*first, *waiting]:
-        say(f"ending {kind.name} {thing.name}")
-    waiting = [pair for pair in [*first, *waiting] if not ended(*pair)]
+        log(f"removing {kind.name} {thing.name}")
+    waiting = [pair for pair in [*first, *waiting] if not is_settled(*pair)]
     while waiting:
         time.sleep(every_s)
-        waiting = [pair for pair in waiting if not ended(*pair)]
-    kept: list[Resource] = []
+        waiting = [pair for pair in waiting if not is_settled(*pair)]
+    needed: list[Resource] = []
     for kind, thing in rest:
         if any(needs(paid, owner, thing) for paid, owner in running):
-            kept.append(thing)
+            needed.append(thing)
             continue
-        say(f"deleting {kind.name} {thing.name}")
-        ended(kind, thing)
+        log(f"deleting {kind.name} {thing.name}")
+        is_settled(kind, thing)
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        needed = ", ".join(f"{thing.kind} {thing.name}" for thing in kept)
-        stays = f"; kept for what may still run: {needed}" if kept else ""
-        raise AwsError(f"not all could be removed: {refused[0].message}{more}{stays}", refused[0].hint)
+        listing = ", ".join(f"{thing.kind} {thing.name}" for thing in needed)
+        note = f"; kept for resources that may still run: {listing}" if needed else ""
+        raise AwsError(f"not everything was deleted: {refused[0].message}{more}{note}", refused[0].hint)
     return removed
 
 
 def needs(paid: ResourceKind, owner: str | None, thing: Resource) -> bool:
-    """Whether something that may still run needs it.
+    """Return whether a resource is needed by another one that may still run.
 
     Args:
-        paid: Of which kind that is.
-        owner: Whose; None: AWS did not say what there is of the kind.
-        thing: What may be needed.
+        paid: The kind of the other resource.
+        owner: The run of the other resource; None if AWS did not list that kind.
+        thing: The resource that may be needed.
     """
     return thing.kind in paid.needs and (
         thing.run == owner if owner is not None else (thing.run or "").startswith(paid.of)

@@ -1,4 +1,4 @@
-"""What of ours is in an account: by the ledger, by name and by tag; and what runs there that is not ours."""
+"""Inventory of neuron-sum's resources in an account, found by ledger, name and tag, and of other billed resources."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from sagemaker_jobs.cleanup.kinds import KINDS, Resource, ResourceKind, hours_si
 
 @dataclass(frozen=True)
 class Inventory:
-    """What was found.
+    """Resources that were found, and errors of the search.
 
     Attributes:
-        found: Each with its kind, in the order of removal.
-        refused: Why AWS did not let us look at something, or did not answer; something may be there.
-        hidden: What was not seen: a kind, and whose; None where the kind could not even be listed, so anybody's.
+        found: The resources with their kinds, in the order of deletion.
+        refused: The errors of calls that AWS refused or did not answer; there may be further resources.
+        hidden: The kind and run of resources that could not be read; None as the run if the listing of the kind failed.
     """
 
     found: tuple[tuple[ResourceKind, Resource], ...]
@@ -25,46 +25,46 @@ class Inventory:
 
     @property
     def things(self) -> list[Resource]:
-        """Without their kinds."""
-        return [found for _, found in self.found]
+        """The resources without their kinds."""
+        return [resource for _, resource in self.found]
 
 
 def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
-    """All of ours that is in the account and no artifact: what AWS lists, and what the ledger has.
+    """Return neuron-sum's resources that AWS lists or the ledger contains, without artifacts.
 
-    A service that refuses, or does not answer, does not keep the others from being looked at.
+    A service that refuses, or does not answer, does not prevent the search in the others.
 
     Args:
-        account: Where.
-        ledger: Of it; what is not there, or has ended, is noted there as gone.
-        run: Of this run alone.
+        account: The account and region.
+        ledger: The account's ledger; resources that are missing or have ended are recorded as gone.
+        run: The only run to include; None for all runs.
 
     Raises:
-        Unreached: If no service can be asked.
+        Unreached: If no service can be reached.
     """
-    noted = ledger.open(run)
+    recorded = ledger.open(run)
     found: list[tuple[ResourceKind, Resource]] = []
     refused: list[Refused | Unreached] = []
     hidden: list[tuple[ResourceKind, str | None]] = []
 
-    def not_seen(error: Refused | Unreached, kind: ResourceKind, owner: str | None) -> None:
+    def record_failure(error: Refused | Unreached, kind: ResourceKind, owner: str | None) -> None:
         if isinstance(error, Unreached) and not any(isinstance(one, Unreached) for one in refused):
-            account.call("sts", "get_caller_identity")  # if this has no answer, either, none will
+            account.call("sts", "get_caller_identity")  # raises if no service can be reached
         refused.append(error)
         hidden.append((kind, owner))
 
     for kind in KINDS:
-        names = {entry.name: entry.run for entry in noted if entry.kind == kind.name}
+        names = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
         known = set(names)
         try:
-            names.update(kind.listed(account, run))
-        except (Refused, Unreached) as no:
-            not_seen(no, kind, None)
+            names.update(kind.list_names(account, run))
+        except (Refused, Unreached) as error:
+            record_failure(error, kind, None)
         for name, owner in names.items():
             try:
-                thing = kind.seen(account, name, owner)
-            except (Refused, Unreached) as no:
-                not_seen(no, kind, owner)
+                thing = kind.describe(account, name, owner)
+            except (Refused, Unreached) as error:
+                record_failure(error, kind, owner)
                 continue
             if thing is not None:
                 found.append((kind, thing))
@@ -74,19 +74,19 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
 
 
 def not_ours(account: Account) -> tuple[list[Resource], list[Refused | Unreached]]:
-    """What runs by the hour and is not ours, notebook instances and Studio apps; and why some could not be listed.
+    """Return notebook instances and Studio apps, which are billed by the hour, and the errors of their listings.
 
     Raises:
-        AwsError: If the request could not be sent.
+        AwsError: If a request could not be sent.
     """
     found: list[Resource] = []
     refused: list[Refused | Unreached] = []
     listings: tuple[Callable[[Account], Iterator[Resource]], ...] = (_notebooks, _apps)
-    for listed in listings:
+    for listing in listings:
         try:
-            found += listed(account)
-        except (Refused, Unreached) as no:
-            refused.append(no)
+            found += listing(account)
+        except (Refused, Unreached) as error:
+            refused.append(error)
     return found, refused
 
 
@@ -106,7 +106,7 @@ def _notebooks(account: Account) -> Iterator[Resource]:
 def _apps(account: Account) -> Iterator[Resource]:
     for item in account.pages("sagemaker", "list_apps", "Apps"):
         instance = (item.get("ResourceSpec") or {}).get("InstanceType")
-        if item["Status"] in ("InService", "Pending") and instance != "system":  # which costs nothing
+        if item["Status"] in ("InService", "Pending") and instance != "system":  # system instances are free
             yield Resource(
                 "studio-app",
                 f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}",

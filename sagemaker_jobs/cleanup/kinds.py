@@ -1,6 +1,6 @@
-"""Every kind of thing that the commands make, in the order in which it is removed: how it is found, seen and ended.
+"""Kinds of resources that the commands create, in the order of deletion: how to list, describe and delete them.
 
-What is listed by AWS counts as ours by its name and, where it can carry one, by its tag.
+A listed resource is one of neuron-sum's if its name and, where the kind supports tags, its tag match.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,31 +11,31 @@ from typing import Any
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, Unreached
+from sagemaker_jobs.aws.errors import Refused, Unreached, ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, role_path, run_of
 from sagemaker_jobs.launch.schedules import time_of
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
-"""Of Application Auto Scaling, for an endpoint's variant."""
+"""Service namespace and dimension of Application Auto Scaling for an endpoint's variant."""
 
 RUNNING = ("InProgress", "Stopping")
 BUILDS_ASKED = 100
-"""The most that one BatchGetBuilds or BatchGetProjects takes."""
+"""Maximum number of names in one BatchGetBuilds or BatchGetProjects call."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """One thing in the account.
+    """Resource in the account.
 
     Attributes:
-        kind: As the ledger has it; or notebook-instance, studio-app.
-        name: AWS's name for it.
-        run: Whose it is; None for what is not ours.
-        state: As AWS says.
-        hours: Since it was made.
-        instance: What it runs on; None for what costs nothing while it lies there.
-        instances: How many.
-        ends: When AWS ends it by itself, if it does.
+        kind: The kind as in the ledger, or notebook-instance or studio-app.
+        name: The resource's name in AWS.
+        run: The id of the run that owns the resource; None if neuron-sum did not create it.
+        state: The state that AWS reports.
+        hours: Hours since its creation.
+        instance: The instance type; None if the resource is free.
+        instances: The number of instances.
+        ends: The time of its automatic deletion (UTC, ISO 8601); None if there is none.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Resource:
 
     @property
     def usd_per_hour(self) -> float | None:
-        """By the shipped table; None where it has no price, 0 for what costs nothing."""
+        """The cost in USD per hour by the bundled price table; None if it has no price, 0 for free resources."""
         if self.instance is None:
             return 0.0
         try:
@@ -58,127 +58,116 @@ class Resource:
             return None
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the fields for --json."""
         return {**asdict(self), "usd_per_hour": self.usd_per_hour}
 
 
 @dataclass(frozen=True)
 class ResourceKind:
-    """One kind of thing.
+    """Kind of resource.
 
     Attributes:
-        name: As the ledger has it.
-        listed: Names of ours that AWS lists, each with its run; of one run alone, where one is given.
-        seen: One of them as it is now; None if it is not there, or has ended and costs nothing.
-        end: Deletes it, or stops what cannot be deleted.
-        paid: Whether it costs by the hour: it is waited for until it is gone, before anything it needs goes.
-        needs: Kinds whose things of the same run stay while one of it may be there: what it works with, and what ends
-            it at its time.
-        of: What the ids of its runs begin with.
+        name: The kind's name in the ledger.
+        list_names: Yields the names and runs of the resources that AWS lists, optionally of one run only.
+        describe: Returns the current state of a resource; None if it is missing, or has ended and is free.
+        delete: Deletes a resource, or stops one that cannot be deleted.
+        paid: Whether it is billed by the hour; then it must be gone before the resources that it needs are deleted.
+        needs: Kinds whose resources of the same run are kept while a resource of this kind may exist: those that it
+            uses, and those that delete it on time.
+        of: The prefix of the ids of its runs.
     """
 
     name: str
-    listed: Callable[[Account, str | None], Iterator[tuple[str, str]]]
-    seen: Callable[[Account, str, str], Resource | None]
-    end: Callable[[Account, str], object]
+    list_names: Callable[[Account, str | None], Iterator[tuple[str, str]]]
+    describe: Callable[[Account, str, str], Resource | None]
+    delete: Callable[[Account, str], object]
     paid: bool = False
     needs: tuple[str, ...] = ()
     of: str = ""
 
 
 def hours_since(then: datetime) -> float:
-    """Hours between a time of AWS's and now."""
+    """Return the hours since a time reported by AWS."""
     return max((datetime.now(timezone.utc) - then).total_seconds(), 0.0) / 3600
 
 
-def _sagemaker_list(
+def _sagemaker_lister(
     operation: str, summaries: str, name_key: str, arn_key: str, states: tuple[str, ...] = ()
 ) -> Callable[[Account, str | None], Iterator[tuple[str, str]]]:
-    """A listing of SageMaker's, told to be ours by name and tag."""
+    """Return a function that lists SageMaker resources with neuron-sum's names and tags."""
 
-    def listed(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-        begins = f"{PREFIX}-" if run is None else f"{PREFIX}-{run}-"
-        for asked in [{"StatusEquals": state} for state in states] or [{}]:
-            listing = account.pages("sagemaker", operation, summaries, NameContains=begins, **asked)
+    def list_names(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+        prefix = f"{PREFIX}-" if run is None else f"{PREFIX}-{run}-"
+        for status in [{"StatusEquals": state} for state in states] or [{}]:
+            listing = account.pages("sagemaker", operation, summaries, NameContains=prefix, **status)
             for item in listing:
-                if not item[name_key].startswith(begins):
+                if not item[name_key].startswith(prefix):
                     continue
                 tags = account.call("sagemaker", "list_tags", ResourceArn=item[arn_key])["Tags"]
                 owner = next((tag["Value"] for tag in tags if tag["Key"] == RUN_TAG), None)
                 if owner is not None and run in (None, owner):
                     yield item[name_key], owner
 
-    return listed
+    return list_names
 
 
-def _named(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
-    """What is told to be ours by its name alone, for it carries no tags, or lies where only ours does."""
+def _recognized(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the names and runs of resources recognized by name only: they have no tags, or neuron-sum's path."""
     for name in names:
         owner = run_of(name)
         if owner is not None and run in (None, owner):
             yield name, owner
 
 
-def _described(
+def _describer(
     kind: str, operation: str, key: str, state: Callable[[Mapping[str, Any]], str] = lambda _: "there"
 ) -> Callable[[Account, str, str], Resource | None]:
-    def seen(account: Account, name: str, run: str) -> Resource | None:
-        if (described := _describe(account, operation, **{key: name})) is None:
+    def describe(account: Account, name: str, run: str) -> Resource | None:
+        if (answer := account.find("sagemaker", operation, **{key: name})) is None:
             return None
-        return Resource(kind, name, run, state(described), hours_since(described["CreationTime"]))
+        return Resource(kind, name, run, state(answer), hours_since(answer["CreationTime"]))
 
-    return seen
-
-
-def _describe(account: Account, operation: str, **asked: str) -> dict[str, Any] | None:
-    try:
-        return account.call("sagemaker", operation, **asked)
-    except Refused as refused:
-        if not refused.missing:
-            raise
-    return None
+    return describe
 
 
-def _job_seen(kind: str, operation: str, noun: str, resources: str) -> Callable[[Account, str, str], Resource | None]:
-    """A job while it runs: one that has ended is a record, which costs nothing."""
+def _job_describer(
+    kind: str, operation: str, noun: str, resources: str
+) -> Callable[[Account, str, str], Resource | None]:
+    """Return a function that describes a job while it runs; an ended job is a free record."""
 
-    def seen(account: Account, name: str, run: str) -> Resource | None:
-        described = _describe(account, operation, **{f"{noun}Name": name})
-        if described is None or described[f"{noun}Status"] not in RUNNING:
+    def describe(account: Account, name: str, run: str) -> Resource | None:
+        answer = account.find("sagemaker", operation, **{f"{noun}Name": name})
+        if answer is None or answer[f"{noun}Status"] not in RUNNING:
             return None
-        used = described[resources]
+        cluster = answer[resources]
         return Resource(
             kind,
             name,
             run,
-            described.get("SecondaryStatus", described[f"{noun}Status"]),
-            hours_since(described["CreationTime"]),
-            used["InstanceType"],
-            used["InstanceCount"],
+            answer.get("SecondaryStatus", answer[f"{noun}Status"]),
+            hours_since(answer["CreationTime"]),
+            cluster["InstanceType"],
+            cluster["InstanceCount"],
         )
 
-    return seen
+    return describe
 
 
-def _ended(operation: str, key: str, *tolerated: str) -> Callable[[Account, str], None]:
-    """Asks SageMaker to end something; what has ended by itself, or cannot be ended yet, is left to be seen again."""
+def _deleter(operation: str, key: str, *ignored: str) -> Callable[[Account, str], None]:
+    """Return a function that deletes or stops a resource, and ignores that it has ended or cannot be deleted yet."""
 
-    def end(account: Account, name: str) -> None:
-        try:
+    def delete(account: Account, name: str) -> None:
+        with ignore_missing(*ignored):
             account.call("sagemaker", operation, **{key: name})
-        except Refused as refused:
-            if refused.missing or refused.code in tolerated:
-                return
-            raise
 
-    return end
+    return delete
 
 
-def _endpoint_seen(account: Account, name: str, run: str) -> Resource | None:
-    endpoint = _describe(account, "describe_endpoint", EndpointName=name)
+def _describe_endpoint(account: Account, name: str, run: str) -> Resource | None:
+    endpoint = account.find("sagemaker", "describe_endpoint", EndpointName=name)
     if endpoint is None:
         return None
-    config = _describe(account, "describe_endpoint_config", EndpointConfigName=endpoint["EndpointConfigName"])
+    config = account.find("sagemaker", "describe_endpoint_config", EndpointConfigName=endpoint["EndpointConfigName"])
     [variant] = config["ProductionVariants"] if config else [{}]
     running = next(iter(endpoint.get("ProductionVariants") or [{}]))
     count = running.get("CurrentInstanceCount") or variant.get("InitialInstanceCount", 1)
@@ -195,25 +184,21 @@ def _endpoint_seen(account: Account, name: str, run: str) -> Resource | None:
 
 
 def _expiry(account: Account, endpoint: str) -> str | None:
-    """When Scheduler deletes an endpoint (UTC, ISO 8601); None if it does not, or does not say."""
+    """Return the time at which Scheduler deletes an endpoint (UTC, ISO 8601); None if it does not, or is unreadable."""
     try:
         schedule = account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry")
-    except (Refused, Unreached):  # the schedules' own listing tells it: an endpoint is ended without knowing this
+    except (Refused, Unreached):  # the listing of schedules reports the error; deletion does not need the time
         return None
     return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages("scheduler", "list_schedules", "Schedules", NamePrefix=f"{PREFIX}-")
-    yield from _named((item["Name"] for item in listing), run)
+    yield from _recognized((item["Name"] for item in listing), run)
 
 
-def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
-    try:
-        schedule = account.call("scheduler", "get_schedule", Name=name)
-    except Refused as refused:
-        if not refused.missing:
-            raise
+def _describe_schedule(account: Account, name: str, run: str) -> Resource | None:
+    if (schedule := account.find("scheduler", "get_schedule", Name=name)) is None:
         return None
     return Resource(
         "schedule",
@@ -225,15 +210,12 @@ def _schedule_seen(account: Account, name: str, run: str) -> Resource | None:
     )
 
 
-def _schedule_end(account: Account, name: str) -> None:
-    try:
+def _delete_schedule(account: Account, name: str) -> None:
+    with ignore_missing():
         account.call("scheduler", "delete_schedule", Name=name)
-    except Refused as refused:
-        if not refused.missing:
-            raise
 
 
-def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages(
         "application-autoscaling",
         "describe_scalable_targets",
@@ -242,11 +224,11 @@ def _scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, s
         ScalableDimension=DIMENSION,
     )
     for target in listing:
-        for _, owner in _named(iter([target["ResourceId"].split("/")[1]]), run):
+        for _, owner in _recognized(iter([target["ResourceId"].split("/")[1]]), run):
             yield target["ResourceId"], owner
 
 
-def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_scaling(account: Account, name: str, run: str) -> Resource | None:
     targets = account.call(
         "application-autoscaling",
         "describe_scalable_targets",
@@ -257,9 +239,9 @@ def _scaling_seen(account: Account, name: str, run: str) -> Resource | None:
     return Resource("scaling-target", name, run, "there", hours_since(targets[0]["CreationTime"])) if targets else None
 
 
-def _scaling_end(account: Account, name: str) -> None:
-    """Its policies and their alarms go with it."""
-    try:
+def _delete_scaling(account: Account, name: str) -> None:
+    """Delete a scaling target, which also deletes its policies and their alarms."""
+    with ignore_missing():
         account.call(
             "application-autoscaling",
             "deregister_scalable_target",
@@ -267,16 +249,13 @@ def _scaling_end(account: Account, name: str) -> None:
             ResourceId=name,
             ScalableDimension=DIMENSION,
         )
-    except Refused as refused:
-        if not refused.missing:
-            raise
 
 
-def _projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     names = [name for name in account.pages("codebuild", "list_projects", "projects") if _is_of(str(name), run)]
     for first in range(0, len(names), BUILDS_ASKED):
-        some = account.call("codebuild", "batch_get_projects", names=names[first : first + BUILDS_ASKED])["projects"]
-        for project in some:
+        batch = account.call("codebuild", "batch_get_projects", names=names[first : first + BUILDS_ASKED])["projects"]
+        for project in batch:
             owner = next((tag["value"] for tag in project.get("tags", []) if tag["key"] == RUN_TAG), None)
             if owner is not None and run in (None, owner):
                 yield project["name"], owner
@@ -287,19 +266,19 @@ def _is_of(name: str, run: str | None) -> bool:
     return owner is not None and run in (None, owner)
 
 
-def _project_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_project(account: Account, name: str, run: str) -> Resource | None:
     found = account.call("codebuild", "batch_get_projects", names=[name])["projects"]
     return Resource("build-project", name, run, "there", hours_since(found[0]["created"])) if found else None
 
 
-def _builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    for project, owner in _projects(account, run):
-        newest = account.pages("codebuild", "list_builds_for_project", "ids", projectName=project)
-        for identity in newest:
+def _list_builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+    for project, owner in _list_projects(account, run):
+        listing = account.pages("codebuild", "list_builds_for_project", "ids", projectName=project)
+        for identity in listing:
             yield str(identity), owner
 
 
-def _build_seen(account: Account, name: str, run: str) -> Resource | None:
+def _describe_build(account: Account, name: str, run: str) -> Resource | None:
     found = account.call("codebuild", "batch_get_builds", ids=[name])["builds"]
     if not found or found[0]["buildStatus"] != "IN_PROGRESS":
         return None
@@ -314,82 +293,75 @@ def _build_seen(account: Account, name: str, run: str) -> Resource | None:
     )
 
 
-def _roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+def _list_roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     listing = account.pages("iam", "list_roles", "Roles", PathPrefix=role_path(account.region))
-    yield from _named((role["RoleName"] for role in listing), run)
+    yield from _recognized((role["RoleName"] for role in listing), run)
 
 
-def _role_seen(account: Account, name: str, run: str) -> Resource | None:
-    try:
-        role = account.call("iam", "get_role", RoleName=name)["Role"]
-    except Refused as refused:
-        if not refused.missing:
-            raise
+def _describe_role(account: Account, name: str, run: str) -> Resource | None:
+    if (answer := account.find("iam", "get_role", RoleName=name)) is None:
         return None
-    return Resource("role", name, run, "there", hours_since(role["CreateDate"]))
+    return Resource("role", name, run, "there", hours_since(answer["Role"]["CreateDate"]))
 
 
-def _role_end(account: Account, name: str) -> None:
-    """A role must be bare before it can go; what somebody attached to it by hand is detached, not deleted."""
-    try:
+def _delete_role(account: Account, name: str) -> None:
+    """Delete a role after its policies, as IAM requires; policies that a user attached are detached, not deleted."""
+    with ignore_missing():  # another cleanup may have been faster
         for policy in list(account.pages("iam", "list_role_policies", "PolicyNames", RoleName=name)):
             account.call("iam", "delete_role_policy", RoleName=name, PolicyName=policy)
         for attached in list(account.pages("iam", "list_attached_role_policies", "AttachedPolicies", RoleName=name)):
             account.call("iam", "detach_role_policy", RoleName=name, PolicyArn=attached["PolicyArn"])
         account.call("iam", "delete_role", RoleName=name)
-    except Refused as refused:
-        if not refused.missing:  # another clean-up was faster
-            raise
 
 
-_STOPPED = _ended("stop_training_job", "TrainingJobName", "ValidationException")
-"""AWS says that a request to stop what has ended, or stops already, is not valid."""
+_STOP_JOB = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
+"""AWS rejects a request to stop a job that has ended or is stopping as invalid."""
 
 KINDS = (
-    ResourceKind("scaling-target", _scaling_targets, _scaling_seen, _scaling_end),
+    ResourceKind("scaling-target", _list_scaling_targets, _describe_scaling, _delete_scaling),
     ResourceKind(
-        "endpoint", _sagemaker_list("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _endpoint_seen,
-        # Not while it is Creating or Updating: it is asked again until it is gone.
-        _ended("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
+        "endpoint", _sagemaker_lister("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _describe_endpoint,
+        # SageMaker refuses while it is Creating or Updating, so the request is repeated until it is gone.
+        _deleter("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
         needs=("endpoint-config", "model", "schedule", "role"),
     ),
     ResourceKind(
         "training-job",
-        _sagemaker_list(
+        _sagemaker_lister(
             "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
         ),
-        _job_seen("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOPPED, paid=True,
+        _job_describer("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOP_JOB, paid=True,
         needs=("role",),
     ),
     ResourceKind(
         "transform-job",
-        _sagemaker_list(
+        _sagemaker_lister(
             "list_transform_jobs", "TransformJobSummaries", "TransformJobName", "TransformJobArn", RUNNING,
         ),
-        _job_seen("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
-        _ended("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
+        _job_describer("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
+        _deleter("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
         needs=("model", "schedule", "role"),
     ),
     ResourceKind(
-        "build", _builds, _build_seen, lambda account, name: account.call("codebuild", "stop_build", id=name),
+        "build", _list_builds, _describe_build, lambda account, name: account.call("codebuild", "stop_build", id=name),
         paid=True, needs=("build-project", "role"), of="image-",
     ),
     ResourceKind(
         "endpoint-config",
-        _sagemaker_list("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
-        _described("endpoint-config", "describe_endpoint_config", "EndpointConfigName"),
-        _ended("delete_endpoint_config", "EndpointConfigName"),
+        _sagemaker_lister("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
+        _describer("endpoint-config", "describe_endpoint_config", "EndpointConfigName"),
+        _deleter("delete_endpoint_config", "EndpointConfigName"),
     ),
     ResourceKind(
-        "model", _sagemaker_list("list_models", "Models", "ModelName", "ModelArn"),
-        _described("model", "describe_model", "ModelName"), _ended("delete_model", "ModelName"),
+        "model", _sagemaker_lister("list_models", "Models", "ModelName", "ModelArn"),
+        _describer("model", "describe_model", "ModelName"), _deleter("delete_model", "ModelName"),
     ),
-    # After the endpoint: until that is gone, this is what ends it if this machine goes away.
-    ResourceKind("schedule", _schedules, _schedule_seen, _schedule_end),
+    # After the endpoint, which the schedule deletes if this machine goes offline before.
+    ResourceKind("schedule", _list_schedules, _describe_schedule, _delete_schedule),
     ResourceKind(
-        "build-project", _projects, _project_seen,
+        "build-project", _list_projects, _describe_project,
         lambda account, name: account.call("codebuild", "delete_project", name=name),
     ),
-    ResourceKind("role", _roles, _role_seen, _role_end),
+    ResourceKind("role", _list_roles, _describe_role, _delete_role),
 )  # fmt: skip
-"""In the order of their removal. A bucket and a repository hold artifacts: artifacts.py."""
+"""All kinds in the order of deletion. artifacts.py handles the bucket and the repository, which contain artifacts."""

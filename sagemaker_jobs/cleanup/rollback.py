@@ -1,4 +1,4 @@
-"""The way back: what a refused or failed start has made is removed, and what an earlier one has left."""
+"""Rollback of a refused or failed start, and deletion of the leftovers of an earlier one."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,88 +13,89 @@ from sagemaker_jobs.cleanup.kinds import KINDS
 from sagemaker_jobs.launch.start import Launch
 
 
-def undo(account: Account, made: Launch, error: AwsError, *, keep: set[str], every_s: float) -> None:
-    """Rolls a launch back after an error, to whose hint it adds how that went.
+def undo(account: Account, launch: Launch, error: AwsError, *, keep: set[str], every_s: float) -> None:
+    """Roll a launch back after an error, and add the result to the error's hint.
 
     Args:
-        account: Where.
-        made: What was sent, or a part of it.
-        error: What the command is about to end with.
-        keep: Roles that were there before.
-        every_s: How often to look whether something that is paid is gone.
+        account: The account and region.
+        launch: The launch, of which all or some calls were sent.
+        error: The error that ends the command.
+        keep: The names of roles that existed before.
+        every_s: Seconds between two checks whether a billed resource is gone.
     """
     console.note(f"{error.message}: rolling back")
-    ledger = Ledger(made.place.site)
+    ledger = Ledger(launch.place.site)
     try:
-        roll_back(account, ledger, made, console.note, keep=keep, every_s=every_s)
-    except AwsError as left:
-        error.hint = f"{error.hint}; the roll-back failed, too: {left.message}"
-        errors.tell_down(error, made.run.id, made.place.site.region)
+        roll_back(account, ledger, launch, console.note, keep=keep, every_s=every_s)
+    except AwsError as failure:
+        error.hint = f"{error.hint}; the rollback also failed: {failure.message}"
+        errors.add_cleanup_hint(error, launch.run.id, launch.place.site.region)
     else:
-        error.hint = f"{error.hint} (all is rolled back)"
+        error.hint = f"{error.hint} (everything was rolled back)"
 
 
 def roll_back(
-    account: Account, ledger: Ledger, made: Launch, say: Callable[[str], None], *, keep: set[str], every_s: float
+    account: Account, ledger: Ledger, launch: Launch, log: Callable[[str], None], *, keep: set[str], every_s: float
 ) -> None:
-    """Removes what a launch has made, in the order of `down`; a schedule not before what it ends is gone.
+    """Delete the resources of a launch in the order of `down`, a schedule only after the resource that it deletes.
 
-    Nothing else of the run: a batch transform may go on beside an endpoint that failed, and its schedule bounds it.
+    Other resources of the run are kept: a batch transform, limited by its schedule, may run next to a failed endpoint.
 
     Args:
-        account: Where.
-        ledger: Tells what was made.
-        made: What was sent, or a part of it.
-        say: Is told each step.
-        keep: Roles that were there before.
-        every_s: How often to look whether something that is paid is gone.
+        account: The account and region.
+        ledger: The account's ledger, which contains the created resources.
+        launch: The launch, of which all or some calls were sent.
+        log: Called with a message for each step.
+        keep: The names of roles that existed before.
+        every_s: Seconds between two checks whether a billed resource is gone.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
-    own = {(call.kind, call.name) for call in (*made.role_calls, *made.calls, *made.later) if call.name not in keep}
-    there = [entry for entry in ledger.open(made.run.id) if (entry.kind, entry.name) in own]
+    calls = (*launch.role_calls, *launch.calls, *launch.later)
+    planned = {(call.kind, call.name) for call in calls if call.name not in keep}
+    created = [entry for entry in ledger.open(launch.run.id) if (entry.kind, entry.name) in planned]
     for kind in KINDS:
-        for entry in [entry for entry in there if entry.kind == kind.name]:
-            say(f"removing {kind.name} {entry.name}")
-            kind.end(account, entry.name)
-            while kind.seen(account, entry.name, made.run.id) is not None:
+        for entry in [entry for entry in created if entry.kind == kind.name]:
+            log(f"removing {kind.name} {entry.name}")
+            kind.delete(account, entry.name)
+            while kind.describe(account, entry.name, launch.run.id) is not None:
                 time.sleep(every_s)
-                kind.end(account, entry.name)
-            ledger.note("gone", kind.name, entry.name, made.run.id)
+                kind.delete(account, entry.name)
+            ledger.note("gone", kind.name, entry.name, launch.run.id)
 
 
 def clear_leftovers(
-    account: Account, ledger: Ledger, run: Run, names: Mapping[str, str], say: Callable[[str], None]
+    account: Account, ledger: Ledger, run: Run, names: Mapping[str, str], log: Callable[[str], None]
 ) -> None:
-    """Removes what an earlier start of a run has left, before it would be taken for the new one's.
+    """Delete the leftovers of an earlier start of a run, so that a new start does not use them.
 
-    A run's names are its own, so a create that finds its name taken counts as made: with an old model, or an old end.
+    A create request whose name is taken counts as done, which would keep an old model or an old expiry.
 
     Args:
-        account: Where.
-        ledger: Of it.
-        run: Whose.
-        names: By kind; nothing that is paid.
-        say: Is told each step.
+        account: The account and region.
+        ledger: The account's ledger.
+        run: The run that owns the resources.
+        names: The resources' names by kind, without billed resources.
+        log: Called with a message for each step.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
     for kind in KINDS:
         name = names.get(kind.name)
-        if name is not None and kind.seen(account, name, run.id) is not None:
-            say(f"removing {kind.name} {name}, left by an earlier start of the run")
-            kind.end(account, name)
+        if name is not None and kind.describe(account, name, run.id) is not None:
+            log(f"removing {kind.name} {name}, left by an earlier start of the run")
+            kind.delete(account, name)
             ledger.note("gone", kind.name, name, run.id)
 
 
-def roles_there(account: Account, run: Run) -> set[str]:
-    """Which of a run's roles there are: a roll-back leaves them to the run's jobs.
+def existing_roles(account: Account, run: Run) -> set[str]:
+    """Return the names of a run's existing roles, which a rollback keeps for the run's jobs.
 
     Raises:
-        AwsError: If AWS cannot be asked.
+        AwsError: If AWS refuses, or cannot be reached.
     """
     [role] = [kind for kind in KINDS if kind.name == "role"]
     names = (run.name("role"), run.name("expiry-role"))
-    return {name for name in names if role.seen(account, name, run.id) is not None}
+    return {name for name in names if role.describe(account, name, run.id) is not None}

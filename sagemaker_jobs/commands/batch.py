@@ -115,7 +115,7 @@ def batch(
     existing_roles: set[str] = set()
     if reader is not None and model.run is not None:
         rollback.clear_leftovers(reader, Ledger(site), run, batches.unpaid_names(launch), console.note)
-        existing_roles = rollback.roles_there(reader, run)
+        existing_roles = rollback.existing_roles(reader, run)
     with session.keep_running(run.id, job.name, site.region):
         try:
             ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)

@@ -25,27 +25,26 @@ def down(
 ) -> None:
     """Stop and delete the resources of a run; trained models are kept unless you pass --artifacts."""
     from sagemaker_jobs.aws.ledger import Ledger
-    from sagemaker_jobs.aws.names import run_meant
+    from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
     from sagemaker_jobs.commands import session, tables
 
-    run = None if run is None else run_meant(run)
+    run = None if run is None else parse_run_id(run)
     if run is not None and everything:
         raise AwsError(f"run {run!r} and --all cannot be combined", "Use one of them.")
     if run is None and not everything and not check:
         raise AwsError(
             "missing argument RUN", "Run `neuron-sum aws down RUN`, or use --all for every run in this region."
         )
-    account = session.account_in(region)
+    account = session.account_in(region, short_timeouts=True)
     ledger = Ledger(account.site)
     default_bucket = account.site.bucket
     bucket_name = bucket or default_bucket
-    account.hurry()
     if run is not None:
         clearing.check_known(account, ledger, bucket_name, run)
     if check or dry_run:
-        remaining = clearing.left(account, ledger, run)
+        remaining = clearing.remaining_resources(account, ledger, run)
         stored = storage.stored(account, bucket_name, run)
         report = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in stored]}
         if check and remaining:
@@ -61,7 +60,7 @@ def down(
         if artifacts
         else []
     )
-    remaining = clearing.left(account, ledger, run)
+    remaining = clearing.remaining_resources(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
         raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {run or '--all'}` again.")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
     from sagemaker_jobs.aws.names import AwsContext
     from sagemaker_jobs.endpoint.sources import Source
+    from sagemaker_jobs.launch.call import Call
     from sagemaker_jobs.launch.start import Launch
 
 HOURS = 2.0
@@ -140,7 +141,7 @@ def deploy(
             )
         if not dry_run:
             rollback.clear_leftovers(reader, Ledger(site), run, endpoint.unpaid_names(run), console.note)
-            existing_roles = rollback.roles_there(reader, run)
+            existing_roles = rollback.existing_roles(reader, run)
     launch = endpoint.launch(
         run, models, hosting, image_name, site, now=datetime.now(timezone.utc), multi_model=multi_model
     )
@@ -148,11 +149,12 @@ def deploy(
     priced = lifetime.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
     assert item.price is not None  # an endpoint always has a price
-    with _rolled_back_on_failure(account, launch, existing_roles, every):
-        ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run)
+    sent: list[Call] = []
+    with _rolled_back_on_failure(account, launch, sent, existing_roles, every):
+        ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run, on_send=sent.append)
         if ledger is None or account is None:
             return
-        ends = endpoint.end_of(launch)
+        ends = endpoint.end_of((*launch.calls, *sent))
         console.note(f"started {item.name}; expires {lifecycle.format_expiry(ends)}; ledger: {ledger.path}")
         if not detach:
             lifecycle.wait(
@@ -281,7 +283,7 @@ def extend(
 
 @contextmanager
 def _rolled_back_on_failure(
-    account: "Account | None", launch: "Launch", existing_roles: set[str], every_s: float
+    account: "Account | None", launch: "Launch", sent: "list[Call]", existing_roles: set[str], every_s: float
 ) -> Iterator[None]:
     """Roll back if AWS refuses a request or the endpoint fails to start; Ctrl-C leaves everything to the expiry."""
     from sagemaker_jobs.aws import errors
@@ -294,7 +296,7 @@ def _rolled_back_on_failure(
     try:
         yield
     except KeyboardInterrupt:
-        ends = endpoint.end_of(launch)
+        ends = endpoint.end_of((*launch.calls, *sent))
         until = (
             "you are billed for it until you delete it"
             if ends is None
@@ -309,7 +311,7 @@ def _rolled_back_on_failure(
             rollback.undo(account, launch, error, keep=existing_roles, every_s=every_s)
         raise
     except AwsError as error:
-        errors.tell_down(error, run.id, region)
+        errors.add_cleanup_hint(error, run.id, region)
         raise
 
 

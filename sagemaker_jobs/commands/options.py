@@ -129,4 +129,4 @@ def expected_of(
     if hours is not None:
         raise AwsError("--expected-hours and --projection cannot be combined", "Use one of them.")
     projected = training_hours(projection, recipe, instance, instances)
-    return projected.hours, projected.why
+    return projected.hours, projected.reason

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -10,23 +10,24 @@ from typing import Any
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import tell_down
+from sagemaker_jobs.aws.errors import add_cleanup_hint
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
 from sagemaker_jobs.commands import tables
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.launch import quotas
+from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.start import Launch, start
 
 DEFAULT_REGION = "us-east-1"
 
 
-def account_in(region: str | None, *, dry_run: bool = False) -> Account:
+def account_in(region: str | None, *, dry_run: bool = False, short_timeouts: bool = False) -> Account:
     """The account in a region; without one, in the environment's region, or in DEFAULT_REGION for a dry run."""
     if dry_run and region is None and _environments_region() is None:
         region = DEFAULT_REGION
-    return Account(region)
+    return Account(region, short_timeouts=short_timeouts)
 
 
 def _environments_region() -> str | None:
@@ -93,7 +94,13 @@ def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContex
 
 
 def begin(
-    launch: Launch, plan: Plan, account: Account | None, max_usd: float | None, *, dry_run: bool
+    launch: Launch,
+    plan: Plan,
+    account: Account | None,
+    max_usd: float | None,
+    *,
+    dry_run: bool,
+    on_send: Callable[[Call], None] = lambda call: None,
 ) -> Ledger | None:
     """Print the maximum cost of a launch, refuse it above the cap, and send it.
 
@@ -103,6 +110,7 @@ def begin(
         account: The target account; may be None only in a dry run.
         max_usd: The maximum cost in USD.
         dry_run: Whether to print every request instead of sending it.
+        on_send: Called with each of the launch's main calls just before each attempt to send it.
 
     Returns:
         The ledger that records the launch; None after a dry run, when the command is finished.
@@ -120,7 +128,7 @@ def begin(
     quotas.check(account, (*launch.calls, *launch.later))
     ledger = Ledger(launch.place.site)
     with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
-        start(account, ledger, launch, bar.advance)
+        start(account, ledger, launch, bar.advance, on_send)
     return ledger
 
 
@@ -137,7 +145,7 @@ def keep_running(run: str, what: str, region: str) -> Iterator[None]:
     except LostContact:
         raise
     except AwsError as error:
-        tell_down(error, run, region)
+        add_cleanup_hint(error, run, region)
         raise
 
 

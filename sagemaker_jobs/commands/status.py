@@ -30,7 +30,7 @@ def status(
 ) -> None:
     """List neuron-sum's resources with age and hourly cost, and other resources billed by the hour."""
     from sagemaker_jobs.aws.ledger import Ledger
-    from sagemaker_jobs.aws.names import run_meant
+    from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import inventory
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.commands.image import emit_built
@@ -38,11 +38,11 @@ def status(
     from sagemaker_jobs.jobs import follow as following
     from sagemaker_jobs.jobs import training
 
-    run = None if run is None else run_meant(run)
+    run = None if run is None else parse_run_id(run)
     if dry_run:
         session.emit_reads(_STATUS_READS)
         return
-    account = session.account_in(region)
+    account = session.account_in(region, short_timeouts=not follow)
     ledger = Ledger(account.site)
     if follow:
         if run is None:
@@ -68,7 +68,6 @@ def status(
             f"{job.name} completed: {job.output}\nnext: {next_step}",
         )
         return
-    account.hurry()
     found = inventory.look(account, ledger, run)
     ours = found.things
     others, not_listed = ([], []) if run is not None else inventory.not_ours(account)

@@ -1,4 +1,4 @@
-"""How long a recipe's training is projected to take, from what `neuron-sum preflight RECIPE --json` printed."""
+"""Projected training time of a recipe, from the output of `neuron-sum preflight RECIPE --json`."""
 
 import json
 from dataclasses import dataclass
@@ -8,46 +8,46 @@ from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import INSTANCES
 from neuron_sum.recipes.schema import Recipe
 
-NOT_IN_IT = "downloads, compiling and saving are not in it"
+NOT_INCLUDED = "without downloads, compiling and saving"
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The expected case of a training.
+    """Projected training time.
 
     Attributes:
-        hours: None where the preflight could not say, or the instance has no NeuronCores.
-        why: What it rests on, or why there is none.
+        hours: The hours; None if the preflight has no projection, or the instance has no NeuronCores.
+        reason: The assumptions, or the reason why there is no projection.
     """
 
     hours: float | None
-    why: str
+    reason: str
 
 
 def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) -> Projection:
-    """The preflight's projected epoch, for all epochs or steps, spread over the cores of other instances.
+    """Return the projected time of all epochs or steps, scaled from the preflight's epoch to the given instances.
 
     Args:
-        report: A file with the preflight's JSON.
-        recipe: What is trained; the report must be of one with its name.
-        instance: On what.
-        instances: On how many.
+        report: The file with the preflight's JSON.
+        recipe: The recipe to train, whose name must be that in the report.
+        instance: The instance type.
+        instances: The number of instances.
 
     Raises:
-        AwsError: If the file is none of preflight's, or of another recipe.
+        AwsError: If the file is not a preflight report, or is for another recipe.
     """
-    remedy = f"neuron-sum preflight {recipe.name} --json > {report}"
+    remedy = f"run neuron-sum preflight {recipe.name} --json > {report}"
     try:
-        found = json.loads(report.read_text(encoding="utf-8"))
-        name, epoch = found["recipe"], found["training"]
-        seconds, rows, of = epoch["projected_s"], epoch["rows"], INSTANCES[epoch["instance"]]
+        content = json.loads(report.read_text(encoding="utf-8"))
+        name, epoch = content["recipe"], content["training"]
+        seconds, rows, measured = epoch["projected_s"], epoch["rows"], INSTANCES[epoch["instance"]]
         share = epoch["assumed_share_of_peak"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AwsError(f"{report} is no report of the preflight ({type(error).__name__}: {error})", remedy) from error
+        raise AwsError(f"{report} is not a preflight report ({type(error).__name__}: {error})", remedy) from error
     if name != recipe.name:
-        raise AwsError(f"{report} is the preflight of {name}, and the recipe is {recipe.name}", remedy)
+        raise AwsError(f"{report} is the preflight report of {name}, but the recipe is {recipe.name}", remedy)
     if instance not in INSTANCES:
-        return Projection(None, f"a projection is for Trainium, and {instance} has none")
+        return Projection(None, f"projections are for Trainium, which {instance} does not have")
     if seconds is None or not rows:
         return Projection(None, f"the preflight has no projection: {epoch['rows_are']}")
     cores = INSTANCES[instance].neuron_cores * instances
@@ -55,7 +55,7 @@ def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) 
     trained = rows * train.num_train_epochs
     if train.max_steps is not None:
         trained = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps * cores
-    hours = trained * seconds / rows * of.neuron_cores / cores / 3600
+    hours = trained * seconds / rows * measured.neuron_cores / cores / 3600
     return Projection(
-        hours, f"{trained:,.0f} rows on {cores} cores at {share:.0%} of their peak rate, an assumption; {NOT_IN_IT}"
+        hours, f"{trained:,.0f} rows on {cores} cores at an assumed {share:.0%} of their peak rate, {NOT_INCLUDED}"
     )

@@ -1,4 +1,4 @@
-"""From options to a priced plan: the requests of a recipe's whole life, and each with its instance's price."""
+"""Priced plan of a recipe's lifecycle: the requests for the given options, and the price of each instance."""
 
 from datetime import datetime, timedelta, timezone
 
@@ -26,17 +26,17 @@ def planned_requests(
     compiling: tuple[str, float],
     endpoint: tuple[str, float],
 ) -> dict[str, Request]:
-    """The requests of a whole life, by kind; what is not wanted is left out.
+    """Return the requests of a recipe's lifecycle by kind, without the omitted stages.
 
     Args:
-        run: Whose.
-        site: Where.
-        train: Instance, how many, hours at most.
-        compiling: Instance, hours at most; 0: no compile.
-        endpoint: Instance, hours; 0: no endpoint.
+        run: The run that owns the resources.
+        site: The account and region.
+        train: The instance type, the number of instances and the maximum hours of training.
+        compiling: The instance type and the maximum hours of compiling; 0 hours for no compile job.
+        endpoint: The instance type and the hours of the endpoint; 0 hours for no endpoint.
 
     Raises:
-        AwsError: If SageMaker would refuse one of them.
+        AwsError: If SageMaker would refuse a request.
         PlatformError: If AWS has no image in the region.
     """
     place = place_of(run, site)
@@ -45,17 +45,17 @@ def planned_requests(
     jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
     if compiling[1] > 0:
         jobs.append(("compile", requests.compile_arguments("inf2"), compiling[0], 1, compiling[1]))
-    made: dict[str, Request] = {}
-    for stage, arguments, which, count, longest in jobs:
+    planned: dict[str, Request] = {}
+    for stage, arguments, machine, count, max_hours in jobs:
         job = requests.Job(
-            run, stage, arguments, {}, which, count, round(longest * 3600), requests.training_image(site.region)
+            run, stage, arguments, {}, machine, count, round(max_hours * 3600), requests.training_image(site.region)
         )
-        made["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
+        planned["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
     if endpoint[1] > 0:
         ends = datetime.now(timezone.utc) + timedelta(hours=endpoint[1])
         target = "inf2" if endpoint[0].startswith("ml.inf") else "cpu"
         tag = f"{target}-newest"
-        made["build-project"] = image.create_project(
+        planned["build-project"] = image.create_project(
             new_run(f"image-{target}"),
             image.Options(target),
             tag,
@@ -64,8 +64,8 @@ def planned_requests(
             role_arn=place.role_arn,
         )
         model_data = f"{place.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
-        made["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=place.role_arn)
-        made["model"] = endpoint_requests.create_model(
+        planned["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=place.role_arn)
+        planned["model"] = endpoint_requests.create_model(
             run,
             place,
             image=registry.image_uri(site, tag),
@@ -73,59 +73,59 @@ def planned_requests(
             environment={},
             isolation=isolation,
         )
-        made["endpoint-config"] = endpoint_requests.create_endpoint_config(
+        planned["endpoint-config"] = endpoint_requests.create_endpoint_config(
             run, instance=endpoint[0], instances=1, isolation=isolation, hours=endpoint[1]
         )
-        made["endpoint"] = endpoint_requests.create_endpoint(run)
-    return made
+        planned["endpoint"] = endpoint_requests.create_endpoint(run)
+    return planned
 
 
 def priced(
-    made: dict[str, Request],
+    planned: dict[str, Request],
     account: Account | None,
     expected_hours: float | None,
     endpoint_hours: float,
     region: str = REGION,
 ) -> Plan:
-    """The plan of requests, by kind.
+    """Return the plan with the prices of requests.
 
     Args:
-        made: What will be sent.
-        account: To ask for prices; None: the shipped table.
-        expected_hours: Of the training.
-        endpoint_hours: Until the endpoint's expiry.
-        region: Where, without an account.
+        planned: The planned requests by kind.
+        account: The account to request prices with; None for the bundled price table.
+        expected_hours: The expected hours of training; None if unknown.
+        endpoint_hours: The hours until the endpoint's expiry.
+        region: The region if there is no account.
 
     Raises:
-        AwsError: If AWS has no one price.
-        PlatformError: If nobody has a price.
+        AwsError: If AWS has no unique price.
+        PlatformError: If no source has a price.
     """
     items: list[Item] = [planning.Item("bucket", "one for all runs"), planning.Item("role", "one for the run")]
-    if "build-project" in made:
-        built = planning.build_plan(made["build-project"], account.region if account is not None else region)
-        items += built.items[2:]
+    if "build-project" in planned:
+        build = planning.build_plan(planned["build-project"], account.region if account is not None else region)
+        items += build.items[2:]
     for kind in ("training-job", "compile-job"):
-        if kind in made:
-            name = made[kind]["ResourceConfig"]["InstanceType"]
+        if kind in planned:
+            name = planned[kind]["ResourceConfig"]["InstanceType"]
             price = price_list.price_of(name, price_list.TRAINING, account, region)
-            items.append(planning.job_item(made[kind], price, expected_hours if kind == "training-job" else None))
-    if "endpoint" in made:
-        [variant] = made["endpoint-config"]["ProductionVariants"]
+            items.append(planning.job_item(planned[kind], price, expected_hours if kind == "training-job" else None))
+    if "endpoint" in planned:
+        [variant] = planned["endpoint-config"]["ProductionVariants"]
         price = price_list.price_of(variant["InstanceType"], price_list.HOSTING, account, region)
-        items += planning.endpoint_items(made, price, endpoint_hours)
+        items += planning.endpoint_items(planned, price, endpoint_hours)
     return planning.Plan(tuple(items))
 
 
-def transform_plan(made: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:
-    """What a batch transform costs at most.
+def transform_plan(launch: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:
+    """Return the plan of a batch transform, with its maximum cost.
 
     Args:
-        made: What will be sent.
-        options: With the hours until it is stopped.
-        price: Of its instance.
-        expected_hours: What somebody expects.
+        launch: The launch of the batch transform.
+        options: The options, with the hours until the job is stopped.
+        price: The price of the instance.
+        expected_hours: The expected hours; None if unknown.
     """
-    stop, model, job = made.calls
+    stop, model, job = launch.calls
     late_s = LATE_S + STOP_GRACE_S
     return Plan(
         (
@@ -140,7 +140,7 @@ def transform_plan(made: Launch, options: Options, price: Price, expected_hours:
                 job.request["TransformResources"]["InstanceCount"],
                 options.max_hours + late_s / 3600,
                 expected_hours,
-                f"the schedule, {options.max_hours:g} h after it is made, and {late_s} s to be called and to stop",
+                f"the schedule, {options.max_hours:g} h after its creation, plus up to {late_s} s to stop",
             ),
         )
     )

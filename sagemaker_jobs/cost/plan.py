@@ -1,6 +1,6 @@
-"""What a run will cost at most, before it starts: every resource, its price and its longest time.
+"""Maximum cost of a run before it starts: every resource with its price and its maximum hours.
 
-The worst case is read from the very requests that will be sent, so what bounds the cost there bounds it in AWS.
+The maximum is computed from the requests that will be sent, so that the limits in them apply in AWS.
 """
 
 import math
@@ -22,25 +22,25 @@ from sagemaker_jobs.cost.references import (
 )
 from sagemaker_jobs.launch.schedules import LATE_S
 
-BESIDE = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
-"""GPUs and a CPU that a job's hours are compared with."""
+COMPARED = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
+"""GPU and CPU instances with which a job's cost is compared."""
 
-NOT_COUNTED = "S3 storage, disks and logs: cents for such a run, and not in these figures"
+NOT_COUNTED = "S3 storage, disks and logs, which cost a few cents for a typical run"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that a run makes.
+    """Resource that a run creates.
 
     Attributes:
-        kind: Such as training-job.
-        name: AWS's name for it.
-        price: None for what costs nothing while it lies there.
-        instances: How many are paid.
-        worst_hours: The longest that they are.
-        expected_hours: What somebody expects; None where nobody does.
-        bounded_by: What ends it.
-        unbounded: Nothing does but a person.
+        kind: The kind, such as training-job.
+        name: The resource's name in AWS.
+        price: The price; None for free resources.
+        instances: The number of billed instances.
+        worst_hours: The maximum billed hours.
+        expected_hours: The expected hours; None if unknown.
+        bounded_by: The limit that ends it.
+        unbounded: Whether only the user ends it.
     """
 
     kind: str
@@ -54,20 +54,20 @@ class Item:
 
     @property
     def worst_usd(self) -> float:
-        """Price × instances × longest time."""
+        """The maximum cost in USD: price × instances × maximum hours."""
         if self.unbounded:
             return math.inf
         return self.price.cost(self.worst_hours, self.instances) if self.price else 0.0
 
     @property
     def expected_usd(self) -> float | None:
-        """The same for the expected time."""
+        """The expected cost in USD; None if the expected hours are unknown."""
         if self.price is None:
             return 0.0
         return None if self.expected_hours is None else self.price.cost(self.expected_hours, self.instances)
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the fields for --json."""
         priced = self.price is not None
         return {
             "kind": self.kind,
@@ -85,15 +85,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The same on another instance.
+    """Cost of the training on another instance.
 
     Attributes:
-        instance: Which.
-        what: The same hours, or the same work.
-        hours: How long.
-        usd: How much.
-        source: Where the price, and the speed where there is one, come from.
-        even_hours: It is cheaper than the plan's training only if it takes less than so long.
+        instance: The instance type.
+        what: The compared quantity: the same hours, or the same examples.
+        hours: The hours on that instance.
+        usd: The cost in USD.
+        source: The source of the price and of the speed, if any.
+        even_hours: The hours below which the instance is cheaper than the plan's training; None for the same work.
     """
 
     instance: str
@@ -106,27 +106,27 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run makes and costs.
+    """Resources of a run and their cost.
 
     Attributes:
-        items: Everything, in the order of its making.
+        items: The resources in the order of creation.
     """
 
     items: tuple[Item, ...]
 
     @property
     def worst_usd(self) -> float:
-        """All of it at its longest."""
+        """The total maximum cost in USD."""
         return sum(item.worst_usd for item in self.items)
 
     @property
     def expected_usd(self) -> float | None:
-        """All of it as expected; None if of one nothing is."""
+        """The total expected cost in USD; None if any item has no estimate."""
         expected = [item.expected_usd for item in self.items]
         return None if None in expected else sum(usd for usd in expected if usd is not None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the fields for --json."""
         expected = self.expected_usd
         return {
             "items": [item.as_dict() for item in self.items],
@@ -136,43 +136,43 @@ class Plan:
         }
 
     def check(self, max_usd: float | None) -> None:
-        """Refuses what may cost more than it is allowed to.
+        """Reject a plan that may cost more than the limit.
 
         Args:
-            max_usd: None: anything.
+            max_usd: The limit in USD; None for no limit.
 
         Raises:
-            AwsError: With what to lower.
+            AwsError: If the maximum cost exceeds the limit, or is unknown; the hint names what to lower.
         """
         if max_usd is None:
             return
-        if guessed := [item.price for item in self.items if item.price is not None and item.price.of_another_region]:
+        if foreign := [item.price for item in self.items if item.price is not None and item.price.of_another_region]:
             raise AwsError(
-                f"--max-usd {max_usd:g} cannot be held: no price of this region is known, only {guessed[0]}",
-                "credentials with pricing:GetProducts, so that AWS is asked; or leave out --max-usd",
+                f"--max-usd {max_usd:g} cannot be enforced: no price for this region is known, only {foreign[0]}",
+                "use credentials with pricing:GetProducts to read the price from AWS, or omit --max-usd",
             )
         if self.worst_usd <= max_usd:
             return
         dearest = max(self.items, key=lambda item: item.worst_usd)
         if dearest.unbounded:
             raise AwsError(
-                f"nothing bounds what {dearest.kind} {dearest.name} costs, and --max-usd allows ${max_usd:.2f}",
-                "--hours instead of --keep, or leave out --max-usd",
+                f"the cost of {dearest.kind} {dearest.name} has no limit, but --max-usd allows ${max_usd:.2f}",
+                "use --hours instead of --keep, or omit --max-usd",
             )
         raise AwsError(
-            f"this may cost ${self.worst_usd:.2f}, and --max-usd allows ${max_usd:.2f}; the most of it is "
+            f"the maximum cost is ${self.worst_usd:.2f}, but --max-usd allows ${max_usd:.2f}; the largest item is "
             f"{dearest.kind} {dearest.name} (${dearest.worst_usd:.2f})",
-            "lower the hours or the instances, take another instance, or raise --max-usd",
+            "lower the hours or the instances, use another instance, or raise --max-usd",
         )
 
 
 def job_item(request: Request, price: Price, expected_hours: float | None = None) -> Item:
-    """A training job, from its request.
+    """Return the item of a training job.
 
     Args:
-        request: CreateTrainingJob's.
-        price: Of its instance.
-        expected_hours: As in Item.
+        request: The CreateTrainingJob request.
+        price: The price of its instance.
+        expected_hours: The expected hours; None if unknown.
     """
     longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S
     return Item(
@@ -187,16 +187,16 @@ def job_item(request: Request, price: Price, expected_hours: float | None = None
 
 
 def build_plan(request: Request, region: str = prices.REGION) -> Plan:
-    """A build of an image, from its project's request; CodeBuild's prices are the table's.
+    """Return the plan of an image build, with the bundled prices of CodeBuild.
 
     Args:
-        request: CreateProject's.
-        region: Where.
+        request: The CreateProject request.
+        region: The region of the build.
 
     Raises:
-        PlatformError: If the table has no price of its machine.
+        PlatformError: If the table has no price for the build machine.
     """
-    name, longest = request["name"], request["timeoutInMinutes"]
+    name, max_minutes = request["name"], request["timeoutInMinutes"]
     price = prices.find_price(request["environment"]["computeType"], region)
     return Plan(
         (
@@ -204,19 +204,19 @@ def build_plan(request: Request, region: str = prices.REGION) -> Plan:
             Item("role", "one for the run"),
             Item("repository", "one for all images"),
             Item("build-project", name),
-            Item("build", name, price, 1, (longest + 1) / 60, None, "timeoutInMinutes, and the minute that is begun"),
+            Item("build", name, price, 1, (max_minutes + 1) / 60, None, "timeoutInMinutes, plus the started minute"),
         )
     )
 
 
 def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> list[Item]:
-    """An endpoint and what belongs to it.
+    """Return the items of an endpoint and its resources.
 
     Args:
-        requests: By kind: model, endpoint-config, endpoint; schedule, without which it is unbounded; scaling-target,
-            whose largest number of instances then counts.
-        price: Of its instance.
-        hours: Until its expiry.
+        requests: The requests by kind: model, endpoint-config and endpoint; optionally schedule, without which the cost
+            has no limit, and scaling-target, whose maximum number of instances then counts.
+        price: The price of the instance.
+        hours: The hours until the expiry.
     """
     variants = requests["endpoint-config"]["ProductionVariants"]
     instances = sum(variant["InitialInstanceCount"] for variant in variants)
@@ -224,10 +224,10 @@ def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> 
     if "scaling-target" in requests:
         instances = max(instances, requests["scaling-target"]["MaxCapacity"])
     if "schedule" in requests:
-        until = f"the schedule, {hours:g} h after it is made, and {LATE_S} s until it calls"
-        endpoint = Item("endpoint", name, price, instances, hours + LATE_S / 3600, hours, until)
+        limit = f"the schedule, {hours:g} h after its creation, plus up to {LATE_S} s"
+        endpoint = Item("endpoint", name, price, instances, hours + LATE_S / 3600, hours, limit)
     else:
-        endpoint = Item("endpoint", name, price, instances, bounded_by="you, with aws down", unbounded=True)
+        endpoint = Item("endpoint", name, price, instances, bounded_by="only aws down", unbounded=True)
     return [
         *([Item("schedule", requests["schedule"]["Name"])] if "schedule" in requests else []),
         Item("model", requests["model"]["ModelName"]),
@@ -238,44 +238,44 @@ def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> 
 
 
 def elsewhere(plan: Plan, recipe: Recipe) -> list[Elsewhere]:
-    """The plan's training on GPUs and a CPU: the same hours; and the same work, where somebody published a speed.
+    """Return the cost of the plan's training on GPUs and a CPU: for the same hours and, with a published speed, work.
 
     Args:
-        plan: What will be made.
-        recipe: What is trained.
+        plan: The plan.
+        recipe: The recipe to train.
     """
     jobs = [item for item in plan.items if item.kind == "training-job" and item.price]
     if not jobs:
         return []
     hours, usd = jobs[0].worst_hours, jobs[0].worst_usd
     found = []
-    for name in BESIDE:
+    for name in COMPARED:
         price = prices.find_price(name)
         even = usd / price.usd_per_hour
         found.append(Elsewhere(name, "the same hours", hours, price.cost(hours), price.source, even))
     if (examples := examples_of(recipe)) is not None:
         for speed in PUBLISHED_SPEEDS:
             if speed.model == recipe.model.name_or_path:
-                needed = examples / speed.examples_per_s / 3600
+                speed_hours = examples / speed.examples_per_s / 3600
                 what = f"the same {examples:,.0f} examples"
-                found.append(Elsewhere(speed.instance, what, needed, needed * speed.price, speed.source))
+                found.append(Elsewhere(speed.instance, what, speed_hours, speed_hours * speed.price, speed.source))
     return found
 
 
 def examples_of(recipe: Recipe) -> float | None:
-    """Training examples times epochs; None where only the data could tell."""
+    """Return the number of training examples times epochs; None if it depends on the data."""
     train = recipe.train
     if train.max_steps is not None:
-        return None  # rows of a packed batch hold several examples
+        return None  # rows of a packed batch contain several examples
     count = training_examples(recipe.data)
     return None if count is None else count * train.num_train_epochs
 
 
 def published() -> Sequence[PublishedCost]:
-    """What others paid, and what a forgotten machine would."""
+    """Return published costs, and the cost of a machine that runs overnight by mistake."""
     return (*PUBLISHED_COSTS, forgotten_overnight("ml.g5.12xlarge"), forgotten_overnight("ml.g6.xlarge"))
 
 
 def _json_usd(usd: float) -> float | None:
-    """JSON has no infinity; what is unbounded is null there."""
+    """Return None for infinity, which JSON does not support."""
     return None if math.isinf(usd) else round(usd, 2)

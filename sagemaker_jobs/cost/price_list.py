@@ -1,4 +1,4 @@
-"""SageMaker's prices from AWS's own Price List, else the dated table; which of the two is always said."""
+"""SageMaker prices from the AWS Price List, else from the dated table; every price names its source."""
 
 import json
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from sagemaker_jobs.aws.account import Account
 
 SERVICE = "AmazonSageMaker"
 TRAINING, HOSTING, TRANSFORM = "Training", "Hosting", "Batch Transform"
-"""Components: the list has a product for each thing that an instance can do, and their prices may differ."""
+"""Components: the list has a separate product for each use of an instance, and their prices may differ."""
 
 
 def price_of(instance: str, component: str, account: Account | None, region: str = REGION) -> Price:
-    """What an instance costs: live where AWS answers, else from the table.
+    """Return the price of an instance from AWS, or from the table if AWS does not answer.
 
     Args:
-        instance: As SageMaker calls it.
-        component: TRAINING, HOSTING or TRANSFORM.
-        account: None: do not ask.
-        region: Where, without an account.
+        instance: The SageMaker instance type.
+        component: The use of the instance: TRAINING, HOSTING or TRANSFORM.
+        account: The account to request the price with; None for the table.
+        region: The region if there is no account.
 
     Raises:
-        AwsError: If AWS answers with anything but one price.
-        PlatformError: If AWS does not answer, and the table has no such instance.
+        AwsError: If AWS has no price or several prices.
+        PlatformError: If AWS does not answer, and the table does not contain the instance.
     """
     if account is None:
         return find_price(instance, region)
@@ -36,22 +36,22 @@ def price_of(instance: str, component: str, account: Account | None, region: str
         table = find_price(instance, account.region)
         return replace(table, instance=instance, source=f"{table.source} (no live price: {error.message:.120})")
     found = {price for product in products for price in _prices(product, component)}
-    instead = ""
-    if not found and component == TRANSFORM:  # some instances have no product of that name
+    note = ""
+    if not found and component == TRANSFORM:  # some instances have no product for this component
         found = {price for product in products for price in _prices(product, HOSTING)}
-        instead = f", {HOSTING}'s, for it has none for {TRANSFORM}"
+        note = f", {HOSTING} price, because there is none for {TRANSFORM}"
     if len(found) != 1:
         listing = ", ".join(f"{price:g}" for price in sorted(found)) or "none"
         raise AwsError(
-            f"AWS's Price List has {len(found)} prices of {instance} for {component} in {account.region}: {listing}",
-            "another --instance or --region; --offline takes the shipped table instead",
+            f"the AWS Price List has {len(found)} prices of {instance} for {component} in {account.region}: {listing}",
+            "use another --instance or --region, or --offline for the bundled price table",
         )
-    read = datetime.now(timezone.utc).date().isoformat()
-    return Price(instance, found.pop(), f"AWS Price List, {account.region}, {read}{instead}")
+    today = datetime.now(timezone.utc).date().isoformat()
+    return Price(instance, found.pop(), f"AWS Price List, {account.region}, {today}{note}")
 
 
 def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
-    """The service filters by region and instance; the component's attribute it does not take as a filter."""
+    """Yield the products of an instance in the region; the service cannot filter by component."""
     filters = {"regionCode": account.region, "instanceName": instance}
     listing = account.pages(
         "pricing",
@@ -65,7 +65,7 @@ def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
 
 
 def _prices(product: dict[str, Any], component: str) -> Iterator[float]:
-    """USD an hour on demand, of a product that is of the component."""
+    """Yield the on-demand prices in USD per hour of a product if it is for the component."""
     attributes = product.get("product", {}).get("attributes", {})
     if _plain(str(attributes.get("component", ""))) != _plain(component):
         return
@@ -76,5 +76,5 @@ def _prices(product: dict[str, Any], component: str) -> Iterator[float]:
 
 
 def _plain(component: str) -> str:
-    """Spelled with and without a space."""
+    """Return a component's name in lower case and without spaces, because AWS spells it in several ways."""
     return component.lower().replace(" ", "")

@@ -1,4 +1,4 @@
-"""What the same kind of work cost others, in figures and with their sources: the rows beside a plan."""
+"""Published costs and speeds of similar trainings with their sources, with which a plan is compared."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,21 @@ from neuron_sum.models.dimensions import DIALOGSUM_EXAMPLES
 from neuron_sum.platform.prices import find_price
 
 WRITE_UP = "a learner's write-up of fine-tuning FLAN-T5 on DialogSum"
-LAB = "AWS's SageMaker lab on FLAN-T5-large"
+LAB = "AWS SageMaker lab on FLAN-T5-large"
 
 OVERNIGHT_H = 12.0
 
 
 @dataclass(frozen=True)
 class PublishedCost:
-    """What somebody paid.
+    """Published cost of a training.
 
     Attributes:
-        what: For what.
-        instance: On what.
-        hours: For how long; None where nobody says.
-        usd: How much.
-        source: Who says so.
+        what: A description of the training.
+        instance: The instance type or machine.
+        hours: The hours; None if not published.
+        usd: The cost in USD.
+        source: The publication.
     """
 
     what: str
@@ -39,14 +39,14 @@ PUBLISHED_COSTS = (
 
 @dataclass(frozen=True)
 class PublishedSpeed:
-    """How fast somebody trained.
+    """Published speed of a training.
 
     Attributes:
         model: The base model's hub id.
         instance: The SageMaker instance with that hardware.
-        examples_per_s: Training examples.
-        usd_per_hour: What that instance costs; None: as the table says.
-        source: Who says so, and how the figure comes from what they say.
+        examples_per_s: The training examples per second.
+        usd_per_hour: The instance's price in USD per hour; None for the bundled price table.
+        source: The publication, with the figures from which the speed is derived.
     """
 
     model: str
@@ -57,7 +57,7 @@ class PublishedSpeed:
 
     @property
     def price(self) -> float:
-        """USD an hour."""
+        """The price in USD per hour."""
         return self.usd_per_hour if self.usd_per_hour is not None else find_price(self.instance).usd_per_hour
 
 
@@ -78,7 +78,7 @@ PUBLISHED_SPEEDS = (
 
 
 def forgotten_overnight(instance: str) -> PublishedCost:
-    """What a night costs if nobody turns the machine off, as in the write-up; a job and an expiry end by themselves."""
+    """Return the cost of a machine left on overnight, as in the write-up; jobs and endpoints with an expiry end."""
     price = find_price(instance)
     what = f"a machine forgotten overnight ({OVERNIGHT_H:.0f} h)"
     return PublishedCost(what, instance, OVERNIGHT_H, price.cost(OVERNIGHT_H), f"{WRITE_UP}; {price.source}")

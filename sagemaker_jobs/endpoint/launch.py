@@ -1,6 +1,6 @@
 """Launch of an endpoint: roles, then the expiry schedule, then model, configuration and endpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -186,10 +186,14 @@ def requests_of(launched: Launch) -> dict[str, Request]:
     return {call.kind: call.request for call in (*launched.calls, *launched.later) if call.kind is not None}
 
 
-def end_of(launched: Launch) -> datetime | None:
-    """The expiry of a launch's endpoint in UTC, known once its schedule is sent; None: no expiry."""
-    requests = requests_of(launched)
-    return time_of(requests["schedule"]) if "schedule" in requests else None
+def end_of(calls: Iterable[Call]) -> datetime | None:
+    """The time (UTC) at which AWS deletes an endpoint; None if it never does.
+
+    Args:
+        calls: The planned calls, followed by those that were sent: the last schedule counts.
+    """
+    ends = [time_of(call.request) for call in calls if call.kind == "schedule"]
+    return ends[-1] if ends else None
 
 
 def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:

@@ -1,6 +1,5 @@
 """Lifecycle of an endpoint: find it, wait until it is in service, read its expiry and size."""
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +7,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.console import duration
-from neuron_sum.doctor.explain import explain
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
-from sagemaker_jobs.aws.logs import Log, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
 from sagemaker_jobs.cleanup.kinds import hours_since
 from sagemaker_jobs.endpoint.requests import SCALING, VARIANT, scaling_target
@@ -57,12 +54,7 @@ def describe(account: Account, name: str) -> dict[str, Any] | None:
     Raises:
         AwsError: If the request fails.
     """
-    try:
-        return account.call("sagemaker", "describe_endpoint", EndpointName=name)
-    except Refused as refused:
-        if not refused.missing:
-            raise
-    return None
+    return account.find("sagemaker", "describe_endpoint", EndpointName=name)
 
 
 def find(account: Account, run_or_name: str) -> Endpoint:
@@ -114,15 +106,10 @@ def wait(
         EndpointFailed: If the endpoint fails, with the reason and the known cause from its log.
         AwsError: If the endpoint is deleted meanwhile, or AWS cannot be reached; it may still start in that case.
     """
-    log = Log(account, f"{ENDPOINT_LOGS}/{name}", f"{VARIANT}/")
-    before, lines = "", list[str]()
-
-    def remember(line: str) -> None:
-        report(line)
-        lines.append(line)
-
+    log = Log(account, f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/")
+    before = ""
     while True:
-        found = patiently(lambda: describe(account, name), name, report, every_s)
+        found = read_with_retry(lambda: describe(account, name), name, report, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
             raise AwsError(
                 f"{name} was deleted before it was in service",
@@ -134,20 +121,21 @@ def wait(
             report(
                 f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now"
             )
-        log.tell(remember)
+        log.print_new(report)
         if status in FAILED:
-            raise _failure(name, found, lines)
+            raise _failure(name, found, log)
         if status in ANSWERS:
             return
         time.sleep(every_s)
 
 
-def _failure(name: str, found: dict[str, Any], lines: list[str]) -> EndpointFailed:
+def _failure(name: str, found: dict[str, Any], log: Log) -> EndpointFailed:
     reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS reports no reason"
-    findings = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
-    known = f"; {findings[-1].cause.name}: {findings[-1].cause.cause}" if findings else ""
-    hint = findings[-1].cause.remedy if findings else f"Run `aws logs tail {ENDPOINT_LOGS}/{name}`."
-    return EndpointFailed(f"{name} failed: {reason}{known}", hint)
+    cause = known_cause(reason, log.lines)
+    known = f"; {cause.name}: {cause.cause}" if cause else ""
+    return EndpointFailed(
+        f"{name} failed: {reason}{known}", cause.remedy if cause else f"Run `aws logs tail {log.group}`."
+    )
 
 
 def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
@@ -156,11 +144,7 @@ def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
     Raises:
         AwsError: If the request fails.
     """
-    try:
-        schedule = account.call("scheduler", "get_schedule", Name=run.name("expiry"))
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    if (schedule := account.find("scheduler", "get_schedule", Name=run.name("expiry"))) is None:
         return None
     return time_of(schedule), str(schedule["Target"]["RoleArn"])
 

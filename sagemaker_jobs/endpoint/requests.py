@@ -122,7 +122,7 @@ def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
         at=at,
         role_arn=role_arn,
         target=EXPIRY_TARGET,
-        given={"EndpointName": run.name("endpoint")},
+        arguments={"EndpointName": run.name("endpoint")},
     )
 
 

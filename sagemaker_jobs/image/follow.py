@@ -9,9 +9,9 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
+from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.logs import Log, known_cause, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.cleanup.kinds import KINDS
 
@@ -33,11 +33,8 @@ def of_run(account: Account, run: str) -> str | None:
     listing = account.pages(
         "codebuild", "list_builds_for_project", "ids", projectName=Run(run, "").name("build"), sortOrder="DESCENDING"
     )
-    try:
+    with ignore_missing():
         return next((str(identity) for identity in listing), None)
-    except Refused as refused:
-        if not refused.missing:
-            raise
     return None
 
 
@@ -49,7 +46,7 @@ def started(account: Account, run: str, report: Callable[[str], None], every_s: 
         AwsError: If CodeBuild does not list the build.
     """
     for _ in range(NEW_BUILD_POLLS):
-        found = patiently(lambda: of_run(account, run), f"the build of {run}", report, every_s)
+        found = read_with_retry(lambda: of_run(account, run), f"the build of {run}", report, every_s)
         if found is not None:
             return found
         time.sleep(every_s)
@@ -78,7 +75,7 @@ def follow(
     log: Log | None = None
     before = ""
     while True:
-        found = patiently(
+        found = read_with_retry(
             lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, report, every_s
         )
         if not found:
@@ -93,7 +90,7 @@ def follow(
         if log is None and logs.get("groupName") and logs.get("streamName"):  # absent until a machine starts
             log = Log(account, logs["groupName"], logs["streamName"])
         if log is not None:
-            log.tell(report)
+            log.print_new(report)
         if build["buildStatus"] != RUNS:
             break
         time.sleep(every_s)
@@ -118,10 +115,10 @@ def clear(account: Account, ledger: Ledger, run: str) -> None:
     Raises:
         AwsError: If AWS refuses; `aws down` deletes the remaining resources.
     """
-    ends = {kind.name: kind.end for kind in KINDS}
+    delete = {kind.name: kind.delete for kind in KINDS}
     noted = {(entry.kind, entry.name) for entry in ledger.open(run)}  # empty on other machines
     for kind, name in (("build-project", Run(run, "").name("build")), ("role", Run(run, "").name("build-role"))):
-        ends[kind](account, name)
+        delete[kind](account, name)
         if (kind, name) in noted:
             ledger.note("gone", kind, name, run)
 
@@ -145,5 +142,5 @@ def _unsuccessful(build: dict[str, Any], log: Log | None) -> AwsError:
     )
     cause = known_cause(reason, log.lines if log else [])
     known = f"; {cause.name}: {cause.cause}" if cause else ""
-    tail = f"Run `aws logs tail {log.group} --log-stream-names {log.begins}`." if log else "The build has no log."
+    tail = f"Run `aws logs tail {log.group} --log-stream-names {log.prefix}`." if log else "The build has no log."
     return AwsError(f"{build['projectName']} {status}: {reason:.600}{known}", cause.remedy if cause else tail)

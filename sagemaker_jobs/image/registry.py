@@ -7,7 +7,7 @@ from typing import Any
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused
+from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, AwsContext
 
 ENDED = "djl-0.30-neuronx"
@@ -54,14 +54,10 @@ def look(account: Account, tag: str) -> Image | None:
     """
     if not _is_ours(account):
         return None
-    try:
-        [found] = account.call("ecr", "describe_images", repositoryName=PREFIX, imageIds=[{"imageTag": tag}])[
-            "imageDetails"
-        ]
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    answer = account.find("ecr", "describe_images", repositoryName=PREFIX, imageIds=[{"imageTag": tag}])
+    if answer is None:
         return None
+    [found] = answer["imageDetails"]
     return _image(account, found, tag)
 
 
@@ -76,15 +72,12 @@ def newest_image(account: Account, target: str) -> str:
         AwsError: If there is no image, or the request fails.
     """
     found: list[tuple[datetime, str]] = []
-    try:
+    with ignore_missing():
         listing = account.pages(
             "ecr", "describe_images", "imageDetails", repositoryName=PREFIX, filter={"tagStatus": "TAGGED"}
         )
         for image in listing:
             found += [(_pushed(image), tag) for tag in image["imageTags"] if tag.startswith(f"{target}-")]
-    except Refused as refused:
-        if not refused.missing:
-            raise
     if not found:
         raise AwsError(
             f"no serving image for {target} in {account.region}: the repository {PREFIX} has no tag {target}-…",
@@ -116,12 +109,10 @@ def _image(account: Account, found: dict[str, Any], tag: str) -> Image:
 
 def _is_ours(account: Account) -> bool:
     """Whether the repository exists; one without neuron-sum's tag belongs to somebody else and is not used."""
-    try:
-        [found] = account.call("ecr", "describe_repositories", repositoryNames=[PREFIX])["repositories"]
-    except Refused as refused:
-        if not refused.missing:
-            raise
+    answer = account.find("ecr", "describe_repositories", repositoryNames=[PREFIX])
+    if answer is None:
         return False
+    [found] = answer["repositories"]
     arn = found["repositoryArn"]
     if not any(tag["Key"] == RUN_TAG for tag in account.call("ecr", "list_tags_for_resource", resourceArn=arn)["tags"]):
         raise AwsError(

@@ -11,7 +11,7 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.logs import Log, known_cause, patiently
+from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import LOG_GROUP, TRANSFORM_LOG_GROUP
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -143,13 +143,13 @@ def follow(
     log = Log(account, kind.log_group, f"{name}/")  # each host has a log stream with this prefix
     before = ""
     while True:
-        job = patiently(lambda: describe(account, name, kind), name, report, every_s)
+        job = read_with_retry(lambda: describe(account, name, kind), name, report, every_s)
         if (now := f"{job.status}, {job.stage}") != before:
             before = now
             count = job.described[kind.resources]["InstanceCount"]
             cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
             report(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
-        log.tell(report)
+        log.print_new(report)
         if job.ended:
             break
         time.sleep(every_s)

@@ -1,4 +1,4 @@
-"""The bucket of a launch: checked, made where it is missing; what its owner has set there stays."""
+"""Bucket of a launch: check it, create it if it is missing, and keep the settings of its owner."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.launch.call import Call, create
 
 PARTS_KEPT_DAYS = 1
-"""What a killed upload leaves of a large file is removed by S3 itself."""
+"""Days after which S3 deletes the parts that a killed upload of a large file left."""
 
 UNSET = ("NoSuchTagSet", "NoSuchLifecycleConfiguration", "ServerSideEncryptionConfigurationNotFoundError")
-"""S3's words for a setting that a bucket has not."""
+"""Error codes of S3 for a setting that a bucket does not have."""
 
 
 def ready(
@@ -30,20 +30,20 @@ def ready(
     checkpoints: bool,
     own_role: bool,
 ) -> None:
-    """The bucket, checked to be the account's own; ours is made where it is missing, and its making completed.
+    """Verify that the account owns the bucket; create the default bucket, or add settings that it lacks.
 
     Args:
-        account: Whose.
-        ledger: Of it.
-        run: That needs it.
-        place: With its name.
-        calls: That make and set it; none for the caller's own.
-        encryption: Of the run's uploads, as put_object takes it.
-        checkpoints: Whether jobs of this launch write some.
-        own_role: Whether the run's role is made here, and may use no other key than the run's.
+        account: The account that owns the bucket.
+        ledger: The account's ledger.
+        run: The run that needs the bucket.
+        place: The destination with the bucket's name.
+        calls: The calls that create and configure the bucket; empty for a bucket from --bucket.
+        encryption: The encryption arguments of put_object for the run's uploads.
+        checkpoints: Whether jobs of this launch write checkpoints.
+        own_role: Whether the launch creates the run's role, which may use only the run's key.
 
     Raises:
-        AwsError: If it is not there, or AWS refuses.
+        AwsError: If the bucket does not exist, or AWS refuses a call.
     """
     bucket, owner = place.bucket, {"ExpectedBucketOwner": place.site.account}
     try:
@@ -52,64 +52,64 @@ def ready(
         if not refused.missing or not calls:
             hint = None if refused.missing else refused.hint
             raise AwsError(
-                f"bucket {bucket}: {refused.message}", hint or "--bucket with one that is there"
+                f"bucket {bucket}: {refused.message}", hint or "use --bucket with an existing bucket"
             ) from refused
         create(account, ledger, calls[0], run)
         for call in calls[1:]:
             account.call(call.service, call.operation, **call.request)
         return
-    whole = not calls or _complete(account, calls[1:], bucket, owner)
-    if whole or not encryption:
+    complete = not calls or _complete(account, calls[1:], bucket, owner)
+    if complete or not encryption:
         _check_encryption(account, bucket, owner, encryption.get("SSEKMSKeyId"), checkpoints, own_role)
 
 
 def _complete(account: Account, calls: tuple[Call, ...], bucket: str, owner: dict[str, str]) -> bool:
-    """Sets what our bucket lacks, each time: a kill may have come between it and its settings. Nothing there is lost.
+    """Add the settings that the default bucket lacks, because a kill may have prevented them; keep all others.
 
-    S3 replaces a bucket's tags and rules as a whole, so they are read first.
+    S3 replaces all tags and all rules of a bucket at once, so they are read first.
 
     Returns:
-        Whether it had been made whole; its encryption is set with its making only, before its tag.
+        Whether the bucket was complete before; encryption is set only at creation, before the tag.
     """
-    there = _read(account, "get_bucket_tagging", bucket, owner).get("TagSet", [])
-    whole = RUN_TAG in {tag["Key"] for tag in there}
+    present = _read(account, "get_bucket_tagging", bucket, owner).get("TagSet", [])
+    complete = RUN_TAG in {tag["Key"] for tag in present}
     for call in calls:
-        if call.operation == "put_bucket_encryption" and whole:
+        if call.operation == "put_bucket_encryption" and complete:
             continue
         request: dict[str, Any] | None = call.request
         if call.operation == "put_bucket_tagging":
-            request = _with_tags(call.request, there)
+            request = _with_tags(call.request, present)
         elif call.operation == "put_bucket_lifecycle_configuration":
             request = _with_rules(call.request, _read(account, "get_bucket_lifecycle_configuration", bucket, owner))
         if request is not None:
             account.call(call.service, call.operation, **request)
-    return whole
+    return complete
 
 
-def _with_tags(request: dict[str, Any], there: list[dict[str, str]]) -> dict[str, Any] | None:
-    """PutBucketTagging with what is there; None if ours are."""
-    known = {tag["Key"] for tag in there}
-    lacking = [tag for tag in request["Tagging"]["TagSet"] if tag["Key"] not in known]
-    return {**request, "Tagging": {"TagSet": [*there, *lacking]}} if lacking else None
+def _with_tags(request: dict[str, Any], present: list[dict[str, str]]) -> dict[str, Any] | None:
+    """Return a PutBucketTagging request that keeps the present tags; None if none is missing."""
+    known = {tag["Key"] for tag in present}
+    missing = [tag for tag in request["Tagging"]["TagSet"] if tag["Key"] not in known]
+    return {**request, "Tagging": {"TagSet": [*present, *missing]}} if missing else None
 
 
-def _with_rules(request: dict[str, Any], there: dict[str, Any]) -> dict[str, Any] | None:
-    """PutBucketLifecycleConfiguration with what is there; None if ours are."""
-    rules = there.get("Rules", [])
+def _with_rules(request: dict[str, Any], present: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a PutBucketLifecycleConfiguration request that keeps the present rules; None if none is missing."""
+    rules = present.get("Rules", [])
     known = {rule.get("ID") for rule in rules}
-    lacking = [rule for rule in request["LifecycleConfiguration"]["Rules"] if rule["ID"] not in known]
-    if not lacking:
+    missing = [rule for rule in request["LifecycleConfiguration"]["Rules"] if rule["ID"] not in known]
+    if not missing:
         return None
-    if any("Filter" not in rule for rule in rules):  # S3 takes no filter beside rules of the form before filters
-        lacking = [{**{k: v for k, v in rule.items() if k != "Filter"}, **rule["Filter"]} for rule in lacking]
-    # A setting of the whole document, which S3 resets where it is left out.
+    if any("Filter" not in rule for rule in rules):  # S3 does not accept a filter next to rules without one
+        missing = [{**{k: v for k, v in rule.items() if k != "Filter"}, **rule["Filter"]} for rule in missing]
+    # S3 resets this setting of the whole document if it is omitted.
     size = "TransitionDefaultMinimumObjectSize"
-    kept = {size: there[size]} if size in there else {}
-    return {**request, "LifecycleConfiguration": {"Rules": [*rules, *lacking]}, **kept}
+    minimum = {size: present[size]} if size in present else {}
+    return {**request, "LifecycleConfiguration": {"Rules": [*rules, *missing]}, **minimum}
 
 
 def _read(account: Account, operation: str, bucket: str, owner: dict[str, str]) -> dict[str, Any]:
-    """A setting of a bucket's; empty where it has none."""
+    """Return a setting of a bucket; empty if the bucket does not have it."""
     try:
         return account.call("s3", operation, Bucket=bucket, **owner)
     except Refused as refused:
@@ -121,62 +121,63 @@ def _read(account: Account, operation: str, bucket: str, owner: dict[str, str]) 
 def _check_encryption(
     account: Account, bucket: str, owner: dict[str, str], key: str | None, checkpoints: bool, own_role: bool
 ) -> None:
-    """Warns where a bucket's default encryption is not the run's: SageMaker takes no key for checkpoints.
+    """Warn if a bucket's default encryption is not the run's, because SageMaker accepts no key for checkpoints.
 
-    Whoever may not ask is warned only of what they asked for themselves.
+    A caller who may not read the encryption gets the warning only with --kms-key.
 
     Raises:
-        AwsError: If the run's role could not write there.
+        AwsError: If the run's role could not write to the bucket.
     """
     if not (own_role if key is None else checkpoints):
         return
     try:
-        found = _read(account, "get_bucket_encryption", bucket, owner)
+        encryption = _read(account, "get_bucket_encryption", bucket, owner)
     except Refused as refused:
         if key is not None:
-            console.warn(f"checkpoints get the default encryption of {bucket}, which cannot be read: {refused.message}")
+            console.warn(f"checkpoints use the default encryption of {bucket}, which is unreadable: {refused.message}")
         return
-    rules = found.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+    rules = encryption.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
     default: dict[str, str] = next((rule.get("ApplyServerSideEncryptionByDefault", {}) for rule in rules), {})
-    used = default.get("KMSMasterKeyID")
-    if key is not None and (used is None or _key_id(used) != _key_id(key)):
-        what = used or default.get("SSEAlgorithm", "none")
+    default_key = default.get("KMSMasterKeyID")
+    if key is not None and (default_key is None or _key_id(default_key) != _key_id(key)):
+        what = default_key or default.get("SSEAlgorithm", "none")
         console.warn(
-            f"checkpoints get the default encryption of {bucket}, which is {what}, not --kms-key: SageMaker takes no "
-            "key for them"
+            f"checkpoints use the default encryption of {bucket} ({what}) instead of --kms-key, because SageMaker "
+            "accepts no key for them"
         )
-    if key is None and used is not None and not used.endswith("alias/aws/s3"):  # which every role of the account may
+    # Every role of the account may use alias/aws/s3.
+    if key is None and default_key is not None and not default_key.endswith("alias/aws/s3"):
         raise AwsError(
-            f"{bucket} encrypts with {used}, which the role that is made may not use: nothing could be saved",
-            f"--kms-key {used}, or --role with one that may",
+            f"{bucket} encrypts with {default_key}, which the new role may not use, so the run could not save anything",
+            f"use --kms-key {default_key}, or --role with one that may use the key",
         )
 
 
 def _key_id(key: str) -> str:
-    """Of an ARN, or as it is."""
+    """Return the key id from a key's ARN or id."""
     return key.rpartition("/")[2]
 
 
 def bucket_calls(place: Destination, kms_key: str | None = None) -> tuple[Call, ...]:
-    """The bucket that is made where none is given: closed to the public, swept of killed uploads.
+    """Return the calls that create the default bucket: closed to the public, with parts of killed uploads deleted.
 
     Args:
-        place: Where.
-        kms_key: Of what is written without one, as SageMaker writes checkpoints; set when the bucket is made, and never
-            later, for a bucket is all runs'.
+        place: The destination with the bucket's name.
+        kms_key: The default KMS key, for example for checkpoints, which SageMaker writes without a key; set only when
+            the bucket is created, because all runs share it.
     """
     name, owner = place.bucket, {"ExpectedBucketOwner": place.site.account}
-    # us-east-1 is refused as a LocationConstraint: it is what a bucket has without one.
+    # S3 refuses us-east-1, its default, as a LocationConstraint.
     region = place.site.region
-    elsewhere = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    location = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     closed = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
-    swept = {
+    cleanup = {
         "ID": "parts-of-killed-uploads",
         "Status": "Enabled",
         "Filter": {"Prefix": ""},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": PARTS_KEPT_DAYS},
     }
-    encrypted = {
+    rule = {
         "ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": kms_key},
         "BucketKeyEnabled": True,
     }
@@ -185,19 +186,19 @@ def bucket_calls(place: Destination, kms_key: str | None = None) -> tuple[Call, 
         "put_bucket_encryption",
         {
             "Bucket": name,
-            "ServerSideEncryptionConfiguration": {"Rules": [encrypted]},
+            "ServerSideEncryptionConfiguration": {"Rules": [rule]},
             **owner,
         },
     )
     return (
-        Call("s3", "create_bucket", {"Bucket": name, **elsewhere}, "bucket", name),
-        *([encryption] if kms_key is not None else []),  # before the tag, by which a bucket is known to have it
-        # The bucket is all runs', so its tag names none.
+        Call("s3", "create_bucket", {"Bucket": name, **location}, "bucket", name),
+        *([encryption] if kms_key is not None else []),  # before the tag, which marks the bucket as complete
+        # All runs share the bucket, so its tag does not name a run.
         Call("s3", "put_bucket_tagging", {"Bucket": name, "Tagging": {"TagSet": tags({RUN_TAG: "all"})}, **owner}),
         Call("s3", "put_public_access_block", {"Bucket": name, "PublicAccessBlockConfiguration": closed, **owner}),
         Call(
             "s3",
             "put_bucket_lifecycle_configuration",
-            {"Bucket": name, "LifecycleConfiguration": {"Rules": [swept]}, **owner},
+            {"Bucket": name, "LifecycleConfiguration": {"Rules": [cleanup]}, **owner},
         ),
     )

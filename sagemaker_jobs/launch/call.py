@@ -1,7 +1,7 @@
-"""One request that makes something, and its making: intent and outcome in the ledger."""
+"""Request that creates or configures a resource, and its sending with intent and outcome in the ledger."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,20 +15,20 @@ from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.aws.place import Request
 
 ROLE_READY_S = 90.0
-"""A new role is not known everywhere at once; AWS speaks of seconds, and people wait for up to a minute."""
+"""Maximum seconds until AWS can assume a new role: AWS documents seconds, users report up to a minute."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request that makes or sets something.
+    """Request that creates or configures a resource.
 
     Attributes:
-        service: As boto3 calls it.
+        service: The service's name in boto3.
         operation: The client's method.
-        request: Its arguments.
-        kind: What it makes, for the ledger; None for what only sets something.
-        name: AWS's name for that.
-        late: Gives what of the request depends on the time at which it is sent, hours of uploads after it was written.
+        request: The method's arguments.
+        kind: The kind of resource that it creates, for the ledger; None if it only configures one.
+        name: The resource's name in AWS.
+        late: Returns the parameters that depend on the time of sending, which may be hours of uploads after planning.
     """
 
     service: str
@@ -38,23 +38,25 @@ class Call:
     name: str = ""
     late: Callable[[], Request] | None = None
 
+    def timed(self) -> "Call":
+        """The call with its time-dependent parameters set for sending it now."""
+        return self if self.late is None else replace(self, request={**self.request, **self.late()}, late=None)
+
     def send(self, account: Account) -> None:
-        """Sends it; `request` then is what was sent.
+        """Send the request as it is.
 
         Raises:
             AwsError: If AWS refuses, or cannot be reached.
         """
-        if self.late is not None:
-            self.request.update(self.late())
         account.call(self.service, self.operation, **self.request)
 
     def validate(self) -> None:
-        """Refuses what botocore would not send: unknown or missing members, wrong types, lengths and ranges.
+        """Reject a request that botocore would not send: unknown or missing members, wrong types, lengths and ranges.
 
-        The request is compared with AWS's description of the service; AWS is not asked.
+        The request is compared with botocore's model of the service, without a call to AWS.
 
         Raises:
-            AwsError: With what does not hold.
+            AwsError: If the request is invalid, with all errors.
             MissingExtraError: If botocore is not installed.
         """
         try:
@@ -68,10 +70,10 @@ class Call:
             raise AwsError(f"{self.service} has no operation {self.operation}")
         report = ParamValidator().validate(self.request, service.operation_model(operation).input_shape)
         if report.has_errors():
-            raise AwsError(f"{self.service} {operation} would be refused: {report.generate_report()}")
+            raise AwsError(f"{self.service} {operation}: invalid request: {report.generate_report()}")
 
     def as_dict(self) -> dict[str, Any]:
-        """For --dry-run."""
+        """Return the call as --dry-run prints it."""
         return {"service": self.service, "operation": self.operation, "request": self.request}
 
 
@@ -82,14 +84,25 @@ def _service(name: str) -> Any:
     return botocore.session.get_session().get_service_model(name)
 
 
-def create(account: Account, ledger: Ledger, call: Call, run: Run) -> None:
-    """One call, with its intent and outcome in the ledger.
+def create(
+    account: Account, ledger: Ledger, call: Call, run: Run, on_send: Callable[[Call], None] = lambda call: None
+) -> None:
+    """Send a call, and record its intent and outcome in the ledger.
 
-    A name that is taken is this run's own: a run's names are random, so an attempt whose reply was lost has made it.
+    A name that is taken belongs to this run: names are random, so an earlier attempt whose reply was lost created it.
+
+    Args:
+        account: The account to create the resource in.
+        ledger: The account's ledger.
+        call: The call to send.
+        run: The run that owns the resource.
+        on_send: Called with the call, as it is sent, just before each attempt.
 
     Raises:
-        AwsError: If AWS refuses, which is noted; or no answer came, and the intent stands.
+        AwsError: If AWS refuses, which is recorded, or does not answer, which leaves the intent open.
     """
+    call = call.timed()
+    on_send(call)
     if call.kind is None:
         call.send(account)
         return
@@ -105,15 +118,22 @@ def create(account: Account, ledger: Ledger, call: Call, run: Run) -> None:
         raise
 
 
-def create_with_new_role(account: Account, ledger: Ledger, call: Call, run: Run) -> None:
-    """The same for what takes a role that was made just now, which AWS may not be able to assume yet.
+def create_with_new_role(
+    account: Account, ledger: Ledger, call: Call, run: Run, on_send: Callable[[Call], None] = lambda call: None
+) -> None:
+    """Like `create`, for a call with a role that was just created, which AWS may not be able to assume yet.
+
+    Args:
+        account: The account to create the resource in.
+        ledger: The account's ledger.
+        call: The call to send.
+        run: The run that owns the resource.
+        on_send: Called with the call, as it is sent, just before each attempt.
 
     Raises:
-        AwsError: As `create`; a role that cannot be assumed only after ROLE_READY_S.
+        AwsError: As `create`; for a role that AWS cannot assume, only after ROLE_READY_S.
     """
-    unknown_yet = retry_if_exception(
-        lambda error: isinstance(error, Refused) and bool(ASSUME_ROLE.search(error.message))
-    )
-    Retrying(retry=unknown_yet, stop=stop_after_delay(ROLE_READY_S), wait=wait_fixed(5), reraise=True)(
-        create, account, ledger, call, run
+    not_ready = retry_if_exception(lambda error: isinstance(error, Refused) and bool(ASSUME_ROLE.search(error.message)))
+    Retrying(retry=not_ready, stop=stop_after_delay(ROLE_READY_S), wait=wait_fixed(5), reraise=True)(
+        create, account, ledger, call, run, on_send
     )

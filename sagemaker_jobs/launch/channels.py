@@ -14,11 +14,11 @@ DIGEST_DIGITS = 20
 
 @dataclass(frozen=True)
 class Channel:
-    """Files that come to a container in one folder.
+    """Files that a container receives in one folder.
 
     Attributes:
-        name: The channel's.
-        files: Where each is on this disk, by its name in the folder.
+        name: The channel's name.
+        files: The local path of each file, by its name in the folder.
     """
 
     name: str
@@ -27,47 +27,47 @@ class Channel:
     @property
     def digest(self) -> str:
         """The hash of all names and contents."""
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, path in sorted(self.files.items()):
-            whole.update(f"{name}\0{files.sha256(path)}\n".encode())
-        return whole.hexdigest()[:DIGEST_DIGITS]
+            digest.update(f"{name}\0{files.sha256(path)}\n".encode())
+        return digest.hexdigest()[:DIGEST_DIGITS]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The total size in bytes."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
 def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-    """Puts what is not there yet into S3; keys have the hash in them, so what is there is right.
+    """Upload the files that S3 does not have yet; keys contain the hash, so existing objects are up to date.
 
     Args:
-        account: Whose bucket it is.
-        bucket: Its name.
-        channel: What to upload.
-        encryption: Of every object, as put_object takes it.
+        account: The account that owns the bucket.
+        bucket: The bucket's name.
+        channel: The channel to upload.
+        encryption: The encryption arguments of put_object for every object.
 
     Yields:
-        Each file's name and bytes, once it is there.
+        The name and the size in bytes of each file, after its upload.
 
     Raises:
         AwsError: If AWS refuses.
     """
     prefix = inputs_prefix(channel.name, channel.digest)
     owner = {"ExpectedBucketOwner": account.id}
-    there = {
+    present = {
         item["Key"]: item["Size"]
         for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, **owner)
     }
     for name, path in sorted(channel.files.items()):
         size = path.stat().st_size
-        if there.get(prefix + name) != size:
+        if present.get(prefix + name) != size:
             account.upload(path, bucket, prefix + name, {**encryption, **owner})
         yield name, size
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """A file, or everything in a folder; hidden files stay here."""
+    """Return a file, or all files of a folder except hidden ones, by name."""
     if path.is_file():
         return {path.name: path}
     inside = (file for file in path.rglob("*") if file.is_file())

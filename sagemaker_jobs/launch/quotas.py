@@ -1,4 +1,4 @@
-"""Whether the account may have the instances that a launch asks for, before anything of it is made."""
+"""Service quotas of the account, compared with the instances of a launch before it creates anything."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,10 +11,10 @@ SERVICE = "sagemaker"
 
 
 def needed(calls: Iterable[Call]) -> dict[str, int]:
-    """The instances that requests ask for, by the name of SageMaker's quota for them.
+    """Return the number of instances that a launch requests, by the name of SageMaker's quota.
 
     Args:
-        calls: Of a launch; what runs on no instance is passed over.
+        calls: The calls of the launch; those without an instance are ignored.
     """
     sent = list(calls)
     most = max(
@@ -28,65 +28,65 @@ def needed(calls: Iterable[Call]) -> dict[str, int]:
 
 
 def check(account: Account, calls: Iterable[Call]) -> None:
-    """Refuses a launch for which the account's quotas are too small.
+    """Reject a launch that exceeds the account's quotas.
 
-    Only the limits are compared: what runs already counts against them, too, and AWS tells of that itself. Whoever may
-    not ask for quotas goes on without.
+    Only the limits are compared; instances that already run also count, and AWS checks them itself. If the caller may
+    not read quotas, the check is skipped with a note.
 
     Args:
-        account: Where.
-        calls: Of the launch.
+        account: The account and region of the launch.
+        calls: The calls of the launch.
 
     Raises:
-        AwsError: Naming the quota, and how to ask for a higher one.
+        AwsError: If a quota is too small, with a command that requests a higher one.
     """
     wanted = needed(calls)
     if not wanted:
         return
-    unseen = set(wanted)
+    unchecked = set(wanted)
     try:
-        # There is no search by name, and SageMaker has thousands: pages come until all are found.
+        # Quotas cannot be searched by name, and SageMaker has thousands, so pages are read until all are found.
         for quota in account.pages("service-quotas", "list_service_quotas", "Quotas", ServiceCode=SERVICE):
             name = quota["QuotaName"]
-            if name not in unseen:
+            if name not in unchecked:
                 continue
-            unseen.remove(name)
+            unchecked.remove(name)
             if quota["Value"] < wanted[name]:
                 raise TooSmall(name, quota, wanted[name], account.region)
-            if not unseen:
+            if not unchecked:
                 break
     except TooSmall:
         raise
     except AwsError as error:
-        console.note(f"quotas are not checked: {error.message}")
+        console.note(f"quotas not checked: {error.message}")
         return
-    for name in sorted(unseen):
-        console.note(f"AWS lists no quota {name!r} in {account.region}: not checked")
+    for name in sorted(unchecked):
+        console.note(f"quota {name!r} not checked: AWS does not list it in {account.region}")
 
 
 class TooSmall(AwsError):
-    """A quota does not allow what a launch asks for.
+    """A quota is too small for a launch.
 
     Args:
-        name: The quota's.
-        quota: As AWS lists it.
-        count: Instances that are asked for.
-        region: Where.
+        name: The quota's name.
+        quota: The quota as AWS lists it.
+        count: The number of instances that the launch requests.
+        region: The region of the launch.
     """
 
     def __init__(self, name: str, quota: dict[str, object], count: int, region: str) -> None:
-        asked = (
+        command = (
             f"aws service-quotas request-service-quota-increase --service-code {SERVICE} --quota-code "
             f"{quota['QuotaCode']} --desired-value {count} --region {region}"
         )
         super().__init__(
-            f"the quota {name!r} is {quota['Value']:g} in {region}, and this needs {count}",
-            f"{asked} asks for more (hours to days); or another --instance, or --region",
+            f"the quota {name!r} is {quota['Value']:g} in {region}, but the launch needs {count}",
+            f"run {command} (takes hours to days), or use another --instance or --region",
         )
 
 
 def _instances(call: Call, most: int) -> Iterator[tuple[str, int]]:
-    """What one call asks for; an endpoint of ours has one variant, which autoscaling may make as many as `most`."""
+    """Yield the quota name and number of instances of a call; autoscaling may grow an endpoint to `most` instances."""
     request = call.request
     if call.operation == "create_training_job":
         resources = request["ResourceConfig"]

@@ -20,15 +20,15 @@ def role_calls(
     *,
     policy_name: str = ROLE_POLICY,
 ) -> tuple[Call, ...]:
-    """A role of a run's, with its one policy.
+    """Return the calls that create a role of a run with one policy.
 
     Args:
-        run: Whose.
-        region: Where what has the role runs.
-        trust: Who may become it.
-        policy: What it may.
-        kind: What its name ends with: role, build-role or expiry-role.
-        policy_name: Where commands of a run share a role, each has a policy of its own there.
+        run: The run that owns the role.
+        region: The region in which the role is used.
+        trust: The trust policy.
+        policy: The permission policy.
+        kind: The end of the role's name: role, build-role or expiry-role.
+        policy_name: The policy's name, which differs between commands that share a role.
     """
     name = run.name(kind)
     return (
@@ -66,25 +66,25 @@ def job_role_calls(
     reads: Sequence[str] = (),
     image: str | None = None,
 ) -> tuple[Call, ...]:
-    """The role of a run's jobs and endpoint: what all of them need, and what this one needs besides.
+    """Return the calls that create the role of a run's jobs and endpoint, with a common and a stage's policy.
 
-    Two policies, for a role's may have 10,240 characters in all (IAM's quotas), and what one command needs must not
-    replace what another's job still needs.
+    There are two policies, because a role's policies may have 10,240 characters in total (IAM's quotas), and the
+    policy of one command must not replace the policy that another command's job still needs.
 
     Args:
-        run: Whose.
-        place: Where.
-        isolation: A key and a VPC.
-        stage: Whose needs are added.
-        reads: S3 addresses of the caller's.
-        image: The caller's own.
+        run: The run that owns the role.
+        place: The account, region and bucket of the run.
+        isolation: Encryption and network settings.
+        stage: The stage that needs the second policy, which gets its name.
+        reads: Further S3 addresses that the stage reads.
+        image: A custom image; None for the default.
     """
     site = place.site
     common = policies.job_policy(site, place.bucket, run=run)
     calls = role_calls(run, site.region, policies.trust_policy(site.account), common)
-    own = policies.extra_statements(site, isolation, reads=reads, image=image)
-    if not own:
+    further = policies.extra_statements(site, isolation, reads=reads, image=image)
+    if not further:
         return calls
-    document = json.dumps(policies.policy(*own))
+    document = json.dumps(policies.policy(*further))
     request = {"RoleName": run.name("role"), "PolicyName": stage, "PolicyDocument": document}
     return (*calls, Call("iam", "put_role_policy", request))

@@ -1,4 +1,4 @@
-"""The exact request of what ends something: a call to AWS, made by AWS's own clock until it has worked."""
+"""EventBridge schedules that delete an endpoint or stop a job, and retry until the call succeeds."""
 
 import json
 from datetime import datetime, timedelta, timezone
@@ -6,32 +6,32 @@ from datetime import datetime, timedelta, timezone
 from sagemaker_jobs.aws.place import Request
 
 EVERY_S = 600
-"""Nobody has written down that Scheduler tries again what AWS refuses, such as the end of an endpoint that is still
-being made: so the schedule itself comes back. Once the thing is gone, its calls fail, and cost nothing."""
+"""Seconds between a schedule's calls. It repeats, because it is not documented that Scheduler retries refused calls,
+such as deleting an endpoint that is still being created. Once the resource is gone, calls fail at no cost."""
 
 KEEPS_TRYING = timedelta(days=7)
 
 LATE_S = 60
-"""EventBridge Scheduler calls within a minute of its time."""
+"""Maximum delay in seconds of a call by EventBridge Scheduler."""
 
 RETRIES = {"MaximumEventAgeInSeconds": EVERY_S, "MaximumRetryAttempts": 185}
-"""What could not be delivered is tried again until the next call comes; 185 are the most."""
+"""Undelivered calls are retried until the next call; 185 is the largest number of retries."""
 
 
-def create_ending(name: str, *, at: datetime, role_arn: str, target: str, given: Request) -> Request:
-    """CreateSchedule for a call to AWS that ends something, from then on again and again, and at last for the schedule.
+def create_ending(name: str, *, at: datetime, role_arn: str, target: str, arguments: Request) -> Request:
+    """Return a CreateSchedule request that calls AWS repeatedly to delete or stop a resource, then deletes itself.
 
-    A schedule carries no tags (its group can); the name tells whose it is. UpdateSchedule takes the same, and sets to
-    its default what is left out.
+    A schedule cannot have tags (its group can), so its name contains the run. UpdateSchedule takes the same request,
+    and resets omitted parameters to their defaults.
 
     Args:
-        name: The schedule's.
-        at: When first, with its time zone.
-        role_arn: What may make that call, for the scheduler.
-        target: The call, as Scheduler's universal targets name it: sagemaker:deleteEndpoint.
-        given: The call's arguments.
+        name: The schedule's name.
+        at: The time of the first call, with its time zone.
+        role_arn: The role with which the scheduler makes the call.
+        target: The call's name as a universal target of Scheduler, such as sagemaker:deleteEndpoint.
+        arguments: The call's arguments.
     """
-    partition = role_arn.split(":")[1]  # a role is of the partition that its account is in
+    partition = role_arn.split(":")[1]  # the partition of a role is that of its account
     return {
         "Name": name,
         "ScheduleExpression": f"rate({EVERY_S // 60} minutes)",
@@ -41,32 +41,32 @@ def create_ending(name: str, *, at: datetime, role_arn: str, target: str, given:
         "Target": {
             "Arn": f"arn:{partition}:scheduler:::aws-sdk:{target}",
             "RoleArn": role_arn,
-            "Input": json.dumps(given),
+            "Input": json.dumps(arguments),
             "RetryPolicy": RETRIES,
         },
     }
 
 
 def times(at: datetime) -> Request:
-    """When a schedule makes its first call, and from when on none: what of its request depends on the time.
+    """Return the time-dependent parameters of a schedule: its start and its end.
 
     Args:
-        at: The first, with its time zone.
+        at: The time of the first call, with its time zone.
     """
     first = at.astimezone(timezone.utc).replace(microsecond=0)
     return {"StartDate": first.isoformat(), "EndDate": (first + KEEPS_TRYING).isoformat()}
 
 
 def times_after(hours: float) -> Request:
-    """The same, so many hours from now on."""
+    """Return the same for a first call the given number of hours from now."""
     return times(datetime.now(timezone.utc) + timedelta(hours=hours))
 
 
 def time_of(schedule: Request) -> datetime:
-    """When a schedule makes its first call (UTC).
+    """Return the time of a schedule's first call (UTC).
 
     Args:
-        schedule: A request of `create_ending`, or what GetSchedule answers.
+        schedule: A request from `create_ending`, or the answer of GetSchedule.
     """
     first = schedule["StartDate"]
     return (datetime.fromisoformat(first) if isinstance(first, str) else first).astimezone(timezone.utc)

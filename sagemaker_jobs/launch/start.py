@@ -1,4 +1,4 @@
-"""All that a start sends, in its order: bucket, uploads, roles, and what they are for; the ledger beside it."""
+"""Start of a job or endpoint: create the bucket, upload inputs, create roles and resources, and record them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from sagemaker_jobs.launch.channels import Channel, upload
 
 @dataclass(frozen=True)
 class Copy:
-    """One object that S3 copies.
+    """Object that S3 copies.
 
     Attributes:
-        source: Its address.
-        key: Where to, in the launch's bucket.
+        source: The source's S3 address.
+        key: The target key in the launch's bucket.
     """
 
     source: str
@@ -34,18 +34,18 @@ class Copy:
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a start is.
+    """All requests of a start.
 
     Attributes:
-        run: Whose.
-        place: Where.
-        calls: What it is for, in the order of their making.
-        channels: What is uploaded first.
-        bucket_calls: That make and set the bucket; none for the caller's own.
-        role_calls: That make roles; none for the caller's own.
-        encryption: Of every upload, as put_object takes it.
-        copies: From S3 to keys of the bucket, once the uploads are there.
-        later: What can be sent only when the rest has come up; `start` does not.
+        run: The run that owns the resources.
+        place: The account, region, bucket and role.
+        calls: The main calls, in order.
+        channels: The input channels, which are uploaded first.
+        bucket_calls: The calls that create and configure the bucket; empty for a bucket from --bucket.
+        role_calls: The calls that create roles; empty for existing roles.
+        encryption: The encryption arguments of put_object for every upload.
+        copies: The copies from S3 to the bucket, made after the uploads.
+        later: The calls for when the resources are in service, which `start` does not send.
     """
 
     run: Run
@@ -59,7 +59,7 @@ class Launch:
     later: tuple[Call, ...] = ()
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Every request in its order; an upload's body is the file."""
+        """Return all requests in order; the body of an upload is the file's path."""
         uploads = [
             Call(
                 "s3",
@@ -89,58 +89,65 @@ class Launch:
             )
             for copy in self.copies
         ]
-        made = (*self.bucket_calls, *uploads, *copies, *self.role_calls, *self.calls, *self.later)
-        return [call.as_dict() for call in made]
+        calls = (*self.bucket_calls, *uploads, *copies, *self.role_calls, *self.calls, *self.later)
+        return [call.as_dict() for call in calls]
 
 
 def place_of(run: Run, site: AwsContext, *, bucket: str | None = None, role_arn: str | None = None) -> Destination:
-    """Where a run's things go: the caller's bucket and role, or those that are made for it.
+    """Return the destination of a run, with an existing bucket and role or those that are created for it.
 
     Args:
-        run: Whose.
-        site: Where.
-        bucket: The caller's own.
-        role_arn: The caller's own.
+        run: The run that owns the resources.
+        site: The account and region.
+        bucket: An existing bucket; None for the default bucket.
+        role_arn: An existing role; None for a new role.
     """
     return Destination(site, bucket or site.bucket, role_arn or site.role_arn(run.name("role")))
 
 
 def encryption_of(isolation: NetworkSecurity) -> dict[str, str]:
-    """Of uploads, as put_object takes it."""
+    """Return the encryption arguments of put_object for uploads."""
     key = isolation.kms_key
     return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
 
-def start(account: Account, ledger: Ledger, made: Launch, on_upload: Callable[[int], None]) -> None:
-    """Sends a launch; whatever it makes is in the ledger before it is there.
+def start(
+    account: Account,
+    ledger: Ledger,
+    launch: Launch,
+    on_upload: Callable[[int], None],
+    on_send: Callable[[Call], None] = lambda call: None,
+) -> None:
+    """Send a launch; the ledger has every resource before it is created.
 
     Args:
-        account: Where.
-        ledger: Of that account and region.
-        made: What to send.
-        on_upload: Told each file's bytes, once it is there.
+        account: The account and region.
+        ledger: The account's ledger.
+        launch: The launch to send.
+        on_upload: Called with each file's size in bytes after its upload.
+        on_send: Called with each of the launch's main calls, as it is sent, just before each attempt.
 
     Raises:
-        AwsError: If AWS refuses, or cannot be reached; `aws down` removes what was made by then.
+        AwsError: If AWS refuses, or cannot be reached; `aws down` deletes the resources created so far.
     """
     bucket.ready(
         account,
         ledger,
-        made.run,
-        made.place,
-        made.bucket_calls,
-        made.encryption,
-        checkpoints=any("CheckpointConfig" in call.request for call in made.calls),
-        own_role=bool(made.role_calls),
+        launch.run,
+        launch.place,
+        launch.bucket_calls,
+        launch.encryption,
+        checkpoints=any("CheckpointConfig" in call.request for call in launch.calls),
+        own_role=bool(launch.role_calls),
     )
-    for channel in made.channels:
-        for _, size in upload(account, made.place.bucket, channel, made.encryption):
+    for channel in launch.channels:
+        for _, size in upload(account, launch.place.bucket, channel, launch.encryption):
             on_upload(size)
-    for copy in made.copies:
-        extra = {**made.encryption, "ExpectedBucketOwner": made.place.site.account}
-        account.copy(copy.place, made.place.bucket, copy.key, extra)
-    for call in made.role_calls:
-        create(account, ledger, call, made.run)
-    send = create_with_new_role if made.role_calls else create
-    for call in made.calls:
-        send(account, ledger, call, made.run)
+    for copy in launch.copies:
+        extra = {**launch.encryption, "ExpectedBucketOwner": launch.place.site.account}
+        account.copy(copy.place, launch.place.bucket, copy.key, extra)
+    for call in launch.role_calls:
+        create(account, ledger, call, launch.run)
+    send = create_with_new_role if launch.role_calls else create
+    for call in launch.calls:
+        send(account, ledger, call, launch.run, on_send)

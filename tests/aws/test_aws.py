@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, tuple[str, str, int], str]] = {
     "missing quota": (
         "sagemaker.CreateTrainingJob",
         ("ResourceLimitExceeded", "The account-level service limit 'ml.c7i.4xlarge for training job usage' is 0", 400),
-        "ask for a higher quota",
+        "request a higher quota",
     ),
     "expired token": (
         "sts.GetCallerIdentity", ("ExpiredToken", "The security token included in the request is expired", 403),
@@ -135,11 +135,13 @@ REFUSED: dict[str, tuple[str, tuple[str, str, int], str]] = {
         "sagemaker.CreateTrainingJob", ("AccessDeniedException", "User is not authorized to perform", 400),
         "neuron-sum aws iam",
     ),
-    "bucket of another account": ("s3.HEAD Bucket", ("403", "Forbidden", 403), "the bucket is another account's"),
+    "bucket of another account": (
+        "s3.HEAD Bucket", ("403", "Forbidden", 403), "use --bucket if this one belongs to another account"
+    ),
     "image not in the region": (
         "sagemaker.CreateTrainingJob",
         ("ValidationException", "The repository of your image 1.dkr.ecr.us-east-1.amazonaws.com/x does not exist", 400),
-        "that image is not in us-east-1",
+        "the image is not in us-east-1",
     ),
 }  # fmt: skip
 
@@ -170,8 +172,8 @@ def test_a_role_that_cannot_be_assumed(aws: AwsServer, neuron_sum: CommandLine, 
     ("change", "told"),
     [
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no AWS credentials were found"),
-        ({"AWS_REGION": "us-est-1", "AWS_DEFAULT_REGION": "us-est-1"}, "no region 'us-est-1' with SageMaker"),
-        ({"AWS_REGION": None, "AWS_DEFAULT_REGION": None}, "no AWS region"),
+        ({"AWS_REGION": "us-est-1", "AWS_DEFAULT_REGION": "us-est-1"}, "'us-est-1' is not a region with SageMaker"),
+        ({"AWS_REGION": None, "AWS_DEFAULT_REGION": None}, "no AWS region is set"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "AWS did not answer"),
         ({"AWS_PROFILE": "nobody"}, "no AWS credentials"),
     ],
@@ -214,7 +216,7 @@ def test_a_plan_says_whose_prices_they_are(aws: AwsServer, neuron_sum: CommandLi
 def test_a_plan_above_its_limit_is_refused(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
     made = neuron_sum("aws", "plan", "tiny", "--offline", "--max-usd", "1")
     assert made.returncode == 14
-    assert "this may cost $" in made.stderr and "--max-usd allows $1.00" in made.stderr
+    assert "the maximum cost is $" in made.stderr and "--max-usd allows $1.00" in made.stderr
     started = neuron_sum(*TRAIN, "--wheelhouse", str(wheels), "--max-usd", "1")
     assert started.returncode == 14
     assert aws.everything() == []

@@ -153,7 +153,7 @@ def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
     aws.script.refusals["sagemaker.CreateTransformJob"] = FULL
     for words, left in (((run, *ON_CPU), [f"role neuron-sum-{run}-role"]), (OURS, [f"role neuron-sum-{run}-role"])):
         error = error_of(*words)
-        assert "ask for a higher quota" in error["hint"] and "all is rolled back" in error["hint"]
+        assert "request a higher quota" in error["hint"] and "everything was rolled back" in error["hint"]
         assert aws.everything() == left, "the run's jobs had it before"
 
 
@@ -161,7 +161,7 @@ def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> Non
     """Its attempt has the same number: a name that is taken would count as made, with the old end and model."""
     run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
     aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
-    assert "the roll-back failed, too" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
+    assert "the rollback also failed" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
     assert {line.split()[0] for line in aws.everything()} == {"role", "schedule", "model"}
     aws.script.refusals.clear()
     aws.script.looks = None
@@ -258,7 +258,10 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     ]
     [job] = [item for item in made["plan"]["items"] if item["kind"] == "transform-job"]
     assert job["worst_usd"] == pytest.approx(0.99 * (2 + 180 / 3600), abs=0.01)
-    assert "this may cost $" in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]
+    assert (
+        "the maximum cost is $"
+        in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]
+    )
 
 
 def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
@@ -282,7 +285,10 @@ def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
     assert result_of(*words)["plan"]["items"][-1]["usd_per_hour"] == 2.0
     del aws.script.prices["ml.inf2.xlarge", "BatchTransform"]
     told = result_of(*words)["plan"]["items"][-1]
-    assert told["usd_per_hour"] == 1.0 and "Hosting's, for it has none" in told["price_source"]
+    assert (
+        told["usd_per_hour"] == 1.0
+        and "Hosting price, because there is none for Batch Transform" in told["price_source"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,24 +83,24 @@ def test_a_bucket_made_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -
     assert default_key(aws) == KEY
     assert "checkpoints" not in told("--kms-key", KEY)
     warned = told("--kms-key", OTHER)
-    assert f"checkpoints get the default encryption of {BUCKET}, which is {KEY}, not --kms-key" in warned
+    assert f"checkpoints use the default encryption of {BUCKET} ({KEY}) instead of --kms-key" in warned
     assert default_key(aws) == KEY, "a bucket is all runs'"
     # And a run without a key would have a role that may not use the bucket's, and lose what it made.
     refused = neuron_sum(*TRAIN)
     assert refused.exit_code == 14
-    assert f"encrypts with {KEY}, which the role that is made may not use" in refused.stderr
+    assert f"encrypts with {KEY}, which the new role may not use" in refused.stderr
     assert f"--kms-key {KEY}, or --role" in refused.stderr
 
 
 def test_a_bucket_that_is_there_is_not_encrypted_anew_and_that_is_said(aws: AwsServer) -> None:
     assert "warning: checkpoints" not in told()
-    assert f"checkpoints get the default encryption of {BUCKET}" in told("--kms-key", KEY)
+    assert f"checkpoints use the default encryption of {BUCKET}" in told("--kms-key", KEY)
     aws.boto3("s3").create_bucket(Bucket="own-bucket")
     own = ("--bucket", "own-bucket", "--kms-key", KEY)
-    assert "checkpoints get the default encryption of own-bucket" in told(*own)
+    assert "checkpoints use the default encryption of own-bucket" in told(*own)
     aws.script.refusals["s3.GET Bucket ?encryption"] = ("AccessDenied", "Access Denied", 403)
-    assert "own-bucket, which cannot be read" in told(*own)
-    assert "cannot be read" not in told("--bucket", "own-bucket")
+    assert "own-bucket, which is unreadable" in told(*own)
+    assert "is unreadable" not in told("--bucket", "own-bucket")
     assert "s3.PUT Bucket ?encryption" not in aws.calls
 
 

@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, role_path, run_meant, run_of
+from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, parse_run_id, role_path, run_of
 from sagemaker_jobs.cleanup.down import needs
 from sagemaker_jobs.cleanup.inventory import Inventory, look
 from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
@@ -126,7 +126,7 @@ def test_what_may_not_be_looked_at_is_said_and_the_rest_is_removed(aws: AwsServe
     aws.script.refusals[call] = ("AccessDeniedException", "not authorized to perform this", 400)
     down = neuron_sum("aws", "down", "--all", "--every", "0.01")
     assert down.exit_code == 14
-    assert "not all could be removed" in down.stderr and "neuron-sum aws iam" in down.stderr
+    assert "not everything was deleted" in down.stderr and "neuron-sum aws iam" in down.stderr
     assert not [item for item in aws.everything() if "endpoint" in item]
     status = neuron_sum("aws", "status")
     assert status.exit_code == 0 and "the list is incomplete" in status.stderr
@@ -152,7 +152,7 @@ def test_what_ends_an_endpoint_stays_until_it_is_gone(aws: AwsServer, call: str)
     make_all(aws, RUN)
     aws.script.refusals[call] = DENIED
     said = stops(*DOWN)
-    assert "not authorized" in said and "kept for what may still run" in said and RUN.name("expiry") in said
+    assert "not authorized" in said and "kept for resources that may still run" in said and RUN.name("expiry") in said
     assert {item.split()[0] for item in aws.everything()} == {*NEEDED, "endpoint"}
     aws.script.refusals.clear()
     assert neuron_sum("aws", *DOWN).exit_code == 0
@@ -195,15 +195,15 @@ def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkey
 @pytest.mark.parametrize("words", [("down", "--artifacts"), ("down", "--check"), ("status",)])
 def test_what_is_no_runs_id_does_nothing(aws: AwsServer, words: tuple[str, ...], said: str) -> None:
     told = stops(words[0], said, *words[1:])
-    assert f"{said!r} is no run" in told and "neuron-sum aws status" in told
+    assert f"{said!r} is not a run" in told and "neuron-sum aws status" in told
     assert aws.calls == []
 
 
 def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
     for name in ("endpoint", "config", "expiry-role"):
-        assert run_meant(RUN.name(name)) == RUN.id
-    assert run_meant(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
-    assert run_meant(f"{RUN.name('build')}:0123-4567") == RUN.id
+        assert parse_run_id(RUN.name(name)) == RUN.id
+    assert parse_run_id(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
+    assert parse_run_id(f"{RUN.name('build')}:0123-4567") == RUN.id
     make_all(aws, RUN)
     assert {
         item["run"] for item in json.loads(neuron_sum("aws", "status", RUN.name("endpoint"), "--json").stdout)["ours"]
@@ -211,11 +211,11 @@ def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
 
 
 def test_a_mistyped_run_is_told_with_those_that_there_are(aws: AwsServer) -> None:
-    assert "there is none here" in stops("down", OTHER.id)
+    assert "no runs in this region" in stops("down", OTHER.id)
     make_all(aws, RUN)
     for words in (("down", OTHER.id), ("down", OTHER.id, "--check"), ("down", OTHER.id, "--artifacts")):
         told = stops(*words)
-        assert f"no run {OTHER.id!r}" in told and RUN.id in told
+        assert f"unknown run {OTHER.id!r}" in told and RUN.id in told
     assert len({item.split()[0] for item in aws.everything()}) == len(KINDS)
     for words in (DOWN, DOWN, (*DOWN, "--check")):  # once more is no error: the ledger knows it
         assert neuron_sum("aws", *words).exit_code == 0
@@ -250,7 +250,7 @@ def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr
     [stays] = json.loads(gone.stdout)["stays"]
-    assert BUCKET in stays and "2 objects that are not ours" in stays
+    assert BUCKET in stays and "2 objects not created by neuron-sum" in stays
     assert [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET)["Contents"]] == ["mine", "neuron-sum/data.jsonl"]
     assert [entry.name for entry in ledger.open()] == [BUCKET], "it is still there"
     for key in ("mine", "neuron-sum/data.jsonl"):
@@ -264,7 +264,7 @@ def test_old_versions_that_stay_are_told(aws: AwsServer) -> None:
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr
     versions, bucket = json.loads(gone.stdout)["stays"]
-    assert "old versions of 2 objects" in versions and "still old versions" in bucket
+    assert "old versions of 2 objects" in versions and "because it contains old versions" in bucket
     assert aws.kept() == [f"bucket {BUCKET}"]
 
 

@@ -138,7 +138,7 @@ def test_extend_moves_the_expiry(aws: AwsServer) -> None:
     assert extended["ended_before"] == first.isoformat() and extended["worst_usd"] == pytest.approx(
         (5 + 1 / 60) * 0.857, abs=0.01
     )
-    assert "may cost $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
+    assert "the maximum cost is $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
     again = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
     assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
     last = time_of(again)
@@ -218,11 +218,12 @@ REFUSALS: dict[str, tuple[str, tuple[str, str, int], str]] = {
     "quota": (
         "sagemaker.CreateEndpoint",
         ("ResourceLimitExceeded", "The account-level service limit 'ml.c7i.4xlarge for endpoint usage' is 0", 400),
-        "ask for a higher quota",
+        "request a higher quota",
     ),
     "no pass role": ("sagemaker.CreateModel", ("AccessDeniedException", "not authorized: PassRole", 400), "aws iam"),
     "scheduler": (
-        "scheduler.POST /schedules", ("ServiceQuotaExceededException", "too many schedules", 402), "AWS's word",
+        "scheduler.POST /schedules", ("ServiceQuotaExceededException", "too many schedules", 402),
+        "AWS error code: ServiceQuotaExceededException",
     ),
 }  # fmt: skip
 
@@ -232,7 +233,7 @@ def test_what_is_refused_is_rolled_back(aws: AwsServer, name: str) -> None:
     call, answer, remedy = REFUSALS[name]
     aws.script.refusals[call] = answer
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU))
-    assert remedy in error and "all is rolled back" in error
+    assert remedy in error and "everything was rolled back" in error
     assert aws.everything() == []
     assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open()} == {"bucket"}
 
@@ -244,7 +245,7 @@ def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> N
     result = neuron_sum("aws", "deploy", RUN.id, *CPU)
     error = failed(result)
     assert "failed: The primary container did not pass" in error and "compiler-killed" in error
-    assert "all is rolled back" in error
+    assert "everything was rolled back" in error
     assert aws.everything() == [f"role {RUN.name('role')}"], "the run's jobs had it before"
     assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
 
@@ -258,7 +259,7 @@ def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) 
     before = aws.everything()
     assert {left.split()[0] for left in before} == {"role", "schedule", "model", "transform-job"}
     aws.script.refusals["sagemaker.CreateEndpoint"] = ("ResourceLimitExceeded", "the limit is 0", 400)
-    assert "all is rolled back" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
+    assert "everything was rolled back" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
     assert aws.everything() == before
 
 
@@ -266,7 +267,7 @@ def test_what_cannot_be_rolled_back_is_told(aws: AwsServer) -> None:
     aws.script.endpoint_end = "Failed"
     aws.script.refusals["sagemaker.DeleteEndpoint"] = ("AccessDeniedException", "not authorized", 400)
     result = neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU)
-    assert "roll-back failed, too" in failed(result) and "neuron-sum aws down model-" in failed(result)
+    assert "the rollback also failed" in failed(result) and "neuron-sum aws down model-" in failed(result)
     assert [left.split()[0] for left in aws.everything()].count("schedule") == 1, "it still ends the endpoint"
     aws.script.refusals.clear()
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
@@ -277,7 +278,7 @@ def test_what_may_not_be_read_is_no_failure_of_the_endpoint(aws: AwsServer) -> N
     model, denied = archive(Path("model.tar.gz")), ("AccessDeniedException", "not authorized", 400)
     aws.script.refusals["logs.DescribeLogStreams"] = denied
     made = neuron_sum("aws", "deploy", model, *CPU, "--json")
-    assert told(made)["status"] == "InService" and made.stderr.count("going on without the log") == 1
+    assert told(made)["status"] == "InService" and made.stderr.count("continuing without the log") == 1
     aws.script.refusals["sagemaker.DescribeEndpoint"] = denied
     error = failed(neuron_sum("aws", "deploy", model, *CPU))
     assert "neuron-sum aws down model-" in error
@@ -372,7 +373,7 @@ def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
 def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"), "inf2")
     scaled = ("--max-instances", "3", "--invocations-per-instance", "60", "--every", "0.01")
-    assert "may cost $5.99" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
+    assert "the maximum cost is $5.99" in failed(neuron_sum("aws", "deploy", model, *scaled, "--max-usd", "5"))
     assert "--invocations-per-instance 60" in failed(neuron_sum("aws", "deploy", model, "--max-instances", "3"))
     assert aws.everything() == []
     made = told(neuron_sum("aws", "deploy", model, *scaled, "--json"))
@@ -439,7 +440,7 @@ def test_a_price_nobody_knows_and_an_instance_that_is_none(aws: AwsServer) -> No
     assert "no price of ml.c99.huge" in failed(neuron_sum(*words), 13)
     aws.script.prices = {("ml.c99.huge", "Hosting"): [1.0]}
     error = failed(neuron_sum(*words))
-    assert "ml.c99.huge" in error and "all is rolled back" in error
+    assert "ml.c99.huge" in error and "everything was rolled back" in error
     assert aws.everything() == []
 
 

@@ -258,7 +258,7 @@ def test_a_build_is_followed_over_a_blip_and_without_its_log(aws: AwsServer, mon
     aws.script.refusals["logs.DescribeLogStreams"] = DENIED
     monkeypatch.setattr("time.sleep", lambda _: None)
     done = neuron_sum(*COMMANDS["image"].words)
-    assert done.exit_code == 0 and words_of(done.stderr).count("going on without the log") == 1, done.stderr
+    assert done.exit_code == 0 and words_of(done.stderr).count("continuing without the log") == 1, done.stderr
 
 
 @pytest.mark.parametrize("answer", [GONE, DENIED])
@@ -267,7 +267,7 @@ def test_a_log_that_cannot_be_read_is_said_once(aws: AwsServer, answer: tuple[st
     aws.script.refusals["logs.DescribeLogStreams"] = answer
     done = neuron_sum(*TRAIN, "--wheelhouse", "wheels")
     assert done.exit_code == 0, done.stderr
-    assert words_of(done.stderr).count("going on without the log") == 1, done.stderr
+    assert words_of(done.stderr).count("continuing without the log") == 1, done.stderr
     asked = aws.calls.count("logs.DescribeLogStreams")
     assert asked == 1 if answer is DENIED else asked > 4, "one that is denied stays so; another may come back"
 
@@ -291,7 +291,7 @@ def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str,
     aws.script.refusals["sagemaker.DescribeTransformJob"] = answer
     batch = neuron_sum(*COMMANDS["batch"].words, "--json")
     hint = json.loads(batch.stderr.splitlines()[-1])["error"]["hint"]
-    assert "--follow" in hint and "removes what was made" not in hint
+    assert "--follow" in hint and "deletes what was created" not in hint
 
 
 @pytest.mark.parametrize("status", ["InProgress", "Stopping"])
