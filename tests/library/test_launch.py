@@ -24,7 +24,7 @@ EPOCH = ["train.max_steps=null", "train.num_train_epochs=1"]
 """64 examples in batches of 8."""
 
 
-def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_the_caller_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NEURON_FUSE_SOFTMAX", "MALLOC_ARENA_MAX", "NEURON_COMPILE_CACHE_URL", "USE_TORCH_XLA"):
         monkeypatch.setenv(name, "theirs")
         if name != "NEURON_FUSE_SOFTMAX":
@@ -53,7 +53,7 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     ("family", "split", "processes", "reckoned"),
     [("micro", 1, None, 1), ("micro", 1, 4, 4), ("micro_llama", 2, None, 2), ("micro_llama", 2, 4, 4)],
 )
-def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
+def test_a_dry_run_estimates_for_processes_without_starting_them(
     sdk: None,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
@@ -78,7 +78,7 @@ def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
         command.train(recipe, overrides, run)
 
 
-def test_a_dry_run_of_the_torch_backend_reckons_with_its_processes_too(
+def test_a_dry_run_of_the_torch_backend_estimates_for_its_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], micro: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(console.settings, "json", True)
@@ -88,7 +88,7 @@ def test_a_dry_run_of_the_torch_backend_reckons_with_its_processes_too(
     assert (told["steps"], told["seconds"]) == (4, None)
 
 
-def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precompile_reports_missing_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(backend="neuron", shapes={"plan": "fixed"})
     with pytest.raises(RecipeError, match="compiles nothing ahead"):
         launch.check_options(TrainConfig(), 2, precompile=True)
@@ -102,7 +102,7 @@ def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         launch.start(["tiny"], 2, precompile=True)
 
 
-def test_precompile_runs_the_command_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_precompile_runs_the_command_and_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / launch.EXTRACTOR
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$(dirname "$0")/arguments"\nexit 3\n')
     program.chmod(0o755)
@@ -119,7 +119,7 @@ def test_precompile_runs_the_command_and_leaves_nothing(monkeypatch: pytest.Monk
     chunk=st.integers(1, 4),
     accumulation=st.integers(1, 3),
 )
-def test_an_extraction_begins_as_the_run_and_has_three_whole_steps_of_each_shape(
+def test_an_extraction_starts_like_the_run_and_has_three_steps_of_each_shape(
     chunks: list[int], chunk: int, accumulation: int
 ) -> None:
     rows = [Row((index,), Shape(8 * (1 + size), 8)) for index, size in enumerate(chunks) for _ in range(chunk)]

@@ -170,7 +170,7 @@ def steps(observed: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*AGREE, "llama", "llama-packed"])
-def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Path, name: str) -> None:
+def test_both_backends_have_the_same_losses(observed: Path, recipes: Path, tmp_path: Path, name: str) -> None:
     recipe = open_run(observed / f"agree-{name}").recipe
     torch_train = recipe.train.model_copy(update={"backend": "torch"})
     train(recipe.model_copy(update={"train": torch_train}), tmp_path / "torch")
@@ -200,7 +200,7 @@ def test_the_optimizer_knows_its_parameters_after_a_save(observed: Path, method:
 
 
 @pytest.mark.slow
-def test_upstreams_own_save_ends_the_learning(observed: Path) -> None:
+def test_after_an_upstream_save_the_weights_stop_changing(observed: Path) -> None:
     """The negative control of the test above."""
     seen = steps(observed, "upstream")
     assert [step["known"] > 0 for step in seen] == [step["done"] < 4 for step in seen]
@@ -210,7 +210,7 @@ def test_upstreams_own_save_ends_the_learning(observed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", T5_METHODS)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(observed: Path, method: str) -> None:
+def test_a_stopped_run_resumes_like_an_uninterrupted_one(observed: Path, method: str) -> None:
     """With dropout; stopped by SIGTERM, which saves first."""
     assert steps(observed, f"first-{method}")[-1]["done"] < 11
     assert steps(observed, f"then-{method}")[0]["done"] == steps(observed, f"first-{method}")[-1]["done"] + 1
@@ -244,7 +244,7 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
 
 
 @pytest.mark.slow
-def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
+def test_a_graph_extraction_runs_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, "--output", "run")
@@ -280,7 +280,7 @@ def test_processes_agree_to_stop_and_wait_for_each_other(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
-def test_buckets_compile_as_many_graphs_as_the_plan_says(observed: Path, name: str) -> None:
+def test_buckets_compile_the_planned_number_of_graphs(observed: Path, name: str) -> None:
     """All of them in the first of three epochs."""
     plan = open_run(observed / name).read_results()["shapes"]
     told = files.read_json(observed / f"{name}-compiled.json")
@@ -291,7 +291,7 @@ def test_buckets_compile_as_many_graphs_as_the_plan_says(observed: Path, name: s
 
 
 @pytest.mark.slow
-def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> None:
+def test_the_number_of_graphs_is_limited_except_with_dynamic_shapes(observed: Path) -> None:
     for name in ("full", "packed"):
         compiled = [step["compiled"] for step in steps(observed, f"agree-{name}")]
         assert len(set(compiled[3:])) == 1, (name, compiled)
@@ -308,7 +308,7 @@ def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> 
     "name",
     ["agree-full", *(f"whole-{method}" for method in T5_METHODS), *(f"llama-{name}-6" for name in LLAMA_METHODS)],
 )
-def test_plain_transformers_and_peft_take_the_files(observed: Path, name: str) -> None:
+def test_plain_transformers_and_peft_load_the_files(observed: Path, name: str) -> None:
     run = open_run(observed / name)
     if run.weights.name == "checkpoint":
         loader = AutoModelForCausalLM if "llama" in name else AutoModelForSeq2SeqLM
@@ -341,7 +341,7 @@ def test_plain_transformers_and_peft_take_the_files(observed: Path, name: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LLAMA_METHODS)
-def test_a_consolidated_llama_is_the_one_that_was_trained(observed: Path, name: str) -> None:
+def test_a_consolidated_llama_equals_the_trained_one(observed: Path, name: str) -> None:
     """Its loss on the seventh batch is that of a run which went on; the first six steps were stopped and resumed."""
     run = open_run(observed / f"llama-{name}-6")
     model, _ = load_trained(run)
@@ -360,14 +360,14 @@ def test_a_consolidated_llama_is_the_one_that_was_trained(observed: Path, name: 
 
 
 @pytest.mark.slow
-def test_bf16_is_autocast_and_padding_rows_do_no_harm(observed: Path) -> None:
+def test_bf16_is_autocast_and_padding_rows_do_not_count(observed: Path) -> None:
     losses = log(observed / "bf16", "loss", "grad_norm")
     assert losses[-1][0] < losses[0][0] and all(norm > 0 for _, norm in losses)
     assert all(value.dtype == torch.float32 for value in weights(observed / "bf16").values())
 
 
 @pytest.mark.slow
-def test_the_torch_backend_does_not_turn_to_xla_where_that_is_installed(recipes: Path, tmp_path: Path) -> None:
+def test_the_torch_backend_does_not_use_an_installed_xla(recipes: Path, tmp_path: Path) -> None:
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     command = ("-m", "neuron_sum", "train", str(recipes / "t5.yaml"), "train.max_steps=4", "--output", "there")

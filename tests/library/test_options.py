@@ -34,7 +34,7 @@ def spelled(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
     yield from (f"    {each}" for each in taken)
 
 
-def test_the_command_line_is_the_one_that_was_decided() -> None:
+def test_the_command_line_matches_options_txt() -> None:
     found = "\n".join(spelled(typer.main.get_command(command_line()))) + "\n"
     assert found == FROZEN.read_text(encoding="utf-8"), __doc__
 

@@ -38,7 +38,7 @@ def test_constraints_match_the_platform_table(platform: Platform) -> None:
 
 
 @PLATFORM
-def test_an_images_tag_and_its_versions_agree_with_the_row(platform: Platform) -> None:
+def test_tags_and_versions_of_images_match_the_platform(platform: Platform) -> None:
     stages = [image.stage for image in platform.registry_images]
     assert set(stages) == {"train", "serve"}
     for image in platform.registry_images:
@@ -56,7 +56,7 @@ def test_an_images_tag_and_its_versions_agree_with_the_row(platform: Platform) -
 
 
 @PLATFORM
-def test_the_serving_image_of_inf2_is_the_registrys(platform: Platform) -> None:
+def test_the_serving_image_of_inf2_is_in_the_registry_table(platform: Platform) -> None:
     serve = next(image for image in platform.registry_images if image.stage == "serve")
     assert platform.serving_images["inf2"].name == f"public.ecr.aws/neuron/{serve.repository}:{serve.tag}"
 
@@ -72,7 +72,7 @@ def test_an_image_has_a_name_in_every_region() -> None:
     assert "us-east-1" in str(raised.value.hint)
 
 
-def test_instances_have_what_aws_publishes() -> None:
+def test_instances_have_the_published_figures() -> None:
     """aws-neuron-sdk, about-neuron/arch/neuron-hardware: name, cores, vCPUs, host GiB."""
     published = {
         "ml.trn1.2xlarge": (2, 8, 32),
@@ -101,7 +101,7 @@ def test_the_matrix_has_every_cell_once() -> None:
         assert support.find_cell(cell.family, cell.method, cell.stage) is cell
 
 
-def test_what_was_seen_on_xla_is_what_the_tests_run_there() -> None:
+def test_cells_marked_as_run_on_xla_match_the_tests() -> None:
     """tests/library/test_neuron.py trains these methods to the end, resumes them, and reads what they leave."""
     proven = {*product(["t5"], T5_METHODS), *product(["llama"], LLAMA_METHODS)}
     seen = {(cell.family, cell.method, cell.stage) for cell in CELLS if cell.seen == "run on XLA:CPU"}
@@ -109,7 +109,7 @@ def test_what_was_seen_on_xla_is_what_the_tests_run_there() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.family}-{cell.method}-{cell.stage}")
-def test_a_cell_has_a_source_or_says_that_it_has_none(cell: support.Cell) -> None:
+def test_a_cell_has_a_source_or_is_marked_as_unknown(cell: support.Cell) -> None:
     assert cell.note
     assert (cell.source is None) == (cell.works is None) == (cell.seen == "nowhere")
     assert set(cell.retirements) <= set(RETIREMENTS)
@@ -117,7 +117,7 @@ def test_a_cell_has_a_source_or_says_that_it_has_none(cell: support.Cell) -> Non
 
 
 @pytest.mark.parametrize("name", RETIREMENTS)
-def test_a_retirement_has_a_day_a_release_and_a_source(name: str) -> None:
+def test_a_retirement_has_a_date_a_release_and_a_source(name: str) -> None:
     retirement = RETIREMENTS[name]
     assert retirement.status in support.STATUSES[1:]
     assert date.fromisoformat(retirement.since) < date.fromisoformat(retirement.checked)
@@ -127,7 +127,7 @@ def test_a_retirement_has_a_day_a_release_and_a_source(name: str) -> None:
     assert name in used or name == "transformers-neuronx"  # which nothing here is built on any more
 
 
-def test_the_document_has_the_table() -> None:
+def test_the_platform_page_matches_the_tables() -> None:
     """docs/platform.md says what the tables say: retirements with their day, instances, images, cells."""
     text = " ".join((ROOT / "docs" / "platform.md").read_text().split())
     for retirement in RETIREMENTS.values():
