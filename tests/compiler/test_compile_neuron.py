@@ -135,7 +135,7 @@ def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("write", ["in_place", "where"])
-def test_tokens_are_those_of_transformers_adapter_or_none(
+def test_tokens_equal_those_of_transformers_with_and_without_adapter(
     calls: Calls, micro_lora_run: Path, tmp_path: Path, write: str
 ) -> None:
     artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE, f"compile.neuron.cache_write={write}")
@@ -158,7 +158,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_are_those_of_transformers_for_one_to_eight_dialogues(calls: Calls, tmp_path: Path, kind: str) -> None:
+def test_tokens_equal_those_of_transformers_for_one_to_eight_dialogues(calls: Calls, tmp_path: Path, kind: str) -> None:
     run = trained(tmp_path, *KINDS[kind])
     artifact = compiled(run, tmp_path, "compile.batch_sizes=[1,8]", "compile.num_beams=[1,4]")
     prompts, generator = prompts_of(artifact, run), load_generator(artifact)[0]
@@ -175,7 +175,7 @@ def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp
     assert_adapters_are_swapped_under_load(compiled(micro_lora_run, tmp_path, *LORA_SHAPE), micro_lora_run, tmp_path)
 
 
-def test_the_two_ways_to_write_a_column_are_the_cpus(calls: Calls) -> None:
+def test_both_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
     from compile.graphs.layers import write_column, write_where
 
     for beams in (1, 3):
@@ -240,7 +240,7 @@ def test_the_compiler_is_called_as_optimum_neuron_calls_it(
     assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
 
 
-def test_aliases_have_upstreams_order_and_numbers(
+def test_aliases_have_the_order_and_numbers_of_upstream(
     calls: Calls, upstream: dict[str, Any], learned_run: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     """Two layers each, whole: self-attention's keys and values, then the encoder's, behind what is handed out."""
@@ -257,13 +257,13 @@ def test_aliases_have_upstreams_order_and_numbers(
     assert (ours[0][1], theirs[0][1]) == (1, 3), "logits; of upstream's beams, also their scores and tokens"
 
 
-def test_torch_xla_computes_what_is_traced(upstream: dict[str, Any]) -> None:
+def test_torch_xla_computes_the_traced_graphs(upstream: dict[str, Any]) -> None:
     """Moved to its device, which gives a module new parameters; the write in place alone needs torch_neuronx."""
     assert upstream["own_graphs_on_xla"].keys() == {"encode", "step"}
     assert max(upstream["own_graphs_on_xla"].values()) < 1e-5
 
 
-def test_a_step_takes_four_small_tensors_and_keeps_the_rest(
+def test_a_step_receives_four_small_tensors_and_keeps_the_rest(
     calls: Calls, micro_lora_run: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     """One decoder layer of 2 heads, width 8; 3 dialogues of 192 tokens and a soft prompt of 4, 2 beams, 12 steps."""
@@ -331,7 +331,9 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
         assert not set(differing.cached.values()) & set(plan.cached.values()), other
 
 
-def test_graphs_hold_no_weights_unless_told(calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path) -> None:
+def test_graphs_contain_no_weights_unless_inlined(
+    calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
     apart = compiled(micro_run, tmp_path / "apart", *SMALLEST)
     source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST, "compile.neuron.inline_weights=true"])
     plan = make_plan(source)
@@ -362,7 +364,7 @@ def artifact(calls: Calls, micro_run: Path, tmp_path: Path) -> Artifact:
     return compiled(micro_run, tmp_path, *SMALLEST)
 
 
-def test_other_versions_and_other_devices_are_refused_with_the_field(
+def test_other_versions_and_devices_are_rejected_with_the_field(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = artifact.manifest.stack
@@ -394,7 +396,7 @@ def test_other_versions_and_other_devices_are_refused_with_the_field(
         ({"NEURON_RT_NUM_CORES": "1"}, 1, 1),
     ],
 )
-def test_a_core_that_is_not_there_is_refused(
+def test_a_missing_core_is_rejected(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], core: int, cores: int
 ) -> None:
     compilation = artifact.manifest.compilation
@@ -408,7 +410,7 @@ def test_a_core_that_is_not_there_is_refused(
     load_generator(fitting)
 
 
-def test_a_process_takes_its_artifacts_core_alone(
+def test_a_process_reserves_only_the_core_of_its_artifact(
     calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default the runtime would reserve every core of the machine, and no second process could start."""
@@ -441,7 +443,7 @@ def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> 
     assert device.take_cores(1, 1) == 1, "of those it has"
 
 
-def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_counted_within_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     for listed, count in (("0", 1), ("4-7", 4), ("0,2", 2), ("0-1,6", 3)):
         monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", listed)
         assert device.visible_cores() == count
@@ -452,7 +454,7 @@ def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatc
     assert device.visible_cores() is None
 
 
-def test_a_graph_of_another_shape_is_refused(artifact: Artifact) -> None:
+def test_a_graph_of_another_shape_is_rejected(artifact: Artifact) -> None:
     graphs = list(artifact.manifest.graphs)
     kept = list(graphs[1].kept)
     kept[2] = kept[2].model_copy(update={"shape": (1, 1, 1, 77)})
@@ -478,7 +480,7 @@ def test_without_neuron_packages_nothing_is_compiled_or_loaded(
     assert not (micro_run / "artifacts").exists()
 
 
-def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -> None:
+def test_unsupported_models_and_settings_are_rejected(calls: Calls, micro_run: Path) -> None:
     with pytest.raises(RecipeError, match=r"a llama with .* = own: this package's graphs for inf2 are T5's"):
         neuron.NeuronTarget(CompileConfig(target="inf2")).check(LlamaConfig())
     for setting, message in (
@@ -503,7 +505,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_compiler_that_fails_leaves_its_log_and_nothing_else(
+def test_a_failed_compiler_leaves_only_its_log(
     calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     monkeypatch.setenv("NEURON_STAND_IN_FAILS", failure)
@@ -531,7 +533,7 @@ def both_tokens(run: Path, folder: Path, num_beams: int) -> tuple[list[list[int]
     return load_generator(artifact)[0].generate(prompts, asked), expected_rows(run, prompts, asked)
 
 
-def test_a_wrong_alias_is_seen(
+def test_a_wrong_alias_is_detected(
     calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = neuron.aliases
@@ -557,7 +559,7 @@ def test_an_alias_of_another_shape_does_not_compile(
         compiled(micro_run, tmp_path, *SMALLEST)
 
 
-def test_a_missing_ancestry_is_seen(
+def test_a_missing_ancestry_is_detected(
     calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_ancestry(bias: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
@@ -570,7 +572,7 @@ def test_a_missing_ancestry_is_seen(
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_unbroken_graphs_give_the_same_tokens_whatever_an_earlier_batch_left(
+def test_correct_graphs_do_not_depend_on_an_earlier_batch(
     calls: Calls, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_beams: int
 ) -> None:
     """What the controls above are held against. The cache is not cleared; here it is filled with what would show."""
@@ -620,7 +622,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     assert "no `compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
 
 
-def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
+def test_a_report_includes_failures(artifact: Artifact) -> None:
     other = edited(artifact.path, stack={**artifact.manifest.stack, "neuronx-cc": "2.0.0.0"})
     made = make_report(other, None, 4, 1.0)
     for part in ("latency", "verify"):
@@ -628,7 +630,7 @@ def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
         assert "Traceback" in made[part]["trace"]
 
 
-def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_includes_unexpected_errors(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first device's packages may lack a name that was read in their documentation."""
 
     def absent(artifact: Artifact) -> None:
@@ -641,7 +643,7 @@ def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytes
     assert made["verify"]["error"] is None, "the rest goes on"
 
 
-def test_djl_serving_answers_from_it(
+def test_djl_serving_answers_with_the_artifact(
     djl_serving: Path, calls: Calls, packages: Path, micro_lora_run: Path, tmp_path: Path
 ) -> None:
     """Packed, unpacked, and served by the real server and the same handler; an adapter comes at run time."""

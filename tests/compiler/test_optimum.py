@@ -243,7 +243,7 @@ def t5_beams(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ex
 
 
 @pytest.mark.slow
-def test_llamas_two_graphs_are_compiled_as_upstream_compiles_them(llama: Exported) -> None:
+def test_both_graphs_of_a_llama_are_compiled_like_upstream(llama: Exported) -> None:
     """Batch 3: prompts go through one by one, tokens three at a time, over one cache of every position."""
     context, token = llama.calls
     length = 192 + 12
@@ -264,7 +264,7 @@ def test_llamas_two_graphs_are_compiled_as_upstream_compiles_them(llama: Exporte
 
 
 @pytest.mark.slow
-def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exported, t5: Exported) -> None:
+def test_the_manifest_describes_the_artifact_and_not_this_machine(llama: Exported, t5: Exported) -> None:
     for made in (llama, t5):
         manifest, compilation = made.manifest, made.manifest.compilation
         assert compilation is not None
@@ -281,7 +281,7 @@ def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exporte
 
 
 @pytest.mark.slow
-def test_a_llama_gives_transformers_tokens(upstream: Upstream, llama: Exported) -> None:
+def test_a_llama_generates_the_tokens_of_transformers(upstream: Upstream, llama: Exported) -> None:
     """Alone and in batches of different lengths, as many as the compiled batch, fewer and more."""
     prompts = llama.prompts()
     asked = [GenerateConfig(max_new_tokens=tokens) for tokens in (12, 5)]
@@ -312,7 +312,7 @@ def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_ru
 
 
 @pytest.mark.slow
-def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upstream, llama: Exported) -> None:
+def test_requests_beyond_the_compiled_graphs_are_rejected_before_upstream(upstream: Upstream, llama: Exported) -> None:
     prompt, settings = llama.prompts(1)[0], GenerateConfig(max_new_tokens=4)
     refused = [
         ({"prompts": [prompt * 9]}, "the longest bucket takes 192"),
@@ -333,7 +333,7 @@ def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upst
 
 
 @pytest.mark.slow
-def test_two_cores_are_asked_for_and_a_failure_leaves_its_log_alone(
+def test_two_cores_are_requested_and_a_failure_leaves_only_its_log(
     upstream: Upstream, llama_run: Path, tmp_path: Path
 ) -> None:
     """The stand-in has one core; that neuronx-distributed's two give the same is for a device to show."""
@@ -373,9 +373,7 @@ FAILURES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_compiler_that_fails_is_explained_as_for_our_own_graphs(
-    upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str
-) -> None:
+def test_a_failed_compiler_is_explained(upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str) -> None:
     """Usually neuronx-cc, the exporter's child, is killed; its own log lies where nothing is left."""
     words, is_memory = FAILURES[failure]
     made = upstream.neuron_sum(
@@ -422,7 +420,7 @@ def changed(exported: Exported, folder: Path, **update: Any) -> Path:
         (None, 1, "0", 13, ["no Neuron device"]),
     ],
 )
-def test_another_machine_is_refused_with_the_field(
+def test_another_machine_is_rejected_with_the_field(
     upstream: Upstream,
     llama: Exported,
     tmp_path: Path,
@@ -442,7 +440,7 @@ def test_another_machine_is_refused_with_the_field(
 
 
 @pytest.mark.slow
-def test_upstream_counts_a_range_of_cores_and_no_list(upstream: Upstream) -> None:
+def test_upstream_counts_the_cores_of_a_range_and_not_of_a_list(upstream: Upstream) -> None:
     """Why documents and errors name two cores as 0-1."""
     code = "from optimum.neuron.utils.system import get_available_cores; print(get_available_cores())"
     for visible, count in (("0-1", "2"), ("0,1", "1")):
@@ -451,7 +449,7 @@ def test_upstream_counts_a_range_of_cores_and_no_list(upstream: Upstream) -> Non
 
 
 @pytest.mark.slow
-def test_another_sdk_is_refused_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+def test_another_sdk_is_rejected_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
     other = Upstream(write_versions(tmp_path, **{"torch-neuronx": "2.9.0.1"}), upstream.calls)
     made = other.neuron_sum("compile", "verify", str(llama.artifact.path), instance=INSTANCE)
     assert made.returncode == 9
@@ -460,7 +458,7 @@ def test_another_sdk_is_refused_with_the_field(upstream: Upstream, llama: Export
 
 
 @pytest.mark.slow
-def test_no_sdk_is_one_error_that_says_what_to_install(llama: Exported) -> None:
+def test_without_the_sdk_one_error_lists_the_packages(llama: Exported) -> None:
     """This process has neither optimum-neuron nor the stand-ins."""
     with pytest.raises(PlatformError, match="lacks: optimum-neuron, torch-neuronx, neuronx-distributed") as error:
         load_generator(llama.artifact)
@@ -469,7 +467,7 @@ def test_no_sdk_is_one_error_that_says_what_to_install(llama: Exported) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimum/model.pt", "optimum/neuron_config.json"])
-def test_a_changed_file_is_refused_by_name(llama: Exported, tmp_path: Path, name: str) -> None:
+def test_a_changed_file_is_rejected_by_name(llama: Exported, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -482,7 +480,7 @@ def test_a_changed_file_is_refused_by_name(llama: Exported, tmp_path: Path, name
 
 
 @pytest.mark.slow
-def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_beams: Exported) -> None:
+def test_both_graphs_of_a_t5_are_compiled_like_upstream(t5: Exported, t5_beams: Exported) -> None:
     """On a host without a device; the state of every layer is a parameter of the decoder, aliased to an output."""
     for made, beams, cast in ((t5, 1, "matmult --auto-cast-type bf16"), (t5_beams, 4, "none")):
         encoder, decoder = made.calls
@@ -507,7 +505,7 @@ def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_
 
 
 @pytest.mark.slow
-def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
+def test_a_t5_generates_the_tokens_of_transformers_for_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
     prompts, settings = t5.prompts(), GenerateConfig(max_new_tokens=12)
     shorter = GenerateConfig(max_new_tokens=3)
     upstream.taken()
@@ -523,7 +521,7 @@ def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream,
 
 
 @pytest.mark.slow
-def test_t5s_beams_differ_by_what_is_scored_and_when_it_stops(upstream: Upstream, t5_beams: Exported) -> None:
+def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_beams: Exported) -> None:
     """Without a length penalty they are transformers'; with one, two things of upstream's change some of them."""
     prompts = t5_beams.prompts(24)
     none, high = (GenerateConfig(max_new_tokens=24, num_beams=4, length_penalty=penalty) for penalty in (0.0, 2.0))
@@ -561,7 +559,7 @@ def test_t5s_beams_differ_by_what_is_scored_and_when_it_stops(upstream: Upstream
         (["compile.neuron.cache_write=where"], ["compile.neuron.cache_write"]),
     ],
 )  # fmt: skip
-def test_what_upstreams_llama_does_not_do_is_said_at_once(
+def test_unsupported_llama_settings_are_reported_at_once(
     llama_run: Path, overrides: list[str], words: list[str]
 ) -> None:
     source = open_source(llama_run, None, ["compile.target=inf2", *overrides])
@@ -583,7 +581,7 @@ def test_what_upstreams_llama_does_not_do_is_said_at_once(
         (["generate.no_repeat_ngram_size=3"], ["ignores it"]),
     ],
 )
-def test_what_upstreams_t5_does_wrong_is_said_at_once(micro_run: Path, overrides: list[str], words: list[str]) -> None:
+def test_unsupported_t5_settings_are_reported_at_once(micro_run: Path, overrides: list[str], words: list[str]) -> None:
     source = open_source(micro_run, None, ["compile.target=inf2", *T5_SHAPE, *overrides])
     with pytest.raises(RecipeError) as error:
         exporter.make_plan(source)
@@ -591,7 +589,7 @@ def test_what_upstreams_t5_does_wrong_is_said_at_once(micro_run: Path, overrides
         assert word in str(error.value)
 
 
-def test_a_llama_whose_attention_upstream_computes_otherwise_is_refused(llama_run: Path) -> None:
+def test_a_llama_with_different_attention_upstream_is_rejected(llama_run: Path) -> None:
     source = open_source(llama_run, None, ["compile.target=inf2", *LLAMA_SHAPE])
     config = source.config()
     for update, words in (
@@ -614,7 +612,7 @@ def test_the_exporter_is_chosen_by_target_family_and_recipe(micro_run: Path, lla
     assert chosen(micro_run, "compile.target=inf2", "compile.neuron.exporter=optimum")
 
 
-def test_without_the_sdk_compile_says_what_to_install(
+def test_without_the_sdk_compile_prints_the_install_command(
     llama_run: Path, neuron_sum: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     made = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0])
@@ -635,7 +633,7 @@ def test_without_the_sdk_compile_says_what_to_install(
 
 
 @pytest.mark.slow
-def test_verify_and_summarize_take_it_as_any_artifact(
+def test_verify_and_summarize_accept_the_artifact(
     upstream: Upstream, llama: Exported, llama_run: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
@@ -650,7 +648,7 @@ def test_verify_and_summarize_take_it_as_any_artifact(
 
 
 @pytest.mark.slow
-def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+def test_a_report_measures_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
     made = upstream.neuron_sum(
         "compile",
@@ -672,7 +670,7 @@ def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_p
 
 
 @pytest.mark.slow
-def test_a_real_djl_serving_answers_with_transformers_summaries(
+def test_a_real_djl_serving_answers_with_the_summaries_of_transformers(
     upstream: Upstream, llama: Exported, djl_serving: Path, tmp_path: Path
 ) -> None:
     """The worker's Python is that of .venv-xla; package, handler and server are as for any artifact."""
@@ -714,7 +712,7 @@ def test_a_real_djl_serving_answers_with_transformers_summaries(
         (("--optlevel", "2"), False),
     ],
 )
-def test_products_that_the_compiler_casts_are_not_held_to_fp32s_tokens(arguments: tuple[str, ...], exact: bool) -> None:
+def test_artifacts_with_cast_products_may_differ_from_fp32_tokens(arguments: tuple[str, ...], exact: bool) -> None:
     """auto_cast=matmult is verified by ROUGE, as bf16 is."""
     compilation = Compilation.model_construct(arguments=arguments)
     assert Manifest.model_construct(dtype="fp32", compilation=compilation).is_exact is exact
