@@ -68,7 +68,7 @@ def target(server: LocalServer) -> attack.Target:
 
 
 @pytest.mark.parametrize("name", attack.ATTACKS)
-def test_the_server_withstands(name: str, target: attack.Target, server: LocalServer) -> None:
+def test_the_server_withstands_an_attack(name: str, target: attack.Target, server: LocalServer) -> None:
     finding = attack.ATTACKS[name](target)
     assert finding.requests and finding.faults == []
     assert len(server.workers()) == 1
@@ -97,7 +97,7 @@ def test_every_request_handler_of_the_server_is_known(djl_serving: Path) -> None
     }
 
 
-def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(
+def test_a_foreign_page_in_a_browser_is_rejected_on_every_route(
     browser: Browser, target: attack.Target, tmp_path: Path
 ) -> None:
     before, statuses = target.state(), list[tuple[str, int]]()
@@ -119,7 +119,7 @@ def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(
     assert target.state() == before
 
 
-def test_a_name_that_is_rebound_to_this_machine_is_rejected(browser: Browser, target: attack.Target) -> None:
+def test_a_host_name_rebound_to_this_machine_is_rejected(browser: Browser, target: attack.Target) -> None:
     page = browser.new_page()
     answer = page.goto(f"http://rebound.example:{target.port}/playground")
     assert answer is not None and answer.status == 403
@@ -127,7 +127,7 @@ def test_a_name_that_is_rebound_to_this_machine_is_rejected(browser: Browser, ta
     page.close()
 
 
-def test_the_own_page_works_and_reads_nothing_else(browser: Browser, server: LocalServer) -> None:
+def test_the_playground_works_and_reads_nothing_else(browser: Browser, server: LocalServer) -> None:
     page = browser.new_page()
     answer = page.goto(f"{server.url}/")
     assert answer is not None and answer.status == 200
@@ -136,7 +136,7 @@ def test_the_own_page_works_and_reads_nothing_else(browser: Browser, server: Loc
     page.close()
 
 
-def test_the_owner_manages_with_the_token_of_this_start(server: LocalServer) -> None:
+def test_the_owner_manages_the_server_with_its_current_token(server: LocalServer) -> None:
     assert server.token_file.stat().st_mode & 0o777 == 0o600
     assert httpx.get(f"{server.url}/models").status_code == 401
     listed = httpx.get(f"{server.url}/models", headers=server.headers).json()["models"]
@@ -148,7 +148,7 @@ IMAGE = {"NEURON_SUM_HOSTS": "*", "NEURON_SUM_TOKEN_FILE": ""}
 """The variables of the serving image."""
 
 
-def test_an_image_with_one_model_takes_no_orders(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
+def test_an_image_with_one_model_rejects_changes(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     package.write_folder(lora_artifact, LIMITS, folder)
     with LocalServer([Model("model", folder)], LIMITS, environment=IMAGE) as server:

@@ -41,7 +41,7 @@ def trained_llama(folder: Path, *overrides: str) -> Path:
     return folder / "run"
 
 
-def test_a_checkpoint_is_packed_for_the_ended_container(
+def test_a_checkpoint_is_packaged_for_the_frozen_container(
     neuron_sum: CommandLine, llama_run: Path, tmp_path: Path
 ) -> None:
     made = neuron_sum("package", str(llama_run), "--container", CONTAINER, "--output", "a.tar.gz", "--json")
@@ -83,21 +83,21 @@ def test_an_adapter_is_merged_first(neuron_sum: CommandLine, llama_lora_run: Pat
 
 
 @pytest.mark.parametrize("run", ["micro_run", "micro_lora_run"])
-def test_other_families_are_refused(neuron_sum: CommandLine, request: pytest.FixtureRequest, run: str) -> None:
+def test_other_families_are_rejected(neuron_sum: CommandLine, request: pytest.FixtureRequest, run: str) -> None:
     refused = neuron_sum("package", str(request.getfixturevalue(run)), "--container", CONTAINER)
     assert refused.returncode == 5
     assert "serves llama alone" in refused.stderr
     assert "neuron-sum compile RUN" in refused.stderr
 
 
-def test_an_artifact_or_a_change_is_refused(neuron_sum: CommandLine, llama_run: Path, tmp_path: Path) -> None:
+def test_an_artifact_or_a_changed_setting_is_rejected(neuron_sum: CommandLine, llama_run: Path, tmp_path: Path) -> None:
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "manifest.json").write_text("{}")
     assert neuron_sum("package", "artifact", "--container", CONTAINER).returncode == 9
     assert neuron_sum("package", str(llama_run), "--container", CONTAINER, "--set", "serve.max_items=1").returncode == 3
 
 
-def test_what_does_not_fit_is_refused(llama_run: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_rejected(llama_run: Path) -> None:
     recipe = load_recipe(str(llama_run / "recipe.yaml"))
     config: dict[str, Any] = json.loads((llama_run / "checkpoint" / "config.json").read_text())
     with pytest.raises(neuronx_container.ModelError, match="has 128 positions"):
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused(llama_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_djls_own_class_takes_the_settings(llama_run: Path, tmp_path: Path) -> None:
+def test_the_properties_class_of_djl_accepts_the_settings(llama_run: Path, tmp_path: Path) -> None:
     """The class that the container's handler reads them with, from DJL's own jar."""
     recipe = load_recipe(str(llama_run / "recipe.yaml"))
     config = json.loads((llama_run / "checkpoint" / "config.json").read_text())

@@ -34,7 +34,7 @@ def test_a_retry_after_is_seconds_or_a_date() -> None:
     assert 3500 < seconds(format_datetime(now + timedelta(hours=1))) <= 3600
 
 
-def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> None:
+def test_no_message_contains_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> None:
     secret = nowhere.replace("http://", "http://user:secret@")
     messages = []
     for endpoint in (secret, "http://user:secret@", "http://user:secret@a:b", "ftp://user:secret@a"):
@@ -47,7 +47,7 @@ def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> 
     assert not any("secret" in message for message in messages)
 
 
-def test_nobody_there(nowhere: str) -> None:
+def test_an_unreachable_endpoint_is_an_error(nowhere: str) -> None:
     with Client(nowhere, attempts=2, backoff_s=0) as client, pytest.raises(RequestError, match="refused") as caught:
         client.summarize(["Hello."])
     assert caught.value.hint == "neuron-sum serve ARTIFACT starts one"
@@ -56,20 +56,18 @@ def test_nobody_there(nowhere: str) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["127.0.0.1:8080", "sagemaker:", "sagemaker:@eu-west-1", "ftp://a", "http://", "http://a:b"]
 )
-def test_what_is_no_endpoint_is_refused_with_the_forms_there_are(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_rejected_with_the_valid_forms(endpoint: str) -> None:
     with pytest.raises(RequestError) as caught:
         Client(endpoint)
     assert "http://127.0.0.1:8080" in (caught.value.hint or "")
 
 
-def test_a_target_model_is_for_sagemaker(nowhere: str) -> None:
+def test_a_target_model_requires_sagemaker(nowhere: str) -> None:
     with pytest.raises(RequestError, match="for SageMaker"):
         Client(nowhere, target_model="micro")
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
-    far_end: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_is_not_used_for_this_machine(far_end: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", nowhere)
     transport = HttpTransport(far_end.url, 5, 1)
     assert transport.send(b'{"inputs": []}').status == 200
@@ -116,14 +114,14 @@ def test_a_sagemaker_endpoint_answers_like_any_other(sagemaker: FarEnd) -> None:
     assert "eu-west-1" in headers["Authorization"]
 
 
-def test_what_a_container_refuses_comes_through_sagemaker(sagemaker: FarEnd) -> None:
+def test_rejections_of_a_container_are_passed_on_by_sagemaker(sagemaker: FarEnd) -> None:
     sagemaker.script += [model_error(422, json.dumps(TOO_LONG))]
     with Client("sagemaker:micro@eu-west-1") as client, pytest.raises(RequestError, match="compiled for at most 40"):
         client.summarize(["Hello."])
     assert len(sagemaker.seen) == 1
 
 
-def test_what_sagemaker_refuses_itself_is_told(sagemaker: FarEnd) -> None:
+def test_rejections_by_sagemaker_are_reported(sagemaker: FarEnd) -> None:
     sagemaker.script += [
         (400, {"Message": "Endpoint micro not found."}, {"x-amzn-ErrorType": "ValidationError"}),
         "late",
