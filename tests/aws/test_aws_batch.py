@@ -74,7 +74,7 @@ def error_of(*words: str) -> dict[str, Any]:
 OURS = ("model.tar.gz", "texts", "--image", IMAGE)
 
 
-def test_from_texts_here_to_answers_here(aws: AwsServer, tmp_path: Path) -> None:
+def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_path: Path) -> None:
     made = result_of(*OURS)
     folder = tmp_path / f"{made['run']}-batch"
     assert made["files"] == [f"{folder.name}/one.jsonl", f"{folder.name}/two.jsonl"]
@@ -148,7 +148,7 @@ ON_CPU = ("texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge")
 FULL = ("ResourceLimitExceeded", "The account-level service limit is 0", 400)
 
 
-def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
+def test_a_rejected_job_is_rolled_back(aws: AwsServer) -> None:
     run = compiled(aws)
     aws.script.refusals["sagemaker.CreateTransformJob"] = FULL
     for words, left in (((run, *ON_CPU), [f"role neuron-sum-{run}-role"]), (OURS, [f"role neuron-sum-{run}-role"])):
@@ -157,7 +157,7 @@ def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
         assert aws.everything() == left, "the run's jobs had it before"
 
 
-def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> None:
+def test_a_retried_batch_reuses_nothing_of_the_rejected_one(aws: AwsServer) -> None:
     """Its attempt has the same number: a name that is taken would count as made, with the old end and model."""
     run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
     aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
@@ -174,7 +174,7 @@ def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> Non
     assert time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=1)
 
 
-def test_lines_that_were_refused_alone_are_counted(aws: AwsServer) -> None:
+def test_rejected_lines_are_counted(aws: AwsServer) -> None:
     refusal = {"error": {"code": 422, "message": "line 1: inputs holds no text", "field": "line 1: inputs"}}
     aws.script.transformed = lambda line: json.dumps(refusal if "hello" in line else {"summary_text": "x"})
     made = result_of(*OURS, "--output", "answers")
@@ -204,7 +204,7 @@ def test_a_failed_job_names_the_record_and_leaves_no_model(aws: AwsServer) -> No
     assert {line.split()[0] for line in aws.everything()} == {"role"}
 
 
-def test_a_job_that_was_stopped_is_not_done(aws: AwsServer, tmp_path: Path) -> None:
+def test_a_stopped_job_is_not_complete(aws: AwsServer, tmp_path: Path) -> None:
     """As the schedule does it."""
     aws.script.end = "Stopped"
     error = error_of(*OURS, "--output", "answers")
@@ -213,7 +213,7 @@ def test_a_job_that_was_stopped_is_not_done(aws: AwsServer, tmp_path: Path) -> N
     assert not (tmp_path / "answers").exists()
 
 
-def test_a_detached_job_is_bounded_and_come_back_to(aws: AwsServer) -> None:
+def test_a_detached_job_is_bounded_and_can_be_followed_later(aws: AwsServer) -> None:
     aws.script.looks = None
     made = result_of(*OURS, "--detach")
     kinds = {line.split()[0] for line in aws.everything()}
@@ -261,7 +261,7 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     assert "this may cost $" in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]
 
 
-def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
+def test_a_dry_run_shows_the_model_address_of_the_compile_job(
     aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address that is shown before AWS is asked is the one that the compile's own request names."""
@@ -276,7 +276,7 @@ def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
         assert model["PrimaryContainer"]["ModelDataUrl"] == output
 
 
-def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
+def test_prices_of_transforms_are_requested(aws: AwsServer) -> None:
     aws.script.prices = {("ml.inf2.xlarge", "Hosting"): [1.0], ("ml.inf2.xlarge", "BatchTransform"): [2.0]}
     words = ("model.tar.gz", "texts", "--dry-run")
     assert result_of(*words)["plan"]["items"][-1]["usd_per_hour"] == 2.0
@@ -296,7 +296,9 @@ def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
         (b"", "is empty"),
     ],
 )
-def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, content: bytes, told: str) -> None:
+def test_texts_are_checked_before_anything_is_created(
+    aws: AwsServer, tmp_path: Path, content: bytes, told: str
+) -> None:
     (tmp_path / "bad.jsonl").write_bytes(content)
     error = error_of("model.tar.gz", "bad.jsonl", "--image", IMAGE)
     assert error["code"] == 4 and told in error["message"]
@@ -315,7 +317,9 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
         (("model.tar.gz", "texts", "--instance", "ml.trn1.2xlarge"), "nothing of ours serves on ml.trn1.2xlarge"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: tuple[str, ...], told: str) -> None:
+def test_invalid_options_are_rejected_before_anything_is_created(
+    aws: AwsServer, words: tuple[str, ...], told: str
+) -> None:
     archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
     assert told in error_of(*words)["message"]
     assert [*aws.everything(), *aws.kept()] == []
@@ -350,7 +354,7 @@ def _made(hours: float) -> Launch:
     return batch.launch(new_run("batch"), 1, MODEL, texts, options, IMAGE, PLACE, NOW)
 
 
-def test_the_container_answers_what_a_transform_asks() -> None:
+def test_the_container_answers_the_requests_of_a_transform() -> None:
     """One line a request: it is within every limit of `serve`, and a bad one is an answer, not a failed job."""
     limits, request = ServeConfig(), _made(2).calls[-1].request
     assert request["TransformInput"]["ContentType"] == request["TransformOutput"]["Accept"] == JSON_LINES
@@ -370,7 +374,7 @@ def test_the_container_answers_what_a_transform_asks() -> None:
         parse(lines, JSON_LINES, limits)
 
 
-def test_an_instance_is_named_as_sagemaker_names_it() -> None:
+def test_an_instance_must_have_its_sagemaker_name() -> None:
     with pytest.raises(AwsError, match=r"did you mean|no SageMaker instance"):
         batch_requests.create_transform_job(
             Run("a", "a"), PLACE, instance="inf2.xlarge", instances=1, source="s3://b/", isolation=NetworkSecurity()

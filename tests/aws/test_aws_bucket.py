@@ -48,7 +48,7 @@ def default_key(aws: AwsServer) -> str:
 
 
 @pytest.mark.parametrize("old", [{"Prefix": "logs/"}, {"Filter": {"Prefix": "logs/"}}], ids=["prefix", "filter"])
-def test_what_the_owner_has_set_stays(aws: AwsServer, old: dict[str, Any]) -> None:
+def test_settings_of_the_bucket_owner_are_kept(aws: AwsServer, old: dict[str, Any]) -> None:
     """Also beside what a kill left unset: the tag and the rule are ours, and are added to what is there."""
     s3 = aws.boto3("s3")
     s3.create_bucket(Bucket=BUCKET)
@@ -74,7 +74,7 @@ def test_what_the_owner_has_set_stays(aws: AwsServer, old: dict[str, Any]) -> No
     assert "neuron-sum-run" in tags(aws) and rules(aws).keys() == {"parts-of-killed-uploads"}
 
 
-def test_a_bucket_made_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -> None:
+def test_a_bucket_created_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -> None:
     dry = neuron_sum(*TRAIN, "--kms-key", KEY, "--dry-run")
     requests = json.loads(dry.stdout)["requests"]
     [encryption] = [each for each in requests if each["operation"] == "put_bucket_encryption"]
@@ -92,7 +92,7 @@ def test_a_bucket_made_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -
     assert f"--kms-key {KEY}, or --role" in refused.stderr
 
 
-def test_a_bucket_that_is_there_is_not_encrypted_anew_and_that_is_said(aws: AwsServer) -> None:
+def test_the_encryption_of_an_existing_bucket_is_kept_and_reported(aws: AwsServer) -> None:
     assert "warning: checkpoints" not in told()
     assert f"checkpoints get the default encryption of {BUCKET}" in told("--kms-key", KEY)
     aws.boto3("s3").create_bucket(Bucket="own-bucket")
@@ -104,7 +104,7 @@ def test_a_bucket_that_is_there_is_not_encrypted_anew_and_that_is_said(aws: AwsS
     assert "s3.PUT Bucket ?encryption" not in aws.calls
 
 
-def test_a_kill_before_the_bucket_is_encrypted_is_mended(aws: AwsServer) -> None:
+def test_a_kill_before_the_bucket_is_encrypted_is_repaired(aws: AwsServer) -> None:
     aws.boto3("s3").create_bucket(Bucket=BUCKET)
     assert "checkpoints" not in told("--kms-key", KEY)
     assert default_key(aws) == KEY

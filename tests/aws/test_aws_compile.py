@@ -63,7 +63,7 @@ def trained(aws: AwsServer, *words: str) -> dict[str, Any]:
     return result_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", *words)
 
 
-def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
+def test_a_run_is_compiled_from_the_output_of_its_training(aws: AwsServer) -> None:
     first = trained(aws)
     made = result_of("compile", first["run"], "compile.batch_sizes=[1,8]", "--wheelhouse", "wheels")
     assert (made["run"], made["job"]) == (first["run"], f"neuron-sum-{first['run']}-compile")
@@ -95,14 +95,14 @@ def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
     assert aws.everything() == []
 
 
-def test_the_newest_completed_training_counts(aws: AwsServer) -> None:
+def test_the_newest_completed_training_is_used(aws: AwsServer) -> None:
     first = trained(aws)
     second = trained(aws, "--resume", first["run"])
     made = result_of("compile", first["run"], "--wheelhouse", "wheels")
     assert second["job"] in channels(job(aws, made["job"]))["run"]
 
 
-def test_a_folder_is_uploaded_by_its_content_with_its_base(
+def test_a_folder_is_uploaded_by_content_with_its_base_model(
     aws: AwsServer, micro_lora_run: Path, tmp_path: Path
 ) -> None:
     """An adapter's base that lies in another folder of this machine goes with it."""
@@ -127,7 +127,7 @@ def test_a_folder_is_uploaded_by_its_content_with_its_base(
     assert "base" in error_of(*words)["message"]
 
 
-def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
+def test_a_model_at_any_s3_address(aws: AwsServer) -> None:
     """The role that is made may read it, and no more of that bucket."""
     address = "s3://their-bucket/some/where/model.tar.gz"
     requests = result_of("compile", address, "--wheelhouse", "wheels", "--dry-run", "--offline")["requests"]
@@ -161,7 +161,7 @@ def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
         ((".",), "is not a run"),
     ],
 )
-def test_what_cannot_be_compiled_is_told_before_anything_is_made(
+def test_invalid_sources_are_rejected_before_anything_is_created(
     aws: AwsServer, words: tuple[str, ...], told: str
 ) -> None:
     error = error_of("compile", *words, "--wheelhouse", "wheels")
@@ -169,7 +169,7 @@ def test_what_cannot_be_compiled_is_told_before_anything_is_made(
     assert not {call for call in aws.calls if "Create" in call or "PUT" in call}
 
 
-def test_a_run_whose_training_has_not_completed(aws: AwsServer) -> None:
+def test_a_run_with_unfinished_training_is_rejected(aws: AwsServer) -> None:
     aws.script.end = "Failed"
     error_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels")
     name = aws.boto3("sagemaker").list_training_jobs()["TrainingJobSummaries"][0]["TrainingJobName"]
@@ -178,7 +178,7 @@ def test_a_run_whose_training_has_not_completed(aws: AwsServer) -> None:
     assert f"no train job of run {run} has completed: none of its 1 jobs has" in error["message"]
 
 
-def test_a_compile_that_was_stopped_says_how_it_goes_on(aws: AwsServer) -> None:
+def test_a_stopped_compile_prints_the_command_to_resume(aws: AwsServer) -> None:
     first = trained(aws)
     aws.script.end = "Stopped"
     error = error_of("compile", first["run"], "--wheelhouse", "wheels")
@@ -198,7 +198,7 @@ QUOTA = "ml.c7i.4xlarge for training job usage"
         (None, False),  # who may not ask goes on without
     ],
 )
-def test_a_quota_is_checked_before_anything_is_made(
+def test_a_quota_is_checked_before_anything_is_created(
     aws: AwsServer, quotas: dict[str, float] | None, refused: bool
 ) -> None:
     aws.script.quotas = quotas
@@ -216,7 +216,7 @@ def test_a_quota_is_checked_before_anything_is_made(
         assert f"AWS lists no quota {QUOTA!r}" in made.stderr
 
 
-def test_spot_and_batch_have_quotas_of_their_own() -> None:
+def test_spot_and_batch_have_separate_quotas() -> None:
     from sagemaker_jobs.launch import quotas
     from sagemaker_jobs.launch.call import Call
 
@@ -268,7 +268,7 @@ def run_entry(base: Path, overrides: list[str]) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_containers_script_leaves_what_an_endpoint_loads(
+def test_the_entry_script_writes_a_model_for_an_endpoint(
     micro_lora_run: Path, tmp_path: Path, graph_cache: Path
 ) -> None:
     base = container(tmp_path, micro_lora_run)
@@ -292,7 +292,7 @@ def test_the_containers_script_leaves_what_an_endpoint_loads(
     assert artifact.manifest.source.weights_sha256 == open_source(micro_lora_run, None, []).weights_sha256()
 
 
-def test_a_run_that_came_as_a_folder_is_linked(tmp_path: Path) -> None:
+def test_a_run_from_a_folder_channel_is_linked(tmp_path: Path) -> None:
     """Nothing is written into a channel."""
     channel = tmp_path / "run"
     (channel / "adapter").mkdir(parents=True)
@@ -322,7 +322,7 @@ def _no_run(archive: tarfile.TarFile, file: Path) -> None:
     [(_slip, "'run/../../outside', which is no file of a run"), (_link, "'run/recipe.yaml', which is no file"),
      (_no_run, "no run was given: the channel run holds model.tar.gz"), (None, "cannot be unpacked")],
 )  # fmt: skip
-def test_an_archive_that_is_no_runs_is_refused(
+def test_an_archive_without_a_run_is_rejected(
     tmp_path: Path, fill: Callable[[tarfile.TarFile, Path], None] | None, told: str
 ) -> None:
     channel = tmp_path / "ml" / "input" / "data" / "run"

@@ -86,7 +86,7 @@ def kinds(result: Result, key: str) -> set[str]:
     return {item["kind"] for item in json.loads(result.stdout)[key]}
 
 
-def test_all_kinds_are_found_priced_and_removed_from_a_machine_that_made_none(aws: AwsServer) -> None:
+def test_all_kinds_are_found_priced_and_removed_from_another_machine(aws: AwsServer) -> None:
     make_all(aws, RUN)
     shown = neuron_sum("aws", "status", "--json")
     assert kinds(shown, "ours") == KINDS
@@ -104,7 +104,7 @@ def test_all_kinds_are_found_priced_and_removed_from_a_machine_that_made_none(aw
     assert neuron_sum("aws", "down", "--check").exit_code == 0
 
 
-def test_a_runs_down_leaves_the_others_and_what_is_not_ours(aws: AwsServer) -> None:
+def test_down_of_one_run_keeps_other_runs_and_foreign_resources(aws: AwsServer) -> None:
     theirs = Run("theirs-261121-2000-abcf", "")  # of our name's form, and without our tag
     for run in (RUN, OTHER):
         make_all(aws, run)
@@ -121,7 +121,7 @@ def test_a_runs_down_leaves_the_others_and_what_is_not_ours(aws: AwsServer) -> N
 
 
 @pytest.mark.parametrize("call", ["sagemaker.ListModels", "codebuild.ListProjects"])
-def test_what_may_not_be_looked_at_is_said_and_the_rest_is_removed(aws: AwsServer, call: str) -> None:
+def test_resources_without_list_permission_are_reported_and_the_rest_is_removed(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = ("AccessDeniedException", "not authorized to perform this", 400)
     down = neuron_sum("aws", "down", "--all", "--every", "0.01")
@@ -148,7 +148,7 @@ NEEDED = {"endpoint-config", "model", "schedule", "role"}
 
 
 @pytest.mark.parametrize("call", ["sagemaker.DeleteEndpoint", "sagemaker.ListEndpoints"])
-def test_what_ends_an_endpoint_stays_until_it_is_gone(aws: AwsServer, call: str) -> None:
+def test_the_expiry_of_an_endpoint_is_kept_until_it_is_deleted(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = DENIED
     said = stops(*DOWN)
@@ -163,7 +163,7 @@ def look_at_all() -> Inventory:
     return look(Account(REGION), Ledger(AwsContext(ACCOUNT, REGION)))
 
 
-def test_a_running_endpoint_of_one_run_keeps_nothing_of_another(aws: AwsServer) -> None:
+def test_a_running_endpoint_does_not_block_the_cleanup_of_another_run(aws: AwsServer) -> None:
     for run in (RUN, OTHER):
         make_all(aws, run)
     running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
@@ -174,7 +174,7 @@ def test_a_running_endpoint_of_one_run_keeps_nothing_of_another(aws: AwsServer) 
     assert not [thing for _, thing in look_at_all().found if needs(build, None, thing)]
 
 
-def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_service_does_not_block_the_rest(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     make_all(aws, RUN)
     monkeypatch.setattr("boto3.Session", boto3.session.Session)  # whose clients are made anew, for these addresses
     for service in ("APPLICATION_AUTO_SCALING", "CODEBUILD", "SCHEDULER"):
@@ -193,13 +193,13 @@ def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkey
 
 @pytest.mark.parametrize("said", ["", "tiny", "tiny-261121-2000", "neuron-sum-somebody-elses", "*"])
 @pytest.mark.parametrize("words", [("down", "--artifacts"), ("down", "--check"), ("status",)])
-def test_what_is_no_runs_id_does_nothing(aws: AwsServer, words: tuple[str, ...], said: str) -> None:
+def test_an_invalid_run_id_changes_nothing(aws: AwsServer, words: tuple[str, ...], said: str) -> None:
     told = stops(words[0], said, *words[1:])
     assert f"{said!r} is no run" in told and "neuron-sum aws status" in told
     assert aws.calls == []
 
 
-def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
+def test_a_run_may_be_named_by_one_of_its_resources(aws: AwsServer) -> None:
     for name in ("endpoint", "config", "expiry-role"):
         assert run_meant(RUN.name(name)) == RUN.id
     assert run_meant(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
@@ -210,7 +210,7 @@ def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
     } == {RUN.id}
 
 
-def test_a_mistyped_run_is_told_with_those_that_there_are(aws: AwsServer) -> None:
+def test_an_unknown_run_is_rejected_with_the_known_ones(aws: AwsServer) -> None:
     assert "there is none here" in stops("down", OTHER.id)
     make_all(aws, RUN)
     for words in (("down", OTHER.id), ("down", OTHER.id, "--check"), ("down", OTHER.id, "--artifacts")):
@@ -243,7 +243,7 @@ def bucket_with(aws: AwsServer, *keys: str, versions: bool = False) -> Any:
 WRITTEN = ("neuron-sum/inputs/data/0/train.jsonl", f"neuron-sum/runs/{RUN.id}/output/model.tar.gz")
 
 
-def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
+def test_other_objects_and_the_bucket_of_the_user_are_kept(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN, "neuron-sum/data.jsonl", "mine")
     ledger = Ledger(AwsContext(ACCOUNT, REGION))
     ledger.note("made", "bucket", BUCKET, "all")
@@ -259,7 +259,7 @@ def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
     assert aws.kept() == [] and ledger.open() == []
 
 
-def test_old_versions_that_stay_are_told(aws: AwsServer) -> None:
+def test_remaining_object_versions_are_reported(aws: AwsServer) -> None:
     bucket_with(aws, *WRITTEN, versions=True)
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr
@@ -308,7 +308,7 @@ def test_an_unknown_price_is_not_zero(aws: AwsServer) -> None:
 
 
 @pytest.mark.parametrize("call", ["sagemaker.ListApps", "sagemaker.ListNotebookInstances"])
-def test_what_else_runs_and_may_not_be_listed_is_a_warning(aws: AwsServer, call: str) -> None:
+def test_foreign_resources_that_cannot_be_listed_are_a_warning(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = DENIED
     status = neuron_sum("aws", "status", "--json")
@@ -316,14 +316,14 @@ def test_what_else_runs_and_may_not_be_listed_is_a_warning(aws: AwsServer, call:
     assert "not all could be looked at" in status.stderr and "not authorized" in status.stderr
 
 
-def test_a_runs_id_is_in_all_its_names(tmp_path: Path) -> None:
+def test_every_resource_name_contains_the_run_id(tmp_path: Path) -> None:
     for kind, attempt in (("train", 1), ("batch-model", 3), ("expiry-role", 1), ("config", 12)):
         assert run_of(RUN.name(kind, attempt)) == RUN.id
     assert run_of("neuron-sum-somebody-elses") is None
     assert run_of("other") is None
 
 
-def test_status_says_beforehand_what_it_asks(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_of_status_lists_its_requests(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     make_all(aws, RUN)
     asked: set[tuple[str, str]] = set()
     call, pages = Account.call, Account.pages

@@ -203,7 +203,7 @@ def test_a_fault_at_every_call_leaves_nothing(
         record_property("aws faults", json.dumps([name, fault, len(points.calls), points.left, dict(points.codes)]))
 
 
-def test_the_words_of_a_job_under_way(aws: AwsServer) -> None:
+def test_messages_while_a_job_runs(aws: AwsServer) -> None:
     """Ctrl-C leaves the job, says how to come back; then --follow comes back."""
     aws.script.looks = None
     command = [sys.executable, "-m", "neuron_sum", *TRAIN, "--wheelhouse", "wheels", "--json"]
@@ -238,7 +238,7 @@ def answering_again(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("call", ["sagemaker.DescribeTrainingJob", "logs.DescribeLogStreams"])
-def test_a_blip_is_no_end_of_following(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_following_survives_a_short_network_failure(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     one_look(aws)
     aws.script.refusals[call] = GONE
     answering_again(aws, monkeypatch)
@@ -247,7 +247,9 @@ def test_a_blip_is_no_end_of_following(aws: AwsServer, monkeypatch: pytest.Monke
     assert words_of(done.stderr).count("no answer") == 1 and "a line" in done.stderr, done.stderr
 
 
-def test_a_build_is_followed_over_a_blip_and_without_its_log(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_is_followed_through_network_failures_and_without_its_log(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image_ready(aws)
     aws.script.refusals["codebuild.BatchGetBuilds"] = GONE
     answering_again(aws, monkeypatch)
@@ -262,7 +264,7 @@ def test_a_build_is_followed_over_a_blip_and_without_its_log(aws: AwsServer, mon
 
 
 @pytest.mark.parametrize("answer", [GONE, DENIED])
-def test_a_log_that_cannot_be_read_is_said_once(aws: AwsServer, answer: tuple[str, str, int]) -> None:
+def test_an_unreadable_log_is_reported_once(aws: AwsServer, answer: tuple[str, str, int]) -> None:
     aws.script.looks, aws.script.log = 4, ("a line",)
     aws.script.refusals["logs.DescribeLogStreams"] = answer
     done = neuron_sum(*TRAIN, "--wheelhouse", "wheels")
@@ -273,7 +275,7 @@ def test_a_log_that_cannot_be_read_is_said_once(aws: AwsServer, answer: tuple[st
 
 
 @pytest.mark.parametrize("answer", [GONE, DENIED])
-def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str, str, int]) -> None:
+def test_lost_contact_leaves_resources_running(aws: AwsServer, answer: tuple[str, str, int]) -> None:
     """The advice is to come back, and not to remove what is healthy."""
     aws.script.looks = None
     aws.script.refusals["sagemaker.DescribeTrainingJob"] = answer
@@ -293,7 +295,7 @@ def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str,
 
 
 @pytest.mark.parametrize("status", ["InProgress", "Stopping"])
-def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: str) -> None:
+def test_two_jobs_never_write_to_the_same_checkpoints(aws: AwsServer, status: str) -> None:
     aws.script.looks = 0
     quick = ("--wheelhouse", "wheels", "--detach", "--json")
     run = json.loads(neuron_sum(*TRAIN, "--wheelhouse", "wheels", "--json").stdout)["run"]
@@ -314,7 +316,7 @@ def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: 
         assert not [call for call in aws.calls[before:] if "Create" in call or "PUT" in call or "POST" in call]
 
 
-def test_a_new_role_is_waited_for(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_waits_for_a_new_role(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """SageMaker cannot assume a role in the first seconds after its making."""
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     aws.script.roles_unknown = 3

@@ -70,7 +70,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         assert plan.worst_usd <= cap
 
 
-def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
+def test_a_plan_compares_instances_and_what_others_paid() -> None:
     from sagemaker_jobs.cost import plan
 
     recipe = load_recipe("trn1-flan-t5-base-lora")
@@ -91,7 +91,7 @@ def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
     assert all(cost.source for cost in plan.published())
 
 
-def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
+def test_the_expected_cost_uses_the_projection_of_preflight(tmp_path: Path) -> None:
     from neuron_sum.models import base as models
     from neuron_sum.training.estimate.projection import project_epoch
     from sagemaker_jobs.cost.expected import training_hours
@@ -116,7 +116,7 @@ def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
         training_hours(report, recipe, "ml.trn1.2xlarge", 1)
 
 
-def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> None:
+def test_folders_become_channels_and_the_recipe_has_their_paths(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
     (data / "train.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
@@ -136,7 +136,7 @@ def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> No
     assert found["data"].digest != before
 
 
-def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> None:
+def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -> None:
     hub = load_recipe("flan-t5-base-lora")
     with pytest.raises(AwsError, match="comes from a hub, and --network-isolation leaves no way"):
         inputs.channels(hub, tmp_path, None, NetworkSecurity(network_isolation=True))
@@ -147,7 +147,7 @@ def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> Non
         inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
 
 
-def test_a_wheelhouse_has_the_rows_versions_and_leaves_the_images_torch() -> None:
+def test_a_wheelhouse_has_the_platform_versions_and_no_torch() -> None:
     platform = PLATFORMS[0]
     texts = [(ROOT / "constraints" / name).read_text() for name in (f"{platform.name}.txt", wheelhouse.NEURON_PINS)]
     wanted = wheelhouse.pins("".join(texts), "3.11")
@@ -181,7 +181,7 @@ def _run_entry(base: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_containers_script_trains_and_leaves_the_model(tmp_path: Path) -> None:
+def test_the_entry_script_trains_and_writes_the_model(tmp_path: Path) -> None:
     base = _container(tmp_path, [])
     made = _run_entry(base)
     assert made.returncode == 0, made.stdout[-3000:]
@@ -191,7 +191,7 @@ def test_the_containers_script_trains_and_leaves_the_model(tmp_path: Path) -> No
     assert not (base / "output" / "failure").exists()
 
 
-def test_the_containers_script_says_why_it_failed(tmp_path: Path) -> None:
+def test_the_entry_script_reports_the_failure_reason(tmp_path: Path) -> None:
     base = _container(tmp_path, ["data.source=jsonl", "data.path=/nowhere"])
     made = _run_entry(base)
     assert made.returncode == 4

@@ -127,7 +127,7 @@ def test_a_run_from_data_to_answers_to_nothing_left(
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_or_is_stopped_says_so_and_leaves_nothing(
+def test_a_failed_or_stopped_job_is_reported_and_leaves_nothing(
     aws: AwsServer, runner: Runner, micro: Path, own_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -69,7 +69,7 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
 
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
-def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
+def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
     made = [
         (
             "sagemaker",
@@ -162,7 +162,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
 
 
 @given(runs, runs)
-def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
+def test_two_runs_share_no_names_or_addresses(one: Run, other: Run) -> None:
     for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "role"):
         assert one.name(kind) != other.name(kind)
         assert len(one.name(kind, 99)) <= 63
@@ -183,7 +183,7 @@ def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
         ("ml.trn1.2xlarge", 1, 3600, 1800, "cannot run 3600 s"),
     ],
 )
-def test_what_sagemaker_would_refuse_is_refused_here(
+def test_options_that_sagemaker_rejects_are_rejected(
     instance: str, instances: int, runtime: int, wait: int | None, told: str
 ) -> None:
     with pytest.raises(AwsError, match=told):
@@ -210,7 +210,7 @@ def test_what_sagemaker_would_refuse_is_refused_here(
     ]
     + [(f"ml.{name}", False) for name in ("c7i.4xlarge", "c7i-flex.large", "m5.large", "inf2.xlarge", "p3.2xlarge")],
 )
-def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, disks: bool) -> None:
+def test_instances_with_local_disks_get_no_volume_key(instance: str, disks: bool) -> None:
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     config = endpoint_requests.create_endpoint_config(
         RUN, instance=instance, instances=1, isolation=NetworkSecurity(kms_key=key)
@@ -228,6 +228,6 @@ def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, di
         assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == key
 
 
-def test_half_a_vpc_is_refused() -> None:
+def test_an_incomplete_vpc_configuration_is_rejected() -> None:
     with pytest.raises(AwsError, match="both subnets and security groups"):
         NetworkSecurity(subnets=("subnet-1",)).check()
