@@ -1,4 +1,4 @@
-"""The house: who may import whom, what a --help may load, and that versions live in one place."""
+"""The structure of the packages: directions of imports, imports at start-up, and versions in a single place."""
 
 import ast
 import re

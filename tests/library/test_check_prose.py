@@ -1,4 +1,4 @@
-"""tools/check_prose.py finds a planted violation of each rule and accepts the sentence that replaces it."""
+"""tools/check_prose.py reports a planted violation of each rule and accepts its rewrite."""
 
 import subprocess
 import sys

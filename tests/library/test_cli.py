@@ -1,4 +1,4 @@
-"""The command line as a person meets it: wrong commands, exit codes, output, and the commands of the docs."""
+"""The command line from a user's view: wrong commands, exit codes, output, and the commands of the docs."""
 
 import json
 import re
@@ -163,10 +163,10 @@ def commands_of(page: Path, language: str = "bash") -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_on_every_page_exist(page: Path, neuron_sum: CommandLine) -> None:
-    """Each names a command that is there, with options that it has."""
+    """Each names an existing command and existing options."""
     for command in commands_of(page) + commands_of(page, "sh"):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
-        # A group's own --help lists its commands; `compile RUN` is short for `compile run RUN`.
+        # The --help of a group lists its commands; `compile RUN` is short for `compile run RUN`.
         grouped = words[0] in ("recipes", "aws") or words[:2] in (["compile", "verify"], ["compile", "report"])
         group = words[:2] if grouped else words[:1]
         group += ["run"] if group == ["compile"] else []
@@ -194,13 +194,13 @@ def test_the_recipes_in_the_docs_are_valid(tmp_path: Path) -> None:
 def test_the_demo_and_the_readme_commands_run(
     neuron_sum: CommandLine, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """`make demo` is `neuron-sum demo`; the README's other commands then run on what it made, as they stand."""
+    """`make demo` is `neuron-sum demo`; the README's other commands then run unchanged on its output."""
     try:
         server = request.getfixturevalue("djl_serving")
     except pytest.skip.Exception:
         server = None
     made = neuron_sum("demo")
-    if server is not None:  # else the demo says that it goes on without
+    if server is not None:  # otherwise the demo prints that it skips the step
         [answer] = re.findall(r"request http://127.0.0.1:\d+\n", made.stderr)
         assert "without its last step" not in made.stderr and answer
     assert made.returncode == 0, made.stderr[-3000:]
@@ -217,7 +217,7 @@ def test_the_demo_and_the_readme_commands_run(
     commands = [command for command in commands_of(ROOT / "README.md") if command != "neuron-sum demo"]
     assert len(commands) >= 5
     for command in commands:
-        if "flan-t5" in command:  # needs a hub: what it says without one is tested elsewhere
+        if "flan-t5" in command:  # needs a hub: its error without one is tested elsewhere
             continue
         words, _, standard_input = command.partition(" < ")
         stdin = (tmp_path / standard_input).read_text() if standard_input else None

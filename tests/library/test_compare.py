@@ -22,7 +22,7 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def runs(tmp_path: Path, micro_run: Path, micro_lora_run: Path) -> Path:
-    """Copies of the two runs, to write into."""
+    """Copies of the two runs that a test may write to."""
     shutil.copytree(micro_run, tmp_path / "full")
     shutil.copytree(micro_run, tmp_path / "t5-scratch")  # a run may have a shipped recipe's name
     shutil.copytree(micro_lora_run, tmp_path / "lora")
@@ -81,14 +81,14 @@ def test_evaluate_writes_metrics_report_and_card(runs: Path, neuron_sum: Command
 
 
 def test_predictions_of_other_systems_can_be_evaluated(tmp_path: Path, neuron_sum: CommandLine) -> None:
-    """In the form of the course's results file: a row per prediction and reference, one column a system."""
+    """In the form of the course's results file: one row per prediction and reference, one column per system."""
     (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("evaluate", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
     assert "each row counts as an example of its own" in made.stderr
     system = json.loads(made.stdout)["systems"][0]
     assert system["scores"]["ROUGE-1"]["value"] == 100.0
-    assert system["speaker_tags"]["faithful_percent"] is None  # there are no dialogues to say it by
+    assert system["speaker_tags"]["faithful_percent"] is None  # without dialogues, tags cannot be checked
     made = neuron_sum("evaluate", "results.csv")
     assert made.returncode == 4
     assert "missing column prediction" in made.stderr
@@ -104,7 +104,7 @@ def test_systems_in_one_file_are_compared_on_its_references(tmp_path: Path, neur
 
 
 def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: CommandLine) -> None:
-    """The parts of a run, and what merge writes, on another recipe's data; names may look like formulas."""
+    """The parts of a run, and the output of merge, on another recipe's data; names may look like formulas."""
     merged = neuron_sum("merge", "lora", "--output", "merged")
     assert merged.returncode == 0, merged.stderr
     systems = ("c$1$=full/checkpoint", "adapter=lora/adapter", "merged", "full")

@@ -1,4 +1,4 @@
-"""The doctor: any machine beside the matrix, any recipe on any instance; nothing is guessed, nothing is fetched."""
+"""`doctor`: any machine compared with the matrix, any recipe on any instance; nothing is guessed or downloaded."""
 
 import dataclasses
 import json
@@ -166,7 +166,7 @@ def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
 
 
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
-    """flan-t5: as model cards and docs/results.md count them; TinyLlama: 1,100,048,384 by its own checkpoint."""
+    """flan-t5: the counts of model cards and docs/results.md; TinyLlama: 1,100,048,384 according to its checkpoint."""
     counts = {
         name: recipe_check._parameters(recipe, base_config(recipe.model)).all
         for name, recipe in (
@@ -348,7 +348,7 @@ def test_the_command_prints_tables_and_json(neuron_sum: CommandLine) -> None:
 def test_the_command_exits_with_13_if_a_check_blocks(neuron_sum: CommandLine) -> None:
     made = neuron_sum("doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json")
     assert made.returncode == 13
-    assert json.loads(made.stdout)["checks"]  # the whole answer comes first
+    assert json.loads(made.stdout)["checks"]  # the complete answer is printed first
     error = json.loads(made.stderr.splitlines()[-1])["error"]
     assert error["exit_code"] == 13
     assert "train llama prompt_tuning" in error["message"]

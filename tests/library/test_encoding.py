@@ -1,4 +1,4 @@
-"""Prompts and labels: what the model really sees."""
+"""Prompts and labels: the model's actual inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def test_cuts_are_counted() -> None:
 
 
 def test_lengths_of_real_dialogsum(shared_data: Path) -> None:
-    """The figures of docs/data.md, with T5's own SentencePiece file."""
+    """The figures of docs/data.md, with T5's SentencePiece file."""
     tokenizer = load_tokenizer(
         ModelConfig(
             config=str(shared_data / "configs/flan-t5-small.json"),

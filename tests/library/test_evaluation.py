@@ -1,4 +1,4 @@
-"""ROUGE and its protocols pinned to known figures, statistics, predictions files, generation."""
+"""ROUGE and its protocols compared with known figures, statistics, predictions files, generation."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def dialogsum_test(shared_data: Path) -> tuple[Example, ...]:
 def test_known_figures_of_dialogsum(
     neuron_sum: Callable[..., object], shared_data: Path, name: str, expected: tuple[float, ...]
 ) -> None:
-    """All three from the one command of docs/results.md."""
+    """All three from the single command of docs/results.md."""
     made = neuron_sum(
         "compare",
         "lead-3",
@@ -244,7 +244,7 @@ def test_generation_resumes_after_a_kill(tmp_path: Path) -> None:
     again = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, quiet=True)
     handle.remove()
     assert again == whole
-    assert calls == 3  # five dialogues left, two in a batch
+    assert calls == 3  # five dialogues remain, two per batch
     assert len(partial.read_text().splitlines()) == 8
 
 

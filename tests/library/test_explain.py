@@ -1,4 +1,4 @@
-"""Known causes: each by a real line of a public thread or document, in order, quoted, and nothing guessed."""
+"""Known causes: each matches a real line of a public thread or document, in order, quoted, without guesses."""
 
 import io
 import json
@@ -24,7 +24,7 @@ LINES = [
     (entry["cause"], entry["line"], entry["origin"])
     for entry in map(json.loads, (ROOT / "tests" / "known_lines.jsonl").read_text().splitlines())
 ]
-"""What stands in known_lines.jsonl: a cause, a real line, and the thread or document that it is from."""
+"""The content of known_lines.jsonl: a cause, a real line, and its source, a thread or document."""
 
 
 def read(*lines: str) -> Explanation:
@@ -107,7 +107,7 @@ def test_an_endless_line_is_read_in_pieces(before: int) -> None:
 
 
 class Endless(io.RawIOBase):
-    """Sixty-four million bytes without a line's end, made as they are read."""
+    """Sixty-four million bytes without a line break, generated as they are read."""
 
     def __init__(self) -> None:
         self.left = 64_000_000
@@ -156,7 +156,7 @@ def test_every_pattern_has_a_mark_and_no_open_alternative() -> None:
 
 
 def test_no_pattern_backtracks_on_a_hostile_line() -> None:
-    """Repeated beginnings of every pattern: a regular expression that backtracks would not come to an end here."""
+    """Repeated beginnings of every pattern: a regular expression that backtracks would not finish here."""
     for cause in CAUSES:
         for pattern in cause.patterns:
             explain(io.BytesIO(mark_of(pattern).encode() * 20_000))

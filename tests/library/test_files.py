@@ -1,4 +1,4 @@
-"""What a killed process leaves behind: swept when old, left alone while in use, restored where it was whole."""
+"""Leftovers of a killed process: removed when old, kept while in use, restored if they were complete."""
 
 import os
 import time

@@ -1,6 +1,6 @@
-"""How training on Neuron is started: environment, precompiling, and the steps of an extraction of graphs.
+"""How training on Neuron starts: environment, precompiling, and the steps of an extraction of graphs.
 
-Several processes at work are in test_processes.py.
+test_processes.py tests several running processes.
 """
 
 import json
@@ -42,7 +42,7 @@ def test_environment_variables_of_the_caller_are_kept(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine passes for one with the Neuron SDK."""
+    """Makes this machine appear to have the Neuron SDK."""
     monkeypatch.setattr("neuron_sum.training.neuron.backend.NEEDED", {})
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     for name, value in launch.NEURON_ENVIRONMENT.items():
@@ -82,7 +82,7 @@ def test_a_dry_run_of_the_torch_backend_estimates_for_its_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], micro: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(console.settings, "json", True)
-    monkeypatch.setenv("USE_TORCH_XLA", "0")  # which the command sets, and which is to be gone afterwards
+    monkeypatch.setenv("USE_TORCH_XLA", "0")  # the command sets it, and monkeypatch restores it afterwards
     command.train(str(micro), EPOCH, tmp_path / "run", dry_run=True, processes=2)
     told = json.loads(capsys.readouterr().out)["estimate"]
     assert (told["steps"], told["seconds"]) == (4, None)

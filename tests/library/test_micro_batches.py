@@ -1,4 +1,4 @@
-"""A whole run as one line of micro-batches: every example once an epoch, always as many rows, entered anywhere."""
+"""A whole run as one sequence of micro-batches: every example once per epoch, a constant number of rows, any start."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Base models, tokenizers and adapters: the counts, the file forms, and what is refused."""
+"""Base models, tokenizers and adapters: parameter counts, file formats, and rejected inputs."""
 
 import json
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_random_weights_depend_on_the_seed_and_keep_the_global_random_state() ->
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_t5_is_loaded_unchanged(tmp_path: Path, tied: bool) -> None:
-    """transformers 5 writes tie_word_embeddings=true where it is false, and 4.57 then loads another model."""
+    """transformers 5 writes tie_word_embeddings=true for a false value, and 4.57 then loads a different model."""
     config = small({**T5, "tie_word_embeddings": tied})
     tokenizer = models.load_tokenizer(config, TEXTS)
     model = models.load_base(config, tokenizer)
@@ -206,7 +206,7 @@ def test_a_merged_lora_run_generates_the_same_summaries(tmp_path: Path, micro_lo
 def test_a_merge_that_changes_the_logits_is_rejected(micro_lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted, tokenizer = load_trained(open_run(micro_lora_run))
     inputs = batch(adapted, tokenizer)
-    unloaded = type(adapted.base_model).unload  # a merge that forgets the adapter
+    unloaded = type(adapted.base_model).unload  # a merge that omits the adapter
     monkeypatch.setattr(type(adapted.base_model), "merge_and_unload", lambda self, safe_merge: unloaded(self))
     with pytest.raises(ModelError, match="logits differ"):
         adapters.merge(adapted, inputs)

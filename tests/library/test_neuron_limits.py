@@ -1,4 +1,4 @@
-"""What training on Neuron is refused for, before anything is written: this machine, the recipe, the model's method."""
+"""Recipes that training on Neuron rejects before writing anything: for the machine, the recipe or the method."""
 
 import subprocess
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def test_an_impossible_number_of_torchrun_processes_is_rejected_once(monkeypatch
     with pytest.raises(RecipeError, match=r"4 does not divide 6.*tensor_parallel_size=2"):
         NeuronBackend.check(config)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(PlatformError):  # of this machine, which is none for it
+    with pytest.raises(PlatformError):  # of this machine, which has no Neuron device
         NeuronBackend.check(config)
 
 

@@ -1,4 +1,4 @@
-"""Packed rows: the loss and the gradients of one example at a time, and a run that leaves an ordinary checkpoint."""
+"""Packed rows: the loss and gradients of one example at a time, and a run that writes an ordinary checkpoint."""
 
 import copy
 import json
@@ -36,11 +36,11 @@ METHODS: dict[str, Method] = {
     "prompt_tuning": PromptTuningMethod(num_virtual_tokens=VIRTUAL),
 }
 JOINED = Encoded(({"input_ids": [5, 7, 1], "labels": [IGNORED, 7, 1]}, {"input_ids": [8, 1], "labels": [8, 1]}), 0, 0)
-"""Two examples of a decoder-only model; the second has a label for its first token, which must go."""
+"""Two examples of a decoder-only model; the second has a label for its first token, which must be removed."""
 
 
 def examples(config: PretrainedConfig, count: int = 17) -> Encoded:
-    """Random ones, of lengths that differ much."""
+    """Random examples whose lengths differ much."""
     draw = np.random.default_rng(0)
     features: list[Features] = []
     for _ in range(count):
@@ -54,7 +54,7 @@ def examples(config: PretrainedConfig, count: int = 17) -> Encoded:
 
 
 def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0) -> RowSet:
-    """Room for about three examples a row."""
+    """Room for about three examples per row."""
     seq2seq = config.is_encoder_decoder
     source = np.array([len(feature["input_ids"]) + virtual_tokens for feature in data.features])
     target = np.array([len(feature["labels"]) * seq2seq for feature in data.features])
@@ -64,7 +64,7 @@ def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0
 
 
 def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTrainedModel | PeftModel:
-    """The same weights for packed and plain; LoRA's are not zero."""
+    """The same weights for packed and plain; those of LoRA are not zero."""
     classes = {"t5": packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration}
     torch.manual_seed(0)
     base = classes.get(config.model_type, transformers.LlamaForCausalLM)(copy.deepcopy(config))
@@ -77,7 +77,7 @@ def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTraine
 
 
 def alone(data: Encoded) -> list[Batch]:
-    """One example at a time, not padded, as a model takes it."""
+    """One example at a time, without padding, in the form that a model accepts."""
     return [{name: torch.tensor([value]) for name, value in feature.items()} for feature in data.features]
 
 
@@ -93,7 +93,7 @@ def loss_and_gradients(model: torch.nn.Module, batches: Sequence[Batch]) -> tupl
 
 
 def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Of any gradient's entry, relative to the largest of its tensor."""
+    """The largest difference of any gradient's entry, relative to the largest of its tensor."""
     assert one.keys() == other.keys()
     assert one
     return max(
@@ -153,7 +153,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_a_step_of_packed_rows_has_the_loss_of_its_examples(family: str) -> None:
-    """As Trainer has it: summed in each micro-batch, divided by the label tokens of the step."""
+    """As in Trainer: summed in each micro-batch, divided by the label tokens of the step."""
     config = {"t5": T5, "llama": LLAMA}[family]
     data = examples(config)
     rows = packed_rows(data, config)

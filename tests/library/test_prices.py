@@ -1,4 +1,4 @@
-"""The price table: dated, for one region, and never EC2's."""
+"""The price table: dated, for one region, and never with EC2's prices."""
 
 import re
 

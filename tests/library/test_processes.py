@@ -1,4 +1,4 @@
-"""Several training processes: they train as one does, stop together, and fail with one error."""
+"""Several training processes: they train like one, stop together, and fail with one error."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TWO = ("train.per_device_train_batch_size=4", "--processes", "2")
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
 def test_two_processes_have_the_loss_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, fsdp: bool) -> None:
-    """Over gloo, at the same global batch, with summaries of unequal length."""
+    """Over gloo, with the same global batch and summaries of unequal length."""
     common = ("model.config.dropout_rate=0.0", "train.max_steps=24", "train.save_steps=12", "train.learning_rate=1e-3")
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
     assert one.returncode == 0, one.stderr
@@ -58,7 +58,7 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
 
     stopped = launch("--output", "stopped")
     wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", stopped)
-    stopped.send_signal(signal.SIGTERM)  # torchrun hands it on to both processes
+    stopped.send_signal(signal.SIGTERM)  # torchrun passes it on to both processes
     stopped.communicate(timeout=120)
     shards = list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*/pytorch_model_fsdp.bin"))
     assert shards, "nothing was sharded"
@@ -100,7 +100,7 @@ def test_a_signal_reaches_every_process_and_all_save_and_end_together(tmp_path: 
 
 @contextmanager
 def slow_to_save(folder: Path, recipe: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two processes at work, whose checkpoints take longer than torchrun's 30 s, and no more than they must."""
+    """Two running processes whose checkpoints take longer than torchrun's 30 s, and only slightly longer."""
     (folder / "sitecustomize.py").write_text(
         "import sys, time\n"
         "class Finder:\n"

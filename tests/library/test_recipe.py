@@ -1,4 +1,4 @@
-"""Recipes: strict, every fault at once, overrides, extends, paths."""
+"""Recipes: strict, all errors at once, overrides, extends, paths."""
 
 from pathlib import Path
 

@@ -107,7 +107,7 @@ def test_an_epoch_has_every_example_once_in_whole_batches_of_one_shape(
 ) -> None:
     plan = plan_of(name, pairs, batch_size, devices)
     torch.manual_seed(epoch)
-    np.random.seed(epoch)  # nothing of a global state goes in
+    np.random.seed(epoch)  # the global random state has no influence
     rows = plan.rows(epoch)
     assert rows == plan_of(name, pairs, batch_size, devices).rows(epoch)
     assert sorted(example for row in rows for example in row.examples) == list(range(len(pairs)))
@@ -202,7 +202,7 @@ def test_the_trainer_gets_the_shapes_of_the_plan(
     results = run.read_results()
     promised = prepare(made, tmp_path / "other").estimate.steps
     assert results["global_step"] == promised
-    if name == "dynamic":  # the negative control: other shapes come up as training goes on
+    if name == "dynamic":  # the negative control: other shapes appear as training continues
         assert len(seen) > 3
         assert results["shapes"]["shapes"] is None
     else:

@@ -1,6 +1,6 @@
-"""Training: a killed run ends like an uninterrupted one, what cannot work is refused.
+"""Training: a killed run ends like an uninterrupted one, and impossible runs are rejected.
 
-Several processes are in test_processes.py.
+test_processes.py tests several processes.
 """
 
 import json
@@ -88,7 +88,9 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, micro_llama:
     assert "everything so far is saved" in message
     assert "hint: neuron-sum train stopped/recipe.yaml --output stopped --resume" in message
 
-    resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # exactly what the hint says
+    resumed = start(
+        tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume"
+    )  # exactly the command of the hint
     message = resumed.communicate(timeout=300)[1]
     assert resumed.returncode == 0, message
     assert "going on from checkpoint-" in message
@@ -118,7 +120,7 @@ def test_a_checkpoint_cut_by_a_kill_is_skipped(tmp_path: Path) -> None:
 def test_a_marked_checkpoint_with_missing_files_is_skipped(
     tmp_path: Path, harm: Callable[[Path], object], told: str
 ) -> None:
-    """SageMaker copies a checkpoint to S3 file by file, and after an interruption gives back what has come by then."""
+    """SageMaker copies a checkpoint to S3 file by file, and after an interruption restores the files copied by then."""
     run = RunFolder(tmp_path, load_recipe("tiny"))
     for step in (90, 100):
         folder = run.checkpoints / f"checkpoint-{step}"
@@ -128,7 +130,7 @@ def test_a_marked_checkpoint_with_missing_files_is_skipped(
         state = TrainerState(global_step=step, is_world_process_zero=True)
         MarkComplete().on_save(SimpleNamespace(output_dir=str(run.checkpoints)), state, TrainerControl())
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
-    (run.checkpoints / "checkpoint-100" / "log-of-another-program").touch()  # what is added does no harm
+    (run.checkpoints / "checkpoint-100" / "log-of-another-program").touch()  # additional files are accepted
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
     harm(run.checkpoints / "checkpoint-100")
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-90"
@@ -163,7 +165,7 @@ def test_a_run_resumes_only_with_its_number_of_processes(tmp_path: Path, backend
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
     run.note_processes(2)
-    start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
+    start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # no checkpoint exists yet
     (run.checkpoints / "checkpoint-2").mkdir()
     (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
     start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
@@ -185,7 +187,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path
     train(recipe, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     before = weights(tmp_path / "run")
-    with pytest.raises(DataError):  # found before anything of the old run is gone
+    with pytest.raises(DataError):  # found before anything of the old run is deleted
         train(load_recipe(str(micro), ["data.source=jsonl", f"data.path={tmp_path}"]), tmp_path / "run", overwrite=True)
     assert weights(tmp_path / "run").keys() == before.keys()
     train(load_recipe(str(micro), ["train.max_steps=2", "train.seed=1"]), tmp_path / "run", overwrite=True)
