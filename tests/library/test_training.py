@@ -88,9 +88,7 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, micro_llama:
     assert "everything so far is saved" in message
     assert "hint: neuron-sum train stopped/recipe.yaml --output stopped --resume" in message
 
-    resumed = start(
-        tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume"
-    )  # exactly the command of the hint
+    resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # the command in the hint
     message = resumed.communicate(timeout=300)[1]
     assert resumed.returncode == 0, message
     assert "going on from checkpoint-" in message
