@@ -92,7 +92,7 @@ def prompts_of(base: PreTrainedModel, count: int = 4) -> list[list[int]]:
 def expected_rows(
     base: PreTrainedModel, folder: Path | None, prompts: list[list[int]], micro_run: Path, *, merged: bool
 ) -> list[list[int]]:
-    """What transformers says, one prompt at a time, with the adapter merged or attached."""
+    """The summaries of transformers, one prompt at a time, with the adapter merged or attached."""
     tokenizer = load_tokenizer(ModelConfig(name_or_path=str(micro_run / "checkpoint")))
     model = copy.deepcopy(base)
     if folder is not None:
@@ -145,7 +145,7 @@ def test_logits_match_the_merged_model_within_rounding(base: PreTrainedModel, fo
 def test_no_row_uses_another_adapter_while_adapters_are_swapped(
     base: PreTrainedModel, folders: dict[str, Path], micro_run: Path, tmp_path: Path
 ) -> None:
-    """Threads generate with every adapter while one name is swapped, again and again, between two adapters."""
+    """Threads generate with every adapter while one name repeatedly alternates between two adapters."""
     prompts = prompts_of(base)
     folders["swap-a"] = make_lora(base, tmp_path / "swap-a", RANK, 4, 10)
     folders["swap-b"] = make_lora(base, tmp_path / "swap-b", RANK, 4, 11)
@@ -177,7 +177,7 @@ def test_no_row_uses_another_adapter_while_adapters_are_swapped(
             for row, name in enumerate(chosen):
                 if name != "swapped":
                     assert made[row] == expected[name][row]
-            # All rows of a batch see the same one of the two, whole.
+            # All rows of a batch use the same one of the two, completely.
             assert any(
                 all(tokens == expected[side][row] for row, tokens in swapped.items()) for side in ("swap-a", "swap-b")
             )
@@ -205,7 +205,7 @@ def test_adapters_that_do_not_fit_the_slots_are_rejected(
         slots.load("x", make_soft_prompt(base, tmp_path / "long", 9))
     with pytest.raises(ModelError, match="is not an adapter"):
         slots.load("x", tmp_path)
-    for pipe in ("adapter_config.json", "adapter_model.safetensors"):  # opening one would wait for ever
+    for pipe in ("adapter_config.json", "adapter_model.safetensors"):  # opening one would block forever
         broken = shutil.copytree(folders["full-rank"], tmp_path / pipe)
         (broken / pipe).unlink()
         os.mkfifo(broken / pipe)

@@ -1,4 +1,4 @@
-"""What opening and loading an artifact refuse, each with the field or file that differs; and what verifying it sees."""
+"""Artifacts that are rejected when opened or loaded, naming the field or file; and the errors that verify detects."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_one_flipped_byte_in_any_file_is_rejected(small: Path) -> None:
 
 
 def open_manifest(folder: Path) -> Manifest:
-    """The manifest alone, nothing checked."""
+    """The manifest only, without checks."""
     content = json.loads((folder / "manifest.json").read_text())
     content.pop("digest")
     return Manifest.model_validate_json(json.dumps(content))

@@ -1,6 +1,6 @@
-"""From a run to an artifact on the CPU: the compiled graphs themselves, and what building one leaves.
+"""From a run to an artifact on the CPU: the compiled graphs themselves, and the files that a build writes.
 
-What an artifact is refused for is in test_artifact.py.
+test_artifact.py tests rejected artifacts.
 """
 
 import json
@@ -70,7 +70,7 @@ def test_a_compiled_t5_generates_the_tokens_of_transformers(
 def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
     lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """No compile, no reload."""
+    """Without compiling or loading again."""
     assert_adapters_are_swapped_under_load(lora_artifact, micro_lora_run, tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_bf16_and_int8_are_stored_in_that_type_and_verified(
 
 
 def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
-    """The largest error of a first logit against fp32, relative to the largest logit."""
+    """The largest error of a first logit compared with fp32, relative to the largest logit."""
     runtime = load_generator(artifact)[0].runtime
     prompt = list(range(5, 45))
     with torch.inference_mode():
@@ -125,7 +125,7 @@ def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.02)])
 def test_every_projection_multiplies_with_its_weight(dtype: str, tolerance: float, rows: int) -> None:
-    """One row and several take different ways."""
+    """One row and several use different code."""
     if lacking := cpu.missing(dtype):
         pytest.skip(f"this CPU has no {lacking}")
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def test_every_projection_multiplies_with_its_weight(dtype: str, tolerance: floa
 
 
 def test_weights_are_stored_once_and_graphs_hold_none(lora_artifact: Artifact) -> None:
-    """Two beam widths and an encoder, and not one weight in any of their packages."""
+    """Two beam widths and an encoder, without a single weight in their packages."""
     with safe_open(lora_artifact.path / "weights.safetensors", framework="pt") as stored:
         names = (
             set(stored.keys()) | lora_artifact.manifest.adapter_stacks.keys() | lora_artifact.manifest.aliases.keys()
@@ -194,7 +194,7 @@ def test_a_cpu_without_the_instructions_is_rejected_unless_fallback_is_set(
 
 
 def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lora_run: Path) -> None:
-    """oneDNN's packed weights are made where the artifact is loaded, for what is there."""
+    """oneDNN's packed weights are created when the artifact is loaded, for the current CPU."""
     script = (
         "import sys, json; from pathlib import Path; from neuron_sum.artifact import open_artifact;"
         "from neuron_sum.runtimes.load import load_generator; from neuron_sum.recipes.schema import GenerateConfig;"
@@ -223,7 +223,7 @@ def test_without_a_compiler_the_error_names_the_package(micro_run: Path, monkeyp
 def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
     micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiler itself fails here: one that knows its version and nothing else."""
+    """The compiler itself fails here: it knows only its version."""
     fake = tmp_path / "g++"
     fake.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "fake 1.0" && exit 0\necho "fatal: no headers" >&2; exit 1\n'
@@ -244,7 +244,7 @@ def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
 
 @pytest.fixture
 def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A compile at work on its second graph, its cache beside it."""
+    """A compile that is processing its second graph, with its cache."""
     environment = {**os.environ, "NEURON_SUM_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""The processes that compile graphs: which graph each gets, what one that fails leaves, and that none stays."""
+"""The processes that compile graphs: their graphs, the files of a failed one, and that none remains."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from neuron_sum.errors import CompileError
 
 @dataclass(frozen=True)
 class Told:
-    """A target whose graphs hold the id of the process that made them, and fail as they are told."""
+    """A target whose graphs contain the id of the process that compiled them; the graph named by `fails` fails."""
 
     shares_process: bool
     fails: str = ""
@@ -39,7 +39,7 @@ class Told:
 
 @pytest.fixture
 def jobs(micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Three graphs to compile for a target, in the cache's folder."""
+    """Three graphs to compile for a target, in the cache folder."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     plan = make_plan(open_source(micro_run, None, ["compile.batch_sizes=[1,3]", "compile.source_lens=[192]"]))
 

@@ -1,4 +1,4 @@
-"""Static graphs and the loop over them give transformers' tokens; broken ones do not."""
+"""Static graphs and the loop over them generate the tokens of transformers; broken graphs do not."""
 
 import copy
 import random
@@ -40,7 +40,7 @@ FAMILIES = ("t5-tied-relu", "t5-untied-gated", "llama")
 
 @dataclass(frozen=True)
 class Case:
-    """A trained tiny model, both ways, and real prompts."""
+    """A trained tiny model, in both forms, and real prompts."""
 
     model: PreTrainedModel
     runtime: GraphRuntime
@@ -72,7 +72,7 @@ def eager(
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """One of each family, trained until its summaries end by themselves."""
+    """One of each family, trained until its summaries end with the end token."""
     recipe_file = tmp_path_factory.mktemp("families") / "micro.yaml"
     recipe_file.write_text(MICRO)
     config = {"num_layers": 2, "num_decoder_layers": 2}
@@ -106,7 +106,7 @@ def real_prompts(prompt: Any, tokenizer: PreTrainedTokenizerFast) -> list[list[i
 
 
 def near_tie(case: Case, prompt: list[int], asked: GenerateConfig, one: list[int], other: list[int]) -> bool:
-    """Whether transformers itself scores both so alike that rounding decides; greedy: the first token that differs."""
+    """Whether transformers scores both nearly equally, so that rounding decides; greedy: the first differing token."""
     if asked.num_beams == 1:
         end = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]) + 1
         one, other = one[:end], other[:end]
@@ -126,7 +126,7 @@ def _score(model: PreTrainedModel, prompt: list[int], row: list[int]) -> float:
 def compared(
     case: Case, prompts: list[list[int]], asked: GenerateConfig, generator: Generator | None = None
 ) -> Counter[str]:
-    """How many rows are those of transformers, how many are near ties, how many differ."""
+    """The number of rows that match transformers, that are near ties, and that differ."""
     expected, actual = case.expected.generate(prompts, asked), (generator or case.actual).generate(prompts, asked)
     return Counter(
         "equal" if one == other else "near tie" if near_tie(case, prompt, asked, one, other) else "different"
@@ -218,7 +218,7 @@ def test_flan_t5_small_dimensions(flan_t5_small: Case, num_beams: int, batch: in
 
 
 def test_generation_defaults_in_a_checkpoint_are_ignored(cases: dict[str, Case]) -> None:
-    """transformers would let them replace what the recipe asks for, sampling included."""
+    """transformers would let them override the recipe's settings, including sampling."""
     case, asked = cases["llama"], GenerateConfig(max_new_tokens=TARGET_LEN)
     expected = case.expected.generate(case.prompts[:8], asked)
     own = case.model.generation_config
@@ -230,7 +230,7 @@ def test_generation_defaults_in_a_checkpoint_are_ignored(cases: dict[str, Case])
         case.model.generation_config = own
 
 
-# Negative controls: what the tests above must be able to see.
+# Negative controls: errors that the tests above must detect.
 
 
 def broken_write(cache: torch.Tensor, column: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

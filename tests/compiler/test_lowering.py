@@ -1,4 +1,4 @@
-"""Lowering: HLO counted by the rules, graphs that an ahead-of-time compiler could take, and the bars of a step."""
+"""Lowering: HLO counted by the rules, graphs for ahead-of-time compilers, and the limits of a decoder step."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def controls(xla_python: Path) -> dict[str, Any]:
     return dict(json.loads(made.stdout))
 
 
-# Counting, on HLO written by hand. Sizes in bytes: cache 2x6x4 f32 = 192, one column 32, table 10x4 f32 = 160.
+# Counting on hand-written HLO. Sizes in bytes: cache 2x6x4 f32 = 192, one column 32, table 10x4 f32 = 160.
 
 HEAD = "HloModule m\n\n"
 WRITE = """%write (c: f32[2,6,4], u: f32[2,1,4], i: s32[]) -> f32[2,6,4] {
@@ -163,7 +163,7 @@ def test_invalid_hlo_and_unknown_types_are_errors() -> None:
         hlo.parse(entry("ROOT %a = f5[2] parameter(0)"))
 
 
-# Our graphs, lowered.
+# The graphs of this package, lowered.
 
 
 def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, str, str], Lowered]) -> None:
@@ -171,7 +171,7 @@ def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, 
         assert lowered.account.dynamic == (), key
         assert "f64" not in lowered.account.dtypes, key
         assert lowered.account.total_flops > 0, key
-        # What a compiler that does not narrow s64 would refuse in it: docs/compile.md.
+        # Operations that a compiler without narrowing of s64 would reject: docs/compile.md.
         assert lowered.account.flops.keys() <= {"f32", "bf16"}, key
         assert "scatter" not in lowered.account.operators, key
 
@@ -202,7 +202,7 @@ def test_a_step_writes_a_column_in_place_and_where_rewrites(
 def test_only_the_slots_of_a_batch_are_read(tiny: dict[tuple[str, str, str], Lowered], family: str) -> None:
     plain, slots = tiny[family, "plain", "greedy"], tiny[family, "slots", "greedy"]
     added = slots.account.read - plain.account.read
-    stacks = slots.weights - plain.weights  # of three slots, of which two examples read two
+    stacks = slots.weights - plain.weights  # three slots, of which two examples read two
     assert 0 < added <= stacks
     assert (
         tiny[family, "soft prompt", "encode"].account.total_flops > tiny[family, "plain", "encode"].account.total_flops
@@ -235,7 +235,7 @@ def test_a_graph_traced_for_a_device_has_the_same_counts(xla_python: Path) -> No
     pairs = [json.loads(line) for line in made.stdout.splitlines()]
     assert len(pairs) == len(variants) * len(graphs)
     for ours, traced in pairs:
-        # The tuple of its results counts what it hands through (constants, stacks) as results of their types.
+        # The tuple of its results also counts passed-through values (constants, stacks) as results of their types.
         types, handed = ours.pop("dtypes"), traced.pop("dtypes")
         assert traced == ours
         assert handed.keys() == types.keys()
@@ -264,7 +264,7 @@ def test_bytes_compared_with_the_optimum_neuron_exporter(xla_python: Path, tmp_p
     for row in rows:
         assert row.missed == [], (row.dtype, row.lowered.write, row.beams)
     assert [round(theirs[beams].moved / 1e6, 1) for beams in (1, 4)] == [608.3, 1098.6]
-    # The bars can be missed: half the bytes allowed, and a write that is not excused.
+    # The limits can be missed: half the bytes allowed, and a write that is not excused.
     first = rows[0]
     half = dataclasses.replace(first.upstream, read=first.upstream.read // 2, written=first.upstream.written // 2)
     assert any("of the bytes" in why for why in dataclasses.replace(first, upstream=half).missed)

@@ -1,4 +1,4 @@
-"""The preflight: what it makes of the graphs of a recipe, and of the data, the prices and the compiler at hand."""
+"""The preflight: its report on the graphs of a recipe, the data, the prices and the installed compiler."""
 
 import dataclasses
 import json
@@ -150,7 +150,7 @@ def test_an_unknown_list_of_operators_rejects_nothing(report: Report) -> None:
 
 
 def shown(report: Report) -> str:
-    """What is printed beside the tables."""
+    """The text printed next to the tables."""
     return "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
 
 
@@ -266,7 +266,7 @@ def test_operations_of_a_training_step_are_counted_without_weights() -> None:
     config = base_config(full.model)
     shape = projection.Shape(64, 32)
     whole = step_flops(full, config, shape)
-    # A product forward is two backward; each weight has about 2 operations a position, attention some more.
+    # One forward product means two backward; each weight has about 2 operations per position, attention some more.
     assert step_flops(full, config, projection.Shape(64, 32)) == whole
     assert step_flops(lora, config, shape) < whole
     checkpointed = load_recipe("tiny", [*overrides, "train.gradient_checkpointing=true"])
@@ -287,12 +287,12 @@ def test_an_epoch_states_its_rows_and_assumptions(monkeypatch: pytest.MonkeyPatc
     assert epoch.peak_s == pytest.approx(5664 * 2e12 / 190e12)
     assert epoch.peak_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
     assert epoch.projected_s == pytest.approx((epoch.peak_s or 0) / projection.ASSUMED_SHARE)
-    # Not known how many are in a packed row: only what 1,000 rows cost.
+    # The number per packed row is unknown: only the cost of 1,000 rows.
     unasked = project_epoch(lora, base_config(lora.model))
     assert (unasked.rows, unasked.peak_s, unasked.projected_usd) == (None, None, None)
     assert unasked.peak_usd_per_1000_rows == pytest.approx(1000 * 2e12 / 190e12 * 1.54 / 3600)
     assert "--examples-per-row" in unasked.rows_are
-    # Rows of other lengths than the longest: what it costs as if they were that long is no floor.
+    # Rows of lengths other than the longest: the cost for the longest length is not a floor.
     course = load_recipe("flan-t5-base-lora")
     dynamic = project_epoch(course, base_config(course.model))
     assert (dynamic.rows, dynamic.rows_are, dynamic.is_floor) == (12_460, "12,460 published examples", False)
