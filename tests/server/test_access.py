@@ -1,4 +1,4 @@
-"""Who may do what to a running server: web pages in a real browser, raw requests, the owner, and SageMaker."""
+"""Permissions on a running server: web pages in a real browser, raw requests, the owner, and SageMaker."""
 
 import zipfile
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""The client and `request` against a far end (far_end.py): order, retries, refusals, and what is kept of a failure.
+"""The client and `request` against a test server (far_end.py): order, retries, rejections, and kept answers.
 
-The ways there are in test_transport.py.
+test_transport.py tests the connections.
 """
 
 import inspect
@@ -42,7 +42,7 @@ def test_a_single_text_is_rejected_as_a_list_of_texts(far_end: FarEnd) -> None:
 
 def test_any_text_arrives_unchanged(far_end: FarEnd) -> None:
     dialogues = ['quote " and \\ and\nline', "naïve 日本 🙂", "half a pair \ud83d"]
-    far_end.script += [(200, capitals(["a", "b", " "]), {})]  # no endpoint gives back half a pair
+    far_end.script += [(200, capitals(["a", "b", " "]), {})]  # no endpoint returns half of a surrogate pair
     with Client(far_end.url) as client:
         client.summarize(dialogues)
     assert far_end.sent == [dialogues]

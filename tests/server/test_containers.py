@@ -1,4 +1,4 @@
-"""What our image is built from, and that its entrypoint serves. AWS's own container is in test_neuronx_container.py."""
+"""The image's sources and its running entrypoint. test_neuronx_container.py tests the frozen AWS container."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_other_arguments_are_executed_and_a_missing_model_is_reported(tmp_path: 
 def test_the_entrypoint_starts_a_server_that_ends_on_sigterm(
     djl_serving: Path, contexts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """In this machine's places: with no model, as a multi-model endpoint starts, on the port that it is told."""
+    """At paths of this machine: without a model, as a multi-model endpoint starts, on the given port."""
     (tmp_path / "model").mkdir()
     script, port = placed(tmp_path, djl_serving, tmp_path / "model"), free_port()
     environment = environment_of((contexts["cpu"] / "Dockerfile").read_text()) | {
@@ -168,9 +168,9 @@ def test_the_entrypoint_starts_a_server_that_ends_on_sigterm(
 def test_the_entrypoint_serves_as_process_1_in_the_image_layout(
     djl_serving: Path, contexts: dict[str, Path], request: pytest.FixtureRequest, tmp_path: Path, target: str
 ) -> None:
-    """The entrypoint as it was written: /opt, /tmp, process numbers and network of its own, the Dockerfile's variables.
+    """The unmodified entrypoint: separate /opt, /tmp, process numbers and network, the Dockerfile's variables.
 
-    For cpu an ordinary user serves a model. For inf2 root starts without one, for none is compiled for it here.
+    For cpu an ordinary user serves a model. For inf2 root starts without one, because none is compiled for it here.
     """
     model = tmp_path / "model"
     model.mkdir()
@@ -205,13 +205,13 @@ def test_the_entrypoint_serves_as_process_1_in_the_image_layout(
 
 
 def environment_of(made: str) -> dict[str, str]:
-    """What a Dockerfile sets with ENV."""
+    """The variables that a Dockerfile sets with ENV."""
     [block] = re.findall(r"^ENV ((?:.*\\\n)*.*)$", made, re.MULTILINE)
     return dict(item.split("=", 1) for item in shlex.split(block.replace("\\\n", " ")))
 
 
 def placed(folder: Path, home: Path, model: Path) -> Path:
-    """The entrypoint with this machine's places."""
+    """The entrypoint with paths of this machine."""
     (folder / "t").mkdir()
     text = dockerfile.render_entrypoint()
     for there, here in (
@@ -228,7 +228,7 @@ def placed(folder: Path, home: Path, model: Path) -> Path:
 
 @contextmanager
 def container(context: Path, home: Path, model: Path, user: str) -> Iterator["subprocess.Popen[str]"]:
-    """The rendered entrypoint in namespaces of its own, as a container runtime would start it."""
+    """The rendered entrypoint in separate namespaces, as a container runtime would start it."""
     for tool in ("unshare", "setpriv", "nsenter", "ip", "curl"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool}")
@@ -285,7 +285,7 @@ exec setpriv --reuid {user} --regid {user} --clear-groups /bin/bash {dockerfile.
 
 
 def answered(server: "subprocess.Popen[str]", ask: Callable[[], Any]) -> Any:
-    """What is answered once the server does."""
+    """The answer once the server is up."""
     end = time.monotonic() + local.START_LIMIT_S
     while True:
         assert server.poll() is None, server.communicate()[0]

@@ -1,4 +1,4 @@
-"""How DJL Serving is built once, though several processes start at once. Maven alone is a stand-in."""
+"""DJL Serving is built once even if several processes start at once. Only Maven is replaced."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ exit 1
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where each run of Maven has its folder; the sources come from a repository on this disk."""
+    """The folder of the fake Maven's runs; the sources come from a local repository."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("mvn", MAVEN), ("java", "#!/bin/bash\n")):

@@ -1,4 +1,4 @@
-"""model.tar.gz: its bytes, what is in it, and what may be changed."""
+"""model.tar.gz: its bytes, its contents, and the settings that can be changed."""
 
 import ast
 import os
@@ -26,7 +26,7 @@ def test_an_archive_has_the_same_bytes_every_time(
     for name in ("one", "two"):
         done = neuron_sum("package", str(lora_artifact.path), "--output", str(tmp_path / f"{name}.tar.gz"))
         assert done.returncode == 0, done.stderr
-        (lora_artifact.path / "manifest.json").touch()  # times do not count
+        (lora_artifact.path / "manifest.json").touch()  # modification times are ignored
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
     (tmp_path / "out").mkdir()
     package.unpack(tmp_path / "one.tar.gz", tmp_path / "out")
@@ -37,7 +37,7 @@ def test_an_archive_has_the_same_bytes_every_time(
         "neuron_sum",
         "serving",
     }
-    # what is vendored runs without this package being installed
+    # the vendored code runs without this package being installed
     code = "import serving.service, neuron_sum; print(neuron_sum.__file__)"
     alone = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -82,7 +82,7 @@ def test_only_endpoint_settings_can_be_changed(
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """A small archive of pack()'s, with a long name and with bytes that do not shrink."""
+    """A small archive written by pack(), with a long name and with incompressible bytes."""
     contents = {
         "artifact/manifest.json": b"{}",
         "artifact/weights": random.Random(0).randbytes(900),
@@ -97,7 +97,7 @@ def packed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def into(tmp_path: Path) -> Path:
-    """An empty folder with nothing beside it."""
+    """An empty folder with nothing next to it."""
     (tmp_path / "place" / "into").mkdir(parents=True)
     return tmp_path / "place" / "into"
 
@@ -107,7 +107,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def refused(archive: Path, into: Path) -> bool:
-    """Whether it is refused with the one error; then nothing may be left."""
+    """Whether the archive is rejected with the expected error; then nothing may be left."""
     try:
         package.unpack(archive, into)
     except ArtifactError as error:
@@ -127,7 +127,7 @@ def test_a_changed_byte_is_detected_anywhere(packed: Path, into: Path) -> None:
         shutil.rmtree(into)
         into.mkdir()
         packed.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
-        if not refused(packed, into):  # gzip's head and its code tables have bits that decide nothing
+        if not refused(packed, into):  # some bits of gzip's header and code tables have no effect
             assert content_of(into) == content
             harmless += 1
     assert harmless < len(whole) / 20
@@ -175,7 +175,7 @@ def test_only_files_inside_the_folder_are_unpacked(
 
 
 def test_a_job_archive_of_sagemaker_is_unpacked(packed: Path, tmp_path: Path, into: Path) -> None:
-    """It has the folders themselves in it, too."""
+    """The archive also contains the folders themselves."""
     package.unpack(packed, into)
     content = content_of(into)
     with tarfile.open(tmp_path / "again.tar.gz", "w:gz") as again:

@@ -1,4 +1,4 @@
-"""The playground: `serve --playground`, a real DJL Serving behind it, a real browser before it."""
+"""The playground: `serve --playground` with a real DJL Serving and a real browser."""
 
 import json
 import re
@@ -29,7 +29,7 @@ OpenPage = Callable[..., Page]
 
 @contextmanager
 def started(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterator[dict[str, Any]]:
-    """What the command prints."""
+    """The output of the command."""
     command = [sys.executable, "-m", "neuron_sum", "serve", *map(str, targets), *options, "--port", "0", "--quiet"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -72,7 +72,7 @@ def token(server: dict[str, Any]) -> dict[str, str]:
 
 @pytest.fixture
 def faults() -> list[str]:
-    """What the browser complains of."""
+    """The errors that the browser reports."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""Requests, the batching queue and the service over real graphs, without a server around them."""
+"""Requests, the batching queue and the service with real graphs, without a server."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ def test_the_characters_of_a_request_are_limited_in_every_form(text: str, ascii_
 
 
 class Slow:
-    """A generator that waits until it is let go, and tells what it was given."""
+    """A generator that waits until it is released, and records its inputs."""
 
     batch_size, default_adapter = 4, None
 
@@ -172,7 +172,7 @@ def test_the_queue_batches_waiting_requests_and_never_delays_a_single_one(slow: 
     batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
     first, *rest = works("1", "22", "333", "4444", "55555", "666666")
     batcher.submit([first])
-    assert slow.began.acquire(timeout=10)  # it began without company
+    assert slow.began.acquire(timeout=10)  # it began as a batch of one
     batcher.submit(rest)
     batcher.submit(works("other", num_beams=2))
     for _ in range(4):
@@ -216,7 +216,7 @@ def test_a_large_request_is_not_starved_by_small_ones(slow: Slow) -> None:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
-    """Whether it is still true after a while."""
+    """Whether the condition stays true for a while."""
     end = time.monotonic() + seconds
     while true() and time.monotonic() < end:
         time.sleep(0.01)
@@ -289,7 +289,7 @@ def test_failing_metrics_do_not_stop_the_service(slow: Slow) -> None:
 
 @pytest.fixture
 def held(lora_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """A service whose deadline is near and whose graphs do not end before the test does."""
+    """A service with a short deadline whose graphs do not end before the test does."""
     service = Service.load(lora_artifact.path, LIMITS.model_copy(update={"deadline_s": 0.3}), tmp_path / "adapters")
     go = threading.Event()
     monkeypatch.setattr(StepGenerator, "generate", lambda *_: go.wait(30) and [[1]])

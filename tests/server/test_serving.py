@@ -1,4 +1,4 @@
-"""A real DJL Serving with our handler: the contract, adapters, faults, several models, and what it leaves behind."""
+"""A real DJL Serving with the handler: the contract, adapters, faults, several models, and leftovers."""
 
 import json
 import os
@@ -33,7 +33,7 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Endpoint:
-    """A server that tests share, and what it wrote."""
+    """A server that tests share, and its output."""
 
     def __init__(self, server: LocalServer, said: list[str]) -> None:
         self.server, self.said = server, said
@@ -192,7 +192,7 @@ def test_no_request_body_stops_the_endpoint(endpoint: Endpoint, body: bytes, con
 
 
 def test_the_worker_is_still_the_first_one(endpoint: Endpoint) -> None:
-    """After everything above: none of it cost a worker."""
+    """After all tests above: none of them ended a worker."""
     assert len(endpoint.server.workers()) == 1
     assert not any("Restarting python worker" in line for line in endpoint.said)
 
@@ -300,7 +300,7 @@ def test_answers_of_one_model_do_not_reset_the_failures_of_another(
 def test_an_adapter_that_failed_to_reload_can_be_registered_and_removed(
     djl_serving: Path, lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """DJL's list still has it; what counts is what the worker has."""
+    """DJL's list still contains it; the adapters of the worker decide."""
     folder, source, away = tmp_path / "model", tmp_path / "adapter", tmp_path / "away"
     package.write_folder(lora_artifact, LIMITS, folder)
     shutil.copytree(micro_lora_run / "adapter", source)
@@ -330,7 +330,7 @@ def test_a_model_may_load_longer_than_the_import_limit(
     handler = tmp_path / "serving" / "model.py"
     text, changed = re.subn(r"^IMPORT_S = .*$", "IMPORT_S = 0.0", handler.read_text(), flags=re.M)
     assert changed
-    handler.unlink()  # the link to ours
+    handler.unlink()  # the link to the handler of this package
     handler.write_text(text)
     with LocalServer([Model("model", tmp_path)], LIMITS) as server:
         assert httpx.post(f"{server.url}/invocations", json={"inputs": DIALOGUE}, timeout=60).status_code == 200

@@ -1,4 +1,4 @@
-"""The ways to an endpoint: plain HTTP and SageMaker, whose place a server of ours takes, and what is no endpoint."""
+"""Connections to an endpoint: plain HTTP and SageMaker, which a local server replaces, and invalid endpoints."""
 
 import json
 import sys
@@ -75,7 +75,7 @@ def test_a_proxy_is_not_used_for_this_machine(far_end: FarEnd, nowhere: str, mon
 
 
 def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "boto3", None)  # the import system's way to say that there is none
+    monkeypatch.setitem(sys.modules, "boto3", None)  # makes the import of boto3 fail
     with pytest.raises(MissingExtraError) as caught:
         Client("sagemaker:micro@eu-west-1")
     assert caught.value.hint == "pip install 'neuron-sum[aws]'"
@@ -83,7 +83,7 @@ def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def sagemaker(far_end: FarEnd, monkeypatch: pytest.MonkeyPatch) -> FarEnd:
-    """The far end in the place of AWS, which boto3 reaches as it reaches AWS."""
+    """The test server in place of AWS; boto3 reaches it in the same way."""
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", far_end.url)
@@ -96,7 +96,7 @@ def sagemaker(far_end: FarEnd, monkeypatch: pytest.MonkeyPatch) -> FarEnd:
 
 
 def model_error(status: int, message: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """As SageMaker passes on what a container answered."""
+    """The form in which SageMaker passes on a container's answer."""
     body = {"Message": f"Received client error ({status})", "OriginalStatusCode": status, "OriginalMessage": message}
     return 424, body, {"x-amzn-ErrorType": "ModelError"}
 
