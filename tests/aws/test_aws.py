@@ -1,4 +1,4 @@
-"""`neuron-sum aws` against AWS's own protocol on 127.0.0.1: plan, train, follow, status, down, and every error."""
+"""`neuron-sum aws` with the AWS protocol on 127.0.0.1: plan, train, follow, status, down, and every error."""
 
 import json
 import subprocess
@@ -102,7 +102,7 @@ def test_two_runs_do_not_affect_each_other(aws: AwsServer, neuron_sum: CommandLi
     assert shown["usd_per_hour"] == pytest.approx(2 * 0.857)
     assert neuron_sum("aws", "down", one["run"], "--every", "0.01").returncode == 0
     assert aws.everything() == [f"training-job {other['job']} InProgress", f"role neuron-sum-{other['run']}-role"]
-    # From a machine that has never seen it:
+    # From a machine that did not start it:
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").returncode == 0
     assert aws.everything() == []
 

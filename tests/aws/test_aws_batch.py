@@ -1,4 +1,4 @@
-"""`neuron-sum aws batch`: what bounds it, what it asks, what comes back, and what is left."""
+"""`neuron-sum aws batch`: its limits, its requests, its answers, and its leftovers."""
 
 import json
 from datetime import datetime, timedelta, timezone
@@ -43,7 +43,7 @@ NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 
 @pytest.fixture
 def aws(aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's; a packaged model and two dialogues are in the folder, and a job is seen once while it runs."""
+    """conftest's account, a packaged model and two dialogues in the folder; a job is described once while it runs."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model_here(tmp_path)
@@ -83,7 +83,7 @@ def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_
     assert (made["lines"], made["errors"]) == (3, 0)
     kept = {each["Key"] for each in aws.boto3("s3").list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert f"{made['answers'].split('/', 3)[3]}/one.jsonl.out" in kept
-    # What stops the job is there before the job; and goes with the model as soon as the job has ended.
+    # The stopping schedule exists before the job; it is deleted with the model when the job has ended.
     order = [
         call
         for call in aws.calls
@@ -110,7 +110,7 @@ def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_
 
 
 def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: Path) -> None:
-    """The model of the newest compile that completed; what lies in a bucket of the caller's is counted there."""
+    """The model of the newest completed compile; inputs in the caller's bucket are counted there."""
     s3, ecr = aws.boto3("s3"), aws.boto3("ecr")
     s3.create_bucket(Bucket="theirs")
     s3.put_object(Bucket="theirs", Key="in/a.jsonl", Body=b'{"inputs": "A: hi"}\n')
@@ -137,7 +137,7 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
 
 
 def compiled(aws: AwsServer) -> str:
-    """A run whose compile has ended; its id."""
+    """A run with a completed compile job; returns its id."""
     run = Run("tiny-261121-2000-abcd", "tiny")
     compile_job(aws, run, "cpu")
     aws.script.looks = 1
@@ -158,7 +158,7 @@ def test_a_rejected_job_is_rolled_back(aws: AwsServer) -> None:
 
 
 def test_a_retried_batch_reuses_nothing_of_the_rejected_one(aws: AwsServer) -> None:
-    """Its attempt has the same number: a name that is taken would count as made, with the old end and model."""
+    """Its attempt has the same number: a used name would count as created, with the old expiry and model."""
     run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
     aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
     assert "the roll-back failed, too" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
@@ -205,7 +205,7 @@ def test_a_failed_job_names_the_record_and_leaves_no_model(aws: AwsServer) -> No
 
 
 def test_a_stopped_job_is_not_complete(aws: AwsServer, tmp_path: Path) -> None:
-    """As the schedule does it."""
+    """Stopped by the schedule."""
     aws.script.end = "Stopped"
     error = error_of(*OURS, "--output", "answers")
     assert "was stopped by a request to stop: it is not done" in error["message"]
@@ -264,7 +264,7 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
 def test_a_dry_run_shows_the_model_address_of_the_compile_job(
     aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address that is shown before AWS is asked is the one that the compile's own request names."""
+    """The address shown before AWS is contacted equals the one in the compile job's request."""
     run = "tiny-261121-2000-abcd"
     words = ("--dry-run", "--offline", "--json")
     compiles = neuron_sum("aws", "compile", run, "--wheelhouse", str(wheels), *words)
@@ -325,7 +325,7 @@ def test_invalid_options_are_rejected_before_anything_is_created(
     assert [*aws.everything(), *aws.kept()] == []
 
 
-# The requests, and what answers them
+# The requests, and the container that answers them
 
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]), st.floats(0.01, 48), st.integers(1, 99))
@@ -355,7 +355,7 @@ def _made(hours: float) -> Launch:
 
 
 def test_the_container_answers_the_requests_of_a_transform() -> None:
-    """One line a request: it is within every limit of `serve`, and a bad one is an answer, not a failed job."""
+    """One line per request: it is within every limit of `serve`, and an invalid one is an answer, not a failed job."""
     limits, request = ServeConfig(), _made(2).calls[-1].request
     assert request["TransformInput"]["ContentType"] == request["TransformOutput"]["Accept"] == JSON_LINES
     assert request["MaxPayloadInMB"] * 1024 * 1024 <= limits.max_body_bytes
@@ -365,9 +365,9 @@ def test_the_container_answers_the_requests_of_a_transform() -> None:
     [good] = parse(b'{"inputs": "A: hi"}\n', JSON_LINES, limits)
     assert good.error is None
     [bad] = parse(b'{"inputs": ""}', JSON_LINES, limits)
-    assert bad.error is not None and bad.field not in ("inputs", "body")  # which would refuse the request as a whole
+    assert bad.error is not None and bad.field not in ("inputs", "body")  # these would reject the request as a whole
     assert render([bad.error], JSON_LINES).endswith("}\n")
-    # Why not MultiRecord: the dialogues that fit into one payload are more than a request may have.
+    # Why not MultiRecord: one payload holds more dialogues than a request may have.
     lines = b'{"inputs": "A: hi"}\n' * 100
     assert len(lines) < 1024 * 1024
     with pytest.raises(Exception, match="100 items in one request; 64 are allowed"):

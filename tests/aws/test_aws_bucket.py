@@ -1,4 +1,4 @@
-"""The bucket that a launch makes or finds: what its owner has set there stays, and what is encrypted with what."""
+"""The bucket that a launch creates or finds: its owner's settings are kept, and the keys that encrypt its objects."""
 
 import json
 from pathlib import Path
@@ -19,14 +19,14 @@ TRAIN = ("aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse",
 
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's, quickly; with wheels in the folder of that name."""
+    """conftest's account without pauses; the folder `wheels` has wheels."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(wheels.parent)
     return aws
 
 
 def told(*words: str) -> str:
-    """What a start says on standard error, without the terminal's line breaks."""
+    """The standard error of a start, without the terminal's line breaks."""
     made = neuron_sum(*TRAIN, *words)
     assert made.exit_code == 0, made.stderr
     return " ".join(made.stderr.split())
@@ -49,7 +49,7 @@ def default_key(aws: AwsServer) -> str:
 
 @pytest.mark.parametrize("old", [{"Prefix": "logs/"}, {"Filter": {"Prefix": "logs/"}}], ids=["prefix", "filter"])
 def test_settings_of_the_bucket_owner_are_kept(aws: AwsServer, old: dict[str, Any]) -> None:
-    """Also beside what a kill left unset: the tag and the rule are ours, and are added to what is there."""
+    """Also if a kill left settings unset: neuron-sum's tag and rule are added to the existing ones."""
     s3 = aws.boto3("s3")
     s3.create_bucket(Bucket=BUCKET)
     s3.put_bucket_tagging(Bucket=BUCKET, Tagging={"TagSet": [{"Key": "cost-centre", "Value": "7"}]})
@@ -68,7 +68,7 @@ def test_settings_of_the_bucket_owner_are_kept(aws: AwsServer, old: dict[str, An
     told()
     assert tags(aws) == {"cost-centre": "7", "neuron-sum-run": "all", "later": "x"}
     assert not {"s3.PUT Bucket ?tagging", "s3.PUT Bucket ?lifecycle"} & set(aws.calls[before:])
-    s3.delete_bucket_tagging(Bucket=BUCKET)  # as if a kill had come after the bucket's making
+    s3.delete_bucket_tagging(Bucket=BUCKET)  # as if a kill had come after the bucket's creation
     s3.delete_bucket_lifecycle(Bucket=BUCKET)
     told()
     assert "neuron-sum-run" in tags(aws) and rules(aws).keys() == {"parts-of-killed-uploads"}
@@ -85,7 +85,7 @@ def test_a_bucket_created_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer
     warned = told("--kms-key", OTHER)
     assert f"checkpoints get the default encryption of {BUCKET}, which is {KEY}, not --kms-key" in warned
     assert default_key(aws) == KEY, "a bucket is all runs'"
-    # And a run without a key would have a role that may not use the bucket's, and lose what it made.
+    # A run without a key would have a role that may not use the bucket's key, and would lose its results.
     refused = neuron_sum(*TRAIN)
     assert refused.exit_code == 14
     assert f"encrypts with {KEY}, which the role that is made may not use" in refused.stderr

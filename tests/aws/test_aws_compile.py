@@ -1,4 +1,4 @@
-"""`neuron-sum aws compile`: which run is compiled, what the job is told, quotas; and the script in the container."""
+"""`neuron-sum aws compile`: the compiled run, the job's request, quotas; and the script in the container."""
 
 import json
 import os
@@ -29,7 +29,7 @@ QUICK = ("--every", "0.01", "--json")
 
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's; with wheels in the folder of that name, and a job that is seen once while it runs."""
+    """conftest's account; the folder `wheels` has wheels, and a job is described once while it runs."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(wheels.parent)
     aws.script.looks = 1
@@ -77,13 +77,13 @@ def test_a_run_is_compiled_from_the_output_of_its_training(aws: AwsServer) -> No
     assert channels(described)["run"] == first["model"]
     assert set(channels(described)) == {"code", "wheelhouse", "run"}
     assert described["StoppingCondition"] == {"MaxRuntimeInSeconds": 2 * 3600}
-    # Neither does a compile write among the training's, nor is it given gigabytes of the training's checkpoints.
+    # A compile job does not write among the training's files, nor does it download gigabytes of checkpoints.
     training = job(aws, first["job"])
     for section, key in (("OutputDataConfig", "S3OutputPath"), ("CheckpointConfig", "S3Uri")):
         addresses = [each[section][key] for each in (described, training)]
         assert all(first["run"] in address for address in addresses)
         assert not addresses[0].startswith(addresses[1]) and not addresses[1].startswith(addresses[0])
-    # A second compile is another job that finds the first one's graphs; a training that failed since does no harm.
+    # A second compile is another job that finds the first one's graphs; a later failed training has no effect.
     aws.script.end = "Failed"
     error_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", "--resume", first["run"])
     aws.script.end = "Completed"
@@ -105,7 +105,7 @@ def test_the_newest_completed_training_is_used(aws: AwsServer) -> None:
 def test_a_folder_is_uploaded_by_content_with_its_base_model(
     aws: AwsServer, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """An adapter's base that lies in another folder of this machine goes with it."""
+    """An adapter's base model in another local folder is uploaded with it."""
     run, base = tmp_path / "here", tmp_path / "base"
     shutil.copytree(micro_lora_run, run)
     (run / "base").rename(base)
@@ -128,7 +128,7 @@ def test_a_folder_is_uploaded_by_content_with_its_base_model(
 
 
 def test_a_model_at_any_s3_address(aws: AwsServer) -> None:
-    """The role that is made may read it, and no more of that bucket."""
+    """The created role may read it, and nothing else in that bucket."""
     address = "s3://their-bucket/some/where/model.tar.gz"
     requests = result_of("compile", address, "--wheelhouse", "wheels", "--dry-run", "--offline")["requests"]
     assert channels(requests[-1]["request"])["run"] == address
@@ -195,7 +195,7 @@ QUOTA = "ml.c7i.4xlarge for training job usage"
         ({"another": 1, "and another": 5, QUOTA: 0}, True),  # on the second page
         ({QUOTA: 1}, False),
         ({"another": 0}, False),
-        (None, False),  # who may not ask goes on without
+        (None, False),  # without permission to read quotas it continues
     ],
 )
 def test_a_quota_is_checked_before_anything_is_created(
@@ -239,12 +239,12 @@ def test_spot_and_batch_have_separate_quotas() -> None:
 
 
 def container(folder: Path, run: Path) -> Path:
-    """/opt/ml of a compile job, somewhere else; the run's paths are those of another container."""
+    """/opt/ml of a compile job, at another path; the run's paths are those of another container."""
     base, moved = folder / "ml", folder / "moved"
     for name in ("input/data/run", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)
     shutil.copytree(run, moved)
-    (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from where training had it from
+    (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from the training job's folder
     elsewhere = [
         "data.source=jsonl",
         "data.path=/opt/ml/input/data/data",
@@ -253,7 +253,7 @@ def container(folder: Path, run: Path) -> Path:
     ]
     (moved / "recipe.yaml").write_text(load_recipe(str(run / "recipe.yaml"), elsewhere).to_yaml())
     with tarfile.open(base / "input/data/run/model.tar.gz", "w:gz") as archive:
-        archive.add(moved, "run")  # as the train stage leaves it, and SageMaker packs it
+        archive.add(moved, "run")  # as the train stage writes it, and SageMaker packs it
     return base
 
 
@@ -272,7 +272,7 @@ def test_the_entry_script_writes_a_model_for_an_endpoint(
     micro_lora_run: Path, tmp_path: Path, graph_cache: Path
 ) -> None:
     base = container(tmp_path, micro_lora_run)
-    # What a job before this one has compiled: the job's cache is in the folder that SageMaker keeps.
+    # Graphs compiled by an earlier job: the job's cache is in the folder that SageMaker keeps.
     (graph_cache / "graphs").mkdir(exist_ok=True)
     (base / "checkpoints" / "cache").mkdir()
     (base / "checkpoints" / "cache" / "graphs").symlink_to(graph_cache / "graphs")
@@ -288,12 +288,12 @@ def test_the_entry_script_writes_a_model_for_an_endpoint(
     assert not (base / "output" / "failure").exists()
     assert not list((base / "checkpoints" / "cache").glob(".*"))
     assert list((graph_cache / "graphs").iterdir())
-    # The run's own base: without it the model would have been another.
+    # The run's base model: another base would have given another model.
     assert artifact.manifest.source.weights_sha256 == open_source(micro_lora_run, None, []).weights_sha256()
 
 
 def test_a_run_from_a_folder_channel_is_linked(tmp_path: Path) -> None:
-    """Nothing is written into a channel."""
+    """Nothing is written to a channel."""
     channel = tmp_path / "run"
     (channel / "adapter").mkdir(parents=True)
     (channel / "recipe.yaml").write_text("name: a")

@@ -1,4 +1,4 @@
-"""`status` and `down` over every kind of thing that the commands make, and that what is not ours stays."""
+"""`status` and `down` for every kind of resource that the commands create; foreign resources are kept."""
 
 import json
 from pathlib import Path
@@ -27,13 +27,13 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's, quickly."""
+    """conftest's account, without pauses."""
     hasten(aws, monkeypatch)
     return aws
 
 
 def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
-    """One of each kind, by AWS's own calls, as another machine would have made them."""
+    """Creates one resource of each kind with calls to AWS, as another machine would have."""
     sagemaker, lower = aws.boto3("sagemaker"), [{"key": RUN_TAG, "value": run.id}] if tagged else []
     tags = run.tags if tagged else []
     sagemaker.create_model(
@@ -105,7 +105,7 @@ def test_all_kinds_are_found_priced_and_removed_from_another_machine(aws: AwsSer
 
 
 def test_down_of_one_run_keeps_other_runs_and_foreign_resources(aws: AwsServer) -> None:
-    theirs = Run("theirs-261121-2000-abcf", "")  # of our name's form, and without our tag
+    theirs = Run("theirs-261121-2000-abcf", "")  # has the form of neuron-sum's names, without its tag
     for run in (RUN, OTHER):
         make_all(aws, run)
     aws.boto3("sagemaker").create_model(
@@ -136,7 +136,7 @@ def test_resources_without_list_permission_are_reported_and_the_rest_is_removed(
 
 
 def stops(*words: str) -> str:
-    """What a command says that ends with 14: its one line and its hint."""
+    """The output of a command that exits with 14: its one line and its hint."""
     made = neuron_sum("aws", *words)
     assert made.exit_code == 14, made.stdout
     return made.stderr
@@ -169,14 +169,14 @@ def test_a_running_endpoint_does_not_block_the_cleanup_of_another_run(aws: AwsSe
     running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
     kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if needs(*running[0], thing)}
     assert kept == {(kind, RUN.id) for kind in NEEDED}
-    # Who may not list builds knows of no run that has one; only an image's can.
+    # Without permission to list builds no run with a build is known; only an image has one.
     build = next(kind for kind in KINDS_OF if kind.name == "build")
     assert not [thing for _, thing in look_at_all().found if needs(build, None, thing)]
 
 
 def test_an_unreachable_service_does_not_block_the_rest(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     make_all(aws, RUN)
-    monkeypatch.setattr("boto3.Session", boto3.session.Session)  # whose clients are made anew, for these addresses
+    monkeypatch.setattr("boto3.Session", boto3.session.Session)  # creates new clients for these addresses
     for service in ("APPLICATION_AUTO_SCALING", "CODEBUILD", "SCHEDULER"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
     status = neuron_sum("aws", "status", "--json")
@@ -217,7 +217,7 @@ def test_an_unknown_run_is_rejected_with_the_known_ones(aws: AwsServer) -> None:
         told = stops(*words)
         assert f"no run {OTHER.id!r}" in told and RUN.id in told
     assert len({item.split()[0] for item in aws.everything()}) == len(KINDS)
-    for words in (DOWN, DOWN, (*DOWN, "--check")):  # once more is no error: the ledger knows it
+    for words in (DOWN, DOWN, (*DOWN, "--check")):  # repeating it is not an error: the ledger knows the run
         assert neuron_sum("aws", *words).exit_code == 0
     assert RUN.id in stops("down", OTHER.id), "by the ledger"
 
@@ -270,7 +270,7 @@ def test_remaining_object_versions_are_reported(aws: AwsServer) -> None:
 
 def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN)
-    # S3 answers DeleteObjects with 200, and each object that stays is in the reply.
+    # S3 answers DeleteObjects with 200, and the reply lists each object that was not deleted.
     s3.put_bucket_policy(
         Bucket=BUCKET,
         Policy=json.dumps(

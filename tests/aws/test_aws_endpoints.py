@@ -1,4 +1,4 @@
-"""`neuron-sum aws deploy`, `extend`, `invoke`, `models`: from a model to an endpoint, and by AWS's clock to none."""
+"""`neuron-sum aws deploy`, `extend`, `invoke`, `models`: from a model to an endpoint, and its deletion by AWS."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
-    """conftest's, quickly; with our images in its registry."""
+    """conftest's account without pauses; its registry has neuron-sum's images."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     ecr = aws.boto3("ecr")
@@ -185,7 +185,7 @@ def test_an_expiry_that_comes_too_early_is_retried(aws: AwsServer) -> None:
 
 
 def test_the_lifetime_begins_after_the_uploads(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upload may take longer than the life: an end that was over before the endpoint is made would bound nothing."""
+    """An upload may take longer than the lifetime: an expiry that passed before the endpoint exists bounds nothing."""
     clock, upload = [datetime.now(timezone.utc)], channels.upload
 
     class Later(datetime):
@@ -250,7 +250,7 @@ def test_a_failed_endpoint_is_rolled_back_with_its_reason(aws: AwsServer) -> Non
 
 
 def test_a_rejected_deploy_keeps_the_schedule_of_a_batch_job(aws: AwsServer) -> None:
-    """A batch job's schedule and model are of the same kinds, and of the same run; without the one nothing stops it."""
+    """A batch job's schedule and model have the same kinds and the same run; without the schedule nothing stops it."""
     compiled(aws, RUN, "cpu")
     aws.script.looks = None
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')

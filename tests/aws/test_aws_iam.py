@@ -1,4 +1,4 @@
-"""The policies that `aws iam` prints: enough for every call that the code makes, and hardly more."""
+"""The policies that `aws iam` prints: sufficient for every call in the code, and hardly more."""
 
 import ast
 import json
@@ -47,17 +47,17 @@ S3 = {
     "delete_objects": "DeleteObject", "delete_bucket": "DeleteBucket",
     "list_multipart_uploads": "ListBucketMultipartUploads", "abort_multipart_upload": "AbortMultipartUpload",
 }  # fmt: skip
-"""Methods whose IAM action is called otherwise."""
+"""Methods whose IAM action has a different name."""
 
 FREE = {"get_caller_identity"}
-"""What everybody may."""
+"""Actions that everybody may perform."""
 
 WITHOUT_NAMES = {"Metrics", "RegistryToken", "ListAndPrices"}
 
 
 @cache
 def operations() -> dict[str, set[str]]:
-    """boto3's methods, each with the IAM actions that it can be."""
+    """boto3's methods, each with its possible IAM actions."""
     found: dict[str, set[str]] = {method: {f"s3:{action}"} for method, action in S3.items()}
     for service, prefix in SERVICES.items():
         for name in botocore.session.get_session().get_service_model(service).operation_names:
@@ -66,7 +66,7 @@ def operations() -> dict[str, set[str]]:
 
 
 def called() -> Iterator[str]:
-    """Every string of the package that is a method of a service that we use."""
+    """Every string of the package that is a method of a used service."""
     for path in sorted(Path(sagemaker_jobs.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in operations():
@@ -100,12 +100,12 @@ def test_the_policy_of_the_caller_allows_every_call_in_the_code() -> None:
         "sagemaker:InvokeEndpoint",
         "sagemaker:UpdateEndpointWeightsAndCapacities",
     }
-    """What AWS asks for beside the call itself, and what `request` calls."""
+    """Actions that AWS requires in addition to the call itself, and the calls of `request`."""
     assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
 
 
 def may(policies: list[dict[str, Any]], action: str, resource: str, **context: str) -> bool:
-    """Whether one of the statements allows it: what IAM does for policies without a Deny."""
+    """Whether one of the statements allows the action, as IAM evaluates policies without a Deny."""
     for statement in (each for policy in policies for each in policy["Statement"]):
         fits = any(fnmatchcase(action, each) for each in statement["Action"])
         fits = fits and any(fnmatchcase(resource, each) for each in statement["Resource"])
@@ -123,7 +123,7 @@ def may(policies: list[dict[str, Any]], action: str, resource: str, **context: s
 
 
 def test_the_role_of_a_job_can_access_only_its_inputs_and_outputs(tmp_path: Path) -> None:
-    """Of the very launch: every channel, its checkpoints and its output, as the container reads and writes them."""
+    """For the actual launch: every channel, its checkpoints and its output, as the container reads and writes them."""
     own, other = (
         training.launch(
             Run(f"tiny-261121-2000-abc{digit}", "tiny"),

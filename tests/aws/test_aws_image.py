@@ -1,4 +1,4 @@
-"""`aws image`: the context, the requests, the build until its end, and what it costs."""
+"""`aws image`: the context, the requests, the build to its end, and its cost."""
 
 import json
 import zipfile
@@ -27,7 +27,7 @@ TOO_MANY = "toomanyrequests: You have reached your pull rate limit. You may incr
 
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
-    """conftest's, quickly; with a build context in the folder of that name."""
+    """conftest's account without pauses; the folder `context` has a build context."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_context(tmp_path / "context")
@@ -196,7 +196,7 @@ def test_the_same_context_is_the_same_image_on_every_machine(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("target", PLATFORMS[0].serving_images)
 def test_the_builder_can_pull_the_base_images(tmp_path: Path, target: str) -> None:
-    """Docker's official images come from AWS's copies, and the others need no login."""
+    """Docker's official images come from the AWS mirror, and the others need no login."""
     found = image.context(target, None, tmp_path)
     froms = image.bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     assert PLATFORMS[0].serving_images[target].name in froms

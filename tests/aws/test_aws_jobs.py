@@ -1,4 +1,4 @@
-"""What a job is made of: the cap, what is uploaded, the wheelhouse, and the script that runs in the container."""
+"""The parts of a job: the cost limit, the uploads, the wheelhouse, and the script that runs in the container."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def wishes(draw: st.DrawFn) -> Options:
 
 @given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
 def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
-    """Whatever is asked for: it is refused exactly if what AWS can bill for the requests is above the cap."""
+    """For any options, a launch is rejected exactly if AWS could bill more than the limit for its requests."""
     launch = training.launch(RUN, TINY, options, [], SITE)
     requests = lifetime.planned_requests(
         RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
@@ -59,7 +59,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         assert requests["schedule"]["ScheduleExpression"].startswith("rate(")
         project = requests["build-project"]
         machine = prices.BUILD_USD_PER_MINUTE[project["environment"]["computeType"]]
-        billed += machine * (project["timeoutInMinutes"] + 1)  # the minute that is begun
+        billed += machine * (project["timeoutInMinutes"] + 1)  # a started minute is billed
     plan = lifetime.priced(requests, None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:
@@ -84,7 +84,7 @@ def test_a_plan_compares_instances_and_what_others_paid() -> None:
     assert {"ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge"} <= {instance for instance, _ in rows}
     same_hours = rows["ml.g5.12xlarge", "hours"]
     assert same_hours.even_hours == pytest.approx(made.worst_usd / 7.09)
-    # The write-up's own run: five epochs in 84 minutes; here it is as many examples as the recipe has.
+    # The run of the published report: five epochs in 84 minutes; here with the recipe's number of examples.
     assert any(row.instance == "ml.g6.xlarge" and "examples" in row.what for row in rows.values())
     paid = {round(cost.usd, 2) for cost in plan.published()}
     assert {7.0, 8.98, 15.65, round(12 * 7.09, 2)} <= paid
@@ -105,7 +105,7 @@ def test_the_expected_cost_uses_the_projection_of_preflight(tmp_path: Path) -> N
     assert one.hours == pytest.approx(3 * epoch.projected_s / 3600)
     assert training_hours(report, recipe, "ml.trn1.32xlarge", 2).hours == pytest.approx(one.hours / 32)
     assert training_hours(report, recipe, "ml.c7i.4xlarge", 1).hours is None
-    # A step takes every core as long, however many there are.
+    # A step takes the same time on every core, regardless of their number.
     steps = load_recipe("tiny", ["train.max_steps=10", "train.shapes.plan=fixed"])
     few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1).hours for size in (2, 32))
     assert few == pytest.approx(many)
@@ -159,7 +159,7 @@ def test_a_wheelhouse_has_the_platform_versions_and_no_torch() -> None:
 
 
 def _container(folder: Path, overrides: list[str]) -> Path:
-    """/opt/ml as SageMaker lays it out, somewhere else."""
+    """/opt/ml in SageMaker's layout, at another path."""
     base = folder / "ml"
     for name in ("input/config", "input/data/recipe", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)

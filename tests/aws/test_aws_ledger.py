@@ -1,4 +1,4 @@
-"""The ledger: nothing it was told is lost, whatever cut its last line."""
+"""The ledger loses nothing that was recorded, wherever its last line was cut."""
 
 import json
 import multiprocessing

@@ -68,7 +68,7 @@ def image(request: pytest.FixtureRequest, images: dict[str, LocalImage]) -> Loca
 
 
 def gone(job: str) -> bool:
-    """Whether nothing of it is left, once what was killed has been reaped."""
+    """Whether no process of it is left, once killed ones have been reaped."""
     psutil.wait_procs(running(job), timeout=10)
     return running(job) == []
 
@@ -209,7 +209,7 @@ def test_a_dry_run_prints_the_requests_and_starts_nothing(
 
 @pytest.fixture
 def temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where commands put what they do not keep."""
+    """The folder for temporary files of commands."""
     folder = tmp_path / "temporaries"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
