@@ -45,7 +45,7 @@ def faults(shape: Any, value: Any, path: str = "") -> list[str]:
         if pattern and not java and not re.fullmatch(pattern, value):
             found.append(f"{path}: {value} is not {pattern}")
         if shape.enum and value not in shape.enum:
-            found.append(f"{path}: {value} is none of the service's")
+            found.append(f"{path}: {value} is not a value of the service")
     return found
 
 
