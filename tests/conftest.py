@@ -1,4 +1,4 @@
-"""Shared ground of the tests: a clean environment, the real data where it is there, and micro models trained once."""
+"""Shared fixtures of the tests: a clean environment, the real data if it exists, and micro models trained once."""
 
 import json
 import os
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from neuron_sum.artifact import Artifact
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes at once only spin otherwise
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # otherwise several processes at once only spin
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub; read when huggingface_hub is imported
-# Started with `&` or nohup, everything ignores these, the commands too that tests interrupt.
+# If pytest is started with `&` or nohup, every process ignores these signals, also the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.register_profile("untimed", deadline=None)  # the duration of an example depends on the machine
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How often AWS failed, and what was left over: xdist's workers send it with their reports."""
+    """The number of injected AWS faults and of leftovers: xdist's workers send them with their reports."""
     found = [
         json.loads(value)
         for report in terminalreporter.stats.get("passed", [])
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the caller's hub, cache or distributed settings, and none reaches a hub."""
+    """Hides the caller's hub, cache and distributed settings from every test, and blocks hubs."""
     for name in list(os.environ):
         if name.startswith(("HF_", "TRANSFORMERS_", "ACCELERATE_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             monkeypatch.delenv(name)
@@ -65,7 +65,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled graphs of this session; a graph that several tests need is compiled once, for all of xdist's workers."""
+    """Compiled graphs of this session; a graph that several tests need is compiled once for all xdist workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graph-cache"
     folder.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def micro_llama(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished full run of the micro recipe. Tests that write into a run copy it."""
+    """A finished full run of the micro recipe. Tests that write to a run copy it."""
     from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training.train import train
 
@@ -133,7 +133,7 @@ def lora_artifact(micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def djl_serving() -> Path:
-    """A real DJL Serving; built when the tests were installed, or now where its sources can be reached."""
+    """A real DJL Serving; built when the tests were installed, or now if its sources can be reached."""
     from neuron_sum.errors import ServerError
     from serving import djl
 
@@ -150,14 +150,14 @@ def djl_serving() -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """A Chromium without a window; a file's tests share it."""
+    """A headless Chromium, shared by the tests of a file."""
     from playwright.sync_api import sync_playwright
 
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
         pytest.skip("no Chromium on this machine")
     with sync_playwright() as playwright:
-        # Names of "other sites" that lead to this machine.
+        # Host names of "other sites" that resolve to this machine.
         args = ["--no-sandbox", "--host-resolver-rules=MAP *.example 127.0.0.1"]
         launched = playwright.chromium.launch(executable_path=executable, args=args)
         yield launched
@@ -166,7 +166,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def far_end() -> Iterator["FarEnd"]:
-    """A server that plays what a test writes into its script."""
+    """A server that follows the test's script."""
     from far_end import FarEnd
 
     with FarEnd() as server:
@@ -179,7 +179,7 @@ def far_end() -> Iterator["FarEnd"]:
 
 @pytest.fixture
 def nowhere() -> str:
-    """A URL at which nobody listens."""
+    """A URL where nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -187,7 +187,7 @@ def nowhere() -> str:
 
 @pytest.fixture
 def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the real command line in a process of its own, in an empty folder."""
+    """Runs the real command line in a separate process, in an empty folder."""
 
     def run(
         *arguments: str, stdin: str | None = None, launcher: Sequence[str] = (sys.executable,)
@@ -240,7 +240,7 @@ def wheels(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheelhouse with ours alone."""
+    """A wheelhouse with the wheel of neuron-sum only."""
     from neuron_sum.errors import ResourceError
     from sagemaker_jobs.jobs import wheelhouse
 

@@ -1,4 +1,4 @@
-"""`neuron-sum aws` against AWS's own protocol on 127.0.0.1: plan, train, follow, status, down, and every error."""
+"""`neuron-sum aws` with the AWS protocol on 127.0.0.1: plan, train, follow, status, down, and every error."""
 
 import json
 import subprocess
@@ -16,7 +16,9 @@ BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 TRAIN = ("aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01")
 
 
-def test_from_start_to_nothing_left(aws: AwsServer, neuron_sum: CommandLine, wheels: Path, tmp_path: Path) -> None:
+def test_a_run_from_start_to_nothing_left(
+    aws: AwsServer, neuron_sum: CommandLine, wheels: Path, tmp_path: Path
+) -> None:
     aws.script.log = ("epoch 1", "loss 0.5")
     made = neuron_sum(*TRAIN, "--wheelhouse", str(wheels), "--json")
     assert made.returncode == 0, made.stderr
@@ -50,7 +52,7 @@ def test_from_start_to_nothing_left(aws: AwsServer, neuron_sum: CommandLine, whe
     assert aws.boto3("logs").describe_log_streams(logGroupName="/aws/sagemaker/TrainingJobs")["logStreams"] == []
 
 
-def test_a_dry_run_prints_what_is_sent_and_sends_nothing(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
+def test_a_dry_run_prints_the_requests_and_sends_none(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
     made = neuron_sum(*TRAIN, "--wheelhouse", str(wheels), "--dry-run", "--json")
     assert made.returncode == 0, made.stderr
     requests = json.loads(made.stdout)["requests"]
@@ -74,7 +76,9 @@ def test_a_dry_run_prints_what_is_sent_and_sends_nothing(aws: AwsServer, neuron_
     assert role.startswith("arn:aws:iam::123456789012:role/neuron-sum/us-east-1/")
 
 
-def test_a_failure_says_why_and_a_stop_is_none(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
+def test_a_failed_job_reports_the_reason_and_a_stopped_job_is_an_error(
+    aws: AwsServer, neuron_sum: CommandLine, wheels: Path
+) -> None:
     aws.script.end, aws.script.reason = "Failed", "AlgorithmError: , exit code: 1"
     aws.script.log = ("RuntimeError: neuronx-cc failed with -9",)
     failed = neuron_sum(*TRAIN, "--wheelhouse", str(wheels))
@@ -88,7 +92,7 @@ def test_a_failure_says_why_and_a_stop_is_none(aws: AwsServer, neuron_sum: Comma
     assert aws.everything() == []
 
 
-def test_two_runs_do_not_touch_each_other(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
+def test_two_runs_do_not_affect_each_other(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
     aws.script.looks = None
     one, other = (
         json.loads(neuron_sum(*TRAIN, "--wheelhouse", str(wheels), "--detach", "--json").stdout) for _ in range(2)
@@ -98,12 +102,12 @@ def test_two_runs_do_not_touch_each_other(aws: AwsServer, neuron_sum: CommandLin
     assert shown["usd_per_hour"] == pytest.approx(2 * 0.857)
     assert neuron_sum("aws", "down", one["run"], "--every", "0.01").returncode == 0
     assert aws.everything() == [f"training-job {other['job']} InProgress", f"role neuron-sum-{other['run']}-role"]
-    # From a machine that has never seen it:
+    # From a machine that did not start it:
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").returncode == 0
     assert aws.everything() == []
 
 
-def test_status_names_what_is_not_ours(aws: AwsServer, neuron_sum: CommandLine) -> None:
+def test_status_lists_foreign_resources(aws: AwsServer, neuron_sum: CommandLine) -> None:
     aws.boto3("iam").create_role(RoleName="theirs", AssumeRolePolicyDocument="{}")
     aws.boto3("sagemaker").create_notebook_instance(
         NotebookInstanceName="forgotten",
@@ -147,7 +151,7 @@ REFUSED: dict[str, tuple[str, tuple[str, str, int], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_aws_refuses_is_one_line_and_a_remedy(
+def test_a_rejection_by_aws_is_one_line_and_a_remedy(
     aws: AwsServer, neuron_sum: CommandLine, wheels: Path, name: str
 ) -> None:
     call, answer, remedy = REFUSED[name]
@@ -178,7 +182,7 @@ def test_a_role_that_cannot_be_assumed(aws: AwsServer, neuron_sum: CommandLine, 
         ({"AWS_PROFILE": "nobody"}, "no AWS credentials"),
     ],
 )
-def test_no_way_in(
+def test_missing_credentials_region_or_network_are_errors(
     aws: AwsServer,
     neuron_sum: CommandLine,
     wheels: Path,
@@ -194,7 +198,7 @@ def test_no_way_in(
     assert made.stderr.splitlines()[-1].startswith("hint: ")
 
 
-def test_a_plan_says_whose_prices_they_are(aws: AwsServer, neuron_sum: CommandLine) -> None:
+def test_a_plan_states_the_source_of_its_prices(aws: AwsServer, neuron_sum: CommandLine) -> None:
     table = json.loads(neuron_sum("aws", "plan", "trn1-flan-t5-base-lora", "--json").stdout)
     assert "2026-09-27" in str(table["items"]) and "no live price" in str(table["items"])
     training, hosting = ("ml.trn1.2xlarge", "Training"), ("ml.inf2.xlarge", "Hosting")
@@ -213,7 +217,7 @@ def test_a_plan_says_whose_prices_they_are(aws: AwsServer, neuron_sum: CommandLi
     assert "2 prices of ml.trn1.2xlarge for Training in us-east-1: 1.5, 1.6" in unclear.stderr
 
 
-def test_a_plan_above_its_limit_is_refused(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
+def test_a_plan_above_its_limit_is_rejected(aws: AwsServer, neuron_sum: CommandLine, wheels: Path) -> None:
     made = neuron_sum("aws", "plan", "tiny", "--offline", "--max-usd", "1")
     assert made.returncode == 14
     assert "the maximum cost is $" in made.stderr and "--max-usd allows $1.00" in made.stderr

@@ -1,4 +1,4 @@
-"""`neuron-sum aws batch`: what bounds it, what it asks, what comes back, and what is left."""
+"""`neuron-sum aws batch`: its limits, its requests, its answers, and its leftovers."""
 
 import json
 from datetime import datetime, timedelta, timezone
@@ -43,7 +43,7 @@ NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 
 @pytest.fixture
 def aws(aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's; a packaged model and two dialogues are in the folder, and a job is seen once while it runs."""
+    """conftest's account, a packaged model and two dialogues in the folder; a job is described once while it runs."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model_here(tmp_path)
@@ -74,7 +74,7 @@ def error_of(*words: str) -> dict[str, Any]:
 OURS = ("model.tar.gz", "texts", "--image", IMAGE)
 
 
-def test_from_texts_here_to_answers_here(aws: AwsServer, tmp_path: Path) -> None:
+def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_path: Path) -> None:
     made = result_of(*OURS)
     folder = tmp_path / f"{made['run']}-batch"
     assert made["files"] == [f"{folder.name}/one.jsonl", f"{folder.name}/two.jsonl"]
@@ -83,7 +83,7 @@ def test_from_texts_here_to_answers_here(aws: AwsServer, tmp_path: Path) -> None
     assert (made["lines"], made["errors"]) == (3, 0)
     kept = {each["Key"] for each in aws.boto3("s3").list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert f"{made['answers'].split('/', 3)[3]}/one.jsonl.out" in kept
-    # What stops the job is there before the job; and goes with the model as soon as the job has ended.
+    # The stopping schedule exists before the job; it is deleted with the model when the job has ended.
     order = [
         call
         for call in aws.calls
@@ -110,7 +110,7 @@ def test_from_texts_here_to_answers_here(aws: AwsServer, tmp_path: Path) -> None
 
 
 def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: Path) -> None:
-    """The model of the newest compile that completed; what lies in a bucket of the caller's is counted there."""
+    """The model of the newest completed compile; inputs in the caller's bucket are counted there."""
     s3, ecr = aws.boto3("s3"), aws.boto3("ecr")
     s3.create_bucket(Bucket="theirs")
     s3.put_object(Bucket="theirs", Key="in/a.jsonl", Body=b'{"inputs": "A: hi"}\n')
@@ -137,7 +137,7 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
 
 
 def compiled(aws: AwsServer) -> str:
-    """A run whose compile has ended; its id."""
+    """A run with a completed compile job; returns its id."""
     run = Run("tiny-261121-2000-abcd", "tiny")
     compile_job(aws, run, "cpu")
     aws.script.looks = 1
@@ -148,7 +148,7 @@ ON_CPU = ("texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge")
 FULL = ("ResourceLimitExceeded", "The account-level service limit is 0", 400)
 
 
-def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
+def test_a_rejected_job_is_rolled_back(aws: AwsServer) -> None:
     run = compiled(aws)
     aws.script.refusals["sagemaker.CreateTransformJob"] = FULL
     for words, left in (((run, *ON_CPU), [f"role neuron-sum-{run}-role"]), (OURS, [f"role neuron-sum-{run}-role"])):
@@ -157,8 +157,8 @@ def test_a_job_that_is_refused_is_rolled_back(aws: AwsServer) -> None:
         assert aws.everything() == left, "the run's jobs had it before"
 
 
-def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> None:
-    """Its attempt has the same number: a name that is taken would count as made, with the old end and model."""
+def test_a_retried_batch_reuses_nothing_of_the_rejected_one(aws: AwsServer) -> None:
+    """Its attempt has the same number: a used name would count as created, with the old expiry and model."""
     run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
     aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
     assert "the rollback also failed" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
@@ -174,7 +174,7 @@ def test_a_retried_batch_takes_nothing_of_the_refused_one(aws: AwsServer) -> Non
     assert time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=1)
 
 
-def test_lines_that_were_refused_alone_are_counted(aws: AwsServer) -> None:
+def test_rejected_lines_are_counted(aws: AwsServer) -> None:
     refusal = {"error": {"code": 422, "message": "line 1: inputs holds no text", "field": "line 1: inputs"}}
     aws.script.transformed = lambda line: json.dumps(refusal if "hello" in line else {"summary_text": "x"})
     made = result_of(*OURS, "--output", "answers")
@@ -204,8 +204,8 @@ def test_a_failed_job_names_the_record_and_leaves_no_model(aws: AwsServer) -> No
     assert {line.split()[0] for line in aws.everything()} == {"role"}
 
 
-def test_a_job_that_was_stopped_is_not_done(aws: AwsServer, tmp_path: Path) -> None:
-    """As the schedule does it."""
+def test_a_stopped_job_is_not_complete(aws: AwsServer, tmp_path: Path) -> None:
+    """Stopped by the schedule."""
     aws.script.end = "Stopped"
     error = error_of(*OURS, "--output", "answers")
     assert "was stopped by a request to stop before it completed" in error["message"]
@@ -213,7 +213,7 @@ def test_a_job_that_was_stopped_is_not_done(aws: AwsServer, tmp_path: Path) -> N
     assert not (tmp_path / "answers").exists()
 
 
-def test_a_detached_job_is_bounded_and_come_back_to(aws: AwsServer) -> None:
+def test_a_detached_job_is_bounded_and_can_be_followed_later(aws: AwsServer) -> None:
     aws.script.looks = None
     made = result_of(*OURS, "--detach")
     kinds = {line.split()[0] for line in aws.everything()}
@@ -264,10 +264,10 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     )
 
 
-def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
+def test_a_dry_run_shows_the_model_address_of_the_compile_job(
     aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address that is shown before AWS is asked is the one that the compile's own request names."""
+    """The address shown before AWS is contacted equals the one in the compile job's request."""
     run = "tiny-261121-2000-abcd"
     words = ("--dry-run", "--offline", "--json")
     compiles = neuron_sum("aws", "compile", run, "--wheelhouse", str(wheels), *words)
@@ -279,7 +279,7 @@ def test_a_dry_run_shows_a_runs_model_where_compile_puts_it(
         assert model["PrimaryContainer"]["ModelDataUrl"] == output
 
 
-def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
+def test_prices_of_transforms_are_requested(aws: AwsServer) -> None:
     aws.script.prices = {("ml.inf2.xlarge", "Hosting"): [1.0], ("ml.inf2.xlarge", "BatchTransform"): [2.0]}
     words = ("model.tar.gz", "texts", "--dry-run")
     assert result_of(*words)["plan"]["items"][-1]["usd_per_hour"] == 2.0
@@ -302,7 +302,9 @@ def test_prices_of_transforms_are_asked_for(aws: AwsServer) -> None:
         (b"", "is empty"),
     ],
 )
-def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, content: bytes, told: str) -> None:
+def test_texts_are_checked_before_anything_is_created(
+    aws: AwsServer, tmp_path: Path, content: bytes, told: str
+) -> None:
     (tmp_path / "bad.jsonl").write_bytes(content)
     error = error_of("model.tar.gz", "bad.jsonl", "--image", IMAGE)
     assert error["code"] == 4 and told in error["message"]
@@ -321,13 +323,15 @@ def test_texts_are_read_before_anything_is_made(aws: AwsServer, tmp_path: Path, 
         (("model.tar.gz", "texts", "--instance", "ml.trn1.2xlarge"), "neuron-sum cannot serve on ml.trn1.2xlarge"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_made(aws: AwsServer, words: tuple[str, ...], told: str) -> None:
+def test_invalid_options_are_rejected_before_anything_is_created(
+    aws: AwsServer, words: tuple[str, ...], told: str
+) -> None:
     archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
     assert told in error_of(*words)["message"]
     assert [*aws.everything(), *aws.kept()] == []
 
 
-# The requests, and what answers them
+# The requests, and the container that answers them
 
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]), st.floats(0.01, 48), st.integers(1, 99))
@@ -356,8 +360,8 @@ def _made(hours: float) -> Launch:
     return batch.launch(new_run("batch"), 1, MODEL, texts, options, IMAGE, PLACE, NOW)
 
 
-def test_the_container_answers_what_a_transform_asks() -> None:
-    """One line a request: it is within every limit of `serve`, and a bad one is an answer, not a failed job."""
+def test_the_container_answers_the_requests_of_a_transform() -> None:
+    """One line per request: it is within every limit of `serve`, and an invalid one is an answer, not a failed job."""
     limits, request = ServeConfig(), _made(2).calls[-1].request
     assert request["TransformInput"]["ContentType"] == request["TransformOutput"]["Accept"] == JSON_LINES
     assert request["MaxPayloadInMB"] * 1024 * 1024 <= limits.max_body_bytes
@@ -367,16 +371,16 @@ def test_the_container_answers_what_a_transform_asks() -> None:
     [good] = parse(b'{"inputs": "A: hi"}\n', JSON_LINES, limits)
     assert good.error is None
     [bad] = parse(b'{"inputs": ""}', JSON_LINES, limits)
-    assert bad.error is not None and bad.field not in ("inputs", "body")  # which would refuse the request as a whole
+    assert bad.error is not None and bad.field not in ("inputs", "body")  # these would reject the request as a whole
     assert render([bad.error], JSON_LINES).endswith("}\n")
-    # Why not MultiRecord: the dialogues that fit into one payload are more than a request may have.
+    # Why not MultiRecord: one payload holds more dialogues than a request may have.
     lines = b'{"inputs": "A: hi"}\n' * 100
     assert len(lines) < 1024 * 1024
     with pytest.raises(Exception, match="100 items in one request; 64 are allowed"):
         parse(lines, JSON_LINES, limits)
 
 
-def test_an_instance_is_named_as_sagemaker_names_it() -> None:
+def test_an_instance_must_have_its_sagemaker_name() -> None:
     with pytest.raises(AwsError, match="not a SageMaker instance type"):
         batch_requests.create_transform_job(
             Run("a", "a"), PLACE, instance="inf2.xlarge", instances=1, source="s3://b/", isolation=NetworkSecurity()

@@ -1,4 +1,4 @@
-"""The bucket that a launch makes or finds: what its owner has set there stays, and what is encrypted with what."""
+"""The bucket that a launch creates or finds: its owner's settings are kept, and the keys that encrypt its objects."""
 
 import json
 from pathlib import Path
@@ -19,14 +19,14 @@ TRAIN = ("aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse",
 
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's, quickly; with wheels in the folder of that name."""
+    """conftest's account without pauses; the folder `wheels` has wheels."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(wheels.parent)
     return aws
 
 
 def told(*words: str) -> str:
-    """What a start says on standard error, without the terminal's line breaks."""
+    """The standard error of a start, without the terminal's line breaks."""
     made = neuron_sum(*TRAIN, *words)
     assert made.exit_code == 0, made.stderr
     return " ".join(made.stderr.split())
@@ -48,8 +48,8 @@ def default_key(aws: AwsServer) -> str:
 
 
 @pytest.mark.parametrize("old", [{"Prefix": "logs/"}, {"Filter": {"Prefix": "logs/"}}], ids=["prefix", "filter"])
-def test_what_the_owner_has_set_stays(aws: AwsServer, old: dict[str, Any]) -> None:
-    """Also beside what a kill left unset: the tag and the rule are ours, and are added to what is there."""
+def test_settings_of_the_bucket_owner_are_kept(aws: AwsServer, old: dict[str, Any]) -> None:
+    """Also if a kill left settings unset: neuron-sum's tag and rule are added to the existing ones."""
     s3 = aws.boto3("s3")
     s3.create_bucket(Bucket=BUCKET)
     s3.put_bucket_tagging(Bucket=BUCKET, Tagging={"TagSet": [{"Key": "cost-centre", "Value": "7"}]})
@@ -68,13 +68,13 @@ def test_what_the_owner_has_set_stays(aws: AwsServer, old: dict[str, Any]) -> No
     told()
     assert tags(aws) == {"cost-centre": "7", "neuron-sum-run": "all", "later": "x"}
     assert not {"s3.PUT Bucket ?tagging", "s3.PUT Bucket ?lifecycle"} & set(aws.calls[before:])
-    s3.delete_bucket_tagging(Bucket=BUCKET)  # as if a kill had come after the bucket's making
+    s3.delete_bucket_tagging(Bucket=BUCKET)  # as if a kill had come after the bucket's creation
     s3.delete_bucket_lifecycle(Bucket=BUCKET)
     told()
     assert "neuron-sum-run" in tags(aws) and rules(aws).keys() == {"parts-of-killed-uploads"}
 
 
-def test_a_bucket_made_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -> None:
+def test_a_bucket_created_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -> None:
     dry = neuron_sum(*TRAIN, "--kms-key", KEY, "--dry-run")
     requests = json.loads(dry.stdout)["requests"]
     [encryption] = [each for each in requests if each["operation"] == "put_bucket_encryption"]
@@ -85,14 +85,14 @@ def test_a_bucket_made_with_a_key_encrypts_checkpoints_with_it(aws: AwsServer) -
     warned = told("--kms-key", OTHER)
     assert f"checkpoints use the default encryption of {BUCKET} ({KEY}) instead of --kms-key" in warned
     assert default_key(aws) == KEY, "a bucket is all runs'"
-    # And a run without a key would have a role that may not use the bucket's, and lose what it made.
+    # A run without a key would have a role that may not use the bucket's key, and would lose its results.
     refused = neuron_sum(*TRAIN)
     assert refused.exit_code == 14
     assert f"encrypts with {KEY}, which the new role may not use" in refused.stderr
     assert f"--kms-key {KEY}, or --role" in refused.stderr
 
 
-def test_a_bucket_that_is_there_is_not_encrypted_anew_and_that_is_said(aws: AwsServer) -> None:
+def test_the_encryption_of_an_existing_bucket_is_kept_and_reported(aws: AwsServer) -> None:
     assert "warning: checkpoints" not in told()
     assert f"checkpoints use the default encryption of {BUCKET}" in told("--kms-key", KEY)
     aws.boto3("s3").create_bucket(Bucket="own-bucket")
@@ -104,7 +104,7 @@ def test_a_bucket_that_is_there_is_not_encrypted_anew_and_that_is_said(aws: AwsS
     assert "s3.PUT Bucket ?encryption" not in aws.calls
 
 
-def test_a_kill_before_the_bucket_is_encrypted_is_mended(aws: AwsServer) -> None:
+def test_a_kill_before_the_bucket_is_encrypted_is_repaired(aws: AwsServer) -> None:
     aws.boto3("s3").create_bucket(Bucket=BUCKET)
     assert "checkpoints" not in told("--kms-key", KEY)
     assert default_key(aws) == KEY

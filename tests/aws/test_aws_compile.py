@@ -1,4 +1,4 @@
-"""`neuron-sum aws compile`: which run is compiled, what the job is told, quotas; and the script in the container."""
+"""`neuron-sum aws compile`: the compiled run, the job's request, quotas; and the script in the container."""
 
 import json
 import os
@@ -29,7 +29,7 @@ QUICK = ("--every", "0.01", "--json")
 
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's; with wheels in the folder of that name, and a job that is seen once while it runs."""
+    """conftest's account; the folder `wheels` has wheels, and a job is described once while it runs."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(wheels.parent)
     aws.script.looks = 1
@@ -63,7 +63,7 @@ def trained(aws: AwsServer, *words: str) -> dict[str, Any]:
     return result_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", *words)
 
 
-def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
+def test_a_run_is_compiled_from_the_output_of_its_training(aws: AwsServer) -> None:
     first = trained(aws)
     made = result_of("compile", first["run"], "compile.batch_sizes=[1,8]", "--wheelhouse", "wheels")
     assert (made["run"], made["job"]) == (first["run"], f"neuron-sum-{first['run']}-compile")
@@ -77,13 +77,13 @@ def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
     assert channels(described)["run"] == first["model"]
     assert set(channels(described)) == {"code", "wheelhouse", "run"}
     assert described["StoppingCondition"] == {"MaxRuntimeInSeconds": 2 * 3600}
-    # Neither does a compile write among the training's, nor is it given gigabytes of the training's checkpoints.
+    # A compile job does not write among the training's files, nor does it download gigabytes of checkpoints.
     training = job(aws, first["job"])
     for section, key in (("OutputDataConfig", "S3OutputPath"), ("CheckpointConfig", "S3Uri")):
         addresses = [each[section][key] for each in (described, training)]
         assert all(first["run"] in address for address in addresses)
         assert not addresses[0].startswith(addresses[1]) and not addresses[1].startswith(addresses[0])
-    # A second compile is another job that finds the first one's graphs; a training that failed since does no harm.
+    # A second compile is another job that finds the first one's graphs; a later failed training has no effect.
     aws.script.end = "Failed"
     error_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", "--resume", first["run"])
     aws.script.end = "Completed"
@@ -95,17 +95,17 @@ def test_a_run_is_compiled_where_its_training_left_it(aws: AwsServer) -> None:
     assert aws.everything() == []
 
 
-def test_the_newest_completed_training_counts(aws: AwsServer) -> None:
+def test_the_newest_completed_training_is_used(aws: AwsServer) -> None:
     first = trained(aws)
     second = trained(aws, "--resume", first["run"])
     made = result_of("compile", first["run"], "--wheelhouse", "wheels")
     assert second["job"] in channels(job(aws, made["job"]))["run"]
 
 
-def test_a_folder_is_uploaded_by_its_content_with_its_base(
+def test_a_folder_is_uploaded_by_content_with_its_base_model(
     aws: AwsServer, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """An adapter's base that lies in another folder of this machine goes with it."""
+    """An adapter's base model in another local folder is uploaded with it."""
     run, base = tmp_path / "here", tmp_path / "base"
     shutil.copytree(micro_lora_run, run)
     (run / "base").rename(base)
@@ -127,8 +127,8 @@ def test_a_folder_is_uploaded_by_its_content_with_its_base(
     assert "base" in error_of(*words)["message"]
 
 
-def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
-    """The role that is made may read it, and no more of that bucket."""
+def test_a_model_at_any_s3_address(aws: AwsServer) -> None:
+    """The created role may read it, and nothing else in that bucket."""
     address = "s3://their-bucket/some/where/model.tar.gz"
     requests = result_of("compile", address, "--wheelhouse", "wheels", "--dry-run", "--offline")["requests"]
     assert channels(requests[-1]["request"])["run"] == address
@@ -164,7 +164,7 @@ def test_a_model_somewhere_in_s3(aws: AwsServer) -> None:
         ((".",), "is not a run"),
     ],
 )
-def test_what_cannot_be_compiled_is_told_before_anything_is_made(
+def test_invalid_sources_are_rejected_before_anything_is_created(
     aws: AwsServer, words: tuple[str, ...], told: str
 ) -> None:
     error = error_of("compile", *words, "--wheelhouse", "wheels")
@@ -172,7 +172,7 @@ def test_what_cannot_be_compiled_is_told_before_anything_is_made(
     assert not {call for call in aws.calls if "Create" in call or "PUT" in call}
 
 
-def test_a_run_whose_training_has_not_completed(aws: AwsServer) -> None:
+def test_a_run_with_unfinished_training_is_rejected(aws: AwsServer) -> None:
     aws.script.end = "Failed"
     error_of("train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels")
     name = aws.boto3("sagemaker").list_training_jobs()["TrainingJobSummaries"][0]["TrainingJobName"]
@@ -181,7 +181,7 @@ def test_a_run_whose_training_has_not_completed(aws: AwsServer) -> None:
     assert f"no completed train job of run {run}: none of its 1 jobs has completed" in error["message"]
 
 
-def test_a_compile_that_was_stopped_says_how_it_goes_on(aws: AwsServer) -> None:
+def test_a_stopped_compile_prints_the_command_to_resume(aws: AwsServer) -> None:
     first = trained(aws)
     aws.script.end = "Stopped"
     error = error_of("compile", first["run"], "--wheelhouse", "wheels")
@@ -198,10 +198,10 @@ QUOTA = "ml.c7i.4xlarge for training job usage"
         ({"another": 1, "and another": 5, QUOTA: 0}, True),  # on the second page
         ({QUOTA: 1}, False),
         ({"another": 0}, False),
-        (None, False),  # who may not ask goes on without
+        (None, False),  # without permission to read quotas it continues
     ],
 )
-def test_a_quota_is_checked_before_anything_is_made(
+def test_a_quota_is_checked_before_anything_is_created(
     aws: AwsServer, quotas: dict[str, float] | None, refused: bool
 ) -> None:
     aws.script.quotas = quotas
@@ -219,7 +219,7 @@ def test_a_quota_is_checked_before_anything_is_made(
         assert f"quota {QUOTA!r} not checked: AWS does not list it" in made.stderr
 
 
-def test_spot_and_batch_have_quotas_of_their_own() -> None:
+def test_spot_and_batch_have_separate_quotas() -> None:
     from sagemaker_jobs.launch import quotas
     from sagemaker_jobs.launch.call import Call
 
@@ -242,12 +242,12 @@ def test_spot_and_batch_have_quotas_of_their_own() -> None:
 
 
 def container(folder: Path, run: Path) -> Path:
-    """/opt/ml of a compile job, somewhere else; the run's paths are those of another container."""
+    """/opt/ml of a compile job, at another path; the run's paths are those of another container."""
     base, moved = folder / "ml", folder / "moved"
     for name in ("input/data/run", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)
     shutil.copytree(run, moved)
-    (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from where training had it from
+    (moved / "base").rename(base / "input/data/model")  # the adapter's base comes from the training job's folder
     elsewhere = [
         "data.source=jsonl",
         "data.path=/opt/ml/input/data/data",
@@ -256,7 +256,7 @@ def container(folder: Path, run: Path) -> Path:
     ]
     (moved / "recipe.yaml").write_text(load_recipe(str(run / "recipe.yaml"), elsewhere).to_yaml())
     with tarfile.open(base / "input/data/run/model.tar.gz", "w:gz") as archive:
-        archive.add(moved, "run")  # as the train stage leaves it, and SageMaker packs it
+        archive.add(moved, "run")  # as the train stage writes it, and SageMaker packs it
     return base
 
 
@@ -271,11 +271,11 @@ def run_entry(base: Path, overrides: list[str]) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_containers_script_leaves_what_an_endpoint_loads(
+def test_the_entry_script_writes_a_model_for_an_endpoint(
     micro_lora_run: Path, tmp_path: Path, graph_cache: Path
 ) -> None:
     base = container(tmp_path, micro_lora_run)
-    # What a job before this one has compiled: the job's cache is in the folder that SageMaker keeps.
+    # Graphs compiled by an earlier job: the job's cache is in the folder that SageMaker keeps.
     (graph_cache / "graphs").mkdir(exist_ok=True)
     (base / "checkpoints" / "cache").mkdir()
     (base / "checkpoints" / "cache" / "graphs").symlink_to(graph_cache / "graphs")
@@ -291,12 +291,12 @@ def test_the_containers_script_leaves_what_an_endpoint_loads(
     assert not (base / "output" / "failure").exists()
     assert not list((base / "checkpoints" / "cache").glob(".*"))
     assert list((graph_cache / "graphs").iterdir())
-    # The run's own base: without it the model would have been another.
+    # The run's base model: another base would have given another model.
     assert artifact.manifest.source.weights_sha256 == open_source(micro_lora_run, None, []).weights_sha256()
 
 
-def test_a_run_that_came_as_a_folder_is_linked(tmp_path: Path) -> None:
-    """Nothing is written into a channel."""
+def test_a_run_from_a_folder_channel_is_linked(tmp_path: Path) -> None:
+    """Nothing is written to a channel."""
     channel = tmp_path / "run"
     (channel / "adapter").mkdir(parents=True)
     (channel / "recipe.yaml").write_text("name: a")
@@ -325,7 +325,7 @@ def _no_run(archive: tarfile.TarFile, file: Path) -> None:
     [(_slip, "'run/../../outside', which is not a file of a run"), (_link, "'run/recipe.yaml', which is not a file"),
      (_no_run, "the channel run contains no run: model.tar.gz"), (None, "cannot be unpacked")],
 )  # fmt: skip
-def test_an_archive_that_is_no_runs_is_refused(
+def test_an_archive_without_a_run_is_rejected(
     tmp_path: Path, fill: Callable[[tarfile.TarFile, Path], None] | None, told: str
 ) -> None:
     channel = tmp_path / "ml" / "input" / "data" / "run"

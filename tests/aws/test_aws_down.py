@@ -1,4 +1,4 @@
-"""`status` and `down` over every kind of thing that the commands make, and that what is not ours stays."""
+"""`status` and `down` for every kind of resource that the commands create; foreign resources are kept."""
 
 import json
 from pathlib import Path
@@ -27,13 +27,13 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's, quickly."""
+    """conftest's account, without pauses."""
     hasten(aws, monkeypatch)
     return aws
 
 
 def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
-    """One of each kind, by AWS's own calls, as another machine would have made them."""
+    """Creates one resource of each kind with calls to AWS, as another machine would have."""
     sagemaker, lower = aws.boto3("sagemaker"), [{"key": RUN_TAG, "value": run.id}] if tagged else []
     tags = run.tags if tagged else []
     sagemaker.create_model(
@@ -86,7 +86,7 @@ def kinds(result: Result, key: str) -> set[str]:
     return {item["kind"] for item in json.loads(result.stdout)[key]}
 
 
-def test_all_kinds_are_found_priced_and_removed_from_a_machine_that_made_none(aws: AwsServer) -> None:
+def test_all_kinds_are_found_priced_and_removed_from_another_machine(aws: AwsServer) -> None:
     make_all(aws, RUN)
     shown = neuron_sum("aws", "status", "--json")
     assert kinds(shown, "ours") == KINDS
@@ -104,8 +104,8 @@ def test_all_kinds_are_found_priced_and_removed_from_a_machine_that_made_none(aw
     assert neuron_sum("aws", "down", "--check").exit_code == 0
 
 
-def test_a_runs_down_leaves_the_others_and_what_is_not_ours(aws: AwsServer) -> None:
-    theirs = Run("theirs-261121-2000-abcf", "")  # of our name's form, and without our tag
+def test_down_of_one_run_keeps_other_runs_and_foreign_resources(aws: AwsServer) -> None:
+    theirs = Run("theirs-261121-2000-abcf", "")  # has the form of neuron-sum's names, without its tag
     for run in (RUN, OTHER):
         make_all(aws, run)
     aws.boto3("sagemaker").create_model(
@@ -121,7 +121,7 @@ def test_a_runs_down_leaves_the_others_and_what_is_not_ours(aws: AwsServer) -> N
 
 
 @pytest.mark.parametrize("call", ["sagemaker.ListModels", "codebuild.ListProjects"])
-def test_what_may_not_be_looked_at_is_said_and_the_rest_is_removed(aws: AwsServer, call: str) -> None:
+def test_resources_without_list_permission_are_reported_and_the_rest_is_removed(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = ("AccessDeniedException", "not authorized to perform this", 400)
     down = neuron_sum("aws", "down", "--all", "--every", "0.01")
@@ -136,7 +136,7 @@ def test_what_may_not_be_looked_at_is_said_and_the_rest_is_removed(aws: AwsServe
 
 
 def stops(*words: str) -> str:
-    """What a command says that ends with 14: its one line and its hint."""
+    """The output of a command that exits with 14: its one line and its hint."""
     made = neuron_sum("aws", *words)
     assert made.exit_code == 14, made.stdout
     return made.stderr
@@ -148,7 +148,7 @@ NEEDED = {"endpoint-config", "model", "schedule", "role"}
 
 
 @pytest.mark.parametrize("call", ["sagemaker.DeleteEndpoint", "sagemaker.ListEndpoints"])
-def test_what_ends_an_endpoint_stays_until_it_is_gone(aws: AwsServer, call: str) -> None:
+def test_the_expiry_of_an_endpoint_is_kept_until_it_is_deleted(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = DENIED
     said = stops(*DOWN)
@@ -163,20 +163,20 @@ def look_at_all() -> Inventory:
     return look(Account(REGION), Ledger(AwsContext(ACCOUNT, REGION)))
 
 
-def test_a_running_endpoint_of_one_run_keeps_nothing_of_another(aws: AwsServer) -> None:
+def test_a_running_endpoint_does_not_block_the_cleanup_of_another_run(aws: AwsServer) -> None:
     for run in (RUN, OTHER):
         make_all(aws, run)
     running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
     kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if needs(*running[0], thing)}
     assert kept == {(kind, RUN.id) for kind in NEEDED}
-    # Who may not list builds knows of no run that has one; only an image's can.
+    # Without permission to list builds no run with a build is known; only an image has one.
     build = next(kind for kind in KINDS_OF if kind.name == "build")
     assert not [thing for _, thing in look_at_all().found if needs(build, None, thing)]
 
 
-def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_service_does_not_block_the_rest(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     make_all(aws, RUN)
-    monkeypatch.setattr("boto3.Session", boto3.session.Session)  # whose clients are made anew, for these addresses
+    monkeypatch.setattr("boto3.Session", boto3.session.Session)  # creates new clients for these addresses
     for service in ("APPLICATION_AUTO_SCALING", "CODEBUILD", "SCHEDULER"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
     status = neuron_sum("aws", "status", "--json")
@@ -193,13 +193,13 @@ def test_a_service_without_a_way_to_it_keeps_nothing_else(aws: AwsServer, monkey
 
 @pytest.mark.parametrize("said", ["", "tiny", "tiny-261121-2000", "neuron-sum-somebody-elses", "*"])
 @pytest.mark.parametrize("words", [("down", "--artifacts"), ("down", "--check"), ("status",)])
-def test_what_is_no_runs_id_does_nothing(aws: AwsServer, words: tuple[str, ...], said: str) -> None:
+def test_an_invalid_run_id_changes_nothing(aws: AwsServer, words: tuple[str, ...], said: str) -> None:
     told = stops(words[0], said, *words[1:])
     assert f"{said!r} is not a run" in told and "neuron-sum aws status" in told
     assert aws.calls == []
 
 
-def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
+def test_a_run_may_be_named_by_one_of_its_resources(aws: AwsServer) -> None:
     for name in ("endpoint", "config", "expiry-role"):
         assert parse_run_id(RUN.name(name)) == RUN.id
     assert parse_run_id(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
@@ -210,14 +210,14 @@ def test_a_run_may_be_named_by_what_is_its(aws: AwsServer) -> None:
     } == {RUN.id}
 
 
-def test_a_mistyped_run_is_told_with_those_that_there_are(aws: AwsServer) -> None:
+def test_an_unknown_run_is_rejected_with_the_known_ones(aws: AwsServer) -> None:
     assert "no runs in this region" in stops("down", OTHER.id)
     make_all(aws, RUN)
     for words in (("down", OTHER.id), ("down", OTHER.id, "--check"), ("down", OTHER.id, "--artifacts")):
         told = stops(*words)
         assert f"unknown run {OTHER.id!r}" in told and RUN.id in told
     assert len({item.split()[0] for item in aws.everything()}) == len(KINDS)
-    for words in (DOWN, DOWN, (*DOWN, "--check")):  # once more is no error: the ledger knows it
+    for words in (DOWN, DOWN, (*DOWN, "--check")):  # repeating it is not an error: the ledger knows the run
         assert neuron_sum("aws", *words).exit_code == 0
     assert RUN.id in stops("down", OTHER.id), "by the ledger"
 
@@ -243,7 +243,7 @@ def bucket_with(aws: AwsServer, *keys: str, versions: bool = False) -> Any:
 WRITTEN = ("neuron-sum/inputs/data/0/train.jsonl", f"neuron-sum/runs/{RUN.id}/output/model.tar.gz")
 
 
-def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
+def test_other_objects_and_the_bucket_of_the_user_are_kept(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN, "neuron-sum/data.jsonl", "mine")
     ledger = Ledger(AwsContext(ACCOUNT, REGION))
     ledger.note("made", "bucket", BUCKET, "all")
@@ -259,7 +259,7 @@ def test_the_users_own_objects_and_their_bucket_stay(aws: AwsServer) -> None:
     assert aws.kept() == [] and ledger.open() == []
 
 
-def test_old_versions_that_stay_are_told(aws: AwsServer) -> None:
+def test_remaining_object_versions_are_reported(aws: AwsServer) -> None:
     bucket_with(aws, *WRITTEN, versions=True)
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr
@@ -270,7 +270,7 @@ def test_old_versions_that_stay_are_told(aws: AwsServer) -> None:
 
 def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN)
-    # S3 answers DeleteObjects with 200, and each object that stays is in the reply.
+    # S3 answers DeleteObjects with 200, and the reply lists each object that was not deleted.
     s3.put_bucket_policy(
         Bucket=BUCKET,
         Policy=json.dumps(
@@ -308,7 +308,7 @@ def test_an_unknown_price_is_not_zero(aws: AwsServer) -> None:
 
 
 @pytest.mark.parametrize("call", ["sagemaker.ListApps", "sagemaker.ListNotebookInstances"])
-def test_what_else_runs_and_may_not_be_listed_is_a_warning(aws: AwsServer, call: str) -> None:
+def test_foreign_resources_that_cannot_be_listed_are_a_warning(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = DENIED
     status = neuron_sum("aws", "status", "--json")
@@ -316,14 +316,14 @@ def test_what_else_runs_and_may_not_be_listed_is_a_warning(aws: AwsServer, call:
     assert "the list is incomplete" in status.stderr and "not authorized" in status.stderr
 
 
-def test_a_runs_id_is_in_all_its_names(tmp_path: Path) -> None:
+def test_every_resource_name_contains_the_run_id(tmp_path: Path) -> None:
     for kind, attempt in (("train", 1), ("batch-model", 3), ("expiry-role", 1), ("config", 12)):
         assert run_of(RUN.name(kind, attempt)) == RUN.id
     assert run_of("neuron-sum-somebody-elses") is None
     assert run_of("other") is None
 
 
-def test_status_says_beforehand_what_it_asks(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_of_status_lists_its_requests(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     make_all(aws, RUN)
     asked: set[tuple[str, str]] = set()
     call, pages = Account.call, Account.pages

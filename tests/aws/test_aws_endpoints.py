@@ -1,4 +1,4 @@
-"""`neuron-sum aws deploy`, `extend`, `invoke`, `models`: from a model to an endpoint, and by AWS's clock to none."""
+"""`neuron-sum aws deploy`, `extend`, `invoke`, `models`: from a model to an endpoint, and its deletion by AWS."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
-    """conftest's, quickly; with our images in its registry."""
+    """conftest's account without pauses; its registry has neuron-sum's images."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     ecr = aws.boto3("ecr")
@@ -163,7 +163,7 @@ def test_an_expired_endpoint_is_gone(aws: AwsServer) -> None:
 
 
 @pytest.mark.usefixtures("expired")
-def test_deploy_replaces_what_an_expired_endpoint_has_left(aws: AwsServer) -> None:
+def test_deploy_replaces_the_remains_of_an_expired_endpoint(aws: AwsServer) -> None:
     told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--image", IMAGE.replace("0123456789ab", "000000000000"), "--json"))
     model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
     assert model["Image"].endswith(":cpu-000000000000")
@@ -171,7 +171,7 @@ def test_deploy_replaces_what_an_expired_endpoint_has_left(aws: AwsServer) -> No
     assert aws.everything() == []
 
 
-def test_an_expiry_that_comes_too_early_is_tried_again(aws: AwsServer) -> None:
+def test_an_expiry_that_comes_too_early_is_retried(aws: AwsServer) -> None:
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
     assert made["status"] == "Creating"
     ends = datetime.fromisoformat(made["expires"])
@@ -184,8 +184,8 @@ def test_an_expiry_that_comes_too_early_is_tried_again(aws: AwsServer) -> None:
     assert "schedule" not in {left.split()[0] for left in aws.everything()}
 
 
-def test_a_life_begins_once_the_uploads_are_there(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upload may take longer than the life: an end that was over before the endpoint is made would bound nothing."""
+def test_the_lifetime_begins_after_the_uploads(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload may take longer than the lifetime: an expiry that passed before the endpoint exists bounds nothing."""
     clock, upload = [datetime.now(timezone.utc)], channels.upload
 
     class Later(datetime):
@@ -229,7 +229,7 @@ REFUSALS: dict[str, tuple[str, tuple[str, str, int], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_refused_is_rolled_back(aws: AwsServer, name: str) -> None:
+def test_a_rejected_deployment_is_rolled_back(aws: AwsServer, name: str) -> None:
     call, answer, remedy = REFUSALS[name]
     aws.script.refusals[call] = answer
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU))
@@ -238,7 +238,7 @@ def test_what_is_refused_is_rolled_back(aws: AwsServer, name: str) -> None:
     assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open()} == {"bucket"}
 
 
-def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> None:
+def test_a_failed_endpoint_is_rolled_back_with_its_reason(aws: AwsServer) -> None:
     aws.script.endpoint_end, aws.script.reason = "Failed", "The primary container did not pass the ping health check."
     aws.script.log = ("RuntimeError: neuronx-cc failed with -9",)
     compiled(aws, RUN, "cpu")
@@ -250,8 +250,8 @@ def test_an_endpoint_that_fails_is_rolled_back_and_says_why(aws: AwsServer) -> N
     assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
 
 
-def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) -> None:
-    """A batch job's schedule and model are of the same kinds, and of the same run; without the one nothing stops it."""
+def test_a_rejected_deploy_keeps_the_schedule_of_a_batch_job(aws: AwsServer) -> None:
+    """A batch job's schedule and model have the same kinds and the same run; without the schedule nothing stops it."""
     compiled(aws, RUN, "cpu")
     aws.script.looks = None
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
@@ -263,7 +263,7 @@ def test_a_deploy_that_is_refused_leaves_the_runs_batch_its_end(aws: AwsServer) 
     assert aws.everything() == before
 
 
-def test_what_cannot_be_rolled_back_is_told(aws: AwsServer) -> None:
+def test_resources_that_cannot_be_rolled_back_are_reported(aws: AwsServer) -> None:
     aws.script.endpoint_end = "Failed"
     aws.script.refusals["sagemaker.DeleteEndpoint"] = ("AccessDeniedException", "not authorized", 400)
     result = neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU)
@@ -274,7 +274,7 @@ def test_what_cannot_be_rolled_back_is_told(aws: AwsServer) -> None:
     assert aws.everything() == []
 
 
-def test_what_may_not_be_read_is_no_failure_of_the_endpoint(aws: AwsServer) -> None:
+def test_an_unreadable_log_is_not_a_failure_of_the_endpoint(aws: AwsServer) -> None:
     model, denied = archive(Path("model.tar.gz")), ("AccessDeniedException", "not authorized", 400)
     aws.script.refusals["logs.DescribeLogStreams"] = denied
     made = neuron_sum("aws", "deploy", model, *CPU, "--json")
@@ -285,7 +285,7 @@ def test_what_may_not_be_read_is_no_failure_of_the_endpoint(aws: AwsServer) -> N
     assert [left.split()[0] for left in aws.everything()].count("endpoint") == 2
 
 
-def test_a_network_that_goes_away_is_told_with_the_way_to_clean_up(aws: AwsServer) -> None:
+def test_a_lost_network_is_reported_with_the_cleanup_command(aws: AwsServer) -> None:
     words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--image", "another.registry/image:1")
     told(neuron_sum(*words, "--json"))
     point = aws.calls.index("sagemaker.CreateModel")
@@ -298,7 +298,7 @@ def test_a_network_that_goes_away_is_told_with_the_way_to_clean_up(aws: AwsServe
     assert [left.split()[0] for left in aws.everything()].count("schedule") == 1
 
 
-def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_endpoint_to_its_expiry(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
@@ -308,7 +308,7 @@ def test_ctrl_c_leaves_it_to_its_expiry(aws: AwsServer, monkeypatch: pytest.Monk
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}
 
 
-def test_whoever_may_make_no_role_brings_two(aws: AwsServer) -> None:
+def test_existing_roles_can_be_passed(aws: AwsServer) -> None:
     iam, arns = aws.boto3("iam"), {}
     allowed = {
         "Effect": "Allow",
@@ -339,7 +339,7 @@ def test_whoever_may_make_no_role_brings_two(aws: AwsServer) -> None:
     assert sorted(roles) == ["role sagemaker", "role scheduler"], "both are the caller's own"
 
 
-def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arns_have_the_partition_of_the_region(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
     model, words = archive(Path("model.tar.gz")), (*CPU, "--region", "cn-north-1", "--dry-run", "--offline", "--json")
@@ -349,7 +349,7 @@ def test_elsewhere_arns_are_of_the_regions_partition(aws: AwsServer, monkeypatch
     assert "unknown region 'nowhere'" in failed(neuron_sum("aws", "deploy", model, *words, "--region", "nowhere"))
 
 
-def test_what_is_kept_must_be_said_and_can_get_an_end(aws: AwsServer) -> None:
+def test_keep_must_be_explicit_and_extend_adds_an_expiry(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"))
     assert "--keep and --hours 1 cannot be combined" in failed(
         neuron_sum("aws", "deploy", model, *CPU, "--keep", "--hours", "1")
@@ -426,7 +426,7 @@ def test_wrong_input_is_one_line_and_a_remedy(aws: AwsServer, name: str) -> None
     assert aws.everything() == []
 
 
-def test_without_an_image_the_command_that_builds_one(aws: AwsServer) -> None:
+def test_a_missing_image_is_reported_with_the_build_command(aws: AwsServer) -> None:
     aws.boto3("ecr").batch_delete_image(repositoryName="neuron-sum", imageIds=[{"imageTag": "inf2-0123456789ab"}])
     model = archive(Path("model.tar.gz"), "inf2")
     assert "neuron-sum aws image --target inf2" in failed(neuron_sum("aws", "deploy", model))
@@ -434,7 +434,7 @@ def test_without_an_image_the_command_that_builds_one(aws: AwsServer) -> None:
     assert "neuron-sum aws image --target inf2" in failed(neuron_sum("aws", "deploy", model))
 
 
-def test_a_price_nobody_knows_and_an_instance_that_is_none(aws: AwsServer) -> None:
+def test_an_unknown_price_and_an_invalid_instance_are_rejected(aws: AwsServer) -> None:
     model = archive(Path("model.tar.gz"))
     words = ("aws", "deploy", model, "--instance", "ml.c99.huge", "--every", "0.01")
     assert "no price of ml.c99.huge" in failed(neuron_sum(*words), 13)
@@ -487,7 +487,7 @@ def test_several_models_on_one_endpoint(aws: AwsServer, far_end: FarEnd, capfd: 
     assert "Contents" not in aws.boto3("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
 
 
-def test_one_model_is_not_several(aws: AwsServer) -> None:
+def test_model_commands_require_a_multi_model_endpoint(aws: AwsServer) -> None:
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--json"))
     assert "is not a multi-model endpoint" in failed(neuron_sum("aws", "models", made["run"]))
 

@@ -27,29 +27,29 @@ TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.0
 
 @pytest.fixture
 def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    """conftest's, quickly; with wheels in the folder of that name."""
+    """conftest's account without pauses; the folder `wheels` has wheels."""
     hasten(aws, monkeypatch)
-    monkeypatch.setenv("TMPDIR", str(wheels.parent))  # what is killed leaves its temporary files
+    monkeypatch.setenv("TMPDIR", str(wheels.parent))  # a killed process leaves its temporary files
     monkeypatch.chdir(wheels.parent)
     return aws
 
 
 def one_look(aws: AwsServer) -> None:
-    """A job is seen once while it runs."""
+    """A job is described once while it runs."""
     aws.script.looks, aws.script.log = 1, ("a line",)
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is done to a command.
+    """A command, and the calls that fail in it.
 
     Attributes:
         words: Its command line, in a folder with wheels.
-        at_least: How many calls it has, or the test tests nothing.
+        at_least: The minimum number of its calls, so that the test does not pass without any.
         among: Some of them.
-        ready: Makes the account what it needs.
-        only: Calls that no other command has so; none: each of its calls fails.
-        without: Calls that it can do without, or whose lost reply it need not have: it may end with 0.
+        ready: Prepares the account for the command.
+        only: The calls that fail, because no other command makes them; empty: all calls fail.
+        without: Calls that it can do without, or whose lost reply it does not need: it may exit with 0.
     """
 
     words: tuple[str, ...]
@@ -65,14 +65,14 @@ CPU = ("--instance", "ml.c7i.4xlarge", *IMAGE, "--every", "0.01")
 
 
 def endpoint_ready(aws: AwsServer) -> None:
-    """An endpoint is seen once while it is being made; and there are two archives to deploy."""
+    """An endpoint is described once while it is being created; there are two archives to deploy."""
     aws.script.endpoint_looks, aws.script.log = 1, ("a line",)
     for name in ("one", "other"):
         archive(Path(f"{name}.tar.gz"))
 
 
 def image_ready(aws: AwsServer) -> None:
-    """A build is seen once while it runs."""
+    """A build is described once while it runs."""
     one_look(aws)
     write_context(Path("context"))
 
@@ -91,7 +91,7 @@ ENDPOINT = frozenset(
 
 
 def trained_already(aws: AwsServer) -> None:
-    """A run of before, trained elsewhere; only SageMaker's record of it is left."""
+    """An earlier run, trained elsewhere, of which only SageMaker's record is left."""
     sagemaker, iam, s3, run = aws.boto3("sagemaker"), aws.boto3("iam"), aws.boto3("s3"), Run(BEFORE, "tiny")
     role = iam.create_role(RoleName="gone", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     s3.create_bucket(Bucket="gone")
@@ -113,7 +113,7 @@ def trained_already(aws: AwsServer) -> None:
 
 
 def texts_ready(aws: AwsServer) -> None:
-    """A dialogue, a model that is asked, and no answers yet."""
+    """A dialogue, a model, and no answers yet."""
     archive(Path("one.tar.gz"), "inf2")
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
     shutil.rmtree("answers", ignore_errors=True)
@@ -121,7 +121,7 @@ def texts_ready(aws: AwsServer) -> None:
 
 
 LOG = frozenset({"logs.DescribeLogStreams", "logs.GetLogEvents"})
-"""The last look at a job's log, after it was seen completed: what is lost is only not shown."""
+"""The last read of a job's log after its completion: a failure only loses output."""
 
 COMMANDS = {
     "deploy": Command(
@@ -203,8 +203,8 @@ def test_a_fault_at_every_call_leaves_nothing(
         record_property("aws faults", json.dumps([name, fault, len(points.calls), points.left, dict(points.codes)]))
 
 
-def test_the_words_of_a_job_under_way(aws: AwsServer) -> None:
-    """Ctrl-C leaves the job, says how to come back; then --follow comes back."""
+def test_messages_while_a_job_runs(aws: AwsServer) -> None:
+    """Ctrl-C leaves the job running and prints how to follow it; then --follow does so."""
     aws.script.looks = None
     command = [sys.executable, "-m", "neuron_sum", *TRAIN, "--wheelhouse", "wheels", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -227,18 +227,18 @@ DENIED = ("AccessDeniedException", "not authorized", 400)
 
 
 def words_of(stderr: str) -> str:
-    """Without the terminal's line breaks."""
+    """The text without the terminal's line breaks."""
     return " ".join(stderr.split())
 
 
 def answering_again(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What AWS refuses, it refuses until somebody waits; botocore's own pauses are none."""
+    """AWS rejects a call until the command waits; botocore does not pause."""
     monkeypatch.setattr("sagemaker_jobs.aws.logs.PATIENCE_S", 600)
     monkeypatch.setattr("time.sleep", lambda seconds: aws.script.refusals.clear() if seconds else None)
 
 
 @pytest.mark.parametrize("call", ["sagemaker.DescribeTrainingJob", "logs.DescribeLogStreams"])
-def test_a_blip_is_no_end_of_following(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_following_survives_a_short_network_failure(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     one_look(aws)
     aws.script.refusals[call] = GONE
     answering_again(aws, monkeypatch)
@@ -247,7 +247,9 @@ def test_a_blip_is_no_end_of_following(aws: AwsServer, monkeypatch: pytest.Monke
     assert words_of(done.stderr).count("no answer") == 1 and "a line" in done.stderr, done.stderr
 
 
-def test_a_build_is_followed_over_a_blip_and_without_its_log(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_is_followed_through_network_failures_and_without_its_log(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image_ready(aws)
     aws.script.refusals["codebuild.BatchGetBuilds"] = GONE
     answering_again(aws, monkeypatch)
@@ -262,7 +264,7 @@ def test_a_build_is_followed_over_a_blip_and_without_its_log(aws: AwsServer, mon
 
 
 @pytest.mark.parametrize("answer", [GONE, DENIED])
-def test_a_log_that_cannot_be_read_is_said_once(aws: AwsServer, answer: tuple[str, str, int]) -> None:
+def test_an_unreadable_log_is_reported_once(aws: AwsServer, answer: tuple[str, str, int]) -> None:
     aws.script.looks, aws.script.log = 4, ("a line",)
     aws.script.refusals["logs.DescribeLogStreams"] = answer
     done = neuron_sum(*TRAIN, "--wheelhouse", "wheels")
@@ -273,8 +275,8 @@ def test_a_log_that_cannot_be_read_is_said_once(aws: AwsServer, answer: tuple[st
 
 
 @pytest.mark.parametrize("answer", [GONE, DENIED])
-def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str, str, int]) -> None:
-    """The advice is to come back, and not to remove what is healthy."""
+def test_lost_contact_leaves_resources_running(aws: AwsServer, answer: tuple[str, str, int]) -> None:
+    """The hint is to follow it again, and not to remove healthy resources."""
     aws.script.looks = None
     aws.script.refusals["sagemaker.DescribeTrainingJob"] = answer
     lost = neuron_sum(*TRAIN, "--wheelhouse", "wheels", "--json")
@@ -295,7 +297,7 @@ def test_what_cannot_be_seen_any_more_goes_on(aws: AwsServer, answer: tuple[str,
 
 
 @pytest.mark.parametrize("status", ["InProgress", "Stopping"])
-def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: str) -> None:
+def test_two_jobs_never_write_to_the_same_checkpoints(aws: AwsServer, status: str) -> None:
     aws.script.looks = 0
     quick = ("--wheelhouse", "wheels", "--detach", "--json")
     run = json.loads(neuron_sum(*TRAIN, "--wheelhouse", "wheels", "--json").stdout)["run"]
@@ -303,7 +305,7 @@ def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: 
     resume, again = (*TRAIN, "--resume", run, *quick), ("aws", "compile", run, *quick)
     for words, what in ((resume, "train-2"), (again, "compile")):
         started = neuron_sum(*words)
-        assert started.exit_code == 0, started.stderr  # the other stage's job is no reason: it has a folder of its own
+        assert started.exit_code == 0, started.stderr  # the other stage's job writes elsewhere
         name = json.loads(started.stdout)["job"]
         assert name.endswith(what)
         if status == "Stopping":
@@ -316,8 +318,8 @@ def test_two_jobs_never_write_one_folder_of_checkpoints(aws: AwsServer, status: 
         assert not [call for call in aws.calls[before:] if "Create" in call or "PUT" in call or "POST" in call]
 
 
-def test_a_new_role_is_waited_for(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SageMaker cannot assume a role in the first seconds after its making."""
+def test_the_command_waits_for_a_new_role(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SageMaker cannot assume a role in the first seconds after its creation."""
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     aws.script.roles_unknown = 3
     assert neuron_sum(*TRAIN, "--wheelhouse", "wheels").exit_code == 0

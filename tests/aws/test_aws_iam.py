@@ -1,4 +1,4 @@
-"""The policies that `aws iam` prints: enough for every call that the code makes, and hardly more."""
+"""The policies that `aws iam` prints: sufficient for every call in the code, and hardly more."""
 
 import ast
 import json
@@ -47,17 +47,17 @@ S3 = {
     "delete_objects": "DeleteObject", "delete_bucket": "DeleteBucket",
     "list_multipart_uploads": "ListBucketMultipartUploads", "abort_multipart_upload": "AbortMultipartUpload",
 }  # fmt: skip
-"""Methods whose IAM action is called otherwise."""
+"""Methods whose IAM action has a different name."""
 
 FREE = {"get_caller_identity"}
-"""What everybody may."""
+"""Actions that everybody may perform."""
 
 WITHOUT_NAMES = {"Metrics", "RegistryToken", "ListAndPrices"}
 
 
 @cache
 def operations() -> dict[str, set[str]]:
-    """boto3's methods, each with the IAM actions that it can be."""
+    """boto3's methods, each with its possible IAM actions."""
     found: dict[str, set[str]] = {method: {f"s3:{action}"} for method, action in S3.items()}
     for service, prefix in SERVICES.items():
         for name in botocore.session.get_session().get_service_model(service).operation_names:
@@ -66,7 +66,7 @@ def operations() -> dict[str, set[str]]:
 
 
 def called() -> Iterator[str]:
-    """Every string of the package that is a method of a service that we use."""
+    """Every string of the package that is a method of a used service."""
     for path in sorted(Path(sagemaker_jobs.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in operations():
@@ -80,7 +80,7 @@ def policies() -> dict[str, Any]:
     return printed
 
 
-def test_the_caller_may_do_all_that_the_code_does() -> None:
+def test_the_policy_of_the_caller_allows_every_call_in_the_code() -> None:
     allowed = {action for statement in policies()["caller"]["Statement"] for action in statement["Action"]}
     methods = set(called()) - FREE
     assert {"create_training_job", "create_role", "put_object", "delete_endpoint", "stop_build"} <= methods
@@ -100,12 +100,12 @@ def test_the_caller_may_do_all_that_the_code_does() -> None:
         "sagemaker:InvokeEndpoint",
         "sagemaker:UpdateEndpointWeightsAndCapacities",
     }
-    """What AWS asks for beside the call itself, and what `request` calls."""
+    """Actions that AWS requires in addition to the call itself, and the calls of `request`."""
     assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
 
 
 def may(policies: list[dict[str, Any]], action: str, resource: str, **context: str) -> bool:
-    """Whether one of the statements allows it: what IAM does for policies without a Deny."""
+    """Whether one of the statements allows the action, as IAM evaluates policies without a Deny."""
     for statement in (each for policy in policies for each in policy["Statement"]):
         fits = any(fnmatchcase(action, each) for each in statement["Action"])
         fits = fits and any(fnmatchcase(resource, each) for each in statement["Resource"])
@@ -122,8 +122,8 @@ def may(policies: list[dict[str, Any]], action: str, resource: str, **context: s
     return False
 
 
-def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: Path) -> None:
-    """Of the very launch: every channel, its checkpoints and its output, as the container reads and writes them."""
+def test_the_role_of_a_job_can_access_only_its_inputs_and_outputs(tmp_path: Path) -> None:
+    """For the actual launch: every channel, its checkpoints and its output, as the container reads and writes them."""
     own, other = (
         training.launch(
             Run(f"tiny-261121-2000-abc{digit}", "tiny"),
@@ -157,7 +157,7 @@ def test_a_jobs_role_reaches_its_own_inputs_and_outputs_and_no_others(tmp_path: 
     assert not may(roles, pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/another")
 
 
-def test_whoever_attaches_it_has_the_room() -> None:
+def test_the_policy_of_the_caller_fits_the_size_limit() -> None:
     assert len(json.dumps(policies()["caller"], separators=(",", ":"))) <= MANAGED_POLICY
 
 
@@ -167,7 +167,7 @@ def resources(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield statement["Sid"], resource
 
 
-def test_policies_name_what_can_be_named() -> None:
+def test_policies_name_specific_resources() -> None:
     made = policies()
     both = (*(role["policy"] for role in made["roles"].values()), made["caller"])
     assert {sid for policy in both for sid, arn in resources(policy) if arn == "*"} == WITHOUT_NAMES
@@ -181,7 +181,7 @@ def test_policies_name_what_can_be_named() -> None:
         assert "neuron-sum" in arn or arn == "*" or any(fnmatchcase(arn, each) for each in shared), sid
 
 
-def test_a_key_and_a_role_of_the_callers_own_are_in_it() -> None:
+def test_a_key_and_a_role_of_the_caller_are_included() -> None:
     key, role = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234", f"arn:aws:iam::{ACCOUNT}:role/theirs"
     words = ("aws", "iam", "--account", ACCOUNT, "--region", REGION, "--json")
     made = [json.loads(neuron_sum(*words, "--kms-key", key, "--role", role).stdout)["caller"]]
@@ -191,7 +191,7 @@ def test_a_key_and_a_role_of_the_callers_own_are_in_it() -> None:
     assert not may([policies()["caller"]], "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
 
 
-def test_an_address_of_the_callers_own_can_be_read_by_whoever_is_given_it() -> None:
+def test_s3_addresses_of_the_caller_become_readable() -> None:
     words = ("aws", "iam", "--account", ACCOUNT, "--region", "cn-north-1", "--reads", "s3://theirs/models", "--json")
     made = json.loads(neuron_sum(*words).stdout)
     bucket = "arn:aws-cn:s3:::theirs"
@@ -206,7 +206,7 @@ def test_an_address_of_the_callers_own_can_be_read_by_whoever_is_given_it() -> N
         assert refused.exit_code == 14 and f"--reads {wrong} is not an S3 address" in refused.stderr
 
 
-def test_without_credentials_what_asks_nothing_is_shown_for_the_environments_region(
+def test_without_credentials_policies_use_the_region_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nowhere")
@@ -217,7 +217,7 @@ def test_without_credentials_what_asks_nothing_is_shown_for_the_environments_reg
     assert planned.exit_code == 0 and json.loads(planned.stdout)["region"] == "us-east-1"
 
 
-def test_an_endpoint_lists_only_what_it_serves() -> None:
+def test_an_endpoint_may_list_only_the_prefixes_it_serves() -> None:
     site, run = AwsContext(ACCOUNT, REGION), Run("tiny-261121-2000-abcd", "tiny")
     policy = endpoint_policy(run, site, ["s3://bucket/models/one/", "s3://bucket/a/model.tar.gz", "s3://other/b/"])
 

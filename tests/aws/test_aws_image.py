@@ -1,4 +1,4 @@
-"""`aws image`: the context, the requests, the build until its end, and what it costs."""
+"""`aws image`: the context, the requests, the build to its end, and its cost."""
 
 import json
 import zipfile
@@ -27,7 +27,7 @@ TOO_MANY = "toomanyrequests: You have reached your pull rate limit. You may incr
 
 @pytest.fixture
 def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
-    """conftest's, quickly; with a build context in the folder of that name."""
+    """conftest's account without pauses; the folder `context` has a build context."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_context(tmp_path / "context")
@@ -41,7 +41,7 @@ def said(*words: str, code: int = 0) -> dict[str, Any]:
     return told
 
 
-def test_an_image_is_built_once_and_nothing_but_it_stays(aws: AwsServer) -> None:
+def test_an_image_is_built_once_and_only_the_image_remains(aws: AwsServer) -> None:
     aws.script.log = ("Step 1/2 : FROM python",)
     built = neuron_sum(*IMAGE, "--json")
     assert built.exit_code == 0, built.stderr
@@ -71,7 +71,7 @@ def test_an_image_is_built_once_and_nothing_but_it_stays(aws: AwsServer) -> None
         ("FAULT", "", "a line", "CodeBuild failed internally"),
     ],
 )
-def test_a_build_that_fails_says_why_and_stays_until_down(
+def test_a_failed_build_reports_its_reason_and_is_kept_until_down(
     aws: AwsServer, end: str, reason: str, log: str, expected: str
 ) -> None:
     aws.script.build_end, aws.script.reason, aws.script.log = end, reason, (log,)
@@ -83,7 +83,7 @@ def test_a_build_that_fails_says_why_and_stays_until_down(
     assert aws.everything() == []
 
 
-def test_a_build_is_come_back_to_or_stopped(aws: AwsServer) -> None:
+def test_a_running_build_is_followed_again_or_stopped(aws: AwsServer) -> None:
     aws.script.looks = None
     told = said(*IMAGE, "--detach")
     status = said("aws", "status")
@@ -100,7 +100,7 @@ def test_a_build_is_come_back_to_or_stopped(aws: AwsServer) -> None:
     assert aws.everything() == []
 
 
-def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
+def test_ctrl_c_leaves_the_build_and_prints_how_to_follow_and_stop_it(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: float) -> None:
@@ -114,12 +114,12 @@ def test_ctrl_c_leaves_the_build_and_says_how_to_come_back_and_how_to_stop(
     assert f"aws status {run} --follow" in error["hint"] and f"aws down {run}" in error["hint"]
 
 
-def test_an_image_that_is_not_there_after_all_is_an_error(aws: AwsServer) -> None:
+def test_a_missing_image_after_a_build_is_an_error(aws: AwsServer) -> None:
     aws.script.refusals["ecr.DescribeImages"] = ("ImageNotFoundException", "no such image", 400)
     assert "succeeded, but neuron-sum has no image cpu-" in said(*IMAGE, code=14)["error"]["message"]
 
 
-def test_a_repository_of_somebody_elses_is_left_alone(aws: AwsServer) -> None:
+def test_a_foreign_repository_is_not_used(aws: AwsServer) -> None:
     aws.boto3("ecr").create_repository(repositoryName="neuron-sum")
     error = said(*IMAGE, code=14)["error"]
     assert "was not created by neuron-sum" in error["message"] and RUN_TAG in error["hint"]
@@ -141,9 +141,7 @@ def test_a_dry_run_prints_every_request_and_sends_none(aws: AwsServer) -> None:
 @pytest.mark.parametrize(
     ("builder", "minutes", "usd"), [("medium", 60, 0.61), ("large", 5, 0.12), ("large", 2160, 43.22)]
 )
-def test_the_worst_case_is_the_requests_own_limit_and_the_cap_holds(
-    aws: AwsServer, builder: str, minutes: int, usd: float
-) -> None:
+def test_the_maximum_cost_is_the_limit_of_the_request(aws: AwsServer, builder: str, minutes: int, usd: float) -> None:
     words = (*IMAGE, "--builder", builder, "--max-minutes", str(minutes))
     assert said(*words, "--dry-run", "--offline", "--max-usd", str(usd))["plan"]["worst_usd"] == pytest.approx(usd)
     error = said(*words, "--max-usd", str(usd - 0.011), code=14)["error"]
@@ -152,7 +150,7 @@ def test_the_worst_case_is_the_requests_own_limit_and_the_cap_holds(
 
 
 @pytest.mark.parametrize("minutes", ["4", "2161"])
-def test_a_time_that_codebuild_refuses_is_refused_here(aws: AwsServer, minutes: str) -> None:
+def test_a_time_limit_that_codebuild_rejects_is_rejected(aws: AwsServer, minutes: str) -> None:
     assert "--max-minutes 5 to 2160" in said(*IMAGE, "--max-minutes", minutes, code=14)["error"]["hint"]
 
 
@@ -199,8 +197,8 @@ def test_the_same_context_is_the_same_image_on_every_machine(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("target", PLATFORMS[0].serving_images)
-def test_the_builder_reaches_what_the_generated_dockerfile_starts_from(tmp_path: Path, target: str) -> None:
-    """Docker's official images come from AWS's copies, and the others need no login."""
+def test_the_builder_can_pull_the_base_images(tmp_path: Path, target: str) -> None:
+    """Docker's official images come from the AWS mirror, and the others need no login."""
     found = image.context(target, None, tmp_path)
     froms = image.bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     assert PLATFORMS[0].serving_images[target].name in froms
@@ -225,6 +223,6 @@ def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_
     assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
 
 
-def test_a_folder_without_a_dockerfile_is_none(aws: AwsServer, tmp_path: Path) -> None:
+def test_a_folder_without_a_dockerfile_is_rejected(aws: AwsServer, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no Dockerfile" in said("aws", "image", "--context", "empty", code=14)["error"]["message"]

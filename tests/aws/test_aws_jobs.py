@@ -1,4 +1,4 @@
-"""What a job is made of: the cap, what is uploaded, the wheelhouse, and the script that runs in the container."""
+"""The parts of a job: the cost limit, the uploads, the wheelhouse, and the script that runs in the container."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def wishes(draw: st.DrawFn) -> Options:
 
 @given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
 def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
-    """Whatever is asked for: it is refused exactly if what AWS can bill for the requests is above the cap."""
+    """For any options, a launch is rejected exactly if AWS could bill more than the limit for its requests."""
     launch = training.launch(RUN, TINY, options, [], SITE)
     requests = lifetime.planned_requests(
         RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
@@ -59,7 +59,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         assert requests["schedule"]["ScheduleExpression"].startswith("rate(")
         project = requests["build-project"]
         machine = prices.BUILD_USD_PER_MINUTE[project["environment"]["computeType"]]
-        billed += machine * (project["timeoutInMinutes"] + 1)  # the minute that is begun
+        billed += machine * (project["timeoutInMinutes"] + 1)  # a started minute is billed
     plan = lifetime.priced(requests, None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:
@@ -70,7 +70,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         assert plan.worst_usd <= cap
 
 
-def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
+def test_a_plan_compares_instances_and_what_others_paid() -> None:
     from sagemaker_jobs.cost import plan
 
     recipe = load_recipe("trn1-flan-t5-base-lora")
@@ -84,14 +84,14 @@ def test_a_plan_has_the_same_work_elsewhere_and_what_others_paid() -> None:
     assert {"ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge"} <= {instance for instance, _ in rows}
     same_hours = rows["ml.g5.12xlarge", "hours"]
     assert same_hours.even_hours == pytest.approx(made.worst_usd / 7.09)
-    # The write-up's own run: five epochs in 84 minutes; here it is as many examples as the recipe has.
+    # The run of the published report: five epochs in 84 minutes; here with the recipe's number of examples.
     assert any(row.instance == "ml.g6.xlarge" and "examples" in row.what for row in rows.values())
     paid = {round(cost.usd, 2) for cost in plan.published()}
     assert {7.0, 8.98, 15.65, round(12 * 7.09, 2)} <= paid
     assert all(cost.source for cost in plan.published())
 
 
-def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
+def test_the_expected_cost_uses_the_projection_of_preflight(tmp_path: Path) -> None:
     from neuron_sum.models import base as models
     from neuron_sum.training.estimate.projection import project_epoch
     from sagemaker_jobs.cost.expected import training_hours
@@ -105,7 +105,7 @@ def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
     assert one.hours == pytest.approx(3 * epoch.projected_s / 3600)
     assert training_hours(report, recipe, "ml.trn1.32xlarge", 2).hours == pytest.approx(one.hours / 32)
     assert training_hours(report, recipe, "ml.c7i.4xlarge", 1).hours is None
-    # A step takes every core as long, however many there are.
+    # A step takes the same time on every core, regardless of their number.
     steps = load_recipe("tiny", ["train.max_steps=10", "train.shapes.plan=fixed"])
     few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1).hours for size in (2, 32))
     assert few == pytest.approx(many)
@@ -116,7 +116,7 @@ def test_the_expected_case_is_the_preflights_projection(tmp_path: Path) -> None:
         training_hours(report, recipe, "ml.trn1.2xlarge", 1)
 
 
-def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> None:
+def test_folders_become_channels_and_the_recipe_has_their_paths(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
     (data / "train.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
@@ -136,7 +136,7 @@ def test_folders_become_channels_and_the_recipe_says_where(tmp_path: Path) -> No
     assert found["data"].digest != before
 
 
-def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> None:
+def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -> None:
     hub = load_recipe("flan-t5-base-lora")
     with pytest.raises(AwsError, match="must be downloaded from a hub, but --network-isolation blocks"):
         inputs.channels(hub, tmp_path, None, NetworkSecurity(network_isolation=True))
@@ -147,7 +147,7 @@ def test_what_a_job_cannot_reach_is_told_before_it_starts(tmp_path: Path) -> Non
         inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
 
 
-def test_a_wheelhouse_has_the_rows_versions_and_leaves_the_images_torch() -> None:
+def test_a_wheelhouse_has_the_platform_versions_and_no_torch() -> None:
     platform = PLATFORMS[0]
     texts = [(ROOT / "constraints" / name).read_text() for name in (f"{platform.name}.txt", wheelhouse.NEURON_PINS)]
     wanted = wheelhouse.pins("".join(texts), "3.11")
@@ -159,7 +159,7 @@ def test_a_wheelhouse_has_the_rows_versions_and_leaves_the_images_torch() -> Non
 
 
 def _container(folder: Path, overrides: list[str]) -> Path:
-    """/opt/ml as SageMaker lays it out, somewhere else."""
+    """/opt/ml in SageMaker's layout, at another path."""
     base = folder / "ml"
     for name in ("input/config", "input/data/recipe", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)
@@ -181,7 +181,7 @@ def _run_entry(base: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_containers_script_trains_and_leaves_the_model(tmp_path: Path) -> None:
+def test_the_entry_script_trains_and_writes_the_model(tmp_path: Path) -> None:
     base = _container(tmp_path, [])
     made = _run_entry(base)
     assert made.returncode == 0, made.stdout[-3000:]
@@ -191,7 +191,7 @@ def test_the_containers_script_trains_and_leaves_the_model(tmp_path: Path) -> No
     assert not (base / "output" / "failure").exists()
 
 
-def test_the_containers_script_says_why_it_failed(tmp_path: Path) -> None:
+def test_the_entry_script_reports_the_failure_reason(tmp_path: Path) -> None:
     base = _container(tmp_path, ["data.source=jsonl", "data.path=/nowhere"])
     made = _run_entry(base)
     assert made.returncode == 4

@@ -1,4 +1,4 @@
-"""The ledger: nothing it was told is lost, whatever cut its last line."""
+"""The ledger loses nothing that was recorded, wherever its last line was cut."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(AwsContext("123456789012", "us-east-1"), tmp_path)
 
 
-def test_an_intent_stands_until_something_ends_it(ledger: Ledger) -> None:
+def test_an_intent_is_open_until_an_outcome_is_recorded(ledger: Ledger) -> None:
     with ledger.creating("role", "a", "run-1", arn="arn:a"):
         assert [entry.event for entry in ledger.open()] == ["intent"]
     with pytest.raises(RuntimeError), ledger.creating("training-job", "b", "run-2"):
@@ -63,14 +63,14 @@ def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
     assert len(Ledger(AwsContext("1", "r"), tmp_path).open()) == 120
 
 
-def test_what_cannot_be_written_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_an_unwritable_ledger_is_reported_before_anything_is_created(tmp_path: Path) -> None:
     (tmp_path / "aws").write_text("a file where the folder should be")
     with pytest.raises(ResourceError, match="cannot be written") as error:
         Ledger(AwsContext("1", "r"), tmp_path).note("intent", "role", "a", "run")
     assert "NEURON_SUM_STATE" in (error.value.hint or "")
 
 
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NEURON_SUM_STATE", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert state_folder() == tmp_path / "neuron-sum"

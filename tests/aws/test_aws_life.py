@@ -37,7 +37,7 @@ def runner(aws: AwsServer, tmp_path: Path) -> Iterator[Runner]:
 
 
 def told(*words: str) -> dict[str, Any]:
-    """What a command says under --json."""
+    """The output of a command with --json."""
     made = neuron_sum("aws", *words, "--json")
     assert made.exit_code == 0, made.stderr
     found: dict[str, Any] = {"said": made.stderr, **json.loads(made.stdout)}
@@ -45,7 +45,7 @@ def told(*words: str) -> dict[str, Any]:
 
 
 def has_image(aws: AwsServer) -> None:
-    """As `aws image` leaves it: in our repository, by its target."""
+    """An image as `aws image` leaves it: in neuron-sum's repository, tagged with its target."""
     manifest = {"schemaVersion": 2, "config": {}, "layers": []}
     aws.boto3("ecr").create_repository(repositoryName="neuron-sum", tags=[{"Key": "neuron-sum-run", "Value": "all"}])
     aws.boto3("ecr").put_image(
@@ -57,7 +57,7 @@ def has_image(aws: AwsServer) -> None:
 
 
 def loaded(aws: AwsServer, model: str, folder: Path) -> Model:
-    """What SageMaker does for an endpoint or a transform: downloads the model's data, and unpacks it."""
+    """Downloads and unpacks the model's data, as SageMaker does for an endpoint or a transform."""
     container = aws.boto3("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
     assert container["Image"] == f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-0123456789ab"
     bucket, _, key = container["ModelDataUrl"].removeprefix("s3://").partition("/")
@@ -127,7 +127,7 @@ def test_a_run_from_data_to_answers_to_nothing_left(
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_or_is_stopped_says_so_and_leaves_nothing(
+def test_a_failed_or_stopped_job_is_reported_and_leaves_nothing(
     aws: AwsServer, runner: Runner, micro: Path, own_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

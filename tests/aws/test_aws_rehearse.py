@@ -68,12 +68,12 @@ def image(request: pytest.FixtureRequest, images: dict[str, LocalImage]) -> Loca
 
 
 def gone(job: str) -> bool:
-    """Whether nothing of it is left, once what was killed has been reaped."""
+    """Whether no process of it is left, once killed ones have been reaped."""
     psutil.wait_procs(running(job), timeout=10)
     return running(job) == []
 
 
-def test_a_container_has_what_sagemaker_gives_and_leaves_what_it_takes(image: LocalImage, tmp_path: Path) -> None:
+def test_a_container_has_the_inputs_and_outputs_of_sagemaker(image: LocalImage, tmp_path: Path) -> None:
     lines: list[str] = []
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "from before").touch()
@@ -103,7 +103,7 @@ def test_a_container_has_what_sagemaker_gives_and_leaves_what_it_takes(image: Lo
     assert not Path("/opt/ml").exists() or os.environ.get("SM_CURRENT_HOST"), "a mount got out of its namespace"
 
 
-def test_a_failure_is_told_as_sagemaker_tells_it(images: dict[str, LocalImage], tmp_path: Path) -> None:
+def test_a_failure_is_reported_like_in_sagemaker(images: dict[str, LocalImage], tmp_path: Path) -> None:
     script = "open(BASE + '/output/failure', 'w').write('no such data' * 200); print('a line'); raise SystemExit(3)"
     with started(container(script, images["namespaces"], tmp_path)) as made:
         ended = made.wait()
@@ -134,7 +134,7 @@ def test_stopping_is_sigterm_then_sigkill(image: LocalImage, tmp_path: Path) -> 
     assert ended is not None and ended.status == "Stopped" and ended.code != 0
 
 
-def test_the_longest_time_is_the_requests(images: dict[str, LocalImage], tmp_path: Path) -> None:
+def test_the_time_limit_is_that_of_the_request(images: dict[str, LocalImage], tmp_path: Path) -> None:
     lines: list[str] = []
     limit = {"MaxRuntimeInSeconds": 0}
     with started(container(SIGTERM_NOTED, images["folders"], tmp_path, lines.append, StoppingCondition=limit)) as made:
@@ -144,7 +144,7 @@ def test_the_longest_time_is_the_requests(images: dict[str, LocalImage], tmp_pat
     assert ended is not None and ended.status == "Stopped" and (tmp_path / "ml" / "model" / "saved").exists()
 
 
-def test_a_container_ends_with_whoever_started_it(image: LocalImage, tmp_path: Path) -> None:
+def test_a_container_ends_with_its_parent(image: LocalImage, tmp_path: Path) -> None:
     if not image.isolated:
         pytest.skip("folders have nobody who would see to it")
     with orphan(image, tmp_path) as process:
@@ -155,7 +155,7 @@ def test_a_container_ends_with_whoever_started_it(image: LocalImage, tmp_path: P
     assert gone(job)
 
 
-def test_what_cannot_be_run_is_refused(images: dict[str, LocalImage], tmp_path: Path, micro: Path) -> None:
+def test_unsupported_requests_are_rejected(images: dict[str, LocalImage], tmp_path: Path, micro: Path) -> None:
     resources = {"InstanceType": "ml.trn1.32xlarge", "InstanceCount": 2}
     with pytest.raises(AwsError, match="2 machines"):
         container("", images["folders"], tmp_path, ResourceConfig=resources)
@@ -209,7 +209,7 @@ def test_a_dry_run_prints_the_requests_and_starts_nothing(
 
 @pytest.fixture
 def temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where commands put what they do not keep."""
+    """The folder for temporary files of commands."""
     folder = tmp_path / "temporaries"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -282,7 +282,7 @@ def test_a_recipe_from_data_to_an_answered_request_to_nothing_left(
 
 
 @pytest.mark.slow
-def test_what_fails_names_its_stage_and_a_stop_leaves_nothing(
+def test_a_failure_names_its_stage_and_a_stop_leaves_nothing(
     micro: Path,
     own_wheel: Path,
     temporaries: Path,

@@ -1,4 +1,4 @@
-"""Every request against the service's own model, for any options: valid, tagged, bounded, the same twice."""
+"""Every request compared with the service's model, for any options: valid, tagged, bounded, and repeatable."""
 
 from datetime import datetime, timezone
 
@@ -69,7 +69,7 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
 
 
 @given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
-def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
+def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
     made = [
         (
             "sagemaker",
@@ -96,7 +96,7 @@ def test_what_an_endpoint_needs_is_valid_and_tagged(run: Run, isolation: Network
     ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
     check("scheduler", "CreateSchedule", expiry)
-    # A call that AWS refuses, for the endpoint is still being made, comes again; the schedule goes after a week.
+    # A call that AWS rejects, because the endpoint is still being created, is repeated; the schedule ends after a week.
     assert expiry["ScheduleExpression"] == "rate(10 minutes)" and expiry["ActionAfterCompletion"] == "DELETE"
     assert (expiry["StartDate"], expiry["EndDate"]) == ("2026-11-21T23:30:00+00:00", "2026-11-28T23:30:00+00:00")
     assert expiry["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 600, "no call is waited for twice"
@@ -162,7 +162,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
 
 
 @given(runs, runs)
-def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
+def test_two_runs_share_no_names_or_addresses(one: Run, other: Run) -> None:
     for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "role"):
         assert one.name(kind) != other.name(kind)
         assert len(one.name(kind, 99)) <= 63
@@ -183,7 +183,7 @@ def test_two_runs_share_no_name_and_no_address(one: Run, other: Run) -> None:
         ("ml.trn1.2xlarge", 1, 3600, 1800, "maximum wait of 1800 s is shorter than the maximum run time of 3600 s"),
     ],
 )
-def test_what_sagemaker_would_refuse_is_refused_here(
+def test_options_that_sagemaker_rejects_are_rejected(
     instance: str, instances: int, runtime: int, wait: int | None, told: str
 ) -> None:
     with pytest.raises(AwsError, match=told):
@@ -210,7 +210,7 @@ def test_what_sagemaker_would_refuse_is_refused_here(
     ]
     + [(f"ml.{name}", False) for name in ("c7i.4xlarge", "c7i-flex.large", "m5.large", "inf2.xlarge", "p3.2xlarge")],
 )
-def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, disks: bool) -> None:
+def test_instances_with_local_disks_get_no_volume_key(instance: str, disks: bool) -> None:
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     config = endpoint_requests.create_endpoint_config(
         RUN, instance=instance, instances=1, isolation=NetworkSecurity(kms_key=key)
@@ -228,6 +228,6 @@ def test_instances_with_disks_of_their_own_get_no_key_for_them(instance: str, di
         assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == key
 
 
-def test_half_a_vpc_is_refused() -> None:
+def test_an_incomplete_vpc_configuration_is_rejected() -> None:
     with pytest.raises(AwsError, match="both subnets and security groups"):
         NetworkSecurity(subnets=("subnet-1",)).check()

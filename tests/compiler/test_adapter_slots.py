@@ -92,7 +92,7 @@ def prompts_of(base: PreTrainedModel, count: int = 4) -> list[list[int]]:
 def expected_rows(
     base: PreTrainedModel, folder: Path | None, prompts: list[list[int]], micro_run: Path, *, merged: bool
 ) -> list[list[int]]:
-    """What transformers says, one prompt at a time, with the adapter merged or attached."""
+    """The summaries of transformers, one prompt at a time, with the adapter merged or attached."""
     tokenizer = load_tokenizer(ModelConfig(name_or_path=str(micro_run / "checkpoint")))
     model = copy.deepcopy(base)
     if folder is not None:
@@ -103,7 +103,7 @@ def expected_rows(
     return [generator.generate([prompt], ASKED)[0] for prompt in prompts]
 
 
-def test_every_row_of_a_mixed_batch_is_that_of_its_own_merged_model(
+def test_every_row_of_a_mixed_batch_matches_its_merged_model(
     base: PreTrainedModel, folders: dict[str, Path], micro_run: Path
 ) -> None:
     prompts = prompts_of(base)
@@ -127,7 +127,7 @@ def test_every_row_of_a_mixed_batch_is_that_of_its_own_merged_model(
         assert made == [expected[name][row] if name else plain[row] for row, name in enumerate(chosen)]
 
 
-def test_logits_are_those_of_the_merged_model_within_rounding(base: PreTrainedModel, folders: dict[str, Path]) -> None:
+def test_logits_match_the_merged_model_within_rounding(base: PreTrainedModel, folders: dict[str, Path]) -> None:
     prompt, runtime = prompts_of(base)[2], runtime_of(base)
     assert runtime.adapters is not None
     runtime.adapters.load("one", folders["full-rank"])
@@ -142,10 +142,10 @@ def test_logits_are_those_of_the_merged_model_within_rounding(base: PreTrainedMo
     assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-def test_no_row_sees_anothers_adapter_while_adapters_come_and_go(
+def test_no_row_uses_another_adapter_while_adapters_are_swapped(
     base: PreTrainedModel, folders: dict[str, Path], micro_run: Path, tmp_path: Path
 ) -> None:
-    """Threads generate with every adapter while one name is swapped, again and again, between two adapters."""
+    """Threads generate with every adapter while one name repeatedly alternates between two adapters."""
     prompts = prompts_of(base)
     folders["swap-a"] = make_lora(base, tmp_path / "swap-a", RANK, 4, 10)
     folders["swap-b"] = make_lora(base, tmp_path / "swap-b", RANK, 4, 11)
@@ -177,7 +177,7 @@ def test_no_row_sees_anothers_adapter_while_adapters_come_and_go(
             for row, name in enumerate(chosen):
                 if name != "swapped":
                     assert made[row] == expected[name][row]
-            # All rows of a batch see the same one of the two, whole.
+            # All rows of a batch use the same one of the two, completely.
             assert any(
                 all(tokens == expected[side][row] for row, tokens in swapped.items()) for side in ("swap-a", "swap-b")
             )
@@ -193,7 +193,9 @@ def test_no_row_sees_anothers_adapter_while_adapters_come_and_go(
         assert swapping.result() > 2
 
 
-def test_slots_say_what_does_not_fit(base: PreTrainedModel, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_adapters_that_do_not_fit_the_slots_are_rejected(
+    base: PreTrainedModel, folders: dict[str, Path], tmp_path: Path
+) -> None:
     runtime = runtime_of(base, slots=2)
     slots = runtime.adapters
     assert slots is not None
@@ -203,7 +205,7 @@ def test_slots_say_what_does_not_fit(base: PreTrainedModel, folders: dict[str, P
         slots.load("x", make_soft_prompt(base, tmp_path / "long", 9))
     with pytest.raises(ModelError, match="is not an adapter"):
         slots.load("x", tmp_path)
-    for pipe in ("adapter_config.json", "adapter_model.safetensors"):  # opening one would wait for ever
+    for pipe in ("adapter_config.json", "adapter_model.safetensors"):  # opening one would block forever
         broken = shutil.copytree(folders["full-rank"], tmp_path / pipe)
         (broken / pipe).unlink()
         os.mkfifo(broken / pipe)
@@ -226,7 +228,7 @@ def test_slots_say_what_does_not_fit(base: PreTrainedModel, folders: dict[str, P
         StepGenerator(bare).generate([[5]], ASKED, ["a"])
 
 
-def test_an_adapter_on_other_modules_is_refused(base: PreTrainedModel, tmp_path: Path) -> None:
+def test_an_adapter_on_other_modules_is_rejected(base: PreTrainedModel, tmp_path: Path) -> None:
     task, module = ("CAUSAL_LM", "lm_head") if is_decoder_only(base.config) else ("SEQ_2_SEQ_LM", "wo")
     config = peft.LoraConfig(task_type=task, r=2, target_modules=[module])
     peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path / "other", save_embedding_layers=False)

@@ -1,4 +1,4 @@
-"""What opening and loading an artifact refuse, each with the field or file that differs; and what verifying it sees."""
+"""Artifacts that are rejected when opened or loaded, naming the field or file; and the errors that verify detects."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def small(lora_artifact: Artifact, tmp_path: Path) -> Path:
     return Path(shutil.copytree(lora_artifact.path, tmp_path / "artifact"))
 
 
-def test_one_flipped_byte_in_any_file_is_refused(small: Path) -> None:
+def test_one_flipped_byte_in_any_file_is_rejected(small: Path) -> None:
     for file in sorted(path for path in small.rglob("*") if path.is_file()):
         whole = file.read_bytes()
         middle = len(whole) // 2
@@ -40,19 +40,19 @@ def test_one_flipped_byte_in_any_file_is_refused(small: Path) -> None:
 
 
 def open_manifest(folder: Path) -> Manifest:
-    """The manifest alone, nothing checked."""
+    """The manifest only, without checks."""
     content = json.loads((folder / "manifest.json").read_text())
     content.pop("digest")
     return Manifest.model_validate_json(json.dumps(content))
 
 
-def test_a_changed_prompt_is_refused(small: Path) -> None:
+def test_a_changed_prompt_is_rejected(small: Path) -> None:
     manifest = open_artifact(small).manifest
     with pytest.raises(ArtifactError, match=r"prompt\.sha256"):
         edited(small, prompt=manifest.prompt.model_copy(update={"template": "Say: {dialogue}"}))
 
 
-def test_a_recipe_with_another_prompt_is_refused(small: Path) -> None:
+def test_a_recipe_with_another_prompt_is_rejected(small: Path) -> None:
     recipe = (small / "recipe.yaml").read_text()
     assert "preset: summarize" in recipe
     (small / "recipe.yaml").write_text(recipe.replace("preset: summarize", "preset: course"))
@@ -62,7 +62,7 @@ def test_a_recipe_with_another_prompt_is_refused(small: Path) -> None:
         open_artifact(small)
 
 
-def test_another_torch_or_cpu_is_refused_with_the_field(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_torch_or_cpu_is_rejected_with_the_field(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = edited(small, stack={"torch": "2.7.0"})
     with pytest.raises(ArtifactError, match=r"stack\.torch: compiled with 2\.7\.0, installed is 2\.") as error:
         load_generator(artifact)
@@ -73,7 +73,7 @@ def test_another_torch_or_cpu_is_refused_with_the_field(small: Path, monkeypatch
         load_generator(artifact)
 
 
-def test_missing_foreign_and_unknown_things_are_refused(small: Path, tmp_path: Path) -> None:
+def test_missing_foreign_and_unknown_files_are_rejected(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not an artifact"):
         open_artifact(tmp_path)
     (small / "extra.txt").write_text("x")
@@ -89,7 +89,7 @@ def test_missing_foreign_and_unknown_things_are_refused(small: Path, tmp_path: P
         open_artifact(small)
 
 
-def test_verify_sees_other_weights_and_a_broken_artifact(
+def test_verify_detects_other_weights_and_a_broken_artifact(
     lora_artifact: Artifact, micro_lora_run: Path, small: Path, tmp_path: Path
 ) -> None:
     record = verify(open_artifact(small), None, 8, 1.0).record

@@ -1,6 +1,6 @@
-"""From a run to an artifact on the CPU: the compiled graphs themselves, and what building one leaves.
+"""From a run to an artifact on the CPU: the compiled graphs themselves, and the files that a build writes.
 
-What an artifact is refused for is in test_artifact.py.
+test_artifact.py tests rejected artifacts.
 """
 
 import json
@@ -53,7 +53,7 @@ def llama_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_a_compiled_t5_gives_transformers_tokens_adapter_or_none(
+def test_a_compiled_t5_generates_the_tokens_of_transformers(
     lora_artifact: Artifact, micro_lora_run: Path, num_beams: int
 ) -> None:
     prompts, asked = prompts_of(lora_artifact, micro_lora_run), GenerateConfig(max_new_tokens=12, num_beams=num_beams)
@@ -70,11 +70,11 @@ def test_a_compiled_t5_gives_transformers_tokens_adapter_or_none(
 def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
     lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """No compile, no reload."""
+    """Without compiling or loading again."""
     assert_adapters_are_swapped_under_load(lora_artifact, micro_lora_run, tmp_path)
 
 
-def test_a_compiled_llama_gives_transformers_tokens(llama_run: Path, tmp_path: Path) -> None:
+def test_a_compiled_llama_generates_the_tokens_of_transformers(llama_run: Path, tmp_path: Path) -> None:
     artifact = compiled(llama_run, tmp_path / "llama", "compile.num_beams=[1,4]")
     model, tokenizer = load_trained(open_run(llama_run))
     prompts, generator = prompts_of(artifact, llama_run), load_generator(artifact)[0]
@@ -85,7 +85,7 @@ def test_a_compiled_llama_gives_transformers_tokens(llama_run: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
-def test_narrow_dtypes_are_narrow_in_the_artifact_and_verified(
+def test_bf16_and_int8_are_stored_in_that_type_and_verified(
     micro_run: Path, lora_artifact: Artifact, tmp_path: Path, dtype: str
 ) -> None:
     if lacking := cpu.missing(dtype):
@@ -112,7 +112,7 @@ def test_narrow_dtypes_are_narrow_in_the_artifact_and_verified(
 
 
 def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
-    """The largest error of a first logit against fp32, relative to the largest logit."""
+    """The largest error of a first logit compared with fp32, relative to the largest logit."""
     runtime = load_generator(artifact)[0].runtime
     prompt = list(range(5, 45))
     with torch.inference_mode():
@@ -124,8 +124,8 @@ def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.02)])
-def test_every_product_is_that_of_its_weight(dtype: str, tolerance: float, rows: int) -> None:
-    """One row and several take different ways."""
+def test_every_projection_multiplies_with_its_weight(dtype: str, tolerance: float, rows: int) -> None:
+    """One row and several use different code."""
     if lacking := cpu.missing(dtype):
         pytest.skip(f"this CPU has no {lacking}")
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def test_every_product_is_that_of_its_weight(dtype: str, tolerance: float, rows:
 
 
 def test_weights_are_stored_once_and_graphs_hold_none(lora_artifact: Artifact) -> None:
-    """Two beam widths and an encoder, and not one weight in any of their packages."""
+    """Two beam widths and an encoder, without a single weight in their packages."""
     with safe_open(lora_artifact.path / "weights.safetensors", framework="pt") as stored:
         names = (
             set(stored.keys()) | lora_artifact.manifest.adapter_stacks.keys() | lora_artifact.manifest.aliases.keys()
@@ -180,7 +180,7 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
         build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
 
 
-def test_a_cpu_without_the_instructions_says_so_and_falls_back_only_when_told(
+def test_a_cpu_without_the_instructions_is_rejected_unless_fallback_is_set(
     micro_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "avx512f", "avx512_vnni"}))
@@ -194,7 +194,7 @@ def test_a_cpu_without_the_instructions_says_so_and_falls_back_only_when_told(
 
 
 def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lora_run: Path) -> None:
-    """oneDNN's packed weights are made where the artifact is loaded, for what is there."""
+    """oneDNN's packed weights are created when the artifact is loaded, for the current CPU."""
     script = (
         "import sys, json; from pathlib import Path; from neuron_sum.artifact import open_artifact;"
         "from neuron_sum.runtimes.load import load_generator; from neuron_sum.recipes.schema import GenerateConfig;"
@@ -213,7 +213,7 @@ def test_fp32_runs_where_onednn_has_only_avx2(lora_artifact: Artifact, micro_lor
     assert json.loads(made.stdout.splitlines()[-1]) == expected
 
 
-def test_no_compiler_names_the_package(micro_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_error_names_the_package(micro_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CompileError, match="no-such-compiler is not installed") as error:
         cpu_target.check_host("fp32")
@@ -223,7 +223,7 @@ def test_no_compiler_names_the_package(micro_run: Path, monkeypatch: pytest.Monk
 def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
     micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiler itself fails here: one that knows its version and nothing else."""
+    """The compiler itself fails here: it knows only its version."""
     fake = tmp_path / "g++"
     fake.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "fake 1.0" && exit 0\necho "fatal: no headers" >&2; exit 1\n'
@@ -244,7 +244,7 @@ def test_a_graph_that_fails_leaves_a_log_and_no_artifact(
 
 @pytest.fixture
 def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A compile at work on its second graph, its cache beside it."""
+    """A compile that is processing its second graph, with its cache."""
     environment = {**os.environ, "NEURON_SUM_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         [
@@ -277,7 +277,7 @@ def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_compile_leaves_nothing_half_made_and_goes_on(
+def test_an_interrupted_compile_leaves_no_partial_files_and_resumes(
     started: tuple[subprocess.Popen[str], Path], neuron_sum: CommandLine, micro_run: Path, how: signal.Signals
 ) -> None:
     process, folder = started
@@ -305,7 +305,7 @@ def test_an_interrupted_compile_leaves_nothing_half_made_and_goes_on(
 # The command line.
 
 
-def test_the_artifact_stands_wherever_a_checkpoint_does(
+def test_commands_accept_an_artifact_in_place_of_a_checkpoint(
     lora_artifact: Artifact, micro_lora_run: Path, neuron_sum: CommandLine
 ) -> None:
     artifact, run = str(lora_artifact.path), str(micro_lora_run)
@@ -322,7 +322,7 @@ def test_the_artifact_stands_wherever_a_checkpoint_does(
     assert "compiled for 1, 2" in beams.stderr
 
 
-def test_compile_says_what_it_will_do_and_what_it_was_not_told(
+def test_compile_prints_its_plan_and_missing_arguments(
     micro_run: Path, neuron_sum: CommandLine, tmp_path: Path
 ) -> None:
     planned = neuron_sum("compile", str(micro_run), "--dry-run", "--set", "compile.num_beams=[1,4]")
@@ -349,6 +349,6 @@ def test_compile_says_what_it_will_do_and_what_it_was_not_told(
     assert neuron_sum("compile", str(micro_run), "--output", "taken").returncode == 8
 
 
-def test_adapter_slots_need_the_run_not_the_adapter_alone(micro_lora_run: Path) -> None:
+def test_adapter_slots_need_a_run_and_not_only_an_adapter(micro_lora_run: Path) -> None:
     with pytest.raises(RunError, match="neither a run nor a checkpoint"):
         open_source(micro_lora_run / "adapter", "tiny", ["compile.adapters.slots=2"])

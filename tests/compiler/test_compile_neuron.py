@@ -1,6 +1,6 @@
-"""Compile for inf2 and trn1 with a stand-in for torch_neuronx: load, verify, generate, serve, refuse, fail.
+"""Compile for inf2 and trn1 with a stand-in for torch_neuronx: load, verify, generate, serve, reject, fail.
 
-What the stand-in is, and what cannot be seen with it: stand_ins/neuron/torch_neuronx/__init__.py.
+stand_ins/neuron/torch_neuronx/__init__.py describes the stand-in and its limits.
 """
 
 import copy
@@ -60,7 +60,7 @@ SMALLEST = ["compile.batch_sizes=[1]", "compile.num_beams=[1]"]
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The stand-in, and what pip would say of it; gone from this process when this file is through."""
+    """The stand-in and its distribution metadata; removed from this process after this file."""
     folder = tmp_path_factory.mktemp("neuron")
     shutil.copytree(STAND_IN, folder, dirs_exist_ok=True)
     for name in neuronx.NEEDED:
@@ -77,9 +77,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Puts the packages on the path of a process on inf2, and says which of their functions were called how."""
+    """Puts the packages on the path of a process on inf2, and returns the recorded calls of their functions."""
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
-    monkeypatch.setenv(device.VISIBLE, "")  # as if unset, and what a test takes is gone after it
+    monkeypatch.setenv(device.VISIBLE, "")  # as if unset; monkeypatch removes the value that a test sets
     monkeypatch.setattr(device, "_taken", None)
     monkeypatch.syspath_prepend(str(packages))
     importlib.invalidate_caches()
@@ -91,13 +91,13 @@ def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """For graphs that no other test may find."""
+    """A separate cache, for graphs that no other test may find."""
     monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def compile_here(plan: CompilePlan, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """The missing graphs, in this process: starting one for each takes most of the time."""
+    """Compiles the missing graphs in this process, because starting a process for each takes most of the time."""
     for graph in plan.missing:
         scratch = folder / Path(graph.file).stem
         scratch.mkdir(parents=True)
@@ -126,16 +126,16 @@ def trained(folder: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="module")
 def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, trained until the summaries differ from dialogue to dialogue."""
+    """Two layers, trained until the summaries differ between dialogues."""
     layers = ["model.config.num_layers=2", "model.config.num_decoder_layers=2"]
     return trained(tmp_path_factory.mktemp("learned"), *layers, "train.max_steps=80", "train.learning_rate=5e-3")
 
 
-# The same tokens.
+# Equal tokens.
 
 
 @pytest.mark.parametrize("write", ["in_place", "where"])
-def test_tokens_are_those_of_transformers_adapter_or_none(
+def test_tokens_equal_those_of_transformers_with_and_without_adapter(
     calls: Calls, micro_lora_run: Path, tmp_path: Path, write: str
 ) -> None:
     artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE, f"compile.neuron.cache_write={write}")
@@ -158,7 +158,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_are_those_of_transformers_for_one_to_eight_dialogues(calls: Calls, tmp_path: Path, kind: str) -> None:
+def test_tokens_equal_those_of_transformers_for_one_to_eight_dialogues(calls: Calls, tmp_path: Path, kind: str) -> None:
     run = trained(tmp_path, *KINDS[kind])
     artifact = compiled(run, tmp_path, "compile.batch_sizes=[1,8]", "compile.num_beams=[1,4]")
     prompts, generator = prompts_of(artifact, run), load_generator(artifact)[0]
@@ -171,11 +171,11 @@ def test_tokens_are_those_of_transformers_for_one_to_eight_dialogues(calls: Call
 
 
 def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp_path: Path) -> None:
-    """Several threads ask while slots change; the graphs keep one batch's state, so that batches take turns."""
+    """Several threads send requests while slots change; the graphs keep one batch's state, so batches take turns."""
     assert_adapters_are_swapped_under_load(compiled(micro_lora_run, tmp_path, *LORA_SHAPE), micro_lora_run, tmp_path)
 
 
-def test_the_two_ways_to_write_a_column_are_the_cpus(calls: Calls) -> None:
+def test_both_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
     from compile.graphs.layers import write_column, write_where
 
     for beams in (1, 3):
@@ -187,12 +187,12 @@ def test_the_two_ways_to_write_a_column_are_the_cpus(calls: Calls) -> None:
             assert torch.equal(write_where(cache, column, position), expected)
 
 
-# What torch_neuronx and neuronx-cc are given.
+# Inputs of torch_neuronx and neuronx-cc.
 
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What optimum-neuron's own exporter gives them."""
+    """The inputs that optimum-neuron's exporter passes to them."""
     if not XLA_PYTHON.is_file():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it (or set NEURON_SUM_XLA_PYTHON)")
     made = subprocess.run(
@@ -240,30 +240,30 @@ def test_the_compiler_is_called_as_optimum_neuron_calls_it(
     assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
 
 
-def test_aliases_have_upstreams_order_and_numbers(
+def test_aliases_have_the_order_and_numbers_of_upstream(
     calls: Calls, upstream: dict[str, Any], learned_run: Path, own_cache: Path, tmp_path: Path
 ) -> None:
-    """Two layers each, whole: self-attention's keys and values, then the encoder's, behind what is handed out."""
+    """Two layers each, complete: self-attention's keys and values, then the encoder's, after the returned outputs."""
     compiled(learned_run, tmp_path, *SMALLEST)
     ours = [(name, output) for name, _, _, output in calls("trace")[1]["aliases"]]
     theirs = [
         (name.replace("past_key_values_sa", "state").replace("past_key_values_ca", "constants"), output)
         for name, output in upstream["aliases"]
     ]
-    # Ours keeps one tensor more, its first constant: the encoder's mask, which upstream hands in at every call.
+    # This package keeps one more tensor, its first constant: the encoder's mask, which upstream passes at every call.
     assert [name for name, _ in ours] == [name for name, _ in theirs] + ["constants.4"]
     for pairs in (ours, theirs):
         assert [output for _, output in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
     assert (ours[0][1], theirs[0][1]) == (1, 3), "logits; of upstream's beams, also their scores and tokens"
 
 
-def test_torch_xla_computes_what_is_traced(upstream: dict[str, Any]) -> None:
-    """Moved to its device, which gives a module new parameters; the write in place alone needs torch_neuronx."""
+def test_torch_xla_computes_the_traced_graphs(upstream: dict[str, Any]) -> None:
+    """Moved to its device, which gives a module new parameters; only the in-place write needs torch_neuronx."""
     assert upstream["own_graphs_on_xla"].keys() == {"encode", "step"}
     assert max(upstream["own_graphs_on_xla"].values()) < 1e-5
 
 
-def test_a_step_takes_four_small_tensors_and_keeps_the_rest(
+def test_a_step_receives_four_small_tensors_and_keeps_the_rest(
     calls: Calls, micro_lora_run: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     """One decoder layer of 2 heads, width 8; 3 dialogues of 192 tokens and a soft prompt of 4, 2 beams, 12 steps."""
@@ -331,7 +331,9 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
         assert not set(differing.cached.values()) & set(plan.cached.values()), other
 
 
-def test_graphs_hold_no_weights_unless_told(calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path) -> None:
+def test_graphs_contain_no_weights_unless_inlined(
+    calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path
+) -> None:
     apart = compiled(micro_run, tmp_path / "apart", *SMALLEST)
     source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST, "compile.neuron.inline_weights=true"])
     plan = make_plan(source)
@@ -354,7 +356,7 @@ def test_graphs_hold_no_weights_unless_told(calls: Calls, micro_run: Path, own_c
         assert len(plan.missing) == missing
 
 
-# Refused, with the field.
+# Rejections, with the field.
 
 
 @pytest.fixture
@@ -362,7 +364,7 @@ def artifact(calls: Calls, micro_run: Path, tmp_path: Path) -> Artifact:
     return compiled(micro_run, tmp_path, *SMALLEST)
 
 
-def test_other_versions_and_other_devices_are_refused_with_the_field(
+def test_other_versions_and_devices_are_rejected_with_the_field(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = artifact.manifest.stack
@@ -396,7 +398,7 @@ def test_other_versions_and_other_devices_are_refused_with_the_field(
         ({"NEURON_RT_NUM_CORES": "1"}, 1, 1),
     ],
 )
-def test_a_core_that_is_not_there_is_refused(
+def test_a_missing_core_is_rejected(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], core: int, cores: int
 ) -> None:
     compilation = artifact.manifest.compilation
@@ -410,7 +412,7 @@ def test_a_core_that_is_not_there_is_refused(
     load_generator(fitting)
 
 
-def test_a_process_takes_its_artifacts_core_alone(
+def test_a_process_reserves_only_the_core_of_its_artifact(
     calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default the runtime would reserve every core of the machine, and no second process could start."""
@@ -443,7 +445,7 @@ def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> 
     assert device.take_cores(1, 1) == 1, "of those it has"
 
 
-def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_counted_within_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     for listed, count in (("0", 1), ("4-7", 4), ("0,2", 2), ("0-1,6", 3)):
         monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", listed)
         assert device.visible_cores() == count
@@ -454,7 +456,7 @@ def test_cores_are_counted_as_the_runtime_is_told(monkeypatch: pytest.MonkeyPatc
     assert device.visible_cores() is None
 
 
-def test_a_graph_of_another_shape_is_refused(artifact: Artifact) -> None:
+def test_a_graph_of_another_shape_is_rejected(artifact: Artifact) -> None:
     graphs = list(artifact.manifest.graphs)
     kept = list(graphs[1].kept)
     kept[2] = kept[2].model_copy(update={"shape": (1, 1, 1, 77)})
@@ -480,7 +482,7 @@ def test_without_neuron_packages_nothing_is_compiled_or_loaded(
     assert not (micro_run / "artifacts").exists()
 
 
-def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -> None:
+def test_unsupported_models_and_settings_are_rejected(calls: Calls, micro_run: Path) -> None:
     with pytest.raises(RecipeError, match=r"a llama with .* = own: the static graphs for inf2 support only T5"):
         neuron.NeuronTarget(CompileConfig(target="inf2")).check(LlamaConfig())
     for setting, message in (
@@ -491,7 +493,7 @@ def test_what_these_graphs_cannot_be_is_refused(calls: Calls, micro_run: Path) -
             make_plan(open_source(micro_run, None, [INF2, f"compile.neuron.{setting}"]))
 
 
-# A compiler that fails.
+# A failing compiler.
 
 FAILURES = {
     "[F137] neuronx-cc was forcibly killed - This most commonly occurs due to insufficient system memory.": (
@@ -505,7 +507,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_compiler_that_fails_leaves_its_log_and_nothing_else(
+def test_a_failed_compiler_leaves_only_its_log(
     calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     monkeypatch.setenv("NEURON_STAND_IN_FAILS", failure)
@@ -524,7 +526,7 @@ def test_a_compiler_that_fails_leaves_its_log_and_nothing_else(
     assert [path for path in own_cache.rglob("*") if path.is_file()] == [log]
 
 
-# Negative controls: what the tests above must be able to see.
+# Negative controls: errors that the tests above must detect.
 
 
 def both_tokens(run: Path, folder: Path, num_beams: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -533,7 +535,7 @@ def both_tokens(run: Path, folder: Path, num_beams: int) -> tuple[list[list[int]
     return load_generator(artifact)[0].generate(prompts, asked), expected_rows(run, prompts, asked)
 
 
-def test_a_wrong_alias_is_seen(
+def test_a_wrong_alias_is_detected(
     calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = neuron.aliases
@@ -559,7 +561,7 @@ def test_an_alias_of_another_shape_does_not_compile(
         compiled(micro_run, tmp_path, *SMALLEST)
 
 
-def test_a_missing_ancestry_is_seen(
+def test_a_missing_ancestry_is_detected(
     calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_ancestry(bias: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
@@ -572,10 +574,10 @@ def test_a_missing_ancestry_is_seen(
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_unbroken_graphs_give_the_same_tokens_whatever_an_earlier_batch_left(
+def test_correct_graphs_do_not_depend_on_an_earlier_batch(
     calls: Calls, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_beams: int
 ) -> None:
-    """What the controls above are held against. The cache is not cleared; here it is filled with what would show."""
+    """The reference for the controls above. The cache is not cleared but filled with values that would show."""
     right = neuronx._Graph.copy_in
 
     def into_dirt(self: Any, values: Any) -> None:
@@ -600,7 +602,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In processes of its own, one for each graph, as on a machine with the packages."""
+    """In separate processes, one for each graph, as on a machine with the packages."""
     monkeypatch.setenv("PYTHONPATH", f"{packages}:{ROOT}")
     options = ["--set", "compile.batch_sizes=[2]", "--set", "compile.dtype=bf16", "--jobs", "2"]
     made = neuron_sum("compile", str(micro_run), "--target", "inf2", "--output", "artifact", *options, "--json")
@@ -622,7 +624,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     assert "`compile verify`" not in neuron_sum("package", "artifact", "--output", "again.tar.gz").stderr
 
 
-def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
+def test_a_report_includes_failures(artifact: Artifact) -> None:
     other = edited(artifact.path, stack={**artifact.manifest.stack, "neuronx-cc": "2.0.0.0"})
     made = make_report(other, None, 4, 1.0)
     for part in ("latency", "verify"):
@@ -630,8 +632,8 @@ def test_a_report_has_what_went_wrong(artifact: Artifact) -> None:
         assert "Traceback" in made[part]["trace"]
 
 
-def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first device's packages may lack a name that was read in their documentation."""
+def test_a_report_includes_unexpected_errors(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's packages may lack a name that comes from their documentation only."""
 
     def absent(artifact: Artifact) -> None:
         raise AttributeError("module 'torch_neuronx' has no attribute 'replace_weights'")
@@ -643,10 +645,10 @@ def test_a_report_has_what_nobody_foresaw(artifact: Artifact, monkeypatch: pytes
     assert made["verify"]["error"] is None, "the rest goes on"
 
 
-def test_djl_serving_answers_from_it(
+def test_djl_serving_answers_with_the_artifact(
     djl_serving: Path, calls: Calls, packages: Path, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """Packed, unpacked, and served by the real server and the same handler; an adapter comes at run time."""
+    """Packaged, unpacked, and served by the real server and the same handler; an adapter is added at run time."""
     artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
     package.write_archive(artifact, LIMITS, tmp_path / "model.tar.gz")
     folder, said = tmp_path / "model", list[str]()

@@ -1,4 +1,4 @@
-"""The processes that compile graphs: which graph each gets, what one that fails leaves, and that none stays."""
+"""The processes that compile graphs: their graphs, the files of a failed one, and that none remains."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from neuron_sum.errors import CompileError
 
 @dataclass(frozen=True)
 class Told:
-    """A target whose graphs hold the id of the process that made them, and fail as they are told."""
+    """A target whose graphs contain the id of the process that compiled them; the graph named by `fails` fails."""
 
     shares_process: bool
     fails: str = ""
@@ -39,7 +39,7 @@ class Told:
 
 @pytest.fixture
 def jobs(micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Three graphs to compile for a target, in the cache's folder."""
+    """Three graphs to compile for a target, in the cache folder."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     plan = make_plan(open_source(micro_run, None, ["compile.batch_sizes=[1,3]", "compile.source_lens=[192]"]))
 
@@ -57,7 +57,7 @@ def makers(done: list[Job]) -> set[int]:
 
 
 @pytest.mark.parametrize(("shares", "processes", "made_by"), [(True, 1, 1), (True, 2, 2), (False, 1, 3)])
-def test_a_process_takes_graph_after_graph_where_the_target_lets_it(
+def test_a_process_compiles_several_graphs_if_the_target_allows_it(
     jobs: Any, shares: bool, processes: int, made_by: int
 ) -> None:
     done = list(compile_all(jobs(Told(shares)), processes))
@@ -66,7 +66,7 @@ def test_a_process_takes_graph_after_graph_where_the_target_lets_it(
 
 
 @pytest.mark.parametrize("how", ["refused", "killed"])
-def test_the_second_graph_of_a_process_fails_with_its_own_log(jobs: Any, how: str) -> None:
+def test_a_second_failing_graph_of_a_process_has_a_separate_log(jobs: Any, how: str) -> None:
     first, second, third = jobs(Told(True))
     told = Told(True, second.graph.file, how)
     done = []
@@ -83,7 +83,7 @@ def test_the_second_graph_of_a_process_fails_with_its_own_log(jobs: Any, how: st
     assert not third.path.exists() and not [process for process in makers(done) if psutil.pid_exists(process)]
 
 
-def test_who_stops_listening_leaves_no_process(jobs: Any) -> None:
+def test_an_abandoned_iterator_leaves_no_process(jobs: Any) -> None:
     going = compile_all(jobs(Told(True)), 2)
     next(going)
     going.close()

@@ -1,4 +1,4 @@
-"""Static graphs and the loop over them give transformers' tokens; broken ones do not."""
+"""Static graphs and the loop over them generate the tokens of transformers; broken graphs do not."""
 
 import copy
 import random
@@ -40,7 +40,7 @@ FAMILIES = ("t5-tied-relu", "t5-untied-gated", "llama")
 
 @dataclass(frozen=True)
 class Case:
-    """A trained tiny model, both ways, and real prompts."""
+    """A trained tiny model, in both forms, and real prompts."""
 
     model: PreTrainedModel
     runtime: GraphRuntime
@@ -72,7 +72,7 @@ def eager(
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """One of each family, trained until its summaries end by themselves."""
+    """One of each family, trained until its summaries end with the end token."""
     recipe_file = tmp_path_factory.mktemp("families") / "micro.yaml"
     recipe_file.write_text(MICRO)
     config = {"num_layers": 2, "num_decoder_layers": 2}
@@ -106,7 +106,7 @@ def real_prompts(prompt: Any, tokenizer: PreTrainedTokenizerFast) -> list[list[i
 
 
 def near_tie(case: Case, prompt: list[int], asked: GenerateConfig, one: list[int], other: list[int]) -> bool:
-    """Whether transformers itself scores both so alike that rounding decides; greedy: the first token that differs."""
+    """Whether transformers scores both nearly equally, so that rounding decides; greedy: the first differing token."""
     if asked.num_beams == 1:
         end = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]) + 1
         one, other = one[:end], other[:end]
@@ -126,7 +126,7 @@ def _score(model: PreTrainedModel, prompt: list[int], row: list[int]) -> float:
 def compared(
     case: Case, prompts: list[list[int]], asked: GenerateConfig, generator: Generator | None = None
 ) -> Counter[str]:
-    """How many rows are those of transformers, how many are near ties, how many differ."""
+    """The number of rows that match transformers, that are near ties, and that differ."""
     expected, actual = case.expected.generate(prompts, asked), (generator or case.actual).generate(prompts, asked)
     return Counter(
         "equal" if one == other else "near tie" if near_tie(case, prompt, asked, one, other) else "different"
@@ -137,7 +137,7 @@ def compared(
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_are_those_of_transformers(cases: dict[str, Case], family: str, num_beams: int, batch: int) -> None:
+def test_tokens_equal_those_of_transformers(cases: dict[str, Case], family: str, num_beams: int, batch: int) -> None:
     case = cases[family]
     asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
     prompts = case.prompts[:24]
@@ -151,7 +151,9 @@ def test_tokens_are_those_of_transformers(cases: dict[str, Case], family: str, n
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_writes_and_products_give_the_same_tokens(cases: dict[str, Case], family: str, num_beams: int) -> None:
+def test_other_cache_writes_and_products_generate_the_same_tokens(
+    cases: dict[str, Case], family: str, num_beams: int
+) -> None:
     case = cases[family]
     other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=layers.write_where, row_sums=False)
     asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
@@ -173,7 +175,7 @@ OPTIONS = st.builds(
 
 @given(family=st.sampled_from(FAMILIES), asked=OPTIONS, seed=st.integers(0, 10_000), rows=st.integers(1, 8))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_lengths_and_options_give_transformers_tokens(
+def test_any_lengths_and_options_generate_the_tokens_of_transformers(
     cases: dict[str, Case], family: str, asked: GenerateConfig, seed: int, rows: int
 ) -> None:
     case = cases[family]
@@ -215,8 +217,8 @@ def test_flan_t5_small_dimensions(flan_t5_small: Case, num_beams: int, batch: in
     assert compared(flan_t5_small, flan_t5_small.prompts[:batch], asked) == {"equal": batch}
 
 
-def test_a_checkpoints_own_generation_defaults_change_nothing(cases: dict[str, Case]) -> None:
-    """transformers would let them replace what the recipe asks for, sampling included."""
+def test_generation_defaults_in_a_checkpoint_are_ignored(cases: dict[str, Case]) -> None:
+    """transformers would let them override the recipe's settings, including sampling."""
     case, asked = cases["llama"], GenerateConfig(max_new_tokens=TARGET_LEN)
     expected = case.expected.generate(case.prompts[:8], asked)
     own = case.model.generation_config
@@ -228,7 +230,7 @@ def test_a_checkpoints_own_generation_defaults_change_nothing(cases: dict[str, C
         case.model.generation_config = own
 
 
-# Negative controls: what the tests above must be able to see.
+# Negative controls: errors that the tests above must detect.
 
 
 def broken_write(cache: torch.Tensor, column: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -244,7 +246,7 @@ WRITE, ANCESTRY = layers.write_column, layers.ancestry_bias
 
 
 @pytest.mark.parametrize("family", ["t5-untied-gated", "llama"])
-def test_a_cache_column_overwritten_is_seen(cases: dict[str, Case], family: str) -> None:
+def test_an_overwritten_cache_column_is_detected(cases: dict[str, Case], family: str) -> None:
     case = cases[family]
     broken = StepGenerator(eager(case.model, SOURCE_LEN, TARGET_LEN, write=broken_write))
     asked = GenerateConfig(max_new_tokens=TARGET_LEN)
@@ -252,14 +254,14 @@ def test_a_cache_column_overwritten_is_seen(cases: dict[str, Case], family: str)
 
 
 @pytest.mark.parametrize("family", ["t5-untied-gated", "llama"])
-def test_a_missing_ancestry_is_seen(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+def test_a_missing_ancestry_is_detected(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr(llama if family == "llama" else t5, "ancestry_bias", no_ancestry)
     asked = GenerateConfig(num_beams=4, max_new_tokens=TARGET_LEN)
     case = cases[family]
     assert compared(case, case.prompts[:24], asked)["different"] > 0
 
 
-def test_the_wrong_examples_keys_and_values_are_seen(cases: dict[str, Case]) -> None:
+def test_keys_and_values_of_another_example_are_detected(cases: dict[str, Case]) -> None:
     case = cases["t5-untied-gated"]
 
     def encode(bucket: Bucket) -> Any:
@@ -270,7 +272,7 @@ def test_the_wrong_examples_keys_and_values_are_seen(cases: dict[str, Case]) -> 
     assert compared(case, case.prompts[:24], asked, StepGenerator(swapped))["different"] > 0
 
 
-def test_a_summary_does_not_depend_on_its_neighbours(cases: dict[str, Case]) -> None:
+def test_a_summary_does_not_depend_on_the_rest_of_its_batch(cases: dict[str, Case]) -> None:
     """Padding rows and padding positions of a bucket change nothing."""
     for case in cases.values():
         asked = GenerateConfig(num_beams=2, max_new_tokens=TARGET_LEN)
@@ -279,7 +281,7 @@ def test_a_summary_does_not_depend_on_its_neighbours(cases: dict[str, Case]) -> 
         assert together == alone
 
 
-def test_the_smallest_bucket_that_fits_is_taken_and_none_is_an_error(cases: dict[str, Case]) -> None:
+def test_the_smallest_fitting_bucket_is_used_and_a_missing_one_is_an_error(cases: dict[str, Case]) -> None:
     from neuron_sum.runtimes.generation import choose_bucket
 
     runtime, asked = cases["llama"].runtime, GenerateConfig(max_new_tokens=TARGET_LEN)
@@ -294,7 +296,7 @@ def test_the_smallest_bucket_that_fits_is_taken_and_none_is_an_error(cases: dict
         choose_bucket(runtime, 1, 10, asked.model_copy(update={"num_beams": 3}))
 
 
-def test_llamas_without_a_static_form_are_refused(cases: dict[str, Case]) -> None:
+def test_llamas_without_a_static_form_are_rejected(cases: dict[str, Case]) -> None:
     config = type(cases["llama"].model.config)(**{**cases["llama"].model.config.to_dict(), "attention_bias": True})
     with pytest.raises(ModelError, match="attention_bias"):
         static_model(config, GraphOptions())

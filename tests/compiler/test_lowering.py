@@ -1,4 +1,4 @@
-"""Lowering: HLO counted by the rules, graphs that an ahead-of-time compiler could take, and the bars of a step."""
+"""Lowering: HLO counted by the rules, graphs for ahead-of-time compilers, and the limits of a decoder step."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def controls(xla_python: Path) -> dict[str, Any]:
     return dict(json.loads(made.stdout))
 
 
-# Counting, on HLO written by hand. Sizes in bytes: cache 2x6x4 f32 = 192, one column 32, table 10x4 f32 = 160.
+# Counting on hand-written HLO. Sizes in bytes: cache 2x6x4 f32 = 192, one column 32, table 10x4 f32 = 160.
 
 HEAD = "HloModule m\n\n"
 WRITE = """%write (c: f32[2,6,4], u: f32[2,1,4], i: s32[]) -> f32[2,6,4] {
@@ -156,14 +156,14 @@ def test_activations_live_until_their_last_use() -> None:
     assert both.activations == 3 * 32
 
 
-def test_what_is_no_hlo_or_has_unknown_types_is_an_error() -> None:
+def test_invalid_hlo_and_unknown_types_are_errors() -> None:
     with pytest.raises(ValueError, match="no entry computation"):
         account("nothing")
     with pytest.raises(ValueError, match="type f5 is not known"):
         hlo.parse(entry("ROOT %a = f5[2] parameter(0)"))
 
 
-# Our graphs, lowered.
+# The graphs of this package, lowered.
 
 
 def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, str, str], Lowered]) -> None:
@@ -171,7 +171,7 @@ def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, 
         assert lowered.account.dynamic == (), key
         assert "f64" not in lowered.account.dtypes, key
         assert lowered.account.total_flops > 0, key
-        # What a compiler that does not narrow s64 would refuse in it: docs/compile.md.
+        # Operations that a compiler without narrowing of s64 would reject: docs/compile.md.
         assert lowered.account.flops.keys() <= {"f32", "bf16"}, key
         assert "scatter" not in lowered.account.operators, key
 
@@ -199,17 +199,17 @@ def test_a_step_writes_a_column_in_place_and_where_rewrites(
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_slots_read_only_what_a_batch_names(tiny: dict[tuple[str, str, str], Lowered], family: str) -> None:
+def test_only_the_slots_of_a_batch_are_read(tiny: dict[tuple[str, str, str], Lowered], family: str) -> None:
     plain, slots = tiny[family, "plain", "greedy"], tiny[family, "slots", "greedy"]
     added = slots.account.read - plain.account.read
-    stacks = slots.weights - plain.weights  # of three slots, of which two examples read two
+    stacks = slots.weights - plain.weights  # three slots, of which two examples read two
     assert 0 < added <= stacks
     assert (
         tiny[family, "soft prompt", "encode"].account.total_flops > tiny[family, "plain", "encode"].account.total_flops
     )
 
 
-def test_memory_is_that_of_the_tensors(tiny: dict[tuple[str, str, str], Lowered]) -> None:
+def test_memory_is_the_size_of_the_tensors(tiny: dict[tuple[str, str, str], Lowered]) -> None:
     step = tiny["t5", "plain", "beams"]
     caches = 2 * LAYERS * BUCKET.batch * 2 * 8 * 4 * (BUCKET.source_len + BEAMS * BUCKET.target_len)
     bias = BUCKET.batch * BUCKET.source_len * 4
@@ -219,7 +219,7 @@ def test_memory_is_that_of_the_tensors(tiny: dict[tuple[str, str, str], Lowered]
     assert step.account.parameters - (step.inputs - unused) < step.weights
 
 
-def test_what_is_traced_for_a_device_has_the_same_account(xla_python: Path) -> None:
+def test_a_graph_traced_for_a_device_has_the_same_counts(xla_python: Path) -> None:
     slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS["t5"])
     variants = [*VARIANTS.values(), dataclasses.replace(PLAIN, adapters=slots)]
     graphs = tuple(bucket_graphs(BUCKET, (1, BEAMS)))
@@ -235,13 +235,13 @@ def test_what_is_traced_for_a_device_has_the_same_account(xla_python: Path) -> N
     pairs = [json.loads(line) for line in made.stdout.splitlines()]
     assert len(pairs) == len(variants) * len(graphs)
     for ours, traced in pairs:
-        # The tuple of its results counts what it hands through (constants, stacks) as results of their types.
+        # The tuple of its results also counts passed-through values (constants, stacks) as results of their types.
         types, handed = ours.pop("dtypes"), traced.pop("dtypes")
         assert traced == ours
         assert handed.keys() == types.keys()
 
 
-def test_negative_controls_are_seen(controls: dict[str, Any]) -> None:
+def test_negative_controls_are_detected(controls: dict[str, Any]) -> None:
     found = {name: account(text) for name, text in controls["texts"].items()}
     cache, column = 192, 32
     assert "f64" in found["f64"].dtypes
@@ -252,19 +252,19 @@ def test_negative_controls_are_seen(controls: dict[str, Any]) -> None:
     assert all(not each.dynamic for name, each in found.items() if name != "dynamic")
 
 
-def test_the_in_place_write_is_the_plain_one(controls: dict[str, Any]) -> None:
+def test_the_in_place_write_equals_the_plain_write(controls: dict[str, Any]) -> None:
     assert controls["written"]
 
 
 @pytest.mark.slow
-def test_the_bars_against_optimum_neurons_exporter(xla_python: Path, tmp_path: Path) -> None:
+def test_bytes_compared_with_the_optimum_neuron_exporter(xla_python: Path, tmp_path: Path) -> None:
     rows, theirs = benchmark.compare(PUBLISHED["google/flan-t5-base"], tmp_path)
     assert len(rows) == len(benchmark.BARS)
     assert {(row.dtype, row.lowered.write, row.beams) for row in rows} == set(benchmark.BARS)
     for row in rows:
         assert row.missed == [], (row.dtype, row.lowered.write, row.beams)
     assert [round(theirs[beams].moved / 1e6, 1) for beams in (1, 4)] == [608.3, 1098.6]
-    # The bars can be missed: half the bytes allowed, and a write that is not excused.
+    # The limits can be missed: half the bytes allowed, and a write that is not excused.
     first = rows[0]
     half = dataclasses.replace(first.upstream, read=first.upstream.read // 2, written=first.upstream.written // 2)
     assert any("of the bytes" in why for why in dataclasses.replace(first, upstream=half).missed)
@@ -272,7 +272,7 @@ def test_the_bars_against_optimum_neurons_exporter(xla_python: Path, tmp_path: P
     assert as_where.missed == ["operators: dynamic-update-slice"]
 
 
-def test_what_does_not_lower_keeps_its_log(xla_python: Path) -> None:
+def test_a_failed_lowering_keeps_its_log(xla_python: Path) -> None:
     wrong = dataclasses.replace(PLAIN, dtype="fp16")
     with pytest.raises(CompileError, match="encode 2x16 did not lower: KeyError") as error:
         list(lower([LoweringJob(config_of(TINY["t5"]), wrong, tuple(bucket_graphs(BUCKET, ())))]))
@@ -280,7 +280,7 @@ def test_what_does_not_lower_keeps_its_log(xla_python: Path) -> None:
     assert "Traceback" in Path(kept).read_text()
 
 
-def test_no_torch_xla_names_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_torch_xla_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(lowering.PYTHON, raising=False)
     monkeypatch.setattr(lowering, "find_spec", lambda name: None)
     monkeypatch.setattr(lowering.sys, "prefix", str(tmp_path / ".venv"))

@@ -1,7 +1,7 @@
-"""Artifacts through optimum-neuron 0.4.5: its real exporters and generate(), with only AWS's own modules stood in for.
+"""Artifacts through optimum-neuron 0.4.5: its real exporters and generate(), with stand-ins for AWS modules only.
 
-Whatever imports optimum-neuron runs in processes of the environment .venv-xla (`make test` builds it), with
-tests/stand_ins/optimum on their path; what they make and say is looked at here, beside plain transformers.
+Code that imports optimum-neuron runs in processes of the environment .venv-xla (`make test` builds it), with
+tests/stand_ins/optimum on their path; their files and output are compared here with plain transformers.
 """
 
 import json
@@ -62,7 +62,7 @@ for case in json.loads(sys.argv[2]):
         results.append(f"{type(error).__name__}: {error.message}")
 print(json.dumps({"results": results, "used": [str(bucket) for bucket in generator.used]}))
 """
-"""Every case's tokens, or how it was refused."""
+"""The tokens of every case, or the error that rejected it."""
 
 TWO_CAUSES = """
 import json, sys
@@ -98,7 +98,7 @@ for name in ("process", "finalize"):
 found["no early stop, without the start token"] = same("never")
 print(json.dumps(found))
 """
-"""How many of upstream's beams are transformers', with each of its differences taken away."""
+"""The number of upstream's beams that match transformers, with each difference removed."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Upstream:
     """Processes that have optimum-neuron and the stand-ins.
 
     Attributes:
-        versions: The folder that says which versions of AWS's modules are installed.
-        calls: What the stand-ins write down.
+        versions: The folder that declares the installed versions of the AWS modules.
+        calls: The file to which the stand-ins write their calls.
     """
 
     versions: Path
@@ -126,7 +126,7 @@ class Upstream:
         }
 
     def python(self, *arguments: str, instance: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        """Runs to its end, whatever that is."""
+        """Runs a script to its end, with any result."""
         return subprocess.run(
             [str(XLA_PYTHON), *arguments],
             env={**os.environ, **self.environment(instance, **more)},
@@ -141,21 +141,21 @@ class Upstream:
         return self.python("-m", "neuron_sum", *arguments, **more)
 
     def generate(self, artifact: Path, *cases: dict[str, Any], **more: Any) -> dict[str, Any]:
-        """GENERATE's answer."""
+        """The answer of GENERATE."""
         made = self.python("-c", GENERATE, str(artifact), json.dumps(cases), instance=INSTANCE, **more)
         assert made.returncode == 0, made.stderr
         answer: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
         return answer
 
     def taken(self) -> list[dict[str, Any]]:
-        """What was written down since the last time."""
+        """The calls recorded since the last time."""
         calls = [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
         self.calls.unlink(missing_ok=True)
         return calls
 
 
 def write_versions(folder: Path, **others: str) -> Path:
-    """What installed distributions leave, of the platform's versions of AWS's modules."""
+    """Writes the metadata of installed distributions, with the platform's versions of the AWS modules."""
     for name, version in {**PLATFORMS[0].vendor_pins, **others}.items():
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
@@ -173,7 +173,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact, what compiled it, and what its compiler was asked for."""
+    """An artifact, the environment that compiled it, and the requests to its compiler."""
 
     artifact: Artifact
     run: Path
@@ -184,7 +184,7 @@ class Exported:
         return self.artifact.manifest
 
     def prompts(self, count: int = 12) -> list[list[int]]:
-        """Up to 12 that are cut to very different lengths; beyond, whole ones."""
+        """Up to 12 prompts, cut to very different lengths; beyond 12, complete ones."""
         recipe = open_run(self.run).recipe
         splits = load_dataset(recipe.data)
         dialogues = [example.dialogue for split in ("test", "validation") for example in splits[split]][:count]
@@ -195,7 +195,7 @@ class Exported:
         return [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, length)]
 
     def expected(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
-        """What transformers generates, LoRA attached."""
+        """The tokens of transformers, with LoRA attached."""
         model, tokenizer = load_trained(open_run(self.run))
         return TransformersGenerator(model, tokenizer, 8).generate(prompts, settings)
 
@@ -231,7 +231,7 @@ def t5(upstream: Upstream, micro_lora_run: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def t5_beams(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Of a model that has learnt to end: among beams of one length nothing differs."""
+    """For a model that has learnt to end: among beams of equal length nothing differs."""
     folder = tmp_path_factory.mktemp("t5-beams")
     (folder / "micro.yaml").write_text(MICRO)
     learns = ["train.max_steps=150", "train.learning_rate=0.02", "train.save_steps=500", "generate.max_new_tokens=24"]
@@ -243,8 +243,8 @@ def t5_beams(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ex
 
 
 @pytest.mark.slow
-def test_llamas_two_graphs_are_compiled_as_upstream_compiles_them(llama: Exported) -> None:
-    """Batch 3: prompts go through one by one, tokens three at a time, over one cache of every position."""
+def test_both_graphs_of_a_llama_are_compiled_like_upstream(llama: Exported) -> None:
+    """Batch 3: prompts are processed one by one, tokens three at a time, over one cache of every position."""
     context, token = llama.calls
     length = 192 + 12
     cache = [[1 + index, "float32", [3, 2, length, 8]] for index in range(2 * 2)]
@@ -254,7 +254,7 @@ def test_llamas_two_graphs_are_compiled_as_upstream_compiles_them(llama: Exporte
     for graph in (context, token):
         assert graph["aliases"] == cache
         assert (graph["tp_degree"], graph["start_rank"]) == (1, 0)
-        # What optimum-neuron 0.4.5 passes; it takes inf2 for trn1, whose cores are the same.
+        # The arguments of optimum-neuron 0.4.5; it passes inf2 for trn1, whose cores are the same.
         assert graph["compiler_args"] == (
             "--auto-cast=none --model-type=transformer --tensorizer-options='--enable-ccop-compute-overlap "
             "--cc-pipeline-tiling-factor=2 --vectorize-strided-dma ' -O2  --lnc=1 --target trn1"
@@ -264,7 +264,7 @@ def test_llamas_two_graphs_are_compiled_as_upstream_compiles_them(llama: Exporte
 
 
 @pytest.mark.slow
-def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exported, t5: Exported) -> None:
+def test_the_manifest_describes_the_artifact_and_not_this_machine(llama: Exported, t5: Exported) -> None:
     for made in (llama, t5):
         manifest, compilation = made.manifest, made.manifest.compilation
         assert compilation is not None
@@ -281,8 +281,8 @@ def test_the_artifact_says_what_it_is_and_nothing_of_this_machine(llama: Exporte
 
 
 @pytest.mark.slow
-def test_a_llama_gives_transformers_tokens(upstream: Upstream, llama: Exported) -> None:
-    """Alone and in batches of different lengths, as many as the compiled batch, fewer and more."""
+def test_a_llama_generates_the_tokens_of_transformers(upstream: Upstream, llama: Exported) -> None:
+    """Alone and in batches of different lengths: as many as the compiled batch, fewer and more."""
     prompts = llama.prompts()
     asked = [GenerateConfig(max_new_tokens=tokens) for tokens in (12, 5)]
     cases = [
@@ -300,7 +300,7 @@ def test_a_llama_gives_transformers_tokens(upstream: Upstream, llama: Exported) 
 
 @pytest.mark.slow
 def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_run: Path, tmp_path: Path) -> None:
-    """The documented command's dtype; a CPU's bf16 rounds where a device's may not, so that not every token is held."""
+    """The documented command's dtype; a CPU rounds bf16 differently from a device, so not every token is compared."""
     made = exported(upstream, llama_run, tmp_path / "artifact", [*LLAMA_SHAPE, "compile.dtype=bf16"])
     assert (made.manifest.dtype, made.manifest.kv_dtype, made.manifest.is_exact) == ("bf16", "bf16", False)
     for graph in made.calls:
@@ -312,7 +312,7 @@ def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_ru
 
 
 @pytest.mark.slow
-def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upstream, llama: Exported) -> None:
+def test_requests_beyond_the_compiled_graphs_are_rejected_before_upstream(upstream: Upstream, llama: Exported) -> None:
     prompt, settings = llama.prompts(1)[0], GenerateConfig(max_new_tokens=4)
     refused = [
         ({"prompts": [prompt * 9]}, "the longest bucket takes 192"),
@@ -333,10 +333,10 @@ def test_what_was_not_compiled_is_refused_before_upstream_sees_it(upstream: Upst
 
 
 @pytest.mark.slow
-def test_two_cores_are_asked_for_and_a_failure_leaves_its_log_alone(
+def test_two_cores_are_requested_and_a_failure_leaves_only_its_log(
     upstream: Upstream, llama_run: Path, tmp_path: Path
 ) -> None:
-    """The stand-in has one core; that neuronx-distributed's two give the same is for a device to show."""
+    """The stand-in has one core; whether neuronx-distributed's two cores give the same needs a device."""
     upstream.taken()
     made = upstream.neuron_sum(
         "compile",
@@ -373,10 +373,8 @@ FAILURES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_compiler_that_fails_is_explained_as_for_our_own_graphs(
-    upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str
-) -> None:
-    """Usually neuronx-cc, the exporter's child, is killed; its own log lies where nothing is left."""
+def test_a_failed_compiler_is_explained(upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str) -> None:
+    """Usually neuronx-cc, the exporter's child, is killed; its log is in a folder that is deleted."""
     words, is_memory = FAILURES[failure]
     made = upstream.neuron_sum(
         "compile",
@@ -401,7 +399,7 @@ def test_a_compiler_that_fails_is_explained_as_for_our_own_graphs(
     assert failure == "this process is killed" or failure in log.read_text()
 
 
-# What an artifact is bound to.
+# The machine and versions that an artifact requires.
 
 
 def changed(exported: Exported, folder: Path, **update: Any) -> Path:
@@ -428,7 +426,7 @@ def changed(exported: Exported, folder: Path, **update: Any) -> Path:
         (None, 1, "0", 13, ["no Neuron device"]),
     ],
 )
-def test_another_machine_is_refused_with_the_field(
+def test_another_machine_is_rejected_with_the_field(
     upstream: Upstream,
     llama: Exported,
     tmp_path: Path,
@@ -448,8 +446,8 @@ def test_another_machine_is_refused_with_the_field(
 
 
 @pytest.mark.slow
-def test_upstream_counts_a_range_of_cores_and_no_list(upstream: Upstream) -> None:
-    """Why documents and errors name two cores as 0-1."""
+def test_upstream_counts_the_cores_of_a_range_and_not_of_a_list(upstream: Upstream) -> None:
+    """The reason why documents and errors name two cores as 0-1."""
     code = "from optimum.neuron.utils.system import get_available_cores; print(get_available_cores())"
     for visible, count in (("0-1", "2"), ("0,1", "1")):
         made = upstream.python("-c", code, instance=INSTANCE, NEURON_RT_VISIBLE_CORES=visible)
@@ -457,7 +455,7 @@ def test_upstream_counts_a_range_of_cores_and_no_list(upstream: Upstream) -> Non
 
 
 @pytest.mark.slow
-def test_another_sdk_is_refused_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+def test_another_sdk_is_rejected_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
     other = Upstream(write_versions(tmp_path, **{"torch-neuronx": "2.9.0.1"}), upstream.calls)
     made = other.neuron_sum("compile", "verify", str(llama.artifact.path), instance=INSTANCE)
     assert made.returncode == 9
@@ -466,7 +464,7 @@ def test_another_sdk_is_refused_with_the_field(upstream: Upstream, llama: Export
 
 
 @pytest.mark.slow
-def test_no_sdk_is_one_error_that_says_what_to_install(llama: Exported) -> None:
+def test_without_the_sdk_one_error_lists_the_packages(llama: Exported) -> None:
     """This process has neither optimum-neuron nor the stand-ins."""
     with pytest.raises(PlatformError, match="lacks: optimum-neuron, torch-neuronx, neuronx-distributed") as error:
         load_generator(llama.artifact)
@@ -475,7 +473,7 @@ def test_no_sdk_is_one_error_that_says_what_to_install(llama: Exported) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimum/model.pt", "optimum/neuron_config.json"])
-def test_a_changed_file_is_refused_by_name(llama: Exported, tmp_path: Path, name: str) -> None:
+def test_a_changed_file_is_rejected_by_name(llama: Exported, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -488,7 +486,7 @@ def test_a_changed_file_is_refused_by_name(llama: Exported, tmp_path: Path, name
 
 
 @pytest.mark.slow
-def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_beams: Exported) -> None:
+def test_both_graphs_of_a_t5_are_compiled_like_upstream(t5: Exported, t5_beams: Exported) -> None:
     """On a host without a device; the state of every layer is a parameter of the decoder, aliased to an output."""
     for made, beams, cast in ((t5, 1, "matmult --auto-cast-type bf16"), (t5_beams, 4, "none")):
         encoder, decoder = made.calls
@@ -513,7 +511,7 @@ def test_t5s_two_graphs_are_compiled_as_upstream_compiles_them(t5: Exported, t5_
 
 
 @pytest.mark.slow
-def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
+def test_a_t5_generates_the_tokens_of_transformers_for_one_prompt_at_a_time(upstream: Upstream, t5: Exported) -> None:
     prompts, settings = t5.prompts(), GenerateConfig(max_new_tokens=12)
     shorter = GenerateConfig(max_new_tokens=3)
     upstream.taken()
@@ -529,8 +527,8 @@ def test_a_t5_gives_transformers_tokens_one_prompt_at_a_time(upstream: Upstream,
 
 
 @pytest.mark.slow
-def test_t5s_beams_differ_by_what_is_scored_and_when_it_stops(upstream: Upstream, t5_beams: Exported) -> None:
-    """Without a length penalty they are transformers'; with one, two things of upstream's change some of them."""
+def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_beams: Exported) -> None:
+    """Without a length penalty they match transformers; with one, two differences of upstream change some of them."""
     prompts = t5_beams.prompts(24)
     none, high = (GenerateConfig(max_new_tokens=24, num_beams=4, length_penalty=penalty) for penalty in (0.0, 2.0))
     answer = upstream.generate(
@@ -546,7 +544,7 @@ def test_t5s_beams_differ_by_what_is_scored_and_when_it_stops(upstream: Upstream
     assert same["as it is"] < same["no early stop"] < same["no early stop, without the start token"] == len(prompts)
 
 
-# What is refused before anything is compiled.
+# Rejections before anything is compiled.
 
 
 @pytest.mark.parametrize(
@@ -567,7 +565,7 @@ def test_t5s_beams_differ_by_what_is_scored_and_when_it_stops(upstream: Upstream
         (["compile.neuron.cache_write=where"], ["compile.neuron.cache_write"]),
     ],
 )  # fmt: skip
-def test_what_upstreams_llama_does_not_do_is_said_at_once(
+def test_unsupported_llama_settings_are_reported_at_once(
     llama_run: Path, overrides: list[str], words: list[str]
 ) -> None:
     source = open_source(llama_run, None, ["compile.target=inf2", *overrides])
@@ -589,7 +587,7 @@ def test_what_upstreams_llama_does_not_do_is_said_at_once(
         (["generate.no_repeat_ngram_size=3"], ["ignores it"]),
     ],
 )
-def test_what_upstreams_t5_does_wrong_is_said_at_once(micro_run: Path, overrides: list[str], words: list[str]) -> None:
+def test_unsupported_t5_settings_are_reported_at_once(micro_run: Path, overrides: list[str], words: list[str]) -> None:
     source = open_source(micro_run, None, ["compile.target=inf2", *T5_SHAPE, *overrides])
     with pytest.raises(RecipeError) as error:
         exporter.make_plan(source)
@@ -597,7 +595,7 @@ def test_what_upstreams_t5_does_wrong_is_said_at_once(micro_run: Path, overrides
         assert word in str(error.value)
 
 
-def test_a_llama_whose_attention_upstream_computes_otherwise_is_refused(llama_run: Path) -> None:
+def test_a_llama_with_different_attention_upstream_is_rejected(llama_run: Path) -> None:
     source = open_source(llama_run, None, ["compile.target=inf2", *LLAMA_SHAPE])
     config = source.config()
     for update, words in (
@@ -620,7 +618,7 @@ def test_the_exporter_is_chosen_by_target_family_and_recipe(micro_run: Path, lla
     assert chosen(micro_run, "compile.target=inf2", "compile.neuron.exporter=optimum")
 
 
-def test_without_the_sdk_compile_says_what_to_install(
+def test_without_the_sdk_compile_prints_the_install_command(
     llama_run: Path, neuron_sum: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     made = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0])
@@ -637,11 +635,11 @@ def test_without_the_sdk_compile_says_what_to_install(
     assert at_once.returncode == 0 and "--jobs 2 is ignored" in at_once.stderr
 
 
-# As everything else: verify, package, the handler and the real DJL Serving.
+# Like any artifact: verify, package, the handler and the real DJL Serving.
 
 
 @pytest.mark.slow
-def test_verify_and_summarize_take_it_as_any_artifact(
+def test_verify_and_summarize_accept_the_artifact(
     upstream: Upstream, llama: Exported, llama_run: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
@@ -656,7 +654,7 @@ def test_verify_and_summarize_take_it_as_any_artifact(
 
 
 @pytest.mark.slow
-def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
+def test_a_report_measures_whole_batches(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama.artifact.path, tmp_path / "artifact"))
     made = upstream.neuron_sum(
         "compile",
@@ -678,7 +676,7 @@ def test_a_report_times_whole_batches(upstream: Upstream, llama: Exported, tmp_p
 
 
 @pytest.mark.slow
-def test_a_real_djl_serving_answers_with_transformers_summaries(
+def test_a_real_djl_serving_answers_with_the_summaries_of_transformers(
     upstream: Upstream, llama: Exported, djl_serving: Path, tmp_path: Path
 ) -> None:
     """The worker's Python is that of .venv-xla; package, handler and server are as for any artifact."""
@@ -720,7 +718,7 @@ def test_a_real_djl_serving_answers_with_transformers_summaries(
         (("--optlevel", "2"), False),
     ],
 )
-def test_products_that_the_compiler_casts_are_not_held_to_fp32s_tokens(arguments: tuple[str, ...], exact: bool) -> None:
+def test_artifacts_with_cast_products_may_differ_from_fp32_tokens(arguments: tuple[str, ...], exact: bool) -> None:
     """auto_cast=matmult is verified by ROUGE, as bf16 is."""
     compilation = Compilation.model_construct(arguments=arguments)
     assert Manifest.model_construct(dtype="fp32", compilation=compilation).is_exact is exact

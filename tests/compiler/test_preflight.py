@@ -1,4 +1,4 @@
-"""The preflight: what it makes of the graphs of a recipe, and of the data, the prices and the compiler at hand."""
+"""The preflight: its report on the graphs of a recipe, the data, the prices and the installed compiler."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def report(lowered_before: None, monkeypatch: pytest.MonkeyPatch) -> Report:
     return preflight(load_recipe("flan-t5-base-lora"))
 
 
-def test_a_chips_rates_are_the_published_ones() -> None:
+def test_the_rates_of_a_chip_are_the_published_ones() -> None:
     assert CORE_BANDWIDTH * CORES_PER_CHIP == 820 * GIB
     assert {dtype: rate * CORES_PER_CHIP for dtype, rate in CORE_FLOPS.items()} == {"fp32": 47.5e12, "bf16": 190e12}
 
@@ -115,7 +115,7 @@ def test_floors_are_bytes_and_operations_over_published_rates(report: Report) ->
 
 
 @pytest.mark.slow
-def test_a_graph_that_would_not_run_is_a_fault(report: Report) -> None:
+def test_a_graph_that_cannot_run_is_an_error(report: Report) -> None:
     encode, step = report.graphs[:2]
     bucket = report.buckets[0]
     wide = dataclasses.replace(encode.account, dtypes={"f64": 1}, dynamic=("nonzero",))
@@ -127,7 +127,7 @@ def test_a_graph_that_would_not_run_is_a_fault(report: Report) -> None:
 
 
 @pytest.mark.slow
-def test_every_loaded_graph_has_its_own_copy_of_the_weights(report: Report) -> None:
+def test_every_loaded_graph_has_a_copy_of_the_weights(report: Report) -> None:
     steps = [graph.lowered.state for graph in report.graphs if graph.lowered.graph.kind == "step"]
     assert 2 * WEIGHTS < report.weight_copies < report.loaded_memory - sum(steps)
     assert report.warnings == [] and "memory fits with every graph loaded" in shown(report)
@@ -138,7 +138,7 @@ def test_every_loaded_graph_has_its_own_copy_of_the_weights(report: Report) -> N
 
 
 @pytest.mark.slow
-def test_an_unknown_list_of_operators_refuses_nothing(report: Report) -> None:
+def test_an_unknown_list_of_operators_rejects_nothing(report: Report) -> None:
     short = dataclasses.replace(report, compiler_operators=frozenset({"dot"}))
     assert short.faults == [] and "add" in (short.unlisted_by_compiler or {})
     whole = dataclasses.replace(report, compiler_operators=frozenset(operators.PUBLISHED.values()))
@@ -150,7 +150,7 @@ def test_an_unknown_list_of_operators_refuses_nothing(report: Report) -> None:
 
 
 def shown(report: Report) -> str:
-    """What is printed beside the tables."""
+    """The text printed next to the tables."""
     return "\n".join(line for line in preflight_command._shown(report) if isinstance(line, str))
 
 
@@ -185,7 +185,7 @@ def test_the_command_runs_from_a_plain_checkout(xla_python: Path, neuron_sum: Co
     assert re.search(r"hint: .*\.png or \.svg", wrong.stderr)
 
 
-def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLine, tmp_path: Path) -> None:
+def test_an_invalid_picture_path_is_rejected_before_lowering(neuron_sum: CommandLine, tmp_path: Path) -> None:
     nowhere = neuron_sum("preflight", "tiny", "--picture", "none/floors.png")
     assert (nowhere.returncode, nowhere.stdout) == (6, "")
     assert "--picture none/floors.png: the folder none does not exist" in nowhere.stderr
@@ -194,7 +194,7 @@ def test_where_a_picture_cannot_be_is_said_before_lowering(neuron_sum: CommandLi
     assert neuron_sum("preflight", "tiny", "--picture", "folder.png").returncode == 6
 
 
-def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_valid_operator_list_of_the_compiler_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert operators.compiler_opcodes() is None
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     fake = tmp_path / "neuronx-cc"
@@ -212,7 +212,7 @@ def test_the_compilers_own_list_counts_if_it_is_one(monkeypatch: pytest.MonkeyPa
     assert operators.compiler_opcodes() is None
 
 
-def test_operators_have_their_opcodes_names() -> None:
+def test_operator_names_are_mapped_to_opcodes() -> None:
     named = {
         "DynamicUpdateSlice": "dynamic-update-slice",
         "Mul": "multiply",
@@ -229,7 +229,7 @@ def test_operators_have_their_opcodes_names() -> None:
     assert operators.LIMITS.keys() <= set(operators.PUBLISHED.values())
 
 
-def test_int8_is_refused_and_buckets_are_the_recipes() -> None:
+def test_int8_is_rejected_and_buckets_come_from_the_recipe() -> None:
     recipe = load_recipe(
         "flan-t5-base-lora",
         [
@@ -251,7 +251,7 @@ def test_int8_is_refused_and_buckets_are_the_recipes() -> None:
     assert recipe_options(soft, "t5", buckets).soft_prompt_tokens == 100
 
 
-def test_a_run_that_is_not_there_yet_has_its_recipes_dimensions() -> None:
+def test_a_missing_run_has_the_dimensions_of_its_recipe() -> None:
     there, expected = base_config(load_recipe("tiny-lora").model), base_config(load_recipe("tiny-base").model)
     assert there.to_dict() == expected.to_dict()
     assert there.vocab_size == 1200
@@ -260,13 +260,13 @@ def test_a_run_that_is_not_there_yet_has_its_recipes_dimensions() -> None:
 # Training.
 
 
-def test_a_training_steps_operations_are_counted_without_weights() -> None:
+def test_operations_of_a_training_step_are_counted_without_weights() -> None:
     overrides = ["train.per_device_train_batch_size=2"]
     full, lora = load_recipe("tiny", overrides), load_recipe("tiny", [*overrides, "method=lora"])
     config = base_config(full.model)
     shape = projection.Shape(64, 32)
     whole = step_flops(full, config, shape)
-    # A product forward is two backward; each weight has about 2 operations a position, attention some more.
+    # One forward product means two backward; each weight has about 2 operations per position, attention some more.
     assert step_flops(full, config, projection.Shape(64, 32)) == whole
     assert step_flops(lora, config, shape) < whole
     checkpointed = load_recipe("tiny", [*overrides, "train.gradient_checkpointing=true"])
@@ -277,7 +277,7 @@ def test_a_training_steps_operations_are_counted_without_weights() -> None:
     assert step_flops(full, llama, projection.Shape(96, 0)) > 0
 
 
-def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_states_its_rows_and_assumptions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "step_flops", lambda *_: 4 * 10**12)
     lora = load_recipe("trn1-flan-t5-base-lora")
     epoch = project_epoch(lora, base_config(lora.model), examples_per_row=2.2)
@@ -287,12 +287,12 @@ def test_an_epoch_says_what_its_rows_are_and_what_is_assumed(monkeypatch: pytest
     assert epoch.peak_s == pytest.approx(5664 * 2e12 / 190e12)
     assert epoch.peak_usd == pytest.approx(5664 * 2e12 / 190e12 * 1.54 / 3600)
     assert epoch.projected_s == pytest.approx((epoch.peak_s or 0) / projection.ASSUMED_SHARE)
-    # Not known how many are in a packed row: only what 1,000 rows cost.
+    # The number per packed row is unknown: only the cost of 1,000 rows.
     unasked = project_epoch(lora, base_config(lora.model))
     assert (unasked.rows, unasked.peak_s, unasked.projected_usd) == (None, None, None)
     assert unasked.peak_usd_per_1000_rows == pytest.approx(1000 * 2e12 / 190e12 * 1.54 / 3600)
     assert "--examples-per-row" in unasked.rows_are
-    # Rows of other lengths than the longest: what it costs as if they were that long is no floor.
+    # Rows of lengths other than the longest: the cost for the longest length is not a floor.
     course = load_recipe("flan-t5-base-lora")
     dynamic = project_epoch(course, base_config(course.model))
     assert (dynamic.rows, dynamic.rows_are, dynamic.is_floor) == (12_460, "12,460 published examples", False)

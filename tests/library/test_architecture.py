@@ -1,4 +1,4 @@
-"""The house: who may import whom, what a --help may load, and that versions live in one place."""
+"""The structure of the packages: directions of imports, imports at start-up, and versions in a single place."""
 
 import ast
 import re
@@ -76,7 +76,7 @@ def test_imports_between_folders_run_in_one_direction(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+def test_modules_have_no_import_cycles(package: str) -> None:
     try:
         tuple(TopologicalSorter(imports(package)).static_order())
     except CycleError as error:
@@ -101,7 +101,7 @@ def test_no_test_file_imports_another_test_file() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_arrows_point_one_way(package: str) -> None:
+def test_packages_import_neuron_sum_and_not_each_other(package: str) -> None:
     forbidden = set(PACKAGES) - {package} - ({"neuron_sum"} if package != "neuron_sum" else set())
     files = list((ROOT / package).rglob("*.py"))
     assert files
@@ -136,7 +136,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_load_and_say_how_to_run_them(name: str) -> None:
+def test_shipped_recipes_load_and_start_with_their_command(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.description
@@ -164,6 +164,6 @@ def test_ci_runs_the_checks_and_the_tests() -> None:
     assert {"make demo", "make test", "make check"} <= set(steps)
 
 
-def test_recipes_are_yaml_that_other_tools_read() -> None:
+def test_other_yaml_parsers_read_the_shipped_recipes() -> None:
     for path in shipped_recipes().values():
         assert isinstance(yaml.safe_load(path.read_text()), dict)

@@ -1,4 +1,4 @@
-"""tools/check_prose.py finds a planted violation of each rule and accepts the sentence that replaces it."""
+"""tools/check_prose.py reports a planted violation of each rule and accepts its rewrite."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def check(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("rule", "name", "violation", "clean"), CASES)
-def test_each_rule_has_a_violation_and_a_clean_neighbour(
+def test_each_rule_rejects_a_violation_and_accepts_its_rewrite(
     tmp_path: Path, rule: int, name: str, violation: str, clean: str
 ) -> None:
     (tmp_path / name).write_text(violation)

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: wrong commands, exit codes, output, and the commands of the docs."""
+"""The command line from a user's view: wrong commands, exit codes, output, and the commands of the docs."""
 
 import json
 import re
@@ -20,7 +20,7 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_first_and_the_wrong_command(neuron_sum: CommandLine) -> None:
+def test_no_command_and_a_wrong_command(neuron_sum: CommandLine) -> None:
     nothing = neuron_sum()
     assert "train" in nothing.stdout + nothing.stderr
     assert neuron_sum("--version").stdout.strip() == f"neuron-sum {version('neuron-sum')}"
@@ -28,7 +28,7 @@ def test_the_first_and_the_wrong_command(neuron_sum: CommandLine) -> None:
     assert neuron_sum("train").returncode == 2
 
 
-def test_every_error_has_a_code_of_its_own() -> None:
+def test_every_error_class_has_a_distinct_exit_code() -> None:
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.NeuronSumError)
     ]
@@ -54,7 +54,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
         assert re.search(rf"{name}\s+{code}\n?", errors.__doc__ or ""), f"{name} is not drawn"
 
 
-def test_errors_are_a_line_and_a_hint_or_json(neuron_sum: CommandLine) -> None:
+def test_errors_are_one_line_and_a_hint_or_json(neuron_sum: CommandLine) -> None:
     plain = neuron_sum("train", "tinny")
     assert plain.returncode == 3
     assert plain.stdout == ""
@@ -67,7 +67,7 @@ def test_errors_are_a_line_and_a_hint_or_json(neuron_sum: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_a_defect_is_one_line_unless_debugged(debug: bool) -> None:
+def test_an_unexpected_exception_is_one_line_without_debug(debug: bool) -> None:
     code = (
         "import sys\n"
         "from neuron_sum import cli\n"
@@ -85,7 +85,7 @@ def test_a_defect_is_one_line_unless_debugged(debug: bool) -> None:
         )
 
 
-def test_output_off_a_terminal_is_plain(neuron_sum: CommandLine, micro: Path) -> None:
+def test_output_without_a_terminal_is_plain(neuron_sum: CommandLine, micro: Path) -> None:
     made = neuron_sum("train", str(micro), "--output", "run")
     assert made.returncode == 0, made.stderr
     assert "\x1b" not in made.stdout + made.stderr
@@ -113,7 +113,7 @@ def test_recipe_commands(neuron_sum: CommandLine) -> None:
     assert json.loads(neuron_sum("recipes", "schema").stdout)["title"] == "Recipe"
 
 
-def test_data_shows_what_a_recipe_reads(neuron_sum: CommandLine, tmp_path: Path) -> None:
+def test_data_prints_the_splits_of_a_recipe(neuron_sum: CommandLine, tmp_path: Path) -> None:
     shown = neuron_sum("data", "tiny")
     assert shown.returncode == 0, shown.stderr
     assert "licence of the data: Apache-2.0" in shown.stdout
@@ -125,7 +125,7 @@ def test_data_shows_what_a_recipe_reads(neuron_sum: CommandLine, tmp_path: Path)
     assert json.loads(skipped.stdout)["skipped"] == {"missing column": 1}
 
 
-def test_mts_dialogs_csv_trains_and_evaluates_with_nothing_but_a_recipe(
+def test_a_recipe_is_enough_to_train_and_evaluate_mts_dialog(
     neuron_sum: CommandLine, tmp_path: Path, shared_data: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text(
@@ -144,7 +144,7 @@ def test_mts_dialogs_csv_trains_and_evaluates_with_nothing_but_a_recipe(
     assert json.loads(evaluated.stdout)["systems"][0]["examples"] == 20
 
 
-def test_durations_and_sizes_read_well() -> None:
+def test_durations_and_sizes_are_readable() -> None:
     assert [console.duration(seconds) for seconds in (12.4, 200, 7300)] == ["12 s", "3 min 20 s", "2 h 1 min"]
     assert [console.size(count) for count in (999, 14_000_000, 990_000_000, 2.5e12)] == [
         "999 B",
@@ -162,11 +162,11 @@ def commands_of(page: Path, language: str = "bash") -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -> None:
-    """Each names a command that is there, with options that it has."""
+def test_the_commands_on_every_page_exist(page: Path, neuron_sum: CommandLine) -> None:
+    """Each names an existing command and existing options."""
     for command in commands_of(page) + commands_of(page, "sh"):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
-        # A group's own --help lists its commands; `compile RUN` is short for `compile run RUN`.
+        # The --help of a group lists its commands; `compile RUN` is short for `compile run RUN`.
         grouped = words[0] in ("recipes", "aws") or words[:2] in (["compile", "verify"], ["compile", "report"])
         group = words[:2] if grouped else words[:1]
         group += ["run"] if group == ["compile"] else []
@@ -178,7 +178,7 @@ def test_the_commands_of_every_page_exist(page: Path, neuron_sum: CommandLine) -
             assert option.split("=")[0] in shown.stdout, f"{command}: no {option}"
 
 
-def test_the_recipes_of_the_docs_hold(tmp_path: Path) -> None:
+def test_the_recipes_in_the_docs_are_valid(tmp_path: Path) -> None:
     found = 0
     for page in PAGES:
         for block in re.findall(r"```yaml\n(name: support-chats.*?)```", page.read_text(), re.DOTALL):
@@ -191,16 +191,16 @@ def test_the_recipes_of_the_docs_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_and_the_readmes_commands_run(
+def test_the_demo_and_the_readme_commands_run(
     neuron_sum: CommandLine, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """`make demo` is `neuron-sum demo`; the README's other commands then run on what it made, as they stand."""
+    """`make demo` is `neuron-sum demo`; the README's other commands then run unchanged on its output."""
     try:
         server = request.getfixturevalue("djl_serving")
     except pytest.skip.Exception:
         server = None
     made = neuron_sum("demo")
-    if server is not None:  # else the demo skips that step
+    if server is not None:  # otherwise the demo prints that it skips the step
         [answer] = re.findall(r"request http://127.0.0.1:\d+\n", made.stderr)
         assert "skips its last step" not in made.stderr and answer
     assert made.returncode == 0, made.stderr[-3000:]
@@ -217,7 +217,7 @@ def test_the_demo_and_the_readmes_commands_run(
     commands = [command for command in commands_of(ROOT / "README.md") if command != "neuron-sum demo"]
     assert len(commands) >= 5
     for command in commands:
-        if "flan-t5" in command:  # needs a hub: what it says without one is tested elsewhere
+        if "flan-t5" in command:  # needs a hub: its error without one is tested elsewhere
             continue
         words, _, standard_input = command.partition(" < ")
         stdin = (tmp_path / standard_input).read_text() if standard_input else None

@@ -22,14 +22,14 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def runs(tmp_path: Path, micro_run: Path, micro_lora_run: Path) -> Path:
-    """Copies of the two runs, to write into."""
+    """Copies of the two runs that a test may write to."""
     shutil.copytree(micro_run, tmp_path / "full")
     shutil.copytree(micro_run, tmp_path / "t5-scratch")  # a run may have a shipped recipe's name
     shutil.copytree(micro_lora_run, tmp_path / "lora")
     return tmp_path
 
 
-def test_compare_sets_systems_beside_the_human_summaries(runs: Path, neuron_sum: CommandLine) -> None:
+def test_compare_reports_every_system_and_the_human_summaries(runs: Path, neuron_sum: CommandLine) -> None:
     made = neuron_sum("compare", "untuned", "full", "lora", "lead-3", "human", "--output", "comparison")
     assert made.returncode == 0, made.stderr
     out = made.stdout
@@ -80,21 +80,21 @@ def test_evaluate_writes_metrics_report_and_card(runs: Path, neuron_sum: Command
     assert "Licence of the data: Apache-2.0" in card.text
 
 
-def test_any_systems_predictions_can_be_evaluated(tmp_path: Path, neuron_sum: CommandLine) -> None:
-    """In the form of the course's results file: a row per prediction and reference, one column a system."""
+def test_predictions_of_other_systems_can_be_evaluated(tmp_path: Path, neuron_sum: CommandLine) -> None:
+    """In the form of the course's results file: one row per prediction and reference, one column per system."""
     (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("evaluate", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
     assert "each row counts as a separate example" in made.stderr
     system = json.loads(made.stdout)["systems"][0]
     assert system["scores"]["ROUGE-1"]["value"] == 100.0
-    assert system["speaker_tags"]["faithful_percent"] is None  # there are no dialogues to say it by
+    assert system["speaker_tags"]["faithful_percent"] is None  # without dialogues, tags cannot be checked
     made = neuron_sum("evaluate", "results.csv")
     assert made.returncode == 4
     assert "missing column prediction" in made.stderr
 
 
-def test_systems_of_one_file_are_compared_on_its_own_references(tmp_path: Path, neuron_sum: CommandLine) -> None:
+def test_systems_in_one_file_are_compared_on_its_references(tmp_path: Path, neuron_sum: CommandLine) -> None:
     (tmp_path / "results.csv").write_text(RESULTS)
     made = neuron_sum("compare", "results.csv#original", "results.csv#peft", "--reference-column", "human", "--json")
     assert made.returncode == 0, made.stderr
@@ -104,7 +104,7 @@ def test_systems_of_one_file_are_compared_on_its_own_references(tmp_path: Path, 
 
 
 def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: CommandLine) -> None:
-    """The parts of a run, and what merge writes, on another recipe's data; names may look like formulas."""
+    """The parts of a run, and the output of merge, on another recipe's data; names may look like formulas."""
     merged = neuron_sum("merge", "lora", "--output", "merged")
     assert merged.returncode == 0, merged.stderr
     systems = ("c$1$=full/checkpoint", "adapter=lora/adapter", "merged", "full")
@@ -118,7 +118,7 @@ def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: Comman
     assert not (runs / "full" / "evaluation").exists(), "other data's figures stand in the run"
 
 
-def test_the_card_tells_the_licence_of_what_the_model_was_trained_on(runs: Path, neuron_sum: CommandLine) -> None:
+def test_the_model_card_names_the_licence_of_the_training_data(runs: Path, neuron_sum: CommandLine) -> None:
     (runs / "mine").mkdir()
     row = {"dialogue": "#Person1#: Hello.", "summary": "#Person1# greets."}
     (runs / "mine" / "test.jsonl").write_text(json.dumps(row) + "\n")
@@ -130,7 +130,7 @@ def test_the_card_tells_the_licence_of_what_the_model_was_trained_on(runs: Path,
     assert card.data.eval_results[0].dataset_name == "mine"
 
 
-def test_what_compare_refuses(runs: Path, neuron_sum: CommandLine) -> None:
+def test_compare_rejects_invalid_systems(runs: Path, neuron_sum: CommandLine) -> None:
     for arguments, code, expected in (
         (("compare", "lead-3"), 8, "no run or artifact determines the data"),
         (("compare", "nowhere"), 8, "no system 'nowhere'"),

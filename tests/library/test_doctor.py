@@ -1,4 +1,4 @@
-"""The doctor: any machine beside the matrix, any recipe on any instance; nothing is guessed, nothing is fetched."""
+"""`doctor`: any machine compared with the matrix, any recipe on any instance; nothing is guessed or downloaded."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def verdicts(machine: Machine) -> dict[str, str]:
     return {check.name: check.verdict for check in check_machine(machine, ROW)}
 
 
-def test_a_plain_machine_is_well() -> None:
+def test_a_plain_machine_passes() -> None:
     told = verdicts(LAPTOP)
     assert set(told.values()) == {"ok", "note"}
     assert told["neuron"] == "note"
@@ -71,7 +71,7 @@ def test_a_plain_machine_is_well() -> None:
     assert "--instance" in str(named(check_machine(LAPTOP, ROW), "neuron").remedy)
 
 
-def test_a_trainium_machine_is_well() -> None:
+def test_a_trainium_machine_passes() -> None:
     assert {verdicts(TRAINIUM)[name] for name in ("neuron", "driver", "neuron packages", "packages")} == {"ok"}
 
 
@@ -85,13 +85,13 @@ def test_a_trainium_machine_is_well() -> None:
         ({"tools": ()}, "c++ compiler", "note", "g++"),
     ],
 )
-def test_what_differs_is_told_with_its_remedy(change: dict[str, Any], name: str, verdict: str, remedy: str) -> None:
+def test_a_difference_is_reported_with_its_remedy(change: dict[str, Any], name: str, verdict: str, remedy: str) -> None:
     check = named(check_machine(dataclasses.replace(LAPTOP, **change), ROW), name)
     assert check.verdict == verdict
     assert remedy in str(check.remedy)
 
 
-def test_packages_are_told_with_the_exact_command() -> None:
+def test_wrong_packages_are_reported_with_the_exact_command() -> None:
     newer = dataclasses.replace(LAPTOP, packages={**LAPTOP.packages, "torch": "2.9.1", "numpy": "2.1.0"})
     check = named(check_machine(newer, ROW), "packages")
     assert check.verdict == "differs"
@@ -118,12 +118,12 @@ def test_a_neuron_machine_needs_all_of_the_sdk() -> None:
 
 
 @pytest.mark.parametrize(("driver", "verdict"), [("2.21.9.0", "blocks"), ("2.24.7.0", "ok"), ("2.30.2.0", "ok")])
-def test_a_driver_may_be_newer_not_older(driver: str, verdict: str) -> None:
+def test_a_newer_driver_passes_and_an_older_one_does_not(driver: str, verdict: str) -> None:
     machine = dataclasses.replace(TRAINIUM, driver=driver)
     assert named(check_machine(machine, ROW), "driver").verdict == verdict
 
 
-def test_half_of_the_sdk_on_a_plain_machine_differs() -> None:
+def test_an_incomplete_sdk_on_a_plain_machine_differs() -> None:
     half = dataclasses.replace(LAPTOP, packages={**LAPTOP.packages, "neuronx-cc": "2.20.1.0", "torch-xla": "2.8.1"})
     told = verdicts(half)
     assert (told["neuron packages"], told["torch-xla"]) == ("differs", "note")
@@ -166,7 +166,7 @@ def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
 
 
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
-    """flan-t5: as model cards and docs/results.md count them; TinyLlama: 1,100,048,384 by its own checkpoint."""
+    """flan-t5: the counts of model cards and docs/results.md; TinyLlama: 1,100,048,384 according to its checkpoint."""
     counts = {
         name: recipe_check._parameters(recipe, base_config(recipe.model)).all
         for name, recipe in (
@@ -176,7 +176,7 @@ def test_the_doctors_dimensions_are_the_published_ones() -> None:
     assert list(counts.values()) == [76_961_152, 247_577_856, 783_150_080, 1_100_048_384]
 
 
-def test_the_published_dimensions_are_the_hubs(shared_data: Path) -> None:
+def test_the_published_dimensions_equal_those_of_the_hub(shared_data: Path) -> None:
     for size in ("small", "base", "large"):
         values = json.loads((shared_data / "configs" / f"flan-t5-{size}.json").read_text())
         ours = PUBLISHED[f"google/flan-t5-{size}"]
@@ -195,7 +195,7 @@ def test_the_published_dimensions_are_the_hubs(shared_data: Path) -> None:
         (["compile.batch_sizes=[4096]"], INF2, "memory of a NeuronCore", "compile.batch_sizes"),
     ],
 )
-def test_what_cannot_work_blocks(overrides: list[str], instance: Any, name: str, remedy: str) -> None:
+def test_impossible_recipes_block(overrides: list[str], instance: Any, name: str, remedy: str) -> None:
     checks = check_recipe(load_recipe("tinyllama-lora", overrides), instance, ROW)
     check = named(checks, name)
     assert check.verdict == "blocks"
@@ -217,7 +217,7 @@ def test_the_remedy_for_memory_fits() -> None:
 @pytest.mark.parametrize(
     ("plan", "sizes"), [("packed", "[[8192,256]]"), ("fixed", "[[8192,256]]"), ("buckets", "[[512,128],[8192,256]]")]
 )
-def test_the_longest_row_is_the_plans(plan: str, sizes: str) -> None:
+def test_the_longest_row_is_that_of_the_shape_plan(plan: str, sizes: str) -> None:
     given = [f"train.shapes.plan={plan}", f"train.shapes.sizes={sizes}"]
     check = named(check_recipe(load_recipe("trn1-flan-t5-base-full", given), TRN1, ROW), "memory of a NeuronCore")
     assert check.verdict == "blocks"
@@ -242,7 +242,7 @@ def test_doctor_and_train_count_the_same_memory(
         assert told.rpartition("activations ")[2] in line
 
 
-def test_what_is_sharded_takes_less() -> None:
+def test_sharding_reduces_the_estimate() -> None:
     def memory(*layout: str) -> NeuronMemory:
         recipe = load_recipe("trn1-tinyllama-lora", ["method=full", *layout])
         config = base_config(recipe.model)
@@ -265,7 +265,7 @@ def test_what_is_sharded_takes_less() -> None:
     assert whole.host > 32 * whole.core.weights
 
 
-def test_layout_reads_what_the_recipe_has() -> None:
+def test_the_layout_follows_the_recipe() -> None:
     split = ["train.neuron.tensor_parallel_size=2", "train.neuron.zero_1=true"]
     whole, halves = (check_recipe(load_recipe("trn1-tinyllama-lora", given), TRN1_LARGE, ROW) for given in ([], split))
     assert not [check for check in (*whole, *halves) if check.verdict in ("blocks", "differs")]
@@ -289,7 +289,7 @@ def test_layout_reads_what_the_recipe_has() -> None:
         ("llama", ",".join([*LORA_TARGETS["llama"], "lm_head"])),
     ],
 )
-def test_the_doctor_blocks_what_train_refuses_and_nothing_else(
+def test_the_doctor_blocks_exactly_the_recipes_that_train_rejects(
     micro: Path, micro_llama: Path, family: str, method: str
 ) -> None:
     given = [method] if "=" in method else ["method=lora", f"method.target_modules=[{method}]"]
@@ -313,7 +313,7 @@ def test_the_doctor_blocks_what_train_refuses_and_nothing_else(
         assert blocked == refused, layout
 
 
-def test_traps_concern_their_cases_alone() -> None:
+def test_upstream_bugs_apply_to_their_cases_only() -> None:
     def trapped(name: str, instance: Any, *overrides: str) -> set[str]:
         checks = check_recipe(load_recipe(name, overrides), instance, ROW)
         return {check.name.removeprefix("trap ") for check in checks if check.name.startswith("trap ")}
@@ -333,7 +333,7 @@ def test_traps_concern_their_cases_alone() -> None:
     assert all(bug.problem and bug.handling and bug.source for bug in upstream_bugs.UPSTREAM_BUGS)
 
 
-def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
+def test_the_command_prints_tables_and_json(neuron_sum: CommandLine) -> None:
     words = ("doctor", "flan-t5-base-lora", "--instance", "trn1.2xlarge", "--region", "eu-west-1")
     made = neuron_sum(*words)
     assert made.returncode == 0, made.stderr
@@ -345,23 +345,23 @@ def test_the_command_tells_people_and_programs(neuron_sum: CommandLine) -> None:
     assert image == ROW.registry_images[0].uri("eu-west-1")
 
 
-def test_the_command_exits_13_where_something_blocks(neuron_sum: CommandLine) -> None:
+def test_the_command_exits_with_13_if_a_check_blocks(neuron_sum: CommandLine) -> None:
     made = neuron_sum("doctor", "tinyllama-lora", "method=prompt_tuning", "--instance", "ml.trn1.2xlarge", "--json")
     assert made.returncode == 13
-    assert json.loads(made.stdout)["checks"]  # the whole answer comes first
+    assert json.loads(made.stdout)["checks"]  # the complete answer is printed first
     error = json.loads(made.stderr.splitlines()[-1])["error"]
     assert error["exit_code"] == 13
     assert "train llama prompt_tuning" in error["message"]
 
 
-def test_the_command_refuses_what_nobody_knows(neuron_sum: CommandLine) -> None:
+def test_the_command_rejects_unknown_instances_and_regions(neuron_sum: CommandLine) -> None:
     assert neuron_sum("doctor", "tiny", "--instance", "ml.p5.48xlarge").returncode == 13
     assert neuron_sum("doctor", "tiny", "--instance", "ml.trn1.2xlarge", "--region", "mars-1").returncode == 13
     assert neuron_sum("doctor", "tinny", "--instance", "ml.trn1.2xlarge").returncode == 3
     assert neuron_sum("doctor", "--instance", "ml.trn1.2xlarge").returncode == 2
 
 
-def test_without_an_instance_it_is_this_one() -> None:
+def test_the_default_instance_is_this_machine() -> None:
     assert machine_check.instance_of(TRAINIUM) == "trn1.2xlarge"
     with pytest.raises(PlatformError, match="not a Trainium") as raised:
         machine_check.instance_of(LAPTOP)
@@ -378,13 +378,13 @@ def test_without_an_instance_it_is_this_one() -> None:
         (None, 2, "a machine with 2 Neuron chips is not"),
     ],
 )
-def test_a_neuron_instance_that_the_table_lacks_is_called_that(instance: str | None, devices: int, told: str) -> None:
+def test_a_neuron_instance_missing_from_the_table_is_reported(instance: str | None, devices: int, told: str) -> None:
     with pytest.raises(PlatformError, match=f"{told} in the table") as raised:
         machine_check.instance_of(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
     assert all(name in str(raised.value.hint) for name in INSTANCES)
 
 
-def test_this_machine_is_told_without_torch() -> None:
+def test_this_machine_is_described_without_loading_torch() -> None:
     code = (
         "import sys\n"
         "from neuron_sum.doctor import machine_check\n"

@@ -1,4 +1,4 @@
-"""Prompts and labels: what the model really sees."""
+"""Prompts and labels: the model's actual inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ COURSE = Prompt(PRESETS["course"])
 EXAMPLE = Example("a", TEXTS[0], ("They meet on Friday.", "A second summary."))
 
 
-def test_the_course_prompt_is_its_text() -> None:
+def test_the_course_preset_has_the_course_text() -> None:
     assert COURSE.render("A: {x}") == "Summarize the following conversation.\n\nA: {x}\n\nSummary: "
 
 
-def test_t5_gets_prompt_and_summary_apart() -> None:
+def test_t5_gets_prompt_and_summary_separately() -> None:
     made = encode([EXAMPLE], T5, COURSE, DataConfig(), decoder_only=False)
     assert len(made) == 2
     assert T5.decode(made[0]["input_ids"], skip_special_tokens=True).startswith("Summarize the following")
@@ -54,7 +54,7 @@ def test_llama_learns_the_answer_and_not_the_prompt() -> None:
     limit=st.integers(60, 140),
     tokenizer=st.sampled_from([T5, LLAMA]),
 )
-def test_a_long_dialogue_is_cut_and_the_template_kept(dialogue: str, limit: int, tokenizer: object) -> None:
+def test_a_long_dialogue_is_cut_and_the_template_is_kept(dialogue: str, limit: int, tokenizer: object) -> None:
     made = COURSE.encode(tokenizer, [dialogue], limit)[0]
     whole = tokenizer(COURSE.render(dialogue))["input_ids"]
     assert len(made.input_ids) <= limit
@@ -77,7 +77,7 @@ def test_the_cut_keeps_as_much_as_fits() -> None:
 
 @pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])
 @pytest.mark.parametrize("word", ["the", "\ufdfa", "internationalization", "\u4f60\u597d", "a.b,c", "  \n"])
-def test_the_start_of_a_long_dialogue_is_cut_as_the_whole_is(word: str, tokenizer: object) -> None:
+def test_tokenizing_only_the_start_of_a_dialogue_gives_the_same_cut(word: str, tokenizer: object) -> None:
     dialogue = " ".join(f"{word}{number % 7}" for number in range(3000))
     made = COURSE.encode(tokenizer, [dialogue, "short", dialogue[:-1]], 100)
     whole = EncodedPrompt(COURSE._cut(tokenizer, dialogue, 100), truncated=True)
@@ -99,13 +99,13 @@ def test_the_time_of_a_cut_does_not_grow_with_the_dialogue(tokenizer: Any, monke
     assert max(seen) < 5000
 
 
-def test_spaces_that_have_no_tokens_are_no_reason_to_cut() -> None:
+def test_spaces_without_tokens_do_not_cause_a_cut() -> None:
     dialogue = "#Person1#: Hello." + " " * 5000 + "#Person2#: Goodbye."
     [made] = COURSE.encode(T5, [dialogue], 64)
     assert made == EncodedPrompt(T5(COURSE.render(dialogue))["input_ids"], truncated=False)
 
 
-def test_a_template_that_does_not_fit_alone() -> None:
+def test_a_template_that_does_not_fit_is_rejected() -> None:
     with pytest.raises(RecipeError, match="max_source_length = 8"):
         COURSE.encode(T5, [TEXTS[0]], 8)
 
@@ -117,7 +117,7 @@ def test_cuts_are_counted() -> None:
 
 
 def test_lengths_of_real_dialogsum(shared_data: Path) -> None:
-    """The figures of docs/data.md, with T5's own SentencePiece file."""
+    """The figures of docs/data.md, with T5's SentencePiece file."""
     tokenizer = load_tokenizer(
         ModelConfig(
             config=str(shared_data / "configs/flan-t5-small.json"),

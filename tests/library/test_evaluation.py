@@ -1,4 +1,4 @@
-"""ROUGE and its protocols pinned to known figures, statistics, predictions files, generation."""
+"""ROUGE and its protocols compared with known figures, statistics, predictions files, generation."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def dialogsum_test(shared_data: Path) -> tuple[Example, ...]:
 def test_known_figures_of_dialogsum(
     neuron_sum: Callable[..., object], shared_data: Path, name: str, expected: tuple[float, ...]
 ) -> None:
-    """All three from the one command of docs/results.md."""
+    """All three from the single command of docs/results.md."""
     made = neuron_sum(
         "compare",
         "lead-3",
@@ -61,7 +61,7 @@ def test_known_figures_of_dialogsum(
     assert [systems[name][kind]["value"] for kind in KINDS] == pytest.approx(expected, abs=0.0051)
 
 
-def test_each_part_of_the_protocol_moves_the_score(dialogsum_test: tuple[Example, ...]) -> None:
+def test_each_protocol_setting_changes_the_score(dialogsum_test: tuple[Example, ...]) -> None:
     predictions = [lead(example.dialogue) for example in dialogsum_test[:100]]
     references = [example.references for example in dialogsum_test[:100]]
 
@@ -80,7 +80,7 @@ def test_rouge_by_hand() -> None:
     assert scores["ROUGE-2"].tolist() == [50.0, 0.0]
 
 
-def test_sentence_splitting_is_for_lsum_alone() -> None:
+def test_sentence_splitting_affects_only_lsum() -> None:
     prediction, reference = "B is here. A is there.", "A is there. B is here."
     by_sentence = rouge([prediction], [[reference]], MEAN)
     by_newline = rouge([prediction], [[reference]], RougeProtocol(sentence_splitting="newline"))
@@ -93,7 +93,7 @@ def test_human_agreement_is_the_mean_over_ordered_pairs() -> None:
     assert human_agreement(references, MEAN)["ROUGE-1"] == pytest.approx([100 / 3, 100.0])
 
 
-def test_longest_keeps_dialogue_order_and_takes_the_earlier_at_a_tie() -> None:
+def test_longest_3_keeps_dialogue_order_and_prefers_the_earlier_turn() -> None:
     dialogue = "A: one\nB: one two three\nA: one two\nB: x y z w\nA: p q"
     assert longest(dialogue) == "B: one two three\nA: one two\nB: x y z w"
     assert lead("A: 1\nB: 2") == "A: 1\nB: 2"
@@ -111,7 +111,7 @@ def test_the_bootstrap_is_seeded_and_covers_the_mean() -> None:
 
 
 @given(st.lists(st.floats(0, 100), min_size=5, max_size=30), st.floats(5, 20))
-def test_the_paired_bootstrap_sees_a_constant_gain_as_certain(values: list[float], gain: float) -> None:
+def test_the_paired_bootstrap_finds_a_constant_gain_significant(values: list[float], gain: float) -> None:
     config = EvaluateConfig(bootstrap_samples=100)
     base = np.array(values)
     better = paired_bootstrap(base + gain, base, config)
@@ -158,12 +158,14 @@ def test_a_file_with_several_references_in_a_row_and_no_ids(tmp_path: Path) -> N
         ([["id", "prediction"]], "contains no rows"),
     ],
 )
-def test_predictions_that_do_not_fit(tmp_path: Path, rows: list[list[str]], expected: str) -> None:
+def test_predictions_that_do_not_match_the_data_are_rejected(
+    tmp_path: Path, rows: list[list[str]], expected: str
+) -> None:
     with pytest.raises(DataError, match=expected):
         read_predictions(write_csv(tmp_path / "p.csv", rows), PredictionColumns(), [Example("a", "d", ("s",))])
 
 
-def test_systems_are_named_and_unknown_ones_refused(tmp_path: Path, micro_run: Path) -> None:
+def test_systems_have_names_and_unknown_ones_are_rejected(tmp_path: Path, micro_run: Path) -> None:
     (tmp_path / "x.csv").touch()
     systems = parse_systems(
         [str(micro_run), "again=" + str(micro_run), "lead-3", f"{tmp_path / 'x.csv'}#peft", "base=untuned"]
@@ -206,7 +208,7 @@ T5 = {
 
 @pytest.mark.parametrize("soft_prompt", [False, True])
 @pytest.mark.parametrize("config", [T5, LLAMA], ids=["t5", "llama"])
-def test_a_summary_does_not_depend_on_its_neighbours(config: dict[str, object], soft_prompt: bool) -> None:
+def test_a_summary_does_not_depend_on_the_rest_of_its_batch(config: dict[str, object], soft_prompt: bool) -> None:
     """Also for a soft prompt on Llama, which PEFT puts before the padding."""
     model, tokenizer = untrained(config)
     if soft_prompt:
@@ -224,7 +226,7 @@ def test_a_summary_does_not_depend_on_its_neighbours(config: dict[str, object], 
     assert all(made.output_tokens <= 48 for made in together)
 
 
-def test_generation_goes_on_where_a_kill_stopped_it(tmp_path: Path) -> None:
+def test_generation_resumes_after_a_kill(tmp_path: Path) -> None:
     model, tokenizer = untrained(T5)
     examples = load_dataset(DataConfig())["test"][:8]
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
@@ -242,17 +244,17 @@ def test_generation_goes_on_where_a_kill_stopped_it(tmp_path: Path) -> None:
     again = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, quiet=True)
     handle.remove()
     assert again == whole
-    assert calls == 3  # five dialogues left, two in a batch
+    assert calls == 3  # five dialogues remain, two per batch
     assert len(partial.read_text().splitlines()) == 8
 
 
-def test_odd_line_ends_in_a_summary_are_kept(tmp_path: Path) -> None:
+def test_unusual_line_ends_in_a_summary_are_kept(tmp_path: Path) -> None:
     odd = Prediction("a", "one\u2028two\x85three")
     write_predictions(tmp_path / "p.jsonl", [odd, odd])
     assert [Prediction(**entry) for entry in files.read_jsonl(tmp_path / "p.jsonl")] == [odd, odd]
 
 
-def test_truncation_and_the_token_limit_are_told() -> None:
+def test_truncation_and_the_token_limit_are_reported() -> None:
     model, tokenizer = untrained(T5)
     recipe = load_recipe("tiny", ["data.max_source_length=40", "generate.max_new_tokens=3"])
     made = summarize_all(

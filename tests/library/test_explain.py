@@ -1,4 +1,4 @@
-"""Known causes: each by a real line of a public thread or document, in order, quoted, and nothing guessed."""
+"""Known causes: each matches a real line of a public thread or document, in order, quoted, without guesses."""
 
 import io
 import json
@@ -24,7 +24,7 @@ LINES = [
     (entry["cause"], entry["line"], entry["origin"])
     for entry in map(json.loads, (ROOT / "tests" / "known_lines.jsonl").read_text().splitlines())
 ]
-"""What stands in known_lines.jsonl: a cause, a real line, and the thread or document that it is from."""
+"""The content of known_lines.jsonl: a cause, a real line, and its source, a thread or document."""
 
 
 def read(*lines: str) -> Explanation:
@@ -32,7 +32,7 @@ def read(*lines: str) -> Explanation:
 
 
 @pytest.mark.parametrize(("name", "line", "origin"), LINES, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(LINES)])
-def test_a_real_line_is_told_as_its_cause_and_as_no_other(name: str, line: str, origin: str) -> None:
+def test_a_real_line_matches_its_cause_and_no_other(name: str, line: str, origin: str) -> None:
     assert "://" in origin or "no thread found" in origin
     told = read("Compiler status PASS", line, "epoch 1")
     assert [(finding.cause.name, finding.line, finding.times) for finding in told.findings] == [(name, 2, 1)]
@@ -61,7 +61,7 @@ HEALTHY = [
 ]
 
 
-def test_what_is_not_known_is_not_guessed() -> None:
+def test_unknown_lines_match_nothing() -> None:
     told = read(*HEALTHY)
     assert told == Explanation((), len(HEALTHY))
     noise = random.Random(0)
@@ -70,7 +70,7 @@ def test_what_is_not_known_is_not_guessed() -> None:
     assert explain(io.BytesIO(b"")) == Explanation((), 0)
 
 
-def test_several_causes_come_in_order_and_are_counted() -> None:
+def test_several_causes_are_reported_in_order_and_counted() -> None:
     told = read("Killed", *HEALTHY, "exec format error", "x", "Killed", "No space left on device", "Killed")
     assert [(f.cause.name, f.line, f.times) for f in told.findings] == [
         ("process-killed", 1, 3),
@@ -99,7 +99,7 @@ def test_a_long_line_is_quoted_in_part() -> None:
 @pytest.mark.parametrize(
     "before", [0, 1, explaining.PIECE_BYTES - 10, explaining.PIECE_BYTES, 3 * explaining.PIECE_BYTES - 5]
 )
-def test_a_line_without_an_end_is_read_in_pieces(before: int) -> None:
+def test_an_endless_line_is_read_in_pieces(before: int) -> None:
     log = b"first\n" + b"x" * before + b" No space left on device " + b"y" * 200_000 + b"\nexec format error"
     told = explain(io.BytesIO(log))
     assert [(f.cause.name, f.line, f.times) for f in told.findings] == [("disk-full", 2, 1), ("architecture", 3, 1)]
@@ -107,7 +107,7 @@ def test_a_line_without_an_end_is_read_in_pieces(before: int) -> None:
 
 
 class Endless(io.RawIOBase):
-    """Sixty-four million bytes without a line's end, made as they are read."""
+    """Sixty-four million bytes without a line break, generated as they are read."""
 
     def __init__(self) -> None:
         self.left = 64_000_000
@@ -153,14 +153,14 @@ def test_every_mark_is_literal_text_of_its_pattern_outside_alternatives() -> Non
             assert mark in re.sub(r"\\(.)", r"\1", outside).lower(), (mark, pattern)
 
 
-def test_a_hostile_line_takes_no_time() -> None:
-    """Repeated beginnings of every pattern: a regular expression that backtracks would not come to an end here."""
+def test_no_pattern_backtracks_on_a_hostile_line() -> None:
+    """Repeated beginnings of every pattern: a regular expression that backtracks would not finish here."""
     for cause in CAUSES:
         for mark, _ in cause.marked_patterns():
             explain(io.BytesIO(mark.encode() * 20_000))
 
 
-def test_the_command_tells_people_and_programs(neuron_sum: CommandLine, tmp_path: Path) -> None:
+def test_the_command_prints_tables_and_json(neuron_sum: CommandLine, tmp_path: Path) -> None:
     log = tmp_path / "job.log"
     log.write_text("starting\nRuntimeError: neuronx-cc failed with -9\n")
     made = neuron_sum("explain", str(log))
@@ -172,7 +172,7 @@ def test_the_command_tells_people_and_programs(neuron_sum: CommandLine, tmp_path
     assert piped["causes"][0].keys() == {"name", "line", "text", "times", "cause", "remedy", "source"}
 
 
-def test_an_unknown_log_is_answered_unknown(neuron_sum: CommandLine) -> None:
+def test_a_log_without_a_known_cause_is_answered_unknown(neuron_sum: CommandLine) -> None:
     made = neuron_sum("explain", stdin="nothing\nto see\n")
     assert made.returncode == 0
     assert made.stdout.startswith(f"unknown: none of {len(CAUSES)} known causes is in these 2 lines\n")
@@ -183,7 +183,7 @@ def test_an_unknown_log_is_answered_unknown(neuron_sum: CommandLine) -> None:
     }
 
 
-def test_a_log_that_is_not_there_is_an_error(neuron_sum: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_log_is_an_error(neuron_sum: CommandLine, tmp_path: Path) -> None:
     assert neuron_sum("explain", str(tmp_path / "nothing.log")).returncode == 4
     assert neuron_sum("explain", str(tmp_path)).returncode == 4
 
@@ -198,7 +198,7 @@ def test_the_document_names_every_cause() -> None:
     assert len(documents) == 6, documents
 
 
-def test_explaining_loads_nothing_heavy() -> None:
+def test_explain_imports_nothing_heavy() -> None:
     code = (
         "import io, sys\n"
         "from neuron_sum.doctor import explain\n"

@@ -1,4 +1,4 @@
-"""What a killed process leaves behind: swept when old, left alone while in use, restored where it was whole."""
+"""Leftovers of a killed process: removed when old, kept while in use, restored if they were complete."""
 
 import os
 import time
@@ -17,7 +17,7 @@ def aged(path: Path) -> Path:
     return path
 
 
-def test_only_old_temporaries_are_swept(tmp_path: Path) -> None:
+def test_only_old_temporary_files_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".a.pt2.tmp-1").write_text("x")
     (tmp_path / ".b.pt2.tmp-2").write_text("x")
     (tmp_path / ".mine").write_text("x")
@@ -28,7 +28,7 @@ def test_only_old_temporaries_are_swept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.pt2.tmp-2", ".mine"]
 
 
-def test_a_folder_that_a_kill_left_between_two_renames_comes_back(tmp_path: Path) -> None:
+def test_a_folder_replaced_halfway_by_a_killed_process_is_restored(tmp_path: Path) -> None:
     (tmp_path / ".artifact.old-7").mkdir()
     (tmp_path / ".artifact.old-7" / "kept").write_text("x")
     with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "artifact"):
@@ -37,7 +37,7 @@ def test_a_folder_that_a_kill_left_between_two_renames_comes_back(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
 
-def test_a_damaged_graph_in_the_cache_is_told(tmp_path: Path) -> None:
+def test_a_damaged_graph_in_the_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "graph.pt2").write_bytes(b"half a package")
     with pytest.raises(CompileError, match=r"graph\.pt2 is damaged") as error:
         cache.copy(tmp_path / "graph.pt2", tmp_path / "copy.pt2")

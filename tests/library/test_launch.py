@@ -1,6 +1,6 @@
-"""How training on Neuron is started: environment, precompiling, and the steps of an extraction of graphs.
+"""How training on Neuron starts: environment, precompiling, and the steps of an extraction of graphs.
 
-Several processes at work are in test_processes.py.
+test_processes.py tests several running processes.
 """
 
 import json
@@ -24,7 +24,7 @@ EPOCH = ["train.max_steps=null", "train.num_train_epochs=1"]
 """64 examples in batches of 8."""
 
 
-def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_the_caller_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NEURON_FUSE_SOFTMAX", "MALLOC_ARENA_MAX", "NEURON_COMPILE_CACHE_URL", "USE_TORCH_XLA"):
         monkeypatch.setenv(name, "theirs")
         if name != "NEURON_FUSE_SOFTMAX":
@@ -42,7 +42,7 @@ def test_the_environment_is_the_callers_where_he_has_set_it(monkeypatch: pytest.
 
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine passes for one with the Neuron SDK."""
+    """Makes this machine appear to have the Neuron SDK."""
     monkeypatch.setattr("neuron_sum.training.neuron.backend.REQUIRED_MODULES", {})
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     for name, value in launch.NEURON_ENVIRONMENT.items():
@@ -53,7 +53,7 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     ("family", "split", "processes", "reckoned"),
     [("micro", 1, None, 1), ("micro", 1, 4, 4), ("micro_llama", 2, None, 2), ("micro_llama", 2, 4, 4)],
 )
-def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
+def test_a_dry_run_estimates_for_processes_without_starting_them(
     sdk: None,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
@@ -78,17 +78,17 @@ def test_a_dry_run_needs_no_processes_and_reckons_with_those_to_come(
         command.train(recipe, overrides, run)
 
 
-def test_a_dry_run_of_the_torch_backend_reckons_with_its_processes_too(
+def test_a_dry_run_of_the_torch_backend_estimates_for_its_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], micro: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(console.settings, "json", True)
-    monkeypatch.setenv("USE_TORCH_XLA", "0")  # which the command sets, and which is to be gone afterwards
+    monkeypatch.setenv("USE_TORCH_XLA", "0")  # the command sets it, and monkeypatch restores it afterwards
     command.train(str(micro), EPOCH, tmp_path / "run", dry_run=True, processes=2)
     told = json.loads(capsys.readouterr().out)["estimate"]
     assert (told["steps"], told["seconds"]) == (4, None)
 
 
-def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precompile_reports_missing_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(backend="neuron", shapes={"plan": "fixed"})
     with pytest.raises(RecipeError, match="compiles nothing in advance"):
         launch.check_options(TrainConfig(), 2, precompile=True)
@@ -102,7 +102,7 @@ def test_precompile_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         launch.start(["tiny"], 2, precompile=True)
 
 
-def test_precompile_runs_the_command_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_precompile_runs_the_command_and_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / launch.EXTRACTOR
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$(dirname "$0")/arguments"\nexit 3\n')
     program.chmod(0o755)
@@ -119,7 +119,7 @@ def test_precompile_runs_the_command_and_leaves_nothing(monkeypatch: pytest.Monk
     chunk=st.integers(1, 4),
     accumulation=st.integers(1, 3),
 )
-def test_an_extraction_begins_as_the_run_and_has_three_whole_steps_of_each_shape(
+def test_an_extraction_starts_like_the_run_and_has_three_steps_of_each_shape(
     chunks: list[int], chunk: int, accumulation: int
 ) -> None:
     rows = [Row((index,), Shape(8 * (1 + size), 8)) for index, size in enumerate(chunks) for _ in range(chunk)]

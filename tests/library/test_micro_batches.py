@@ -1,4 +1,4 @@
-"""A whole run as one line of micro-batches: every example once an epoch, always as many rows, entered anywhere."""
+"""A whole run as one sequence of micro-batches: every example once per epoch, a constant number of rows, any start."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from neuron_sum.training.neuron.micro_batches import MicroBatches, Tokens
     devices=st.integers(1, 3),
     first=st.integers(0, 3),
 )
-def test_micro_batches_hold_every_example_once_and_always_as_many_rows(
+def test_micro_batches_contain_every_example_once_in_rows_of_equal_number(
     count: int, batch_size: int, accumulation: int, devices: int, first: int
 ) -> None:
     def made(rank: int) -> MicroBatches[tuple[int, ...]]:

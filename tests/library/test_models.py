@@ -1,4 +1,4 @@
-"""Base models, tokenizers and adapters: the counts, the file forms, and what is refused."""
+"""Base models, tokenizers and adapters: parameter counts, file formats, and rejected inputs."""
 
 import json
 from pathlib import Path
@@ -74,27 +74,27 @@ def test_parameter_counts_of_flan_t5(shared_data: Path, size: str, everything: i
         assert str(count) == "3,538,944 of 251,116,800 parameters are trainable (1.41 %)"
 
 
-def test_a_soft_prompt_has_exactly_its_vectors() -> None:
+def test_a_soft_prompt_trains_exactly_its_vectors() -> None:
     tokenizer = models.load_tokenizer(small(T5), TEXTS)
     tuned = adapters.attach(models.load_base(small(T5), tokenizer), PromptTuningMethod(num_virtual_tokens=100), seed=0)
     assert models.count_parameters(tuned).trainable == 100 * 32
 
 
 @pytest.mark.parametrize("config", [T5, LLAMA], ids=["t5", "llama"])
-def test_lora_touches_the_familys_default_projections(config: dict[str, object]) -> None:
+def test_lora_adapts_the_default_projections_of_the_family(config: dict[str, object]) -> None:
     tokenizer = models.load_tokenizer(small(config), TEXTS)
     tuned = adapters.attach(models.load_base(small(config), tokenizer), LoraMethod(r=4), seed=0)
     touched = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, p in tuned.named_parameters() if "lora_A" in name}
     assert touched == set(LORA_TARGETS[str(config["model_type"])])
 
 
-def test_lora_on_layers_that_are_not_there() -> None:
+def test_lora_on_missing_layers_is_rejected() -> None:
     tokenizer = models.load_tokenizer(small(T5), TEXTS)
     with pytest.raises(ModelError, match="target_modules"):
         adapters.attach(models.load_base(small(T5), tokenizer), LoraMethod(target_modules=("nope",)), seed=0)
 
 
-def test_random_weights_are_the_seeds_and_leave_the_global_state_alone() -> None:
+def test_random_weights_depend_on_the_seed_and_keep_the_global_random_state() -> None:
     tokenizer = models.load_tokenizer(small(T5), TEXTS)
     state = torch.random.get_rng_state()
     one, same = (models.load_base(small(T5), tokenizer) for _ in range(2))
@@ -105,8 +105,8 @@ def test_random_weights_are_the_seeds_and_leave_the_global_state_alone() -> None
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_t5_reads_back_the_same(tmp_path: Path, tied: bool) -> None:
-    """transformers 5 writes tie_word_embeddings=true where it is false, and 4.57 then loads another model."""
+def test_a_saved_t5_is_loaded_unchanged(tmp_path: Path, tied: bool) -> None:
+    """transformers 5 writes tie_word_embeddings=true for a false value, and 4.57 then loads a different model."""
     config = small({**T5, "tie_word_embeddings": tied})
     tokenizer = models.load_tokenizer(config, TEXTS)
     model = models.load_base(config, tokenizer)
@@ -156,7 +156,7 @@ def test_a_trained_tokenizer_keeps_tags_whole_and_knows_all_of_ascii() -> None:
         (ModelConfig(config={**T5, "vocab_size": 7}, tokenizer=TrainedTokenizer(vocab_size=400)), "entries"),
     ],
 )
-def test_what_cannot_be_loaded_is_told(config: ModelConfig, expected: str) -> None:
+def test_invalid_models_are_rejected(config: ModelConfig, expected: str) -> None:
     with pytest.raises(ModelError, match=expected) as raised:
         models.load_base(config, models.load_tokenizer(config, TEXTS))
     assert raised.value.exit_code == 5
@@ -164,7 +164,7 @@ def test_what_cannot_be_loaded_is_told(config: ModelConfig, expected: str) -> No
 
 @pytest.mark.parametrize("method", [LoraMethod(r=4, lora_dropout=0.0), PromptTuningMethod(num_virtual_tokens=5)])
 @pytest.mark.parametrize("config", [T5, LLAMA], ids=["t5", "llama"])
-def test_a_saved_adapter_reads_back_with_nothing_trainable(
+def test_a_saved_adapter_is_loaded_without_trainable_weights(
     tmp_path: Path, config: dict[str, object], method: Method
 ) -> None:
     tokenizer = models.load_tokenizer(small(config), TEXTS)
@@ -185,7 +185,7 @@ def test_a_saved_adapter_reads_back_with_nothing_trainable(
         assert not torch.allclose(base, again(**inputs).logits[:, -base.shape[1] :], atol=1e-3)
 
 
-def test_a_lora_run_merges_into_a_plain_checkpoint_that_says_the_same(tmp_path: Path, micro_lora_run: Path) -> None:
+def test_a_merged_lora_run_generates_the_same_summaries(tmp_path: Path, micro_lora_run: Path) -> None:
     difference = merge_run(open_run(micro_lora_run), tmp_path / "merged")
     assert 0 <= difference < 1e-4
     adapted, tokenizer = load_trained(open_run(micro_lora_run))
@@ -203,16 +203,16 @@ def test_a_lora_run_merges_into_a_plain_checkpoint_that_says_the_same(tmp_path: 
         merge_run(open_run(micro_lora_run), tmp_path / "merged")
 
 
-def test_a_merge_that_changes_the_logits_is_refused(micro_lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_changes_the_logits_is_rejected(micro_lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted, tokenizer = load_trained(open_run(micro_lora_run))
     inputs = batch(adapted, tokenizer)
-    unloaded = type(adapted.base_model).unload  # a merge that forgets the adapter
+    unloaded = type(adapted.base_model).unload  # a merge that omits the adapter
     monkeypatch.setattr(type(adapted.base_model), "merge_and_unload", lambda self, safe_merge: unloaded(self))
     with pytest.raises(ModelError, match="logits differ"):
         adapters.merge(adapted, inputs)
 
 
-def test_what_cannot_be_merged(tmp_path: Path, micro: Path, micro_run: Path) -> None:
+def test_runs_without_lora_cannot_be_merged(tmp_path: Path, micro: Path, micro_run: Path) -> None:
     with pytest.raises(ModelError, match="has no adapter"):
         merge_run(open_run(micro_run), tmp_path / "merged")
     train(load_recipe(str(micro), ["method=prompt_tuning", "train.max_steps=2"]), tmp_path / "soft")
@@ -221,7 +221,7 @@ def test_what_cannot_be_merged(tmp_path: Path, micro: Path, micro_run: Path) -> 
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_for_another_base_is_refused(micro_lora_run: Path, tmp_path: Path) -> None:
+def test_an_adapter_for_another_base_is_rejected(micro_lora_run: Path, tmp_path: Path) -> None:
     tokenizer = models.load_tokenizer(small(T5), TEXTS)
     with pytest.raises(ModelError, match="does not fit"):
         adapters.load_adapter(models.load_base(small({**T5, "d_model": 64}), tokenizer), micro_lora_run / "adapter")
@@ -229,7 +229,7 @@ def test_an_adapter_for_another_base_is_refused(micro_lora_run: Path, tmp_path: 
         adapters.load_adapter(models.load_base(small(T5), tokenizer), tmp_path)
 
 
-def test_full_is_the_model_itself() -> None:
+def test_method_full_returns_the_model_itself() -> None:
     tokenizer = models.load_tokenizer(small(T5), TEXTS)
     model = models.load_base(small(T5), tokenizer)
     assert adapters.attach(model, FullMethod(), seed=0) is model

@@ -1,8 +1,8 @@
-"""Training on Neuron, as far as a machine without a device can show it: upstream's own code on XLA's CPU device.
+"""Training on Neuron as far as it can be tested without a device: upstream's code on XLA's CPU device.
 
-That runs in processes of its own, by the environment .venv-xla (`make test` builds it): the modules that only AWS has
-are stood in for (tests/stand_ins/xla/stand_ins.py), and stand-ins stay in sys.modules. What they leave is looked at
-here, in the environment that users have, with plain transformers and PEFT. What is refused is in test_neuron_limits.py.
+It runs in separate processes of the environment .venv-xla (`make test` builds it), because stand-ins for the modules
+that only AWS distributes (tests/stand_ins/xla/stand_ins.py) stay in sys.modules. The results are checked here, in the
+environment that users have, with plain transformers and PEFT. test_neuron_limits.py tests rejected recipes.
 """
 
 import json
@@ -35,7 +35,7 @@ LIMIT_S = 1200
 
 NO_DROPOUT = ["model.config.dropout_rate=0.0"]
 UNEVEN = ["data.max_examples=60", "train.gradient_accumulation_steps=3"]
-"""60 examples in rows of 8 and steps of 3: the last micro-batch is half empty, and the last of the step wholly."""
+"""60 examples in rows of 8 and steps of 3: the last micro-batch is half empty, the last of the step entirely."""
 LEARNS = ["train.max_steps=20", "train.logging_steps=1", "train.save_steps=100"]
 AGREE = {
     "full": [*NO_DROPOUT, *LEARNS, "train.learning_rate=0.02", "train.warmup_ratio=0.1", "train.weight_decay=0.01"],
@@ -52,7 +52,7 @@ AGREE = {
 }  # fmt: skip
 ACCUMULATED = ["train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=4"]
 COUNTED = {"agree-buckets": [], "buckets-accumulated": ACCUMULATED}
-"""Runs in buckets whose graphs are counted, each after a short one in a single shape, which compiles all the rest."""
+"""Runs in buckets whose graphs are counted, each after a short one in a single shape, which compiles the others."""
 SAVES = ["train.max_steps=12", "train.save_steps=4", "train.logging_steps=3", "train.gradient_accumulation_steps=2"]
 """About three epochs; a log line spans two of the checkpoints."""
 RARE_SHAPE = [
@@ -65,13 +65,13 @@ RARE_SHAPE = [
     "train.logging_steps=5",
     "train.warmup_ratio=0.1",
 ]
-"""Two of an epoch's 32 micro-batches have the small one, the first of them in the eleventh step."""
+"""Two of an epoch's 32 micro-batches have the small shape, the first of them in the eleventh step."""
 LONG = ["train.max_steps=60", "train.save_steps=5", "train.logging_steps=10"]
 CONSTANT = ["train.lr_scheduler_type=constant", "train.learning_rate=0.01", "train.save_steps=100"]
 
 
 def xla(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """A process with the stand-ins; its output goes to a file, for a pipe that nobody reads fills up."""
+    """A process with the stand-ins; its output goes to a file, because an unread pipe fills up."""
     with (folder / f"{len(list(folder.glob('*.out')))}.out").open("w") as out:
         return subprocess.Popen(
             [str(XLA_PYTHON), *arguments],
@@ -102,7 +102,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """All runs on XLA, T5 and Llama side by side; each of them compiles for itself."""
+    """All runs on XLA, T5 and Llama in parallel; each of them compiles separately."""
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     folder, t5, llama = tmp_path_factory.mktemp("xla"), recipes / "t5.yaml", recipes / "llama.yaml"
@@ -170,7 +170,7 @@ def steps(observed: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*AGREE, "llama", "llama-packed"])
-def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Path, name: str) -> None:
+def test_both_backends_have_the_same_losses(observed: Path, recipes: Path, tmp_path: Path, name: str) -> None:
     recipe = open_run(observed / f"agree-{name}").recipe
     torch_train = recipe.train.model_copy(update={"backend": "torch"})
     train(recipe.model_copy(update={"train": torch_train}), tmp_path / "torch")
@@ -181,7 +181,7 @@ def test_both_backends_lose_the_same(observed: Path, recipes: Path, tmp_path: Pa
     assert len(theirs) >= 20
     for one, other in zip(theirs, ours, strict=True):
         assert other == pytest.approx(one, abs=1e-3)
-    # Ten vectors before a frozen model of random weights can do little; the backends agree on that too.
+    # Ten vectors before a frozen model of random weights can learn little; the backends also agree on that.
     assert ours[-1][0] <= (1.0 if "prompt" in name else 0.8) * ours[0][0]
     left, right = weights(tmp_path / "torch"), weights(observed / f"agree-{name}")
     assert left.keys() == right.keys()
@@ -200,7 +200,7 @@ def test_the_optimizer_knows_its_parameters_after_a_save(observed: Path, method:
 
 
 @pytest.mark.slow
-def test_upstreams_own_save_ends_the_learning(observed: Path) -> None:
+def test_after_an_upstream_save_the_weights_stop_changing(observed: Path) -> None:
     """The negative control of the test above."""
     seen = steps(observed, "upstream")
     assert [step["known"] > 0 for step in seen] == [step["done"] < 4 for step in seen]
@@ -210,7 +210,7 @@ def test_upstreams_own_save_ends_the_learning(observed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", T5_METHODS)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(observed: Path, method: str) -> None:
+def test_a_stopped_run_resumes_like_an_uninterrupted_one(observed: Path, method: str) -> None:
     """With dropout; stopped by SIGTERM, which saves first."""
     assert steps(observed, f"first-{method}")[-1]["done"] < 11
     assert steps(observed, f"then-{method}")[0]["done"] == steps(observed, f"first-{method}")[-1]["done"] + 1
@@ -222,7 +222,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(observed: Path, method: str
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path, tmp_path: Path) -> None:
-    """SIGKILL, by the command line, with dropout."""
+    """SIGKILL of the command line, with dropout."""
     command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, *LONG)
     process = xla(*command, "--output", "killed", folder=tmp_path)
     mark = tmp_path / "killed" / "checkpoints" / "checkpoint-10" / "complete"
@@ -244,7 +244,7 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
 
 
 @pytest.mark.slow
-def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
+def test_a_graph_extraction_runs_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, "--output", "run")
@@ -258,7 +258,7 @@ def test_an_extraction_of_graphs_takes_a_few_steps_and_trains_nothing(recipes: P
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_an_extraction_has_every_graph_of_a_run_in_buckets(observed: Path, name: str) -> None:
-    """In one process, where XLA keeps what it has compiled; with the saves of the run, and a shape that is rare."""
+    """In one process, where XLA keeps compiled graphs; with the saves of the run, and a rare shape."""
     assert open_run(observed / f"extracted-{name}").read_results()["shapes"]["graphs"] == 4
     assert files.read_json(observed / f"extracted-{name}-compiled.json")["graphs"] == 0
 
@@ -280,7 +280,7 @@ def test_processes_agree_to_stop_and_wait_for_each_other(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
-def test_buckets_compile_as_many_graphs_as_the_plan_says(observed: Path, name: str) -> None:
+def test_buckets_compile_the_planned_number_of_graphs(observed: Path, name: str) -> None:
     """All of them in the first of three epochs."""
     plan = open_run(observed / name).read_results()["shapes"]
     told = files.read_json(observed / f"{name}-compiled.json")
@@ -291,7 +291,7 @@ def test_buckets_compile_as_many_graphs_as_the_plan_says(observed: Path, name: s
 
 
 @pytest.mark.slow
-def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> None:
+def test_the_number_of_graphs_is_limited_except_with_dynamic_shapes(observed: Path) -> None:
     for name in ("full", "packed"):
         compiled = [step["compiled"] for step in steps(observed, f"agree-{name}")]
         assert len(set(compiled[3:])) == 1, (name, compiled)
@@ -308,7 +308,7 @@ def test_graphs_stop_growing_with_one_shape_and_not_with_any(observed: Path) -> 
     "name",
     ["agree-full", *(f"whole-{method}" for method in T5_METHODS), *(f"llama-{name}-6" for name in LLAMA_METHODS)],
 )
-def test_plain_transformers_and_peft_take_the_files(observed: Path, name: str) -> None:
+def test_plain_transformers_and_peft_load_the_files(observed: Path, name: str) -> None:
     run = open_run(observed / name)
     if run.weights.name == "checkpoint":
         loader = AutoModelForCausalLM if "llama" in name else AutoModelForSeq2SeqLM
@@ -341,8 +341,8 @@ def test_plain_transformers_and_peft_take_the_files(observed: Path, name: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LLAMA_METHODS)
-def test_a_consolidated_llama_is_the_one_that_was_trained(observed: Path, name: str) -> None:
-    """Its loss on the seventh batch is that of a run which went on; the first six steps were stopped and resumed."""
+def test_a_consolidated_llama_equals_the_trained_one(observed: Path, name: str) -> None:
+    """Its loss on the seventh batch equals an uninterrupted run's; the first six steps were stopped and resumed."""
     run = open_run(observed / f"llama-{name}-6")
     model, _ = load_trained(run)
     torch_train = run.recipe.train.model_copy(update={"backend": "torch"})
@@ -360,14 +360,14 @@ def test_a_consolidated_llama_is_the_one_that_was_trained(observed: Path, name: 
 
 
 @pytest.mark.slow
-def test_bf16_is_autocast_and_padding_rows_do_no_harm(observed: Path) -> None:
+def test_bf16_is_autocast_and_padding_rows_do_not_count(observed: Path) -> None:
     losses = log(observed / "bf16", "loss", "grad_norm")
     assert losses[-1][0] < losses[0][0] and all(norm > 0 for _, norm in losses)
     assert all(value.dtype == torch.float32 for value in weights(observed / "bf16").values())
 
 
 @pytest.mark.slow
-def test_the_torch_backend_does_not_turn_to_xla_where_that_is_installed(recipes: Path, tmp_path: Path) -> None:
+def test_the_torch_backend_does_not_use_an_installed_xla(recipes: Path, tmp_path: Path) -> None:
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     command = ("-m", "neuron_sum", "train", str(recipes / "t5.yaml"), "train.max_steps=4", "--output", "there")

@@ -1,4 +1,4 @@
-"""What training on Neuron is refused for, before anything is written: this machine, the recipe, the model's method."""
+"""Recipes that training on Neuron rejects before writing anything: for the machine, the recipe or the method."""
 
 import subprocess
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from neuron_sum.training.neuron.backend import NeuronBackend
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_machine_without_the_sdk_is_told_what_is_missing(tmp_path: Path, neuron_sum: CommandLine) -> None:
+def test_without_the_sdk_the_missing_packages_are_listed(tmp_path: Path, neuron_sum: CommandLine) -> None:
     result = neuron_sum("train", "tiny", *NEURON, "--output", "run")
     assert result.returncode == PlatformError.exit_code == 13, result.stderr
     for word in (
@@ -30,7 +30,7 @@ def test_a_machine_without_the_sdk_is_told_what_is_missing(tmp_path: Path, neuro
 
 
 @pytest.mark.parametrize("more", [[], ["--precompile"]])
-def test_it_is_told_so_once_before_processes_are_started(
+def test_a_missing_sdk_is_reported_once_before_processes_start(
     tmp_path: Path, neuron_sum: CommandLine, more: list[str]
 ) -> None:
     result = neuron_sum("train", "tiny", *NEURON, "--processes", "2", "--output", "run", *more)
@@ -41,7 +41,7 @@ def test_it_is_told_so_once_before_processes_are_started(
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_cannot_share_a_model_are_refused_once(tmp_path: Path, neuron_sum: CommandLine) -> None:
+def test_an_impossible_number_of_processes_is_rejected_once(tmp_path: Path, neuron_sum: CommandLine) -> None:
     split = "train.neuron.tensor_parallel_size=2"
     result = neuron_sum("train", "tiny", *NEURON, split, "--processes", "3", "--output", "run")
     assert result.returncode == RecipeError.exit_code == 3, result.stderr
@@ -50,14 +50,14 @@ def test_processes_that_cannot_share_a_model_are_refused_once(tmp_path: Path, ne
     assert not (tmp_path / "run").exists()
 
 
-def test_so_are_those_that_torchrun_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_number_of_torchrun_processes_is_rejected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_recipe("tiny", [*NEURON, "train.neuron.tensor_parallel_size=4"]).train
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "6")
     with pytest.raises(RecipeError, match=r"4 does not divide 6.*tensor_parallel_size=2"):
         NeuronBackend.check(config)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(PlatformError):  # of this machine, which is none for it
+    with pytest.raises(PlatformError):  # of this machine, which has no Neuron device
         NeuronBackend.check(config)
 
 
@@ -74,7 +74,7 @@ def test_so_are_those_that_torchrun_has_started(monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_a_recipe_that_neuron_cannot_train_is_invalid(tmp_path: Path, overrides: list[str], message: str) -> None:
     (tmp_path / "zero.json").write_text("{}")
     overrides = [value.replace("zero.json", str(tmp_path / "zero.json")) for value in overrides]
     with pytest.raises(RecipeError, match=message.replace("*", r"\*")):
@@ -90,7 +90,7 @@ def test_a_recipe_that_neuron_cannot_train_does_not_hold(tmp_path: Path, overrid
         ("micro", ["train.neuron.zero_1=true"], "not supported for T5"),
     ],
 )
-def test_a_method_that_upstream_lacks_for_a_model_is_refused(
+def test_a_method_that_upstream_lacks_for_a_model_is_rejected(
     request: pytest.FixtureRequest, family: str, overrides: list[str], message: str
 ) -> None:
     recipe = load_recipe(str(request.getfixturevalue(family)), [*NEURON, *overrides])

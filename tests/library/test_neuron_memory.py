@@ -1,6 +1,6 @@
-"""Memory of NeuronCores and their host: what a run takes, and what is refused with something that fits.
+"""Memory of NeuronCores and their host: the needs of a run, and rejections with a size that fits.
 
-A CPU's is in test_training.py, and what is said of an instance before it is paid for in test_doctor.py.
+test_training.py tests a CPU's memory, and test_doctor.py the estimate for an instance before it is paid for.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ from neuron_sum.training.train import prepare
 
 @pytest.fixture
 def trainium(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """This machine passes for a host with so much memory free, where torchrun has started so many processes."""
+    """Makes this machine appear to have this much free memory and this many processes started by torchrun."""
 
     def pretend(free: float, processes: int = 2, hosts: int = 1, instance: str | None = "ml.trn1.2xlarge") -> None:
         monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config, processes: None))
@@ -37,7 +37,7 @@ def trainium(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("instance", ["ml.trn1.2xlarge", "ml.trn9.2xlarge", None])
-def test_a_batch_that_a_core_cannot_hold_is_refused_though_the_host_could(
+def test_a_batch_too_large_for_a_core_is_rejected_even_if_the_host_has_room(
     micro: Path, tmp_path: Path, trainium: Callable[..., None], instance: str | None
 ) -> None:
     trainium(free=1e12, instance=instance)
@@ -55,7 +55,7 @@ def test_a_batch_that_a_core_cannot_hold_is_refused_though_the_host_could(
     assert {"steps", "disk", "host", "host_available", "weights", "memory"} <= told.keys()
 
 
-def test_processes_that_the_host_cannot_hold_are_refused(
+def test_more_processes_than_the_host_has_memory_for_are_rejected(
     micro: Path, tmp_path: Path, trainium: Callable[..., None]
 ) -> None:
     recipe = load_recipe(str(micro), NEURON)
@@ -72,9 +72,7 @@ def test_processes_that_the_host_cannot_hold_are_refused(
         prepare(large, tmp_path / "run")
 
 
-def test_what_a_llama_shards_over_the_cores_is_counted_so(
-    micro_llama: Path, tmp_path: Path, trainium: Callable[..., None]
-) -> None:
+def test_a_sharded_llama_is_counted_per_core(micro_llama: Path, tmp_path: Path, trainium: Callable[..., None]) -> None:
     trainium(free=1e12, processes=8)
 
     def core(*layout: str) -> dict[str, Any]:
@@ -87,8 +85,8 @@ def test_what_a_llama_shards_over_the_cores_is_counted_so(
     assert zero_1["weights"] == whole["weights"]
 
 
-def test_memory_that_the_processes_of_a_run_hold_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun's children, of which this is one, have loaded the model already; it is counted as needed."""
+def test_memory_used_by_the_processes_of_a_run_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's children, one of which is this process, have loaded the model; their memory counts as needed."""
     monkeypatch.setattr(cpu, "available_memory", lambda: 0.0)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     alone = available_to_processes()

@@ -1,6 +1,6 @@
-"""The command line as users have learnt it: a command or an option that comes, goes or changes is a decision.
+"""The command line as users know it: adding, removing or changing a command or an option is a decision.
 
-After that decision, with a line in CHANGELOG.md:
+After that decision, with a line in CHANGELOG.md, run:
 
     PYTHONPATH=tests/support python tests/library/test_options.py > tests/options.txt
 """
@@ -17,7 +17,7 @@ FROZEN = ROOT / "tests" / "options.txt"
 
 
 def spelled(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
-    """A line for each command and what it takes: arguments in capitals, options with their default."""
+    """One line per command and its parameters: arguments in capitals, options with their default."""
     if hasattr(command, "commands"):
         for name, inner in sorted(command.commands.items()):
             yield from spelled(inner, (*words, name))
@@ -35,7 +35,7 @@ def spelled(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
     yield from (f"    {each}" for each in taken)
 
 
-def test_the_command_line_is_the_one_that_was_decided() -> None:
+def test_the_command_line_matches_options_txt() -> None:
     found = "\n".join(spelled(typer.main.get_command(command_line()))) + "\n"
     assert found == FROZEN.read_text(encoding="utf-8"), __doc__
 

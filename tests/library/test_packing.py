@@ -1,4 +1,4 @@
-"""Packed rows: the loss and the gradients of one example at a time, and a run that leaves an ordinary checkpoint."""
+"""Packed rows: the loss and gradients of one example at a time, and a run that writes an ordinary checkpoint."""
 
 import copy
 import json
@@ -36,11 +36,11 @@ METHODS: dict[str, Method] = {
     "prompt_tuning": PromptTuningMethod(num_virtual_tokens=VIRTUAL),
 }
 JOINED = Encoded(({"input_ids": [5, 7, 1], "labels": [IGNORED, 7, 1]}, {"input_ids": [8, 1], "labels": [8, 1]}), 0, 0)
-"""Two examples of a decoder-only model; the second has a label for its first token, which must go."""
+"""Two examples of a decoder-only model; the second has a label for its first token, which must be removed."""
 
 
 def examples(config: PretrainedConfig, count: int = 17) -> Encoded:
-    """Random ones, of lengths that differ much."""
+    """Random examples whose lengths differ much."""
     draw = np.random.default_rng(0)
     features: list[Features] = []
     for _ in range(count):
@@ -54,7 +54,7 @@ def examples(config: PretrainedConfig, count: int = 17) -> Encoded:
 
 
 def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0) -> RowSet:
-    """Room for about three examples a row."""
+    """Room for about three examples per row."""
     seq2seq = config.is_encoder_decoder
     source = np.array([len(feature["input_ids"]) + virtual_tokens for feature in data.features])
     target = np.array([len(feature["labels"]) * seq2seq for feature in data.features])
@@ -64,7 +64,7 @@ def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0
 
 
 def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTrainedModel | PeftModel:
-    """The same weights for packed and plain; LoRA's are not zero."""
+    """The same weights for packed and plain; those of LoRA are not zero."""
     classes = {"t5": packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration}
     torch.manual_seed(0)
     base = classes.get(config.model_type, transformers.LlamaForCausalLM)(copy.deepcopy(config))
@@ -77,7 +77,7 @@ def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTraine
 
 
 def alone(data: Encoded) -> list[Batch]:
-    """One example at a time, not padded, as a model takes it."""
+    """One example at a time, without padding, in the form that a model accepts."""
     return [{name: torch.tensor([value]) for name, value in feature.items()} for feature in data.features]
 
 
@@ -93,7 +93,7 @@ def loss_and_gradients(model: torch.nn.Module, batches: Sequence[Batch]) -> tupl
 
 
 def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Of any gradient's entry, relative to the largest of its tensor."""
+    """The largest difference of any gradient's entry, relative to the largest of its tensor."""
     assert one.keys() == other.keys()
     assert one
     return max(
@@ -105,7 +105,7 @@ CASES = [("t5", "full"), ("t5", "lora"), ("t5", "prompt_tuning"), ("llama", "ful
 
 
 @pytest.mark.parametrize(("family", "method"), CASES, ids=lambda value: value)
-def test_packed_gives_the_loss_and_gradients_of_one_example_at_a_time(family: str, method: str) -> None:
+def test_packed_rows_have_the_loss_and_gradients_of_single_examples(family: str, method: str) -> None:
     config = {"t5": T5, "llama": LLAMA}[family]
     data = examples(config)
     rows = packed_rows(data, config, VIRTUAL if method == "prompt_tuning" else 0)
@@ -119,7 +119,7 @@ def test_packed_gives_the_loss_and_gradients_of_one_example_at_a_time(family: st
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_plain_masks_would_fail_that_test(family: str) -> None:
+def test_plain_masks_change_the_loss_or_gradients(family: str) -> None:
     """The negative control: zeros and ones instead of segments, on the plain classes."""
     config = {"t5": T5, "llama": LLAMA}[family]
     data = examples(config)
@@ -152,8 +152,8 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_the_step_loss_of_packed_rows_is_that_of_the_same_examples(family: str) -> None:
-    """As Trainer has it: summed in each micro-batch, divided by the label tokens of the step."""
+def test_a_step_of_packed_rows_has_the_loss_of_its_examples(family: str) -> None:
+    """As in Trainer: summed in each micro-batch, divided by the label tokens of the step."""
     config = {"t5": T5, "llama": LLAMA}[family]
     data = examples(config)
     rows = packed_rows(data, config)
@@ -171,7 +171,7 @@ def test_the_step_loss_of_packed_rows_is_that_of_the_same_examples(family: str) 
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_tokens_are_counted_as_tokens(family: str) -> None:
+def test_tokens_of_packed_rows_are_counted_once(family: str) -> None:
     config = {"t5": T5, "llama": LLAMA}[family]
     data = examples(config)
     rows = packed_rows(data, config)
@@ -180,7 +180,7 @@ def test_tokens_are_counted_as_tokens(family: str) -> None:
     assert counted == data.source_tokens
 
 
-def test_every_segment_starts_like_an_example_of_its_own() -> None:
+def test_every_segment_starts_like_a_separate_example() -> None:
     data = Encoded(({"input_ids": [5, 6, 1], "labels": [7, 1]}, {"input_ids": [8, 1], "labels": [9, 10, 1]}), 0, 0)
     for virtual, config in ((0, T5), (2, T5), (0, LLAMA)):
         seq2seq = config.is_encoder_decoder
@@ -204,7 +204,7 @@ def test_every_segment_starts_like_an_example_of_its_own() -> None:
             assert batch["attention_mask"].tolist() == [[1, 1, 1, 2, 2, 0, 0, 0, 0, 0]]
 
 
-def test_generation_and_plain_batches_are_upstreams() -> None:
+def test_generation_and_plain_batches_use_upstream_code() -> None:
     packed, plain = (made(T5, FullMethod(), packed=packed).eval() for packed in (True, False))
     input_ids = torch.randint(2, 96, (3, 20), generator=torch.Generator().manual_seed(0))
     attention_mask = torch.ones_like(input_ids)
@@ -221,7 +221,7 @@ def test_generation_and_plain_batches_are_upstreams() -> None:
         packed(**batch, decoder_attention_mask=torch.ones(3, 9))
 
 
-def test_a_soft_prompt_before_a_packed_llama_is_refused_first(tmp_path: Path, micro_llama: Path) -> None:
+def test_a_soft_prompt_for_a_packed_llama_is_rejected_first(tmp_path: Path, micro_llama: Path) -> None:
     recipe = load_recipe(str(micro_llama), ["train.shapes.plan=packed", "method=prompt_tuning"])
     with pytest.raises(RecipeError, match="PEFT cannot put a soft prompt before each example") as raised:
         train(recipe, tmp_path / "run")
@@ -233,7 +233,7 @@ def test_a_soft_prompt_before_a_packed_llama_is_refused_first(tmp_path: Path, mi
     ("family", "method"),
     [("micro", "full"), ("micro", "prompt_tuning"), ("micro_llama", "full"), ("micro_llama", "lora")],
 )
-def test_a_packed_run_leaves_what_plain_transformers_loads(
+def test_plain_transformers_loads_the_result_of_a_packed_run(
     tmp_path: Path, request: pytest.FixtureRequest, neuron_sum: CommandLine, family: str, method: str
 ) -> None:
     recipe = str(request.getfixturevalue(family))
@@ -273,7 +273,7 @@ def test_a_killed_packed_run_resumes_to_the_same_weights_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["buckets", "packed"])
-def test_two_processes_take_the_rows_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, plan: str) -> None:
+def test_two_processes_share_the_rows_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, plan: str) -> None:
     common = (
         f"train.shapes.plan={plan}",
         "model.config.dropout_rate=0.0",

@@ -1,4 +1,4 @@
-"""The price table: dated, for one region, and never EC2's."""
+"""The price table: dated, for one region, and never with EC2's prices."""
 
 import re
 
@@ -9,7 +9,7 @@ from neuron_sum.platform import prices
 from neuron_sum.platform.matrix import INSTANCES
 
 
-def test_the_table_has_every_neuron_instance_and_says_when_and_where() -> None:
+def test_the_price_table_has_every_neuron_instance_a_date_and_a_region() -> None:
     assert set(INSTANCES) <= set(prices.USD_PER_HOUR)
     price = prices.find_price("trn1.2xlarge")
     assert (price.instance, price.usd_per_hour) == ("ml.trn1.2xlarge", 1.54)

@@ -1,4 +1,4 @@
-"""Several training processes: they train as one does, stop together, and fail with one error."""
+"""Several training processes: they train like one, stop together, and fail with one error."""
 
 import json
 import os
@@ -25,8 +25,8 @@ TWO = ("train.per_device_train_batch_size=4", "--processes", "2")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_give_the_loss_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, fsdp: bool) -> None:
-    """Over gloo, at the same global batch, with summaries of unequal length."""
+def test_two_processes_have_the_loss_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, fsdp: bool) -> None:
+    """Over gloo, with the same global batch and summaries of unequal length."""
     common = ("model.config.dropout_rate=0.0", "train.max_steps=24", "train.save_steps=12", "train.learning_rate=1e-3")
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=8", "--output", "one")
     assert one.returncode == 0, one.stderr
@@ -58,7 +58,7 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
 
     stopped = launch("--output", "stopped")
     wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", stopped)
-    stopped.send_signal(signal.SIGTERM)  # torchrun hands it on to both processes
+    stopped.send_signal(signal.SIGTERM)  # torchrun passes it on to both processes
     stopped.communicate(timeout=120)
     shards = list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*/pytorch_model_fsdp.bin"))
     assert shards, "nothing was sharded"
@@ -72,7 +72,7 @@ def test_a_sharded_run_resumes_where_it_stopped(tmp_path: Path, micro: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_option_starts_as_many(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+def test_the_processes_option_starts_that_number(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
     result = neuron_sum("train", str(micro), "train.max_steps=3", "--processes", "2", "--output", "two")
     assert result.returncode == 0, result.stderr
     results = open_run(tmp_path / "two").read_results()
@@ -81,7 +81,7 @@ def test_the_option_starts_as_many(tmp_path: Path, micro: Path, neuron_sum: Comm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_reaches_every_process_which_save_and_end_as_one(tmp_path: Path, micro: Path, number: int) -> None:
+def test_a_signal_reaches_every_process_and_all_save_and_end_together(tmp_path: Path, micro: Path, number: int) -> None:
     process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-10" / "complete", process)
     process.send_signal(number)
@@ -100,7 +100,7 @@ def test_a_signal_reaches_every_process_which_save_and_end_as_one(tmp_path: Path
 
 @contextmanager
 def slow_to_save(folder: Path, recipe: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two processes at work, whose checkpoints take longer than torchrun's 30 s, and no more than they must."""
+    """Two running processes whose checkpoints take longer than torchrun's 30 s, and only slightly longer."""
     (folder / "sitecustomize.py").write_text(
         "import sys, time\n"
         "class Finder:\n"
@@ -145,7 +145,7 @@ def slow_to_save(folder: Path, recipe: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_processes_get_as_long_as_they_need_to_save(tmp_path: Path, micro: Path) -> None:
+def test_processes_have_enough_time_to_save(tmp_path: Path, micro: Path) -> None:
     with slow_to_save(tmp_path, micro) as process:
         process.terminate()
         message = process.communicate(timeout=120)[1]
@@ -170,7 +170,7 @@ def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path: Path, micro: Path)
 
 
 @pytest.mark.slow
-def test_processes_end_with_their_own_error_told_once(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+def test_an_error_of_a_process_is_printed_once(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
     result = neuron_sum("train", str(micro), "data.source=csv", "data.path=nowhere", *TWO, "--output", "run")
     assert result.returncode == DataError.exit_code == 4, result.stderr
     lines = result.stderr.strip().split("\n")
@@ -180,7 +180,9 @@ def test_processes_end_with_their_own_error_told_once(tmp_path: Path, micro: Pat
     assert json.loads(result.stderr)["error"]["exit_code"] == 4
 
 
-def test_a_folder_is_refused_before_processes_are_started(tmp_path: Path, micro: Path, neuron_sum: CommandLine) -> None:
+def test_an_existing_folder_is_rejected_before_processes_start(
+    tmp_path: Path, micro: Path, neuron_sum: CommandLine
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
     result = neuron_sum("train", str(micro), *TWO, "--output", "run")

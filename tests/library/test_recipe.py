@@ -1,4 +1,4 @@
-"""Recipes: strict, every fault at once, overrides, extends, paths."""
+"""Recipes: strict, all errors at once, overrides, extends, paths."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_recipe_is_frozen() -> None:
         recipe.train.learning_rate = 1.0
 
 
-def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "name: x\nmodel: {name_or_path: a/b}\n"
@@ -50,7 +50,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-4", 1e-4), ("5E-5", 5e-5), ("0.3", 0.3), ("1", 1.0), (".5e-3", 5e-4), ("-1e-4", None)]
 )
-def test_numbers_are_read_by_the_fields_type(text: str, value: float | None) -> None:
+def test_numbers_are_parsed_by_the_type_of_the_field(text: str, value: float | None) -> None:
     if value is None:
         with pytest.raises(RecipeError, match=r"train\.learning_rate"):
             load_recipe("tiny", [f"train.learning_rate={text}"])
@@ -64,13 +64,13 @@ def test_types_are_strict() -> None:
             load_recipe("tiny", [override])
 
 
-def test_another_method_starts_from_its_own_defaults() -> None:
+def test_a_changed_method_starts_from_its_defaults() -> None:
     assert load_recipe("tiny", ["method=lora"]).method == LoraMethod()
     assert load_recipe("flan-t5-base-lora", ["method.name=prompt_tuning"]).method == PromptTuningMethod()
     assert load_recipe("flan-t5-base-lora", ["method.r=8"]).method == LoraMethod(r=8)
 
 
-def test_a_child_need_not_undo_its_parent(tmp_path: Path) -> None:
+def test_a_new_value_removes_dependent_values_of_the_parent(tmp_path: Path) -> None:
     own = load_recipe(
         write(
             tmp_path,
@@ -89,20 +89,20 @@ def test_a_child_need_not_undo_its_parent(tmp_path: Path) -> None:
     assert load_recipe("flan-t5-base-full", ["data.max_examples=3"]).data.license == "CC BY-NC-SA 4.0"
 
 
-def test_overrides_count_in_any_order_and_a_clash_is_told() -> None:
+def test_overrides_apply_in_any_order_and_a_conflict_is_reported() -> None:
     for overrides in (["method=lora", "method.r=8"], ["method.r=8", "method=lora"]):
         assert load_recipe("tiny", overrides).method == LoraMethod(r=8)
     with pytest.raises(RecipeError, match="another override sets data to a plain value"):
         load_recipe("tiny", ["data=3", "data.path=x"])
 
 
-def test_a_path_that_exists_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_saved_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "tiny-base" / "checkpoint").mkdir(parents=True)
     assert load_recipe("tiny-lora").model.name_or_path == str(tmp_path / "runs" / "tiny-base" / "checkpoint")
 
 
-def test_extends_merges_and_finds_a_circle(tmp_path: Path) -> None:
+def test_extends_merges_and_rejects_a_cycle(tmp_path: Path) -> None:
     write(tmp_path, "name: parent\nextends: tiny\ntrain: {learning_rate: 1.0e-3, max_steps: 7}\n", "parent.yaml")
     child = load_recipe(write(tmp_path, "name: child\nextends: parent.yaml\ntrain: {max_steps: 9}\n", "child.yaml"))
     assert (child.name, child.train.learning_rate, child.train.max_steps) == ("child", 1e-3, 9)
@@ -144,7 +144,7 @@ def test_paths_are_relative_to_the_file_or_to_the_current_folder(
         ("name: x\nextends: tiny\ndata: {source: csv}\n", "source 'csv' requires data.path"),
     ],
 )
-def test_what_cannot_hold_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_recipes_are_rejected(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         load_recipe(write(tmp_path, text))
 

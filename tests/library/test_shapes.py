@@ -65,14 +65,14 @@ def test_packing_keeps_every_example_and_overfills_no_row(
     assert all(any(set(part) <= set(row) for row in rows) for part in spread_out)
 
 
-def test_packing_refuses_what_no_row_takes() -> None:
+def test_packing_rejects_an_example_longer_than_a_row() -> None:
     with pytest.raises(ValueError, match=r"9 \+ 2 tokens exceed rows of 8 \+ 8"):
         pack(np.array([9]), np.array([2]), 8, 8)
 
 
 @settings(max_examples=25)
 @given(pairs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=12))
-def test_buckets_are_the_best_there_are(pairs: list[tuple[int, int]]) -> None:
+def test_buckets_have_the_fewest_positions(pairs: list[tuple[int, int]]) -> None:
     source, target = (np.array(side) for side in zip(*pairs, strict=True))
     cells = list(itertools.product(range(1, 6), range(1, 5)))
 
@@ -107,7 +107,7 @@ def test_an_epoch_has_every_example_once_in_whole_batches_of_one_shape(
 ) -> None:
     plan = plan_of(name, pairs, batch_size, devices)
     torch.manual_seed(epoch)
-    np.random.seed(epoch)  # nothing of a global state goes in
+    np.random.seed(epoch)  # the global random state has no influence
     rows = plan.rows(epoch)
     assert rows == plan_of(name, pairs, batch_size, devices).rows(epoch)
     assert sorted(example for row in rows for example in row.examples) == list(range(len(pairs)))
@@ -128,7 +128,7 @@ def test_an_epoch_has_every_example_once_in_whole_batches_of_one_shape(
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_epochs_differ_in_order_and_packed_ones_in_company(name: str) -> None:
+def test_epochs_differ_in_order_and_in_the_examples_that_share_a_row(name: str) -> None:
     draw = np.random.default_rng(0)
     pairs = [(int(s), int(t)) for s, t in zip(draw.integers(4, 60, 200), draw.integers(2, 20, 200), strict=True)]
     plan = plan_of(name, pairs)
@@ -137,7 +137,7 @@ def test_epochs_differ_in_order_and_packed_ones_in_company(name: str) -> None:
         assert set(plan.rows(0)) != set(plan.rows(1))
 
 
-def test_the_report_counts_what_is_computed() -> None:
+def test_the_report_counts_the_computed_positions() -> None:
     pairs = [(30, 6), (10, 3), (10, 3), (10, 3)]
     fixed = plan_of("fixed", pairs, 3, 1, "train.shapes.sizes=[[32,8]]").report(encoded(pairs))
     assert (fixed.rows, fixed.padded_positions, fixed.real_tokens, fixed.graphs) == (6, 240, 75, 1)
@@ -156,7 +156,7 @@ def test_the_report_counts_what_is_computed() -> None:
     assert (dynamic.rows, dynamic.padded_positions) == (4, 2 * (32 + 8) + 2 * (16 + 8))
 
 
-def test_sizes_that_are_too_small_are_refused() -> None:
+def test_sizes_that_are_too_small_are_rejected() -> None:
     with pytest.raises(RecipeError, match=r"end with 32 \+ 8 tokens, but the longest examples have 40 \+ 3") as raised:
         plan_of("buckets", [(40, 3)], 1, 1, "train.shapes.sizes=[[16,8],[32,8]]")
     assert "data.max_source_length" in str(raised.value.hint)
@@ -172,14 +172,14 @@ def test_sizes_that_are_too_small_are_refused() -> None:
         (["train.shapes.plan=boxes"], "'dynamic', 'fixed', 'buckets' or 'packed'"),
     ],
 )
-def test_a_recipe_with_shapes_that_cannot_be_is_refused(overrides: list[str], expected: str) -> None:
+def test_a_recipe_with_impossible_shapes_is_rejected(overrides: list[str], expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         load_recipe("tiny", overrides)
 
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("family", ["micro", "micro_llama"])
-def test_the_shapes_that_reach_the_trainer_are_the_plans(
+def test_the_trainer_gets_the_shapes_of_the_plan(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, family: str
 ) -> None:
     seen: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
@@ -202,7 +202,7 @@ def test_the_shapes_that_reach_the_trainer_are_the_plans(
     results = run.read_results()
     promised = prepare(made, tmp_path / "other").estimate.steps
     assert results["global_step"] == promised
-    if name == "dynamic":  # the negative control: other shapes come up as training goes on
+    if name == "dynamic":  # the negative control: other shapes appear as training continues
         assert len(seen) > 3
         assert results["shapes"]["shapes"] is None
     else:
@@ -219,7 +219,7 @@ def test_the_validation_loss_does_not_depend_on_the_plan(tmp_path: Path, micro: 
     assert losses == pytest.approx([losses[0]] * len(PLANS), rel=1e-5)
 
 
-def test_an_empty_row_and_its_neighbours_are_finite_under_autocast() -> None:
+def test_a_batch_with_an_empty_row_is_finite_under_autocast() -> None:
     from configs import LLAMA, T5
 
     pairs = [(9, 4), (5, 4)]
@@ -243,7 +243,7 @@ def test_an_empty_row_and_its_neighbours_are_finite_under_autocast() -> None:
 
 
 @pytest.mark.slow
-def test_dialogsum_is_padded_as_little_as_documented(shared_data: Path) -> None:
+def test_padding_of_dialogsum_is_as_documented(shared_data: Path) -> None:
     tokenizer = shared_data / "tokenizers" / "t5" / "spiece.model"
     config = shared_data / "configs" / "flan-t5-base.json"
     names = (shapes.COURSE, shapes.BUCKETS, shapes.PACKED)
@@ -258,7 +258,7 @@ def test_dialogsum_is_padded_as_little_as_documented(shared_data: Path) -> None:
     assert packed.gflops <= 0.28 * course.gflops
 
 
-def test_data_tells_what_padding_will_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_prints_the_cost_of_padding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     data("tiny", ["train.shapes.plan=packed"])
     assert "shapes (packed): one of" in capsys.readouterr().out
     data("tiny", ["model.tokenizer=nowhere.model"])

@@ -53,7 +53,7 @@ def test_real_dialogsum(shared_data: Path) -> None:
     assert [len(few[split]) for split in ("train", "validation", "test")] == [125, 15, 15]
 
 
-def test_real_mts_dialog_has_an_overlap_that_skip_bad_leaves_out(shared_data: Path) -> None:
+def test_real_mts_dialog_has_an_overlap_that_skip_bad_skips(shared_data: Path) -> None:
     from neuron_sum.recipes.loading import load_recipe
 
     data = load_recipe("mts-dialog", [f"data.path={shared_data / 'mts-dialog'}"]).data
@@ -89,7 +89,7 @@ def test_a_hub_data_set_and_its_licence(tmp_path: Path) -> None:
     assert dataset.license == "cc-by-4.0"
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_an_error(tmp_path: Path) -> None:
     assert "no/such-set" in failure(DataConfig(source="hub", path="no/such-set"))
 
 
@@ -110,7 +110,7 @@ def test_tsv_and_several_summary_columns(tmp_path: Path) -> None:
     assert load_dataset(data)["test"] == (Example("test_2", "A: x", ("one", "two")),)
 
 
-def test_a_csv_without_the_column_says_which_there_are(tmp_path: Path) -> None:
+def test_a_csv_without_the_column_lists_its_columns(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("ID,text\n1,x\n")
     assert "train.csv:1: missing column dialogue, summary; columns: ID, text" in failure(config(tmp_path, "csv"))
 
@@ -136,7 +136,7 @@ def test_bad_rows_have_a_place_and_a_remedy(tmp_path: Path, rows: list[dict[str,
     assert len(skipped["train"]) == len(rows) - 1
 
 
-def test_another_encoding_is_found_by_row(tmp_path: Path) -> None:
+def test_a_wrong_encoding_is_reported_by_row(tmp_path: Path) -> None:
     rows = b'{"id": "a", "dialogue": "A: x", "summary": "ok"}\n{"id": "b", "dialogue": "A: caf\xe9", "summary": "ok"}\n'
     (tmp_path / "train.jsonl").write_bytes(rows)
     assert "train.jsonl:2: wrong encoding" in failure(config(tmp_path))
@@ -163,14 +163,14 @@ def test_only_the_first_twenty_problems_are_shown(tmp_path: Path) -> None:
     assert "train.jsonl:21" not in message
 
 
-def test_a_folder_that_is_not_there_and_one_without_splits(tmp_path: Path) -> None:
+def test_a_missing_folder_and_one_without_splits_are_errors(tmp_path: Path) -> None:
     assert "is not a folder" in failure(config(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").touch()
     assert "contains none of train.jsonl, validation.jsonl, test.jsonl" in failure(config(tmp_path))
     assert "data.files.train = 'x.jsonl' is not in" in failure(config(tmp_path, files=SplitFiles(train="x.jsonl")))
 
 
-def test_evenly_spaced_is_spread_and_ordered() -> None:
+def test_limited_examples_are_evenly_spaced_and_ordered() -> None:
     examples = [Example(str(n), "d", ("s",)) for n in range(10)]
     assert [example.id for example in evenly_spaced(examples, 4)] == ["0", "2", "5", "7"]
     assert evenly_spaced(examples, None) == evenly_spaced(examples, 99) == tuple(examples)

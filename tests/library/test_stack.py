@@ -1,6 +1,6 @@
-"""The platform matrix: whole, sourced, and the same as what the constraints files say.
+"""The platform matrix: complete, with sources, and equal to the constraints files.
 
-The Dockerfiles are held against it in test_containers.py.
+test_containers.py compares the Dockerfiles with it.
 """
 
 import re
@@ -38,7 +38,7 @@ def test_constraints_match_the_platform_table(platform: Platform) -> None:
 
 
 @PLATFORM
-def test_an_images_tag_and_its_versions_agree_with_the_row(platform: Platform) -> None:
+def test_tags_and_versions_of_images_match_the_platform(platform: Platform) -> None:
     stages = [image.stage for image in platform.registry_images]
     assert set(stages) == {"train", "serve"}
     for image in platform.registry_images:
@@ -48,7 +48,7 @@ def test_an_images_tag_and_its_versions_agree_with_the_row(platform: Platform) -
         assert image.versions["torch"] == tag["torch"] == platform.pins["torch"]
         assert image.versions["python"] == f"3.{tag['minor']}"
         assert image.versions["python"] in platform.python
-    for stage in set(stages):  # the first of a stage is the row itself
+    for stage in set(stages):  # the first image of a stage is that of the platform
         first = next(image for image in platform.registry_images if image.stage == stage)
         assert first.versions["neuron-sdk"] == platform.neuron_sdk
         for name, version in platform.vendor_pins.items():
@@ -56,7 +56,7 @@ def test_an_images_tag_and_its_versions_agree_with_the_row(platform: Platform) -
 
 
 @PLATFORM
-def test_the_serving_image_of_inf2_is_the_registrys(platform: Platform) -> None:
+def test_the_serving_image_of_inf2_is_in_the_registry_table(platform: Platform) -> None:
     serve = next(image for image in platform.registry_images if image.stage == "serve")
     assert platform.serving_images["inf2"].name == f"public.ecr.aws/neuron/{serve.repository}:{serve.tag}"
 
@@ -72,7 +72,7 @@ def test_an_image_has_a_name_in_every_region() -> None:
     assert "us-east-1" in str(raised.value.hint)
 
 
-def test_instances_have_what_aws_publishes() -> None:
+def test_instances_have_the_published_figures() -> None:
     """aws-neuron-sdk, about-neuron/arch/neuron-hardware: name, cores, vCPUs, host GiB."""
     published = {
         "ml.trn1.2xlarge": (2, 8, 32),
@@ -101,15 +101,15 @@ def test_the_matrix_has_every_cell_once() -> None:
         assert support.find_cell(cell.family, cell.method, cell.stage) is cell
 
 
-def test_what_was_seen_on_xla_is_what_the_tests_run_there() -> None:
-    """tests/library/test_neuron.py trains these methods to the end, resumes them, and reads what they leave."""
+def test_cells_marked_as_run_on_xla_match_the_tests() -> None:
+    """tests/library/test_neuron.py trains these methods to the end, resumes them, and reads their output."""
     proven = {*product(["t5"], T5_METHODS), *product(["llama"], LLAMA_METHODS)}
     seen = {(cell.family, cell.method, cell.stage) for cell in CELLS if cell.evidence == "run on XLA:CPU"}
     assert seen == {(family, method, "train") for family, method in proven}
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.family}-{cell.method}-{cell.stage}")
-def test_a_cell_has_a_source_or_says_that_it_has_none(cell: support.Cell) -> None:
+def test_a_cell_has_a_source_or_is_marked_as_unknown(cell: support.Cell) -> None:
     assert cell.note
     assert (cell.source is None) == (cell.works is None) == (cell.evidence == "none")
     assert set(cell.retirements) <= set(RETIREMENTS)
@@ -117,18 +117,18 @@ def test_a_cell_has_a_source_or_says_that_it_has_none(cell: support.Cell) -> Non
 
 
 @pytest.mark.parametrize("name", RETIREMENTS)
-def test_a_retirement_has_a_day_a_release_and_a_source(name: str) -> None:
+def test_a_retirement_has_a_date_a_release_and_a_source(name: str) -> None:
     retirement = RETIREMENTS[name]
     assert retirement.status in support.STATUSES[1:]
     assert date.fromisoformat(retirement.since) < date.fromisoformat(retirement.checked)
     assert re.fullmatch(r"2\.\d\d", retirement.release)
     assert retirement.source and retirement.means
     used = {name for cell in CELLS for name in cell.retirements} | {n for row in PLATFORMS for n in row.retirements}
-    assert name in used or name == "transformers-neuronx"  # which nothing here is built on any more
+    assert name in used or name == "transformers-neuronx"  # which nothing here uses any more
 
 
-def test_the_document_has_the_table() -> None:
-    """docs/platform.md says what the tables say: retirements with their day, instances, images, cells."""
+def test_the_platform_page_matches_the_tables() -> None:
+    """docs/platform.md matches the tables: retirements with their date, instances, images, cells."""
     text = " ".join((ROOT / "docs" / "platform.md").read_text().split())
     for retirement in RETIREMENTS.values():
         assert f"| {retirement.what} | {retirement.status} | {retirement.since} | {retirement.release} |" in text
@@ -147,7 +147,7 @@ def test_the_document_has_the_table() -> None:
 
 
 def test_no_version_of_the_table_is_written_twice() -> None:
-    """In code, a vendor's version stands in platform/matrix.py alone."""
+    """In code, a vendor's version is in platform/matrix.py only."""
     versions = {*PLATFORMS[0].vendor_pins.values(), *PLATFORMS[0].system_packages.values()}
     for path in (path for folder in ("neuron_sum", "compile", "serving") for path in (ROOT / folder).rglob("*.py")):
         if path != Path(matrix.__file__):

@@ -1,6 +1,6 @@
-"""Training: a killed run ends like an uninterrupted one, what cannot work is refused.
+"""Training: a killed run ends like an uninterrupted one, and impossible runs are rejected.
 
-Several processes are in test_processes.py.
+test_processes.py tests several processes.
 """
 
 import json
@@ -39,7 +39,7 @@ from neuron_sum.training.train import prepare, train
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_run_leaves_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
+def test_a_run_writes_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     for name in (
@@ -63,7 +63,7 @@ def test_a_run_leaves_hugging_face_files_and_no_pickle(micro_run: Path) -> None:
     assert log[-2]["loss"] < log[0]["loss"]
 
 
-def test_the_base_of_random_weights_is_kept_and_is_the_seeds(micro_run: Path, micro_lora_run: Path) -> None:
+def test_a_random_base_is_kept_and_depends_on_the_seed(micro_run: Path, micro_lora_run: Path) -> None:
     full, lora = (load_file(run / "base" / "model.safetensors") for run in (micro_run, micro_lora_run))
     assert all(torch.equal(full[name], lora[name]) for name in full)
     assert any(not torch.equal(full[name], value) for name, value in weights(micro_run).items())
@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Path, mi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_llama: Path, number: int) -> None:
+def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, micro_llama: Path, number: int) -> None:
     arguments = (str(micro_llama), *LONG)
     process = start(tmp_path, *arguments, "--output", "stopped")
     wait_for(tmp_path / "stopped" / "checkpoints" / "checkpoint-10" / "complete", process)
@@ -88,7 +88,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_
     assert "everything so far is saved" in message
     assert "hint: neuron-sum train stopped/recipe.yaml --output stopped --resume" in message
 
-    resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # exactly what the hint says
+    resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # the command in the hint
     message = resumed.communicate(timeout=300)[1]
     assert resumed.returncode == 0, message
     assert "continuing from checkpoint-" in message
@@ -97,7 +97,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, micro_
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_cut_by_a_kill_is_skipped(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, load_recipe("tiny"))
     for step in (90, 100):
         (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
@@ -115,10 +115,10 @@ def test_a_checkpoint_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
         (lambda folder: (folder / "complete").write_text(""), "its mark cannot be read"),
     ],
 )
-def test_a_mark_whose_files_did_not_all_come_is_passed_over(
+def test_a_marked_checkpoint_with_missing_files_is_skipped(
     tmp_path: Path, harm: Callable[[Path], object], told: str
 ) -> None:
-    """SageMaker copies a checkpoint to S3 file by file, and after an interruption gives back what has come by then."""
+    """SageMaker copies a checkpoint to S3 file by file, and after an interruption restores the files copied by then."""
     run = RunFolder(tmp_path, load_recipe("tiny"))
     for step in (90, 100):
         folder = run.checkpoints / f"checkpoint-{step}"
@@ -128,14 +128,14 @@ def test_a_mark_whose_files_did_not_all_come_is_passed_over(
         state = TrainerState(global_step=step, is_world_process_zero=True)
         MarkComplete().on_save(SimpleNamespace(output_dir=str(run.checkpoints)), state, TrainerControl())
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
-    (run.checkpoints / "checkpoint-100" / "log-of-another-program").touch()  # what is added does no harm
+    (run.checkpoints / "checkpoint-100" / "log-of-another-program").touch()  # additional files are accepted
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-100"
     harm(run.checkpoints / "checkpoint-100")
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-90"
     assert told in (describe_damage(run.checkpoints / "checkpoint-100") or "")
 
 
-def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> None:
+def test_an_existing_folder_is_never_overwritten_silently(tmp_path: Path, micro_run: Path) -> None:
     recipe = open_run(micro_run).recipe
     with pytest.raises(RunError, match="finished run") as raised:
         start_run(micro_run, recipe, processes=1, resume=False, overwrite=False)
@@ -158,12 +158,12 @@ def test_a_folder_is_never_taken_silently(tmp_path: Path, micro_run: Path) -> No
 
 
 @pytest.mark.parametrize("backend", [(), NEURON], ids=["torch", "neuron"])
-def test_a_run_goes_on_in_as_many_processes_as_it_began_with(tmp_path: Path, backend: tuple[str, ...]) -> None:
+def test_a_run_resumes_only_with_its_number_of_processes(tmp_path: Path, backend: tuple[str, ...]) -> None:
     recipe = load_recipe("tiny", backend)
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
     run.record_processes(2)
-    start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # nothing is saved that would bind it
+    start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # no checkpoint exists yet
     (run.checkpoints / "checkpoint-2").mkdir()
     (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
     start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
@@ -186,7 +186,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path
     train(recipe, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     before = weights(tmp_path / "run")
-    with pytest.raises(DataError):  # found before anything of the old run is gone
+    with pytest.raises(DataError):  # found before anything of the old run is deleted
         train(load_recipe(str(micro), ["data.source=jsonl", f"data.path={tmp_path}"]), tmp_path / "run", overwrite=True)
     assert weights(tmp_path / "run").keys() == before.keys()
     train(load_recipe(str(micro), ["train.max_steps=2", "train.seed=1"]), tmp_path / "run", overwrite=True)
@@ -196,7 +196,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path, micro: Path
         start_run(tmp_path / "run", recipe, processes=1, resume=True, overwrite=True)
 
 
-def test_a_kill_between_weights_and_results_is_mended_by_resume(tmp_path: Path, micro: Path) -> None:
+def test_resume_repairs_a_run_killed_between_weights_and_results(tmp_path: Path, micro: Path) -> None:
     recipe = load_recipe(str(micro), ["train.max_steps=3"])
     train(recipe, tmp_path / "run")
     before = weights(tmp_path / "run")
@@ -207,7 +207,7 @@ def test_a_kill_between_weights_and_results_is_mended_by_resume(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("overrides", [["train.num_train_epochs=3"], ["train.num_train_epochs=1.5"]])
-def test_the_steps_that_are_promised_are_made(tmp_path: Path, micro: Path, overrides: list[str]) -> None:
+def test_the_estimated_number_of_steps_is_trained(tmp_path: Path, micro: Path, overrides: list[str]) -> None:
     common = ["train.max_steps=null", "data.max_examples=20", "train.gradient_accumulation_steps=2", *overrides]
     recipe = load_recipe(str(micro), common)
     promised = prepare(recipe, tmp_path / "run").estimate.steps
@@ -230,7 +230,7 @@ def test_dry_run_estimates_and_writes_nothing(tmp_path: Path, micro: Path, neuro
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_cannot_fit_is_refused_with_a_batch_that_does(tmp_path: Path, micro: Path) -> None:
+def test_a_batch_that_does_not_fit_is_rejected_with_one_that_does(tmp_path: Path, micro: Path) -> None:
     recipe = load_recipe(str(micro), ["train.per_device_train_batch_size=10000000", "train.max_steps=1"])
     with pytest.raises(ResourceError, match="of memory") as raised:
         train(recipe, tmp_path / "run")
@@ -238,7 +238,7 @@ def test_what_cannot_fit_is_refused_with_a_batch_that_does(tmp_path: Path, micro
     assert not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_and_an_unwritable_folder_are_found_first(
+def test_a_full_disk_and_an_unwritable_folder_are_reported_first(
     tmp_path: Path, micro: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -256,7 +256,7 @@ def test_tensorboard_gets_the_losses(tmp_path: Path, micro: Path) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_transformers_own(smoothing: float) -> None:
+def test_the_loss_equals_that_of_transformers(smoothing: float) -> None:
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)

@@ -1,4 +1,4 @@
-"""Who may do what to a running server: web pages in a real browser, raw requests, the owner, and SageMaker."""
+"""Permissions on a running server: web pages in a real browser, raw requests, the owner, and SageMaker."""
 
 import zipfile
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def target(server: LocalServer) -> Target:
 
 
 @pytest.mark.parametrize("name", attack.ATTACKS)
-def test_the_server_withstands(name: str, target: Target, server: LocalServer) -> None:
+def test_the_server_withstands_an_attack(name: str, target: Target, server: LocalServer) -> None:
     finding = attack.ATTACKS[name](target)
     assert finding.requests and finding.faults == []
     assert len(server.workers()) == 1
@@ -98,7 +98,9 @@ def test_every_request_handler_of_the_server_is_known(djl_serving: Path) -> None
     }
 
 
-def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(browser: Browser, target: Target, tmp_path: Path) -> None:
+def test_a_foreign_page_in_a_browser_is_rejected_on_every_route(
+    browser: Browser, target: Target, tmp_path: Path
+) -> None:
     before, statuses = target.state(), list[tuple[str, int]]()
     with attack_target.listener() as (source, fetched), attack_target.listener(page_of(target, source)) as (foreign, _):
         page = browser.new_page()
@@ -118,7 +120,7 @@ def test_a_foreign_page_in_a_browser_is_rejected_on_every_way(browser: Browser, 
     assert target.state() == before
 
 
-def test_a_name_that_is_rebound_to_this_machine_is_rejected(browser: Browser, target: Target) -> None:
+def test_a_host_name_rebound_to_this_machine_is_rejected(browser: Browser, target: Target) -> None:
     page = browser.new_page()
     answer = page.goto(f"http://rebound.example:{target.port}/playground")
     assert answer is not None and answer.status == 403
@@ -126,7 +128,7 @@ def test_a_name_that_is_rebound_to_this_machine_is_rejected(browser: Browser, ta
     page.close()
 
 
-def test_the_own_page_works_and_reads_nothing_else(browser: Browser, server: LocalServer) -> None:
+def test_the_playground_works_and_reads_nothing_else(browser: Browser, server: LocalServer) -> None:
     page = browser.new_page()
     answer = page.goto(f"{server.url}/")
     assert answer is not None and answer.status == 200
@@ -135,7 +137,7 @@ def test_the_own_page_works_and_reads_nothing_else(browser: Browser, server: Loc
     page.close()
 
 
-def test_the_owner_manages_with_the_token_of_this_start(server: LocalServer) -> None:
+def test_the_owner_manages_the_server_with_its_current_token(server: LocalServer) -> None:
     assert server.token_file.stat().st_mode & 0o777 == 0o600
     assert httpx.get(f"{server.url}/models").status_code == 401
     listed = httpx.get(f"{server.url}/models", headers=server.headers).json()["models"]
@@ -147,7 +149,7 @@ IMAGE = {"NEURON_SUM_HOSTS": "*", "NEURON_SUM_TOKEN_FILE": ""}
 """The variables of the serving image."""
 
 
-def test_an_image_with_one_model_takes_no_orders(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
+def test_an_image_with_one_model_rejects_changes(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     package.write_folder(lora_artifact, LIMITS, folder)
     with LocalServer([Model("model", folder)], LIMITS, environment=IMAGE) as server:

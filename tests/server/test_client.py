@@ -1,6 +1,6 @@
-"""The client and `request` against a far end (far_end.py): order, retries, refusals, and what is kept of a failure.
+"""The client and `request` against a test server (far_end.py): order, retries, rejections, and kept answers.
 
-The ways there are in test_transport.py.
+test_transport.py tests the connections.
 """
 
 import inspect
@@ -34,21 +34,21 @@ def test_answers_come_in_order_whatever_the_batches(far_end: FarEnd) -> None:
     assert all(path == "/invocations" and body["parameters"] == {"num_beams": 2} for path, body, _ in far_end.seen)
 
 
-def test_one_text_is_no_list_of_texts(far_end: FarEnd) -> None:
+def test_a_single_text_is_rejected_as_a_list_of_texts(far_end: FarEnd) -> None:
     with Client(far_end.url) as client, pytest.raises(TypeError, match="must be a list"):
         client.summarize("Hello.")
     assert far_end.seen == []
 
 
-def test_any_text_arrives_as_it_was(far_end: FarEnd) -> None:
+def test_any_text_arrives_unchanged(far_end: FarEnd) -> None:
     dialogues = ['quote " and \\ and\nline', "naïve 日本 🙂", "half a pair \ud83d"]
-    far_end.script += [(200, capitals(["a", "b", " "]), {})]  # no endpoint gives back half a pair
+    far_end.script += [(200, capitals(["a", "b", " "]), {})]  # no endpoint returns half of a surrogate pair
     with Client(far_end.url) as client:
         client.summarize(dialogues)
     assert far_end.sent == [dialogues]
 
 
-def test_busy_is_tried_again_and_not_before_retry_after(far_end: FarEnd) -> None:
+def test_503_is_retried_after_retry_after(far_end: FarEnd) -> None:
     told: list[str] = []
     far_end.script += [(503, BUSY, {"Retry-After": "0.1"}), (503, BUSY, {})]
     with Client(far_end.url, backoff_s=0, on_retry=told.append) as client:
@@ -57,28 +57,28 @@ def test_busy_is_tried_again_and_not_before_retry_after(far_end: FarEnd) -> None
     assert "9 items wait" in told[0]
 
 
-def test_an_endpoint_that_asks_for_an_hour_is_not_waited_for(far_end: FarEnd) -> None:
+def test_a_retry_after_of_an_hour_is_not_awaited(far_end: FarEnd) -> None:
     far_end.script += [(503, BUSY, {"Retry-After": "3600"})]
     with Client(far_end.url) as client, pytest.raises(RequestError, match="9 items wait") as caught:
         client.summarize(["Hello."])
     assert caught.value.hint == "send the request again after 3600 s"
 
 
-def test_it_gives_up_after_the_last_attempt(far_end: FarEnd) -> None:
+def test_the_client_gives_up_after_the_last_attempt(far_end: FarEnd) -> None:
     far_end.script += [(503, BUSY, {})] * 9
     with Client(far_end.url, attempts=3, backoff_s=0) as client, pytest.raises(RequestError, match="answered 503"):
         client.summarize(["Hello."])
     assert len(far_end.seen) == 3
 
 
-def test_dropped_connections_are_tried_again(far_end: FarEnd) -> None:
+def test_dropped_connections_are_retried(far_end: FarEnd) -> None:
     far_end.script += ["drop", "drop"]
     with Client(far_end.url, backoff_s=0) as client:
         assert client.summarize(["Hello."])[0].summary_text == "HELLO."
     assert len(far_end.seen) == 3
 
 
-def test_a_slow_answer_is_an_error_and_not_sent_twice(far_end: FarEnd) -> None:
+def test_a_late_answer_is_an_error_and_not_retried(far_end: FarEnd) -> None:
     far_end.script += ["late"]
     with (
         Client(far_end.url, timeout_s=0.03) as client,
@@ -88,7 +88,7 @@ def test_a_slow_answer_is_an_error_and_not_sent_twice(far_end: FarEnd) -> None:
     assert len(far_end.seen) == 1
 
 
-def test_a_refused_request_says_what_the_endpoint_said(far_end: FarEnd) -> None:
+def test_a_rejected_request_reports_the_message_of_the_endpoint(far_end: FarEnd) -> None:
     far_end.script += [(422, TOO_LONG, {})]
     with Client(far_end.url, concurrency=1, batch_size=1) as client, pytest.raises(RequestError) as caught:
         client.summarize(["Hello."], {"max_new_tokens": 99})
@@ -107,7 +107,7 @@ def test_a_refused_request_says_what_the_endpoint_said(far_end: FarEnd) -> None:
     (200, "<html>", "answered no summaries: <html>"),
     (200, [], "answered 0 of 1 dialogues"),
 ])  # fmt: skip
-def test_what_is_no_endpoint_of_ours_is_told_apart(far_end: FarEnd, status: int, body: Any, message: str) -> None:
+def test_other_servers_are_recognized(far_end: FarEnd, status: int, body: Any, message: str) -> None:
     far_end.script += [(status, body, {})]
     with Client(far_end.url) as client, pytest.raises(RequestError, match=message) as caught:
         client.summarize(["Hello."])
@@ -115,14 +115,14 @@ def test_what_is_no_endpoint_of_ours_is_told_apart(far_end: FarEnd, status: int,
     assert len(far_end.seen) == 1
 
 
-def test_a_refused_dialogue_leaves_its_neighbours_and_keeps_its_place(far_end: FarEnd) -> None:
+def test_a_rejected_dialogue_keeps_its_place_and_the_others_are_answered(far_end: FarEnd) -> None:
     with Client(far_end.url, batch_size=2) as client:
         answers = client.summarize(["a", "b", "c", " ", "e"])
     assert [answer.summary_text for answer in answers] == ["A", "B", "C", "", "E"]
     assert answers[3].as_dict() == {"error": {"code": 422, "message": "inputs[3] holds no text", "field": "inputs[3]"}}
 
 
-def test_of_a_request_only_the_busy_dialogues_are_sent_again(far_end: FarEnd) -> None:
+def test_only_the_busy_dialogues_of_a_request_are_sent_again(far_end: FarEnd) -> None:
     first = [capitals(["a"])[0], BUSY, capitals([" "])[0], BUSY]
     far_end.script += [(200, first, {}), (200, [BUSY, *capitals(["d"])], {})]
     with Client(far_end.url, attempts=2, backoff_s=0) as client:
@@ -133,7 +133,7 @@ def test_of_a_request_only_the_busy_dialogues_are_sent_again(far_end: FarEnd) ->
     assert [answer.answered for answer in answers] == [True, False, True, True]
 
 
-def test_after_a_refusal_no_more_is_sent(far_end: FarEnd) -> None:
+def test_nothing_is_sent_after_a_rejection(far_end: FarEnd) -> None:
     far_end.script += [(422, TOO_LONG, {})]
     with Client(far_end.url, batch_size=1, concurrency=1) as client, pytest.raises(RequestError, match="answered 422"):
         client.summarize([str(number) for number in range(50)])
@@ -153,7 +153,7 @@ def test_after_a_refusal_no_more_is_sent(far_end: FarEnd) -> None:
     ],
     ids=["busy", "busy for an hour", "dropped", "gone", "late", "refused", "another server"],
 )
-def test_what_was_answered_before_a_failure_is_kept(far_end: FarEnd, steps: list[Any], code: int, message: str) -> None:
+def test_answers_before_a_failure_are_kept(far_end: FarEnd, steps: list[Any], code: int, message: str) -> None:
     far_end.script += [None, None, *steps]
     done: list[int] = []
     with Client(far_end.url, batch_size=2, concurrency=1, attempts=2, backoff_s=0, timeout_s=0.5) as client:
@@ -169,7 +169,7 @@ def test_what_was_answered_before_a_failure_is_kept(far_end: FarEnd, steps: list
             step.until.set()
 
 
-def test_what_is_under_way_when_another_fails_is_collected(far_end: FarEnd) -> None:
+def test_answers_of_running_requests_are_collected_after_a_failure(far_end: FarEnd) -> None:
     failed = threading.Event()
     far_end.script += [Held(failed), (422, TOO_LONG, {})]
     with Client(far_end.url, batch_size=1, concurrency=2) as client:
@@ -180,7 +180,7 @@ def test_what_is_under_way_when_another_fails_is_collected(far_end: FarEnd) -> N
     assert [answer.error.code for answer in answers if answer.error is not None] == [422, 422, 422]
 
 
-def test_what_waits_for_another_attempt_when_another_fails_is_given_up(far_end: FarEnd) -> None:
+def test_waiting_retries_are_abandoned_after_a_failure(far_end: FarEnd) -> None:
     waits = threading.Event()
     far_end.script += [(503, BUSY, {"Retry-After": "100"}), None, Held(waits, (422, TOO_LONG, {}))]
     with Client(far_end.url, batch_size=1, concurrency=2, on_retry=lambda _: waits.set()) as client:
@@ -190,7 +190,7 @@ def test_what_waits_for_another_attempt_when_another_fails_is_given_up(far_end: 
     assert [answer.error.code for answer in answers if answer.error is not None] == [422, 422]
 
 
-def test_no_attempt_is_announced_after_another_failed(far_end: FarEnd) -> None:
+def test_no_retry_is_announced_after_a_failure(far_end: FarEnd) -> None:
     failed = threading.Event()
     told: list[str] = []
     far_end.script += [Held(failed, (503, BUSY, {})), (422, TOO_LONG, {})]
@@ -202,7 +202,7 @@ def test_no_attempt_is_announced_after_another_failed(far_end: FarEnd) -> None:
     assert (told, len(far_end.seen)) == ([], 2)
 
 
-def test_of_a_request_that_fails_in_the_end_the_answers_are_kept(far_end: FarEnd) -> None:
+def test_answers_of_a_request_that_finally_fails_are_kept(far_end: FarEnd) -> None:
     far_end.script += [(200, [*capitals(["a"]), BUSY], {}), (503, BUSY, {})]
     with Client(far_end.url, attempts=2, backoff_s=0) as client:
         first, second = client.summarize(["a", "b"])
@@ -249,9 +249,7 @@ def test_many_dialogues_from_a_file(neuron_sum: CommandLine, far_end: FarEnd, tm
     assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == lines
 
 
-def test_what_was_answered_before_a_failure_is_written(
-    neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path
-) -> None:
+def test_answers_before_a_failure_are_written(neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path) -> None:
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"inputs": text}) + "\n" for text in ("a", " ", "c", "d")))
     far_end.script += [None, None, (503, BUSY, {"Retry-After": "3600"})]
     single = ("--batch-size", "1", "--concurrency", "1", "--output", "answers.jsonl")
@@ -270,7 +268,9 @@ def test_what_was_answered_before_a_failure_is_written(
     assert "into a .jsonl" in error["hint"] and "--batch-size" in error["hint"]
 
 
-def test_a_lone_dialogue_without_an_answer(far_end: FarEnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_dialogue_without_an_answer_is_an_error(
+    far_end: FarEnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "one.txt").write_text("Hello.")
     monkeypatch.setitem(Client.__init__.__kwdefaults__, "attempts", 1)
     far_end.script += [(200, [BUSY], {}), (200, capitals([" "]), {})]
@@ -281,7 +281,7 @@ def test_a_lone_dialogue_without_an_answer(far_end: FarEnd, tmp_path: Path, monk
         request(far_end.url, tmp_path / "one.txt")
 
 
-def test_what_holds_no_dialogue_is_not_sent(neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path) -> None:
+def test_input_without_a_dialogue_is_not_sent(neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path) -> None:
     assert neuron_sum("request", far_end.url, stdin=" \n").returncode == 4
     (tmp_path / "bad.jsonl").write_text('{"inputs": 3}\n\n[\n{"inputs": "a", "parameters": {}}\n')
     made = neuron_sum("request", far_end.url, "bad.jsonl")

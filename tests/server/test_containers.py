@@ -1,4 +1,4 @@
-"""What our image is built from, and that its entrypoint serves. AWS's own container is in test_neuronx_container.py."""
+"""The image's sources and its running entrypoint. test_neuronx_container.py tests the frozen AWS container."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_version_is_the_tables(contexts: dict[str, Path], target: str) -> None:
+def test_every_version_is_that_of_the_platform_table(contexts: dict[str, Path], target: str) -> None:
     template = (Path(dockerfile.__file__).parent / dockerfile.TEMPLATE).read_text()
     assert set(VERSION.findall(template)) <= ADDRESSES
     platform = PLATFORMS[0]
@@ -59,7 +59,7 @@ def test_every_version_is_the_tables(contexts: dict[str, Path], target: str) -> 
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_folder_is_all_that_a_build_needs(contexts: dict[str, Path], target: str) -> None:
+def test_the_folder_contains_everything_that_a_build_needs(contexts: dict[str, Path], target: str) -> None:
     context = contexts[target]
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (context / "Dockerfile").read_text(), re.MULTILINE)
     for source in " ".join(copied).split():
@@ -76,7 +76,7 @@ def test_the_folder_is_all_that_a_build_needs(contexts: dict[str, Path], target:
     assert ("torch-neuronx==" in pins) == (target == "inf2")
 
 
-def test_the_builder_needs_no_more_than_it_installs(contexts: dict[str, Path]) -> None:
+def test_the_builder_uses_only_what_it_installs(contexts: dict[str, Path]) -> None:
     source = contexts["cpu"] / "source"
     installed = re.findall(r"constraint constraints.txt ([a-z]+)$", (source.parent / "Dockerfile").read_text(), re.M)
     assert installed == ["rich"]
@@ -99,7 +99,7 @@ def test_the_builder_needs_no_more_than_it_installs(contexts: dict[str, Path]) -
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_sagemaker_is_told(contexts: dict[str, Path], target: str) -> None:
+def test_labels_user_and_entrypoint_for_sagemaker(contexts: dict[str, Path], target: str) -> None:
     made = (contexts[target] / "Dockerfile").read_text()
     labels = re.findall(r'^LABEL com\.amazonaws\.sagemaker\.capabilities\.(\S+)="true"$', made, re.MULTILINE)
     assert labels == (["accept-bind-to-port", "multi-models"] if target == "cpu" else ["accept-bind-to-port"])
@@ -108,7 +108,7 @@ def test_what_sagemaker_is_told(contexts: dict[str, Path], target: str) -> None:
     assert environment_of(made)[djl.HOME_VARIABLE] == str(dockerfile.HOME)
 
 
-def test_java_is_started_as_on_this_machine() -> None:
+def test_java_has_the_same_options_as_on_this_machine() -> None:
     command = dockerfile.render_entrypoint().partition("exec java")[2].replace("\\\n", " ")
     here = [option for option in local.java_options(dockerfile.TEMPORARY) if str(local.CONFIGURATION) not in option]
     given = shlex.split(command)
@@ -117,7 +117,7 @@ def test_java_is_started_as_on_this_machine() -> None:
     assert given[-4:] == ["-cp", f"{dockerfile.HOME / djl.LIBRARIES}/*", djl.MAIN_CLASS, "${model[@]}"]
 
 
-def test_only_a_context_of_ours_is_replaced(neuron_sum: CommandLine, tmp_path: Path) -> None:
+def test_only_a_generated_context_is_replaced(neuron_sum: CommandLine, tmp_path: Path) -> None:
     first = neuron_sum("dockerfile", "--target", "inf2", "--json")
     assert json.loads(first.stdout) == {"folder": "image-inf2", "target": "inf2"}
     (tmp_path / "image-inf2" / "left").touch()
@@ -130,7 +130,7 @@ def test_only_a_context_of_ours_is_replaced(neuron_sum: CommandLine, tmp_path: P
     assert (tmp_path / "mine" / "Dockerfile").read_text() == "FROM scratch\n"
 
 
-def test_other_arguments_are_run_and_a_missing_model_is_told(tmp_path: Path) -> None:
+def test_other_arguments_are_executed_and_a_missing_model_is_reported(tmp_path: Path) -> None:
     script = placed(tmp_path, tmp_path / "none", tmp_path / "model")
     echo = subprocess.run(["bash", script, "echo", "serve me"], capture_output=True, text=True, check=False)
     assert (echo.returncode, echo.stdout) == (0, "serve me\n")
@@ -139,10 +139,10 @@ def test_other_arguments_are_run_and_a_missing_model_is_told(tmp_path: Path) -> 
     assert "holds no serving.properties" in lone.stderr
 
 
-def test_the_script_becomes_a_server_that_ends_on_sigterm(
+def test_the_entrypoint_starts_a_server_that_ends_on_sigterm(
     djl_serving: Path, contexts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """In this machine's places: with no model, as a multi-model endpoint starts, on the port that it is told."""
+    """At paths of this machine: without a model, as a multi-model endpoint starts, on the given port."""
     (tmp_path / "model").mkdir()
     script, port = placed(tmp_path, djl_serving, tmp_path / "model"), free_port()
     environment = environment_of((contexts["cpu"] / "Dockerfile").read_text()) | {
@@ -165,12 +165,12 @@ def test_the_script_becomes_a_server_that_ends_on_sigterm(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-def test_process_1_of_the_containers_own_layout(
+def test_the_entrypoint_serves_as_process_1_in_the_image_layout(
     djl_serving: Path, contexts: dict[str, Path], request: pytest.FixtureRequest, tmp_path: Path, target: str
 ) -> None:
-    """The entrypoint as it was written: /opt, /tmp, process numbers and network of its own, the Dockerfile's variables.
+    """The unmodified entrypoint: separate /opt, /tmp, process numbers and network, the Dockerfile's variables.
 
-    For cpu an ordinary user serves a model. For inf2 root starts without one, for none is compiled for it here.
+    For cpu an ordinary user serves a model. For inf2 root starts without one, because none is compiled for it here.
     """
     model = tmp_path / "model"
     model.mkdir()
@@ -205,13 +205,13 @@ def test_process_1_of_the_containers_own_layout(
 
 
 def environment_of(made: str) -> dict[str, str]:
-    """What a Dockerfile sets with ENV."""
+    """The variables that a Dockerfile sets with ENV."""
     [block] = re.findall(r"^ENV ((?:.*\\\n)*.*)$", made, re.MULTILINE)
     return dict(item.split("=", 1) for item in shlex.split(block.replace("\\\n", " ")))
 
 
 def placed(folder: Path, home: Path, model: Path) -> Path:
-    """The entrypoint with this machine's places."""
+    """The entrypoint with paths of this machine."""
     (folder / "t").mkdir()
     text = dockerfile.render_entrypoint()
     for there, here in (
@@ -228,7 +228,7 @@ def placed(folder: Path, home: Path, model: Path) -> Path:
 
 @contextmanager
 def container(context: Path, home: Path, model: Path, user: str) -> Iterator["subprocess.Popen[str]"]:
-    """The rendered entrypoint in namespaces of its own, as a container runtime would start it."""
+    """The rendered entrypoint in separate namespaces, as a container runtime would start it."""
     for tool in ("unshare", "setpriv", "nsenter", "ip", "curl"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool}")
@@ -285,7 +285,7 @@ exec setpriv --reuid {user} --regid {user} --clear-groups /bin/bash {dockerfile.
 
 
 def answered(server: "subprocess.Popen[str]", ask: Callable[[], Any]) -> Any:
-    """What is answered once the server does."""
+    """The answer once the server is up."""
     end = time.monotonic() + local.START_LIMIT_S
     while True:
         assert server.poll() is None, server.communicate()[0]

@@ -1,4 +1,4 @@
-"""How DJL Serving is built once, though several processes start at once. Maven alone is a stand-in."""
+"""DJL Serving is built once even if several processes start at once. Only Maven is replaced."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ exit 1
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where each run of Maven has its folder; the sources come from a repository on this disk."""
+    """The folder of the fake Maven's runs; the sources come from a local repository."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("mvn", MAVEN), ("java", "#!/bin/bash\n")):
@@ -68,7 +68,7 @@ def wait_for(there: Callable[[], bool]) -> None:
     raise AssertionError("it did not come")
 
 
-def test_the_first_to_finish_stays(runs: Path, tmp_path: Path) -> None:
+def test_the_first_finished_build_is_kept(runs: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         builds = [pool.submit(djl.install) for _ in range(2)]
         wait_for(lambda: len(list(runs.iterdir())) == 2)
@@ -87,7 +87,7 @@ def test_the_first_to_finish_stays(runs: Path, tmp_path: Path) -> None:
     assert len(list(runs.iterdir())) == 2, "it was built again"
 
 
-def test_sources_that_another_process_fetched_meanwhile_stay(runs: Path, tmp_path: Path) -> None:
+def test_sources_fetched_by_another_process_are_kept(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "made" / "a").mkdir(parents=True)
     (tmp_path / "there" / "b").mkdir(parents=True)
     djl._place(tmp_path / "made", tmp_path / "there")

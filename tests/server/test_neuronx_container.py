@@ -1,4 +1,4 @@
-"""What AWS's last DJL container with Neuron is given: a checkpoint, and settings that DJL's own class takes."""
+"""The archive for the last AWS DJL container with Neuron: a checkpoint, and settings that DJL's class accepts."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 CONTAINER = neuronx_container.CONTAINER
 
 DJL_PYTHON = "ai.djl.python:python:0.34.0"
-"""The nearest to 0.30 that Maven Central has with the Neuron handlers: 0.25 is the one before, 0.36 is without."""
+"""The version nearest to 0.30 on Maven Central with the Neuron handlers: 0.25 is the one before, 0.36 has none."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def trained_llama(folder: Path, *overrides: str) -> Path:
     return folder / "run"
 
 
-def test_a_checkpoint_is_packed_for_the_ended_container(
+def test_a_checkpoint_is_packaged_for_the_frozen_container(
     neuron_sum: CommandLine, llama_run: Path, tmp_path: Path
 ) -> None:
     made = neuron_sum("package", str(llama_run), "--container", CONTAINER, "--output", "a.tar.gz", "--json")
@@ -83,21 +83,21 @@ def test_an_adapter_is_merged_first(neuron_sum: CommandLine, llama_lora_run: Pat
 
 
 @pytest.mark.parametrize("run", ["micro_run", "micro_lora_run"])
-def test_other_families_are_refused(neuron_sum: CommandLine, request: pytest.FixtureRequest, run: str) -> None:
+def test_other_families_are_rejected(neuron_sum: CommandLine, request: pytest.FixtureRequest, run: str) -> None:
     refused = neuron_sum("package", str(request.getfixturevalue(run)), "--container", CONTAINER)
     assert refused.returncode == 5
     assert "serves llama alone" in refused.stderr
     assert "neuron-sum compile RUN" in refused.stderr
 
 
-def test_an_artifact_or_a_change_is_refused(neuron_sum: CommandLine, llama_run: Path, tmp_path: Path) -> None:
+def test_an_artifact_or_a_changed_setting_is_rejected(neuron_sum: CommandLine, llama_run: Path, tmp_path: Path) -> None:
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "manifest.json").write_text("{}")
     assert neuron_sum("package", "artifact", "--container", CONTAINER).returncode == 9
     assert neuron_sum("package", str(llama_run), "--container", CONTAINER, "--set", "serve.max_items=1").returncode == 3
 
 
-def test_what_does_not_fit_is_refused(llama_run: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_rejected(llama_run: Path) -> None:
     recipe = load_recipe(str(llama_run / "recipe.yaml"))
     config: dict[str, Any] = json.loads((llama_run / "checkpoint" / "config.json").read_text())
     with pytest.raises(neuronx_container.ModelError, match="has 128 positions"):
@@ -107,15 +107,15 @@ def test_what_does_not_fit_is_refused(llama_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_djls_own_class_takes_the_settings(llama_run: Path, tmp_path: Path) -> None:
-    """The class that the container's handler reads them with, from DJL's own jar."""
+def test_the_properties_class_of_djl_accepts_the_settings(llama_run: Path, tmp_path: Path) -> None:
+    """The class with which the container's handler reads them, from DJL's jar."""
     recipe = load_recipe(str(llama_run / "recipe.yaml"))
     config = json.loads((llama_run / "checkpoint" / "config.json").read_text())
     settings = properties_of(neuronx_container.render(config, recipe))
     options = {name.removeprefix("option."): value for name, value in settings.items() if name.startswith("option.")}
     code = (
         "import json, sys, types\n"
-        "package = types.ModuleType('djl_python')\n"  # its own __init__ imports the whole worker
+        "package = types.ModuleType('djl_python')\n"  # the real __init__ imports the whole worker
         "package.__path__ = [sys.argv[1] + '/djl_python']\n"
         "sys.modules['djl_python'] = package\n"
         "from djl_python.properties_manager.tnx_properties import TransformerNeuronXProperties as Properties\n"
@@ -130,7 +130,7 @@ def test_djls_own_class_takes_the_settings(llama_run: Path, tmp_path: Path) -> N
     )
     assert made.returncode == 0, made.stderr
     read, fields = json.loads(made.stdout.splitlines()[-1])
-    # Java reads these two (PyModel.java, the same in 0.30); the class passes over what it does not know.
+    # Java reads these two (PyModel.java, the same in 0.30); the class ignores unknown settings.
     assert options.keys() - set(fields) == {"entryPoint", "model_loading_timeout"}
     assert read["model_id_or_path"] == "/opt/ml/model"
     assert read["n_positions"] == recipe.data.max_source_length + recipe.generate.max_new_tokens
@@ -140,7 +140,7 @@ def test_djls_own_class_takes_the_settings(llama_run: Path, tmp_path: Path) -> N
 
 
 def djl_python_jar(folder: Path) -> Path:
-    """DJL's worker as Maven Central has it."""
+    """DJL's worker from Maven Central."""
     group, name, version = DJL_PYTHON.split(":")
     place = Path(*group.split("."), name, version, f"{name}-{version}.jar")
     repository = Path.home() / ".m2" / "repository"

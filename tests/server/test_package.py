@@ -1,4 +1,4 @@
-"""model.tar.gz: its bytes, what is in it, and what may be changed."""
+"""model.tar.gz: its bytes, its contents, and the settings that can be changed."""
 
 import ast
 import os
@@ -26,7 +26,7 @@ def test_an_archive_has_the_same_bytes_every_time(
     for name in ("one", "two"):
         done = neuron_sum("package", str(lora_artifact.path), "--output", str(tmp_path / f"{name}.tar.gz"))
         assert done.returncode == 0, done.stderr
-        (lora_artifact.path / "manifest.json").touch()  # times do not count
+        (lora_artifact.path / "manifest.json").touch()  # modification times are ignored
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
     (tmp_path / "out").mkdir()
     package.unpack(tmp_path / "one.tar.gz", tmp_path / "out")
@@ -37,7 +37,7 @@ def test_an_archive_has_the_same_bytes_every_time(
         "neuron_sum",
         "serving",
     }
-    # what is vendored runs without this package being installed
+    # the vendored code runs without this package being installed
     code = "import serving.service, neuron_sum; print(neuron_sum.__file__)"
     alone = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -50,7 +50,7 @@ def test_an_archive_has_the_same_bytes_every_time(
     assert alone.stdout.startswith(str(tmp_path / "out"))
 
 
-def test_the_handler_is_packed_with_all_that_it_imports() -> None:
+def test_the_handler_is_packaged_with_its_imports() -> None:
     source = Path(package.__file__).parent
     for name in package.HANDLER:
         for node in ast.walk(ast.parse((source / name).read_text())):
@@ -63,7 +63,7 @@ def test_the_handler_is_packed_with_all_that_it_imports() -> None:
             assert needed <= set(package.HANDLER), f"{name} needs {needed}"
 
 
-def test_settings_of_the_endpoint_alone_can_be_changed(
+def test_only_endpoint_settings_can_be_changed(
     lora_artifact: Artifact, tmp_path: Path, neuron_sum: CommandLine
 ) -> None:
     target = str(tmp_path / "m.tar.gz")
@@ -82,7 +82,7 @@ def test_settings_of_the_endpoint_alone_can_be_changed(
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """A small archive of pack()'s, with a long name and with bytes that do not shrink."""
+    """A small archive written by pack(), with a long name and with incompressible bytes."""
     contents = {
         "artifact/manifest.json": b"{}",
         "artifact/weights": random.Random(0).randbytes(900),
@@ -97,7 +97,7 @@ def packed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def into(tmp_path: Path) -> Path:
-    """An empty folder with nothing beside it."""
+    """An empty folder with nothing next to it."""
     (tmp_path / "place" / "into").mkdir(parents=True)
     return tmp_path / "place" / "into"
 
@@ -107,7 +107,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def refused(archive: Path, into: Path) -> bool:
-    """Whether it is refused with the one error; then nothing may be left."""
+    """Whether the archive is rejected with the expected error; then nothing may be left."""
     try:
         package.unpack(archive, into)
     except ArtifactError as error:
@@ -117,7 +117,7 @@ def refused(archive: Path, into: Path) -> bool:
     return False
 
 
-def test_a_changed_byte_is_found_wherever_it_is(packed: Path, into: Path) -> None:
+def test_a_changed_byte_is_detected_anywhere(packed: Path, into: Path) -> None:
     whole = packed.read_bytes()
     package.unpack(packed, into)
     content = content_of(into)
@@ -127,20 +127,20 @@ def test_a_changed_byte_is_found_wherever_it_is(packed: Path, into: Path) -> Non
         shutil.rmtree(into)
         into.mkdir()
         packed.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
-        if not refused(packed, into):  # gzip's head and its code tables have bits that decide nothing
+        if not refused(packed, into):  # some bits of gzip's header and code tables have no effect
             assert content_of(into) == content
             harmless += 1
     assert harmless < len(whole) / 20
 
 
-def test_what_a_truncated_archive_holds_is_not_unpacked(packed: Path, into: Path) -> None:
+def test_a_truncated_archive_is_not_unpacked(packed: Path, into: Path) -> None:
     whole = packed.read_bytes()
     for length in range(0, len(whole), 7):
         packed.write_bytes(whole[:length])
         assert refused(packed, into), length
 
 
-def test_what_follows_the_archive_is_found(packed: Path, into: Path) -> None:
+def test_data_after_the_archive_is_detected(packed: Path, into: Path) -> None:
     packed.write_bytes(packed.read_bytes() + b"more")
     assert refused(packed, into)
 
@@ -162,7 +162,7 @@ def test_what_follows_the_archive_is_found(packed: Path, into: Path) -> None:
     ("name", tarfile.REGTYPE, {"path": "a\0b"}),
     ("name", tarfile.REGTYPE, {"GNU.sparse.map": "a,b"}),
 ])  # fmt: skip
-def test_only_files_of_its_own_folder_are_unpacked(
+def test_only_files_inside_the_folder_are_unpacked(
     tmp_path: Path, into: Path, name: str, kind: bytes, headers: dict[str, str]
 ) -> None:
     archive = tmp_path / "bad.tar.gz"
@@ -174,8 +174,8 @@ def test_only_files_of_its_own_folder_are_unpacked(
     assert refused(archive, into)
 
 
-def test_what_sagemaker_packs_of_a_job_is_unpacked(packed: Path, tmp_path: Path, into: Path) -> None:
-    """It has the folders themselves in it, too."""
+def test_a_job_archive_of_sagemaker_is_unpacked(packed: Path, tmp_path: Path, into: Path) -> None:
+    """The archive also contains the folders themselves."""
     package.unpack(packed, into)
     content = content_of(into)
     with tarfile.open(tmp_path / "again.tar.gz", "w:gz") as again:
@@ -186,7 +186,7 @@ def test_what_sagemaker_packs_of_a_job_is_unpacked(packed: Path, tmp_path: Path,
     assert content_of(into) == content
 
 
-def test_an_archive_of_something_else_is_refused(tmp_path: Path, into: Path, neuron_sum: CommandLine) -> None:
+def test_another_archive_is_rejected(tmp_path: Path, into: Path, neuron_sum: CommandLine) -> None:
     with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as other:
         other.addfile(tarfile.TarInfo("notes.txt"))
     with pytest.raises(ArtifactError, match=r"holds no serving\.properties"):
@@ -198,13 +198,13 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path, into: Path, neu
     assert (told.returncode, told.stderr.count("\n")) == (9, 2)
 
 
-def test_who_may_read_the_folder_may_read_it_afterwards(packed: Path, into: Path) -> None:
+def test_read_permissions_of_the_folder_are_kept(packed: Path, into: Path) -> None:
     into.chmod(0o700)
     package.unpack(packed, into)
     assert stat.S_IMODE(into.stat().st_mode) == 0o700
 
 
-def test_what_a_killed_package_left_is_swept_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_package_are_removed_after_a_day(tmp_path: Path) -> None:
     left, fresh = tmp_path / ".m.tar.gz.tmp-1", tmp_path / ".m.tar.gz.tmp-2"
     for path in (left, fresh):
         path.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""The playground: `serve --playground`, a real DJL Serving behind it, a real browser before it."""
+"""The playground: `serve --playground` with a real DJL Serving and a real browser."""
 
 import json
 import re
@@ -29,7 +29,7 @@ OpenPage = Callable[..., Page]
 
 @contextmanager
 def started(*targets: Path, options: Sequence[str] = ("--playground",)) -> Iterator[dict[str, Any]]:
-    """What the command prints."""
+    """The output of the command."""
     command = [sys.executable, "-m", "neuron_sum", "serve", *map(str, targets), *options, "--port", "0", "--quiet"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -72,7 +72,7 @@ def token(server: dict[str, Any]) -> dict[str, str]:
 
 @pytest.fixture
 def faults() -> list[str]:
-    """What the browser complains of."""
+    """The errors that the browser reports."""
     return []
 
 
@@ -135,7 +135,7 @@ def test_two_adapters_side_by_side(url: str, open_page: OpenPage, faults: list[s
     assert faults == []
 
 
-def test_what_cannot_be_sent_is_said_beside_it(url: str, open_page: OpenPage, faults: list[str]) -> None:
+def test_invalid_input_is_reported_next_to_it(url: str, open_page: OpenPage, faults: list[str]) -> None:
     page = open_page(url, "/playground")
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Summarize").click()
@@ -159,7 +159,7 @@ def test_a_cut_dialogue_is_marked(url: str, open_page: OpenPage, faults: list[st
     assert faults == []
 
 
-def test_adapters_come_and_go_while_the_page_is_open(
+def test_adapters_change_while_the_page_is_open(
     url: str, token: dict[str, str], open_page: OpenPage, faults: list[str], micro_lora_run: Path
 ) -> None:
     page = open_page(url)
@@ -184,7 +184,7 @@ def test_adapters_come_and_go_while_the_page_is_open(
     assert [fault for fault in faults if "status of 404" not in fault] == []
 
 
-def test_what_the_server_refuses_is_said_in_its_words(url: str, open_page: OpenPage) -> None:
+def test_rejections_show_the_message_of_the_server(url: str, open_page: OpenPage) -> None:
     page = open_page(url)
     choose(page, BASE)
     limit = ServeConfig().max_characters
@@ -192,7 +192,7 @@ def test_what_the_server_refuses_is_said_in_its_words(url: str, open_page: OpenP
     expect(page.locator(".card .text")).to_have_text(f"inputs has {limit + 1} characters; at most {limit} are allowed")
 
 
-def test_what_a_model_says_is_never_markup(url: str, open_page: OpenPage, faults: list[str]) -> None:
+def test_a_summary_is_never_rendered_as_markup(url: str, open_page: OpenPage, faults: list[str]) -> None:
     said = "<img src=x onerror=\"document.title='taken'\"> & <script>document.title='taken'</script>"
     answer = [{"summary_text": said, "truncated": False, "input_tokens": 3, "output_tokens": 4}]
     page = open_page(url)
@@ -203,7 +203,7 @@ def test_what_a_model_says_is_never_markup(url: str, open_page: OpenPage, faults
     assert faults == []
 
 
-def test_waiting_can_be_stopped(url: str, open_page: OpenPage, faults: list[str]) -> None:
+def test_a_pending_request_can_be_stopped(url: str, open_page: OpenPage, faults: list[str]) -> None:
     page = open_page(url)
     page.route("**/invoke", lambda route: None)
     page.get_by_role("button", name="Summarize").click()
@@ -217,7 +217,7 @@ def test_waiting_can_be_stopped(url: str, open_page: OpenPage, faults: list[str]
     assert faults == []
 
 
-def test_the_policy_forbids_all_but_this_server(url: str) -> None:
+def test_the_content_security_policy_allows_only_this_server(url: str) -> None:
     answer = httpx.get(f"{url}/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = answer.headers["content-security-policy"].split("; ")

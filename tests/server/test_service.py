@@ -1,4 +1,4 @@
-"""Requests, the batching queue and the service over real graphs, without a server around them."""
+"""Requests, the batching queue and the service with real graphs, without a server."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,7 @@ from serving.worker import Worker
 
 @pytest.mark.parametrize("text", ["x", "\ufdfa", "\n"])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_the_characters_of_a_request_are_limited_however_they_are_written(text: str, ascii_only: bool) -> None:
+def test_the_characters_of_a_request_are_limited_in_every_form(text: str, ascii_only: bool) -> None:
     limits = LIMITS.model_copy(update={"max_request_characters": 12_000})
 
     def body(size: int) -> bytes:
@@ -51,7 +51,7 @@ def test_the_characters_of_a_request_are_limited_however_they_are_written(text: 
 
 
 class Slow:
-    """A generator that waits until it is let go, and tells what it was given."""
+    """A generator that waits until it is released, and records its inputs."""
 
     batch_size, default_adapter = 4, None
 
@@ -97,7 +97,7 @@ def ask(lora_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.mark.parametrize(("content_type", "body", "code", "field"), REFUSED)
-def test_refused_requests_name_the_field(
+def test_rejected_requests_name_the_field(
     ask: Callable[..., Answer], content_type: str, body: bytes, code: int, field: str | None
 ) -> None:
     with pytest.raises(ServiceError) as refused:
@@ -105,7 +105,7 @@ def test_refused_requests_name_the_field(
     assert (refused.value.code, refused.value.field) == (code, field)
 
 
-def test_one_text_and_many_are_answered_in_order(ask: Callable[..., Answer]) -> None:
+def test_a_single_text_and_a_list_are_answered_in_order(ask: Callable[..., Answer]) -> None:
     one = json.loads(ask({"inputs": DIALOGUE}).body)
     assert one[0].keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
     many = json.loads(ask({"inputs": [DIALOGUE, "", DIALOGUE * 60]}).body)
@@ -114,7 +114,7 @@ def test_one_text_and_many_are_answered_in_order(ask: Callable[..., Answer]) -> 
     assert many[2]["truncated"] and many[2]["input_tokens"] == 192
 
 
-def test_every_content_type_answers_in_kind(ask: Callable[..., Answer]) -> None:
+def test_every_content_type_is_answered_in_that_type(ask: Callable[..., Answer]) -> None:
     summary = json.loads(ask({"inputs": DIALOGUE}).body)[0]["summary_text"]
     text = ask(DIALOGUE.encode(), "text/plain; charset=UTF-8")
     assert (text.body, text.content_type) == (summary, "text/plain; charset=utf-8")
@@ -133,7 +133,7 @@ def test_parameters_override_and_the_header_names_an_adapter(ask: Callable[..., 
     assert ask({"inputs": DIALOGUE, "parameters": {"adapter": "default"}}, adapter="base").body == tuned
 
 
-def test_adapters_come_and_go_and_outlive_the_worker(
+def test_adapters_are_registered_removed_and_survive_a_restart(
     ask: Callable[..., Answer], micro_lora_run: Path, lora_artifact: Artifact, tmp_path: Path
 ) -> None:
     service = Service.load(lora_artifact.path, LIMITS, tmp_path / "adapters")
@@ -168,11 +168,11 @@ def test_the_media_type_of_a_request_and_of_its_answer() -> None:
     assert answer_type("*/*", JSON_LINES, 3) == JSON_LINES
 
 
-def test_the_queue_batches_what_waits_and_never_makes_one_wait_alone(slow: Slow) -> None:
+def test_the_queue_batches_waiting_requests_and_never_delays_a_single_one(slow: Slow) -> None:
     batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
     first, *rest = works("1", "22", "333", "4444", "55555", "666666")
     batcher.submit([first])
-    assert slow.began.acquire(timeout=10)  # it began without company
+    assert slow.began.acquire(timeout=10)  # it began as a batch of one
     batcher.submit(rest)
     batcher.submit(works("other", num_beams=2))
     for _ in range(4):
@@ -216,14 +216,14 @@ def test_a_large_request_is_not_starved_by_small_ones(slow: Slow) -> None:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
-    """Whether it is still true after a while."""
+    """Whether the condition stays true for a while."""
     end = time.monotonic() + seconds
     while true() and time.monotonic() < end:
         time.sleep(0.01)
     return true()
 
 
-def test_one_item_that_fails_harms_no_neighbour(slow: Slow) -> None:
+def test_a_failing_item_does_not_affect_others(slow: Slow) -> None:
     batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
     asked = works("good", "bad", "big", "gone")
     for _ in range(8):
@@ -233,7 +233,7 @@ def test_one_item_that_fails_harms_no_neighbour(slow: Slow) -> None:
     assert [asked[i].result.exception(10).code for i in (1, 2, 3)] == [500, 503, 404]  # type: ignore[union-attr]
 
 
-def test_a_full_queue_refuses_with_the_time_to_come_back(slow: Slow) -> None:
+def test_a_full_queue_rejects_requests_with_retry_after(slow: Slow) -> None:
     batcher = Batcher(slow, 3, lambda batch, seconds: None)  # type: ignore[arg-type]
     batcher.submit(works("running"))
     assert slow.began.acquire(timeout=10)
@@ -246,7 +246,7 @@ def test_a_full_queue_refuses_with_the_time_to_come_back(slow: Slow) -> None:
         slow.go.release()
 
 
-def test_what_nobody_waits_for_is_not_generated(slow: Slow) -> None:
+def test_abandoned_requests_are_not_generated(slow: Slow) -> None:
     batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
     batcher.submit(works("running"))
     assert slow.began.acquire(timeout=10)
@@ -261,7 +261,7 @@ def test_what_nobody_waits_for_is_not_generated(slow: Slow) -> None:
     assert slow.batches == [[["running"]], [["kept"]]]
 
 
-def test_what_nobody_waits_for_fills_no_queue(slow: Slow) -> None:
+def test_abandoned_requests_do_not_fill_the_queue(slow: Slow) -> None:
     batcher = Batcher(slow, 2, lambda batch, seconds: None)  # type: ignore[arg-type]
     batcher.submit(works("running"))
     assert slow.began.acquire(timeout=10)
@@ -275,7 +275,7 @@ def test_what_nobody_waits_for_fills_no_queue(slow: Slow) -> None:
         slow.go.release()
 
 
-def test_figures_that_cannot_be_counted_stop_nothing(slow: Slow) -> None:
+def test_failing_metrics_do_not_stop_the_service(slow: Slow) -> None:
     def broken(batch: Sequence[Work], seconds: float) -> None:
         raise OSError("standard output is gone")
 
@@ -289,7 +289,7 @@ def test_figures_that_cannot_be_counted_stop_nothing(slow: Slow) -> None:
 
 @pytest.fixture
 def held(lora_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """A service whose deadline is near and whose graphs do not end before the test does."""
+    """A service with a short deadline whose graphs do not end before the test does."""
     service = Service.load(lora_artifact.path, LIMITS.model_copy(update={"deadline_s": 0.3}), tmp_path / "adapters")
     go = threading.Event()
     monkeypatch.setattr(StepGenerator, "generate", lambda *_: go.wait(30) and [[1]])
@@ -297,7 +297,7 @@ def held(lora_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     go.set()
 
 
-def test_a_request_past_its_deadline_is_refused_and_one_that_hangs_ends_the_worker(
+def test_a_late_request_is_rejected_and_a_hanging_one_ends_the_worker(
     held: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[int] = []
@@ -316,7 +316,7 @@ def test_a_request_past_its_deadline_is_refused_and_one_that_hangs_ends_the_work
     assert ended and set(ended) == {HANG_EXIT_CODE}
 
 
-def test_a_text_that_takes_long_to_tokenize_holds_no_other_up(
+def test_a_text_that_is_slow_to_tokenize_does_not_delay_others(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, encode = threading.Event(), Prompt.encode
@@ -339,7 +339,7 @@ def test_a_text_that_takes_long_to_tokenize_holds_no_other_up(
     asyncio.run(both())
 
 
-def test_a_defect_has_a_status_and_harms_no_neighbour(
+def test_a_defect_has_a_status_and_does_not_affect_others(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate = StepGenerator.generate
@@ -358,7 +358,7 @@ def test_a_defect_has_a_status_and_harms_no_neighbour(
     assert refused.value.code == 500
 
 
-def test_a_refused_item_is_never_an_empty_text(ask: Callable[..., Answer]) -> None:
+def test_a_rejected_item_is_never_an_empty_text(ask: Callable[..., Answer]) -> None:
     for body, kind in ((b'{"inputs": [""]}', JSON), (b'{"inputs": ""}\n', JSON_LINES)):
         assert "error" in ask(body, kind).body
         with pytest.raises(ServiceError) as refused:
@@ -366,7 +366,7 @@ def test_a_refused_item_is_never_an_empty_text(ask: Callable[..., Answer]) -> No
         assert refused.value.code == 422
 
 
-def test_a_worker_knows_whether_it_is_wanted(tmp_path: Path) -> None:
+def test_a_worker_detects_that_its_model_was_unloaded(tmp_path: Path) -> None:
     model, other = tmp_path / "model", tmp_path / "other"
 
     def starts(folder: Path, socket: str) -> bool:
@@ -390,7 +390,7 @@ def test_a_worker_knows_whether_it_is_wanted(tmp_path: Path) -> None:
     assert starts(model, "4") and starts(other, "2")
 
 
-def test_limits_travel_in_serving_properties(lora_artifact: Artifact, tmp_path: Path) -> None:
+def test_limits_are_passed_in_serving_properties(lora_artifact: Artifact, tmp_path: Path) -> None:
     limits = ServeConfig(deadline_s=7.5, log_text=True, queue_size=9)
     (tmp_path / "serving.properties").write_text(properties.render(lora_artifact, limits))
     read = properties.read(tmp_path / "serving.properties")
@@ -400,7 +400,7 @@ def test_limits_travel_in_serving_properties(lora_artifact: Artifact, tmp_path: 
         properties.read_limits({"option.serve_deadline_s": "soon"})
 
 
-def test_the_openapi_document_describes_what_is_parsed() -> None:
+def test_the_openapi_document_describes_the_parsed_requests() -> None:
     document = openapi(LIMITS)
     assert document["components"]["schemas"]["Parameters"]["properties"].keys() == Parameters.model_fields.keys()
     responses = document["paths"]["/invocations"]["post"]["responses"]

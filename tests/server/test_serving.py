@@ -1,4 +1,4 @@
-"""A real DJL Serving with our handler: the contract, adapters, faults, several models, and what it leaves behind."""
+"""A real DJL Serving with the handler: the contract, adapters, faults, several models, and leftovers."""
 
 import json
 import os
@@ -33,7 +33,7 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Endpoint:
-    """A server that tests share, and what it wrote."""
+    """A server that tests share, and its output."""
 
     def __init__(self, server: LocalServer, said: list[str]) -> None:
         self.server, self.said = server, said
@@ -63,7 +63,7 @@ def endpoint(
 
 
 @pytest.mark.parametrize(("content_type", "body", "code", "field"), REFUSED)
-def test_refused_requests_have_their_status_and_one_shape(
+def test_rejected_requests_have_their_status_and_the_same_shape(
     endpoint: Endpoint, content_type: str, body: bytes, code: int, field: str | None
 ) -> None:
     answer = endpoint.post(body, content_type)
@@ -104,7 +104,7 @@ HELLO = b'{"inputs": "Hello."}'
         ("OPTIONS", "/invocations", {"content-type": FORM}, b"", 415, "Content-Type"),
     ],
 )
-def test_what_the_server_itself_would_answer_has_a_status_of_the_table(
+def test_answers_of_the_server_itself_have_a_documented_status(
     endpoint: Endpoint, method: str, path: str, headers: dict[str, str], body: bytes, code: int, field: str | None
 ) -> None:
     answer = httpx.request(method, f"{endpoint.server.url}{path}", headers=headers, content=body, timeout=60)
@@ -125,7 +125,7 @@ def test_sagemaker_calls_ping_and_invocations(endpoint: Endpoint) -> None:
     assert (text.status_code, text.headers["content-type"]) == (200, "text/plain; charset=utf-8")
 
 
-def test_json_lines_of_dialogsum_are_what_summarize_says(
+def test_json_lines_of_dialogsum_match_summarize(
     endpoint: Endpoint, lora_artifact: Artifact, shared_data: Path
 ) -> None:
     config = DataConfig(source="dialogsum", path=str(shared_data / "dialogsum"))
@@ -154,7 +154,7 @@ def test_json_lines_of_dialogsum_are_what_summarize_says(
     ]
 
 
-def test_adapters_through_the_servers_own_api(endpoint: Endpoint, micro_lora_run: Path, tmp_path: Path) -> None:
+def test_adapters_are_managed_through_the_api_of_djl(endpoint: Endpoint, micro_lora_run: Path, tmp_path: Path) -> None:
     source = str(micro_lora_run / "adapter")
     assert endpoint.adapters("POST", name="mine").status_code == 400
     refused = endpoint.adapters("POST", name="mine", src=str(tmp_path))
@@ -171,7 +171,7 @@ def test_adapters_through_the_servers_own_api(endpoint: Endpoint, micro_lora_run
     assert endpoint.adapters("DELETE", "/mine").status_code == 404
 
 
-def test_the_log_has_a_line_a_request_without_its_text_and_the_metrics_count(endpoint: Endpoint) -> None:
+def test_the_log_has_one_line_per_request_without_its_text_and_metrics_count(endpoint: Endpoint) -> None:
     endpoint.post({"inputs": "a very particular sentence"})
     metrics = httpx.get(f"{endpoint.server.url}/server/metrics").text
     for name in ("queue_seconds", "batch_seconds", "request_seconds"):
@@ -185,14 +185,14 @@ def test_the_log_has_a_line_a_request_without_its_text_and_the_metrics_count(end
 
 @settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
 @given(body=serving_fuzz.bodies(LIMITS), content_type=serving_fuzz.CONTENT_TYPES)
-def test_no_body_brings_the_endpoint_down(endpoint: Endpoint, body: bytes, content_type: str) -> None:
+def test_no_request_body_stops_the_endpoint(endpoint: Endpoint, body: bytes, content_type: str) -> None:
     answer = endpoint.post(body, content_type)
     assert answer.status_code in serving_fuzz.ALLOWED, answer.text
     assert answer.status_code == 200 or answer.json()["error"]["code"] == answer.status_code
 
 
 def test_the_worker_is_still_the_first_one(endpoint: Endpoint) -> None:
-    """After everything above: none of it cost a worker."""
+    """After all tests above: none of them ended a worker."""
     assert len(endpoint.server.workers()) == 1
     assert not any("Restarting python worker" in line for line in endpoint.said)
 
@@ -208,7 +208,7 @@ def test_the_worker_is_still_the_first_one(endpoint: Endpoint) -> None:
         (drill.flood, {"200", "503"}, "/ping 200 meanwhile"),
     ],
 )
-def test_what_goes_wrong_is_answered_and_the_service_comes_back(
+def test_faults_are_answered_and_the_service_recovers(
     djl_serving: Path, lora_artifact: Artifact, scenario: Callable[[Path], drill.Outcome], statuses: set[str], note: str
 ) -> None:
     outcome = scenario(lora_artifact.path)
@@ -217,31 +217,31 @@ def test_what_goes_wrong_is_answered_and_the_service_comes_back(
     assert outcome.note == note
 
 
-def test_too_little_memory_is_refused(djl_serving: Path, lora_artifact: Artifact) -> None:
+def test_too_little_memory_is_rejected(djl_serving: Path, lora_artifact: Artifact) -> None:
     outcome = drill.out_of_memory(lora_artifact.path)
     assert {"503"} <= set(outcome.statuses) <= {"200", "503"}
     assert outcome.back_s is not None and outcome.back_s < drill.BACK_LIMIT_S
 
 
-def test_sigterm_answers_what_was_accepted(djl_serving: Path, lora_artifact: Artifact) -> None:
+def test_accepted_requests_are_answered_after_sigterm(djl_serving: Path, lora_artifact: Artifact) -> None:
     outcome = drill.sigterm_under_load(lora_artifact.path)
     assert set(outcome.statuses) == {"200"}
     assert "server ended" in outcome.note
 
 
-def test_sigterm_refuses_what_cannot_be_answered(djl_serving: Path, lora_artifact: Artifact) -> None:
+def test_unanswerable_requests_get_503_after_sigterm(djl_serving: Path, lora_artifact: Artifact) -> None:
     outcome = drill.sigterm_while_silent(lora_artifact.path)
     assert outcome.statuses == {"503": 16}
 
 
-def test_a_worker_that_cannot_come_back_turns_ping(djl_serving: Path, lora_artifact: Artifact) -> None:
+def test_ping_fails_if_a_worker_cannot_restart(djl_serving: Path, lora_artifact: Artifact) -> None:
     outcome = drill.broken_for_good(lora_artifact.path)
     assert set(outcome.statuses) == {"503"}
     assert outcome.note == "/ping 500"
 
 
 @pytest.mark.parametrize(("java", "size"), [("17.0.15", 1), ("21", 1), ("25.0.3", 1024)])
-def test_answers_are_waited_for_as_the_java_that_runs_can(java: str, size: int, tmp_path: Path) -> None:
+def test_the_thread_pool_option_matches_the_java_version(java: str, size: int, tmp_path: Path) -> None:
     assert f"-Djava.util.concurrent.ForkJoinPool.common.parallelism={size}" in java_options(tmp_path, java)
 
 
@@ -256,7 +256,7 @@ def unpacked(artifact: Artifact, folder: Path, *names: str) -> list[Model]:
     return models
 
 
-def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
+def test_models_are_loaded_and_unloaded_like_on_a_multi_model_endpoint(
     djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
 ) -> None:
     models = unpacked(lora_artifact, tmp_path, "first", "second")
@@ -281,7 +281,7 @@ def test_several_models_come_and_go_as_on_a_multi_model_endpoint(
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 
-def test_a_model_that_failed_is_not_forgiven_for_the_answers_of_another(
+def test_answers_of_one_model_do_not_reset_the_failures_of_another(
     djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
 ) -> None:
     models = unpacked(lora_artifact, tmp_path, "dead", "alive")
@@ -297,10 +297,10 @@ def test_a_model_that_failed_is_not_forgiven_for_the_answers_of_another(
         assert httpx.post(dead, json={"inputs": DIALOGUE}, timeout=60).status_code == 503
 
 
-def test_an_adapter_that_a_new_worker_could_not_load_can_be_registered_and_removed(
+def test_an_adapter_that_failed_to_reload_can_be_registered_and_removed(
     djl_serving: Path, lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """DJL's list still has it; what counts is what the worker has."""
+    """DJL's list still contains it; the adapters of the worker decide."""
     folder, source, away = tmp_path / "model", tmp_path / "adapter", tmp_path / "away"
     package.write_folder(lora_artifact, LIMITS, folder)
     shutil.copytree(micro_lora_run / "adapter", source)
@@ -323,14 +323,14 @@ def test_an_adapter_that_a_new_worker_could_not_load_can_be_registered_and_remov
         assert endpoint.adapters("GET").json()["adapters"] == []
 
 
-def test_a_model_that_loads_longer_than_an_import_may_take(
+def test_a_model_may_load_longer_than_the_import_limit(
     djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
 ) -> None:
     package.write_folder(lora_artifact, LIMITS, tmp_path)
     handler = tmp_path / "serving" / "model.py"
     text, changed = re.subn(r"^IMPORT_S = .*$", "IMPORT_S = 0.0", handler.read_text(), flags=re.M)
     assert changed
-    handler.unlink()  # the link to ours
+    handler.unlink()  # the link to the handler of this package
     handler.write_text(text)
     with LocalServer([Model("model", tmp_path)], LIMITS) as server:
         assert httpx.post(f"{server.url}/invocations", json={"inputs": DIALOGUE}, timeout=60).status_code == 200
@@ -384,7 +384,7 @@ def test_serve_answers_until_ctrl_c_and_leaves_no_process(
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 
-def test_a_killed_serve_takes_its_server_along(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
+def test_a_killed_serve_ends_its_server(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("no setpriv")
     command = [sys.executable, "-m", "neuron_sum", "serve", str(lora_artifact.path), "--port", "0", "--json", "--quiet"]

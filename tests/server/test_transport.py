@@ -1,4 +1,4 @@
-"""The ways to an endpoint: plain HTTP and SageMaker, whose place a server of ours takes, and what is no endpoint."""
+"""Connections to an endpoint: plain HTTP and SageMaker, which a local server replaces, and invalid endpoints."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def test_a_retry_after_is_seconds_or_a_date() -> None:
     assert 3500 < parse_retry_after(format_datetime(now + timedelta(hours=1))) <= 3600
 
 
-def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> None:
+def test_no_message_contains_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> None:
     secret = nowhere.replace("http://", "http://user:secret@")
     messages = []
     for endpoint in (secret, "http://user:secret@", "http://user:secret@a:b", "ftp://user:secret@a"):
@@ -49,7 +49,7 @@ def test_no_message_has_the_password_of_a_url(nowhere: str, far_end: FarEnd) -> 
     assert not any("secret" in message for message in messages)
 
 
-def test_nobody_there(nowhere: str) -> None:
+def test_an_unreachable_endpoint_is_an_error(nowhere: str) -> None:
     with Client(nowhere, attempts=2, backoff_s=0) as client, pytest.raises(RequestError, match="refused") as caught:
         client.summarize(["Hello."])
     assert caught.value.hint == "run `neuron-sum serve ARTIFACT`"
@@ -58,20 +58,18 @@ def test_nobody_there(nowhere: str) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["127.0.0.1:8080", "sagemaker:", "sagemaker:@eu-west-1", "ftp://a", "http://", "http://a:b"]
 )
-def test_what_is_no_endpoint_is_refused_with_the_forms_there_are(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_rejected_with_the_valid_forms(endpoint: str) -> None:
     with pytest.raises(RequestError) as caught:
         Client(endpoint)
     assert "http://127.0.0.1:8080" in (caught.value.hint or "")
 
 
-def test_a_target_model_is_for_sagemaker(nowhere: str) -> None:
+def test_a_target_model_requires_sagemaker(nowhere: str) -> None:
     with pytest.raises(RequestError, match="for SageMaker"):
         Client(nowhere, target_model="micro")
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
-    far_end: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_is_not_used_for_this_machine(far_end: FarEnd, nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", nowhere)
     transport = HttpTransport(far_end.url, 5, 1)
     assert transport.send(b'{"inputs": []}').status == 200
@@ -79,7 +77,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
 
 
 def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "boto3", None)  # the import system's way to say that there is none
+    monkeypatch.setitem(sys.modules, "boto3", None)  # makes the import of boto3 fail
     with pytest.raises(MissingExtraError) as caught:
         Client("sagemaker:micro@eu-west-1")
     assert caught.value.hint == "run `pip install 'neuron-sum[aws]'`"
@@ -87,7 +85,7 @@ def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def sagemaker(far_end: FarEnd, monkeypatch: pytest.MonkeyPatch) -> FarEnd:
-    """The far end in the place of AWS, which boto3 reaches as it reaches AWS."""
+    """The test server in place of AWS; boto3 reaches it in the same way."""
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", far_end.url)
@@ -100,7 +98,7 @@ def sagemaker(far_end: FarEnd, monkeypatch: pytest.MonkeyPatch) -> FarEnd:
 
 
 def model_error(status: int, message: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """As SageMaker passes on what a container answered."""
+    """The form in which SageMaker passes on a container's answer."""
     body = {"Message": f"Received client error ({status})", "OriginalStatusCode": status, "OriginalMessage": message}
     return 424, body, {"x-amzn-ErrorType": "ModelError"}
 
@@ -118,14 +116,14 @@ def test_a_sagemaker_endpoint_answers_like_any_other(sagemaker: FarEnd) -> None:
     assert "eu-west-1" in headers["Authorization"]
 
 
-def test_what_a_container_refuses_comes_through_sagemaker(sagemaker: FarEnd) -> None:
+def test_rejections_of_a_container_are_passed_on_by_sagemaker(sagemaker: FarEnd) -> None:
     sagemaker.script += [model_error(422, json.dumps(TOO_LONG))]
     with Client("sagemaker:micro@eu-west-1") as client, pytest.raises(RequestError, match="compiled for at most 40"):
         client.summarize(["Hello."])
     assert len(sagemaker.seen) == 1
 
 
-def test_what_sagemaker_refuses_itself_is_told(sagemaker: FarEnd) -> None:
+def test_rejections_by_sagemaker_are_reported(sagemaker: FarEnd) -> None:
     sagemaker.script += [
         (400, {"Message": "Endpoint micro not found."}, {"x-amzn-ErrorType": "ValidationError"}),
         "late",

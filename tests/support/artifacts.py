@@ -1,4 +1,4 @@
-"""Adapters and artifacts that several test files make or change."""
+"""Adapters and artifacts that several test files create or change."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +44,7 @@ def make_soft_prompt(base: PreTrainedModel, folder: Path, tokens: int) -> Path:
 
 
 def edited(folder: Path, **changes: Any) -> Artifact:
-    """A manifest that somebody changed and signed again."""
+    """A manifest that was changed and signed again."""
     artifact = open_artifact(folder)
     write_manifest(folder, artifact.manifest.model_copy(update=changes))
     return open_artifact(folder)
@@ -60,7 +60,7 @@ def prompts_of(artifact: Artifact, run: Path, count: int = 8) -> list[list[int]]
 
 
 def assert_adapters_are_swapped_under_load(artifact: Artifact, run: Path, folder: Path) -> None:
-    """LoRA for a soft prompt and back, while several threads ask: every row is its own adapter's, old or new."""
+    """Swaps LoRA for a soft prompt and back under concurrent requests: every row matches its adapter, old or new."""
     base, tokenizer = load_untuned(open_run(run))
     prompts, asked = prompts_of(artifact, run, 6), GenerateConfig(max_new_tokens=12)
     folders = {"a": make_lora(base, folder / "a", 4, 64, 0), "b": make_soft_prompt(base, folder / "b", 4)}

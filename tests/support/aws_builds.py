@@ -1,4 +1,4 @@
-"""moto's builds, made to behave as CodeBuild's; one that ends well has pushed an image."""
+"""Patches of moto's CodeBuild: builds behave as in AWS, and a successful one has pushed an image."""
 
 import hashlib
 import io
@@ -23,10 +23,10 @@ _create, _start, _list = _Response.create_project, _Response.start_build, _Respo
 
 
 def patch(script: Callable[[], Script]) -> None:
-    """Makes moto's projects and builds behave as AWS's."""
+    """Makes moto's projects and builds behave as in AWS."""
 
     def create(self: Any) -> ActionResult:
-        # The role must be there and trust CodeBuild, and cannot be assumed for seconds after its making.
+        # The role must exist and trust CodeBuild, and cannot be assumed for seconds after its creation.
         if not _of_a_test(self):
             arn = self._get_param("serviceRole")
             role = _role(arn)
@@ -45,13 +45,13 @@ def patch(script: Callable[[], Script]) -> None:
 
     def start(self: Any) -> ActionResult:
         backend, name = self.codebuild_backend, self._get_param("projectName")
-        # The same token is the same build, for five minutes; moto starts another.
+        # The same token means the same build for five minutes; moto starts another.
         token = self._get_param("idempotencyToken")
         for build in backend.build_metadata_history.get(name, []):
             if token is not None and build["token"] == token:
                 return ActionResult({"build": build})
         made = _start(self)
-        # moto's builds have an environment and a source that are nobody's, and a log of the group `null`.
+        # moto's builds have a fixed environment and source, and a log in the group `null`.
         project, build = backend.codebuild_projects[name].project_metadata, backend.build_metadata_history[name][-1]
         build.update(
             token=token,
@@ -66,7 +66,7 @@ def patch(script: Callable[[], Script]) -> None:
         return made
 
     def describe(self: Any) -> ActionResult:
-        """moto's builds end well as soon as somebody looks."""
+        """moto's builds succeed as soon as they are described."""
         wanted = self._get_param("ids")
         found = [
             build
@@ -83,7 +83,7 @@ def patch(script: Callable[[], Script]) -> None:
         return ActionResult({"builds": found})
 
     def stop(self: Any) -> ActionResult:
-        """moto lets a build that has ended be stopped after all."""
+        """moto accepts a stop of a finished build."""
         [build] = [
             build
             for each in self.codebuild_backend.build_metadata_history.values()
@@ -95,7 +95,7 @@ def patch(script: Callable[[], Script]) -> None:
         return ActionResult({"build": build})
 
     def listed(self: Any) -> ActionResult:
-        """AWS's order is the newest first; moto's, the oldest."""
+        """AWS lists the newest first; moto the oldest."""
         made = _list(self)
         made.result["ids"] = made.result["ids"][::-1]
         return made
@@ -105,7 +105,7 @@ def patch(script: Callable[[], Script]) -> None:
 
 
 def _finish(build: dict[str, Any], script: Script) -> None:
-    """Runs the build, as far as it is about what comes in and goes out: the context from S3, the image to ECR."""
+    """Runs the build's inputs and outputs: the context from S3, the image to ECR."""
     if script.build_end != "SUCCEEDED":
         _write_log(build, script.log)
         _end(build, script.build_end, script.reason)
@@ -129,7 +129,7 @@ def _finish(build: dict[str, Any], script: Script) -> None:
     if there is None or not _may(arn, "ecr:PutImage", there.arn):
         _end(build, "FAILED", f"Error while executing command: docker push {uri}. Reason: exit status 1", "BUILD")
         return
-    # moto takes the configuration's size for the image's.
+    # moto uses the configuration's size for the image's.
     manifest = {
         "schemaVersion": 2,
         "config": {"size": 2_000_000_000, "digest": f"sha256:{content}"},
@@ -160,7 +160,7 @@ def _write_log(build: dict[str, Any], lines: tuple[str, ...]) -> None:
 
 
 def _may(role_arn: str, action: str, resource: str) -> bool:
-    """Whether the role's own policies allow it."""
+    """Whether the role's policies allow the action."""
     role = _role(role_arn)
     statements = [each for text in role.policies.values() for each in json.loads(text)["Statement"]] if role else []
     return any(

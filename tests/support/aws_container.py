@@ -1,4 +1,4 @@
-"""Containers for tests: a valid request whose entrypoint is a script of the test's, in an image made once."""
+"""Containers for tests: a valid request whose entrypoint is a script of the test, in an image created once."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ BASE = "import os; BASE = os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml')\n"
 
 
 def request_for(**changes: Any) -> dict[str, Any]:
-    """Of a new job with the channels code and recipe, that runs the channel code's script.py."""
+    """The request of a new job with the channels code and recipe, which runs script.py of the channel code."""
     job = Job(
         new_run("tiny"),
         "train",
@@ -56,7 +56,7 @@ def request_for(**changes: Any) -> dict[str, Any]:
 def container(
     script: str, image: LocalImage, folder: Path, on_line: Callable[[str], None] | None = None, **changes: Any
 ) -> Container:
-    """One that is not started yet."""
+    """A container that is not started yet."""
 
     def fetch(channel: dict[str, Any], into: Path) -> None:
         if channel["ChannelName"] == "code":
@@ -68,7 +68,7 @@ def container(
 
 
 def orphan(image: LocalImage, folder: Path) -> subprocess.Popen[str]:
-    """A process that runs a deaf container, and says when that is ready."""
+    """A process that runs a container which ignores signals, and prints when that is ready."""
     code = (
         "import sys, pickle, pathlib; sys.path.insert(0, sys.argv[1]); import aws_container\n"
         "image = pickle.loads(bytes.fromhex(sys.argv[2]))\n"

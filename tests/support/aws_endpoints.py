@@ -1,7 +1,7 @@
-"""moto's endpoints and schedules, made to behave as AWS's; a request to an endpoint goes to a real server.
+"""Patches of moto's endpoints and schedules: they behave as in AWS, and a request goes to a real server.
 
-DeleteEndpoint is refused here while an endpoint is Creating. AWS's documentation does not say so; people report that
-it is (aws/amazon-sagemaker-examples#3432, awslabs/stable-diffusion-aws-extension#342), so this is the harsher of both.
+DeleteEndpoint is rejected here while an endpoint is Creating. The AWS documentation does not mention it; users report
+it (aws/amazon-sagemaker-examples#3432, awslabs/stable-diffusion-aws-extension#342), so this is the stricter case.
 """
 
 import json
@@ -40,22 +40,22 @@ LOG_GROUP = "/aws/sagemaker/Endpoints"
 
 
 def patch(script: Callable[[], Script]) -> None:
-    """Makes moto's endpoints and schedules behave as AWS's."""
+    """Makes moto's endpoints and schedules behave as in AWS."""
 
     def create_model(self: Any) -> ActionResult:
-        # A name that is taken is refused; moto replaces the model.
+        # A used name is rejected; moto replaces the model.
         _new(self.sagemaker_backend._models, self._get_param("ModelName"), "model")
-        if "the-test" in self.headers.get("User-Agent", ""):  # a test makes what it wants to be there
+        if "the-test" in self.headers.get("User-Agent", ""):  # a test creates the resources it needs
             return _create_model(self)
-        # The role must be there and trust SageMaker, for seconds after its making it cannot be assumed; moto asks none.
+        # The role must exist, trust SageMaker, and cannot be assumed for seconds after its creation; moto accepts any.
         _assumable(self._get_param("ExecutionRoleArn"), "sagemaker.amazonaws.com", script())
         container = self._get_param("PrimaryContainer")
-        # The model must be there, and readable; of several models only the prefix is named, which may be empty.
+        # The model must exist and be readable; with several models only the prefix is named, which may be empty.
         bucket, _, key = container["ModelDataUrl"].removeprefix("s3://").partition("/")
         found = s3_backends[ACCOUNT]["aws"].buckets.get(bucket)
         if found is None or (container.get("Mode") != "MultiModel" and key not in found.keys):
             raise refuse("ValidationException", f"Could not find model data at {container['ModelDataUrl']}.")
-        # An image in a registry of the account must be there.
+        # An image in a registry of the account must exist.
         repository, _, tag = container["Image"].partition("/")[2].partition(":")
         if container["Image"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}."):
             known = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
@@ -71,7 +71,7 @@ def patch(script: Callable[[], Script]) -> None:
         name = self._get_param("EndpointName")
         _new(self.sagemaker_backend.endpoints, name, "endpoint")
         made = _create(self)
-        # moto's endpoints are born InService.
+        # moto's endpoints are created InService.
         endpoint = self.sagemaker_backend.endpoints[name]
         endpoint.endpoint_status, endpoint.looks = "Creating", 0
         return made
@@ -100,7 +100,7 @@ def patch(script: Callable[[], Script]) -> None:
 
     def update_schedule(self: Any) -> str:
         made = _update_schedule(self)
-        # What is left out goes back to its default; moto keeps it as it was, and a state it does away with.
+        # Omitted fields are reset to their defaults; moto keeps them, and a removed state.
         name = self.uri.split("?")[0].split("/")[-1]
         schedule = self.scheduler_backend.get_schedule(None, name)
         schedule.action_after_completion = self._get_param("ActionAfterCompletion") or "NONE"
@@ -108,7 +108,7 @@ def patch(script: Callable[[], Script]) -> None:
         return made
 
     def invoke(self: Any) -> Any:
-        """AWS refuses what is not there or not in service; moto answers for anything, with fixed text."""
+        """AWS rejects endpoints that do not exist or are not in service; moto answers any with fixed text."""
         name = self.path.split("/")[2]
         endpoint = sagemaker_backends[ACCOUNT][REGION].endpoints.get(name)
         if endpoint is None or endpoint.endpoint_status == "Creating":
@@ -126,7 +126,7 @@ def patch(script: Callable[[], Script]) -> None:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
                 return 200, {"Content-Type": answer.headers.get("Content-Type", "")}, answer.read().decode()
         except urllib.error.HTTPError as error:
-            # What the container says with another status than 2xx comes as ModelError, whose own status is 424.
+            # A container's answer with a status other than 2xx arrives as ModelError, whose status is 424.
             said = error.read().decode()
             text = f'Received server error ({error.code}) from primary with message "{said}".'
             body = {"Message": text, "OriginalStatusCode": error.code, "OriginalMessage": said}
@@ -137,15 +137,15 @@ def patch(script: Callable[[], Script]) -> None:
     _Response.delete_endpoint = delete_endpoint
     _Scheduler.create_schedule, _Scheduler.update_schedule = create_schedule, update_schedule
     _Runtime.invoke_endpoint = invoke
-    # The list of instances for hosting is of before Inferentia2; AWS has it.
+    # The list of instances for hosting predates Inferentia2; AWS includes it.
     sagemaker_models.FakeEndpointConfig.validate_instance_type = _known_instance
 
 
 def tick(now: datetime) -> list[str]:
-    """What the scheduler does at that time, which moto's never does: calls targets with their roles.
+    """Executes the schedules of that time, which moto never does: calls targets with their roles.
 
-    A schedule with a rate calls at its StartDate and after each interval until its EndDate, whatever became of the
-    calls; then it goes, if it is to be deleted after its completion.
+    A schedule with a rate calls at its StartDate and after each interval until its EndDate, regardless of the results
+    of the calls; then it is deleted, if it is to be deleted after its completion.
 
     Returns:
         The endpoints that were deleted, and the transform jobs that were stopped.
@@ -163,7 +163,7 @@ def tick(now: datetime) -> list[str]:
         if action == "deleteEndpoint":
             thing = backend.endpoints.get(given["EndpointName"])
             if thing is None or thing.endpoint_status == "Creating":
-                continue  # refused
+                continue  # rejected
             _allowed(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", thing.arn)
             backend.delete_endpoint(thing.endpoint_name)
             ended.append(thing.endpoint_name)
@@ -171,7 +171,7 @@ def tick(now: datetime) -> list[str]:
             assert action == "stopTransformJob"
             thing = backend.transform_jobs.get(given["TransformJobName"])
             if thing is None or thing.transform_job_status != "InProgress":
-                continue  # refused
+                continue  # rejected
             _allowed(schedule.target["RoleArn"], "sagemaker:StopTransformJob", thing.arn)
             thing.transform_job_status = "Stopping"
             ended.append(thing.transform_job_name)
@@ -195,7 +195,7 @@ def _assumable(arn: str, service: str, script: Script) -> None:
 
 
 def _allowed(arn: str, action: str, resource: str) -> None:
-    """moto's scheduler calls nothing; AWS's calls with the role, which must be allowed to."""
+    """moto's scheduler calls nothing; AWS calls with the role, which must be allowed to."""
     policies = [json.loads(text) for text in _role(arn).policies.values()]
     statements = [statement for policy in policies for statement in policy["Statement"]]
     assert any(
@@ -227,7 +227,7 @@ def _stored(endpoint: Any, target: str) -> bool:
 
 
 def _write_log(endpoint: str, lines: tuple[str, ...]) -> None:
-    """An endpoint has a group of its own, with a stream for each instance; moto writes none."""
+    """Each endpoint has a log group with a stream per instance; moto writes none."""
     logs, group, stream = logs_backends[ACCOUNT][REGION], f"{LOG_GROUP}/{endpoint}", "main/i-0123456789abcdef0"
     if group not in logs.groups:
         logs.create_log_group(group, {})

@@ -1,6 +1,6 @@
-"""A fault at every call of a command, and the clean-up after each: what test_aws_faults.py does to each command.
+"""Injects a fault at every call of a command, and cleans up after each; test_aws_faults.py uses it for every command.
 
-The network goes before a call has its effect, or after it with the reply lost, and stays away; a call is throttled
+The network fails before a call has its effect, or after it with the reply lost, and stays down; a call is throttled
 once; the process is killed before or after a call's effect.
 """
 
@@ -24,11 +24,11 @@ from sagemaker_jobs.aws.names import AwsContext
 
 command_of = cache(typer.testing._get_command)
 session_of = cache(Session)
-"""For all tests of this process: their environment for AWS is the same, and a session reads AWS's list of regions."""
+"""Shared by all tests of this process: their AWS environment is equal, and a session reads the list of regions."""
 
 
 def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One session and one parser for all commands of this process; no pauses; only where a fault comes is it HTTP."""
+    """Uses one session and one parser for all commands of this process, without pauses, and HTTP only for a fault."""
 
     def directly(request: Any, **_: Any) -> Any:
         return aws.directly(request) if aws.point is None else None
@@ -36,7 +36,7 @@ def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("boto3.Session", session_of)
     monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr("sagemaker_jobs.aws.logs.PATIENCE_S", 0)  # a network that is gone stays away
+    monkeypatch.setattr("sagemaker_jobs.aws.logs.PATIENCE_S", 0)  # a failed network stays down
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
 
@@ -61,8 +61,8 @@ class Points:
 
     Attributes:
         calls: The call that each fault happened to, in their order.
-        codes: How often the command ended with each exit code.
-        left: How many things were there when all was cleared up, which is also asserted at each point.
+        codes: The number of times that the command ended with each exit code.
+        left: The number of resources left after the cleanup, which is also asserted at each point.
     """
 
     calls: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ def every_point(
         code = _killed(aws, words) if fault.startswith("killed") else neuron_sum(*words).exit_code
         if aws.hit is not None and only and aws.hit not in only:
             continue
-        if aws.hit is None:  # the command is over before its n-th call: there are no more points
+        if aws.hit is None:  # the command ended before its n-th call: no more points
             assert code == 0
             cleared(aws, "no fault")
             return found
@@ -116,7 +116,7 @@ def every_point(
         where = f"{fault} {aws.hit} (call {number})"
         if fault == "throttled":
             assert code == 0, where
-        elif fault in ("before", "lost"):  # there is no network any more, so its work cannot be done
+        elif fault in ("before", "lost"):  # the network is down, so the command cannot finish
             assert code != 0 or aws.hit in without, where
         elif fault.startswith("killed"):
             assert code == -9, where
@@ -124,18 +124,18 @@ def every_point(
 
 
 def cleared(aws: AwsServer, where: str) -> int:
-    """Healthy again, `down` leaves nothing, and the ledger has nothing open; it lost nothing that is there.
+    """Runs `down` in a healthy account: it leaves nothing, and the ledger has no open entries and lost none.
 
     Returns:
-        How many things AWS still lists.
+        The number of resources that AWS still lists.
     """
     aws.point = aws.client = None
-    aws.script.looks = None  # what runs goes on until it is stopped
+    aws.script.looks = None  # running jobs continue until they are stopped
     ledgers = [_ledger(path) for path in Path(os.environ["NEURON_SUM_STATE"]).glob("aws/*.jsonl")]
     noted = {(entry.kind, entry.name) for ledger in ledgers for entry in ledger.open()}
     for left in [*aws.everything(), *aws.kept()]:
         kind, name = left.split()[:2]
-        # A build has its project's name, and goes when that goes.
+        # A build has its project's name, and is deleted with it.
         assert (("build-project", name.partition(":")[0]) if kind == "build" else (kind, name)) in noted, (
             f"{where}: the ledger lost {left}"
         )
@@ -157,7 +157,7 @@ def _ledger(path: Path) -> Ledger:
 
 
 def _killed(aws: AwsServer, words: Sequence[str]) -> int:
-    """The command in a process of its own, which the server kills at its point."""
+    """Runs the command in a separate process, which the server kills at its point."""
     if aws.forks is None:
         aws.forks = Forks()
 

@@ -1,7 +1,7 @@
-"""Processes of `neuron-sum` that are ready at once: forks of one that has imported everything, and has no threads.
+"""Processes of `neuron-sum` that start at once: forks of one that has imported everything, and has no threads.
 
 A command is a line of JSON on stdin (words, environment, folder). The answer is the fork's id; the fork waits for
-another line, so that whoever shall kill it knows it in time. Then comes its exit code.
+another line, so that its killer knows the id in time. Then its exit code follows.
 """
 
 import gc
@@ -35,11 +35,11 @@ SERVICES = (
 
 
 class Session(boto3.session.Session):
-    """Reading AWS's description of SageMaker takes as long as all calls of a run; a client is made once.
+    """A cached session: reading the description of SageMaker takes as long as all calls of a run.
 
     Attributes:
-        made: By service and server.
-        directly: Answers a request instead of the server; None where it is to be sent.
+        made: Clients by service and server.
+        directly: Answers a request instead of the server; None if the request is to be sent.
     """
 
     made: ClassVar[dict[tuple[str, str], Any]] = {}
@@ -54,7 +54,7 @@ class Session(boto3.session.Session):
 
 
 class Forks:
-    """The process that forks; it is started with the environment as it is now."""
+    """The process that forks; it starts with the current environment."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -65,11 +65,11 @@ class Forks:
         """Runs a command to its end.
 
         Args:
-            words: Of the command line.
-            on_start: Is told the process, which does nothing before this returns.
+            words: The words of the command line.
+            on_start: Called with the process, which does nothing before this returns.
 
         Returns:
-            Its exit code; minus the signal that killed it.
+            The exit code; minus the signal that killed the process.
         """
         told = {"words": list(words), "environment": dict(os.environ), "folder": str(Path.cwd())}
         on_start(int(self._answer(json.dumps(told))))
@@ -101,7 +101,7 @@ def _serve() -> None:
     for service in SERVICES:
         account.client(service)
     command = typer.main.get_command(build())
-    gc.freeze()  # looking for garbage would write to every page that the forks share
+    gc.freeze()  # garbage collection would write to every page that the forks share
     assert len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - a fork has the thread that forks, and the others' locks
     while line := sys.stdin.readline():
         held, release = os.pipe()
@@ -117,7 +117,7 @@ def _serve() -> None:
 
 
 def _become(told: dict[str, Any], command: Callable[..., None]) -> None:
-    """The command, in this process; does not return."""
+    """Runs the command in this process; does not return."""
     os.environ.clear()
     os.environ.update(told["environment"])
     os.chdir(told["folder"])

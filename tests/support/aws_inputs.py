@@ -1,4 +1,4 @@
-"""Inputs of the AWS commands: an archive of a model, a compile job that has ended, a build context."""
+"""Inputs of the AWS commands: an archive of a model, a finished compile job, a build context."""
 
 import io
 import json
@@ -14,7 +14,7 @@ BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 
 
 def archive(path: Path, target: str = "cpu", properties: str = "engine=Python\n") -> str:
-    """As `neuron-sum package` lays it out."""
+    """An archive in the layout of `neuron-sum package`."""
     with tarfile.open(path, "w:gz") as packed:
         for name, text in (
             ("serving.properties", properties),
@@ -27,7 +27,7 @@ def archive(path: Path, target: str = "cpu", properties: str = "engine=Python\n"
 
 
 def compiled(aws: AwsServer, run: Run, target: str, attempt: int = 1, end: str = "Completed") -> None:
-    """A run whose compile job has ended."""
+    """A run whose compile job is finished."""
     role, s3 = run.name("role"), aws.boto3("s3")
     s3.create_bucket(Bucket=BUCKET)
     roles = [each["RoleName"] for each in aws.boto3("iam").list_roles()["Roles"]]

@@ -1,4 +1,4 @@
-"""Requests checked against AWS's description of the service, and strategies that draw them."""
+"""Requests checked against the AWS description of the service, and strategies that draw them."""
 
 from functools import cache
 from typing import Any
@@ -27,7 +27,7 @@ def model(service: str) -> Any:
 
 
 def faults(shape: Any, value: Any, path: str = "") -> list[str]:
-    """What botocore's own validator leaves to the service: enumerations, patterns and the longest that is allowed."""
+    """Checks what botocore's validator leaves to the service: enumerations, patterns and maximum lengths."""
     import re
 
     found = []
@@ -41,11 +41,11 @@ def faults(shape: Any, value: Any, path: str = "") -> list[str]:
         limit, pattern = shape.metadata.get("max"), shape.metadata.get("pattern", "")
         if limit and len(value) > limit:
             found.append(f"{path}: longer than {limit}: {value}")
-        java = "\\p" in pattern or "\\u" in pattern  # which Python does not know
+        java = "\\p" in pattern or "\\u" in pattern  # Python does not support these
         if pattern and not java and not re.fullmatch(pattern, value):
             found.append(f"{path}: {value} is not {pattern}")
         if shape.enum and value not in shape.enum:
-            found.append(f"{path}: {value} is none of the service's")
+            found.append(f"{path}: {value} is not a value of the service")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Runs the training jobs of the tests' account in containers: channels from its S3, model.tar.gz and log back."""
+"""Runs the training jobs of the tests' account in containers: channels from S3, model.tar.gz and log back."""
 
 import threading
 import time
@@ -16,12 +16,12 @@ from sagemaker_jobs.rehearsal.store import share_graphs
 
 
 class Runner:
-    """SageMaker's side of a training job; close it, and nothing runs any more.
+    """Runs training jobs as SageMaker does; after `close` nothing runs any more.
 
     Args:
-        url: Of the server.
-        image: What jobs run in.
-        folder: For what they write.
+        url: The URL of the server.
+        image: The image in which jobs run.
+        folder: The folder for their files.
     """
 
     def __init__(self, url: str, image: LocalImage, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Runner:
         job.start()
 
     def ended(self, name: str) -> Ended | None:
-        """How a job ended; None while it runs."""
+        """The result of a job; None while it runs."""
         return self._jobs[name].ended
 
     def stop(self, name: str) -> None:
@@ -53,7 +53,7 @@ class Runner:
 
 
 class _Job(threading.Thread):
-    """One job from its channels' download to its outputs' upload."""
+    """One job, from the download of its channels to the upload of its outputs."""
 
     def __init__(self, request: dict[str, Any], image: LocalImage, folder: Path, clients: dict[str, Any]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Job(threading.Thread):
         assert self._download(channel["DataSource"]["S3DataSource"]["S3Uri"], into), f"nothing there: {channel}"
 
     def _download(self, uri: str, into: Path) -> int:
-        """Every object whose key begins with the address; their names begin after its last folder."""
+        """Every object whose key begins with the address, named relative to its last folder."""
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         folder = prefix.rpartition("/")[0] + "/" if not prefix.endswith("/") else prefix
         s3, number = self._clients["s3"], 0

@@ -1,4 +1,4 @@
-"""What the parts of the AWS server of the tests share: whose account it is, and what a test tells it."""
+"""Shared state of the AWS test server: its account, and the script of a test."""
 
 import json
 from collections.abc import Callable
@@ -14,30 +14,30 @@ ACCOUNT, REGION = "123456789012", "us-east-1"
 
 
 def _summarized(line: str) -> str:
-    """As our container answers to application/jsonlines: a line, and its end."""
+    """The container's answer for application/jsonlines: a line with its end."""
     return json.dumps({"summary_text": f"of {len(json.loads(line)['inputs'])} characters", "truncated": False}) + "\n"
 
 
 @dataclass
 class Script:
-    """What the account is like and what happens to a job; a test changes it.
+    """The state of the account and the course of a job; a test changes it.
 
     Attributes:
-        runner: What really runs training jobs; None: they only end, as the next four say.
-        looks: How often a job is seen running before it ends; None: it runs until it is stopped.
-        end: How it ends.
-        reason: Why, if it fails.
-        log: Its lines.
-        prices: USD an hour by instance and component, as the Price List has them; None: the list cannot be asked.
-        refusals: AWS's answer to an operation instead of its effect: (code, message, status).
-        quotas: By name, as Service Quotas has them; None: it cannot be asked.
-        transformed: What a container answers to a line of a transform's input.
-        roles_unknown: How often a role that is there cannot be assumed yet.
-        endpoint_looks: How often an endpoint is seen Creating; None: it stays so.
+        runner: The runner of training jobs; None: jobs only end, as the next four attributes define.
+        looks: The number of times a job is described as running before it ends; None: it runs until it is stopped.
+        end: The job's final status.
+        reason: The failure reason.
+        log: The job's log lines.
+        prices: USD per hour by instance and component, as in the Price List; None: the list is unavailable.
+        refusals: The answer of AWS to an operation instead of its effect: (code, message, status).
+        quotas: Quotas by name, as in Service Quotas; None: the service is unavailable.
+        transformed: A container's answer to a line of a transform's input.
+        roles_unknown: The number of times that an existing role cannot be assumed yet.
+        endpoint_looks: The number of times an endpoint is described as Creating; None: it stays so.
         endpoint_end: InService or Failed.
-        build_end: SUCCEEDED, FAILED, TIMED_OUT or FAULT; its reason and log are a job's.
+        build_end: SUCCEEDED, FAILED, TIMED_OUT or FAULT; its reason and log are those of a job.
         serving: The URL of a real server for each endpoint, or target model.
-        notebooks, apps: What else runs in the account.
+        notebooks, apps: Other running resources of the account.
     """
 
     runner: "Runner | None" = None
@@ -58,5 +58,5 @@ class Script:
 
 
 def refuse(code: str, message: str) -> JsonRESTError:
-    """AWS's answer with status 400."""
+    """An error answer of AWS with status 400."""
     return JsonRESTError(code, message)

@@ -1,7 +1,7 @@
-"""AWS over HTTP on 127.0.0.1: moto's server with what it lacks, and with faults on demand.
+"""AWS over HTTP on 127.0.0.1: moto's server with missing parts added, and with faults on demand.
 
-boto3 reaches it through AWS_ENDPOINT_URL and credentials that are none, so nothing of the product knows that it is
-there. Each patch says what AWS does. A fault happens to the n-th request that comes, whatever it is.
+boto3 reaches it through AWS_ENDPOINT_URL and fake credentials, so that the product does not know about it. Each patch
+states what AWS does. A fault happens to the n-th request, whatever it is.
 """
 
 import contextlib
@@ -55,15 +55,15 @@ class Dropped(Exception):
 
 
 class AwsServer:
-    """The server, its script, and what came.
+    """The server, its script, and its record of requests.
 
     Attributes:
         calls: `service.Operation` of every request, in order.
-        point: The number of the request that the fault happens to, from 0; None: no fault.
-        fault: Which.
-        client: The process that is killed.
-        hit: The call that it happened to.
-        forks: Where such processes come from; there are none before one is needed.
+        point: The number of the request that fails, from 0; None: no fault.
+        fault: The failure mode.
+        client: The process to kill.
+        hit: The call that failed.
+        forks: The source of such processes; None until one is needed.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class AwsServer:
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
-        # moto looks into all of its folders for each call.
+        # moto searches all of its folders for each call.
         self._moto.get_backend_for_host = cache(self._moto.get_backend_for_host)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -96,11 +96,11 @@ class AwsServer:
 
     @property
     def ways_out(self) -> list[str]:
-        """Requests for another host, which a process sends through its proxy."""
+        """Requests for other hosts, which a process sends through its proxy."""
         return [call for call in self.calls if "CONNECT" in call or "://" in call]
 
     def reset(self) -> None:
-        """An empty account."""
+        """Empties the account."""
         moto_api_backend.reset()
         self.script, self.point, self.client, self.hit = Script(), None, None, None
         self.calls.clear()
@@ -116,14 +116,14 @@ class AwsServer:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            # A way out would come here, and be seen.
+            # A request to another host would arrive here and be recorded.
             "HTTP_PROXY": self.url,
             "HTTPS_PROXY": self.url,
             "NO_PROXY": "127.0.0.1",
         }
 
     def boto3(self, service: str) -> Any:
-        """A client of the test's own; its calls are not counted."""
+        """A client for the test; its calls are not counted."""
         if service in self._clients:
             return self._clients[service]
         made = self._clients[service] = _SESSION.client(
@@ -138,7 +138,7 @@ class AwsServer:
         return made
 
     def directly(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
-        """The answer to a client of this process, without sockets and threads, which are half of a call's time."""
+        """The answer to a client of this process, without sockets and threads, which take half of a call's time."""
         url, body = urlsplit(request.url), request.body or b""
         body = body.read() if hasattr(body, "read") else body.encode() if isinstance(body, str) else body
         headers = {
@@ -170,7 +170,7 @@ class AwsServer:
         return AWSResponse(request.url, int(status.split()[0]), answered, MockRawResponse(content))
 
     def everything(self) -> list[str]:
-        """All that is in the account and is no record: what a clean-up must not leave; by the ledger's kinds."""
+        """Everything in the account except records: the resources that a cleanup must delete, by the ledger's kinds."""
         sagemaker, iam, builds = self.boto3("sagemaker"), self.boto3("iam"), self.boto3("codebuild")
         found = [
             f"training-job {job['TrainingJobName']} {job['TrainingJobStatus']}"
@@ -199,7 +199,7 @@ class AwsServer:
         return found
 
     def kept(self) -> list[str]:
-        """What stays until it is asked to go, too."""
+        """Resources that are kept unless their deletion is requested."""
         found = [
             f"repository {item['repositoryName']}" for item in self.boto3("ecr").describe_repositories()["repositories"]
         ]
@@ -211,7 +211,7 @@ class AwsServer:
         call = _name_of(environ, body)
         if "the-test" in environ.get("HTTP_USER_AGENT", ""):
             return list(self._moto(environ, start_response))
-        with self._lock:  # one after the other, so that the n-th is the n-th
+        with self._lock:  # one after another, so that the n-th request is well-defined
             number = len(self.calls)
             self.calls.append(call)
             dead = self.point is not None and number > self.point and self.fault in ("before", "lost")
@@ -264,7 +264,7 @@ class AwsServer:
         return _json(start_response, "200 OK", {"FormatVersion": "aws_v1", "PriceList": products})
 
     def _quotas(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
-        """moto has none of SageMaker's. AWS gives at most 100 a page, here two; there is no search by name."""
+        """moto has no SageMaker quotas. AWS returns at most 100 per page, here two; there is no search by name."""
         if self.script.quotas is None:
             return _refusal(environ, start_response, "AccessDeniedException", "not authorized to list quotas", 400)
         asked = json.loads(body)
@@ -279,7 +279,7 @@ class AwsServer:
 
 
 class _Quiet(WSGIRequestHandler):
-    """Keeps connections open, as AWS does; werkzeug's own makes a thread and a connection for each call."""
+    """Keeps connections open, as AWS does; werkzeug creates a thread and a connection for each call."""
 
     protocol_version = "HTTP/1.1"
 
@@ -320,7 +320,7 @@ def only_loopback() -> Iterator[None]:
 
 
 def _name_of(environ: dict[str, Any], body: bytes) -> str:
-    """The operation: in a header (JSON), in the body (query), or told by method and path (S3)."""
+    """The operation: in a header (JSON), in the body (query), or given by method and path (S3)."""
     if environ["REQUEST_METHOD"] == "CONNECT" or "://" in environ.get("RAW_URI", ""):
         return f"CONNECT {environ.get('RAW_URI')}"
     if target := environ.get("HTTP_X_AMZ_TARGET"):
@@ -328,7 +328,7 @@ def _name_of(environ: dict[str, Any], body: bytes) -> str:
         return f"{TARGETS[service]}.{operation}"
     if b"Action=" in body[:2000]:
         return f"{_service(environ)}.{parse_qs(body.decode())['Action'][0]}"
-    if (service := _service(environ)) not in ("s3", "?"):  # REST: scheduler, sagemaker's runtime
+    if (service := _service(environ)) not in ("s3", "?"):  # REST: scheduler, SageMaker runtime
         return f"{service}.{environ['REQUEST_METHOD']} {'/'.join(environ['PATH_INFO'].split('/')[:2])}"
     what = "Object" if environ["PATH_INFO"].strip("/").partition("/")[2] else "Bucket"
     query = (environ["QUERY_STRING"] or "").split("=")[0].split("&")[0]

@@ -1,4 +1,4 @@
-"""moto's training jobs, made to behave as AWS's."""
+"""Patches of moto's training jobs: they behave as in AWS."""
 
 import json
 from collections.abc import Callable
@@ -18,26 +18,26 @@ _Response = sagemaker_responses.SageMakerResponse
 
 
 def patch(script: Callable[[], Script]) -> None:
-    """Makes moto's training jobs behave as AWS's."""
+    """Makes moto's training jobs behave as in AWS."""
 
     def create(self: Any) -> ActionResult:
         name, role = self._get_param("TrainingJobName"), self._get_param("RoleArn").rpartition("/")[2]
-        # A job's name can be used only once, whatever became of the job; moto replaces it.
+        # A job's name can be used only once, even after the job has ended; moto replaces it.
         if name in self.sagemaker_backend.training_jobs:
             raise refuse("ResourceInUse", f"Training job names must be unique. The job {name} already exists.")
-        # A role must be there, and SageMaker able to become it, which takes seconds after its making; moto takes any.
+        # The role must exist, and SageMaker able to assume it, seconds after its creation; moto accepts any.
         known = {each.name for each in iam_backends[ACCOUNT]["aws"].roles.values()}
         if role not in known or script().roles_unknown > 0:
             script().roles_unknown -= 1
             told = "that the role exists and allows principal 'sagemaker.amazonaws.com' to assume the role."
             raise refuse("ValidationException", f"Could not assume role {role}. Please ensure {told}")
-        # Buckets must be there.
+        # Buckets must exist.
         bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
         if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
             raise refuse("ValidationException", f"S3 bucket {bucket} does not exist")
         made = _create(self)
         job = self.sagemaker_backend.training_jobs[name]
-        # moto's jobs are born completed, and lose their environment.
+        # moto's jobs are created completed, and lose their environment.
         job.training_job_status, job.secondary_status, job.training_end_time = "InProgress", "Starting", None
         job.environment, job.looks, job.failure_reason = self._get_param("Environment"), 0, None
         if (runner := script().runner) is not None:  # moto runs nothing
@@ -65,12 +65,12 @@ def patch(script: Callable[[], Script]) -> None:
         response = job.response_object
         for key in ("Looks", "Tags"):
             response.pop(key, None)
-        if job.training_job_status != "Completed":  # there is no model.tar.gz before
+        if job.training_job_status != "Completed":  # model.tar.gz does not exist before
             response.pop("ModelArtifacts", None)
         return ActionResult(response)
 
     def stop(self: Any) -> ActionResult:
-        """moto has none. AWS refuses for a job that has ended."""
+        """moto lacks it. AWS rejects it for a finished job."""
         job = self.sagemaker_backend.training_jobs.get(self._get_param("TrainingJobName"))
         if job is None:
             raise refuse("ValidationException", "Requested resource not found.")
@@ -85,7 +85,7 @@ def patch(script: Callable[[], Script]) -> None:
         return ActionResult({})
 
     def list_apps(self: Any) -> ActionResult:
-        """moto has none."""
+        """moto lacks it."""
         return ActionResult({"Apps": script().apps})
 
     _Response.create_training_job, _Response.describe_training_job = create, describe
@@ -101,7 +101,7 @@ def _end(job: Any, status: str, secondary: str) -> None:
 
 
 def write_log(group: str, stream: str, lines: tuple[str, ...]) -> None:
-    """Lines into a stream of CloudWatch's, as a job's container writes them."""
+    """Writes lines into a CloudWatch stream, as a job's container does."""
     logs = logs_backends[ACCOUNT][REGION]
     if group not in logs.groups:
         logs.create_log_group(group, {})

@@ -1,4 +1,4 @@
-"""moto's batch transforms, made to behave as AWS's."""
+"""Patches of moto's batch transforms: they behave as in AWS."""
 
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -16,21 +16,21 @@ _Response = sagemaker_responses.SageMakerResponse
 
 
 def patch(script: Callable[[], Script]) -> None:
-    """Makes moto's transform jobs behave as AWS's."""
+    """Makes moto's transform jobs behave as in AWS."""
 
     def create(self: Any) -> ActionResult:
         name, model = self._get_param("TransformJobName"), self._get_param("ModelName")
-        # A job's name can be used only once, whatever became of the job; moto replaces it.
+        # A job's name can be used only once, even after the job has ended; moto replaces it.
         if name in self.sagemaker_backend.transform_jobs:
             raise refuse("ResourceInUse", f"Job name must be unique. The job {name} already exists.")
-        # The model must be there; moto takes any name.
+        # The model must exist; moto accepts any name.
         if model not in self.sagemaker_backend._models:
             raise refuse("ValidationException", f'Could not find model "{model}".')
-        # AWS allows 100 MB under way in all.
+        # AWS allows 100 MB in flight in total.
         assert self._get_param("MaxConcurrentTransforms") * self._get_param("MaxPayloadInMB") <= 100
         made = _create(self)
         job = self.sagemaker_backend.transform_jobs[name]
-        # moto's jobs are born completed.
+        # moto's jobs are created completed.
         job.transform_job_status, job.transform_end_time, job.failure_reason = "InProgress", None, None
         job.looks = 0
         return made
@@ -56,7 +56,7 @@ def patch(script: Callable[[], Script]) -> None:
         return ActionResult(response)
 
     def stop(self: Any) -> ActionResult:
-        """moto has none. AWS refuses for a job that has ended."""
+        """moto lacks it. AWS rejects it for a finished job."""
         name = self._get_param("TransformJobName")
         job = self.sagemaker_backend.transform_jobs.get(name)
         if job is None:
@@ -82,17 +82,17 @@ def _end(job: Any, status: str) -> None:
 
 
 def _log(name: str, lines: tuple[str, ...]) -> None:
-    """The container's lines in one stream, what SageMaker says of records in another that ends with data-log."""
+    """Writes the container's lines to one stream, and SageMaker's messages about records to one ending in data-log."""
     own = tuple(line for line in lines if "[sagemaker logs]" not in line)
     write_log(LOG_GROUP, f"{name}/i-0123456789abcdef0-1700000000", own)
     write_log(LOG_GROUP, f"{name}/i-0123456789abcdef0-1700000000/data-log", tuple(x for x in lines if x not in own))
 
 
 def _answer(job: Any, transformed: Callable[[str], str]) -> None:
-    """moto writes no outputs. AWS writes one object an input, under its name and ".out".
+    """moto writes no outputs. AWS writes one object per input, under its name and ".out".
 
-    SplitType Line and SingleRecord: each line is a request of its own. AssembleWith Line: a line's end after each
-    answer, whether that has one or not.
+    SplitType Line and SingleRecord: each line is a separate request. AssembleWith Line: a line end after each answer,
+    whether or not the answer has one.
     """
     s3 = s3_backends[ACCOUNT]["aws"]
     asked = job.transform_input

@@ -1,4 +1,4 @@
-"""A far end for clients: a real HTTP server that plays what endpoints do on bad days."""
+"""A real HTTP server for client tests that imitates failing endpoints."""
 
 import json
 import sys
@@ -15,16 +15,16 @@ TOO_LONG = {"error": {"code": 422, "message": MESSAGE, "field": "parameters.max_
 
 @dataclass
 class Held:
-    """A reply that waits for something."""
+    """A reply that waits for an event."""
 
     until: threading.Event
     reply: tuple[int, Any, dict[str, str]] | None = None
 
 
 class FarEnd(ThreadingHTTPServer):
-    """Answers in capitals, after it has gone through its script.
+    """Answers in capitals, after it has completed its script.
 
-    A step is (status, body, headers), or None for capitals, or one of both that is Held, or "drop", "gone" or "late".
+    A step is (status, body, headers), or None for capitals, or one of both in Held, or "drop", "gone" or "late".
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,11 @@ class FarEnd(ThreadingHTTPServer):
 
     @property
     def sent(self) -> list[list[str]]:
-        """The dialogues of every request that came."""
+        """The dialogues of every received request."""
         return [body["inputs"] for _, body, _ in self.seen]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that does not wait for its answer is part of the play."""
+        """Ignores errors: a client that does not wait for its answer is part of the tests."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 

@@ -1,4 +1,4 @@
-"""The command line in the test's own process: starting one takes longer than most commands."""
+"""The command line in the test's process: starting one takes longer than most commands."""
 
 from dataclasses import replace
 from functools import cache
@@ -10,10 +10,10 @@ from neuron_sum import console
 from neuron_sum.cli import build
 
 command_line = cache(build)
-"""Built once: click does not take the same command into a group twice."""
+"""Built once, because click cannot add the same command to a group twice."""
 
 
 def neuron_sum(*words: str) -> Result:
-    """As a process of its own would run them: how they talk, such as --json, ends with them."""
+    """Runs the words as a separate process would: settings of the output, such as --json, are reset afterwards."""
     with patch.object(console, "settings", replace(console.settings)):
         return CliRunner().invoke(command_line(), list(words))

@@ -1,4 +1,4 @@
-"""Recipes and settings of the micro models, the checkout's folder, and compiling a run."""
+"""Recipes and settings of the micro models, the folder of the checkout, and compiling a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ LLAMA_CONFIG = {
 }
 
 NEURON = ("train.backend=neuron", "train.shapes.plan=fixed")
-"""What turns any recipe of the torch backend into one that the neuron backend takes."""
+"""Overrides that make any recipe of the torch backend valid for the neuron backend."""
 
 SHAPE = ["compile.batch_sizes=[3]", "compile.source_lens=[192]"]
 LORA_SHAPE = [

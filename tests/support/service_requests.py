@@ -1,4 +1,4 @@
-"""Requests to a service: a dialogue, limits, and what is refused under them."""
+"""Requests to a service: a dialogue, limits, and requests that are rejected under them."""
 
 import json
 

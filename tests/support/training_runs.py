@@ -1,4 +1,4 @@
-"""What tests do to training runs: start one, kill it and go on with it, look at the weights and the log it leaves."""
+"""Helpers for training runs: start one, kill and resume it, compare the weights and the log that it writes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from neuron_sum import files
 
 LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
-"""Of the micro recipe, about nineteen epochs of eight steps; checkpoints fall within epochs."""
+"""For the micro recipe: about nineteen epochs of eight steps; checkpoints fall within epochs."""
 TORCHRUN = (
     sys.executable,
     "-m",
@@ -26,7 +26,7 @@ TORCHRUN = (
     "--rdzv_endpoint",
     "127.0.0.1:0",
 )
-"""In place of the interpreter: two processes, on a free port."""
+"""Instead of the interpreter: two processes, on a free port."""
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -43,11 +43,11 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def assert_a_kill_changes_nothing(folder: Path, *arguments: str) -> None:
-    """Kills a LONG run, goes on with it in folder/killed, and compares its weights with an undisturbed run's.
+    """Kills a LONG run, resumes it in folder/killed, and compares its weights with an uninterrupted run's.
 
     Args:
-        folder: Gets both runs.
-        *arguments: Of `neuron-sum train`, but for LONG and --output.
+        folder: The folder for both runs.
+        *arguments: Arguments of `neuron-sum train` other than LONG and --output.
     """
     process = start(folder, *arguments, *LONG, "--output", "killed")
     wait_for(folder / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
@@ -77,6 +77,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def log(run: Path, *keys: str) -> list[list[Any]]:
-    """These figures of every line of the log that has a training loss."""
+    """The given figures of every log line that has a training loss."""
     entries = [entry for entry in files.read_jsonl(run / "log.jsonl") if "loss" in entry]
     return [[entry[key] for key in keys] for entry in entries]

@@ -1,4 +1,4 @@
-"""The Python that has torch_xla, the environment of its processes, and the methods that are trained there."""
+"""The Python that has torch_xla, the environment of its processes, and the methods that are trained in it."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ XLA_ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "PJRT_DEVICE": "CPU",
     "OMP_NUM_THREADS": "1",
-    # A third of the time to compile; the graphs are the same.
+    # Takes a third of the time to compile; the graphs are the same.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
 

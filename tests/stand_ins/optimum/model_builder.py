@@ -1,7 +1,7 @@
-"""neuronx-distributed's ModelBuilder on one core: graphs as TorchScript over weights and state that they share.
+"""neuronx-distributed's ModelBuilder on one core: graphs as TorchScript over shared weights and state.
 
-A compiled model of its is a TorchScript module that holds no weights: `nxd_model.initialize` is given those of each
-core when it is loaded, and calls are routed to the graph of their inputs' shape.
+A compiled model is a TorchScript module that holds no weights: `nxd_model.initialize` receives those of each core
+when it is loaded, and calls are routed to the graph of their inputs' shape.
 """
 
 from pathlib import Path
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tracing import Traceable, described, record
 
 STATE = "kv_mgr."
-"""How the names of what a graph writes begin."""
+"""The prefix of the names that a graph writes."""
 
 
 class Weights(nn.Module):
-    """What all graphs of a model read, and the state that they write."""
+    """The weights that all graphs of a model read, and the state that they write."""
 
     def __init__(self, names: list[str], shapes: list[list[int]], state: list[Tensor]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Weights(nn.Module):
 
     @torch.jit.export
     def initialize(self, weights: list[dict[str, Tensor]], start_rank: Tensor) -> None:
-        """Takes the weights of every core, in rank's order."""
+        """Sets the weights of every core, in the order of ranks."""
         assert len(weights) == 1, "compiled for one core"
         tensors: list[Tensor] = []
         for name, shape in zip(self.names, self.shapes):  # noqa: B905  TorchScript knows no strict
@@ -38,12 +38,12 @@ class Weights(nn.Module):
         self.tensors = tensors
 
     def forward(self) -> Tensor:
-        """Nothing runs it."""
+        """Never called."""
         return torch.zeros(0)
 
 
 class Routed(nn.Module):
-    """A compiled model: the graph whose compiled shape the inputs have."""
+    """A compiled model: routes inputs to the graph of their shape."""
 
     def __init__(self, graphs: list[torch.jit.ScriptModule], shapes: list[list[int]], weights: Weights) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Routed(nn.Module):
         self.nxd_model = weights
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, seq_ids: Tensor, sampling: Tensor) -> Tensor:
-        """The first output; those that are aliased replace the state."""
+        """The first output; aliased outputs replace the state."""
         result: list[Tensor] = []
         for index, graph in enumerate(self.graphs):
             if input_ids.size() == self.shapes[index]:
@@ -66,7 +66,7 @@ class _Graph(nn.Module):
 
     def __init__(self, module: nn.Module, names: list[str], state: list[str]) -> None:
         super().__init__()
-        self.__dict__["module"] = module  # unseen, or its own weights would be saved too
+        self.__dict__["module"] = module  # hidden from torch, otherwise its weights would also be saved
         self.names, self.state = names, state
 
     def forward(
@@ -89,7 +89,7 @@ class _Graph(nn.Module):
 
 
 class ModelBuilder:
-    """See optimum.neuron.models.inference.backend.pretrained_model.get_builder for what it is given."""
+    """See optimum.neuron.models.inference.backend.pretrained_model.get_builder for the arguments."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -103,7 +103,7 @@ class ModelBuilder:
         compiler_args: str,
         priority_model_idx: int | None,
     ) -> None:
-        """A graph to compile."""
+        """Adds a graph to compile."""
         [inputs] = example_inputs
         self.graphs[key] = model_instance, inputs, compiler_args
 
@@ -156,7 +156,7 @@ class ModelBuilder:
 
 
 def _preshard(module: nn.Module, checkpoint: dict[str, Tensor], prefix: str) -> None:
-    """Lets the layers that want to bring the checkpoint's weights into their form."""
+    """Lets layers convert the checkpoint's weights to their form."""
     if hasattr(module, "preshard_hook"):
         module.preshard_hook(checkpoint, f"{prefix}weight")
         return

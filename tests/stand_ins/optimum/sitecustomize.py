@@ -1,11 +1,11 @@
-"""Put on PYTHONPATH, it lets optimum-neuron 0.4.5 find the modules that only AWS's package index has.
+"""On PYTHONPATH, it lets optimum-neuron 0.4.5 find the modules that are only in the AWS package index.
 
-What is under test is real: optimum-neuron's exporters, models and generate(), transformers, torch_xla. Python runs this
-file when it starts; a vendor module is made from vendor.py when it is first imported, for that needs torch. Versions
+The tested code is real: optimum-neuron's exporters, models and generate(), transformers, torch_xla. Python runs this
+file when it starts; a vendor module is created from vendor.py on its first import, because that needs torch. Versions
 come from .dist-info folders that the tests write (tests/compiler/test_optimum.py).
 
-NEURON_STAND_IN_INSTANCE: the machine that optimum-neuron shall believe to be on, such as inf2.xlarge; without it there
-is no device, as on a host that only compiles.
+NEURON_STAND_IN_INSTANCE: the machine that optimum-neuron detects, such as inf2.xlarge; without it the host has
+no device and can only compile.
 """
 
 import importlib.abc
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 ROOTS = ("torch_neuronx", "neuronx_distributed", "neuronxcc", "libneuronxla", "nkilib")
 NOT_THERE = ("libneuronxla.libneuronpjrt_path",)
-"""What torch_xla looks for to use a Neuron device."""
+"""The module that torch_xla requires to use a Neuron device."""
 
 
 def _no_firmware(module: types.ModuleType) -> None:
@@ -37,11 +37,11 @@ PROBES = {
     "optimum.neuron.utils.system": _no_firmware,
     "optimum.neuron.utils.neuron_device_memory": _no_counters,
 }
-"""Where optimum-neuron reads /proc, /dev and /sys."""
+"""The modules in which optimum-neuron reads /proc, /dev and /sys."""
 
 
 class Vendor(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Modules of vendor.py's table; any other of the same packages is there, and nothing in it can be used."""
+    """Modules of vendor.py's table; any other module of the same packages exists, but nothing in it can be used."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -57,7 +57,7 @@ class Vendor(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Device(importlib.abc.MetaPathFinder):
-    """Changes a module of PROBES before anything takes a name from it."""
+    """Changes a module of PROBES before anything imports a name from it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None

@@ -1,4 +1,4 @@
-"""What both compilers do: write down what they are asked for, and trace it with torch.jit."""
+"""The common part of both compilers: record the request, and trace it with torch.jit."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def record(**call: Any) -> None:
-    """Writes down what was asked for; fails if the test wants it to."""
+    """Records the request; fails if the test requests it."""
     if path := os.environ.get("NEURON_STAND_IN_CALLS"):
         with Path(path).open("a", encoding="utf-8") as calls:
             calls.write(json.dumps(call) + "\n")
@@ -22,7 +22,7 @@ def record(**call: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         workdir = Path(os.environ["BASE_COMPILE_WORK_DIR"], "graph")
         workdir.mkdir(parents=True)
-        (workdir / "log-neuron-cc.txt").write_text(failure)  # where neuronx-cc's own log lies; it prints nothing
+        (workdir / "log-neuron-cc.txt").write_text(failure)  # the place of neuronx-cc's log; it prints nothing
         status = -9 if "F137" in failure else 70  # a traceback quotes the next line
         raise RuntimeError(f"neuronx-cc failed with {status}")
 
@@ -33,7 +33,7 @@ def described(tensors: Sequence[Tensor]) -> list[Any]:
 
 
 class Traceable(TorchFunctionMode):
-    """What upstream writes for an XLA device, in a form that torch.jit.trace can keep on a CPU."""
+    """Converts what upstream writes for an XLA device to a form that torch.jit.trace can keep on a CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

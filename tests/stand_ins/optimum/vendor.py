@@ -1,9 +1,9 @@
-"""What optimum-neuron 0.4.5 takes from AWS's modules to export, load and run T5 and Llama, on a CPU and one core.
+"""The names of AWS modules that optimum-neuron 0.4.5 needs to export, load and run T5 and Llama, on one CPU core.
 
-torch_neuronx.trace and neuronx-distributed's ModelBuilder make TorchScript with state in it, as the real ones do, but
-of CPU operators. Every layer is whole: what several cores share is not shown here. Each request for a graph is written
-as a line of JSON to the file that NEURON_STAND_IN_CALLS names; NEURON_STAND_IN_FAILS is what the compiler shall say
-when it fails.
+torch_neuronx.trace and neuronx-distributed's ModelBuilder create TorchScript with state, as the real ones do, but
+with CPU operators. Every layer is complete: sharing between cores is not shown here. Each request for a graph is
+written as a line of JSON to the file that NEURON_STAND_IN_CALLS names; NEURON_STAND_IN_FAILS is the compiler's message
+if it fails.
 """
 
 import importlib
@@ -39,7 +39,7 @@ def fill(module: types.ModuleType) -> None:
 
 
 class Runtime:
-    """torch.classes.neuron.Runtime: which core a process has."""
+    """torch.classes.neuron.Runtime: the cores of a process."""
 
     def initialize(self) -> None:
         record(runtime="initialize", visible=os.environ.get("NEURON_RT_VISIBLE_CORES"))
@@ -49,7 +49,7 @@ class Runtime:
 
 
 class _Stateful(nn.Module):
-    """A function whose aliased parameters take the outputs they are aliased to; they come first in parameters()."""
+    """A function whose aliased parameters receive their outputs; they come first in parameters()."""
 
     def __init__(self, function: nn.Module, aliases: Mapping[Tensor, int]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def trace(
     inline_weights_to_neff: bool,
     compiler_workdir: str | None,
 ) -> torch.jit.ScriptModule:
-    """torch_neuronx.trace, with what optimum-neuron 0.4.5 passes and nothing else."""
+    """torch_neuronx.trace, with exactly the arguments of optimum-neuron 0.4.5."""
     aliases = input_output_aliases or {}
     record(
         trace=type(function).__name__,
@@ -96,7 +96,7 @@ def trace(
 
 
 class ParallelLinear(nn.Module):
-    """A linear layer, whole."""
+    """A complete linear layer."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class ParallelLinear(nn.Module):
 
 
 class ParallelEmbedding(nn.Embedding):
-    """An embedding, whole."""
+    """A complete embedding."""
 
     def __init__(self, count: int, width: int, padding: int | None, dtype: torch.dtype, **_: Any) -> None:
         super().__init__(count, width, dtype=dtype)
@@ -127,7 +127,7 @@ class ParallelEmbedding(nn.Embedding):
 
 
 class SPMDRank(nn.Module):
-    """Which of the processes this is: a weight, so that all of them can have one graph."""
+    """The rank of the process: a weight, so that all processes can share a graph."""
 
     def __init__(self, world_size: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class SPMDRank(nn.Module):
 
 
 class RmsNorm:
-    """The custom call's mathematics."""
+    """The mathematics of the custom call."""
 
     @staticmethod
     def apply(hidden: Tensor, weight: Tensor, epsilon: float, dim: int) -> Tensor:
@@ -165,7 +165,7 @@ class Group:
 
 
 def xla_hlo_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Instead of a kernel written in HLO, the same in PyTorch."""
+    """The same in PyTorch as a kernel written in HLO."""
     return {"fill_prefix": fill_prefix, "xla_dynamic_update_slice": update_slice, "rand_like": torch.rand_like}.get(
         function.__name__, function
     )
@@ -187,22 +187,22 @@ def update_slice(tensor: Tensor, update: Tensor, *starts: Tensor) -> Tensor:
 
 
 def nki_jit(*_: Any, **__: Any) -> Callable[[Any], Any]:
-    """A kernel as it is."""
+    """Returns a kernel unchanged."""
     return lambda kernel: kernel
 
 
 def cumsum(tensor: Tensor, output: Tensor, axis: int) -> None:
-    """The NKI kernel's result."""
+    """The result of the NKI kernel."""
     output.copy_(torch.cumsum(tensor, axis))
 
 
 def topk(tensor: Tensor, k: int, dim: int, **_: Any) -> Any:
-    """Of one core."""
+    """topk of one core."""
     return torch.topk(tensor, k, dim=dim)
 
 
 def argmax(tensor: Tensor, dim: int, keepdim: bool = False, **_: Any) -> Tensor:
-    """Of one core."""
+    """argmax of one core."""
     return torch.argmax(tensor, dim=dim, keepdim=keepdim)
 
 
@@ -212,11 +212,11 @@ def same(value: Any = None, *_: Any, **__: Any) -> Any:
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """Something that only a device needs."""
+    """A feature that only a device needs."""
 
 
 class CacheUrl:
-    """Where neuronx-cc keeps what it compiled."""
+    """The folder in which neuronx-cc keeps compiled graphs."""
 
     @staticmethod
     def get_cache_url(cache_dir: str | None = None) -> None:
@@ -274,4 +274,4 @@ MODULES: dict[str, dict[str, Any]] = {
     },
     "neuronx_distributed.utils.utils": {"hardware": Hardware},
 }
-"""By module, what optimum-neuron 0.4.5 takes from it and uses on the way of T5 and Llama."""
+"""By module, the names that optimum-neuron 0.4.5 uses for T5 and Llama."""

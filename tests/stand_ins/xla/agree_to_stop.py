@@ -1,7 +1,7 @@
-"""Two processes of torch_xla's process group, of which one is told to stop: python -m torch.distributed.run THIS FOLDER
+"""Two processes of torch_xla's process group, one of which gets a signal: python -m torch.distributed.run THIS FOLDER
 
-Its collectives on XLA's CPU device do not reach the other process, and its barrier waits for nobody; the callbacks have
-a group of their own for both. No stand-in is needed.
+Its collectives on XLA's CPU device do not reach the other process, and its barrier waits for none; the callbacks use
+a separate group for both. No stand-in is needed.
 """
 
 import sys
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     assert control.should_save and control.should_training_stop
     part = folder / "checkpoint-3" / f"part-{rank}"
     part.parent.mkdir(exist_ok=True)
-    while rank == 1 and not part.with_name("part-0").exists():  # the mark has to wait for the slower of the two
+    while rank == 1 and not part.with_name("part-0").exists():  # the marker file has to wait for the slower of the two
         time.sleep(0.002)
     part.touch()
     MarkComplete(group).on_save(SimpleNamespace(output_dir=str(folder)), state, control)

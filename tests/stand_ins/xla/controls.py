@@ -1,13 +1,13 @@
-"""Graphs that the preflight must see through, lowered as ours are: python controls.py, one JSON line NAME -> HLO text.
+"""Graphs whose faults the preflight must detect, lowered like others: python controls.py, one JSON line NAME -> HLO
 
-Also holds the in-place write against the plain one, on XLA's CPU device: "written" is whether both gave the same.
+Also compares the in-place write with the plain one, on XLA's CPU device: "written" is whether both are equal.
 """
 
 import json
 import os
 from collections.abc import Callable
 
-os.environ["XLA_EXPERIMENTAL"] = "nonzero:masked_select"  # else torch_xla asks for the values
+os.environ["XLA_EXPERIMENTAL"] = "nonzero:masked_select"  # otherwise torch_xla needs the values
 
 import torch
 import torch_xla
@@ -20,7 +20,7 @@ CACHE = torch.zeros(1, 2, 6, 4)
 
 
 def shifted(cache: Tensor) -> Tensor:
-    """As optimum-neuron keeps its cache: the new column on the right, the oldest dropped."""
+    """A cache as in optimum-neuron: the new column on the right, the oldest dropped."""
     return torch.cat([cache, cache[:, :, :1] + 1], dim=2)[:, :, 1:]
 
 
@@ -36,7 +36,7 @@ CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def same_columns() -> bool:
-    """Every position, one beam and three."""
+    """Compares every position, with one beam and three."""
     torch.manual_seed(0)
     for beams in (1, 3):
         for position in range(2):

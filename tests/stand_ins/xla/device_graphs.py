@@ -1,4 +1,4 @@
-"""Lowers T5's graphs twice: as the preflight takes them, and as targets/neuron.py has them traced, parameters aliased.
+"""Lowers T5's graphs twice: in the preflight's form, and as traced by targets/neuron.py, parameters aliased.
 
     python device_graphs.py < REQUEST, one JSON line [the preflight's account, the traced module's] for each graph
 
@@ -22,7 +22,7 @@ from neuron_sum.artifact import GraphFile
 
 
 def traced(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
-    """The HLO of all its outputs: logits or constants, then the next values of what it keeps."""
+    """The HLO of all its outputs: logits or constants, then the next values of its state."""
     insert_placeholders(module)
     with torch.no_grad():
         return hlo_text(module(*tree_map(placeholder, inputs)))

@@ -1,8 +1,8 @@
-"""The account of a decoder step as optimum-neuron exports it: python exporter.py BATCH SEQUENCE BEAMS FOLDER CONFIG...
+"""Count a decoder step as optimum-neuron exports it: python exporter.py BATCH SEQUENCE BEAMS FOLDER CONFIG
 
-Upstream's own T5DecoderWrapper, with the vendor's modules stood in for, lowered and counted by what lowers and counts
-ours. CONFIG is a T5's config.json. Prints one JSON line for each of BEAMS (a comma between two), with the bytes of the
-weights that it reads.
+Upstream's T5DecoderWrapper, with stand-ins for the vendor's modules, is lowered and counted by the same code as the
+graphs of this package. CONFIG is a T5's config.json. Prints one JSON line for each of BEAMS (separated by commas), with
+the bytes of the weights that it reads.
 """
 
 import json

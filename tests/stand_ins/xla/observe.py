@@ -1,8 +1,8 @@
-"""Trains with the neuron backend on XLA's CPU device, and writes down what happened: python observe.py CASES FOLDER
+"""Trains with the neuron backend on XLA's CPU device, and records each step: python observe.py CASES FOLDER
 
-CASES is a JSON list of {name, recipe, overrides, and what is done to the run}; FOLDER gets a run folder for each, and
+CASES is a JSON list of {name, recipe, overrides, and changes to the run}; FOLDER gets a run folder for each, and
 NAME.json with an entry for every optimizer step, NAME-compiled.json with the number of graphs and of input shapes.
-tests/library/test_neuron.py starts it, and looks at what it leaves.
+tests/library/test_neuron.py starts it, and reads its files.
 """
 
 import json
@@ -29,7 +29,7 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
         shapes: set[str] = set()
         neuron_trainer.ResumableNeuronTrainer = watched(own_trainer, case, steps, shapes)
         recipe = load_recipe(case["recipe"], case.get("overrides", []))
-        if case.get("dynamic"):  # what a recipe for this backend may not say
+        if case.get("dynamic"):  # a recipe for this backend cannot set this
             any_shape = recipe.train.model_copy(
                 update={"shapes": ShapesConfig(plan="dynamic"), "group_by_length": False}
             )
@@ -51,20 +51,20 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
 
 
 def compiled() -> int:
-    """How many graphs this process has compiled."""
+    """The number of graphs that this process has compiled."""
     import torch_xla.debug.metrics as metrics
 
     return (metrics.metric_data("CompileTime") or (0,))[0]
 
 
 def watched(trainer: type, case: dict[str, Any], steps: list[dict[str, Any]], shapes: set[str]) -> type:
-    """The trainer with a look at its inputs, at optimizer and compiler between steps, and what the case does to it."""
+    """The trainer, which records its inputs, optimizer and compiler between steps, and applies the case's changes."""
     from optimum.neuron import NeuronTrainer
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
-            """Between steps, when all is computed, so that looking adds no graph."""
+            """Runs between steps, when everything is computed, so that recording adds no graph."""
             known = {id(value) for group in optimizer.param_groups for value in group["params"]}
             trained = [value for value in model.parameters() if value.requires_grad]
             steps.append(

@@ -1,11 +1,11 @@
-"""Stand-ins for the modules that only AWS's package index has, for ONE process on XLA's CPU device.
+"""Stand-ins for the modules that are only in the AWS package index, for ONE process on XLA's CPU device.
 
-What is under test is real: torch_xla, optimum-neuron, PEFT, transformers. These modules would otherwise come with
+The tested code is real: torch_xla, optimum-neuron, PEFT, transformers. These modules would otherwise come with
 torch-neuronx and neuronx-distributed, and optimum-neuron imports them while it trains. Every parallel size is 1, so
-every layer holds the whole weight and every collective is the identity; what that cannot show is marked as needing a
-device in docs/training.md. Each module gets a spec, for importlib.util.find_spec fails on one without.
+every layer holds the whole weight and every collective is the identity; limits of this are marked as needing a
+device in docs/training.md. Each module gets a spec, because importlib.util.find_spec fails on one without.
 
-torch_xla is imported first: it looks for libneuronxla, which is none of ours.
+torch_xla is imported first: it searches for libneuronxla, which has no stand-in.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def install() -> None:
         _module(name, names)
     import optimum.neuron.trainers.transformers as upstream
 
-    # Its cache proxy wraps libneuronxla's, which is not here.
+    # Its cache proxy wraps that of libneuronxla, which does not exist here.
     upstream.hub_neuronx_cache = lambda **_: contextlib.nullcontext()
 
 
@@ -45,7 +45,7 @@ def _module(name: str, names: dict[str, Any]) -> None:
 
 
 class Parallel:
-    """neuronx-distributed's idea of how processes share a model: one process, nothing shared."""
+    """neuronx-distributed's parallel state: one process, nothing shared."""
 
     initialized = False
 
@@ -56,7 +56,7 @@ class Parallel:
 
 
 def absent(name: str) -> type:
-    """A class that nothing is an instance of, and that cannot be made."""
+    """A class that has no instances and cannot be instantiated."""
 
     def refuse(self: Any, *_: Any, **__: Any) -> None:
         raise NotImplementedError(f"{name} needs the Neuron SDK")
@@ -65,12 +65,12 @@ def absent(name: str) -> type:
 
 
 def mark_sharded(weight: nn.Parameter, dim: int) -> None:
-    """What optimum-neuron reads from a weight to shard it and to put it together again."""
+    """Sets the attributes of a weight that optimum-neuron reads to shard and consolidate it."""
     weight.tensor_model_parallel, weight.partition_dim, weight.partition_stride, weight.num_partitions = True, dim, 1, 1
 
 
 class BaseParallelLinear(nn.Module):
-    """A linear layer whose weight would be sharded; here it is whole."""
+    """A linear layer whose weight would be sharded; here it is complete."""
 
     partition_dim: int
 
@@ -141,12 +141,12 @@ class ParallelEmbedding(nn.Embedding):
 
 
 def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float, norm_type: float = 2, **_: Any) -> torch.Tensor:
-    """Without the norm of other shards."""
+    """Clips without the norm of other shards."""
     return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type=norm_type, foreach=False)
 
 
 def move_model_to_device(model: nn.Module, device: torch.device) -> None:
-    """`.to` makes new Parameters; the marks of sharded weights move along."""
+    """`.to` creates new Parameters; the attributes of sharded weights are copied to them."""
     marks = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}
     model.to(device)
     for name, parameter in model.named_parameters():
@@ -155,7 +155,7 @@ def move_model_to_device(model: nn.Module, device: torch.device) -> None:
 
 
 def move_all_tensor_to_cpu(data: Any, convert: bool = True) -> Any:
-    """A nest of tensors in main memory; only upstream's own saving calls it, the negative control of a test."""
+    """Moves nested tensors to main memory; only upstream's saving, the negative control of a test, calls it."""
     torch_xla.sync()
     if isinstance(data, torch.Tensor):
         return data.cpu() if convert else data
@@ -165,7 +165,7 @@ def move_all_tensor_to_cpu(data: Any, convert: bool = True) -> Any:
 def create_local_weight(
     full_weight: torch.Tensor, partition_dim: int, per_partition_size: int, stride: int, out_weight: Any = None
 ) -> torch.Tensor:
-    """This process's shard of a weight: all of it."""
+    """This process's shard of a weight: the whole weight."""
     if out_weight is None:
         return full_weight
     with torch.no_grad():
@@ -178,7 +178,7 @@ def same(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 def divide(numerator: int, denominator: int) -> int:
-    """Without a rest."""
+    """Division without a remainder."""
     assert numerator % denominator == 0
     return numerator // denominator
 
@@ -242,4 +242,4 @@ MODULES: dict[str, dict[str, Any]] = {
         "move_model_to_device": move_model_to_device,
     },
 }
-"""By module, what optimum-neuron 0.4.5's training takes from it."""
+"""By module, the names that optimum-neuron 0.4.5 uses for training."""

@@ -1,10 +1,10 @@
-"""What optimum-neuron's own T5 exporter hands to torch_neuronx.trace, as JSON:
+"""Print as JSON the arguments that optimum-neuron's T5 exporter passes to torch_neuronx.trace:
 
     python tests/stand_ins/xla/upstream_trace.py FILE
 
-Its compiler arguments for several choices, its keywords, and which of a decoder's parameters become which outputs. And
-how far our graphs are from themselves when torch_xla computes them, moved to its device as torch_neuronx moves them.
-FILE is what the exporter writes.
+Its compiler arguments for several settings, its keywords, and the outputs of a decoder's parameters. Also the
+difference between this package's graphs and themselves when torch_xla computes them, moved to its device as in
+torch_neuronx. FILE receives the exporter's messages.
 """
 
 import json
@@ -44,7 +44,7 @@ def main() -> None:
         seen.update(keywords)
         return torch.jit.script(nn.Identity())
 
-    convert.neuronx = types.SimpleNamespace(trace=trace)  # upstream imports it where neuronx-cc is installed
+    convert.neuronx = types.SimpleNamespace(trace=trace)  # upstream imports it if neuronx-cc is installed
     convert.trace_neuronx(nn.Identity(), config, (), arguments["matmul bf16 1"], Path(sys.argv[1]), 1, aliases, False)
     print(
         json.dumps(
@@ -108,7 +108,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "ModelBuilder": stand_ins.absent("ModelBuilder"),
     },
 }
-"""What the exporter imports and training does not."""
+"""Modules that the exporter imports and training does not."""
 
 if __name__ == "__main__":
     main()

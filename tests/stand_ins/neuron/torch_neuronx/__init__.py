@@ -1,17 +1,17 @@
 """A stand-in for torch_neuronx on a CPU: the four functions that neuron-sum calls, and the behaviour it relies on.
 
-`trace` is torch.jit.trace around a module that keeps its aliased parameters and its weights apart. As with the real
+`trace` is torch.jit.trace around a module that keeps its aliased parameters and its weights separate. As in the real
 package (from its documentation, and from what optimum-neuron 0.4.5 relies on):
 
-- state comes first in the traced module's parameters(), in the order of the function's own parameters(), whatever the
+- state comes first in the traced module's parameters(), in the order of the function's parameters(), whatever the
   order of input_output_aliases;
-- moving the function to a device gives it new parameters, so that two names of one parameter part;
-- aliased outputs are the parameters' next values and do not come out;
+- moving the function to a device gives it new parameters, so that two names of one parameter become separate;
+- aliased outputs are the parameters' next values and are not returned;
 - move_trace_to_device replaces the traced module's state;
 - an output stays on the device only if every input is there.
 
 Every call is written to the file that NEURON_STAND_IN_CALLS names, and NEURON_STAND_IN_FAILS makes the compiler fail.
-What neuronx-cc accepts, bf16's numerics, loading of compiled graphs and speed cannot be seen with it.
+It cannot show what neuronx-cc accepts, bf16's numerics, the loading of compiled graphs, or speed.
 """
 
 import json
@@ -40,7 +40,7 @@ def trace(
     inline_weights_to_neff: bool = True,
     cpu_backend: bool = False,
 ) -> Any:
-    """Everything that neuron-sum and optimum-neuron pass is required; nothing else is taken."""
+    """Requires everything that neuron-sum and optimum-neuron pass; accepts nothing else."""
     assert not _, "torch_neuronx takes what follows example_inputs by name"
     order = {id(parameter): name for name, parameter in func.named_parameters()}
     kept = {order[id(tensor)]: output for tensor, output in input_output_aliases.items()}
@@ -73,7 +73,7 @@ def trace(
 
 
 def compile_it(workdir: Path) -> None:
-    """What the compiler would do, where it shall fail; its log lies where neuronx-cc's does."""
+    """Does the compiler's part, or fails if requested; its log is at the place of neuronx-cc's."""
     workdir.mkdir(parents=True)
     failure = os.environ.get("NEURON_STAND_IN_FAILS", "")
     if not failure:
@@ -87,11 +87,11 @@ def compile_it(workdir: Path) -> None:
 
 
 class Traced(nn.Module):
-    """A function whose state is its own.
+    """A function with separate state.
 
     Args:
-        func: On its device.
-        kept: Parameter's name -> output.
+        func: A function on its device.
+        kept: Output by parameter name.
         inlined: Whether the weights cannot be replaced.
     """
 
@@ -117,7 +117,7 @@ class Traced(nn.Module):
 
 
 def replace_weights(neuron_model: Any, weights: Any) -> None:
-    """By the names of the traced function's state dict; what it does not have is passed over."""
+    """Replaces weights by the names of the traced function's state dict; unknown names are ignored."""
     assert not neuron_model.inlined, "the weights are in the compiled graph"
     given = weights.state_dict() if isinstance(weights, nn.Module) else weights
     own = [name for name, _ in [*neuron_model.func.named_parameters(), *neuron_model.func.named_buffers()]]
@@ -140,7 +140,7 @@ def move_trace_to_device(trace: Any, device_id: int) -> None:
 
 
 def set_neuron_cores(trace: Any, start_nc: int = -1, nc_count: int = -1) -> None:
-    """Refuses cores that are not there, as the real one does."""
+    """Rejects cores that do not exist, as the real one does."""
     visible = os.environ.get("NEURON_RT_VISIBLE_CORES") or "0-1"
     ends = [[int(end) for end in part.split("-")] for part in visible.split(",")]
     available = sum(part[-1] - part[0] + 1 for part in ends)
@@ -153,7 +153,7 @@ experimental = SimpleNamespace(set_neuron_cores=set_neuron_cores)
 
 
 def record(**call: Any) -> None:
-    """One line of JSON for each call, from whatever process."""
+    """Writes one line of JSON for each call, from any process."""
     if path := os.environ.get("NEURON_STAND_IN_CALLS"):
         with Path(path).open("a") as log:
             log.write(json.dumps({**call, "pid": os.getpid()}) + "\n")
@@ -163,7 +163,7 @@ _to = Tensor.to
 
 
 def _to_device(self: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Tensor.to, for which a Neuron device is main memory."""
+    """Tensor.to, which treats a Neuron device as main memory."""
     if args and isinstance(args[0], str) and args[0].partition(":")[0] in DEVICES:
         record(call="to", device=args[0])
         return self.clone()

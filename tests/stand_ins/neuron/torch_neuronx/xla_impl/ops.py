@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def xla_hlo_call(build: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Calls a function that describes an operator, and computes what it describes."""
+    """Calls a function that describes an operator, and computes the described operator."""
 
     def call(*tensors: Tensor) -> Tensor:
         result: Tensor = build(*(Operand(tensor) for tensor in tensors))
@@ -18,7 +18,7 @@ def xla_hlo_call(build: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 class Operand:
-    """A tensor as the function sees it: a dtype that is indexed by a shape to name an operator's result."""
+    """A tensor in the function's view: a dtype that is indexed by a shape to name an operator's result."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.sizes, self.dtype = tensor, list(tensor.shape), self
@@ -28,7 +28,7 @@ class Operand:
         return self
 
     def DynamicUpdateSlice(self, cache: "Operand", update: "Operand", *starts: "Operand") -> Tensor:
-        """The cache with the update at the starts; all but one of them must be 0 here, for the update is as wide."""
+        """The cache with the update at the starts; all but one must be 0 here, because the update is as wide."""
         assert len(starts) == cache.tensor.dim()
         assert cache.tensor.dtype == update.tensor.dtype
         assert all(start.tensor.dim() == 0 and start.tensor.dtype == torch.int32 for start in starts)
