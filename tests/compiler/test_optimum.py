@@ -468,7 +468,9 @@ def test_another_sdk_is_refused_with_the_field(upstream: Upstream, llama: Export
 @pytest.mark.slow
 def test_no_sdk_is_one_error_that_says_what_to_install(llama: Exported) -> None:
     """This process has neither optimum-neuron nor the stand-ins."""
-    with pytest.raises(PlatformError, match="lacks: optimum-neuron, torch-neuronx, neuronx-distributed") as error:
+    with pytest.raises(
+        PlatformError, match="are not installed: optimum-neuron, torch-neuronx, neuronx-distributed"
+    ) as error:
         load_generator(llama.artifact)
     assert f"torch-neuronx=={PLATFORMS[0].vendor_pins['torch-neuronx']}" in str(error.value.hint)
 
@@ -625,7 +627,7 @@ def test_without_the_sdk_compile_says_what_to_install(
 ) -> None:
     made = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0])
     assert made.returncode == 13
-    assert "lacks: optimum-neuron, torch-neuronx, neuronx-distributed" in made.stderr
+    assert "are not installed: optimum-neuron, torch-neuronx, neuronx-distributed" in made.stderr
     assert not (llama_run / "artifacts").exists()
     planned = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
