@@ -466,7 +466,9 @@ def test_another_sdk_is_rejected_with_the_field(upstream: Upstream, llama: Expor
 @pytest.mark.slow
 def test_without_the_sdk_one_error_lists_the_packages(llama: Exported) -> None:
     """This process has neither optimum-neuron nor the stand-ins."""
-    with pytest.raises(PlatformError, match="lacks: optimum-neuron, torch-neuronx, neuronx-distributed") as error:
+    with pytest.raises(
+        PlatformError, match="are not installed: optimum-neuron, torch-neuronx, neuronx-distributed"
+    ) as error:
         load_generator(llama.artifact)
     assert f"torch-neuronx=={PLATFORMS[0].vendor_pins['torch-neuronx']}" in str(error.value.hint)
 
@@ -623,7 +625,7 @@ def test_without_the_sdk_compile_prints_the_install_command(
 ) -> None:
     made = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0])
     assert made.returncode == 13
-    assert "lacks: optimum-neuron, torch-neuronx, neuronx-distributed" in made.stderr
+    assert "are not installed: optimum-neuron, torch-neuronx, neuronx-distributed" in made.stderr
     assert not (llama_run / "artifacts").exists()
     planned = neuron_sum("compile", str(llama_run), "--target", "inf2", "--set", LLAMA_SHAPE[0], "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
