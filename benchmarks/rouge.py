@@ -29,7 +29,7 @@ def main() -> None:
     predictions = [lead(example.dialogue) for example in examples]
     references = [example.references for example in examples]
 
-    plain_s, ours_s = [], []
+    plain_s, neuron_sum_s = [], []
     for _ in range(options.rounds):
         started = time.perf_counter()
         scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
@@ -40,13 +40,13 @@ def main() -> None:
         plain_s.append(time.perf_counter() - started)
         started = time.perf_counter()
         scores = rouge(predictions, references, RougeProtocol())
-        ours_s.append(time.perf_counter() - started)
+        neuron_sum_s.append(time.perf_counter() - started)
         assert abs(100 * sum(plain_scores) / len(plain_scores) - scores["ROUGE-1"].mean()) < 1e-9
 
-    ratio = statistics.median(plain / ours for plain, ours in zip(plain_s, ours_s, strict=True))
+    ratio = statistics.median(plain / other for plain, other in zip(plain_s, neuron_sum_s, strict=True))
     table = console.table("scorer", "s", "ratio")
     table.add_row(f"rouge-score {version('rouge-score')}, plain", f"{statistics.median(plain_s):.2f}", "1.00")
-    table.add_row("neuron_sum.evaluation.rouge", f"{statistics.median(ours_s):.2f}", f"{ratio:.2f}")
+    table.add_row("neuron_sum.evaluation.rouge", f"{statistics.median(neuron_sum_s):.2f}", f"{ratio:.2f}")
     console.emit({}, table)
 
 

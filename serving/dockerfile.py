@@ -29,7 +29,7 @@ TEMPLATE = "Dockerfile.j2"
 MARK = "# Made by `neuron-sum dockerfile"
 """First words of a generated Dockerfile; a folder with such a file may be replaced."""
 
-HOME, OURS, MODEL, TEMPORARY = Path("/opt/djl"), Path("/opt/neuron-sum"), Path("/opt/ml/model"), Path("/tmp")
+HOME, PROGRAM, MODEL, TEMPORARY = Path("/opt/djl"), Path("/opt/neuron-sum"), Path("/opt/ml/model"), Path("/tmp")
 PORT = 8080
 USER = "neuron-sum"
 
@@ -122,7 +122,7 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
         neuron=target == "inf2",
         djl=djl,
         home=HOME,
-        ours=OURS,
+        program=PROGRAM,
         model=MODEL,
         port=PORT,
         user=USER,
@@ -144,7 +144,7 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
 
 def render_entrypoint() -> str:
     """The script that executes the server: Java with the options of `neuron-sum serve`."""
-    local_path, image_path = str(local.CONFIGURATION), str(OURS / local.CONFIGURATION.name)
+    local_path, image_path = str(local.CONFIGURATION), str(PROGRAM / local.CONFIGURATION.name)
     options = [shlex.quote(option.replace(local_path, image_path)) for option in local.java_options(TEMPORARY)]
     return ENTRYPOINT.format(
         port=PORT,

@@ -160,12 +160,12 @@ class LocalServer:
 
     def workers(self) -> list[psutil.Process]:
         """The Python worker processes."""
-        found = []
+        workers = []
         for child in psutil.Process(self.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):  # the process can end between the two calls
                 if "djl_python_engine" in " ".join(child.cmdline()):
-                    found.append(child)
-        return found
+                    workers.append(child)
+        return workers
 
     def start(self) -> None:
         """Start the server and wait until every model answers.

@@ -113,7 +113,7 @@ def test_java_has_the_same_options_as_on_this_machine() -> None:
     here = [option for option in local.java_options(dockerfile.TEMPORARY) if str(local.CONFIGURATION) not in option]
     given = shlex.split(command)
     assert [option for option in given if option in here] == here
-    assert f"-Dlog4j.configurationFile={dockerfile.OURS / local.CONFIGURATION.name}" in given
+    assert f"-Dlog4j.configurationFile={dockerfile.PROGRAM / local.CONFIGURATION.name}" in given
     assert given[-4:] == ["-cp", f"{dockerfile.HOME / djl.LIBRARIES}/*", djl.MAIN_CLASS, "${model[@]}"]
 
 
@@ -215,7 +215,7 @@ def placed(folder: Path, home: Path, model: Path) -> Path:
     (folder / "t").mkdir()
     text = dockerfile.render_entrypoint()
     for there, here in (
-        (dockerfile.OURS / local.CONFIGURATION.name, local.CONFIGURATION),
+        (dockerfile.PROGRAM / local.CONFIGURATION.name, local.CONFIGURATION),
         (dockerfile.HOME, home),
         (dockerfile.MODEL, model),
         ("java.io.tmpdir=/tmp", f"java.io.tmpdir={folder / 't'}"),
@@ -255,14 +255,14 @@ mount --bind {context} /mnt/context
 mount --bind {home} /mnt/djl
 mount --bind {model} /mnt/model
 mount -t tmpfs -o mode=755 tmpfs /opt
-mkdir -p {dockerfile.OURS} {dockerfile.HOME} {dockerfile.MODEL} /opt/python
-cp /mnt/context/entrypoint /mnt/context/source/serving/server/{local.CONFIGURATION.name} {dockerfile.OURS}
+mkdir -p {dockerfile.PROGRAM} {dockerfile.HOME} {dockerfile.MODEL} /opt/python
+cp /mnt/context/entrypoint /mnt/context/source/serving/server/{local.CONFIGURATION.name} {dockerfile.PROGRAM}
 mount --bind /mnt/djl {dockerfile.HOME}
 mount --bind -o ro /mnt/model {dockerfile.MODEL}
 {hidden}
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 cd {dockerfile.HOME}
-exec setpriv --reuid {user} --regid {user} --clear-groups /bin/bash {dockerfile.OURS}/entrypoint serve
+exec setpriv --reuid {user} --regid {user} --clear-groups /bin/bash {dockerfile.PROGRAM}/entrypoint serve
 """
     variables: Mapping[str, str] = {
         **environment_of((context / "Dockerfile").read_text()),
