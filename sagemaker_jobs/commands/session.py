@@ -136,8 +136,8 @@ def begin(
 def keep_running(run: str, what: str, region: str) -> Iterator[None]:
     """Keep a job running on Ctrl-C and print how to follow and stop it; add to an error how to clean up.
 
-    LostContact only means that the job can no longer be observed. Cleaning up would stop the job, so that error tells
-    how to follow it again.
+    LostContact only means that the job can no longer be observed. Cleaning up would stop the job, so that error
+    explains how to follow it again.
     """
     try:
         with hint_at_follow(run, what, region):

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _install(wheelhouse: Path) -> None:
-    """Install the wheels over the image's packages, without dependencies, which the image has (torch, Neuron)."""
+    """Install the wheels over the image's packages, without dependencies; the image keeps its torch and Neuron."""
     wheels = sorted(str(wheel) for wheel in wheelhouse.glob("*.whl")) if wheelhouse.is_dir() else []
     if wheels:
         _run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--quiet", *wheels])
