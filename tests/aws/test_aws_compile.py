@@ -111,7 +111,7 @@ def test_a_folder_is_uploaded_by_content_with_its_base_model(
     (run / "base").rename(base)
     (run / "artifacts").mkdir()
     (run / "artifacts" / "large").write_text("not for a compile")
-    (run / "notes.txt").write_text("somebody's own")
+    (run / "notes.txt").write_text("another person's file")
     recipe = load_recipe(str(run / "recipe.yaml"), [f"model.name_or_path={base}"])
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     words = ("compile", str(run), "--wheelhouse", "wheels", "--dry-run", "--offline")

@@ -336,7 +336,7 @@ def test_existing_roles_can_be_passed(aws: AwsServer) -> None:
     schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{job['run']}-batch-expiry")
     assert tick(time_of(schedule)) == [job["job"]]
     roles = [left for left in aws.everything() if left.startswith("role ")]
-    assert sorted(roles) == ["role sagemaker", "role scheduler"], "both are the caller's own"
+    assert sorted(roles) == ["role sagemaker", "role scheduler"], "the caller passes both"
 
 
 def test_arns_have_the_partition_of_the_region(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:

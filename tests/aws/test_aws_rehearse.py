@@ -93,7 +93,7 @@ def test_a_container_has_the_inputs_and_outputs_of_sagemaker(image: LocalImage, 
     environment = seen["environment"]
     assert environment["TRAINING_JOB_NAME"] == made.name and environment["MINE"] == "1"
     assert environment["TRAINING_JOB_ARN"] == f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{made.name}"
-    assert "PYTEST_CURRENT_TEST" not in environment, "this process's own environment is not the image's"
+    assert "PYTEST_CURRENT_TEST" not in environment, "the image must not get the environment of this process"
     if image.isolated:
         assert seen["pid"] == seen["processes"] == 1
         assert os.strerror(seen["out"]) == "Network is unreachable"
@@ -130,7 +130,7 @@ def test_stopping_is_sigterm_then_sigkill(image: LocalImage, tmp_path: Path) -> 
         assert running(made.name)
         made.stop(grace_s=0)
         ended = made.wait()
-        assert gone(made.name), "what it started in a session of its own goes, too"
+        assert gone(made.name), "processes in another session must end, too"
     assert ended is not None and ended.status == "Stopped" and ended.code != 0
 
 

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, int, int]] = {
     "passed through": (
         (CACHE, "ROOT %t = (f32[2,6,4]{2,1,0}) tuple(f32[2,6,4]{2,1,0} %cache)"), 0, 0, 0,
     ),
-    "another form is no pass-through": (
+    "another form is not passed through": (
         (CACHE, "%r = f32[12,4] reshape(%cache)", "ROOT %t = (f32[12,4]) tuple(%r)"), 0, 192, 0,
     ),
     "shifted, as upstream's": (
