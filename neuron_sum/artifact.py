@@ -212,7 +212,7 @@ class Manifest(Section):
     def is_exact(self) -> bool:
         """Whether everything is computed in fp32, so that almost no text may differ from that of transformers.
 
-        neuronx-cc casts products unless it runs with `--auto-cast=none`.
+        neuronx-cc casts products without the option `--auto-cast none`.
         """
         uncast = self.compilation is None or re.search(r"--auto-cast[ =]none\b", " ".join(self.compilation.arguments))
         return self.dtype == "fp32" and bool(uncast)

@@ -77,7 +77,7 @@ def test_missing_foreign_and_unknown_files_are_rejected(small: Path, tmp_path: P
     with pytest.raises(ArtifactError, match="is not an artifact"):
         open_artifact(tmp_path)
     (small / "extra.txt").write_text("x")
-    with pytest.raises(ArtifactError, match=r"holds extra\.txt"):
+    with pytest.raises(ArtifactError, match=r"contains extra\.txt"):
         open_artifact(small)
     (small / "extra.txt").unlink()
     (small / "tokenizer" / "config.json").unlink()

@@ -35,7 +35,7 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     message = raised.value.message
     assert "7 errors" in message
     for expected in (
-        "train.learning_rat: unknown key; did you mean learning_rate?",
+        "train.learning_rat: unknown key; most similar: learning_rate (valid: ",
         "train.num_train_epochs = 'many': input should be a valid number",
         "train.save_total_limit = 1: input should be greater than or equal to 2",
         "data.max_examples = -3: input should be greater than or equal to 1",

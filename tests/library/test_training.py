@@ -141,7 +141,7 @@ def test_an_existing_folder_is_never_overwritten_silently(tmp_path: Path, micro_
         start_run(micro_run, recipe, processes=1, resume=False, overwrite=False)
     assert "--overwrite" in str(raised.value.hint)
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 0.5})})
-    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.002 there, 0\.5 now"):
+    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.002 in the run, 0\.5 now"):
         start_run(micro_run, other, processes=1, resume=True, overwrite=False)
     start_run(
         micro_run, recipe.model_copy(update={"description": "new words"}), processes=1, resume=True, overwrite=False
