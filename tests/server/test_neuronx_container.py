@@ -51,7 +51,7 @@ def test_a_checkpoint_is_packaged_for_the_frozen_container(
     assert told["prompt"] == recipe.prompt.resolve().template
     ended = ENDED_CONTAINERS[CONTAINER]
     assert (told["image"], told["ended"]) == (ended.name, ended.ended)
-    assert f"no support since {ended.ended}" in made.stderr
+    assert f"has not been supported since {ended.ended}" in made.stderr
     with tarfile.open(tmp_path / "a.tar.gz") as archive:
         names = archive.getnames()
         settings = archive.extractfile("serving.properties").read().decode()  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ def test_an_adapter_is_merged_first(neuron_sum: CommandLine, llama_lora_run: Pat
 def test_other_families_are_rejected(neuron_sum: CommandLine, request: pytest.FixtureRequest, run: str) -> None:
     refused = neuron_sum("package", str(request.getfixturevalue(run)), "--container", CONTAINER)
     assert refused.returncode == 5
-    assert "serves llama alone" in refused.stderr
+    assert "serves only llama" in refused.stderr
     assert "neuron-sum compile RUN" in refused.stderr
 
 

@@ -374,7 +374,7 @@ def test_serve_answers_until_ctrl_c_and_leaves_no_process(
         taken = subprocess.run(
             [*command[:5], "--port", url.rpartition(":")[2]], cwd=tmp_path, capture_output=True, text=True, check=False
         )
-        assert taken.returncode == 11 and "is taken" in taken.stderr
+        assert taken.returncode == 11 and "is in use" in taken.stderr
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
