@@ -16,7 +16,7 @@ from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
-SOURCES = ("graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
+SOURCES = ("graphs/kv_cache.py", "graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
 """The files of this package that determine what a graph computes, for any target."""
 
 IRRELEVANT = {

@@ -1,4 +1,4 @@
-"""Layers of the static-shape graphs: projections with adapter slots, norms, attention, and the K/V cache write.
+"""Layers of the static-shape graphs: projections with adapter slots, norms and attention.
 
 Shapes are fixed by a bucket, so every graph is compiled once and used for all steps. The residual stream, norms,
 softmax and scores are float32; weights and the operands of matrix products have the graph's dtype; K/V has a separate
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compile.graphs.kv_cache import write_column
 from neuron_sum.artifact import AdapterSpec
-
-MASKED = -1e9
-"""Added to a masked score, whose weight is then exactly 0 after the float32 softmax."""
 
 
 class Linear(nn.Module):
@@ -87,32 +85,6 @@ class Linear(nn.Module):
                 low = torch.bmm(inputs.to(down.dtype), down.transpose(1, 2))
                 pieces[index] = pieces[index] + torch.bmm(low, up.transpose(1, 2)).float()
         return torch.cat(pieces, dim=-1)
-
-
-def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """Writes the newest key or value of the K beams in place.
-
-    Args:
-        cache: (B, H, T * K, D); position t * K + k contains the column that beam row k wrote at step t.
-        column: (B, H, K, D).
-        position: (1,) int64, the step.
-
-    Returns:
-        The cache.
-    """
-    beams = column.shape[2]
-    rows = position * beams + torch.arange(beams, device=cache.device)
-    return cache.index_copy_(2, rows, column.to(cache.dtype))
-
-
-def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """`write_column` as a choice between old and new for each position; returns a new cache, for some compilers."""
-    batch, heads, slots, width = cache.shape
-    beams = column.shape[2]
-    written = torch.arange(slots // beams, device=cache.device) == position
-    by_step = cache.view(batch, heads, -1, beams, width)
-    updated = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
-    return updated.view(batch, heads, slots, width)
 
 
 @dataclass(frozen=True)
@@ -245,26 +217,6 @@ def _mix(weights: Tensor, values: Tensor, row_sums: bool) -> Tensor:
     if row_sums:
         return (weights.transpose(2, 3) * values).sum(2, keepdim=True)
     return torch.matmul(weights.to(values.dtype), values).float()
-
-
-def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:
-    """Masks the positions of the self-attention cache that do not belong to a beam's past.
-
-    Reordering beams does not move keys and values: the table has the row that wrote the past of each beam and step.
-
-    Args:
-        bias: (B or 1, H or 1, 1, T), float32, with future steps masked.
-        ancestors: (B, K, T) int64.
-
-    Returns:
-        (B, H or 1, K, T * K), or the bias itself for one beam.
-    """
-    batch, beams, target_len = ancestors.shape
-    if beams == 1:
-        return bias
-    is_past = ancestors.unsqueeze(-1) == torch.arange(beams, device=bias.device)
-    expanded = bias.unsqueeze(-1).expand(batch, bias.shape[1], beams, target_len, beams)
-    return torch.where(is_past.unsqueeze(1), expanded, MASKED).reshape(batch, bias.shape[1], beams, target_len * beams)
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, Linear | RMSNorm]]:

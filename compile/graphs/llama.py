@@ -13,12 +13,11 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from compile.graphs.kv_cache import MASKED, ancestry_bias
 from compile.graphs.layers import (
-    MASKED,
     GraphOptions,
     RMSNorm,
     SoftPrompts,
-    ancestry_bias,
     attend,
     frozen,
     join_heads,

@@ -12,12 +12,11 @@ from transformers import T5Config
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from compile.graphs.kv_cache import MASKED, ancestry_bias
 from compile.graphs.layers import (
-    MASKED,
     GraphOptions,
     RMSNorm,
     SoftPrompts,
-    ancestry_bias,
     attend,
     frozen,
     join_heads,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig
 
-from compile.graphs.layers import GraphOptions, write_where
+from compile.graphs.kv_cache import write_where
+from compile.graphs.layers import GraphOptions
 from compile.graphs.static import EncodeGraph, StepGraph, static_model
 from compile.preflight.hlo import account
 from neuron_sum.artifact import AdapterSpec, GraphFile

@@ -19,7 +19,8 @@ import torch._inductor.inductor_prims  # registers inductor_force_stride_order
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from compile.graphs.layers import Linear, frozen, write_column
+from compile.graphs.kv_cache import write_column
+from compile.graphs.layers import Linear, frozen
 from compile.graphs.static import EncodeGraph, StaticModel, StepGraph
 from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile, KeptTensor

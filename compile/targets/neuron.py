@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.graphs.layers import Linear, frozen, write_where
+from compile.graphs.kv_cache import write_where
+from compile.graphs.layers import Linear, frozen
 from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Compilation, GraphFile, KeptTensor

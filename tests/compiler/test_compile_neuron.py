@@ -27,7 +27,7 @@ from xla_environment import XLA_ENVIRONMENT, XLA_PYTHON
 
 from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
-from compile.graphs.layers import ancestry_bias
+from compile.graphs.kv_cache import ancestry_bias
 from compile.machine_report import make_report
 from compile.source import open_source
 from compile.targets import neuron
@@ -176,7 +176,7 @@ def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp
 
 
 def test_both_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
-    from compile.graphs.layers import write_column, write_where
+    from compile.graphs.kv_cache import write_column, write_where
 
     for beams in (1, 3):
         cache, column = torch.randn(2, 4, 5 * beams, 8), torch.randn(2, 4, beams, 8)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from compile.graphs import layers, llama, t5
+from compile.graphs import kv_cache, llama, t5
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import eager_runtime, static_model, weights
 from neuron_sum.artifact import Bucket, SpecialTokens
@@ -155,7 +155,7 @@ def test_other_cache_writes_and_products_generate_the_same_tokens(
     cases: dict[str, Case], family: str, num_beams: int
 ) -> None:
     case = cases[family]
-    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=layers.write_where, row_sums=False)
+    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=kv_cache.write_where, row_sums=False)
     asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
     seen = compared(case, case.prompts[:12], asked, StepGenerator(other))
     assert seen["different"] == 0
@@ -242,7 +242,7 @@ def no_ancestry(bias: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
     return ANCESTRY(bias, rows)
 
 
-WRITE, ANCESTRY = layers.write_column, layers.ancestry_bias
+WRITE, ANCESTRY = kv_cache.write_column, kv_cache.ancestry_bias
 
 
 @pytest.mark.parametrize("family", ["t5-untied-gated", "llama"])

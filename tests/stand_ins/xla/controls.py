@@ -13,7 +13,7 @@ import torch
 import torch_xla
 from torch import Tensor
 
-from compile.graphs.layers import write_column
+from compile.graphs.kv_cache import write_column
 from compile.preflight.xla_process import hlo_text, write_slice
 
 CACHE = torch.zeros(1, 2, 6, 4)

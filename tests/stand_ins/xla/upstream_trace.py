@@ -65,7 +65,8 @@ def own_on_xla(kind: str) -> float:
     """The largest difference of any output, relative to the largest value."""
     from transformers import T5Config
 
-    from compile.graphs.layers import GraphOptions, write_where
+    from compile.graphs.kv_cache import write_where
+    from compile.graphs.layers import GraphOptions
     from compile.graphs.static import static_model
     from compile.targets.neuron import device_graph
     from neuron_sum.artifact import AdapterSpec, GraphFile

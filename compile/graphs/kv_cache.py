@@ -1,0 +1,56 @@
+"""The K/V cache of the static graphs: how a step writes its keys and values, and which of them a beam reads.
+
+Letters in shapes as in layers.py: B examples, K beams, T target positions, H heads, D width of a head.
+"""
+
+import torch
+from torch import Tensor
+
+MASKED = -1e9
+"""Added to a masked score, whose weight is then exactly 0 after the float32 softmax."""
+
+
+def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
+    """Writes the newest key or value of the K beams in place.
+
+    Args:
+        cache: (B, H, T * K, D); position t * K + k contains the column that beam row k wrote at step t.
+        column: (B, H, K, D).
+        position: (1,) int64, the step.
+
+    Returns:
+        The cache.
+    """
+    beams = column.shape[2]
+    rows = position * beams + torch.arange(beams, device=cache.device)
+    return cache.index_copy_(2, rows, column.to(cache.dtype))
+
+
+def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
+    """`write_column` as a choice between old and new for each position; returns a new cache, for some compilers."""
+    batch, heads, slots, width = cache.shape
+    beams = column.shape[2]
+    written = torch.arange(slots // beams, device=cache.device) == position
+    by_step = cache.view(batch, heads, -1, beams, width)
+    updated = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
+    return updated.view(batch, heads, slots, width)
+
+
+def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:
+    """Masks the positions of the self-attention cache that do not belong to a beam's past.
+
+    Reordering beams does not move keys and values: the table has the row that wrote the past of each beam and step.
+
+    Args:
+        bias: (B or 1, H or 1, 1, T), float32, with future steps masked.
+        ancestors: (B, K, T) int64.
+
+    Returns:
+        (B, H or 1, K, T * K), or the bias itself for one beam.
+    """
+    batch, beams, target_len = ancestors.shape
+    if beams == 1:
+        return bias
+    is_past = ancestors.unsqueeze(-1) == torch.arange(beams, device=bias.device)
+    expanded = bias.unsqueeze(-1).expand(batch, bias.shape[1], beams, target_len, beams)
+    return torch.where(is_past.unsqueeze(1), expanded, MASKED).reshape(batch, bias.shape[1], beams, target_len * beams)
