@@ -11,6 +11,7 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.cleanup.artifacts import stored
+from sagemaker_jobs.cleanup.deletion_order import split_found
 from sagemaker_jobs.cleanup.inventory import look
 from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind
 
@@ -108,13 +109,10 @@ def remove(
             log(f"{kind.name} {thing.name}: {now.state}")
         return now is None
 
-    # The autoscaling of an endpoint is deleted before the endpoint.
-    first = [(kind, thing) for kind, thing in inventory.found if kind.name == "scaling-target"]
-    waiting = [(kind, thing) for kind, thing in inventory.found if kind.paid]
-    rest = [pair for pair in inventory.found if pair not in first and pair not in waiting]
-    for kind, thing in [*first, *waiting]:
+    billed, rest = split_found(inventory.found)
+    for kind, thing in billed:
         log(f"removing {kind.name} {thing.name}")
-    waiting = [pair for pair in [*first, *waiting] if not is_settled(*pair)]
+    waiting = [pair for pair in billed if not is_settled(*pair)]
     while waiting:
         time.sleep(every_s)
         waiting = [pair for pair in waiting if not is_settled(*pair)]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.cleanup.kinds import KINDS, Resource, ResourceKind, hours_since
+from sagemaker_jobs.cleanup.deletion_order import KINDS
+from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind, hours_since
 
 
 @dataclass(frozen=True)

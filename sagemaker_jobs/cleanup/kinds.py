@@ -1,4 +1,4 @@
-"""Kinds of resources that the commands create, in the order of deletion: how to list, describe and delete them.
+"""Kinds of resources that the commands create: how to list, describe and delete them.
 
 A listed resource is one of neuron-sum's if its name and, where the kind supports tags, its tag match.
 """
@@ -317,7 +317,7 @@ def _delete_role(account: Account, name: str) -> None:
 _STOP_JOB = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
 """AWS rejects a request to stop a job that has ended or is stopping as invalid."""
 
-KINDS = (
+KINDS = {kind.name: kind for kind in (
     ResourceKind("scaling-target", _list_scaling_targets, _describe_scaling, _delete_scaling),
     ResourceKind(
         "endpoint", _sagemaker_lister("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _describe_endpoint,
@@ -356,12 +356,11 @@ KINDS = (
         "model", _sagemaker_lister("list_models", "Models", "ModelName", "ModelArn"),
         _describer("model", "describe_model", "ModelName"), _deleter("delete_model", "ModelName"),
     ),
-    # After the endpoint, which the schedule deletes if this machine goes offline before.
     ResourceKind("schedule", _list_schedules, _describe_schedule, _delete_schedule),
     ResourceKind(
         "build-project", _list_projects, _describe_project,
         lambda account, name: account.call("codebuild", "delete_project", name=name),
     ),
     ResourceKind("role", _list_roles, _describe_role, _delete_role),
-)  # fmt: skip
-"""All kinds in the order of deletion. artifacts.py handles the bucket and the repository, which contain artifacts."""
+)}  # fmt: skip
+"""All kinds by name. artifacts.py handles the bucket and the repository, which contain artifacts."""

@@ -9,7 +9,7 @@ from sagemaker_jobs.aws import errors
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.cleanup.kinds import KINDS
+from sagemaker_jobs.cleanup.deletion_order import KINDS
 from sagemaker_jobs.launch.start import Launch
 
 

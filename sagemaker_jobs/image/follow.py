@@ -13,7 +13,7 @@ from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.cleanup.kinds import KINDS
+from sagemaker_jobs.cleanup.deletion_order import KINDS
 
 RUNS, SUCCEEDED = "IN_PROGRESS", "SUCCEEDED"
 WHY = {

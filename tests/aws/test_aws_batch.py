@@ -26,7 +26,8 @@ from sagemaker_jobs.batch import transform as batch
 from sagemaker_jobs.endpoint.sources import Source
 from sagemaker_jobs.launch.schedules import time_of
 from sagemaker_jobs.launch.start import Launch
-from serving.schema import JSON_LINES, parse, render
+from serving.parsing import parse
+from serving.schema import JSON_LINES, render
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
 IMAGE = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
@@ -376,7 +377,7 @@ def test_the_container_answers_the_requests_of_a_transform() -> None:
     # Why not MultiRecord: one payload holds more dialogues than a request may have.
     lines = b'{"inputs": "A: hi"}\n' * 100
     assert len(lines) < 1024 * 1024
-    with pytest.raises(Exception, match="100 items in one request; 64 are allowed"):
+    with pytest.raises(Exception, match="the request has 100 items; at most 64 are allowed"):
         parse(lines, JSON_LINES, limits)
 
 

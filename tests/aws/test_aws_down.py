@@ -15,9 +15,9 @@ from typer.testing import Result
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, parse_run_id, role_path, run_of
+from sagemaker_jobs.cleanup.deletion_order import KINDS as KINDS_OF
 from sagemaker_jobs.cleanup.down import needs
 from sagemaker_jobs.cleanup.inventory import Inventory, look
-from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
 from sagemaker_jobs.endpoint.requests import create_expiry
 
 RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
