@@ -26,8 +26,10 @@ from serving import properties
 HANDLER = (
     "__init__.py",
     "batching.py",
+    "limits.py",
     "metrics.py",
     "model.py",
+    "parsing.py",
     "properties.py",
     "schema.py",
     "service.py",

@@ -5,10 +5,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from neuron_sum import __version__
 from neuron_sum.artifact import ADAPTER_NAME
@@ -99,23 +98,6 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
-@dataclass(frozen=True)
-class Item:
-    """One dialogue of a request.
-
-    Attributes:
-        text: The dialogue.
-        parameters: The parameters that apply to the dialogue.
-        field: Path of the dialogue in the request, for messages.
-        error: The error of an item that was refused while parsing; the other items are not affected.
-    """
-
-    text: str
-    parameters: Parameters
-    field: str
-    error: ServiceError | None = None
-
-
 def media_type(header: str | None) -> str:
     """The content type of a request without its parameters; JSON without a header.
 
@@ -140,52 +122,6 @@ def answer_type(accept: str | None, kind: str, items: int) -> str:
         if name in CONTENT_TYPES and (name != TEXT or items == 1):
             return name
     return JSON
-
-
-def parse(body: bytes, kind: str, limits: ServeConfig) -> list[Item]:
-    """The items of a request.
-
-    Args:
-        body: The body as received.
-        kind: One of CONTENT_TYPES.
-        limits: The limits on items, characters and bytes.
-
-    Raises:
-        ServiceError: 400 for an unreadable body, 413 for a body that is too large, 422 for an invalid value. In JSON
-            Lines and lists, an error that concerns a single item is in its `error` instead.
-    """
-    if len(body) > limits.max_body_bytes:
-        raise ServiceError(413, f"the body has {len(body)} bytes; at most {limits.max_body_bytes} are allowed")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ServiceError(400, f"the body is not UTF-8: invalid byte at position {error.start}") from error
-    # Checked before the JSON is parsed, which blocks all other requests. An escaped character has up to six bytes.
-    characters = len(text) - 5 * text.count("\\u")
-    if characters > limits.max_request_characters:
-        raise ServiceError(
-            413,
-            f"the body has about {characters} characters; at most {limits.max_request_characters} are allowed",
-            "inputs",
-        )
-    if not text.strip():
-        raise ServiceError(400, "the body is empty", "inputs" if kind == JSON else None)
-    if kind == TEXT:
-        return [_checked(Item(text, Parameters(), "body"), limits)]
-    if kind == JSON_LINES:
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        _check_count(len(lines), limits)
-        return [_parse_line(number, line, limits) for number, line in lines]
-    request = _parse_request(text, "")
-    many = isinstance(request.inputs, list)
-    texts = request.inputs if isinstance(request.inputs, list) else [request.inputs]
-    if not texts:
-        raise ServiceError(422, "inputs is an empty list", "inputs")
-    _check_count(len(texts), limits)
-    return [
-        _checked(Item(text, request.parameters, f"inputs[{index}]" if many else "inputs"), limits)
-        for index, text in enumerate(texts)
-    ]
 
 
 def render(answers: Sequence[Summary | ServiceError], kind: str) -> str:
@@ -247,72 +183,3 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
         },
         "components": {"schemas": schemas},
     }
-
-
-def _parse_line(number: int, line: str, limits: ServeConfig) -> Item:
-    field = f"line {number}"
-    try:
-        request = _parse_request(line, f"{field}: ")
-        if not isinstance(request.inputs, str):
-            raise ServiceError(422, f"{field}: inputs must be a single text", f"{field}: inputs")
-    except ServiceError as error:
-        return Item("", Parameters(), field, error)
-    return _checked(Item(request.inputs, request.parameters, f"{field}: inputs"), limits)
-
-
-def _parse_request(text: str, prefix: str) -> Request:
-    try:
-        # json instead of pydantic's parser, because its errors have the line and column.
-        content = json.loads(text, parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:
-        raise ServiceError(400, f"{prefix}not JSON: {error}") from error
-    try:
-        return Request.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        # The location includes the branch of a union, which is not part of the request.
-        location = [str(part) for part in first["loc"] if part not in ("str", "list[str]")]
-        field = ".".join(location) or "body"
-        raise ServiceError(
-            422, f"{prefix}{field}: {first['msg']}; allowed: {_allowed(location)}", f"{prefix}{field}"
-        ) from error
-
-
-def _allowed(location: Sequence[str]) -> str:
-    if location[:1] == ["parameters"]:
-        return "parameters with " + ", ".join(Parameters.model_fields)
-    return '{"inputs": "text" or ["text", ...], "parameters": {...}}'
-
-
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_count(count: int, limits: ServeConfig) -> None:
-    if count > limits.max_items:
-        raise ServiceError(413, f"the request has {count} items; at most {limits.max_items} are allowed", "inputs")
-
-
-def _checked(item: Item, limits: ServeConfig) -> Item:
-    """The item, with an error if its text cannot be summarized."""
-    if not item.text.strip():
-        fault: ServiceError | None = ServiceError(422, f"{item.field} holds no text", item.field)
-    elif len(item.text) > limits.max_characters:
-        fault = ServiceError(
-            422,
-            f"{item.field} has {len(item.text)} characters; at most {limits.max_characters} are allowed",
-            item.field,
-        )
-    elif not _is_unicode(item.text):
-        fault = ServiceError(422, f"{item.field} holds half a surrogate pair, which is not valid text", item.field)
-    else:
-        return item
-    return Item(item.text, item.parameters, item.field, fault)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

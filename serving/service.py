@@ -24,7 +24,9 @@ from neuron_sum.runtimes.load import load_generator
 from neuron_sum.runtimes.slots import AdapterSlots
 from serving import metrics
 from serving.batching import Batcher, Work, as_service_error
-from serving.schema import TEXT, Item, ServiceError, Summary, answer_type, media_type, parse, render
+from serving.limits import Item
+from serving.parsing import parse
+from serving.schema import TEXT, ServiceError, Summary, answer_type, media_type, render
 
 BASE = "base"
 """The adapter name that requests no adapter, even if the model has a default adapter."""
