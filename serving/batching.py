@@ -27,8 +27,11 @@ LOG = logging.getLogger("neuron_sum")
 NO_MEMORY = ("allocate memory", "start new thread")
 """Parts of the messages of torch's allocator and Python's threads when memory runs out."""
 
-STRIDE = 8
-"""The largest number of batches between two items of a request while other requests need the rows."""
+STRIDE = 2
+"""The number of batches between two items of a request while other requests need the rows."""
+
+LARGE_SHARE = 0.75
+"""The share of the queue that requests of several items may fill; the rest is for single items."""
 
 SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of seconds per item."""
@@ -97,13 +100,18 @@ class Batcher:
         with self._changed:
             # During a long batch, items that no client waits for must not fill the queue.
             self._queue = deque(work for work in self._queue if _is_wanted(work))
-            expected_s = (len(self._queue) + len(works)) * self._seconds_per_item
+            stride = min(len(works), STRIDE)
+            for number, work in enumerate(works):
+                work.turn = self._turn + number * stride
+            ahead = sum(work.turn <= works[-1].turn for work in self._queue)
+            expected_s = (ahead + len(works)) * self._seconds_per_item
+            room = self._queue_size if len(works) == 1 else int(self._queue_size * LARGE_SHARE)
             retry_after_s = max(1, math.ceil(len(self._queue) * self._seconds_per_item))
             # A request longer than the queue is accepted when the queue is empty; otherwise it would never be.
-            if self._queue and len(self._queue) + len(works) > self._queue_size:
+            if self._queue and len(self._queue) + len(works) > room:
                 raise ServiceError(
                     503,
-                    f"{len(self._queue)} items are waiting, at most {self._queue_size} may wait; {RETRY}",
+                    f"{len(self._queue)} items are waiting, at most {room} may wait; {RETRY}",
                     None,
                     retry_after_s,
                 )
@@ -114,9 +122,6 @@ class Batcher:
                     None,
                     retry_after_s,
                 )
-            stride = min(len(works), STRIDE)
-            for number, work in enumerate(works):
-                work.turn = self._turn + number * stride
             self._queue = deque(sorted([*self._queue, *works], key=lambda work: work.turn))
             self._changed.notify()
 
