@@ -20,6 +20,9 @@ PRESETS = {
 CHARACTERS_PER_TOKEN = 2
 """Characters of a dialogue tokenized at first, per token; English has 4 to 5, but a character may have 18 tokens."""
 
+MAX_CHARACTERS_PER_TOKEN = 32
+"""A dialogue whose characters have fewer tokens, such as megabytes of spaces, is cut although its tokens would fit."""
+
 MARGIN = 8
 """Tokens beyond max_source_length after which further text no longer changes the cut."""
 
@@ -81,10 +84,11 @@ class Prompt:
             longer: dict[int, str] = {}
             for (number, start), input_ids in zip(starts.items(), encoded, strict=True):
                 dialogue = dialogues[number]
-                if len(start) < len(dialogue) and len(input_ids) <= max_source_length + MARGIN:
+                is_short = len(start) < min(len(dialogue), MAX_CHARACTERS_PER_TOKEN * max_source_length)
+                if is_short and len(input_ids) <= max_source_length + MARGIN:
                     longer[number] = _start(dialogue, 2 * len(start))
                 elif len(input_ids) <= max_source_length:
-                    prompts[number] = EncodedPrompt(input_ids, truncated=False)
+                    prompts[number] = EncodedPrompt(input_ids, truncated=len(start) < len(dialogue))
                 else:
                     prompts[number] = EncodedPrompt(self._cut(tokenizer, start, max_source_length), truncated=True)
             starts = longer
@@ -107,7 +111,11 @@ class Prompt:
 
 
 def _start(text: str, size: int) -> str:
-    """About the first `size` characters of a text, up to the end of a word, so that its tokens start the whole text."""
+    """About the first `size` characters of a text, up to the end of a word.
+
+    Its tokens are the first of the whole text, except in a run of hundreds of characters without a space, which a
+    unigram model can split otherwise.
+    """
     if len(text) <= size:
         return text
     space = next((index for index in range(size, size // 2, -1) if text[index].isspace()), size)

@@ -100,7 +100,7 @@ def test_the_time_of_a_cut_does_not_grow_with_the_dialogue(tokenizer: Any, monke
 
 
 def test_spaces_without_tokens_do_not_cause_a_cut() -> None:
-    dialogue = "#Person1#: Hello." + " " * 5000 + "#Person2#: Goodbye."
+    dialogue = "#Person1#: Hello." + " " * 1500 + "#Person2#: Goodbye."
     [made] = COURSE.encode(T5, [dialogue], 64)
     assert made == EncodedPrompt(T5(COURSE.render(dialogue))["input_ids"], truncated=False)
 
