@@ -145,11 +145,15 @@ def other_spellings(target: Target) -> Finding:
         /models/{model}/invoke/ /models/{model}/%69nvoke /models/{model}/invoke/../../x /models/{model}/adapters/
         /server//logging /server/logging/ /server/%6cogging /adapters/../models /cluster/ /console /ping;/models
         /playground/../models /predictions/../models /invocations/../../models /v1/../models /models?/invoke
-        /models/?/invoke /models/{model}?/invoke /workflows?/invoke \models /models\ """.split()
+        /models/?/invoke /models/{model}?/invoke /workflows?/invoke \models /models\ /models/#/invoke
+        /models/{model}#/invoke /models/{model}%2Fadapters%2Fdefault /models/{model}%2Fadapters%2Fdefault/invoke?src=/
+        /models/{model}%2fadapters%2fdefault/invoke /models/{model}%23/invoke /models/%3f/invoke
+        /models//invoke """.split()
+    body = json.dumps({"url": "/tmp", "model_name": "x", "min_worker": 9})
+    headers = f"Host: 127.0.0.1:{target.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"):
         for path in targets:
-            head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\nContent-Length: 0\r\n\r\n"
-            status = target.statuses(head.encode())[:1]
+            status = target.statuses(f"{method} {path} HTTP/1.1\r\n{headers}\r\n{body}".encode())[:1]
             finding.requests += 1
             if status and status[0] < 400:
                 finding.faults.append(f"{method} {path}: {status[0]}")
@@ -163,7 +167,7 @@ def foreign_models(target: Target) -> Finding:
     finding, before = Finding(), target.state()
     with (
         listener() as (url, fetched),
-        tempfile.TemporaryDirectory(dir=Path.home()) as name,
+        tempfile.TemporaryDirectory() as name,  # next to the model folders
         httpx.Client(base_url=target.url, headers=target.owner, timeout=TIMEOUT_S, trust_env=False) as http,
     ):
         folder = Path(name)
@@ -241,6 +245,12 @@ def pipelining(target: Target) -> Finding:
     finding = Finding()
     texts = [f"#Person1#: Number {number}. {'Please come. ' * (number % 7)}\n#Person2#: Yes." for number in range(8)]
     expected = [target.summarize(text) for text in texts]
+    expecting = target.invocation(texts[0]).replace(b"\r\n", b"\r\nExpect: 100-continue\r\n", 1)
+    ping = b"HEAD /ping HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    statuses = target.statuses(expecting + ping + target.invocation(texts[1]), silence_s=10)
+    finding.requests += 3
+    if statuses[:3] != [100, 200, 200] and statuses[0] != 417:
+        finding.faults.append(f"after Expect: 100-continue: {statuses}")
     for start in range(20):
         order = [(start * 3 + step * 5) % len(texts) for step in range(6)]
         parts = [
@@ -306,6 +316,11 @@ def odd_bodies(target: Target) -> Finding:
         json.dumps({"inputs": [EXPANDING * 100_000] * 10}),
         '{"inputs": "x", "inputs": "y", "z": 1}',
         "\x00" * 1000,
+        json.dumps({"inputs": [1] * 160_000}),
+        json.dumps({"inputs": [[]] * 120_000}),
+        json.dumps({f"field{number}": 1 for number in range(20_000)}),
+        json.dumps({"inputs": "x", "parameters": {f"field{number}": 1 for number in range(20_000)}}),
+        '{"inputs": "' + "\\\\u" * 1_000_000 + '"}',
     ]
     with httpx.Client(base_url=target.url, timeout=TIMEOUT_S, trust_env=False) as http:
         for body in bodies:

@@ -82,7 +82,7 @@ class Target:
                     bodies.append(stream.read(length).decode())
         return bodies
 
-    def statuses(self, raw: bytes) -> list[int]:
+    def statuses(self, raw: bytes, silence_s: float = 0.3) -> list[int]:
         """Sends raw bytes, and returns the statuses of all answers until the connection is closed or silent."""
         received = b""
         with socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S) as connection:
@@ -91,7 +91,7 @@ class Target:
                 connection.settimeout(TIMEOUT_S)
                 while piece := connection.recv(1 << 16):
                     received += piece
-                    connection.settimeout(0.3)
+                    connection.settimeout(silence_s)
             except (TimeoutError, ConnectionError):
                 pass
         return [int(line.split()[1]) for line in received.split(b"\r\n") if line.startswith(b"HTTP/1.")]

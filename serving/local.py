@@ -184,7 +184,7 @@ class LocalServer:
         temporary.mkdir()
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(self._token, encoding="utf-8")
-        roots = dict.fromkeys(str(model.folder.resolve().parent) for model in self._models)
+        roots = dict.fromkeys(str(model.folder.resolve()) for model in self._models)
         self._java.append(f"-D{MODELS_PROPERTY}={os.pathsep.join(roots)}")
         if self._playground:
             page = self._folder / PAGE.name
@@ -207,6 +207,8 @@ class LocalServer:
             command += ["-m", f"{single.name}::Python:-1={single.folder.resolve().as_uri()}"]
         environment = {
             **os.environ,
+            "NEURON_SUM_HOSTS": "127.0.0.1,localhost,[::1]",
+            "SAGEMAKER_MULTI_MODEL": "false",
             "PYTHON_EXECUTABLE": sys.executable,
             "PYTHONUNBUFFERED": "1",
             "TMPDIR": str(temporary),

@@ -20,8 +20,8 @@ LEVELS = {
                   "evaluation demo cli __main__",
     "compile": "bucket_choice graphs targets cache source verify machine_report failures workers exporters command "
                "preflight",
-    "serving": "schema batching transport client properties djl local package dockerfile neuronx_container command "
-               "metrics worker service model",
+    "serving": "schema limits parsing batching transport client properties djl local package dockerfile "
+               "neuronx_container command metrics worker service model",
     "sagemaker_jobs": "aws launch cleanup image jobs endpoint batch cost rehearsal commands",
 }  # fmt: skip
 """Each package's folders and top-level modules, from low to high. A module imports its own folder or lower ones."""

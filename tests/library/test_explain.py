@@ -190,7 +190,7 @@ def test_a_missing_log_is_an_error(neuron_sum: CommandLine, tmp_path: Path) -> N
 
 def test_the_document_names_every_cause() -> None:
     text = (ROOT / "docs" / "platform.md").read_text()
-    listed = text.partition("Known are:")[2].partition(".\n")[0]
+    listed = text.partition("Known causes:")[2].partition(".\n")[0]
     assert re.findall(r"`([a-z0-9-]+)`", listed) == [cause.name for cause in CAUSES]
     documents = {name for name, _, origin in LINES} - {
         name for name, _, origin in LINES if re.search(r"github\.com/[^/]+/[^/]+/(issues|pull)/\d+$", origin)

@@ -19,6 +19,7 @@ from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.generation import StepGenerator
 from serving import properties
 from serving.batching import Batcher, Work
+from serving.parsing import parse
 from serving.schema import (
     DEFECT,
     JSON,
@@ -29,7 +30,6 @@ from serving.schema import (
     answer_type,
     media_type,
     openapi,
-    parse,
 )
 from serving.service import HANG_EXIT_CODE, HANG_FACTOR, Answer, Service
 from serving.worker import Worker

@@ -12,7 +12,6 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 import java.util.Set;
@@ -46,6 +45,11 @@ final class Access {
     private static final byte[] TOKEN = TOKEN_FILE.isEmpty() ? new byte[0] : read(Path.of(TOKEN_FILE));
 
     private Access() {}
+
+    /** Reads the token, so that a server with a missing or empty token file does not start. */
+    static void load() {
+        Gate.LOGGER.info("routes that change this server {}", TOKEN.length == 0 ? "are closed" : "require the token");
+    }
 
     /**
      * The rejection of a request.
@@ -95,9 +99,24 @@ final class Access {
             return new Refusal(400, "the request target must be a path that starts with /");
         }
         boolean query = uri.indexOf('?') >= 0;
-        String[] path = (query ? uri.substring(0, uri.indexOf('?')) : uri).split("/", -1);
-        if (Arrays.stream(path).anyMatch(part -> ".".equals(part) || "..".equals(part))) {
-            return new Refusal(400, "the path must not contain the segments . and ..");
+        String raw = query ? uri.substring(0, uri.indexOf('?')) : uri;
+        String decoded;
+        try {
+            decoded = new QueryStringDecoder(raw).path();
+        } catch (IllegalArgumentException e) {
+            return new Refusal(400, "the path has an invalid escape");
+        }
+        // DJL matches routes in the raw path and takes names from the decoded one: both must have the same segments.
+        String[] path = raw.split("/", -1);
+        String[] names = decoded.split("/", -1);
+        if (uri.indexOf('#') >= 0 || decoded.indexOf('?') >= 0 || path.length != names.length) {
+            return new Refusal(400, "the path must not contain # or an escaped separator");
+        }
+        for (int i = 1; i < names.length; i++) {
+            boolean empty = names[i].isEmpty() && i < names.length - 1;
+            if (empty || ".".equals(names[i]) || "..".equals(names[i])) {
+                return new Refusal(400, "the path must not contain an empty segment, . or ..");
+            }
         }
         String first = path[1];
         HttpMethod method = request.method();

@@ -20,6 +20,7 @@ import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.Properties;
 import java.util.concurrent.CompletableFuture;
 import java.util.regex.Pattern;
 
@@ -73,11 +74,11 @@ final class Adapters {
             }
         } else if (known == null) {
             Errors.send(ctx, 404, "adapter " + name + " is not registered");
-        } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3) {
+        } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3 && "update".equals(route.get(2))) {
             String folder = source == null ? known.getSrc() : source;
             Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, folder, Map.of());
             answer(ctx, info, name, adapter, adapter.update(wlm), "updated");
-        } else if (HttpMethod.DELETE.equals(request.method())) {
+        } else if (HttpMethod.DELETE.equals(request.method()) && route.size() == 2) {
             answer(ctx, info, name, null, Adapter.unregister(known, info, wlm), "unregistered");
         } else {
             Errors.send(ctx, 405, "method " + request.method() + " is not allowed; use GET, POST or DELETE");
@@ -116,7 +117,8 @@ final class Adapters {
     }
 
     static boolean hasSlots(ModelInfo<Input, Output> info) {
-        return Boolean.parseBoolean(info.getProperties().getProperty("option.enable_lora", "false"));
+        Properties properties = info.getProperties(); // null while the model is being loaded
+        return properties != null && Boolean.parseBoolean(properties.getProperty("option.enable_lora", "false"));
     }
 
     private static String parameter(QueryStringDecoder decoder, String name) {

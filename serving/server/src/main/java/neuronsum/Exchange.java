@@ -2,6 +2,7 @@ package neuronsum;
 
 import ai.djl.Model;
 
+import io.netty.buffer.Unpooled;
 import io.netty.channel.ChannelDuplexHandler;
 import io.netty.channel.ChannelFutureListener;
 import io.netty.channel.ChannelHandlerContext;
@@ -9,10 +10,13 @@ import io.netty.channel.ChannelPromise;
 import io.netty.handler.codec.http.FullHttpResponse;
 import io.netty.handler.codec.http.HttpRequest;
 import io.netty.handler.codec.http.HttpResponse;
+import io.netty.handler.codec.http.HttpServerCodec;
+import io.netty.handler.codec.http.HttpUtil;
 import io.netty.handler.codec.http.LastHttpContent;
 import io.netty.util.ReferenceCountUtil;
 import io.netty.util.concurrent.ScheduledFuture;
 
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayDeque;
 import java.util.Map;
 import java.util.Queue;
@@ -34,6 +38,8 @@ final class Exchange extends ChannelDuplexHandler {
 
     /** Maximum number of waiting parts of pipelined requests; above it, reading from the connection is paused. */
     private static final int MOST_WAITING = 64;
+
+    private static final String CONTINUE = "HTTP/1.1 100 Continue\r\n\r\n";
 
     /** The connections with an unanswered request. */
     private static final Set<Exchange> OPEN = ConcurrentHashMap.newKeySet();
@@ -105,7 +111,19 @@ final class Exchange extends ChannelDuplexHandler {
     /** {@inheritDoc} */
     @Override
     public void write(ChannelHandlerContext ctx, Object message, ChannelPromise promise) {
+        if (state == State.IDLE || state == State.REJECTED) { // a second answer, or one after the connection's last
+            ReferenceCountUtil.release(message);
+            promise.unvoid().trySuccess();
+            return;
+        }
         Object part = message instanceof FullHttpResponse ? Errors.shape((FullHttpResponse) message) : message;
+        if (!isFinal(part)) {
+            // Past the codec, which would take a 100 for the answer to the request.
+            ReferenceCountUtil.release(part);
+            ChannelHandlerContext codec = ctx.pipeline().context(HttpServerCodec.class);
+            codec.writeAndFlush(Unpooled.copiedBuffer(CONTINUE, StandardCharsets.US_ASCII), promise);
+            return;
+        }
         if (open != null && !begun && part instanceof LastHttpContent && !(part instanceof HttpResponse)) {
             // The end of an answer without content: its only chunk arrived between the two steps of
             // ChunkedBytesSupplier.appendContent, and InferenceRequestHandler.sendOutput missed it.
@@ -114,14 +132,18 @@ final class Exchange extends ChannelDuplexHandler {
             refuse("the answer was lost in the server; send the request again");
             return;
         }
-        begun = isFinal(part) && !(part instanceof LastHttpContent);
-        if (part instanceof LastHttpContent && isFinal(part)) {
+        begun = !(part instanceof LastHttpContent);
+        if (part instanceof LastHttpContent) {
+            boolean last = part instanceof HttpResponse && !HttpUtil.isKeepAlive((HttpResponse) part);
             promise = promise.unvoid();
             promise.addListener(written -> {
                 end();
                 if (!written.isSuccess() && ctx.channel().isActive()) { // for example an error in mid-answer
                     Gate.LOGGER.warn("cannot write an answer; closing the connection", written.cause());
                     ctx.close();
+                } else if (last) { // its sender closes the connection
+                    state = State.REJECTED;
+                    release();
                 } else if (state == State.READING) { // 413 is sent before the end of the body
                     state = State.ANSWERED_EARLY;
                 } else if (state == State.ANSWERING) {

@@ -37,6 +37,7 @@ public final class Gate implements RequestHandler<Void> {
 
     /** Created once, when the server loads its plugins. */
     public Gate() {
+        Access.load();
         System.setProperty("io.netty.bootstrap.extensions", "serviceload"); // for Connections, before Netty reads it
         Runtime.getRuntime().addShutdownHook(new Thread(Gate::drain, "drain"));
     }

@@ -22,6 +22,7 @@ import java.net.URI;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.regex.Pattern;
 
 /**
@@ -36,7 +37,11 @@ final class Models {
     private static final String ROOTS = System.getProperty("neuronsum.models", "/opt/ml/models:/opt/ml/model");
 
     private static final String PROPERTIES = "serving.properties";
-    private static final Pattern NAME = Pattern.compile("[A-Za-z0-9._-]{1,255}");
+
+    /** Files for which DJL takes a folder as a workflow, which loads models from any URL (WorkflowDefinition). */
+    private static final List<String> WORKFLOWS = List.of("workflow.json", "workflow.yml", "workflow.yaml");
+
+    private static final Pattern NAME = Pattern.compile("(?!\\.+$)[A-Za-z0-9._-]{1,255}");
 
     /** Handles a registration and returns true; a valid one is passed on to DJL with the real path of its folder. */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
@@ -60,12 +65,15 @@ final class Models {
             Errors.send(ctx, 400, "url must be the path of a folder with " + PROPERTIES + " below " + ROOTS, "url");
             return true;
         }
-        model.addProperty("url", folder.toUri().toString());
-        model.addProperty("engine", "Python");
-        if (!model.has("device")) {
-            model.addProperty("device", "-1");
+        JsonObject allowed = new JsonObject();
+        allowed.addProperty("model_name", name);
+        allowed.addProperty("url", folder.toUri().toString());
+        allowed.addProperty("engine", "Python");
+        allowed.addProperty("device", "-1");
+        if (!text(model, "model_version").isEmpty()) {
+            allowed.addProperty("model_version", text(model, "model_version"));
         }
-        ctx.fireChannelRead(rewritten(request, model));
+        ctx.fireChannelRead(rewritten(request, allowed));
         return true;
     }
 
@@ -99,7 +107,8 @@ final class Models {
                 Path allowed = Path.of(root);
                 below |= Files.isDirectory(allowed) && folder.startsWith(allowed.toRealPath());
             }
-            return below && Files.isRegularFile(folder.resolve(PROPERTIES)) ? folder : null;
+            boolean workflow = WORKFLOWS.stream().anyMatch(name -> Files.exists(folder.resolve(name)));
+            return below && !workflow && Files.isRegularFile(folder.resolve(PROPERTIES)) ? folder : null;
         } catch (IOException | RuntimeException e) { // not a path, not a file: URL, or not an existing folder
             return null;
         }

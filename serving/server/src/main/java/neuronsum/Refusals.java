@@ -41,7 +41,7 @@ final class Refusals {
             Errors.send(ctx, 400, "an adapter cannot be chosen in the query; use " + ways, "adapter");
         } else if (decoder.parameters().containsKey("data")) {
             Errors.send(ctx, 400, "data cannot be sent in the query; send it as the body", "data");
-        } else if (isTooLong(request.content())) {
+        } else if (isTooLong(request.content(), !type.startsWith("text/"))) {
             Errors.send(ctx, 413, "the body has more than " + MAX_CHARACTERS + " characters", "inputs");
         } else if (isAsynchronous(request.headers())) {
             String headers = String.join(" and ", ASYNC_HEADERS);
@@ -52,30 +52,36 @@ final class Refusals {
         return true;
     }
 
-    private static boolean isTooLong(ByteBuf body) {
-        if (body.readableBytes() <= MAX_CHARACTERS) {
+    private static boolean isTooLong(ByteBuf body, boolean json) {
+        int bytes = body.readableBytes();
+        if (bytes <= MAX_CHARACTERS) {
             return false;
         }
-        CharacterCounter counter = new CharacterCounter();
+        CharacterCounter counter = new CharacterCounter(json);
         body.forEachByte(counter);
-        return counter.characters > MAX_CHARACTERS;
+        return Math.max(counter.characters, bytes / ESCAPE_LENGTH) > MAX_CHARACTERS;
     }
 
-    /** Counts the characters of UTF-8 text, a JSON escape as one, in the same way as serving/schema.py. */
+    /** Counts the characters of UTF-8 text, a JSON escape as one, in the same way as serving/limits.py. */
     private static final class CharacterCounter implements ByteProcessor {
 
+        private final boolean json;
         private int characters;
         private boolean escaped;
+
+        CharacterCounter(boolean json) {
+            this.json = json;
+        }
 
         @Override
         public boolean process(byte part) {
             if ((part & 0xC0) != 0x80) { // not a continuation byte
                 characters++;
             }
-            if (escaped && part == 'u') {
+            if (json && escaped && part == 'u') {
                 characters -= ESCAPE_LENGTH - 1;
             }
-            escaped = part == '\\';
+            escaped = part == '\\' && !escaped;
             return true;
         }
     }
