@@ -3,7 +3,6 @@
 import platform
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -139,7 +138,6 @@ def prepare(
     overwrite: bool = False,
     force: bool = False,
     processes: int | None = None,
-    log: Callable[[str], None] = console.note,
 ) -> Prepared:
     """Load and check everything, and estimate the run; write nothing.
 
@@ -151,7 +149,6 @@ def prepare(
         force: As in `train`.
         processes: The number of processes that will train if this process is not one of them; None if this process
             trains, together with all others of its torchrun.
-        log: Called with each progress message.
 
     Raises:
         NeuronSumError: As in `train`.
@@ -169,7 +166,7 @@ def prepare(
     if not dataset["train"]:
         raise DataError(f"{dataset.origin} has no training examples", "set data.files.train or another data.path")
     for line in dataset.notes():
-        log(line)
+        console.note(line)
 
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
@@ -184,7 +181,7 @@ def prepare(
         train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
         validation=validation if len(validation) else None,
     )
-    log(
+    console.note(
         f"truncated: {data.train.sources_cut} of {len(dataset['train']):,} training dialogues at "
         f"{recipe.data.max_source_length} tokens, {data.train.targets_cut} summaries at {recipe.data.max_target_length}"
     )
@@ -193,18 +190,18 @@ def prepare(
     BACKENDS[recipe.train.backend].check_model(config, recipe)
     model = adapters.attach(base, recipe.method, recipe.train.seed)
     parameters = models.count_parameters(model)
-    log(f"{recipe.method.name}: {parameters}")
+    console.note(f"{recipe.method.name}: {parameters}")
 
     # Estimate
     plan = choose_plan(
         recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train, together)
     )
     shapes = plan.report(data.train)
-    log(str(shapes))
+    console.note(str(shapes))
     longest = Shape(plan.source_len, plan.target_len)
     memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe.train, together)
     expected = estimate(parameters, plan, recipe.train, memory)
-    log(str(expected))
+    console.note(str(expected))
     if not force:
         memory.check(recipe.train)
     seconds = None
@@ -214,7 +211,7 @@ def prepare(
     duration = (
         f"this will take about {console.duration(seconds)}" if seconds else "the progress bar shows the remaining time"
     )
-    log(f"{expected.steps:,} optimizer steps; {duration}")
+    console.note(f"{expected.steps:,} optimizer steps; {duration}")
     return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, seconds)
 
 

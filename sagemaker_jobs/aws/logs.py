@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
+from neuron_sum import console
 from neuron_sum.console import duration
 from neuron_sum.doctor.explain import explain
 from neuron_sum.doctor.known_failures import Cause
@@ -24,13 +25,12 @@ class LostContact(AwsError):
     """AWS does not answer any more about a job, build or endpoint that keeps running."""
 
 
-def read_with_retry(read: Callable[[], Answer], what: str, log: Callable[[str], None], every_s: float) -> Answer:
+def read_with_retry(read: Callable[[], Answer], what: str, every_s: float) -> Answer:
     """Return the state of something that runs; without an answer, retry for PATIENCE_S.
 
     Args:
         read: Requests the state from AWS.
         what: The name of the job, build or endpoint.
-        log: Called once with a message if AWS does not answer.
         every_s: Seconds between two requests.
 
     Raises:
@@ -41,7 +41,7 @@ def read_with_retry(read: Callable[[], Answer], what: str, log: Callable[[str], 
     def log_first_failure(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         if state.attempt_number == 1 and isinstance(error, AwsError):
-            log(f"{what} keeps running, but {error.message}; retrying for up to {duration(PATIENCE_S)}")
+            console.note(f"{what} keeps running, but {error.message}; retrying for up to {duration(PATIENCE_S)}")
 
     retry = Retrying(
         retry=retry_if_exception(_is_temporary),
@@ -89,22 +89,19 @@ class Log:
         self._error: AwsError | None = None
         self.lines: list[str] = []
 
-    def print_new(self, log: Callable[[str], None]) -> None:
+    def print_new(self) -> None:
         """Print the lines that arrived since the last call; a log that cannot be read is reported once.
 
         An unreadable log is not an error, because the job or endpoint that writes it continues without a reader.
-
-        Args:
-            log: Called with each line.
         """
         if self._error is not None and not _is_temporary(self._error):
             return
         try:
             for line in self.new_lines():
-                log(line)
+                console.note(line)
         except AwsError as error:
             if self._error is None or not _is_temporary(error):
-                log(f"continuing without the log of {self.prefix.rstrip('/')}: {error.message}")
+                console.note(f"continuing without the log of {self.prefix.rstrip('/')}: {error.message}")
             self._error = error
         else:
             self._error = None

@@ -4,8 +4,8 @@ Each time, resources are found by ledger, name and tag, so it can be repeated af
 """
 
 import time
-from collections.abc import Callable
 
+from neuron_sum import console
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached
@@ -65,9 +65,7 @@ def check_known(account: Account, ledger: Ledger, bucket: str, run: str) -> None
     )
 
 
-def remove(
-    account: Account, ledger: Ledger, run: str | None, log: Callable[[str], None], *, every_s: float
-) -> list[Resource]:
+def remove(account: Account, ledger: Ledger, run: str | None, *, every_s: float) -> list[Resource]:
     """Delete or stop the resources billed by the hour, wait until they are gone, and delete the others.
 
     A failed deletion, or a service that does not answer, does not stop the others. Resources that a resource needs
@@ -77,7 +75,6 @@ def remove(
         account: The account and region.
         ledger: The account's ledger; deleted resources are recorded.
         run: The only run whose resources to delete; None for all runs.
-        log: Called with a message for each step.
         every_s: Seconds between two checks whether resources are gone.
 
     Returns:
@@ -106,12 +103,12 @@ def remove(
             removed.append(thing)
         elif states.get(thing.name) != now.state:
             states[thing.name] = now.state
-            log(f"{kind.name} {thing.name}: {now.state}")
+            console.note(f"{kind.name} {thing.name}: {now.state}")
         return now is None
 
     billed, rest = split_found(inventory.found)
     for kind, thing in billed:
-        log(f"removing {kind.name} {thing.name}")
+        console.note(f"removing {kind.name} {thing.name}")
     waiting = [pair for pair in billed if not is_settled(*pair)]
     while waiting:
         time.sleep(every_s)
@@ -121,7 +118,7 @@ def remove(
         if any(needs(paid, owner, thing) for paid, owner in running):
             needed.append(thing)
             continue
-        log(f"deleting {kind.name} {thing.name}")
+        console.note(f"deleting {kind.name} {thing.name}")
         is_settled(kind, thing)
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""

@@ -1,7 +1,7 @@
 """Rollback of a refused or failed start, and deletion of the leftovers of an earlier one."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
@@ -26,7 +26,7 @@ def undo(account: Account, launch: Launch, error: AwsError, *, keep: set[str], e
     console.note(f"{error.message}: rolling back")
     ledger = Ledger(launch.place.site)
     try:
-        roll_back(account, ledger, launch, console.note, keep=keep, every_s=every_s)
+        roll_back(account, ledger, launch, keep=keep, every_s=every_s)
     except AwsError as failure:
         error.hint = f"{error.hint}; the rollback also failed: {failure.message}"
         errors.add_cleanup_hint(error, launch.run.id, launch.place.site.region)
@@ -34,9 +34,7 @@ def undo(account: Account, launch: Launch, error: AwsError, *, keep: set[str], e
         error.hint = f"{error.hint} (everything was rolled back)"
 
 
-def roll_back(
-    account: Account, ledger: Ledger, launch: Launch, log: Callable[[str], None], *, keep: set[str], every_s: float
-) -> None:
+def roll_back(account: Account, ledger: Ledger, launch: Launch, *, keep: set[str], every_s: float) -> None:
     """Delete the resources of a launch in the order of `down`, a schedule only after the resource that it deletes.
 
     Other resources of the run are kept: a batch transform, limited by its schedule, may run next to a failed endpoint.
@@ -45,7 +43,6 @@ def roll_back(
         account: The account and region.
         ledger: The account's ledger, which contains the created resources.
         launch: The launch, of which all or some calls were sent.
-        log: Called with a message for each step.
         keep: The names of roles that existed before.
         every_s: Seconds between two checks whether a billed resource is gone.
 
@@ -57,7 +54,7 @@ def roll_back(
     created = [entry for entry in ledger.open(launch.run.id) if (entry.kind, entry.name) in planned]
     for kind in KINDS:
         for entry in [entry for entry in created if entry.kind == kind.name]:
-            log(f"removing {kind.name} {entry.name}")
+            console.note(f"removing {kind.name} {entry.name}")
             kind.delete(account, entry.name)
             while kind.describe(account, entry.name, launch.run.id) is not None:
                 time.sleep(every_s)
@@ -65,9 +62,7 @@ def roll_back(
             ledger.note("gone", kind.name, entry.name, launch.run.id)
 
 
-def clear_leftovers(
-    account: Account, ledger: Ledger, run: Run, names: Mapping[str, str], log: Callable[[str], None]
-) -> None:
+def clear_leftovers(account: Account, ledger: Ledger, run: Run, names: Mapping[str, str]) -> None:
     """Delete the leftovers of an earlier start of a run, so that a new start does not use them.
 
     A create request whose name is taken counts as done, which would keep an old model or an old expiry.
@@ -77,7 +72,6 @@ def clear_leftovers(
         ledger: The account's ledger.
         run: The run that owns the resources.
         names: The resources' names by kind, without billed resources.
-        log: Called with a message for each step.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
@@ -85,7 +79,7 @@ def clear_leftovers(
     for kind in KINDS:
         name = names.get(kind.name)
         if name is not None and kind.describe(account, name, run.id) is not None:
-            log(f"removing {kind.name} {name}, left by an earlier start of the run")
+            console.note(f"removing {kind.name} {name}, left by an earlier start of the run")
             kind.delete(account, name)
             ledger.note("gone", kind.name, name, run.id)
 

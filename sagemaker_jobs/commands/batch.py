@@ -114,7 +114,7 @@ def batch(
     address = job.request["TransformOutput"]["S3OutputPath"]
     existing_roles: set[str] = set()
     if reader is not None and model.run is not None:
-        rollback.clear_leftovers(reader, Ledger(site), run, batches.unpaid_names(launch), console.note)
+        rollback.clear_leftovers(reader, Ledger(site), run, batches.unpaid_names(launch))
         existing_roles = rollback.existing_roles(reader, run)
     with session.keep_running(run.id, job.name, site.region):
         try:
@@ -143,7 +143,6 @@ def batch(
         finished = following.follow(
             account,
             job.name,
-            console.note,
             every_s=every,
             price=price,
             kind=following.TRANSFORM,

@@ -53,7 +53,7 @@ def down(
         shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
         console.emit(report, shown, *map(str, stored))
         return
-    removed = clearing.remove(account, ledger, run, console.note, every_s=every)
+    removed = clearing.remove(account, ledger, run, every_s=every)
     stored = storage.stored(account, bucket_name, run)
     skipped = (
         storage.remove_artifacts(account, ledger, bucket_name, run, whole_bucket=bucket_name == default_bucket)

@@ -140,7 +140,7 @@ def deploy(
                 f"`neuron-sum aws down {run.id}`.",
             )
         if not dry_run:
-            rollback.clear_leftovers(reader, Ledger(site), run, endpoint.unpaid_names(run), console.note)
+            rollback.clear_leftovers(reader, Ledger(site), run, endpoint.unpaid_names(run))
             existing_roles = rollback.existing_roles(reader, run)
     launch = endpoint.launch(
         run, models, hosting, image_name, site, now=datetime.now(timezone.utc), multi_model=multi_model
@@ -157,9 +157,7 @@ def deploy(
         ends = endpoint.end_of((*launch.calls, *sent))
         console.note(f"started {item.name}; expires {lifecycle.format_expiry(ends)}; ledger: {ledger.path}")
         if not detach:
-            lifecycle.wait(
-                account, item.name, console.note, every_s=every, price=item.price, instances=hosting.instances
-            )
+            lifecycle.wait(account, item.name, every_s=every, price=item.price, instances=hosting.instances)
             for call in launch.later:
                 calls.create(account, ledger, call, run)
     status, address = "Creating" if detach else lifecycle.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"

@@ -77,13 +77,13 @@ def image(
             ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
             if ledger is None or account is None:
                 return
-            identity = builds.started(account, run.id, console.note, every)
+            identity = builds.started(account, run.id, every)
             console.note(f"started {identity}; ledger: {ledger.path}")
             details = {"run": run.id, "build": identity, "region": site.region, "plan": cost_plan.as_dict()}
             if detach:
                 console.emit(details, f"started {identity}\nnext: neuron-sum aws status {run.id} --follow")
                 return
-            build = builds.follow(account, identity, console.note, every_s=every, price=cost_plan.items[-1].price)
+            build = builds.follow(account, identity, every_s=every, price=cost_plan.items[-1].price)
             emit_built(account, ledger, run.id, build, details)
 
 

@@ -240,7 +240,6 @@ def _send_and_follow(
         job = following.follow(
             account,
             call.name,
-            console.note,
             every_s=every,
             price=cost_plan.items[-1].price,
             on_end=lambda job: ledger.note("gone", "training-job", job.name, run),

@@ -49,12 +49,12 @@ def status(
             raise AwsError("missing argument RUN for --follow", "Run `neuron-sum aws status RUN --follow`.")
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
             with session.hint_at_follow(run, build, account.region):
-                finished = builds.follow(account, build, console.note, every_s=every)
+                finished = builds.follow(account, build, every_s=every)
             emit_built(account, ledger, run, finished, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
         with session.hint_at_follow(run, name, account.region):
-            job = following.follow(account, name, console.note, every_s=every, kind=kind)
+            job = following.follow(account, name, every_s=every, kind=kind)
         next_step = f"neuron-sum aws down {run} removes the run's remaining resources"
         console.emit(
             {

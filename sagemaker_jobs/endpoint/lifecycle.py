@@ -1,11 +1,11 @@
 """Lifecycle of an endpoint: find it, wait until it is in service, read its expiry and size."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from neuron_sum import console
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
@@ -89,15 +89,12 @@ def find_ours(account: Account, run_or_name: str) -> Endpoint:
     return found
 
 
-def wait(
-    account: Account, name: str, report: Callable[[str], None], *, every_s: float, price: Price, instances: int
-) -> None:
+def wait(account: Account, name: str, *, every_s: float, price: Price, instances: int) -> None:
     """Wait until an endpoint is in service; log each change of its status and each line of its containers' log.
 
     Args:
         account: The account that has the endpoint.
         name: The name of the endpoint.
-        report: Called with each line to log.
         every_s: Seconds between status polls.
         price: The price of the endpoint's instance.
         instances: The number of instances.
@@ -109,7 +106,7 @@ def wait(
     log = Log(account, f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/")
     before = ""
     while True:
-        found = read_with_retry(lambda: describe(account, name), name, report, every_s)
+        found = read_with_retry(lambda: describe(account, name), name, every_s)
         if found is None or found["EndpointStatus"] == "Deleting":
             raise AwsError(
                 f"{name} was deleted before it was in service",
@@ -118,10 +115,10 @@ def wait(
         hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]
         if status != before:
             before = status
-            report(
+            console.note(
                 f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now"
             )
-        log.print_new(report)
+        log.print_new()
         if status in FAILED:
             raise _failure(name, found, log)
         if status in ANSWERS:

@@ -1,10 +1,10 @@
 """Follow a CodeBuild build until it ends: print its phases and log, and explain a failure."""
 
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from neuron_sum import console
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
@@ -38,7 +38,7 @@ def of_run(account: Account, run: str) -> str | None:
     return None
 
 
-def started(account: Account, run: str, report: Callable[[str], None], every_s: float) -> str:
+def started(account: Account, run: str, every_s: float) -> str:
     """Wait until CodeBuild lists the build that was just started, and return its id.
 
     Raises:
@@ -46,22 +46,19 @@ def started(account: Account, run: str, report: Callable[[str], None], every_s: 
         AwsError: If CodeBuild does not list the build.
     """
     for _ in range(NEW_BUILD_POLLS):
-        found = read_with_retry(lambda: of_run(account, run), f"the build of {run}", report, every_s)
+        found = read_with_retry(lambda: of_run(account, run), f"the build of {run}", every_s)
         if found is not None:
             return found
         time.sleep(every_s)
     raise AwsError(f"CodeBuild lists no build of {run}", f"Run `neuron-sum aws status {run}`.")
 
 
-def follow(
-    account: Account, identity: str, report: Callable[[str], None], *, every_s: float, price: Price | None = None
-) -> dict[str, Any]:
+def follow(account: Account, identity: str, *, every_s: float, price: Price | None = None) -> dict[str, Any]:
     """Wait for a build to end and log its progress.
 
     Args:
         account: The account that the build runs in.
         identity: The id of the build, which consists of the project's name and a unique suffix.
-        report: Called with each phase and each line of the log.
         every_s: Seconds between status polls.
         price: The price of the build machine, to log the cost so far.
 
@@ -76,7 +73,7 @@ def follow(
     before = ""
     while True:
         found = read_with_retry(
-            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, report, every_s
+            lambda: account.call("codebuild", "batch_get_builds", ids=[identity])["builds"], identity, every_s
         )
         if not found:
             raise AwsError(f"no build {identity} in {account.region}", "Run `neuron-sum aws status`.")
@@ -85,12 +82,12 @@ def follow(
             before = now
             passed = _seconds(build)
             cost = f", at most ${price.cost(passed / 3600):.2f} by now" if price else ""
-            report(f"{build['projectName']}: {now} after {duration(passed)}{cost}")
+            console.note(f"{build['projectName']}: {now} after {duration(passed)}{cost}")
         logs = build.get("logs") or {}
         if log is None and logs.get("groupName") and logs.get("streamName"):  # absent until a machine starts
             log = Log(account, logs["groupName"], logs["streamName"])
         if log is not None:
-            log.print_new(report)
+            log.print_new()
         if build["buildStatus"] != RUNS:
             break
         time.sleep(every_s)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from neuron_sum import console
 from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
@@ -115,7 +116,6 @@ def describe(account: Account, name: str, kind: JobKind = TRAINING) -> Job:
 def follow(
     account: Account,
     name: str,
-    report: Callable[[str], None],
     *,
     every_s: float,
     price: Price | None = None,
@@ -127,7 +127,6 @@ def follow(
     Args:
         account: The account that the job runs in.
         name: The name of the job.
-        report: Called with each change of the job's state and each line of its log.
         every_s: Seconds between status polls.
         price: The price of the job's instance, to log the cost so far.
         kind: The kind of the job.
@@ -143,13 +142,13 @@ def follow(
     log = Log(account, kind.log_group, f"{name}/")  # each host has a log stream with this prefix
     before = ""
     while True:
-        job = read_with_retry(lambda: describe(account, name, kind), name, report, every_s)
+        job = read_with_retry(lambda: describe(account, name, kind), name, every_s)
         if (now := f"{job.status}, {job.stage}") != before:
             before = now
             count = job.described[kind.resources]["InstanceCount"]
             cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
-            report(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
-        log.print_new(report)
+            console.note(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
+        log.print_new()
         if job.ended:
             break
         time.sleep(every_s)

@@ -227,7 +227,11 @@ def test_the_longest_row_is_that_of_the_shape_plan(plan: str, sizes: str) -> Non
 
 
 def test_doctor_and_train_count_the_same_memory(
-    micro: Path, micro_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro: Path,
+    micro_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(NeuronBackend, "check", staticmethod(lambda config, processes: None))
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -235,9 +239,8 @@ def test_doctor_and_train_count_the_same_memory(
     for path in (micro, micro_llama):
         recipe = load_recipe(str(path), [*neuron, "train.per_device_train_batch_size=64"])
         told = named(check_recipe(recipe, TRN1, ROW), "memory of a NeuronCore").found
-        said: list[str] = []
-        prepare(recipe, tmp_path / "run", log=said.append)
-        [line] = [line for line in said if "each NeuronCore" in line]
+        prepare(recipe, tmp_path / "run")
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "each NeuronCore" in line]
         assert told.split(" (")[0] == line.removeprefix("memory ").split(" on each")[0]
         assert told.rpartition("activations ")[2] in line
 
