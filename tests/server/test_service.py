@@ -383,9 +383,9 @@ def test_a_worker_detects_that_its_model_was_unloaded(tmp_path: Path) -> None:
     (tmp_path / f"neuron-sum-unloaded-{name}").touch()
     assert not Worker(model, "1", tmp_path).is_wanted(), "unloaded"
     assert not Worker(model, "1", tmp_path).adapters.exists()
-    assert starts(model, "3"), "loaded anew"
+    assert starts(model, "3"), "loaded again"
     (tmp_path / f"neuron-sum-unloaded-{name}").touch()
-    assert starts(model, "4"), "unloaded, and loaded anew before the orphan came"
+    assert starts(model, "4"), "unloaded and loaded again before the orphan started"
     assert not starts(model, "3")
     assert starts(model, "4") and starts(other, "2")
 
