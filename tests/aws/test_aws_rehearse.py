@@ -164,7 +164,7 @@ def test_unsupported_requests_are_rejected(images: dict[str, LocalImage], tmp_pa
         LocalStore(tmp_path).fetch(channel, tmp_path)
     request = request_for()
     del request["OutputDataConfig"]
-    with pytest.raises(AwsError, match=r"create_training_job: invalid request: .*OutputDataConfig"):
+    with pytest.raises(AwsError, match=r"CreateTrainingJob: invalid request: .*OutputDataConfig"):
         Call("sagemaker", "create_training_job", request).validate()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
