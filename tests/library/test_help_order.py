@@ -7,8 +7,13 @@ from collections.abc import Callable
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def listed(shown: str) -> list[str]:
+    """The commands of a help text, in its order."""
+    return re.findall(r"^[│|] ([a-z]+)  ", shown.partition("Commands")[2], re.MULTILINE)
+
+
 def test_help_lists_commands_in_pipeline_order(neuron_sum: CommandLine) -> None:
-    shown = neuron_sum("--help").stdout
-    listed = re.findall(r"^[│|] ([a-z]+)  ", shown.partition("Commands")[2], re.MULTILINE)
     pipeline = "demo doctor recipes data train evaluate compare summarize merge preflight compile package serve request"
-    assert listed == [*pipeline.split(), "dockerfile", "aws", "explain"]
+    assert listed(neuron_sum("--help").stdout) == [*pipeline.split(), "dockerfile", "aws", "explain"]
+    pipeline = "plan rehearse image train compile deploy invoke extend models batch status down iam"
+    assert listed(neuron_sum("aws", "--help").stdout) == pipeline.split()
