@@ -144,7 +144,7 @@ def test_an_unknown_list_of_operators_rejects_nothing(report: Report) -> None:
     whole = dataclasses.replace(report, compiler_operators=frozenset(operators.PUBLISHED.values()))
     assert whole.unlisted_by_compiler == report.unlisted
     told = shown(report)
-    assert 'says of dynamic-update-slice: "Supports only for constant index"' in told
+    assert 'limit of dynamic-update-slice in the published list: "Supports only for constant index"' in told
     assert "\ns64: token ids" in told
     assert "compile.neuron.cache_write=where" in told and "neuronx-cc is not on PATH" in told
 
