@@ -179,7 +179,8 @@ def foreign_models(target: Target) -> Finding:
         sources = f"""
             {url}/x.tar.gz {url}/x.zip s3://bucket/x/ djl://ai.djl/resnet jar:file:{folder}/x.jar!/ {folder} {folder}/
             file:{folder} {folder.as_uri()} {folder.as_uri()}/workflow.json file://evil.example{folder} / /etc file:///
-            {folder.parent.as_uri()}/x/../{folder.name} djl+file:{folder} file:{folder}?model_name=x ~ relative/folder""".split()
+            {folder.parent.as_uri()}/x/../{folder.name} djl+file:{folder} file:{folder}?model_name=x
+            ~ relative/folder""".split()
         sources += ["file:%00", "", "\x00"]
         for source in sources:
             for body in ({"url": source, "model_name": "x"}, {"url": source, "model_name": "../x"}, {"url": source}):
