@@ -41,4 +41,4 @@ def test_a_damaged_graph_in_the_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "graph.pt2").write_bytes(b"half a package")
     with pytest.raises(CompileError, match=r"graph\.pt2 is damaged") as error:
         cache.copy(tmp_path / "graph.pt2", tmp_path / "copy.pt2")
-    assert "compiled again" in str(error.value.hint)
+    assert "compile it again" in str(error.value.hint)

@@ -67,7 +67,7 @@ def test_a_dry_run_estimates_for_processes_without_starting_them(
     recipe, run = str(request.getfixturevalue(family)), tmp_path / "run"
     overrides = [*NEURON, f"train.neuron.tensor_parallel_size={split}", *EPOCH]
     monkeypatch.setattr(console.settings, "json", True)
-    command.train(recipe, overrides, run, dry_run=True, processes=processes)
+    command.train(recipe, overrides, output=run, dry_run=True, processes=processes)
     said = capsys.readouterr()
     estimate = json.loads(said.out)["estimate"]
     assert estimate["processes"] == reckoned
@@ -75,7 +75,7 @@ def test_a_dry_run_estimates_for_processes_without_starting_them(
     assert ("--processes is not set" in said.err) == (processes is None)
     assert not run.exists()
     with pytest.raises(PlatformError, match="one process for each NeuronCore"):
-        command.train(recipe, overrides, run)
+        command.train(recipe, overrides, output=run)
 
 
 def test_a_dry_run_of_the_torch_backend_estimates_for_its_processes(
@@ -83,7 +83,7 @@ def test_a_dry_run_of_the_torch_backend_estimates_for_its_processes(
 ) -> None:
     monkeypatch.setattr(console.settings, "json", True)
     monkeypatch.setenv("USE_TORCH_XLA", "0")  # the command sets it, and monkeypatch restores it afterwards
-    command.train(str(micro), EPOCH, tmp_path / "run", dry_run=True, processes=2)
+    command.train(str(micro), EPOCH, output=tmp_path / "run", dry_run=True, processes=2)
     told = json.loads(capsys.readouterr().out)["estimate"]
     assert (told["steps"], told["seconds"]) == (4, None)
 
