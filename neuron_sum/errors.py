@@ -19,7 +19,13 @@ The number is the exit code of the command line; it is part of the interface and
 with 2 (click's convention), and defects of neuron-sum with 1.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NeuronSumError(Exception):
@@ -122,3 +128,27 @@ class Interrupted(NeuronSumError):
     """The user or the scheduler stopped the command; the progress is saved."""
 
     exit_code = 130
+
+
+@contextmanager
+def reading(source: Path | str, error: type[NeuronSumError], hint: str | None = None) -> Iterator[None]:
+    """Converts what a library raises while it reads `source` into one error that names the source.
+
+    Only for blocks that do nothing but read foreign input: every exception counts as a fault of that input, since
+    libraries raise all kinds for a damaged file (tokenizers even panics, which is not an Exception).
+
+    Raises:
+        ResourceError: If the disk is full or the memory is not sufficient.
+        NeuronSumError: `error`, if anything else goes wrong.
+    """
+    try:
+        yield
+    except (NeuronSumError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as caught:
+        if isinstance(caught, MemoryError):
+            raise ResourceError(f"{source} does not fit into memory", "use a smaller file") from caught
+        if isinstance(caught, OSError) and caught.errno in FULL_DISK:
+            raise ResourceError(f"the disk is full: {caught.filename or source}", "free some space") from caught
+        reason = caught.strerror if isinstance(caught, OSError) and caught.strerror else str(caught).split("\n")[0]
+        raise error(f"{source} cannot be read: {reason or type(caught).__name__}", hint) from caught

@@ -1,0 +1,36 @@
+"""Exceptions of libraries become errors that name the file."""
+
+import errno
+
+import pytest
+
+from neuron_sum.errors import DataError, ModelError, NeuronSumError, ResourceError, reading
+
+
+class Panic(BaseException):
+    """What a Rust library raises."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), DataError, "a.csv cannot be read: 'utf-8'"),
+        (RecursionError("maximum depth"), DataError, "a.csv cannot be read: maximum depth"),
+        (Panic(), DataError, "a.csv cannot be read: Panic"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), DataError, "a.csv cannot be read: File name too long"),
+        (OSError(errno.ENOSPC, "No space left on device"), ResourceError, "the disk is full: a.csv"),
+        (MemoryError(), ResourceError, "a.csv does not fit into memory"),
+        (ModelError("a model's own error"), ModelError, "a model's own error"),
+    ],
+)
+def test_what_a_reader_raises_becomes_one_error(
+    raised: BaseException, expected: type[NeuronSumError], message: str
+) -> None:
+    with pytest.raises(expected) as error, reading("a.csv", DataError, "a hint"):
+        raise raised
+    assert str(error.value).startswith(message)
+
+
+def test_a_stop_is_not_converted() -> None:
+    with pytest.raises(KeyboardInterrupt), reading("a.csv", DataError):
+        raise KeyboardInterrupt
