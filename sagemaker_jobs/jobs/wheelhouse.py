@@ -1,7 +1,7 @@
 """The wheels that a job installs over the AWS image: neuron-sum and the platform's exact versions of its dependencies.
 
-pip verifies the hash of each downloaded package. The packages that only the image can provide are not in the wheelhouse:
-torch, the AWS packages and CUDA (tools/pin_hashes.py).
+pip verifies the hash of each downloaded package. What only the image can provide is not in the wheelhouse: torch, the
+AWS packages and CUDA (tools/pin_hashes.py).
 """
 
 import os
@@ -103,7 +103,7 @@ def wheels_for(folder_option: Path | None, image: str | None, *, dry_run: bool) 
 
 
 def _isolation() -> list[str]:
-    """Options that build with this environment's tools, if it has what pyproject.toml requires; else pip downloads them."""
+    """The pip options for a build with this environment's tools; none if they are too old, so that pip gets others."""
     text = (Path(sagemaker_jobs.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^requires = \["(.+)"\]$', text, re.MULTILINE)
     if found is None:

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from micro_models import ROOT
 
 from neuron_sum.errors import AwsError, DataError
 from neuron_sum.platform import prices
-from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.names import AwsContext, Run, new_run
 from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity
@@ -147,15 +145,14 @@ def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -
         inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
 
 
-def test_a_wheelhouse_has_the_platform_versions_and_no_torch() -> None:
-    platform = PLATFORMS[0]
-    texts = [(ROOT / "constraints" / name).read_text() for name in (f"{platform.name}.txt", wheelhouse.NEURON_PINS)]
-    wanted = wheelhouse.pins("".join(texts), "3.11")
-    names = {pin.partition("==")[0].lower() for pin in wanted}
-    assert len(names) == len(wanted)
-    assert {f"{name}=={version}" for name, version in platform.pins.items() if name != "torch"} <= set(wanted)
-    assert f"optimum-neuron=={platform.optimum_neuron}" in wanted and "optimum" in names
-    assert not {name for name in names if name in ("torch", "torch_xla", "triton") or name.startswith("nvidia-")}
+def test_a_wheelhouse_is_verified_and_has_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(wheelhouse, "_pip", lambda *arguments: commands.append(arguments))
+    monkeypatch.setattr(wheelhouse, "build_own", lambda folder: folder)
+    wheelhouse.build(tmp_path / "wheels")
+    assert all("--require-hashes" in command and "--no-deps" in command for command in commands)
+    names = [Path(word).name for command in commands for word in command if word.endswith(".txt")]
+    assert sorted(names) == ["common.txt", "neuron.txt", "source.txt"]
 
 
 def _container(folder: Path, overrides: list[str]) -> Path:
