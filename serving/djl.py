@@ -3,12 +3,14 @@
     python -m serving.djl [FOLDER]     build it now; FOLDER for an image, otherwise the cache
 
 Maven Central has no server with `option.async_mode`, which the handler needs, so pom.xml builds one from the sources
-of DJL Serving; its dependencies, including DJL's api, come from Maven Central (docs/serving.md).
+of DJL Serving; its dependencies, including DJL's api, come from Maven Central (docs/serving.md). Sources and jars are
+used only if their SHA-256 is the one recorded here and in server/dependencies.sha256.
 """
 
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,12 +30,28 @@ COMMIT = "1e53e50dcbf307c765cf7cc0bb97d23d7c02fb76"
 HOME_VARIABLE = "NEURON_SUM_DJL"
 """The folder of a prebuilt server, such as the one in an image."""
 
+SOURCE_PARTS = (
+    "engines/python/setup/djl_python",
+    "engines/python/setup/djl_python_engine.py",
+    "engines/python/src/main",
+    "prometheus/src/main",
+    "serving/src/main",
+    "wlm/src/main",
+)
+"""What the build reads of the sources."""
+
+SOURCE_SHA256 = "94d94304e91a4f63dcd64832cbf00cbc8b11a0e0ca081cd78ca1621f7e7c3c37"
+"""The hash of the names and contents of all files in SOURCE_PARTS at COMMIT."""
+
 SOURCE_VARIABLE = "NEURON_SUM_DJL_SOURCE"
-"""A checkout of REPOSITORY at COMMIT, for machines that cannot reach the repository."""
+"""A folder with the files of REPOSITORY at COMMIT, for machines that cannot reach the repository."""
 
 PROJECT = Path(__file__).with_name("server")
 MAIN_CLASS = "ai.djl.serving.ModelServer"
 LIBRARIES = "lib"
+OWN_JAR = f"djl-serving-{VERSION}.jar"
+CHECKSUMS = PROJECT / "dependencies.sha256"
+"""The SHA-256 of every jar except OWN_JAR, in the format of sha256sum."""
 
 
 def install(folder: Path | None = None) -> Path:
@@ -47,25 +65,28 @@ def install(folder: Path | None = None) -> Path:
         A folder with `lib/`, which contains every jar of the class path.
 
     Raises:
-        ServerError: If a tool is missing or a source cannot be reached; the message names the failed command.
+        ServerError: If a tool is missing, a source cannot be reached (the message names the failed command), or a
+            source file or a jar differs from the recorded one.
     """
     target = folder or Path(os.environ.get(HOME_VARIABLE) or _cached())
     if (target / LIBRARIES).is_dir():
         return target
-    for tool, package in (("java", "openjdk-17-jdk"), ("mvn", "maven"), ("git", "git")):
+    tools = {"java": "openjdk-17-jdk", "mvn": "maven"}
+    for tool, package in (tools if os.environ.get(SOURCE_VARIABLE) else {**tools, "git": "git"}).items():
         if shutil.which(tool) is None:
             raise ServerError(f"building DJL Serving {VERSION} requires {tool}", f"run `apt-get install {package}`")
     console.note(f"building DJL Serving {VERSION} (once, about a minute)")
     sources = _sources()
     with _scratch(target) as temporary:
         source, build, generated = temporary / "source", temporary / "build", temporary / "generated"
-        shutil.copytree(sources, source, ignore=shutil.ignore_patterns(".git"))
+        _copy_verified(sources, source)
         _prepare_python(source, generated)
         _run(
             [
                 "mvn",
                 "--batch-mode",
                 "--quiet",
+                "--strict-checksums",
                 "--file",
                 str(PROJECT / "pom.xml"),
                 "package",
@@ -76,6 +97,7 @@ def install(folder: Path | None = None) -> Path:
             "Maven cannot build DJL Serving",
             "check that Maven Central can be reached and that `mvn --version` prints Java 17 or newer",
         )
+        _verify_jars(build / LIBRARIES)
         target.mkdir(exist_ok=True)
         _place(build / LIBRARIES, target / LIBRARIES)
     return target
@@ -84,13 +106,17 @@ def install(folder: Path | None = None) -> Path:
 def _cached() -> Path:
     """The server's folder in the cache, named after a hash of everything that determines the build."""
     digest = hashlib.sha256(COMMIT.encode())
-    for path in [PROJECT / "pom.xml", *sorted(path for path in (PROJECT / "src").rglob("*") if path.is_file())]:
+    for path in [
+        PROJECT / "pom.xml",
+        CHECKSUMS,
+        *sorted(path for path in (PROJECT / "src").rglob("*") if path.is_file()),
+    ]:
         digest.update(path.read_bytes())
     return files.cache_folder() / f"djl-serving-{VERSION}-{digest.hexdigest()[:12]}"
 
 
 def _sources() -> Path:
-    """The sources at the pinned commit only: the checkout in NEURON_SUM_DJL_SOURCE, otherwise a clone in the cache."""
+    """The folder of the sources: NEURON_SUM_DJL_SOURCE, otherwise a clone in the cache."""
     checkout = os.environ.get(SOURCE_VARIABLE)
     folder = Path(checkout) if checkout else files.cache_folder() / f"djl-serving-source-{VERSION}"
     if not folder.is_dir():
@@ -115,12 +141,52 @@ def _sources() -> Path:
                 f"set {SOURCE_VARIABLE}=FOLDER",
             )
             _place(clone, folder)
-    commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is not a git checkout", None).strip()
-    if commit != COMMIT:
-        raise ServerError(
-            f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}", f"run `git -C {folder} checkout v{VERSION}`"
-        )
     return folder
+
+
+def _copy_verified(sources: Path, target: Path) -> None:
+    """Copy what the build reads, and compare its content with that of the pinned commit."""
+    digest = hashlib.sha256()
+    for part in SOURCE_PARTS:
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copy if (sources / part).is_file() else _copy_tree
+        try:
+            copy(sources / part, target / part)
+        except OSError as error:
+            raise ServerError(
+                f"{sources} does not contain the sources of DJL Serving: {error}", _remedy(sources)
+            ) from error
+    names = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}
+    for name, path in sorted(names.items()):
+        digest.update(f"{name}\0{files.sha256(path)}\n".encode())
+    if digest.hexdigest() != SOURCE_SHA256:
+        raise ServerError(
+            f"the files in {sources} differ from those of DJL Serving {VERSION}: SHA-256 {digest.hexdigest()} instead "
+            f"of {SOURCE_SHA256}",
+            _remedy(sources),
+        )
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _remedy(sources: Path) -> str:
+    return (
+        f"replace the folder by the output of `git clone --branch v{VERSION} {REPOSITORY} {shlex.quote(str(sources))}`"
+    )
+
+
+def _verify_jars(folder: Path) -> None:
+    """Compare the downloaded jars with the recorded ones."""
+    lines = CHECKSUMS.read_text(encoding="utf-8").splitlines()
+    expected = {name: sha256 for sha256, name in (line.split("  ") for line in lines)}
+    found = {path.name: files.sha256(path) for path in folder.iterdir() if path.name != OWN_JAR}
+    if differing := sorted(dict(expected.items() ^ found.items())):
+        raise ServerError(
+            f"Maven downloaded other jars than {CHECKSUMS.name} records: {', '.join(differing)}",
+            "check the repository that Maven downloads from, and remove these jars from its local repository",
+        )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     Dockerfile        rendered from Dockerfile.j2: base image with or without Neuron, Java, DJL Serving, this package;
                       its comments explain how to build and run the image, and what was tested
     entrypoint        bash script that executes java with the options of `neuron-sum serve`
-    constraints.txt   exact versions; for inf2 also those of the AWS packages
+    requirements/     exact versions and hashes of everything that pip installs
     source/           this package
 
 `docker build` needs only this folder and a network.
@@ -32,6 +32,9 @@ MARK = "# Made by `neuron-sum dockerfile"
 HOME, PROGRAM, MODEL, TEMPORARY = Path("/opt/djl"), Path("/opt/neuron-sum"), Path("/opt/ml/model"), Path("/tmp")
 PORT = 8080
 USER = "neuron-sum"
+
+REQUIREMENTS = Path("constraints", "images")
+"""Requirements files with hashes, below the root of a checkout; tools/pin_hashes.py writes them."""
 
 PROJECT_FILES = ("pyproject.toml", "README.md")
 PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
@@ -73,8 +76,8 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
         ResourceError: If this package is not in a checkout of the project, or if the folder has other content.
     """
     root = Path(serving.__file__).parent.parent
-    constraints = root / "constraints" / f"{platform.name}.txt"
-    if missing := [path for path in (*(root / name for name in PROJECT_FILES), constraints) if not path.is_file()]:
+    requirements = root / REQUIREMENTS
+    if missing := [path for path in (*(root / name for name in PROJECT_FILES), requirements) if not path.exists()]:
         raise ResourceError(
             f"building an image requires a checkout of the project; {missing[0]} does not exist",
             "clone the project with git, run `make` in it, and run this command there",
@@ -89,11 +92,7 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
     with files.new_folder(output) as folder:
         (folder / "Dockerfile").write_text(render(target, platform), encoding="utf-8")
         (folder / "entrypoint").write_text(render_entrypoint(), encoding="utf-8")
-        (folder / "constraints.txt").write_text(
-            constraints.read_text(encoding="utf-8")
-            + "".join(f"{pin}\n" for pin in _pins(platform.vendor_pins) if target == "inf2"),
-            encoding="utf-8",
-        )
+        shutil.copytree(requirements, folder / "requirements")
         source = folder / "source"
         source.mkdir()
         for name in PROJECT_FILES:

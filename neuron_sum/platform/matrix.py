@@ -265,18 +265,21 @@ PLATFORMS = (
         serving_images={
             "cpu": Image(
                 # Debian 12, because Debian 13 has no Java 17.
-                name="python:3.11-slim-bookworm",
+                name="public.ecr.aws/docker/library/python:3.11-slim-bookworm"
+                "@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b",
                 python="3.11",
-                source="the official Docker images",
-                checked="2026-11-21",
+                source="the official Docker images, from their copy at AWS, because Docker Hub limits pulls per IP "
+                "address; digest from docker-library/repo-info, repos/python/remote/3.11-slim-bookworm.md, image of "
+                "2026-08-25",
+                checked="2026-11-28",
                 torch_index="https://download.pytorch.org/whl/cpu",
             ),
             "inf2": Image(
                 name="public.ecr.aws/neuron/pytorch-inference-neuronx:2.8.0-neuronx-py311-sdk2.26.1-ubuntu22.04",
                 python="3.11",
                 source="aws-neuron/deep-learning-containers, README.md; its Dockerfile of tag 2.26.1 (2025-10-29) "
-                "installs this row's neuronx-cc, torch-neuronx and neuronx-distributed",
-                checked="2026-11-21",
+                "installs this row's neuronx-cc, torch-neuronx and neuronx-distributed. AWS publishes no digest of it",
+                checked="2026-11-28",
             ),
         },
         registry_images=(

@@ -37,9 +37,6 @@ MINUTES = (5, 2160)
 QUEUED_MINUTES = 30
 """CodeBuild's limits of the build time, and the maximum wait for a machine, which is not billed; all in minutes."""
 
-MIRROR = "public.ecr.aws/docker/library/"
-"""Copies of Docker's official images at AWS. Docker Hub limits pulls per IP address, and CodeBuild shares addresses."""
-
 SOURCE, ARCHIVE = "image", "context.zip"
 TAG = "NEURON_SUM_TAG"
 STORED_DATE = (1980, 1, 1, 0, 0, 0)
@@ -120,13 +117,7 @@ def buildspec(uri: str, region: str, froms: list[str]) -> Request:
         froms: The base images from `bases`.
     """
     logins = {uri.partition("/")[0]: region}
-    pulls = []
-    for name in froms:
-        if private := policies.PRIVATE_IMAGE.match(name):
-            logins[name.partition("/")[0]] = private[2]
-        elif re.fullmatch(r"[a-z0-9._-]+(:[\w.-]+)?", name) and name != "scratch":
-            # Docker first searches the local images for a name without a registry.
-            pulls += [f"docker pull --platform linux/amd64 {MIRROR}{name}", f"docker tag {MIRROR}{name} {name}"]
+    logins |= {name.partition("/")[0]: private[2] for name in froms if (private := policies.PRIVATE_IMAGE.match(name))}
     return {
         "version": 0.2,
         # Attestations would turn the image into an index of several, which SageMaker may not accept.
@@ -134,12 +125,9 @@ def buildspec(uri: str, region: str, froms: list[str]) -> Request:
         "phases": {
             "pre_build": {
                 "commands": [
-                    *(
-                        f"aws ecr get-login-password --region {login_region} | "
-                        f"docker login --username AWS --password-stdin {host}"
-                        for host, login_region in logins.items()
-                    ),
-                    *pulls,
+                    f"aws ecr get-login-password --region {login_region} | "
+                    f"docker login --username AWS --password-stdin {host}"
+                    for host, login_region in logins.items()
                 ]
             },
             # The push is in this phase, because post_build would run even after a failed build.

@@ -1,14 +1,15 @@
-"""Entry script of a job's container: install the wheelhouse, run `doctor`, then start the command.
+"""Entry script of a job's container: verify the inputs, install the wheelhouse, run `doctor`, then start the command.
 
 It imports only the standard library, because nothing else is installed yet.
 
-    python3 entry.py train --instance ml.trn1.2xlarge --nodes 1 --processes 2
-    python3 entry.py compile --target inf2 --set=compile.batch_sizes=[1,8]
+    python3 entry.py --verify=wheelhouse=SHA256 train --instance ml.trn1.2xlarge --nodes 1 --processes 2
+    python3 entry.py --verify=wheelhouse=SHA256 compile --target inf2 --set=compile.batch_sizes=[1,8]
 
 All paths are below /opt/ml, or SAGEMAKER_BASE_DIR.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
         The exit code of the step that failed; 0 if none failed.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--verify", action="append", default=[], metavar="CHANNEL=SHA256")
     stages = parser.add_subparsers(dest="stage", required=True)
     train = stages.add_parser("train", allow_abbrev=False)
     train.add_argument("--instance", required=True)
@@ -64,6 +66,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
     try:
+        for name, _, sha256 in (each.partition("=") for each in options.verify):
+            _verify(base / "input" / "data" / name, sha256)
         _install(base / "input" / "data" / "wheelhouse")
         if options.stage == "train":
             _train(base, options.instance, options.nodes, options.processes)
@@ -78,6 +82,25 @@ def main(arguments: list[str]) -> int:
         print(failure, flush=True)
         return failure.code if failure.code > 0 else 128 - failure.code
     return 0
+
+
+def _verify(channel: Path, expected: str) -> None:
+    """Compare the names and contents of a channel's files with those that were uploaded (launch/channels.py)."""
+    digest = hashlib.sha256()
+    inside = {path.relative_to(channel).as_posix(): path for path in channel.rglob("*") if path.is_file()}
+    for name, path in sorted(inside.items()):
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                content.update(piece)
+        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
+    if digest.hexdigest() != expected:
+        raise Failed(
+            f"error: the files of the channel {channel.name} are not those that were uploaded: SHA-256 "
+            f"{digest.hexdigest()} instead of {expected}. Delete the channel's objects in S3 and start the job again",
+            1,
+            [],
+        )
 
 
 def _install(wheelhouse: Path) -> None:

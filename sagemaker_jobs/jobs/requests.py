@@ -5,7 +5,9 @@ The same run, options and addresses produce the same requests, so `--dry-run` pr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from neuron_sum import files
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from sagemaker_jobs.aws.names import Run
@@ -18,6 +20,16 @@ CODE, RECIPE, WHEELHOUSE, DATA, MODEL, TRAINED = "code", "recipe", "wheelhouse",
 
 ENTRY = "entry.py"
 """The script that runs every job with the Python of the image; the image does not need SageMaker's training toolkit."""
+
+ENTRY_SHA256 = files.sha256(Path(__file__).with_name(ENTRY))
+
+LAUNCHER = (
+    "import hashlib,runpy,sys;path,sha256=sys.argv[1:3];del sys.argv[1:3];"
+    "hashlib.sha256(open(path,'rb').read()).hexdigest()==sha256 or sys.exit(path+' is not the file that was uploaded');"
+    "runpy.run_path(path,run_name='__main__')"
+)
+"""Python code that runs ENTRY if its content is unchanged. It is part of the request, so a changed object in S3 cannot
+change it; SageMaker allows 256 characters."""
 
 MAX_RUNTIME_LIMIT_S = 28 * 24 * 3600
 """SageMaker's limit: 28 days."""
@@ -45,6 +57,7 @@ class Job:
         attempt: The attempt number, from 1; a resumed run has a new job.
         environment: The environment variables of the container.
         isolation: The encryption and network settings.
+        hashes: The SHA-256 of each uploaded channel, which ENTRY verifies.
     """
 
     run: Run
@@ -60,6 +73,7 @@ class Job:
     attempt: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -137,8 +151,11 @@ def create_training_job(job: Job, place: Destination) -> Request:
         "AlgorithmSpecification": {
             "TrainingImage": job.image,
             "TrainingInputMode": "File",
-            "ContainerEntrypoint": ["python3", f"{INPUT}/{CODE}/{ENTRY}"],
-            "ContainerArguments": list(job.arguments),
+            "ContainerEntrypoint": ["python3", "-c", LAUNCHER, f"{INPUT}/{CODE}/{ENTRY}", ENTRY_SHA256],
+            "ContainerArguments": [
+                *(f"--verify={name}={sha256}" for name, sha256 in sorted(job.hashes.items())),
+                *job.arguments,
+            ],
         },
         "RoleArn": place.role_arn,
         "InputDataConfig": [_channel(name, uri) for name, uri in sorted(job.channels.items())],

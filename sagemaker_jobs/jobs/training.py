@@ -112,6 +112,7 @@ def job_launch(
         stage=stage,
         arguments=arguments,
         channels={**uploaded, **existing},
+        hashes={channel.name: channel.sha256 for channel in channels},
         instance=options.instance,
         instances=options.instances,
         max_runtime_s=options.max_runtime_s,

@@ -1,6 +1,7 @@
 """The wheels that a job installs over the AWS image: neuron-sum and the platform's exact versions of its dependencies.
 
-The packages that only the image can provide are kept: torch, the AWS packages and CUDA.
+pip verifies the hash of each downloaded package. What only the image can provide is not in the wheelhouse: torch, the
+AWS packages and CUDA (tools/pin_hashes.py).
 """
 
 import os
@@ -19,37 +20,12 @@ from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.platform.matrix import PLATFORMS, Platform
 
-IMAGE_PACKAGES = ("torch", "torch_xla", "triton")
-NEURON_PINS = "xla.txt"
-"""Constraints file of optimum-neuron and optimum, which the AWS image lacks; used with the platform's constraints."""
+REQUIREMENTS = Path("constraints", "images")
+"""Requirements files with hashes, below the root of a checkout."""
 
-IMAGE_PREFIXES = ("nvidia-", "cuda-")
 PLATFORM_TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "any")
-SOURCE_ONLY = ("rouge-score",)
-"""Packages published without a wheel; they are pure Python, so a wheel built here works in the image."""
-
 EPOCH = "1700000000"
 """Date of all files in a wheel, so that the same source gives the same bytes and is uploaded only once."""
-
-
-def pins(constraints: str, python: str) -> list[str]:
-    """The packages of the wheelhouse, as `name==version`.
-
-    Args:
-        constraints: The text of the constraints files.
-        python: The Python version of the image, such as 3.11.
-    """
-    found = []
-    for line in constraints.splitlines():
-        text = line.split("#")[0].strip()
-        if not text:
-            continue
-        requirement = Requirement(text)
-        name = requirement.name.lower()
-        marked = requirement.marker is None or requirement.marker.evaluate({"python_version": python})
-        if marked and name not in IMAGE_PACKAGES and not name.startswith(IMAGE_PREFIXES):
-            found.append(f"{requirement.name}{requirement.specifier}")
-    return found
 
 
 def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
@@ -62,32 +38,23 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
     Raises:
         ResourceError: If this is not a checkout of the project, or pip fails.
     """
-    root = Path(sagemaker_jobs.__file__).parent.parent
-    constraints = root / "constraints" / f"{platform.name}.txt"
-    if not constraints.is_file() or not (root / "pyproject.toml").is_file():
+    requirements = Path(sagemaker_jobs.__file__).parent.parent / REQUIREMENTS
+    if not requirements.is_dir():
         raise ResourceError(
-            f"a wheelhouse is built from a checkout of the project, but {constraints} does not exist",
+            f"a wheelhouse is built from a checkout of the project, but {requirements} does not exist",
             "Use --wheelhouse FOLDER with a wheelhouse that was built elsewhere.",
         )
     python = next(image for image in platform.registry_images if image.stage == "train").versions["python"]
-    constraint_texts = [path.read_text(encoding="utf-8") for path in (constraints, constraints.with_name(NEURON_PINS))]
-    wanted = pins("".join(constraint_texts), python)
-    console.note(f"building a wheelhouse of {len(wanted) + 1} packages for Python {python}")
+    console.note(f"building a wheelhouse for Python {python}")
     tags = [word for tag in PLATFORM_TAGS for word in ("--platform", tag)]
+    verified = ["--no-deps", "--require-hashes"]
     with files.new_folder(folder) as temporary:
-        source_only = [pin for pin in wanted if pin.startswith(SOURCE_ONLY)]
-        _pip("wheel", "--no-deps", "--wheel-dir", str(temporary), str(root), *source_only)
-        _pip(
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--python-version",
-            python,
-            *tags,
-            "--dest",
-            str(temporary),
-            *(pin for pin in wanted if pin not in source_only),
-        )
+        build_own(temporary)
+        source = ["--requirement", str(requirements / "source.txt")]
+        _pip("wheel", *verified, *_isolation(), "--wheel-dir", str(temporary), *source)
+        wheels = ["--requirement", str(requirements / "common.txt"), "--requirement", str(requirements / "neuron.txt")]
+        binary = ["--only-binary=:all:", "--python-version", python, *tags]
+        _pip("download", *verified, *binary, "--dest", str(temporary), *wheels)
     return folder
 
 
@@ -115,8 +82,7 @@ def build_own(folder: Path) -> Path:
                 shutil.copytree(path, sources / path.name, ignore=shutil.ignore_patterns("__pycache__"))
             elif path.is_file() and not path.name.startswith("."):
                 shutil.copy(path, sources / path.name)
-        offline = ["--no-index", "--no-build-isolation"] if _builds_here(root) else []
-        _pip("wheel", "--no-deps", *offline, "--wheel-dir", str(folder), str(sources))
+        _pip("wheel", "--no-deps", *_isolation(), "--wheel-dir", str(folder), str(sources))
     return next(folder.glob("*.whl"))
 
 
@@ -136,17 +102,17 @@ def wheels_for(folder_option: Path | None, image: str | None, *, dry_run: bool) 
     return build(folder)
 
 
-def _builds_here(root: Path) -> bool:
-    """Whether this environment has the build requirements of pyproject.toml; otherwise pip downloads them."""
-    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+def _isolation() -> list[str]:
+    """The pip options for a build with this environment's tools; none if they are too old, so that pip gets others."""
+    text = (Path(sagemaker_jobs.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^requires = \["(.+)"\]$', text, re.MULTILINE)
     if found is None:
-        return False
+        return []
     wanted = Requirement(found[1])
     try:
-        return wanted.specifier.contains(version(wanted.name))
+        return ["--no-build-isolation"] if wanted.specifier.contains(version(wanted.name)) else []
     except PackageNotFoundError:
-        return False
+        return []
 
 
 def _pip(*arguments: str) -> None:

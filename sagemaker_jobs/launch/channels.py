@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from neuron_sum import files
@@ -24,13 +25,18 @@ class Channel:
     name: str
     files: Mapping[str, Path]
 
-    @property
-    def digest(self) -> str:
-        """The hash of all names and contents."""
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of all names and contents; a job's entry.py computes the same one."""
         digest = hashlib.sha256()
         for name, path in sorted(self.files.items()):
             digest.update(f"{name}\0{files.sha256(path)}\n".encode())
-        return digest.hexdigest()[:DIGEST_DIGITS]
+        return digest.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """The start of the hash, for the channel's address in S3."""
+        return self.sha256[:DIGEST_DIGITS]
 
     @property
     def size(self) -> int:

@@ -68,7 +68,9 @@ def test_a_run_is_compiled_from_the_output_of_its_training(aws: AwsServer) -> No
     made = result_of("compile", first["run"], "compile.batch_sizes=[1,8]", "--wheelhouse", "wheels")
     assert (made["run"], made["job"]) == (first["run"], f"neuron-sum-{first['run']}-compile")
     described = job(aws, made["job"])
-    assert described["AlgorithmSpecification"]["ContainerArguments"] == [
+    arguments = described["AlgorithmSpecification"]["ContainerArguments"]
+    assert [word.split("=")[:2] for word in arguments[:2]] == [["--verify", "code"], ["--verify", "wheelhouse"]]
+    assert arguments[2:] == [
         "compile",
         "--target",
         "inf2",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from micro_models import ROOT
 
 from neuron_sum.errors import AwsError, DataError
 from neuron_sum.platform import prices
-from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.names import AwsContext, Run, new_run
 from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity
 from sagemaker_jobs.cost import lifetime
-from sagemaker_jobs.jobs import entry, inputs, training, wheelhouse
+from sagemaker_jobs.jobs import entry, inputs, requests, training, wheelhouse
 from sagemaker_jobs.jobs.training import Options
+from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.launch.schedules import LATE_S
 
 RUN = Run("tiny-261121-2000-abcd", "tiny")
@@ -131,9 +131,9 @@ def test_folders_become_channels_and_the_recipe_has_their_paths(tmp_path: Path) 
     assert "path: /opt/ml/input/data/data" in found["recipe"].files["recipe.yaml"].read_text()
     before = found["data"].digest
     (data / "train.jsonl").touch()
-    assert found["data"].digest == before
+    assert Channel("data", found["data"].files).digest == before
     (data / "train.jsonl").write_text("other")
-    assert found["data"].digest != before
+    assert Channel("data", found["data"].files).digest != before
 
 
 def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -> None:
@@ -147,15 +147,14 @@ def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -
         inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
 
 
-def test_a_wheelhouse_has_the_platform_versions_and_no_torch() -> None:
-    platform = PLATFORMS[0]
-    texts = [(ROOT / "constraints" / name).read_text() for name in (f"{platform.name}.txt", wheelhouse.NEURON_PINS)]
-    wanted = wheelhouse.pins("".join(texts), "3.11")
-    names = {pin.partition("==")[0].lower() for pin in wanted}
-    assert len(names) == len(wanted)
-    assert {f"{name}=={version}" for name, version in platform.pins.items() if name != "torch"} <= set(wanted)
-    assert f"optimum-neuron=={platform.optimum_neuron}" in wanted and "optimum" in names
-    assert not {name for name in names if name in ("torch", "torch_xla", "triton") or name.startswith("nvidia-")}
+def test_a_wheelhouse_is_verified_and_has_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(wheelhouse, "_pip", lambda *arguments: commands.append(arguments))
+    monkeypatch.setattr(wheelhouse, "build_own", lambda folder: folder)
+    wheelhouse.build(tmp_path / "wheels")
+    assert all("--require-hashes" in command and "--no-deps" in command for command in commands)
+    names = [Path(word).name for command in commands for word in command if word.endswith(".txt")]
+    assert sorted(names) == ["common.txt", "neuron.txt", "source.txt"]
 
 
 def _container(folder: Path, overrides: list[str]) -> Path:
@@ -189,6 +188,45 @@ def test_the_entry_script_trains_and_writes_the_model(tmp_path: Path) -> None:
     assert list((base / "model" / "run" / "checkpoint").glob("*.safetensors"))
     assert (base / "model" / "run" / "all_results.json").is_file()
     assert not (base / "output" / "failure").exists()
+
+
+def _uploaded(base: Path) -> list[str]:
+    """The command of a job whose channels are as they were uploaded."""
+    channel = Channel("recipe", {"recipe.yaml": base / "input/data/recipe/recipe.yaml"})
+    (base / "input/data/code").mkdir()
+    shutil.copy(entry.__file__, base / "input/data/code" / requests.ENTRY)
+    launch = training.launch(new_run("tiny"), TINY, Options("ml.c7i.4xlarge", 1, 3600), [channel], SITE)
+    specification = launch.calls[0].request["AlgorithmSpecification"]
+    assert all(len(word) <= 256 for word in specification["ContainerEntrypoint"])  # SageMaker's limit
+    words = [*specification["ContainerEntrypoint"], *specification["ContainerArguments"]]
+    return [sys.executable, *(word.replace(requests.INPUT, str(base / "input/data")) for word in words[1:])]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("code/entry.py", "entry.py is not the file that was uploaded"),
+        ("recipe/recipe.yaml", "the files of the channel recipe are not those that were uploaded"),
+        ("recipe/another.whl", "the files of the channel recipe are not those that were uploaded"),
+    ],
+)
+def test_a_job_refuses_inputs_that_were_changed_in_s3(tmp_path: Path, changed: str, message: str) -> None:
+    base = _container(tmp_path, [])
+    command = _uploaded(base)
+    with (base / "input/data" / changed).open("a") as file:
+        file.write("# changed\n")
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base)}
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert made.returncode == 1
+    assert message in made.stdout + made.stderr
+    assert "$ " not in made.stdout, "a step ran"
+
+
+def test_a_job_starts_with_the_inputs_that_were_uploaded(tmp_path: Path) -> None:
+    base = _container(tmp_path, ["data.source=jsonl", "data.path=/nowhere"])
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base)}
+    made = subprocess.run(_uploaded(base), capture_output=True, text=True, check=False, env=environment)
+    assert "$ -m neuron_sum doctor" in made.stdout
 
 
 def test_the_entry_script_reports_the_failure_reason(tmp_path: Path) -> None:

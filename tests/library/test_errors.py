@@ -20,7 +20,7 @@ class Panic(BaseException):
         (OSError(errno.ENAMETOOLONG, "File name too long"), DataError, "a.csv cannot be read: File name too long"),
         (OSError(errno.ENOSPC, "No space left on device"), ResourceError, "the disk is full: a.csv"),
         (MemoryError(), ResourceError, "a.csv does not fit into memory"),
-        (ModelError("a model's own error"), ModelError, "a model's own error"),
+        (ModelError("an error of a model"), ModelError, "an error of a model"),
     ],
 )
 def test_what_a_reader_raises_becomes_one_error(

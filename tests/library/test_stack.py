@@ -5,6 +5,7 @@ test_containers.py compares the Dockerfiles with it.
 
 import re
 from datetime import date
+from importlib.metadata import distributions
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ from typing import get_args
 import pytest
 from micro_models import ROOT
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from xla_environment import LLAMA_METHODS, T5_METHODS
 
 from neuron_sum.errors import PlatformError
@@ -19,6 +21,7 @@ from neuron_sum.platform import matrix, support
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS, Platform
 from neuron_sum.platform.support import CELLS, RETIREMENTS
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, PromptTuningMethod
+from tools import pin_hashes
 
 PLATFORM = pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
 TAG = re.compile(r"^(?P<torch>\d+\.\d+\.\d+)-.*-py3(?P<minor>\d+)-sdk(?P<sdk>\d+\.\d+\.\d+)-")
@@ -35,6 +38,45 @@ def test_constraints_match_the_platform_table(platform: Platform) -> None:
             pinned.setdefault(requirement.name.lower().replace("_", "-"), set()).add(specifiers[0].version)
     for name, version in platform.pins.items():
         assert pinned[name] == {version}
+
+
+HASHED = re.compile(r"(?m)^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
+
+
+def hashed() -> dict[str, dict[str, str]]:
+    """The versions in each requirements file of the images."""
+    found = {}
+    for path in sorted((ROOT / "constraints" / "images").iterdir()):
+        text = "".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("#"))
+        assert HASHED.sub("", text) == "", f"{path.name}: a line without a hash"
+        found[path.stem] = {name.lower(): version for name, version, _ in HASHED.findall(text)}
+    return found
+
+
+def test_images_install_the_exact_versions_with_hashes() -> None:
+    files = hashed()
+    pinned = {name: (ROOT / "constraints" / name).read_text() for name in (f"{PLATFORMS[0].name}.txt", "xla.txt")}
+    assert files["common"] | files["source"] == pin_hashes.pins(pinned[f"{PLATFORMS[0].name}.txt"])
+    assert files["neuron"] == pin_hashes.pins(pinned["xla.txt"])
+    assert files["torch-cpu"] == {"torch": PLATFORMS[0].pins["torch"]}
+    assert files["builder"].items() <= files["common"].items()
+    everything = files["common"] | files["source"] | files["neuron"]
+    assert not {name for name in everything if name in pin_hashes.PROVIDED or name.startswith("nvidia-")}
+
+
+def test_the_images_need_no_package_beyond_the_pins() -> None:
+    """They are installed with --no-deps."""
+    files = hashed()
+    pinned = {canonicalize_name(name) for versions in files.values() for name in versions}
+    missing = set()
+    for installed in distributions():
+        if canonicalize_name(installed.name) not in pinned | {"neuron-sum"}:
+            continue
+        for requirement in map(Requirement, installed.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": "", "python_version": "3.11"}):
+                missing |= {canonicalize_name(requirement.name)} - pinned
+    missing -= {name for name in missing if name == "triton" or name.startswith("nvidia-")}  # torch's, with CUDA only
+    assert not missing
 
 
 @PLATFORM

@@ -1,5 +1,6 @@
 """DJL Serving is built once even if several processes start at once. Only Maven is replaced."""
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -45,11 +46,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "x"], ["tag", f"v{djl.VERSION}"]):
         subprocess.run(["git", *identity, *command], cwd=origin, check=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=origin, check=True, capture_output=True, text=True
-    ).stdout.strip()
     monkeypatch.setattr(djl, "REPOSITORY", origin.as_uri())
-    monkeypatch.setattr(djl, "COMMIT", commit)
+    monkeypatch.setattr(djl, "SOURCE_PARTS", ("engines/python/setup/djl_python",))
+    line = f"engines/python/setup/djl_python/__init__.py\0{hashlib.sha256(b'').hexdigest()}\n"
+    monkeypatch.setattr(djl, "SOURCE_SHA256", hashlib.sha256(line.encode()).hexdigest())
+    monkeypatch.setattr(djl, "OWN_JAR", "serving.jar")
+    monkeypatch.setattr(djl, "CHECKSUMS", tmp_path / "dependencies.sha256")
+    (tmp_path / "dependencies.sha256").touch()
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(djl.HOME_VARIABLE, raising=False)
@@ -95,6 +98,34 @@ def test_sources_fetched_by_another_process_are_kept(runs: Path, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         djl._place(tmp_path / "made", tmp_path / "file")
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "removed"])
+def test_changed_sources_are_refused_at_the_right_commit(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    module = tmp_path / "origin" / "engines" / "python" / "setup" / "djl_python" / "__init__.py"
+    if change == "removed":
+        module.unlink()
+        module.parent.rmdir()
+    else:
+        (module if change == "changed" else module.with_name("more.py")).write_text("import os\n")
+    monkeypatch.setenv(djl.SOURCE_VARIABLE, str(tmp_path / "origin"))
+    with pytest.raises(ServerError, match=r"differ from those|does not contain") as error:
+        djl.install()
+    assert f"git clone --branch v{djl.VERSION}" in str(error.value.hint)
+    assert not list(runs.iterdir()), "Maven ran"
+
+
+def test_a_jar_that_is_not_recorded_is_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "dependencies.sha256").write_text(f"{'0' * 64}  netty-codec-http-4.1.132.Final.jar\n")
+    with ThreadPoolExecutor(1) as pool:
+        build = pool.submit(djl.install)
+        wait_for(lambda: (runs / "0").is_dir())
+        (runs / "0" / "go").touch()
+        with pytest.raises(ServerError, match=r"other jars than .*: netty-codec-http-4\.1\.132\.Final\.jar"):
+            build.result()
+    assert not [path for path in (tmp_path / "cache").glob(f"djl-serving-{djl.VERSION}*")]
 
 
 def test_a_build_that_fails_leaves_nothing(runs: Path, tmp_path: Path) -> None:
