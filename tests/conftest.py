@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import warm_commands
 from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, MICRO_LLAMA, ROOT, compiled
 
 if TYPE_CHECKING:
@@ -186,12 +187,19 @@ def nowhere() -> str:
 
 
 @pytest.fixture
-def neuron_sum(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the real command line in a separate process, in an empty folder."""
+def neuron_sum(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line in a separate process, in an empty folder.
+
+    The process is a fork (warm_commands.py). It is a new interpreter with the marker new_interpreter, or if the test
+    has a launcher.
+    """
+    marked = request.node.get_closest_marker("new_interpreter") is not None
 
     def run(
         *arguments: str, stdin: str | None = None, launcher: Sequence[str] = (sys.executable,)
     ) -> subprocess.CompletedProcess[str]:
+        if not marked and launcher == (sys.executable,):
+            return warm_commands.run(arguments, tmp_path, stdin, 1500)
         return subprocess.run(
             [*launcher, "-m", "neuron_sum", *arguments],
             cwd=tmp_path,

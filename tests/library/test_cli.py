@@ -16,6 +16,8 @@ from micro_models import ROOT
 from neuron_sum import console, errors
 from neuron_sum.recipes.loading import load_recipe, shipped_recipes
 
+pytestmark = pytest.mark.new_interpreter
+
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
