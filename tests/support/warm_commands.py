@@ -63,6 +63,6 @@ def _command(arguments: tuple[str, ...], cwd: Path, environment: dict[str, str],
         from neuron_sum.cli import main
 
         main()
-    except Exception:
+    except Exception:  # noqa: BLE001 - printed as any other command does
         sys.excepthook(*sys.exc_info())  # multiprocessing would print a traceback instead
         sys.exit(1)
