@@ -111,6 +111,7 @@ def _read_version_5(backend: Path, settings: dict[str, Any]) -> PreTrainedTokeni
         kept |= {key: _token(kept[key]) for key in SPECIAL if key in kept}
         return PreTrainedTokenizerFast(
             tokenizer_file=str(backend),
+            model_input_names=["input_ids", "attention_mask"],
             additional_special_tokens=list(dict.fromkeys(tokens)),
             extra_special_tokens={key: _token(value) for key, value in named.items()},
             **kept,
