@@ -87,6 +87,7 @@ def load_weights(
             "use the config.json that was saved with the weights",
         )
     _check_tied(parameters, stored, source)
+    _fill_embedding(model, stored)
     check_finite(model, source)
     return model
 
@@ -164,26 +165,27 @@ def _sharded(source: str, index: Path, revision: str | None) -> dict[str, Stored
 
 
 def _check_tied(parameters: dict[str, torch.Tensor], stored: dict[str, Stored], source: str) -> None:
-    """Rejects a file with different values for one tied parameter, and loads the stored ones.
-
-    transformers 4 keeps one of them silently, and may keep none if the file has only one of the other names.
-    """
+    """Rejects a file with different values for one tied parameter, of which transformers 4 silently keeps one."""
     groups: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault(parameter.data_ptr(), []).append(name)
-    for names in groups.values():
-        copies = [name for name in names if name in stored]
-        if len(names) == 1 or not copies:
-            continue
-        first, *others = ((name, stored[name].read(name).float()) for name in copies)
-        for name, values in others:
-            if not torch.equal(values, first[1]):
+        if name in stored and not parameter.is_meta:
+            groups.setdefault(parameter.data_ptr(), []).append(name)
+    for first, *others in groups.values():
+        for name in others:
+            if not torch.equal(stored[name].read(name), stored[first].read(first)):
                 raise ModelError(
-                    f"{source}: {name} differs from {first[0]}, but config.json ties them",
+                    f"{source}: {name} differs from {first}, but config.json ties them",
                     "use the config.json that was saved with the weights (tie_word_embeddings may be wrong)",
                 )
-        with torch.no_grad():
-            parameters[copies[0]].copy_(first[1])
+
+
+def _fill_embedding(model: PreTrainedModel, stored: dict[str, Stored]) -> None:
+    """Loads the embedding from another name of the tied parameter, which transformers 4 leaves without values."""
+    embedding = model.get_input_embeddings()
+    if embedding.weight.is_meta:
+        other = next(name for name in model._tied_weights_keys if name in stored)
+        embedding.weight = torch.nn.Parameter(stored[other].read(other).float())
+        model.tie_weights()
 
 
 def _no_weights(source: str, model_class: type[PreTrainedModel]) -> ModelError:
