@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ModelError, RecipeError
 from neuron_sum.models.checkpoint import is_number, shorten
+from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 
 ORIGINAL = "original_max_position_embeddings"
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -100,6 +101,52 @@ def context_length(config: PretrainedConfig) -> int | None:
     if scaling["rope_type"] == "yarn":
         return max(longest, int((scaling.get(ORIGINAL) or longest) * factor))
     return longest
+
+
+def check_positions(config: PretrainedConfig, lengths: Mapping[str, int]) -> None:
+    """Rejects sequences that are longer than the model's context, before anything is computed.
+
+    Args:
+        config: The configuration of the base model.
+        lengths: The numbers of tokens that share a row of a decoder-only model, by the field that sets each.
+
+    Raises:
+        RecipeError: With the sum and the limit.
+    """
+    limit, total = context_length(config), sum(lengths.values())
+    if limit is None or total <= limit:
+        return
+    parts = " + ".join(f"{field} {count:,}" for field, count in lengths.items() if count)
+    field, longest = max(lengths.items(), key=lambda item: item[1])
+    fitting = limit - total + longest
+    raise RecipeError(
+        f"{parts} = {total:,} tokens exceed the model's context of {limit:,} (max_position_embeddings)",
+        f"lower {field} to at most {fitting:,}" if fitting > 0 else "lower these lengths",
+    )
+
+
+def training_lengths(recipe: Recipe) -> dict[str, int]:
+    """The greatest lengths of a training example, by field."""
+    method = recipe.method
+    return {
+        "method.num_virtual_tokens": method.num_virtual_tokens if isinstance(method, PromptTuningMethod) else 0,
+        "data.max_source_length": recipe.data.max_source_length,
+        "data.max_target_length": recipe.data.max_target_length,
+    }
+
+
+def generation_lengths(recipe: Recipe, soft_prompt_tokens: int) -> dict[str, int]:
+    """The greatest lengths of a prompt and its summary, by field.
+
+    Args:
+        recipe: The recipe with the lengths.
+        soft_prompt_tokens: The length of the trained soft prompt, or 0.
+    """
+    return {
+        "method.num_virtual_tokens": soft_prompt_tokens,
+        "data.max_source_length": recipe.data.max_source_length,
+        "generate.max_new_tokens": recipe.generate.max_new_tokens,
+    }
 
 
 def _translate_longrope(values: dict[str, Any], longest: int, key: str, source: str) -> None:

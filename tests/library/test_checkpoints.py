@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from neuron_sum.errors import ModelError, NeuronSumError
 from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.models.configs import FIXED, HARMLESS, make_config
-from neuron_sum.models.rotary import context_length
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
@@ -248,28 +247,6 @@ def test_keys_without_an_effect_are_accepted(changes: dict[str, Any]) -> None:
     config = make_config({**LLAMA, **changes}, "config.json")
     assert config.hidden_size == LLAMA["hidden_size"]
     assert not hasattr(config, "new_key")
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, 64),
-        (rope("default"), 64),
-        (rope("linear", factor=4.0), 256),
-        (rope("dynamic", factor=2.0), 128),
-        (rope("yarn", factor=4.0), 256),
-        (rope("yarn", factor=2.0, original_max_position_embeddings=32), 64),
-        (rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0), 64),
-        (rope("longrope", **LISTS, original_max_position_embeddings=16), 64),
-        ({"rope_scaling": {"type": "linear", "factor": 3.0}}, 192),
-    ],
-)
-def test_the_context_length_includes_the_scaling(changes: dict[str, Any], expected: int) -> None:
-    assert context_length(make_config({**LLAMA, **changes}, "config.json")) == expected
-
-
-def test_a_t5_has_no_context_length() -> None:
-    assert context_length(make_config({**T5, "n_positions": 512}, "config.json")) is None
 
 
 # Weights
