@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import cached_file
 
 from neuron_sum.errors import ModelError, reading
@@ -30,6 +31,10 @@ def find_file(source: str, name: str, revision: str | None = None, *, required: 
         if required and not path.is_file():
             raise ModelError(f"{source} contains no {name}", HUB_HINT)
         return path if path.is_file() else None
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise ModelError(f"{source!r} is neither a folder nor a hub id", HUB_HINT) from None
     with reading(f"{source} ({name})", ModelError, HUB_HINT):
         found = cached_file(
             source,
@@ -49,7 +54,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     with reading(path, ModelError, DAMAGED_HINT):
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text, parse_constant=float)
+        value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be encoded
     if not isinstance(value, dict):
         raise ModelError(f"{path} contains a JSON {type(value).__name__} instead of an object", DAMAGED_HINT)

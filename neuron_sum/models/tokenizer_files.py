@@ -11,6 +11,7 @@ from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object
 from neuron_sum.models.configs import SEQ2SEQ
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+MODELS = ("spiece.model", "tokenizer.model")
 OTHERS = ("special_tokens_map.json", "added_tokens.json")
 HINT = "use a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one"
 
@@ -46,6 +47,8 @@ def read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFast
     extra = settings.get("extra_special_tokens")
     new = settings.get("tokenizer_class") == "TokenizersBackend" or "backend" in settings or isinstance(extra, list)
     if not new:
+        if backend is None and Path(source).is_dir() and not any((Path(source) / name).is_file() for name in MODELS):
+            raise ModelError(f"{source} contains neither {TOKENIZER} nor {' or '.join(MODELS)}", HINT)
         with reading(backend or path or source, ModelError, HINT):
             return cast(
                 PreTrainedTokenizerFast,

@@ -13,7 +13,7 @@ from micro_models import LLAMA_CONFIG
 from safetensors.torch import load_file, save_file
 
 from neuron_sum.errors import ModelError, NeuronSumError
-from neuron_sum.models.base import load_base, load_tokenizer
+from neuron_sum.models.base import load_base, load_config, load_tokenizer
 from neuron_sum.models.configs import FIXED, HARMLESS, make_config
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
@@ -436,6 +436,24 @@ def test_wrong_types_are_rejected_or_without_effect(
 
 
 # Tokenizers
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("", "contains neither tokenizer.json nor spiece.model"),
+        ("nowhere", "neither a folder nor a hub id"),
+        ("a file", "neither a folder nor a hub id"),
+        ("a/b/c\ud800", "neither a folder nor a hub id"),
+    ],
+)
+def test_a_missing_checkpoint_is_named(tmp_path: Path, source: str, expected: str) -> None:
+    (tmp_path / "a file").write_text("x")
+    config = ModelConfig(name_or_path=str(tmp_path / source))
+    with pytest.raises(ModelError, match=expected):
+        load_tokenizer(config)
+    with pytest.raises(ModelError, match=r"contains no config\.json" if not source else expected):
+        load_config(config)
 
 
 def test_a_tokenizer_without_an_end_token_is_rejected(copy: Callable[..., Path]) -> None:
