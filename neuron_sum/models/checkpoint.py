@@ -5,7 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 from transformers.utils import cached_file
 
 from neuron_sum.errors import ModelError, reading
