@@ -13,13 +13,15 @@ CONSTRAINTS := constraints/neuron-sdk-2.26.1.txt
 DEV_CONSTRAINTS := constraints/dev.txt
 XLA := .venv-xla
 XLA_CONSTRAINTS := constraints/xla.txt
+TRANSFORMERS5 := .venv-transformers5
+TRANSFORMERS5_CONSTRAINTS := constraints/transformers5.txt
 
 .PHONY: demo test test-all check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
 
-test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(XLA)/.installed
+test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(XLA)/.installed $(TRANSFORMERS5)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: export NEURON_SUM_ALL_FAULTS = 1
@@ -61,5 +63,13 @@ $(XLA)/.installed: $(VENV)/.installed $(XLA_CONSTRAINTS)
 	$(XLA)/bin/pip install --quiet --no-deps -r $(XLA_CONSTRAINTS)
 	touch $@
 
+# transformers 5 and the current PEFT over .venv, for the tests that read their files. transformers 5 requires Python 3.11.
+$(TRANSFORMERS5)/.installed: $(VENV)/.installed $(TRANSFORMERS5_CONSTRAINTS)
+	test -x $(TRANSFORMERS5)/bin/python || $(BIN)/python -m venv $(TRANSFORMERS5)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(TRANSFORMERS5)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(TRANSFORMERS5)/bin/pip install --quiet --no-deps -r $(TRANSFORMERS5_CONSTRAINTS) \
+	    && touch $@ || echo "no transformers 5: the tests of its files will be skipped"
+
 clean:
-	rm -rf $(VENV) $(XLA) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(XLA) $(TRANSFORMERS5) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 from compile import failures
 from compile.exporters.common import check_output, effective_recipe, special_tokens
 from compile.exporters.optimum_process import CHECKPOINT, EXPORTED, RESULT, Request
-from compile.graphs.buckets import recipe_buckets
+from compile.graphs.buckets import check_context, recipe_buckets
 from compile.source import Source
 from compile.targets.neuron import COMPILER, larger_host
 from neuron_sum import __version__, console, files
@@ -103,6 +103,7 @@ def make_plan(source: Source) -> OptimumPlan:
     """
     config, settings, recipe = source.config(), source.recipe.compile, source.recipe
     buckets, num_beams = recipe_buckets(recipe)
+    check_context(config, buckets)
     faults = [*_faults(source, num_beams), *(_llama if is_decoder_only(config) else _t5)(config, source)]
     if faults:
         raise RecipeError(

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
 from compile.exporters.common import check_output, effective_recipe, special_tokens
-from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
+from compile.graphs.buckets import adapter_room, bucket_graphs, check_context, recipe_buckets
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import StaticModel, adapter_stacks, adapter_targets, state_spec, static_model, weights
 from compile.source import Source
@@ -136,6 +136,7 @@ def make_plan(source: Source) -> CompilePlan:
     settings = target.settings
     buckets, num_beams = recipe_buckets(recipe)
     adapters, soft_prompt = adapter_room(settings, source.lora, source.soft_prompt_tokens, config.model_type)
+    check_context(config, buckets, soft_prompt)
     options = GraphOptions(
         dtype=torch.float32 if settings.dtype == "fp32" else torch.bfloat16,
         kv_dtype=torch.float32 if (settings.kv_dtype or settings.dtype) == "fp32" else torch.bfloat16,

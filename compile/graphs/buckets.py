@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+from transformers import PretrainedConfig
+
 from neuron_sum.artifact import GRAPHS, AdapterSpec, Bucket, GraphFile
 from neuron_sum.models.adapters import LORA_TARGETS
+from neuron_sum.models.rotary import check_positions
 from neuron_sum.recipes.schema import CompileConfig, LoraMethod, Recipe
 
 DEFAULT_RANK = 8
@@ -20,6 +23,22 @@ def recipe_buckets(recipe: Recipe) -> tuple[tuple[Bucket, ...], tuple[int, ...]]
         for source_len in sorted(settings.source_lens or (recipe.data.max_source_length,))
     )
     return buckets, tuple(sorted(settings.num_beams or (recipe.generate.num_beams,)))
+
+
+def check_context(config: PretrainedConfig, buckets: Sequence[Bucket], soft_prompt_tokens: int = 0) -> None:
+    """Rejects buckets that are longer than the model's context.
+
+    Args:
+        config: The configuration of the base model.
+        buckets: The buckets to compile.
+        soft_prompt_tokens: The positions of soft prompts, or 0.
+
+    Raises:
+        RecipeError: With the sum and the limit.
+    """
+    source_len, target_len = (max(getattr(bucket, name) for bucket in buckets) for name in ("source_len", "target_len"))
+    lengths = {"compile.source_lens": source_len, "compile.target_len": target_len}
+    check_positions(config, {"soft prompt": soft_prompt_tokens, **lengths})
 
 
 def bucket_graphs(bucket: Bucket, num_beams: Sequence[int], suffix: str = "") -> list[GraphFile]:

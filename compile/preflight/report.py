@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compile.graphs.buckets import adapter_room, bucket_graphs, recipe_buckets
+from compile.graphs.buckets import adapter_room, bucket_graphs, check_context, recipe_buckets
 from compile.preflight import calibration, operators
 from compile.preflight.hlo import Account
 from compile.preflight.lowering import Lowered, LoweringJob, LoweringOptions, lower
@@ -342,6 +342,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
     config = base_config(recipe.model)
     buckets, beams = recipe_buckets(recipe)
     options = recipe_options(recipe, str(config.model_type), buckets)
+    check_context(config, buckets, options.soft_prompt_tokens)
     graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams))
     epoch = project_epoch(recipe, config, examples_per_row)
     steps = tuple(graph.model_copy(update={"file": graph.file + WHERE}) for graph in graphs if graph.kind == "step")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from neuron_sum.console import size
 from neuron_sum.doctor.machine_check import Check, retirements
 from neuron_sum.doctor.upstream_bugs import UPSTREAM_BUGS, Case
+from neuron_sum.errors import RecipeError
 from neuron_sum.models.dimensions import base_config
 from neuron_sum.platform.matrix import Instance, Platform
 from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell
@@ -44,6 +45,7 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         checks += _check_training(recipe, config, parameters, instance)
     else:
         checks.append(_check_serving_memory(recipe, config, parameters, instance))
+    checks += _check_context(recipe, config)
     checks += _check_upstream_bugs(recipe, family, instance, "train" if "train" in stages else "compile")
     return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
 
@@ -69,6 +71,16 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
     if cell.works:
         return Check(name, "ok", found, None, cell.source)
     return Check(name, "blocks", found, "method=lora", cell.source)
+
+
+def _check_context(recipe: Recipe, config: "PretrainedConfig") -> list[Check]:
+    from neuron_sum.models.rotary import check_positions, training_lengths
+
+    try:
+        check_positions(config, training_lengths(recipe))
+    except RecipeError as error:
+        return [Check("context", "blocks", error.message, error.hint)]
+    return []
 
 
 def _check_training(

@@ -176,6 +176,7 @@ def _hashes(system: System, base: RunFolder | None) -> list[str]:
 
 def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":
     from neuron_sum.models import base as models
+    from neuron_sum.models.rotary import check_positions, generation_lengths
     from neuron_sum.runs import trained
     from neuron_sum.runtimes.hugging_face import TransformersGenerator
     from neuron_sum.runtimes.load import load_generator
@@ -196,4 +197,6 @@ def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Gene
     else:
         tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
         model = models.load_base(recipe.model, tokenizer)
+    adapter = getattr(model, "active_peft_config", None)
+    check_positions(model.config, generation_lengths(recipe, getattr(adapter, "num_virtual_tokens", 0)))
     return TransformersGenerator(model, tokenizer, recipe.generate.batch_size), tokenizer

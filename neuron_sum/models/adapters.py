@@ -7,7 +7,8 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_m
 from transformers import PretrainedConfig, PreTrainedModel
 
 from neuron_sum.errors import ModelError
-from neuron_sum.models.base import DECODER_ONLY, SEQ2SEQ, is_decoder_only
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
 
 LORA_TARGETS = {

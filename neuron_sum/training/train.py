@@ -18,6 +18,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
+from neuron_sum.models.rotary import check_positions, training_lengths
 from neuron_sum.recipes.schema import ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
@@ -171,7 +172,9 @@ def prepare(
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
-    check_packing(recipe, decoder_only=models.is_decoder_only(models.load_config(origin, tokenizer)))
+    settings = models.load_config(origin, tokenizer)
+    check_packing(recipe, decoder_only=models.is_decoder_only(settings))
+    check_positions(settings, training_lengths(recipe))
     base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
