@@ -80,7 +80,9 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
     return loaded
 
 
-def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed: bool = False) -> PreTrainedModel:
+def load_base(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed: bool = False, rows: int | None = None
+) -> PreTrainedModel:
     """Loads the base model in fp32 and in evaluation mode.
 
     Only safetensors weights are loaded, and code from a hub is never executed.
@@ -89,6 +91,7 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed
         config: The recipe's model section.
         tokenizer: The tokenizer of the model.
         packed: Whether the model will be trained on packed rows.
+        rows: The number of embeddings if an adapter replaces them; new ones are random until then.
 
     Raises:
         ModelError: If it cannot be loaded, or the tokenizer has more entries than the model's embedding.
@@ -106,6 +109,8 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             model = model_class(settings)
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} entries, but the model's embedding has {model.config.vocab_size}",
