@@ -83,12 +83,14 @@ class LoraFile(AdapterConfig):
         around = [".".join(parts[: count + 1]) for count in range(len(parts))]
         return any(outer.endswith(name) for outer in around for name in self.modules_to_save or ())
 
-    def targets(self, module: str, head: str) -> bool:
+    def targets(self, module: str, head: str, *, last_index: bool) -> bool:
         """Whether the adapter adapts a linear layer or an embedding, by PEFT's rules.
 
         Args:
             module: The layer's name in the base model.
             head: The name of the output layer, which `all-linear` does not include.
+            last_index: Whether `layers_to_transform` refers to the last number in a module's name, as in PEFT 0.17,
+                or to the first, as in PEFT 0.21.
         """
         if _is_named(self.exclude_modules, module):
             return False
@@ -102,7 +104,8 @@ class LoraFile(AdapterConfig):
         if self.layers_to_transform in (None, []):
             return True
         patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
-        found = (_match(rf".*\.{pattern}\.(\d+)\..*", module) for pattern in patterns or [r"[^.]*"])
+        before = r"(?:.*\.)?" if last_index else r"(?:.*?\.)??"
+        found = (_match(rf"{before}{pattern}\.(\d+)\..*", module) for pattern in patterns or [r"[^.]*"])
         index = next((int(match[1]) for match in found if match), None)
         chosen = self.layers_to_transform
         return index in chosen if isinstance(chosen, list) else index == chosen

@@ -71,8 +71,12 @@ class Adapter:
             ModelError: With the first module that differs.
         """
         assert isinstance(self.config, LoraFile)
+        names = list(candidates)
         with reading(self.folder / CONFIG, ModelError):
-            expected = {name for name in candidates if self.config.targets(name, head)}
+            for last_index in (True, False):
+                expected = {name for name in names if self.config.targets(name, head, last_index=last_index)}
+                if expected == self.lora.keys():
+                    return
         if missing := sorted(expected - self.lora.keys()):
             raise ModelError(
                 f"{self.folder} does not fit this base model, or is incomplete: it has no LoRA weights of "
