@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from neuron_sum import files
 from neuron_sum.errors import ModelError, RunError, reading
 from neuron_sum.recipes.schema import ModelConfig
 
@@ -149,13 +148,12 @@ def read_config(folder: Path) -> LoraFile | PromptTuningFile:
     Raises:
         ModelError: For another type of adapter, or a key or value that is not supported.
     """
+    from neuron_sum.models.checkpoint import read_object
+
     path = regular_file(folder, CONFIG)
-    with reading(path, ModelError, LAYOUT_HINT):
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError(f"it is larger than {LARGEST_CONFIG:,} bytes")
-        values = files.read_json(path)
-        if not isinstance(values, dict):
-            raise ValueError("it is not a mapping")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise ModelError(f"{path} is larger than {LARGEST_CONFIG:,} bytes", LAYOUT_HINT)
+    values = read_object(path)
     kind = values.get("peft_type")
     if not isinstance(kind, str) or kind not in TYPES:
         raise ModelError(f"{path}: peft_type = {kind!r} is not supported; valid: {', '.join(TYPES)}", MERGE_HINT)

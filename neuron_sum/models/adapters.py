@@ -14,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from neuron_sum.errors import ModelError
 from neuron_sum.models.adapter_config import CONFIG, MERGE_HINT, LoraFile, PromptTuningFile
 from neuron_sum.models.adapter_files import Adapter, read_adapter
-from neuron_sum.models.base import DECODER_ONLY, SEQ2SEQ, is_decoder_only
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
 
 LORA_TARGETS = {

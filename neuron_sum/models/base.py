@@ -1,26 +1,26 @@
 """Base models and tokenizers from a hub, a folder, or a configuration with random weights."""
 
-import json
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import extract_commit_hash
 
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
+from neuron_sum.models.checkpoint import find_file, read_object
+from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ, head_may_be_embedding, make_config
+from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
+from neuron_sum.models.weights import load_weights
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
-SEQ2SEQ, DECODER_ONLY = "t5", "llama"
-FAMILIES = (SEQ2SEQ, DECODER_ONLY)
-"""The model_type values of transformers that every stage supports."""
-
-HUB_HINT = "check the name and the network; without a network, use a local folder: model.name_or_path=FOLDER"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,12 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
         tokenizer: The tokenizer that provides vocab_size if an inline configuration lacks it.
 
     Raises:
-        ModelError: If it cannot be loaded, or if the model family is not supported.
+        ModelError: If it cannot be loaded, or has an unknown key or an unsupported value.
     """
-    if config.name_or_path is not None:
-        try:
-            loaded = AutoConfig.from_pretrained(config.name_or_path, revision=config.revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model.name_or_path = {config.name_or_path!r}: {_first_line(error)}", HUB_HINT) from error
-    else:
-        values = dict(config.config) if isinstance(config.config, dict) else _read_json(Path(str(config.config)))
-        if tokenizer is not None and "vocab_size" not in values:
-            values["vocab_size"] = len(tokenizer)
-        model_type = values.pop("model_type", None)
-        if model_type not in FAMILIES:
-            raise ModelError(f"model.config has model_type {model_type!r}; valid: {', '.join(FAMILIES)}")
-        loaded = AutoConfig.for_model(model_type, **values)
-    if loaded.model_type not in FAMILIES:
-        raise ModelError(
-            f"{config.name_or_path} is a {loaded.model_type} model; valid: {', '.join(FAMILIES)}",
-            "use T5, FLAN-T5, Llama or TinyLlama",
-        )
+    values, source = _read_config(config)
+    if config.name_or_path is None and tokenizer is not None and "vocab_size" not in values:
+        values["vocab_size"] = len(tokenizer)
+    loaded = make_config(values, source)
     if not is_decoder_only(loaded) and loaded.num_decoder_layers > loaded.num_layers:
         raise ModelError(
             f"a T5 with {loaded.num_decoder_layers} decoder layers and {loaded.num_layers} encoder layers cannot "
@@ -78,6 +64,20 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
             "use the same number of layers for both",
         )
     return loaded
+
+
+def _read_config(config: ModelConfig) -> tuple[dict[str, Any], str]:
+    """The content of a recipe's configuration, and its name for error messages."""
+    if config.name_or_path is None:
+        if isinstance(config.config, dict):
+            return dict(config.config), "model.config"
+        path = Path(str(config.config))
+        return read_object(path), f"model.config = {str(path)!r}"
+    found = find_file(config.name_or_path, CONFIG, config.revision, required=True)
+    assert found is not None
+    values = read_object(found)
+    values |= {"name_or_path": config.name_or_path, "_commit_hash": extract_commit_hash(str(found), None)}
+    return values, str(found)
 
 
 def load_base(
@@ -94,30 +94,28 @@ def load_base(
         rows: The number of embeddings if an adapter replaces them; new ones are random until then.
 
     Raises:
-        ModelError: If it cannot be loaded, or the tokenizer has more entries than the model's embedding.
+        ModelError: If it cannot be loaded, if its weights are incomplete or not finite, or if the tokenizer has more
+            entries than the model's embedding.
     """
     settings = load_config(config, tokenizer)
+    check_fits(tokenizer, rows or settings.vocab_size)
     model_class = model_class_of(settings, packed=packed)
     if config.name_or_path is not None:
-        try:
-            model = model_class.from_pretrained(
-                config.name_or_path, revision=config.revision, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model.name_or_path = {config.name_or_path!r}: {_first_line(error)}", HUB_HINT) from error
+        model = load_weights(
+            model_class,
+            settings,
+            config.name_or_path,
+            config.revision,
+            head_may_be_embedding=head_may_be_embedding(_read_config(config)[0]),
+        )
     else:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), reading("model.config", ModelError):
             torch.manual_seed(config.seed)
             model = model_class(settings)
     if rows is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} entries, but the model's embedding has {model.config.vocab_size}",
-            "set model.tokenizer to the tokenizer of the model",
-        )
     _set_special_tokens(model, tokenizer)
-    return cast(PreTrainedModel, model.eval())
+    return model.eval()
 
 
 def model_class_of(config: PretrainedConfig, *, packed: bool = False) -> type[PreTrainedModel]:
@@ -135,7 +133,7 @@ def is_decoder_only(config: PretrainedConfig) -> bool:
 
 
 def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """Loads or trains the recipe's tokenizer, a fast one with a padding token.
+    """Loads or trains the recipe's tokenizer, a fast one with an end token and a padding token.
 
     Args:
         config: The recipe's model section.
@@ -147,31 +145,20 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
     if isinstance(config.tokenizer, TrainedTokenizer):
         return _train_tokenizer(training_texts, config.tokenizer.vocab_size, load_config(config).model_type)
     source = config.tokenizer or str(config.name_or_path)
-    try:
-        if source.endswith(".model"):
-            if not Path(source).is_file():
-                raise OSError("no such file")
-            settings = load_config(config)
-            tokenizer_class = {SEQ2SEQ: transformers.T5TokenizerFast, DECODER_ONLY: transformers.LlamaTokenizerFast}[
-                settings.model_type
-            ]
-            # Without add_prefix_space, transformers 4.57 drops SentencePiece's space before the first word.
-            legacy = settings.model_type == SEQ2SEQ  # as in the files on the hub
-            tokenizer = tokenizer_class(vocab_file=source, legacy=legacy, add_prefix_space=True)
-        else:
-            revision = config.revision if source == config.name_or_path else None
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.tokenizer = {source!r}: {_first_line(error)}",
-            "use a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one",
-        ) from error
+    if source.endswith(".model"):
+        tokenizer = read_sentencepiece(Path(source), load_config(config).model_type)
+    else:
+        tokenizer = read_tokenizer(source, config.revision if source == config.name_or_path else None)
     if not tokenizer.is_fast:
         raise ModelError(f"model.tokenizer = {source!r} is not a fast tokenizer", "save it with a tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer {source} has no eos_token, which ends a summary", "set it and save the tokenizer"
+        )
     if tokenizer.pad_token is None:
         # Labels are padded with IGNORED, never with this token, so that the end token is valid (Llama 3 has no other).
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return cast(PreTrainedTokenizerFast, tokenizer)
+    return tokenizer
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreTrainedTokenizerFast:
@@ -210,16 +197,3 @@ def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
         config.bos_token_id = tokenizer.bos_token_id
         if not is_decoder_only(model.config) and config.decoder_start_token_id is None:
             config.decoder_start_token_id = tokenizer.pad_token_id
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.config = {str(path)!r}: {_first_line(error)}", "use a config.json, or its content"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

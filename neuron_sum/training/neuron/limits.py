@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from neuron_sum.models.adapters import LORA_TARGETS
-from neuron_sum.models.base import DECODER_ONLY, is_decoder_only
+from neuron_sum.models.base import is_decoder_only
+from neuron_sum.models.configs import DECODER_ONLY
 from neuron_sum.platform.support import find_cell
 from neuron_sum.recipes.schema import LoraMethod, NeuronConfig, Recipe
 

@@ -1,0 +1,125 @@
+"""Tokenizer files of transformers 4 and 5, and SentencePiece models."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from neuron_sum.errors import ModelError, reading
+from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object
+from neuron_sum.models.configs import SEQ2SEQ
+
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+OTHERS = ("special_tokens_map.json", "added_tokens.json")
+HINT = "use a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one"
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+KEPT = (
+    *SPECIAL,
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "model_max_length",
+    "padding_side",
+    "split_special_tokens",
+    "truncation_side",
+)
+"""Settings of transformers 5 that transformers 4 reads, too; everything else is part of tokenizer.json."""
+
+
+def read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer in a folder or on a hub.
+
+    Args:
+        source: A local folder or a hub id.
+        revision: The commit on the hub.
+
+    Raises:
+        ModelError: If a file is missing or damaged; names it.
+    """
+    for name in OTHERS:
+        if (path := find_file(source, name, revision)) is not None:
+            read_object(path)
+    backend = find_file(source, TOKENIZER, revision)
+    path = find_file(source, SETTINGS, revision, required=not (Path(source).is_dir() or backend is not None))
+    settings = read_object(path) if path is not None else {}
+    extra = settings.get("extra_special_tokens")
+    new = settings.get("tokenizer_class") == "TokenizersBackend" or "backend" in settings or isinstance(extra, list)
+    if not new:
+        with reading(backend or path or source, ModelError, HINT):
+            return cast(
+                PreTrainedTokenizerFast,
+                AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False),
+            )
+    if backend is None:
+        raise ModelError(
+            f"{source} has a {SETTINGS} of transformers 5, but no {TOKENIZER}",
+            "save the tokenizer again, with both files",
+        )
+    return _read_version_5(backend, settings)
+
+
+def read_sentencepiece(path: Path, model_type: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a SentencePiece model, as the family's files on the hub have it.
+
+    Args:
+        path: The .model file.
+        model_type: The model family.
+
+    Raises:
+        ModelError: If the file is missing or damaged.
+    """
+    with reading(f"model.tokenizer = {str(path)!r}", ModelError, HINT):
+        if not path.is_file():
+            raise OSError("no such file")
+        # Without add_prefix_space, transformers 4.57 drops SentencePiece's space before the first word.
+        if model_type == SEQ2SEQ:
+            return transformers.T5TokenizerFast(vocab_file=str(path), legacy=True, add_prefix_space=True)
+        return transformers.LlamaTokenizerFast(vocab_file=str(path), legacy=False, add_prefix_space=True)
+
+
+def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+    """Rejects a tokenizer with an id that the embedding does not have; an embedding may be larger.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: The number of vectors of the embedding, config.vocab_size.
+
+    Raises:
+        ModelError: With the number of entries and the largest id.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} entries, ids up to {largest}, but the model's embedding has {rows}",
+            "set model.tokenizer to the model's tokenizer; if tokens were added, resize the embedding and save both",
+        )
+
+
+def _read_version_5(backend: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer that transformers 5 saved: tokenizer.json with the special tokens by name.
+
+    transformers 5 saves additional special tokens in extra_special_tokens: as a list, or as an object with their names,
+    which is the only form that transformers 4 reads.
+    """
+    kept = {key: settings[key] for key in KEPT if settings.get(key) is not None}
+    extra = settings.get("extra_special_tokens") or []
+    additional = [*(extra if isinstance(extra, list) else ()), *(settings.get("additional_special_tokens") or ())]
+    named = extra if isinstance(extra, dict) else {}
+    with reading(backend, ModelError, DAMAGED_HINT):
+        tokens = [_token(value) for value in additional]
+        kept |= {key: _token(kept[key]) for key in SPECIAL if key in kept}
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(backend),
+            additional_special_tokens=list(dict.fromkeys(tokens)),
+            extra_special_tokens={key: _token(value) for key, value in named.items()},
+            **kept,
+        )
+
+
+def _token(value: object) -> Any:
+    """The text of a special token, which may be stored as an object."""
+    content = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(content, str):
+        raise TypeError(f"{value!r} is not a special token")
+    return content
