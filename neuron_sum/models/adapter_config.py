@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from neuron_sum.errors import ModelError, RunError, reading
+from neuron_sum.errors import ModelError, RunError
 from neuron_sum.recipes.schema import ModelConfig
 
 CONFIG = "adapter_config.json"

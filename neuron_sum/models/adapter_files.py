@@ -21,6 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "added_tokens.json")
 PREFIX = "base_model.model."
 
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<half>[AB])(\.weight)?")
 
 
@@ -112,7 +113,7 @@ def read_adapter(folder: Path) -> Adapter:
     if isinstance(config, PromptTuningFile):
         return Adapter(folder, config, {}, {}, _vectors(path, config, tensors))
     halves: dict[str, dict[str, Tensor]] = {}
-    saved, embeddings = {}, set[str]()
+    saved, embeddings = dict[str, Tensor](), set[str]()
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         if match := _LORA_KEY.fullmatch(name):
@@ -120,8 +121,10 @@ def read_adapter(folder: Path) -> Adapter:
                 raise ModelError(f"{path} contains LoRA weights of {match['module']} twice", "save the adapter again")
             halves[match["module"]][match["half"]] = tensor.float()
             embeddings |= {match["module"]} if match["embedding"] else set()
-        else:
-            saved[name.replace(".base_layer.", ".")] = tensor.float()
+        elif not (config.modules_to_save and ".original_module." in name):
+            whole = _WRAPPERS.sub("", name)
+            if not torch.equal(saved.setdefault(whole, tensor.float()), tensor.float()):
+                raise ModelError(f"{path} contains two different {whole}", "save the adapter again")
     if not halves:
         raise ModelError(f"{path} contains no LoRA weights", "copy the adapter again")
     with reading(folder / CONFIG, ModelError):
@@ -134,9 +137,13 @@ def saved_rows(folder: Path) -> dict[str, int]:
     path = _weights_file(folder)
     with reading(path, ModelError, "copy the adapter again"), safe_open(path, "pt") as opened:
         names = {
-            key: key.removeprefix(PREFIX).replace(".base_layer.", ".")
+            key: _WRAPPERS.sub("", key.removeprefix(PREFIX))
             for key in opened.keys()  # noqa: SIM118 (not a mapping)
-            if key.endswith(("shared.weight", "embed_tokens.weight", "lm_head.weight", ".base_layer.weight"))
+        }
+        names = {
+            key: name
+            for key, name in names.items()
+            if name.endswith(("shared.weight", "embed_tokens.weight", "lm_head.weight"))
         }
         return {name: opened.get_slice(key).get_shape()[0] for key, name in names.items()}
 
