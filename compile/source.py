@@ -159,7 +159,7 @@ def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], b
         base: The base model of an adapter, in place of the one that its adapter_config.json names.
 
     Raises:
-        RunError: If the path is none of them, or if no recipe is named for a checkpoint or an adapter.
+        RunError: If the path is something else, or if no recipe is named for a checkpoint or an adapter.
         ModelError: If an adapter is damaged or not supported, or has no base.
     """
     if not is_adapter(path) or (path / "recipe.yaml").is_file():

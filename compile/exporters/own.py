@@ -181,8 +181,8 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     output = output.resolve()
     check_output(output, overwrite=overwrite, needed_bytes=plan.weights_bytes())
     missing = plan.missing
-    if missing and source.is_adapter:
-        source.load_for_compile()  # also verifies the merge, before anything is compiled
+    if missing and source.is_adapter and not source.uses_adapter_slot:
+        source.load_for_compile()  # verifies the merge before anything is compiled
     cache.folder().mkdir(parents=True, exist_ok=True)
     files.sweep(cache.folder())
     try:

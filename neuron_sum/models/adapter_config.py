@@ -4,6 +4,7 @@ PEFT never sees the file, because it imports the module that `megatron_core` nam
 change the weights are supported or rejected by name, and a key that is not known here must have a neutral value.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +18,8 @@ from neuron_sum.recipes.schema import ModelConfig
 CONFIG = "adapter_config.json"
 LAYOUT_HINT = "use a folder in PEFT layout, such as adapter/ of a training run"
 MERGE_HINT = "merge the adapter into its base with PEFT (merge_and_unload), and use that checkpoint"
+BASE_HINT = "pass --base with the folder or hub id of the base model"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LARGEST_CONFIG = 1_000_000
 """Bytes of an adapter_config.json; a real one has a few thousand."""
 PATTERN_SECONDS = 0.2
@@ -25,7 +28,7 @@ NEUTRAL: tuple[object, ...] = (None, False, [], {})
 """Values with which a key that is not known here has no effect, as PEFT writes them for options that are not used."""
 ALL_LINEAR = "all-linear"
 DEFAULT_TARGETS = ["q", "v", "q_proj", "v_proj"]
-"""PEFT's own targets without target_modules, for T5 and Llama, which share no name."""
+"""The targets that PEFT chooses without target_modules, for T5 and Llama, which share no name."""
 
 Names = list[str] | str | None
 Rank = Annotated[int, Field(ge=1)]
@@ -179,15 +182,18 @@ def base_of(folder: Path, name: str | None = None) -> ModelConfig:
         name: A folder or a hub id in place of the one that its adapter_config.json names.
 
     Raises:
-        ModelError: If neither names one.
+        ModelError: If neither names one, or the one named is neither a folder nor a hub id.
     """
     config = read_config(folder)
-    if name is not None:
-        return ModelConfig(name_or_path=name)
-    if not config.base_model_name_or_path:
-        raise ModelError(f"{folder / CONFIG} names no base model", "pass --base with its folder or hub id")
-    is_folder = Path(config.base_model_name_or_path).is_dir()
-    return ModelConfig(name_or_path=config.base_model_name_or_path, revision=None if is_folder else config.revision)
+    chosen = config.base_model_name_or_path if name is None else name
+    if not chosen:
+        raise ModelError(f"{folder / CONFIG} names no base model", BASE_HINT)
+    if Path(chosen).is_dir():
+        return ModelConfig(name_or_path=str(Path(chosen).resolve()))
+    if not HUB_ID.fullmatch(chosen):
+        origin = "--base" if name is not None else f"{folder / CONFIG}: base_model_name_or_path"
+        raise ModelError(f"{origin} = {chosen!r} is neither a folder nor a hub id", BASE_HINT)
+    return ModelConfig(name_or_path=chosen, revision=config.revision if name is None else None)
 
 
 def check_unused_base(name: str | None, source: Path) -> None:

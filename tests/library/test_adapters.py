@@ -19,7 +19,7 @@ from compile.source import open_source
 from neuron_sum.artifact import AdapterSpec
 from neuron_sum.errors import ModelError, RunError
 from neuron_sum.models import base as models
-from neuron_sum.models.adapter_config import read_config
+from neuron_sum.models.adapter_config import base_of, read_config
 from neuron_sum.models.adapters import load_adapter
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 from neuron_sum.runs.merge import merge
@@ -272,6 +272,16 @@ def test_commands_take_an_adapter_without_a_tokenizer(
     assert "--recipe" in neuron_sum("compile", "named").stderr
     assert neuron_sum("merge", "named", "--output", "x", "--base", "missing/base").exit_code == 5
     assert neuron_sum("compile", str(bases / "t5"), "--recipe", "tiny", "--dry-run", *base).exit_code == 8
+
+
+@pytest.mark.parametrize("name", [None, "", "/no/such/folder", "./base", "a/b/c", "https://example.org/base"])
+def test_without_a_base_the_option_is_named(tmp_path: Path, name: str | None) -> None:
+    folder = write_adapter(tmp_path / "adapter", None, {}, base_model_name_or_path=name)
+    with pytest.raises(ModelError) as error:
+        base_of(folder)
+    assert "--base" in str(error.value.hint)
+    assert base_of(folder, "google/flan-t5-base").name_or_path == "google/flan-t5-base"
+    assert base_of(folder, str(tmp_path)).name_or_path == str(tmp_path.resolve())
 
 
 def test_an_adapter_in_a_subfolder_or_as_a_pickle_is_found_with_a_hint(bases: Path, tmp_path: Path) -> None:
