@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from neuron_sum import console, files
 from neuron_sum.errors import ArtifactError, RecipeError
-from neuron_sum.recipes.command import SetOption
+from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
     from compile.exporters.own import CompilePlan
@@ -38,7 +38,8 @@ compile = typer.Typer(
 @compile.command(DEFAULT)
 def run(
     run: Annotated[
-        Path | None, typer.Argument(help="Folder of a finished run, or of a checkpoint (then with --recipe).")
+        Path | None,
+        typer.Argument(help="Folder of a finished run, or of a checkpoint or an adapter (then with --recipe)."),
     ] = None,
     target: Annotated[
         Literal["cpu", "inf2", "trn1"] | None,
@@ -51,6 +52,7 @@ def run(
             "--recipe", "-r", help="Name or file of the recipe with prompt, lengths and beams for a plain checkpoint."
         ),
     ] = None,
+    base: BaseOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the artifact. Default: RUN/artifacts/TARGET-DTYPE.")
     ] = None,
@@ -67,7 +69,7 @@ def run(
 ) -> None:
     """Compile a run ahead of time (the default of `neuron-sum compile`)."""
     if plan is not None:
-        _plan_buckets(plan, run, recipe, overrides or [])
+        _plan_buckets(plan, run, recipe, overrides or [], base)
         return
     if run is None:
         hint = "run `neuron-sum compile RUN`; `neuron-sum train RECIPE` creates a run"
@@ -78,7 +80,7 @@ def run(
     from compile.exporters.own import build, make_plan
     from compile.source import open_source
 
-    source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])])
+    source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])], base)
     if optimum.is_chosen(source):
         if jobs is not None:
             console.warn(f"--jobs {jobs} is ignored: optimum-neuron decides how many compilers run in parallel")
@@ -249,14 +251,14 @@ def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, A
     }
 
 
-def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, overrides: list[str]) -> None:
+def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, overrides: list[str], base: str | None) -> None:
     from compile.bucket_choice import choices, measure
     from compile.source import open_source
     from neuron_sum.models.base import load_tokenizer
     from neuron_sum.recipes.loading import load_recipe
 
     if run is not None:
-        source = open_source(run, recipe_name, overrides)
+        source = open_source(run, recipe_name, overrides, base)
         recipe, tokenizer = source.recipe, source.tokenizer()
     elif recipe_name is not None:
         from neuron_sum.data.sources import load_dataset

@@ -1,4 +1,4 @@
-"""The input of a compilation: a run, or a plain checkpoint with a recipe."""
+"""The input of a compilation: a run, or a checkpoint or an adapter with a recipe."""
 
 import hashlib
 import shutil
@@ -13,10 +13,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from neuron_sum import files
 from neuron_sum.errors import RunError
 from neuron_sum.models import base as models
+from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_unused_base, is_adapter, nested_hint
+from neuron_sum.models.adapter_files import read_adapter
+from neuron_sum.models.adapters import check_mergeable, merge
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.runs import trained
 from neuron_sum.runs.folder import RunFolder, open_run
+from neuron_sum.runtimes.slots import AdapterSlots
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,14 +31,16 @@ class Source:
     """A trained model on disk.
 
     Attributes:
-        path: The folder of the run or the checkpoint.
+        path: The folder of the run, the checkpoint or the adapter.
         recipe: The recipe with prompt, lengths, generation settings and the compile section.
-        run: The run; None for a plain checkpoint.
+        run: The run; None for a plain checkpoint or adapter.
+        base: The base model of an adapter that is not a run.
     """
 
     path: Path
     recipe: Recipe
     run: RunFolder | None
+    base: ModelConfig | None = None
 
     @property
     def weights(self) -> Path:
@@ -54,37 +60,64 @@ class Source:
     @property
     def is_adapter(self) -> bool:
         """Whether the trained model is an adapter on a base model."""
-        return (self.weights / "adapter_config.json").is_file()
+        return is_adapter(self.weights)
 
     def config(self) -> PretrainedConfig:
         """The configuration of the base model; its weights are not read."""
         if self.run is not None:
             origin = self.run.model_source() if self.is_adapter else str(self.weights)
             return models.load_config(ModelConfig(name_or_path=origin, revision=self.recipe.model.revision))
+        if self.base is not None:
+            return trained.adapter_config(self.path, self.base)
         return models.load_config(ModelConfig(name_or_path=str(self.path)))
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that the model was trained with."""
+        if self.base is not None:
+            return trained.adapter_tokenizer(self.path, self.base)
         return models.load_tokenizer(ModelConfig(name_or_path=str(self.weights)))
 
     def load(self) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
         """The transformers model with its adapter attached, and its tokenizer."""
-        return trained.load_trained(self.run) if self.run is not None else trained.load_weights(self.path)
+        return trained.load_trained(self.run) if self.run is not None else trained.load_weights(self.path, self.base)
+
+    def check_adapter(self, slots: AdapterSlots | None) -> None:
+        """Checks before compiling that the adapter, if there is one, fits its slot, or can be merged.
+
+        Args:
+            slots: The slots of the graphs; None to merge the adapter.
+
+        Raises:
+            ModelError: If it is damaged or not supported, does not fit, or adapts a layer that shares its weights.
+        """
+        if not self.is_adapter:
+            return
+        if slots is not None:
+            slots.check(self.weights)
+            return
+        lora = read_adapter(self.weights).lora
+        check_mergeable({name: module.embedding for name, module in lora.items()}, self.config())
 
     def load_for_compile(self) -> tuple[PreTrainedModel, Tensor | None]:
         """The plain model to compile, with LoRA merged unless it gets a slot, and the soft prompt if it is compiled in.
 
         Returns:
             The model, and the soft prompt (tokens, width) or None.
+
+        Raises:
+            ModelError: If the merged model does not compute the same as its adapter.
         """
-        if self.run is not None and self.uses_adapter_slot:
+        if self.uses_adapter_slot:
+            if self.base is not None:
+                return models.load_base(self.base, self.tokenizer()), None
+            assert self.run is not None
             return trained.load_untuned(self.run)[0], None
         model, _ = self.load()
         if not self.is_adapter:
             return model, None
         if self.soft_prompt_tokens:
             return model.get_base_model(), model.get_prompt(batch_size=1)[0].detach().float()
-        return model.merge_and_unload(safe_merge=True), None
+        return merge(model)[0], None
 
     @property
     def soft_prompt_tokens(self) -> int:
@@ -106,32 +139,60 @@ class Source:
     def weights_sha256(self) -> str:
         """One hash of all safetensors; a base model on a hub is represented by its name and commit."""
         folders, hashes = [self.weights], []
-        if self.is_adapter and self.run is not None:
-            base = Path(self.run.model_source())
-            if base.is_dir():
-                folders.append(base)
+        if self.is_adapter:
+            name = self.run.model_source() if self.run is not None else str(self.base and self.base.name_or_path)
+            if Path(name).is_dir():
+                folders.append(Path(name))
             else:
-                hashes.append(f"{self.run.model_source()}@{getattr(self.config(), '_commit_hash', None)}")
+                hashes.append(f"{name}@{getattr(self.config(), '_commit_hash', None)}")
         hashes += [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str]) -> Source:
-    """A run with its recipe, or a checkpoint with the named one.
+def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], base: str | None = None) -> Source:
+    """A run with its recipe, or a checkpoint or an adapter with the named one.
+
+    Args:
+        path: The folder.
+        recipe_name: The recipe; None for that of the run.
+        overrides: Changes to the recipe.
+        base: The base model of an adapter, in place of the one that its adapter_config.json names.
 
     Raises:
-        RunError: If the path is neither, or if no recipe is named for a checkpoint.
+        RunError: If the path is something else, or if no recipe is named for a checkpoint or an adapter.
+        ModelError: If an adapter is damaged or not supported, or has no base.
     """
+    if not is_adapter(path) or (path / "recipe.yaml").is_file():
+        check_unused_base(base, path)
     if (path / "recipe.yaml").is_file():
         run = open_run(path)
         return Source(path, load_recipe(recipe_name or str(run.recipe_path), overrides), run)
-    if not (path / "config.json").is_file():
-        raise RunError(f"{path} is neither a run nor a checkpoint", "run `neuron-sum train RECIPE` to create a run")
-    if recipe_name is None:
+    if not is_adapter(path) and not (path / "config.json").is_file():
         raise RunError(
-            f"{path} is a checkpoint without a recipe", "pass --recipe NAME, which supplies prompt, lengths and beams"
+            f"{path} is neither a run nor a checkpoint nor an adapter",
+            nested_hint(path) or "run `neuron-sum train RECIPE` to create a run",
+        )
+    if recipe_name is None:
+        kind = "an adapter" if is_adapter(path) else "a checkpoint"
+        raise RunError(
+            f"{path} is {kind} without a recipe", "pass --recipe NAME, which supplies prompt, lengths and beams"
         )
     recipe = load_recipe(recipe_name, overrides)
+    if is_adapter(path):
+        origin = base_of(path, base)
+        return Source(path, recipe.model_copy(update={"method": _method(path), "model": origin}), None, origin)
     if not isinstance(recipe.method, FullMethod):
         recipe = recipe.model_copy(update={"method": FullMethod()})
     return Source(path, recipe, None)
+
+
+def _method(folder: Path) -> LoraMethod | PromptTuningMethod:
+    """The method of an adapter that others trained, as far as slots and the artifact's recipe need it."""
+    adapter = read_adapter(folder)
+    if isinstance(adapter.config, PromptTuningFile):
+        return PromptTuningMethod(num_virtual_tokens=adapter.config.num_virtual_tokens)
+    return LoraMethod(
+        r=max(len(lora.a) for lora in adapter.lora.values()),
+        lora_alpha=max(1, round(adapter.config.lora_alpha)),
+        target_modules=tuple(sorted({name.rpartition(".")[2] for name in adapter.lora})),
+    )

@@ -12,6 +12,7 @@ from neuron_sum.errors import ArtifactError, DataError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, rouge
+from neuron_sum.models.adapter_config import is_adapter
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runtimes.base import Generator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
@@ -52,7 +53,9 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
         DataError: If there are no dialogues to summarize.
     """
     manifest, recipe = artifact.manifest, artifact.recipe
-    source = open_source(source_path or Path(manifest.source.path), str(artifact.path / RECIPE), [])
+    path = source_path or Path(manifest.source.path)
+    base = recipe.model.name_or_path if is_adapter(path) else None
+    source = open_source(path, str(artifact.path / RECIPE), [], base)
     _check_same_weights(artifact, source)
     dataset = load_dataset(recipe.data)
     selection = dataset[recipe.evaluate.split][:examples]

@@ -43,6 +43,7 @@ from neuron_sum.artifact import (
 from neuron_sum.errors import Interrupted
 from neuron_sum.platform import cpu
 from neuron_sum.recipes.schema import CompileConfig
+from neuron_sum.runtimes.slots import AdapterSlots
 from neuron_sum.runtimes.weights import PACKED, PLAIN
 
 HEAD = "head" + PLAIN
@@ -124,7 +125,8 @@ def make_plan(source: Source) -> CompilePlan:
     """The plan of a source; reads the model's configuration, not its weights.
 
     Raises:
-        ModelError: For a configuration that the static graphs do not support.
+        ModelError: For a configuration that the static graphs do not support, or an adapter that cannot be merged or
+            does not fit its slot.
         RecipeError: For a setting that the target does not support.
         ResourceError: If this CPU lacks instructions that the dtype needs.
         PlatformError: If this machine has no Neuron compiler.
@@ -147,6 +149,7 @@ def make_plan(source: Source) -> CompilePlan:
         **target.graph_options(),
     )
     static = static_model(config, options)
+    source.check_adapter(_slots(static) if source.uses_adapter_slot else None)
     graphs = [
         graph.model_copy(update={"kept": target.device_tensors(static, graph)})
         for bucket in buckets
@@ -172,12 +175,15 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
 
     Raises:
         RunError: If the folder is in use.
+        ModelError: If the merged model does not compute the same as its adapter.
         CompileError: If a graph does not compile.
         Interrupted: On Ctrl-C or SIGTERM.
     """
     output = output.resolve()
     check_output(output, overwrite=overwrite, needed_bytes=plan.weights_bytes())
     missing = plan.missing
+    if missing and source.is_adapter and not source.uses_adapter_slot:
+        source.load_for_compile()  # verifies the merge before anything is compiled
     cache.folder().mkdir(parents=True, exist_ok=True)
     files.sweep(cache.folder())
     try:
@@ -213,6 +219,14 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
             source.copy_adapter(folder / ADAPTERS / COMPILED_ADAPTER)
         write_manifest(folder, _manifest(source, plan, static, tokenizer, aliases, folder))
     return open_artifact(output)
+
+
+def _slots(static: StaticModel) -> AdapterSlots:
+    """The adapter slots of graphs, without the memory of their stacks."""
+    spec = static.options.adapters
+    assert spec is not None
+    stacks = {name: stack.to("meta") for name, stack in adapter_stacks(static).items()}
+    return AdapterSlots(spec, stacks, adapter_targets(static))
 
 
 def _tensors(source: Source, static: StaticModel) -> tuple[PretrainedConfig, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import RunError
-from neuron_sum.recipes.command import SetOption
+from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
     from neuron_sum.evaluation.predictions import PredictionColumns
@@ -32,6 +32,7 @@ def evaluate(
     system: Annotated[str, typer.Argument(metavar="SYSTEM", help=SYSTEM_HELP)],
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    base: BaseOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Output folder. Default: RUN/evaluation/SPLIT or evaluation/NAME.")
     ] = None,
@@ -42,13 +43,14 @@ def evaluate(
 ) -> None:
     """Evaluate one system: write predictions.jsonl, metrics.json, report.html, and the model card of a run."""
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
-    _compare([system], recipe, overrides, output, columns)
+    _compare([system], recipe, overrides, base, output, columns)
 
 
 def compare(
     systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help=SYSTEM_HELP)],
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    base: BaseOption = None,
     output: Annotated[Path, typer.Option(help="Folder for report.html and comparison.json.")] = Path("comparison"),
     prediction_column: PredictionColumn = "prediction",
     reference_column: ReferenceColumn = None,
@@ -57,29 +59,42 @@ def compare(
 ) -> None:
     """Compare systems with each other and with the human summaries, with improvements and their significance."""
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
-    _compare(systems, recipe, overrides, output, columns)
+    _compare(systems, recipe, overrides, base, output, columns)
 
 
 def summarize(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a finished run or a compiled artifact.")
+        Path,
+        typer.Argument(
+            metavar="RUN|ARTIFACT",
+            help="Folder of a run or an artifact; or, with --recipe, of a checkpoint or an adapter.",
+        ),
     ],
     file: Annotated[Path, typer.Argument(help="Text file with one dialogue; - reads standard input.")] = Path("-"),
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Recipe (name or file) for prompt, lengths and generation.")
+    ] = None,
     overrides: SetOption = None,
+    base: BaseOption = None,
 ) -> None:
     """Summarize one dialogue."""
-    if not (run / "recipe.yaml").is_file():
+    from neuron_sum.models.adapter_config import nested_hint
+
+    if not any((run / name).is_file() for name in ("recipe.yaml", "config.json", "adapter_config.json")):
         raise RunError(
-            f"{run} is neither a run nor an artifact: it contains no recipe.yaml",
-            "run `neuron-sum train RECIPE` to create a run",
+            f"{run} is neither a run, an artifact, a checkpoint nor an adapter",
+            nested_hint(run) or "run `neuron-sum train RECIPE` to create a run",
         )
-    dialogue = console.read_dialogue(file)
 
     from neuron_sum.evaluation.systems import parse_systems, summarize_one
     from neuron_sum.recipes.loading import load_recipe
 
-    system = parse_systems([str(run)])[0]
-    settings = load_recipe(str(system.recipe_path), overrides or [])
+    system = parse_systems([str(run)], base)[0]
+    recipe = recipe or (str(system.recipe_path) if system.recipe_path is not None else None)
+    if recipe is None:
+        raise RunError(f"{run} has no recipe", "pass --recipe NAME, which supplies prompt, lengths and generation")
+    settings = load_recipe(recipe, overrides or [])
+    dialogue = console.read_dialogue(file)
     prediction = summarize_one(system, settings, dialogue)
     if prediction.truncated:
         console.warn(f"the dialogue was truncated to data.max_source_length = {settings.data.max_source_length} tokens")
@@ -106,6 +121,7 @@ def _compare(
     specs: list[str],
     recipe_name: str | None,
     overrides: list[str] | None,
+    base: str | None,
     output: Path | None,
     columns: "PredictionColumns",
 ) -> None:
@@ -116,7 +132,7 @@ def _compare(
     from neuron_sum.evaluation.systems import parse_systems
     from neuron_sum.runs.card import write_model_card
 
-    systems = parse_systems(specs)
+    systems = parse_systems(specs, base)
     session = Session(systems, recipe_name, overrides or [], columns)
     folder = output or session.default_folder()
     folder.mkdir(parents=True, exist_ok=True)

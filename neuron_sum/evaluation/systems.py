@@ -12,7 +12,8 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
 from neuron_sum.evaluation.baselines import BASELINES
 from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
-from neuron_sum.recipes.schema import Recipe
+from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adapter, nested_hint
+from neuron_sum.recipes.schema import ModelConfig, Recipe
 from neuron_sum.runs.folder import RunFolder, open_run
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class System:
         run: A trained model.
         artifact: A compiled model.
         weights: A checkpoint or adapter in Hugging Face's layout that is not a run, or is a part of one.
+        base: The base model if `weights` is an adapter.
         file: Predictions of another program.
         column: The column of that file, if several systems share it.
     """
@@ -43,6 +45,7 @@ class System:
     run: RunFolder | None = None
     artifact: Artifact | None = None
     weights: Path | None = None
+    base: ModelConfig | None = None
     file: Path | None = None
     column: str | None = None
 
@@ -58,18 +61,23 @@ class System:
         return columns if self.column is None else replace(columns, prediction=self.column)
 
 
-def parse_systems(specs: Sequence[str]) -> list[System]:
+def parse_systems(specs: Sequence[str], base: str | None = None) -> list[System]:
     """Parse `[NAME=]SPEC`: a run, an artifact, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
+
+    Args:
+        specs: The specifications.
+        base: The base model of all adapters, in place of the one that adapter_config.json names.
 
     Raises:
         RunError: If a SPEC matches nothing, or a name is invalid or occurs twice.
+        ModelError: If an adapter is not supported, or has no base.
     """
     systems: list[System] = []
     for spec in specs:
         name, equals, rest = spec.partition("=")
         if not equals or Path(spec).exists():  # a path may contain an equals sign
             name, rest = "", spec
-        system = _parse(rest, name or None)
+        system = _parse(rest, name or None, base)
         if any(system.name == other.name for other in systems):
             raise RunError(f"two systems are named {system.name!r}", f"rename one of them: OTHER={rest}")
         if "/" in system.name or system.name in ("", ".", ".."):
@@ -78,10 +86,12 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
                 "use NAME=SPEC with a NAME without slashes",
             )
         systems.append(system)
+    if not any(system.base for system in systems):
+        check_unused_base(base, Path(specs[0]))
     return systems
 
 
-def _parse(spec: str, name: str | None) -> System:
+def _parse(spec: str, name: str | None, base: str | None) -> System:
     if spec in BUILT_IN:
         return System(name or spec, builtin=spec)
     path = Path(spec)
@@ -95,12 +105,14 @@ def _parse(spec: str, name: str | None) -> System:
     if (path / "recipe.yaml").is_file():
         run = open_run(path)
         return System(name or run.path.resolve().name, run=run)
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+    if is_adapter(path):
+        return System(name or path.resolve().name, weights=path, base=base_of(path, base))
+    if (path / "config.json").is_file():
         return System(name or path.resolve().name, weights=path)
     raise RunError(
         f"no system {spec!r}: neither a run, an artifact, a checkpoint or adapter, a predictions file, "
         f"nor {', '.join(BUILT_IN)}",
-        "run `neuron-sum train RECIPE` to create a run",
+        nested_hint(path) or "run `neuron-sum train RECIPE` to create a run",
     )
 
 
@@ -154,7 +166,7 @@ def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
     """Summarize one dialogue without writing files.
 
     Args:
-        system: A run or an artifact.
+        system: A run, an artifact, a checkpoint or an adapter.
         recipe: The recipe, for prompt and generation.
         dialogue: The text.
     """
@@ -170,6 +182,7 @@ def _hashes(system: System, base: RunFolder | None) -> list[str]:
         return list(system.artifact.manifest.files.values())
     run = system.run or base
     folders = [Path(run.model_source())] if run is not None else []
+    folders += [Path(str(system.base.name_or_path))] if system.base is not None else []
     folders += [path for path in (system.run.weights if system.run else None, system.weights) if path is not None]
     return [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
@@ -191,7 +204,7 @@ def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Gene
     if system.run is not None:
         model, tokenizer = trained.load_trained(system.run)
     elif system.weights is not None:
-        model, tokenizer = trained.load_weights(system.weights)
+        model, tokenizer = trained.load_weights(system.weights, system.base)
     elif base is not None:
         model, tokenizer = trained.load_untuned(base)
     else:

@@ -80,7 +80,9 @@ def _read_config(config: ModelConfig) -> tuple[dict[str, Any], str]:
     return values, str(found)
 
 
-def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed: bool = False) -> PreTrainedModel:
+def load_base(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed: bool = False, rows: int | None = None
+) -> PreTrainedModel:
     """Loads the base model in fp32 and in evaluation mode.
 
     Only safetensors weights are loaded, and code from a hub is never executed.
@@ -89,13 +91,14 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed
         config: The recipe's model section.
         tokenizer: The tokenizer of the model.
         packed: Whether the model will be trained on packed rows.
+        rows: The number of embeddings if an adapter replaces them; new ones are random until then.
 
     Raises:
         ModelError: If it cannot be loaded, if its weights are incomplete or not finite, or if the tokenizer has more
             entries than the model's embedding.
     """
     settings = load_config(config, tokenizer)
-    check_fits(tokenizer, settings.vocab_size)
+    check_fits(tokenizer, rows or settings.vocab_size)
     model_class = model_class_of(settings, packed=packed)
     if config.name_or_path is not None:
         model = load_weights(
@@ -109,6 +112,8 @@ def load_base(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, packed
         with torch.random.fork_rng(), reading("model.config", ModelError):
             torch.manual_seed(config.seed)
             model = model_class(settings)
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
     _set_special_tokens(model, tokenizer)
     return model.eval()
 

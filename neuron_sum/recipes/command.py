@@ -17,6 +17,12 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="A change to the recipe, such as generate.num_beams=4."),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="Base model (folder or hub id) of an adapter. Default: the one that adapter_config.json names."
+    ),
+]
 
 
 @recipes.command("list")

@@ -1,50 +1,47 @@
-"""Merge a LoRA run into a plain checkpoint."""
+"""Merge a LoRA adapter into a plain checkpoint."""
 
 from pathlib import Path
 
-import transformers
+from peft import PeftModel
 
 from neuron_sum import files
-from neuron_sum.data.encoding import encode
-from neuron_sum.data.sources import load_dataset
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ModelError, RunError
 from neuron_sum.models import adapters
-from neuron_sum.models import base as models
-from neuron_sum.recipes.schema import FullMethod
-from neuron_sum.runs.folder import RunFolder
-from neuron_sum.runs.trained import load_trained
-
-PROBE_EXAMPLES = 4
+from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adapter, nested_hint
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained, load_weights
 
 
-def merge_run(run: RunFolder, output: Path) -> float:
-    """Writes the merged model after verifying that its logits on real dialogues equal those of the adapter.
+def merge(source: Path, output: Path, base: str | None = None) -> float:
+    """Writes the merged model after verifying that its logits equal those of the adapter.
 
     Args:
-        run: A finished LoRA run.
+        source: A finished LoRA run, or a LoRA adapter in PEFT's layout.
         output: The folder to write in Hugging Face's layout.
+        base: The base model of an adapter, in place of the one that its adapter_config.json names.
 
     Returns:
         The largest difference of a logit, relative to the largest logit.
 
     Raises:
-        ModelError: If the run has no adapter, or the logits differ.
+        RunError: If the source is neither a run nor an adapter.
+        ModelError: If the source has no adapter, or the logits differ.
     """
-    if isinstance(run.recipe.method, FullMethod):
-        raise ModelError(f"{run.path} was trained in full and has no adapter", f"use its weights, {run.weights}")
     if output.exists():
         raise ModelError(f"{output} already exists", "choose another folder with --output")
-    model, tokenizer = load_trained(run)
-    examples = load_dataset(run.recipe.data)["train"][:PROBE_EXAMPLES]
-    probe = encode(
-        examples,
-        tokenizer,
-        run.recipe.prompt.resolve(),
-        run.recipe.data,
-        decoder_only=models.is_decoder_only(model.config),
-    )
-    batch = transformers.DataCollatorForSeq2Seq(tokenizer)(list(probe.features))
-    merged, difference = adapters.merge(model, dict(batch))
+    if (source / "recipe.yaml").is_file():
+        check_unused_base(base, source)
+        run = open_run(source)
+        if not is_adapter(run.weights):
+            raise ModelError(f"{run.path} was trained in full and has no adapter", f"use its weights, {run.weights}")
+        model, tokenizer = load_trained(run)
+    elif is_adapter(source):
+        model, tokenizer = load_weights(source, base_of(source, base))
+    else:
+        hint = nested_hint(source) or "run `neuron-sum train RECIPE` to create a run"
+        raise RunError(f"{source} is neither a run nor an adapter", hint)
+    assert isinstance(model, PeftModel)
+    merged, difference = adapters.merge(model)
     with files.new_folder(output) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

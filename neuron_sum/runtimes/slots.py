@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from neuron_sum import files
 from neuron_sum.artifact import ADAPTERS, AdapterSpec, Artifact
 from neuron_sum.errors import ModelError
+from neuron_sum.models.adapter_files import read_adapter
 
 VECTORS, MASK = "soft_prompts.vectors", "soft_prompts.mask"
 """Names of the soft prompt stacks: the buffers of SoftPrompts (compile/graphs/layers.py) in a model."""
+
+HEAD = "lm_head"
+"""The output layer of T5 and Llama in transformers."""
 
 
 class AdapterSlots:
@@ -133,52 +134,49 @@ class AdapterSlots:
         loaded = ", ".join(sorted(self._slots)) or "none"
         return ModelError(f"no adapter {name!r}", f"loaded: {loaded}")
 
+    def check(self, folder: Path) -> None:
+        """Check that an adapter fits the slots; only the shapes of the stacks are used.
+
+        Raises:
+            ModelError: If it does not fit.
+        """
+        self._read(folder)
+
     def _read(self, folder: Path) -> dict[str, Tensor]:
         """The contents of one slot by stack name, in float32, padded to the compiled rank, with the scale in B."""
-        config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-        try:
-            # Opening a pipe or a device would block this thread.
-            if missing := next((path for path in (config_file, weights) if not path.is_file()), None):
-                raise FileNotFoundError(f"{missing.name} is not a file")
-            return self._contents(folder, files.read_json(config_file), load_file(weights))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        adapter = read_adapter(folder)
+        if adapter.vectors is not None:
+            return self._soft_prompt(folder, adapter.vectors)
+        if adapter.saved:
             raise ModelError(
-                f"{folder} is not an adapter: {error}",
-                "use a folder in PEFT layout, such as adapter/ of a training run",
-            ) from error
-
-    def _contents(self, folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if config["peft_type"] == "PROMPT_TUNING":
-            # By default, PEFT stores a second, unused half for the decoder of T5.
-            return self._soft_prompt(folder, tensors["prompt_embeddings"][: int(str(config["num_virtual_tokens"]))])
-        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-            raise ModelError(
-                f"{folder}: {config['peft_type']} is not supported",
-                "use LoRA (without DoRA and modules_to_save) or a soft prompt",
+                f"{folder} contains {next(iter(adapter.saved))}, but slots hold only LoRA and soft prompts",
+                "compile the adapter into the model: without compile.adapters",
             )
+        if unknown := sorted(adapter.lora.keys() - self._targets.keys()):
+            raise ModelError(
+                f"{folder} adapts {unknown[0]}, but the graphs have no slot for it",
+                f"compiled for {', '.join(self._spec.target_modules)}; see compile.adapters.target_modules",
+            )
+        adapter.check_modules(self._targets, HEAD)
         contents: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
-            module, _, half = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
-            if half not in ("A", "B") or module not in self._targets:
-                raise ModelError(
-                    f"{folder} adapts {module or key}, but the graphs have no slot for it",
-                    f"compiled for {', '.join(self._spec.target_modules)}; see compile.adapters.target_modules",
-                )
-            rank = tensor.shape[0 if half == "A" else 1]
+        for module, lora in adapter.lora.items():
+            rank = len(lora.a)
             if rank > self._spec.rank:
                 raise ModelError(
                     f"{folder} has rank {rank}, the graphs are compiled for {self._spec.rank}",
                     f"compile with compile.adapters.rank={rank}",
                 )
-            name = f"{self._targets[module]}_{half.lower()}"
-            padded = torch.zeros(self._stacks[name].shape[1:])
-            used = padded[:rank] if half == "A" else padded[:, :rank]
-            if used.shape != tensor.shape:
-                raise ModelError(
-                    f"{folder} does not fit this base model: {key} is {tuple(tensor.shape)}, not {tuple(used.shape)}"
-                )
-            used.copy_(tensor.float() * (_scale(config, module, rank) if half == "B" else 1.0))
-            contents[name] = padded
+            for half, tensor in (("a", lora.a), ("b", lora.b * lora.scale)):
+                name = f"{self._targets[module]}_{half}"
+                padded = torch.zeros(self._stacks[name].shape[1:])
+                used = padded[:rank] if half == "a" else padded[:, :rank]
+                if used.shape != tensor.shape:
+                    raise ModelError(
+                        f"{folder} does not fit this base model: lora_{half.upper()} of {module} is "
+                        f"{tuple(tensor.shape)}, not {tuple(used.shape)}"
+                    )
+                used.copy_(tensor)
+                contents[name] = padded
         return contents
 
     def _soft_prompt(self, folder: Path, vectors: Tensor) -> dict[str, Tensor]:
@@ -213,11 +211,3 @@ def load_slots(artifact: Artifact) -> tuple[AdapterSlots | None, dict[str, Tenso
     for folder in sorted((artifact.path / ADAPTERS).glob("*")):
         slots.load(folder.name, folder)
     return slots, stacks
-
-
-def _scale(config: Mapping[str, object], module: str, rank: int) -> float:
-    """lora_alpha / r, or / sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
-    if config.get("alpha_pattern"):
-        raise ModelError(f"alpha_pattern is not supported (for {module})", "use one lora_alpha for all modules")
-    alpha = float(str(config["lora_alpha"]))
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
+from neuron_sum.recipes.command import BaseOption, Overrides, RecipeArgument, SetOption
 
 
 def train(
@@ -82,15 +82,17 @@ def train(
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished LoRA run.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a finished LoRA run, or of a LoRA adapter.")
+    ],
     output: Annotated[Path | None, typer.Option(help="Folder of the merged model. Default: RUN/merged.")] = None,
+    base: BaseOption = None,
 ) -> None:
     """Merge a LoRA adapter into its base model, and verify that the logits stay the same."""
-    from neuron_sum.runs.folder import open_run
-    from neuron_sum.runs.merge import merge_run
+    from neuron_sum.runs.merge import merge as merge_source
 
     folder = output or run / "merged"
-    difference = merge_run(open_run(run), folder)
+    difference = merge_source(run, folder, base)
     console.emit(
         {"merged": str(folder), "largest_logit_difference": difference},
         f"merged into {folder}; largest logit difference: {difference:.1e} of the largest logit",

@@ -347,8 +347,3 @@ def test_compile_prints_its_plan_and_missing_arguments(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("x")
     assert neuron_sum("compile", str(micro_run), "--output", "taken").returncode == 8
-
-
-def test_adapter_slots_need_a_run_and_not_only_an_adapter(micro_lora_run: Path) -> None:
-    with pytest.raises(RunError, match="neither a run nor a checkpoint"):
-        open_source(micro_lora_run / "adapter", "tiny", ["compile.adapters.slots=2"])
