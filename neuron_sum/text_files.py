@@ -80,12 +80,9 @@ def decode(content: bytes, name: str, error: type[NeuronSumError]) -> str:
             f"{name} is not {encoding.removesuffix('-sig').upper()}: byte 0x{found} at offset {caught.start}",
             f"convert it: {conversion(name, content)}",
         ) from caught
+    _check_marked(content, name, error)
     if "\0" in text:
-        where = f"{name} is not text: NUL at character {text.index(chr(0))}"
-        guess = "UTF-16LE" if content[1:2] == b"\0" else "UTF-16BE" if content[:1] == b"\0" else None
-        if guess is None:
-            raise error(where, "use a text file")
-        raise error(where, f"if it is {guess}, convert it: {_iconv(guess, name)}")
+        raise error(f"{name} is not text: NUL at character {text.index(chr(0))}", "use a text file")
     if len(text) > MAX_CHARACTERS:
         raise error(f"{name} has {len(text):,} characters; the maximum is {MAX_CHARACTERS:,}", "split it")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -141,6 +138,8 @@ def open_lines(path: Path, encoding: str, error: type[NeuronSumError]) -> TextIO
     with reading(path, error):
         with path.open("rb") as content:
             start = content.read(4)
+        if codecs.lookup(encoding).name == "utf-8":
+            _check_marked(start, str(path), error)
         return path.open(encoding=_bom(start) or encoding, errors="surrogateescape", newline="")
 
 
@@ -165,8 +164,9 @@ def parse_json(text: str) -> Any:
     """
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError:
-        raise
+    except json.JSONDecodeError as caught:
+        line = f"line {caught.lineno}, " if caught.lineno > 1 else ""
+        raise ValueError(f"{caught.msg} at {line}column {caught.colno}") from caught
     except RecursionError as caught:
         raise ValueError("nested too deeply") from caught
     except ValueError as caught:
@@ -196,6 +196,13 @@ def _iconv(encoding: str, name: str) -> str:
     path = Path(name)
     target = path.with_name(f"{path.stem}.utf8{path.suffix}")
     return f"iconv -f {encoding.replace('_', '-')} -t utf-8 {shlex.quote(name)} > {shlex.quote(str(target))}"
+
+
+def _check_marked(start: bytes, name: str, error: type[NeuronSumError]) -> None:
+    """Rejects UTF-16 without a byte order mark, which would be read as UTF-8 with NUL characters."""
+    if _bom(start) is None and b"\0" in start[:2] and len(start) > 1 and start[:2] != b"\0\0":
+        guess = "utf-16le" if start[1] == 0 else "utf-16be"
+        raise error(f"{name} is {guess.upper()} without a byte order mark", f"convert it: {_iconv(guess, name)}")
 
 
 def _bom(start: bytes) -> str | None:
