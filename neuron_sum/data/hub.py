@@ -64,9 +64,12 @@ def _load(config: DataConfig) -> Mapping[str, Any]:
 
     path = str(config.path)
     folder = Path(path)
+    is_saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    if is_saved and config.config is not None:
+        raise DataError(f"{folder} was saved by save_to_disk and has no configurations", "omit data.config")
     if (folder / "dataset_dict.json").is_file():
         return dict(datasets.load_from_disk(path))
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+    if is_saved:
         single = datasets.load_from_disk(path)
         return {str(single.split or split_of(folder.name) or "train"): single}
     if is_folder(folder):
@@ -82,7 +85,8 @@ def _check_folder(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in DATA_SUFFIXES)
     check_shards(files)
     card = folder / "README.md"
-    if card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
+    header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if card.is_file() else []
+    if any("configs" in text for text in header):
         return
     names = {path.parent / re.split(r"[-_.]\d{5}-of-\d{5}", path.stem)[0]: path for path in files}
     claims = [
