@@ -35,6 +35,7 @@ BINARY = (
     (b"{\\rtf", "a rich text document", None),
 )
 OFFICE = {".docx": "a Word document", ".xlsx": "an Excel workbook", ".pptx": "a PowerPoint file"}
+STDIN = "standard input"
 SAMPLE_BYTES = 1 << 16
 ENCODINGS = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
@@ -193,6 +194,8 @@ def conversion(name: str, content: bytes) -> str:
 
 
 def _iconv(encoding: str, name: str) -> str:
+    if name == STDIN:
+        return f"iconv -f {encoding.replace('_', '-')} -t utf-8"
     path = Path(name)
     target = path.with_name(f"{path.stem}.utf8{path.suffix}")
     return f"iconv -f {encoding.replace('_', '-')} -t utf-8 {shlex.quote(name)} > {shlex.quote(str(target))}"
