@@ -22,10 +22,11 @@ Rows = Iterator[Row | Problem]
 
 def read_rows(paths: list[Path], config: DataConfig) -> Rows:
     """The rows of a split's files, in order."""
+    hint = f"check that the file is complete and in data.encoding = {config.encoding!r}"
     for path in paths:
         is_array = config.source == "samsum" or path.suffix.lower() == ".json"
         reader = _csv_rows if config.source == "csv" else _json_rows if is_array else _jsonl_rows
-        with text_files.open_lines(path, config.encoding, DataError) as lines, reading(path, DataError):
+        with text_files.open_lines(path, config.encoding, DataError) as lines, reading(path, DataError, hint):
             yield from reader(lines, path, config)
 
 
@@ -94,12 +95,15 @@ def _csv_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
             yield Problem("invalid CSV", location, str(error), "check the quotes")
             start = reader.line_num + 1
             continue
-        if cells is None:
-            return
         start = reader.line_num + 1
         if header is None:
-            header = cells
+            header = cells or []
+            if found := INVALID_BYTES.search("".join(header)):
+                wrong = _wrong_encoding(location, path, config, "".join(header), found[0])
+                raise DataError(f"{location}: {wrong.kind}: {wrong.detail}", wrong.command)
             _check_header(header, location, config)
+        elif cells is None:
+            return
         elif found := INVALID_BYTES.search("".join(cells)):
             yield _wrong_encoding(location, path, config, "".join(cells), found[0])
         elif len(cells) == len(header):
