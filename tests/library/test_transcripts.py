@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import neuron_sum
 
 from neuron_sum.data.transcripts import parse, read_dialogue
 from neuron_sum.errors import DataError
@@ -182,3 +183,28 @@ def test_the_time_is_linear_in_the_text(text: str) -> None:
     started = time.process_time()
     parse(text)
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("command", [["summarize", "run"], ["request", "http://127.0.0.1:9"]])
+def test_the_commands_read_files_through_one_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run", "recipe.yaml").touch()
+    Path("talk.docx").write_bytes(b"PK\x03\x04")
+    Path("talk.txt").write_bytes("A: Grüße".encode("latin-1"))
+    for name, reason in (("talk.docx", "is a Word document"), ("talk.txt", "is not UTF-8: byte 0xfc at offset 5")):
+        made = neuron_sum(*command, name)
+        assert made.exit_code == DataError.exit_code
+        assert reason in made.stderr.replace("\n", " ")
+
+
+def test_lines_of_a_request_file_have_limits(tmp_path: Path) -> None:
+    lines = ['{"inputs": "a"}', "", '{"inputs": "\\ud800"}', "[" * 100_000, '{"inputs": ' + "9" * 5000 + "}", "{}"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    made = neuron_sum("request", "http://127.0.0.1:9", str(tmp_path / "a.jsonl"))
+    assert made.exit_code == DataError.exit_code
+    assert "line 3 is not UTF-8, or has half a surrogate pair" in made.stderr
+    assert "line 4 is not JSON: nested too deeply" in made.stderr
+    assert "line 5 is not JSON: an integer has too many digits; and 1 more lines" in made.stderr
