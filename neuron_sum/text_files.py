@@ -6,6 +6,7 @@ command that converts the file, because a guess can be wrong without being notic
 
 import codecs
 import json
+import re
 import shlex
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from neuron_sum.errors import NeuronSumError, reading
 
 MAX_CHARACTERS = 1 << 24
 """The maximum length of a line, and of a document that is read as a whole, such as a transcript."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character: a wrong escape in JSON, or a byte that `open_lines` could not decode."""
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),

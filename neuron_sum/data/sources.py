@@ -11,11 +11,10 @@ from neuron_sum.data.readers import Rows, read_rows
 from neuron_sum.data.splits import is_folder, split_files
 from neuron_sum.errors import DataError
 from neuron_sum.recipes.schema import Columns, DataConfig, Split
-from neuron_sum.text_files import MAX_CHARACTERS
+from neuron_sum.text_files import MAX_CHARACTERS, SURROGATE
 
 SAMPLE = Path(__file__).parent / "sample"
 PROBLEMS_SHOWN = 20
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 COLUMNS = {
     "sample": Columns(id="fname", topic="topic"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from neuron_sum import console, text_files
 from neuron_sum.errors import DataError, reading
-from neuron_sum.text_files import STDIN
+from neuron_sum.text_files import STDIN, SURROGATE
 
 INVISIBLE = dict.fromkeys([0x200B, 0x200E, 0x200F, 0x202A, 0x202B, 0x202C, 0x2066, 0x2067, 0x2068, 0x2069, 0xFEFF])
 MAX_NAME = 60
@@ -95,6 +95,8 @@ def read_dialogue(file: Path) -> str:
     transcript = parse(text)
     if not transcript.dialogue:
         raise DataError(f"{name} contains no dialogue", "write one turn per line")
+    if found := SURROGATE.search(transcript.dialogue):
+        raise DataError(f"{name} contains the lone surrogate U+{ord(found[0]):04X}", "write whole characters")
     if (note := transcript.note(name)) is not None:
         console.note(note)
     return transcript.dialogue

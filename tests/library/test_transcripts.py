@@ -149,6 +149,9 @@ def test_files_and_standard_input(
     with pytest.raises(DataError, match="standard input is not UTF-8: byte 0xfc at offset 5") as raised:
         read_dialogue(Path("-"))
     assert raised.value.hint == "convert it: iconv -f cp1252 -t utf-8"
+    path.write_text('[{"text": "\\ud800"}]')
+    with pytest.raises(DataError, match=r"lone surrogate U\+D800"):
+        read_dialogue(path)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         read_dialogue(Path("-"))
