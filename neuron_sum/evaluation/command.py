@@ -70,7 +70,10 @@ def summarize(
             help="Folder of a run or an artifact; or, with --recipe, of a checkpoint or an adapter.",
         ),
     ],
-    file: Annotated[Path, typer.Argument(help="Text file with one dialogue; - reads standard input.")] = Path("-"),
+    file: Annotated[
+        Path,
+        typer.Argument(help="Text or transcript (WebVTT, SRT, chat export) of one dialogue; - reads standard input."),
+    ] = Path("-"),
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="Recipe (name or file) for prompt, lengths and generation.")
     ] = None,
@@ -85,6 +88,9 @@ def summarize(
             f"{run} is neither a run, an artifact, a checkpoint nor an adapter",
             nested_hint(run) or "run `neuron-sum train RECIPE` to create a run",
         )
+    from neuron_sum.data.transcripts import read_dialogue
+
+    dialogue = read_dialogue(file)
 
     from neuron_sum.evaluation.systems import parse_systems, summarize_one
     from neuron_sum.recipes.loading import load_recipe
