@@ -59,10 +59,11 @@ def evaluate_system(
         data: The origin of the examples, recorded with the metrics.
 
     Raises:
-        DataError: For `human`, if an example has only one reference.
+        DataError: For `human`, if an example has only one reference; if the tokenizer drops letters of the references.
     """
     protocol = RougeProtocol.of(recipe.evaluate)
     references = [example.references for example in examples]
+    protocol.check(references)
     if system.builtin == HUMAN:
         if single := sum(len(texts) < 2 for texts in references):
             raise DataError(
