@@ -1,6 +1,5 @@
 """Callbacks during training: progress bar, log, marking complete checkpoints, stopping on request and on divergence."""
 
-import json
 import math
 import signal
 import time
@@ -65,7 +64,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
         self._last = (time.monotonic(), state.num_input_tokens_seen)
         if state.is_world_process_zero:
             entries = [entry for entry in files.read_jsonl(self._path) if entry["step"] <= state.global_step]
-            files.write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
+            files.write_text(self._path, "".join(files.to_json(entry) + "\n" for entry in entries))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
@@ -78,7 +77,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
             self._last = (now, tokens)
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                log.write(files.to_json({"step": state.global_step, **logs}) + "\n")
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
