@@ -1,6 +1,6 @@
-"""Input and output of the commands: results on standard output, everything else on standard error.
+"""Output of the commands: results on standard output, everything else on standard error.
 
-The input is a dialogue in a file or on standard input. On a terminal, the output has rich tables and a live progress
+On a terminal, the output has rich tables and a live progress
 bar; otherwise, plain lines and an occasional progress line. With `--json`, standard output is exactly one document.
 """
 
@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from neuron_sum import files
-from neuron_sum.errors import DataError
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
@@ -110,28 +109,6 @@ def fail(message: str, hint: str | None, exit_code: int) -> None:
     console.print(f"error: {message}", markup=False, style="red")
     if hint:
         console.print(f"hint: {hint}", markup=False)
-
-
-def read_dialogue(file: Path) -> str:
-    """Reads one dialogue.
-
-    Args:
-        file: The text file; - is standard input.
-
-    Raises:
-        DataError: If the file cannot be read, or contains no text.
-    """
-    from_stdin = str(file) == "-"
-    name = "standard input" if from_stdin else str(file)
-    if from_stdin and sys.stdin.isatty():
-        note("reading a dialogue from standard input; press Ctrl-D to end it")
-    try:
-        dialogue = (sys.stdin.read() if from_stdin else file.read_text(encoding="utf-8")).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {name}: {error}", "use UTF-8 text with one turn per line") from error
-    if not dialogue:
-        raise DataError(f"{name} contains no dialogue", "write one turn per line")
-    return dialogue
 
 
 def table(*columns: str, title: str | None = None) -> Table:

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from neuron_sum import console
-from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestError, ServerError
+from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestError, ServerError, reading
 
 if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
@@ -217,7 +217,8 @@ def request(
     file: Annotated[
         Path,
         typer.Argument(
-            help='Text file with one dialogue (- for standard input), or .jsonl of {"inputs": …} or {"dialogue": …}.'
+            help="Text or transcript (WebVTT, SRT, chat export) of one dialogue (- for standard input), or .jsonl of "
+            '{"inputs": …} or {"dialogue": …}.'
         ),
     ] = Path("-"),
     adapter: Annotated[
@@ -239,10 +240,11 @@ def request(
 ) -> None:
     """Send dialogues to an endpoint; retry temporary failures."""
     from neuron_sum import files
+    from neuron_sum.data.transcripts import read_dialogue
     from serving.client import Client, hint_for
 
     many = file.suffix == ".jsonl"
-    dialogues = _read_lines(file) if many else [console.read_dialogue(file)]
+    dialogues = _read_lines(file) if many else [read_dialogue(file)]
     if output is not None:
         files.check_writable(output.parent, 0)
     parameters = {"adapter": adapter, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
@@ -295,27 +297,31 @@ def request(
 
 def _read_lines(file: Path) -> list[str]:
     """The dialogues of a .jsonl; the error names every line without one."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", "use a UTF-8 file with one JSON object per line") from error
+    from neuron_sum import text_files
+
     dialogues, faults = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            faults.append(f"line {number} is not JSON: {error}")
-            continue
-        row = content if isinstance(content, dict) else {}
-        dialogue = row.get("inputs", row.get("dialogue"))
-        if "parameters" in row:
-            faults.append(f"line {number} has parameters, which are set for all lines by options such as --num-beams")
-        elif not isinstance(dialogue, str):
-            faults.append(f"line {number} has no text in inputs or dialogue")
-        else:
-            dialogues.append(dialogue)
+    with text_files.open_lines(file, "utf-8", DataError) as lines, reading(file, DataError):
+        for number, line in text_files.numbered(lines):
+            if line is not None and not line.strip():
+                continue
+            try:
+                content = text_files.parse_json(line) if line is not None else None
+            except ValueError as error:
+                faults.append(f"line {number} is not JSON: {error}")
+                continue
+            row = content if isinstance(content, dict) else {}
+            dialogue = row.get("inputs", row.get("dialogue"))
+            if line is None:
+                faults.append(f"line {number} has more than {text_files.MAX_CHARACTERS:,} characters")
+            elif "parameters" in row:
+                options = "options such as --num-beams"
+                faults.append(f"line {number} has parameters, which are set for all lines by {options}")
+            elif not isinstance(dialogue, str):
+                faults.append(f"line {number} has no text in inputs or dialogue")
+            elif any("\ud800" <= character <= "\udfff" for character in dialogue):
+                faults.append(f"line {number} is not UTF-8, or has half a surrogate pair")
+            else:
+                dialogues.append(dialogue)
     if faults:
         more = f"; and {len(faults) - 3} more lines" if len(faults) > 3 else ""
         raise DataError(f"{file}: {'; '.join(faults[:3])}{more}", LINE_HINT)

@@ -17,15 +17,18 @@ class Problem:
         location: File and line.
         detail: A description of the value.
         remedy: The change that fixes the row.
+        command: A command that fixes the whole file, if there is one.
     """
 
     kind: str
     location: str
     detail: str
     remedy: str
+    command: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.location}: {self.kind}: {self.detail}; {self.remedy}"
+        text = f"{self.location}: {self.kind}: {self.detail}; {self.remedy}"
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def merge_references(examples: Iterable[Example], problems: list[Problem], *, by_dialogue: bool) -> list[Example]:

@@ -8,6 +8,9 @@ from neuron_sum.recipes.schema import Split
 
 SPEAKER_TAG = re.compile(r"#[^\s#]+#")
 """Pattern of DialogSum's speaker tags: #Person1#, #Pork1#."""
+UNUSED_SHOWN = 10
+LONGEST_WORD = 500
+LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Dataset:
         license: The licence of the data; None if unknown.
         skipped: Number of skipped bad rows by kind (only with skip_bad).
         near_overlap: Training dialogues that equal one of validation or test except for case and white space.
+        unused: Files of the folder, or splits of the hub, that are not used.
     """
 
     splits: dict[Split, tuple[Example, ...]]
@@ -46,15 +50,20 @@ class Dataset:
     license: str | None
     skipped: dict[str, int] = field(default_factory=dict)
     near_overlap: int = 0
+    unused: tuple[str, ...] = ()
 
     def __getitem__(self, split: Split) -> tuple[Example, ...]:
         """The examples of a split; empty if the source has none."""
         return self.splits.get(split, ())
 
     def training_texts(self) -> Iterator[str]:
-        """Every dialogue and summary of the training split, as input for training a tokenizer."""
+        """Every dialogue and summary of the training split, as input for training a tokenizer.
+
+        Words of more than `LONGEST_WORD` characters are split, because the time of the training is quadratic in them.
+        """
         for example in self["train"]:
-            yield from (example.dialogue, *example.references)
+            for text in (example.dialogue, *example.references):
+                yield LONG_WORD.sub(r"\g<0> ", text)
 
     def notes(self) -> list[str]:
         """Notes about the data for the user, one line each."""
@@ -64,6 +73,10 @@ class Dataset:
             f"licence of the data: {self.license or 'not stated; set data.license'}",
         ]
         lines += [f"skipped: {count} rows: {kind}" for kind, count in self.skipped.items()]
+        lines += [f"warning: {split} has no example left" for split, examples in self.splits.items() if not examples]
+        if self.unused:
+            more = f" … ({len(self.unused)} in all)" if len(self.unused) > UNUSED_SHOWN else ""
+            lines.append(f"not used: {', '.join(self.unused[:UNUSED_SHOWN])}{more}")
         if self.near_overlap:
             lines.append(
                 f"{self.near_overlap} training dialogues equal one of validation or test except for case and spaces"

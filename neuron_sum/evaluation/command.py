@@ -64,7 +64,10 @@ def summarize(
     run: Annotated[
         Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a finished run or a compiled artifact.")
     ],
-    file: Annotated[Path, typer.Argument(help="Text file with one dialogue; - reads standard input.")] = Path("-"),
+    file: Annotated[
+        Path,
+        typer.Argument(help="Text or transcript (WebVTT, SRT, chat export) of one dialogue; - reads standard input."),
+    ] = Path("-"),
     overrides: SetOption = None,
 ) -> None:
     """Summarize one dialogue."""
@@ -73,7 +76,9 @@ def summarize(
             f"{run} is neither a run nor an artifact: it contains no recipe.yaml",
             "run `neuron-sum train RECIPE` to create a run",
         )
-    dialogue = console.read_dialogue(file)
+    from neuron_sum.data.transcripts import read_dialogue
+
+    dialogue = read_dialogue(file)
 
     from neuron_sum.evaluation.systems import parse_systems, summarize_one
     from neuron_sum.recipes.loading import load_recipe

@@ -21,7 +21,7 @@ from neuron_sum.recipes.schema import MaybePath, Recipe
 SHIPPED = Path(__file__).parent / "shipped"
 
 DISPLACES = {
-    "source": ("path", "revision", "files", "columns", "delimiter", "encoding", "license"),
+    "source": ("path", "config", "revision", "files", "columns", "delimiter", "encoding", "license"),
     "name_or_path": ("revision", "config", "tokenizer"),
     "config": ("revision", "name_or_path"),
     "preset": ("template",),
@@ -154,8 +154,9 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in layer.items():
         if value is not None and value != base.get(key):
-            of_hub = ("revision", "license") if key == "path" and base.get("source") == "hub" else ()
-            for displaced in (*DISPLACES.get(key, ()), *of_hub):
+            of_hub = ("config", "revision", "license") if key == "path" and base.get("source") == "hub" else ()
+            of_key = () if key == "config" and "source" in base else DISPLACES.get(key, ())  # data.config, model.config
+            for displaced in (*of_key, *of_hub):
                 merged.pop(displaced, None)
     for key, value in layer.items():
         old = merged.get(key)

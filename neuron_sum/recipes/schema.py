@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class SplitFiles(Section):
-    """File names inside `data.path`, unless they are train, validation and test with the usual suffix of the format."""
+    """File names inside `data.path`, unless they contain a usual name of the split, such as train, dev or test."""
 
     train: str | None = None
     validation: str | None = None
@@ -54,7 +54,9 @@ class DataConfig(Section):
     """`sample` is bundled; `dialogsum` and `samsum` are folders in the format of these data sets; `jsonl` and `csv` use
     `columns`; `hub` uses a data set id in `path` and `columns`."""
     path: PathOrHubId | None = None
-    """A folder; for `hub`, a data set id such as knkarthick/dialogsum."""
+    """A folder; for `hub`, a data set id such as knkarthick/dialogsum, or a folder in the layout of a hub."""
+    config: str | None = None
+    """For `hub`: the configuration to load, if the data set has several."""
     revision: str | None = None
     """For `hub`: the commit to load."""
     files: SplitFiles = SplitFiles()
@@ -79,6 +81,8 @@ class DataConfig(Section):
     def _check_path(self) -> "DataConfig":
         if self.source != "sample" and self.path is None:
             raise ValueError(f"source {self.source!r} requires data.path")
+        if self.source != "hub" and self.config is not None:
+            raise ValueError("config requires source 'hub'")
         return self
 
 

@@ -142,8 +142,10 @@ def test_a_wrong_encoding_is_reported_by_row(tmp_path: Path) -> None:
     assert "train.jsonl:2: wrong encoding" in failure(config(tmp_path))
     assert load_dataset(config(tmp_path, encoding="latin-1"))["train"][1].dialogue == "A: café"
     assert "data.encoding = 'nonsense'" in failure(config(tmp_path, encoding="nonsense"))
-    (tmp_path / "train.jsonl").write_text(rows[:50].decode(), encoding="utf-16")
-    assert "UTF-16" in failure(config(tmp_path))
+    (tmp_path / "train.jsonl").write_text(rows[:49].decode(), encoding="utf-16")
+    assert [example.id for example in load_dataset(config(tmp_path))["train"]] == ["a"]
+    (tmp_path / "train.jsonl").write_bytes(rows[:49].decode().encode("utf-16-le"))
+    assert "UTF-16LE without a byte order mark" in failure(config(tmp_path))
 
 
 def test_overlap_between_splits(tmp_path: Path) -> None:

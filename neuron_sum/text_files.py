@@ -1,0 +1,220 @@
+"""Text files of other programs: a regular file, a known encoding, and JSON within limits.
+
+UTF-8 is the default; a byte order mark of UTF-8, UTF-16 or UTF-32 is recognized. Other encodings are rejected with the
+command that converts the file, because a guess can be wrong without being noticed.
+"""
+
+import codecs
+import json
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from neuron_sum.errors import NeuronSumError, reading
+
+MAX_CHARACTERS = 1 << 24
+"""The maximum length of a line, and of a document that is read as a whole, such as a transcript."""
+
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # starts with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+BINARY = (
+    (b"\x1f\x8b", "a gzip file", "gunzip --keep {path}"),
+    (b"BZh", "a bzip2 file", "bunzip2 --keep {path}"),
+    (b"\xfd7zXZ", "an xz file", "unxz --keep {path}"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "unzstd --keep {path}"),
+    (b"PAR1", "a Parquet file", None),
+    (b"%PDF", "a PDF", None),
+    (b"\xd0\xcf\x11\xe0", "an old Office document", None),
+    (b"{\\rtf", "a rich text document", None),
+)
+OFFICE = {".docx": "a Word document", ".xlsx": "an Excel workbook", ".pptx": "a PowerPoint file"}
+STDIN = "standard input"
+SAMPLE_BYTES = 1 << 16
+ENCODINGS = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
+    *("gb18030", "big5", "cp932", "euc_jp", "euc_kr"),
+)
+"""The encodings that a conversion command may name; the first of equally probable ones."""
+
+
+def read_text(path: Path, error: type[NeuronSumError]) -> str:
+    """Reads a whole text file: UTF-8, or any encoding with a byte order mark.
+
+    Line ends become newlines.
+
+    Raises:
+        NeuronSumError: `error`, if it is not a regular file, not text, too long, or in another encoding; the message
+            has the byte offset of the first wrong byte.
+    """
+    check_file(path, error)
+    with reading(path, error):
+        if path.stat().st_size > 4 * MAX_CHARACTERS:
+            raise error(f"{path} has {path.stat().st_size:,} bytes; the maximum is {4 * MAX_CHARACTERS:,}", "split it")
+        content = path.read_bytes()
+    return decode(content, str(path), error)
+
+
+def decode(content: bytes, name: str, error: type[NeuronSumError]) -> str:
+    """Decodes the content of a text file, or of standard input.
+
+    Args:
+        content: The bytes.
+        name: The file name, for messages.
+        error: The class of the errors.
+
+    Raises:
+        NeuronSumError: `error`, if the content is not text in a known encoding.
+    """
+    encoding = encoding_of(content)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as caught:
+        found = content[caught.start : caught.start + 1].hex()
+        raise error(
+            f"{name} is not {encoding.removesuffix('-sig').upper()}: byte 0x{found} at offset {caught.start}",
+            f"convert it: {conversion(name, content)}",
+        ) from caught
+    _check_marked(content, name, error)
+    if "\0" in text:
+        raise error(f"{name} is not text: NUL at character {text.index(chr(0))}", "use a text file")
+    if len(text) > MAX_CHARACTERS:
+        raise error(f"{name} has {len(text):,} characters; the maximum is {MAX_CHARACTERS:,}", "split it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_file(path: Path, error: type[NeuronSumError]) -> None:
+    """Checks that a path is a regular file with text, without opening a pipe, which would block.
+
+    Raises:
+        NeuronSumError: `error`, if it is missing, a folder, a pipe or another special file, or in a binary format.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as caught:
+        reason = caught.strerror if isinstance(caught, OSError) else str(caught)
+        shown = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}…"
+        raise error(f"{shown} cannot be read: {reason}", "check the path") from caught
+    if stat.S_ISDIR(mode):
+        raise error(f"{path} is a folder", "use a file in it")
+    if not stat.S_ISREG(mode):
+        raise error(f"{path} is not a regular file", "save its content as a file, or pipe it to a command that reads -")
+    with reading(path, error), path.open("rb") as content:
+        start = content.read(8)
+    for magic, kind, command in BINARY:
+        if start.startswith(magic):
+            remedy = command.format(path=shlex.quote(str(path))) if command else None
+            raise error(f"{path} is {kind}", f"unpack it: {remedy}" if remedy else "save it as plain text")
+    if start.startswith(b"PK\x03\x04"):
+        kind = OFFICE.get(path.suffix.lower(), "a zip archive")
+        raise error(f"{path} is {kind}", "unpack it" if kind == "a zip archive" else "save or export it as plain text")
+
+
+def open_lines(path: Path, encoding: str, error: type[NeuronSumError]) -> TextIO:
+    """Opens a text file for reading line by line.
+
+    Bytes that are invalid in the encoding become lone surrogates, so that they can be reported for each line.
+
+    Args:
+        path: The file.
+        encoding: The encoding if the file has no byte order mark.
+        error: The class of the errors.
+
+    Raises:
+        NeuronSumError: `error`, if it is not a regular file, not text, or the encoding is unknown.
+    """
+    check_file(path, error)
+    try:
+        if not codecs.lookup(encoding)._is_text_encoding:
+            raise LookupError(f"{encoding} does not encode text")
+        "".encode(encoding, "surrogateescape")
+    except (LookupError, ValueError) as caught:
+        raise error(f"data.encoding = {encoding!r}: {caught}", "use a name such as utf-8, latin-1, cp1252") from caught
+    with reading(path, error):
+        with path.open("rb") as content:
+            start = content.read(4)
+        if codecs.lookup(encoding).name == "utf-8":
+            _check_marked(start, str(path), error)
+        return path.open(encoding=_bom(start) or encoding, errors="surrogateescape", newline="")
+
+
+def numbered(lines: TextIO) -> Iterator[tuple[int, str | None]]:
+    """The lines of a file with their numbers, from 1; None instead of a line with more than `MAX_CHARACTERS`."""
+    number = 0
+    while line := lines.readline(MAX_CHARACTERS + 1):
+        number += 1
+        if len(line) <= MAX_CHARACTERS:
+            yield number, line
+            continue
+        while line and not line.endswith(("\n", "\r")):
+            line = lines.readline(MAX_CHARACTERS)
+        yield number, None
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON.
+
+    Raises:
+        ValueError: If it is invalid, nested too deeply, repeats a key, or has a number with thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates)
+    except json.JSONDecodeError as caught:
+        line = f"line {caught.lineno}, " if caught.lineno > 1 else ""
+        raise ValueError(f"{caught.msg} at {line}column {caught.colno}") from caught
+    except RecursionError as caught:
+        raise ValueError("nested too deeply") from caught
+    except ValueError as caught:
+        raise ValueError("an integer has too many digits" if "digits" in str(caught) else str(caught)) from caught
+
+
+def encoding_of(content: bytes) -> str:
+    """The encoding that a byte order mark states; otherwise utf-8."""
+    return _bom(content) or "utf-8"
+
+
+def conversion(name: str, content: bytes) -> str:
+    """The command that converts a file to UTF-8, with the most probable encoding of its content."""
+    from charset_normalizer import from_bytes
+
+    wrong = next((at for at, byte in enumerate(content) if byte >= 0x80), 0)
+    start = max(wrong - SAMPLE_BYTES // 2, 0)
+    matches = from_bytes(content[start : start + SAMPLE_BYTES], cp_isolation=list(ENCODINGS))
+    best = matches.best()
+    if best is None:
+        return _iconv("ENCODING", name)
+    equal = {name for match in matches if match.chaos == best.chaos for name in match.could_be_from_charset}
+    return _iconv(next(encoding for encoding in ENCODINGS if encoding in equal), name)
+
+
+def _iconv(encoding: str, name: str) -> str:
+    if name == STDIN:
+        return f"iconv -f {encoding.replace('_', '-')} -t utf-8"
+    path = Path(name)
+    target = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    return f"iconv -f {encoding.replace('_', '-')} -t utf-8 {shlex.quote(name)} > {shlex.quote(str(target))}"
+
+
+def _check_marked(start: bytes, name: str, error: type[NeuronSumError]) -> None:
+    """Rejects UTF-16 without a byte order mark, which would be read as UTF-8 with NUL characters."""
+    if _bom(start) is None and b"\0" in start[:2] and len(start) > 1 and start[:2] != b"\0\0":
+        guess = "utf-16le" if start[1] == 0 else "utf-16be"
+        raise error(f"{name} is {guess.upper()} without a byte order mark", f"convert it: {_iconv(guess, name)}")
+
+
+def _bom(start: bytes) -> str | None:
+    return next((encoding for mark, encoding in BOMS if start.startswith(mark)), None)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return made
