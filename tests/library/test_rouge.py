@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer, lcs_ind
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.evaluation.lcs import lcs_f1, lcs_indices, union_lcs_f1
-from neuron_sum.evaluation.predictions import PredictionColumns
+from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.rouge import ROUGE_TYPES, RougeProtocol, rouge
 from neuron_sum.evaluation.session import Session
 from neuron_sum.evaluation.systems import parse_systems
