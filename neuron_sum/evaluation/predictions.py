@@ -106,9 +106,14 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def _check_values(path: Path, rows: Sequence[Row], columns: PredictionColumns) -> None:
-    absent: list[str] = []
+    absent: dict[str, list[str]] = {}
     for location, row in rows:
         if missing := [column for column in columns.required if column not in row]:
+            if columns.prediction in row and len(row) == 1:
+                raise DataError(
+                    f"{path.name} contains only summaries, so that it has no {', '.join(missing)}",
+                    "omit --reference-column and name the data with --recipe, or use a file with columns",
+                )
             raise DataError(
                 f"{location}: missing column {', '.join(missing)}; the columns are {', '.join(map(str, row)):.500}",
                 "set the names with --prediction-column, --reference-column and --id-column",
@@ -116,17 +121,17 @@ def _check_values(path: Path, rows: Sequence[Row], columns: PredictionColumns) -
         for column in columns.required:
             texts = _texts(row[column]) if column in columns.references else [row[column]]
             if not texts or any(map(_is_missing, texts)):
-                absent.append(location)
+                absent.setdefault(column, []).append(location)
                 continue
             _check_texts(texts, f"{location}: {column}")
             if column in columns.references and not all(str(text).strip() for text in texts):
                 raise DataError(f"{location}: empty reference in {column}", "add the reference or remove the row")
         if row.get(columns.dialogue) is not None:
             _check_texts([row[columns.dialogue]], f"{location}: {columns.dialogue}")
-    if absent:
+    for column, locations in absent.items():
         raise DataError(
-            f"{path.name}: {len(absent)} of {len(rows)} rows lack a value (null or NaN) in "
-            f"{' or '.join(columns.required)}: {_listed(absent)}",
+            f"{path.name}: {len(locations)} of {len(rows)} rows lack a value (null or NaN) in {column}: "
+            f"{_listed(locations)}",
             "add the texts; an empty text counts as an empty summary",
         )
 
@@ -149,18 +154,21 @@ def _ids(
 ) -> Sequence[str]:
     """The id of each row: its own, or that of the example at its position if the file has no ids."""
     if not any(columns.id in row for _, row in rows):
+        numbered = [f"row_{number}" for number in range(1, len(rows) + 1)]
         if examples is None:
             console.warn(
                 f"{path.name} has no column {columns.id!r}: each row counts as a separate example (--id-column)"
             )
-            return [f"row_{number}" for number in range(1, len(rows) + 1)]
+            return numbered
         if len(rows) != len(examples):
             raise DataError(
                 f"{path} has {len(rows):,} summaries without ids, but the data has {len(examples):,} examples",
                 "write one summary per example, in the order of the data, or add ids (--id-column)",
             )
-        console.note(f"{path.name} has no ids: its {len(rows):,} summaries are joined with the data by their order")
-        return [example.id for example in examples]
+        ids = [example.id for example in examples]
+        if ids != numbered:  # otherwise they are the rows of such a file
+            console.note(f"{path.name} has no ids: its {len(rows):,} summaries are joined with the data by their order")
+        return ids
     ids = []
     for location, row in rows:
         value = row.get(columns.id)

@@ -89,7 +89,7 @@ class LostLetters:
         return self.count / max(self.words, 1)
 
     def __str__(self) -> str:
-        return f"{self.count:,} of {self.words:,} words ({100 * self.share:.2g} %), such as {self.example!r}"
+        return f"{self.count:,} of {self.words:,} words ({100 * self.share:.1f} %), such as {self.example!r}"
 
 
 def lost_letters(texts: Iterable[str]) -> LostLetters:

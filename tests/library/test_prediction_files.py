@@ -163,6 +163,18 @@ def test_a_join_by_order_and_unused_predictions_are_reported(
     assert "p.json: 1 predictions are not used, because the data has no z" in capsys.readouterr().err
 
 
+def test_summaries_without_references_need_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("x\ny\n")
+    with pytest.raises(DataError, match=r"p\.txt contains only summaries, so that it has no human"):
+        read_predictions(tmp_path / "p.txt", PredictionColumns(references=("human",)), None)
+    (tmp_path / "p.csv").write_text("human,prediction\na,x\nb,y\n")
+    columns = PredictionColumns(references=("human",))
+    examples, _ = read_predictions(tmp_path / "p.csv", columns, None)
+    assert "each row counts as a separate example" in capsys.readouterr().err
+    read_predictions(tmp_path / "p.csv", columns, examples)
+    assert capsys.readouterr().err == ""
+
+
 def test_numbers_as_ids_are_texts(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('[{"id": 1, "prediction": "x"}, {"id": 2.0, "prediction": "y"}]')
     examples = [Example(name, "d", ("s",)) for name in ("2", "1")]
