@@ -121,13 +121,14 @@ def verify(
     record = comparison.record
     for example, expected, actual in comparison.differing[:3]:
         console.note(f"{example}\n  transformers: {expected}\n  artifact:     {actual}")
-    table = console.table("batch", "beams", "same as transformers", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")
+    table = console.table(
+        "batch", "beams", "same as transformers", "ROUGE-1", "interval", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"
+    )
     for row in record.checks:
+        rouge1, *others = (f"{difference:+.2f}" for difference in row.rouge_difference.values())
+        interval = "" if row.rouge1_interval is None else "[{:+.1f}, {:+.1f}]".format(*row.rouge1_interval)
         table.add_row(
-            str(row.batch),
-            str(row.num_beams),
-            f"{row.identical} of {record.examples}",
-            *(f"{difference:+.2f}" for difference in row.rouge_difference.values()),
+            str(row.batch), str(row.num_beams), f"{row.identical} of {record.examples}", rouge1, interval, *others
         )
     untested = f"; not tested, because no prompt is that long: {', '.join(record.unseen)}" if record.unseen else ""
     console.emit(
@@ -137,10 +138,24 @@ def verify(
         table,
         f"next: neuron-sum evaluate {artifact}",
     )
+    if record.undecided:
+        needed = record.examples_needed
+        enough = needed is not None and needed <= comparison.available
+        raise ArtifactError(
+            f"undecided: {record.examples} examples do not show whether {opened.path} loses more than {max_drop:g} "
+            "points of ROUGE-1"
+            + ("" if needed is None else f"; about {needed:,} are needed, and the split has {comparison.available:,}"),
+            f"run `neuron-sum compile verify {artifact} --examples {needed}`" if enough else "raise --max-drop",
+        )
+    if not record.passed and opened.manifest.is_exact:
+        raise ArtifactError(
+            f"{opened.path} differs too much from its source: at most {ALLOWED_DIFFERENCES:.0%} of the summaries of an "
+            "fp32 artifact may differ",
+            "compile again, and report it if the summaries differ again",
+        )
     if not record.passed:
         raise ArtifactError(
-            f"{opened.path} differs too much from its source: at most {max_drop} points of ROUGE-1 may be lost, and "
-            f"in fp32 at most {ALLOWED_DIFFERENCES:.0%} of the summaries may differ",
+            f"{opened.path} is worse than its source: it loses more than {max_drop:g} points of ROUGE-1",
             "compile with `--set compile.dtype=bf16` or fp32, or raise --max-drop",
         )
 

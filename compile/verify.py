@@ -11,7 +11,8 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, DataError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.predictions import Prediction
-from neuron_sum.evaluation.rouge import RougeProtocol, rouge
+from neuron_sum.evaluation.rouge import RougeProtocol, Scores, rouge
+from neuron_sum.evaluation.statistics import Drop, measure_drop
 from neuron_sum.models.adapter_config import is_adapter
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runtimes.base import Generator
@@ -30,17 +31,21 @@ class Comparison:
         record: The record in the manifest.
         differing: (id, summary of transformers, summary of the artifact) of each pair that differs.
         truncated: The number of dialogues that were truncated.
+        available: The number of dialogues in the evaluation split.
     """
 
     record: Verification
     differing: list[tuple[str, str, str]]
     truncated: int
+    available: int
 
 
 def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop: float) -> Comparison:
     """Summarizes the same dialogues with transformers and with every batch size and beam width of the artifact.
 
-    The result is recorded in the manifest, whether it passed or not.
+    An exact artifact passes if almost all summaries are the same. Any other passes if a paired bootstrap shows that it
+    loses at most max_drop in ROUGE-1, and fails if it shows that it loses more. The result is recorded in the manifest,
+    whether it passed or not.
 
     Args:
         artifact: The artifact to verify.
@@ -50,7 +55,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
 
     Raises:
         ArtifactError: If the artifact was compiled from other weights.
-        DataError: If there are no dialogues to summarize.
+        DataError: If there are no dialogues to summarize, or the ROUGE protocol drops letters of their summaries.
     """
     manifest, recipe = artifact.manifest, artifact.recipe
     path = source_path or Path(manifest.source.path)
@@ -66,19 +71,19 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
         )
     ids, dialogues = [example.id for example in selection], [example.dialogue for example in selection]
     references, protocol = [example.references for example in selection], RougeProtocol.of(recipe.evaluate)
+    protocol.check(references)
     model, tokenizer = source.load()
     reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
     compiled, _ = load_generator(artifact)
-    checks, differing, truncated = [], list[tuple[str, str, str]](), 0
+    checks, drops, differing, truncated = list[Check](), list[Drop](), list[tuple[str, str, str]](), 0
     for num_beams in manifest.num_beams:
         changed = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"num_beams": num_beams})})
 
         def summarize(generator: Generator, description: str, recipe: Recipe = changed) -> list[Prediction]:
             return summarize_all(generator, tokenizer, recipe, ids, dialogues, description=description)
 
-        def scores(predictions: list[Prediction]) -> dict[str, float]:
-            by_metric = rouge([prediction.summary for prediction in predictions], references, protocol)
-            return {name: float(values.mean()) for name, values in by_metric.items()}
+        def scores(predictions: list[Prediction]) -> Scores:
+            return rouge([prediction.summary for prediction in predictions], references, protocol)
 
         expected = summarize(reference, f"transformers, beams {num_beams}")
         before = scores(expected)
@@ -90,25 +95,39 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
                 if one.summary != other.summary
             ]
             after = scores(actual)
-            difference = {name: round(after[name] - before[name], 3) for name in before}
+            drop = measure_drop(after["ROUGE-1"], before["ROUGE-1"], max_drop, recipe.evaluate)
+            drops.append(drop)
             checks.append(
-                Check(batch=batch, num_beams=num_beams, identical=len(ids) - len(pairs), rouge_difference=difference)
+                Check(
+                    batch=batch,
+                    num_beams=num_beams,
+                    identical=len(ids) - len(pairs),
+                    rouge_difference={
+                        name: round(float(after[name].mean() - before[name].mean()), 3) for name in before
+                    },
+                    rouge1_interval=(round(drop.interval.low, 3), round(drop.interval.high, 3)),
+                )
             )
             differing += pairs
             truncated = sum(prediction.truncated for prediction in actual)
-    allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids)) if manifest.is_exact else len(ids)
+    outcomes = {drop.outcome for drop in drops}
+    if manifest.is_exact:
+        allowed = math.ceil(ALLOWED_DIFFERENCES * len(ids))
+        outcomes = {"passed" if len(ids) - check.identical <= allowed else "failed" for check in checks}
+    undecided = "undecided" in outcomes and "failed" not in outcomes
+    needed = [drop.examples_needed for drop in drops if drop.outcome == "undecided"]
     record = Verification(
         examples=len(ids),
         checks=tuple(checks),
         unseen=tuple(str(bucket) for bucket in manifest.buckets if bucket not in compiled.used),
         max_drop=max_drop,
-        passed=all(
-            check.rouge_difference["ROUGE-1"] >= -max_drop and len(ids) - check.identical <= allowed for check in checks
-        ),
+        passed=outcomes == {"passed"},
+        undecided=undecided,
+        examples_needed=max((count for count in needed if count is not None), default=None) if undecided else None,
         checked=datetime.date.today().isoformat(),
     )
     write_manifest(artifact.path, manifest.model_copy(update={"verified": record}))
-    return Comparison(record, differing, truncated)
+    return Comparison(record, differing, truncated, len(dataset[recipe.evaluate.split]))
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:

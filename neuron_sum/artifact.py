@@ -119,6 +119,8 @@ class Check(Section):
     """Number of generated texts that equal those of transformers."""
     rouge_difference: dict[str, float]
     """The ROUGE scores of the artifact minus those of transformers, in points."""
+    rouge1_interval: tuple[float, float] | None = None
+    """The interval of the difference in ROUGE-1 by a paired bootstrap; None in older artifacts."""
 
 
 class Verification(Section):
@@ -131,6 +133,10 @@ class Verification(Section):
     max_drop: float
     """The largest permitted loss, in ROUGE-1 points."""
     passed: bool
+    undecided: bool = False
+    """Whether the examples are too few to tell whether more than max_drop is lost; then it has not passed."""
+    examples_needed: int | None = None
+    """If undecided: about how many examples decide it; None if no number does."""
     checked: str
     """Date of the check."""
 
@@ -225,6 +231,8 @@ class Manifest(Section):
         anything else.
         """
         if self.verified is not None:
+            if self.verified.undecided:
+                return f"`compile verify` could not decide with {self.verified.examples} examples whether it is worse"
             return None if self.verified.passed else "`compile verify` found it worse than its source model"
         if self.target == "cpu" and self.is_exact:
             return None

@@ -60,7 +60,7 @@ def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
     if not is_main_process():
         return
     if settings.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(files.to_json(result, indent=2))
         return
     console = _console(stderr=False)
     for renderable in renderables:

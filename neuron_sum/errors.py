@@ -13,6 +13,7 @@
     ├── RequestError        12   an endpoint rejected a request, or cannot be reached
     ├── PlatformError       13   this machine or an instance lacks a required feature, or the instance is unknown
     ├── AwsError            14   AWS rejected a request or is unreachable, a job did not complete, a plan costs too much
+    ├── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
@@ -122,6 +123,12 @@ class AwsError(NeuronSumError):
     """AWS rejected a request or is unreachable, a job did not complete, or a plan exceeds its cost limit."""
 
     exit_code = 14
+
+
+class DivergedError(NeuronSumError):
+    """Training stopped because a loss, a gradient or a weight is not a finite number; good checkpoints are kept."""
+
+    exit_code = 15
 
 
 class Interrupted(NeuronSumError):

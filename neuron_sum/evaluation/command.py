@@ -10,11 +10,11 @@ from neuron_sum.errors import RunError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
-    from neuron_sum.evaluation.predictions import PredictionColumns
+    from neuron_sum.evaluation.prediction_files import PredictionColumns
 
 SYSTEM_HELP = (
     "Folder of a run, an artifact, a checkpoint or an adapter; or untuned, lead-3, longest-3 or human; or a file of "
-    "predictions (.jsonl, .csv, .tsv; FILE#COLUMN selects a column). NAME=… renames the system."
+    "predictions (.txt, .json, .jsonl, .csv, .tsv; FILE#COLUMN selects a column). NAME=… renames the system."
 )
 RecipeOption = Annotated[
     str | None,
@@ -100,7 +100,6 @@ def summarize(
     if recipe is None:
         raise RunError(f"{run} has no recipe", "pass --recipe NAME, which supplies prompt, lengths and generation")
     settings = load_recipe(recipe, overrides or [])
-    dialogue = console.read_dialogue(file)
     prediction = summarize_one(system, settings, dialogue)
     if prediction.truncated:
         console.warn(f"the dialogue was truncated to data.max_source_length = {settings.data.max_source_length} tokens")
@@ -118,7 +117,7 @@ def summarize(
 
 
 def _columns(prediction: str, references: list[str] | None, example_id: str, dialogue: str) -> "PredictionColumns":
-    from neuron_sum.evaluation.predictions import PredictionColumns
+    from neuron_sum.evaluation.prediction_files import PredictionColumns
 
     return PredictionColumns(prediction, tuple(references or ()), example_id, dialogue)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from neuron_sum.data.examples import Example
 from neuron_sum.evaluation.evaluate import Evaluation
+from neuron_sum.evaluation.rouge import RougeProtocol
 from neuron_sum.evaluation.statistics import Difference, paired_bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED
 from neuron_sum.recipes.schema import EvaluateConfig
@@ -49,6 +50,8 @@ class Comparison:
 def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], config: EvaluateConfig) -> Comparison:
     """Compare every system with the untuned model, or with the first system if the untuned model is not included.
 
+    Warns about words of which the tokenizer of the ROUGE protocol drops letters.
+
     Args:
         examples: The dialogues that all systems summarized.
         evaluations: One or more evaluations.
@@ -65,4 +68,9 @@ def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], conf
         for name, evaluation in by_name.items()
         if name != reference and evaluation.system.builtin != HUMAN  # human summaries are not an improved system
     }
+    protocol = RougeProtocol.of(config)
+    protocol.warn([text for example in examples for text in example.references], "human summaries")
+    for name, evaluation in by_name.items():
+        if evaluation.system.builtin != HUMAN:
+            protocol.warn([prediction.summary for prediction in evaluation.predictions], name)
     return Comparison(examples, evaluations, reference, differences)

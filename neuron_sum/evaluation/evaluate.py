@@ -10,7 +10,8 @@ import numpy as np
 from neuron_sum import files
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
-from neuron_sum.evaluation.predictions import Prediction, PredictionColumns
+from neuron_sum.evaluation.prediction_files import PredictionColumns
+from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, rouge
 from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap
@@ -59,10 +60,11 @@ def evaluate_system(
         data: The origin of the examples, recorded with the metrics.
 
     Raises:
-        DataError: For `human`, if an example has only one reference.
+        DataError: For `human`, if an example has only one reference; if the tokenizer drops letters of the references.
     """
     protocol = RougeProtocol.of(recipe.evaluate)
     references = [example.references for example in examples]
+    protocol.check(references)
     if system.builtin == HUMAN:
         if single := sum(len(texts) < 2 for texts in references):
             raise DataError(

@@ -1,7 +1,8 @@
-"""Predictions of systems: the record, and a reader for files of any system (JSONL, CSV, TSV)."""
+"""Predictions of systems: the record, and the predictions of other programs joined with the data."""
 
-import csv
 import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,12 @@ from typing import Any
 from neuron_sum import console, files
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
+from neuron_sum.evaluation.prediction_files import PredictionColumns, Row, read_rows
+
+MISSING = ("nan", "null", "none", "<na>", "nat")
+"""Texts that programs write for a missing value, in lower case."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +44,16 @@ class Prediction:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class PredictionColumns:
-    """The column names of a predictions file.
-
-    Attributes:
-        prediction: The column of the system's summary.
-        references: The columns of human summaries, if the file has any: one per row, or several columns.
-        id: The column that joins the file with the data, and rows of one example with each other.
-        dialogue: The column of the dialogue for speaker tags, if the file has one.
-    """
-
-    prediction: str = "prediction"
-    references: tuple[str, ...] = ()
-    id: str = "id"
-    dialogue: str = "dialogue"
-
-
 def read_predictions(
     path: Path, columns: PredictionColumns, examples: Sequence[Example] | None
 ) -> tuple[list[Example], list[Prediction]]:
     """Read a system's file: a row per prediction or per (prediction, reference), or several references in a row.
 
+    Rows are joined with the data by id; if the file has no ids, by their order. Missing values (null, NaN) are
+    rejected, an empty text is an empty summary.
+
     Args:
-        path: A .jsonl, .csv or .tsv file.
+        path: A file in one of the forms of `prediction_files`.
         columns: The names of its columns.
         examples: The summarized examples; None to read the references from the file itself.
 
@@ -70,51 +63,40 @@ def read_predictions(
     Raises:
         DataError: If a column is missing, an example has no prediction, or an example has two different predictions.
     """
-    rows = _rows(path)
+    rows = list(read_rows(path, columns))
     if not rows:
-        raise DataError(f"{path} contains no rows")
-    required = [columns.prediction, *columns.references]
-    for location, row in rows:
-        if not isinstance(row, dict) or None in row:
-            raise DataError(
-                f"{location}: not a row of named values",
-                "write one JSON object per line, or as many cells as columns",
-            )
-        if missing := [column for column in required if not isinstance(row.get(column), str | int)]:
-            raise DataError(
-                f"{location}: missing column {', '.join(missing)}; the columns are {', '.join(map(str, row))}",
-                "set the names with --prediction-column, --reference-column and --id-column",
-            )
+        raise DataError(f"{path} contains no rows", "write one summary for each example")
     if examples is None and not columns.references:
         raise DataError(
             f"{path}: no references to compare the predictions with",
             "set the file's references with --reference-column, or the data with --recipe",
         )
-    if examples is None and columns.id not in rows[0][1]:
-        console.warn(f"{path.name} has no column {columns.id!r}: each row counts as a separate example (--id-column)")
+    _check_values(path, rows, columns)
+    ids = _ids(path, rows, columns, examples)
     examples_by_id: dict[str, Example] = {}
     predictions: dict[str, Prediction] = {}
-    for number, (location, row) in enumerate(rows, 1):
-        if blank := [column for column in columns.references if not str(row[column]).strip()]:
-            raise DataError(f"{location}: empty reference in {', '.join(blank)}", "add the reference or remove the row")
-        row_id = str(row[columns.id]) if row.get(columns.id) is not None else f"row_{number}"
+    for row_id, (location, row) in zip(ids, rows, strict=True):
         prediction = Prediction(row_id, str(row[columns.prediction]))
         if predictions.setdefault(row_id, prediction).summary != prediction.summary:
             raise DataError(
                 f"{location}: a second, different prediction for {row_id!r}", "keep one prediction per example"
             )
         earlier = examples_by_id[row_id].references if row_id in examples_by_id else ()
-        references = tuple(str(row[column]) for column in columns.references)
-        dialogue = str(row.get(columns.dialogue, ""))
+        references = tuple(str(text) for column in columns.references for text in _texts(row[column]))
+        dialogue = str(row.get(columns.dialogue) or "")
         examples_by_id[row_id] = Example(row_id, dialogue, earlier + references, location=location)
+    if empty := [prediction.id for prediction in predictions.values() if not prediction.summary.strip()]:
+        console.warn(f"{path.name}: {len(empty)} of {len(predictions)} summaries are empty: {_listed(empty)}")
     if examples is None:
         return list(examples_by_id.values()), list(predictions.values())
+    known = {example.id for example in examples}
     if missing_ids := [example.id for example in examples if example.id not in predictions]:
         raise DataError(
-            f"{path} lacks predictions for {len(missing_ids)} of {len(examples)} examples: "
-            f"{', '.join(missing_ids[:5])}{' …' if len(missing_ids) > 5 else ''}",
+            f"{path} lacks predictions for {len(missing_ids)} of {len(examples)} examples: {_listed(missing_ids)}",
             f"set another column with --id-column (the first id in the file is {next(iter(predictions))!r})",
         )
+    if unused := [row_id for row_id in predictions if row_id not in known]:
+        console.warn(f"{path.name}: {len(unused)} predictions are not used, because the data has no {_listed(unused)}")
     return list(examples), [predictions[example.id] for example in examples]
 
 
@@ -123,18 +105,87 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     files.write_text(path, "".join(prediction.to_json() + "\n" for prediction in predictions))
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            kind = path.suffix.lower()
-            if kind == ".jsonl":
-                return [
-                    (f"{path.name}:{number}", json.loads(line)) for number, line in enumerate(text, 1) if line.strip()
-                ]
-            if kind in (".csv", ".tsv"):
-                csv.field_size_limit(2**31 - 1)
-                reader = csv.DictReader(text, delimiter="\t" if kind == ".tsv" else ",")
-                return [(f"{path.name}:{reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}", "use UTF-8 JSON Lines, CSV or TSV") from error
-    raise DataError(f"{path}: predictions must be a .jsonl, .csv or .tsv file")
+def _check_values(path: Path, rows: Sequence[Row], columns: PredictionColumns) -> None:
+    absent: dict[str, list[str]] = {}
+    for location, row in rows:
+        if missing := [column for column in columns.required if column not in row]:
+            if columns.prediction in row and len(row) == 1:
+                raise DataError(
+                    f"{path.name} contains only summaries, so that it has no {', '.join(missing)}",
+                    "omit --reference-column and name the data with --recipe, or use a file with columns",
+                )
+            raise DataError(
+                f"{location}: missing column {', '.join(missing)}; the columns are {', '.join(map(str, row)):.500}",
+                "set the names with --prediction-column, --reference-column and --id-column",
+            )
+        for column in columns.required:
+            texts = _texts(row[column]) if column in columns.references else [row[column]]
+            if not texts or any(map(_is_missing, texts)):
+                absent.setdefault(column, []).append(location)
+                continue
+            _check_texts(texts, f"{location}: {column}")
+            if column in columns.references and not all(str(text).strip() for text in texts):
+                raise DataError(f"{location}: empty reference in {column}", "add the reference or remove the row")
+        if row.get(columns.dialogue) is not None:
+            _check_texts([row[columns.dialogue]], f"{location}: {columns.dialogue}")
+    for column, locations in absent.items():
+        raise DataError(
+            f"{path.name}: {len(locations)} of {len(rows)} rows lack a value (null or NaN) in {column}: "
+            f"{_listed(locations)}",
+            "add the texts; an empty text counts as an empty summary",
+        )
+
+
+def _check_texts(texts: Sequence[Any], location: str) -> None:
+    for text in texts:
+        if isinstance(text, bool) or not isinstance(text, str | int):
+            raise DataError(f"{location} is not a text: {text!r:.60}", "write one text per example")
+        if SURROGATE.search(str(text)):
+            raise DataError(f"{location} is not valid Unicode: it has a lone surrogate", "write it as UTF-8")
+
+
+def _texts(value: Any) -> list[Any]:
+    """The references of a cell: one, or a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def _ids(
+    path: Path, rows: Sequence[Row], columns: PredictionColumns, examples: Sequence[Example] | None
+) -> Sequence[str]:
+    """The id of each row: its own, or that of the example at its position if the file has no ids."""
+    if not any(columns.id in row for _, row in rows):
+        numbered = [f"row_{number}" for number in range(1, len(rows) + 1)]
+        if examples is None:
+            console.warn(
+                f"{path.name} has no column {columns.id!r}: each row counts as a separate example (--id-column)"
+            )
+            return numbered
+        if len(rows) != len(examples):
+            raise DataError(
+                f"{path} has {len(rows):,} summaries without ids, but the data has {len(examples):,} examples",
+                "write one summary per example, in the order of the data, or add ids (--id-column)",
+            )
+        ids = [example.id for example in examples]
+        if ids != numbered:  # otherwise they are the rows of such a file
+            console.note(f"{path.name} has no ids: its {len(rows):,} summaries are joined with the data by their order")
+        return ids
+    ids = []
+    for location, row in rows:
+        value = row.get(columns.id)
+        if isinstance(value, float) and value.is_integer():  # pandas writes integers next to a missing value so
+            value = int(value)
+        if value is None or value == "":
+            raise DataError(f"{location}: no id in column {columns.id!r}", "add an id to every row")
+        _check_texts([value], f"{location}: {columns.id}")
+        ids.append(str(value))
+    return ids
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:LISTED])}{' …' if len(names) > LISTED else ''}"

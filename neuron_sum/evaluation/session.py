@@ -7,7 +7,8 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.compare import Comparison, compare
 from neuron_sum.evaluation.evaluate import evaluate_system
-from neuron_sum.evaluation.predictions import PredictionColumns, read_predictions
+from neuron_sum.evaluation.prediction_files import PredictionColumns
+from neuron_sum.evaluation.predictions import read_predictions
 from neuron_sum.evaluation.systems import UNTUNED, System
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import Recipe

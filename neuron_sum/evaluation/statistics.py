@@ -1,6 +1,8 @@
 """Intervals and significance by a seeded bootstrap over examples."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,8 @@ from numpy.typing import NDArray
 from neuron_sum.recipes.schema import EvaluateConfig
 
 Values = NDArray[np.float64]
+MIN_EXAMPLES = 10
+"""Fewer examples are too few for a bootstrap, which knows no other values than theirs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,22 @@ class Difference:
     p_value: float
 
 
+@dataclass(frozen=True)
+class Drop:
+    """Whether a system loses more than a margin.
+
+    Attributes:
+        interval: The difference to the baseline and its interval.
+        outcome: "passed" if the whole interval is above the accepted loss, "failed" if it is below, else "undecided".
+        examples_needed: If undecided: about how many examples decide that a system without a loss passes; None if no
+            number does, because no loss is accepted.
+    """
+
+    interval: Interval
+    outcome: Literal["passed", "failed", "undecided"]
+    examples_needed: int | None = None
+
+
 def bootstrap(values: Values, config: EvaluateConfig) -> Interval:
     """The mean of (examples,) values, with its interval."""
     return _interval(float(values.mean()), _resampled_means(values, config), config)
@@ -55,6 +75,27 @@ def paired_bootstrap(values: Values, baseline: Values, config: EvaluateConfig) -
     # The smallest p-value that this number of samples can resolve.
     p_value = min(1.0, max(2 * tail, 1 / len(means)))
     return Difference(_interval(float(differences.mean()), means, config), p_value)
+
+
+def measure_drop(values: Values, baseline: Values, margin: float, config: EvaluateConfig) -> Drop:
+    """Decide by a paired bootstrap whether a system is worse than another one by more than a margin.
+
+    Args:
+        values: The scores (examples,) of the system.
+        baseline: The scores (examples,) of the other system, in the same order.
+        margin: The accepted loss in points.
+        config: The number of samples, confidence and seed.
+    """
+    interval = paired_bootstrap(values, baseline, config).interval
+    if len(values) >= MIN_EXAMPLES and interval.low >= -margin:
+        return Drop(interval, "passed")
+    if len(values) >= MIN_EXAMPLES and interval.high < -margin:
+        return Drop(interval, "failed")
+    if margin == 0:
+        return Drop(interval, "undecided")
+    # The width of an interval shrinks with the square root of the number of examples.
+    needed = math.ceil(len(values) * ((interval.value - interval.low) / margin) ** 2)
+    return Drop(interval, "undecided", max(needed, len(values) + 1, MIN_EXAMPLES))
 
 
 def _resampled_means(values: Values, config: EvaluateConfig) -> Values:

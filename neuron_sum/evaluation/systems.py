@@ -11,7 +11,8 @@ from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
 from neuron_sum.evaluation.baselines import BASELINES
-from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
+from neuron_sum.evaluation.prediction_files import PredictionColumns
+from neuron_sum.evaluation.predictions import Prediction, read_predictions, write_predictions
 from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adapter, nested_hint
 from neuron_sum.recipes.schema import ModelConfig, Recipe
 from neuron_sum.runs.folder import RunFolder, open_run

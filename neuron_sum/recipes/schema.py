@@ -375,7 +375,10 @@ class EvaluateConfig(Section):
     """The ROUGE protocol, printed with every result, because every part of it changes the score."""
 
     split: Split = "test"
+    tokenizer: Literal["ascii", "unicode"] = "ascii"
+    """The words that are compared: those of rouge-score (a-z, 0-9), or letters, marks and digits of any script."""
     use_stemmer: bool = True
+    """Porter stemming, only with tokenizer ascii."""
     references: Literal["mean", "first", "best"] = "mean"
     """With several references: the mean of all, only the first, or the best per example."""
     sentence_splitting: Literal["punctuation", "newline"] = "punctuation"

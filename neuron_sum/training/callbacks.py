@@ -1,6 +1,6 @@
-"""Callbacks during training: progress bar, log, marking complete checkpoints, and stopping on request."""
+"""Callbacks during training: progress bar, log, marking complete checkpoints, stopping on request and on divergence."""
 
-import json
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +14,11 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuron_sum import console, files
+from neuron_sum.errors import DivergedError
 from neuron_sum.runs.folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes
+
+FINITE = {"loss": "the training loss", "grad_norm": "the norm of the gradients", "eval_loss": "the validation loss"}
+"""The logged figures that must be finite, and their names in an error."""
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -60,7 +64,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
         self._last = (time.monotonic(), state.num_input_tokens_seen)
         if state.is_world_process_zero:
             entries = [entry for entry in files.read_jsonl(self._path) if entry["step"] <= state.global_step]
-            files.write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
+            files.write_text(self._path, "".join(files.to_json(entry) + "\n" for entry in entries))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
@@ -73,7 +77,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
             self._last = (now, tokens)
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                log.write(files.to_json({"step": state.global_step, **logs}) + "\n")
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
@@ -139,6 +143,79 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             self.stopped = bool(stopped.item())
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
+
+
+class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
+    """Stops training if a loss, a gradient or a weight is not finite, and keeps the last good checkpoint.
+
+    A checkpoint is good after a step from its weights was finite: the weights before this may be finite, but useless.
+
+    Args:
+        run: The run that is trained.
+        every_step: Whether the trainer checks the loss of every step, and not only the logged ones.
+    """
+
+    def __init__(self, run: RunFolder, *, every_step: bool) -> None:
+        self._run, self._every_step, self._good_until = run, every_step, -1
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called with the step of the checkpoint that training continues from, which counts as good only later."""
+        self._good_until = state.global_step - 1
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The step from the weights before it was finite."""
+        if self._every_step:
+            self.accept(state.global_step - 1)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Check every figure; called before Log writes it."""
+        for name in FINITE.keys() & logs.keys():
+            self.check(math.isfinite(logs[name]), FINITE[name], state)
+        if "loss" in logs:
+            self.accept(state.global_step - 1)
+
+    def accept(self, step: int) -> None:
+        """The weights after this step were good: the loss that they led to is finite."""
+        self._good_until = max(step, self._good_until)
+
+    def check(self, finite: bool, what: str, state: TrainerState) -> None:
+        """Stop if a figure is not finite.
+
+        Args:
+            finite: Whether it is finite.
+            what: The name of the figure.
+            state: The state of the training.
+
+        Raises:
+            DivergedError: If it is not; checkpoints that are not known to be good lose their mark before.
+        """
+        if finite:
+            return
+        marked = {int(folder.name.rpartition("-")[2]): folder for folder in self._run.marked_checkpoints()}
+        if console.is_main_process():
+            for step, folder in marked.items():
+                if step > self._good_until:
+                    (folder / CHECKPOINT_MARK).unlink(missing_ok=True)
+        good = next((step for step in marked if step <= self._good_until), None)
+        kept = "no checkpoint was saved before" if good is None else f"the last good checkpoint is {marked[good]}"
+        if state.global_step == 0:
+            hint = "check the weights of the base model"
+        else:
+            hint = "lower train.learning_rate, or raise train.warmup_ratio, and restart with --overwrite"
+        if good is not None:
+            hint += f"; `{self._run.resume_command}` continues from step {good} with the same settings"
+        raise DivergedError(
+            f"training diverged: {what} is not a finite number after step {state.global_step} of {state.max_steps} "
+            f"(train.learning_rate = {self._run.recipe.train.learning_rate:g}); {kept}",
+            hint,
+        )
+
+
+def all_finite(model: torch.nn.Module) -> bool:
+    """Whether every trained weight in this process is finite."""
+    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters() if weight.requires_grad)
 
 
 def _is_distributed() -> bool:

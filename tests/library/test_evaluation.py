@@ -17,7 +17,8 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.baselines import lead, longest
 from neuron_sum.evaluation.generate import summarize_all
-from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
+from neuron_sum.evaluation.prediction_files import PredictionColumns
+from neuron_sum.evaluation.predictions import Prediction, read_predictions, write_predictions
 from neuron_sum.evaluation.rouge import RougeProtocol, human_agreement, rouge
 from neuron_sum.evaluation.speaker_tags import invented_tags, tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap, paired_bootstrap

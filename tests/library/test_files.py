@@ -1,13 +1,15 @@
-"""Leftovers of a killed process: removed when old, kept while in use, restored if they were complete."""
+"""Leftovers of a killed process: removed when old, kept while in use, restored if complete. JSON without NaN."""
 
+import json
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compile import cache
-from neuron_sum import files
+from neuron_sum import console, files
 from neuron_sum.errors import CompileError
 
 
@@ -35,6 +37,18 @@ def test_a_folder_replaced_halfway_by_a_killed_process_is_restored(tmp_path: Pat
         raise ZeroDivisionError
     assert (tmp_path / "artifact" / "kept").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_json_has_no_number_that_is_not_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"a": [float("nan"), 1.5, ("x", float("inf"))], "b": {"c": np.float64("-inf"), "d": None, "e": 2}}
+    expected = {"a": [None, 1.5, ["x", None]], "b": {"c": None, "d": None, "e": 2}}
+    files.write_json(tmp_path / "a.json", value)
+    monkeypatch.setattr(console.settings, "json", True)
+    console.emit(value)
+    for text in ((tmp_path / "a.json").read_text(), capsys.readouterr().out, files.to_json(value)):
+        assert json.loads(text, parse_constant=pytest.fail) == expected
 
 
 def test_a_damaged_graph_in_the_cache_is_reported(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from neuron_sum import files
 from neuron_sum.models.base import load_tokenizer
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import ModelConfig
-from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.folder import RunFolder, open_run
 from neuron_sum.runs.trained import load_trained
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.neuron.extraction import MIN_STEPS
@@ -113,6 +113,12 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         ),
         *(case(f"agree-{name}", t5, overrides) for name, overrides in AGREE.items()),
         case("buckets-accumulated", t5, [*AGREE["buckets"], *ACCUMULATED]),
+        case(
+            "diverged",
+            t5,
+            [*LEARNS[:1], "train.logging_steps=50", "train.learning_rate=1e30", "train.save_steps=1"],
+            diverges=True,
+        ),
         case("upstream", t5, [*LEARNS[:-1], "train.save_steps=4"], upstream_save=True),
         case("bf16", t5, [*UNEVEN, "train.bf16=true", "train.max_steps=5", "train.learning_rate=0.02"]),
         case(
@@ -241,6 +247,16 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
     assert "continuing from checkpoint-" in (tmp_path / "1.out").read_text()
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
     assert log(tmp_path / "killed", "step", "loss") == log(tmp_path / "whole", "step", "loss")
+
+
+@pytest.mark.slow
+def test_a_diverged_run_keeps_its_good_checkpoint(observed: Path) -> None:
+    run = RunFolder(observed / "diverged", load_recipe(str(observed / "diverged" / "recipe.yaml")))
+    message = (observed / "diverged-error.txt").read_text()
+    assert "training diverged: the training loss or a weight is not a finite number" in message
+    assert str(run.last_checkpoint()) in message
+    assert not run.is_complete
+    assert not run.weights.exists()
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training import launch
 from neuron_sum.training.base import TrainingData
-from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
+from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnDivergence, StopOnSignal
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.neuron import extraction
 from neuron_sum.training.neuron.limits import Fault, layout_faults, neuron_faults
@@ -129,7 +129,7 @@ class NeuronBackend:
             neuron_model = llama.load(model, self.run, arguments.trn_config)
         group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         batches = self._batches(model.config, data.train, plan, config)
-        stop = StopOnSignal(group)
+        stop, divergence = StopOnSignal(group), StopOnDivergence(self.run, every_step=False)
         steps = config.max_steps or math.ceil(batches.steps_per_epoch * config.num_train_epochs)
         if launch.extracts_graphs():
             steps = batches.steps_per_epoch  # all steps of the extraction
@@ -140,12 +140,18 @@ class NeuronBackend:
             batches=batches,
             total_steps=steps,
             loss=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
+            divergence=divergence,
             resume_from=self.resume_from,
             group=group,
             model=neuron_model,
             args=arguments,
-            # Log adds the rate that Progress shows; an extraction of graphs saves no checkpoint to mark
-            callbacks=[Log(self.run), Progress(), *([] if launch.extracts_graphs() else [MarkComplete(group)]), stop],
+            # Log adds the rate that Progress shows; an extraction of graphs has no real loss, and no checkpoint to mark
+            callbacks=[
+                *([] if launch.extracts_graphs() else [divergence, MarkComplete(group)]),
+                Log(self.run),
+                Progress(),
+                stop,
+            ],
         )
         trainer.remove_callback(PrinterCallback)
         use_cache = model.config.use_cache
@@ -159,6 +165,7 @@ class NeuronBackend:
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; everything so far is saved",
                 self.run.resume_command,
             )
+        trainer.check_finite()
         self._save(model, trainer, group)
         return self.run.weights
 

@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from neuron_sum import files
 from neuron_sum.errors import RunError
 from neuron_sum.training import launch
+from neuron_sum.training.callbacks import StopOnDivergence
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.neuron.micro_batches import Batch, MicroBatches
 
@@ -58,6 +59,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         batches: The micro-batches of the whole run.
         total_steps: The number of optimizer steps of the whole run.
         loss: The loss of a micro-batch.
+        divergence: The check of losses and weights, which are read only for the log and for checkpoints.
         resume_from: A checkpoint that this class wrote.
         group: The group of all processes, over main memory; None for one process. MarkComplete waits in it until all
             have saved.
@@ -73,6 +75,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         batches: MicroBatches[Any],
         total_steps: int,
         loss: TokenLoss,
+        divergence: StopOnDivergence,
         resume_from: Path | None,
         group: dist.ProcessGroup | None,
         **options: Any,
@@ -81,6 +84,7 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
         super().__init__(**options)
         self._batches, self._total_steps, self._loss, self._resume_from = batches, total_steps, loss, resume_from
         self._group, self._micro_batch, self._learning_rate = group, 0, 0.0
+        self._divergence = divergence
         self._loop: dict[str, Any] = {}
         if resume_from is not None:
             self._loop = files.read_json(resume_from / LOOP)
@@ -210,30 +214,42 @@ class ResumableNeuronTrainer(NeuronTrainer):  # type: ignore[misc]
             _to_cpu(self.optimizer.state_dict())
             self.running_loss.item()
             return
+        weights, running_loss = self.check_finite()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if get_data_parallel_rank() == 0:
-            weights = {name: parameter.detach().cpu() for name, parameter in self._trainable_parameters()}
             save_file(weights, folder / WEIGHTS.format(get_tensor_model_parallel_rank()))
         if get_data_parallel_rank() == 0 or self.args.zero_1:
             torch.save(_to_cpu(self.optimizer.state_dict()), folder / OPTIMIZER.format(self._optimizer_rank))
-        # The mean over the processes, the only value that upstream logs, so each process can continue with it. In main
-        # memory because torch_xla's mesh_reduce needs two graphs, which an extraction of graphs could not create.
-        running_loss = torch.tensor(float(self.running_loss.item()), dtype=torch.float64)
-        if self._group is not None:
-            dist.all_reduce(running_loss, group=self._group)
-            running_loss /= dist.get_world_size(self._group)
         if self.is_logging_process():
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             loop = {
                 "global_step": self.state.global_step,
                 "last_logged": self.global_step_last_logged,
-                "running_loss": running_loss.item(),
+                "running_loss": running_loss,
                 "processes": self._processes,
             }
             files.write_json(folder / LOOP, loop)
             self._rotate_checkpoints(use_mtime=False, output_dir=self.args.output_dir)
+
+    def check_finite(self) -> tuple[dict[str, torch.Tensor], float]:
+        """The trained weights in main memory, and the loss not yet logged.
+
+        Raises:
+            DivergedError: If one of them is not finite in any process.
+        """
+        weights = {name: parameter.detach().cpu() for name, parameter in self._trainable_parameters()}
+        finite = all(bool(torch.isfinite(weight).all()) for weight in weights.values())
+        # The mean over the processes, the only value that upstream logs, so each process can continue with it. In main
+        # memory because torch_xla's mesh_reduce needs two graphs, which an extraction of graphs could not create.
+        running_loss = torch.tensor(float(self.running_loss.item()) if finite else torch.nan, dtype=torch.float64)
+        if self._group is not None:
+            dist.all_reduce(running_loss, group=self._group)
+            running_loss /= dist.get_world_size(self._group)
+        self._divergence.check(bool(torch.isfinite(running_loss)), "the training loss or a weight", self.state)
+        self._divergence.accept(self.state.global_step - 1)
+        return weights, running_loss.item()
 
     def state_dict_on_host(self) -> dict[str, torch.Tensor]:
         """This process's weights in main memory; tied weights stay one tensor, which transformers needs for saving."""

@@ -19,7 +19,7 @@ from neuron_sum.models.base import ParameterCount, is_decoder_only
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training.base import TrainingData
-from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnSignal
+from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnDivergence, StopOnSignal
 from neuron_sum.training.estimate.memory import DeviceMemory, device_memory
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.processes import world_size
@@ -69,7 +69,7 @@ class TorchTrainer:
         if on_cpu and world_size() > 1:
             # Otherwise accelerate 1.8.1 loads a checkpoint to "cpu:0", a device that torch does not know.
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-        stop = StopOnSignal()
+        stop, divergence = StopOnSignal(), StopOnDivergence(self.run, every_step=True)
         validation = None
         if data.validation:
             validation = RowSet(
@@ -78,6 +78,7 @@ class TorchTrainer:
         trainer = HFTrainer(
             fsdp=config.fsdp,
             set_epoch=SetEpoch(),
+            divergence=divergence,
             model=model,
             args=self._arguments(config, data, on_cpu),
             data_collator=Collator(plan, model.config),
@@ -85,7 +86,7 @@ class TorchTrainer:
             train_dataset=RowSet(data.train, plan),
             eval_dataset=validation,
             processing_class=self.tokenizer,
-            callbacks=[Log(self.run), Progress(), MarkComplete(), stop],  # Log adds the rate that Progress shows
+            callbacks=[divergence, Log(self.run), Progress(), MarkComplete(), stop],  # Log adds the rate for Progress
         )
         trainer.remove_callback(PrinterCallback)
         with stop.listening(), warnings.catch_warnings():
@@ -134,6 +135,7 @@ class TorchTrainer:
             gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
             logging_steps=config.logging_steps,
             logging_first_step=True,
+            logging_nan_inf_filter=False,  # StopOnDivergence stops instead
             eval_strategy=eval_strategy if data.validation else "no",
             eval_steps=config.eval_steps,
             prediction_loss_only=True,

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import EvalLoopOutput
 
 from neuron_sum.data.rows import Batch, RowSet, count_tokens
+from neuron_sum.training.callbacks import FINITE, StopOnDivergence, all_finite
 from neuron_sum.training.torch.order import EpochOrder, SetEpoch
 
 LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
@@ -41,11 +42,13 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     Args:
         fsdp: Whether to shard the model over the processes.
         set_epoch: The callback that sets the epoch of the order.
+        divergence: The check of losses, gradients and weights.
         **options: The options of Trainer.
     """
 
-    def __init__(self, *, fsdp: bool, set_epoch: SetEpoch, **options: Any) -> None:
-        self._fsdp, self._set_epoch = fsdp, set_epoch
+    def __init__(self, *, fsdp: bool, set_epoch: SetEpoch, divergence: StopOnDivergence, **options: Any) -> None:
+        self._fsdp, self._set_epoch, self._divergence = fsdp, set_epoch, divergence
+        self._rotation: tuple[int, dict[str, Any]] | None = None
         super().__init__(**options)
         self.add_callback(set_epoch)
         if self.is_fsdp_enabled:
@@ -63,11 +66,36 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Count the tokens first; transformers would sum the attention mask, which in packed rows is not a count."""
+        """Count the tokens first, and stop at a loss that is not finite; transformers would log its mean as 0.
+
+        transformers would sum the attention mask, which in packed rows is not a count of tokens.
+        """
+        if self._rotation is not None and self.state.global_step > self._rotation[0]:
+            super()._rotate_checkpoints(**self._rotation[1])
+            self._rotation = None
         tokens = count_tokens(inputs).to(self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._divergence.check(self._everywhere(bool(torch.isfinite(loss))), FINITE["loss"], self.state)
         return loss
+
+    def _everywhere(self, finite: bool) -> bool:
+        """Whether it is true in every process, so that all of them stop at the same step."""
+        return bool(self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all())
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        """Save only finite weights."""
+        self._divergence.check(self._everywhere(all_finite(self.model)), "a weight", self.state)
+        super()._save_checkpoint(*args, **options)
+
+    def _rotate_checkpoints(self, **options: Any) -> None:
+        """Delete the oldest checkpoint only after a finite step from the newest one."""
+        self._rotation = self.state.global_step, options
+
+    def save_model(self, *args: Any, **options: Any) -> None:
+        """Save only finite weights."""
+        self._divergence.check(self._everywhere(all_finite(self.model)), "a weight", self.state)
+        super().save_model(*args, **options)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -113,6 +141,19 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
             self.accelerator.clip_grad_norm_ = lambda *options: clip(*options).full_tensor()
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
+        self._check_gradients()
+
+    def _check_gradients(self) -> None:
+        """Stop before a step with gradients that are not finite."""
+        clip = self.accelerator.clip_grad_norm_
+
+        def checked(*options: Any) -> Any:
+            norm = clip(*options)
+            if norm is not None:  # DeepSpeed clips later; the norm is logged
+                self._divergence.check(bool(torch.isfinite(norm)), FINITE["grad_norm"], self.state)
+            return norm
+
+        self.accelerator.clip_grad_norm_ = checked
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load without accelerate: its FSDP2 loading of a full state dict hangs because only rank 0 communicates."""

@@ -17,7 +17,7 @@ import stand_ins
 
 def main(cases: list[dict[str, Any]], folder: Path) -> None:
     stand_ins.install()
-    from neuron_sum.errors import Interrupted
+    from neuron_sum.errors import DivergedError, Interrupted
     from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.recipes.schema import ShapesConfig
     from neuron_sum.training.neuron import trainer as neuron_trainer
@@ -45,6 +45,9 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
             train(recipe, folder / case.get("run", case["name"]), resume=case.get("resume", False))
         except Interrupted:
             assert "stop_after" in case
+        except DivergedError as error:
+            assert "diverges" in case
+            (folder / f"{case['name']}-error.txt").write_text(error.message)
         (folder / f"{case['name']}.json").write_text(json.dumps(steps))
         told = {"graphs": compiled() - before, "shapes": len(shapes)}
         (folder / f"{case['name']}-compiled.json").write_text(json.dumps(told))

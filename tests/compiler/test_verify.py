@@ -1,0 +1,134 @@
+"""The outcomes of `compile verify`, with constructed summaries instead of models."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import compile.verify as module
+from compile import command
+from neuron_sum.artifact import Bucket, Verification
+from neuron_sum.data.examples import Example
+from neuron_sum.errors import ArtifactError, DataError
+from neuron_sum.evaluation.predictions import Prediction
+from neuron_sum.recipes.loading import load_recipe
+
+BUCKET = Bucket(batch=1, source_len=8, target_len=8)
+WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "looked", "at", "the", "dog"]
+REFERENCE = " ".join(WORDS)
+
+
+def summary(kept: int) -> str:
+    """About 9 points of ROUGE-1 recall for each word that is kept."""
+    return " ".join([*WORDS[:kept], *["x"] * (len(WORDS) - kept)])
+
+
+class Case:
+    """An artifact whose summaries keep some words of the reference, and a source that keeps five.
+
+    Args:
+        kept: The words that each summary of the artifact keeps.
+        exact: Whether the artifact is fp32.
+        reference: The human summary.
+    """
+
+    def __init__(self, kept: list[int], *, exact: bool = False, reference: str = REFERENCE) -> None:
+        self.kept, self.exact = kept, exact
+        self.examples = tuple(Example(f"e{number}", "a: b", (reference,)) for number in range(len(kept)))
+        self.written: list[Any] = []
+
+    def install(self, patch: pytest.MonkeyPatch) -> "Case":
+        made = [Prediction(example.id, summary(5)) for example in self.examples]
+        compiled = [
+            Prediction(example.id, summary(count)) for example, count in zip(self.examples, self.kept, strict=True)
+        ]
+        generator = SimpleNamespace(with_batch_size=lambda size: "artifact", used=[BUCKET])
+        patch.setattr(module, "open_source", lambda *_: SimpleNamespace(load=lambda: (None, None)))
+        patch.setattr(module, "_check_same_weights", lambda *_: None)
+        patch.setattr(module, "load_dataset", lambda _: {"test": self.examples})
+        patch.setattr(module, "TransformersGenerator", lambda *_: "transformers")
+        patch.setattr(module, "load_generator", lambda _: (generator, None))
+        patch.setattr(
+            module,
+            "summarize_all",
+            lambda generator, tokenizer, recipe, ids, *_, **__: (compiled if generator == "artifact" else made)[
+                : len(ids)
+            ],
+        )
+        patch.setattr(module, "write_manifest", lambda path, manifest: self.written.append(manifest))
+        patch.setattr("neuron_sum.artifact.open_artifact", lambda _: self.artifact)
+        return self
+
+    @property
+    def artifact(self) -> Any:
+        manifest = SimpleNamespace(
+            source=SimpleNamespace(path="run"),
+            num_beams=(1,),
+            buckets=(BUCKET,),
+            is_exact=self.exact,
+            dtype="fp32" if self.exact else "int8",
+            model_copy=lambda update: update["verified"],
+        )
+        return SimpleNamespace(manifest=manifest, recipe=load_recipe("tiny"), path=Path("artifact"))
+
+    def verify(self, examples: int = 1000, max_drop: float = 1.0) -> Verification:
+        record = module.verify(self.artifact, None, examples, max_drop).record
+        assert self.written == [record]
+        return record
+
+
+@pytest.mark.parametrize(
+    ("kept", "outcome"),
+    [
+        ([5] * 12, "passed"),
+        ([6] * 12, "passed"),
+        ([4] * 12, "failed"),
+        ([5] * 95 + [4] * 5, "passed"),  # a loss of 0.5 points
+        ([3, 7] * 12, "undecided"),
+        ([3, 7] * 6 + [3] * 2, "undecided"),
+        ([5] * 9, "undecided"),
+    ],
+)
+def test_a_loss_is_shown_refuted_or_undecided(
+    kept: list[int], outcome: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Case(kept).install(monkeypatch).verify()
+    assert (record.passed, record.undecided) == (outcome == "passed", outcome == "undecided")
+    assert (record.examples_needed is not None) == (outcome == "undecided")
+    if outcome == "passed":
+        command.verify(Path("artifact"), max_drop=1.0, examples=100)
+    else:
+        words = {"failed": "it loses more than 1 points of ROUGE-1", "undecided": "undecided: "}[outcome]
+        with pytest.raises(ArtifactError, match=words):
+            command.verify(Path("artifact"), max_drop=1.0, examples=100)
+    assert "ROUGE is artifact minus transformers" in capsys.readouterr().out
+
+
+def test_an_undecided_artifact_passes_with_the_examples_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first it seems to lose 1.5 points; all of its summaries together lose none."""
+    kept = [4, 6, 5, 4, 5, 6, 4, 5, 6, 5, 4, 5] + [5, 6, 4, 5] * 200
+    case = Case(kept).install(monkeypatch)
+    with pytest.raises(ArtifactError) as error:
+        command.verify(Path("artifact"), max_drop=1.0, examples=12)
+    needed = case.written[-1].examples_needed
+    assert error.value.hint == f"run `neuron-sum compile verify artifact --examples {needed}`"
+    assert f"about {needed:,} are needed, and the split has 812" in error.value.message
+    assert case.written[-1].checks[0].rouge1_interval is not None
+    command.verify(Path("artifact"), max_drop=1.0, examples=round(1.2 * needed))
+    assert case.written[-1].passed
+
+
+@pytest.mark.parametrize(("differing", "passed"), [(0, True), (1, True), (2, False)])
+def test_equality_decides_for_fp32(differing: int, passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case([0] * differing + [5] * 30, exact=True).install(monkeypatch)
+    record = case.verify(max_drop=0.0)
+    assert (record.passed, record.undecided, record.examples_needed) == (passed, False, None)
+    if not passed:
+        with pytest.raises(ArtifactError, match="at most 2% of the summaries of an fp32 artifact may differ"):
+            command.verify(Path("artifact"), max_drop=0.0, examples=100)
+
+
+def test_a_protocol_that_drops_letters_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"evaluate\.tokenizer=ascii drops letters"):
+        Case([5] * 12, reference="Müller grüßt Jörg").install(monkeypatch).verify()
