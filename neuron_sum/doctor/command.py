@@ -66,7 +66,7 @@ def doctor(
 def explain(
     log: Annotated[str, typer.Argument(metavar="FILE|-", help="Log file. Default: standard input.")] = "-",
 ) -> None:
-    """Print the known causes of failure in a log of the compiler, the runtime, a server or SageMaker; nothing is guessed."""
+    """Print the known causes of failure in a log of the compiler, runtime, server or SageMaker; nothing is guessed."""
     from neuron_sum.doctor.explain import explain as read_log
     from neuron_sum.doctor.known_failures import known_failures
     from neuron_sum.errors import DataError, reading

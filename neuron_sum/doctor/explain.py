@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, BinaryIO
 
 from neuron_sum.doctor.known_failures import Cause, Pattern, known_failures
-from neuron_sum.doctor.log_lines import Chunk, chunks, is_csv_header, views
+from neuron_sum.doctor.log_lines import Chunk, chunks, is_csv_header, message, views
 
 if TYPE_CHECKING:
     from numpy import uint32
@@ -150,11 +150,13 @@ def _line_matches(line: str, marks: list[str], *, csv_log: bool, partial: bool) 
         lower = view.text.lower()
         inside: list[_Match] = []
         for cause, pattern in [pair for mark in marks if mark in lower for pair in _marks().patterns[mark]]:
+            if cause.name in matches:
+                continue
             if not pattern.whole:
                 place = pattern.regex.search(view.text)
             else:
-                place = pattern.regex.fullmatch(view.message) if view.message is not None else None
-            if place and cause.name not in matches:
+                place = pattern.regex.fullmatch(message(view.text)) if view.is_message else None
+            if place:
                 inside.append(_Match(cause, view.text, 0 if pattern.whole else place.start()))
         for match in sorted(inside, key=lambda item: item.start):
             matches.setdefault(match.cause.name, match)

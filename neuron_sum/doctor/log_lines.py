@@ -41,6 +41,8 @@ _MESSAGE_KEY = re.compile(
     r"@?message|msg|log|line|body|err(or)?|exception|(failure)?reason|stack_?trace|exc_info|traceback|textpayload",
     re.ASCII,
 )
+_LENIENT = json.JSONDecoder(strict=False)
+_LINE_BREAKS = re.compile(r"[\r\n]+")
 _ZONE = r"(?:[.,:]\d{1,9})?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?"
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _TIME = (
@@ -94,11 +96,11 @@ class View(NamedTuple):
 
     Attributes:
         text: A line, or one that is quoted in a JSON or CSV line.
-        message: The text without what a logger puts before a message; None if it is not a message.
+        is_message: Whether it is the message of a logger, perhaps behind a time and the like.
     """
 
     text: str
-    message: str | None
+    is_message: bool
 
 
 class UnsupportedLog(ValueError):
@@ -198,7 +200,7 @@ def views(line: str, *, csv_log: bool = False, partial: bool = False) -> Iterato
     yield from _json_views(line, JSON_DEPTH)
     if partial:
         yield from _json_views('"' + line, JSON_DEPTH)
-    for found in _LOGFMT.finditer(line):
+    for found in _LOGFMT.finditer(line) if '="' in line else ():
         yield from _plain_views(_decode(found[1]))
     for field in _fields(line, csv_log):
         if field != line:
@@ -207,13 +209,13 @@ def views(line: str, *, csv_log: bool = False, partial: bool = False) -> Iterato
     if not partial:
         yield from _plain_views(line)
     else:
-        yield View(line, None)
+        yield View(line, is_message=False)
 
 
 def _plain_views(text: str) -> Iterator[View]:
-    for part in re.split(r"[\r\n]+", text):
-        if part.strip():
-            yield View(part, message(part))
+    for part in _LINE_BREAKS.split(text):
+        if part and not part.isspace():
+            yield View(part, is_message=True)
 
 
 def _json_views(text: str, depth: int) -> Iterator[View]:
@@ -229,12 +231,14 @@ def _json_views(text: str, depth: int) -> Iterator[View]:
         if "{" in value:
             yield from _json_views(value, depth - 1)
         for view in _plain_views(value):
-            yield view if _MESSAGE_KEY.fullmatch(key) else View(view.text, None)
+            yield View(view.text, _MESSAGE_KEY.fullmatch(key) is not None)
 
 
 def _decode(literal: str) -> str:
+    if "\\" not in literal:
+        return literal
     try:
-        text = str(json.loads(f'"{literal}"', strict=False)) if "\\" in literal else literal
+        text = str(_LENIENT.decode(f'"{literal}"'))
     except ValueError:
         return literal
     return clean_bytes(text.encode("utf-8", errors="replace")).decode()
