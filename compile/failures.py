@@ -15,8 +15,8 @@ OUTPUT = "output.txt"
 OTHER_LOGS = "log-neuron-cc.txt"
 """The log of neuronx-cc in its work folder."""
 KILLED = "killed, nearly always because memory ran out"
-MEMORY_CAUSES = {"compiler-killed", "process-killed"}
-"""Names in neuron_sum/doctor/known_failures.py."""
+MEMORY_CAUSES = {"compiler-killed", "process-killed", "oom-killer", "host-memory"}
+"""Names in neuron_sum/doctor/failures/."""
 
 
 def exit_reason(exit_code: int | None) -> str:

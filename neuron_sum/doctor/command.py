@@ -3,6 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,10 @@ from neuron_sum.recipes.command import Overrides, SetOption
 if TYPE_CHECKING:
     from neuron_sum.doctor.explain import Finding
 
+READABLE = (
+    "name a text file, or one compressed with gzip, bzip2 or xz; "
+    "`gzip -dc FILE | neuron-sum explain` reads the undamaged part of a damaged one"
+)
 UPSTREAM = "https://github.com/aws-neuron/aws-neuron-sdk/issues, https://github.com/huggingface/optimum-neuron/issues"
 
 
@@ -61,23 +66,28 @@ def doctor(
 def explain(
     log: Annotated[str, typer.Argument(metavar="FILE|-", help="Log file. Default: standard input.")] = "-",
 ) -> None:
-    """Print the known causes of failure in a log of the compiler, the runtime or SageMaker; nothing is guessed."""
-    from neuron_sum.doctor import explain as log_reader
-    from neuron_sum.doctor.known_failures import CAUSES
-    from neuron_sum.errors import DataError
+    """Print the known causes of failure in a log of the compiler, runtime, server or SageMaker; nothing is guessed."""
+    from neuron_sum.doctor.explain import explain as read_log
+    from neuron_sum.doctor.known_failures import known_failures
+    from neuron_sum.errors import DataError, reading
 
     if log == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise DataError("no log: standard input is closed", "run `neuron-sum explain FILE`")
         if sys.stdin.isatty():
             raise DataError(
                 "no log: standard input is a terminal", "run `neuron-sum explain FILE`, or pipe a log into it"
             )
-        explanation = log_reader.explain(sys.stdin.buffer)
+        with reading("standard input", DataError, READABLE):
+            explanation = read_log(sys.stdin.buffer)
     else:
-        try:
-            with Path(log).open("rb") as file:
-                explanation = log_reader.explain(file)
-        except OSError as error:
-            raise DataError(f"{log} cannot be read: {error.strerror}") from error
+        with reading(log, DataError):
+            if Path(log).is_dir():
+                raise DataError(
+                    f"{log} is a folder, not a log", f"name a file in it: `neuron-sum explain {quote(log)}/FILE`"
+                )
+            with Path(log).open("rb") as file, reading(log, DataError, READABLE):
+                explanation = read_log(file)
     result = {
         "known": bool(explanation.findings),
         "lines": explanation.lines,
@@ -97,7 +107,7 @@ def explain(
     lines = f"{explanation.lines:,} line{'' if explanation.lines == 1 else 's'}"
     if not explanation.findings:
         text = (
-            f"unknown: none of {len(CAUSES)} known causes is in these {lines}\n"
+            f"unknown: none of {len(known_failures())} known causes is in these {lines}\n"
             f"upstream issues: {UPSTREAM}\n"
             "to add a known cause, see CONTRIBUTING.md, A cause"
         )

@@ -1,31 +1,25 @@
-"""Find the causes of known_failures.py in a log of the compiler, the runtime or SageMaker. Nothing is guessed.
-
-A log is read once and in pieces of lines, so its size and the length of its lines do not matter.
-"""
+"""Find known causes of failures in a log of the compiler, the runtime, a server or SageMaker. Nothing is guessed."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO
 
-from neuron_sum.doctor.known_failures import CAUSES, Cause
+from neuron_sum.doctor.known_failures import Cause, Pattern, known_failures
+from neuron_sum.doctor.log_lines import Chunk, chunks, is_csv_header, message, views
 
-PIECE_BYTES = 64 * 1024
-"""Longer lines are read in pieces that overlap, so that no message is lost at a cut."""
-OVERLAP = 2048
-BATCH_CHARACTERS = 256 * 1024
+if TYPE_CHECKING:
+    from numpy import uint32
+    from numpy.typing import NDArray
+
 QUOTE = 300
 """Characters quoted from a line, around the match."""
-
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-
-
-_PATTERNS: dict[str, list[tuple[Cause, re.Pattern[str]]]] = {}
-"""Regular expressions by mark. The marks are searched for first, because `in` is a hundred times as fast."""
-for _cause in CAUSES:
-    for _mark, _regex in _cause.marked_patterns():
-        _PATTERNS.setdefault(_mark, []).append((_cause, re.compile(_regex, re.IGNORECASE)))
+GRAM = 4
+"""Bytes by which marks are looked up."""
+COMMON = b" 0123456789.:-/_etaoinsrhldcumfpgwybvkxjqz"
+"""Bytes of logs, the most frequent first."""
 
 
 @dataclass
@@ -35,7 +29,7 @@ class Finding:
     Attributes:
         cause: The known cause.
         line: The number of the first matching line, from 1.
-        text: That line without control characters, shortened to the part around the match.
+        text: That line, or the message in it, without control characters, shortened to the part around the match.
         times: The number of matching lines.
         last: The number of the last matching line.
     """
@@ -60,73 +54,124 @@ class Explanation:
     lines: int
 
 
+@dataclass(frozen=True)
+class _Match:
+    """A cause in a line: the text that contains it, and the place in that text."""
+
+    cause: Cause
+    text: str
+    start: int
+
+
+class _Marks:
+    """The marks of all patterns, and a fast test which of them a chunk contains.
+
+    A mark is looked up by its rarest four bytes, for all positions of a chunk at once, because searching for each of
+    some hundred marks takes a hundred times as long.
+    """
+
+    def __init__(self) -> None:
+        import numpy  # here, because commands that only print help must start at once
+
+        self.numpy = numpy
+        self.patterns: dict[str, list[tuple[Cause, Pattern]]] = {}
+        for cause in known_failures():
+            for pattern in cause.patterns:
+                self.patterns.setdefault(pattern.mark, []).append((cause, pattern))
+        known = Counter(
+            gram for cause in known_failures() for example in cause.examples for gram in _grams(example.line)
+        )
+        self.by_gram: dict[int, list[str]] = {}
+        for mark in self.patterns:
+            rarest = min(_grams(mark), key=lambda gram: (known[gram], -sum(COMMON.find(byte) % 64 for byte in gram)))
+            self.by_gram.setdefault(int.from_bytes(rarest, "little"), []).append(mark)
+        self.table = numpy.zeros(1 << 16, dtype=bool)
+        self.table[self._hash(numpy.array(list(self.by_gram), dtype=numpy.uint32))] = True
+
+    def _hash(self, values: "NDArray[uint32]") -> "NDArray[uint32]":
+        return (values * self.numpy.uint32(2654435761)) >> self.numpy.uint32(16)
+
+    def present(self, data: bytes) -> list[str]:
+        """Return the marks in the data, which is in lower case."""
+        grams: set[int] = set()
+        for offset in range(min(GRAM, max(len(data) - GRAM + 1, 0))):
+            values = self.numpy.frombuffer(data, self.numpy.uint32, (len(data) - offset) // GRAM, offset)
+            grams.update(self.numpy.unique(values[self.table.take(self._hash(values))]).tolist())
+        return [mark for gram in grams & self.by_gram.keys() for mark in self.by_gram[gram] if mark.encode() in data]
+
+
+def _grams(text: str) -> list[bytes]:
+    data = text.lower().encode()
+    return [data[start : start + GRAM] for start in range(len(data) - GRAM + 1)]
+
+
+_marks = cache(_Marks)
+
+
 def explain(log: BinaryIO) -> Explanation:
     """Read a log to its end and find known causes.
 
     Args:
-        log: Bytes; invalid UTF-8 is read as replacement characters.
+        log: Bytes, also compressed with gzip, bzip2 or xz, in UTF-8, UTF-16 or UTF-32; invalid bytes are replaced.
+
+    Raises:
+        UnsupportedLog: If the file is an archive.
+        OSError, EOFError, lzma.LZMAError, zlib.error: If the log cannot be read or is damaged.
     """
     found: dict[str, Finding] = {}
-    number = 0
-    for batch in _batches(log):
-        lower = "\n".join(text for _, text in batch).lower()
-        marks = [mark for mark in _PATTERNS if mark in lower]
-        for number, text in batch if marks else batch[-1:]:
-            for match, cause in _matches(text, marks):
-                known = found.setdefault(cause.name, Finding(cause, number, _quote(text, match)))
-                if number > known.last:
-                    known.last, known.times = number, known.times + 1
-    return Explanation(tuple(found.values()), number)
+    lines, csv_log = 0, False
+    for chunk in chunks(log):
+        if chunk.line == 1 and not chunk.continued:
+            csv_log = is_csv_header(chunk.data.split(b"\n", 1)[0].decode(errors="replace").strip())
+        for number, match in _chunk_matches(chunk, csv_log):
+            known = found.setdefault(match.cause.name, Finding(match.cause, number, _quote(match)))
+            if number > known.last:
+                known.last, known.times = number, known.times + 1
+        lines = chunk.line - 1 + chunk.data.count(b"\n") + (not chunk.data.endswith(b"\n"))
+    return Explanation(tuple(found.values()), lines)
 
 
-def _matches(text: str, marks: list[str]) -> list[tuple[re.Match[str], Cause]]:
-    """The matches in one line, from left to right."""
-    lower = text.lower()
-    matches = [
-        (match, cause)
-        for mark in marks
-        if mark in lower
-        for cause, pattern in _PATTERNS[mark]
-        if (match := pattern.search(text))
+def _chunk_matches(chunk: Chunk, csv_log: bool) -> Iterator[tuple[int, _Match]]:
+    """Yield the matches of a chunk with their line numbers; most chunks contain no mark and are skipped at once."""
+    marks = _marks().present(chunk.data.lower())
+    lines = chunk.data.split(b"\n") if marks else []
+    for index, data in enumerate(lines):
+        lower = data.lower().decode(errors="replace")
+        if hits := [mark for mark in marks if mark in lower]:
+            partial = (chunk.continued and index == 0) or (chunk.cut and index == len(lines) - 1)
+            for match in _line_matches(data.decode(errors="replace"), hits, csv_log=csv_log, partial=partial):
+                yield chunk.line + index, match
+
+
+def _line_matches(line: str, marks: list[str], *, csv_log: bool, partial: bool) -> list[_Match]:
+    """The causes in one line, from left to right; a less specific one only if it is the only one."""
+    matches: dict[str, _Match] = {}
+    for view in views(line, csv_log=csv_log, partial=partial):
+        lower = view.text.lower()
+        inside: list[_Match] = []
+        for cause, pattern in [pair for mark in marks if mark in lower for pair in _marks().patterns[mark]]:
+            if cause.name in matches:
+                continue
+            if not pattern.whole:
+                place = pattern.regex.search(view.text)
+            else:
+                place = pattern.regex.fullmatch(message(view.text)) if view.is_message else None
+            if place:
+                inside.append(_Match(cause, view.text, 0 if pattern.whole else place.start()))
+        for match in sorted(inside, key=lambda item: item.start):
+            matches.setdefault(match.cause.name, match)
+    reasons = {name for name, match in matches.items() if not match.cause.symptom}
+    return [
+        match
+        for match in matches.values()
+        if not (match.cause.symptom and reasons) and not matches.keys() & set(match.cause.gives_way_to)
     ]
-    return sorted(matches, key=lambda item: item[0].start())
 
 
-def clean(text: str) -> str:
-    """Remove escape sequences, control characters and text direction marks; keep tabs."""
-    return _CONTROL.sub("", _ESCAPES.sub("", text))
-
-
-def _batches(log: BinaryIO) -> Iterator[list[tuple[int, str]]]:
-    """Cleaned lines with their numbers, in batches, because most batches contain no mark and are skipped at once."""
-    batch: list[tuple[int, str]] = []
-    characters = 0
-    for number, piece in _pieces(log):
-        batch.append((number, piece if piece.isprintable() else clean(piece)))
-        characters += len(piece)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(log: BinaryIO) -> Iterator[tuple[int, str]]:
-    """The number and text of each line; a long line is split into overlapping pieces."""
-    number, before, ended = 0, "", True
-    while piece := log.readline(PIECE_BYTES):
-        if ended:
-            number, before = number + 1, ""
-        ended = piece.endswith(b"\n")
-        text = before + piece.decode("utf-8", errors="replace")
-        yield number, text.rstrip("\r\n")
-        before = text[-OVERLAP:]
-
-
-def _quote(text: str, match: re.Match[str]) -> str:
+def _quote(match: _Match) -> str:
     """The line, or a readable part of it around the match."""
+    text, start = match.text, max(match.start - QUOTE // 3, 0)
     if len(text) <= QUOTE:
-        return text.strip()
-    start = max(match.start() - QUOTE // 3, 0)
+        return re.sub(r"[\r\n]", "", text).strip()
     cut = text[start : start + QUOTE]
     return f"{'…' if start else ''}{cut.strip()}{'…' if start + QUOTE < len(text) else ''}"

@@ -64,14 +64,15 @@ def _is_temporary(error: BaseException) -> bool:
 
 
 def known_cause(reason: str, lines: list[str]) -> Cause | None:
-    """Return the last known cause in the failure reason and the lines of a log.
+    """Return the last known cause in the failure reason and the lines of a log; a mere symptom only without a cause.
 
     Args:
         reason: The failure reason that AWS reports.
         lines: Lines of the log.
     """
-    findings = explain(io.BytesIO("\n".join([reason, *lines]).encode())).findings
-    return findings[-1].cause if findings else None
+    findings = explain(io.BytesIO("\n".join([reason, *lines]).encode(errors="replace"))).findings
+    causes = [finding.cause for finding in findings]
+    return next((cause for cause in reversed(causes) if not cause.symptom), causes[-1] if causes else None)
 
 
 class Log:
