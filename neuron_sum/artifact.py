@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from neuron_sum import files
-from neuron_sum.contents import list_files, path_fault, read_object
+from neuron_sum.contents import is_file, list_files, path_fault, read_object
 from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.recipes.loading import load_resolved
 from neuron_sum.recipes.schema import Recipe, Section
@@ -305,7 +305,7 @@ class Artifact:
 
 def is_artifact(path: Path) -> bool:
     """Whether a folder contains a manifest."""
-    return (path / MANIFEST).is_file()
+    return is_file(path / MANIFEST)
 
 
 def artifact_name(path: Path) -> str:

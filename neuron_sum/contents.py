@@ -55,6 +55,14 @@ def list_files(folder: Path, error: type[NeuronSumError]) -> list[str]:
     return sorted(names)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is a file; False for a path that cannot exist, such as one that is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def kind_fault(path: Path) -> str | None:
     """The reason why a path is neither a plain file with a single name nor a folder, or None."""
     status = path.lstat()

@@ -168,6 +168,7 @@ def _models(
     import tempfile
 
     from neuron_sum.artifact import artifact_name, is_artifact, open_artifact
+    from neuron_sum.contents import is_file
     from serving import package as packing
     from serving import signing
     from serving.local import Model
@@ -187,7 +188,7 @@ def _models(
             _warn(opened)
             limits.append(_limits(opened, overrides))
             packing.write_folder(opened, limits[-1], folder)
-        elif target.is_file():
+        elif is_file(target):
             name = target.name.removesuffix(ARCHIVE)
             if overrides:
                 raise RecipeError(
@@ -204,7 +205,8 @@ def _models(
                 )
         else:
             raise ArtifactError(
-                f"{target} is neither an artifact nor a model.tar.gz", "run `neuron-sum compile RUN` for an artifact"
+                f"{str(target)[:500]} is neither an artifact nor a model.tar.gz",
+                "run `neuron-sum compile RUN` for an artifact",
             )
         if name in [model.name for model in models]:
             raise ArtifactError(f"two models are named {name}", "rename one archive")

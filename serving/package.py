@@ -14,6 +14,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from neuron_sum import __version__, files
 from neuron_sum.artifact import MANIFEST, Artifact, Manifest, open_artifact
 from neuron_sum.contents import list_files
-from neuron_sum.errors import ArtifactError, NeuronSumError
+from neuron_sum.errors import ArtifactError, NeuronSumError, ResourceError
 from neuron_sum.recipes.schema import ServeConfig
 from serving import properties, signing
 from serving.archive import REMEDY, unpacked
@@ -123,8 +124,11 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]], sign
                 with path.open("rb") as content:
                     _add(archive, name, content, path.stat().st_size)
         temporary.replace(target)
+    except OSError as error:
+        raise ResourceError(f"{target} cannot be written: {error.strerror}", "choose another --output") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long
+            temporary.unlink()
 
 
 def unpack(archive: Path, folder: Path, key: "Ed25519PublicKey | None" = None) -> Package:

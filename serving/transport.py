@@ -288,7 +288,7 @@ def _late(name: str, timeout_s: float) -> Unanswered:
 
 
 def _within(seconds: float, call: Callable[[], Reply]) -> Reply:
-    """The result of a call, which may end later in a thread of its own.
+    """The result of a call in a separate thread, which may end later.
 
     Timeouts of sockets apply to single reads, so that a reply of one byte at a time would never end.
 

@@ -22,6 +22,7 @@ from paper_artifacts import paper_artifact, rewrite_manifest
 from neuron_sum.artifact import hash_files, open_artifact
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import ServeConfig
+from sagemaker_jobs.endpoint.sources import target_of
 from serving import archive as archives
 from serving import package, signing
 
@@ -496,6 +497,23 @@ def test_archives_beyond_the_limits_are_rejected(
         pass
     assert caught.value.hint and NEW_ARCHIVE in caught.value.hint
     assert list(into.parent.rglob("*")) == [into], "something was left"
+
+
+@pytest.mark.parametrize("manifest", [b"[]", b"{}", b"{", b"[" * 99_999, b"\xff", b'"cpu"'])
+def test_deploy_reads_a_damaged_manifest_as_an_error_of_the_archive(tmp_path: Path, manifest: bytes) -> None:
+    archive = archive_of(tmp_path / "m.tar.gz", (named("artifact/manifest.json"), manifest))
+    with pytest.raises(ArtifactError, match=r"m\.tar\.gz cannot be read"):
+        target_of(archive)
+
+
+def test_paths_that_cannot_exist_or_be_written_are_errors(artifact: Path, tmp_path: Path) -> None:
+    for command in ("serve", "package"):
+        assert neuron_sum(command, "a" * 5000).exit_code == 9
+    (tmp_path / "taken.tar.gz").mkdir()
+    done = neuron_sum("package", str(artifact), "--output", str(tmp_path / "taken.tar.gz"))
+    assert done.exit_code == 6 and "cannot be written" in done.stderr
+    assert neuron_sum("package", str(artifact), "--output", str(tmp_path / ("b" * 300))).exit_code == 6
+    assert not list(tmp_path.glob(".*tmp*"))
 
 
 def test_an_archive_that_does_not_fit_on_the_disk_is_not_unpacked(

@@ -72,6 +72,15 @@ def test_rejected_requests_have_their_status_and_the_same_shape(
     assert (answer.json()["error"]["code"], answer.json()["error"]["field"]) == (code, field)
 
 
+def test_a_client_of_another_server_receives_the_correct_request(endpoint: Endpoint) -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": DIALOGUE}], "max_tokens": 3, "temperature": 0}
+    answer = httpx.post(f"{endpoint.server.url}/v1/chat/completions", json=chat, timeout=60)
+    assert answer.status_code == 422
+    correct = {"inputs": DIALOGUE, "parameters": {"max_new_tokens": 3}}
+    assert f"Send {json.dumps(correct)} with Content-Type application/json" in answer.json()["error"]["message"]
+    assert endpoint.post(correct).status_code == 200
+
+
 FORM = "application/x-www-form-urlencoded"
 HELLO = b'{"inputs": "Hello."}'
 
