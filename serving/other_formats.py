@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serving.schema import JSON_LINES, TEXT, Parameters
+from serving.schema import JSON_LINES, Parameters
 
 TEXT_KEYS = (
     "inputs", "messages", "text_inputs", "prompt", "input", "instances", "contents", "inputText", "text_input",
@@ -47,12 +47,10 @@ def correct_request(content: Any, kind: str) -> str:
 
     Args:
         content: The body: parsed JSON, or a text that is not JSON; None if it cannot be shown.
-        kind: One of CONTENT_TYPES, which the sender should use.
+        kind: The content type that the sender should use: JSON or JSON_LINES.
     """
     texts = [_shortened(text) for text in islice(_texts(content), 2)]
     shown: Any = texts[0] if len(texts) == 1 else [*texts, "…"] if texts else "text"
-    if kind == TEXT:
-        return f"Send the dialogue itself with Content-Type {TEXT}: {shown if isinstance(shown, str) else shown[0]}"
     if kind == JSON_LINES and isinstance(shown, list):
         shown = shown[0]
     body: dict[str, Any] = {"inputs": shown}
