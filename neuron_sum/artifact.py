@@ -9,21 +9,23 @@
       adapters/NAME/        adapters in PEFT's layout, if the graphs have adapter slots
 
 An artifact contains machine code that is executed when it is loaded. The hashes detect damage and mix-ups; they do not
-make an artifact from an untrusted source safe.
+make an artifact from an untrusted source safe. A package can be signed (serving/signing.py).
 """
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from neuron_sum import files
-from neuron_sum.errors import ArtifactError
+from neuron_sum.contents import is_file, list_files, path_fault, read_object
+from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.recipes.loading import load_resolved
 from neuron_sum.recipes.schema import Recipe, Section
 
@@ -33,16 +35,23 @@ GRAPHS, ADAPTERS = "graphs", "adapters"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """Pattern of an adapter's name in requests, URLs, folders, logs and metrics."""
 
+RESTORE = "copy the artifact again, or compile again"
+
 Dtype = Literal["fp32", "bf16", "int8"]
+Size = Annotated[int, Field(ge=0, le=1 << 24)]
+"""A dimension or a count."""
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+MAX_ELEMENTS = 1 << 33
+"""The most elements of a bucket's cache and of all adapter stacks, for which memory is reserved."""
 
 
 class Bucket(Section):
     """One fixed shape to which a batch is padded."""
 
-    batch: int
-    source_len: int
+    batch: Size
+    source_len: Size
     """Tokens of a prompt."""
-    target_len: int
+    target_len: Size
     """New tokens."""
 
     def __str__(self) -> str:
@@ -52,8 +61,8 @@ class Bucket(Section):
 class AdapterSpec(Section):
     """Slots for adapters that are loaded as data: LoRA stacks and soft prompts. Slot 0 means without an adapter."""
 
-    rank: int
-    slots: int
+    rank: Size
+    slots: Size
     """Number of slots, including slot 0."""
     target_modules: tuple[str, ...]
 
@@ -62,17 +71,17 @@ class KeptTensor(Section):
     """One parameter that a graph keeps: state.N, constants.N, or an adapter stack under its name."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
 
 
 class GraphFile(Section):
     """One compiled graph. `encode` does not depend on target_len and num_beams."""
 
     kind: Literal["encode", "step"]
-    batch: int
-    source_len: int
-    target_len: int | None = None
-    num_beams: int | None = None
+    batch: Size
+    source_len: Size
+    target_len: Size | None = None
+    num_beams: Size | None = None
     file: str
     kept: tuple[KeptTensor, ...] = ()
     """Tensors that a Neuron graph keeps on its device, in the order of its parameters."""
@@ -81,18 +90,18 @@ class GraphFile(Section):
 class StateSpec(Section):
     """The self-attention cache of a step: `tensors` tensors of (batch, heads, target_len * num_beams, head_dim)."""
 
-    tensors: int
-    heads: int
-    head_dim: int
+    tensors: Size
+    heads: Size
+    head_dim: Size
     dtype: Literal["fp32", "bf16"]
 
 
 class SpecialTokens(Section):
     """Token ids that control generation."""
 
-    pad: int
-    eos: int
-    decoder_start: int | None
+    pad: TokenId
+    eos: TokenId
+    decoder_start: TokenId | None
     """None for a decoder-only model, which starts from the last token of its prompt."""
 
 
@@ -179,7 +188,7 @@ class Manifest(Section):
     prompt: PromptRecord
     tokens: SpecialTokens
     buckets: tuple[Bucket, ...]
-    num_beams: tuple[int, ...]
+    num_beams: tuple[Size, ...]
     state: StateSpec | None
     """None if an upstream runtime manages the cache (optimum)."""
     graphs: tuple[GraphFile, ...]
@@ -189,7 +198,7 @@ class Manifest(Section):
     adapters: AdapterSpec | None
     adapter_targets: dict[str, str]
     """Module name in the transformers model -> prefix of its stacks."""
-    adapter_stacks: dict[str, tuple[int, ...]]
+    adapter_stacks: dict[str, tuple[Size, ...]]
     """Shapes of the tensors that adapters fill."""
     default_adapter: str | None
     """The adapter for requests that do not name one; None for the base model."""
@@ -197,6 +206,54 @@ class Manifest(Section):
     files: dict[str, str]
     """Relative path -> SHA-256 of every file except the manifest."""
     verified: Verification | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _check_files(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, digest in value.items():
+            if fault := path_fault(name) or ("is the manifest itself" if name == MANIFEST else None):
+                raise ValueError(f"{name[:200]!r} {fault}")
+            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(f"{name}: {digest[:80]!r} is not a SHA-256")
+            place = name.split("/")
+            if place[0] == ADAPTERS and (len(place) < 3 or not ADAPTER_NAME.fullmatch(place[1])):
+                raise ValueError(f"{name} is not a file of {ADAPTERS}/NAME, where NAME matches {ADAPTER_NAME.pattern}")
+        if missing := {RECIPE}.difference(value):
+            raise ValueError(f"{missing.pop()} is missing")
+        return value
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> "Manifest":
+        """Checks that the graphs exist for every bucket, and are files of the artifact."""
+        for graph in self.graphs:
+            if graph.file not in self.files:
+                raise ValueError(f"graphs: {graph.file[:200]!r} is not listed in files")
+        if self.default_adapter is not None and self.default_adapter not in self.adapter_names:
+            raise ValueError(f"default_adapter: {self.default_adapter[:80]!r} has no folder in {ADAPTERS}/")
+        if not self.buckets or not self.num_beams:
+            raise ValueError("buckets or num_beams is empty")
+        if self.runtime != "optimum":
+            self._check_graphs()
+        if sum(map(math.prod, self.adapter_stacks.values())) > MAX_ELEMENTS:
+            raise ValueError(f"adapter_stacks: more than {MAX_ELEMENTS} elements")
+        return self
+
+    def _check_graphs(self) -> None:
+        if self.state is None:
+            raise ValueError("state is null")
+        listed = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams) for g in self.graphs}
+        for bucket in self.buckets:
+            steps = [("step", bucket.batch, bucket.source_len, bucket.target_len, beams) for beams in self.num_beams]
+            if not listed.issuperset([("encode", bucket.batch, bucket.source_len, None, None), *steps]):
+                raise ValueError(f"graphs: bucket {bucket} lacks a graph")
+            elements = self.state.tensors * bucket.batch * self.state.heads * self.state.head_dim
+            if elements * bucket.target_len * max(self.num_beams) > MAX_ELEMENTS:
+                raise ValueError(f"state: more than {MAX_ELEMENTS} elements for bucket {bucket}")
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The names of the adapters whose files the manifest lists."""
+        return sorted({name.split("/")[1] for name in self.files if name.startswith(f"{ADAPTERS}/")})
 
     def check_stack(self, installed: Mapping[str, str | None]) -> None:
         """Checks that this machine has the package versions of the compilation.
@@ -256,7 +313,7 @@ class Artifact:
 
 def is_artifact(path: Path) -> bool:
     """Whether a folder contains a manifest."""
-    return (path / MANIFEST).is_file()
+    return is_file(path / MANIFEST)
 
 
 def artifact_name(path: Path) -> str:
@@ -275,17 +332,18 @@ def open_artifact(path: Path) -> Artifact:
         raise ArtifactError(
             f"{path} is not an artifact: it does not contain {MANIFEST}", "run `neuron-sum compile RUN` to create one"
         )
-    manifest = _read_manifest(path / MANIFEST)
     found = set(_files(path))
+    manifest = _read_manifest(path / MANIFEST)
     if missing := sorted(manifest.files.keys() - found):
-        raise ArtifactError(f"{path} lacks {', '.join(missing)}", "copy the artifact again, or compile again")
+        raise ArtifactError(f"{path} lacks {', '.join(missing)}", RESTORE)
     if unknown := sorted(found - manifest.files.keys()):
         raise ArtifactError(f"{path} contains {', '.join(unknown)}, not listed in its manifest", "remove these files")
     for name, expected in manifest.files.items():
-        if (actual := files.sha256(path / name)) != expected:
+        with reading(path / name, ArtifactError, RESTORE):
+            actual = files.sha256(path / name)
+        if actual != expected:
             raise ArtifactError(
-                f"files.{name}: sha256 is {actual[:12]}…, expected {expected[:12]}…: the file was changed",
-                "copy the artifact again, or compile again",
+                f"files.{name}: sha256 is {actual[:12]}…, expected {expected[:12]}…: the file was changed", RESTORE
             )
     if hashlib.sha256(manifest.prompt.template.encode()).hexdigest() != manifest.prompt.sha256:
         raise ArtifactError("prompt.sha256 does not match prompt.template: the prompt was changed", "compile again")
@@ -303,38 +361,33 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """The value of `Manifest.files` for a folder."""
-    return {name: files.sha256(folder / name) for name in sorted(_files(folder))}
+    return {name: files.sha256(folder / name) for name in _files(folder)}
 
 
-def _files(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*"):
-        if path.is_file() and path != folder / MANIFEST:
-            yield path.relative_to(folder).as_posix()
+def _files(folder: Path) -> list[str]:
+    return [name for name in list_files(folder, ArtifactError) if name != MANIFEST]
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        content: dict[str, Any] = files.read_json(path)
-        digest = content.pop("digest", None)
-        version = content.get("format_version")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} is not a manifest: {error}", "copy the artifact again, or compile again"
-        ) from error
+    content = read_object(path, ArtifactError, RESTORE)
+    digest, version = content.pop("digest", None), content.get("format_version")
+    with reading(path, ArtifactError, RESTORE):
+        actual, text, shown = _digest(content), json.dumps(content), json.dumps(version)[:80]
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"format_version is {version!r}, this neuron-sum reads {FORMAT_VERSION}", "compile again with this version"
+            f"{path}: format_version is {shown}, this neuron-sum reads {FORMAT_VERSION}",
+            "compile again with this version, or install the version that wrote the artifact",
         )
-    if digest != _digest(content):
-        raise ArtifactError(
-            f"digest: {path} was changed after it was written", "copy the artifact again, or compile again"
-        )
+    if digest != actual:
+        raise ArtifactError(f"digest: {path} was changed after it was written", RESTORE)
     try:
-        return Manifest.model_validate_json(json.dumps(content))
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {field}: {first['msg']}", "compile again with this version") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        message = f"{path}: {field}: {reason}" if field else f"{path}: {reason}"
+        raise ArtifactError(message, "compile again with this version") from error
 
 
 def _digest(content: dict[str, Any]) -> str:

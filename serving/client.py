@@ -33,6 +33,8 @@ from tenacity.nap import sleep_using_event
 from serving.schema import ErrorAnswer, ErrorBody, Summary
 from serving.transport import FEWER, Reply, Unanswered, Unavailable, connect, without_credentials
 
+MAX_MESSAGE = 2000
+"""Characters of an endpoint's message in an error."""
 LONGEST_BACKOFF_S = 20.0
 LONGEST_RETRY_AFTER_S = 120.0
 """The client does not wait if the endpoint requests a longer time."""
@@ -93,7 +95,7 @@ class Client:
         target_model: The model to use on a SageMaker endpoint with several models.
         batch_size: Number of dialogues per request.
         concurrency: Number of simultaneous requests.
-        timeout_s: Maximum seconds from a request to its answer. Connecting may take CONNECT_TIMEOUT_S.
+        timeout_s: Maximum seconds from a request to its complete answer, CONNECT_TIMEOUT_S of them for connecting.
         attempts: Maximum number of attempts per request.
         backoff_s: Seconds before the second attempt; doubled before each further attempt.
         on_retry: Called before each retry with its reason and time, in the request's thread.
@@ -240,8 +242,11 @@ class Client:
         except ValidationError:  # the reply comes from a proxy, from SageMaker itself, or from another server
             error = ErrorBody(code=reply.status, message=_start(reply.body) or _phrase(reply.status), field=None)
         place = f" (field {error.field})" if error.field and error.field not in error.message else ""
-        message = f"{self.endpoint} answered {reply.status}: {error.message}{place}"
+        message = f"{self.endpoint} answered {reply.status}: {error.message[:MAX_MESSAGE]}{place[:MAX_MESSAGE]}"
         hint = hint_for(reply.status)
+        if reply.location is not None:
+            message += f", a redirect to {without_credentials(reply.location)[:MAX_MESSAGE]}, which is not followed"
+            hint = "use the other URL if you trust it"
         if reply.status != 503:
             return Unanswered(message, hint, reply.status)
         if reply.retry_after_s > LONGEST_RETRY_AFTER_S:
@@ -271,7 +276,8 @@ def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
     """An item's error with the item's place among all dialogues instead of its place in the request."""
     sent, original = f"inputs[{index}]", f"inputs[{place}]"
     field = error.field and error.field.replace(sent, original)
-    relocated = ErrorBody(code=error.code, message=error.message.replace(sent, original), field=field)
+    message = error.message[:MAX_MESSAGE].replace(sent, original)
+    relocated = ErrorBody(code=error.code, message=message, field=field and field[:MAX_MESSAGE])
     return Answer(error=relocated, answered=error.code != 503)
 
 

@@ -1,6 +1,7 @@
 """`neuron-sum package`, `serve` and `request`."""
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +23,14 @@ OverrideOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a serving setting, such as serve.deadline_s=20."),
 ]
+SignOption = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the archive with this ed25519 private key (PEM file)."),
+]
+VerifyOption = Annotated[
+    Path | None,
+    typer.Option("--verify", metavar="KEY", help="Serve only archives signed for this ed25519 public key (PEM file)."),
+]
 ARCHIVE = ".tar.gz"
 LINE_HINT = 'use lines such as {"inputs": "#Person1#: Hello."}'
 
@@ -41,23 +50,30 @@ def package(
         Literal["own", "djl-0.30-neuronx"],
         typer.Option(help="neuron-sum's image, or the last DJL container of AWS with Neuron (no longer supported)."),
     ] = "own",
+    sign: SignOption = None,
 ) -> None:
     """Pack an artifact, its handler and serving.properties into a reproducible model.tar.gz."""
     from neuron_sum import files
     from neuron_sum.artifact import is_artifact, open_artifact
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
     from neuron_sum.runs.folder import open_run
-    from serving import neuronx_container
+    from serving import neuronx_container, signing
     from serving import package as packing
 
     name = artifact.resolve().name
     if container == "own":
+        key = signing.read_private_key(sign) if sign is not None else None
         opened = open_artifact(artifact)
         _warn(opened)
         target = output or artifact.resolve().with_name(name + ARCHIVE)
-        packing.write_archive(opened, _limits(opened, overrides), target)
-        details, lines = {}, [f"next: neuron-sum serve {target}"]
+        packing.write_archive(opened, _limits(opened, overrides), target, key)
+        details, lines = {}, [f"next: neuron-sum serve {shlex.quote(str(target))}"]
+        if key is not None:
+            details["signed_by"] = signing.fingerprint(key.public_key())
+            lines.insert(0, f"signed; fingerprint of the public key: {details['signed_by']}")
     else:
+        if sign is not None:
+            raise ArtifactError(f"--sign has no effect: {container} does not read signatures", "omit --sign")
         if overrides:
             raise RecipeError(f"--set has no effect: {container} does not read the `serve` section", "omit --set")
         if is_artifact(artifact):
@@ -112,12 +128,13 @@ def serve(
     playground: Annotated[
         bool, typer.Option("--playground", help="Serve a web page at / to try the models in.")
     ] = False,
+    verify: VerifyOption = None,
 ) -> None:
     """Run DJL Serving on this machine until Ctrl-C."""
     from serving.local import LocalServer
 
     with ExitStack() as stack:
-        models, limits = _models(targets, overrides, stack)
+        models, limits = _models(targets, overrides, verify, stack)
         started = time.monotonic()
         on_line = None if quiet else console.note
         server = stack.enter_context(LocalServer(models, limits, port, on_line=on_line, playground=playground))
@@ -145,37 +162,51 @@ def serve(
 
 
 def _models(
-    targets: Sequence[Path], overrides: list[str] | None, stack: ExitStack
+    targets: Sequence[Path], overrides: list[str] | None, verify: Path | None, stack: ExitStack
 ) -> "tuple[list[Model], ServeConfig]":
     """A folder that the server can load for each target, and limits that are wide enough for all of them."""
     import tempfile
 
     from neuron_sum.artifact import artifact_name, is_artifact, open_artifact
+    from neuron_sum.contents import is_file
     from serving import package as packing
-    from serving import properties
+    from serving import signing
     from serving.local import Model
 
+    key = signing.read_public_key(verify) if verify is not None else None
     models: list[Model] = []
     limits: list[ServeConfig] = []
     for target in targets:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nsum-model-")))
         if is_artifact(target):
+            if key is not None:
+                raise ArtifactError(
+                    f"{target} is not signed: only archives contain a signature",
+                    f"run `neuron-sum package {shlex.quote(str(target))} --sign KEY`, then serve the archive",
+                )
             name, opened = artifact_name(target), open_artifact(target)
             _warn(opened)
             limits.append(_limits(opened, overrides))
             packing.write_folder(opened, limits[-1], folder)
-        elif target.is_file():
+        elif is_file(target):
             name = target.name.removesuffix(ARCHIVE)
             if overrides:
                 raise RecipeError(
                     f"--set cannot change {target}, which contains its settings",
                     "run `neuron-sum package ARTIFACT --set KEY=VALUE`",
                 )
-            packing.unpack(target, folder)
-            limits.append(properties.read_limits(properties.read(folder / properties.FILE)))
+            packed = packing.unpack(target, folder, key)
+            limits.append(packed.limits)
+            if key is None:
+                console.note(
+                    f"{target} contains native code, which runs with your rights. neuron-sum "
+                    f"{packed.manifest.neuron_sum} compiled it from {packed.manifest.source.path}; who made it is "
+                    "not verified (see --verify)"
+                )
         else:
             raise ArtifactError(
-                f"{target} is neither an artifact nor a model.tar.gz", "run `neuron-sum compile RUN` for an artifact"
+                f"{str(target)[:500]} is neither an artifact nor a model.tar.gz",
+                "run `neuron-sum compile RUN` for an artifact",
             )
         if name in [model.name for model in models]:
             raise ArtifactError(f"two models are named {name}", "rename one archive")

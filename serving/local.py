@@ -22,7 +22,7 @@ from types import TracebackType
 import httpx
 import psutil
 
-from neuron_sum.artifact import ADAPTERS, open_artifact
+from neuron_sum.artifact import open_artifact
 from neuron_sum.errors import ServerError
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.schema import ServeConfig
@@ -327,8 +327,7 @@ def _playground(models: Sequence[Model]) -> str:
     known = {}
     for model in models:
         manifest = open_artifact(model.folder / properties.ARTIFACT).manifest
-        adapters = {Path(name).parts[1] for name in manifest.files if name.startswith(f"{ADAPTERS}/")}
-        known[model.name] = {"default": manifest.default_adapter, "adapters": sorted(adapters)}
+        known[model.name] = {"default": manifest.default_adapter, "adapters": manifest.adapter_names}
     # Escaped, so that no name can end the script element that contains this.
     return PAGE.read_text(encoding="utf-8").replace(
         KNOWN.format("{}"), KNOWN.format(json.dumps(known).replace("<", "\\u003c"))

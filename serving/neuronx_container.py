@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import files
+from neuron_sum.contents import kind_fault, read_object
 from neuron_sum.errors import ModelError
 from neuron_sum.recipes.schema import FullMethod, PromptTuningMethod, Recipe
 from neuron_sum.runs.folder import RunFolder
@@ -34,6 +35,8 @@ LOADING_TIMEOUT_S = 1600
 """Seconds, from the documentation of that version: the container compiles the model before it answers."""
 
 FAMILY = "llama"
+NUMBERS = ("max_position_embeddings", "num_attention_heads")
+REMEDY = "copy the output of neuron-sum train or merge again"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 """Files to pack; no pickles."""
 
@@ -52,9 +55,9 @@ def write_archive(run: RunFolder, target: Path) -> str:
         ModelError: If the container cannot serve the run's model; the hint names an alternative.
     """
     checkpoint = _find_checkpoint(run)
-    settings = render(files.read_json(checkpoint / "config.json"), run.recipe)
+    settings = render(_read_config(checkpoint), run.recipe)
     files.check_writable(target.parent, files.folder_size(checkpoint))
-    pack(target, settings, _contents(checkpoint))
+    pack(target, settings, list(_contents(checkpoint)))
     return settings
 
 
@@ -98,23 +101,33 @@ def _find_checkpoint(run: RunFolder) -> Path:
     """The folder of the run's weights without adapters, in Hugging Face's layout."""
     method, adapter = run.recipe.method, run.weights / "adapter_config.json"
     remedy = "run `neuron-sum compile RUN`, then `neuron-sum package ARTIFACT` for neuron-sum's container"
-    if adapter.is_file() and files.read_json(adapter)["task_type"] != "CAUSAL_LM":
+    if adapter.is_file() and read_object(adapter, ModelError, REMEDY).get("task_type") != "CAUSAL_LM":
         raise ModelError(f"{run.path} adapts an encoder-decoder model; {CONTAINER} serves only {FAMILY}", remedy)
     if isinstance(method, PromptTuningMethod):
         raise ModelError(f"{run.path} is a soft prompt, which {CONTAINER} cannot load", remedy)
     checkpoint = run.weights if isinstance(method, FullMethod) else run.path / "merged"
     if not isinstance(method, FullMethod) and not checkpoint.is_dir():
         raise ModelError(f"{run.path} is an adapter that is not merged", f"run `neuron-sum merge {run.path}`")
-    family = files.read_json(checkpoint / "config.json")["model_type"]
+    family = _read_config(checkpoint)["model_type"]
     if family != FAMILY:
         raise ModelError(f"{run.path} is a {family} model; {CONTAINER} serves only {FAMILY}", remedy)
     if not any(checkpoint.glob("*.safetensors")):
-        raise ModelError(
-            f"{checkpoint} contains no .safetensors file", "copy the output of neuron-sum train or merge again"
-        )
+        raise ModelError(f"{checkpoint} contains no .safetensors file", REMEDY)
     return checkpoint
+
+
+def _read_config(checkpoint: Path) -> dict[str, Any]:
+    """The content of config.json, with the values that are needed here."""
+    config = read_object(checkpoint / "config.json", ModelError, REMEDY)
+    numbers = NUMBERS if config.get("model_type") == FAMILY else ()
+    for name, kind in (("model_type", str), *((name, int) for name in numbers)):
+        if type(config.get(name)) is not kind:
+            raise ModelError(f"{checkpoint / 'config.json'}: {name} is {str(config.get(name))[:80]!r}", REMEDY)
+    return config
 
 
 def _contents(checkpoint: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted({path for pattern in CHECKPOINT_FILES for path in checkpoint.glob(pattern)}):
+        if fault := kind_fault(path):
+            raise ModelError(f"{path} {fault}", REMEDY)
         yield path.name, path

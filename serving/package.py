@@ -1,6 +1,7 @@
 """Packaging of an artifact with its handler: as a folder, or as a model.tar.gz that SageMaker unpacks to /opt/ml/model.
 
     serving.properties    rendered from the artifact's manifest and the recipe's `serve` section
+    signature.json        with `package --sign` (signing.py)
     artifact/             the compiled artifact
     neuron_sum/ serving/  this package, so that the image needs only its dependencies
 
@@ -8,20 +9,26 @@ neuronx_container.py packs another layout in the same way.
 """
 
 import gzip
+import hashlib
 import io
 import os
-import shutil
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-from neuron_sum import files
-from neuron_sum.artifact import Artifact
-from neuron_sum.errors import ArtifactError, ResourceError
+from neuron_sum import __version__, files
+from neuron_sum.artifact import MANIFEST, Artifact, Manifest, open_artifact
+from neuron_sum.contents import list_files
+from neuron_sum.errors import ArtifactError, NeuronSumError, ResourceError
 from neuron_sum.recipes.schema import ServeConfig
-from serving import properties
+from serving import properties, signing
+from serving.archive import REMEDY, unpacked
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 HANDLER = (
     "__init__.py",
@@ -29,6 +36,7 @@ HANDLER = (
     "limits.py",
     "metrics.py",
     "model.py",
+    "other_formats.py",
     "parsing.py",
     "properties.py",
     "schema.py",
@@ -40,43 +48,66 @@ HANDLER = (
 COMPRESSION_LEVEL = 1
 """The lowest level, because weights hardly shrink and a higher level only takes longer."""
 
-REMEDY = "run `neuron-sum package ARTIFACT` for a new archive"
+OTHER_VERSION = "run `neuron-sum package ARTIFACT` again, or serve it with the version that packed it"
+
+
+@dataclass(frozen=True)
+class Package:
+    """What an unpacked package contains.
+
+    Attributes:
+        manifest: The manifest of its artifact.
+        limits: The limits in its settings.
+    """
+
+    manifest: Manifest
+    limits: ServeConfig
 
 
 def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
-    """Write the layout as a folder, with links to the artifact instead of copies.
+    """Write the layout as a folder, with links to the artifact and the handler instead of copies.
 
     Args:
         artifact: The artifact to serve.
         limits: The limits of the endpoint.
         folder: An empty folder.
     """
-    for name, source in _contents(artifact):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / properties.ARTIFACT).symlink_to(artifact.path.resolve())
+    for name, source in _handler():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source.resolve())
     (folder / properties.FILE).write_text(properties.render(artifact, limits), encoding="utf-8")
 
 
-def write_archive(artifact: Artifact, limits: ServeConfig, target: Path) -> None:
-    """Write the layout as model.tar.gz: the same bytes for the same artifact, limits and package.
+def write_archive(
+    artifact: Artifact, limits: ServeConfig, target: Path, key: "Ed25519PrivateKey | None" = None
+) -> None:
+    """Write the layout as model.tar.gz: the same bytes for the same artifact, limits, package and key.
 
     Args:
         artifact: The artifact to pack.
         limits: The limits of the endpoint.
         target: The archive; replaced atomically when it is complete.
+        key: The private key to sign with; None for no signature.
     """
     files.check_writable(target.parent, files.folder_size(artifact.path))
-    pack(target, properties.render(artifact, limits), _contents(artifact))
+    settings, contents, signature = properties.render(artifact, limits), list(_contents(artifact)), None
+    if key is not None:
+        hashes = {name: files.sha256(path) for name, path in contents}
+        signature = signing.sign({properties.FILE: hashlib.sha256(settings.encode()).hexdigest(), **hashes}, key)
+    pack(target, settings, contents, signature)
 
 
-def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> None:
+def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]], signature: str | None = None) -> None:
     """Write a model.tar.gz without times and owners.
 
     Args:
         target: The archive; replaced atomically when it is complete.
         settings: The text of serving.properties.
         contents: Name in the archive and path of every other file.
+        signature: The text of signature.json.
     """
     files.sweep(target.parent, f".{target.name}.tmp-")
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
@@ -86,65 +117,74 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]]) -> N
             gzip.GzipFile("", "wb", COMPRESSION_LEVEL, raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
         ):
-            text = settings.encode()
-            _add(archive, properties.FILE, io.BytesIO(text), len(text))
+            for name, text in ((properties.FILE, settings), (signing.FILE, signature)):
+                if text is not None:
+                    _add(archive, name, io.BytesIO(text.encode()), len(text.encode()))
             for name, path in contents:
                 with path.open("rb") as content:
                     _add(archive, name, content, path.stat().st_size)
         temporary.replace(target)
+    except OSError as error:
+        raise ResourceError(f"{target} cannot be written: {error.strerror}", "choose another --output") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long
+            temporary.unlink()
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a model.tar.gz of neuron-sum.
+def unpack(archive: Path, folder: Path, key: "Ed25519PublicKey | None" = None) -> Package:
+    """Unpack a model.tar.gz of neuron-sum, if it contains exactly what `write_archive` writes.
+
+    Its settings are written anew from their values, and its handler must be that of this installation. Therefore
+    nothing but the artifact's compiled graphs can contain foreign code.
 
     Args:
-        archive: The archive; only files and folders (pack() writes files, SageMaker also packs folders).
+        archive: The archive.
         folder: An empty folder, which stays empty unless the whole archive is valid.
+        key: The public key that must have signed the package; None to accept any package.
 
     Raises:
-        ArtifactError: If the archive is damaged, or is not a model.tar.gz of neuron-sum.
+        ArtifactError: If the archive is damaged, was not signed with the key, or is not a package of this version.
         ResourceError: If its content does not fit on the disk.
     """
-    try:
-        with files.new_folder(folder) as unpacked, gzip.open(archive) as stream:
-            shutil.copymode(folder, unpacked)
-            with tarfile.open(fileobj=stream, mode="r|") as packed:
-                for member in packed:
-                    _extract(packed, member, unpacked)
-            while stream.read(1 << 20):  # the checksum is at the end
-                pass
-            if not (unpacked / properties.FILE).is_file():
-                raise ArtifactError(f"{archive} holds no {properties.FILE}", REMEDY)
-    # ValueError: a header can contain an invalid number, or a name with a NUL.
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
-        raise ArtifactError(f"{archive} cannot be unpacked: {error}", REMEDY) from error
+    with unpacked(archive, folder) as temporary:
+        if key is not None:
+            signing.verify(temporary, key, archive)
+        _check_handler(archive, temporary)
+        try:
+            artifact = open_artifact(temporary / properties.ARTIFACT)
+        except NeuronSumError as error:
+            message = error.message.replace(str(temporary), str(archive))
+            message = message if str(archive) in message else f"{archive}: {message}"
+            raise ArtifactError(message, error.hint) from error
+        limits = properties.check(temporary / properties.FILE, artifact, archive)
+        (temporary / properties.FILE).write_text(properties.render(artifact, limits), encoding="utf-8")
+        return Package(artifact.manifest, limits)
 
 
-def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Extract one file under a new name inside the folder; folders are created with their files."""
-    place = PurePosixPath(member.name)
-    if member.type not in (tarfile.REGTYPE, tarfile.DIRTYPE) or place.is_absolute() or ".." in place.parts:
-        raise tarfile.ExtractError(f"{member.name!r} is not a file of a model.tar.gz")
-    if member.isdir():
-        return
-    if member.size > shutil.disk_usage(folder).free:
-        raise ResourceError(
-            f"{member.name} ({member.size} bytes) is larger than the free disk space in {folder.parent}",
-            "free disk space, and unpack the archive again",
-        )
-    content = packed.extractfile(member)
-    assert content is not None  # the member is a file
-    (folder / place).parent.mkdir(parents=True, exist_ok=True)
-    with content, (folder / place).open("xb") as target:
-        shutil.copyfileobj(content, target)
+def _check_handler(archive: Path, folder: Path) -> None:
+    """Raises an ArtifactError unless all files outside the artifact are those of this installation."""
+    handler = dict(_handler())
+    names = {name for name in list_files(folder, ArtifactError) if not name.startswith(f"{properties.ARTIFACT}/")}
+    if properties.FILE not in names:
+        raise ArtifactError(f"{archive} holds no {properties.FILE}", REMEDY)
+    for name in sorted(names - {properties.FILE, signing.FILE}):
+        if name not in handler:
+            raise ArtifactError(f"{archive} contains {name[:200]!r}, which is not a file of a package", REMEDY)
+        if (folder / name).read_bytes() != handler[name].read_bytes():
+            raise ArtifactError(f"{archive}: {name} is not that of this neuron-sum ({__version__})", OTHER_VERSION)
+    if missing := sorted(handler.keys() - names):
+        raise ArtifactError(f"{archive} lacks {missing[0]} of this neuron-sum ({__version__})", OTHER_VERSION)
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:
     """Name in the archive and path of every file except serving.properties, always in the same order."""
-    for path in sorted(path for path in artifact.path.rglob("*") if path.is_file()):
-        yield f"{properties.ARTIFACT}/{path.relative_to(artifact.path).as_posix()}", path
+    for name in sorted([MANIFEST, *artifact.manifest.files]):
+        yield f"{properties.ARTIFACT}/{name}", artifact.path / name
+    yield from _handler()
+
+
+def _handler() -> Iterator[tuple[str, Path]]:
+    """Name in the archive and path of every file of this package that runs in the worker."""
     package = Path(properties.__file__).parent
     library = Path(files.__file__).parent
     for path in sorted(library.rglob("*.py")):

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from neuron_sum.artifact import Artifact
-from neuron_sum.errors import RecipeError
+from neuron_sum.errors import ArtifactError, RecipeError, reading
 from neuron_sum.recipes.schema import ServeConfig
 
 LOADING_TIMEOUT_S = 900
@@ -26,6 +26,8 @@ ARTIFACT = "artifact"
 """Name of the artifact's folder in a model's folder."""
 
 PREFIX = "option.serve_"
+MAX_BYTES = 1 << 16
+REMEDY = "run `neuron-sum package` again"
 
 
 def render(artifact: Artifact, limits: ServeConfig) -> str:
@@ -65,9 +67,49 @@ def read_limits(options: Mapping[str, str]) -> ServeConfig:
         return ServeConfig.model_validate(values, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(
-            f"serving.properties: {PREFIX}{first['loc'][0]}: {first['msg']}", "run `neuron-sum package` again"
-        ) from error
+        raise RecipeError(f"serving.properties: {PREFIX}{first['loc'][0]}: {first['msg']}", REMEDY) from error
+
+
+def check(path: Path, artifact: Artifact, package: Path) -> ServeConfig:
+    """The limits in the file of a package, which may contain only the keys and values that `render` writes.
+
+    Args:
+        path: The file.
+        artifact: The artifact of the package.
+        package: The package, for messages.
+
+    Raises:
+        ArtifactError: With the first other line.
+    """
+    place = f"{package}: {FILE}"
+    with reading(place, ArtifactError, REMEDY):
+        content = path.read_bytes()
+        if len(content) > MAX_BYTES:
+            raise ArtifactError(f"{place} has {len(content)} bytes; at most {MAX_BYTES} are allowed", REMEDY)
+        lines = content.decode().split("\n")
+    known = _parse(render(artifact, ServeConfig()))
+    found: dict[str, str] = {}
+    for line in filter(None, lines):
+        name, separator, value = line.partition("=")
+        if not separator or name not in known:
+            raise ArtifactError(f"{place}: {line[:200]!r} is not a setting of neuron-sum", REMEDY)
+        if name in found:
+            raise ArtifactError(f"{place}: {name} occurs twice", REMEDY)
+        found[name] = value
+    try:
+        limits = read_limits(found)
+    except RecipeError as error:
+        raise ArtifactError(f"{package}: {error.message}", REMEDY) from error
+    for name, expected in _parse(render(artifact, limits)).items():
+        if not name.startswith(PREFIX) and found.get(name) != expected:
+            raise ArtifactError(
+                f"{place}: {name} is {found.get(name, 'missing')[:200]!r}, must be {expected!r}", REMEDY
+            )
+    return limits
+
+
+def _parse(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines())
 
 
 def server_environment(limits: ServeConfig) -> dict[str, str]:

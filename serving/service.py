@@ -25,8 +25,8 @@ from neuron_sum.runtimes.slots import AdapterSlots
 from serving import metrics
 from serving.batching import Batcher, Work, as_service_error
 from serving.limits import Item
-from serving.parsing import parse
-from serving.schema import TEXT, ServiceError, Summary, answer_type, media_type, render
+from serving.parsing import check_media_type, parse
+from serving.schema import TEXT, ServiceError, Summary, answer_type, render
 
 BASE = "base"
 """The adapter name that requests no adapter, even if the model has a default adapter."""
@@ -152,7 +152,7 @@ class Service:
         """
         record, status = _RequestRecord(request_id), 200
         try:
-            kind = media_type(content_type)
+            kind = check_media_type(content_type, body, self._limits)
             items = parse(body, kind, self._limits)
             answers = await self._answers(items, adapter, record)
             kind = answer_type(accept, kind, len(items))

@@ -1,7 +1,11 @@
 """Transports to an endpoint: send one request and return one reply, over HTTP or through SageMaker."""
 
 import re
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -14,6 +18,9 @@ from neuron_sum.errors import MissingExtraError, RequestError
 from serving.schema import JSON
 
 CONNECT_TIMEOUT_S = 5.0
+MAX_REPLY_BYTES = 16 << 20
+"""The most bytes of a reply; a summary has a few hundred."""
+PIECE_BYTES = 1 << 16
 SAGEMAKER = "sagemaker:"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 URL_HINT = "use a URL such as http://127.0.0.1:8080"
@@ -59,11 +66,13 @@ class Reply:
         status: The HTTP status; behind SageMaker, the status of the model's container.
         body: The body as text.
         retry_after_s: Seconds in the Retry-After header; 0 without one.
+        location: The URL that a redirect names; redirects are not followed.
     """
 
     status: int
     body: str
     retry_after_s: float = 0.0
+    location: str | None = None
 
 
 class Transport(Protocol):
@@ -74,7 +83,8 @@ class Transport(Protocol):
 
         Raises:
             Unavailable: If the endpoint cannot be reached, or the connection ends before the reply.
-            Unanswered: If there is no reply in time, or boto3 cannot make the call.
+            Unanswered: If there is no complete reply in time, the reply is too large or not JSON in UTF-8, or boto3
+                cannot make the call.
         """
         ...
 
@@ -134,25 +144,49 @@ class HttpTransport:
             raise RequestError(f"{without_credentials(url)} is not a URL: {error}", URL_HINT) from error
         if not parsed.host:
             raise RequestError(f"{without_credentials(url)} has no host name", URL_HINT)
+        if parsed.port is not None and not 0 < parsed.port < 65536:
+            raise RequestError(f"{without_credentials(url)} has an invalid port", URL_HINT)
         self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
         self._timeout_s = timeout_s
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections=connections),
-            trust_env=parsed.host not in LOOPBACK,  # a configured proxy cannot reach this machine
-        )
+        try:
+            self._http = httpx.Client(
+                timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=connections),
+                trust_env=parsed.host not in LOOPBACK,  # a configured proxy cannot reach this machine
+            )
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
+            hint = "correct HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+            raise RequestError(f"the proxy in the environment cannot be used: {error}", hint) from error
 
     def send(self, body: bytes) -> Reply:
         """See Transport."""
-        headers = {"Content-Type": JSON, "Accept": JSON}
+        place = without_credentials(str(self._url))
         try:
-            answer = self._http.post(self._url, content=body, headers=headers)
-        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise _late(without_credentials(str(self._url)), self._timeout_s) from error
-        except httpx.RequestError as error:
-            place = without_credentials(str(self._url))
+            return _within(self._timeout_s, lambda: self._receive(body, place))
+        except (httpx.ReadTimeout, httpx.WriteTimeout, Late) as error:
+            raise _late(place, self._timeout_s) from error
+        # UnicodeError: a part of the host name is too long.
+        except (httpx.RequestError, httpx.StreamError, UnicodeError) as error:
             raise Unavailable(f"no answer from {place}: {error}", "run `neuron-sum serve ARTIFACT`") from error
-        return Reply(answer.status_code, answer.text, parse_retry_after(answer.headers.get("Retry-After")))
+
+    def _receive(self, body: bytes, place: str) -> Reply:
+        # A compressed reply could unpack to any size.
+        headers = {"Content-Type": JSON, "Accept": JSON, "Accept-Encoding": "identity"}
+        end = time.monotonic() + self._timeout_s
+        with self._http.stream("POST", self._url, content=body, headers=headers) as answer:
+            encoding = answer.headers.get("Content-Encoding", "identity")
+            if encoding.strip().lower() not in ("", "identity"):
+                raise _unusable_reply(place, f"Content-Encoding {encoding[:80]!r}, which was not requested")
+            content = _collect(answer.iter_raw(), end, place)
+            kind = answer.headers.get("Content-Type", JSON)
+            reply = Reply(
+                answer.status_code,
+                _decode(content, kind, answer.status_code, place),
+                parse_retry_after(answer.headers.get("Retry-After")),
+                answer.headers.get("Location") if answer.is_redirect else None,
+            )
+        return reply
 
     def close(self) -> None:
         """See Transport."""
@@ -200,11 +234,10 @@ class SageMakerTransport:
     def send(self, body: bytes) -> Reply:
         """See Transport."""
         try:
-            answer = self._client.invoke_endpoint(Body=body, **self._arguments)
-            return Reply(200, answer["Body"].read().decode("utf-8", "replace"))
+            return _within(self._timeout_s + CONNECT_TIMEOUT_S, lambda: self._receive(body))
         except self._errors.ClientError as error:
             return _sagemaker_reply(error.response)
-        except self._errors.ReadTimeoutError as error:
+        except (self._errors.ReadTimeoutError, Late) as error:
             raise _late(self._name, self._timeout_s) from error
         except (self._errors.ConnectionError, self._errors.HTTPClientError) as error:
             hint = "check the endpoint's region and the network connection"
@@ -216,6 +249,12 @@ class SageMakerTransport:
         """See Transport."""
         self._client.close()
 
+    def _receive(self, body: bytes) -> Reply:
+        end = time.monotonic() + self._timeout_s + CONNECT_TIMEOUT_S
+        answer = self._client.invoke_endpoint(Body=body, **self._arguments)
+        content = _collect(answer["Body"].iter_chunks(PIECE_BYTES), end, self._name)
+        return Reply(200, _decode(content, answer.get("ContentType", JSON), 200, self._name))
+
     def _unusable(self, error: Exception) -> Unanswered:
         hint = f"use {SAGEMAKER}{self._name}@REGION, and put credentials where boto3 looks for them"
         return Unanswered(f"boto3 cannot call {self._name}: {error}", hint, 500)
@@ -223,12 +262,12 @@ class SageMakerTransport:
 
 def parse_retry_after(retry_after: str | None) -> float:
     """The seconds in a Retry-After header, which is a number or a date; 0 if it is missing or invalid."""
-    text = (retry_after or "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    text = (retry_after or "").strip()[:100]
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
     when = when if when.tzinfo is not None else when.replace(tzinfo=timezone.utc)
     return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
@@ -246,3 +285,52 @@ def _sagemaker_reply(response: Mapping[str, Any]) -> Reply:
 
 def _late(name: str, timeout_s: float) -> Unanswered:
     return Unanswered(f"{name} has not answered within {timeout_s:g} s", FEWER, 504)
+
+
+def _within(seconds: float, call: Callable[[], Reply]) -> Reply:
+    """The result of a call in a separate thread, which may end later.
+
+    Timeouts of sockets apply to single reads, so that a reply of one byte at a time would never end.
+
+    Raises:
+        Late: If there is no result in time.
+    """
+    result: Future[Reply] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001  raised again where the result is read
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="request", daemon=True).start()
+    return result.result(seconds)
+
+
+def _collect(pieces: Iterable[bytes], end: float, name: str) -> bytes:
+    """The whole body of a reply, within the limit and the deadline."""
+    content = bytearray()
+    for piece in pieces:
+        content += piece
+        if len(content) > MAX_REPLY_BYTES:
+            raise _unusable_reply(name, f"more than {MAX_REPLY_BYTES} bytes, the most of a reply")
+        if time.monotonic() > end:
+            raise Late
+    return bytes(content)
+
+
+def _decode(content: bytes, kind: str, status: int, name: str) -> str:
+    """The text of a reply; summaries must be JSON in UTF-8, while an error may come from any server."""
+    if status != 200:
+        return content.decode("utf-8", "replace")
+    if kind.partition(";")[0].strip().lower() != JSON:
+        start = " ".join(content[:1000].decode("utf-8", "replace").split())[:300]
+        raise _unusable_reply(name, f"no summaries but Content-Type {kind[:80]!r}: {start}")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise _unusable_reply(name, f"bytes that are not UTF-8, from position {error.start}") from error
+
+
+def _unusable_reply(name: str, content: str) -> Unanswered:
+    return Unanswered(f"{name} answered {content}", "check the endpoint's name, and that neuron-sum serves it", 502)

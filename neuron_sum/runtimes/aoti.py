@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from neuron_sum.artifact import WEIGHTS, Artifact, Bucket
-from neuron_sum.errors import ArtifactError
+from neuron_sum.artifact import RESTORE, WEIGHTS, Artifact, Bucket
+from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.platform import cpu
 from neuron_sum.runtimes.graphs import GraphRuntime, with_host_state
 from neuron_sum.runtimes.slots import load_slots
@@ -59,8 +59,10 @@ class _Packages:
     def get(self, file: str) -> Callable[..., Any]:
         with self._lock:
             if file not in self._loaded:
-                package = torch._inductor.aoti_load_package(str(self._folder / file))
-                weights = self._weights.get(name.removeprefix(MODEL) for name in package.get_constant_fqns())
+                with reading(self._folder / file, ArtifactError, RESTORE):
+                    package = torch._inductor.aoti_load_package(str(self._folder / file))
+                    needed = [name.removeprefix(MODEL) for name in package.get_constant_fqns()]
+                weights = self._weights.get(needed)
                 constants = {MODEL + name: tensor for name, tensor in weights.items()}
                 # user_managed: the graph reads the tensors in place, and SharedWeights keeps them alive.
                 package.load_constants(constants, check_full_update=True, user_managed=True)

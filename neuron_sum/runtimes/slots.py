@@ -208,6 +208,6 @@ def load_slots(artifact: Artifact) -> tuple[AdapterSlots | None, dict[str, Tenso
         for name, shape in manifest.adapter_stacks.items()
     }
     slots = AdapterSlots(manifest.adapters, stacks, manifest.adapter_targets)
-    for folder in sorted((artifact.path / ADAPTERS).glob("*")):
-        slots.load(folder.name, folder)
+    for name in manifest.adapter_names:
+        slots.load(name, artifact.path / ADAPTERS / name)
     return slots, stacks

@@ -8,6 +8,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from neuron_sum.artifact import RESTORE
+from neuron_sum.errors import ArtifactError, reading
+
 ALIGNMENT = 64
 """Bytes, the width of AVX-512."""
 
@@ -24,10 +27,15 @@ class SharedWeights:
         path: The file; it stays mapped, and unused tensors are never read.
         aliases: The stored name of each tensor with another name.
         others: Additional tensors, such as adapter stacks, returned unchanged.
+
+    Raises:
+        ArtifactError: If the file is damaged. `get` raises it if a tensor is missing.
     """
 
     def __init__(self, path: Path, aliases: Mapping[str, str], others: Mapping[str, Tensor]) -> None:
-        self._file = safe_open(path, framework="pt")
+        with reading(path, ArtifactError, RESTORE):
+            self._file = safe_open(path, framework="pt")
+        self._path = path
         self._aliases, self._tensors = dict(aliases), dict(others)
 
     def get(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -41,7 +49,8 @@ class SharedWeights:
         return {name: self._tensors[name] for name in names}
 
     def _read(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(self._aliases.get(name, name))  # type: ignore[no-untyped-call]
+        with reading(self._path, ArtifactError, RESTORE):
+            tensor: Tensor = self._file.get_tensor(self._aliases.get(name, name))  # type: ignore[no-untyped-call]
         return tensor
 
 

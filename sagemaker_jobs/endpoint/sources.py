@@ -4,13 +4,13 @@ import gzip
 import json
 import re
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from neuron_sum import console
-from neuron_sum.errors import ArtifactError, AwsError
+from neuron_sum.contents import MAX_JSON_BYTES
+from neuron_sum.errors import ArtifactError, AwsError, reading
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run
@@ -116,17 +116,16 @@ def target_of(archive: Path) -> str:
     Raises:
         ArtifactError: If the file is not an archive written by `neuron-sum package`.
     """
-    try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as packed:
-            for member in packed:
-                if member.name == PROPERTIES and ENDED_HANDLER in _text(packed.extractfile(member)):
-                    return registry.ENDED
-                if member.name == MANIFEST:
-                    return str(json.loads(_text(packed.extractfile(member)))["target"])
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, KeyError) as error:
-        raise ArtifactError(
-            f"{archive} cannot be read: {error}", "Run `neuron-sum package ARTIFACT` to create an archive."
-        ) from error
+    with (
+        reading(archive, ArtifactError, "Run `neuron-sum package ARTIFACT` to create an archive."),
+        gzip.open(archive) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as packed,
+    ):
+        for member in packed:
+            if member.name == PROPERTIES and ENDED_HANDLER in _text(packed.extractfile(member)):
+                return registry.ENDED
+            if member.name == MANIFEST:
+                return str(json.loads(_text(packed.extractfile(member)))["target"])
     raise ArtifactError(
         f"{archive} contains no {MANIFEST}", "Run `neuron-sum package ARTIFACT` to create an archive with it."
     )
@@ -192,4 +191,4 @@ def _stem(name: str) -> str:
 def _text(content: IO[Any] | None) -> str:
     if content is None:
         raise ValueError("not a file")
-    return str(content.read().decode("utf-8"))
+    return str(content.read(MAX_JSON_BYTES).decode("utf-8"))

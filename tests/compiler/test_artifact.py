@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from artifacts import edited
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from neuron_sum.platform import cpu
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.load import load_generator
+from neuron_sum.runtimes.weights import SharedWeights
 from neuron_sum.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -116,3 +118,18 @@ def test_verify_detects_other_weights_and_a_broken_artifact(
     train(recipe, retrained, overwrite=True)
     with pytest.raises(ArtifactError, match=r"source\.weights_sha256"):
         verify(open_artifact(small), retrained, 8, 1.0)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x10\0\0\0\0\0\0\0{}"])
+def test_damaged_weights_and_graphs_are_errors_of_the_artifact(tmp_path: Path, content: bytes) -> None:
+    """Their hashes fit if somebody computes them anew."""
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    (tmp_path / "step.pt2").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors cannot be read"):
+        SharedWeights(tmp_path / "weights.safetensors", {}, {})
+    save_file({"a": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    weights = SharedWeights(tmp_path / "weights.safetensors", {}, {})
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors cannot be read: .*other"):
+        weights.get(["other"])
+    with pytest.raises(ArtifactError, match=r"step\.pt2 cannot be read"):
+        aoti._Packages(tmp_path, weights).get("step.pt2")

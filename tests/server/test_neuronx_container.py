@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from micro_models import LLAMA_CONFIG, MICRO_LLAMA
 
+from neuron_sum.errors import ModelError
 from neuron_sum.platform.matrix import ENDED_CONTAINERS
 from neuron_sum.recipes.loading import load_recipe
 from serving import neuronx_container
@@ -162,3 +163,30 @@ def djl_python_jar(folder: Path) -> Path:
 
 def properties_of(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be read"),
+        (b"[]", "a JSON list instead of an object"),
+        (b"{}", "model_type is 'None'"),
+        (b'{"model_type": 3}', "model_type is '3'"),
+        (b'{"model_type": "llama"}', "max_position_embeddings is 'None'"),
+        (b'{"model_type": "llama", "max_position_embeddings": "9"}', "max_position_embeddings is '9'"),
+        (b'{"model_type": "llama", "max_position_embeddings": 9}', "num_attention_heads is 'None'"),
+        (b"[" * 99_999, "cannot be read"),
+    ],
+)
+def test_a_damaged_config_is_an_error_of_the_model(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"config\.json.*{message}") as caught:
+        neuronx_container._read_config(tmp_path)
+    assert caught.value.hint
+
+
+def test_a_link_in_a_checkpoint_is_not_packaged(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "secret.json").symlink_to("/etc/passwd")
+    with pytest.raises(ModelError, match=r"secret\.json is a symbolic link"):
+        list(neuronx_container._contents(tmp_path))

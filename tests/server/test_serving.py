@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from service_requests import DIALOGUE, LIMITS, REFUSED
 
 from benchmarks import drill, serving_fuzz
-from neuron_sum.artifact import Artifact
+from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ServerError
 from neuron_sum.evaluation.generate import summarize_all
@@ -70,6 +70,15 @@ def test_rejected_requests_have_their_status_and_the_same_shape(
     assert answer.status_code == code
     assert answer.json()["error"].keys() == {"code", "message", "field"}
     assert (answer.json()["error"]["code"], answer.json()["error"]["field"]) == (code, field)
+
+
+def test_a_client_of_another_server_receives_the_correct_request(endpoint: Endpoint) -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": DIALOGUE}], "max_tokens": 3, "temperature": 0}
+    answer = httpx.post(f"{endpoint.server.url}/v1/chat/completions", json=chat, timeout=60)
+    assert answer.status_code == 422
+    correct = {"inputs": DIALOGUE, "parameters": {"max_new_tokens": 3}}
+    assert f"Send {json.dumps(correct)} with Content-Type application/json" in answer.json()["error"]["message"]
+    assert endpoint.post(correct).status_code == 200
 
 
 FORM = "application/x-www-form-urlencoded"
@@ -337,12 +346,10 @@ def test_a_model_may_load_longer_than_the_import_limit(
 
 
 def test_a_damaged_artifact_is_not_served(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    package.write_folder(lora_artifact, LIMITS, folder)
-    damaged = folder / properties.ARTIFACT / "recipe.yaml"
-    text = damaged.read_text().replace("max_new_tokens: 12", "max_new_tokens: 11")
-    damaged.unlink()
-    damaged.write_text(text)
+    folder, copy = tmp_path / "model", Path(shutil.copytree(lora_artifact.path, tmp_path / "artifact"))
+    package.write_folder(open_artifact(copy), LIMITS, folder)
+    damaged = copy / "recipe.yaml"
+    damaged.write_text(damaged.read_text().replace("max_new_tokens: 12", "max_new_tokens: 11"))
     with pytest.raises(ServerError, match=r"files\.recipe\.yaml: sha256"), LocalServer([Model("m", folder)], LIMITS):
         pass
 

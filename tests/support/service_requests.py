@@ -33,6 +33,10 @@ REFUSED: list[tuple[str, bytes, int, str | None]] = [
     (JSON, b" " * 100_001, 413, None),
     (JSON_LINES, b'{"inputs": "a"}\n' * 6, 413, "inputs"),
     (TEXT, b"  ", 400, None),
+    (JSON, b'{"model": "m", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 9}', 422, "inputs"),
+    (JSON, b'{"inputs": "a", "parameters": {"temperature": 0.5}}', 422, "parameters.temperature"),
+    (TEXT, b'{"text_inputs": "a"}', 415, "Content-Type"),
+    ("text/csv", b"a,b", 415, "Content-Type"),
     ("image/png", b"a", 415, "Content-Type"),
     ("application/json; charset=latin-1", b"{}", 415, "Content-Type"),
 ]
