@@ -2,29 +2,41 @@
 
 The input is a dialogue in a file or on standard input. On a terminal, the output has rich tables and a live progress
 bar; otherwise, plain lines and an occasional progress line. With `--json`, standard output is exactly one document.
+
+Only this module writes to the terminal. Text that comes from files, models, servers or options is printed without its
+control characters, and never interpreted as rich markup.
 """
 
 import json
 import os
+import shlex
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from neuron_sum import files
-from neuron_sum.errors import DataError
+from neuron_sum.errors import DataError, reading
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
+MAX_DIALOGUE_BYTES = 10_000_000
 ERRORS = "NEURON_SUM_ERRORS"
 """The environment variable with the folder of `collect_errors`."""
+CLOSED_PIPE = 141
+"""The exit code if the reader of standard output closes it: that of a program that SIGPIPE stops."""
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories that control or deceive a terminal: controls, formats (bidi, zero width), surrogates, lines."""
 
 
 @dataclass
@@ -43,44 +55,140 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def clean(text: str) -> str:
+    r"""Replaces characters that control or deceive a terminal by escapes, such as \x1b; keeps newlines and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) not in UNSAFE else _escape(ord(character))
+        for character in text
+    )
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def command(*words: object) -> str:
+    """A `neuron-sum` command to suggest, quoted so that a shell reads the same words back."""
+    return shlex.join(["neuron-sum", *map(str, words)])
+
+
+class _SafeConsole(Console):
+    """A console that cleans all text, does not read it as markup, and escapes what the stream cannot encode."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(self._clean(text), **{**options, "markup": False})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=self._clean(segment.text))
+
+    def _clean(self, text: str) -> str:
+        return clean(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+    def on_broken_pipe(self) -> None:
+        discard(sys.stderr if self.stderr else sys.stdout)
+        if not self.stderr:
+            raise SystemExit(CLOSED_PIPE)
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(
+    terminal = stream is not None and stream.isatty()
+    return _SafeConsole(
         stderr=stderr,
-        width=width,
+        width=None if terminal else PLAIN_WIDTH,
         highlight=False,
         emoji=False,
-        soft_wrap=not stream.isatty(),
+        soft_wrap=not terminal,
         quiet=not is_main_process(),
     )
+
+
+def prepare() -> None:
+    """Replaces closed standard streams by the null device, and makes the others print what they cannot encode."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w" if number else "r", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def discard(stream: Any) -> None:
+    """Drops the rest of the output to a stream that cannot be written to."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def finish() -> None:
+    """Writes what the standard streams still buffer."""
+    with _stderr_errors():
+        sys.stderr.flush()
+    with _stdout_errors():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    """Ends the command if standard output cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(CLOSED_PIPE) from None
+        error.filename = error.filename or "standard output"
+        raise
+
+
+@contextmanager
+def _stderr_errors() -> Iterator[None]:
+    """Goes on without messages if standard error cannot be written."""
+    try:
+        yield
+    except OSError:
+        discard(sys.stderr)
 
 
 def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
     """Prints a command's result: with --json, `result` as JSON, otherwise `renderables`."""
     if not is_main_process():
         return
-    if settings.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
-        return
-    console = _console(stderr=False)
-    for renderable in renderables:
-        console.print(renderable, markup=False)
+    with _stdout_errors():
+        if settings.json:
+            print(_as_json(result, indent=2))
+            return
+        console = _console(stderr=False)
+        for renderable in renderables:
+            console.print(renderable)
 
 
 def note(text: str) -> None:
     """Prints a progress message, which is never part of the result."""
-    _console(stderr=True).print(text, markup=False)
+    _to_stderr(text)
 
 
 def note_table(content: Table) -> None:
     """Prints a table of planned steps, which is never part of the result."""
-    _console(stderr=True).print(content)
+    _to_stderr(content)
 
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    _console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")
+    _to_stderr(f"warning: {text}", "yellow")
+
+
+def _to_stderr(content: RenderableType, style: str | None = None) -> None:
+    with _stderr_errors():
+        _console(stderr=True).print(content, style=style)
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """JSON in ASCII, in which every control character is escaped."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 @contextmanager
@@ -104,12 +212,12 @@ def fail(message: str, hint: str | None, exit_code: int) -> None:
         files.write_json(Path(folder) / f"{os.environ['RANK']}.json", error)
         return
     if settings.json:
-        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": exit_code}}), file=sys.stderr)
+        with _stderr_errors():
+            print(_as_json({"error": {"message": message, "hint": hint, "exit_code": exit_code}}), file=sys.stderr)
         return
-    console = _console(stderr=True)
-    console.print(f"error: {message}", markup=False, style="red")
+    _to_stderr(f"error: {message}", "red")
     if hint:
-        console.print(f"hint: {hint}", markup=False)
+        _to_stderr(f"hint: {hint}")
 
 
 def read_dialogue(file: Path) -> str:
@@ -125,10 +233,12 @@ def read_dialogue(file: Path) -> str:
     name = "standard input" if from_stdin else str(file)
     if from_stdin and sys.stdin.isatty():
         note("reading a dialogue from standard input; press Ctrl-D to end it")
-    try:
-        dialogue = (sys.stdin.read() if from_stdin else file.read_text(encoding="utf-8")).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {name}: {error}", "use UTF-8 text with one turn per line") from error
+    with reading(name, DataError, "use UTF-8 text with one turn per line"):
+        with nullcontext(sys.stdin.buffer) if from_stdin else file.open("rb") as stream:
+            content = stream.read(MAX_DIALOGUE_BYTES + 1)
+        dialogue = content.decode("utf-8-sig").strip()
+    if len(content) > MAX_DIALOGUE_BYTES:
+        raise DataError(f"{name} has more than {size(MAX_DIALOGUE_BYTES)}", "use a text file with one dialogue")
     if not dialogue:
         raise DataError(f"{name} contains no dialogue", "write one turn per line")
     return dialogue
@@ -153,37 +263,38 @@ class ProgressBar:
     """
 
     def __init__(self, description: str, total: int, done: int = 0, quiet: bool = False) -> None:
-        self._description, self._total, self._done, self._first = description, total, done, done
+        self._description, self._total, self._done, self._first = clean(description), total, done, done
         self._started = self._last_line = time.monotonic()
         self._console = _console(stderr=True)
         self._console.quiet |= quiet
         self._rich: Progress | None = None
         if self._console.is_terminal and not self._console.quiet:
             self._rich = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._rich.add_task(description, total=total, completed=done, detail="")
+            self._task = self._rich.add_task(self._description, total=total, completed=done, detail="")
             self._rich.start()
 
     def update(self, done: int, detail: str = "") -> None:
         """Sets the number of completed steps, and shows `detail` (a loss, a rate) next to it."""
         self._done = done
         if self._rich is not None:
-            self._rich.update(self._task, completed=done, detail=detail)
+            self._rich.update(self._task, completed=done, detail=clean(detail))
             return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_PROGRESS_INTERVAL_S or done == self._total:
             self._last_line = now
             per_step_s = (now - self._started) / max(done - self._first, 1)
             remaining = duration(per_step_s * (self._total - done))
-            self._console.print(f"{self._description} {done}/{self._total} {detail} left {remaining}", markup=False)
+            if not self._console.quiet:
+                _to_stderr(f"{self._description} {done}/{self._total} {detail} left {remaining}")
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
         """Adds `steps` to the number of completed steps."""

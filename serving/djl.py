@@ -178,7 +178,7 @@ def _run(command: list[str], failure: str, hint: str | None) -> str:
 
 if __name__ == "__main__":
     try:
-        print(install(Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+        console.emit({}, str(install(Path(sys.argv[1]) if len(sys.argv) > 1 else None)))
     except ServerError as error:
         console.fail(error.message, error.hint, error.exit_code)
         sys.exit(error.exit_code)
