@@ -65,7 +65,7 @@ class PipelineGroup(TyperGroup):
         """The names of the commands, in the order of `--help`."""
         return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
-    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
         """Runs a command line and exits with its code; usage errors are printed as all other errors."""
         words = list(sys.argv[1:] if args is None else args)
         console.settings.json = "--json" in words
