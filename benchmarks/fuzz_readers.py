@@ -448,7 +448,7 @@ def run_command(folder: Path) -> None:
     try:
         with patch.dict(os.environ, variables), patch.object(console, "settings", console.Settings()):
             done = CliRunner().invoke(_app(), words, input="#Person1#: Hi.\n")
-            if done.exit_code == 1 or not isinstance(done.exception, SystemExit | None):
+            if done.exit_code == 1 or len(done.stderr) > 500_000 or not isinstance(done.exception, SystemExit | None):
                 done = CliRunner().invoke(_app(), [*words, "--debug"], input="#Person1#: Hi.\n")
                 raise AssertionError(f"{words}\n{done.output[-6000:]}")
     finally:

@@ -31,6 +31,8 @@ from neuron_sum.errors import DataError, reading
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
 MAX_DIALOGUE_BYTES = 10_000_000
+MAX_ERROR_LINES, MAX_ERROR_LINE = 100, 4000
+"""The lines of an error, and the characters of each, that are printed: a value in it can have any length."""
 ERRORS = "NEURON_SUM_ERRORS"
 """The environment variable with the folder of `collect_errors`."""
 CLOSED_PIPE = 141
@@ -207,6 +209,7 @@ def collect_errors(folder: Path) -> Iterator[None]:
 
 def fail(message: str, hint: str | None, exit_code: int) -> None:
     """Prints an error to standard error: one line and a hint, or with --json one JSON object."""
+    message, hint = _shorten(message), hint and _shorten(hint)
     if folder := os.environ.get(ERRORS):
         error = {"message": message, "hint": hint, "exit_code": exit_code}
         files.write_json(Path(folder) / f"{os.environ['RANK']}.json", error)
@@ -218,6 +221,11 @@ def fail(message: str, hint: str | None, exit_code: int) -> None:
     _to_stderr(f"error: {message}", "red")
     if hint:
         _to_stderr(f"hint: {hint}")
+
+
+def _shorten(text: str) -> str:
+    lines = [f"{line[:MAX_ERROR_LINE]}…" if len(line) > MAX_ERROR_LINE else line for line in text.split("\n")]
+    return "\n".join(lines if len(lines) <= MAX_ERROR_LINES else [*lines[:MAX_ERROR_LINES], "…"])
 
 
 def read_dialogue(file: Path) -> str:
