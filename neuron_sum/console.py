@@ -71,9 +71,9 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def command(*words: object) -> str:
-    """A `neuron-sum` command to suggest, quoted so that a shell reads the same words back."""
-    return shlex.join(["neuron-sum", *map(str, words)])
+def quote(word: object) -> str:
+    """A path or name in a command to suggest, so that a shell reads it as one word."""
+    return shlex.quote(str(word))
 
 
 class _SafeConsole(Console):

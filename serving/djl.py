@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from neuron_sum import console, files
+from neuron_sum.console import quote
 from neuron_sum.errors import ServerError
 
 VERSION = "0.36.0"
@@ -118,7 +119,8 @@ def _sources() -> Path:
     commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"], f"{folder} is not a git checkout", None).strip()
     if commit != COMMIT:
         raise ServerError(
-            f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}", f"run `git -C {folder} checkout v{VERSION}`"
+            f"{folder} is at commit {commit}; v{VERSION} is {COMMIT}",
+            f"run `git -C {quote(folder)} checkout v{VERSION}`",
         )
     return folder
 

@@ -23,8 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from neuron_sum import console
+from neuron_sum.cli import ORDER
 from neuron_sum.errors import DataError
 from neuron_sum.recipes import loading
+from neuron_sum.runs.folder import RunFolder
 
 HOSTILE = (
     "\x1b]0;title\x07\x1b[2J\x1b[31m\x9b31m\x9d0;x\x9c\x00\x08\r\x7f\u202e\u2066\u2069\u200b\u200e\u200d\ufeff\u2028\u2029"
@@ -138,9 +140,41 @@ def test_errors_that_repeat_the_input_are_clean(words: list[str], code: int) -> 
 
 def test_suggested_commands_are_quoted() -> None:
     odd = "a b;$(touch x)'`"
-    assert shlex.split(console.command("evaluate", Path(odd), "--set", "x=1")) == [
+    assert shlex.split(f"neuron-sum evaluate {console.quote(Path(odd))} --set x=1") == [
         *("neuron-sum", "evaluate", odd, "--set", "x=1")
     ]
+    run = RunFolder(Path(odd), loading.load_recipe("tiny"))
+    assert shlex.split(run.resume_command)[2:] == [f"{odd}/recipe.yaml", "--output", odd, "--resume"]
+
+
+PLAIN = r"""
+    (\w+\.)*(target_)?run\.id | (next_)?command | target | stage | argument | suggestion | several | ended | log\.(group|prefix)
+    | arn | job\.name | job\.kind\.log_group | BUILD_LOGS | build\['projectName'\] | [A-Z_.]+ | registry\.ENDED | container
+    | max_hours | offers | cached | package | extra | packages | pins | words\[0\]
+    | platform\.neuron_sdk | run\.resume_command
+    | quote\(.*\) | console\.quote\(.*\)
+"""
+"""Expressions that a shell reads as one word, because neuron-sum makes their values, and quoted expressions."""
+
+
+def test_every_suggested_command_quotes_paths_and_names() -> None:
+    unquoted = []
+    suggestion = re.compile(rf"neuron-sum (?:{'|'.join(ORDER)})\b[^`\n]*?\0|`(?:rm|mkdir|git|aws) [^`]*?\0")
+    for package in ("neuron_sum", "compile", "serving", "sagemaker_jobs"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    text = "".join(
+                        part.value
+                        if isinstance(part, ast.Constant)
+                        else "x"
+                        if re.fullmatch(PLAIN, ast.unparse(part.value), re.VERBOSE)  # type: ignore[attr-defined]
+                        else "\0"
+                        for part in node.values
+                    )
+                    if suggestion.search(text):
+                        unquoted.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert not unquoted
 
 
 STREAMS = {
