@@ -68,7 +68,7 @@ def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) 
     """Commands to try next, each with a description of its result."""
     return {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",
-        f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue, from compiled graphs",
+        f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
         f"neuron-sum serve {quote(archive)} --playground": "the endpoint on this machine, with a web page to try it",
         f"neuron-sum compile {quote(runs[0])} --set compile.dtype=int8": "a smaller model; its loss: `compile verify`",
         f"neuron-sum merge {quote(runs[1])}": "the adapter merged into the weights and compared with the original",

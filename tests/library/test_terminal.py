@@ -148,11 +148,10 @@ def test_suggested_commands_are_quoted() -> None:
 
 
 PLAIN = r"""
-    (\w+\.)*(target_)?run\.id | (next_)?command | target | stage | argument | suggestion | several | ended | log\.(group|prefix)
-    | arn | job\.name | job\.kind\.log_group | BUILD_LOGS | build\['projectName'\] | [A-Z_.]+ | registry\.ENDED | container
-    | max_hours | offers | cached | package | extra | packages | pins | words\[0\]
-    | platform\.neuron_sdk | run\.resume_command
-    | quote\(.*\) | console\.quote\(.*\)
+    (\w+\.)*(target_)?run\.id | (next_)?command | target | stage | argument | suggestion | several | ended | arn
+    | log\.(group|prefix) | job\.name | job\.kind\.log_group | BUILD_LOGS | build\['projectName'\] | [A-Z_.]+
+    | registry\.ENDED | container | max_hours | offers | cached | package | extra | packages | pins | words\[0\]
+    | platform\.neuron_sdk | run\.resume_command | quote\(.*\) | console\.quote\(.*\)
 """
 """Expressions that a shell reads as one word, because neuron-sum makes their values, and quoted expressions."""
 
