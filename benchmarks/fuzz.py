@@ -38,7 +38,7 @@ CPU_LIMIT_S = 10
 WALL_LIMIT_S = 60
 """After this time without an answer, a process is killed: it may wait instead of calculating."""
 MEMORY_LIMIT = 2 * 1024**3
-REJECTED, ACCEPTED = "our errors", "accepted"
+REJECTED, ACCEPTED, LIMIT = "our errors", "accepted", "more than"
 PACKAGES = re.compile(r'File ".*?((?:neuron_sum|compile|serving|sagemaker_jobs)/[\w/]+\.py)", line (\d+)')
 
 Task = tuple[str, int]
@@ -56,7 +56,7 @@ class Failure:
     Attributes:
         reader: The name of the reader.
         seed: The seed of the input.
-        kind: What distinguishes the failure from others: the exception, and the last line of neuron-sum.
+        kind: The exception, and the last line of neuron-sum in its traceback; equal for failures with one cause.
         detail: The traceback.
     """
 
@@ -77,9 +77,11 @@ def run(
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[Failure] = []
     # Small portions, because the inputs of some readers take much longer than those of others.
-    waiting = deque([tasks[start : start + 200] for start in range(0, len(tasks), 200)])
+    portions = [tasks[start : start + 200] for start in range(0, len(tasks), 200)]
+    Random(0).shuffle(portions)  # so that an interrupted run has read inputs of every reader
+    waiting = deque(portions)
     workers: list[_Worker] = []
-    with console.progress("inputs", len(tasks)) as bar:
+    with suppress(KeyboardInterrupt), console.progress("inputs", len(tasks)) as bar:
         while waiting or workers:
             while waiting and len(workers) < processes:
                 workers.append(_Worker(waiting.popleft(), readers, output))
@@ -172,8 +174,7 @@ def check(reader: Reader, seed: int, folder: Path, output: Path) -> str | Failur
     place = output / f"{re.sub(r'[^a-z0-9]+', '-', reader.name)}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
     if not place.exists():
         with suppress(FileExistsError), files.new_folder(place) as saved:
-            reduced = _reduce(reader, content, kind, folder, seed)
-            _write(saved, reduced)
+            _write(saved, content if kind.startswith(LIMIT) else _reduce(reader, content, kind, folder, seed))
             (saved / "failure.txt").write_text(
                 f"{reader.name}, seed {seed}: {kind}\n\n{detail}", errors="backslashreplace"
             )
@@ -199,11 +200,11 @@ def _outcome(reader: Reader, content: Files, folder: Path, seed: int) -> tuple[s
         signal.setitimer(signal.ITIMER_PROF, 0)
     elapsed = time.process_time() - started
     if elapsed >= CPU_LIMIT_S:  # a reader may have converted Hang
-        return f"more than {CPU_LIMIT_S} s", _trace(raised)
+        return f"{LIMIT} {CPU_LIMIT_S} s", _trace(raised)
     chain = raised
     while chain is not None:
         if isinstance(chain, MemoryError):
-            return "more than 2 GB", _trace(raised)
+            return f"{LIMIT} 2 GB", _trace(raised)
         chain = chain.__cause__ or chain.__context__
     if raised is None:
         return ACCEPTED, ""

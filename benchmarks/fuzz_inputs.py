@@ -239,7 +239,7 @@ def _tar(content: bytes, random: Random) -> bytes:
     """Members with odd names, types and sizes, or a damaged stream."""
     raw, target = gzip.decompress(content), io.BytesIO()
     if random.random() < 0.3:
-        return gzip.compress(_bytes(raw, random), 1)
+        return gzip.compress(_bytes(raw, random), 1, mtime=0)
     with (
         tarfile.open(fileobj=io.BytesIO(raw)) as old,
         tarfile.open(fileobj=target, mode="w", format=random.randrange(3)) as new,
@@ -268,13 +268,13 @@ def _tar(content: bytes, random: Random) -> bytes:
                 member.mtime = random.choice((0, -1, 2**40))
             try:
                 new.addfile(member, body if member.isreg() else None)
-            except (ValueError, OSError, UnicodeError):  # Python's own tarfile cannot write it
+            except (ValueError, OSError, UnicodeError):  # not writable by tarfile
                 continue
         if random.random() < 0.2:  # 50 MB of zeros in 50 kB
             large = tarfile.TarInfo("zeros")
             large.size = 50_000_000
             new.addfile(large, io.BytesIO(bytes(large.size)))
-    packed = gzip.compress(target.getvalue(), 1)
+    packed = gzip.compress(target.getvalue(), 1, mtime=0)
     return _bytes(packed, random) if random.random() < 0.2 else packed
 
 

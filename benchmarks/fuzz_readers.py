@@ -231,6 +231,7 @@ def _parquet() -> bytes:
 def model_readers() -> list[Reader]:
     """Readers of checkpoints, tokenizers, adapters, artifacts and archives; the models have random weights."""
     import peft
+    import torch
     import transformers
 
     from neuron_sum import artifact
@@ -249,6 +250,7 @@ def model_readers() -> list[Reader]:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
+    torch.manual_seed(0)
     readers = []
     for family in (t5, llama):
         name = str(family["model_type"])
@@ -464,6 +466,7 @@ def _app() -> typer.Typer:
     return build()
 
 
+@cache
 def all_readers() -> dict[str, Reader]:
     """Every reader by its name."""
     from neuron_sum.recipes.loading import load_recipe
