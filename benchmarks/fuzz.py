@@ -277,7 +277,10 @@ def _fuzz(options: argparse.Namespace) -> None:
     counts, failures = run(tasks, readers, options.output.absolute(), options.processes)
     outcomes = (REJECTED, ACCEPTED, "failures")
     table = console.table(
-        "reader", "inputs", *outcomes, title=f"{len(tasks)} inputs in {console.duration(time.monotonic() - started)}"
+        "reader",
+        "inputs",
+        *outcomes,
+        title=f"{counts.total()} inputs in {console.duration(time.monotonic() - started)}",
     )
     for name in readers:
         row = [counts[name, outcome] for outcome in outcomes]

@@ -51,6 +51,8 @@ UNUSABLE = (
     *(errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
 )
 """Errors of a path, a disk or a limit of this machine, which are not defects of neuron-sum."""
+LARGEST = 10**12
+"""The largest number of an option; nan and inf would pass or break the checks of commands."""
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
 """Words in the errors of libraries that run out of memory but do not raise MemoryError."""
 
@@ -122,6 +124,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after a scheduler's stop as after Ctrl-C
 
         def run() -> None:
+            for name, value in options.items():
+                if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # not true of nan
+                    shown = f"{value!s:.30}"
+                    raise typer.BadParameter(
+                        f"{shown} is not a usable number", param_hint=f"--{name.replace('_', '-')}"
+                    )
             for path in _paths(options.values()):
                 try:
                     path.lstat()

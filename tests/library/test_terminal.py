@@ -127,6 +127,10 @@ def test_json_escapes_what_a_terminal_would_act_on(show: Callable[[], None], mon
         (["train", "tiny", "--output", "\udc80"], 2),
         (["train", "tiny", "--output", "a" * 300], 2),
         (["recipes", "check", "a" * 5000], 3),
+        (["aws", "train", "tiny", "--max-usd", "nan"], 2),
+        (["aws", "train", "tiny", "--max-hours", "inf"], 2),
+        (["aws", "extend", "x", "--hours", "1e9", "--offline"], 2),
+        (["request", "http://127.0.0.1:9", "x.txt", "--max-new-tokens", "9" * 400], 2),
     ],
 )
 def test_errors_that_repeat_the_input_are_clean(words: list[str], code: int) -> None:
