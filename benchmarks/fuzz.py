@@ -5,6 +5,7 @@
 A reader accepts an input or rejects it with an error of neuron-sum. Everything else is a failure: another exception, a
 crash, more than 10 seconds or more than 2 GB. Prints the numbers for each reader, and every distinct failure with the
 seed of its first input. That input is reduced and saved below the output folder. Exits with 1 if anything failed.
+Ctrl-C ends the run early and prints what is known.
 """
 
 import argparse
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("fuzz-failures"), help="folder for the failed inputs")
     parser.add_argument("--processes", type=int, default=2, help="number of processes")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if a shell starts this with &
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="nsum-fuzz-hub-") as cache:
         os.environ["HF_HOME"] = cache
