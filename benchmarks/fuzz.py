@@ -1,6 +1,6 @@
 """Fuzzing of all readers and commands with changed copies of valid files.
 
-    python benchmarks/fuzz.py [--inputs 20000] [--reader NAME]... [--output fuzz-failures] [--processes 2]
+    python -m benchmarks.fuzz [--inputs 20000] [--reader NAME]... [--output fuzz-failures] [--processes 2]
 
 A reader accepts an input or rejects it with an error of neuron-sum. Everything else is a failure: another exception, a
 crash, more than 10 seconds or more than 2 GB. Prints the numbers for each reader, and every distinct failure with the
