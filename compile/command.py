@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import console, files
+from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
@@ -98,7 +99,7 @@ def run(
     console.emit(
         {**_as_dict(planned, jobs, folder), "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
         f"compiled {folder}: {len(planned.graphs)} graphs, {console.size(size)}\n"
-        f"next: neuron-sum compile verify {folder}",
+        f"next: neuron-sum compile verify {quote(folder)}",
     )
 
 
@@ -136,7 +137,7 @@ def verify(
         f"{opened.manifest.dtype} artifact compared with transformers in fp32; ROUGE is artifact minus transformers "
         f"(truncated dialogues: {comparison.truncated}{untested})",
         table,
-        f"next: neuron-sum evaluate {artifact}",
+        f"next: neuron-sum evaluate {quote(artifact)}",
     )
     if record.undecided:
         needed = record.examples_needed
@@ -245,7 +246,8 @@ def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: 
     size = files.folder_size(folder)
     console.emit(
         {**described, "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
-        f"compiled {folder}: {console.size(size)}\nnext, on {plan.settings.target}: neuron-sum compile verify {folder}",
+        f"compiled {folder}: {console.size(size)}",
+        f"next, on {plan.settings.target}: neuron-sum compile verify {quote(folder)}",
     )
 
 
@@ -283,7 +285,7 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     else:
         raise RecipeError(
             "--plan needs a tokenizer to count tokens, and neither RUN nor --recipe is given",
-            f"run `neuron-sum compile RUN --plan {data}` or `neuron-sum compile --recipe NAME --plan {data}`",
+            f"run `neuron-sum compile RUN --plan {quote(data)}`, or use --recipe NAME instead of RUN",
         )
     lengths = measure(data, recipe, tokenizer)
     candidates = choices(lengths.source, recipe.data.max_source_length)
@@ -319,5 +321,5 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
         f"{recipe.data.max_source_length} tokens",
         table,
         target,
-        f"next: neuron-sum compile {argument} --set {suggestion}",
+        f"next: neuron-sum compile {quote(argument)} --set {suggestion}",
     )

@@ -3,22 +3,23 @@
 Neither this module nor the modules of the commands import anything heavy, so that --help responds immediately.
 """
 
+import errno
 import functools
 import inspect
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from types import TracebackType
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
-from neuron_sum.errors import NeuronSumError
+from neuron_sum.errors import FULL_DISK, NeuronSumError, ResourceError
 
 COMMAND_GROUP = "neuron_sum.commands"
 ORDER = (
@@ -45,6 +46,16 @@ ORDER = (
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
 """Defaults that silence libraries, because neuron-sum prints the same itself; variables that are set take priority."""
 
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
+)
+"""Errors of a path, a disk or a limit of this machine, which are not defects of neuron-sum."""
+LARGEST = 10**12
+"""The largest number of an option; nan and inf would pass or break the checks of commands."""
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+"""Words in the errors of libraries that run out of memory but do not raise MemoryError."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
@@ -56,12 +67,26 @@ class PipelineGroup(TyperGroup):
         """The names of the commands, in the order of `--help`."""
         return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        """Runs a command line and exits with its code; usage errors are printed as all other errors."""
+        words = list(sys.argv[1:] if args is None else args)
+        console.settings.json = "--json" in words
+
+        def run() -> Any:
+            for word in words:
+                if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+                    raise typer.BadParameter(f"{word!r} is not valid UTF-8; rename the file or change the value")
+            return super(PipelineGroup, self).main(words, *arguments, **{**options, "standalone_mode": False})
+
+        sys.exit(_guarded(run))
+
 
 def main() -> None:
     """The console script."""
+    console.prepare()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    build()()
+    sys.exit(_guarded(lambda: build()()))
 
 
 def build() -> typer.Typer:
@@ -96,18 +121,27 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, json: bool, debug: bool, **options: Any) -> None:
         console.settings.json, console.settings.debug = json, debug
-        sys.excepthook = _report_defect  # set here because typer sets its own when it is called
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after a scheduler's stop as after Ctrl-C
-        try:
+
+        def run() -> None:
+            for name, value in options.items():
+                if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # not true of nan
+                    shown = f"{value!s:.30}"
+                    raise typer.BadParameter(
+                        f"{shown} is not a usable number", param_hint=f"--{name.replace('_', '-')}"
+                    )
+            for path in _paths(options.values()):
+                try:
+                    path.lstat()
+                except (FileNotFoundError, NotADirectoryError, PermissionError):
+                    pass  # the command reports these itself, or creates the path
+                except (OSError, ValueError) as error:
+                    reason = error.strerror if isinstance(error, OSError) else error
+                    raise typer.BadParameter(f"{str(path)[:100]!r} is not usable as a path: {reason}") from error
             function(*args, **options)
-        except NeuronSumError as error:
-            if debug:
-                traceback.print_exc()
-            console.fail(error.message, error.hint, error.exit_code)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            console.fail("interrupted", None, 130)
-            raise typer.Exit(130) from None
+
+        if code := _guarded(run):
+            raise typer.Exit(code)
 
     signature = inspect.signature(function, eval_str=True)
     added = [
@@ -119,19 +153,72 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Reports an unexpected exception as a defect: one line and exit code 1; with --debug, the traceback."""
-    if console.settings.debug or isinstance(error, NeuronSumError):
-        sys.__excepthook__(kind, error, trace)
-        return
+def _paths(values: Iterable[Any]) -> Iterator[Path]:
+    for value in values:
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _paths(value)
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    """Runs a command and returns its exit code; prints what it raises, without a traceback unless --debug is set."""
+    try:
+        code = run()
+        console.finish()
+        return code if isinstance(code, int) else 0
+    except (typer.Exit, SystemExit):
+        raise
+    except (KeyboardInterrupt, typer.Abort):
+        console.fail("interrupted", None, 130)
+        return 130
+    except BaseException as error:  # noqa: BLE001 - the last boundary
+        if console.settings.debug:
+            console.note(traceback.format_exc())
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Prints an exception as one line and a hint."""
+    if hasattr(error, "format_message"):  # an error of the command line's syntax, whose class typer does not export
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "neuron-sum"
+        if text := " ".join(str(error.format_message()).split()):  # empty if the help was printed instead
+            console.fail(text[:1000], f"run `{path} --help`", 2)
+        return 2
+    if known := _known(error):
+        console.fail(known.message, known.hint, known.exit_code)
+        return known.exit_code
     message = " ".join(str(error).split())
     hint = "this is a defect of neuron-sum; use --debug and report the traceback"
-    console.fail(f"{kind.__name__}: {message:.300}", hint, 1)
+    console.fail(f"{type(error).__name__}: {message:.300}", hint, 1)
+    return 1
+
+
+def _known(error: BaseException) -> NeuronSumError | None:
+    """An exception as an error of neuron-sum, if its cause is known to be outside of neuron-sum."""
+    if isinstance(error, NeuronSumError):
+        return error
+    chain: BaseException | None = error
+    while chain is not None:  # libraries wrap the error of a full disk or lack of memory into others
+        if getattr(chain, "errno", None) in FULL_DISK or "No space left on device" in str(chain):
+            place = getattr(chain, "filename", None)
+            return ResourceError(f"the disk is full{f': {place}' if place else ''}", "free some space, and start again")
+        if isinstance(chain, MemoryError) or any(words in str(chain) for words in OUT_OF_MEMORY):
+            return ResourceError(
+                "the memory of this machine is not sufficient", "use smaller batches or a smaller input"
+            )
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        hint = "raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else None
+        return ResourceError(f"{place}{error.strerror}", hint or "use another path, or change its permissions")
+    return None
 
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"neuron-sum {__version__}")
+        console.emit({"version": __version__}, f"neuron-sum {__version__}")
         raise typer.Exit
 
 

@@ -2,28 +2,40 @@
 
 On a terminal, the output has rich tables and a live progress
 bar; otherwise, plain lines and an occasional progress line. With `--json`, standard output is exactly one document.
+
+Only this module writes to the terminal. Text that comes from files, models, servers or options is printed without its
+control characters, and never interpreted as rich markup.
 """
 
-import json
 import os
+import shlex
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from neuron_sum import files
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
+MAX_ERROR_LINES, MAX_ERROR_LINE = 100, 4000
+"""The lines of an error, and the characters of each, that are printed: a value in it can have any length."""
 ERRORS = "NEURON_SUM_ERRORS"
 """The environment variable with the folder of `collect_errors`."""
+CLOSED_PIPE = 141
+"""The exit code if the reader of standard output closes it: that of a program that SIGPIPE stops."""
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories that control or deceive a terminal: controls, formats (bidi, zero width), surrogates, lines."""
 
 
 @dataclass
@@ -42,44 +54,140 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def clean(text: str) -> str:
+    r"""Replaces characters that control or deceive a terminal by escapes, such as \x1b; keeps newlines and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) not in UNSAFE else _escape(ord(character))
+        for character in text
+    )
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def quote(word: object) -> str:
+    """A path or name in a command to suggest, so that a shell reads it as one word."""
+    return shlex.quote(str(word))
+
+
+class _SafeConsole(Console):
+    """A console that cleans all text, does not read it as markup, and escapes what the stream cannot encode."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(self._clean(text), **{**options, "markup": False})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=self._clean(segment.text))
+
+    def _clean(self, text: str) -> str:
+        return clean(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+    def on_broken_pipe(self) -> None:
+        discard(sys.stderr if self.stderr else sys.stdout)
+        if not self.stderr:
+            raise SystemExit(CLOSED_PIPE)
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(
+    terminal = stream is not None and stream.isatty()
+    return _SafeConsole(
         stderr=stderr,
-        width=width,
+        width=None if terminal else PLAIN_WIDTH,
         highlight=False,
         emoji=False,
-        soft_wrap=not stream.isatty(),
+        soft_wrap=not terminal,
         quiet=not is_main_process(),
     )
+
+
+def prepare() -> None:
+    """Replaces closed standard streams by the null device, and makes the others print what they cannot encode."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w" if number else "r", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def discard(stream: Any) -> None:
+    """Drops the rest of the output to a stream that cannot be written to."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def finish() -> None:
+    """Writes what the standard streams still buffer."""
+    with _stderr_errors():
+        sys.stderr.flush()
+    with _stdout_errors():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    """Ends the command if standard output cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(CLOSED_PIPE) from None
+        error.filename = error.filename or "standard output"
+        raise
+
+
+@contextmanager
+def _stderr_errors() -> Iterator[None]:
+    """Goes on without messages if standard error cannot be written."""
+    try:
+        yield
+    except OSError:
+        discard(sys.stderr)
 
 
 def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
     """Prints a command's result: with --json, `result` as JSON, otherwise `renderables`."""
     if not is_main_process():
         return
-    if settings.json:
-        print(files.to_json(result, indent=2))
-        return
-    console = _console(stderr=False)
-    for renderable in renderables:
-        console.print(renderable, markup=False)
+    with _stdout_errors():
+        if settings.json:
+            print(_as_json(result, indent=2))
+            return
+        console = _console(stderr=False)
+        for renderable in renderables:
+            console.print(renderable)
 
 
 def note(text: str) -> None:
     """Prints a progress message, which is never part of the result."""
-    _console(stderr=True).print(text, markup=False)
+    _to_stderr(text)
 
 
 def note_table(content: Table) -> None:
     """Prints a table of planned steps, which is never part of the result."""
-    _console(stderr=True).print(content)
+    _to_stderr(content)
 
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    _console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")
+    _to_stderr(f"warning: {text}", "yellow")
+
+
+def _to_stderr(content: RenderableType, style: str | None = None) -> None:
+    with _stderr_errors():
+        _console(stderr=True).print(content, style=style)
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """JSON in ASCII, in which every control character is escaped."""
+    return files.to_json(value, indent=indent, ascii_only=True).replace("\x7f", "\\u007f")
 
 
 @contextmanager
@@ -98,17 +206,23 @@ def collect_errors(folder: Path) -> Iterator[None]:
 
 def fail(message: str, hint: str | None, exit_code: int) -> None:
     """Prints an error to standard error: one line and a hint, or with --json one JSON object."""
+    message, hint = _shorten(message), hint and _shorten(hint)
     if folder := os.environ.get(ERRORS):
         error = {"message": message, "hint": hint, "exit_code": exit_code}
         files.write_json(Path(folder) / f"{os.environ['RANK']}.json", error)
         return
     if settings.json:
-        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": exit_code}}), file=sys.stderr)
+        with _stderr_errors():
+            print(_as_json({"error": {"message": message, "hint": hint, "exit_code": exit_code}}), file=sys.stderr)
         return
-    console = _console(stderr=True)
-    console.print(f"error: {message}", markup=False, style="red")
+    _to_stderr(f"error: {message}", "red")
     if hint:
-        console.print(f"hint: {hint}", markup=False)
+        _to_stderr(f"hint: {hint}")
+
+
+def _shorten(text: str) -> str:
+    lines = [f"{line[:MAX_ERROR_LINE]}…" if len(line) > MAX_ERROR_LINE else line for line in text.split("\n")]
+    return "\n".join(lines if len(lines) <= MAX_ERROR_LINES else [*lines[:MAX_ERROR_LINES], "…"])
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -130,37 +244,38 @@ class ProgressBar:
     """
 
     def __init__(self, description: str, total: int, done: int = 0, quiet: bool = False) -> None:
-        self._description, self._total, self._done, self._first = description, total, done, done
+        self._description, self._total, self._done, self._first = clean(description), total, done, done
         self._started = self._last_line = time.monotonic()
         self._console = _console(stderr=True)
         self._console.quiet |= quiet
         self._rich: Progress | None = None
         if self._console.is_terminal and not self._console.quiet:
             self._rich = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._rich.add_task(description, total=total, completed=done, detail="")
+            self._task = self._rich.add_task(self._description, total=total, completed=done, detail="")
             self._rich.start()
 
     def update(self, done: int, detail: str = "") -> None:
         """Sets the number of completed steps, and shows `detail` (a loss, a rate) next to it."""
         self._done = done
         if self._rich is not None:
-            self._rich.update(self._task, completed=done, detail=detail)
+            self._rich.update(self._task, completed=done, detail=clean(detail))
             return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_PROGRESS_INTERVAL_S or done == self._total:
             self._last_line = now
             per_step_s = (now - self._started) / max(done - self._first, 1)
             remaining = duration(per_step_s * (self._total - done))
-            self._console.print(f"{self._description} {done}/{self._total} {detail} left {remaining}", markup=False)
+            if not self._console.quiet:
+                _to_stderr(f"{self._description} {done}/{self._total} {detail} left {remaining}")
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
         """Adds `steps` to the number of completed steps."""

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import NeuronSumError
 
 INTRODUCTION = """\
@@ -67,10 +68,10 @@ def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) 
     """Commands to try next, each with a description of its result."""
     return {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",
-        f"neuron-sum summarize {artifact} < your-dialogue.txt": "the summary of one dialogue, from compiled graphs",
-        f"neuron-sum serve {archive} --playground": "the endpoint on this machine, with a web page to try it",
-        f"neuron-sum compile {runs[0]} --set compile.dtype=int8": "a smaller model; `compile verify` measures the loss",
-        f"neuron-sum merge {runs[1]}": "the adapter merged into the weights and compared with the original",
+        f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
+        f"neuron-sum serve {quote(archive)} --playground": "the endpoint on this machine, with a web page to try it",
+        f"neuron-sum compile {quote(runs[0])} --set compile.dtype=int8": "a smaller model; its loss: `compile verify`",
+        f"neuron-sum merge {quote(runs[1])}": "the adapter merged into the weights and compared with the original",
         "neuron-sum recipes list": "recipes for FLAN-T5, TinyLlama and your own CSV",
         "neuron-sum train flan-t5-base-lora --dry-run": "time and memory of a real run on this machine (needs a hub)",
     }

@@ -28,9 +28,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value, indent=2) + "\n")
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
     """JSON text; a number that is not finite becomes null, because JSON has no NaN."""
-    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestError, ServerError, reading
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _models(
 
 def _warn(artifact: "Artifact") -> None:
     if warning := artifact.manifest.quality_warning:
-        console.warn(f"{artifact.path}: {warning}; run `neuron-sum compile verify {artifact.path}`")
+        console.warn(f"{artifact.path}: {warning}; run `neuron-sum compile verify {quote(artifact.path)}`")
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":

@@ -10,7 +10,6 @@ used only if their SHA-256 is the one recorded here and in server/dependencies.s
 import errno
 import hashlib
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from neuron_sum import console, files
+from neuron_sum.console import quote
 from neuron_sum.errors import ServerError
 
 VERSION = "0.36.0"
@@ -172,9 +172,7 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _remedy(sources: Path) -> str:
-    return (
-        f"replace the folder by the output of `git clone --branch v{VERSION} {REPOSITORY} {shlex.quote(str(sources))}`"
-    )
+    return f"replace the folder by the output of `git clone --branch v{VERSION} {REPOSITORY} {quote(sources)}`"
 
 
 def _verify_jars(folder: Path) -> None:
@@ -244,7 +242,7 @@ def _run(command: list[str], failure: str, hint: str | None) -> str:
 
 if __name__ == "__main__":
     try:
-        print(install(Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+        console.emit({}, str(install(Path(sys.argv[1]) if len(sys.argv) > 1 else None)))
     except ServerError as error:
         console.fail(error.message, error.hint, error.exit_code)
         sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import PlatformError, RecipeError, ResourceError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
@@ -68,7 +69,7 @@ def _check_picture(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise ResourceError(
-            f"--picture {path}: the folder {path.parent} does not exist", f"run `mkdir -p {path.parent}`"
+            f"--picture {path}: the folder {path.parent} does not exist", f"run `mkdir -p {quote(path.parent)}`"
         )
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ResourceError(f"--picture {path} cannot be written", "use a file in a writable folder")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import DataError, ModelError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
@@ -79,7 +80,7 @@ def data(
         ),
         f"\nfirst prompt ({first.id}):",
         loaded.prompt.resolve().render(first.dialogue) + first.references[0],
-        f"\nnext: neuron-sum train {recipe}",
+        f"\nnext: neuron-sum train {quote(recipe)}",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 
 recipes = typer.Typer(no_args_is_help=True, help="List, print and validate recipes.")
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")]
@@ -53,7 +54,8 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption =
     from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    console.emit({"recipe": loaded.name, "holds": True}, f"{loaded.name} is valid\nnext: neuron-sum train {recipe}")
+    details = {"recipe": loaded.name, "holds": True}
+    console.emit(details, f"{loaded.name} is valid\nnext: neuron-sum train {quote(recipe)}")
 
 
 @recipes.command()

@@ -6,19 +6,23 @@ absolute paths. A recipe can inherit from another one with `extends: NAME_OR_FIL
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from neuron_sum.errors import RecipeError
+from neuron_sum.errors import RecipeError, reading
+from neuron_sum.recipes.parsing import MAX_BYTES, REMEDY, SHOWN, parse
 from neuron_sum.recipes.schema import MaybePath, Recipe
 
 SHIPPED = Path(__file__).parent / "shipped"
+
+MAX_PARENTS = 10
+"""The most recipes that extend each other."""
+MAX_FAULTS = 50
+"""The most errors in a message."""
 
 DISPLACES = {
     "source": ("path", "config", "revision", "files", "columns", "delimiter", "encoding", "license"),
@@ -28,25 +32,6 @@ DISPLACES = {
     "template": ("preset",),
 }
 """Key -> keys that are removed when it changes, so that a child need not set its parent's values to null."""
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that reads 1e-4 as a number (YAML 1.2) and rejects duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
-            if key.value in keys:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
-            keys.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -69,13 +54,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     layer: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            faults.append(f"{override!r} is not an override; use key=value, such as train.learning_rate=1e-4")
+        if not equals or not key or len(key) > SHOWN:
+            shown = f"{override!r:.{SHOWN}}"
+            faults.append(f"{shown} is not an override; use key=value, such as train.learning_rate=1e-4")
             continue
         try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            faults.append(f"{key} = {text!r}: not a YAML value ({_one_line(error)})")
+            value = parse(text, f"{key} = {text!r:.80}")
+        except RecipeError as error:
+            faults.append(error.message)
             continue
         if key == "method" and isinstance(value, str):  # the short form: method=lora
             key, value = "method.name", value
@@ -115,35 +101,58 @@ def _find(name_or_path: str) -> Path:
     shipped = shipped_recipes()
     if name_or_path in shipped:
         return shipped[name_or_path]
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    path = _expanded(name_or_path)
+    if _is_file(path):
         return path
-    close = difflib.get_close_matches(name_or_path, shipped, n=1)
+    close = difflib.get_close_matches(name_or_path[:SHOWN], shipped, n=1)
     raise RecipeError(
-        f"recipe {name_or_path!r} not found: it is neither a file nor one of {', '.join(shipped)}",
+        f"recipe {name_or_path!r:.{SHOWN}} not found: it is neither a file nor one of {', '.join(shipped)}",
         f"use {close[0]}, the most similar name" if close else "run `neuron-sum recipes list`",
     )
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a recipe file as a mapping with absolute paths and with the recipe that it extends."""
-    if path.resolve() in children:
-        raise RecipeError(f"{path}: extends itself through {', '.join(str(child) for child in children)}")
+    with reading(path, RecipeError):
+        if path.resolve() in children:
+            raise RecipeError(f"{path}: extends itself through {', '.join(str(child) for child in children)}")
+        if len(children) > MAX_PARENTS:
+            raise RecipeError(f"{path}: more than {MAX_PARENTS} recipes extend each other", "merge some of them")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{path}: larger than {MAX_BYTES:,} bytes", REMEDY)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {_one_line(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from error
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text", "save the recipe as UTF-8") from error
+    raw = parse(text, str(path))
     if not isinstance(raw, dict):
         raise RecipeError(
-            f"{path}: a recipe is a mapping of name, data, prompt, model, method, train, generate, evaluate"
+            f"{path}: a recipe is a mapping of name, data, prompt, model, method, train, generate, evaluate", REMEDY
         )
     raw = _resolve_paths(raw, Recipe, path.parent.resolve())
     if (parent := raw.pop("extends", None)) is None:
         return raw
-    sibling = path.parent / str(parent)
-    return _merge(_read(sibling if sibling.is_file() else _find(str(parent)), (*children, path.resolve())), raw)
+    if not isinstance(parent, str):
+        raise RecipeError(f"{path}: extends = {parent!r:.{SHOWN}}: not the name of a recipe or a file", REMEDY)
+    sibling = path.parent / parent
+    return _merge(_read(sibling if _is_file(sibling) else _find(parent), (*children, path.resolve())), raw)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or contains NUL
+        return False
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ of an unknown user
+        return Path(name)
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,9 +189,10 @@ def _resolve_paths(raw: Mapping[str, Any], model: type[BaseModel], base: Path) -
     for name, field in model.model_fields.items():
         value = resolved.get(name)
         if isinstance(value, str) and _may_be_path(field.annotation, field.metadata):
-            path = Path(value).expanduser()
-            if value.startswith((".", "/", "~")) or (base / path).exists():
-                resolved[name] = str((base / path).resolve())
+            path = base / _expanded(value)
+            with reading(f"{name} = {value!r:.{SHOWN}}", RecipeError, "use the path of a file or folder"):
+                if path.exists() or value.startswith((".", "/", "~")):
+                    resolved[name] = str(path.resolve())
         elif isinstance(value, dict) and _is_section(field.annotation):
             resolved[name] = _resolve_paths(value, field.annotation, base)
     return resolved
@@ -206,6 +216,8 @@ def _validate(raw: Mapping[str, Any], origin: str, faults: list[str]) -> Recipe:
         faults = faults + [_fault(item) for item in error.errors()]
     if faults:
         count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
+        if len(faults) > MAX_FAULTS:
+            faults = [*faults[:MAX_FAULTS], f"… and {len(faults) - MAX_FAULTS} more"]
         hint = "run `neuron-sum recipes schema` to print all keys"
         raise RecipeError(f"{origin}: {count}\n  " + "\n  ".join(faults), hint)
     return recipe
@@ -215,18 +227,19 @@ def _fault(item: Any) -> str:
     """One pydantic error as `dotted.path = value: valid values`."""
     location = [str(part) for part in item["loc"]] or ["recipe"]
     key, section = _locate(location)
+    shown = key if len(key) <= SHOWN else f"{key[:SHOWN]}…"
     if item["type"] == "extra_forbidden":
         valid = list(section.model_fields)
-        close = difflib.get_close_matches(location[-1], valid, n=1)
+        close = difflib.get_close_matches(location[-1][:SHOWN], valid, n=1)
         guess = f"; most similar: {close[0]}" if close else ""
-        return f"{key}: unknown key{guess} (valid: {', '.join(valid)})"
+        return f"{shown}: unknown key{guess} (valid: {', '.join(valid)})"
     if item["type"] == "missing":
-        return f"{key}: missing"
+        return f"{shown}: missing"
     if item["type"] == "value_error":
-        return f"{key}: {item['ctx']['error']}"
+        return f"{shown}: {item['ctx']['error']!s:.{2 * SHOWN}}"
     if item["type"] == "union_tag_invalid":
-        return f"{key}.name = {item['ctx']['tag']!r}: valid values are {item['ctx']['expected_tags']}"
-    return f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        return f"{shown}.name = {item['ctx']['tag']!r:.{SHOWN}}: valid values are {item['ctx']['expected_tags']}"
+    return f"{shown} = {item['input']!r:.{SHOWN}}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _locate(location: Sequence[str]) -> tuple[str, type[BaseModel]]:
@@ -265,7 +278,3 @@ def _tags(choice: Any) -> set[str]:
 
 def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type(BaseModel))
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))

@@ -3,6 +3,7 @@
 Each value is defined only here and read only where it is used. loading.py reads recipes from YAML.
 """
 
+import json
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -66,13 +67,13 @@ class DataConfig(Section):
     encoding: str = "utf-8"
     license: str | None = None
     """The licence of the data if the source does not state it; printed, and written into the model card."""
-    max_examples: int | None = Field(None, ge=1)
+    max_examples: int | None = Field(None, ge=1, le=10**12)
     """Maximum number of training examples, evenly spaced over the split (the course used 125 of 12,460)."""
-    max_eval_examples: int | None = Field(None, ge=1)
+    max_eval_examples: int | None = Field(None, ge=1, le=10**12)
     """Maximum number of validation and of test examples, also evenly spaced."""
-    max_source_length: int = Field(512, ge=8)
+    max_source_length: int = Field(512, ge=8, le=1_000_000)
     """Maximum tokens of the whole prompt; the end of a longer dialogue is cut off, and counted."""
-    max_target_length: int = Field(128, ge=4)
+    max_target_length: int = Field(128, ge=4, le=1_000_000)
     """Maximum tokens of the summary, including the end token."""
     skip_bad: bool = False
     """Leave out bad rows and count them, instead of stopping."""
@@ -111,7 +112,7 @@ class PromptConfig(Section):
 class TrainedTokenizer(Section):
     """A tokenizer trained on the training split, for models with random weights."""
 
-    vocab_size: int = Field(2000, ge=300)
+    vocab_size: int = Field(2000, ge=300, le=1_000_000)
 
 
 class ModelConfig(Section):
@@ -124,7 +125,7 @@ class ModelConfig(Section):
     """A config.json, or its content; the default of `vocab_size` is that of the tokenizer."""
     tokenizer: PathOrHubId | TrainedTokenizer | None = None
     """A folder, a hub id, a SentencePiece .model file, or {vocab_size: N} to train one. Default: `name_or_path`."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of the random weights."""
 
     @model_validator(mode="after")
@@ -135,6 +136,10 @@ class ModelConfig(Section):
             raise ValueError(
                 "random weights need a tokenizer: a folder, a .model file, or {vocab_size: N} to train one"
             )
+        try:
+            json.dumps(self.config, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("config must contain only finite numbers") from error
         return self
 
 
@@ -148,8 +153,8 @@ class LoraMethod(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); the fields have PEFT's names."""
 
     name: Literal["lora"] = "lora"
-    r: int = Field(32, ge=1)
-    lora_alpha: int = Field(32, ge=1)
+    r: int = Field(32, ge=1, le=4096)
+    lora_alpha: int = Field(32, ge=1, le=1_000_000)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None
     """Default: q and v for T5, all seven projections for Llama (optimum-neuron cannot consolidate fewer)."""
@@ -169,7 +174,7 @@ Method = Annotated[FullMethod | LoraMethod | PromptTuningMethod, Field(discrimin
 class NeuronConfig(Section):
     """Settings of the neuron backend; the first two have the names of NeuronTrainingArguments."""
 
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1, le=1024)
     """NeuronCores that share one copy of a Llama; the other processes train data parallel. Testing needs a device."""
     zero_1: bool = False
     """Shard the optimizer's moments over the data parallel processes (Llama only). Testing needs a device."""
@@ -211,36 +216,36 @@ class TrainConfig(Section):
     """torch: CPU or GPUs. neuron: AWS Trainium, with optimum-neuron."""
     neuron: NeuronConfig = NeuronConfig()
     learning_rate: float = Field(1e-4, gt=0)
-    num_train_epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=1_000_000)
+    max_steps: int | None = Field(None, ge=1, le=10**12)
     """Optimizer steps; overrides num_train_epochs."""
-    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1, le=100_000)
     """Rows per process; a packed row contains several examples."""
-    per_device_eval_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    weight_decay: float = Field(0.0, ge=0)
+    per_device_eval_batch_size: int = Field(8, ge=1, le=100_000)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=100_000)
+    weight_decay: float = Field(0.0, ge=0, le=1000)
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, le=10**9)
     bf16: bool = False
     """Autocast to bfloat16; fp16 is not supported, because T5 produces NaN with it (transformers#23918)."""
     gradient_checkpointing: bool = False
     shapes: ShapesConfig = ShapesConfig()
     group_by_length: bool = True
     """Batches of similar length: the same examples with far less padding. Only for shapes.plan dynamic."""
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(None, ge=1)
+    logging_steps: int = Field(10, ge=1, le=10**12)
+    eval_steps: int | None = Field(None, ge=1, le=10**12)
     """Steps between validation losses; default: once per epoch."""
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int = Field(2, ge=2)
+    save_steps: int = Field(500, ge=1, le=10**12)
+    save_total_limit: int = Field(2, ge=2, le=10**6)
     """At least 2, so that a kill while one checkpoint is written leaves the other."""
     report_to: tuple[Literal["tensorboard"], ...] = ()
     fsdp: bool = False
     """Shard weights, gradients and optimizer state over the processes of torchrun (PyTorch FSDP2)."""
     deepspeed: PathOrHubId | None = None
     """A DeepSpeed configuration file (ZeRO), as an alternative to fsdp."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
 
     @model_validator(mode="after")
     def _check_sharding(self) -> "TrainConfig":
@@ -267,13 +272,13 @@ class TrainConfig(Section):
 class GenerateConfig(Section):
     """Generation settings; the fields have the names of transformers' GenerationConfig."""
 
-    max_new_tokens: int = Field(128, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    num_beams: int = Field(1, ge=1)
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000)
+    min_new_tokens: int = Field(0, ge=0, le=1_000_000)
+    num_beams: int = Field(1, ge=1, le=1000)
     length_penalty: float = 1.0
-    no_repeat_ngram_size: int = Field(0, ge=0)
+    no_repeat_ngram_size: int = Field(0, ge=0, le=1000)
     early_stopping: bool = False
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "GenerateConfig":
@@ -287,7 +292,7 @@ class AdapterSlotsConfig(Section):
 
     slots: int = Field(4, ge=1, le=256)
     """Number of adapters at a time, in addition to the slot without an adapter."""
-    rank: int | None = Field(None, ge=0)
+    rank: int | None = Field(None, ge=0, le=4096)
     """The highest LoRA rank that fits; default: the rank of the run, or 8; 0 for soft prompts only."""
     target_modules: tuple[str, ...] | None = None
     """Default: those of the run, or the default of method.target_modules."""
@@ -310,7 +315,7 @@ class NeuronCompileConfig(Section):
     """Put the weights into the compiled graphs; otherwise, another checkpoint of the same shape needs no compile."""
     tensor_parallel_size: Literal[1, 2] = 1
     """NeuronCores that share one Llama."""
-    core: int = Field(0, ge=0)
+    core: int = Field(0, ge=0, le=1024)
     """The core of a model that uses one core, counted among NEURON_RT_VISIBLE_CORES."""
 
 
@@ -326,7 +331,7 @@ class CompileConfig(Section):
     batch_sizes: tuple[int, ...] = Field((1, 8), min_length=1)
     source_lens: tuple[int, ...] | None = Field(None, min_length=1)
     """Tokens of a prompt; default: data.max_source_length. `neuron-sum compile --plan DATA` chooses them from data."""
-    target_len: int | None = Field(None, ge=1)
+    target_len: int | None = Field(None, ge=1, le=1_000_000)
     """New tokens; default: generate.max_new_tokens."""
     num_beams: tuple[int, ...] | None = Field(None, min_length=1)
     """Beam widths; default: generate.num_beams."""
@@ -340,8 +345,8 @@ class CompileConfig(Section):
     def _check_lists(self) -> "CompileConfig":
         for field in ("batch_sizes", "source_lens", "num_beams"):
             values = getattr(self, field) or ()
-            if any(value < 1 for value in values) or len(set(values)) != len(values):
-                raise ValueError(f"{field} must be distinct integers of at least 1")
+            if any(not 1 <= value <= 1_000_000 for value in values) or len(set(values)) != len(values):
+                raise ValueError(f"{field} must be distinct integers of at least 1 and at most 1,000,000")
         return self
 
     @model_validator(mode="after")
@@ -360,13 +365,13 @@ class ServeConfig(Section):
     """Maximum seconds from a request's arrival to its response; then 503. SageMaker's limit is 60 s."""
     queue_size: int = Field(256, ge=1, le=100_000)
     """Maximum number of waiting dialogues; more return 503 with Retry-After."""
-    max_items: int = Field(64, ge=1)
+    max_items: int = Field(64, ge=1, le=10**6)
     """Maximum number of dialogues per request."""
-    max_characters: int = Field(100_000, ge=1)
+    max_characters: int = Field(100_000, ge=1, le=10**9)
     """Maximum characters of a dialogue. A dialogue longer than the longest bucket is cut; the response reports it."""
-    max_request_characters: int = Field(500_000, ge=1)
+    max_request_characters: int = Field(500_000, ge=1, le=10**9)
     """Maximum characters of a request's body, an escape such as \\u00e4 counted as one; more return 413."""
-    max_body_bytes: int = Field(6 * 1024 * 1024, ge=1024)
+    max_body_bytes: int = Field(6 * 1024 * 1024, ge=1024, le=10**9)
     log_text: bool = False
     """Write dialogues and summaries into the log."""
 
@@ -383,15 +388,15 @@ class EvaluateConfig(Section):
     """With several references: the mean of all, only the first, or the best per example."""
     sentence_splitting: Literal["punctuation", "newline"] = "punctuation"
     """How texts are split into sentences for ROUGE-Lsum."""
-    bootstrap_samples: int = Field(1000, ge=100)
+    bootstrap_samples: int = Field(1000, ge=100, le=1_000_000)
     confidence: float = Field(0.95, gt=0, lt=1)
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
 
 
 class Recipe(Section):
     """A complete run: data, prompt, model, method, training, generation, compilation, serving, evaluation."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
     """The name of the recipe and of the run's folder."""
     description: str = ""
     data: DataConfig = DataConfig()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import files
+from neuron_sum.console import quote
 from neuron_sum.errors import RunError
 from neuron_sum.recipes.loading import differences, load_resolved
 from neuron_sum.recipes.schema import FullMethod, Recipe
@@ -75,7 +76,7 @@ class RunFolder:
     def resume_command(self) -> str:
         """The command that resumes the run with the original number of processes."""
         several = f" --processes {count}" if (count := self.processes or 1) > 1 else ""
-        return f"neuron-sum train {self.recipe_path} --output {self.path} --resume{several}"
+        return f"neuron-sum train {quote(self.recipe_path)} --output {quote(self.path)} --resume{several}"
 
     @property
     def processes(self) -> int | None:

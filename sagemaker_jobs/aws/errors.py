@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 
 EXPIRED = (
@@ -128,4 +129,4 @@ def add_cleanup_hint(error: AwsError, run: str, region: str) -> None:
     """Add to an error's hint the command that deletes the resources created so far."""
     if error.hint is None or "aws down" not in error.hint:
         hint = f"{error.hint}; " if error.hint else ""
-        error.hint = f"{hint}neuron-sum aws down {run} --region {region} deletes what was created"
+        error.hint = f"{hint}neuron-sum aws down {quote(run)} --region {quote(region)} deletes what was created"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from neuron_sum import files
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws import policies
 from sagemaker_jobs.aws.account import Account
@@ -80,7 +81,7 @@ def image_target(source: Source, instance: str) -> str:
     if source.target == registry.ENDED:
         raise AwsError(
             f"{source.name} was packaged for the container {registry.ENDED}, which supports only endpoints",
-            f"Run `neuron-sum aws deploy {source.name}{ARCHIVE} --image {registry.ENDED}`.",
+            f"Run `neuron-sum aws deploy {quote(source.name + ARCHIVE)} --image {registry.ENDED}`.",
         )
     return endpoint_sources.image_target(source, instance, None)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import BucketOption, EveryOption, RegionOption, RunArgument
 
@@ -49,7 +50,7 @@ def down(
         report = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in stored]}
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-            raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {run or '--all'}`.")
+            raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}`.")
         shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
         console.emit(report, shown, *map(str, stored))
         return
@@ -63,7 +64,7 @@ def down(
     remaining = clearing.remaining_resources(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-        raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {run or '--all'}` again.")
+        raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}` again.")
     action = "deleted" if artifacts else "kept (--artifacts deletes them)"
     console.emit(
         {

@@ -10,6 +10,7 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted
 from sagemaker_jobs.commands.options import (
+    MAX_HOURS,
     BucketOption,
     CapOption,
     DetachOption,
@@ -52,7 +53,9 @@ def deploy(
     hours: Annotated[
         float | None,
         typer.Option(
-            min=SHORTEST_H, help=f"Hours after which EventBridge Scheduler deletes the endpoint. Default: {HOURS:g}."
+            min=SHORTEST_H,
+            max=MAX_HOURS,
+            help=f"Hours after which EventBridge Scheduler deletes the endpoint. Default: {HOURS:g}.",
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="No expiry: you are billed until you delete it.")] = False,
@@ -190,7 +193,7 @@ def deploy(
 
 def extend(
     run: EndpointArgument,
-    hours: Annotated[float, typer.Option(min=0.01, help="Hours from now until the endpoint is deleted.")],
+    hours: Annotated[float, typer.Option(min=0.01, max=MAX_HOURS, help="Hours until the endpoint is deleted.")],
     expiry_role: ExpiryRoleOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import EndpointArgument, RegionOption
 
@@ -46,7 +47,7 @@ def invoke(
         if found.status not in lifecycle.ANSWERS:
             raise AwsError(
                 f"{found.name} does not answer requests: its status is {found.status}",
-                f"Run `neuron-sum aws status {endpoint}`.",
+                f"Run `neuron-sum aws status {quote(endpoint)}`.",
             )
         name, endpoint_region = found.name, account.region
     if target_model is not None:

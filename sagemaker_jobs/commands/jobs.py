@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import (
     BucketOption,
@@ -188,7 +189,7 @@ def compile_run(
             dry_run=dry_run,
             done=lambda job: (
                 f"compiled {run} for {target} in {console.duration(job.seconds)}: {job.model}\n"
-                f"next: neuron-sum aws deploy {run}; neuron-sum aws down {run} removes the run's role"
+                f"next: neuron-sum aws deploy {quote(run)}; neuron-sum aws down {quote(run)} removes the run's role"
             ),
         )
 
@@ -235,7 +236,7 @@ def _send_and_follow(
         console.note(f"started {call.name}; ledger: {ledger.path}")
         details = {"run": run, "job": call.name, "region": region, "plan": cost_plan.as_dict()}
         if detach:
-            console.emit(details, f"started {call.name}\nnext: neuron-sum aws status {run} --follow")
+            console.emit(details, f"started {call.name}\nnext: neuron-sum aws status {quote(run)} --follow")
             return
         job = following.follow(
             account,

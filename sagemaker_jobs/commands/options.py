@@ -21,17 +21,24 @@ InstanceOption = Annotated[
 InstancesOption = Annotated[
     int, typer.Option(min=1, help="Number of instances; only ml.trn1.32xlarge supports more than one.")
 ]
-HoursOption = Annotated[float, typer.Option(min=0.01, help="Maximum run time in hours; the job is stopped afterwards.")]
+MAX_HOURS = 24 * 365
+HoursOption = Annotated[
+    float, typer.Option(min=0.01, max=MAX_HOURS, help="Maximum run time in hours; the job is stopped afterwards.")
+]
 SpotOption = Annotated[
     float | None,
-    typer.Option(help="Use spot instances: maximum hours of waiting for capacity and running together."),
+    typer.Option(max=MAX_HOURS, help="Use spot instances: maximum hours of waiting for capacity and running together."),
 ]
 CapOption = Annotated[
     float | None, typer.Option(min=0, help="Maximum cost in USD; refuse to start if the cost may exceed it.")
 ]
 ExpectedOption = Annotated[
     float | None,
-    typer.Option(min=0, help="Expected run time in hours, from an earlier run or a projection, to estimate the cost."),
+    typer.Option(
+        min=0,
+        max=MAX_HOURS,
+        help="Expected run time in hours, from an earlier run or a projection, to estimate the cost.",
+    ),
 ]
 ProjectionOption = Annotated[
     Path | None,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import (
     CapOption,
@@ -79,7 +80,7 @@ def plan(
         console.note_table(cost_tables[0])
     cost_plan.check(max_usd)
     extra = [session.as_json(requests)] if dry_run else []
-    next_command = f"next: neuron-sum aws train {recipe} --instance {instance} --max-hours {max_hours:g}"
+    next_command = f"next: neuron-sum aws train {quote(recipe)} --instance {quote(instance)} --max-hours {max_hours:g}"
     basis = [f"expected: {expected_from}"] if expected_from else []
     console.emit(
         result,

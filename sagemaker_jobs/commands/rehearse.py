@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import RequestsOption, WheelhouseOption
@@ -52,7 +53,7 @@ def rehearse(
     if resolved.train.backend == "neuron":
         raise AwsError(
             f"{resolved.name} has train.backend=neuron, which requires Neuron devices",
-            f"Run `neuron-sum aws rehearse {recipe} train.backend=torch` to rehearse the rest.",
+            f"Run `neuron-sum aws rehearse {quote(recipe)} train.backend=torch` to rehearse the rest.",
         )
     if dry_run:
         _print_requests(resolved, instance, wheelhouse)
@@ -69,7 +70,7 @@ def rehearse(
         stage = rehearsal.stages[-1].name if rehearsal.stages else "the start"
         raise Interrupted(
             f"stopped while rehearsing {stage}; {rehearsal.count_processes()} of its processes still run; {kept_text}",
-            f"Run `neuron-sum aws rehearse {recipe}` to start again.",
+            f"Run `neuron-sum aws rehearse {quote(recipe)}` to start again.",
         ) from None
     finally:
         _clean_up(rehearsal, keep=keep_files is not None)
@@ -86,7 +87,7 @@ def rehearse(
         },
         *_tables(rehearsal),
         f"rehearsed {resolved.name} in {console.duration(time.monotonic() - begun)}; {kept_text}",
-        f"next: neuron-sum aws plan {recipe}",
+        f"next: neuron-sum aws plan {quote(recipe)}",
     )
 
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import add_cleanup_hint
@@ -159,8 +160,9 @@ def hint_at_follow(run: str, what: str, region: str) -> Iterator[None]:
     except LostContact as error:
         hint = f"{error.hint}; " if error.hint else ""
         error.hint = (
-            f"{hint}{what} keeps running and is billed: follow it with `neuron-sum aws status {run} --follow --region "
-            f"{region}` or stop it with `neuron-sum aws down {run} --region {region}`"
+            f"{hint}{what} keeps running and is billed: follow it with "
+            f"`neuron-sum aws status {quote(run)} --follow --region {quote(region)}` or stop it with "
+            f"`neuron-sum aws down {quote(run)} --region {quote(region)}`"
         )
         raise
 
@@ -169,7 +171,8 @@ def left_running(run: str, what: str) -> Interrupted:
     """The error after Ctrl-C."""
     return Interrupted(
         f"stopped waiting for {what}; if it has started, it keeps running and is billed",
-        f"Follow it with `neuron-sum aws status {run} --follow` or stop it with `neuron-sum aws down {run}`.",
+        f"Follow it with `neuron-sum aws status {quote(run)} --follow` or stop it with "
+        f"`neuron-sum aws down {quote(run)}`.",
     )
 
 

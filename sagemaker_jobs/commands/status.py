@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import EveryOption, RegionOption, RunArgument
 
@@ -55,7 +56,7 @@ def status(
         name, kind = training.last_job(account, run)
         with session.hint_at_follow(run, name, account.region):
             job = following.follow(account, name, every_s=every, kind=kind)
-        next_step = f"neuron-sum aws down {run} removes the run's remaining resources"
+        next_step = f"neuron-sum aws down {quote(run)} removes the run's remaining resources"
         console.emit(
             {
                 "run": run,

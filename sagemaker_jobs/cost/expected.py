@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import INSTANCES
 from neuron_sum.recipes.schema import Recipe
@@ -36,7 +37,7 @@ def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) 
     Raises:
         AwsError: If the file is not a preflight report, or is for another recipe.
     """
-    remedy = f"run neuron-sum preflight {recipe.name} --json > {report}"
+    remedy = f"run neuron-sum preflight {quote(recipe.name)} --json > {quote(report)}"
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
         name, epoch = content["recipe"], content["training"]

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum import console
-from neuron_sum.console import duration
+from neuron_sum.console import duration, quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
@@ -71,7 +71,8 @@ def find(account: Account, run_or_name: str) -> Endpoint:
             return Endpoint(found, Run(values.get(RUN_TAG, ""), values.get(RECIPE_TAG, "")))
     raise AwsError(
         f"no endpoint of {run_or_name!r} in {account.region}: it was never created, or it has expired",
-        f"Run `neuron-sum aws status` to list the resources, or `neuron-sum aws deploy {run_or_name}` to deploy.",
+        "Run `neuron-sum aws status` to list the resources, or "
+        f"`neuron-sum aws deploy {quote(run_or_name)}` to deploy.",
     )
 
 

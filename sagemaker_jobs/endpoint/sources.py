@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from neuron_sum import console
+from neuron_sum.console import quote
 from neuron_sum.contents import MAX_JSON_BYTES
 from neuron_sum.errors import ArtifactError, AwsError, reading
 from sagemaker_jobs.aws.account import Account
@@ -89,7 +90,8 @@ def find_source(text: str, account: Account | None, place: Destination) -> Sourc
     path = Path(location)
     if path.is_dir():
         raise AwsError(
-            f"{path} is a folder, not an archive", f"Run `neuron-sum package {path}`, then deploy its model.tar.gz."
+            f"{path} is a folder, not an archive",
+            f"Run `neuron-sum package {quote(path)}`, then deploy its model.tar.gz.",
         )
     if path.is_file():
         return Source(name or _stem(path.name), target_of(path), channel=Channel(ARCHIVES, {"model" + ARCHIVE: path}))

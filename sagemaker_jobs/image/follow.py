@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum import console
-from neuron_sum.console import duration
+from neuron_sum.console import duration, quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
@@ -50,7 +50,7 @@ def started(account: Account, run: str, every_s: float) -> str:
         if found is not None:
             return found
         time.sleep(every_s)
-    raise AwsError(f"CodeBuild lists no build of {run}", f"Run `neuron-sum aws status {run}`.")
+    raise AwsError(f"CodeBuild lists no build of {run}", f"Run `neuron-sum aws status {quote(run)}`.")
 
 
 def follow(account: Account, identity: str, *, every_s: float, price: Price | None = None) -> dict[str, Any]:

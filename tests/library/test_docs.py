@@ -53,7 +53,7 @@ def test_the_reference_has_every_recipe_field(reference: Any) -> None:
     assert "train.neuron.zero_1" in found
     for name in [*found, "method.lora_alpha", "compile.adapters.slots"]:
         assert page.count(f"\n| `{name}` | ") == 1, name
-    assert "| `train.seed` | integer ≥ 0 | `42` | " in page
+    assert "| `train.seed` | integer ≥ 0, ≤ 4,294,967,295 | `42` | " in page
     assert "| `data.skip_bad` | boolean | `false` | Leave out bad rows" in page
 
 

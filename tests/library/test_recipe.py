@@ -1,5 +1,6 @@
 """Recipes: strict, all errors at once, overrides, extends, paths."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,119 @@ def test_differences_name_the_dotted_keys() -> None:
 def test_the_schema_explains_its_fields() -> None:
     schema = Recipe.model_json_schema()
     assert "evenly spaced" in schema["$defs"]["DataConfig"]["properties"]["max_examples"]["description"]
+
+
+HEAD = "name: x\nextends: tiny\n"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (BOMB, r"r\.yaml:\d+:\d+: not valid YAML: more than 5000 values, counting those of aliases"),
+        (MERGES, r"r\.yaml:\d+:\d+: not valid YAML: more than 5000 values"),
+        (HEAD + "description: " + "[" * 90_000, r"r\.yaml:3:\d+: .*more than 30 levels"),
+        (HEAD + "".join("  " * level + "a:\n" for level in range(300)), "more than 30 levels"),
+        (HEAD + "a: " + "{a: " * 20_000, "more than 30 levels"),
+        (HEAD + "train: {seed: " + "1" * 5000 + "}\n", r"r\.yaml:3:15: .* is not an integer of 64 bits"),
+        (HEAD + "train: {seed: -" + "1" * 30 + "}\n", "is not an integer of 64 bits"),
+        (HEAD + "train: {seed: 18446744073709551616}\n", "is not an integer of 64 bits"),
+        (HEAD + "train: {seed: 4294967296}\n", "train.seed = 4294967296: "),
+        (HEAD + "train: {learning_rate: 1e999}\n", "train.learning_rate = "),
+        (HEAD + "train: {learning_rate: .nan}\n", "train.learning_rate = "),
+        (HEAD + "model: {config: {d_model: .inf}}\n", "config must contain only finite numbers"),
+        (HEAD + "# " + "x" * 200_000, "larger than 100,000 bytes"),
+        ("\ufeff".encode("utf-16-le") + HEAD.encode("utf-16-le"), r"r\.yaml:1: not UTF-8 text"),
+        (HEAD.encode() + b"description: \xff\n", r"r\.yaml:3: not UTF-8 text"),
+        (HEAD + "description: a\0b\n", r"r\.yaml:3: not valid YAML: "),
+        (HEAD + 'description: "a\\0b"\n', r"r\.yaml:3:14: .* contains the character '\\x00'"),
+        (HEAD + 'data: {path: "a\\e[2J"}\n', r"r\.yaml:3:14: .* contains the character '\\x1b'"),
+        (HEAD + 'description: "\\ud800"\n', r"contains the character '\\ud800'"),
+        (HEAD + '"\\x9b": 1\n', r"contains the character '\\x9b'"),
+        (HEAD + "description: !!python/object/apply:os.system [x]\n", r"r\.yaml:3:14: .*the tag .* is not supported"),
+        (HEAD + "description: !!binary aGk=\n", "the tag 'tag:yaml.org,2002:binary' is not supported"),
+        (HEAD + "train: {seed: !!int abc}\n", "the tag .* is not supported"),
+        (HEAD + "---\n" + HEAD, r"r\.yaml:3:1: not valid YAML: but found another document"),
+        (HEAD + "train:\n\tseed: 1\n", r"r\.yaml:4:1: not valid YAML: found character '\\t'"),
+        (HEAD + "train: {<<: 5}\n", r"r\.yaml:3:\d+: not valid YAML: "),
+        (HEAD + "train: {seed: *none}\n", r"r\.yaml:3:15: .*undefined alias"),
+        (HEAD + "train: {bf16: yes}\n", "train.bf16 = 'yes': "),
+        (HEAD + "train: {bf16: on}\n", "train.bf16 = 'on': "),
+        (HEAD + "train: {seed: 0o7}\n", "train.seed = '0o7': "),
+        (HEAD + "train: {seed: 010}\n", "train.seed = '010': "),
+        (HEAD + "train: {seed: 0x1f}\n", "train.seed = '0x1f': "),
+        (HEAD + "train: {seed: 1_000}\n", "train.seed = '1_000': "),
+        (HEAD + "train: {seed: 12:30}\n", "train.seed = '12:30': "),
+        ("name: " + "a" * 300 + "\nextends: tiny\n", "name = 'a+"),
+        (HEAD + "a" * 1000 + ": 1\n", "a+…: unknown key"),
+        (HEAD + "".join(f"key{number}: 1\n" for number in range(2000)), "2000 errors(.|\\n)*… and 1950 more"),
+        ("name: x\nextends: 5\n", "extends = 5: not the name"),
+        ("name: x\nextends: [tiny]\n", "not the name of a recipe"),
+        ("name: x\nextends: " + "a" * 5000 + "\n", "recipe 'a+ not found"),
+        ("", "a recipe is a mapping"),
+        ("5", "a recipe is a mapping"),
+        (HEAD + "data: {source: jsonl, path: ./" + "a" * 5000 + "}\n", "path = './a+.*File name too long"),
+    ],
+)
+def test_hostile_yaml_is_rejected_with_its_line_in_bounded_time(
+    tmp_path: Path, content: str | bytes, expected: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    started = time.process_time()
+    with pytest.raises(RecipeError, match=expected) as error:
+        load_recipe(str(path))
+    assert time.process_time() - started < 5
+    assert error.value.hint
+    assert len(error.value.message) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.seed=" + "1" * 5000, "train.seed = '1+:1:1: not valid YAML: 1+ is not an integer of 64 bits"),
+        ("description=" + "[" * 50_000, "more than 30 levels"),
+        ("description=&a [*a]", "a value contains itself"),
+        ("description=!!python/name:os.system", "the tag .* is not supported"),
+        ("description=a\0b", "not valid YAML"),
+        ("description=\ud800", "not valid YAML"),
+        ("train.bf16=on", "train.bf16 = 'on': "),
+        ("a." * 5000 + "a=1", "is not an override"),
+        ("a" * 100_000, "is not an override"),
+        ("=1", "is not an override"),
+        ("train..seed=1", "train.: unknown key"),
+        ("train=[]", "train = "),
+        ("method=5", "method = 5"),
+        ("method.name=[]", "method"),
+    ],
+)
+def test_hostile_overrides_are_rejected(override: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected) as error:
+        load_recipe("tiny", [override])
+    assert len(error.value.message) < 2000
+
+
+def test_recipes_that_extend_each_other_without_end(tmp_path: Path) -> None:
+    for number in range(1, 30):
+        write(tmp_path, f"name: x\nextends: r{number + 1}.yaml\n", f"r{number}.yaml")
+    with pytest.raises(RecipeError, match="more than 10 recipes extend each other"):
+        load_recipe(str(tmp_path / "r1.yaml"))
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(write(tmp_path, "name: x\nextends: r.yaml\n"))
+
+
+def test_types_of_yaml(tmp_path: Path) -> None:
+    text = (
+        "name: 'no'\nextends: tiny\ndescription: 2024-01-31\ndata: &d {max_examples: 5}\ntrain: {learning_rate: 1E-4}\n"
+    )
+    recipe = load_recipe(write(tmp_path, "\ufeff" + text))
+    assert (recipe.name, recipe.description, recipe.data.max_examples) == ("no", "2024-01-31", 5)
+    assert recipe.train.learning_rate == 1e-4
+    merged = "name: x\nextends: tiny\ngenerate: &g {num_beams: 2, batch_size: 3}\n"
+    assert load_recipe(write(tmp_path, merged + "train: {max_steps: 5}\n")).generate.num_beams == 2
