@@ -19,7 +19,7 @@ CONFIG = "adapter_config.json"
 LAYOUT_HINT = "use a folder in PEFT layout, such as adapter/ of a training run"
 MERGE_HINT = "merge the adapter into its base with PEFT (merge_and_unload), and use that checkpoint"
 BASE_HINT = "pass --base with the folder or hub id of the base model"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 LARGEST_CONFIG = 1_000_000
 """Bytes of an adapter_config.json; a real one has a few thousand."""
 PATTERN_SECONDS = 0.2
