@@ -13,7 +13,7 @@ from neuron_sum.errors import DataError, reading
 VOICE = re.compile(r"<v(?:\.[^\s<>]*)?(?:\s+([^<>]*))?>(.*?)(?=<v[\s.>]|</v>|\Z)", re.DOTALL)
 TAG = re.compile(r"</?(?:c|i|b|u|v|ruby|rt|lang|font|\d[\d:.]*)(?:[.\s][^<>]*)?>|\{\\[^{}]*\}")
 ROLLING = re.compile(r"<\d\d:\d\d[:.\d]*>")
-SRT = re.compile(r"(?:\d+\s*\n)?\s*\d+:\d\d:\d\d[.,]\d+\s*-->")
+SRT = re.compile(r"(?:\d+[ \t]*\n)?[ \t]*\d+:\d\d:\d\d[.,]\d+\s*-->")
 
 
 def webvtt_turns(text: str) -> list[Turn] | None:

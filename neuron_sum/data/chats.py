@@ -17,7 +17,11 @@ ZOOM_CHAT = re.compile(
     rf"(?:{DATE}\s)?\d{{1,2}}:\d{{2}}:\d{{2}}\s+(?:From|Von|De|Da|Van)\s+([^:\n]{{1,80}}?)"
     r"(?:\s+(?:to|an|à|a|para|aan)\s+[^:\n]{1,80}?)?\s*:\s*(.*)"
 )
-BLOCK = re.compile(rf"(?:\[([^\]\n]{{1,{MAX_NAME}}})\]\s*{TIME}|({NAME})[\s|,–-]+[(\[]?{TIME}[)\]]?\s*:?)\s*")
+CAPITALIZED = r"[^\W\d_a-z][\w.'-]*(?:\s[^\W\d_a-z][\w.'-]*){0,3}"
+BLOCK = re.compile(
+    rf"\[([^\]\n]{{1,{MAX_NAME}}})\]\s?{TIME}|({NAME})[\s|,–-]+[(\[]?{TIME}[)\]]?\s?:?"
+    rf"|\[(?:{DATE}[,\s]+)?{TIME}\]\s?({CAPITALIZED})"
+)
 TEAMS_BLOCK = re.compile(r"\d+:\d+:\d+\.\d+\s*-->\s*\d+:\d+:\d+\.\d+\s*")
 STAMPED_TURN = re.compile(
     rf"[\[(]?{TIME}(?:\s*(?:-->|[-–]|to)\s*{TIME})?[\])]?\s*[-–|]?\s*({NAME}):\s+(.*)"
@@ -88,7 +92,11 @@ def zoom_chat_turns(text: str) -> list[Turn] | None:
 
 
 def stamped_line_turns(text: str) -> list[Turn] | None:
-    """The turns of lines with a time stamp and a name each; None for other text."""
+    """The turns of lines with a name, and a time stamp in or between the lines; None for other text."""
+    lines = [line for line in map(one_line, text.split("\n")) if line]
+    named = [line for line in lines if not re.fullmatch(TIME, line)]
+    if named and len(named) < len(lines) and all(map(SPEAKER.match, named)):
+        return [turn_of(line) for line in named]
     turns = _by_header(text, STAMPED_TURN, at_least=2)
     return turns if turns is not None and len(turns) * 2 > len([line for line in text.split("\n") if line]) else None
 
@@ -109,7 +117,7 @@ def _by_header(text: str, header: re.Pattern[str], at_least: int) -> list[Turn] 
     """Turns that each start with a line that matches a pattern: the name, and the text if it is in the same line."""
     turns: list[tuple[str, list[str]]] = []
     for line in text.translate(INVISIBLE).split("\n"):
-        if match := header.fullmatch(line.strip()):
+        if match := header.fullmatch(" ".join(line.split())):
             name, *said = [group for group in match.groups() if group is not None]
             turns.append((name, said))
         elif turns:

@@ -59,6 +59,8 @@ def srt(*payloads: str) -> str:
         "[00:01:02] Alice: Hi there.\n[00:01:05] Bob: Hello.",
         "00:01 - 00:03 Alice: Hi\nthere.\n00:04 - 00:05 Bob: Hello.",
         "Alice (00:01:02): Hi there.\nBob (00:01:04): Hello.",
+        "[10:03 AM] Alice\nHi there.\n\n[1/2/24 10:04 AM] Bob\nHello.",
+        "00:00:00\n \nAlice: Hi\nAlice: there.\n\n00:05:00\n\nBob: Hello.",
     ],
 )
 def test_a_transcript_becomes_turns_with_speakers(text: str) -> None:
@@ -125,6 +127,7 @@ def test_rolling_captions_are_not_repeated() -> None:
         ("1\n2\n3", None),
         ("00:01 hello\n00:03 there\n00:05 bye", "time stamps"),
         ("(00:01) hello\nyes\n(00:05) bye", "time stamps"),
+        ("[00:01] hello\nyes\n[00:05] bye", "time stamps"),
         ('{"some": "object"}', "JSON or HTML"),
         ("<html><p>Hi</p></html>", "JSON or HTML"),
     ],
@@ -179,8 +182,12 @@ def test_a_file_without_a_dialogue(tmp_path: Path, text: str) -> None:
         "[" * 200_000,
         "1" * 200_000,
         "WEBVTT\n\n" + "x -->\n" * 20_000,
+        "1" + "\n" * 100_000 + "x",
+        *(f"{start}{' ' * 200_000}x" for start in ("00:01", "A 0:03", "[A]", "00:05:12 From A", "12/31/23", "A:")),
+        "[00:01] " + "A" * 200_000,
+        "[00:01] " + "A " * 100_000,
     ],
-    ids=range(10),
+    ids=range(19),
 )
 def test_the_time_is_linear_in_the_text(text: str) -> None:
     started = time.process_time()
