@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuron_sum import console, files
@@ -214,8 +215,10 @@ class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
 
 
 def all_finite(model: torch.nn.Module) -> bool:
-    """Whether every trained weight in this process is finite."""
-    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters() if weight.requires_grad)
+    """Whether every trained weight in this process is finite; of a sharded weight, this process's part."""
+    trained = (weight for weight in model.parameters() if weight.requires_grad)
+    parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _is_distributed() -> bool:

@@ -83,17 +83,12 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         """Whether it is true in every process, so that all of them stop at the same step."""
         return bool(self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all())
 
-    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        """Save only finite weights."""
-        self._divergence.check(self._everywhere(all_finite(self.model)), "a weight", self.state)
-        super()._save_checkpoint(*args, **options)
-
     def _rotate_checkpoints(self, **options: Any) -> None:
         """Delete the oldest checkpoint only after a finite step from the newest one."""
         self._rotation = self.state.global_step, options
 
     def save_model(self, *args: Any, **options: Any) -> None:
-        """Save only finite weights."""
+        """Save only finite weights, in a checkpoint and at the end."""
         self._divergence.check(self._everywhere(all_finite(self.model)), "a weight", self.state)
         super().save_model(*args, **options)
 
