@@ -8,6 +8,7 @@ control characters, and never interpreted as rich markup.
 """
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -189,8 +190,16 @@ def _to_stderr(content: RenderableType, style: str | None = None) -> None:
 
 
 def _as_json(value: Any, indent: int | None = None) -> str:
-    """JSON in ASCII, in which every control character is escaped."""
-    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+    """JSON in ASCII, in which every control character is escaped; numbers that JSON cannot write are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
