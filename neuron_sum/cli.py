@@ -7,6 +7,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import signal
 import sys
 import traceback
@@ -53,8 +54,9 @@ UNUSABLE = (
 """Errors of a path, a disk or a limit of this machine, which are not defects of neuron-sum."""
 LARGEST = 10**12
 """The largest number of an option; nan and inf would pass or break the checks of commands."""
+FULL_DISK_WORDS = re.compile("no space left on device|disk quota exceeded|file write failed", re.IGNORECASE)
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
-"""Words in the errors of libraries that run out of memory but do not raise MemoryError."""
+"""Words in the errors of libraries that fill the disk, or run out of memory, without an error number or MemoryError."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
@@ -201,7 +203,7 @@ def _known(error: BaseException) -> NeuronSumError | None:
         return error
     chain: BaseException | None = error
     while chain is not None:  # libraries wrap the error of a full disk or lack of memory into others
-        if getattr(chain, "errno", None) in FULL_DISK or "No space left on device" in str(chain):
+        if getattr(chain, "errno", None) in FULL_DISK or FULL_DISK_WORDS.search(str(chain)):
             place = getattr(chain, "filename", None)
             return ResourceError(f"the disk is full{f': {place}' if place else ''}", "free some space, and start again")
         if isinstance(chain, MemoryError) or any(words in str(chain) for words in OUT_OF_MEMORY):

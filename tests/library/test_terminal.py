@@ -111,6 +111,13 @@ def test_json_escapes_what_a_terminal_would_act_on(show: Callable[[], None], mon
     assert (value["x"] if "x" in value else value["error"]["message"]) == HOSTILE
 
 
+def test_json_has_no_numbers_that_json_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "settings", replace(console.settings, json=True))
+    values = {"a": [float("nan"), (float("inf"), 1.5)], "b": {"c": -float("inf"), "d": True}}
+    printed = printed_by(lambda: console.emit(values), io.StringIO())
+    assert json.loads(printed, parse_constant=pytest.fail) == {"a": [None, [None, 1.5]], "b": {"c": None, "d": True}}
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -224,6 +231,7 @@ def wrapped(inner: BaseException) -> BaseException:
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 6, "the disk is full: /x"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 6, "the disk is full"),
         (wrapped(OSError(errno.ENOSPC, "No space left on device")), 6, "the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . file write failed"), 6, "the disk is full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 6, "the disk is full"),
         (OSError(errno.EMFILE, "Too many open files", "/x"), 6, "/x: Too many open files"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "aa"), 6, "aa: File name too long"),
