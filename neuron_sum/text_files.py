@@ -46,6 +46,8 @@ ENCODINGS = (
     *("gb18030", "big5", "cp932", "euc_jp", "euc_kr"),
 )
 """The encodings that a conversion command may name; the first of equally probable ones."""
+WESTERN = set("äöüßÄÖÜàáâçèéêëíîïñóôùúûœÀÇÉÈÊÑåøæÅØÆ¡¿«»‘’“”„–—…€£°·\u00a0")
+"""Common characters of cp1252: in a short text, they are more reliable than statistics."""
 
 
 def read_text(path: Path, error: type[NeuronSumError]) -> str:
@@ -183,13 +185,23 @@ def encoding_of(content: bytes) -> str:
     return _bom(content) or "utf-8"
 
 
+def conversion_of(path: Path) -> str:
+    """The remedy for a file in another encoding than UTF-8."""
+    with path.open("rb") as content:
+        return f"convert it: {conversion(str(path), content.read(MAX_CHARACTERS))}"
+
+
 def conversion(name: str, content: bytes) -> str:
     """The command that converts a file to UTF-8, with the most probable encoding of its content."""
     from charset_normalizer import from_bytes
 
     wrong = next((at for at, byte in enumerate(content) if byte >= 0x80), 0)
     start = max(wrong - SAMPLE_BYTES // 2, 0)
-    matches = from_bytes(content[start : start + SAMPLE_BYTES], cp_isolation=list(ENCODINGS))
+    sample = content[start : start + SAMPLE_BYTES]
+    foreign = set(sample.decode("cp1252", "replace")) - set(map(chr, range(128)))
+    if foreign <= WESTERN and sum(byte >= 0x80 for byte in sample) * 4 < len(sample):
+        return _iconv("cp1252", name)
+    matches = from_bytes(sample, cp_isolation=list(ENCODINGS))
     best = matches.best()
     if best is None:
         return _iconv("ENCODING", name)
