@@ -75,7 +75,7 @@ class Prompt:
         if not dialogues:
             return []
         starts = {
-            number: _start(dialogue, CHARACTERS_PER_TOKEN * max_source_length)
+            number: start_of(dialogue, CHARACTERS_PER_TOKEN * max_source_length)
             for number, dialogue in enumerate(dialogues)
         }
         prompts: dict[int, EncodedPrompt] = {}
@@ -86,7 +86,7 @@ class Prompt:
                 dialogue = dialogues[number]
                 is_short = len(start) < min(len(dialogue), MAX_CHARACTERS_PER_TOKEN * max_source_length)
                 if is_short and len(input_ids) <= max_source_length + MARGIN:
-                    longer[number] = _start(dialogue, 2 * len(start))
+                    longer[number] = start_of(dialogue, 2 * len(start))
                 elif len(input_ids) <= max_source_length:
                     prompts[number] = EncodedPrompt(input_ids, truncated=len(start) < len(dialogue))
                 else:
@@ -110,7 +110,7 @@ class Prompt:
         )
 
 
-def _start(text: str, size: int) -> str:
+def start_of(text: str, size: int) -> str:
     """About the first `size` characters of a text, up to the end of a word.
 
     Its tokens are the first of the whole text, except in a run of hundreds of characters without a space, which a

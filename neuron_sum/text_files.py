@@ -6,6 +6,7 @@ command that converts the file, because a guess can be wrong without being notic
 
 import codecs
 import json
+import re
 import shlex
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from neuron_sum.errors import NeuronSumError, reading
 
 MAX_CHARACTERS = 1 << 24
 """The maximum length of a line, and of a document that is read as a whole, such as a transcript."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character: a wrong escape in JSON, or a byte that `open_lines` could not decode."""
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -42,6 +46,8 @@ ENCODINGS = (
     *("gb18030", "big5", "cp932", "euc_jp", "euc_kr"),
 )
 """The encodings that a conversion command may name; the first of equally probable ones."""
+WESTERN = set("äöüßÄÖÜàáâçèéêëíîïñóôùúûœÀÇÉÈÊÑåøæÅØÆ¡¿«»‘’“”„–—…€£°·\u00a0")
+"""Common characters of cp1252: in a short text, they are more reliable than statistics."""
 
 
 def read_text(path: Path, error: type[NeuronSumError]) -> str:
@@ -179,13 +185,23 @@ def encoding_of(content: bytes) -> str:
     return _bom(content) or "utf-8"
 
 
+def conversion_of(path: Path) -> str:
+    """The remedy for a file in another encoding than UTF-8."""
+    with path.open("rb") as content:
+        return f"convert it: {conversion(str(path), content.read(MAX_CHARACTERS))}"
+
+
 def conversion(name: str, content: bytes) -> str:
     """The command that converts a file to UTF-8, with the most probable encoding of its content."""
     from charset_normalizer import from_bytes
 
     wrong = next((at for at, byte in enumerate(content) if byte >= 0x80), 0)
     start = max(wrong - SAMPLE_BYTES // 2, 0)
-    matches = from_bytes(content[start : start + SAMPLE_BYTES], cp_isolation=list(ENCODINGS))
+    sample = content[start : start + SAMPLE_BYTES]
+    foreign = set(sample.decode("cp1252", "replace")) - set(map(chr, range(128)))
+    if foreign <= WESTERN and sum(byte >= 0x80 for byte in sample) * 4 < len(sample):
+        return _iconv("cp1252", name)
+    matches = from_bytes(sample, cp_isolation=list(ENCODINGS))
     best = matches.best()
     if best is None:
         return _iconv("ENCODING", name)

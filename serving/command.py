@@ -318,7 +318,7 @@ def _read_lines(file: Path) -> list[str]:
                 faults.append(f"line {number} has parameters, which are set for all lines by {options}")
             elif not isinstance(dialogue, str):
                 faults.append(f"line {number} has no text in inputs or dialogue")
-            elif any("\ud800" <= character <= "\udfff" for character in dialogue):
+            elif text_files.SURROGATE.search(dialogue):
                 faults.append(f"line {number} is not UTF-8, or has half a surrogate pair")
             else:
                 dialogues.append(dialogue)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from neuron_sum.data.examples import Example
 from neuron_sum.recipes.schema import Split
@@ -17,14 +18,14 @@ class Problem:
         location: File and line.
         detail: A description of the value.
         remedy: The change that fixes the row.
-        command: A command that fixes the whole file, if there is one.
+        file: The file, if it has to be converted to another encoding.
     """
 
     kind: str
     location: str
     detail: str
     remedy: str
-    command: str | None = None
+    file: Path | None = None
 
     def __str__(self) -> str:
         text = f"{self.location}: {self.kind}: {self.detail}; {self.remedy}"

@@ -1,5 +1,6 @@
 """The command `neuron-sum data`, which inspects a recipe's data before training."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,9 +10,10 @@ from neuron_sum.errors import DataError, ModelError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
+    from neuron_sum.data.encoding import UnknownTokens
     from neuron_sum.data.examples import Dataset
     from neuron_sum.data.shapes import ShapeReport
-    from neuron_sum.recipes.schema import Recipe
+    from neuron_sum.recipes.schema import Recipe, Split
 
 
 def data(
@@ -47,12 +49,15 @@ def data(
     first = next((examples[0] for examples in dataset.splits.values() if examples), None)
     if first is None:
         raise DataError(f"{dataset.origin} contains no examples", "check data.path and data.files")
-    shapes = None
+    shapes, unknown = None, {}
     try:
-        shapes = _shapes(loaded, dataset) if dataset["train"] else None
+        shapes, unknown = _tokens(loaded, dataset) if dataset["train"] else (None, {})
         shapes_line = str(shapes) if shapes else "shapes: no training examples"
     except ModelError as error:  # the command is about the data; the model may be unreachable from this machine
         shapes_line = f"shapes: not counted, because the tokenizer is not available: {error.message}"
+    for split, tokens in unknown.items():
+        if (warning := tokens.warning(split)) is not None:
+            console.warn(warning)
     console.emit(
         {
             "origin": dataset.origin,
@@ -60,28 +65,41 @@ def data(
             "splits": splits,
             "skipped": dataset.skipped,
             "near_overlap": dataset.near_overlap,
+            "unused": list(dataset.unused),
             "shapes": shapes.as_dict() if shapes else None,
+            "unknown_tokens": {split: {**asdict(tokens), "share": tokens.share} for split, tokens in unknown.items()},
         },
         "\n".join(dataset.notes()),
         table,
         shapes_line,
+        *(
+            [f"unknown tokens: {'; '.join(f'{split} {tokens}' for split, tokens in unknown.items())}"]
+            if unknown
+            else []
+        ),
         f"\nfirst prompt ({first.id}):",
         loaded.prompt.resolve().render(first.dialogue) + first.references[0],
         f"\nnext: neuron-sum train {recipe}",
     )
 
 
-def _shapes(recipe: "Recipe", dataset: "Dataset") -> "ShapeReport":
-    """The report on padding that `train` prints, for one process."""
-    from neuron_sum.data.encoding import encode
+def _tokens(recipe: "Recipe", dataset: "Dataset") -> "tuple[ShapeReport, dict[Split, UnknownTokens]]":
+    """The report on padding that `train` prints, for one process, and the unknown tokens of each split."""
+    from neuron_sum.data.encoding import encode, unknown_tokens
     from neuron_sum.data.shapes import check_packing, choose_plan
     from neuron_sum.models import base as models
 
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))
     check_packing(recipe, decoder_only=decoder_only)
-    training, validation = (
-        encode(dataset[split], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
-        for split in ("train", "validation")
-    )
-    return choose_plan(recipe, training, validation or None, decoder_only=decoder_only).report(training)
+    encoded = {
+        split: encode(examples, tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
+        for split, examples in dataset.splits.items()
+    }
+    validation = encoded.get("validation")
+    plan = choose_plan(recipe, encoded["train"], validation or None, decoder_only=decoder_only)
+    unknown = {
+        split: unknown_tokens(made, dataset[split], tokenizer, decoder_only=decoder_only)
+        for split, made in encoded.items()
+    }
+    return plan.report(encoded["train"]), unknown

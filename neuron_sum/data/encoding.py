@@ -1,5 +1,6 @@
 """Tokenization of examples for training; counts the texts that are cut."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from neuron_sum.data.examples import Example
-from neuron_sum.prompts import Prompt
+from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, start_of
 from neuron_sum.recipes.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ IGNORED = -100
 """The label that torch's cross entropy ignores."""
 
 Features = dict[str, list[int]]
+
+HIGH_SHARE = 0.05
+"""The share of unknown tokens from which a model cannot read the text."""
+UNKNOWN_TEXTS, UNKNOWN_SHOWN = 200, 12
+"""Number of texts that are searched for unknown characters, and number of characters that are shown."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def encode(
     """
     sources = prompt.encode(tokenizer, [example.dialogue for example in examples], data.max_source_length)
     references = [reference for example in examples for reference in example.references]
+    starts = [start_of(reference, MAX_CHARACTERS_PER_TOKEN * data.max_target_length) for reference in references]
     tokenized: list[list[int]] = (
-        tokenizer(text_target=references, add_special_tokens=False)["input_ids"] if references else []
+        tokenizer(text_target=starts, add_special_tokens=False)["input_ids"] if references else []
     )
     targets = iter([[*target[: data.max_target_length - 1], tokenizer.eos_token_id] for target in tokenized])
     features: list[Features] = []
@@ -87,5 +94,70 @@ def encode(
     return Encoded(
         tuple(features),
         sources_cut=sum(source.truncated for source in sources),
-        targets_cut=sum(len(target) >= data.max_target_length for target in tokenized),
+        targets_cut=sum(
+            len(target) >= data.max_target_length or len(start) < len(reference)
+            for target, start, reference in zip(tokenized, starts, references, strict=True)
+        ),
     )
+
+
+@dataclass(frozen=True)
+class UnknownTokens:
+    """The tokens of a split that stand for text which the vocabulary lacks.
+
+    Attributes:
+        count: Number of unknown tokens.
+        total: Number of all tokens of the prompts and summaries.
+        characters: The most frequent of the missing characters.
+    """
+
+    count: int
+    total: int
+    characters: str
+
+    @property
+    def share(self) -> float:
+        """The share of all tokens."""
+        return self.count / max(self.total, 1)
+
+    def __str__(self) -> str:
+        found = f": {' '.join(self.characters)}" if self.characters else ""
+        return f"{self.count:,} of {self.total:,} ({100 * self.share:.1f} %){found}"
+
+    def warning(self, split: str) -> str | None:
+        """The warning if the model cannot read the text; None if it can.
+
+        Args:
+            split: The name of the split.
+        """
+        if self.share < HIGH_SHARE:
+            return None
+        return (
+            f"{100 * self.share:.0f} % of the tokens of {split} are unknown: the tokenizer lacks "
+            f"{' '.join(self.characters)}; use a model whose vocabulary has this script, or the model learns nothing"
+        )
+
+
+def unknown_tokens(
+    encoded: Encoded, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", *, decoder_only: bool
+) -> UnknownTokens:
+    """Counts the unknown tokens of a split; a tokenizer that falls back to bytes has none.
+
+    Args:
+        encoded: The tokenized examples.
+        examples: The same examples as text.
+        tokenizer: A fast tokenizer.
+        decoder_only: Whether input_ids contain the summary.
+    """
+    unknown = tokenizer.unk_token_id
+    rows = [feature[name] for feature in encoded.features for name in ("input_ids", "labels")[: 2 - decoder_only]]
+    count = sum(row.count(unknown) for row in rows) if unknown is not None else 0
+    characters: Counter[str] = Counter()
+    texts = [text for example in examples for text in (example.dialogue, *example.references)] if count else []
+    step = max(len(texts) // UNKNOWN_TEXTS, 1)
+    for text in (start_of(text, 2000) for text in texts[::step]):
+        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(made["input_ids"], made["offset_mapping"], strict=True)
+        characters.update("".join(text[start:end] for token, (start, end) in spans if token == unknown))
+    shown = [character for character, _ in characters.most_common() if not character.isspace()][:UNKNOWN_SHOWN]
+    return UnknownTokens(count, sum(map(len, rows)), "".join(shown))

@@ -63,7 +63,8 @@ class Dataset:
         """
         for example in self["train"]:
             for text in (example.dialogue, *example.references):
-                yield LONG_WORD.sub(r"\g<0> ", text)
+                is_long = max(map(len, text.split()), default=0) > LONGEST_WORD
+                yield LONG_WORD.sub(r"\g<0> ", text) if is_long else text
 
     def notes(self) -> list[str]:
         """Notes about the data for the user, one line each."""

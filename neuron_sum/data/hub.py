@@ -10,7 +10,7 @@ from typing import Any
 from neuron_sum.data.readers import Rows
 from neuron_sum.data.splits import check_shards, is_folder, listing, one_claim, split_of
 from neuron_sum.errors import DataError, reading
-from neuron_sum.recipes.schema import DataConfig, Split
+from neuron_sum.recipes.schema import SPLITS, DataConfig, Split
 
 DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow")
 
@@ -24,13 +24,20 @@ def read_hub(config: DataConfig) -> tuple[dict[Split, Rows], list[str]]:
     """
     with _loading(config):
         loaded = _load(config)
-    hint = "remove or rename one of them; or use data.source=jsonl with data.files.{split}"
-    claims = [(split, name) for name in loaded if (split := split_of(name)) is not None]
-    names = one_claim(claims, f"data.path = {config.path!r}", hint)
+    chosen = {split: name for split in SPLITS if (name := getattr(config.files, split)) is not None}
+    for key, name in chosen.items():
+        if name not in loaded:
+            raise DataError(
+                f"data.files.{key} = {name!r} is not a split of data.path = {config.path!r}",
+                f"use one of its splits: {listing(loaded)}",
+            )
+    claims = [(split, name) for name in loaded if (split := split_of(name)) and split not in chosen]
+    claimed = one_claim(claims, f"data.path = {config.path!r}", "choose one: data.files.{split}={name}")
+    names = {split: name for split in SPLITS if (name := chosen.get(split) or claimed.get(split)) is not None}
     if not names:
         raise DataError(
             f"data.path = {config.path!r} has no train, validation or test split; splits: {listing(loaded)}",
-            "rename one of its splits",
+            "choose one: data.files.train=SPLIT",
         )
 
     def rows(split: Split, name: str) -> Rows:

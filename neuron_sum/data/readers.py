@@ -22,10 +22,11 @@ Rows = Iterator[Row | Problem]
 
 def read_rows(paths: list[Path], config: DataConfig) -> Rows:
     """The rows of a split's files, in order."""
+    hint = f"check that the file is complete and in data.encoding = {config.encoding!r}"
     for path in paths:
         is_array = config.source == "samsum" or path.suffix.lower() == ".json"
         reader = _csv_rows if config.source == "csv" else _json_rows if is_array else _jsonl_rows
-        with text_files.open_lines(path, config.encoding, DataError) as lines, reading(path, DataError):
+        with text_files.open_lines(path, config.encoding, DataError) as lines, reading(path, DataError, hint):
             yield from reader(lines, path, config)
 
 
@@ -38,7 +39,7 @@ def _jsonl_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
         if not line.strip():
             continue
         if found := INVALID_BYTES.search(line):
-            yield _wrong_encoding(location, path, config, line, found[0])
+            yield _wrong_encoding(location, path, config, found[0])
             continue
         try:
             fields = text_files.parse_json(line)
@@ -94,14 +95,17 @@ def _csv_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
             yield Problem("invalid CSV", location, str(error), "check the quotes")
             start = reader.line_num + 1
             continue
-        if cells is None:
-            return
         start = reader.line_num + 1
         if header is None:
-            header = cells
+            header = cells or []
+            if found := INVALID_BYTES.search("".join(header)):
+                wrong = _wrong_encoding(location, path, config, found[0])
+                raise DataError(f"{location}: {wrong.kind}: {wrong.detail}", text_files.conversion_of(path))
             _check_header(header, location, config)
+        elif cells is None:
+            return
         elif found := INVALID_BYTES.search("".join(cells)):
-            yield _wrong_encoding(location, path, config, "".join(cells), found[0])
+            yield _wrong_encoding(location, path, config, found[0])
         elif len(cells) == len(header):
             yield location, dict(zip(header, cells, strict=True))
         elif cells:
@@ -134,12 +138,9 @@ def _check_header(header: list[str], location: str, config: DataConfig) -> None:
         raise DataError(f"{location}: two columns are named {doubled!r}", "rename one of them")
 
 
-def _wrong_encoding(location: str, path: Path, config: DataConfig, text: str, found: str) -> Problem:
-    command = text_files.conversion(str(path), text.encode("utf-8", "surrogateescape"))
+def _wrong_encoding(location: str, path: Path, config: DataConfig, found: str) -> Problem:
     detail = f"byte 0x{ord(found) - 0xDC00:02x} is not {config.encoding.upper()}"
-    return Problem(
-        "wrong encoding", location, detail, "convert the file or set data.encoding", f"convert it: {command}"
-    )
+    return Problem("wrong encoding", location, detail, "convert the file or set data.encoding", path)
 
 
 def _too_long(location: str) -> Problem:

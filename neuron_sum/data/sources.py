@@ -11,11 +11,10 @@ from neuron_sum.data.readers import Rows, read_rows
 from neuron_sum.data.splits import is_folder, split_files
 from neuron_sum.errors import DataError
 from neuron_sum.recipes.schema import Columns, DataConfig, Split
-from neuron_sum.text_files import MAX_CHARACTERS
+from neuron_sum.text_files import MAX_CHARACTERS, SURROGATE, conversion_of
 
 SAMPLE = Path(__file__).parent / "sample"
 PROBLEMS_SHOWN = 20
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 COLUMNS = {
     "sample": Columns(id="fname", topic="topic"),
@@ -46,8 +45,9 @@ def load_dataset(config: DataConfig) -> Dataset:
         listing = "\n  ".join(str(problem) for problem in problems[:PROBLEMS_SHOWN])
         more = f"\n  … and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
         count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-        command = next((problem.command for problem in problems if problem.command), "fix them")
-        raise DataError(f"{count}\n  {listing}{more}", f"{command}, or skip them with --skip-bad")
+        file = next((problem.file for problem in problems if problem.file is not None), None)
+        remedy = "fix them" if file is None else conversion_of(file)
+        raise DataError(f"{count}\n  {listing}{more}", f"{remedy}, or skip them with --skip-bad")
     skipped: dict[str, int] = {}
     for problem in problems:
         skipped[problem.kind] = skipped.get(problem.kind, 0) + 1

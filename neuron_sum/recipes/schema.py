@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class SplitFiles(Section):
-    """File names inside `data.path`, unless they contain a usual name of the split, such as train, dev or test."""
+    """File names inside `data.path`, or for `hub` names of splits; default: the one with a usual name, such as dev."""
 
     train: str | None = None
     validation: str | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuron_sum import __version__, console, files
-from neuron_sum.data.encoding import encode
+from neuron_sum.data.encoding import encode, unknown_tokens
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
@@ -185,6 +185,10 @@ def prepare(
         f"truncated: {data.train.sources_cut} of {len(dataset['train']):,} training dialogues at "
         f"{recipe.data.max_source_length} tokens, {data.train.targets_cut} summaries at {recipe.data.max_target_length}"
     )
+
+    unknown = unknown_tokens(data.train, dataset["train"], tokenizer, decoder_only=decoder_only)
+    if (warning := unknown.warning("train")) is not None:
+        console.warn(warning)
 
     # Method
     BACKENDS[recipe.train.backend].check_model(config, recipe)

@@ -1,14 +1,18 @@
 """Prompts and labels: the model's actual inputs."""
 
+import json
+import random
+import time
 from pathlib import Path
 from typing import Any
 
+import in_process
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuron_sum.data.encoding import IGNORED, encode
-from neuron_sum.data.examples import Example
+from neuron_sum.data.encoding import IGNORED, UnknownTokens, encode, unknown_tokens
+from neuron_sum.data.examples import Dataset, Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import RecipeError
 from neuron_sum.models.base import load_tokenizer
@@ -131,3 +135,72 @@ def test_lengths_of_real_dialogsum(shared_data: Path) -> None:
     assert made.source_tokens / len(made) == pytest.approx(238.7, abs=0.05)
     assert made.target_tokens / len(made) == pytest.approx(33.1, abs=0.05)
     assert len(tokenizer("#Person1#:", add_special_tokens=False)["input_ids"]) == 6
+
+
+CHINESE = Example("zh", "客服：您好，请问有什么可以帮您？\n客户：我想退货。", ("客户要求退货。",))
+
+
+@pytest.mark.parametrize(("tokenizer", "decoder_only"), [(T5, False), (LLAMA, True)], ids=["t5", "llama"])
+def test_unknown_tokens_are_counted_with_their_characters(tokenizer: Any, decoder_only: bool) -> None:
+    def unknown(*examples: Example) -> UnknownTokens:
+        made = encode(examples, tokenizer, COURSE, DataConfig(), decoder_only=decoder_only)
+        return unknown_tokens(made, examples, tokenizer, decoder_only=decoder_only)
+
+    assert unknown(EXAMPLE).count == 0
+    assert unknown(EXAMPLE).warning("train") is None
+    found = unknown(CHINESE)
+    texts = [COURSE.render(CHINESE.dialogue), CHINESE.references[0]]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert found.count == sum(row.count(tokenizer.unk_token_id) for row in rows) > 5
+    assert found.total >= sum(map(len, rows))
+    assert set(found.characters) <= set(CHINESE.dialogue + CHINESE.references[0])
+    assert "客" in found.characters
+    assert f"tokens of test are unknown: the tokenizer lacks {' '.join(found.characters)}" in str(found.warning("test"))
+    mixed = unknown(*[EXAMPLE] * 50, CHINESE)
+    assert mixed.count == found.count
+    assert mixed.warning("test") is None
+
+
+def test_a_tokenizer_without_an_unknown_token_has_none_unknown() -> None:
+    class WithoutUnknown:
+        unk_token_id = None
+
+    made = encode([CHINESE], T5, COURSE, DataConfig(), decoder_only=False)
+    assert unknown_tokens(made, [CHINESE], WithoutUnknown(), decoder_only=False).count == 0
+
+
+def test_the_command_data_shows_unknown_tokens_of_each_split(tmp_path: Path, micro: Path) -> None:
+    row = {"dialogue": EXAMPLE.dialogue, "summary": EXAMPLE.references[0]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    other = {"dialogue": CHINESE.dialogue, "summary": CHINESE.references[0]}
+    (tmp_path / "dev.jsonl").write_text(json.dumps(other, ensure_ascii=False) + "\n")
+    (tmp_path / "notes.txt").touch()
+    made = in_process.neuron_sum("data", str(micro), "data.source=jsonl", f"data.path={tmp_path}", "--json")
+    assert made.exit_code == 0, made.stderr
+    result = json.loads(made.stdout)
+    assert result["unknown_tokens"]["train"]["count"] == 0
+    assert result["unknown_tokens"]["validation"]["share"] > 0.05
+    assert "客" in result["unknown_tokens"]["validation"]["characters"]
+    assert "micro.yaml" in result["unused"] and "notes.txt" in result["unused"]
+    assert "of the tokens of validation are unknown" in made.stderr
+
+
+def test_a_long_summary_without_spaces_is_cut_before_it_is_tokenized() -> None:
+    example = Example("a", "A: x", ("x" * 1_000_000,))
+    made = encode([example], T5, COURSE, DataConfig(), decoder_only=False)
+    assert made.targets_cut == 1
+    assert len(made[0]["labels"]) == 128
+
+
+def test_training_a_tokenizer_on_a_long_word_takes_linear_time() -> None:
+    started = time.process_time()
+    word = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
+    texts = list(Dataset({"train": (Example("a", word, ("s",)),)}, "a test", None).training_texts())
+    assert max(len(word) for text in texts for word in text.split()) == 500
+    tokenizer = load_tokenizer(
+        ModelConfig(config={"model_type": "t5"}, tokenizer=TrainedTokenizer(vocab_size=400)), texts
+    )
+    assert len(tokenizer) == 400
+    assert time.process_time() - started < 10
+    short = Dataset({"train": (EXAMPLE,)}, "a test", None)
+    assert list(short.training_texts()) == [EXAMPLE.dialogue, *EXAMPLE.references]

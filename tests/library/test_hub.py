@@ -10,7 +10,7 @@ import pytest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import DataConfig
+from neuron_sum.recipes.schema import DataConfig, SplitFiles
 
 SPLITS = ("train", "validation", "test")
 
@@ -129,7 +129,12 @@ def test_save_to_disk(tmp_path: Path) -> None:
 
 def test_two_splits_of_one_kind(tmp_path: Path) -> None:
     datasets.DatasetDict({"val": rows("a"), "dev": rows("b")}).save_to_disk(tmp_path / "all")
-    assert "val and dev in data.path" in failure(config(tmp_path / "all")).message
+    error = failure(config(tmp_path / "all"))
+    assert "val and dev in data.path" in error.message
+    assert error.hint == "choose one: data.files.validation=val"
+    chosen = load_dataset(config(tmp_path / "all", files=SplitFiles(validation="dev", train="val")))
+    assert [chosen[split][0].dialogue for split in ("train", "validation")] == ["A: a", "A: b"]
+    assert "use one of its splits: val, dev" in str(failure(config(tmp_path / "all", files=SplitFiles(test="x"))).hint)
     parquet(tmp_path / "files" / "train.parquet", "a")
     parquet(tmp_path / "files" / "old" / "train.parquet", "b")
     message = failure(config(tmp_path / "files")).message

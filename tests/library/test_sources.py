@@ -139,7 +139,9 @@ def test_bad_rows_have_a_place_and_a_remedy(tmp_path: Path, rows: list[dict[str,
 def test_a_wrong_encoding_is_reported_by_row(tmp_path: Path) -> None:
     rows = b'{"id": "a", "dialogue": "A: x", "summary": "ok"}\n{"id": "b", "dialogue": "A: caf\xe9", "summary": "ok"}\n'
     (tmp_path / "train.jsonl").write_bytes(rows)
-    assert "train.jsonl:2: wrong encoding" in failure(config(tmp_path))
+    with pytest.raises(DataError, match=r"train\.jsonl:2: wrong encoding: byte 0xe9 is not UTF-8") as raised:
+        load_dataset(config(tmp_path))
+    assert str(raised.value.hint).startswith(f"convert it: iconv -f cp1252 -t utf-8 {tmp_path / 'train.jsonl'} > ")
     assert load_dataset(config(tmp_path, encoding="latin-1"))["train"][1].dialogue == "A: café"
     assert "data.encoding = 'nonsense'" in failure(config(tmp_path, encoding="nonsense"))
     (tmp_path / "train.jsonl").write_text(rows[:49].decode(), encoding="utf-16")

@@ -43,7 +43,7 @@ def test_the_split_of_a_name(name: str, split: str | None) -> None:
     assert split_of(name) == split
 
 
-@pytest.mark.parametrize("name", ["valid", "val", "dev", "eval", "validation", "Valid", "aci.dev", "VALID-set"])
+@pytest.mark.parametrize("name", ["valid", "val", "dev", "eval", "validation", "Valid", "clinic.dev", "VALID-set"])
 def test_the_usual_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
     for stem in ("train", name, "test"):
         write(tmp_path, f"{stem}.csv")

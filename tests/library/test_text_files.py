@@ -34,6 +34,8 @@ def test_a_byte_order_mark_decides(tmp_path: Path, encoding: str, newline: str) 
     ("encoding", "text"),
     [
         ("cp1252", TEXT),
+        ("cp1252", "A: Grüße,Hallo"),
+        ("cp1250", "A: Zażółć gęślą jaźń.\nB: Dziękuję, proszę."),
         ("latin-1", "A: Café, señor?\nB: Où est l'hôtel, s'il vous plaît ?"),
         ("cp1251", "А: Привет, как дела?\nБ: Хорошо, спасибо большое."),
         ("gb18030", "客服：您好，请问有什么可以帮您？\n客户：我想退货。"),

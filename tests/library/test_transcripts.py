@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import neuron_sum
 
 from neuron_sum.data.transcripts import parse, read_dialogue
 from neuron_sum.errors import DataError
@@ -58,6 +59,8 @@ def srt(*payloads: str) -> str:
         "[00:01:02] Alice: Hi there.\n[00:01:05] Bob: Hello.",
         "00:01 - 00:03 Alice: Hi\nthere.\n00:04 - 00:05 Bob: Hello.",
         "Alice (00:01:02): Hi there.\nBob (00:01:04): Hello.",
+        "[10:03 AM] Alice\nHi there.\n\n[1/2/24 10:04 AM] Bob\nHello.",
+        "00:00:00\n \nAlice: Hi\nAlice: there.\n\n00:05:00\n\nBob: Hello.",
     ],
 )
 def test_a_transcript_becomes_turns_with_speakers(text: str) -> None:
@@ -124,6 +127,7 @@ def test_rolling_captions_are_not_repeated() -> None:
         ("1\n2\n3", None),
         ("00:01 hello\n00:03 there\n00:05 bye", "time stamps"),
         ("(00:01) hello\nyes\n(00:05) bye", "time stamps"),
+        ("[00:01] hello\nyes\n[00:05] bye", "time stamps"),
         ('{"some": "object"}', "JSON or HTML"),
         ("<html><p>Hi</p></html>", "JSON or HTML"),
     ],
@@ -148,6 +152,9 @@ def test_files_and_standard_input(
     with pytest.raises(DataError, match="standard input is not UTF-8: byte 0xfc at offset 5") as raised:
         read_dialogue(Path("-"))
     assert raised.value.hint == "convert it: iconv -f cp1252 -t utf-8"
+    path.write_text('[{"text": "\\ud800"}]')
+    with pytest.raises(DataError, match=r"lone surrogate U\+D800"):
+        read_dialogue(path)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         read_dialogue(Path("-"))
@@ -175,10 +182,39 @@ def test_a_file_without_a_dialogue(tmp_path: Path, text: str) -> None:
         "[" * 200_000,
         "1" * 200_000,
         "WEBVTT\n\n" + "x -->\n" * 20_000,
+        "1" + "\n" * 100_000 + "x",
+        *(f"{start}{' ' * 200_000}x" for start in ("00:01", "A 0:03", "[A]", "00:05:12 From A", "12/31/23", "A:")),
+        "[00:01] " + "A" * 200_000,
+        "[00:01] " + "A " * 100_000,
     ],
-    ids=range(10),
+    ids=range(19),
 )
 def test_the_time_is_linear_in_the_text(text: str) -> None:
     started = time.process_time()
     parse(text)
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("command", [["summarize", "run"], ["request", "http://127.0.0.1:9"]])
+def test_the_commands_read_files_through_one_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run", "recipe.yaml").touch()
+    Path("talk.docx").write_bytes(b"PK\x03\x04")
+    Path("talk.txt").write_bytes("A: Grüße".encode("latin-1"))
+    for name, reason in (("talk.docx", "is a Word document"), ("talk.txt", "is not UTF-8: byte 0xfc at offset 5")):
+        made = neuron_sum(*command, name)
+        assert made.exit_code == DataError.exit_code
+        assert reason in made.stderr.replace("\n", " ")
+
+
+def test_lines_of_a_request_file_have_limits(tmp_path: Path) -> None:
+    lines = ['{"inputs": "a"}', "", '{"inputs": "\\ud800"}', "[" * 100_000, '{"inputs": ' + "9" * 5000 + "}", "{}"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    made = neuron_sum("request", "http://127.0.0.1:9", str(tmp_path / "a.jsonl"))
+    assert made.exit_code == DataError.exit_code
+    assert "line 3 is not UTF-8, or has half a surrogate pair" in made.stderr
+    assert "line 4 is not JSON: nested too deeply" in made.stderr
+    assert "line 5 is not JSON: an integer has too many digits; and 1 more lines" in made.stderr

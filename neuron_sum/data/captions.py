@@ -1,0 +1,110 @@
+"""Turns of captions (WebVTT, SRT) and of JSON transcripts."""
+
+import html
+import re
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+from neuron_sum import text_files
+from neuron_sum.data.chats import SPEAKER, Turn, one_line, turn_of
+from neuron_sum.errors import DataError, reading
+
+VOICE = re.compile(r"<v(?:\.[^\s<>]*)?(?:\s+([^<>]*))?>(.*?)(?=<v[\s.>]|</v>|\Z)", re.DOTALL)
+TAG = re.compile(r"</?(?:c|i|b|u|v|ruby|rt|lang|font|\d[\d:.]*)(?:[.\s][^<>]*)?>|\{\\[^{}]*\}")
+ROLLING = re.compile(r"<\d\d:\d\d[:.\d]*>")
+SRT = re.compile(r"(?:\d+[ \t]*\n)?[ \t]*\d+:\d\d:\d\d[.,]\d+\s*-->")
+
+
+def webvtt_turns(text: str) -> list[Turn] | None:
+    """The turns of WebVTT; None for other text."""
+    return _captions(text, "vtt") if re.match(r"WEBVTT(?:\s|$)", text) else None
+
+
+def srt_turns(text: str) -> list[Turn] | None:
+    """The turns of SRT; None for other text."""
+    return _captions(text, "srt") if SRT.match(text) else None
+
+
+def _captions(text: str, form: str) -> list[Turn]:
+    import webvtt
+
+    with reading("the transcript", DataError, "export it again as WebVTT or SRT"):
+        captions = webvtt.from_buffer(StringIO(text), format=form)
+    turns: list[Turn] = []
+    is_rolling = ROLLING.search(text) is not None  # each caption repeats the last line of the one before
+    shown = ""
+    for caption in captions:
+        payload = caption.raw_text
+        if is_rolling:
+            new = [line for line in map(_plain, payload.split("\n")) if line and line != shown]
+            shown = new[-1] if new else shown
+            payload = "\n".join(new)
+        turns += _cue(payload)
+    return turns
+
+
+def _cue(payload: str) -> Iterator[Turn]:
+    """The turns of a cue: voices, JSON of Microsoft Graph, lines of several speakers, or text."""
+    if payload.lstrip().startswith("{") and (spoken := _spoken(payload)) is not None:
+        yield spoken
+        return
+    start = VOICE.search(payload)
+    if start is not None:
+        if before := _plain(payload[: start.start()]):
+            yield turn_of(before)
+        for voice in VOICE.finditer(payload):
+            if said := _plain(voice[2]):
+                yield Turn(_plain(voice[1] or ""), said)
+        return
+    lines = [line for line in map(_plain, payload.split("\n")) if line]
+    if not lines:
+        return
+    starts = [index for index, line in enumerate(lines) if index == 0 or SPEAKER.match(line) or line.startswith("- ")]
+    for first, following in zip(starts, [*starts[1:], len(lines)], strict=True):
+        yield turn_of(" ".join(lines[first:following]))
+
+
+def _plain(text: str) -> str:
+    return one_line(html.unescape(TAG.sub("", text)))
+
+
+def _spoken(payload: str) -> Turn | None:
+    try:
+        fields = text_files.parse_json(payload)
+    except ValueError:
+        return None
+    return _entry(fields)
+
+
+TEXT_KEYS = ("spokenText", "text", "transcript", "content")
+SPEAKER_KEYS = ("speakerName", "speakerDisplayName", "speaker", "speakerLabel", "speaker_label", "name", "from", "role")
+
+
+def json_turns(text: str) -> list[Turn] | None:
+    """The turns of a list of objects with a text each, as of Teams or Microsoft Graph; None for other text."""
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        content = text_files.parse_json(text)
+    except ValueError:
+        return None
+    lists = [content] if isinstance(content, list) else list(content.values()) if isinstance(content, dict) else []
+    for items in lists:
+        if isinstance(items, list) and items:
+            turns = [_entry(item) for item in items]
+            if all(turn is not None for turn in turns):
+                return [turn for turn in turns if turn is not None]
+    return None
+
+
+def _entry(item: Any) -> Turn | None:
+    if not isinstance(item, dict):
+        return None
+    said = next((item[key] for key in TEXT_KEYS if isinstance(item.get(key), str)), None)
+    if said is None:
+        return None
+    speaker = next((item[key] for key in SPEAKER_KEYS if item.get(key)), "")
+    if isinstance(speaker, dict):
+        speaker = speaker.get("displayName") or speaker.get("name") or ""
+    return Turn(one_line(str(speaker)), one_line(said))
