@@ -10,12 +10,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
-from neuron_sum import files
+from neuron_sum import console
 from neuron_sum.errors import ResourceError
 from sagemaker_jobs.aws.names import AwsContext
 
@@ -102,13 +102,16 @@ class Ledger:
             ) from error
 
     def entries(self) -> list[Entry]:
-        """All resources ever recorded, in the order of their first intents."""
+        """All resources ever recorded, in the order of their first intents; skips damaged lines with a warning."""
         known: dict[tuple[str, str], Entry] = {}
-        for line in files.read_jsonl(self.path):
-            key = (line["kind"], line["name"])
-            earlier = known.get(key)
-            details = line.get("details") or (earlier.details if earlier else {})
-            known[key] = Entry(line["kind"], line["name"], line["run"], line["event"], line["time"], details)
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for number, content in enumerate(lines, 1):
+            if (entry := _entry(content)) is None:
+                console.warn(f"{self.path}:{number} is damaged; a resource that only this line records is not found")
+                continue
+            earlier = known.get((entry.kind, entry.name))
+            details = entry.details or (earlier.details if earlier else {})
+            known[entry.kind, entry.name] = replace(entry, details=details)
         return list(known.values())
 
     def open(self, run: str | None = None) -> list[Entry]:
@@ -118,6 +121,23 @@ class Ledger:
             run: The id of the only run to include; None for all runs.
         """
         return [entry for entry in self.entries() if entry.open and run in (None, entry.run)]
+
+
+def _entry(content: bytes) -> Entry | None:
+    """A line of the ledger; None if it is not one."""
+    try:
+        line = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict):
+        return None
+    details = line.get("details") or {}
+    texts = [line.get(name) for name in ("kind", "name", "run", "event", "time")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(details, dict):
+        return None
+    if line["event"] not in get_args(Event):
+        return None
+    return Entry(line["kind"], line["name"], line["run"], line["event"], line["time"], details)
 
 
 def state_folder() -> Path:

@@ -48,6 +48,33 @@ def test_a_line_cut_anywhere_loses_nothing_before_it(tmp_path_factory: pytest.Te
     assert all(json.loads(line) for line in ledger.path.read_text().splitlines())
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"5",
+        b"\xff\xfe",
+        b'\xef\xbb\xbf{"kind": "role"}',
+        b'{"kind": "role", "name": "x"}',
+        b'{"time": "t", "event": "made", "run": "r", "kind": [], "name": "x"}',
+        b'{"time": "t", "event": "lost", "run": "r", "kind": "role", "name": "x"}',
+        b'{"time": "t", "event": "made", "run": "r", "kind": "role", "name": "x", "details": [1]}',
+        b'{"kind": ' + b"[" * 100_000,
+        b'{"kind": ' + b"1" * 5000 + b"}",
+    ],
+)
+def test_a_damaged_line_is_skipped_with_a_warning(
+    ledger: Ledger, damaged: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.note("intent", "role", "a", "run")
+    ledger.path.write_bytes(ledger.path.read_bytes() + damaged + b"\n")
+    ledger.note("intent", "role", "b", "run")
+    assert [entry.name for entry in ledger.open()] == ["a", "b"]
+    assert f"{ledger.path}:2 is damaged" in capsys.readouterr().err
+
+
 def _write(folder: str, mark: int) -> None:
     for number in range(40):
         Ledger(AwsContext("1", "r"), Path(folder)).note("intent", "role", f"{mark}-{number}", "run")

@@ -13,7 +13,7 @@ from neuron_sum.errors import DataError
 
 SLOW = ("data, hub", "data, parquet", "checkpoint", "tokenizer", "adapter")
 """Readers that take more than 50 ms per input, of which only a few are read."""
-READERS = ("recipe", "overrides", "dialogue", "log", "request", "headers", "answers", "archive", "commands")
+READERS = ("recipe", "overrides", "dialogue", "log", "request", "headers", "answers", "ledger", "archive", "commands")
 
 
 def test_no_input_is_more_than_an_error(tmp_path: Path) -> None:
