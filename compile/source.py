@@ -1,6 +1,5 @@
 """The input of a compilation: a run, or a plain checkpoint with a recipe."""
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from neuron_sum import files
 from neuron_sum.errors import RunError
 from neuron_sum.models import base as models
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
+from neuron_sum.runs import fingerprint as fingerprints
 from neuron_sum.runs import trained
-from neuron_sum.runs.folder import RunFolder, open_run
+from neuron_sum.runs.fingerprint import DATA, open_trained
+from neuron_sum.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -103,27 +103,27 @@ class Source:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(self.weights / name, folder / name)
 
-    def weights_sha256(self) -> str:
-        """One hash of all safetensors; a base model on a hub is represented by its name and commit."""
-        folders, hashes = [self.weights], []
-        if self.is_adapter and self.run is not None:
-            base = Path(self.run.model_source())
-            if base.is_dir():
-                folders.append(base)
-            else:
-                hashes.append(f"{self.run.model_source()}@{getattr(self.config(), '_commit_hash', None)}")
-        hashes += [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    def fingerprint(self) -> fingerprints.Fingerprint:
+        """The hash of each part that the weights depend on; for a run, also of the data of its recipe."""
+        if self.run is not None:
+            record = self.run.read_record().fingerprint
+            same_data = fingerprints.is_same_data(self.recipe.data, self.run.recipe.data)
+            return {part: value for part, value in record.items() if same_data or part not in DATA.values()}
+        return fingerprints.of_weights(self.path)
+
+    def weights_hash(self) -> str:
+        """One hash of all parts of the model."""
+        return fingerprints.digest(fingerprints.model_parts(self.fingerprint()))
 
 
 def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str]) -> Source:
     """A run with its recipe, or a checkpoint with the named one.
 
     Raises:
-        RunError: If the path is neither, or if no recipe is named for a checkpoint.
+        RunError: If the path is neither, or if no recipe is named for a checkpoint, or if a run was changed.
     """
     if (path / "recipe.yaml").is_file():
-        run = open_run(path)
+        run = open_trained(path)
         return Source(path, load_recipe(recipe_name or str(run.recipe_path), overrides), run)
     if not (path / "config.json").is_file():
         raise RunError(f"{path} is neither a run nor a checkpoint", "run `neuron-sum train RECIPE` to create a run")

@@ -107,7 +107,8 @@ class SourceRecord(Section):
     """The source of the weights."""
 
     path: str
-    weights_sha256: str
+    fingerprint: dict[str, str]
+    """The hash of each part that the weights depend on, as in the run's run.json."""
 
 
 class Check(Section):
@@ -251,6 +252,14 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest that neuron-sum wrote, of any version, and not another program's manifest.json."""
+    try:
+        return {"format_version", "neuron_sum", "digest"} <= files.read_json(path, ArtifactError).keys()
+    except ArtifactError:
+        return False
+
+
 def artifact_name(path: Path) -> str:
     """An artifact's name: RUN-FOLDER inside a run's artifacts folder, otherwise the name of its folder."""
     parent, name = path.resolve().parent, path.resolve().name
@@ -305,14 +314,8 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        content: dict[str, Any] = files.read_json(path)
-        digest = content.pop("digest", None)
-        version = content.get("format_version")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} is not a manifest: {error}", "copy the artifact again, or compile again"
-        ) from error
+    content = files.read_json(path, ArtifactError, "copy the artifact again, or compile again")
+    digest, version = content.pop("digest", None), content.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"format_version is {version!r}, this neuron-sum reads {FORMAT_VERSION}", "compile again with this version"

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
-from neuron_sum.errors import NeuronSumError
+from neuron_sum.errors import FULL_DISK, NeuronSumError, ResourceError
 
 COMMAND_GROUP = "neuron_sum.commands"
 ORDER = (
@@ -105,6 +105,13 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
                 traceback.print_exc()
             console.fail(error.message, error.hint, error.exit_code)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            console.fail(
+                f"the disk is full: {error.filename or error.strerror}", "free some space", ResourceError.exit_code
+            )
+            raise typer.Exit(ResourceError.exit_code) from error
         except KeyboardInterrupt:
             console.fail("interrupted", None, 130)
             raise typer.Exit(130) from None

@@ -11,6 +11,7 @@ from neuron_sum.errors import ModelError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.recipes.schema import FullMethod
+from neuron_sum.runs.fingerprint import check_data
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.runs.trained import load_trained
 
@@ -34,10 +35,11 @@ def merge_run(run: RunFolder, output: Path) -> float:
         raise ModelError(f"{run.path} was trained in full and has no adapter", f"use its weights, {run.weights}")
     if output.exists():
         raise ModelError(f"{output} already exists", "choose another folder with --output")
+    dataset = load_dataset(run.recipe.data)
+    check_data(run.read_record().fingerprint, dataset, "train", run.path)
     model, tokenizer = load_trained(run)
-    examples = load_dataset(run.recipe.data)["train"][:PROBE_EXAMPLES]
     probe = encode(
-        examples,
+        dataset["train"][:PROBE_EXAMPLES],
         tokenizer,
         run.recipe.prompt.resolve(),
         run.recipe.data,
@@ -45,7 +47,7 @@ def merge_run(run: RunFolder, output: Path) -> float:
     )
     batch = transformers.DataCollatorForSeq2Seq(tokenizer)(list(probe.features))
     merged, difference = adapters.merge(model, dict(batch))
-    with files.new_folder(output) as folder:
+    with files.lock_output(output), files.new_folder(output) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return difference

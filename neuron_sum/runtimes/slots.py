@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuron_sum import files
 from neuron_sum.artifact import ADAPTERS, AdapterSpec, Artifact
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ModelError, RunError
 
 VECTORS, MASK = "soft_prompts.vectors", "soft_prompts.mask"
 """Names of the soft prompt stacks: the buffers of SoftPrompts (compile/graphs/layers.py) in a model."""
@@ -140,8 +140,9 @@ class AdapterSlots:
             # Opening a pipe or a device would block this thread.
             if missing := next((path for path in (config_file, weights) if not path.is_file()), None):
                 raise FileNotFoundError(f"{missing.name} is not a file")
-            return self._contents(folder, files.read_json(config_file), load_file(weights))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            config = files.read_json(config_file)
+            return self._contents(folder, config, load_file(weights))
+        except (RunError, OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
                 f"{folder} is not an adapter: {error}",
                 "use a folder in PEFT layout, such as adapter/ of a training run",

@@ -86,11 +86,11 @@ def merge(
     output: Annotated[Path | None, typer.Option(help="Folder of the merged model. Default: RUN/merged.")] = None,
 ) -> None:
     """Merge a LoRA adapter into its base model, and verify that the logits stay the same."""
-    from neuron_sum.runs.folder import open_run
+    from neuron_sum.runs.fingerprint import open_trained
     from neuron_sum.runs.merge import merge_run
 
     folder = output or run / "merged"
-    difference = merge_run(open_run(run), folder)
+    difference = merge_run(open_trained(run), folder)
     console.emit(
         {"merged": str(folder), "largest_logit_difference": difference},
         f"merged into {folder}; largest logit difference: {difference:.1e} of the largest logit",
