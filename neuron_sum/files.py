@@ -22,6 +22,8 @@ LOCK = ".neuron-sum.lock"
 UNLOCKABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of a lock in a place where nothing can be written, or whose file system has no locks."""
 
+FULL = (*FULL_DISK, errno.EFBIG)
+FREE_SPACE = "free some space, or choose another folder with --output"
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EBUSY, errno.EXDEV)
 CHECK_FOLDER = "check the folder and its permissions, or choose another one with --output"
 
@@ -34,7 +36,7 @@ _locks: set[Path] = set()
 
 
 @contextmanager
-def writing(path: Path, hint: str = "free some space, or choose another folder with --output") -> Iterator[None]:
+def writing(path: Path, hint: str = FREE_SPACE) -> Iterator[None]:
     """Converts a failed write into one error that names the path; other exceptions stay as they are.
 
     Args:
@@ -49,14 +51,22 @@ def writing(path: Path, hint: str = "free some space, or choose another folder w
     except NeuronSumError:
         raise
     except Exception as error:
-        number, name = (error.errno, str(error.filename)) if isinstance(error, OSError) else (None, "")
-        found = WRITE_FAILURE.search(str(error))
-        if number in (*FULL_DISK, errno.EFBIG) or found:
-            reason = os.strerror(number) if number else str(found and found[0])
-            raise ResourceError(f"{path} cannot be written: {reason}", hint) from error
-        if number in UNWRITABLE and name.startswith((str(path), f"{path.parent}/.{path.name}")):
-            raise ResourceError(f"{name} cannot be written: {os.strerror(number)}", CHECK_FOLDER) from error
+        for each in _causes(error):  # torch fails again while it closes the file that it cannot write
+            found = WRITE_FAILURE.search(str(each))
+            if found or (isinstance(each, OSError) and each.errno in FULL):
+                reason = each.strerror if isinstance(each, OSError) and each.strerror else str(found and found[0])
+                raise ResourceError(f"{path} cannot be written: {reason}", hint) from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            name = str(error.filename)
+            if name.startswith((str(path), f"{path.parent}/.{path.name}")):
+                raise ResourceError(f"{name} cannot be written: {error.strerror}", CHECK_FOLDER) from error
         raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,11 +77,11 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with writing(path):
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}", CHECK_FOLDER) from error
+        hint = FREE_SPACE if error.errno in FULL else CHECK_FOLDER
+        raise ResourceError(f"{path} cannot be written: {error.strerror}", hint) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import files
-from neuron_sum.errors import RecipeError, RunError
+from neuron_sum.errors import RecipeError, RunError, reading
 from neuron_sum.recipes.loading import differences, load_resolved
 from neuron_sum.recipes.schema import FullMethod, Recipe
 from neuron_sum.runs.contents import DAMAGED, MARK, RunRecord, RunResults, is_run, recover, replace, validate
@@ -66,9 +66,9 @@ class RunFolder:
         path = self.checkpoints / PROCESSES
         if not path.exists():
             return None
-        count = files.read_json(path).get("processes")
+        count = files.read_json(path, hint=DAMAGED).get("processes")
         if not isinstance(count, int) or count < 1:
-            raise RunError(f"{path} cannot be read: processes is {count!r}", "use --overwrite to restart the run")
+            raise RunError(f"{path} cannot be read: processes is {count!r}", DAMAGED)
         return count
 
     def record_processes(self, count: int) -> None:
@@ -205,7 +205,8 @@ def open_run(path: Path) -> RunFolder:
 
 def _read_recipe(path: Path) -> Recipe:
     try:
-        return load_resolved(path / "recipe.yaml")
+        with reading(path / "recipe.yaml", RunError, DAMAGED):
+            return load_resolved(path / "recipe.yaml")
     except RecipeError as error:
         raise RunError(f"the recipe of the run cannot be read: {error.message}", DAMAGED) from error
 
