@@ -26,7 +26,6 @@ FULL = (*FULL_DISK, errno.EFBIG)
 FREE_SPACE = "free some space, or choose another folder with --output"
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EBUSY, errno.EXDEV)
 CHECK_FOLDER = "check the folder and its permissions, or choose another one with --output"
-
 WRITE_FAILURE = re.compile(
     r"no space left on device|disk quota exceeded|file too large|file write failed", re.IGNORECASE
 )
@@ -189,7 +188,7 @@ def lock(folder: Path, file: Path | None = None) -> Iterator[None]:
     Raises:
         RunError: If another process holds it; names the process.
     """
-    file = (file or folder / LOCK).absolute()
+    file = file or folder.resolve() / LOCK
     if file in _locks:  # this process holds it already
         yield
         return
@@ -197,9 +196,8 @@ def lock(folder: Path, file: Path | None = None) -> Iterator[None]:
         descriptor = _lock(file, folder)
     except OSError as error:
         if error.errno not in UNLOCKABLE:
-            raise ResourceError(
-                f"{file} cannot be locked: {error.strerror}", "remove it, or choose another folder with --output"
-            ) from error
+            hint = "remove it, or choose another folder with --output"
+            raise ResourceError(f"{file} cannot be locked: {error.strerror}", hint) from error
         yield
         return
     _locks.add(file)
@@ -239,10 +237,9 @@ def _lock(file: Path, folder: Path) -> int:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
-            raise RunError(
-                f"{folder} is in use by {f'process {holder}' if holder.isdecimal() else holder}",
-                "wait until it ends, or choose another folder with --output",
-            ) from None
+            hint = "wait until it ends, or choose another folder with --output"
+            name = f"process {holder}" if holder.isdecimal() else holder
+            raise RunError(f"{folder} is in use by {name}", hint) from None
         except FileNotFoundError:
             os.close(descriptor)
         except OSError:

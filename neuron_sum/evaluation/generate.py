@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 from neuron_sum import console, files
 from neuron_sum.errors import RunError, reading
-from neuron_sum.evaluation.predictions import Prediction
+from neuron_sum.evaluation.predictions import Prediction, write_predictions
 from neuron_sum.prompts import EncodedPrompt
-from neuron_sum.recipes.schema import Recipe
+from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runs.fingerprint import digest, of_recipe
 from neuron_sum.runtimes.base import Generator
 
@@ -59,17 +59,35 @@ def read_kept(folder: Path, parts: Mapping[str, str]) -> list[Prediction] | None
         parts: The result of `fingerprint`.
 
     Raises:
-        RunError: If a file is damaged.
+        RunError: If generation.json is damaged.
     """
-    if not (folder / RECORD).is_file():
+    record, finished = folder / RECORD, folder / PREDICTIONS
+    if not record.is_file():
         return None
     recorded = read_fingerprint(folder)
     changed = [part for part in {**recorded, **parts} if recorded.get(part) != parts.get(part)]
+    if not finished.is_file() or files.sha256(finished) != files.read_json(record).get("sha256"):
+        changed.append(PREDICTIONS)
     if changed:
         console.note(f"the predictions in {folder} are not reused; changed: {', '.join(changed)}")
         return None
-    with reading(folder / PREDICTIONS, RunError, _hint(folder)):
-        return [Prediction(**entry) for entry in files.read_jsonl(folder / PREDICTIONS)]
+    return [Prediction(**entry) for entry in files.read_jsonl(finished)]
+
+
+def keep(folder: Path, parts: Mapping[str, str], predictions: Sequence[Prediction], settings: GenerateConfig) -> None:
+    """Write predictions.jsonl, and generation.json last.
+
+    Args:
+        folder: The folder of both files.
+        parts: The result of `fingerprint`.
+        predictions: One prediction per dialogue.
+        settings: The generation settings, for the reader of the file.
+    """
+    record, finished = folder / RECORD, folder / PREDICTIONS
+    record.unlink(missing_ok=True)
+    write_predictions(finished, predictions)
+    content = {"fingerprint": dict(parts), "sha256": files.sha256(finished), "generate": settings.model_dump()}
+    files.write_json(record, content)
 
 
 def summarize_all(

@@ -11,7 +11,7 @@ from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
 from neuron_sum.evaluation.baselines import BASELINES
-from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions, write_predictions
+from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, read_predictions
 from neuron_sum.recipes.schema import Recipe, TrainedTokenizer
 from neuron_sum.runs.folder import RunFolder
 
@@ -134,7 +134,7 @@ def predict(
 def _predict_with_model(
     system: System, recipe: Recipe, examples: Sequence[Example], folder: Path, base: RunFolder | None
 ) -> list[Prediction]:
-    from neuron_sum.evaluation.generate import PREDICTIONS, RECORD, fingerprint, read_kept, summarize_all
+    from neuron_sum.evaluation.generate import fingerprint, keep, read_kept, summarize_all
     from neuron_sum.runs.fingerprint import digest
 
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
@@ -142,12 +142,10 @@ def _predict_with_model(
     if (kept := read_kept(folder, parts)) is not None:
         return kept
     files.check_writable(folder, 0)
-    record, partial = folder / RECORD, folder / f"partial-{digest(parts)[:16]}.jsonl"
+    partial = folder / f"partial-{digest(parts)[:16]}.jsonl"
     generator, tokenizer = _load(system, recipe, base)
     predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
-    record.unlink(missing_ok=True)
-    write_predictions(folder / PREDICTIONS, predictions)
-    files.write_json(record, {"fingerprint": parts, "generate": recipe.generate.model_dump()})
+    keep(folder, parts, predictions, recipe.generate)
     partial.unlink()
     return predictions
 

@@ -74,7 +74,10 @@ def of_weights(folder: Path) -> Fingerprint:
     """The parts of a checkpoint, or of an adapter and the base model that its adapter_config.json names."""
     parts = of_model(str(folder), TRAINED)
     if (config := folder / "adapter_config.json").is_file():
-        parts |= of_model(str(files.read_json(config, ModelError).get("base_model_name_or_path")), BASE)
+        base = files.read_json(config, ModelError).get("base_model_name_or_path")
+        if not isinstance(base, str):
+            raise ModelError(f"{config} does not name a base model", "set base_model_name_or_path to its folder or id")
+        parts |= of_model(base, BASE)
     return parts
 
 
@@ -188,13 +191,14 @@ def check_base(run: RunFolder) -> Fingerprint:
 
 
 def check_data(record: Mapping[str, str], dataset: Dataset, split: Split, path: Path) -> None:
-    """Compares one split with the data recorded for a run or an artifact.
+    """Compares one split with the data recorded for a run or an artifact; a compiled checkpoint has no such record.
 
     Raises:
         RunError: If it has changed since the training.
     """
     hint = f"put the old data in {dataset.origin} back, or name the data to use with --recipe"
-    check(record, of_data(dataset, split), path, hint)
+    if DATA[split] in record:
+        check(record, of_data(dataset, split), path, hint)
 
 
 def _again(run: RunFolder) -> str:

@@ -24,6 +24,9 @@ PROCESSES = "processes.json"
 MAY_CHANGE_ON_RESUME = (
     "name",
     "description",
+    "data.path",
+    "data.files.",
+    "model.name_or_path",
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
@@ -34,7 +37,7 @@ MAY_CHANGE_ON_RESUME = (
     "serve.",
     "evaluate.",
 )
-"""Settings without effect on the final weights of a resumed run."""
+"""Settings without effect on the final weights of a resumed run; the fingerprint compares the content of paths."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,19 @@ class RunFolder:
         results: dict[str, Any] = files.read_json(self.results, hint=DAMAGED)
         validate(RunResults, results, self.results)
         return results
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of `log`.
+
+        Raises:
+            RunError: If a line is damaged.
+        """
+        entries = files.read_jsonl(self.log, hint=DAMAGED)
+        for number, entry in enumerate(entries, 1):
+            for key in ("step", *({"loss", "eval_loss"} & entry.keys())):
+                if not isinstance(entry.get(key), int | float):
+                    raise RunError(f"{self.log}:{number} cannot be read: {key} is {entry.get(key)!r:.60}", DAMAGED)
+        return entries
 
     def read_record(self) -> RunRecord:
         """The contents of MARK.
@@ -237,7 +253,7 @@ def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overw
         return run
     if not is_run(path):
         raise RunError(
-            f"{path} is not empty and not a run: it lacks {MARK}, which `neuron-sum train` writes into its runs",
+            f"{path} is not empty and not a run: it has no valid {MARK}, which `neuron-sum train` writes",
             "choose another folder with --output, or remove the folder if an older version of neuron-sum wrote it",
         )
     if overwrite and path.is_symlink():

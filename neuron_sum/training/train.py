@@ -258,7 +258,7 @@ def prepare(
 
 
 def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:
-    log = files.read_jsonl(prepared.run.log)
+    log = prepared.run.read_log()
     losses = [entry["loss"] for entry in log if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return {

@@ -13,14 +13,14 @@ from in_process import neuron_sum
 from neuron_sum import files
 from neuron_sum.data import sources
 from neuron_sum.errors import RunError
-from neuron_sum.evaluation.generate import PREDICTIONS, RECORD, fingerprint, read_kept
-from neuron_sum.evaluation.predictions import Prediction, PredictionColumns, write_predictions
+from neuron_sum.evaluation.generate import PREDICTIONS, fingerprint, keep, read_kept
+from neuron_sum.evaluation.predictions import Prediction, PredictionColumns
 from neuron_sum.evaluation.session import Session
 from neuron_sum.evaluation.systems import parse_systems
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runs import fingerprint as fingerprints
 from neuron_sum.runs.fingerprint import BASE, TRAINED, file_hash, of_base, of_model, open_trained
-from neuron_sum.runs.folder import RunFolder, open_run
+from neuron_sum.runs.folder import RunFolder, open_run, start_run
 from neuron_sum.training.train import prepare
 
 
@@ -152,6 +152,16 @@ def test_resuming_with_another_base_or_version_is_refused(run: Path, harm: Calla
     assert "--overwrite" in str(raised.value.hint)
 
 
+def test_a_renamed_folder_of_data_or_of_a_base_resumes(tmp_path: Path) -> None:
+    """The content is compared instead of the path."""
+    recipe = load_recipe("tiny", ["data.source=jsonl", "data.path=/one", "model.config=null", "model.name_or_path=/a"])
+    run = RunFolder(tmp_path, recipe)
+    files.write_text(run.recipe_path, recipe.to_yaml())
+    run.write_record({})
+    renamed = load_recipe(str(run.recipe_path), ["data.path=/two", "model.name_or_path=/b"])
+    assert start_run(tmp_path, renamed, processes=1, resume=True, overwrite=False).recipe == renamed
+
+
 def record(run: Path, changes: dict[str, str]) -> None:
     folder = RunFolder(run, load_recipe("tiny"))
     folder.write_record({**folder.read_record().fingerprint, **changes})
@@ -184,13 +194,24 @@ def test_kept_predictions_are_reused_only_with_the_same_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, part: str | None
 ) -> None:
     recipe, model = load_recipe("tiny"), {f"weights of {TRAINED}": "a"}
-    write_predictions(tmp_path / PREDICTIONS, [Prediction("1", "x")])
-    files.write_json(tmp_path / RECORD, {"fingerprint": fingerprint(recipe, ["1"], ["A: hi"], model)})
+    keep(tmp_path, fingerprint(recipe, ["1"], ["A: hi"], model), [Prediction("1", "x")], recipe.generate)
     kept = read_kept(tmp_path, fingerprint(load_recipe("tiny", [override]), ["1"], ["A: hi"], model))
     assert (kept is None) == (part is not None)
     assert (f"changed: {part}" in capsys.readouterr().err) == (part is not None)
     assert read_kept(tmp_path, fingerprint(recipe, ["1"], ["A: bye"], model)) is None
     assert read_kept(tmp_path, fingerprint(recipe, ["1"], ["A: hi"], {f"weights of {TRAINED}": "b"})) is None
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_kept_predictions_are_not_reused_if_their_file_changed(
+    tmp_path: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {f"weights of {TRAINED}": "a"}
+    keep(tmp_path, parts, [Prediction("1", "x"), Prediction("2", "y")], load_recipe("tiny").generate)
+    assert read_kept(tmp_path, parts) == [Prediction("1", "x"), Prediction("2", "y")]
+    harm(tmp_path / PREDICTIONS)
+    assert read_kept(tmp_path, parts) is None
+    assert f"changed: {PREDICTIONS}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("override", ["model.seed=1", "model.config.d_ff=64", "model.tokenizer.vocab_size=401"])

@@ -215,7 +215,7 @@ def test_the_folder_of_somebody_else_is_never_replaced(tmp_path: Path, mark: str
 
 
 @pytest.mark.parametrize("manifest", ['{"name": "a web app", "version": 3}', "[]", "{", ""])
-def test_another_programs_manifest_is_no_artifact(tmp_path: Path, manifest: str) -> None:
+def test_the_manifest_of_another_program_is_not_an_artifact(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "manifest.json").write_text(manifest)
     with pytest.raises(RunError, match="not empty and not an artifact"):
@@ -284,6 +284,14 @@ def test_a_value_of_another_type_in_the_results_is_named(run: Path) -> None:
         files.write_json(run / "all_results.json", {**results, key: value})
         with pytest.raises(RunError, match=rf"all_results\.json cannot be read: {key}"):
             open_run(run).read_results()
+
+
+@pytest.mark.parametrize("line", ['{"step": "one"}', '{"loss": 1.0}', '{"step": 1, "loss": [2]}', '{"step": null}'])
+def test_a_value_of_another_type_in_the_log_is_named(tmp_path: Path, line: str) -> None:
+    run = RunFolder(tmp_path, load_recipe("tiny"))
+    run.log.write_text('{"step": 1, "loss": 2.5, "grad_norm": NaN}\n' + line + "\n")
+    with pytest.raises(RunError, match=r"log\.jsonl:2 cannot be read: (step|loss) is"):
+        run.read_log()
 
 
 # Full disks
