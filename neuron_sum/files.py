@@ -252,10 +252,7 @@ def sweep(folder: Path, prefix: str = ".") -> None:
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # another process moved it in the meantime, or it belongs to another user
             if (prefix != "." or ".tmp-" in path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                remove(path)
 
 
 def cache_folder() -> Path:
