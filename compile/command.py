@@ -94,7 +94,8 @@ def run(
     if dry_run:
         console.emit(_as_dict(planned, jobs, folder), "dry run: nothing was written")
         return
-    artifact = build(source, planned, folder, overwrite=overwrite, jobs=jobs)
+    with files.lock_output(folder):
+        artifact = build(source, planned, folder, overwrite=overwrite, jobs=jobs)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     console.emit(
         {**_as_dict(planned, jobs, folder), "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
@@ -242,7 +243,8 @@ def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: 
     if dry_run:
         console.emit(described, "dry run: nothing was written")
         return
-    artifact = optimum.build(source, plan, folder, overwrite=overwrite)
+    with files.lock_output(folder):
+        artifact = optimum.build(source, plan, folder, overwrite=overwrite)
     size = files.folder_size(folder)
     console.emit(
         {**described, "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},

@@ -1,6 +1,5 @@
 """The input of a compilation: a run, or a checkpoint or an adapter with a recipe."""
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from neuron_sum import files
 from neuron_sum.errors import RunError
 from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_unused_base, is_adapter, nested_hint
@@ -18,8 +16,10 @@ from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import check_mergeable, merge
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
+from neuron_sum.runs import fingerprint as fingerprints
 from neuron_sum.runs import trained
-from neuron_sum.runs.folder import RunFolder, open_run
+from neuron_sum.runs.fingerprint import DATA, open_trained
+from neuron_sum.runs.folder import RunFolder
 from neuron_sum.runtimes.slots import AdapterSlots
 
 if TYPE_CHECKING:
@@ -136,17 +136,17 @@ class Source:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(self.weights / name, folder / name)
 
-    def weights_sha256(self) -> str:
-        """One hash of all safetensors; a base model on a hub is represented by its name and commit."""
-        folders, hashes = [self.weights], []
-        if self.is_adapter:
-            name = self.run.model_source() if self.run is not None else str(self.base and self.base.name_or_path)
-            if Path(name).is_dir():
-                folders.append(Path(name))
-            else:
-                hashes.append(f"{name}@{getattr(self.config(), '_commit_hash', None)}")
-        hashes += [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    def fingerprint(self) -> fingerprints.Fingerprint:
+        """The hash of each part that the weights depend on; for a run, also of the data of its recipe."""
+        if self.run is not None:
+            record = self.run.read_record().fingerprint
+            same_data = fingerprints.is_same_data(self.recipe.data, self.run.recipe.data)
+            return {part: value for part, value in record.items() if same_data or part not in DATA.values()}
+        return fingerprints.of_weights(self.path, self.base)
+
+    def weights_hash(self) -> str:
+        """One hash of all parts of the model."""
+        return fingerprints.digest(fingerprints.model_parts(self.fingerprint()))
 
 
 def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], base: str | None = None) -> Source:
@@ -159,13 +159,14 @@ def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], b
         base: The base model of an adapter, in place of the one that its adapter_config.json names.
 
     Raises:
-        RunError: If the path is something else, or if no recipe is named for a checkpoint or an adapter.
+        RunError: If the path is something else, or if no recipe is named for a checkpoint or an adapter, or if a run
+            was changed.
         ModelError: If an adapter is damaged or not supported, or has no base.
     """
     if not is_adapter(path) or (path / "recipe.yaml").is_file():
         check_unused_base(base, path)
     if (path / "recipe.yaml").is_file():
-        run = open_run(path)
+        run = open_trained(path)
         return Source(path, load_recipe(recipe_name or str(run.recipe_path), overrides), run)
     if not is_adapter(path) and not (path / "config.json").is_file():
         raise RunError(

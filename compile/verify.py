@@ -15,6 +15,7 @@ from neuron_sum.evaluation.rouge import RougeProtocol, Scores, rouge
 from neuron_sum.evaluation.statistics import Drop, measure_drop
 from neuron_sum.models.adapter_config import is_adapter
 from neuron_sum.recipes.schema import Recipe
+from neuron_sum.runs.fingerprint import differences, model_parts
 from neuron_sum.runtimes.base import Generator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
@@ -131,9 +132,9 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
 
 
 def _check_same_weights(artifact: Artifact, source: Source) -> None:
-    if (digest := source.weights_sha256()) != artifact.manifest.source.weights_sha256:
+    recorded = artifact.manifest.source.fingerprint
+    if changed := differences(recorded, model_parts(source.fingerprint())):
         raise ArtifactError(
-            f"source.weights_sha256: {source.path} has the weights {digest[:12]}…, but the artifact was compiled from "
-            f"{artifact.manifest.source.weights_sha256[:12]}…",
+            f"{source.path} changed since {artifact.path} was compiled from it: {', '.join(changed)}",
             "compile again, or pass the original run with --source",
         )

@@ -116,7 +116,8 @@ class SourceRecord(Section):
     """The source of the weights."""
 
     path: str
-    weights_sha256: str
+    fingerprint: dict[str, str]
+    """The hash of each part that the weights depend on, as in the run's run.json."""
 
 
 class Check(Section):
@@ -314,6 +315,14 @@ class Artifact:
 def is_artifact(path: Path) -> bool:
     """Whether a folder contains a manifest."""
     return is_file(path / MANIFEST)
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest that neuron-sum wrote, of any version, and not another program's manifest.json."""
+    try:
+        return {"format_version", "neuron_sum", "digest"} <= files.read_json(path, ArtifactError).keys()
+    except ArtifactError:
+        return False
 
 
 def artifact_name(path: Path) -> str:

@@ -1,9 +1,12 @@
-"""Atomic writes of files and folders: a temporary sibling first, then a rename."""
+"""Atomic writes of files and folders (a temporary sibling first, then a rename), checked reads, and locks."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -11,20 +14,85 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from neuron_sum.errors import ResourceError
+from neuron_sum.errors import FULL_DISK, NeuronSumError, ResourceError, RunError, reading
 
 STALE_AFTER_S = 24 * 3600.0
+LOCK = ".neuron-sum.lock"
+"""Name of the file in a folder that the process using the folder locks; it contains the process id."""
+
+UNLOCKABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Errors of a lock in a place where nothing can be written, or whose file system has no locks."""
+
+FULL = (*FULL_DISK, errno.EFBIG)
+FREE_SPACE = "free some space, or choose another folder with --output"
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EBUSY, errno.EXDEV)
+CHECK_FOLDER = "check the folder and its permissions, or choose another one with --output"
+WRITE_FAILURE = re.compile(
+    r"no space left on device|disk quota exceeded|file too large|file write failed", re.IGNORECASE
+)
+"""Text of a failed write in exceptions of safetensors, tokenizers and torch, which have no error number."""
+
+_locks: set[Path] = set()
+
+
+@contextmanager
+def writing(path: Path, hint: str = FREE_SPACE) -> Iterator[None]:
+    """Converts a failed write into one error that names the path; other exceptions stay as they are.
+
+    Args:
+        path: The file or folder that the block writes.
+        hint: The remedy for a full disk.
+
+    Raises:
+        ResourceError: If the disk is full, or if the folder or a file in it has vanished or cannot be written.
+    """
+    try:
+        yield
+    except NeuronSumError:
+        raise
+    except Exception as error:
+        for each in _causes(error):  # torch fails again while it closes the file that it cannot write
+            found = WRITE_FAILURE.search(str(each))
+            if found or (isinstance(each, OSError) and each.errno in FULL):
+                reason = each.strerror if isinstance(each, OSError) and each.strerror else str(found and found[0])
+                raise ResourceError(f"{path} cannot be written: {reason}", hint) from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            name = str(error.filename)
+            if name.startswith((str(path), f"{path.parent}/.{path.name}")):
+                raise ResourceError(f"{name} cannot be written: {error.strerror}", CHECK_FOLDER) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content atomically."""
+    """Replaces a file's content atomically.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        hint = FREE_SPACE if error.errno in FULL else CHECK_FOLDER
+        raise ResourceError(f"{path} cannot be written: {error.strerror}", hint) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a JSON file's content atomically."""
+    """Replaces a JSON file's content atomically.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
     write_text(path, to_json(value, indent=2) + "\n")
 
 
@@ -41,15 +109,48 @@ def _without_nan(value: Any) -> Any:
     return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, error: type[NeuronSumError] = RunError, hint: str | None = None) -> dict[str, Any]:
+    """Reads a JSON file with one object.
+
+    Args:
+        path: The file.
+        error: The class of the error.
+        hint: The remedy.
+
+    Raises:
+        NeuronSumError: `error`, if the file does not exist, is damaged or has another value than an object.
+    """
+    with reading(path, error, hint):
+        return _object(path.read_text(encoding="utf-8"))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Reads the complete lines of a JSON Lines file; a last line without a newline was cut by a kill and is skipped."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+def read_jsonl(path: Path, error: type[NeuronSumError] = RunError, hint: str | None = None) -> list[dict[str, Any]]:
+    """Reads the complete lines of a JSON Lines file; a last line without a newline was cut by a kill and is skipped.
+
+    Args:
+        path: The file; one that does not exist has no lines.
+        error: The class of the error.
+        hint: The remedy.
+
+    Raises:
+        NeuronSumError: `error`, if a line is not a JSON object.
+    """
+    with reading(path, error, hint):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    values = []
+    for number, line in enumerate(lines, 1):
+        with reading(f"{path}:{number}", error, hint):
+            values.append(_object(line))
+    return values
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"it contains a {type(value).__name__} instead of a JSON object")
+    if "\\u" in text:  # half of a surrogate pair can be read, but neither printed nor written
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 @contextmanager
@@ -61,16 +162,103 @@ def new_folder(path: Path) -> Iterator[Path]:
         for old in path.parent.glob(f".{path.name}.old-*"):
             old.replace(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            old = path.with_name(f".{path.name}.old-{os.getpid()}")
+            if path.exists():
+                path.replace(old)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if old.exists():
+                    old.replace(path)
+                raise
+            remove(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a folder with its content, or a link but never its target; as much of it as possible."""
+    if path.is_symlink() or not path.is_dir():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def lock(folder: Path, file: Path | None = None) -> Iterator[None]:
+    """Holds a folder against other processes, until the block or the process ends.
+
+    A folder that cannot be written is not locked, since no process can change it.
+
+    Args:
+        folder: The folder.
+        file: The locked file, if the folder does not exist yet; default: LOCK in the folder.
+
+    Raises:
+        RunError: If another process holds it; names the process.
+    """
+    file = file or folder.resolve() / LOCK
+    if file in _locks:  # this process holds it already
+        yield
+        return
+    try:
+        descriptor = _lock(file, folder)
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            hint = "remove it, or choose another folder with --output"
+            raise ResourceError(f"{file} cannot be locked: {error.strerror}", hint) from error
+        yield
+        return
+    _locks.add(file)
+    try:
+        yield
+    finally:
+        _locks.discard(file)
+        with suppress(OSError):
+            file.unlink()  # before it is unlocked: a process that has opened it finds that it is gone
+        os.close(descriptor)
+
+
+@contextmanager
+def lock_output(path: Path) -> Iterator[None]:
+    """Holds a folder that a command is about to create or replace, through a file beside it.
+
+    Raises:
+        RunError: If another process holds it; names the process.
+    """
+    resolved = path.resolve()
+    with suppress(OSError):  # writing the folder will report it
+        resolved.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path, resolved.with_name(f".{resolved.name}.lock")):
+        yield
+
+
+def _lock(file: Path, folder: Path) -> int:
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_ino == file.stat().st_ino:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+                return descriptor
+            os.close(descriptor)  # the holder has just removed it
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            hint = "wait until it ends, or choose another folder with --output"
+            name = f"process {holder}" if holder.isdecimal() else holder
+            raise RunError(f"{folder} is in use by {name}", hint) from None
+        except FileNotFoundError:
+            os.close(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
 
 def sweep(folder: Path, prefix: str = ".") -> None:
@@ -78,10 +266,7 @@ def sweep(folder: Path, prefix: str = ".") -> None:
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # another process moved it in the meantime, or it belongs to another user
             if (prefix != "." or ".tmp-" in path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                remove(path)
 
 
 def cache_folder() -> Path:

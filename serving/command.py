@@ -57,7 +57,7 @@ def package(
     from neuron_sum import files
     from neuron_sum.artifact import is_artifact, open_artifact
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
-    from neuron_sum.runs.folder import open_run
+    from neuron_sum.runs.fingerprint import open_trained
     from serving import neuronx_container, signing
     from serving import package as packing
 
@@ -82,7 +82,7 @@ def package(
                 f"{artifact} is a compiled artifact; {container} compiles the model itself",
                 f"run `neuron-sum package RUN --container {container}` with the folder of the run",
             )
-        run, ended = open_run(artifact), ENDED_CONTAINERS[container]
+        run, ended = open_trained(artifact), ENDED_CONTAINERS[container]
         target = output or artifact.resolve().with_name(f"{name}-{container}{ARCHIVE}")
         settings = neuronx_container.write_archive(run, target)
         console.warn(f"the software in {ended.name} has not been supported since {ended.ended} ({ended.ended_source})")

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from compile import cache
 from neuron_sum import console, files
-from neuron_sum.artifact import SpecialTokens
+from neuron_sum.artifact import MANIFEST, SpecialTokens, is_manifest
 from neuron_sum.errors import RunError
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.loading import differences
@@ -26,8 +26,10 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int = 0) -> Non
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         files.check_writable(existing, size)
     if output.exists() and any(output.iterdir()):
-        if not (output / "manifest.json").is_file():
+        if not is_manifest(output / MANIFEST):
             raise RunError(f"{output} is not empty and not an artifact", "choose another folder with --output FOLDER")
+        if overwrite and output.is_symlink():
+            raise RunError(f"{output} is a link, which --overwrite does not follow", f"use --output {output.resolve()}")
         if not overwrite:
             raise RunError(
                 f"{output} already contains an artifact",

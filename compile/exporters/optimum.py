@@ -164,7 +164,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
             adapter_targets={},
             adapter_stacks={},
             default_adapter=None,
-            source=SourceRecord(path=str(source.path.resolve()), weights_sha256=source.weights_sha256()),
+            source=SourceRecord(path=str(source.path.resolve()), fingerprint=source.fingerprint()),
             files=hash_files(folder),
         )
         write_manifest(folder, manifest)

@@ -155,7 +155,7 @@ def make_plan(source: Source) -> CompilePlan:
         for bucket in buckets
         for graph in bucket_graphs(bucket, num_beams, target.suffix)
     ]
-    weights_hash = source.weights_sha256() if target.weights_inside else None
+    weights_hash = source.weights_hash() if target.weights_inside else None
     keys = {graph.file: cache.key(config, options, graph, target, weights_hash) for graph in graphs}
     cached = {file: cache.path(key, target.suffix) for file, key in keys.items()}
     return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached)
@@ -273,6 +273,6 @@ def _manifest(
         adapter_targets=adapter_targets(static),
         adapter_stacks={name: tuple(stack.shape) for name, stack in adapter_stacks(static).items()},
         default_adapter=COMPILED_ADAPTER if source.uses_adapter_slot else None,
-        source=SourceRecord(path=str(source.path.resolve()), weights_sha256=source.weights_sha256()),
+        source=SourceRecord(path=str(source.path.resolve()), fingerprint=source.fingerprint()),
         files=hash_files(folder),
     )

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import RunError
+from neuron_sum.errors import ResourceError, RunError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
     from neuron_sum.evaluation.prediction_files import PredictionColumns
+    from neuron_sum.evaluation.session import Session
+    from neuron_sum.evaluation.systems import System
 
 SYSTEM_HELP = (
     "Folder of a run, an artifact, a checkpoint or an adapter; or untuned, lead-3, longest-3 or human; or a file of "
@@ -130,17 +132,24 @@ def _compare(
     output: Path | None,
     columns: "PredictionColumns",
 ) -> None:
-    from neuron_sum import files
-    from neuron_sum.evaluation.render import render
-    from neuron_sum.evaluation.report import write_report
     from neuron_sum.evaluation.session import Session
     from neuron_sum.evaluation.systems import parse_systems
-    from neuron_sum.runs.card import write_model_card
 
     systems = parse_systems(specs, base)
     session = Session(systems, recipe_name, overrides or [], columns)
     folder = output or session.default_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    with session.locked():
+        _write(session, folder, systems)
+
+
+def _write(session: "Session", folder: Path, systems: "list[System]") -> None:
+    """Evaluate the systems of a session, and write and print the results."""
+    from neuron_sum import files
+    from neuron_sum.evaluation.render import render
+    from neuron_sum.evaluation.report import write_report
+    from neuron_sum.runs.card import write_model_card
+
+    files.check_writable(folder, 0)
     comparison = session.run(folder)
     title = (
         f"Evaluation of {systems[0].name}"
@@ -152,7 +161,10 @@ def _compare(
     for evaluation in comparison.evaluations:
         if evaluation.system.run is not None:
             run = evaluation.system.run
-            write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
+            try:
+                write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
+            except ResourceError as error:  # the run may be read-only
+                console.warn(f"the model card is not updated: {error.message}")
     console.emit(
         {**comparison.as_dict(), "report": str(folder / "report.html")},
         render(comparison),

@@ -10,6 +10,7 @@ import numpy as np
 from neuron_sum import files
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
+from neuron_sum.evaluation.generate import read_fingerprint
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, rouge
@@ -17,6 +18,7 @@ from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System, predict
 from neuron_sum.recipes.schema import EvaluateConfig, Recipe
+from neuron_sum.runs.fingerprint import digest, of_examples
 from neuron_sum.runs.folder import RunFolder
 
 DEFAULT_COLUMNS = PredictionColumns()
@@ -76,7 +78,17 @@ def evaluate_system(
     else:
         predictions = predict(system, recipe, examples, columns, folder, base)
         scores = rouge([prediction.summary for prediction in predictions], references, protocol)
-    metrics = {"data": data, **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate, base)}
+    has_model = system.file is None and system.builtin in (None, UNTUNED)
+    fingerprint = {
+        **(read_fingerprint(folder) if has_model else {}),
+        "examples": of_examples(examples),
+        "evaluation protocol": digest(recipe.evaluate.model_dump(mode="json")),
+    }
+    metrics = {
+        "data": data,
+        "fingerprint": fingerprint,
+        **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate, base),
+    }
     if folder.is_dir():
         files.write_json(folder / "metrics.json", metrics)
     return Evaluation(system, predictions, scores, metrics)

@@ -1,37 +1,93 @@
 """Summaries from any generator: batched, in order of length, and resumable after a kill."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum import console, files
-from neuron_sum.evaluation.predictions import Prediction
+from neuron_sum.errors import RunError, reading
+from neuron_sum.evaluation.predictions import Prediction, write_predictions
 from neuron_sum.prompts import EncodedPrompt
-from neuron_sum.recipes.schema import Recipe
+from neuron_sum.recipes.schema import GenerateConfig, Recipe
+from neuron_sum.runs.fingerprint import digest, of_recipe
 from neuron_sum.runtimes.base import Generator
 
+RECORD, PREDICTIONS = "generation.json", "predictions.jsonl"
 
-def fingerprint(recipe: Recipe, ids: Sequence[str], dialogues: Sequence[str], weights: Sequence[str]) -> str:
-    """Hash everything that predictions depend on: dialogues, prompt, generation settings and weights.
+
+def fingerprint(
+    recipe: Recipe, ids: Sequence[str], dialogues: Sequence[str], model: Mapping[str, str]
+) -> dict[str, str]:
+    """The hash of each part that predictions depend on.
 
     Args:
-        recipe: The recipe, for the model's name, prompt, max_source_length and generation.
+        recipe: The recipe, for prompt, max_source_length and generation.
         ids: One id per dialogue.
         dialogues: The texts, in order.
-        weights: Hashes of weights and graphs; a model with a hub id is identified by the recipe's model section.
+        model: The parts of the model or the artifact.
     """
-    settings = {
-        "model": recipe.model.model_dump(mode="json"),
-        "prompt": recipe.prompt.resolve().sha256,
-        "max_source_length": recipe.data.max_source_length,
-        "generate": recipe.generate.model_dump(exclude={"batch_size"}),
-        "examples": list(zip(ids, dialogues, strict=True)),
-        "weights": list(weights),
+    return {
+        **model,
+        **of_recipe(recipe),
+        "data.max_source_length": str(recipe.data.max_source_length),
+        "generation settings": digest(recipe.generate.model_dump(exclude={"batch_size"})),
+        "dialogues": digest(list(zip(ids, dialogues, strict=True))),
     }
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def read_fingerprint(folder: Path) -> dict[str, str]:
+    """The parts that the predictions in a folder depend on; empty without predictions of a model.
+
+    Raises:
+        RunError: If the record is damaged.
+    """
+    record = folder / RECORD
+    found = files.read_json(record, hint=_hint(folder)).get("fingerprint") if record.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _hint(folder: Path) -> str:
+    return f"remove {folder}; the predictions are then generated again"
+
+
+def read_kept(folder: Path, parts: Mapping[str, str]) -> list[Prediction] | None:
+    """The predictions in a folder; None if there are none, or if something that they depend on has changed.
+
+    Args:
+        folder: The folder of generation.json and predictions.jsonl.
+        parts: The result of `fingerprint`.
+
+    Raises:
+        RunError: If generation.json is damaged.
+    """
+    record, finished = folder / RECORD, folder / PREDICTIONS
+    if not record.is_file():
+        return None
+    recorded = read_fingerprint(folder)
+    changed = [part for part in {**recorded, **parts} if recorded.get(part) != parts.get(part)]
+    if not finished.is_file() or files.sha256(finished) != files.read_json(record).get("sha256"):
+        changed.append(PREDICTIONS)
+    if changed:
+        console.note(f"the predictions in {folder} are not reused; changed: {', '.join(changed)}")
+        return None
+    return [Prediction(**entry) for entry in files.read_jsonl(finished)]
+
+
+def keep(folder: Path, parts: Mapping[str, str], predictions: Sequence[Prediction], settings: GenerateConfig) -> None:
+    """Write predictions.jsonl, and generation.json last.
+
+    Args:
+        folder: The folder of both files.
+        parts: The result of `fingerprint`.
+        predictions: One prediction per dialogue.
+        settings: The generation settings, for the reader of the file.
+    """
+    record, finished = folder / RECORD, folder / PREDICTIONS
+    record.unlink(missing_ok=True)
+    write_predictions(finished, predictions)
+    content = {"fingerprint": dict(parts), "sha256": files.sha256(finished), "generate": settings.model_dump()}
+    files.write_json(record, content)
 
 
 def summarize_all(
@@ -57,7 +113,10 @@ def summarize_all(
         quiet: Whether to hide the progress bar.
     """
     prompts = recipe.prompt.resolve().encode(tokenizer, dialogues, recipe.data.max_source_length)
-    done = {entry["id"]: Prediction(**entry) for entry in files.read_jsonl(partial)} if partial is not None else {}
+    done: dict[str, Prediction] = {}
+    if partial is not None:
+        with reading(partial, RunError, _hint(partial)):
+            done = {entry["id"]: Prediction(**entry) for entry in files.read_jsonl(partial)}
     if partial is not None:  # removes a line that a kill left incomplete
         files.write_text(partial, "".join(prediction.to_json() + "\n" for prediction in done.values()))
     # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding.
@@ -69,7 +128,7 @@ def summarize_all(
             rows = generator.generate([prompts[i].input_ids for i in batch], recipe.generate)
             predictions = [_prediction(tokenizer, ids[i], prompts[i], row) for i, row in zip(batch, rows, strict=True)]
             if partial is not None:
-                with partial.open("a", encoding="utf-8") as lines:
+                with files.writing(partial), partial.open("a", encoding="utf-8") as lines:
                     lines.writelines(prediction.to_json() + "\n" for prediction in predictions)
             done.update((prediction.id, prediction) for prediction in predictions)
             bar.advance(len(batch))

@@ -29,7 +29,7 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
         data_license: The licence of the data, shown because the page quotes them; None if not stated.
     """
     runs = {evaluation.system.name: evaluation.system.run for evaluation in comparison.evaluations}
-    logs = {name: files.read_jsonl(run.log) for name, run in runs.items() if run is not None}
+    logs = {name: run.read_log() for name, run in runs.items() if run is not None}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

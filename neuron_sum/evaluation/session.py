@@ -1,8 +1,11 @@
 """One evaluation or comparison from start to end: choice of recipe and examples, then one system after another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from neuron_sum import console, files
+from neuron_sum.data.examples import Dataset
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.compare import Comparison, compare
@@ -12,6 +15,9 @@ from neuron_sum.evaluation.predictions import read_predictions
 from neuron_sum.evaluation.systems import UNTUNED, System
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import Recipe
+from neuron_sum.runs.contents import is_run
+from neuron_sum.runs.fingerprint import check_data, differences, is_same_data, model_parts, record_of
+from neuron_sum.runs.folder import RunFolder
 
 
 class Session:
@@ -52,6 +58,8 @@ class Session:
             )
         dataset = load_dataset(self._recipe.data)
         split = self._recipe.evaluate.split
+        if self._uses_data_of_runs:
+            self._check_unchanged(dataset)
         self.origin, self.license, self._examples = dataset.origin, dataset.license, dataset[split]
         if not self._examples:
             raise DataError(
@@ -64,6 +72,19 @@ class Session:
         if system.run is not None and self._uses_data_of_runs:
             return system.run.path / "evaluation" / self._recipe.evaluate.split
         return Path("evaluation") / system.name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the runs of the session, whose folders receive predictions and model cards.
+
+        Raises:
+            RunError: If another process holds one of them.
+        """
+        with ExitStack() as locks:
+            for system in self._systems:
+                if system.run is not None:
+                    locks.enter_context(files.lock(system.run.path))
+            yield
 
     def run(self, folder: Path) -> Comparison:
         """Evaluate every system; a run's predictions are stored in the run folder and reused from there."""
@@ -87,6 +108,23 @@ class Session:
         assert system.file is not None
         self._examples = tuple(read_predictions(system.file, system.columns(self._columns), None)[0])
         self.origin, self.license = system.file.name, None
+
+    def _check_unchanged(self, dataset: Dataset) -> None:
+        """Raise if the evaluated split differs from the one at the time of the training; warn if a run was retrained.
+
+        A split chosen by an override of the data, and not by the recipe of the run or artifact, is not compared.
+        """
+        for system in self._systems:
+            source = system.run or system.artifact
+            if source is None:
+                continue
+            record = record_of(source)
+            if is_same_data(source.recipe.data, self._recipe.data):
+                check_data(record, dataset, self._recipe.evaluate.split, source.path)
+            if system.artifact is not None and is_run(origin := Path(system.artifact.manifest.source.path)):
+                now = RunFolder(origin, source.recipe).read_record().fingerprint
+                if changed := differences(model_parts(record), model_parts(now)):
+                    console.warn(f"{origin} changed since {source.path} was compiled from it: {', '.join(changed)}")
 
     def _check_same_data(self) -> None:
         """Raise if the recipes have different data, because scores on different dialogues cannot be compared."""

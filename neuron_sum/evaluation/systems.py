@@ -12,10 +12,10 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
 from neuron_sum.evaluation.baselines import BASELINES
 from neuron_sum.evaluation.prediction_files import PredictionColumns
-from neuron_sum.evaluation.predictions import Prediction, read_predictions, write_predictions
+from neuron_sum.evaluation.predictions import Prediction, read_predictions
 from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adapter, nested_hint
-from neuron_sum.recipes.schema import ModelConfig, Recipe
-from neuron_sum.runs.folder import RunFolder, open_run
+from neuron_sum.recipes.schema import ModelConfig, Recipe, TrainedTokenizer
+from neuron_sum.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -104,7 +104,9 @@ def _parse(spec: str, name: str | None, base: str | None) -> System:
     if is_artifact(path):
         return System(name or artifact_name(path), artifact=open_artifact(path))
     if (path / "recipe.yaml").is_file():
-        run = open_run(path)
+        from neuron_sum.runs.fingerprint import open_trained
+
+        run = open_trained(path)
         return System(name or run.path.resolve().name, run=run)
     if is_adapter(path):
         return System(name or path.resolve().name, weights=path, base=base_of(path, base))
@@ -145,20 +147,18 @@ def predict(
 def _predict_with_model(
     system: System, recipe: Recipe, examples: Sequence[Example], folder: Path, base: RunFolder | None
 ) -> list[Prediction]:
-    from neuron_sum.evaluation.generate import fingerprint, summarize_all
+    from neuron_sum.evaluation.generate import fingerprint, keep, read_kept, summarize_all
+    from neuron_sum.runs.fingerprint import digest
 
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
-    key = fingerprint(recipe, ids, dialogues, _hashes(system, base))
-    record, finished = folder / "generation.json", folder / "predictions.jsonl"
-    if record.is_file() and files.read_json(record)["fingerprint"] == key:
-        return [Prediction(**entry) for entry in files.read_jsonl(finished)]
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"partial-{key}.jsonl"
+    parts = fingerprint(recipe, ids, dialogues, _model_parts(system, recipe, base))
+    if (kept := read_kept(folder, parts)) is not None:
+        return kept
+    files.check_writable(folder, 0)
+    partial = folder / f"partial-{digest(parts)[:16]}.jsonl"
     generator, tokenizer = _load(system, recipe, base)
     predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
-    record.unlink(missing_ok=True)
-    write_predictions(finished, predictions)
-    files.write_json(record, {"fingerprint": key, "generate": recipe.generate.model_dump()})
+    keep(folder, parts, predictions, recipe.generate)
     partial.unlink()
     return predictions
 
@@ -177,15 +177,21 @@ def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
     return summarize_all(generator, tokenizer, recipe, ["dialogue"], [dialogue], quiet=True)[0]
 
 
-def _hashes(system: System, base: RunFolder | None) -> list[str]:
-    """The hashes of all files that a system's summaries depend on."""
+def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict[str, str]:
+    """The hash of each part of a system's model."""
+    from neuron_sum.runs import fingerprint as fingerprints
+
     if system.artifact is not None:
-        return list(system.artifact.manifest.files.values())
-    run = system.run or base
-    folders = [Path(run.model_source())] if run is not None else []
-    folders += [Path(str(system.base.name_or_path))] if system.base is not None else []
-    folders += [path for path in (system.run.weights if system.run else None, system.weights) if path is not None]
-    return [files.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+        return {f"{name} of the artifact": sha256 for name, sha256 in system.artifact.manifest.files.items()}
+    if system.run is not None:
+        return fingerprints.model_parts(system.run.read_record().fingerprint)
+    if system.weights is not None:
+        return fingerprints.of_weights(system.weights, system.base)
+    if base is not None:
+        return fingerprints.check_base(base)
+    trains_tokenizer = isinstance(recipe.model.tokenizer, TrainedTokenizer)
+    data = fingerprints.of_data(load_dataset(recipe.data), "train") if trains_tokenizer else {}
+    return {**fingerprints.of_base(recipe), **data}
 
 
 def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":

@@ -1,15 +1,16 @@
 """The folder of a training run: paths of its files, and checks for completeness."""
 
-import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuron_sum import files
 from neuron_sum.console import quote
-from neuron_sum.errors import RunError
+from neuron_sum.errors import RecipeError, RunError, reading
 from neuron_sum.recipes.loading import differences, load_resolved
 from neuron_sum.recipes.schema import FullMethod, Recipe
+from neuron_sum.runs.contents import DAMAGED, MARK, RunRecord, RunResults, is_run, recover, replace, validate
 
 CHECKPOINT_MARK = "complete"
 """The last file of a training checkpoint, with the sizes of the others. It is missing if writing was killed.
@@ -21,27 +22,12 @@ before its files, or without them.
 PROCESSES = "processes.json"
 """Name of a file in the folder of the training checkpoints, removed with them."""
 
-RUN_FILES = (
-    "recipe.yaml",
-    "all_results.json",
-    "log.jsonl",
-    "base",
-    "checkpoints",
-    "checkpoint",
-    "adapter",
-    "tensorboard",
-    "evaluation",
-    "merged",
-    "artifacts",
-    ".checkpoint.tmp",
-    ".adapter.tmp",
-    ".shards.tmp",
-)
-"""All files and folders written by a run, its evaluations, merge and compiles, including temporaries after a kill."""
-
 MAY_CHANGE_ON_RESUME = (
     "name",
     "description",
+    "data.path",
+    "data.files.",
+    "model.name_or_path",
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
@@ -52,7 +38,7 @@ MAY_CHANGE_ON_RESUME = (
     "serve.",
     "evaluate.",
 )
-"""Settings without effect on the final weights of a resumed run."""
+"""Settings without effect on the final weights of a resumed run; the fingerprint compares the content of paths."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,12 @@ class RunFolder:
     def processes(self) -> int | None:
         """Number of training processes; None before the start and after the end of training."""
         path = self.checkpoints / PROCESSES
-        return int(files.read_json(path)["processes"]) if path.exists() else None
+        if not path.exists():
+            return None
+        count = files.read_json(path, hint=DAMAGED).get("processes")
+        if not isinstance(count, int) or count < 1:
+            raise RunError(f"{path} cannot be read: processes is {count!r}", DAMAGED)
+        return count
 
     def record_processes(self, count: int) -> None:
         """Records the number of training processes, which must be the same when the run is resumed.
@@ -124,17 +115,57 @@ class RunFolder:
         return self.results.is_file()
 
     def read_results(self) -> dict[str, Any]:
-        """The contents of `results`."""
-        return dict(files.read_json(self.results))
+        """The contents of `results`.
 
-    def clear(self) -> None:
-        """Removes the files of a run, and no other files in the folder."""
-        for name in RUN_FILES:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        Raises:
+            RunError: If the file is damaged.
+        """
+        results: dict[str, Any] = files.read_json(self.results, hint=DAMAGED)
+        validate(RunResults, results, self.results)
+        return results
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of `log`.
+
+        Raises:
+            RunError: If a line is damaged.
+        """
+        entries = files.read_jsonl(self.log, hint=DAMAGED)
+        for number, entry in enumerate(entries, 1):
+            for key in ("step", *({"loss", "eval_loss"} & entry.keys())):
+                if not isinstance(entry.get(key), int | float):
+                    raise RunError(f"{self.log}:{number} cannot be read: {key} is {entry.get(key)!r:.60}", DAMAGED)
+        return entries
+
+    def read_record(self) -> RunRecord:
+        """The contents of MARK.
+
+        Raises:
+            RunError: If the folder has no mark, or the mark is damaged.
+        """
+        mark = self.path / MARK
+        if not mark.is_file():
+            raise RunError(
+                f"{self.path} lacks {MARK}, which records what a run depends on (older versions did not write it)",
+                f"train again: neuron-sum train {self.recipe_path} --output FOLDER",
+            )
+        return validate(RunRecord, files.read_json(mark, hint=DAMAGED), mark)
+
+    def write_record(self, fingerprint: Mapping[str, str]) -> None:
+        """Writes MARK.
+
+        Args:
+            fingerprint: The hash of each part that the run depends on.
+        """
+        files.write_json(self.path / MARK, RunRecord(fingerprint=dict(fingerprint)).model_dump())
+
+    def create(self, write: Callable[["RunFolder"], None]) -> None:
+        """Replaces the files of a run, and no other files in the folder; after a failure it has its old files.
+
+        Args:
+            write: Writes the initial files of the run, `MARK` included, into another, empty folder.
+        """
+        replace(self.path, lambda folder: write(RunFolder(folder, self.recipe)))
 
     def marked_checkpoints(self) -> list[Path]:
         """The training checkpoints that have a completion mark, newest first."""
@@ -163,8 +194,8 @@ def describe_damage(folder: Path) -> str | None:
         folder: A checkpoint with a mark.
     """
     try:
-        sizes = dict(files.read_json(folder / CHECKPOINT_MARK))
-    except ValueError:
+        sizes = files.read_json(folder / CHECKPOINT_MARK)
+    except RunError:
         return "its mark cannot be read"
     actual = checkpoint_sizes(folder)
     for name, size in sizes.items():
@@ -177,14 +208,24 @@ def open_run(path: Path) -> RunFolder:
     """Opens a finished run.
 
     Raises:
-        RunError: If the folder is not a run, or the run is unfinished.
+        RunError: If the folder is not a run, or the run is unfinished or damaged.
     """
+    recover(path)
     if not (path / "recipe.yaml").is_file():
         raise RunError(f"{path} is not a run: it contains no recipe.yaml", "use a folder written by `neuron-sum train`")
-    run = RunFolder(path, load_resolved(path / "recipe.yaml"))
+    run = RunFolder(path, _read_recipe(path))
     if not run.is_complete:
         raise RunError(f"the run in {path} is unfinished", f"run `{run.resume_command}` to finish it")
+    run.read_record()
     return run
+
+
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        with reading(path / "recipe.yaml", RunError, DAMAGED):
+            return load_resolved(path / "recipe.yaml")
+    except RecipeError as error:
+        raise RunError(f"the recipe of the run cannot be read: {error.message}", DAMAGED) from error
 
 
 def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overwrite: bool) -> RunFolder:
@@ -199,15 +240,25 @@ def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overw
 
     Raises:
         RunError: If the folder is not empty and neither resume nor overwrite is set, or if it contains files that are
-            not a run, or a run with another recipe or number of processes.
+            not a run, or a run with another recipe or number of processes, or if it is a link that would be replaced.
     """
     run = RunFolder(path, recipe)
     if resume and overwrite:
         raise RunError("--resume and --overwrite cannot be combined", "use one of them")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists():
         return run
-    if not (path / "recipe.yaml").is_file() or not any((path / name).exists() for name in RUN_FILES[1:]):
-        raise RunError(f"{path} is not empty and not a run", "choose another folder with --output")
+    if not path.is_dir():
+        raise RunError(f"{path} is a file", "choose a folder with --output")
+    recover(path)
+    if not any(entry.name != files.LOCK for entry in path.iterdir()):
+        return run
+    if not is_run(path):
+        raise RunError(
+            f"{path} is not empty and not a run: it has no valid {MARK}, which `neuron-sum train` writes",
+            "choose another folder with --output, or remove the folder if an older version of neuron-sum wrote it",
+        )
+    if overwrite and path.is_symlink():
+        raise RunError(f"{path} is a link, which --overwrite does not follow", f"use --output {path.resolve()}")
     if overwrite:
         return run
     if not resume:
@@ -222,7 +273,7 @@ def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overw
         )
     changed = {
         key: values
-        for key, values in differences(load_resolved(path / "recipe.yaml"), recipe).items()
+        for key, values in differences(_read_recipe(path), recipe).items()
         if not key.startswith(MAY_CHANGE_ON_RESUME)
     }
     if changed:

@@ -8,7 +8,7 @@ from neuron_sum import files
 from neuron_sum.errors import ModelError, RunError
 from neuron_sum.models import adapters
 from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adapter, nested_hint
-from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.fingerprint import open_trained
 from neuron_sum.runs.trained import load_trained, load_weights
 
 
@@ -31,7 +31,7 @@ def merge(source: Path, output: Path, base: str | None = None) -> float:
         raise ModelError(f"{output} already exists", "choose another folder with --output")
     if (source / "recipe.yaml").is_file():
         check_unused_base(base, source)
-        run = open_run(source)
+        run = open_trained(source)
         if not is_adapter(run.weights):
             raise ModelError(f"{run.path} was trained in full and has no adapter", f"use its weights, {run.weights}")
         model, tokenizer = load_trained(run)
@@ -42,7 +42,7 @@ def merge(source: Path, output: Path, base: str | None = None) -> float:
         raise RunError(f"{source} is neither a run nor an adapter", hint)
     assert isinstance(model, PeftModel)
     merged, difference = adapters.merge(model)
-    with files.new_folder(output) as folder:
+    with files.lock_output(output), files.new_folder(output) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return difference

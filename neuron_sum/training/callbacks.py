@@ -57,14 +57,14 @@ class Log(TrainerCallback):  # type: ignore[misc]
     """Appends every figure to the run's log.jsonl. A resumed run drops the lines logged after its checkpoint."""
 
     def __init__(self, run: RunFolder) -> None:
-        self._path = run.log
+        self._run, self._path = run, run.log
         self._last = (0.0, 0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the lines up to the step from which training continues."""
         self._last = (time.monotonic(), state.num_input_tokens_seen)
         if state.is_world_process_zero:
-            entries = [entry for entry in files.read_jsonl(self._path) if entry["step"] <= state.global_step]
+            entries = [entry for entry in self._run.read_log() if entry["step"] <= state.global_step]
             files.write_text(self._path, "".join(files.to_json(entry) + "\n" for entry in entries))
 
     def on_log(

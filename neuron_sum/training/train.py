@@ -3,6 +3,7 @@
 import platform
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,10 @@ from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.models.rotary import check_positions, training_lengths
-from neuron_sum.recipes.schema import ModelConfig, Recipe
+from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
+from neuron_sum.runs.contents import is_run
+from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.estimate.steps import Estimate, estimate
@@ -52,6 +55,8 @@ class Prepared:
     shapes: ShapeReport
     estimate: Estimate
     seconds: float | None
+    resumed: bool
+    """Whether the folder contains an unfinished run, which continues."""
 
 
 def train(
@@ -70,23 +75,49 @@ def train(
         NeuronSumError: One of its subclasses for each failure; nothing is written before all checks have passed.
     """
     started = time.monotonic()
-    if resume and RunFolder(output, recipe).is_complete:
-        console.note(f"{output} is already a finished run")
-        return start_run(output, recipe, processes=world_size(), resume=True, overwrite=False)
-    prepared = prepare(recipe, output, resume=resume, overwrite=overwrite, force=force)
-    run = prepared.run
+    with ExitStack() as locks:
+        if console.is_main_process() and output.is_dir():
+            locks.enter_context(files.lock(output))
+        if resume and RunFolder(output, recipe).is_complete:
+            console.note(f"{output} is already a finished run")
+            return start_run(output, recipe, processes=world_size(), resume=True, overwrite=False)
+        prepared = prepare(recipe, output, resume=resume, overwrite=overwrite, force=force)
+        if console.is_main_process():  # from here on the run folder is written
+            files.check_writable(output, int(prepared.estimate.disk))
+            locks.enter_context(files.lock(output))
+            # If the folder did not exist before, another process may have started a run in it since.
+            start_run(output, recipe, processes=world_size(), resume=resume, overwrite=overwrite)
+            _write_start(prepared)
+        with files.writing(output, f"free some space, then continue: {prepared.run.resume_command}"):
+            return _train(prepared, started, resume=resume)
 
-    # From here on the run folder is written
-    if console.is_main_process():
-        files.check_writable(output, int(prepared.estimate.disk))
-        if overwrite:
-            run.clear()
-        files.write_text(output / "recipe.yaml", recipe.to_yaml())
+
+def _write_start(prepared: Prepared) -> None:
+    """Write the first files of a run, or of its continuation."""
+    run = prepared.run
+    if prepared.resumed:
+        files.write_text(run.recipe_path, run.recipe.to_yaml())
         run.record_processes(world_size())
+        return
+
+    def write(new: RunFolder) -> None:
+        files.write_text(new.recipe_path, new.recipe.to_yaml())
+        new.record_processes(world_size())
         if prepared.origin.name_or_path is None:  # random weights exist nowhere else; the seed creates them again
-            with files.new_folder(run.base) as folder:
-                models.load_base(prepared.origin, prepared.tokenizer).save_pretrained(folder)
-                prepared.tokenizer.save_pretrained(folder)
+            models.load_base(prepared.origin, prepared.tokenizer).save_pretrained(new.base)
+            prepared.tokenizer.save_pretrained(new.base)
+        new.write_record(_inputs(new.recipe, new.base, prepared.dataset))
+
+    run.create(write)
+
+
+def _inputs(recipe: Recipe, base: Path, dataset: Dataset) -> Fingerprint:
+    """The parts that the trained weights depend on, and the data of their evaluation."""
+    return {**of_base(recipe, base), **of_data(dataset, *SPLITS), **of_recipe(recipe)}
+
+
+def _train(prepared: Prepared, started: float, *, resume: bool) -> RunFolder:
+    run, recipe = prepared.run, prepared.run.recipe
     resume_from = run.last_checkpoint() if resume else None
     if resume:
         for folder in run.marked_checkpoints():
@@ -103,6 +134,7 @@ def train(
     if console.is_main_process():
         seconds = time.monotonic() - started
         results = _results(prepared, seconds)
+        run.write_record({**run.read_record().fingerprint, **of_model(str(run.weights), TRAINED)})
         write_model_card(run, results)
         files.write_json(run.results, results)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -127,7 +159,8 @@ def check_before_start(recipe: Recipe, output: Path | None, processes: int, *, r
         PlatformError: If the backend cannot run on this machine.
     """
     if output is not None:
-        start_run(output, recipe, processes=processes, resume=resume, overwrite=overwrite)
+        with files.lock(output):  # the first process locks it again when it starts
+            start_run(output, recipe, processes=processes, resume=resume, overwrite=overwrite)
     BACKENDS[recipe.train.backend].check(recipe.train, processes)
 
 
@@ -168,6 +201,15 @@ def prepare(
         raise DataError(f"{dataset.origin} has no training examples", "set data.files.train or another data.path")
     for line in dataset.notes():
         console.note(line)
+
+    if resumed := console.is_main_process() and resume and is_run(output):
+        actual = _inputs(recipe, run.base, dataset)
+        check(
+            run.read_record().fingerprint,
+            {part: value for part, value in actual.items() if part != DATA["test"]},
+            output,
+            "put the old files back, install the recorded version, or use --overwrite to restart",
+        )
 
     # Model and tokenizer
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
@@ -219,11 +261,11 @@ def prepare(
         f"this will take about {console.duration(seconds)}" if seconds else "the progress bar shows the remaining time"
     )
     console.note(f"{expected.steps:,} optimizer steps; {duration}")
-    return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, seconds)
+    return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, seconds, resumed)
 
 
 def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:
-    log = files.read_jsonl(prepared.run.log)
+    log = prepared.run.read_log()
     losses = [entry["loss"] for entry in log if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return {

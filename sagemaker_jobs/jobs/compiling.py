@@ -8,7 +8,8 @@ from neuron_sum import console, files
 from neuron_sum.errors import AwsError, DataError, RecipeError
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, Recipe
-from neuron_sum.runs.folder import RUN_FILES, RunFolder, open_run
+from neuron_sum.runs.contents import RUN_FILES
+from neuron_sum.runs.folder import RunFolder, open_run
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run, new_run

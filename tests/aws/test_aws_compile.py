@@ -20,6 +20,7 @@ from micro_models import SHAPE
 from compile.source import open_source
 from neuron_sum.artifact import open_artifact
 from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.runs.fingerprint import model_parts
 from sagemaker_jobs.jobs import entry
 from sagemaker_jobs.jobs.requests import compile_arguments
 from serving import properties
@@ -121,7 +122,7 @@ def test_a_folder_is_uploaded_by_content_with_its_base_model(
     assert not aws.calls
     uploads = [each["request"]["Key"] for each in requests if each["operation"] == "put_object"]
     of_run = {key.split("/", 4)[4] for key in uploads if "/inputs/run/" in key}
-    assert {name.split("/")[0] for name in of_run} == {"recipe.yaml", "all_results.json", "adapter"}
+    assert {name.split("/")[0] for name in of_run} == {"recipe.yaml", "run.json", "all_results.json", "adapter"}
     assert any("/inputs/model/" in key and key.endswith(".safetensors") for key in uploads)
     assert set(channels(requests[-1]["request"])) == {"code", "wheelhouse", "run", "model"}
     check("sagemaker", "CreateTrainingJob", requests[-1]["request"])
@@ -294,7 +295,9 @@ def test_the_entry_script_writes_a_model_for_an_endpoint(
     assert not list((base / "checkpoints" / "cache").glob(".*"))
     assert list((graph_cache / "graphs").iterdir())
     # The run's base model: another base would have given another model.
-    assert artifact.manifest.source.weights_sha256 == open_source(micro_lora_run, None, []).weights_sha256()
+    assert model_parts(artifact.manifest.source.fingerprint) == model_parts(
+        open_source(micro_lora_run, None, []).fingerprint()
+    )
 
 
 def test_a_run_from_a_folder_channel_is_linked(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     plan = make_plan(source)
     assert plan.missing == []
     again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
-    assert again.manifest.source.weights_sha256 != lora_artifact.manifest.source.weights_sha256
+    assert again.manifest.source.fingerprint != lora_artifact.manifest.source.fingerprint
     assert [check.identical for check in verify(again, None, 8, 1.0).record.checks] == [8] * 4
     wider = open_source(retrained, None, [*SHAPE, *LORA_SHAPE, "compile.adapters.slots=3"])
     assert len(make_plan(wider).missing) == 6

@@ -320,7 +320,7 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     assert plan.missing == []
     again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
     assert len(calls("trace")) == before
-    assert again.manifest.source.weights_sha256 != first.manifest.source.weights_sha256
+    assert again.manifest.source.fingerprint != first.manifest.source.fingerprint
     assert again.manifest.quality_warning is not None, "served with a warning until it is verified"
     record = verify(again, None, 8, 1.0).record
     assert [check.identical for check in record.checks] == [8] * 4

@@ -350,7 +350,7 @@ def test_plain_transformers_and_peft_load_the_files(observed: Path, name: str) -
         "tokenizer_config.json",
     }
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
-        ["all_results.json", "base", run.weights.name, "log.jsonl", "recipe.yaml"]
+        ["all_results.json", "base", run.weights.name, "log.jsonl", "recipe.yaml", "run.json"]
     )
     load_tokenizer(ModelConfig(name_or_path=str(run.weights)))
 

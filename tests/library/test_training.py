@@ -162,6 +162,7 @@ def test_a_run_resumes_only_with_its_number_of_processes(tmp_path: Path, backend
     recipe = load_recipe("tiny", backend)
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
+    run.write_record({})
     run.record_processes(2)
     start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # no checkpoint exists yet
     (run.checkpoints / "checkpoint-2").mkdir()
