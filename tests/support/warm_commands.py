@@ -1,6 +1,6 @@
 """Commands of neuron-sum in forks of one process that has imported torch and transformers, which takes seconds.
 
-The project's own modules are imported anew by each command.
+Each command imports the modules of neuron-sum anew.
 """
 
 import multiprocessing
