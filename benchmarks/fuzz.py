@@ -200,10 +200,12 @@ def _outcome(reader: Reader, content: Files, folder: Path, seed: int) -> tuple[s
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     elapsed = time.process_time() - started
-    if elapsed >= CPU_LIMIT_S:  # a reader may have converted Hang
-        return f"{LIMIT} {CPU_LIMIT_S} s", _trace(raised)
     chain = raised
+    if elapsed >= CPU_LIMIT_S:  # a reader may have caught Hang
+        return f"{LIMIT} {CPU_LIMIT_S} s", _trace(raised)
     while chain is not None:
+        if isinstance(chain, Hang):
+            return f"{LIMIT} {CPU_LIMIT_S} s", _trace(raised)
         if isinstance(chain, MemoryError):
             return f"{LIMIT} 2 GB", _trace(raised)
         chain = chain.__cause__ or chain.__context__
