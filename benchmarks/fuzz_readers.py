@@ -314,7 +314,7 @@ def model_readers() -> list[Reader]:
         adapter_targets={},
         adapter_stacks={},
         default_adapter=None,
-        source=artifact.SourceRecord(path="run", weights_sha256="0" * 64),
+        source=artifact.SourceRecord(path="run", fingerprint={"weights of the trained model": "0" * 64}),
         files={},
     )
     header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'

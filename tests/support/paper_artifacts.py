@@ -64,7 +64,7 @@ def paper_artifact(folder: Path) -> Artifact:
         adapter_targets={},
         adapter_stacks={"q_a": (2, 4, 32)},
         default_adapter="default",
-        source=SourceRecord(path="runs/micro", weights_sha256="0" * 64),
+        source=SourceRecord(path="runs/micro", fingerprint={"weights of the trained model": "0" * 64}),
         files=hash_files(folder),
     )
     write_manifest(folder, manifest)
