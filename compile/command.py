@@ -147,7 +147,7 @@ def verify(
             f"undecided: {record.examples} examples do not show whether {opened.path} loses more than {max_drop:g} "
             "points of ROUGE-1"
             + ("" if needed is None else f"; about {needed:,} are needed, and the split has {comparison.available:,}"),
-            f"run `neuron-sum compile verify {artifact} --examples {needed}`" if enough else "raise --max-drop",
+            f"run `neuron-sum compile verify {quote(artifact)} --examples {needed}`" if enough else "raise --max-drop",
         )
     if not record.passed and opened.manifest.is_exact:
         raise ArtifactError(

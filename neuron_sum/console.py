@@ -106,10 +106,15 @@ def _console(*, stderr: bool) -> Console:
 
 
 def prepare() -> None:
-    """Replaces closed standard streams by the null device, and makes the others print what they cannot encode."""
+    """Replaces closed standard streams by the null device, and makes the others print what they cannot encode.
+
+    A closed standard input stays None; only its number is taken, so that no other file gets it.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            stream = Path(os.devnull).open("w" if number else "r", encoding="utf-8")  # noqa: SIM115
+        if sys.stdin is None and number == 0:
+            os.open(os.devnull, os.O_RDONLY)
+        elif getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, stream)
         elif number and hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="backslashreplace")

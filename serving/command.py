@@ -1,7 +1,6 @@
 """`neuron-sum package`, `serve` and `request`."""
 
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,7 +67,7 @@ def package(
         _warn(opened)
         target = output or artifact.resolve().with_name(name + ARCHIVE)
         packing.write_archive(opened, _limits(opened, overrides), target, key)
-        details, lines = {}, [f"next: neuron-sum serve {shlex.quote(str(target))}"]
+        details, lines = {}, [f"next: neuron-sum serve {quote(target)}"]
         if key is not None:
             details["signed_by"] = signing.fingerprint(key.public_key())
             lines.insert(0, f"signed; fingerprint of the public key: {details['signed_by']}")
@@ -183,7 +182,7 @@ def _models(
             if key is not None:
                 raise ArtifactError(
                     f"{target} is not signed: only archives contain a signature",
-                    f"run `neuron-sum package {shlex.quote(str(target))} --sign KEY`, then serve the archive",
+                    f"run `neuron-sum package {quote(target)} --sign KEY`, then serve the archive",
                 )
             name, opened = artifact_name(target), open_artifact(target)
             _warn(opened)

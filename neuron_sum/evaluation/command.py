@@ -91,9 +91,6 @@ def summarize(
             nested_hint(run) or "run `neuron-sum train RECIPE` to create a run",
         )
     from neuron_sum.data.transcripts import read_dialogue
-
-    dialogue = read_dialogue(file)
-
     from neuron_sum.evaluation.systems import parse_systems, summarize_one
     from neuron_sum.recipes.loading import load_recipe
 
@@ -102,6 +99,7 @@ def summarize(
     if recipe is None:
         raise RunError(f"{run} has no recipe", "pass --recipe NAME, which supplies prompt, lengths and generation")
     settings = load_recipe(recipe, overrides or [])
+    dialogue = read_dialogue(file)
     prediction = summarize_one(system, settings, dialogue)
     if prediction.truncated:
         console.warn(f"the dialogue was truncated to data.max_source_length = {settings.data.max_source_length} tokens")

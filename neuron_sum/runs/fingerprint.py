@@ -16,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from neuron_sum import __version__, files
 from neuron_sum.artifact import Artifact
+from neuron_sum.console import quote
 from neuron_sum.data.examples import Dataset, Example
 from neuron_sum.errors import ModelError, NeuronSumError, ResourceError, RunError
 from neuron_sum.models.base import load_config
@@ -202,7 +203,7 @@ def check_data(record: Mapping[str, str], dataset: Dataset, split: Split, path: 
 
 
 def _again(run: RunFolder) -> str:
-    return f"neuron-sum train {run.recipe_path} --output {run.path} --overwrite"
+    return f"neuron-sum train {quote(run.recipe_path)} --output {quote(run.path)} --overwrite"
 
 
 def _short(value: str | None) -> str:

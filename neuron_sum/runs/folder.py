@@ -147,7 +147,7 @@ class RunFolder:
         if not mark.is_file():
             raise RunError(
                 f"{self.path} lacks {MARK}, which records what a run depends on (older versions did not write it)",
-                f"train again: neuron-sum train {self.recipe_path} --output FOLDER",
+                f"train again: neuron-sum train {quote(self.recipe_path)} --output FOLDER",
             )
         return validate(RunRecord, files.read_json(mark, hint=DAMAGED), mark)
 

@@ -376,7 +376,7 @@ def test_an_error_of_a_full_disk_anywhere_exits_with_6(monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
 
-    monkeypatch.setattr("neuron_sum.runs.merge.merge_run", fail)
+    monkeypatch.setattr("neuron_sum.runs.merge.merge", fail)
     made = neuron_sum("merge", str(run))
     assert made.exit_code == 6
     assert "the disk is full: /tmp/x" in made.stderr
