@@ -4,7 +4,6 @@ import io
 import json
 import os
 import struct
-import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -105,8 +104,8 @@ def _yaml(value: Mapping[str, Any]) -> bytes:
 
 def text_readers() -> list[Reader]:
     """Readers that need no model."""
-    from neuron_sum.console import read_dialogue
     from neuron_sum.data.sources import load_dataset
+    from neuron_sum.data.transcripts import read_dialogue
     from neuron_sum.doctor.explain import explain
     from neuron_sum.evaluation.predictions import PredictionColumns, read_predictions
     from neuron_sum.recipes.loading import load_recipe
@@ -162,10 +161,10 @@ def text_readers() -> list[Reader]:
         return Ledger(AwsContext("123456789012", "us-east-1"), folder).entries()
 
     def results(folder: Path) -> object:
-        return open_run(folder).read_results()
+        opened = open_run(folder)
+        return opened.read_results(), opened.read_record(), opened.read_log()
 
     rows = _lines(ROWS)
-    resolved = load_recipe("tiny").to_yaml().encode()
     transcripts = {
         "train.vtt": b"WEBVTT\n\n1\n00:01.000 --> 00:02.000\n<v Ann>Hello.</v>\n\n00:03.000 --> 00:04.000\nBob: Hi.\n",
         "train.srt": b"1\n00:00:01,000 --> 00:00:02,000\nAnn: Hello.\n\n2\n00:00:03,000 --> 00:00:04,000\nBob: Hi.\n",
@@ -202,9 +201,7 @@ def text_readers() -> list[Reader]:
         ),
         Reader("dialogue", {"d.txt": b"#Person1#: Hi.\n"}, lambda folder: read_dialogue(folder / "d.txt")),
         Reader("log", {"log.txt": LOG * 3}, lambda folder: explain(io.BytesIO((folder / "log.txt").read_bytes()))),
-        Reader(
-            "run folder", {"recipe.yaml": resolved, "all_results.json": b'{"method": "full", "seconds": 3.5}'}, results
-        ),
+        Reader("run folder", run_files(), results),
         Reader("request", {"request.json": json.dumps(REQUEST).encode()}, requests),
         Reader("headers", {"header.txt": b"application/json; charset=utf-8, text/plain;q=0.5"}, headers),
         Reader("answers", {"answers.json": json.dumps(ANSWERS).encode()}, answers),
@@ -214,7 +211,7 @@ def text_readers() -> list[Reader]:
 
 def _dialogue_file(folder: Path) -> object:
     """Reads a transcript as one dialogue."""
-    from neuron_sum.console import read_dialogue
+    from neuron_sum.data.transcripts import read_dialogue
 
     return [read_dialogue(path) for path in folder.iterdir()]
 
@@ -240,7 +237,7 @@ def model_readers() -> list[Reader]:
     from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
     from neuron_sum.runs.trained import load_weights
-    from serving.package import unpack
+    from serving.package import unpack, write_archive
 
     t5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     llama = {
@@ -308,31 +305,30 @@ def model_readers() -> list[Reader]:
         buckets=(artifact.Bucket(batch=1, source_len=64, target_len=16),),
         num_beams=(1,),
         state=artifact.StateSpec(tensors=4, heads=2, head_dim=4, dtype="fp32"),
-        graphs=(artifact.GraphFile(kind="encode", batch=1, source_len=64, file="graphs/e.pt2"),),
+        graphs=(
+            artifact.GraphFile(kind="encode", batch=1, source_len=64, file="graphs/e.pt2"),
+            artifact.GraphFile(kind="step", batch=1, source_len=64, target_len=16, num_beams=1, file="graphs/s.pt2"),
+        ),
         aliases={},
         adapters=None,
         adapter_targets={},
         adapter_stacks={},
         default_adapter=None,
         source=artifact.SourceRecord(path="run", fingerprint={"weights of the trained model": "0" * 64}),
-        files={},
+        files=dict.fromkeys(("recipe.yaml", "graphs/e.pt2", "graphs/s.pt2"), "0" * 64),
     )
     header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "graphs").mkdir()
-        (folder / "graphs" / "e.pt2").write_bytes(b"graph")
+        for name in ("e.pt2", "s.pt2"):
+            (folder / "graphs" / name).write_bytes(b"graph")
         (folder / "weights.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
         artifact.write_manifest(folder, manifest.model_copy(update={"files": artifact.hash_files(folder)}))
         compiled = _files(folder)
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            for file in compiled:
-                archive.add(folder / file, file)
-            settings = tarfile.TarInfo("serving.properties")
-            settings.size = 14
-            archive.addfile(settings, io.BytesIO(b"engine=Python\n"))
+        write_archive(artifact.open_artifact(folder), recipe.serve, folder / "model.tar.gz")
+        packed = (folder / "model.tar.gz").read_bytes()
     changed = ("manifest.json",) * 4 + ("recipe.yaml", "weights.safetensors")
 
     def read_archive(folder: Path) -> None:
@@ -342,7 +338,7 @@ def model_readers() -> list[Reader]:
     return [
         *readers,
         Reader("artifact", compiled, artifact.open_artifact, changed, _sign),
-        Reader("archive", {"model.tar.gz": packed.getvalue()}, read_archive),
+        Reader("archive", {"model.tar.gz": packed}, read_archive),
     ]
 
 
@@ -466,12 +462,32 @@ def _app() -> typer.Typer:
     return build()
 
 
+def run_files() -> Files:
+    """The files of a run without weights."""
+    from neuron_sum.recipes.loading import load_recipe
+    from neuron_sum.runs.contents import RunRecord, RunResults
+
+    results = RunResults(
+        method="full",
+        train_loss=1.5,
+        eval_loss=None,
+        trainable_parameters=9,
+        all_parameters=9,
+        weights_bytes=36,
+        data="x",
+        data_license=None,
+    )
+    return {
+        "recipe.yaml": load_recipe("tiny").to_yaml().encode(),
+        "run.json": RunRecord(fingerprint={"prompt": "0" * 64}).model_dump_json().encode(),
+        "all_results.json": results.model_dump_json().encode(),
+        "log.jsonl": _lines([{"step": 1, "loss": 2.5}, {"step": 2, "eval_loss": 2.25}]),
+    }
+
+
 @cache
 def all_readers() -> dict[str, Reader]:
     """Every reader by its name."""
-    from neuron_sum.recipes.loading import load_recipe
-
-    run = {"run/recipe.yaml": load_recipe("tiny").to_yaml().encode(), "run/all_results.json": b"{}"}
     command_files = {
         **{
             "recipe.yaml": _yaml(RECIPE),
@@ -480,7 +496,7 @@ def all_readers() -> dict[str, Reader]:
             "data/train.jsonl": _lines(ROWS),
         },
         **{"state/aws/123456789012-us-east-1.jsonl": _lines([LEDGER])},
-        **run,
+        **{f"run/{name}": content for name, content in run_files().items()},
     }
     readers = [*text_readers(), *model_readers(), Commands("commands", command_files, run_command)]
     return {reader.name: reader for reader in readers}
