@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from neuron_sum import files
-from neuron_sum.contents import is_file, list_files, path_fault, read_object
+from neuron_sum.contents import is_file, list_files, path_fault
 from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.recipes.loading import load_resolved
 from neuron_sum.recipes.schema import Recipe, Section
@@ -378,7 +378,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    content = read_object(path, ArtifactError, RESTORE)
+    content = files.read_json(path, ArtifactError, RESTORE, nan=False)
     digest, version = content.pop("digest", None), content.get("format_version")
     with reading(path, ArtifactError, RESTORE):
         actual, text, shown = _digest(content), json.dumps(content), json.dumps(version)[:80]

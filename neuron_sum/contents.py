@@ -1,14 +1,11 @@
 """Folders and JSON files that somebody else may have written: only plain files, plain names and plain values."""
 
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 from neuron_sum.errors import NeuronSumError, reading
 
-MAX_JSON_BYTES = 16 << 20
 MAX_DEPTH = 16
 """The most parts of a relative path."""
 MAX_PATH_BYTES, MAX_NAME_BYTES = 1024, 255
@@ -71,40 +68,6 @@ def kind_fault(path: Path) -> str | None:
     if stat.S_ISREG(status.st_mode):
         return "is a hard link: its file also has another name" if status.st_nlink > 1 else None
     return None if stat.S_ISDIR(status.st_mode) else "is a device, a pipe or a socket"
-
-
-def read_object(path: Path, error: type[NeuronSumError], hint: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Args:
-        path: The file.
-        error: The class of the error to raise.
-        hint: The hint of the error.
-
-    Raises:
-        NeuronSumError: `error`, if the file is too large, is not JSON or not an object, or contains a key twice.
-    """
-    with reading(path, error, hint):
-        with path.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise error(f"{path} has more than {MAX_JSON_BYTES} bytes", hint)
-        value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_reject_constant)
-    if not isinstance(value, dict):
-        raise error(f"{path} contains a JSON {type(value).__name__} instead of an object", hint)
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return content
-
-
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _raise(error: OSError) -> None:

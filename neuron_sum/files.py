@@ -17,6 +17,9 @@ from typing import Any
 from neuron_sum.errors import FULL_DISK, NeuronSumError, ResourceError, RunError, reading
 
 STALE_AFTER_S = 24 * 3600.0
+MAX_JSON_BYTES = 64 << 20
+"""The maximum size of a JSON file; tokenizers of 250,000 words have about 35 MB."""
+
 LOCK = ".neuron-sum.lock"
 """Name of the file in a folder that the process using the folder locks; it contains the process id."""
 
@@ -109,19 +112,27 @@ def _without_nan(value: Any) -> Any:
     return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def read_json(path: Path, error: type[NeuronSumError] = RunError, hint: str | None = None) -> dict[str, Any]:
+def read_json(
+    path: Path, error: type[NeuronSumError] = RunError, hint: str | None = None, *, nan: bool = True
+) -> dict[str, Any]:
     """Reads a JSON file with one object.
 
     Args:
         path: The file.
         error: The class of the error.
         hint: The remedy.
+        nan: Whether NaN and Infinity are read, which are not JSON.
 
     Raises:
-        NeuronSumError: `error`, if the file does not exist, is damaged or has another value than an object.
+        NeuronSumError: `error`, if the file does not exist, is too large, is not JSON (see `parse_json`), or contains
+            another value than an object.
     """
     with reading(path, error, hint):
-        return _object(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise error(f"{path} has more than {MAX_JSON_BYTES:,} bytes", hint)
+        return _object(content.decode(), nan=nan)
 
 
 def read_jsonl(path: Path, error: type[NeuronSumError] = RunError, hint: str | None = None) -> list[dict[str, Any]]:
@@ -144,10 +155,43 @@ def read_jsonl(path: Path, error: type[NeuronSumError] = RunError, hint: str | N
     return values
 
 
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+def parse_json(text: str, *, nan: bool = True) -> Any:
+    """Parses JSON.
+
+    Args:
+        text: The text.
+        nan: Whether NaN and Infinity are read, which are not JSON.
+
+    Raises:
+        ValueError: If it is invalid, nested too deeply, repeats a key, or has a number with thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=float if nan else _reject)
+    except json.JSONDecodeError as caught:
+        line = f"line {caught.lineno}, " if caught.lineno > 1 else ""
+        raise ValueError(f"{caught.msg} at {line}column {caught.colno}") from caught
+    except RecursionError as caught:
+        raise ValueError("nested too deeply") from caught
+    except ValueError as caught:
+        raise ValueError("an integer has too many digits" if "digits" in str(caught) else str(caught)) from caught
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return made
+
+
+def _reject(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _object(text: str, *, nan: bool = True) -> dict[str, Any]:
+    value = parse_json(text, nan=nan)
     if not isinstance(value, dict):
-        raise TypeError(f"it contains a {type(value).__name__} instead of a JSON object")
+        raise TypeError(f"it contains a JSON {type(value).__name__} instead of an object")
     if "\\u" in text:  # half of a surrogate pair can be read, but neither printed nor written
         json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -1,17 +1,16 @@
-"""Text files of other programs: a regular file, a known encoding, and JSON within limits.
+"""Text files of other programs: a regular file, a known encoding.
 
 UTF-8 is the default; a byte order mark of UTF-8, UTF-16 or UTF-32 is recognized. Other encodings are rejected with the
 command that converts the file, because a guess can be wrong without being noticed.
 """
 
 import codecs
-import json
 import re
 import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from neuron_sum.errors import NeuronSumError, reading
 
@@ -163,23 +162,6 @@ def numbered(lines: TextIO) -> Iterator[tuple[int, str | None]]:
         yield number, None
 
 
-def parse_json(text: str) -> Any:
-    """Parses JSON.
-
-    Raises:
-        ValueError: If it is invalid, nested too deeply, repeats a key, or has a number with thousands of digits.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as caught:
-        line = f"line {caught.lineno}, " if caught.lineno > 1 else ""
-        raise ValueError(f"{caught.msg} at {line}column {caught.colno}") from caught
-    except RecursionError as caught:
-        raise ValueError("nested too deeply") from caught
-    except ValueError as caught:
-        raise ValueError("an integer has too many digits" if "digits" in str(caught) else str(caught)) from caught
-
-
 def encoding_of(content: bytes) -> str:
     """The encoding that a byte order mark states; otherwise utf-8."""
     return _bom(content) or "utf-8"
@@ -226,11 +208,3 @@ def _check_marked(start: bytes, name: str, error: type[NeuronSumError]) -> None:
 
 def _bom(start: bytes) -> str | None:
     return next((encoding for mark, encoding in BOMS if start.startswith(mark)), None)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return made

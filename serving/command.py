@@ -328,7 +328,7 @@ def request(
 
 def _read_lines(file: Path) -> list[str]:
     """The dialogues of a .jsonl; the error names every line without one."""
-    from neuron_sum import text_files
+    from neuron_sum import files, text_files
 
     dialogues, faults = [], []
     with text_files.open_lines(file, "utf-8", DataError) as lines, reading(file, DataError):
@@ -336,7 +336,7 @@ def _read_lines(file: Path) -> list[str]:
             if line is not None and not line.strip():
                 continue
             try:
-                content = text_files.parse_json(line) if line is not None else None
+                content = files.parse_json(line) if line is not None else None
             except ValueError as error:
                 faults.append(f"line {number} is not JSON: {error}")
                 continue

@@ -18,7 +18,7 @@ from typing import Any
 
 from neuron_sum import files
 from neuron_sum.console import quote
-from neuron_sum.contents import kind_fault, read_object
+from neuron_sum.contents import kind_fault
 from neuron_sum.errors import ModelError
 from neuron_sum.recipes.schema import FullMethod, PromptTuningMethod, Recipe
 from neuron_sum.runs.folder import RunFolder
@@ -102,7 +102,7 @@ def _find_checkpoint(run: RunFolder) -> Path:
     """The folder of the run's weights without adapters, in Hugging Face's layout."""
     method, adapter = run.recipe.method, run.weights / "adapter_config.json"
     remedy = "run `neuron-sum compile RUN`, then `neuron-sum package ARTIFACT` for neuron-sum's container"
-    if adapter.is_file() and read_object(adapter, ModelError, REMEDY).get("task_type") != "CAUSAL_LM":
+    if adapter.is_file() and files.read_json(adapter, ModelError, REMEDY).get("task_type") != "CAUSAL_LM":
         raise ModelError(f"{run.path} adapts an encoder-decoder model; {CONTAINER} serves only {FAMILY}", remedy)
     if isinstance(method, PromptTuningMethod):
         raise ModelError(f"{run.path} is a soft prompt, which {CONTAINER} cannot load", remedy)
@@ -119,7 +119,7 @@ def _find_checkpoint(run: RunFolder) -> Path:
 
 def _read_config(checkpoint: Path) -> dict[str, Any]:
     """The content of config.json, with the values that are needed here."""
-    config = read_object(checkpoint / "config.json", ModelError, REMEDY)
+    config = files.read_json(checkpoint / "config.json", ModelError, REMEDY)
     numbers = NUMBERS if config.get("model_type") == FAMILY else ()
     for name, kind in (("model_type", str), *((name, int) for name in numbers)):
         if type(config.get(name)) is not kind:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from neuron_sum import files
-from neuron_sum.contents import list_files, read_object
+from neuron_sum.contents import list_files
 from neuron_sum.errors import ArtifactError, MissingExtraError
 from neuron_sum.recipes.schema import Section
 
@@ -98,7 +98,7 @@ def verify(folder: Path, key: "Ed25519PublicKey", package: Path) -> None:
     if not (folder / FILE).is_file():
         raise ArtifactError(f"{package} is not signed: it does not contain {FILE}", UNTRUSTED_HINT)
     try:
-        stored = Signature.model_validate(read_object(folder / FILE, ArtifactError, UNTRUSTED_HINT))
+        stored = Signature.model_validate(files.read_json(folder / FILE, ArtifactError, UNTRUSTED_HINT))
         key.verify(base64.b64decode(stored.signature, validate=True), _statement(stored.files))
     except ValidationError as error:
         first = error.errors()[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
-from neuron_sum import text_files
+from neuron_sum import files
 from neuron_sum.data.chats import SPEAKER, Turn, one_line, turn_of
 from neuron_sum.errors import DataError, reading
 
@@ -71,7 +71,7 @@ def _plain(text: str) -> str:
 
 def _spoken(payload: str) -> Turn | None:
     try:
-        fields = text_files.parse_json(payload)
+        fields = files.parse_json(payload)
     except ValueError:
         return None
     return _entry(fields)
@@ -86,7 +86,7 @@ def json_turns(text: str) -> list[Turn] | None:
     if not text.startswith(("{", "[")):
         return None
     try:
-        content = text_files.parse_json(text)
+        content = files.parse_json(text)
     except ValueError:
         return None
     lists = [content] if isinstance(content, list) else list(content.values()) if isinstance(content, dict) else []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from neuron_sum import text_files
+from neuron_sum import files, text_files
 from neuron_sum.data.checks import Problem
 from neuron_sum.errors import DataError, reading
 from neuron_sum.recipes.schema import DataConfig
@@ -42,7 +42,7 @@ def _jsonl_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
             yield _wrong_encoding(location, path, config, found[0])
             continue
         try:
-            fields = text_files.parse_json(line)
+            fields = files.parse_json(line)
         except ValueError as error:
             yield Problem("invalid JSON", location, str(error), JSON_LINES)
             continue
@@ -65,7 +65,7 @@ def _json_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
         yield from _jsonl_rows(lines, path, config)
         return
     try:
-        items = text_files.parse_json(start + lines.read())
+        items = files.parse_json(start + lines.read())
     except ValueError as error:
         raise DataError(f"{path.name}: invalid JSON: {error}", JSON_ARRAY) from error
     for number, fields in enumerate(items, 1):

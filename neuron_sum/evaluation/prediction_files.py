@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuron_sum import text_files
+from neuron_sum import files, text_files
 from neuron_sum.errors import DataError, reading
 
 MAX_BYTES = 1 << 30
@@ -124,7 +124,7 @@ def _json_rows(path: Path, columns: PredictionColumns) -> Iterator[Row]:
 
 def _parse(text: str, location: str) -> Any:
     try:
-        return text_files.parse_json(text)
+        return files.parse_json(text)
     except ValueError as error:
         raise DataError(f"{location}: invalid JSON: {error}", JSON_FORMS) from error
 

@@ -1,6 +1,5 @@
 """The files of a checkpoint, in a local folder or on a hub, and readers of its JSON files."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from transformers.utils import cached_file
 
+from neuron_sum import files
 from neuron_sum.errors import ModelError, reading
 
 HUB_HINT = "check the name and the network; without a network, use a local folder: model.name_or_path=FOLDER"
@@ -53,13 +53,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: If the file is not valid JSON, or contains another type, a lone surrogate, or NaN.
     """
-    with reading(path, ModelError, DAMAGED_HINT):
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be encoded
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} contains a JSON {type(value).__name__} instead of an object", DAMAGED_HINT)
-    return value
+    return files.read_json(path, ModelError, DAMAGED_HINT)
 
 
 def is_number(value: object) -> bool:

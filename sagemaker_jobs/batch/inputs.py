@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
-from neuron_sum.text_files import parse_json
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.batch.requests import MAX_PAYLOAD_MB
@@ -104,7 +104,7 @@ def _fault(line: str) -> str | None:
     if (size := len(line.encode())) > MAX_PAYLOAD_MB * 1024 * 1024:
         return f"{size:,} bytes, but a record may have at most {MAX_PAYLOAD_MB} MB"
     try:
-        content = parse_json(line)
+        content = files.parse_json(line)
     except ValueError as error:
         return f"invalid JSON: {error}"
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), str):

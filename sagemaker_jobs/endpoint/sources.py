@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.console import quote
-from neuron_sum.contents import MAX_JSON_BYTES
 from neuron_sum.errors import ArtifactError, AwsError, reading
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
@@ -193,4 +192,4 @@ def _stem(name: str) -> str:
 def _text(content: IO[Any] | None) -> str:
     if content is None:
         raise ValueError("not a file")
-    return str(content.read(MAX_JSON_BYTES).decode("utf-8"))
+    return str(content.read(files.MAX_JSON_BYTES).decode("utf-8"))

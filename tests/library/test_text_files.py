@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from neuron_sum.errors import DataError, RequestError
-from neuron_sum.text_files import decode, numbered, open_lines, parse_json, read_text
+from neuron_sum.files import parse_json
+from neuron_sum.text_files import decode, numbered, open_lines, read_text
 
 TEXT = "Anna: Grüße, wie geht's?\nBob: “Gut”, danke – und dir?\n"
 
