@@ -200,10 +200,11 @@ def _outcome(reader: Reader, content: Files, folder: Path, seed: int) -> tuple[s
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     elapsed = time.process_time() - started
-    chain = raised
+    chain, seen = raised, set()  # libraries raise exceptions that are each other's context
     if elapsed >= CPU_LIMIT_S:  # a reader may have caught Hang
         return f"{LIMIT} {CPU_LIMIT_S} s", _trace(raised)
-    while chain is not None:
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
         if isinstance(chain, Hang):
             return f"{LIMIT} {CPU_LIMIT_S} s", _trace(raised)
         if isinstance(chain, MemoryError):
@@ -267,7 +268,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if a shell starts this with &
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory(prefix="nsum-fuzz-hub-") as cache:
+    with tempfile.TemporaryDirectory(prefix="nsum-fuzz-hub-", ignore_cleanup_errors=True) as cache:
         os.environ["HF_HOME"] = cache
         _fuzz(options)
 

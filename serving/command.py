@@ -197,11 +197,16 @@ def _models(
                 )
             packed = packing.unpack(target, folder, key)
             limits.append(packed.limits)
-            if key is None:
+            if key is not None:
+                console.note(
+                    f"{target} was signed with the key {signing.fingerprint(key)}; it contains "
+                    f"{packed.manifest.source.path[:200]}, compiled by neuron-sum {packed.manifest.neuron_sum}"
+                )
+            else:
                 console.note(
                     f"{target} contains native code, which runs with your rights. neuron-sum "
-                    f"{packed.manifest.neuron_sum} compiled it from {packed.manifest.source.path}; who made it is "
-                    "not verified (see --verify)"
+                    f"{packed.manifest.neuron_sum} compiled it from {packed.manifest.source.path[:200]}; who made it "
+                    "is not verified (see --verify)"
                 )
         else:
             raise ArtifactError(

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from neuron_sum import __version__, files
+from neuron_sum import files
 from neuron_sum.artifact import MANIFEST, Artifact, Manifest, open_artifact
 from neuron_sum.contents import list_files
 from neuron_sum.errors import ArtifactError, NeuronSumError, ResourceError
@@ -48,8 +49,6 @@ HANDLER = (
 COMPRESSION_LEVEL = 1
 """The lowest level, because weights hardly shrink and a higher level only takes longer."""
 
-OTHER_VERSION = "run `neuron-sum package ARTIFACT` again, or serve it with the version that packed it"
-
 
 @dataclass(frozen=True)
 class Package:
@@ -74,10 +73,7 @@ def write_folder(artifact: Artifact, limits: ServeConfig, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / properties.ARTIFACT).symlink_to(artifact.path.resolve())
-    for name, source in _handler():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(source.resolve())
+    _link_handler(folder)
     (folder / properties.FILE).write_text(properties.render(artifact, limits), encoding="utf-8")
 
 
@@ -132,10 +128,10 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]], sign
 
 
 def unpack(archive: Path, folder: Path, key: "Ed25519PublicKey | None" = None) -> Package:
-    """Unpack a model.tar.gz of neuron-sum, if it contains exactly what `write_archive` writes.
+    """Unpack a model.tar.gz of neuron-sum, if it contains only what `write_archive` writes.
 
-    Its settings are written anew from their values, and its handler must be that of this installation. Therefore
-    nothing but the artifact's compiled graphs can contain foreign code.
+    Its settings are written anew from their values, and its handler is replaced by that of this installation.
+    Therefore nothing but the artifact's compiled graphs can contain foreign code.
 
     Args:
         archive: The archive.
@@ -143,13 +139,13 @@ def unpack(archive: Path, folder: Path, key: "Ed25519PublicKey | None" = None) -
         key: The public key that must have signed the package; None to accept any package.
 
     Raises:
-        ArtifactError: If the archive is damaged, was not signed with the key, or is not a package of this version.
+        ArtifactError: If the archive is damaged, was not signed with the key, or is not a package.
         ResourceError: If its content does not fit on the disk.
     """
     with unpacked(archive, folder) as temporary:
         if key is not None:
             signing.verify(temporary, key, archive)
-        _check_handler(archive, temporary)
+        _remove_handler(archive, temporary)
         try:
             artifact = open_artifact(temporary / properties.ARTIFACT)
         except NeuronSumError as error:
@@ -158,22 +154,33 @@ def unpack(archive: Path, folder: Path, key: "Ed25519PublicKey | None" = None) -
             raise ArtifactError(message, error.hint) from error
         limits = properties.check(temporary / properties.FILE, artifact, archive)
         (temporary / properties.FILE).write_text(properties.render(artifact, limits), encoding="utf-8")
+        _link_handler(temporary)
         return Package(artifact.manifest, limits)
 
 
-def _check_handler(archive: Path, folder: Path) -> None:
-    """Raises an ArtifactError unless all files outside the artifact are those of this installation."""
-    handler = dict(_handler())
+def _remove_handler(archive: Path, folder: Path) -> None:
+    """Remove the handler of the version that packed the archive.
+
+    Raises:
+        ArtifactError: If the archive has no settings, or files of other kinds outside the artifact.
+    """
+    packages = {name.partition("/")[0] for name, _ in _handler()}
     names = {name for name in list_files(folder, ArtifactError) if not name.startswith(f"{properties.ARTIFACT}/")}
     if properties.FILE not in names:
         raise ArtifactError(f"{archive} holds no {properties.FILE}", REMEDY)
     for name in sorted(names - {properties.FILE, signing.FILE}):
-        if name not in handler:
+        if name.partition("/")[0] not in packages or not name.endswith(".py"):
             raise ArtifactError(f"{archive} contains {name[:200]!r}, which is not a file of a package", REMEDY)
-        if (folder / name).read_bytes() != handler[name].read_bytes():
-            raise ArtifactError(f"{archive}: {name} is not that of this neuron-sum ({__version__})", OTHER_VERSION)
-    if missing := sorted(handler.keys() - names):
-        raise ArtifactError(f"{archive} lacks {missing[0]} of this neuron-sum ({__version__})", OTHER_VERSION)
+    for name in packages:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _link_handler(folder: Path) -> None:
+    """Link the files of this package that run in the worker into a model's folder."""
+    for name, source in _handler():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source.resolve())
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, Path]]:

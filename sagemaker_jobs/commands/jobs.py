@@ -175,6 +175,7 @@ def compile_run(
             [*trained.channels, *inputs.code_channels(wheels)],
             site,
             addresses=trained.addresses,
+            hashes=trained.hashes,
             attempt=trained.attempt,
         )
         run = trained.run.id

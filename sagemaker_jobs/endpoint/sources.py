@@ -123,9 +123,10 @@ def target_of(archive: Path) -> str:
         tarfile.open(fileobj=stream, mode="r|") as packed,
     ):
         for member in packed:
-            if member.name == PROPERTIES and ENDED_HANDLER in _text(packed.extractfile(member)):
+            name = member.name.removeprefix("./")
+            if name == PROPERTIES and ENDED_HANDLER in _text(packed.extractfile(member)):
                 return registry.ENDED
-            if member.name == MANIFEST:
+            if name == MANIFEST:
                 return str(json.loads(_text(packed.extractfile(member)))["target"])
     raise ArtifactError(
         f"{archive} contains no {MANIFEST}", "Run `neuron-sum package ARTIFACT` to create an archive with it."

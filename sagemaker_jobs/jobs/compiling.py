@@ -35,12 +35,14 @@ class Trained:
         attempt: The attempt number, from 1.
         channels: The channels to upload.
         addresses: The S3 addresses of channels that already exist.
+        hashes: The SHA-256 of those that were uploaded for the training job.
     """
 
     run: Run
     attempt: int = 1
     channels: Sequence[Channel] = ()
     addresses: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def find(
@@ -129,7 +131,8 @@ def _in_account(
     recipe = _recipe_of(job, account, overrides, scratch)
     if recipe is not None and MODEL not in addresses:
         _check_way(recipe, isolation)
-    return Trained(run, attempt, addresses=addresses)
+    hashes = {name: sha256 for name, sha256 in job.hashes.items() if name in addresses}
+    return Trained(run, attempt, addresses=addresses, hashes=hashes)
 
 
 def _recipe_of(job: "training.Described", account: Account, overrides: Sequence[str], scratch: Path) -> Recipe | None:

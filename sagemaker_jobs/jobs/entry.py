@@ -97,7 +97,8 @@ def _verify(channel: Path, expected: str) -> None:
     if digest.hexdigest() != expected:
         raise Failed(
             f"error: the files of the channel {channel.name} are not those that were uploaded: SHA-256 "
-            f"{digest.hexdigest()} instead of {expected}. Delete the channel's objects in S3 and start the job again",
+            f"{digest.hexdigest()} instead of {expected}. Delete the objects below "
+            f"inputs/{channel.name}/{expected[:20]}/ in the bucket and start the job again",
             1,
             [],
         )

@@ -31,6 +31,9 @@ LAUNCHER = (
 """Python code that runs ENTRY if its content is unchanged. It is part of the request, so a changed object in S3 cannot
 change it; SageMaker allows 256 characters."""
 
+VERIFY = "--verify="
+"""Start of the arguments of ENTRY that name the SHA-256 of a channel."""
+
 MAX_RUNTIME_LIMIT_S = 28 * 24 * 3600
 """SageMaker's limit: 28 days."""
 
@@ -153,7 +156,7 @@ def create_training_job(job: Job, place: Destination) -> Request:
             "TrainingInputMode": "File",
             "ContainerEntrypoint": ["python3", "-c", LAUNCHER, f"{INPUT}/{CODE}/{ENTRY}", ENTRY_SHA256],
             "ContainerArguments": [
-                *(f"--verify={name}={sha256}" for name, sha256 in sorted(job.hashes.items())),
+                *(f"{VERIFY}{name}={sha256}" for name, sha256 in sorted(job.hashes.items())),
                 *job.arguments,
             ],
         },

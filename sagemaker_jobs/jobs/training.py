@@ -12,7 +12,7 @@ from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, AwsContext, Ru
 from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.follow import TRAINING, TRANSFORM, JobKind
-from sagemaker_jobs.jobs.requests import Job
+from sagemaker_jobs.jobs.requests import VERIFY, Job
 from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.channels import Channel
@@ -84,6 +84,7 @@ def job_launch(
     site: AwsContext,
     *,
     addresses: Mapping[str, str] | None = None,
+    hashes: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     attempt: int = 1,
 ) -> Launch:
@@ -97,6 +98,7 @@ def job_launch(
         channels: The channels to upload.
         site: The target account and region.
         addresses: The S3 addresses of further channels that already exist, by name.
+        hashes: The SHA-256 of further channels, as far as it is known, by name.
         environment: The environment variables of the container.
         attempt: The attempt number, from 1.
 
@@ -112,7 +114,7 @@ def job_launch(
         stage=stage,
         arguments=arguments,
         channels={**uploaded, **existing},
-        hashes={channel.name: channel.sha256 for channel in channels},
+        hashes={**{channel.name: channel.sha256 for channel in channels}, **(hashes or {})},
         instance=options.instance,
         instances=options.instances,
         max_runtime_s=options.max_runtime_s,
@@ -233,6 +235,12 @@ class Described:
             channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
             for channel in self.answer.get("InputDataConfig") or []
         }
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each channel that was uploaded for the job."""
+        given = (word.removeprefix(VERIFY).partition("=") for word in self.arguments if word.startswith(VERIFY))
+        return {name: sha256 for name, _, sha256 in given}
 
     @property
     def arguments(self) -> list[str]:
