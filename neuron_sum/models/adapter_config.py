@@ -196,7 +196,7 @@ def base_of(folder: Path, name: str | None = None) -> ModelConfig:
     return ModelConfig(name_or_path=chosen, revision=config.revision if name is None else None)
 
 
-def check_unused_base(name: str | None, source: Path) -> None:
+def check_unused_base(name: str | ModelConfig | None, source: Path) -> None:
     """Rejects the option --base for a source that is not an adapter, because it would have no effect.
 
     Raises:

@@ -132,3 +132,13 @@ def test_equality_decides_for_fp32(differing: int, passed: bool, monkeypatch: py
 def test_a_protocol_that_drops_letters_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"evaluate\.tokenizer=ascii drops letters"):
         Case([5] * 12, reference="Müller grüßt Jörg").install(monkeypatch).verify()
+
+
+def test_an_adapter_is_verified_on_the_base_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its revision is a part of the base."""
+    case, given = Case([5] * 12).install(monkeypatch), list[Any]()
+    source = SimpleNamespace(load=lambda: (None, None))
+    monkeypatch.setattr(module, "open_source", lambda *arguments: given.append(arguments[3]) or source)
+    monkeypatch.setattr(module, "is_adapter", lambda _: True)
+    case.verify()
+    assert given == [case.artifact.recipe.model]

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from compile.exporters.own import make_plan
 from compile.source import open_source
 from neuron_sum.artifact import AdapterSpec
-from neuron_sum.errors import ModelError, RunError
+from neuron_sum.errors import ModelError, RecipeError, RunError
 from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import base_of, read_config
 from neuron_sum.models.adapters import load_adapter
-from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
+from neuron_sum.recipes.schema import LoraMethod, ModelConfig, TrainedTokenizer
 from neuron_sum.runs.merge import merge
 from neuron_sum.runs.trained import load_weights
 from neuron_sum.runtimes.slots import AdapterSlots
@@ -334,6 +334,31 @@ def test_lora_on_a_tied_head_is_neither_merged_nor_compiled(bases: Path, tmp_pat
     with pytest.raises(ModelError, match=r"contains lm_head\.weight, but slots hold only LoRA"):
         make_plan(open_source(folder, "tiny", ["compile.adapters.slots=1"]))
     make_plan(open_source(adapt_head(bases / family.removesuffix("-tied"), tmp_path / "untied"), "tiny", []))
+
+
+def test_the_method_of_the_training_cannot_be_replaced(micro_lora_run: Path, bases: Path, tmp_path: Path) -> None:
+    own = open_source(micro_lora_run, None, [])
+    assert own.lora == LoraMethod()
+    full = open_source(micro_lora_run, "tiny", ["compile.adapters.slots=2"])
+    assert (full.lora, full.recipe.method) == (own.lora, own.lora)
+    open_source(micro_lora_run, None, ["method=lora", "method.r=32"])  # its own
+    adapter = write_adapter(tmp_path / "adapter", bases / "t5")
+    prompt = ["method=prompt_tuning", "method.num_virtual_tokens=8"]
+    for path, recipe, overrides in (
+        (micro_lora_run, None, ["method.r=3"]),
+        (micro_lora_run, None, prompt),
+        (micro_lora_run, "tiny", prompt),
+        (adapter, "tiny", prompt),
+        (bases / "t5", "tiny", ["method=lora"]),
+    ):
+        with pytest.raises(RecipeError, match=f"was trained with another method than .*{overrides[-1]}"):
+            open_source(path, recipe, overrides)
+
+
+def test_the_base_of_an_artifact_keeps_its_revision(bases: Path, tmp_path: Path) -> None:
+    base = ModelConfig(name_or_path=str(bases / "t5"), revision="abc")
+    source = open_source(write_adapter(tmp_path / "adapter", None, tensors_for(bases / "t5")), "tiny", [], base)
+    assert source.base == source.recipe.model == base
 
 
 def test_compile_verifies_the_merge_before_it_compiles(
