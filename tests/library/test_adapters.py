@@ -20,6 +20,7 @@ from neuron_sum.artifact import AdapterSpec
 from neuron_sum.errors import ModelError, RecipeError, RunError
 from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import base_of, read_config
+from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import load_adapter
 from neuron_sum.recipes.schema import LoraMethod, ModelConfig, TrainedTokenizer
 from neuron_sum.runs.merge import merge
@@ -27,6 +28,7 @@ from neuron_sum.runs.trained import load_weights
 from neuron_sum.runtimes.slots import AdapterSlots
 
 Q = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
+MODELING = "transformers.models.t5.modeling_t5"
 DIALOGUE = "#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n"
 LLAMA = {
     "model_type": "llama",
@@ -100,6 +102,9 @@ def slots_of(base: Path, rank: int = 8) -> AdapterSlots:
         ("megatron_core", "os"),
         ("megatron_config", {"a": 1}),
         ("auto_mapping", {"base_model_class": "T5ForConditionalGeneration", "parent_library": "os"}),
+        ("auto_mapping", {"base_model_class": "T5EncoderModel", "parent_library": MODELING}),
+        ("auto_mapping", {"base_model_class": "T5ForConditionalGeneration", "parent_library": MODELING, "a": 1}),
+        ("auto_mapping", "auto"),
         ("task_type", "SEQ_CLS"),
         ("a_key_of_the_next_version", 1),
         ("a_key_of_the_next_version", "on"),
@@ -131,6 +136,15 @@ def test_a_damaged_configuration_is_rejected(tmp_path: Path, content: str) -> No
     (folder / "adapter_config.json").write_text(content)
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
         read_config(folder)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_an_adapter_saved_without_a_task_is_accepted(bases: Path, tmp_path: Path, family: str) -> None:
+    model, name = loaded(bases / family), {"t5": "q", "llama": "q_proj"}[family]
+    mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    tensors = tensors_for(bases / family, [name])
+    changes = {"target_modules": [name], "task_type": None, "auto_mapping": mapping}
+    load_adapter(model, write_adapter(tmp_path / "adapter", None, tensors, **changes))
 
 
 def test_neutral_values_of_unknown_keys_are_accepted(bases: Path, tmp_path: Path) -> None:
@@ -209,6 +223,26 @@ def test_weights_that_do_not_fit_are_rejected_everywhere(bases: Path, tmp_path: 
         with pytest.raises(ModelError) as error:
             load()
         assert str(folder) in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "expected"),
+    [
+        (f"{Q}.lora_magnitude_vector", torch.ones(32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_magnitude_vector.weight", torch.ones(32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_A.other.weight", torch.ones(4, 32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_B.bias", torch.ones(32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_A.weight", torch.ones(4, 32, dtype=torch.int8), "KEY has dtype int8"),
+        (f"{Q}.lora_A.weight", torch.ones(4, 32, dtype=torch.bool), "KEY has dtype bool"),
+    ],
+)
+def test_tensors_of_another_kind_are_named(tmp_path: Path, key: str, tensor: torch.Tensor, expected: str) -> None:
+    pair = {f"{Q}.lora_A.weight": torch.ones(4, 32), f"{Q}.lora_B.weight": torch.ones(32, 4)}
+    folder = write_adapter(tmp_path / "adapter", None, {**pair, key: tensor})
+    with pytest.raises(ModelError) as error:
+        read_adapter(folder)
+    assert expected.replace("KEY", key) in error.value.message
+    assert "merge_and_unload" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
