@@ -142,3 +142,14 @@ def test_an_adapter_is_verified_on_the_base_of_its_recipe(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "is_adapter", lambda _: True)
     case.verify()
     assert given == [case.artifact.recipe.model]
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 1.0])
+def test_a_split_that_is_too_small_is_named(max_drop: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    Case([5] * 9).install(monkeypatch)
+    with pytest.raises(ArtifactError, match="the test split of the artifact's recipe has 9 examples, and at least 10"):
+        command.verify(Path("artifact"), max_drop=max_drop, examples=100)
+    Case([5] * 12).install(monkeypatch)
+    with pytest.raises(ArtifactError) as error:
+        command.verify(Path("artifact"), max_drop=max_drop, examples=9)
+    assert error.value.hint == "run `neuron-sum compile verify artifact --examples 10`"
