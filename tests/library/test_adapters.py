@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +406,40 @@ def test_compile_verifies_the_merge_before_it_compiles(
     monkeypatch.setattr(own, "compile_all", lambda *_: pytest.fail("compiled"))
     with pytest.raises(ModelError, match="logits differ"):
         own.build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=None)
+
+
+def test_compile_loads_and_merges_the_adapter_once(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compile.exporters import own
+
+    def compile_all(jobs: list[Any], processes: int) -> Iterator[Any]:
+        for job in jobs:
+            job.path.write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+            yield job
+
+    monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(own, "compile_all", compile_all)
+    loads, load = list[str](), own.Source.load_for_compile
+    monkeypatch.setattr(own.Source, "load_for_compile", lambda source: loads.append("once") or load(source))
+    source = open_source(write_adapter(tmp_path / "adapter", bases / "t5"), "tiny", ["compile.batch_sizes=[1]"])
+    own.build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=None)
+    assert loads == ["once"]
+
+
+def test_optimum_refuses_an_adapter_that_cannot_be_merged(bases: Path, tmp_path: Path) -> None:
+    from compile.exporters import optimum
+
+    overrides = [
+        "compile.target=inf2",
+        "compile.batch_sizes=[1]",
+        "compile.source_lens=[64]",
+        "compile.num_beams=[1]",
+        "compile.dtype=fp32",
+    ]
+    source = open_source(adapt_head(bases / "t5-tied", tmp_path / "adapter", task_type=None), "tiny", overrides)
+    with pytest.raises(ModelError, match="LoRA on lm_head cannot be merged"):
+        optimum.make_plan(source)
 
 
 def test_adapters_that_do_not_fit_the_slots_are_rejected_before_compiling(bases: Path, tmp_path: Path) -> None:
