@@ -18,7 +18,8 @@ from neuron_sum.errors import ModelError, reading
 from neuron_sum.models.adapter_config import CONFIG, MERGE_HINT, LoraFile, PromptTuningFile, read_config, regular_file
 
 WEIGHTS = "adapter_model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "added_tokens.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+"""The files that contain a vocabulary; the others only add settings to it."""
 PREFIX = "base_model.model."
 
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")

@@ -275,6 +275,20 @@ def test_slots_apply_the_rank_and_the_scale_of_each_module(bases: Path, tmp_path
 # Commands.
 
 
+def test_only_a_vocabulary_counts_as_the_tokenizer_of_an_adapter(bases: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", bases / "t5")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(bases / "t5" / name, folder)
+    (folder / "added_tokens.json").write_text("{}")
+    expected = models.load_tokenizer(ModelConfig(name_or_path=str(bases / "t5")))
+    assert load_weights(folder)[1].get_vocab() == expected.get_vocab()
+    shutil.copy(bases / "t5" / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer_config\.json beside its tokenizer\.json"):
+        load_weights(folder)
+
+
 def test_commands_take_an_adapter_without_a_tokenizer(
     bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -478,6 +478,27 @@ def test_a_tokenizer_without_an_end_token_is_rejected(copy: Callable[..., Path])
     rejected(folder, "no eos_token")
 
 
+def test_a_tokenizer_without_its_settings_has_the_special_tokens_of_its_map(copy: Callable[..., Path]) -> None:
+    folder = copy("llama")
+    expected = load_tokenizer(ModelConfig(name_or_path=str(folder)))
+    alone = ModelConfig(name_or_path=str(folder), tokenizer=str(folder / "tokenizer"))
+    (folder / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        shutil.copy(folder / name, folder / "tokenizer")
+    tokenizer = load_tokenizer(alone)
+    assert (tokenizer(TEXTS)["input_ids"], tokenizer.eos_token_id) == (
+        expected(TEXTS)["input_ids"],
+        expected.eos_token_id,
+    )
+    (folder / "tokenizer" / "special_tokens_map.json").unlink()
+    only = folder / "tokenizer" / "tokenizer.json"
+    for name, kind in (("tokenizer.json", "its tokenizer.json"), ("tokenizer.model", "its SentencePiece model")):
+        only = only.rename(only.with_name(name))
+        with pytest.raises(ModelError, match=f"has no tokenizer_config.json beside {kind}") as error:
+            load_tokenizer(alone)
+        assert "copy the tokenizer_config.json" in str(error.value.hint)
+
+
 def test_a_tokenizer_may_not_be_larger_than_the_embedding_but_smaller(copy: Callable[..., Path]) -> None:
     folder = copy("llama")
     config = ModelConfig(name_or_path=str(folder))
