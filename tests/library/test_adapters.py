@@ -275,6 +275,18 @@ def test_slots_apply_the_rank_and_the_scale_of_each_module(bases: Path, tmp_path
 # Commands.
 
 
+def test_an_adapter_with_a_whole_model_beside_it_is_loaded_on_the_base_that_it_names(
+    bases: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "adapter", bases / "t5")
+    expected = load_weights(folder)[0].state_dict()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bases / "t5-tied" / name, folder)
+    assert all(torch.equal(value, expected[name]) for name, value in load_weights(folder)[0].state_dict().items())
+    with pytest.raises(ModelError, match="holds an adapter beside the weights of a model"):
+        load_weights(folder, ModelConfig(name_or_path=str(folder)))
+
+
 def test_only_a_vocabulary_counts_as_the_tokenizer_of_an_adapter(bases: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", bases / "t5")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
