@@ -117,6 +117,7 @@ def verify(
     from compile.verify import ALLOWED_DIFFERENCES
     from compile.verify import verify as check
     from neuron_sum.artifact import open_artifact
+    from neuron_sum.evaluation.statistics import MIN_EXAMPLES
 
     opened = open_artifact(artifact)
     comparison = check(opened, source, examples, max_drop)
@@ -140,6 +141,13 @@ def verify(
         table,
         f"next: neuron-sum evaluate {quote(artifact)}",
     )
+    if record.undecided and comparison.available < MIN_EXAMPLES:
+        split = opened.recipe.evaluate.split
+        raise ArtifactError(
+            f"undecided: the {split} split of the artifact's recipe has {comparison.available} examples, and at least "
+            f"{MIN_EXAMPLES} are needed to verify {opened.path}",
+            f"compile again with data that has a larger {split} split: --recipe NAME, or --set evaluate.split=SPLIT",
+        )
     if record.undecided:
         needed = record.examples_needed
         enough = needed is not None and needed <= comparison.available

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from neuron_sum.errors import RunError
+from neuron_sum.errors import RecipeError, RunError
 from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_unused_base, is_adapter, nested_hint
 from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import check_mergeable, merge
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import FullMethod, LoraMethod, ModelConfig, PromptTuningMethod, Recipe
+from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.runs import fingerprint as fingerprints
 from neuron_sum.runs import trained
 from neuron_sum.runs.fingerprint import DATA, open_trained
@@ -149,7 +149,9 @@ class Source:
         return fingerprints.digest(fingerprints.model_parts(self.fingerprint()))
 
 
-def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], base: str | None = None) -> Source:
+def open_source(
+    path: Path, recipe_name: str | None, overrides: Sequence[str], base: str | ModelConfig | None = None
+) -> Source:
     """A run with its recipe, or a checkpoint or an adapter with the named one.
 
     Args:
@@ -159,6 +161,7 @@ def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], b
         base: The base model of an adapter, in place of the one that its adapter_config.json names.
 
     Raises:
+        RecipeError: If an override sets another method than that of the training.
         RunError: If the path is something else, or if no recipe is named for a checkpoint or an adapter, or if a run
             was changed.
         ModelError: If an adapter is damaged or not supported, or has no base.
@@ -167,7 +170,8 @@ def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], b
         check_unused_base(base, path)
     if (path / "recipe.yaml").is_file():
         run = open_trained(path)
-        return Source(path, load_recipe(recipe_name or str(run.recipe_path), overrides), run)
+        recipe = load_recipe(recipe_name or str(run.recipe_path), overrides)
+        return Source(path, _with_method(recipe, run.recipe.method, overrides, path), run)
     if not is_adapter(path) and not (path / "config.json").is_file():
         raise RunError(
             f"{path} is neither a run nor a checkpoint nor an adapter",
@@ -180,11 +184,25 @@ def open_source(path: Path, recipe_name: str | None, overrides: Sequence[str], b
         )
     recipe = load_recipe(recipe_name, overrides)
     if is_adapter(path):
-        origin = base_of(path, base)
-        return Source(path, recipe.model_copy(update={"method": _method(path), "model": origin}), None, origin)
-    if not isinstance(recipe.method, FullMethod):
-        recipe = recipe.model_copy(update={"method": FullMethod()})
-    return Source(path, recipe, None)
+        origin = base if isinstance(base, ModelConfig) else base_of(path, base)
+        recipe = _with_method(recipe, _method(path), overrides, path).model_copy(update={"model": origin})
+        return Source(path, recipe, None, origin)
+    return Source(path, _with_method(recipe, FullMethod(), overrides, path), None)
+
+
+def _with_method(recipe: Recipe, method: Method, overrides: Sequence[str], path: Path) -> Recipe:
+    """The recipe with the method that the model was trained with.
+
+    Raises:
+        RecipeError: If an override sets another method.
+    """
+    changes = [override for override in overrides if override.partition("=")[0].split(".")[0] == "method"]
+    if changes and recipe.method != method:
+        raise RecipeError(
+            f"{path} was trained with another method than that of {', '.join(changes)}",
+            "remove the overrides of method, or train another run",
+        )
+    return recipe.model_copy(update={"method": method})
 
 
 def _method(folder: Path) -> LoraMethod | PromptTuningMethod:

@@ -60,7 +60,7 @@ def verify(artifact: Artifact, source_path: Path | None, examples: int, max_drop
     """
     manifest, recipe = artifact.manifest, artifact.recipe
     path = source_path or Path(manifest.source.path)
-    base = recipe.model.name_or_path if is_adapter(path) else None
+    base = recipe.model if is_adapter(path) else None
     source = open_source(path, str(artifact.path / RECIPE), [], base)
     _check_same_weights(artifact, source)
     dataset = load_dataset(recipe.data)

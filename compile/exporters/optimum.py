@@ -99,6 +99,7 @@ def make_plan(source: Source) -> OptimumPlan:
     """The plan of a source; reads the model's configuration, not its weights.
 
     Raises:
+        ModelError: For an adapter that cannot be merged.
         RecipeError: With every setting that upstream does not support, or gets wrong.
     """
     config, settings, recipe = source.config(), source.recipe.compile, source.recipe
@@ -110,6 +111,7 @@ def make_plan(source: Source) -> OptimumPlan:
             "optimum-neuron's exporter does not support this recipe:\n" + "\n".join(f"  {fault}" for fault in faults),
             "change the recipe with --set KEY=VALUE; docs/compile.md has the reasons",
         )
+    source.check_adapter(None)
     return OptimumPlan(config, settings, buckets[0], num_beams[0])
 
 

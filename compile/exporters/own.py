@@ -182,13 +182,15 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
     output = output.resolve()
     check_output(output, overwrite=overwrite, needed_bytes=plan.weights_bytes())
     missing = plan.missing
-    if missing and source.is_adapter and not source.uses_adapter_slot:
-        source.load_for_compile()  # verifies the merge before anything is compiled
+    static, merges = plan.model(), source.is_adapter and not source.uses_adapter_slot
+    loaded = None
+    if missing and (merges or plan.target.weights_inside):
+        loaded = _tensors(source, static)  # verifies the merge before anything is compiled
     cache.folder().mkdir(parents=True, exist_ok=True)
     files.sweep(cache.folder())
     try:
         with (
-            _weights_file(source, plan) as weights_file,
+            _weights_file(loaded[1] if loaded is not None and plan.target.weights_inside else None) as weights_file,
             console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar,
         ):
             work = [
@@ -201,8 +203,7 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
         raise Interrupted(
             "stopped; nothing was written", "repeat the command to continue: finished graphs are in the cache"
         ) from None
-    static = plan.model()
-    model_config, tensors = _tensors(source, static)
+    model_config, tensors = loaded or _tensors(source, static)
     aliases = plan.aliases(tensors)
     tokenizer = source.tokenizer()
     with files.new_folder(output) as folder:
@@ -236,14 +237,14 @@ def _tensors(source: Source, static: StaticModel) -> tuple[PretrainedConfig, dic
 
 
 @contextlib.contextmanager
-def _weights_file(source: Source, plan: CompilePlan) -> Iterator[Path | None]:
-    """A temporary file with the tensors to compile in; None if graphs contain no weights or no graph is missing."""
-    if not plan.target.weights_inside or not plan.missing:
+def _weights_file(tensors: Mapping[str, Tensor] | None) -> Iterator[Path | None]:
+    """A temporary file with the tensors to compile in; None if there are none."""
+    if tensors is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
         file = Path(folder) / WEIGHTS
-        save_file({name: tensor.clone() for name, tensor in _tensors(source, plan.model())[1].items()}, file)
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
         yield file
 
 

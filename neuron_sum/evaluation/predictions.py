@@ -15,6 +15,8 @@ from neuron_sum.evaluation.prediction_files import PredictionColumns, Row, read_
 
 MISSING = ("nan", "null", "none", "<na>", "nat")
 """Texts that programs write for a missing value, in lower case."""
+PLAIN_TEXT = ".txt"
+"""A form without missing values: each line is a summary, so that even "none" is one."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 LISTED = 5
 
@@ -107,6 +109,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 def _check_values(path: Path, rows: Sequence[Row], columns: PredictionColumns) -> None:
     absent: dict[str, list[str]] = {}
+    has_nulls = path.suffix.lower() != PLAIN_TEXT
     for location, row in rows:
         if missing := [column for column in columns.required if column not in row]:
             if columns.prediction in row and len(row) == 1:
@@ -120,7 +123,7 @@ def _check_values(path: Path, rows: Sequence[Row], columns: PredictionColumns) -
             )
         for column in columns.required:
             texts = _texts(row[column]) if column in columns.references else [row[column]]
-            if not texts or any(map(_is_missing, texts)):
+            if not texts or (has_nulls and any(map(_is_missing, texts))):
                 absent.setdefault(column, []).append(location)
                 continue
             _check_texts(texts, f"{location}: {column}")
@@ -161,8 +164,10 @@ def _ids(
             )
             return numbered
         if len(rows) != len(examples):
+            last = next((index for index, (_, row) in enumerate(reversed(rows)) if row[columns.prediction] != ""), 0)
+            empty = f" (the last {last:,} are empty lines)" if last and path.suffix.lower() == PLAIN_TEXT else ""
             raise DataError(
-                f"{path} has {len(rows):,} summaries without ids, but the data has {len(examples):,} examples",
+                f"{path} has {len(rows):,} summaries without ids, but the data has {len(examples):,} examples{empty}",
                 "write one summary per example, in the order of the data, or add ids (--id-column)",
             )
         ids = [example.id for example in examples]

@@ -138,4 +138,5 @@ class Session:
 
 
 def _data_of(recipe: Recipe) -> dict[str, object]:
-    return recipe.data.model_dump(include={"source", "path", "revision", "files", "columns", "max_eval_examples"})
+    """The settings that determine the evaluated dialogues."""
+    return recipe.data.model_dump(exclude={"max_examples", "license", "max_source_length", "max_target_length"})

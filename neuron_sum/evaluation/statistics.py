@@ -92,7 +92,7 @@ def measure_drop(values: Values, baseline: Values, margin: float, config: Evalua
     if len(values) >= MIN_EXAMPLES and interval.high < -margin:
         return Drop(interval, "failed")
     if margin == 0:
-        return Drop(interval, "undecided")
+        return Drop(interval, "undecided", MIN_EXAMPLES if len(values) < MIN_EXAMPLES else None)
     # The width of an interval shrinks with the square root of the number of examples.
     needed = math.ceil(len(values) * ((interval.value - interval.low) / margin) ** 2)
     return Drop(interval, "undecided", max(needed, len(values) + 1, MIN_EXAMPLES))

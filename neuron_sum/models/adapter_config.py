@@ -35,6 +35,17 @@ Rank = Annotated[int, Field(ge=1)]
 Value = TypeVar("Value", int, float)
 
 
+class AutoMapping(BaseModel):
+    """The class of the base, which PEFT names in place of a task_type; nothing imports it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    base_model_class: Literal["T5ForConditionalGeneration", "LlamaForCausalLM"] | None = None
+    parent_library: Literal["transformers.models.t5.modeling_t5", "transformers.models.llama.modeling_llama"] | None = (
+        None
+    )
+
+
 class AdapterConfig(BaseModel):
     """The keys of adapter_config.json that all types of adapters share; any other key must have a neutral value."""
 
@@ -44,6 +55,7 @@ class AdapterConfig(BaseModel):
     base_model_name_or_path: str | None = None
     revision: str | None = None
     task_type: Literal["SEQ_2_SEQ_LM", "CAUSAL_LM"] | None = None
+    auto_mapping: AutoMapping | None = None
     inference_mode: bool = True
     peft_version: str | None = None
 
@@ -196,7 +208,7 @@ def base_of(folder: Path, name: str | None = None) -> ModelConfig:
     return ModelConfig(name_or_path=chosen, revision=config.revision if name is None else None)
 
 
-def check_unused_base(name: str | None, source: Path) -> None:
+def check_unused_base(name: str | ModelConfig | None, source: Path) -> None:
     """Rejects the option --base for a source that is not an adapter, because it would have no effect.
 
     Raises:

@@ -15,10 +15,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neuron_sum.errors import ModelError, reading
-from neuron_sum.models.adapter_config import CONFIG, LoraFile, PromptTuningFile, read_config, regular_file
+from neuron_sum.models.adapter_config import CONFIG, MERGE_HINT, LoraFile, PromptTuningFile, read_config, regular_file
 
 WEIGHTS = "adapter_model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "added_tokens.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+"""The files that contain a vocabulary; the others only add settings to it."""
 PREFIX = "base_model.model."
 
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
@@ -108,7 +109,10 @@ def read_adapter(folder: Path) -> Adapter:
     with reading(path, ModelError, "copy the adapter again"), safe_open(path, "pt") as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"{path}: {key} has dtype {dtype}, which is not a floating-point type", MERGE_HINT)
+        if not torch.isfinite(tensor.float()).all():
             raise ModelError(f"{path}: {key} contains values that are not finite numbers", "train the adapter again")
     if isinstance(config, PromptTuningFile):
         return Adapter(folder, config, {}, {}, _vectors(path, config, tensors))
@@ -122,6 +126,8 @@ def read_adapter(folder: Path) -> Adapter:
             halves[match["module"]][match["half"]] = tensor.float()
             embeddings |= {match["module"]} if match["embedding"] else set()
         elif not (config.modules_to_save and ".original_module." in name):
+            if ".lora_" in name:
+                raise ModelError(f"{path} contains {key}, which is not supported (lora_A and lora_B are)", MERGE_HINT)
             whole = _WRAPPERS.sub("", name)
             if not torch.equal(saved.setdefault(whole, tensor.float()), tensor.float()):
                 raise ModelError(f"{path} contains two different {whole}", "save the adapter again")

@@ -31,7 +31,6 @@ HARMLESS = {
     "_commit_hash": "the commit on the hub",
     "_from_model_config": "the origin of generation settings",
     "_name_or_path": "the previous location",
-    "attn_implementation": "how attention is computed, not what",
     "dtype": "the precision of the stored weights; they are loaded in fp32",
     "finetuning_task": "a label of a previous training",
     "gradient_checkpointing": "a setting of a previous training",
@@ -60,7 +59,14 @@ HARMLESS = {
 GENERATION = frozenset(PretrainedConfig._get_global_generation_defaults())
 """Generation settings, which old versions stored in config.json; those of the recipe are used."""
 
+ATTENTION = dict.fromkeys(
+    ("_attn_implementation", "_attn_implementation_internal", "attn_implementation"),
+    ("eager", "sdpa", "flash_attention_2"),
+)
+"""Keys that choose how attention is computed, and their values that name no code on a hub (CVE-2026-4372)."""
+
 FIXED: dict[str, tuple[object, ...]] = {
+    **ATTENTION,
     "add_cross_attention": (False,),
     "auto_map": (),
     "chunk_size_feed_forward": (0,),
@@ -117,7 +123,8 @@ def make_config(values: Mapping[str, Any], source: str) -> PretrainedConfig:
             raise ModelError(f"{source}: unknown key {shorten(key)} = {shorten(value)}", UNKNOWN_HINT)
         if key in known and not (value is None and known[key] is inspect.Parameter.empty):
             _check_value(key, value, known[key], source)
-            kept[key] = value
+            if key not in ATTENTION:
+                kept[key] = value
     for alias, name in CLASSES[model_type].attribute_map.items():
         if kept.setdefault(name, kept.get(alias)) != kept.pop(alias, kept[name]):
             raise ModelError(f"{source}: {alias} = {values[alias]} contradicts {name} = {values[name]}")

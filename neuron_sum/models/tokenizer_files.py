@@ -12,7 +12,8 @@ from neuron_sum.models.configs import SEQ2SEQ
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 MODELS = ("spiece.model", "tokenizer.model")
-OTHERS = ("special_tokens_map.json", "added_tokens.json")
+SPECIAL_TOKENS = "special_tokens_map.json"
+OTHERS = (SPECIAL_TOKENS, "added_tokens.json")
 HINT = "use a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one"
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -38,9 +39,7 @@ def read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFast
     Raises:
         ModelError: If a file is missing or damaged; names it.
     """
-    for name in OTHERS:
-        if (path := find_file(source, name, revision)) is not None:
-            read_object(path)
+    others = {name: read_object(path) for name in OTHERS if (path := find_file(source, name, revision)) is not None}
     backend = find_file(source, TOKENIZER, revision)
     path = find_file(source, SETTINGS, revision, required=not (Path(source).is_dir() or backend is not None))
     settings = read_object(path) if path is not None else {}
@@ -49,6 +48,14 @@ def read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFast
     if not new:
         if backend is None and Path(source).is_dir() and not any((Path(source) / name).is_file() for name in MODELS):
             raise ModelError(f"{source} contains neither {TOKENIZER} nor {' or '.join(MODELS)}", HINT)
+        if path is None and find_file(source, "config.json", revision) is None:
+            if backend is None or "eos_token" not in others.get(SPECIAL_TOKENS, {}):
+                raise ModelError(
+                    f"{source} has no {SETTINGS} beside its {TOKENIZER if backend else 'SentencePiece model'}, so that "
+                    "its special tokens are not known",
+                    f"copy the {SETTINGS} that was saved with it to {source}",
+                )
+            return _read_version_5(backend, others[SPECIAL_TOKENS])
         with reading(backend or path or source, ModelError, HINT):
             return cast(
                 PreTrainedTokenizerFast,
@@ -100,7 +107,7 @@ def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
 
 
 def _read_version_5(backend: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer that transformers 5 saved: tokenizer.json with the special tokens by name.
+    """The tokenizer that transformers 5 saved: tokenizer.json with the special tokens by name, also without a class.
 
     transformers 5 saves additional special tokens in extra_special_tokens: as a list, or as an object with their names,
     which is the only form that transformers 4 reads.

@@ -17,6 +17,7 @@ from neuron_sum.models.checkpoint import DAMAGED_HINT, HUB_HINT, find_file, read
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER = "adapter_config.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
@@ -55,8 +56,13 @@ def load_weights(
 
     Raises:
         ModelError: If the files are missing or damaged, contain other tensors than the model has, or values that are
-            not finite.
+            not finite, or an adapter lies beside them, whose base transformers would load instead.
     """
+    if (path := find_file(source, ADAPTER, revision)) is not None:
+        raise ModelError(
+            f"{source} holds an adapter beside the weights of a model: {path}",
+            f"remove {ADAPTER} to use the model, or name the folder of the adapter as the system",
+        )
     stored = stored_tensors(source, revision, model_class)
     if (path := find_file(source, GENERATION_CONFIG, revision)) is not None:
         read_object(path)

@@ -111,6 +111,11 @@ def of_base(recipe: Recipe, base: Path | None = None) -> Fingerprint:
         content = model.config
         if isinstance(content, str):
             content = files.read_json(Path(content), ModelError)
+        if isinstance(model.tokenizer, str):
+            return {
+                f"weights of {BASE}": digest([content, model.seed]),
+                f"tokenizer of {BASE}": _of_tokenizer(model.tokenizer),
+            }
         return {f"weights of {BASE}": digest([content, model.seed, model.model_dump(mode="json")["tokenizer"]])}
     parts = of_model(str(base) if stored else model.name_or_path, BASE, model.revision)
     if isinstance(model.tokenizer, str):

@@ -132,3 +132,24 @@ def test_equality_decides_for_fp32(differing: int, passed: bool, monkeypatch: py
 def test_a_protocol_that_drops_letters_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"evaluate\.tokenizer=ascii drops letters"):
         Case([5] * 12, reference="Müller grüßt Jörg").install(monkeypatch).verify()
+
+
+def test_an_adapter_is_verified_on_the_base_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its revision is a part of the base."""
+    case, given = Case([5] * 12).install(monkeypatch), list[Any]()
+    source = SimpleNamespace(load=lambda: (None, None))
+    monkeypatch.setattr(module, "open_source", lambda *arguments: given.append(arguments[3]) or source)
+    monkeypatch.setattr(module, "is_adapter", lambda _: True)
+    case.verify()
+    assert given == [case.artifact.recipe.model]
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 1.0])
+def test_a_split_that_is_too_small_is_named(max_drop: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    Case([5] * 9).install(monkeypatch)
+    with pytest.raises(ArtifactError, match="the test split of the artifact's recipe has 9 examples, and at least 10"):
+        command.verify(Path("artifact"), max_drop=max_drop, examples=100)
+    Case([5] * 12).install(monkeypatch)
+    with pytest.raises(ArtifactError) as error:
+        command.verify(Path("artifact"), max_drop=max_drop, examples=9)
+    assert error.value.hint == "run `neuron-sum compile verify artifact --examples 10`"

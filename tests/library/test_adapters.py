@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ from safetensors.torch import load_file, save_file
 from compile.exporters.own import make_plan
 from compile.source import open_source
 from neuron_sum.artifact import AdapterSpec
-from neuron_sum.errors import ModelError, RunError
+from neuron_sum.errors import ModelError, RecipeError, RunError
 from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import base_of, read_config
+from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import load_adapter
-from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
+from neuron_sum.recipes.schema import LoraMethod, ModelConfig, TrainedTokenizer
 from neuron_sum.runs.merge import merge
 from neuron_sum.runs.trained import load_weights
 from neuron_sum.runtimes.slots import AdapterSlots
 
 Q = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
+MODELING = "transformers.models.t5.modeling_t5"
 DIALOGUE = "#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n"
 LLAMA = {
     "model_type": "llama",
@@ -100,6 +102,9 @@ def slots_of(base: Path, rank: int = 8) -> AdapterSlots:
         ("megatron_core", "os"),
         ("megatron_config", {"a": 1}),
         ("auto_mapping", {"base_model_class": "T5ForConditionalGeneration", "parent_library": "os"}),
+        ("auto_mapping", {"base_model_class": "T5EncoderModel", "parent_library": MODELING}),
+        ("auto_mapping", {"base_model_class": "T5ForConditionalGeneration", "parent_library": MODELING, "a": 1}),
+        ("auto_mapping", "auto"),
         ("task_type", "SEQ_CLS"),
         ("a_key_of_the_next_version", 1),
         ("a_key_of_the_next_version", "on"),
@@ -131,6 +136,15 @@ def test_a_damaged_configuration_is_rejected(tmp_path: Path, content: str) -> No
     (folder / "adapter_config.json").write_text(content)
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
         read_config(folder)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_an_adapter_saved_without_a_task_is_accepted(bases: Path, tmp_path: Path, family: str) -> None:
+    model, name = loaded(bases / family), {"t5": "q", "llama": "q_proj"}[family]
+    mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    tensors = tensors_for(bases / family, [name])
+    changes = {"target_modules": [name], "task_type": None, "auto_mapping": mapping}
+    load_adapter(model, write_adapter(tmp_path / "adapter", None, tensors, **changes))
 
 
 def test_neutral_values_of_unknown_keys_are_accepted(bases: Path, tmp_path: Path) -> None:
@@ -211,6 +225,26 @@ def test_weights_that_do_not_fit_are_rejected_everywhere(bases: Path, tmp_path: 
         assert str(folder) in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("key", "tensor", "expected"),
+    [
+        (f"{Q}.lora_magnitude_vector", torch.ones(32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_magnitude_vector.weight", torch.ones(32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_A.other.weight", torch.ones(4, 32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_B.bias", torch.ones(32), "contains KEY, which is not supported"),
+        (f"{Q}.lora_A.weight", torch.ones(4, 32, dtype=torch.int8), "KEY has dtype int8"),
+        (f"{Q}.lora_A.weight", torch.ones(4, 32, dtype=torch.bool), "KEY has dtype bool"),
+    ],
+)
+def test_tensors_of_another_kind_are_named(tmp_path: Path, key: str, tensor: torch.Tensor, expected: str) -> None:
+    pair = {f"{Q}.lora_A.weight": torch.ones(4, 32), f"{Q}.lora_B.weight": torch.ones(32, 4)}
+    folder = write_adapter(tmp_path / "adapter", None, {**pair, key: tensor})
+    with pytest.raises(ModelError) as error:
+        read_adapter(folder)
+    assert expected.replace("KEY", key) in error.value.message
+    assert "merge_and_unload" in str(error.value.hint)
+
+
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
 def test_a_truncated_file_is_rejected_with_its_name(bases: Path, tmp_path: Path, size: int) -> None:
     folder = write_adapter(tmp_path / "adapter", bases / "t5")
@@ -239,6 +273,32 @@ def test_slots_apply_the_rank_and_the_scale_of_each_module(bases: Path, tmp_path
 
 
 # Commands.
+
+
+def test_an_adapter_with_a_whole_model_beside_it_is_loaded_on_the_base_that_it_names(
+    bases: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "adapter", bases / "t5")
+    expected = load_weights(folder)[0].state_dict()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bases / "t5-tied" / name, folder)
+    assert all(torch.equal(value, expected[name]) for name, value in load_weights(folder)[0].state_dict().items())
+    with pytest.raises(ModelError, match="holds an adapter beside the weights of a model"):
+        load_weights(folder, ModelConfig(name_or_path=str(folder)))
+
+
+def test_only_a_vocabulary_counts_as_the_tokenizer_of_an_adapter(bases: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", bases / "t5")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(bases / "t5" / name, folder)
+    (folder / "added_tokens.json").write_text("{}")
+    expected = models.load_tokenizer(ModelConfig(name_or_path=str(bases / "t5")))
+    assert load_weights(folder)[1].get_vocab() == expected.get_vocab()
+    shutil.copy(bases / "t5" / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer_config\.json beside its tokenizer\.json"):
+        load_weights(folder)
 
 
 def test_commands_take_an_adapter_without_a_tokenizer(
@@ -336,6 +396,31 @@ def test_lora_on_a_tied_head_is_neither_merged_nor_compiled(bases: Path, tmp_pat
     make_plan(open_source(adapt_head(bases / family.removesuffix("-tied"), tmp_path / "untied"), "tiny", []))
 
 
+def test_the_method_of_the_training_cannot_be_replaced(micro_lora_run: Path, bases: Path, tmp_path: Path) -> None:
+    own = open_source(micro_lora_run, None, [])
+    assert own.lora == LoraMethod()
+    full = open_source(micro_lora_run, "tiny", ["compile.adapters.slots=2"])
+    assert (full.lora, full.recipe.method) == (own.lora, own.lora)
+    open_source(micro_lora_run, None, ["method=lora", "method.r=32"])  # its own
+    adapter = write_adapter(tmp_path / "adapter", bases / "t5")
+    prompt = ["method=prompt_tuning", "method.num_virtual_tokens=8"]
+    for path, recipe, overrides in (
+        (micro_lora_run, None, ["method.r=3"]),
+        (micro_lora_run, None, prompt),
+        (micro_lora_run, "tiny", prompt),
+        (adapter, "tiny", prompt),
+        (bases / "t5", "tiny", ["method=lora"]),
+    ):
+        with pytest.raises(RecipeError, match=f"was trained with another method than .*{overrides[-1]}"):
+            open_source(path, recipe, overrides)
+
+
+def test_the_base_of_an_artifact_keeps_its_revision(bases: Path, tmp_path: Path) -> None:
+    base = ModelConfig(name_or_path=str(bases / "t5"), revision="abc")
+    source = open_source(write_adapter(tmp_path / "adapter", None, tensors_for(bases / "t5")), "tiny", [], base)
+    assert source.base == source.recipe.model == base
+
+
 def test_compile_verifies_the_merge_before_it_compiles(
     bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +432,40 @@ def test_compile_verifies_the_merge_before_it_compiles(
     monkeypatch.setattr(own, "compile_all", lambda *_: pytest.fail("compiled"))
     with pytest.raises(ModelError, match="logits differ"):
         own.build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=None)
+
+
+def test_compile_loads_and_merges_the_adapter_once(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compile.exporters import own
+
+    def compile_all(jobs: list[Any], processes: int) -> Iterator[Any]:
+        for job in jobs:
+            job.path.write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+            yield job
+
+    monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(own, "compile_all", compile_all)
+    loads, load = list[str](), own.Source.load_for_compile
+    monkeypatch.setattr(own.Source, "load_for_compile", lambda source: loads.append("once") or load(source))
+    source = open_source(write_adapter(tmp_path / "adapter", bases / "t5"), "tiny", ["compile.batch_sizes=[1]"])
+    own.build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=None)
+    assert loads == ["once"]
+
+
+def test_optimum_refuses_an_adapter_that_cannot_be_merged(bases: Path, tmp_path: Path) -> None:
+    from compile.exporters import optimum
+
+    overrides = [
+        "compile.target=inf2",
+        "compile.batch_sizes=[1]",
+        "compile.source_lens=[64]",
+        "compile.num_beams=[1]",
+        "compile.dtype=fp32",
+    ]
+    source = open_source(adapt_head(bases / "t5-tied", tmp_path / "adapter", task_type=None), "tiny", overrides)
+    with pytest.raises(ModelError, match="LoRA on lm_head cannot be merged"):
+        optimum.make_plan(source)
 
 
 def test_adapters_that_do_not_fit_the_slots_are_rejected_before_compiling(bases: Path, tmp_path: Path) -> None:

@@ -30,13 +30,24 @@ CONFIGS = {
     },
 }
 CODE = (ROOT / "tests" / "support" / "write_adapters.py").read_text()
-ACCEPTED = ("plain", "ranks", "regex", "all-linear", "layers", "excluded", "norm", "tokens", "soft", "default-targets")
+ACCEPTED = (
+    "plain",
+    "ranks",
+    "regex",
+    "all-linear",
+    "layers",
+    "excluded",
+    "norm",
+    "tokens",
+    "soft",
+    "default-targets",
+    "no-task",
+)
 FOR_LLAMA = ("head", "embedding", "whole", "whole-and-tokens")
 REJECTED = {
     "dora": "use_dora",
     "bias": "bias",
     "indices": "trainable_token_indices",
-    "no-task": "auto_mapping",
     "prefix": "PREFIX_TUNING",
     "ia3": "IA3",
     "adalora": "ADALORA",

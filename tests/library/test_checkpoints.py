@@ -174,6 +174,12 @@ INVALID = [
     ("llama", {"model_type": "mistral"}, "mistral"),
     ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
     ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map"),
+    *(
+        (family, {key: value}, key)  # CVE-2026-4372: transformers 4.56 to 5.2 run code from a hub
+        for family in BASES
+        for key in ("_attn_implementation_internal", "_attn_implementation", "attn_implementation")
+        for value in ("owner/kernel", "owner/kernel@main:function", "paged|owner/kernel", 1, {"": "owner/kernel"})
+    ),
     ("llama", {"sliding_window": 128}, "sliding_window"),
     ("llama", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
     ("llama", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
@@ -238,6 +244,7 @@ def test_an_invalid_configuration_is_rejected_by_name(family: str, changes: dict
         {"new_key": None},
         dict.fromkeys(HARMLESS, "x"),
         {"max_length": 20, "num_beams": 4, "no_repeat_ngram_size": "x"},
+        {"attn_implementation": "flash_attention_2", "_attn_implementation": "eager"},
         dict.fromkeys(FIXED),
         {"head_dim": None, "num_key_value_heads": None, "pad_token_id": None, "eos_token_id": [1, 2]},
         {"pad_token_id": -1, "rope_scaling": {"type": "linear", "factor": 2}},
@@ -321,6 +328,14 @@ def test_one_name_of_a_tied_parameter_is_sufficient(copy: Callable[..., Path], f
     assert torch.equal(model.get_input_embeddings().weight, embedding)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     model(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[3, 1]]))
+
+
+def test_an_adapter_beside_the_weights_is_rejected_by_name(copy: Callable[..., Path], saved: dict[str, Path]) -> None:
+    """transformers would load the base that the adapter names instead."""
+    folder = copy("llama")
+    config = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(saved["llama"])}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert "remove adapter_config.json" in rejected(folder, str(folder / "adapter_config.json"))
 
 
 @pytest.mark.parametrize("family", EMBEDDINGS)
@@ -461,6 +476,27 @@ def test_a_tokenizer_without_an_end_token_is_rejected(copy: Callable[..., Path])
     edit(folder / "tokenizer_config.json", {"eos_token": None})
     (folder / "special_tokens_map.json").unlink()
     rejected(folder, "no eos_token")
+
+
+def test_a_tokenizer_without_its_settings_has_the_special_tokens_of_its_map(copy: Callable[..., Path]) -> None:
+    folder = copy("llama")
+    expected = load_tokenizer(ModelConfig(name_or_path=str(folder)))
+    alone = ModelConfig(name_or_path=str(folder), tokenizer=str(folder / "tokenizer"))
+    (folder / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        shutil.copy(folder / name, folder / "tokenizer")
+    tokenizer = load_tokenizer(alone)
+    assert (tokenizer(TEXTS)["input_ids"], tokenizer.eos_token_id) == (
+        expected(TEXTS)["input_ids"],
+        expected.eos_token_id,
+    )
+    (folder / "tokenizer" / "special_tokens_map.json").unlink()
+    only = folder / "tokenizer" / "tokenizer.json"
+    for name, kind in (("tokenizer.json", "its tokenizer.json"), ("tokenizer.model", "its SentencePiece model")):
+        only = only.rename(only.with_name(name))
+        with pytest.raises(ModelError, match=f"has no tokenizer_config.json beside {kind}") as error:
+            load_tokenizer(alone)
+        assert "copy the tokenizer_config.json" in str(error.value.hint)
 
 
 def test_a_tokenizer_may_not_be_larger_than_the_embedding_but_smaller(copy: Callable[..., Path]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from in_process import neuron_sum
 
 from neuron_sum import files
@@ -212,6 +213,46 @@ def test_kept_predictions_are_not_reused_if_their_file_changed(
     harm(tmp_path / PREDICTIONS)
     assert read_kept(tmp_path, parts) is None
     assert f"changed: {PREDICTIONS}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "same"),
+    [
+        ("config", "other", False),
+        ("skip_bad", True, False),
+        ("encoding", "latin-1", False),
+        ("delimiter", "\t", False),
+        ("max_eval_examples", 3, False),
+        ("max_examples", 3, True),
+        ("license", "mit", True),
+        ("max_source_length", 100, True),
+        ("max_target_length", 100, True),
+    ],
+)
+def test_runs_are_compared_only_on_the_same_dialogues(run: Path, name: str, value: object, same: bool) -> None:
+    other = Path(shutil.copytree(run, run.with_name("other")))
+    recipe = yaml.safe_load((other / "recipe.yaml").read_text())
+    recipe["data"] |= {name: value} | ({"source": "hub", "path": "a/b"} if name == "config" else {})
+    if name == "config":
+        first = yaml.safe_load((run / "recipe.yaml").read_text())
+        first["data"] |= {"source": "hub", "path": "a/b", "config": "one"}
+        (run / "recipe.yaml").write_text(yaml.safe_dump(first))
+    (other / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    if same:
+        Session(parse_systems([str(run), str(other)], None), None, [], PredictionColumns())
+        return
+    with pytest.raises(RunError, match="other was trained on different data than run"):
+        Session(parse_systems([str(run), str(other)], None), None, [], PredictionColumns())
+
+
+def test_a_tokenizer_of_random_weights_is_identified_by_its_content(run: Path) -> None:
+    folder = run / "base"
+    recipe = load_recipe("tiny", [f"model.tokenizer={folder}"])
+    before = of_base(recipe)
+    moved = Path(shutil.copytree(folder, run.with_name("moved")))
+    assert of_base(load_recipe("tiny", [f"model.tokenizer={moved}"])) == before
+    flip(folder / "tokenizer.json")
+    assert [part for part, value in of_base(recipe).items() if value != before[part]] == [f"tokenizer of {BASE}"]
 
 
 @pytest.mark.parametrize("override", ["model.seed=1", "model.config.d_ff=64", "model.tokenizer.vocab_size=401"])

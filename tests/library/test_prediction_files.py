@@ -90,9 +90,18 @@ def test_a_byte_order_mark_states_the_encoding(tmp_path: Path, name: str, encodi
     ("name", "content", "expected"),
     [
         ("p.txt", "one\ntwo", "has 2 summaries without ids, but the data has 3 examples"),
-        ("p.txt", "one\ntwo\nthree\n\n", "has 4 summaries without ids, but the data has 3 examples"),
+        (
+            "p.txt",
+            "one\ntwo\nthree\n\n",
+            "has 4 summaries without ids, but the data has 3 examples (the last 1 are empty lines)",
+        ),
+        (
+            "p.txt",
+            "one\n\n\n\n",
+            "has 4 summaries without ids, but the data has 3 examples (the last 3 are empty lines)",
+        ),
         ("p.txt", "", "contains no rows"),
-        ("p.txt", "one\nnan\nthree", "1 of 3 rows lack a value (null or NaN) in prediction: p.txt:2"),
+        ("p.csv", "prediction\none\nnan\nthree", "1 of 3 rows lack a value (null or NaN) in prediction: p.csv:3"),
         ("p.json", "[]", "contains no rows"),
         ("p.json", '["one", null, NaN]', "2 of 3 rows lack a value (null or NaN) in prediction: p.json:2, p.json:3"),
         ("p.json", '{"predictions": ["one", "two"]}', "has 2 summaries without ids"),
@@ -138,6 +147,10 @@ def test_a_byte_order_mark_states_the_encoding(tmp_path: Path, name: str, encodi
 )
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
     assert expected in rejected(tmp_path / name, content)
+
+
+def test_a_text_file_has_no_missing_values(tmp_path: Path) -> None:
+    assert read(tmp_path / "p.txt", "None\nnan\nnull\n") == ["None", "nan", "null"]
 
 
 def test_the_command_that_converts_a_file_is_named(tmp_path: Path) -> None:
