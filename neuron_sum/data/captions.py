@@ -131,11 +131,10 @@ def json_turns(text: str) -> list[Turn] | None:
     except ValueError:
         return None
     lists = [content] if isinstance(content, list) else list(content.values()) if isinstance(content, dict) else []
-    for items in lists:
-        if isinstance(items, list) and items:
-            turns = [_entry(item) for item in items]
-            if all(turn is not None for turn in turns):
-                return [turn for turn in turns if turn is not None]
+    for items in sorted((items for items in lists if isinstance(items, list) and items), key=len, reverse=True):
+        turns = [_entry(item) for item in items]
+        if all(turn is not None for turn in turns) and any(turn.text for turn in turns if turn is not None):
+            return [turn for turn in turns if turn is not None]
     return None
 
 
@@ -144,8 +143,8 @@ def _entry(item: Any) -> Turn | None:
         return None
     said = next((item[key] for key in TEXT_KEYS if isinstance(item.get(key), str)), None)
     if said is None:
-        return None
-    speaker = next((item[key] for key in SPEAKER_KEYS if item.get(key)), "")
+        return Turn("", "") if any(item.get(key, "") is None for key in TEXT_KEYS) else None
+    speaker = next((item[key] for key in SPEAKER_KEYS if item.get(key) not in (None, "", {})), "")
     if isinstance(speaker, dict):
         speaker = speaker.get("displayName") or speaker.get("name") or ""
     return Turn(one_line(str(speaker)), one_line(said))

@@ -1,6 +1,7 @@
 """Transcripts and chat exports as turns with speakers."""
 
 import io
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -122,6 +123,13 @@ def test_a_message_of_several_lines_and_colons() -> None:
 def test_rolling_captions_are_not_repeated() -> None:
     text = cues("a<00:00:01.000><c> b</c>", "a b", "a b\nc<00:00:02.000><c> d</c>", "c d")
     assert parse(text).dialogue == "a b\nc d"
+
+
+def test_json_transcripts_with_numbers_as_speakers_and_several_lists() -> None:
+    entries = [{"speaker": 0, "text": "Hi."}, {"speaker": 1, "text": None}, {"speaker": 1, "text": "Hello."}]
+    transcript = parse(json.dumps({"topics": [{"text": "greeting"}], "utterances": entries}))
+    assert transcript.dialogue == "0: Hi.\n1: Hello."
+    assert transcript.left_out == 1
 
 
 @pytest.mark.parametrize("made", [cues, srt])
