@@ -72,7 +72,7 @@ def read_dialogue(file: Path) -> str:
         text = text_files.decode(content, name, DataError)
     else:
         name = file.name
-        text = text_files.read_text(file, DataError)
+        text = text_files.read_text(file, DataError, pipes=True)
     try:
         transcript = parse(text)
     except DataError as error:
