@@ -60,6 +60,8 @@ def _json_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
     start = lines.read(1)
     while start.isspace():
         start = lines.read(1)
+    if not start:
+        raise DataError(f"{path.name}: the file is empty", JSON_ARRAY)
     if start != "[":
         lines.seek(0)
         yield from _jsonl_rows(lines, path, config)

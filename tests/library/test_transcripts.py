@@ -237,7 +237,7 @@ def test_the_commands_read_files_through_one_function(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    Path("run", "recipe.yaml").touch()
+    Path("run", "recipe.yaml").write_text("extends: tiny")
     Path("talk.docx").write_bytes(b"PK\x03\x04")
     Path("talk.txt").write_bytes("A: Grüße".encode("latin-1"))
     for name, reason in (("talk.docx", "is a Word document"), ("talk.txt", "is not UTF-8: byte 0xfc at offset 5")):
