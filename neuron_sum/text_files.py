@@ -127,10 +127,11 @@ def check_file(path: Path, error: type[NeuronSumError]) -> None:
         start = content.read(8)
     for magic, kind, command in BINARY:
         if start.startswith(magic):
+            plain = "save it as plain text" + (", or set data.source=hub" if magic == b"PAR1" else "")
             remedy = command.format(path=shlex.quote(str(path))) if command else None
             if remedy and path.suffix.lower() not in (".gz", ".bz2", ".xz", ".zst"):  # the programs reject other names
                 remedy = _over(path, remedy.replace("--keep", "--keep --stdout"))
-            raise error(f"{path} is {kind}", f"unpack it: {remedy}" if remedy else "save it as plain text")
+            raise error(f"{path} is {kind}", f"unpack it: {remedy}" if remedy else plain)
     if start.startswith(b"PK\x03\x04"):
         kind = OFFICE.get(path.suffix.lower(), "a zip archive")
         raise error(f"{path} is {kind}", "unpack it" if kind == "a zip archive" else "save or export it as plain text")

@@ -75,7 +75,7 @@ def test_utf16_without_a_mark_is_not_read_as_utf8(tmp_path: Path) -> None:
         (b"PK\x03\x04....", "talk.docx", "a Word document", "export it as plain text"),
         (b"PK\x03\x04....", "talk.zip", "a zip archive", "unpack it"),
         (b"%PDF-1.7", "talk.pdf", "a PDF", "plain text"),
-        (b"PAR1", "train.jsonl", "a Parquet file", "plain text"),
+        (b"PAR1", "train.jsonl", "a Parquet file", "plain text, or set data.source=hub"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "talk.doc", "an old Office document", "plain text"),
     ],
 )

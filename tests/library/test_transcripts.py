@@ -231,13 +231,13 @@ def test_the_time_is_linear_in_the_text(text: str) -> None:
     assert time.process_time() - started < 3
 
 
-@pytest.mark.parametrize("command", [["summarize", "run"], ["request", "http://127.0.0.1:9"]])
+@pytest.mark.parametrize("command", [["summarize", "run", "--recipe", "tiny"], ["request", "http://127.0.0.1:9"]])
 def test_the_commands_read_files_through_one_function(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    Path("run", "recipe.yaml").write_text("extends: tiny")
+    Path("run", "config.json").touch()
     Path("talk.docx").write_bytes(b"PK\x03\x04")
     Path("talk.txt").write_bytes("A: Grüße".encode("latin-1"))
     for name, reason in (("talk.docx", "is a Word document"), ("talk.txt", "is not UTF-8: byte 0xfc at offset 5")):
