@@ -28,10 +28,12 @@ def srt_turns(text: str) -> list[Turn] | None:
     """The turns of SRT; None for other text, such as a transcript of Teams, which has no counters."""
     if not SRT.match(text):
         return None
-    if "-->" in text.split("\n", 1)[0] and (turns := block_turns(text)) is not None:
+    if "-->" in text.split("\n", 1)[0]:  # without counters
+        turns = block_turns(text) or []
         names = [turn.speaker for turn in turns]
         if len(set(names)) < len(names) and all(turn.text and is_name(turn.speaker) for turn in turns):
             return None
+        return _captions(f"WEBVTT\n\n{text}", "vtt")
     return _captions(text, "srt")
 
 
@@ -75,9 +77,11 @@ def _repaired(text: str, form: str) -> str:
             blocks.append([])
     joined: list[list[str]] = []
     is_cue = False
-    for block in blocks:
+    for block, following in zip(blocks, [*blocks[1:], []], strict=True):
         has_times = any("-->" in line for line in block)
-        if form == "vtt" and is_cue and block and not has_times and not block[0].startswith(NO_CUE):
+        is_counter = len(block) == 1 and block[0].isdigit() and "-->" in "".join(following[:1])
+        is_text = block and not has_times and not is_counter and not block[0].startswith(NO_CUE)
+        if form == "vtt" and is_cue and is_text:
             joined[-1] += block
             continue
         is_cue = has_times

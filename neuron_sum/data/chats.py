@@ -65,8 +65,9 @@ def one_line(text: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is up to four capitalized words, as most names are."""
-    return re.fullmatch(CAPITALIZED, text) is not None
+    """Whether a text is up to four words without lower case at their starts, as most names are."""
+    words = text.split()
+    return 0 < len(words) < 5 and not any(word[0].islower() for word in words) and text[-1] not in "?!,;"
 
 
 def dated_chat_turns(text: str) -> list[Turn] | None:

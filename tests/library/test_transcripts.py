@@ -137,6 +137,13 @@ def test_an_arrow_in_the_text_of_a_caption_is_text(made: Callable[..., str]) -> 
     assert parse(made("Alice: a --> b", "Bob: c -->", "--> d")).dialogue == "Alice: a --> b\nBob: c -->\n--> d"
 
 
+def test_captions_without_counters_and_with_lone_counters() -> None:
+    line = CAPTIONS.replace(".", ",")
+    assert parse(f"{line}\nHello there.\n\n{line}\nHow are\nyou?").dialogue == "Hello there.\nHow are you?"
+    assert parse(cues("A: x") + f"\n\n2\n\n{line}\nB: y").dialogue == "A: x\nB: y"
+    assert parse("Speaker 1  0:03\nHi\n\nSpeaker 2  0:05\nHello").dialogue == "Speaker 1: Hi\nSpeaker 2: Hello"
+
+
 @pytest.mark.parametrize("line", ["00:00:0x.000 --> 00:00:01.000", "00:00:00.000 -->", "00:99:00.000 --> 01:99:00.000"])
 def test_a_damaged_time_line_is_an_error(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.vtt").write_text(cues("A: a", "B: b") + f"\n\n{line}\nC: c")
