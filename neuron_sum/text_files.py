@@ -229,7 +229,7 @@ def conversion(name: str, content: bytes, *, in_place: bool = False) -> str:
 
 def _iconv(encoding: str, name: str, in_place: bool = False) -> str:
     command = f"iconv -f {encoding.replace('_', '-')} -t utf-8"
-    if name == STDIN:
+    if not Path(name).is_file():  # standard input, or another pipe
         return command
     path = Path(name)
     if in_place:

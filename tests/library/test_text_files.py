@@ -151,6 +151,13 @@ def test_a_pipe_is_read_on_request_and_never_blocks(tmp_path: Path, monkeypatch:
     os.close(writer)
     assert read_text(Path(f"/dev/fd/{reader}"), DataError, pipes=True) == "A: hi\n"
     os.close(reader)
+    reader, writer = os.pipe()
+    os.write(writer, b"caf\xe9")
+    os.close(writer)
+    with pytest.raises(DataError, match="byte 0xe9") as raised:
+        read_text(Path(f"/dev/fd/{reader}"), DataError, pipes=True)
+    os.close(reader)
+    assert raised.value.hint == "convert it: iconv -f cp1252 -t utf-8"
     os.mkfifo(tmp_path / "pipe")
     assert read_text(tmp_path / "pipe", DataError, pipes=True) == ""
     monkeypatch.setattr("neuron_sum.text_files.MAX_CHARACTERS", 10)
