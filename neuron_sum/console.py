@@ -37,6 +37,9 @@ CLOSED_PIPE = 141
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories that control or deceive a terminal: controls, formats (bidi, zero width), surrogates, lines."""
 
+JOINERS = "\u200c\u200d\u00ad"
+"""Format characters of ordinary text: Persian and Hindi words and emoji contain joiners, other texts soft hyphens."""
+
 
 @dataclass
 class Settings:
@@ -59,7 +62,9 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character if character in "\n\t" or unicodedata.category(character) not in UNSAFE else _escape(ord(character))
+        character
+        if character in "\n\t" or character in JOINERS or unicodedata.category(character) not in UNSAFE
+        else _escape(ord(character))
         for character in text
     )
 

@@ -5,6 +5,7 @@ command that converts the file, because a guess can be wrong without being notic
 """
 
 import codecs
+import os
 import re
 import shlex
 import stat
@@ -19,6 +20,9 @@ MAX_CHARACTERS = 1 << 24
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character: a wrong escape in JSON, or a byte that `open_lines` could not decode."""
+
+INVALID = re.compile("[\udc80-\udcff]")
+"""A byte that is invalid in the encoding, as `open_lines` returns it."""
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -49,20 +53,29 @@ WESTERN = set("äöüßÄÖÜàáâçèéêëíîïñóôùúûœÀÇÉÈÊÑå�
 """Common characters of cp1252: in a short text, they are more reliable than statistics."""
 
 
-def read_text(path: Path, error: type[NeuronSumError]) -> str:
+def read_text(path: Path, error: type[NeuronSumError], *, pipes: bool = False) -> str:
     """Reads a whole text file: UTF-8, or any encoding with a byte order mark.
 
     Line ends become newlines.
+
+    Args:
+        path: The file.
+        error: The class of the errors.
+        pipes: Whether a pipe or a character device, such as /dev/stdin, is read too; a pipe without a writer is empty.
 
     Raises:
         NeuronSumError: `error`, if it is not a regular file, not text, too long, or in another encoding; the message
             has the byte offset of the first wrong byte.
     """
-    check_file(path, error)
+    if not (pipes and (path.is_fifo() or path.is_char_device())):
+        check_file(path, error)
     with reading(path, error):
-        if path.stat().st_size > 4 * MAX_CHARACTERS:
-            raise error(f"{path} has {path.stat().st_size:,} bytes; the maximum is {4 * MAX_CHARACTERS:,}", "split it")
-        content = path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # blocks in no case, also without a writer
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "rb") as stream:
+            content = stream.read(4 * MAX_CHARACTERS + 1)
+    if len(content) > 4 * MAX_CHARACTERS:
+        raise error(f"{path} is too long; the maximum is {4 * MAX_CHARACTERS:,} bytes", "split it")
     return decode(content, str(path), error)
 
 
@@ -84,7 +97,7 @@ def decode(content: bytes, name: str, error: type[NeuronSumError]) -> str:
         found = content[caught.start : caught.start + 1].hex()
         raise error(
             f"{name} is not {encoding.removesuffix('-sig').upper()}: byte 0x{found} at offset {caught.start}",
-            f"convert it: {conversion(name, content)}",
+            _remedy(name, content) if encoding.startswith("utf-8") else "save it again in UTF-8",
         ) from caught
     _check_marked(content, name, error)
     if "\0" in text:
@@ -114,8 +127,11 @@ def check_file(path: Path, error: type[NeuronSumError]) -> None:
         start = content.read(8)
     for magic, kind, command in BINARY:
         if start.startswith(magic):
+            plain = "save it as plain text" + (", or set data.source=hub" if magic == b"PAR1" else "")
             remedy = command.format(path=shlex.quote(str(path))) if command else None
-            raise error(f"{path} is {kind}", f"unpack it: {remedy}" if remedy else "save it as plain text")
+            if remedy and path.suffix.lower() not in (".gz", ".bz2", ".xz", ".zst"):  # the programs reject other names
+                remedy = _over(path, remedy.replace("--keep", "--keep --stdout"))
+            raise error(f"{path} is {kind}", f"unpack it: {remedy}" if remedy else plain)
     if start.startswith(b"PK\x03\x04"):
         kind = OFFICE.get(path.suffix.lower(), "a zip archive")
         raise error(f"{path} is {kind}", "unpack it" if kind == "a zip archive" else "save or export it as plain text")
@@ -145,7 +161,7 @@ def open_lines(path: Path, encoding: str, error: type[NeuronSumError]) -> TextIO
         with path.open("rb") as content:
             start = content.read(4)
         if codecs.lookup(encoding).name == "utf-8":
-            _check_marked(start, str(path), error)
+            _check_marked(start, str(path), error, in_place=True)
         return path.open(encoding=_bom(start) or encoding, errors="surrogateescape", newline="")
 
 
@@ -167,13 +183,33 @@ def encoding_of(content: bytes) -> str:
     return _bom(content) or "utf-8"
 
 
-def conversion_of(path: Path) -> str:
-    """The remedy for a file in another encoding than UTF-8."""
-    with path.open("rb") as content:
-        return f"convert it: {conversion(str(path), content.read(MAX_CHARACTERS))}"
+def conversion_of(path: Path, *, is_data: bool = True) -> str:
+    """The remedy for a file in another encoding than UTF-8.
+
+    Args:
+        path: The file.
+        is_data: Whether it is a file of data.path, in which a second file would state the same split.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(MAX_CHARACTERS)
+    if len(content) == MAX_CHARACTERS:
+        content = content[: content.rfind(b"\n") + 1] or content  # no incomplete character at the end
+    return _remedy(str(path), content, is_data=is_data)
 
 
-def conversion(name: str, content: bytes) -> str:
+def _remedy(name: str, content: bytes, *, is_data: bool = False) -> str:
+    text = content.decode("utf-8", "surrogateescape")
+    wrong = len(INVALID.findall(text))
+    if not wrong and is_data:
+        return "omit data.encoding, because the file is UTF-8"
+    if (len(re.findall(r"[^\x00-\x7f]", text)) - wrong) >= 3 * wrong:
+        found = INVALID.search(text)
+        start = text[: found.start()] if found is not None else text
+        return f"correct line {start.count(chr(10)) + 1}, which is damaged; most of the text is UTF-8"
+    return f"convert it: {conversion(name, content, in_place=is_data)}"
+
+
+def conversion(name: str, content: bytes, *, in_place: bool = False) -> str:
     """The command that converts a file to UTF-8, with the most probable encoding of its content."""
     from charset_normalizer import from_bytes
 
@@ -182,28 +218,39 @@ def conversion(name: str, content: bytes) -> str:
     sample = content[start : start + SAMPLE_BYTES]
     foreign = set(sample.decode("cp1252", "replace")) - set(map(chr, range(128)))
     if foreign <= WESTERN and sum(byte >= 0x80 for byte in sample) * 4 < len(sample):
-        return _iconv("cp1252", name)
+        return _iconv("cp1252", name, in_place)
     matches = from_bytes(sample, cp_isolation=list(ENCODINGS))
     best = matches.best()
     if best is None:
-        return _iconv("ENCODING", name)
+        return _iconv("ENCODING", name, in_place)
     equal = {name for match in matches if match.chaos == best.chaos for name in match.could_be_from_charset}
-    return _iconv(next(encoding for encoding in ENCODINGS if encoding in equal), name)
+    return _iconv(next(encoding for encoding in ENCODINGS if encoding in equal), name, in_place)
 
 
-def _iconv(encoding: str, name: str) -> str:
-    if name == STDIN:
-        return f"iconv -f {encoding.replace('_', '-')} -t utf-8"
+def _iconv(encoding: str, name: str, in_place: bool = False) -> str:
+    command = f"iconv -f {encoding.replace('_', '-')} -t utf-8"
+    if not Path(name).is_file():  # standard input, or another pipe
+        return command
     path = Path(name)
+    if in_place:
+        return _over(path, f"{command} {shlex.quote(name)}")
     target = path.with_name(f"{path.stem}.utf8{path.suffix}")
-    return f"iconv -f {encoding.replace('_', '-')} -t utf-8 {shlex.quote(name)} > {shlex.quote(str(target))}"
+    return f"{command} {shlex.quote(name)} > {shlex.quote(str(target))}"
 
 
-def _check_marked(start: bytes, name: str, error: type[NeuronSumError]) -> None:
+def _over(path: Path, command: str) -> str:
+    """The command with its output in the same file, because a second one would state the same split."""
+    part = shlex.quote(f"{path}.part")
+    return f"{command} > {part} && mv {part} {shlex.quote(str(path))}"
+
+
+def _check_marked(start: bytes, name: str, error: type[NeuronSumError], *, in_place: bool = False) -> None:
     """Rejects UTF-16 without a byte order mark, which would be read as UTF-8 with NUL characters."""
     if _bom(start) is None and b"\0" in start[:2] and len(start) > 1 and start[:2] != b"\0\0":
         guess = "utf-16le" if start[1] == 0 else "utf-16be"
-        raise error(f"{name} is {guess.upper()} without a byte order mark", f"convert it: {_iconv(guess, name)}")
+        raise error(
+            f"{name} is {guess.upper()} without a byte order mark", f"convert it: {_iconv(guess, name, in_place)}"
+        )
 
 
 def _bom(start: bytes) -> str | None:

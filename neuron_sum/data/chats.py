@@ -64,6 +64,12 @@ def one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text.translate(INVISIBLE)).strip()
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is up to four words without lower case at their starts, as most names are."""
+    words = text.split()
+    return 0 < len(words) < 5 and not any(word[0].islower() for word in words) and text[-1] not in "?!,;"
+
+
 def dated_chat_turns(text: str) -> list[Turn] | None:
     """A chat with date and time before each message; a line without them continues the message before it."""
     lines = text.split("\n")
@@ -78,6 +84,14 @@ def dated_chat_turns(text: str) -> list[Turn] | None:
         is_notice = sender is None or re.search(r"[\"“”„«»]", sender[1]) or (sender[2] or "").startswith("\u200e")
         name = "" if sender is None or is_notice else one_line(sender[1])
         messages.append((name, [sender[2] or ""] if sender is not None else [""]))
+    undated = [line for _, parts in messages for line in parts[1:] if line.strip()]
+    if undated and (len(messages) < 2 or _has_speakers(undated, len(messages))):
+        return None
+    # Without senders, the text is not in the same line: another format, unless there are only system messages.
+    if undated and sum(bool(name) for name, _ in messages) <= sum(
+        not name and any(parts[1:]) for name, parts in messages
+    ):
+        return None
     turns = []
     for name, parts in messages:
         said = [part for part in (EDITED.sub("", part).strip() for part in parts) if not MEDIA.fullmatch(part)]
@@ -126,4 +140,14 @@ def _by_header(text: str, header: re.Pattern[str], at_least: int) -> list[Turn] 
             return None
     if len(turns) < at_least:
         return None
+    if at_least > 1:  # a header without a keyword may be an ordinary line that ends with a time
+        names = [one_line(name) for name, _ in turns]
+        bodies = [line for _, said in turns for line in (said[1:] if header is STAMPED_TURN else said)]
+        if _has_speakers(bodies, len(turns)) or (len(set(names)) == len(names) and not all(map(is_name, names))):
+            return None
     return [Turn(one_line(name), one_line(" ".join(said))) for name, said in turns]
+
+
+def _has_speakers(lines: list[str], headers: int) -> bool:
+    """Whether many lines below headers start with a speaker themselves."""
+    return 2 * sum(SPEAKER.match(one_line(line)) is not None for line in lines) >= headers

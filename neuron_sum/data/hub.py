@@ -14,6 +14,9 @@ from neuron_sum.recipes.schema import SPLITS, DataConfig, Split
 
 DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow")
 
+NUMBER = re.compile(r"[-_.]\d{5}-of-\d{5}|(?<=.)[-_.]?\d{1,9}$")
+"""The number of one of several files that `datasets` joins in order."""
+
 
 def read_hub(config: DataConfig) -> tuple[dict[Split, Rows], list[str]]:
     """The rows of each split, and the names of the splits that are not used.
@@ -89,13 +92,18 @@ def _load(config: DataConfig) -> Mapping[str, Any]:
 
 def _check_folder(folder: Path) -> None:
     """Checks for missing shards, and for two files that claim one split, which `datasets` would join."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in DATA_SUFFIXES)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in DATA_SUFFIXES
+        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    )
     check_shards(files)
     card = folder / "README.md"
     header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if card.is_file() else []
     if any("configs" in text for text in header):
         return
-    names = {path.parent / re.split(r"[-_.]\d{5}-of-\d{5}", path.stem)[0]: path for path in files}
+    names = {path.parent / NUMBER.split(path.stem)[0]: path for path in files}
     claims = [
         (split, str(path.relative_to(folder)))
         for base, path in names.items()

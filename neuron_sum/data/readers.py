@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,9 +12,8 @@ from neuron_sum.data.checks import Problem
 from neuron_sum.errors import DataError, reading
 from neuron_sum.recipes.schema import DataConfig
 
+MAX_SEPARATOR_LINE = 20
 JSON_LINES, JSON_ARRAY = "write one JSON object per line", "write one array of objects"
-INVALID_BYTES = re.compile("[\udc80-\udcff]")
-"""Bytes of another encoding, as `text_files.open_lines` returns them."""
 
 Row = tuple[str, Mapping[str, Any]]
 """File and line of a row, and its fields."""
@@ -38,7 +38,7 @@ def _jsonl_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
             continue
         if not line.strip():
             continue
-        if found := INVALID_BYTES.search(line):
+        if found := text_files.INVALID.search(line):
             yield _wrong_encoding(location, path, config, found[0])
             continue
         try:
@@ -60,6 +60,8 @@ def _json_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
     start = lines.read(1)
     while start.isspace():
         start = lines.read(1)
+    if not start:
+        raise DataError(f"{path.name}: the file is empty", JSON_ARRAY)
     if start != "[":
         lines.seek(0)
         yield from _jsonl_rows(lines, path, config)
@@ -68,6 +70,8 @@ def _json_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
         items = files.parse_json(start + lines.read())
     except ValueError as error:
         raise DataError(f"{path.name}: invalid JSON: {error}", JSON_ARRAY) from error
+    if not items:
+        raise DataError(f"{path.name}: the array is empty", JSON_ARRAY)
     for number, fields in enumerate(items, 1):
         location = f"{path.name}:{number}"
         if isinstance(fields, dict):
@@ -80,9 +84,14 @@ def _csv_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
     csv.field_size_limit(text_files.MAX_CHARACTERS)
     read: list[str] = [""]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else config.delimiter
-    reader = csv.reader(_csv_lines(lines, path, read), delimiter=delimiter, strict=True)
+    skipped = 0
+    if stated := re.fullmatch(r'"?sep=(.)"?\s*', lines.readline(MAX_SEPARATOR_LINE), re.IGNORECASE):  # for Excel
+        skipped, delimiter = 1, stated[1]
+    else:
+        lines.seek(0)
+    reader = csv.reader(_csv_lines(lines, path, read, skipped), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    start = 1
+    start = skipped + 1
     while True:
         location, row = f"{path.name}:{start}", reader.line_num + 1
         try:
@@ -93,18 +102,18 @@ def _csv_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
                 hint = "check the quotes; --skip-bad cannot skip this row, because the next row's start is unknown"
                 raise DataError(f"{location}: invalid CSV: {error}", hint) from error
             yield Problem("invalid CSV", location, str(error), "check the quotes")
-            start = reader.line_num + 1
+            start = skipped + reader.line_num + 1
             continue
-        start = reader.line_num + 1
+        start = skipped + reader.line_num + 1
         if header is None:
             header = cells or []
-            if found := INVALID_BYTES.search("".join(header)):
+            if found := text_files.INVALID.search("".join(header)):
                 wrong = _wrong_encoding(location, path, config, found[0])
                 raise DataError(f"{location}: {wrong.kind}: {wrong.detail}", text_files.conversion_of(path))
             _check_header(header, location, config)
         elif cells is None:
             return
-        elif found := INVALID_BYTES.search("".join(cells)):
+        elif found := text_files.INVALID.search("".join(cells)):
             yield _wrong_encoding(location, path, config, found[0])
         elif len(cells) == len(header):
             yield location, dict(zip(header, cells, strict=True))
@@ -113,11 +122,11 @@ def _csv_rows(lines: TextIO, path: Path, config: DataConfig) -> Rows:
             yield Problem("ragged row", location, detail, "quote cells with a delimiter or a line break")
 
 
-def _csv_lines(lines: TextIO, path: Path, last: list[str]) -> Iterator[str]:
-    """The lines of a CSV file; `last` keeps the current one."""
+def _csv_lines(lines: TextIO, path: Path, last: list[str], skipped: int) -> Iterator[str]:
+    """The lines of a CSV file after `skipped` ones; `last` keeps the current one."""
     for number, line in text_files.numbered(lines):
         if line is None:
-            raise DataError(f"{path.name}:{number}: {_too_long('').detail}", "split it, or check the quotes")
+            raise DataError(f"{path.name}:{skipped + number}: {_too_long('').detail}", "split it, or check the quotes")
         last[0] = line
         yield line
 
@@ -129,9 +138,14 @@ def _check_header(header: list[str], location: str, config: DataConfig) -> None:
         summaries = []
     names = ", ".join(header) or "none"
     if missing := sorted({config.columns.dialogue, *summaries} - set(header)):
+        hint = "map them with data.columns.dialogue=… data.columns.summary=…, or set data.delimiter"
+        if len(header) == 1 and (found := [mark for mark in ";\t|," if mark in header[0]]):
+            hint = f"set data.delimiter={shlex.quote(found[0])}, which the first line contains"
+            if found[0] == "\t":
+                hint = "set data.delimiter='\\t', a tab, which the first line contains"
         raise DataError(
             f"{location}: missing column {', '.join(missing)}; columns: {names:.500}",
-            "map them with data.columns.dialogue=… data.columns.summary=…, or set data.delimiter",
+            hint,
         )
     read = [config.columns.dialogue, *summaries, config.columns.id, config.columns.topic]
     if doubled := next((name for name in read if name is not None and header.count(name) > 1), None):

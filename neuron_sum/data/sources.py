@@ -122,6 +122,8 @@ def _example(location: str, fields: Mapping[str, Any], columns: Columns, unnamed
     identity = fields.get(columns.id) if columns.id is not None else None
     if identity is None or identity == "":
         identity = unnamed
+    if isinstance(identity, float) and identity.is_integer():  # integers of a column that also has empty cells
+        identity = int(identity)
     if not isinstance(identity, str | int):
         return Problem("not text", location, f"{columns.id!r} is {identity!r:.60}", "use a string or an integer")
     if (fault := _fault(str(identity))) is not None:

@@ -52,8 +52,10 @@ def one_claim(claims: Iterable[tuple[Split, str]], place: str, hint: str) -> dic
     names: dict[Split, str] = {}
     for split, name in claims:
         if (first := names.setdefault(split, name)) != name:
+            single = next((claim for claim in (first, name) if not claim.endswith(("/", "-*"))), None)
             raise DataError(
-                f"{first} and {name} in {place} are both the {split} split", hint.format(split=split, name=first)
+                f"{first} and {name} in {place} are both the {split} split",
+                hint.format(split=split, name=single) if single else "move one of them to another folder",
             )
     return {split: names[split] for split in SPLITS if split in names}
 
@@ -67,27 +69,38 @@ def split_files(folder: Path, config: DataConfig) -> tuple[dict[Split, list[Path
         DataError: If no file is found, a configured one is missing, two claim the same split, or a shard is missing.
     """
     suffixes = SUFFIXES[config.source]
-    with reading(folder, DataError, "check data.path and its permissions"):
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    entries = _visible(folder)
+    names = listing(path for path in entries if not is_folder(path))
     configured = {split: folder / name for split in SPLITS if (name := getattr(config.files, split)) is not None}
     for split, path in configured.items():
-        with reading(path, DataError, f"use one of the files in this folder: {listing(entries)}"):
+        with reading(path, DataError, f"use one of the files in this folder: {names}"):
             if path.is_dir():
                 raise DataError(f"data.files.{split} = {path.name!r} is a folder", "use a file in it")
             if not path.exists():
-                hint = f"use one of the files in this folder: {listing(entries)}"
+                hint = f"use one of the files in this folder: {names}"
                 raise DataError(f"data.files.{split} = {getattr(config.files, split)!r} is not in {folder}", hint)
     files: dict[Split, list[Path]] = {split: [path] for split, path in configured.items()}
     claimed: list[tuple[Split, str, Path]] = []
+    others: list[str] = []
+    readable = set(_readable(entries, suffixes))
     for entry in entries:
-        if entry.is_dir():
-            if (split_of_folder := split_of(entry.name)) is not None:
-                inside = sorted(path for path in entry.iterdir() if _stem(path.name, suffixes) is not None)
-                claimed += [(split_of_folder, f"{entry.name}/", path) for path in inside]
-        elif (stem := _stem(entry.name, suffixes)) is not None and (split_of_file := split_of(stem)) is not None:
+        stated = split_of(entry.name if is_folder(entry) else _stem(entry.name, suffixes) or "")
+        if is_folder(entry):
+            inside = [path for path in _visible(entry) if not is_folder(path)]
+            used = _readable(inside, suffixes) if stated is not None and stated not in configured else []
+            claimed += [(stated, f"{entry.name}/", path) for path in used if stated is not None]
+            others += [f"{entry.name}/{path.name}" for path in inside if path not in used]
+            for path in used:
+                if (other := split_of(_stem(path.name, suffixes) or "")) not in (None, stated):
+                    raise DataError(
+                        f"{path.name} in {entry} is in a folder of the {stated} split, but its name states {other}",
+                        "move it to another folder, or rename it",
+                    )
+        elif stated is not None and stated not in configured and entry in readable:
+            stem = str(_stem(entry.name, suffixes))
             shard = SHARD.search(stem)
-            claimed.append((split_of_file, f"{stem[: shard.start()]}-*" if shard else entry.name, entry))
-    claimed = [claim for claim in claimed if claim[0] not in configured]
+            claimed.append((stated, f"{stem[: shard.start()]}-*" if shard else entry.name, entry))
+    claimed = _without_variants(claimed, suffixes)
     one_claim((claim[:2] for claim in claimed), str(folder), "choose one: data.files.{split}={name}")
     for split, _, path in claimed:
         files.setdefault(split, []).append(path)
@@ -96,10 +109,36 @@ def split_files(folder: Path, config: DataConfig) -> tuple[dict[Split, list[Path
     if not files:
         expected = ", ".join(f"{split}{suffixes[0]}" for split in SPLITS)
         raise DataError(f"{folder} contains none of {expected}", _hint(entries))
-    used = {path for paths in files.values() for path in paths}
-    unused = [path.name for path in entries if path not in used and not path.is_dir()]
+    chosen = {path for paths in files.values() for path in paths}
+    unused = [path.name for path in entries if path not in chosen and not is_folder(path)]
+    unused += [name for name in others if folder / name not in chosen]
     ordered = {split: files[split] for split in SPLITS if split in files}
     return ordered, [name for name in unused if not name.lower().startswith(DOCUMENTS)]
+
+
+def _visible(folder: Path) -> list[Path]:
+    with reading(folder, DataError, "check data.path and its permissions"):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+
+
+def _readable(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """The files with one of the suffixes, without packed ones next to the unpacked file."""
+    names = {path.name for path in paths}
+    return [
+        path
+        for path in paths
+        if _stem(path.name, suffixes) is not None and not (path.suffix.lower() in PACKED and path.stem in names)
+    ]
+
+
+def _without_variants(claimed: list[tuple[Split, str, Path]], suffixes: Sequence[str]) -> list[tuple[Split, str, Path]]:
+    """The claims, without names such as train_small of a split that one exact name, such as train, states."""
+    exact: dict[Split, set[str]] = {}
+    for split, name, _ in claimed:
+        stem = name.removesuffix("/").removesuffix("-*")
+        if (_stem(stem, suffixes) or stem).lower() in SPLIT_OF:
+            exact.setdefault(split, set()).add(name)
+    return [claim for claim in claimed if len(exact.get(claim[0], ())) != 1 or claim[1] in exact[claim[0]]]
 
 
 def check_shards(paths: Sequence[Path]) -> None:
@@ -143,12 +182,13 @@ def _stem(name: str, suffixes: Sequence[str]) -> str | None:
 
 
 def _hint(entries: Sequence[Path]) -> str:
-    names = [path.name.lower() for path in entries]
+    paths = [path for path in entries if not is_folder(path)]
+    names = [path.name.lower() for path in paths]
     if any(name.endswith(TRANSCRIPTS) for name in names):
         return "transcripts have no summaries: use `neuron-sum summarize RUN FILE`, or write them into a .jsonl file"
     for source in ("jsonl", "csv"):
-        if any(split_of(stem) for name in names if (stem := _stem(name, SUFFIXES[source])) is not None):
-            return f"set data.source={source} to read {listing(entries)}"
+        if found := [path for path in paths if split_of(_stem(path.name, SUFFIXES[source]) or "") is not None]:
+            return f"set data.source={source} to read {listing(found)}"
     if any(name.endswith((".parquet", ".arrow")) or name == "dataset_dict.json" for name in names):
         return "set data.source=hub to read Parquet and Arrow files"
-    return f"set data.files.train=… to one of the files in this folder: {listing(entries)}"
+    return f"set data.files.train=… to one of the files in this folder: {listing(paths)}"

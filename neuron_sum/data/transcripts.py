@@ -72,8 +72,11 @@ def read_dialogue(file: Path) -> str:
         text = text_files.decode(content, name, DataError)
     else:
         name = file.name
-        text = text_files.read_text(file, DataError)
-    transcript = parse(text)
+        text = text_files.read_text(file, DataError, pipes=True)
+    try:
+        transcript = parse(text)
+    except DataError as error:
+        raise DataError(f"{name}: {error.message}", error.hint) from error
     if not transcript.dialogue:
         raise DataError(f"{name} contains no dialogue", "write one turn per line")
     if found := SURROGATE.search(transcript.dialogue):

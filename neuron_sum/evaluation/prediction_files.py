@@ -86,9 +86,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path.name}:{number}: the line has more than {text_files.MAX_CHARACTERS:,} characters", "split it"
                 )
             if found := INVALID_BYTES.search(line):
-                command = text_files.conversion(str(path), line.encode("utf-8", "surrogateescape"))
                 byte = f"0x{ord(found[0]) - 0xDC00:02x}"
-                raise DataError(f"{path.name}:{number}: byte {byte} is not UTF-8", f"convert it: {command}")
+                raise DataError(
+                    f"{path.name}:{number}: byte {byte} is not UTF-8", text_files.conversion_of(path, is_data=False)
+                )
             yield number, line
 
 

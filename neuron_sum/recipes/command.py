@@ -45,7 +45,10 @@ def show(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = 
     from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    console.emit(loaded.model_dump(mode="json"), loaded.to_yaml().rstrip())
+    text = loaded.to_yaml()
+    if console.clean(text) != text:  # escapes are read back only from quoted text
+        text = loaded.to_yaml(ascii_only=True)
+    console.emit(loaded.model_dump(mode="json"), text.rstrip())
 
 
 @recipes.command()

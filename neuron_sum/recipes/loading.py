@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from neuron_sum.errors import RecipeError, reading
-from neuron_sum.recipes.parsing import MAX_BYTES, REMEDY, SHOWN, parse
+from neuron_sum.recipes.parsing import CONTROLS, MAX_BYTES, REMEDY, SHOWN, parse
 from neuron_sum.recipes.schema import MaybePath, Recipe
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -58,11 +58,17 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             shown = f"{override!r:.{SHOWN}}"
             faults.append(f"{shown} is not an override; use key=value, such as train.learning_rate=1e-4")
             continue
+        is_mark = len(text) == 1 or text == r"\t"
         try:
             value = parse(text, f"{key} = {text!r:.80}")
         except RecipeError as error:
-            faults.append(error.message)
-            continue
+            is_plain = len(text) == 1 or not text.startswith(("&", "*", "!"))
+            if not is_plain or not _is_text(key) or len(text) > SHOWN or CONTROLS.search(text):
+                faults.append(error.message)
+                continue
+            value = text
+        if is_mark and not isinstance(value, int) and text != "~" and _is_text(key):  # such as | and # as a delimiter
+            value = text.replace(r"\t", "\t")
         if key == "method" and isinstance(value, str):  # the short form: method=lora
             key, value = "method.name", value
         *parents, last = key.split(".")
@@ -239,6 +245,8 @@ def _fault(item: Any) -> str:
         return f"{shown}: {item['ctx']['error']!s:.{2 * SHOWN}}"
     if item["type"] == "union_tag_invalid":
         return f"{shown}.name = {item['ctx']['tag']!r:.{SHOWN}}: valid values are {item['ctx']['expected_tags']}"
+    if item["type"] in ("bool_type", "bool_parsing"):
+        return f"{shown} = {item['input']!r:.{SHOWN}}: valid values are true, false"
     return f"{shown} = {item['input']!r:.{SHOWN}}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
@@ -260,6 +268,17 @@ def _locate(location: Sequence[str]) -> tuple[str, type[BaseModel]]:
         if len(choices) == 1 and _is_section(choices[0]):
             section = choices[0]
     return ".".join(keys), section
+
+
+def _is_text(key: str) -> bool:
+    """Whether the values of a dotted key are texts of any content."""
+    choices: list[Any] = [Recipe]
+    for part in key.split("."):
+        fields = [
+            choice.model_fields[part] for choice in choices if _is_section(choice) and part in choice.model_fields
+        ]
+        choices = [choice for field in fields for choice in _choices(field.annotation)]
+    return bool(choices) and all(choice is str for choice in choices)
 
 
 def _choices(annotation: Any) -> list[Any]:

@@ -417,6 +417,6 @@ class Recipe(Section):
             )
         return self
 
-    def to_yaml(self) -> str:
+    def to_yaml(self, *, ascii_only: bool = False) -> str:
         """The resolved recipe with all default values."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=not ascii_only, width=120)

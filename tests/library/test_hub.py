@@ -182,3 +182,9 @@ def test_columns_of_another_type(tmp_path: Path) -> None:
 def test_a_hub_id_that_no_hub_can_have(tmp_path: Path) -> None:
     for path in ("a/b/c/d", "x" * 5000, "with space/set", ""):
         failure(DataConfig(source="hub", path=path))
+
+
+def test_files_with_numbers_are_joined_in_order(tmp_path: Path) -> None:
+    for name in ("train_0", "train_1", ".cache/train"):
+        parquet(tmp_path / f"{name}.parquet", name)
+    assert [example.dialogue for example in load_dataset(config(tmp_path))["train"]] == ["A: train_0", "A: train_1"]

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, NeuronSumError
+from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import Columns, DataConfig, SplitFiles
 
 GOOD = {"id": "good", "dialogue": "A: fine", "summary": "Fine."}
@@ -132,6 +133,31 @@ def test_bad_csv_rows_can_be_skipped(tmp_path: Path, line: bytes, reason: str) -
     assert reason in message
     dataset = load_dataset(config(tmp_path, "csv", skip_bad=True))
     assert [example.dialogue for example in dataset["train"]] == ["A: 1\nB: 2", "A: 3"]
+
+
+def test_the_delimiter_that_a_csv_file_states(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sep=;\ndialogue;summary\nA: x, y;z\nA: v\n")
+    assert "train.csv:4: ragged row" in failure(config(tmp_path, "csv")).message
+    assert load_dataset(config(tmp_path, "csv", skip_bad=True))["train"][0].dialogue == "A: x, y"
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("|", "'|'"), ("\t", r"'\t'")])
+def test_a_hint_names_the_delimiter_of_the_first_line(tmp_path: Path, mark: str, shown: str) -> None:
+    (tmp_path / "train.csv").write_text(f"dialogue{mark}summary\nA: x{mark}y\n")
+    assert str(failure(config(tmp_path, "csv")).hint).startswith(f"set data.delimiter={shown}, ")
+    data = load_recipe("tiny", ["data.source=csv", f"data.path={tmp_path}", f"data.delimiter={shown[1:-1]}"]).data
+    assert load_dataset(data)["train"][0].dialogue == "A: x"
+
+
+def test_an_empty_json_file_is_an_error(tmp_path: Path) -> None:
+    for text in ("", "[]", " [ ]\n"):
+        (tmp_path / "train.json").write_text(text)
+        assert "train.json" in failure(config(tmp_path, "samsum")).message
+
+
+def test_ids_that_are_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(row(id=3.0))
+    assert load_dataset(config(tmp_path))["train"][0].id == "3"
 
 
 def test_csv_with_numbered_summaries(tmp_path: Path) -> None:

@@ -283,3 +283,19 @@ def test_types_of_yaml(tmp_path: Path) -> None:
     assert recipe.train.learning_rate == 1e-4
     merged = "name: x\nextends: tiny\ngenerate: &g {num_beams: 2, batch_size: 3}\n"
     assert load_recipe(write(tmp_path, merged + "train: {max_steps: 5}\n")).generate.num_beams == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [(r"\t", "\t"), ("\t", "\t"), *((mark, mark) for mark in "|>#&*!%@`-?;,:[{"), ("'|'", "|")]
+)
+def test_an_override_of_a_text_may_be_an_indicator_of_yaml(text: str, value: str) -> None:
+    assert load_recipe("tiny", ["data.source=csv", "data.path=/", f"data.delimiter={text}"]).data.delimiter == value
+
+
+def test_an_override_of_a_text_that_is_not_yaml_is_the_text() -> None:
+    assert load_recipe("tiny", ["description=a: b: @c"]).description == "a: b: @c"
+
+
+def test_the_error_of_a_boolean_names_its_values() -> None:
+    with pytest.raises(RecipeError, match=r"data\.skip_bad = 'yes': valid values are true, false"):
+        load_recipe("tiny", ["data.skip_bad=yes"])

@@ -130,3 +130,43 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
         load_dataset(config(tmp_path, files=SplitFiles(train="x" * 5000)))
     with pytest.raises(DataError, match="is not a folder"):
         load_dataset(config(tmp_path / ("x" * 5000)))
+
+
+def test_a_file_that_states_another_split_than_its_folder(tmp_path: Path) -> None:
+    write(tmp_path, "train/a.jsonl")
+    write(tmp_path, "train/dev.jsonl")
+    with pytest.raises(DataError, match=r"dev\.jsonl in .*/train is in a folder of the train split.* validation"):
+        load_dataset(config(tmp_path, "jsonl"))
+
+
+def test_files_in_folders_that_are_not_used_are_listed(tmp_path: Path) -> None:
+    for name in ("train/a.jsonl", "train/._a.jsonl", "train/_b.jsonl", "train/notes.txt", "old/train.jsonl"):
+        write(tmp_path, name)
+    dataset = load_dataset(config(tmp_path, "jsonl"))
+    assert len(dataset["train"]) == 1
+    assert dataset.unused == ("old/train.jsonl", "train/notes.txt")
+
+
+def test_an_exact_name_wins_over_variants(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "train_small.jsonl", "test.jsonl", "test_predictions.jsonl", "train.jsonl.gz"):
+        write(tmp_path, name)
+    dataset = load_dataset(config(tmp_path, "jsonl"))
+    assert [example.dialogue for example in dataset["train"] + dataset["test"]] == ["A: train.jsonl", "A: test.jsonl"]
+    assert dataset.unused == ("test_predictions.jsonl", "train.jsonl.gz", "train_small.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["train/a.jsonl", "train.jsonl"], "choose one: data.files.train=train.jsonl"),
+        (["train/a.jsonl", "training/a.jsonl"], "move one of them to another folder"),
+        (["train-00000-of-00001.jsonl", "train/a.jsonl"], "move one of them to another folder"),
+        (["old/a.jsonl", "b.jsonl"], "set data.files.train=… to one of the files in this folder: b.jsonl"),
+    ],
+)
+def test_a_hint_names_only_values_that_work(tmp_path: Path, names: list[str], hint: str) -> None:
+    for name in names:
+        write(tmp_path, name)
+    with pytest.raises(DataError) as raised:
+        load_dataset(config(tmp_path, "jsonl"))
+    assert raised.value.hint == hint

@@ -37,7 +37,11 @@ OWN = re.compile(r"\x1b\[[0-9;?]*[mhlAGK]")
 
 
 def unsafe(text: str) -> list[str]:
-    return [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    return [
+        c
+        for c in text
+        if c not in "\n\t\u200c\u200d\u00ad" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    ]
 
 
 class Terminal(io.StringIO):
@@ -90,9 +94,20 @@ def test_no_text_controls_the_terminal(
         assert piece in flat
 
 
-@pytest.mark.parametrize("text", ["Grüße, 你好 \U0001f600", "a\tb\nc", "1\xa0000", "नमस्ते", r"C:\x1b"])
+@pytest.mark.parametrize(
+    "text", ["Grüße, 你好 \U0001f600", "a\tb\nc", "1\xa0000", "नमस्ते", r"C:\x1b", "می\u200cخواهم क्\u200dष co\u00adop"]
+)
 def test_ordinary_text_is_not_changed(text: str) -> None:
     assert console.clean(text) == text
+
+
+def test_a_printed_recipe_reads_back_equal(tmp_path: Path) -> None:
+    description = r'"می\u200cخواهم \u202e\ufeff\u200e \U000e0041 co\u00adop \U0001f468\u200d\U0001f469"'
+    (tmp_path / "a.yaml").write_text(f"extends: tiny\ndescription: {description}\n")
+    shown = neuron_sum("recipes", "show", str(tmp_path / "a.yaml"))
+    assert not unsafe(shown.stdout)
+    (tmp_path / "b.yaml").write_text(shown.stdout)
+    assert loading.load_recipe(str(tmp_path / "b.yaml")) == loading.load_recipe(str(tmp_path / "a.yaml"))
 
 
 def test_every_control_character_is_escaped_once() -> None:

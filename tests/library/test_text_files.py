@@ -1,5 +1,6 @@
 """Text files: encodings, files that are not text, and limits of JSON."""
 
+import gzip
 import os
 import shlex
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 from neuron_sum.errors import DataError, RequestError
 from neuron_sum.files import parse_json
-from neuron_sum.text_files import decode, numbered, open_lines, read_text
+from neuron_sum.text_files import conversion_of, decode, numbered, open_lines, read_text
 
 TEXT = "Anna: Grüße, wie geht's?\nBob: “Gut”, danke – und dir?\n"
 
@@ -36,6 +37,7 @@ def test_a_byte_order_mark_decides(tmp_path: Path, encoding: str, newline: str) 
     [
         ("cp1252", TEXT),
         ("cp1252", "A: Grüße,Hallo"),
+        ("cp1252", "A: café"),
         ("cp1250", "A: Zażółć gęślą jaźń.\nB: Dziękuję, proszę."),
         ("latin-1", "A: Café, señor?\nB: Où est l'hôtel, s'il vous plaît ?"),
         ("cp1251", "А: Привет, как дела?\nБ: Хорошо, спасибо большое."),
@@ -73,7 +75,7 @@ def test_utf16_without_a_mark_is_not_read_as_utf8(tmp_path: Path) -> None:
         (b"PK\x03\x04....", "talk.docx", "a Word document", "export it as plain text"),
         (b"PK\x03\x04....", "talk.zip", "a zip archive", "unpack it"),
         (b"%PDF-1.7", "talk.pdf", "a PDF", "plain text"),
-        (b"PAR1", "train.jsonl", "a Parquet file", "plain text"),
+        (b"PAR1", "train.jsonl", "a Parquet file", "plain text, or set data.source=hub"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "talk.doc", "an old Office document", "plain text"),
     ],
 )
@@ -123,3 +125,41 @@ def test_long_lines_and_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_json_is_parsed_within_limits(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
+
+
+def test_one_damaged_line_of_utf8_is_named_instead_of_a_conversion(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("A: Grüße, schöne Grüße\n".encode() + b"B: caf\xe9\n")
+    assert failure(path).hint == "correct line 2, which is damaged; most of the text is UTF-8"
+    path.write_text("A: Grüße")
+    assert conversion_of(path) == "omit data.encoding, because the file is UTF-8"
+
+
+def test_hints_for_data_leave_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    for content, packed in (("A: Grüße".encode("cp1252"), False), (gzip.compress("A: Grüße".encode()), True)):
+        path.write_bytes(content)
+        hint = str(failure(path).hint) if packed else conversion_of(path)
+        subprocess.run(hint.partition(": ")[2], shell=True, check=True, timeout=20)
+        assert read_text(path, DataError) == "A: Grüße"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_is_read_on_request_and_never_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"A: hi\r\n")
+    os.close(writer)
+    assert read_text(Path(f"/dev/fd/{reader}"), DataError, pipes=True) == "A: hi\n"
+    os.close(reader)
+    reader, writer = os.pipe()
+    os.write(writer, b"caf\xe9")
+    os.close(writer)
+    with pytest.raises(DataError, match="byte 0xe9") as raised:
+        read_text(Path(f"/dev/fd/{reader}"), DataError, pipes=True)
+    os.close(reader)
+    assert raised.value.hint == "convert it: iconv -f cp1252 -t utf-8"
+    os.mkfifo(tmp_path / "pipe")
+    assert read_text(tmp_path / "pipe", DataError, pipes=True) == ""
+    monkeypatch.setattr("neuron_sum.text_files.MAX_CHARACTERS", 10)
+    with pytest.raises(DataError, match="maximum is 40 bytes"):
+        read_text(Path("/dev/zero"), DataError, pipes=True)

@@ -1,8 +1,10 @@
 """Transcripts and chat exports as turns with speakers."""
 
 import io
+import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,13 @@ def srt(*payloads: str) -> str:
         "00:05:12\t From Alice to Everyone: Hi there.\n00:05:13\t From Bob : Hello.",
         "10:15:32 From  Alice  to  Everyone:\n\tHi there.\n10:16:00 From  Bob  to  Alice(Direct Message):\n\tHello.",
         "2023-05-01 10:15:32 From Alice to Everyone: Hi there.\n2023-05-01 10:15:32 From Bob to Everyone: Hello.",
+        cues("Alice: Hi there.").replace(".000", ",000") + f"\n\n{CAPTIONS}\nBob: Hello.",
+        cues("Alice: Hi there.").replace(".000", "") + f"\n\n{CAPTIONS}\nBob: Hello.",
+        cues("Alice: Hi\n\nthere.", "Bob: Hello."),
+        srt("Alice: Hi there.", "Bob: Hello.").replace("\n", " \n"),
+        "[5/12/2024, 10:15 AM] Alice\nHi there.\n\n[5/12/2024, 10:16 AM] Bob\nHello.",
+        "00:00:00.000 --> 00:00:01.000\nAlice\nHi\n\n00:00:01.000 --> 00:00:02.000\nAlice\nthere.\n\n"
+        "00:00:03.000 --> 00:00:04.000\nBob\nHello.",
         "[Alice] 10:15:32\nHi\nthere.\n\n[Bob] 10:15:40\nHello.\n",
         "Alice   0:03\nHi there.\n\nBob   0:05\nHello.\n",
         "Alice  10:15 AM\nHi there.\nBob (10:16 AM):\nHello.",
@@ -116,6 +125,32 @@ def test_rolling_captions_are_not_repeated() -> None:
     assert parse(text).dialogue == "a b\nc d"
 
 
+def test_json_transcripts_with_numbers_as_speakers_and_several_lists() -> None:
+    entries = [{"speaker": 0, "text": "Hi."}, {"speaker": 1, "text": None}, {"speaker": 1, "text": "Hello."}]
+    transcript = parse(json.dumps({"topics": [{"text": "greeting"}], "utterances": entries}))
+    assert transcript.dialogue == "0: Hi.\n1: Hello."
+    assert transcript.left_out == 1
+
+
+@pytest.mark.parametrize("made", [cues, srt])
+def test_an_arrow_in_the_text_of_a_caption_is_text(made: Callable[..., str]) -> None:
+    assert parse(made("Alice: a --> b", "Bob: c -->", "--> d")).dialogue == "Alice: a --> b\nBob: c -->\n--> d"
+
+
+def test_captions_without_counters_and_with_lone_counters() -> None:
+    line = CAPTIONS.replace(".", ",")
+    assert parse(f"{line}\nHello there.\n\n{line}\nHow are\nyou?").dialogue == "Hello there.\nHow are you?"
+    assert parse(cues("A: x") + f"\n\n2\n\n{line}\nB: y").dialogue == "A: x\nB: y"
+    assert parse("Speaker 1  0:03\nHi\n\nSpeaker 2  0:05\nHello").dialogue == "Speaker 1: Hi\nSpeaker 2: Hello"
+
+
+@pytest.mark.parametrize("line", ["00:00:0x.000 --> 00:00:01.000", "00:00:00.000 -->", "00:99:00.000 --> 01:99:00.000"])
+def test_a_damaged_time_line_is_an_error(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.vtt").write_text(cues("A: a", "B: b") + f"\n\n{line}\nC: c")
+    with pytest.raises(DataError, match=r"a\.vtt: the time line '00:.*' of a caption is damaged"):
+        read_dialogue(tmp_path / "a.vtt")
+
+
 @pytest.mark.parametrize(
     ("text", "note"),
     [
@@ -125,6 +160,12 @@ def test_rolling_captions_are_not_repeated() -> None:
         ("WEBVTTX is a word", None),
         ("Let's meet at 10:30\nand talk", None),
         ("1\n2\n3", None),
+        ("12/31/23, 9:41 PM - Notes: a\nAnna: hi\nBob: hello\nAnna: bye", None),
+        ("12/31/23, 9:41 PM - The meeting begins\nWe talk.", "time stamps"),
+        ("12/31/23, 9:41 PM - Notes: a\nWe talk.", "time stamps"),
+        ("Meeting at 10:00\nAnna: hi\nBob: hello\nLunch at 12:00\nAnna: bye", None),
+        ("Meeting at 10:00\nwith all\nLunch at 12:00\nwith some", None),
+        ("The first at 10:00: a\nThe second at 11:00: b", None),
         ("00:01 hello\n00:03 there\n00:05 bye", "time stamps"),
         ("(00:01) hello\nyes\n(00:05) bye", "time stamps"),
         ("[00:01] hello\nyes\n[00:05] bye", "time stamps"),
@@ -173,6 +214,8 @@ def test_a_file_without_a_dialogue(tmp_path: Path, text: str) -> None:
     "text",
     [
         cues("<v " * 100_000),
+        cues("<v" + " " * 200_000),
+        cues("<1" + "." * 200_000),
         srt("{\\" * 100_000),
         "00:05:12 From " + "a to " * 50_000,
         "12/31/23, 9:41 PM - Alice: " + "<" * 200_000,
@@ -187,7 +230,7 @@ def test_a_file_without_a_dialogue(tmp_path: Path, text: str) -> None:
         "[00:01] " + "A" * 200_000,
         "[00:01] " + "A " * 100_000,
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_the_time_is_linear_in_the_text(text: str) -> None:
     started = time.process_time()
@@ -195,13 +238,13 @@ def test_the_time_is_linear_in_the_text(text: str) -> None:
     assert time.process_time() - started < 3
 
 
-@pytest.mark.parametrize("command", [["summarize", "run"], ["request", "http://127.0.0.1:9"]])
+@pytest.mark.parametrize("command", [["summarize", "run", "--recipe", "tiny"], ["request", "http://127.0.0.1:9"]])
 def test_the_commands_read_files_through_one_function(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    Path("run", "recipe.yaml").touch()
+    Path("run", "config.json").touch()
     Path("talk.docx").write_bytes(b"PK\x03\x04")
     Path("talk.txt").write_bytes("A: Grüße".encode("latin-1"))
     for name, reason in (("talk.docx", "is a Word document"), ("talk.txt", "is not UTF-8: byte 0xfc at offset 5")):
