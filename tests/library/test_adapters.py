@@ -284,7 +284,9 @@ def test_an_adapter_with_a_whole_model_beside_it_is_loaded_on_the_base_that_it_n
         shutil.copy(bases / "t5-tied" / name, folder)
     assert all(torch.equal(value, expected[name]) for name, value in load_weights(folder)[0].state_dict().items())
     with pytest.raises(ModelError, match="holds an adapter beside the weights of a model"):
-        load_weights(folder, ModelConfig(name_or_path=str(folder)))
+        models.load_base(
+            ModelConfig(name_or_path=str(folder)), models.load_tokenizer(ModelConfig(name_or_path=str(bases / "t5")))
+        )
 
 
 def test_only_a_vocabulary_counts_as_the_tokenizer_of_an_adapter(bases: Path, tmp_path: Path) -> None:
