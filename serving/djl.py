@@ -49,6 +49,7 @@ SOURCE_VARIABLE = "NEURON_SUM_DJL_SOURCE"
 PROJECT = Path(__file__).with_name("server")
 MAIN_CLASS = "ai.djl.serving.ModelServer"
 LIBRARIES = "lib"
+COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 OWN_JAR = f"djl-serving-{VERSION}.jar"
 CHECKSUMS = PROJECT / "dependencies.sha256"
 """The SHA-256 of every jar except OWN_JAR, in the format of sha256sum."""
@@ -81,22 +82,11 @@ def install(folder: Path | None = None) -> Path:
         source, build, generated = temporary / "source", temporary / "build", temporary / "generated"
         _copy_verified(sources, source)
         _prepare_python(source, generated)
-        _run(
-            [
-                "mvn",
-                "--batch-mode",
-                "--quiet",
-                "--strict-checksums",
-                "--file",
-                str(PROJECT / "pom.xml"),
-                "package",
-                f"-Ddjl.source={source}",
-                f"-Dgenerated={generated}",
-                f"-Dbuild={build}",
-            ],
-            "Maven cannot build DJL Serving",
-            "check that Maven Central can be reached and that `mvn --version` prints Java 17 or newer",
-        )
+        options = [f"-Ddjl.source={source}", f"-Dgenerated={generated}", f"-Dbuild={build}"]
+        # The compiler runs code of these jars (log4j's annotation processor), so they are compared before.
+        _maven([COPY_JARS, "-DincludeScope=runtime", f"-DoutputDirectory={build / LIBRARIES}", *options])
+        _verify_jars(build / LIBRARIES)
+        _maven(["package", *options])
         _verify_jars(build / LIBRARIES)
         target.mkdir(exist_ok=True)
         _place(build / LIBRARIES, target / LIBRARIES)
@@ -222,6 +212,14 @@ def _prepare_python(source: Path, generated: Path) -> None:
     target = generated / "native" / "lib" / "python.properties"
     target.parent.mkdir(parents=True)
     target.write_text(f"version={VERSION}\nlibraries={','.join(['djl_python_engine.py', *names])}\n", encoding="utf-8")
+
+
+def _maven(arguments: list[str]) -> None:
+    _run(
+        ["mvn", "--batch-mode", "--quiet", "--strict-checksums", "--file", str(PROJECT / "pom.xml"), *arguments],
+        "Maven cannot build DJL Serving",
+        "check that Maven Central can be reached and that `mvn --version` prints Java 17 or newer",
+    )
 
 
 def _run(command: list[str], failure: str, hint: str | None) -> str:
