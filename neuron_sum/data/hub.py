@@ -12,6 +12,8 @@ from neuron_sum.data.splits import check_shards, is_folder, listing, one_claim, 
 from neuron_sum.errors import DataError, reading
 from neuron_sum.recipes.schema import SPLITS, DataConfig, Split
 
+STRING, MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL), re.compile(rb"[\[\]{}]|null")
+MAX_DEPTH = 500
 DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow")
 
 NUMBER = re.compile(r"[-_.]\d{5}-of-\d{5}|(?<=.)[-_.]?\d{1,9}$")
@@ -99,6 +101,9 @@ def _check_folder(folder: Path) -> None:
         and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
     )
     check_shards(files)
+    for path in files:
+        if path.suffix.lower() in (".json", ".jsonl"):
+            _check_json(path)
     card = folder / "README.md"
     header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if card.is_file() else []
     if any("configs" in text for text in header):
@@ -110,6 +115,23 @@ def _check_folder(folder: Path) -> None:
         if (split := split_of(base.name)) is not None
     ]
     one_claim(claims, str(folder), "remove one of them, or list the files in `configs` in README.md")
+
+
+def _check_json(path: Path) -> None:
+    """Rejects JSON on which pyarrow 21 crashes the process: deep nesting, and null in place of a row.
+
+    Raises:
+        DataError: With the line.
+    """
+    depth = 0
+    with reading(path, DataError), path.open("rb") as content:
+        for number, line in enumerate(content, 1):
+            for mark in MARK.findall(STRING.sub(b"", line)):
+                depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(mark, 0)
+                if mark == b"null" and depth == 0:
+                    raise DataError(f"{path}:{number}: null is not a row", "remove the line")
+                if depth > MAX_DEPTH:
+                    raise DataError(f"{path}:{number}: nested more than {MAX_DEPTH} times", "use rows of plain texts")
 
 
 @contextmanager

@@ -29,6 +29,10 @@ KEPT = (
 """Settings of transformers 5 that transformers 4 reads, too; everything else is part of tokenizer.json."""
 
 
+MAX_TOKEN = 1000
+"""The maximum length of a special token in characters; the time to read one grows with the square."""
+
+
 def read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFast:
     """A tokenizer in a folder or on a hub.
 
@@ -39,10 +43,19 @@ def read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFast
     Raises:
         ModelError: If a file is missing or damaged; names it.
     """
+    tokenizer = _open(source, revision)
+    with reading(f"the tokenizer of {source}", ModelError, HINT):
+        tokenizer("a dialogue")  # some wrong settings are found only here
+    return tokenizer
+
+
+def _open(source: str, revision: str | None) -> PreTrainedTokenizerFast:
     others = {name: read_object(path) for name in OTHERS if (path := find_file(source, name, revision)) is not None}
     backend = find_file(source, TOKENIZER, revision)
     path = find_file(source, SETTINGS, revision, required=not (Path(source).is_dir() or backend is not None))
     settings = read_object(path) if path is not None else {}
+    for content in (settings, settings.get("added_tokens_decoder"), *others.values()):
+        _check_lengths(content, source)
     extra = settings.get("extra_special_tokens")
     new = settings.get("tokenizer_class") == "TokenizersBackend" or "backend" in settings or isinstance(extra, list)
     if not new:
@@ -126,6 +139,19 @@ def _read_version_5(backend: Path, settings: dict[str, Any]) -> PreTrainedTokeni
             extra_special_tokens={key: _token(value) for key, value in named.items()},
             **kept,
         )
+
+
+def _check_lengths(content: object, source: str) -> None:
+    """Rejects a special token that is so long that reading it would take minutes."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        text = value.get("content") if isinstance(value, dict) else value
+        named = key.endswith("_token") or isinstance(value, dict)
+        if named and isinstance(text, str) and len(text) > MAX_TOKEN:
+            raise ModelError(
+                f"the tokenizer of {source} has the special token {key} with {len(text):,} characters; the maximum is "
+                f"{MAX_TOKEN:,}",
+                DAMAGED_HINT,
+            )
 
 
 def _token(value: object) -> Any:

@@ -430,6 +430,8 @@ def test_a_damaged_file_is_named(copy: Callable[..., Path], name: str, damage: s
         ("tokenizer.json", {"added_tokens": [{"id": -1}]}),
         ("tokenizer.json", {"pre_tokenizer": {"type": "FromTransformers9"}}),
         ("tokenizer_config.json", {"eos_token": 7}),
+        ("tokenizer_config.json", {"unk_token": "<unk>" * 4_000}),
+        ("tokenizer_config.json", {"model_max_length": [[]]}),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
         ("tokenizer_config.json", {"tokenizer_class": "NoSuchTokenizer"}),
         ("tokenizer_config.json", {"tokenizer_class": 7}),

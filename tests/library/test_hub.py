@@ -88,6 +88,20 @@ def two(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("null", "train.json:1: null is not a row"),
+        ('{"dialogue": "null [", "summary": "b"}\nnull\n', "train.json:2: null is not a row"),
+        ('{"a":' * 30_000 + "1" + "}" * 30_000, "train.json:1: nested more than 500 times"),
+        ('{"a":' + "[" * 30_000 + "]" * 30_000 + "}", "train.json:1: nested more than 500 times"),
+    ],
+)
+def test_json_that_crashes_the_reader_is_rejected(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "train.json").write_text(text)
+    assert fault in failure(config(tmp_path)).message
+
+
 def test_a_configuration_is_selected_by_name(two: Path) -> None:
     error = failure(config(two))
     assert "has several configurations: en, de" in error.message
