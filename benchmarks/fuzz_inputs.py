@@ -178,7 +178,7 @@ def change(value: Any, random: Random) -> Any:
         place = random.randrange(len(value))
         return value[:place] + random.choice(ODD_TEXTS) + value[place:]
     if isinstance(value, int | float) and not isinstance(value, bool) and random.random() < 0.3:
-        return random.choice((-value, value + 1, value * 1000, str(value), float(value), [value]))
+        return random.choice((-value, value + 1, value * 1000, str(value), float(value % 10**9), [value]))
     return random.choice((*ODD_VALUES, *TOKENS))
 
 

@@ -353,7 +353,7 @@ def _sign(folder: Path, random: Random) -> None:
             content["files"] |= artifact.hash_files(folder)
         content.pop("digest", None)
         path.write_text(json.dumps({**content, "digest": artifact._digest(content)}))
-    except (ValueError, AttributeError, RecursionError, UnicodeError):
+    except (ValueError, TypeError, AttributeError, RecursionError, UnicodeError):
         return  # no longer an object that could be signed
 
 

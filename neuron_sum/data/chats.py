@@ -73,11 +73,12 @@ def is_name(text: str) -> bool:
 def dated_chat_turns(text: str) -> list[Turn] | None:
     """A chat with date and time before each message; a line without them continues the message before it."""
     lines = text.split("\n")
-    if not DATED.match(lines[0].translate(INVISIBLE)):
+    invisible = "".join(map(chr, INVISIBLE))
+    if not DATED.match(lines[0].lstrip(invisible)):
         return None
     messages: list[tuple[str, list[str]]] = []
     for line in lines:
-        if (match := DATED.match(line.lstrip("".join(map(chr, INVISIBLE))))) is None:
+        if (match := DATED.match(line.lstrip(invisible))) is None:
             messages[-1][1].append(line)
             continue
         sender = SENDER.match(match[1].lstrip("\u200e"))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from neuron_sum.data.readers import Rows
 from neuron_sum.data.splits import check_shards, is_folder, listing, one_claim, split_of
 from neuron_sum.errors import DataError, reading
 from neuron_sum.recipes.schema import SPLITS, DataConfig, Split
+from neuron_sum.text_files import conversion_of
 
-STRING, MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL), re.compile(rb"[\[\]{}]|null")
+STRING, MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL), re.compile(rb"[\[\]{}]|[^\s,:\[\]{}]+")
 MAX_DEPTH = 500
 DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow")
 
@@ -118,7 +120,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_json(path: Path) -> None:
-    """Rejects JSON on which pyarrow 21 crashes the process: deep nesting, and null in place of a row.
+    """Rejects JSON on which pyarrow 21 crashes: deep nesting, keys that are not UTF-8, a single value instead of a row.
 
     Raises:
         DataError: With the line.
@@ -126,10 +128,14 @@ def _check_json(path: Path) -> None:
     depth = 0
     with reading(path, DataError), path.open("rb") as content:
         for number, line in enumerate(content, 1):
-            for mark in MARK.findall(STRING.sub(b"", line)):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}:{number} is not UTF-8: {error.reason}", conversion_of(path)) from error
+            for mark in MARK.findall(STRING.sub(b"", line.removeprefix(BOM_UTF8))):
                 depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(mark, 0)
-                if mark == b"null" and depth == 0:
-                    raise DataError(f"{path}:{number}: null is not a row", "remove the line")
+                if depth == 0 and mark not in (b"]", b"}"):
+                    raise DataError(f"{path}:{number}: {mark.decode()[:40]} is not a row", "remove it")
                 if depth > MAX_DEPTH:
                     raise DataError(f"{path}:{number}: nested more than {MAX_DEPTH} times", "use rows of plain texts")
 

@@ -93,12 +93,14 @@ def two(tmp_path: Path) -> Path:
     [
         ("null", "train.json:1: null is not a row"),
         ('{"dialogue": "null [", "summary": "b"}\nnull\n', "train.json:2: null is not a row"),
+        ("NaN", "train.json:1: NaN is not a row"),
+        ('[{"dialogue": "a", "summary": "b"}, {"\udcff": 1}]', "train.json:1 is not UTF-8"),
         ('{"a":' * 30_000 + "1" + "}" * 30_000, "train.json:1: nested more than 500 times"),
         ('{"a":' + "[" * 30_000 + "]" * 30_000 + "}", "train.json:1: nested more than 500 times"),
     ],
 )
 def test_json_that_crashes_the_reader_is_rejected(tmp_path: Path, text: str, fault: str) -> None:
-    (tmp_path / "train.json").write_text(text)
+    (tmp_path / "train.json").write_bytes(text.encode(errors="surrogateescape"))
     assert fault in failure(config(tmp_path)).message
 
 
