@@ -276,10 +276,16 @@ def lock_output(path: Path) -> Iterator[None]:
         RunError: If another process holds it; names the process.
     """
     resolved = path.resolve()
+    is_new = not resolved.parent.exists()
     with suppress(OSError):  # writing the folder will report it
         resolved.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path, resolved.with_name(f".{resolved.name}.lock")):
-        yield
+    try:
+        with lock(path, resolved.with_name(f".{resolved.name}.lock")):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # only if it is empty, because the command failed
+                resolved.parent.rmdir()
 
 
 def _lock(file: Path, folder: Path) -> int:
