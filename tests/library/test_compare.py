@@ -89,7 +89,7 @@ def test_predictions_of_other_systems_can_be_evaluated(tmp_path: Path, neuron_su
     system = json.loads(made.stdout)["systems"][0]
     assert system["scores"]["ROUGE-1"]["value"] == 100.0
     assert system["speaker_tags"]["faithful_percent"] is None  # without dialogues, tags cannot be checked
-    made = neuron_sum("evaluate", "results.csv")
+    made = neuron_sum("evaluate", "results.csv", "--reference-column", "human")
     assert made.returncode == 4
     assert "missing column prediction" in made.stderr
 

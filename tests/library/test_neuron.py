@@ -171,7 +171,7 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def steps(observed: Path, name: str) -> list[dict[str, Any]]:
-    return list(files.read_json(observed / f"{name}.json"))
+    return list(json.loads((observed / f"{name}.json").read_text()))
 
 
 @pytest.mark.slow
