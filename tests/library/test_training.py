@@ -232,7 +232,7 @@ def test_dry_run_estimates_and_writes_nothing(tmp_path: Path, micro: Path, neuro
 
 
 def test_a_batch_that_does_not_fit_is_rejected_with_one_that_does(tmp_path: Path, micro: Path) -> None:
-    recipe = load_recipe(str(micro), ["train.per_device_train_batch_size=10000000", "train.max_steps=1"])
+    recipe = load_recipe(str(micro), ["train.per_device_train_batch_size=100000", "train.max_steps=1"])
     with pytest.raises(ResourceError, match="of memory") as raised:
         train(recipe, tmp_path / "run")
     assert "train.per_device_train_batch_size=" in str(raised.value.hint)
