@@ -238,7 +238,7 @@ def _tensors(source: Source, static: StaticModel) -> tuple[PretrainedConfig, dic
 
 @contextlib.contextmanager
 def _weights_file(tensors: Mapping[str, Tensor] | None) -> Iterator[Path | None]:
-    """A temporary file with the tensors to compile in; None if there are none."""
+    """A temporary file with the tensors to compile in; None if no tensors are compiled in."""
     if tensors is None:
         yield None
         return

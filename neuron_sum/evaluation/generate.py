@@ -52,7 +52,7 @@ def _hint(folder: Path) -> str:
 
 
 def read_kept(folder: Path, parts: Mapping[str, str]) -> list[Prediction] | None:
-    """The predictions in a folder; None if there are none, or if something that they depend on has changed.
+    """The predictions in a folder; None without predictions, or if something that they depend on has changed.
 
     Args:
         folder: The folder of generation.json and predictions.jsonl.

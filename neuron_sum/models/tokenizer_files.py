@@ -26,7 +26,7 @@ KEPT = (
     "split_special_tokens",
     "truncation_side",
 )
-"""Settings of transformers 5 that transformers 4 reads, too; everything else is part of tokenizer.json."""
+"""Settings of transformers 5 that transformers 4 also reads; the other settings are in tokenizer.json."""
 
 
 MAX_TOKEN = 1000

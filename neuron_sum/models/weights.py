@@ -125,7 +125,7 @@ def stored_tensors(source: str, revision: str | None, model_class: type[PreTrain
         model_class: The class of the model, for the command that converts other files.
 
     Raises:
-        ModelError: If there are none, a shard is missing, or a file is damaged or quantized.
+        ModelError: If the folder has no weights, a shard is missing, or a file is damaged or quantized.
     """
     single = find_file(source, SINGLE, revision)
     if single is not None:
