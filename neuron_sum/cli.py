@@ -91,8 +91,9 @@ def main() -> None:
     sys.exit(_guarded(lambda: build()()))
 
 
+@functools.cache
 def build() -> typer.Typer:
-    """The application with every installed command."""
+    """The application with every installed command; made once, because adding a command changes its group."""
     app = typer.Typer(
         cls=PipelineGroup,
         no_args_is_help=True,

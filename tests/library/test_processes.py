@@ -187,7 +187,7 @@ def test_an_existing_folder_is_rejected_before_processes_start(
     (tmp_path / "run" / "mine.txt").touch()
     result = neuron_sum("train", str(micro), *TWO, "--output", "run")
     assert result.returncode == RunError.exit_code, result.stderr
-    assert result.stderr.startswith("error: run is not empty and not a run\nhint:")
+    assert result.stderr.startswith("error: run is not empty and not a run: it has no valid run.json")
 
 
 @pytest.mark.slow
