@@ -156,25 +156,11 @@ def _predict_with_model(
         return kept
     files.check_writable(folder, 0)
     partial = folder / f"partial-{digest(parts)[:16]}.jsonl"
-    generator, tokenizer = _load(system, recipe, base)
+    generator, tokenizer = load_system(system, recipe, base)
     predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
     keep(folder, parts, predictions, recipe.generate)
     partial.unlink()
     return predictions
-
-
-def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
-    """Summarize one dialogue without writing files.
-
-    Args:
-        system: A run, an artifact, a checkpoint or an adapter.
-        recipe: The recipe, for prompt and generation.
-        dialogue: The text.
-    """
-    from neuron_sum.evaluation.generate import summarize_all
-
-    generator, tokenizer = _load(system, recipe, None)
-    return summarize_all(generator, tokenizer, recipe, ["dialogue"], [dialogue], quiet=True)[0]
 
 
 def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict[str, str]:
@@ -194,7 +180,20 @@ def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict
     return {**fingerprints.of_base(recipe), **data}
 
 
-def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":
+def load_system(
+    system: System, recipe: Recipe, base: RunFolder | None = None
+) -> "tuple[Generator, PreTrainedTokenizerFast]":
+    """Load the model of a system, and its tokenizer.
+
+    Args:
+        system: A run, an artifact, a checkpoint, an adapter, or `untuned`.
+        recipe: The recipe, for prompt and generation.
+        base: For `untuned`: a run that started from it; None to load the model of the recipe.
+
+    Raises:
+        ArtifactError: If the recipe has another prompt than the artifact.
+        ModelError: If the model cannot be loaded, or has too few positions.
+    """
     from neuron_sum.models import base as models
     from neuron_sum.models.rotary import check_positions, generation_lengths
     from neuron_sum.runs import trained
