@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neuron_sum import console, files
 from neuron_sum.artifact import Artifact
+from neuron_sum.calls import api_call
 from neuron_sum.recipes.loading import RecipeSource
 from neuron_sum.runs.folder import RunFolder
 
@@ -90,7 +91,7 @@ def compile_run(
     Raises:
         NeuronSumError: One of its subclasses for each failure.
     """
-    with console.api_call(progress):
+    with api_call(progress):
         changes = [overrides] if isinstance(overrides, str) else [*overrides]
         if target is not None:
             changes.append(f"compile.target={target}")

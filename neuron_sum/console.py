@@ -27,7 +27,6 @@ from rich.table import Table
 from rich.text import Text
 
 from neuron_sum import files
-from neuron_sum.errors import known_cause
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
@@ -52,7 +51,7 @@ JOINERS = "\u200c\u200d\u00ad"
 
 @dataclass
 class Settings:
-    """Output settings of this process, from the options that every command has, or from `api_call`.
+    """Output settings of this process, from the options that every command has, or from a call of the Python API.
 
     Attributes:
         json: Whether results are JSON.
@@ -77,28 +76,6 @@ def silence_libraries() -> None:
     """Sets LIBRARIES, before the libraries are imported; variables that are already set take priority."""
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
-
-
-@contextmanager
-def api_call(progress: bool) -> Iterator[None]:
-    """The body of a function of the Python API, which prints nothing unless requested.
-
-    Args:
-        progress: Whether to print progress and messages to standard error. If not, warnings are Python warnings.
-
-    Raises:
-        ResourceError: If a disk, a path or the memory of this machine is the cause of another exception.
-    """
-    silence_libraries()
-    previous, settings.hidden = settings.hidden, not progress
-    try:
-        yield
-    except Exception as error:
-        if (known := known_cause(error)) is None or known is error:
-            raise
-        raise known from error
-    finally:
-        settings.hidden = previous
 
 
 def clean(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuron_sum import console, files
 from neuron_sum.artifact import Artifact
+from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipes.loading import RecipeSource, load_recipe
 from neuron_sum.runs.folder import RunFolder
@@ -174,7 +175,7 @@ class Summarizer:
         progress: bool = False,
     ) -> None:
         path, self._progress = Path(_spec(source)), progress
-        with console.api_call(progress):
+        with api_call(progress):
             from neuron_sum.evaluation.systems import parse_systems
             from neuron_sum.models.adapter_config import nested_hint
 
@@ -220,7 +221,7 @@ class Summarizer:
         texts = _checked(texts)
         if not texts:
             return []
-        with console.api_call(self._progress):
+        with api_call(self._progress):
             from neuron_sum.evaluation.generate import summarize_all
 
             generator, tokenizer = self._model
@@ -281,7 +282,7 @@ def _report(
     columns: "PredictionColumns | None",
     progress: bool,
 ) -> Report:
-    with console.api_call(progress):
+    with api_call(progress):
         from neuron_sum.evaluation.prediction_files import PredictionColumns
         from neuron_sum.evaluation.session import Session
         from neuron_sum.evaluation.systems import parse_systems

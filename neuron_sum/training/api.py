@@ -6,7 +6,7 @@ Nothing heavy is imported before the function is called, because the environment
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuron_sum import console
+from neuron_sum.calls import api_call
 from neuron_sum.recipes.loading import RecipeSource, load_recipe
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import RunFolder
@@ -40,7 +40,7 @@ def train(
     Raises:
         NeuronSumError: One of its subclasses for each failure; nothing is written before all checks have passed.
     """
-    with console.api_call(progress):
+    with api_call(progress):
         loaded = load_recipe(recipe, overrides)
         launch.set_environment(loaded.train)
         from neuron_sum.training import train as training
