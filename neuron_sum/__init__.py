@@ -8,18 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuron_sum.data.sources import load_dataset
     from neuron_sum.evaluation.api import Report, Summarizer, compare, evaluate
     from neuron_sum.recipes.loading import load_recipe
     from neuron_sum.training.api import train
 
 __version__ = "0.2.0"
-__all__ = ["Report", "Summarizer", "compare", "evaluate", "load_recipe", "train"]
+__all__ = ["Report", "Summarizer", "compare", "evaluate", "load_dataset", "load_recipe", "train"]
 
 _MODULES = {
     "Report": "neuron_sum.evaluation.api",
     "Summarizer": "neuron_sum.evaluation.api",
     "compare": "neuron_sum.evaluation.api",
     "evaluate": "neuron_sum.evaluation.api",
+    "load_dataset": "neuron_sum.data.sources",
     "load_recipe": "neuron_sum.recipes.loading",
     "train": "neuron_sum.training.api",
 }
