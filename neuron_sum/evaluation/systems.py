@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuron_sum import files
-from neuron_sum.artifact import RECIPE, Artifact, artifact_name, is_artifact, open_artifact
+from neuron_sum.artifact import RECIPE, TOKENIZER, Artifact, artifact_name, is_artifact, open_artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
@@ -148,8 +148,11 @@ def _predict_with_model(
     system: System, recipe: Recipe, examples: Sequence[Example], folder: Path, base: RunFolder | None
 ) -> list[Prediction]:
     from neuron_sum.evaluation.generate import fingerprint, keep, read_kept, summarize_all
+    from neuron_sum.models.chat import render_chat
     from neuron_sum.runs.fingerprint import digest
 
+    if recipe.prompt.needs_tokenizer:
+        recipe = render_chat(recipe, _tokenizer(system, recipe, base))
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
     parts = fingerprint(recipe, ids, dialogues, _model_parts(system, recipe, base))
     if (kept := read_kept(folder, parts)) is not None:
@@ -172,7 +175,10 @@ def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
         dialogue: The text.
     """
     from neuron_sum.evaluation.generate import summarize_all
+    from neuron_sum.models.chat import render_chat
 
+    if recipe.prompt.needs_tokenizer:
+        recipe = render_chat(recipe, _tokenizer(system, recipe, None))
     generator, tokenizer = _load(system, recipe, None)
     return summarize_all(generator, tokenizer, recipe, ["dialogue"], [dialogue], quiet=True)[0]
 
@@ -194,8 +200,22 @@ def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict
     return {**fingerprints.of_base(recipe), **data}
 
 
+def _tokenizer(system: System, recipe: Recipe, base: RunFolder | None) -> "PreTrainedTokenizerFast":
+    from neuron_sum.models import base as models
+    from neuron_sum.runs import trained
+
+    if system.weights is not None and system.base is not None:
+        return trained.adapter_tokenizer(system.weights, system.base)
+    run = system.run or base
+    folder = system.artifact.path / TOKENIZER if system.artifact is not None else run.weights if run else system.weights
+    if folder is not None:
+        return models.load_tokenizer(ModelConfig(name_or_path=str(folder)))
+    return models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+
+
 def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":
     from neuron_sum.models import base as models
+    from neuron_sum.models.chat import render_chat
     from neuron_sum.models.rotary import check_positions, generation_lengths
     from neuron_sum.runs import trained
     from neuron_sum.runtimes.hugging_face import TransformersGenerator
@@ -215,8 +235,10 @@ def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Gene
     elif base is not None:
         model, tokenizer = trained.load_untuned(base)
     else:
-        tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+        tokenizer = _tokenizer(system, recipe, base)
         model = models.load_base(recipe.model, tokenizer)
+    render_chat(recipe, tokenizer)
+    models.set_special_tokens(model, tokenizer)
     adapter = getattr(model, "active_peft_config", None)
     check_positions(model.config, generation_lengths(recipe, getattr(adapter, "num_virtual_tokens", 0)))
     return TransformersGenerator(model, tokenizer, recipe.generate.batch_size), tokenizer

@@ -15,6 +15,7 @@ from transformers.utils import extract_commit_hash
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
 from neuron_sum.models.checkpoint import find_file, read_object
+from neuron_sum.models.gguf import folder_of
 from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ, head_may_be_embedding, make_config
 from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
 from neuron_sum.models.weights import load_weights
@@ -73,7 +74,7 @@ def _read_config(config: ModelConfig) -> tuple[dict[str, Any], str]:
             return dict(config.config), "model.config"
         path = Path(str(config.config))
         return read_object(path), f"model.config = {str(path)!r}"
-    found = find_file(config.name_or_path, CONFIG, config.revision, required=True)
+    found = find_file(folder_of(config.name_or_path), CONFIG, config.revision, required=True)
     assert found is not None
     values = read_object(found)
     values |= {"name_or_path": config.name_or_path, "_commit_hash": extract_commit_hash(str(found), None)}
@@ -104,7 +105,7 @@ def load_base(
         model = load_weights(
             model_class,
             settings,
-            config.name_or_path,
+            folder_of(config.name_or_path),
             config.revision,
             head_may_be_embedding=head_may_be_embedding(_read_config(config)[0]),
         )
@@ -114,7 +115,9 @@ def load_base(
             model = model_class(settings)
     if rows is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    _set_special_tokens(model, tokenizer)
+    set_special_tokens(model, tokenizer)
+    if config.name_or_path is not None:  # PEFT notes it in adapter_config.json
+        model.name_or_path = model.config.name_or_path = config.name_or_path
     return model.eval()
 
 
@@ -144,7 +147,7 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
     """
     if isinstance(config.tokenizer, TrainedTokenizer):
         return _train_tokenizer(training_texts, config.tokenizer.vocab_size, load_config(config).model_type)
-    source = config.tokenizer or str(config.name_or_path)
+    source = folder_of(config.tokenizer or str(config.name_or_path))
     if source.endswith(".model"):
         tokenizer = read_sentencepiece(Path(source), load_config(config).model_type)
     else:
@@ -189,7 +192,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     )
 
 
-def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding."""
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id

@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = (
     "description",
     "data.path",
     "data.files.",
+    "prompt.rendered",
     "model.name_or_path",
     "train.logging_steps",
     "train.save_steps",
