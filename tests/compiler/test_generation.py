@@ -59,7 +59,7 @@ def eager(
     static = static_model(config, GraphOptions(source_len=source_len, target_len=target_len, **options))
     tokens = SpecialTokens(
         pad=config.pad_token_id,
-        eos=config.eos_token_id,
+        ends=(config.eos_token_id,),
         decoder_start=None if is_decoder_only(config) else config.decoder_start_token_id,
     )
     buckets = [
