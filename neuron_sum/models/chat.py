@@ -1,12 +1,13 @@
 """The chat template of a tokenizer as a prompt: rendered once, then stored as text in the recipe of the run."""
 
+import sys
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from neuron_sum.errors import ModelError, RecipeError, reading
-from neuron_sum.prompts import CHAT, INSTRUCTION
+from neuron_sum.prompts import CHAT, INSTRUCTION, Prompt
 from neuron_sum.recipes.schema import Recipe
 
 MARK, ANSWER = "NEURON-SUM-DIALOGUE", "NEURON-SUM-ANSWER"
@@ -50,6 +51,31 @@ def render_chat(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Recipe:
         return recipe
     text = prompt.replace(MARK, "{dialogue}")
     return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"rendered": text})})
+
+
+def token_warnings(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:
+    """Faults of special tokens that make a model worse without an error.
+
+    Args:
+        prompt: The rendered prompt.
+        tokenizer: The tokenizer, with its final eos_token.
+        config: The configuration of the base model.
+    """
+    found = []
+    ids, begin = prompt.encode(tokenizer, [""], sys.maxsize)[0].input_ids, tokenizer.bos_token_id
+    if begin is not None and ids[:2] == [begin, begin]:
+        found.append(
+            f"every prompt starts with two begin tokens {tokenizer.bos_token!r}, one of the tokenizer and one of the "
+            "template: remove it from prompt.template"
+        )
+    stored = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if stored != [None] and tokenizer.eos_token_id not in stored:
+        names = ", ".join(repr(tokenizer.convert_ids_to_tokens(number)) for number in stored if number is not None)
+        found.append(
+            f"the end token of the tokenizer is {tokenizer.eos_token!r}, that of the model's configuration is {names}: "
+            f"summaries are trained to end with {tokenizer.eos_token!r}, and generation stops at each of them"
+        )
+    return found
 
 
 def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:

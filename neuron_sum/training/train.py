@@ -19,7 +19,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
-from neuron_sum.models.chat import render_chat
+from neuron_sum.models.chat import render_chat, token_warnings
 from neuron_sum.models.rotary import check_positions, training_lengths
 from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
@@ -235,6 +235,8 @@ def prepare(
         f"{recipe.data.max_source_length} tokens, {data.train.targets_cut} summaries at {recipe.data.max_target_length}"
     )
 
+    for line in token_warnings(prompt, tokenizer, settings):
+        console.warn(line)
     unknown = unknown_tokens(data.train, dataset["train"], tokenizer, decoder_only=decoder_only)
     if (warning := unknown.warning("train")) is not None:
         console.warn(warning)
