@@ -219,7 +219,7 @@ def end_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> 
 def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding.
 
-    The checkpoint's own end tokens stay valid, after that of the tokenizer.
+    The end tokens of the checkpoint stay valid, after that of the tokenizer.
     """
     ends = end_tokens(model.config, tokenizer)
     for config in (model.config, model.generation_config):

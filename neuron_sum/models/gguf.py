@@ -16,8 +16,6 @@ from neuron_sum import console, files
 from neuron_sum.errors import ModelError, RunError, reading
 
 SUFFIX, PREFIX = ".gguf", "package:"
-ORIGIN = "gguf.json"
-"""The file in a converted folder that describes the GGUF file."""
 FORMAT = 1
 """Increased when the conversion changes, so that older folders in the cache are not used."""
 
@@ -60,6 +58,16 @@ def is_gguf(source: str) -> bool:
     return source.startswith(PREFIX) or source.endswith(SUFFIX)
 
 
+def package_folder(name: str) -> Path:
+    """The place in the cache of a package's converted model, whether it exists or not.
+
+    Args:
+        name: One of PACKAGES.
+    """
+    package = PACKAGES[name]
+    return files.cache_folder() / "models" / f"{name}-{package.version}-{package.file_sha256[:12]}-{FORMAT}"
+
+
 def folder_of(source: str) -> str:
     """The folder of a model: for a GGUF file or a package, the converted one in the cache; otherwise unchanged.
 
@@ -79,7 +87,6 @@ def folder_of(source: str) -> str:
         )
     from neuron_sum.models.gguf_conversion import convert
 
-    root = files.cache_folder() / "models"
     if source.startswith(PREFIX):
         name = source.removeprefix(PREFIX)
         if name not in PACKAGES:
@@ -87,8 +94,7 @@ def folder_of(source: str) -> str:
                 f"{source!r} is not a known package; valid: {', '.join(PREFIX + known for known in PACKAGES)}",
                 "download the GGUF file and use its path",
             )
-        package = PACKAGES[name]
-        folder = root / f"{name}-{package.version}-{package.file_sha256[:12]}-{FORMAT}"
+        package, folder = PACKAGES[name], package_folder(name)
 
         def write(made: Path) -> None:
             downloaded = _download(name, package, made)
@@ -102,7 +108,11 @@ def folder_of(source: str) -> str:
         found_file = file.resolve(strict=True)
         status = found_file.stat()
     identity = f"{found_file} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    folder = root / f"{file.stem[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}-{FORMAT}"
+    folder = (
+        files.cache_folder()
+        / "models"
+        / f"{file.stem[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}-{FORMAT}"
+    )
     _make(folder, lambda made: convert(found_file, made, file.name, None))
     return str(folder)
 
@@ -113,6 +123,8 @@ def origin_of(source: str) -> dict[str, Any] | None:
     Args:
         source: The name of the model, or the converted folder.
     """
+    from neuron_sum.models.gguf_conversion import ORIGIN
+
     path = Path(folder_of(source)) / ORIGIN
     return files.read_json(path, ModelError, "remove the folder to convert again") if path.is_file() else None
 

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from neuron_sum import console, files
 from neuron_sum.errors import ModelError, ResourceError, reading
-from neuron_sum.models.gguf import ORIGIN
 from neuron_sum.models.tokenizer_files import read_sentencepiece
 
 ARCHITECTURE = "llama"
@@ -32,6 +31,9 @@ SPLITTERS = {
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Values of tokenizer.ggml.token_type, which are those of SentencePiece."""
+
+ORIGIN = "gguf.json"
+"""The file in a converted folder that describes the GGUF file."""
 
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
