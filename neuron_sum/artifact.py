@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from neuron_sum import files
 from neuron_sum.contents import is_file, list_files, path_fault
 from neuron_sum.errors import ArtifactError, reading
+from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_resolved
 from neuron_sum.recipes.schema import Recipe, Section
 
@@ -100,7 +101,8 @@ class SpecialTokens(Section):
     """Token ids that control generation."""
 
     pad: TokenId
-    eos: TokenId
+    ends: tuple[TokenId, ...] = Field(min_length=1)
+    """Each of them ends a summary; the first one did in training."""
     decoder_start: TokenId | None
     """None for a decoder-only model, which starts from the last token of its prompt."""
 
@@ -109,7 +111,14 @@ class PromptRecord(Section):
     """The prompt used in training, and its hash."""
 
     template: str
+    is_chat: bool
+    """Whether the template already has all special tokens, so that the tokenizer adds none."""
     sha256: str
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> "PromptRecord":
+        """The record of a prompt."""
+        return cls(template=prompt.template, is_chat=prompt.is_chat, sha256=prompt.sha256)
 
 
 class SourceRecord(Section):
@@ -354,7 +363,8 @@ def open_artifact(path: Path) -> Artifact:
             raise ArtifactError(
                 f"files.{name}: sha256 is {actual[:12]}…, expected {expected[:12]}…: the file was changed", RESTORE
             )
-    if hashlib.sha256(manifest.prompt.template.encode()).hexdigest() != manifest.prompt.sha256:
+    prompt = manifest.prompt
+    if Prompt(prompt.template, prompt.is_chat).sha256 != prompt.sha256:
         raise ArtifactError("prompt.sha256 does not match prompt.template: the prompt was changed", "compile again")
     recipe = load_resolved(path / RECIPE)
     if recipe.prompt.resolve().sha256 != manifest.prompt.sha256:

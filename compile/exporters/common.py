@@ -8,7 +8,7 @@ from compile import cache
 from neuron_sum import console, files
 from neuron_sum.artifact import MANIFEST, SpecialTokens, is_manifest
 from neuron_sum.errors import RunError
-from neuron_sum.models.base import is_decoder_only
+from neuron_sum.models.base import end_tokens, is_decoder_only
 from neuron_sum.recipes.loading import differences
 from neuron_sum.recipes.schema import Recipe
 
@@ -56,4 +56,4 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig)
     start = None
     if not is_decoder_only(config):
         start = tokenizer.pad_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
-    return SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=start)
+    return SpecialTokens(pad=tokenizer.pad_token_id, ends=tuple(end_tokens(config, tokenizer)), decoder_start=start)

@@ -155,7 +155,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
             kv_dtype="fp32" if plan.settings.dtype == "fp32" else "bf16",
             stack=versions,
             compilation=compilation,
-            prompt=PromptRecord(template=prompt.template, sha256=prompt.sha256),
+            prompt=PromptRecord.of(prompt),
             tokens=special_tokens(tokenizer, plan.config),
             buckets=(bucket,),
             num_beams=(plan.num_beams,),

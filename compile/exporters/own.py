@@ -263,7 +263,7 @@ def _manifest(
         **plan.target.manifest(),
         dtype=plan.settings.dtype,
         kv_dtype="fp32" if plan.options.kv_dtype == torch.float32 else "bf16",
-        prompt=PromptRecord(template=prompt.template, sha256=prompt.sha256),
+        prompt=PromptRecord.of(prompt),
         tokens=special_tokens(tokenizer, plan.config),
         buckets=plan.buckets,
         num_beams=plan.num_beams,

@@ -11,6 +11,8 @@ from neuron_sum.errors import DataError, ModelError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
     from neuron_sum.data.encoding import UnknownTokens
     from neuron_sum.data.examples import Dataset
     from neuron_sum.data.shapes import ShapeReport
@@ -50,9 +52,13 @@ def data(
     first = next((examples[0] for examples in dataset.splits.values() if examples), None)
     if first is None:
         raise DataError(f"{dataset.origin} contains no examples", "check data.path and data.files")
-    shapes, unknown = None, {}
+    shapes, unknown, ids = None, {}, []
+    text = first.dialogue if loaded.prompt.needs_tokenizer else loaded.prompt.resolve().render(first.dialogue)
     try:
-        shapes, unknown = _tokens(loaded, dataset) if dataset["train"] else (None, {})
+        loaded, tokenizer, config = _model(loaded, dataset)
+        encoded = loaded.prompt.resolve().encode(tokenizer, [first.dialogue], loaded.data.max_source_length)
+        ids, text = encoded[0].input_ids, loaded.prompt.resolve().render(first.dialogue)
+        shapes, unknown = _tokens(loaded, dataset, tokenizer, config) if dataset["train"] else (None, {})
         shapes_line = str(shapes) if shapes else "shapes: no training examples"
     except ModelError as error:  # the command is about the data; the model may be unreachable from this machine
         shapes_line = f"shapes: not counted, because the tokenizer is not available: {error.message}"
@@ -67,6 +73,7 @@ def data(
             "skipped": dataset.skipped,
             "near_overlap": dataset.near_overlap,
             "unused": list(dataset.unused),
+            "first_prompt": {"id": first.id, "text": text, "token_ids": ids},
             "shapes": shapes.as_dict() if shapes else None,
             "unknown_tokens": {split: {**asdict(tokens), "share": tokens.share} for split, tokens in unknown.items()},
         },
@@ -79,19 +86,33 @@ def data(
             else []
         ),
         f"\nfirst prompt ({first.id}):",
-        loaded.prompt.resolve().render(first.dialogue) + first.references[0],
+        text + first.references[0],
+        *([f"\ntoken ids of this prompt ({len(ids)}): {' '.join(map(str, ids))}"] if ids else []),
         f"\nnext: neuron-sum train {quote(recipe)}",
     )
 
 
-def _tokens(recipe: "Recipe", dataset: "Dataset") -> "tuple[ShapeReport, dict[Split, UnknownTokens]]":
+def _model(recipe: "Recipe", dataset: "Dataset") -> "tuple[Recipe, PreTrainedTokenizerFast, PretrainedConfig]":
+    """The recipe with the text of a chat template, the tokenizer, and the configuration of the model."""
+    from neuron_sum.models import base as models
+    from neuron_sum.models.chat import render_chat, token_warnings
+
+    tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
+    rendered, config = render_chat(recipe, tokenizer), models.load_config(recipe.model, tokenizer)
+    for warning in token_warnings(rendered.prompt.resolve(), tokenizer, config):
+        console.warn(warning)
+    return rendered, tokenizer, config
+
+
+def _tokens(
+    recipe: "Recipe", dataset: "Dataset", tokenizer: "PreTrainedTokenizerFast", config: "PretrainedConfig"
+) -> "tuple[ShapeReport, dict[Split, UnknownTokens]]":
     """The report on padding that `train` prints, for one process, and the unknown tokens of each split."""
     from neuron_sum.data.encoding import encode, unknown_tokens
     from neuron_sum.data.shapes import check_packing, choose_plan
     from neuron_sum.models import base as models
 
-    tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
-    decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))
+    decoder_only = models.is_decoder_only(config)
     check_packing(recipe, decoder_only=decoder_only)
     encoded = {
         split: encode(examples, tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)

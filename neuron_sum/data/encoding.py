@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from neuron_sum.data.examples import Example
-from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, start_of
+from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, control_ids, start_of, without_control
 from neuron_sum.recipes.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ def encode(
     tokenized: list[list[int]] = (
         tokenizer(text_target=starts, add_special_tokens=False)["input_ids"] if references else []
     )
+    control = control_ids(tokenizer)
+    for number, row in enumerate(tokenized):
+        if not control.isdisjoint(row):
+            text = without_control(tokenizer, starts[number])
+            tokenized[number] = tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
     targets = iter([[*target[: data.max_target_length - 1], tokenizer.eos_token_id] for target in tokenized])
     features: list[Features] = []
     for example, source in zip(examples, sources, strict=True):

@@ -14,6 +14,7 @@ from neuron_sum.artifact import Artifact
 from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipes.loading import RecipeSource, load_recipe
+from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.text_files import SURROGATE
 
@@ -224,11 +225,11 @@ class Summarizer:
         with api_call(self._progress):
             from neuron_sum.evaluation.generate import summarize_all
 
-            generator, tokenizer = self._model
+            recipe, generator, tokenizer = self._loaded
             ids = [str(number) for number in range(len(texts))]
             alone = len(texts) == 1
-            predictions = summarize_all(generator, tokenizer, self.recipe, ids, texts, quiet=alone)
-            lengths, settings = self.recipe.data, self.recipe.generate
+            predictions = summarize_all(generator, tokenizer, recipe, ids, texts, quiet=alone)
+            lengths, settings = recipe.data, recipe.generate
             if truncated := sum(prediction.truncated for prediction in predictions):
                 what = "the dialogue was" if alone else f"{truncated} of {len(texts)} dialogues were"
                 console.warn(f"{what} truncated to data.max_source_length = {lengths.max_source_length} tokens")
@@ -238,10 +239,11 @@ class Summarizer:
             return predictions
 
     @cached_property
-    def _model(self) -> "tuple[Generator, PreTrainedTokenizerFast]":
-        from neuron_sum.evaluation.systems import load_system
+    def _loaded(self) -> "tuple[Recipe, Generator, PreTrainedTokenizerFast]":
+        from neuron_sum.evaluation.systems import load_system, rendered
 
-        return load_system(self._system, self.recipe)
+        recipe = rendered(self._system, self.recipe)
+        return recipe, *load_system(self._system, recipe)
 
 
 def _spec(system: SystemSource) -> str:

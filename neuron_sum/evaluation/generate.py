@@ -126,7 +126,9 @@ def summarize_all(
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             rows = generator.generate([prompts[i].input_ids for i in batch], recipe.generate)
-            predictions = [_prediction(tokenizer, ids[i], prompts[i], row) for i, row in zip(batch, rows, strict=True)]
+            predictions = [
+                _prediction(generator, tokenizer, ids[i], prompts[i], row) for i, row in zip(batch, rows, strict=True)
+            ]
             if partial is not None:
                 with files.writing(partial), partial.open("a", encoding="utf-8") as lines:
                     lines.writelines(prediction.to_json() + "\n" for prediction in predictions)
@@ -136,7 +138,11 @@ def summarize_all(
 
 
 def _prediction(
-    tokenizer: PreTrainedTokenizerFast, example_id: str, prompt: EncodedPrompt, output: Sequence[int]
+    generator: Generator,
+    tokenizer: PreTrainedTokenizerFast,
+    example_id: str,
+    prompt: EncodedPrompt,
+    output: Sequence[int],
 ) -> Prediction:
     return Prediction(
         id=example_id,
@@ -144,5 +150,5 @@ def _prediction(
         truncated=prompt.truncated,
         input_tokens=len(prompt.input_ids),
         output_tokens=len(output),
-        hit_limit=tokenizer.eos_token_id not in output,
+        hit_limit=not output or output[-1] not in generator.ends,
     )

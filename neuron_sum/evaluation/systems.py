@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuron_sum import files
-from neuron_sum.artifact import RECIPE, Artifact, artifact_name, is_artifact, open_artifact
+from neuron_sum.artifact import RECIPE, TOKENIZER, Artifact, artifact_name, is_artifact, open_artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RunError
@@ -150,6 +150,7 @@ def _predict_with_model(
     from neuron_sum.evaluation.generate import fingerprint, keep, read_kept, summarize_all
     from neuron_sum.runs.fingerprint import digest
 
+    recipe = rendered(system, recipe, base)
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
     parts = fingerprint(recipe, ids, dialogues, _model_parts(system, recipe, base))
     if (kept := read_kept(folder, parts)) is not None:
@@ -161,6 +162,19 @@ def _predict_with_model(
     keep(folder, parts, predictions, recipe.generate)
     partial.unlink()
     return predictions
+
+
+def rendered(system: System, recipe: Recipe, base: RunFolder | None = None) -> Recipe:
+    """The recipe with the text of the system's chat template, if it uses that.
+
+    Args:
+        system: A run, an artifact, a checkpoint, an adapter, or `untuned`.
+        recipe: The recipe, for prompt and generation.
+        base: For `untuned`: a run that started from it; None to load the model of the recipe.
+    """
+    from neuron_sum.models.chat import render_chat
+
+    return render_chat(recipe, _tokenizer(system, recipe, base)) if recipe.prompt.needs_tokenizer else recipe
 
 
 def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict[str, str]:
@@ -180,6 +194,19 @@ def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict
     return {**fingerprints.of_base(recipe), **data}
 
 
+def _tokenizer(system: System, recipe: Recipe, base: RunFolder | None) -> "PreTrainedTokenizerFast":
+    from neuron_sum.models import base as models
+    from neuron_sum.runs import trained
+
+    if system.weights is not None and system.base is not None:
+        return trained.adapter_tokenizer(system.weights, system.base)
+    run = system.run or base
+    folder = system.artifact.path / TOKENIZER if system.artifact is not None else run.weights if run else system.weights
+    if folder is not None:
+        return models.load_tokenizer(ModelConfig(name_or_path=str(folder)))
+    return models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+
+
 def load_system(
     system: System, recipe: Recipe, base: RunFolder | None = None
 ) -> "tuple[Generator, PreTrainedTokenizerFast]":
@@ -195,6 +222,7 @@ def load_system(
         ModelError: If the model cannot be loaded, or has too few positions.
     """
     from neuron_sum.models import base as models
+    from neuron_sum.models.chat import render_chat
     from neuron_sum.models.rotary import check_positions, generation_lengths
     from neuron_sum.runs import trained
     from neuron_sum.runtimes.hugging_face import TransformersGenerator
@@ -214,8 +242,10 @@ def load_system(
     elif base is not None:
         model, tokenizer = trained.load_untuned(base)
     else:
-        tokenizer = models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+        tokenizer = _tokenizer(system, recipe, base)
         model = models.load_base(recipe.model, tokenizer)
+    render_chat(recipe, tokenizer)
+    models.set_special_tokens(model, tokenizer)
     adapter = getattr(model, "active_peft_config", None)
     check_positions(model.config, generation_lengths(recipe, getattr(adapter, "num_virtual_tokens", 0)))
     return TransformersGenerator(model, tokenizer, recipe.generate.batch_size), tokenizer

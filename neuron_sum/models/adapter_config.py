@@ -13,6 +13,7 @@ import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neuron_sum.errors import ModelError, RunError
+from neuron_sum.models.gguf import is_gguf
 from neuron_sum.recipes.schema import ModelConfig
 
 CONFIG = "adapter_config.json"
@@ -202,6 +203,8 @@ def base_of(folder: Path, name: str | None = None) -> ModelConfig:
         raise ModelError(f"{folder / CONFIG} names no base model", BASE_HINT)
     if Path(chosen).is_dir():
         return ModelConfig(name_or_path=str(Path(chosen).resolve()))
+    if is_gguf(chosen):
+        return ModelConfig(name_or_path=chosen)
     if not HUB_ID.fullmatch(chosen):
         origin = "--base" if name is not None else f"{folder / CONFIG}: base_model_name_or_path"
         raise ModelError(f"{origin} = {chosen!r} is neither a folder nor a hub id", BASE_HINT)

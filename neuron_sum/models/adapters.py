@@ -1,5 +1,6 @@
 """LoRA and soft prompts: attach, load, merge, and verify the merge."""
 
+import functools
 import re
 import warnings
 from collections.abc import Mapping
@@ -51,10 +52,14 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel
         torch.manual_seed(seed)
         if isinstance(method, LoraMethod):
             try:
-                return get_peft_model(model, lora_config(method, model.config))
+                adapted = get_peft_model(model, lora_config(method, model.config))
             except ValueError as error:
                 raise ModelError(f"method.target_modules: {error}", f"use the default: {LORA_TARGETS}") from error
-        return _attach_soft_prompt(model, method)
+        else:
+            adapted = _attach_soft_prompt(model, method)
+    # Training does not resize embeddings. PEFT would look for the base model on a hub to find out, at each save.
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 def lora_config(method: LoraMethod, config: PretrainedConfig) -> LoraConfig:

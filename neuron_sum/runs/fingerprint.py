@@ -20,6 +20,7 @@ from neuron_sum.console import quote
 from neuron_sum.data.examples import Dataset, Example
 from neuron_sum.errors import ModelError, NeuronSumError, ResourceError, RunError
 from neuron_sum.models.base import load_config
+from neuron_sum.models.gguf import folder_of
 from neuron_sum.recipes.schema import DataConfig, FullMethod, ModelConfig, Recipe, Split, TrainedTokenizer
 from neuron_sum.runs.folder import RunFolder, open_run
 
@@ -36,6 +37,7 @@ FILES = {
     "tokenizer": (
         "tokenizer.json",
         "tokenizer_config.json",
+        "chat_template.jinja",
         "special_tokens_map.json",
         "added_tokens.json",
         "spiece.model",
@@ -57,11 +59,11 @@ def of_model(name_or_path: str, whose: str, revision: str | None = None) -> Fing
     """The parts of a base model, a checkpoint or an adapter.
 
     Args:
-        name_or_path: A folder or a hub id.
+        name_or_path: A folder, a hub id, or a model that is converted (see models/gguf.py).
         whose: BASE or TRAINED.
         revision: The revision of a model on a hub.
     """
-    folder = Path(name_or_path)
+    folder = Path(folder_of(name_or_path))
     if not folder.is_dir():
         commit = f"{name_or_path}@{_commit(name_or_path, revision)}"
         return {f"{kind} of {whose}": commit for kind in ("weights", *FILES)}
@@ -223,7 +225,7 @@ def _commit(name: str, revision: str | None) -> str:
 
 
 def _of_tokenizer(source: str) -> str:
-    path = Path(source)
+    path = Path(folder_of(source))
     if path.is_dir():
         return _hash_files(path / name for name in FILES["tokenizer"])
     if path.is_file():

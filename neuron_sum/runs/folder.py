@@ -8,6 +8,7 @@ from typing import Any
 from neuron_sum import files
 from neuron_sum.console import quote
 from neuron_sum.errors import RecipeError, RunError, reading
+from neuron_sum.models.gguf import folder_of
 from neuron_sum.recipes.loading import differences, load_resolved
 from neuron_sum.recipes.schema import FullMethod, Recipe
 from neuron_sum.runs.contents import DAMAGED, MARK, RunRecord, RunResults, is_run, recover, replace, validate
@@ -27,6 +28,7 @@ MAY_CHANGE_ON_RESUME = (
     "description",
     "data.path",
     "data.files.",
+    "prompt.rendered",
     "model.name_or_path",
     "train.logging_steps",
     "train.save_steps",
@@ -177,8 +179,8 @@ class RunFolder:
         return next((folder for folder in self.marked_checkpoints() if describe_damage(folder) is None), None)
 
     def model_source(self) -> str:
-        """The source of the base model: base/ of the run, or the name in the recipe."""
-        return str(self.base) if self.base.is_dir() else str(self.recipe.model.name_or_path)
+        """The source of the base model: base/ of the run, a folder, or a hub id."""
+        return str(self.base) if self.base.is_dir() else folder_of(str(self.recipe.model.name_or_path))
 
 
 def checkpoint_sizes(folder: Path) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Interfaces: the runtime that the generation loop requires, and the generators that all other code uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neuron_sum.runtimes.slots import AdapterSlots
+
+
+def until_end(row: Sequence[int], ends: Collection[int]) -> list[int]:
+    """The tokens of a row up to and including the first end token; all of them if there is none."""
+    last = next((index for index, token in enumerate(row) if token in ends), len(row))
+    return list(row[: last + 1])
 
 
 class Session(Protocol):
@@ -79,6 +85,10 @@ class Generator(Protocol):
     """An object that generates the tokens of summaries from prompts."""
 
     @property
+    def ends(self) -> Sequence[int]:
+        """The ids of the tokens that end a summary."""
+
+    @property
     def batch_size(self) -> int:
         """The largest number of prompts that are generated together."""
 
@@ -96,6 +106,10 @@ class CompiledGenerator(Shapes, Protocol):
 
     Its `generate` is that of `Generator`, with the adapters of a batch.
     """
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """The ids of the tokens that end a summary."""
 
     @property
     def batch_size(self) -> int:

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Session, Shapes, StepRuntime
+from neuron_sum.runtimes.base import Session, Shapes, StepRuntime, until_end
 from neuron_sum.runtimes.slots import AdapterSlots
 
 NEVER = -1.0e9
@@ -67,6 +67,11 @@ class StepGenerator:
         return replace(self, max_prompts=prompts)
 
     @property
+    def ends(self) -> Sequence[int]:
+        """The ids of the tokens that end a summary."""
+        return self.runtime.tokens.ends
+
+    @property
     def batch_size(self) -> int:
         """The number of prompts per batch."""
         return self.max_prompts or max(bucket.batch for bucket in self.runtime.buckets)
@@ -74,7 +79,7 @@ class StepGenerator:
     def warm_up(self) -> None:
         """Load every graph and run it once, so that the first request of a bucket is not slow."""
         for bucket in self.runtime.buckets:
-            rows = [[self.runtime.tokens.eos] * bucket.source_len] * bucket.batch
+            rows = [[self.runtime.tokens.ends[0]] * bucket.source_len] * bucket.batch
             for num_beams in self.runtime.num_beams:
                 with self.runtime.turn(), torch.inference_mode():
                     session = self.runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
@@ -156,11 +161,12 @@ def _search(
         processors.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
     if settings.min_new_tokens:
         processors.append(
-            MinNewTokensLengthLogitsProcessor(history.shape[1], settings.min_new_tokens, runtime.tokens.eos)
+            MinNewTokensLengthLogitsProcessor(history.shape[1], settings.min_new_tokens, list(runtime.tokens.ends))
         )
     search: Callable[..., Tensor] = _greedy if settings.num_beams == 1 else _beam_search
-    rows = search(session, history, processors, runtime.tokens.eos, settings)[:, history.shape[1] :].tolist()
-    return [row[: row.index(runtime.tokens.eos) + 1] if runtime.tokens.eos in row else row for row in rows]
+    ends = torch.tensor(runtime.tokens.ends)
+    rows = search(session, history, processors, ends, settings)[:, history.shape[1] :].tolist()
+    return [until_end(row, runtime.tokens.ends) for row in rows]
 
 
 def _history(start: Tensor, prompts: Sequence[Sequence[int]], runtime: StepRuntime) -> Tensor:
@@ -172,16 +178,16 @@ def _history(start: Tensor, prompts: Sequence[Sequence[int]], runtime: StepRunti
 
 
 def _greedy(
-    session: Session, history: Tensor, processors: LogitsProcessorList, eos: int, settings: GenerateConfig
+    session: Session, history: Tensor, processors: LogitsProcessorList, end_ids: Tensor, settings: GenerateConfig
 ) -> Tensor:
     """Greedy search: (examples, length + new tokens); a finished row continues with end tokens."""
     tokens, rows = session.start, torch.zeros_like(session.start)
     finished = torch.zeros(len(history), dtype=torch.bool)
     for _ in range(settings.max_new_tokens):
         scores = processors(history, session.step(tokens, rows)[:, 0])
-        chosen = scores.argmax(-1).masked_fill(finished, eos)
+        chosen = scores.argmax(-1).masked_fill(finished, int(end_ids[0]))
         history = torch.cat([history, chosen[:, None]], dim=1)
-        finished |= chosen == eos
+        finished |= torch.isin(chosen, end_ids)
         if finished.all():
             break
         tokens = chosen[:, None]
@@ -189,23 +195,24 @@ def _greedy(
 
 
 def _beam_search(
-    session: Session, history: Tensor, processors: LogitsProcessorList, eos: int, settings: GenerateConfig
+    session: Session, history: Tensor, processors: LogitsProcessorList, end_ids: Tensor, settings: GenerateConfig
 ) -> Tensor:
     """The best finished beam of every example: (examples, length + max_new_tokens), padded with end tokens.
 
     `running` are the unfinished beams, `finished` the best ended ones. Every step has 2 K candidates, because K of them
-    may end at the same step.
+    may end at the same step; with several end tokens, K more for each.
     """
     examples, beams, first = len(history), settings.num_beams, history.shape[1]
     length = first + settings.max_new_tokens
-    running = torch.full((examples, beams, length), eos)
+    running = torch.full((examples, beams, length), int(end_ids[0]))
     running[:, :, :first] = history[:, None]
     running_scores = torch.full((examples, beams), NEVER)
     running_scores[:, 0] = 0.0  # all beams are still equal, so only the first counts
     finished, finished_scores = running.clone(), torch.full((examples, beams), NEVER)
     is_finished = torch.zeros(examples, beams, dtype=torch.bool)
     can_improve = torch.ones(examples, 1, dtype=torch.bool)
-    in_top = torch.arange(2 * beams) < beams
+    candidates_kept = (1 + len(end_ids)) * beams
+    in_top = torch.arange(candidates_kept) < beams
     tokens, rows = session.start, torch.arange(beams).expand(examples, beams)
     for new in range(1, settings.max_new_tokens + 1):
         at = first + new - 1
@@ -213,11 +220,11 @@ def _beam_search(
         vocab = scores.shape[-1]
         scores = processors(running[:, :, :at].reshape(examples * beams, at), scores.reshape(examples * beams, vocab))
         totals = (scores.view(examples, beams, vocab) + running_scores[:, :, None]).view(examples, beams * vocab)
-        top_scores, top = torch.topk(totals, 2 * beams)
+        top_scores, top = torch.topk(totals, candidates_kept)
         top_rows, top_tokens = top // vocab, top % vocab
         candidates = _pick(running, top_rows)
         candidates[:, :, at] = top_tokens
-        ends = (top_tokens == eos) | (new == settings.max_new_tokens)
+        ends = torch.isin(top_tokens, end_ids) | (new == settings.max_new_tokens)
 
         continuing = top_scores + ends.float() * NEVER
         best = torch.topk(continuing, beams).indices

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runtimes.base import until_end
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,6 +31,12 @@ class TransformersGenerator:
         self._tokenizer, self._batch_size = tokenizer, batch_size
 
     @property
+    def ends(self) -> Sequence[int]:
+        """The ids of the tokens that end a summary."""
+        ends = self._model.config.eos_token_id
+        return ends if isinstance(ends, list) else [ends]
+
+    @property
     def batch_size(self) -> int:
         """The number of prompts per batch."""
         return self._batch_size
@@ -49,7 +56,7 @@ class TransformersGenerator:
             **settings.model_dump(exclude={"batch_size", *unused}),
             do_sample=False,
             pad_token_id=config.pad_token_id,
-            eos_token_id=config.eos_token_id,
+            eos_token_id=self.ends,
             bos_token_id=config.bos_token_id,
             decoder_start_token_id=None if decoder_only else config.decoder_start_token_id,
         )
@@ -62,8 +69,7 @@ class TransformersGenerator:
             rows = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
         # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
         skipped = (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
-        eos = config.eos_token_id
-        return [row[: row.index(eos) + 1] if eos in row else row for row in rows[:, skipped:].tolist()]
+        return [until_end(row, self.ends) for row in rows[:, skipped:].tolist()]
 
 
 def _soft_prompt_inputs(

@@ -18,6 +18,7 @@ from neuron_sum.artifact import Artifact, Bucket, Manifest, SpecialTokens
 from neuron_sum.errors import ArtifactError, PlatformError
 from neuron_sum.platform.matrix import NEURON_INDEX, PLATFORMS
 from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runtimes.base import until_end
 from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores
 from neuron_sum.runtimes.generation import choose_bucket
 
@@ -131,6 +132,11 @@ class OptimumGenerator:
     unsupported: Mapping[str, str] = field(default_factory=lambda: UNSUPPORTED)
 
     @property
+    def ends(self) -> Sequence[int]:
+        """See `CompiledGenerator`."""
+        return self.tokens.ends
+
+    @property
     def batch_size(self) -> int:
         """The number of prompts per batch."""
         return self.max_prompts or max(bucket.batch for bucket in self.buckets)
@@ -142,9 +148,9 @@ class OptimumGenerator:
     def warm_up(self) -> None:
         """Run every graph once, for two tokens, because the second token uses another graph than the first."""
         for bucket in self.buckets:
-            rows = [[self.tokens.eos] * bucket.source_len] * bucket.batch
+            rows = [[self.tokens.ends[0]] * bucket.source_len] * bucket.batch
             settings = GenerateConfig(max_new_tokens=min(2, bucket.target_len), num_beams=self.num_beams[0])
-            self._run(rows, settings, NEVER_GENERATED)
+            self._run(rows, settings, (NEVER_GENERATED,))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None
@@ -161,21 +167,21 @@ class OptimumGenerator:
             batch = order[start : start + self.batch_size]
             rows = [prompts[index] for index in batch]
             self.used.add(choose_bucket(self, len(rows), max(map(len, rows)), settings))
-            for index, tokens in zip(batch, self._run(rows, settings, self.tokens.eos), strict=True):
+            for index, tokens in zip(batch, self._run(rows, settings, self.tokens.ends), strict=True):
                 results[index] = tokens
         return results
 
-    def _run(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
+    def _run(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]) -> list[list[int]]:
         """Generate one batch that fits the bucket."""
         with torch.inference_mode():
-            outputs = self._llama(rows, settings, eos) if self._is_decoder_only else self._t5(rows, settings, eos)
-        return [row[: row.index(eos) + 1] if eos in row else row for row in outputs]
+            outputs = self._llama(rows, settings, ends) if self._is_decoder_only else self._t5(rows, settings, ends)
+        return [until_end(row, ends) for row in outputs]
 
     @property
     def _is_decoder_only(self) -> bool:
         return self.tokens.decoder_start is None
 
-    def _llama(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
+    def _llama(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]) -> list[list[int]]:
         if (shortest := min(map(len, rows))) < SHORTEST:
             raise ArtifactError(
                 f"a prompt has {shortest} tokens, optimum-neuron requires at least {SHORTEST}", "use a longer prompt"
@@ -186,18 +192,18 @@ class OptimumGenerator:
         for index, row in enumerate(rows):  # padded on the right, because upstream rejects left padding
             input_ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = 1
-        config = self._config(eos, max_new_tokens=settings.max_new_tokens)
+        config = self._config(ends, max_new_tokens=settings.max_new_tokens)
         outputs = self.model.generate(
             input_ids, attention_mask=mask, generation_config=config, use_model_defaults=False
         ).tolist()
         return [row[longest:] for row in outputs]
 
-    def _t5(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
+    def _t5(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]) -> list[list[int]]:
         [prompt] = rows  # upstream is correct only for batch 1
         input_ids = torch.tensor([list(prompt)])
         # Without beams these have no effect, and transformers would log a warning.
         beams = settings.model_dump(include={"num_beams", "length_penalty", "early_stopping"})
-        config = self._config(eos, **beams if settings.num_beams > 1 else {})
+        config = self._config(ends, **beams if settings.num_beams > 1 else {})
         outputs = self.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -206,12 +212,12 @@ class OptimumGenerator:
         )
         return [row[1:] for row in outputs.tolist()]
 
-    def _config(self, eos: int, **settings: Any) -> GenerationConfig:
+    def _config(self, ends: Sequence[int], **settings: Any) -> GenerationConfig:
         return GenerationConfig(
             **settings,
             do_sample=False,
             pad_token_id=self.tokens.pad,
-            eos_token_id=eos,
+            eos_token_id=list(ends),
             decoder_start_token_id=self.tokens.decoder_start,
         )
 

@@ -4,7 +4,7 @@ import platform
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
+from neuron_sum.models.chat import render_chat, token_warnings
 from neuron_sum.models.rotary import check_positions, training_lengths
 from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
@@ -202,6 +203,11 @@ def prepare(
     for line in dataset.notes():
         console.note(line)
 
+    origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
+    tokenizer = models.load_tokenizer(origin, dataset.training_texts())
+    recipe = render_chat(recipe, tokenizer)
+    run = replace(run, recipe=recipe)
+
     if resumed := console.is_main_process() and resume and is_run(output):
         actual = _inputs(recipe, run.base, dataset)
         check(
@@ -211,9 +217,7 @@ def prepare(
             "put the old files back, install the recorded version, or use --overwrite to restart",
         )
 
-    # Model and tokenizer
-    origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
-    tokenizer = models.load_tokenizer(origin, dataset.training_texts())
+    # Model
     settings = models.load_config(origin, tokenizer)
     check_packing(recipe, decoder_only=models.is_decoder_only(settings))
     check_positions(settings, training_lengths(recipe))
@@ -231,6 +235,8 @@ def prepare(
         f"{recipe.data.max_source_length} tokens, {data.train.targets_cut} summaries at {recipe.data.max_target_length}"
     )
 
+    for line in token_warnings(prompt, tokenizer, settings):
+        console.warn(line)
     unknown = unknown_tokens(data.train, dataset["train"], tokenizer, decoder_only=decoder_only)
     if (warning := unknown.warning("train")) is not None:
         console.warn(warning)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
+from neuron_sum.models.gguf import folder_of, is_gguf
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE
@@ -42,6 +43,8 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: 
         value = values[section][key]
         if not isinstance(value, str):
             continue
+        if is_gguf(value):
+            value = folder_of(value)  # the container gets the converted folder
         path = Path(value)
         if path.is_absolute():
             if not path.exists():

@@ -69,7 +69,7 @@ def runtime_of(base: PreTrainedModel, slots: int = 4) -> GraphRuntime:
     options = GraphOptions(source_len=SOURCE_LEN, target_len=TARGET_LEN, adapters=spec, soft_prompt_tokens=SOFT_TOKENS)
     static = static_model(base.config, options)
     start = None if is_decoder_only(base.config) else base.config.decoder_start_token_id
-    tokens = SpecialTokens(pad=base.config.pad_token_id, eos=base.config.eos_token_id, decoder_start=start)
+    tokens = SpecialTokens(pad=base.config.pad_token_id, ends=(base.config.eos_token_id,), decoder_start=start)
     bucket = Bucket(batch=4, source_len=SOURCE_LEN, target_len=TARGET_LEN)
     return eager_runtime(static, weights(static, base.state_dict()), [bucket], (1, 2), tokens)
 

@@ -4,7 +4,7 @@ import copy
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -59,7 +59,7 @@ def eager(
     static = static_model(config, GraphOptions(source_len=source_len, target_len=target_len, **options))
     tokens = SpecialTokens(
         pad=config.pad_token_id,
-        eos=config.eos_token_id,
+        ends=(config.eos_token_id,),
         decoder_start=None if is_decoder_only(config) else config.decoder_start_token_id,
     )
     buckets = [
@@ -147,6 +147,26 @@ def test_tokens_equal_those_of_transformers(cases: dict[str, Case], family: str,
     )
     assert seen["different"] == 0
     assert seen["near tie"] <= 1, seen
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_of_several_end_tokens_ends_a_summary(
+    cases: dict[str, Case], family: str, num_beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, asked = cases[family], GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
+    eos = case.model.config.eos_token_id
+    before = case.expected.generate(case.prompts[:8], asked)
+    frequent = [token for token, _ in Counter(token for row in before for token in row[2:]).most_common(4)]
+    monkeypatch.setattr(case.model.config, "eos_token_id", [eos, *(token for token in frequent if token != eos)][:3])
+    ends = tuple(case.expected.ends)
+    runtime = replace(case.runtime, tokens=case.runtime.tokens.model_copy(update={"ends": ends}))
+    seen = compared(case, case.prompts[:8], asked, StepGenerator(runtime))
+    assert seen["different"] == 0
+    assert seen["near tie"] <= 1, seen
+    rows = StepGenerator(runtime).generate(case.prompts[:8], asked)
+    assert {row[-1] for row in rows} & set(ends[1:]), "no summary ends with another end token"
+    assert all(token not in ends for row in rows for token in row[:-1])
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

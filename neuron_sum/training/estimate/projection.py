@@ -170,6 +170,7 @@ def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape
     from neuron_sum.data.shapes import choose_plan, longest_row
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.models import base as models
+    from neuron_sum.models.chat import render_chat
 
     if recipe.data.source == "hub":
         return None
@@ -179,6 +180,7 @@ def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape
         tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     except NeuronSumError:  # not on this machine: the caller has alternatives
         return None
+    recipe = render_chat(recipe, tokenizer)
     encoded = encode(dataset["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
     plan = choose_plan(recipe, encoded, None, decoder_only=decoder_only, devices=INSTANCES[INSTANCE].neuron_cores)
     longest = longest_row(recipe, decoder_only=decoder_only)
