@@ -293,11 +293,17 @@ def _report(
         session = Session(systems, recipe, overrides, columns or PredictionColumns())
         folder = Path(output) if output is not None else session.default_folder()
         with session.locked():
-            return _write(session, folder, systems)
+            return Report(write_comparison(session, folder, systems), folder / "report.html")
 
 
-def _write(session: "Session", folder: Path, systems: "list[System]") -> Report:
-    """Evaluates the systems of a session, and writes the report and the model cards."""
+def write_comparison(session: "Session", folder: Path, systems: "list[System]") -> "Comparison":
+    """Evaluates the systems of a session, and writes the results and the model cards of its runs.
+
+    Args:
+        session: The session, whose runs are locked.
+        folder: The folder for report.html and comparison.json.
+        systems: The systems of the session.
+    """
     from neuron_sum.evaluation.report import write_report
     from neuron_sum.runs.card import write_model_card
 
@@ -317,4 +323,4 @@ def _write(session: "Session", folder: Path, systems: "list[System]") -> Report:
                 write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
             except ResourceError as error:  # the run may be read-only
                 console.warn(f"the model card is not updated: {error.message}")
-    return Report(comparison, folder / "report.html")
+    return comparison
