@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -11,10 +11,6 @@ from neuron_sum import console, files
 from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.recipes.command import BaseOption, SetOption
-
-if TYPE_CHECKING:
-    from compile.exporters.own import CompilePlan
-    from compile.source import Source
 
 DEFAULT = "run"
 
@@ -76,31 +72,21 @@ def run(
         hint = "run `neuron-sum compile RUN`; `neuron-sum train RECIPE` creates a run"
         raise RecipeError("missing argument RUN", "run `neuron-sum compile ./run`" if Path("run").is_dir() else hint)
 
-    from compile.exporters import optimum
-    from compile.exporters.common import check_output
-    from compile.exporters.own import build, make_plan
-    from compile.source import open_source
+    from compile import api
 
-    source = open_source(run, recipe, [*(overrides or []), *([f"compile.target={target}"] if target else [])], base)
-    if optimum.is_chosen(source):
-        if jobs is not None:
-            console.warn(f"--jobs {jobs} is ignored: optimum-neuron decides how many compilers run in parallel")
-        _export(source, output, overwrite=overwrite, dry_run=dry_run)
-        return
-    planned = make_plan(source)
-    folder = output or source.default_output(planned.settings.dtype)
-    check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
-    _announce(source, planned, jobs)
+    changes = [*(overrides or []), *([f"compile.target={target}"] if target else [])]
+    planned = api.plan(run, output, recipe, changes, base, overwrite=overwrite, jobs=jobs)
     if dry_run:
-        console.emit(_as_dict(planned, jobs, folder), "dry run: nothing was written")
+        console.emit(planned.as_dict(), "dry run: nothing was written")
         return
-    with files.lock_output(folder):
-        artifact = build(source, planned, folder, overwrite=overwrite, jobs=jobs)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    manifest = planned.build().manifest
+    folder, described = planned.folder, planned.as_dict()
+    size = files.folder_size(folder)
+    graphs = f"{len(described['graphs'])} graphs, " if "graphs" in described else ""
+    place = f", on {manifest.target}" if "exporter" in described else ""
     console.emit(
-        {**_as_dict(planned, jobs, folder), "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
-        f"compiled {folder}: {len(planned.graphs)} graphs, {console.size(size)}\n"
-        f"next: neuron-sum compile verify {quote(folder)}",
+        {**described, "bytes": size, "manifest": manifest.model_dump(mode="json")},
+        f"compiled {folder}: {graphs}{console.size(size)}\nnext{place}: neuron-sum compile verify {quote(folder)}",
     )
 
 
@@ -200,82 +186,6 @@ def report(
     console.emit(
         content, table, f"wrote {target}; it contains paths and versions of this machine, but no text of dialogues"
     )
-
-
-def _announce(source: "Source", plan: "CompilePlan", jobs: int | None) -> None:
-    """Print the graphs, the model and the expected time before the first graph is compiled."""
-    table = console.table("graph", "batch", "source", "target", "beams", "cached")
-    missing = {graph.file for graph in plan.missing}
-    for graph in plan.graphs:
-        table.add_row(
-            Path(graph.file).stem,
-            str(graph.batch),
-            str(graph.source_len),
-            str(graph.target_len or ""),
-            str(graph.num_beams or ""),
-            "no" if graph.file in missing else "yes",
-        )
-    console.note_table(table)
-    form = "stored separately, in a slot" if source.uses_adapter_slot else "compiled in"
-    adapter = f"; adapter {form}" if source.is_adapter else ""
-    console.note(
-        f"{plan.config.model_type}, {plan.settings.dtype}, weights {console.size(plan.weights_bytes())}{adapter}"
-    )
-    if missing:
-        console.note(
-            f"{len(missing)} of {len(plan.graphs)} graphs to compile, {plan.processes(jobs)} in parallel"
-            + (f": about {console.duration(seconds)}" if (seconds := plan.seconds(jobs)) is not None else "")
-        )
-
-
-def _export(source: "Source", output: Path | None, *, overwrite: bool, dry_run: bool) -> None:
-    """Compile with optimum-neuron."""
-    from compile.exporters import optimum
-
-    plan = optimum.make_plan(source)
-    folder = output or source.default_output(plan.settings.dtype)
-    described = {
-        "artifact": str(folder),
-        "target": plan.settings.target,
-        "dtype": plan.settings.dtype,
-        "exporter": "optimum",
-        "buckets": [plan.bucket.model_dump()],
-        "num_beams": [plan.num_beams],
-        "sequence_length": plan.sequence_length,
-    }
-    adapter, cores = "; adapter merged" if source.is_adapter else "", plan.settings.neuron.tensor_parallel_size
-    console.note(
-        f"{plan.config.model_type}, {plan.settings.dtype}, for {plan.settings.target} through optimum-neuron: batch "
-        f"{plan.bucket.batch}, {plan.sequence_length} tokens, NeuronCores: {cores}{adapter}"
-    )
-    if dry_run:
-        console.emit(described, "dry run: nothing was written")
-        return
-    with files.lock_output(folder):
-        artifact = optimum.build(source, plan, folder, overwrite=overwrite)
-    size = files.folder_size(folder)
-    console.emit(
-        {**described, "bytes": size, "manifest": artifact.manifest.model_dump(mode="json")},
-        f"compiled {folder}: {console.size(size)}",
-        f"next, on {plan.settings.target}: neuron-sum compile verify {quote(folder)}",
-    )
-
-
-def _as_dict(plan: "CompilePlan", jobs: int | None, folder: Path) -> dict[str, Any]:
-    from compile import cache
-
-    return {
-        "artifact": str(folder),
-        "target": plan.settings.target,
-        "dtype": plan.settings.dtype,
-        "buckets": [bucket.model_dump() for bucket in plan.buckets],
-        "num_beams": list(plan.num_beams),
-        "graphs": [graph.file for graph in plan.graphs],
-        "to_compile": [graph.file for graph in plan.missing],
-        "weights_bytes": plan.weights_bytes(),
-        "estimated_seconds": None if (seconds := plan.seconds(jobs)) is None else round(seconds),
-        "cache": str(cache.folder()),
-    }
 
 
 def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, overrides: list[str], base: str | None) -> None:

@@ -15,7 +15,7 @@ from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_un
 from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import check_mergeable, merge
 from neuron_sum.models.chat import render_chat
-from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.loading import RecipeSource, load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.runs import fingerprint as fingerprints
 from neuron_sum.runs import trained
@@ -154,13 +154,13 @@ class Source:
 
 
 def open_source(
-    path: Path, recipe_name: str | None, overrides: Sequence[str], base: str | ModelConfig | None = None
+    path: Path, recipe: RecipeSource | None, overrides: Sequence[str], base: str | ModelConfig | None = None
 ) -> Source:
     """A run with its recipe, or a checkpoint or an adapter with the named one.
 
     Args:
         path: The folder.
-        recipe_name: The recipe; None for that of the run.
+        recipe: The recipe; None for that of the run.
         overrides: Changes to the recipe.
         base: The base model of an adapter, in place of the one that its adapter_config.json names.
 
@@ -174,24 +174,24 @@ def open_source(
         check_unused_base(base, path)
     if (path / "recipe.yaml").is_file():
         run = open_trained(path)
-        recipe = load_recipe(recipe_name or str(run.recipe_path), overrides)
-        return _rendered(Source(path, _with_method(recipe, run.recipe.method, overrides, path), run))
+        loaded = load_recipe(recipe or run.recipe_path, overrides)
+        return _rendered(Source(path, _with_method(loaded, run.recipe.method, overrides, path), run))
     if not is_adapter(path) and not (path / "config.json").is_file():
         raise RunError(
             f"{path} is neither a run nor a checkpoint nor an adapter",
             nested_hint(path) or "run `neuron-sum train RECIPE` to create a run",
         )
-    if recipe_name is None:
+    if recipe is None:
         kind = "an adapter" if is_adapter(path) else "a checkpoint"
         raise RunError(
             f"{path} is {kind} without a recipe", "pass --recipe NAME, which supplies prompt, lengths and beams"
         )
-    recipe = load_recipe(recipe_name, overrides)
+    loaded = load_recipe(recipe, overrides)
     if is_adapter(path):
         origin = base if isinstance(base, ModelConfig) else base_of(path, base)
-        recipe = _with_method(recipe, _method(path), overrides, path).model_copy(update={"model": origin})
-        return _rendered(Source(path, recipe, None, origin))
-    return _rendered(Source(path, _with_method(recipe, FullMethod(), overrides, path), None))
+        loaded = _with_method(loaded, _method(path), overrides, path).model_copy(update={"model": origin})
+        return _rendered(Source(path, loaded, None, origin))
+    return _rendered(Source(path, _with_method(loaded, FullMethod(), overrides, path), None))
 
 
 def _rendered(source: Source) -> Source:

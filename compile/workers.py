@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 from transformers import PretrainedConfig
 
@@ -99,9 +100,12 @@ class _Worker:
         """Starts the process; separate from `__init__`, because a Ctrl-C may come when the process already runs."""
         # Until the process has a separate group, a Ctrl-C at the terminal would reach it too; `end` kills it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # otherwise the process would run the caller's script again
         try:
             self._process.start()
         finally:
+            sys.modules["__main__"] = main
             self._child_pipe.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

@@ -3,11 +3,8 @@
 Neither this module nor the modules of the commands import anything heavy, so that --help responds immediately.
 """
 
-import errno
 import functools
 import inspect
-import os
-import re
 import signal
 import sys
 import traceback
@@ -20,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
-from neuron_sum.errors import FULL_DISK, NeuronSumError, ResourceError
+from neuron_sum.errors import known_cause
 
 COMMAND_GROUP = "neuron_sum.commands"
 ORDER = (
@@ -44,19 +41,8 @@ ORDER = (
 )
 """The commands in pipeline order; commands of other packages follow, sorted by name."""
 
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
-"""Defaults that silence libraries, because neuron-sum prints the same itself; variables that are set take priority."""
-
-UNUSABLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
-    *(errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
-)
-"""Errors of a path, a disk or a limit of this machine, which are not defects of neuron-sum."""
 LARGEST = 10**12
 """The largest number of an option; nan and inf would pass or break the checks of commands."""
-FULL_DISK_WORDS = re.compile("no space left on device|disk quota exceeded|file write failed", re.IGNORECASE)
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
-"""Words in the errors of libraries that fill the disk, or run out of memory, without an error number or MemoryError."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
@@ -86,8 +72,7 @@ class PipelineGroup(TyperGroup):
 def main() -> None:
     """The console script."""
     console.prepare()
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    console.silence_libraries()
     sys.exit(_guarded(lambda: build()()))
 
 
@@ -189,34 +174,13 @@ def _report(error: BaseException) -> int:
         if text := " ".join(str(error.format_message()).split()):  # empty if the help was printed instead
             console.fail(text[:1000], f"run `{path} --help`", 2)
         return 2
-    if known := _known(error):
+    if known := known_cause(error):
         console.fail(known.message, known.hint, known.exit_code)
         return known.exit_code
     message = " ".join(str(error).split())
     hint = "this is a defect of neuron-sum; use --debug and report the traceback"
     console.fail(f"{type(error).__name__}: {message:.300}", hint, 1)
     return 1
-
-
-def _known(error: BaseException) -> NeuronSumError | None:
-    """An exception as an error of neuron-sum, if its cause is known to be outside of neuron-sum."""
-    if isinstance(error, NeuronSumError):
-        return error
-    chain: BaseException | None = error
-    while chain is not None:  # libraries wrap the error of a full disk or lack of memory into others
-        if getattr(chain, "errno", None) in FULL_DISK or FULL_DISK_WORDS.search(str(chain)):
-            place = getattr(chain, "filename", None)
-            return ResourceError(f"the disk is full{f': {place}' if place else ''}", "free some space, and start again")
-        if isinstance(chain, MemoryError) or any(words in str(chain) for words in OUT_OF_MEMORY):
-            return ResourceError(
-                "the memory of this machine is not sufficient", "use smaller batches or a smaller input"
-            )
-        chain = chain.__cause__ or chain.__context__
-    if isinstance(error, OSError) and error.errno in UNUSABLE:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        hint = "raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else None
-        return ResourceError(f"{place}{error.strerror}", hint or "use another path, or change its permissions")
-    return None
 
 
 def _print_version(requested: bool) -> None:

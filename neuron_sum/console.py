@@ -7,11 +7,13 @@ Only this module writes to the terminal. Text that comes from files, models, ser
 control characters, and never interpreted as rich markup.
 """
 
+import io
 import os
 import shlex
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,16 +39,29 @@ CLOSED_PIPE = 141
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories that control or deceive a terminal: controls, formats (bidi, zero width), surrogates, lines."""
 
+LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+"""Variables that silence libraries, because neuron-sum prints the same itself."""
 JOINERS = "\u200c\u200d\u00ad"
 """Format characters of ordinary text: Persian and Hindi words and emoji contain joiners, other texts soft hyphens."""
 
 
 @dataclass
 class Settings:
-    """Output settings of this process; set once, by the options that every command has."""
+    """Output settings of this process, from the options that every command has, or from a call of the Python API.
+
+    Attributes:
+        json: Whether results are JSON.
+        debug: Whether errors have a traceback.
+        hidden: Whether messages and progress are hidden; warnings are then Python warnings.
+    """
 
     json: bool = False
     debug: bool = False
+    hidden: bool = False
 
 
 settings = Settings()
@@ -55,6 +70,12 @@ settings = Settings()
 def is_main_process() -> bool:
     """Whether this process prints output: it is the only one, or rank 0 under torchrun."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def silence_libraries() -> None:
+    """Sets LIBRARIES, before the libraries are imported; variables that are already set take priority."""
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)
 
 
 def clean(text: str) -> str:
@@ -106,8 +127,18 @@ def _console(*, stderr: bool) -> Console:
         highlight=False,
         emoji=False,
         soft_wrap=not terminal,
-        quiet=not is_main_process(),
+        quiet=not is_main_process() or (stderr and settings.hidden),
+        force_jupyter=False,
     )
+
+
+def as_text(renderable: RenderableType) -> str:
+    """What `emit` prints to a file, as text."""
+    stream = io.StringIO()
+    _SafeConsole(
+        file=stream, width=PLAIN_WIDTH, highlight=False, emoji=False, soft_wrap=True, force_jupyter=False
+    ).print(renderable)
+    return stream.getvalue().rstrip("\n")
 
 
 def prepare() -> None:
@@ -186,7 +217,9 @@ def note_table(content: Table) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a warning."""
+    """Prints a warning, or issues a Python warning if messages are hidden."""
+    if settings.hidden and is_main_process():
+        warnings.warn(clean(text), stacklevel=2)
     _to_stderr(f"warning: {text}", "yellow")
 
 

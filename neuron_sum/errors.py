@@ -21,12 +21,21 @@ with 2 (click's convention), and defects of neuron-sum with 1.
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
+)
+"""Errors of a path, a disk or a limit of this machine, which are not defects of neuron-sum."""
+FULL_DISK_WORDS = re.compile("no space left on device|disk quota exceeded|file write failed", re.IGNORECASE)
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+"""Words in the errors of libraries that fill the disk, or run out of memory, without an error number or MemoryError."""
 
 
 class NeuronSumError(Exception):
@@ -43,6 +52,8 @@ class NeuronSumError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.__notes__ = [f"hint: {hint}"]  # printed below a traceback, from Python 3.11 on
 
 
 class RecipeError(NeuronSumError):
@@ -159,3 +170,28 @@ def reading(source: Path | str, error: type[NeuronSumError], hint: str | None = 
             raise ResourceError(f"the disk is full: {caught.filename or source}", "free some space") from caught
         reason = caught.strerror if isinstance(caught, OSError) and caught.strerror else str(caught).split("\n")[0]
         raise error(f"{source} cannot be read: {reason or type(caught).__name__}", hint) from caught
+
+
+def known_cause(error: BaseException) -> NeuronSumError | None:
+    """An exception as an error of neuron-sum, if its cause is known to be outside of neuron-sum.
+
+    Args:
+        error: Any exception.
+    """
+    if isinstance(error, NeuronSumError):
+        return error
+    chain: BaseException | None = error
+    while chain is not None:  # libraries wrap the error of a full disk or lack of memory into others
+        if getattr(chain, "errno", None) in FULL_DISK or FULL_DISK_WORDS.search(str(chain)):
+            place = getattr(chain, "filename", None)
+            return ResourceError(f"the disk is full{f': {place}' if place else ''}", "free some space, and start again")
+        if isinstance(chain, MemoryError) or any(words in str(chain) for words in OUT_OF_MEMORY):
+            return ResourceError(
+                "the memory of this machine is not sufficient", "use smaller batches or a smaller input"
+            )
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        hint = "raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else None
+        return ResourceError(f"{place}{error.strerror}", hint or "use another path, or change its permissions")
+    return None

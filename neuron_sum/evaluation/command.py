@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import ResourceError, RunError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
+    from neuron_sum.evaluation.api import Report
     from neuron_sum.evaluation.prediction_files import PredictionColumns
-    from neuron_sum.evaluation.session import Session
-    from neuron_sum.evaluation.systems import System
 
 SYSTEM_HELP = (
     "Folder of a run, an artifact, a checkpoint or an adapter; or untuned, lead-3, longest-3 or human; or a file of "
@@ -44,8 +42,14 @@ def evaluate(
     dialogue_column: DialogueColumn = "dialogue",
 ) -> None:
     """Evaluate one system: write predictions.jsonl, metrics.json, report.html, and the model card of a run."""
+    from neuron_sum.evaluation import api
+
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
-    _compare([system], recipe, overrides, base, output, columns)
+    _print(
+        api.evaluate(
+            system, recipe=recipe, overrides=overrides or (), base=base, output=output, columns=columns, progress=True
+        )
+    )
 
 
 def compare(
@@ -60,8 +64,14 @@ def compare(
     dialogue_column: DialogueColumn = "dialogue",
 ) -> None:
     """Compare systems with each other and with the human summaries, with improvements and their significance."""
+    from neuron_sum.evaluation import api
+
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
-    _compare(systems, recipe, overrides, base, output, columns)
+    _print(
+        api.compare(
+            systems, recipe=recipe, overrides=overrides or (), base=base, output=output, columns=columns, progress=True
+        )
+    )
 
 
 def summarize(
@@ -83,28 +93,11 @@ def summarize(
     base: BaseOption = None,
 ) -> None:
     """Summarize one dialogue."""
-    from neuron_sum.models.adapter_config import nested_hint
-
-    if not any((run / name).is_file() for name in ("recipe.yaml", "config.json", "adapter_config.json")):
-        raise RunError(
-            f"{run} is neither a run, an artifact, a checkpoint nor an adapter",
-            nested_hint(run) or "run `neuron-sum train RECIPE` to create a run",
-        )
     from neuron_sum.data.transcripts import read_dialogue
-    from neuron_sum.evaluation.systems import parse_systems, summarize_one
-    from neuron_sum.recipes.loading import load_recipe
+    from neuron_sum.evaluation.api import Summarizer
 
-    system = parse_systems([str(run)], base)[0]
-    recipe = recipe or (str(system.recipe_path) if system.recipe_path is not None else None)
-    if recipe is None:
-        raise RunError(f"{run} has no recipe", "pass --recipe NAME, which supplies prompt, lengths and generation")
-    settings = load_recipe(recipe, overrides or [])
-    dialogue = read_dialogue(file)
-    prediction = summarize_one(system, settings, dialogue)
-    if prediction.truncated:
-        console.warn(f"the dialogue was truncated to data.max_source_length = {settings.data.max_source_length} tokens")
-    if prediction.hit_limit:
-        console.warn(f"the summary was truncated at generate.max_new_tokens = {settings.generate.max_new_tokens}")
+    summarizer = Summarizer(run, recipe=recipe, overrides=overrides or (), base=base, progress=True)
+    prediction = summarizer.predict([read_dialogue(file)])[0]
     console.emit(
         {
             "summary_text": prediction.summary,
@@ -122,49 +115,7 @@ def _columns(prediction: str, references: list[str] | None, example_id: str, dia
     return PredictionColumns(prediction, tuple(references or ()), example_id, dialogue)
 
 
-def _compare(
-    specs: list[str],
-    recipe_name: str | None,
-    overrides: list[str] | None,
-    base: str | None,
-    output: Path | None,
-    columns: "PredictionColumns",
-) -> None:
-    from neuron_sum.evaluation.session import Session
-    from neuron_sum.evaluation.systems import parse_systems
-
-    systems = parse_systems(specs, base)
-    session = Session(systems, recipe_name, overrides or [], columns)
-    folder = output or session.default_folder()
-    with session.locked():
-        _write(session, folder, systems)
-
-
-def _write(session: "Session", folder: Path, systems: "list[System]") -> None:
-    """Evaluate the systems of a session, and write and print the results."""
-    from neuron_sum import files
+def _print(report: "Report") -> None:
     from neuron_sum.evaluation.render import render
-    from neuron_sum.evaluation.report import write_report
-    from neuron_sum.runs.card import write_model_card
 
-    files.check_writable(folder, 0)
-    comparison = session.run(folder)
-    title = (
-        f"Evaluation of {systems[0].name}"
-        if len(systems) == 1
-        else "Comparison of " + ", ".join(s.name for s in systems)
-    )
-    write_report(folder / "report.html", comparison, title, session.origin, session.license)
-    files.write_json(folder / "comparison.json", comparison.as_dict())
-    for evaluation in comparison.evaluations:
-        if evaluation.system.run is not None:
-            run = evaluation.system.run
-            try:
-                write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
-            except ResourceError as error:  # the run may be read-only
-                console.warn(f"the model card is not updated: {error.message}")
-    console.emit(
-        {**comparison.as_dict(), "report": str(folder / "report.html")},
-        render(comparison),
-        f"report: {folder / 'report.html'}",
-    )
+    console.emit(report.as_dict(), render(report.comparison), f"report: {report.path}")

@@ -13,7 +13,7 @@ from neuron_sum.evaluation.evaluate import evaluate_system
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import read_predictions
 from neuron_sum.evaluation.systems import UNTUNED, System
-from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.loading import RecipeSource, load_recipe
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import check_data, differences, is_same_data, model_parts, record_of
@@ -32,18 +32,22 @@ class Session:
     """
 
     def __init__(
-        self, systems: Sequence[System], recipe_name: str | None, overrides: Sequence[str], columns: PredictionColumns
+        self,
+        systems: Sequence[System],
+        recipe: RecipeSource | None,
+        overrides: Sequence[str],
+        columns: PredictionColumns,
     ) -> None:
         self._systems, self._columns = systems, columns
-        self._uses_data_of_runs = recipe_name is None  # then predictions may be stored in the folders of the runs
+        self._uses_data_of_runs = recipe is None  # then predictions may be stored in the folders of the runs
         self._first_run = next((system.run for system in systems if system.run is not None), None)
         self._system_recipes = {
             system.name: load_recipe(str(system.recipe_path), overrides)
             for system in systems
             if system.recipe_path is not None
         }
-        if recipe_name is not None:
-            self._recipe = load_recipe(recipe_name, overrides)
+        if recipe is not None:
+            self._recipe = load_recipe(recipe, overrides)
         elif self._system_recipes:
             self._recipe = next(iter(self._system_recipes.values()))
             self._check_same_data()

@@ -148,39 +148,33 @@ def _predict_with_model(
     system: System, recipe: Recipe, examples: Sequence[Example], folder: Path, base: RunFolder | None
 ) -> list[Prediction]:
     from neuron_sum.evaluation.generate import fingerprint, keep, read_kept, summarize_all
-    from neuron_sum.models.chat import render_chat
     from neuron_sum.runs.fingerprint import digest
 
-    if recipe.prompt.needs_tokenizer:
-        recipe = render_chat(recipe, _tokenizer(system, recipe, base))
+    recipe = rendered(system, recipe, base)
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
     parts = fingerprint(recipe, ids, dialogues, _model_parts(system, recipe, base))
     if (kept := read_kept(folder, parts)) is not None:
         return kept
     files.check_writable(folder, 0)
     partial = folder / f"partial-{digest(parts)[:16]}.jsonl"
-    generator, tokenizer = _load(system, recipe, base)
+    generator, tokenizer = load_system(system, recipe, base)
     predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
     keep(folder, parts, predictions, recipe.generate)
     partial.unlink()
     return predictions
 
 
-def summarize_one(system: System, recipe: Recipe, dialogue: str) -> Prediction:
-    """Summarize one dialogue without writing files.
+def rendered(system: System, recipe: Recipe, base: RunFolder | None = None) -> Recipe:
+    """The recipe with the text of the system's chat template, if it uses that.
 
     Args:
-        system: A run, an artifact, a checkpoint or an adapter.
+        system: A run, an artifact, a checkpoint, an adapter, or `untuned`.
         recipe: The recipe, for prompt and generation.
-        dialogue: The text.
+        base: For `untuned`: a run that started from it; None to load the model of the recipe.
     """
-    from neuron_sum.evaluation.generate import summarize_all
     from neuron_sum.models.chat import render_chat
 
-    if recipe.prompt.needs_tokenizer:
-        recipe = render_chat(recipe, _tokenizer(system, recipe, None))
-    generator, tokenizer = _load(system, recipe, None)
-    return summarize_all(generator, tokenizer, recipe, ["dialogue"], [dialogue], quiet=True)[0]
+    return render_chat(recipe, _tokenizer(system, recipe, base)) if recipe.prompt.needs_tokenizer else recipe
 
 
 def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict[str, str]:
@@ -213,7 +207,20 @@ def _tokenizer(system: System, recipe: Recipe, base: RunFolder | None) -> "PreTr
     return models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
 
 
-def _load(system: System, recipe: Recipe, base: RunFolder | None) -> "tuple[Generator, PreTrainedTokenizerFast]":
+def load_system(
+    system: System, recipe: Recipe, base: RunFolder | None = None
+) -> "tuple[Generator, PreTrainedTokenizerFast]":
+    """Load the model of a system, and its tokenizer.
+
+    Args:
+        system: A run, an artifact, a checkpoint, an adapter, or `untuned`.
+        recipe: The recipe, for prompt and generation.
+        base: For `untuned`: a run that started from it; None to load the model of the recipe.
+
+    Raises:
+        ArtifactError: If the recipe has another prompt than the artifact.
+        ModelError: If the model cannot be loaded, or has too few positions.
+    """
     from neuron_sum.models import base as models
     from neuron_sum.models.chat import render_chat
     from neuron_sum.models.rotary import check_positions, generation_lengths

@@ -24,6 +24,9 @@ MAX_PARENTS = 10
 MAX_FAULTS = 50
 """The most errors in a message."""
 
+RecipeSource = str | Path | Recipe
+"""The name or the file of a recipe, or a loaded recipe."""
+
 DISPLACES = {
     "source": ("path", "config", "revision", "files", "columns", "delimiter", "encoding", "license"),
     "name_or_path": ("revision", "config", "tokenizer"),
@@ -39,17 +42,20 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies overrides.
 
     Args:
-        name_or_path: The name of a bundled recipe, or a YAML file.
+        recipe: The name of a bundled recipe, a YAML file, or a loaded recipe to change.
         overrides: `dotted.key=value` strings; the value is YAML.
 
     Raises:
         RecipeError: With all errors, each with its dotted path, the value and the valid values.
     """
-    raw = _read(_find(name_or_path))
+    name = recipe.name if isinstance(recipe, Recipe) else str(recipe)
+    raw = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _read(_find(name))
+    if isinstance(overrides, str):
+        overrides = (overrides,)
     faults: list[str] = []
     layer: dict[str, Any] = {}
     for override in overrides:
@@ -80,7 +86,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         else:
             faults.append(f"{key}: another override sets {'.'.join(parents)} to a plain value")
     raw = _merge(raw, _resolve_paths(layer, Recipe, Path.cwd()))
-    return _validate(_resolve_paths(raw, Recipe, Path.cwd()), name_or_path, faults)
+    return _validate(_resolve_paths(raw, Recipe, Path.cwd()), name, faults)
 
 
 def load_resolved(path: Path) -> Recipe:

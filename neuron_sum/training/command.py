@@ -31,14 +31,14 @@ def train(
 ) -> None:
     """Fine-tune a model: full, LoRA or prompt tuning, depending on the recipe."""
     from neuron_sum.recipes.loading import load_recipe
-    from neuron_sum.training import launch
+    from neuron_sum.training import api, launch
 
     changes = [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])]
     resolved = load_recipe(recipe, changes)
     launch.check_options(resolved.train, processes, precompile=precompile)
-    launch.set_environment(resolved.train)
-    folder = output or Path("runs") / resolved.name
+    folder = output or api.default_folder(resolved)
     if processes is not None and not dry_run:
+        launch.set_environment(resolved.train)
         with launch.preserve_environment():
             from neuron_sum.training.train import check_before_start
 
@@ -49,10 +49,11 @@ def train(
         all_flags = {**run_flags, "--force": force, "--json": console.settings.json, "--debug": console.settings.debug}
         flags = [flag for flag, on in all_flags.items() if on]
         raise typer.Exit(launch.start([recipe, *changes, *output_option, *flags], processes, precompile=precompile))
-    from neuron_sum.training import train as training
-
     if dry_run:
-        prepared = training.prepare(
+        launch.set_environment(resolved.train)
+        from neuron_sum.training.train import prepare
+
+        prepared = prepare(
             resolved,
             folder,
             resume=resume,
@@ -66,7 +67,7 @@ def train(
             "dry run: nothing was written",
         )
         return
-    run = training.train(resolved, folder, resume=resume, overwrite=overwrite, force=force)
+    run = api.train(resolved, folder, resume=resume, overwrite=overwrite, force=force, progress=True)
     if not console.is_main_process():
         return
     if not run.is_complete:

@@ -12,7 +12,7 @@ from compile.exporters import optimum, own
 from compile.source import Source
 from neuron_sum.doctor.recipe_check import check_recipe
 from neuron_sum.errors import RecipeError
-from neuron_sum.evaluation.systems import parse_systems, summarize_one
+from neuron_sum.evaluation.api import Summarizer
 from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.models.configs import make_config
 from neuron_sum.models.rotary import check_positions, context_length, training_lengths
@@ -106,12 +106,10 @@ def untrained_recipe(checkpoint: Path) -> Recipe:
 
 
 def test_generation_beyond_the_context_is_rejected(untrained_recipe: Recipe, checkpoint: Path) -> None:
-    system = parse_systems([str(checkpoint)])[0]
-    generate = untrained_recipe.generate.model_copy(update={"max_new_tokens": 33})
     with pytest.raises(RecipeError, match=r"max_new_tokens 33 = 65 tokens exceed the model's context of 64"):
-        summarize_one(system, untrained_recipe.model_copy(update={"generate": generate}), "A: hello")
-    generate = untrained_recipe.generate.model_copy(update={"max_new_tokens": 32, "min_new_tokens": 0})
-    assert summarize_one(system, untrained_recipe.model_copy(update={"generate": generate}), "A: hello")
+        Summarizer(checkpoint, recipe=untrained_recipe, overrides=["generate.max_new_tokens=33"]).predict(["A: hello"])
+    fitting = ["generate.max_new_tokens=32", "generate.min_new_tokens=0"]
+    assert Summarizer(checkpoint, recipe=untrained_recipe, overrides=fitting, progress=True).predict(["A: hello"])
 
 
 @pytest.mark.parametrize("plan", [own.make_plan, optimum.make_plan])
