@@ -90,8 +90,8 @@ def _tokens(recipe: "Recipe", dataset: "Dataset") -> "tuple[ShapeReport, dict[Sp
     from neuron_sum.data.shapes import check_packing, choose_plan
     from neuron_sum.models import base as models
 
+    decoder_only = models.is_decoder_only(models.load_config(recipe.model))
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
-    decoder_only = models.is_decoder_only(models.load_config(recipe.model, tokenizer))
     check_packing(recipe, decoder_only=decoder_only)
     encoded = {
         split: encode(examples, tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)

@@ -168,14 +168,14 @@ class OptimumGenerator:
     def _run(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
         """Generate one batch that fits the bucket."""
         with torch.inference_mode():
-            outputs = self._llama(rows, settings, eos) if self._is_decoder_only else self._t5(rows, settings, eos)
+            outputs = self._causal_lm(rows, settings, eos) if self._is_decoder_only else self._t5(rows, settings, eos)
         return [row[: row.index(eos) + 1] if eos in row else row for row in outputs]
 
     @property
     def _is_decoder_only(self) -> bool:
         return self.tokens.decoder_start is None
 
-    def _llama(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
+    def _causal_lm(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, eos: int) -> list[list[int]]:
         if (shortest := min(map(len, rows))) < SHORTEST:
             raise ArtifactError(
                 f"a prompt has {shortest} tokens, optimum-neuron requires at least {SHORTEST}", "use a longer prompt"

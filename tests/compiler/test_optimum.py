@@ -554,8 +554,8 @@ def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_bea
     [
         ([], ["compile.batch_sizes = [1, 8]: an export has one batch size", "compile.batch_sizes=[8]"]),
         (["compile.source_lens=[96,192]"], ["an export has one length"]),
-        (["compile.num_beams=[4]"], ["beams: 4; upstream's Llama has only greedy search"]),
-        (["generate.num_beams=2"], ["beams: 2; upstream's Llama has only greedy search"]),
+        (["compile.num_beams=[4]"], ["beams: 4; upstream's llama has only greedy search"]),
+        (["generate.num_beams=2"], ["beams: 2; upstream's llama has only greedy search"]),
         (["generate.no_repeat_ngram_size=3", "generate.min_new_tokens=2"],
          ["generate.no_repeat_ngram_size = 3", "generate.min_new_tokens = 2", "ignores it"]),
         (["compile.adapters.slots=2"], ["compile.adapters: its graphs have no adapter slots; LoRA is merged"]),
@@ -583,7 +583,7 @@ def test_unsupported_llama_settings_are_reported_at_once(
     [
         (["compile.batch_sizes=[8]"], ["correct for one prompt at a time", "compile.neuron.exporter=own"]),
         (["compile.dtype=bf16"], ["does not export with other weights", "compile.neuron.auto_cast=matmult"]),
-        (["compile.neuron.tensor_parallel_size=2"], ["only Llama supports it"]),
+        (["compile.neuron.tensor_parallel_size=2"], ["only decoder-only models support it"]),
         (["compile.neuron.auto_cast=all"], ["not tested for T5"]),
         (["compile.num_beams=[1,4]"], ["an export has one beam width"]),
         (["generate.no_repeat_ngram_size=3"], ["ignores it"]),
@@ -607,7 +607,7 @@ def test_a_llama_with_different_attention_upstream_is_rejected(llama_run: Path) 
         ({"vocab_size": 200}, "a vocabulary of 200"),
     ):
         other = type(config).from_dict({**config.to_dict(), **update})
-        assert any(words in fault for fault in exporter._llama(other, source)), words
+        assert any(words in fault for fault in exporter._causal_lm(other, source)), words
 
 
 def test_the_exporter_is_chosen_by_target_family_and_recipe(micro_run: Path, llama_run: Path) -> None:
