@@ -155,7 +155,7 @@ _INFERENCE, _NXD = ("pytorch-xla-inference",), ("pytorch-xla-inference", "nxd-in
 
 
 def _decoder_only(family: Family, *, trains: bool, compiles: bool) -> tuple[Cell, ...]:
-    """The cells of a decoder-only family, which has classes of its own in optimum-neuron or is not supported there."""
+    """The cells of a decoder-only family, which optimum-neuron has a class for, or does not support."""
     training: tuple[Cell, ...]
     if trains:
         training = (
