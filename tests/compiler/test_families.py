@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from artifacts import make_lora, make_soft_prompt
-from tiny_families import END, KINDS, PAD, made, prompts, saved, tokenizer
+from tiny_families import END, KINDS, PAD, made, prompts, tokenizer
 from transformers import PreTrainedModel
 
-from compile.exporters.own import build, make_plan
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import eager_runtime, static_model, weights
-from compile.source import Source, open_source
 from compile.targets.cpu import LINEARS
 from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ModelError
@@ -21,7 +19,6 @@ from neuron_sum.models.families import PROJECTIONS
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
-from neuron_sum.runtimes.load import load_generator
 
 SOURCE_LEN, TARGET_LEN, RANK, SOFT = 24, 12, 4, 5
 GREEDY, BEAMS = (GenerateConfig(max_new_tokens=TARGET_LEN, num_beams=beams) for beams in (1, 3))
@@ -91,17 +88,3 @@ def test_rotations_that_change_with_the_length_have_no_static_form() -> None:
     config = made("llama3", rope_scaling={"rope_type": "dynamic", "factor": 2.0}).config
     with pytest.raises(ModelError, match="changes with the length of the prompt"):
         static_model(config, GraphOptions())
-
-
-def source_of(folder: Path, *overrides: str) -> Source:
-    sizes = [f"data.max_source_length={SOURCE_LEN}", f"generate.max_new_tokens={TARGET_LEN}", "generate.num_beams=1"]
-    return open_source(folder, "tiny", [*sizes, "compile.batch_sizes=[1]", *overrides])
-
-
-def test_a_compiled_artifact_generates_the_tokens_of_transformers(tmp_path: Path) -> None:
-    """Biases and normalized queries and keys in one model; graphs of the others differ in less."""
-    changes = {"num_hidden_layers": 1, "attention_bias": True}
-    source = source_of(saved("qwen3", tmp_path / "model", **changes))
-    generator, _ = load_generator(build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=1))
-    expected = TransformersGenerator(made("qwen3", **changes), tokenizer(), 3).generate(prompts(), GREEDY)
-    assert [generator.generate([prompt], GREEDY)[0] for prompt in prompts()] == expected

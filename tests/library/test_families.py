@@ -17,6 +17,7 @@ from compile.graphs.static import eager_runtime, static_model, weights
 from compile.source import open_source
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
+from neuron_sum.doctor.recipe_check import check_recipe
 from neuron_sum.errors import ModelError, RecipeError
 from neuron_sum.models.adapter_config import AutoMapping
 from neuron_sum.models.base import load_config
@@ -24,6 +25,7 @@ from neuron_sum.models.configs import HARMLESS, make_config
 from neuron_sum.models.families import FAMILIES, biases, family_of, head_dim, rotated_layers, sliding_window
 from neuron_sum.models.rotary import check_positions
 from neuron_sum.platform import support
+from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig, ModelConfig
 from neuron_sum.runs.folder import open_run
@@ -258,11 +260,11 @@ def test_a_window_that_is_longer_than_the_context_is_not_named() -> None:
     ("kind", "method", "words"),
     [
         ("mistral", "lora", "no class for training this family"),
-        ("mistral", "lora", "sliding_window = 80"),
         ("qwen2", "full", "train.backend=torch, or a model of t5, llama, qwen3"),
         ("smollm3", "full", "no class for training this family"),
         ("qwen3", "prompt_tuning", "method=lora"),
         ("llama-biases", "full", "attention_bias: optimum-neuron 0.4.5 leaves out"),
+        ("qwen3-window", "full", "sliding_window = 80: optimum-neuron 0.4.5 has none"),
         ("smollm2", "full", None),
         ("llama3", "lora", None),
         ("qwen3", "full", None),
@@ -274,6 +276,20 @@ def test_the_neuron_backend_names_what_its_classes_lack(kind: str, method: str, 
     faults = neuron_faults(make_config(values_of(kind), "config.json"), recipe)
     said = [f"{fault.field}: {fault.reason}; {fault.remedy}" for fault in faults]
     assert not said if words is None else any(words in line for line in said), said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_doctor_states_for_every_family_what_works(kind: str) -> None:
+    values = values_of(kind)
+    overrides = [f"model.config={json.dumps(values)}", "data.max_source_length=40", "data.max_target_length=30"]
+    recipe = load_recipe("tiny", ["method=lora", *overrides])
+    for instance, stages in (("ml.trn1.2xlarge", ["train"]), ("ml.inf2.xlarge", ["compile", "serve"])):
+        checks = {check.name: check for check in check_recipe(recipe, INSTANCES[instance], PLATFORMS[0])}
+        for stage in stages:
+            works = support.find_cell(values["model_type"], "lora", stage).works
+            check = checks[f"{stage} {values['model_type']} lora"]
+            assert (check.verdict == "ok") == works
+            assert works or " or a model of t5, llama, " in str(check.remedy)
 
 
 def test_a_model_that_neuron_cannot_train_is_rejected_before_its_weights_are_read(

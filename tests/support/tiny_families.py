@@ -45,6 +45,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": False, "head_dim": 16},
+    "qwen3-window": {
+        "model_type": "qwen3",
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+    },
     "smollm3": {"model_type": "smollm3", "tie_word_embeddings": True, "no_rope_layer_interval": 2},
 }
 

@@ -43,7 +43,7 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
     faults = []
     if cell.works is False:
         faults.append(Fault("method", f"{method.name} of {config.model_type}: {cell.note}", remedy(cell)))
-    if decoder_only:
+    if decoder_only and find_cell(config.model_type, "full", "train").works:
         faults += [Fault("model", reason, "train.backend=torch") for reason in _differences(config)]
     if decoder_only and isinstance(method, LoraMethod):
         supported = family_of(config).lora_targets
