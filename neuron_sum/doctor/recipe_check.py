@@ -10,8 +10,9 @@ from neuron_sum.doctor.machine_check import Check, retirements
 from neuron_sum.doctor.upstream_bugs import UPSTREAM_BUGS, Case
 from neuron_sum.errors import RecipeError
 from neuron_sum.models.dimensions import base_config
+from neuron_sum.models.families import head_dim
 from neuron_sum.platform.matrix import Instance, Platform
-from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell
+from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell, remedy
 from neuron_sum.recipes.schema import CompileConfig, Recipe
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
     found = f"{cell.note} (evidence: {cell.evidence}; {cell.status})"
     if cell.works:
         return Check(name, "ok", found, None, cell.source)
-    return Check(name, "blocks", found, "method=lora", cell.source)
+    return Check(name, "blocks", found, remedy(cell), cell.source)
 
 
 def _check_context(recipe: Recipe, config: "PretrainedConfig") -> list[Check]:
@@ -151,11 +152,10 @@ def _check_serving_memory(
     source = max(compiled.source_lens or (recipe.data.max_source_length,))
     target = compiled.target_len or recipe.generate.max_new_tokens
     batch, beams = max(compiled.batch_sizes), max(compiled.num_beams or (recipe.generate.num_beams,))
-    if config.model_type == "t5":
+    if config.is_encoder_decoder:
         columns = config.num_decoder_layers * config.num_heads * config.d_kv * (beams * target + source)
     else:
-        head = config.hidden_size // config.num_attention_heads
-        columns = config.num_hidden_layers * config.num_key_value_heads * head * beams * (source + target)
+        columns = config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * beams * (source + target)
     needed = weights + 2 * batch * columns * kv_bytes
     found = (
         f"about {size(needed)} of {size(instance.core_memory)} (weights {size(weights)} in {compiled.dtype}, keys and "

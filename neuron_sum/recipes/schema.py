@@ -172,7 +172,7 @@ class LoraMethod(Section):
     lora_alpha: int = Field(32, ge=1, le=1_000_000)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None
-    """Default: q and v for T5, all seven projections for Llama (optimum-neuron cannot consolidate fewer)."""
+    """Default: q and v for T5, all seven projections for the others (optimum-neuron cannot consolidate fewer)."""
 
 
 class PromptTuningMethod(Section):
@@ -319,7 +319,7 @@ class NeuronCompileConfig(Section):
     """Settings only for inf2 and trn1; the compiler's options have the names of neuronx-cc."""
 
     exporter: Literal["own", "optimum"] | None = None
-    """own: the graphs of neuron-sum. optimum: those of optimum-neuron. Default: own for T5, optimum for Llama."""
+    """own: the graphs of neuron-sum. optimum: those of optimum-neuron. Default: own for T5, optimum for the others."""
     auto_cast: Literal["none", "matmult", "all"] = "none"
     """The fp32 operations that the compiler may compute in auto_cast_type."""
     auto_cast_type: Literal["bf16", "tf32"] = "bf16"

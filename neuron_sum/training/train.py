@@ -196,6 +196,14 @@ def prepare(
 
     BACKENDS[recipe.train.backend].check(recipe.train, processes)
 
+    # The model's family and limits, before anything large is loaded
+    origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
+    settings = models.load_config(origin)
+    decoder_only = models.is_decoder_only(settings)
+    check_packing(recipe, decoder_only=decoder_only)
+    check_positions(settings, training_lengths(recipe))
+    BACKENDS[recipe.train.backend].check_model(settings, recipe)
+
     # Data
     dataset = load_dataset(recipe.data)
     if not dataset["train"]:
@@ -203,7 +211,6 @@ def prepare(
     for line in dataset.notes():
         console.note(line)
 
-    origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
     recipe = render_chat(recipe, tokenizer)
     run = replace(run, recipe=recipe)
@@ -218,13 +225,10 @@ def prepare(
         )
 
     # Model
-    settings = models.load_config(origin, tokenizer)
-    check_packing(recipe, decoder_only=models.is_decoder_only(settings))
-    check_positions(settings, training_lengths(recipe))
     base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
-    config, prompt, decoder_only = base.config, recipe.prompt.resolve(), models.is_decoder_only(base.config)
+    config, prompt = base.config, recipe.prompt.resolve()
     validation = encode(dataset["validation"], tokenizer, prompt, recipe.data, decoder_only=decoder_only)
     data = TrainingData(
         train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
@@ -242,7 +246,6 @@ def prepare(
         console.warn(warning)
 
     # Method
-    BACKENDS[recipe.train.backend].check_model(config, recipe)
     model = adapters.attach(base, recipe.method, recipe.train.seed)
     parameters = models.count_parameters(model)
     console.note(f"{recipe.method.name}: {parameters}")

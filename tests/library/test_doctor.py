@@ -16,8 +16,8 @@ from neuron_sum.doctor import machine_check, recipe_check, upstream_bugs
 from neuron_sum.doctor.machine_check import Check, check_machine
 from neuron_sum.doctor.recipe_check import check_recipe
 from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.models.adapters import LORA_TARGETS
 from neuron_sum.models.dimensions import PUBLISHED, base_config
+from neuron_sum.models.families import PROJECTIONS
 from neuron_sum.platform.machine import Machine, describe_machine
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from neuron_sum.recipes.loading import load_recipe, shipped_recipes
@@ -288,8 +288,8 @@ def test_the_layout_follows_the_recipe() -> None:
         ("t5", "q,wo"),
         ("llama", "q_proj,v_proj"),
         ("llama", "q_proj,lm_head"),
-        ("llama", ",".join(LORA_TARGETS["llama"])),
-        ("llama", ",".join([*LORA_TARGETS["llama"], "lm_head"])),
+        ("llama", ",".join(PROJECTIONS)),
+        ("llama", ",".join([*PROJECTIONS, "lm_head"])),
     ],
 )
 def test_the_doctor_blocks_exactly_the_recipes_that_train_rejects(

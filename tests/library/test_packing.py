@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from configs import LLAMA, T5
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from tiny_families import KINDS, values_of
 from training_runs import TORCHRUN, assert_a_kill_changes_nothing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
@@ -22,7 +22,9 @@ from neuron_sum.data.layouts import Lengths, Row, Shape
 from neuron_sum.data.rows import Batch, Collator, RowSet, count_tokens
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import RecipeError
-from neuron_sum.models import adapters, packed_t5
+from neuron_sum.models import adapters
+from neuron_sum.models.base import model_class_of
+from neuron_sum.models.configs import make_config
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
 from neuron_sum.training.loss import TokenLoss
@@ -65,9 +67,8 @@ def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0
 
 def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTrainedModel | PeftModel:
     """The same weights for packed and plain; those of LoRA are not zero."""
-    classes = {"t5": packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration}
     torch.manual_seed(0)
-    base = classes.get(config.model_type, transformers.LlamaForCausalLM)(copy.deepcopy(config))
+    base = model_class_of(config, packed=packed)(copy.deepcopy(config))
     model = adapters.attach(base, method, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -102,11 +103,13 @@ def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
 
 
 CASES = [("t5", "full"), ("t5", "lora"), ("t5", "prompt_tuning"), ("llama", "full"), ("llama", "lora")]
+CASES += [(kind, "full") for kind in KINDS] + [("qwen3", "lora")]
 
 
 @pytest.mark.parametrize(("family", "method"), CASES, ids=lambda value: value)
 def test_packed_rows_have_the_loss_and_gradients_of_single_examples(family: str, method: str) -> None:
-    config = {"t5": T5, "llama": LLAMA}[family]
+    """Rows are longer than the sliding window of some, their examples are not."""
+    config = {"t5": T5, "llama": LLAMA}.get(family) or make_config(values_of(family), family)
     data = examples(config)
     rows = packed_rows(data, config, VIRTUAL if method == "prompt_tuning" else 0)
     collator = Collator(rows.plan, config)

@@ -16,9 +16,6 @@ from neuron_sum.data.rows import Batch, RowSet, count_tokens
 from neuron_sum.training.callbacks import FINITE, StopOnDivergence, all_finite
 from neuron_sum.training.torch.order import EpochOrder, SetEpoch
 
-LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
-"""The layer class that FSDP shards as one unit, by model type."""
-
 
 class SumThenDivide(TrainerCallback):  # type: ignore[misc]
     """Corrects FSDP2's gradients over gloo.
@@ -127,7 +124,7 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
                 fsdp_version=2,
                 reshard_after_forward=True,
                 auto_wrap_policy="transformer_based_wrap",
-                transformer_cls_names_to_wrap=[LAYER_CLASSES[self.model.config.model_type]],
+                transformer_cls_names_to_wrap=list(self.model._no_split_modules),
                 state_dict_type="FULL_STATE_DICT",
                 cpu_ram_efficient_loading=False,
             )
