@@ -41,7 +41,8 @@ class Dataset:
         origin: The usual name of the data, such as "DialogSum".
         license: The licence of the data; None if unknown.
         skipped: Number of skipped bad rows by kind (only with skip_bad).
-        near_overlap: Training dialogues that equal one of validation or test except for case and white space.
+        near_overlap: Training dialogues that equal one of validation or test except for case and white space; like all
+            splits, after the limits on examples.
         unused: Files of the folder, or splits of the hub, that are not used.
     """
 
@@ -80,7 +81,7 @@ class Dataset:
             lines.append(f"not used: {', '.join(self.unused[:UNUSED_SHOWN])}{more}")
         if self.near_overlap:
             lines.append(
-                f"{self.near_overlap} training dialogues equal one of validation or test except for case and spaces"
+                f"{self.near_overlap} used training dialogues equal one of validation or test except for case and space"
             )
         return lines
 

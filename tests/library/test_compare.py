@@ -108,7 +108,7 @@ def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: Comman
     merged = neuron_sum("merge", "lora", "--output", "merged")
     assert merged.returncode == 0, merged.stderr
     systems = ("c$1$=full/checkpoint", "adapter=lora/adapter", "merged", "full")
-    few = ("--set", "data.max_eval_examples=5", "--set", "generate.max_new_tokens=12")
+    few = ("--set", "data.max_test_examples=5", "--set", "generate.max_new_tokens=12")
     made = neuron_sum("compare", *systems, "--recipe", "tiny", *few, "--output", "parts", "--json")
     assert made.returncode == 0, made.stderr
     names = ("c$1$", "adapter", "merged", "full")
