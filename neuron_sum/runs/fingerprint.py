@@ -57,11 +57,14 @@ def of_model(name_or_path: str, whose: str, revision: str | None = None) -> Fing
     """The parts of a base model, a checkpoint or an adapter.
 
     Args:
-        name_or_path: A folder or a hub id.
+        name_or_path: A folder, a file that contains the whole model (GGUF), or a hub id.
         whose: BASE or TRAINED.
         revision: The revision of a model on a hub.
     """
     folder = Path(name_or_path)
+    if folder.is_file():
+        content = file_hash(folder)
+        return {f"{kind} of {whose}": content for kind in ("weights", *FILES)}
     if not folder.is_dir():
         commit = f"{name_or_path}@{_commit(name_or_path, revision)}"
         return {f"{kind} of {whose}": commit for kind in ("weights", *FILES)}
