@@ -58,6 +58,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         license=config.license or _license(config),
         skipped=skipped,
         unused=tuple(unused),
+        available={split: len(examples) for split, examples in splits.items()},
         near_overlap=near_overlap(used.get("train", ()), (*used.get("validation", ()), *used.get("test", ()))),
     )
 

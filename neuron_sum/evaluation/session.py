@@ -29,7 +29,10 @@ class Session:
     Attributes:
         origin: The name of the data.
         license: The data's licence.
+        available: Number of examples of the evaluated split before its limit; None for predictions files.
     """
+
+    available: int | None = None
 
     def __init__(
         self, systems: Sequence[System], recipe_name: str | None, overrides: Sequence[str], columns: PredictionColumns
@@ -61,6 +64,7 @@ class Session:
         if self._uses_data_of_runs:
             self._check_unchanged(dataset)
         self.origin, self.license, self._examples = dataset.origin, dataset.license, dataset[split]
+        self.available = dataset.available[split] if self._examples else None
         if not self._examples:
             raise DataError(
                 f"{dataset.origin} has no {split} split", "choose another one, such as --set evaluate.split=validation"
@@ -100,7 +104,16 @@ class Session:
             if system.run is not None and len(self._systems) > 1 and self._uses_data_of_runs:
                 predictions_folder = system.run.path / "evaluation" / recipe.evaluate.split
             evaluations.append(
-                evaluate_system(system, recipe, self._examples, predictions_folder, self._columns, base, self.origin)
+                evaluate_system(
+                    system,
+                    recipe,
+                    self._examples,
+                    predictions_folder,
+                    self._columns,
+                    base,
+                    self.origin,
+                    self.available,
+                )
             )
         return compare(self._examples, evaluations, self._recipe.evaluate)
 

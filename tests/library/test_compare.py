@@ -34,7 +34,7 @@ def test_compare_reports_every_system_and_the_human_summaries(runs: Path, neuron
     assert made.returncode == 0, made.stderr
     out = made.stdout
     for expected in (
-        "12 dialogues: the bundled sample, test split",
+        "12 of 48 dialogues: the bundled sample, test split",
         "untuned",
         "points above untuned",
         "human 1",
