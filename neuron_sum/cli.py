@@ -32,6 +32,7 @@ ORDER = (
     "evaluate",
     "compare",
     "summarize",
+    "results",
     "merge",
     "preflight",
     "compile",

@@ -10,6 +10,7 @@ from neuron_sum.errors import ResourceError, RunError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
+    from neuron_sum.evaluation.compare import Comparison
     from neuron_sum.evaluation.prediction_files import PredictionColumns
     from neuron_sum.evaluation.session import Session
     from neuron_sum.evaluation.systems import System
@@ -137,13 +138,20 @@ def _compare(
     session = Session(systems, recipe_name, overrides or [], columns)
     folder = output or session.default_folder()
     with session.locked():
-        _write(session, folder, systems)
+        comparison = write_comparison(session, folder, systems)
 
-
-def _write(session: "Session", folder: Path, systems: "list[System]") -> None:
-    """Evaluate the systems of a session, and write and print the results."""
-    from neuron_sum import files
     from neuron_sum.evaluation.render import render
+
+    console.emit(
+        {**comparison.as_dict(), "report": str(folder / "report.html")},
+        render(comparison),
+        f"report: {folder / 'report.html'}",
+    )
+
+
+def write_comparison(session: "Session", folder: Path, systems: "list[System]") -> "Comparison":
+    """Evaluate the systems of a session, and write the results and the model cards of its runs."""
+    from neuron_sum import files
     from neuron_sum.evaluation.report import write_report
     from neuron_sum.runs.card import write_model_card
 
@@ -163,8 +171,4 @@ def _write(session: "Session", folder: Path, systems: "list[System]") -> None:
                 write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
             except ResourceError as error:  # the run may be read-only
                 console.warn(f"the model card is not updated: {error.message}")
-    console.emit(
-        {**comparison.as_dict(), "report": str(folder / "report.html")},
-        render(comparison),
-        f"report: {folder / 'report.html'}",
-    )
+    return comparison
