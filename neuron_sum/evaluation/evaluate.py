@@ -141,7 +141,7 @@ def _sizes(system: System, base: RunFolder | None) -> dict[str, Any] | None:
     results = run.read_results()
     sizes = {key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")}
     if system.run is not None:
-        return sizes
+        return {**sizes, "train_examples": results.get("train_examples")}
     adapter_parameters = 0 if results["method"] == "full" else results["trainable_parameters"]
     size = sum(file.stat().st_size for file in Path(run.model_source()).glob("*.safetensors"))
     parameters = results["all_parameters"] - adapter_parameters
