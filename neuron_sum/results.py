@@ -94,7 +94,8 @@ def _check_weights(experiment: str, recipe: "Recipe") -> None:
         )
     try:
         load_config(recipe.model)
-        if not Path(name).is_file() and find_file(name, INDEX, revision) is None:
+        is_folder_or_id = Path(name).is_dir() or not (Path(name).exists() or ":" in name)
+        if is_folder_or_id and find_file(name, INDEX, revision) is None:
             find_file(name, SINGLE, revision, required=True)
     except ModelError as error:
         raise ModelError(

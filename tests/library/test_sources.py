@@ -68,6 +68,7 @@ def test_each_split_has_its_limit_and_only_used_examples_count_as_overlap(tmp_pa
     limits = {"max_examples": 5, "max_validation_examples": 2, "max_test_examples": 3}
     few = load_dataset(config(tmp_path, **limits))
     assert [len(few[split]) for split in ("train", "validation", "test")] == [5, 2, 3]
+    assert few.notes()[0].endswith("5 of 10 train, 2 of 10 validation, 3 of 11 test")
     assert (load_dataset(config(tmp_path)).near_overlap, few.near_overlap) == (1, 0)
     assert load_dataset(config(tmp_path, max_examples=2)).near_overlap == 1
     assert load_dataset(config(tmp_path, max_test_examples=10)).near_overlap == 0
