@@ -29,6 +29,7 @@ ORDER = (
     "evaluate",
     "compare",
     "summarize",
+    "results",
     "merge",
     "preflight",
     "compile",

@@ -43,10 +43,14 @@ def preflight(
     if picture is not None:
         _check_picture(picture)
 
-    from compile.preflight import report as preflighting
+    from compile.preflight.lowering import check_xla_python
     from neuron_sum.recipes.loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    check_xla_python()
+
+    from compile.preflight import report as preflighting
+
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
     console.emit(report.as_dict(), *_shown(report))
     if picture is not None:  # last, so that the report is printed even if writing the file fails

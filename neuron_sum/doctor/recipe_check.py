@@ -36,7 +36,7 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         NeuronSumError: If the base model's configuration is not available.
     """
     config = base_config(recipe.model)
-    parameters = _parameters(recipe, config)
+    parameters = parameters_of(recipe, config)
     family, method = str(config.model_type), recipe.method.name
     stages: list[Stage] = [stage for stage, families in FAMILIES_OF_STAGE.items() if instance.family in families]
     checks = [_check_method(family, method, stage) for stage in stages]
@@ -46,12 +46,12 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         checks += _check_training(recipe, config, parameters, instance)
     else:
         checks.append(_check_serving_memory(recipe, config, parameters, instance))
-    checks += _check_context(recipe, config)
+    checks += check_context(recipe, config)
     checks += _check_upstream_bugs(recipe, family, instance, "train" if "train" in stages else "compile")
     return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
 
 
-def _parameters(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":
+def parameters_of(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":
     """The parameters of the model with its adapter, counted without allocating weights."""
     import torch
 
@@ -74,7 +74,8 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
     return Check(name, "blocks", found, remedy(cell), cell.source)
 
 
-def _check_context(recipe: Recipe, config: "PretrainedConfig") -> list[Check]:
+def check_context(recipe: Recipe, config: "PretrainedConfig") -> list[Check]:
+    """Check that the model has positions for the recipe's lengths."""
     from neuron_sum.models.rotary import check_positions, training_lengths
 
     try:

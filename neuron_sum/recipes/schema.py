@@ -19,6 +19,12 @@ class MaybePath:
 PathOrHubId = Annotated[str, MaybePath()]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+LIMITS: dict[Split, str] = {
+    "train": "max_examples",
+    "validation": "max_validation_examples",
+    "test": "max_test_examples",
+}
+"""The field of DataConfig that limits each split."""
 
 
 class Section(BaseModel):
@@ -69,8 +75,10 @@ class DataConfig(Section):
     """The licence of the data if the source does not state it; printed, and written into the model card."""
     max_examples: int | None = Field(None, ge=1, le=10**12)
     """Maximum number of training examples, evenly spaced over the split (the course used 125 of 12,460)."""
-    max_eval_examples: int | None = Field(None, ge=1, le=10**12)
-    """Maximum number of validation and of test examples, also evenly spaced."""
+    max_validation_examples: int | None = Field(None, ge=1, le=10**12)
+    """Maximum number of validation examples, also evenly spaced."""
+    max_test_examples: int | None = Field(None, ge=1, le=10**12)
+    """Maximum number of test examples, also evenly spaced."""
     max_source_length: int = Field(512, ge=8, le=1_000_000)
     """Maximum tokens of the whole prompt; the end of a longer dialogue is cut off, and counted."""
     max_target_length: int = Field(128, ge=4, le=1_000_000)
@@ -85,6 +93,11 @@ class DataConfig(Section):
         if self.source != "hub" and self.config is not None:
             raise ValueError("config requires source 'hub'")
         return self
+
+    def limit(self, split: Split) -> int | None:
+        """The maximum number of examples of a split."""
+        limit: int | None = getattr(self, LIMITS[split])
+        return limit
 
 
 class PromptConfig(Section):

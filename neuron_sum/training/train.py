@@ -288,6 +288,10 @@ def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "all_parameters": prepared.parameters.all,
         "weights_bytes": sum(file.stat().st_size for file in prepared.run.weights.glob("*.safetensors")),
         "train_examples": len(prepared.data.train),
+        "examples": {
+            split: {"used": len(examples), "available": prepared.dataset.available[split]}
+            for split, examples in prepared.dataset.splits.items()
+        },
         "shapes": prepared.shapes.as_dict(),
         "sources_cut": prepared.data.train.sources_cut,
         "targets_cut": prepared.data.train.targets_cut,

@@ -175,7 +175,9 @@ def _container(folder: Path, overrides: list[str]) -> Path:
     base = folder / "ml"
     for name in ("input/config", "input/data/recipe", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)
-    recipe = load_recipe("tiny", ["train.max_steps=2", "data.max_examples=16", "data.max_eval_examples=4", *overrides])
+    recipe = load_recipe(
+        "tiny", ["train.max_steps=2", "data.max_examples=16", "data.max_validation_examples=4", *overrides]
+    )
     (base / "input/data/recipe/recipe.yaml").write_text(recipe.to_yaml())
     (base / "input/config/resourceconfig.json").write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
     return base

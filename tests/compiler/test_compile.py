@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from artifacts import assert_adapters_are_swapped_under_load, prompts_of
+from in_process import neuron_sum as in_process
 from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
 from safetensors import safe_open
 
@@ -349,3 +350,10 @@ def test_compile_prints_its_plan_and_missing_arguments(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("x")
     assert neuron_sum("compile", str(micro_run), "--output", "taken").returncode == 8
+
+
+def test_the_suggested_lengths_come_with_the_options_of_the_source(micro_run: Path) -> None:
+    for run, option in ((str(micro_run), ""), (str(micro_run / "checkpoint"), " --recipe tiny")):
+        made = in_process("compile", run, *option.split(), "--set", "compile.num_beams=[1]", "--plan", "sample")
+        expected = f"next: neuron-sum compile {run}{option} --set 'compile.num_beams=[1]' --set 'compile.source_lens=["
+        assert expected in made.stdout, made.output

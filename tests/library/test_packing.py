@@ -255,7 +255,7 @@ def test_plain_transformers_loads_the_result_of_a_packed_run(
         adapted = PeftModel.from_pretrained(model, tmp_path / "run" / "adapter")
         saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
         assert get_peft_model_state_dict(adapted).keys() == saved.keys()
-    evaluated = neuron_sum("evaluate", "run", "--set", "data.max_eval_examples=2")
+    evaluated = neuron_sum("evaluate", "run", "--set", "data.max_test_examples=2")
     assert evaluated.returncode == 0, evaluated.stderr
 
 
