@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
 from neuron_sum.errors import FULL_DISK, NeuronSumError, ResourceError
+from neuron_sum.platform import threads
 
 COMMAND_GROUP = "neuron_sum.commands"
 ORDER = (
@@ -85,10 +86,17 @@ class PipelineGroup(TyperGroup):
 
 def main() -> None:
     """The console script."""
+    before = threads.usage()
     console.prepare()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    sys.exit(_guarded(lambda: build()()))
+
+    def run() -> None:
+        application = build()
+        threads.choose(os.environ, before, serves=sys.argv[1:2] == ["serve"])
+        application()
+
+    sys.exit(_guarded(run))
 
 
 @functools.cache
