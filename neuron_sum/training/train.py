@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from neuron_sum import __version__, console, files
 from neuron_sum.data.encoding import encode, unknown_tokens
 from neuron_sum.data.examples import Dataset
@@ -21,6 +23,7 @@ from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.models.chat import render_chat, token_warnings
 from neuron_sum.models.rotary import check_positions, training_lengths
+from neuron_sum.platform import threads
 from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
@@ -251,6 +254,7 @@ def prepare(
     console.note(f"{recipe.method.name}: {parameters}")
 
     # Estimate
+    console.note(threads.describe(torch.get_num_threads()))
     plan = choose_plan(
         recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train, together)
     )

@@ -383,7 +383,7 @@ def test_a_consolidated_model_equals_the_trained_one(observed: Path, name: str) 
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([features["input_ids"]])).logits
         labels = torch.tensor([features["labels"]])
-        losses += float(TokenLoss(decoder_only=True, label_smoothing=0.0)({"logits": logits}, labels, 1))
+        losses += float(TokenLoss(shifted=True, label_smoothing=0.0)({"logits": logits}, labels, 1))
     tokens = sum(label >= 0 for features in examples for label in features["labels"])
     assert log(observed / f"{name}-7", "loss")[6][0] == pytest.approx(losses / tokens, abs=1e-3)
     assert log(observed / f"{name}-7", "loss")[:6] == log(run.path, "loss")

@@ -13,7 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import EvalLoopOutput
 
 from neuron_sum.data.rows import Batch, RowSet, count_tokens
+from neuron_sum.models.base import is_decoder_only
 from neuron_sum.training.callbacks import FINITE, StopOnDivergence, all_finite
+from neuron_sum.training.loss import split_labels
 from neuron_sum.training.torch.order import EpochOrder, SetEpoch
 
 
@@ -75,6 +77,12 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._divergence.check(self._everywhere(bool(torch.isfinite(loss))), FINITE["loss"], self.state)
         return loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Batch, *args: Any, **options: Any) -> Any:
+        """Compute logits only where labels are."""
+        decoder_only, all_logits = is_decoder_only(self.model.config), self.args.n_gpu > 1
+        features, labels = split_labels(inputs, decoder_only=decoder_only, all_logits=all_logits)
+        return super().compute_loss(model, {**features, "labels": labels}, *args, **options)
 
     def _everywhere(self, finite: bool) -> bool:
         """Whether it is true in every process, so that all of them stop at the same step."""
