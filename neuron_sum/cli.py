@@ -5,6 +5,7 @@ Neither this module nor the modules of the commands import anything heavy, so th
 
 import functools
 import inspect
+import os
 import signal
 import sys
 import traceback
