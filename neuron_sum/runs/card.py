@@ -1,6 +1,5 @@
 """The model card: Hugging Face's README.md with model-index, in the folder of the weights."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,6 @@ SPDX = {
     "Apache-2.0": "apache-2.0",
 }
 
-QUANTIZATION = re.compile(r"(?:^|[-._])((?:I?Q\d\w*|BF16|F16|F32))(?=[-.]|$)", re.IGNORECASE)
-"""The quantization in the usual name of a GGUF file, such as model-Q4_K_M.gguf."""
-
 
 def write_model_card(
     run: RunFolder, results: Mapping[str, Any], metrics: Mapping[str, Any] | None = None, evaluated_on: str = ""
@@ -68,7 +64,7 @@ def write_model_card(
         evaluated_on: The name of the evaluation data.
     """
     recipe = run.recipe
-    data_license = results["data_license"]
+    data_license, converted = results["data_license"], results.get("converted_from")
     scores = metrics["scores"] if metrics else {}
     eval_results = [
         EvalResult(
@@ -88,7 +84,7 @@ def write_model_card(
         library_name="peft" if isinstance(recipe.method, LoraMethod | PromptTuningMethod) else "transformers",
         pipeline_tag="summarization",
         tags=["dialogue-summarization", "neuron-sum"],
-        base_model=_hub_id(recipe.model),
+        base_model=_hub_id(recipe.model) or (converted or {}).get("base_model"),
         model_name=recipe.name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -98,7 +94,7 @@ def write_model_card(
         name=recipe.name,
         description=recipe.description,
         method=recipe.method.name,
-        base=describe_base(recipe.model),
+        base=describe_base(recipe.model, converted),
         data=_describe_data(results),
         data_license=data_license or "not stated",
         template=recipe.prompt.resolve().template,
@@ -113,17 +109,21 @@ def write_model_card(
     files.write_text(run.weights / "README.md", str(card))
 
 
-def describe_base(model: ModelConfig) -> str:
-    """The name of a base model for readers on other machines, to whom the paths of this one mean nothing."""
+def describe_base(model: ModelConfig, converted: Mapping[str, Any] | None = None) -> str:
+    """The name of a base model for readers on other machines, to whom the paths of this one mean nothing.
+
+    Args:
+        model: The recipe's model section.
+        converted: The GGUF file that it was converted from (see models/gguf.py), if it was.
+    """
     name = model.name_or_path
     if name is None:
         return f"random weights (seed {model.seed})"
     if (hub_id := _hub_id(model)) is not None:
         return f"`{hub_id}`" + (f" at revision `{model.revision}`" if model.revision else "")
-    if Path(name).suffix.lower() == ".gguf":
-        found = QUANTIZATION.search(Path(name).stem)
-        quantization = f"quantized as {found[1]}" if found else "quantization not stated in its name"
-        return f"`{Path(name).name}`, a GGUF file ({quantization})"
+    if converted is not None:
+        original = f"`{converted['base_model']}`, from " if converted["base_model"] else ""
+        return f"{original}`{converted['file']}`, a GGUF file with {converted['quantization']}, dequantized to fp32"
     return f"`{Path(name).name}`, a folder" if Path(name).is_absolute() else f"`{name}`"
 
 

