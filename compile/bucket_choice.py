@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from neuron_sum.data.buckets import best_buckets
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
-from neuron_sum.recipes.schema import DataConfig, Recipe, SplitFiles
+from neuron_sum.recipes.schema import LIMITS, DataConfig, Recipe, SplitFiles
 
 STEP = 32
 """Source lengths are multiples of this: finer steps change little and make cache hits rarer."""
@@ -127,9 +127,7 @@ def _data_config(data: str, recipe: Recipe) -> DataConfig:
             f"{data} is neither a file nor a folder", "use `sample`, a .jsonl, .csv or .tsv file, or a folder"
         )
     source = recipe.data.source if recipe.data.source not in ("sample", "hub") else "jsonl"
-    return recipe.data.model_copy(
-        update={"source": source, "path": data, "max_examples": None, "max_eval_examples": None}
-    )
+    return recipe.data.model_copy(update={"source": source, "path": data, **dict.fromkeys(LIMITS.values())})
 
 
 def _first_at_least(grid: Sequence[int], length: int) -> int:

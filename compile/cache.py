@@ -16,8 +16,11 @@ from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
-SOURCES = ("graphs/kv_cache.py", "graphs/layers.py", "graphs/t5.py", "graphs/llama.py", "graphs/static.py")
-"""The files of this package that determine what a graph computes, for any target."""
+SOURCES = (
+    *(f"graphs/{name}.py" for name in ("kv_cache", "layers", "t5", "llama", "static")),
+    "../neuron_sum/models/families.py",
+)
+"""The files, from this folder, that determine what a graph computes, for any target."""
 
 IRRELEVANT = {
     "_name_or_path",

@@ -1,8 +1,9 @@
 """`neuron-sum compile`, `compile verify` and `compile report`."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -12,7 +13,20 @@ from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
+if TYPE_CHECKING:
+    from compile.verify import Comparison
+    from neuron_sum.artifact import Artifact
+
 DEFAULT = "run"
+ExamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Dialogues of the evaluation split to compare. Default: 32 for fp32, whose summaries must be equal, and "
+        "100 for other data types.",
+    ),
+]
+MaxDropOption = Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")]
 
 
 class _DefaultsToRun(TyperGroup):
@@ -96,18 +110,23 @@ def verify(
     source: Annotated[
         Path | None, typer.Option(help="Run that the artifact was compiled from, if it has moved.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Dialogues of the evaluation split to summarize.")] = 32,
-    max_drop: Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")] = 1.0,
+    overrides: SetOption = None,
+    examples: ExamplesOption = None,
+    max_drop: MaxDropOption = 1.0,
 ) -> None:
     """Compare an artifact's summaries with those of transformers; record the result in the manifest."""
     from compile.verify import ALLOWED_DIFFERENCES
     from compile.verify import verify as check
     from neuron_sum.artifact import open_artifact
-    from neuron_sum.evaluation.statistics import MIN_EXAMPLES
+    from neuron_sum.data.examples import count_of
 
     opened = open_artifact(artifact)
-    comparison = check(opened, source, examples, max_drop)
+    comparison = check(opened, source, examples, max_drop, overrides or [])
     record = comparison.record
+    if record.examples < comparison.wanted:
+        console.warn(
+            f"{record.examples} dialogues instead of {comparison.wanted}: the {comparison.split} split has no more"
+        )
     for example, expected, actual in comparison.differing[:3]:
         console.note(f"{example}\n  transformers: {expected}\n  artifact:     {actual}")
     table = console.table(
@@ -120,40 +139,77 @@ def verify(
             str(row.batch), str(row.num_beams), f"{row.identical} of {record.examples}", rouge1, interval, *others
         )
     untested = f"; not tested, because no prompt is that long: {', '.join(record.unseen)}" if record.unseen else ""
+    points = f"{max_drop:g} point{'' if max_drop == 1 else 's'}"
+    rule = (
+        f"at most {ALLOWED_DIFFERENCES:.0%} of the summaries of an fp32 artifact may differ"
+        if opened.manifest.is_exact
+        else f"an artifact in {opened.manifest.dtype} may lose at most {points} of ROUGE-1"
+    )
+    outcome = "passed" if record.passed else "undecided" if record.undecided else "failed"
     console.emit(
-        {**record.model_dump(mode="json"), "truncated": comparison.truncated},
-        f"{opened.manifest.dtype} artifact compared with transformers in fp32; ROUGE is artifact minus transformers "
-        f"(truncated dialogues: {comparison.truncated}{untested})",
+        {
+            **record.model_dump(mode="json"),
+            "truncated": comparison.truncated,
+            "split": comparison.split,
+            "available": comparison.available,
+        },
+        f"{opened.manifest.dtype} artifact compared with transformers in fp32 on "
+        f"{count_of(record.examples, comparison.available)} {comparison.split} dialogues; ROUGE is artifact minus "
+        f"transformers (truncated dialogues: {comparison.truncated}{untested})",
         table,
+        f"{outcome}: {rule}",
         f"next: neuron-sum evaluate {quote(artifact)}",
     )
-    if record.undecided and comparison.available < MIN_EXAMPLES:
-        split = opened.recipe.evaluate.split
-        raise ArtifactError(
-            f"undecided: the {split} split of the artifact's recipe has {comparison.available} examples, and at least "
-            f"{MIN_EXAMPLES} are needed to verify {opened.path}",
-            f"compile again with data that has a larger {split} split: --recipe NAME, or --set evaluate.split=SPLIT",
-        )
     if record.undecided:
-        needed = record.examples_needed
-        enough = needed is not None and needed <= comparison.available
-        raise ArtifactError(
-            f"undecided: {record.examples} examples do not show whether {opened.path} loses more than {max_drop:g} "
-            "points of ROUGE-1"
-            + ("" if needed is None else f"; about {needed:,} are needed, and the split has {comparison.available:,}"),
-            f"run `neuron-sum compile verify {quote(artifact)} --examples {needed}`" if enough else "raise --max-drop",
-        )
+        again = _words(["compile", "verify", artifact], source=source, set=overrides, max_drop=max_drop)
+        raise _undecided(opened, comparison, rule, again)
     if not record.passed and opened.manifest.is_exact:
         raise ArtifactError(
-            f"{opened.path} differs too much from its source: at most {ALLOWED_DIFFERENCES:.0%} of the summaries of an "
-            "fp32 artifact may differ",
+            f"{opened.path} differs too much from its source: {rule}",
             "compile again, and report it if the summaries differ again",
         )
     if not record.passed:
         raise ArtifactError(
-            f"{opened.path} is worse than its source: it loses more than {max_drop:g} points of ROUGE-1",
+            f"{opened.path} is worse than its source: it loses more than {points} of ROUGE-1, and {rule}",
             "compile with `--set compile.dtype=bf16` or fp32, or raise --max-drop",
         )
+
+
+def _undecided(artifact: "Artifact", comparison: "Comparison", rule: str, again: str) -> ArtifactError:
+    """The error of a verification with too few dialogues, with the number that it needs."""
+    from neuron_sum.evaluation.statistics import MIN_EXAMPLES
+
+    record, available, needed = comparison.record, comparison.available, comparison.record.examples_needed
+    other_data = "--set evaluate.split=SPLIT or --set data.path=FOLDER"
+    if available < MIN_EXAMPLES:
+        return ArtifactError(
+            f"undecided: the {comparison.split} split has {available} dialogues, and at least {MIN_EXAMPLES} are "
+            f"needed to verify {artifact.path}",
+            f"use a larger split or other data: {other_data}",
+        )
+    return ArtifactError(
+        f"undecided: {record.examples} dialogues are not enough to tell whether {artifact.path} keeps the rule that "
+        f"{rule}" + ("" if needed is None else f"; about {needed:,} are needed, and the split has {available:,}"),
+        f"run `{again} --examples {needed}`"
+        if needed is not None and needed <= available
+        else f"raise --max-drop, or use more dialogues: {other_data}",
+    )
+
+
+def _words(words: Sequence[str | Path], **options: Any) -> str:
+    """A command line with the given options; those that are None, or that have their default, are omitted."""
+    defaults = {"max_drop": 1.0}
+    given = {
+        name: value if isinstance(value, list) else [value]
+        for name, value in options.items()
+        if value is not None and value != defaults.get(name)
+    }
+    pairs = [
+        f"--{name.replace('_', '-')} {quote(f'{item:g}' if isinstance(item, float) else str(item))}"
+        for name, items in given.items()
+        for item in items
+    ]
+    return " ".join(["neuron-sum", *(quote(str(word)) for word in words), *pairs])
 
 
 @compile.command()
@@ -165,8 +221,8 @@ def report(
     source: Annotated[
         Path | None, typer.Option(help="Run that the artifact was compiled from, if it has moved.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Dialogues that `verify` summarizes.")] = 32,
-    max_drop: Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")] = 1.0,
+    examples: ExamplesOption = None,
+    max_drop: MaxDropOption = 1.0,
 ) -> None:
     """Write a diagnostic report for an artifact (doctor, manifest, latency, verify) to attach to an issue."""
     from compile.machine_report import make_report
@@ -224,7 +280,12 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     p99, longest = lengths.target_percentile(99), max(lengths.target)
     target = f"summaries: 99 % have at most {p99} tokens, the longest {longest}; compile.target_len covers new tokens"
     suggestion = f"compile.source_lens=[{','.join(map(str, best.source_lens))}]"
-    argument = str(run) if run is not None else "RUN"
+    command = _words(
+        ["compile", run or "RUN"],
+        recipe=None if run is None else recipe_name,
+        base=base,
+        set=[*(overrides if run is not None else []), suggestion],
+    )
     console.emit(
         {
             "origin": lengths.origin,
@@ -241,5 +302,5 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
         f"{recipe.data.max_source_length} tokens",
         table,
         target,
-        f"next: neuron-sum compile {quote(argument)} --set {suggestion}",
+        f"next: {command}",
     )

@@ -29,13 +29,13 @@ PREFIXES = ("NEURON", "XLA_")
 """Prefixes of the environment variables that control the Neuron runtime and compiler."""
 
 
-def make_report(artifact: Artifact, source: Path | None, examples: int, max_drop: float) -> dict[str, Any]:
+def make_report(artifact: Artifact, source: Path | None, examples: int | None, max_drop: float) -> dict[str, Any]:
     """The report. A part that fails is included with its traceback, and the other parts continue.
 
     Args:
         artifact: The artifact to test; `verified` in its manifest is replaced.
         source: The run that the artifact was compiled from, if it has moved.
-        examples: The number of dialogues for `verify`.
+        examples: The number of dialogues for `verify`; None for its default.
         max_drop: The accepted loss in ROUGE-1 points for `verify`.
     """
     machine = describe_machine(machine_check.distributions())

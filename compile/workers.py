@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 
+from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from compile import failures
@@ -24,6 +25,8 @@ from neuron_sum import files
 from neuron_sum.artifact import GraphFile
 
 SCRATCH = "neuron-sum-compile-"
+CLOSING_S = 20.0
+"""Seconds that an idle process has to end by itself; it needs less than one on a machine without other work."""
 _CONTEXT = get_context("spawn")
 
 
@@ -79,8 +82,10 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
                     idle.append(worker)
                 yield job
     finally:
+        for worker in idle:
+            worker.close()
         for worker in workers:
-            worker.end()
+            worker.end(CLOSING_S if worker in idle else 0)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -139,8 +144,17 @@ class _Worker:
             )
         return job
 
-    def end(self) -> None:
-        """Kills the process and its compiler, unless it has ended, since another process may have its id by then."""
+    def close(self) -> None:
+        """Tells the idle process to end by itself, so that it releases its semaphores."""
+        self.pipe.close()
+
+    def end(self, seconds: float) -> None:
+        """Kills the process and its compiler, unless it has ended, since another process may have its id by then.
+
+        Args:
+            seconds: The time that the process has to end by itself.
+        """
+        self._process.join(seconds)
         if self._process.is_alive():
             assert self._process.pid is not None  # the process is alive
             with contextlib.suppress(ProcessLookupError):  # a process that has just started has no separate group yet
@@ -155,6 +169,7 @@ def _work(pipe: Connection, scratch: Path) -> None:
     os.setpgid(0, 0)  # so that the compiler is killed together with this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
+    tqdm.set_lock(threading.RLock())  # a killed process would leave behind the semaphore of the default lock
     while True:
         try:
             job: Job = pipe.recv()

@@ -5,6 +5,7 @@ Neither this module nor the modules of the commands import anything heavy, so th
 
 import functools
 import inspect
+import os
 import signal
 import sys
 import traceback
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
 from neuron_sum.errors import known_cause
+from neuron_sum.platform import threads
 
 COMMAND_GROUP = "neuron_sum.commands"
 ORDER = (
@@ -29,6 +31,7 @@ ORDER = (
     "evaluate",
     "compare",
     "summarize",
+    "results",
     "merge",
     "preflight",
     "compile",
@@ -71,9 +74,16 @@ class PipelineGroup(TyperGroup):
 
 def main() -> None:
     """The console script."""
+    before = threads.usage()
     console.prepare()
     console.silence_libraries()
-    sys.exit(_guarded(lambda: build()()))
+
+    def run() -> None:
+        application = build()
+        threads.choose(os.environ, before, serves=sys.argv[1:2] == ["serve"])
+        application()
+
+    sys.exit(_guarded(run))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The exporter through optimum-neuron: for every Llama on inf2 and trn1, and as an alternative for T5.
+"""The exporter through optimum-neuron: for decoder-only models on inf2 and trn1, and as an alternative for T5.
 
 Settings that upstream ignores or gets wrong are rejected before anything is compiled; docs/compile.md has the list. The
 export runs in a separate process (optimum_process.py), because upstream changes its environment, its compilers write to
@@ -42,7 +42,10 @@ from neuron_sum.artifact import (
 )
 from neuron_sum.errors import CompileError, Interrupted, RecipeError
 from neuron_sum.models.base import is_decoder_only
+from neuron_sum.models.families import head_dim
+from neuron_sum.models.rotary import LENGTH_DEPENDENT
 from neuron_sum.platform.matrix import platform_row
+from neuron_sum.platform.support import find_cell, remedy
 from neuron_sum.recipes.schema import CompileConfig, GenerateConfig
 from neuron_sum.runtimes import optimum
 
@@ -52,8 +55,10 @@ LOGS = "logs"
 """A folder in neuron-sum's cache with the log of upstream and the compiler, one file per artifact."""
 SMALLEST_VOCABULARY = 256
 """Upstream's sampler sorts the 256 best tokens on the device, also for greedy search."""
-UNFIT_ROPE = ("dynamic", "longrope")
-"""Rotary positions that change with the prompt's length; a static graph has one table."""
+OWN_HEAD_WIDTH = ("qwen3",)
+"""The families whose class upstream rotates with head_dim; the others have hidden_size / num_attention_heads."""
+PLAIN_POSITIONS = ("smollm3",)
+"""The families whose class upstream rejects a scaling of the rotary positions and a sliding window."""
 BEAM_DIFFERENCE = (
     "beam search through optimum-neuron differs slightly from transformers: a finished beam's length includes the "
     "start token (decoder_prompt_len is not passed to its scorer), and it stops by the rule of BeamSearchScorer, not "
@@ -79,14 +84,14 @@ class OptimumPlan:
 
     @property
     def sequence_length(self) -> int:
-        """Upstream's only length: for a Llama of prompt and answer together, for a T5 of each of them."""
+        """Upstream's only length: for a decoder-only model of prompt and answer together, for a T5 of each of them."""
         if is_decoder_only(self.config):
             return self.bucket.source_len + self.bucket.target_len
         return max(self.bucket.source_len, self.bucket.target_len)
 
 
 def is_chosen(source: Source) -> bool:
-    """Whether optimum-neuron compiles a source: if its recipe requests it, or by default if it is a Llama."""
+    """Whether optimum-neuron compiles a source: if its recipe requests it, or by default if it is decoder-only."""
     settings = source.recipe.compile
     if settings.target == "cpu":
         return False
@@ -105,7 +110,7 @@ def make_plan(source: Source) -> OptimumPlan:
     config, settings, recipe = source.config(), source.recipe.compile, source.recipe
     buckets, num_beams = recipe_buckets(recipe)
     check_context(config, buckets)
-    faults = [*_faults(source, num_beams), *(_llama if is_decoder_only(config) else _t5)(config, source)]
+    faults = [*_faults(source, num_beams), *(_causal_lm if is_decoder_only(config) else _t5)(config, source)]
     if faults:
         raise RecipeError(
             "optimum-neuron's exporter does not support this recipe:\n" + "\n".join(f"  {fault}" for fault in faults),
@@ -174,7 +179,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
 
 
 def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
-    """The settings that upstream supports for neither Llama nor T5."""
+    """The settings that upstream supports for no family."""
     settings, neuron, generate = source.recipe.compile, source.recipe.compile.neuron, source.recipe.generate
     if settings.adapters is not None:
         yield "compile.adapters: its graphs have no adapter slots; LoRA is merged (compile.adapters=null)"
@@ -205,25 +210,35 @@ def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
         )
 
 
-def _llama(config: PretrainedConfig, source: Source) -> Iterator[str]:
-    neuron = source.recipe.compile.neuron
+def _causal_lm(config: PretrainedConfig, source: Source) -> Iterator[str]:
+    neuron, family = source.recipe.compile.neuron, config.model_type
+    cell = find_cell(family, "full", "compile")
+    if cell.works is False:
+        yield f"model_type {family}: {cell.note} ({remedy(cell)})"
     _, beams = recipe_buckets(source.recipe)
     if beams != (1,):
         widths = ", ".join(map(str, beams))
-        yield f"beams: {widths}; upstream's Llama has only greedy search (compile.num_beams=[1] generate.num_beams=1)"
+        yield (
+            f"beams: {widths}; upstream's {family} has only greedy search (compile.num_beams=[1] generate.num_beams=1)"
+        )
     if (neuron.auto_cast, neuron.optlevel) != ("none", 2):
         yield (
-            "compile.neuron.auto_cast and optlevel: upstream's Llama is compiled with --auto-cast=none -O2 "
+            f"compile.neuron.auto_cast and optlevel: upstream's {family} is compiled with --auto-cast=none -O2 "
             "(use compile.dtype=bf16 for bf16)"
         )
     if neuron.inline_weights:
-        yield "compile.neuron.inline_weights: upstream's Llama stores its weights separately (inline_weights=false)"
+        yield f"compile.neuron.inline_weights: upstream's {family} stores its weights separately (inline_weights=false)"
     if getattr(config, "attention_bias", False):
-        yield "attention_bias: upstream's Llama omits the biases of its projections"
-    if (head_dim := getattr(config, "head_dim", None)) and head_dim * config.num_attention_heads != config.hidden_size:
-        yield f"head_dim = {head_dim}: upstream's rotary positions are for hidden_size / num_attention_heads"
+        yield f"attention_bias: upstream's {family} omits the biases of its projections"
+    width = head_dim(config)
+    if width * config.num_attention_heads != config.hidden_size and family not in OWN_HEAD_WIDTH:
+        yield f"head_dim = {width}: upstream's rotary positions are for hidden_size / num_attention_heads"
     rope = getattr(config, "rope_scaling", None) or {}
-    if (kind := rope.get("rope_type", rope.get("type"))) in UNFIT_ROPE:
+    if family in PLAIN_POSITIONS and rope:
+        yield f"rope_scaling: upstream's {family} has none"
+    if family in PLAIN_POSITIONS and config.use_sliding_window:
+        yield f"use_sliding_window: upstream's {family} has no sliding window"
+    if (kind := rope.get("rope_type", rope.get("type"))) in LENGTH_DEPENDENT:
         yield f"rope_scaling {kind}: it changes with the prompt's length, a static graph has one table"
     if config.vocab_size < SMALLEST_VOCABULARY:
         yield f"a vocabulary of {config.vocab_size}: upstream's sampler needs at least {SMALLEST_VOCABULARY}"
@@ -249,7 +264,7 @@ def _t5(config: PretrainedConfig, source: Source) -> Iterator[str]:
         )
     if neuron.tensor_parallel_size > 1:
         yield (
-            f"compile.neuron.tensor_parallel_size = {neuron.tensor_parallel_size}: only Llama supports it "
+            f"compile.neuron.tensor_parallel_size = {neuron.tensor_parallel_size}: only decoder-only models support it "
             "(tensor_parallel_size=1)"
         )
 

@@ -48,11 +48,11 @@ def main() -> None:
 
     # Before the import of neuronx-distributed, which reads the target.
     align_compilation_target(request.target, override=True)
-    arguments = _export_llama(request) if request.decoder_only else _export_t5(request)
+    arguments = _export_causal_lm(request) if request.decoder_only else _export_t5(request)
     files.write_json(Path(RESULT), {"compiler": get_neuronxcc_version(), "arguments": arguments})
 
 
-def _export_llama(request: Request) -> list[str]:
+def _export_causal_lm(request: Request) -> list[str]:
     """Exports with neuronx-distributed's ModelBuilder: one graph for the prompt and one for each next token."""
     from optimum.neuron import NeuronModelForCausalLM
 

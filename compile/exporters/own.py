@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from neuron_sum.artifact import (
     write_manifest,
 )
 from neuron_sum.errors import Interrupted
-from neuron_sum.platform import cpu
+from neuron_sum.platform import cpu, threads
 from neuron_sum.recipes.schema import CompileConfig
 from neuron_sum.runtimes.slots import AdapterSlots
 from neuron_sum.runtimes.weights import PACKED, PLAIN
@@ -90,7 +89,7 @@ class CompilePlan:
     def processes(self, jobs: int | None) -> int:
         """The number of graphs compiled in parallel, as processors and memory allow."""
         fitting = int(cpu.available_memory() // self.target.process_bytes(self.parameters()))
-        return max(1, min(jobs or len(os.sched_getaffinity(0)), fitting, max(len(self.missing), 1)))
+        return max(1, min(jobs or threads.cores(), fitting, max(len(self.missing), 1)))
 
     def parameters(self) -> int:
         """The number of parameters in weights.safetensors."""

@@ -1,1 +1,1 @@
-"""Static graphs of T5 and Llama: fixed shapes, a KV cache, and adapter slots."""
+"""Static graphs of T5, Llama and its relatives: fixed shapes, a KV cache, and adapter slots."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PretrainedConfig
 
 from neuron_sum.artifact import GRAPHS, AdapterSpec, Bucket, GraphFile
-from neuron_sum.models.adapters import LORA_TARGETS
+from neuron_sum.models.families import FAMILIES
 from neuron_sum.models.rotary import check_positions
 from neuron_sum.recipes.schema import CompileConfig, LoraMethod, Recipe
 
@@ -80,6 +80,6 @@ def adapter_room(
     if (slots := settings.adapters) is None:
         return None, soft_prompt_tokens
     rank = slots.rank if slots.rank is not None else lora.r if lora else DEFAULT_RANK
-    targets = slots.target_modules or (lora.target_modules if lora else None) or LORA_TARGETS[model_type]
+    targets = slots.target_modules or (lora.target_modules if lora else None) or FAMILIES[model_type].lora_targets
     spec = AdapterSpec(rank=rank, slots=slots.slots + 1, target_modules=tuple(targets))
     return spec, max(soft_prompt_tokens, slots.soft_prompt_tokens)

@@ -28,16 +28,20 @@ class Linear(nn.Module):
             fused output.
         in_features: The width of the input.
         options: Dtypes and adapter slots.
+        bias: Whether the projections have biases, which stay in float32.
     """
 
     weight: nn.Parameter
 
-    def __init__(self, parts: Mapping[str, int], in_features: int, options: "GraphOptions") -> None:
+    def __init__(
+        self, parts: Mapping[str, int], in_features: int, options: "GraphOptions", *, bias: bool = False
+    ) -> None:
         super().__init__()
         self.parts = dict(parts)
         self.in_features, self.out_features, self.dtype = in_features, sum(parts.values()), options.dtype
         self.adapted: dict[str, str] = {}
         self.make_weight()
+        self.bias = frozen(torch.empty(self.out_features)) if bias else None
         spec = options.adapters
         for index, (name, width) in enumerate(parts.items()):
             if spec is not None and spec.rank and name.rpartition(".")[2] in spec.target_modules:
@@ -54,11 +58,16 @@ class Linear(nn.Module):
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of this layer, from the state dict of the transformers model."""
-        return {"weight": self.fused(state).to(self.dtype)}
+        biases = {} if self.bias is None else {"bias": self.fused(state, "bias").float()}
+        return {**self.stored(self.fused(state, "weight")), **biases}
 
-    def fused(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The concatenated weights of the projections: (out, in)."""
-        return torch.cat([state[f"{name}.weight"] for name in self.parts])
+    def stored(self, weight: Tensor) -> dict[str, Tensor]:
+        """The concatenated weight (out, in), in the form that this layer stores."""
+        return {"weight": weight.to(self.dtype)}
+
+    def fused(self, state: Mapping[str, Tensor], kind: str) -> Tensor:
+        """The concatenated weights or biases of the projections: (out, in) or (out,)."""
+        return torch.cat([state[f"{name}.{kind}"] for name in self.parts])
 
     def product(self, inputs: Tensor) -> Tensor:
         """The product of the inputs (..., in) and the weight, without adapters."""
@@ -75,6 +84,8 @@ class Linear(nn.Module):
             (B, rows, out), float32.
         """
         outputs = self.product(inputs).float()
+        if self.bias is not None:
+            outputs = outputs + self.bias
         if not self.adapted:
             return outputs
         pieces = list(torch.split(outputs, list(self.parts.values()), dim=-1))

@@ -1,15 +1,15 @@
-"""Llama as two static-shape graphs: the prefill of a prompt, and one step.
+"""Llama and its relatives (models/families.py) as two static-shape graphs: the prefill of a prompt, and one step.
 
 The last token of a prompt is not prefilled: it is the first input of `step`, so that the generation loop is the same as
 for encoder-decoder models, and the K/V of the prompt, as in cross-attention, is stored once per example for all beams.
-The tokens equal those of transformers 4.57's modeling_llama.py. Llama: Touvron et al. 2023 (arXiv:2302.13971).
+The tokens equal those of transformers 4.57. Llama: Touvron et al. 2023 (arXiv:2302.13971).
 """
 
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -24,36 +24,42 @@ from compile.graphs.layers import (
     split_heads,
 )
 from neuron_sum.errors import ModelError
+from neuron_sum.models.families import biases, family_of, head_dim, rotated_layers
+from neuron_sum.models.rotary import LENGTH_DEPENDENT
 
 
 class StaticLlama(nn.Module):
-    """A Llama with one set of weights for both graphs.
+    """A decoder-only model with one set of weights for both graphs.
 
     Args:
-        config: The model's configuration: grouped K/V heads, tied or untied head, and any rotary scaling that does not
-            depend on the length.
+        config: The model's configuration: grouped K/V heads, biases, normalized queries and keys, layers without
+            rotation, tied or untied head, and any rotary scaling that does not depend on the length. A sliding window
+            must be as long as all positions.
         options: Dtypes, longest lengths and adapter slots.
 
     Raises:
-        ModelError: For biases in projections, or rotary positions that change with the length.
+        ModelError: For rotary positions that change with the length.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: LlamaConfig, options: GraphOptions) -> None:
+    def __init__(self, config: PretrainedConfig, options: GraphOptions) -> None:
         super().__init__()
         _check(config)
         self.config, self.options, self.layers = config, options, config.num_hidden_layers
-        self.state_heads, self.head_dim = config.num_key_value_heads, config.head_dim
+        self.state_heads, self.head_dim = config.num_key_value_heads, head_dim(config)
         self.embedding = frozen(torch.empty(config.vocab_size, config.hidden_size, dtype=options.dtype))
         self.soft_prompts = SoftPrompts(config.hidden_size, options) if options.soft_prompt_tokens else None
-        self.blocks = nn.ModuleList(_Layer(config, f"model.layers.{i}", options) for i in range(self.layers))
+        self.blocks = nn.ModuleList(
+            _Layer(config, f"model.layers.{index}", options, rotated=rotated)
+            for index, rotated in enumerate(rotated_layers(config))
+        )
         self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps)
         self.head = options.linear({"lm_head": config.vocab_size}, config.hidden_size, options)
         positions = options.source_len + options.soft_prompt_tokens + options.target_len
-        self.register_buffer("cos", torch.empty(positions, config.head_dim))
-        self.register_buffer("sin", torch.empty(positions, config.head_dim))
+        self.register_buffer("cos", torch.empty(positions, self.head_dim))
+        self.register_buffer("sin", torch.empty(positions, self.head_dim))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors outside the layers, from the state dict of the transformers model."""
@@ -139,24 +145,28 @@ class StaticLlama(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: LlamaConfig, name: str, options: GraphOptions) -> None:
+    def __init__(self, config: PretrainedConfig, name: str, options: GraphOptions, *, rotated: bool) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
-            config.head_dim,
+            head_dim(config),
         )
-        self.row_sums = options.row_sums
-        self.widths = [count * config.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
+        self.row_sums, self.rotated, biased = options.row_sums, rotated, biases(config)
+        self.widths = [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
         width, attention, mlp = config.hidden_size, f"{name}.self_attn", f"{name}.mlp"
         projections = dict(zip((f"{attention}.{part}_proj" for part in "qkv"), self.widths, strict=True))
         self.norm = RMSNorm(f"{name}.input_layernorm", width, config.rms_norm_eps)
-        self.qkv = options.linear(projections, width, options)
-        self.out = options.linear({f"{attention}.o_proj": width}, self.widths[0], options)
+        self.qkv = options.linear(projections, width, options, bias=biased.qkv)
+        self.query_norm = self.key_norm = None
+        if family_of(config).qk_norm:
+            self.query_norm = RMSNorm(f"{attention}.q_norm", self.head_dim, config.rms_norm_eps)
+            self.key_norm = RMSNorm(f"{attention}.k_norm", self.head_dim, config.rms_norm_eps)
+        self.out = options.linear({f"{attention}.o_proj": width}, self.widths[0], options, bias=biased.out)
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", width, config.rms_norm_eps)
         gates = {f"{mlp}.{part}_proj": config.intermediate_size for part in ("gate", "up")}
-        self.up = options.linear(gates, width, options)
-        self.down = options.linear({f"{mlp}.down_proj": width}, config.intermediate_size, options)
+        self.up = options.linear(gates, width, options, bias=biased.mlp)
+        self.down = options.linear({f"{mlp}.down_proj": width}, config.intermediate_size, options, bias=biased.mlp)
         self.activation = ACT2FN[config.hidden_act]
 
     def project(self, hidden: Tensor, cos: Tensor, sin: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +176,11 @@ class _Layer(nn.Module):
             split_heads(part, count)
             for part, count in zip(parts, (self.heads, self.kv_heads, self.kv_heads), strict=True)
         )
-        return _rotate(query, cos, sin), _rotate(keys, cos, sin), values
+        if self.query_norm is not None and self.key_norm is not None:
+            query, keys = self.query_norm(query), self.key_norm(keys)
+        if self.rotated:
+            query, keys = _rotate(query, cos, sin), _rotate(keys, cos, sin)
+        return query, keys, values
 
     def finish(
         self, hidden: Tensor, query: Tensor, memories: list[tuple[Tensor, Tensor, Tensor]], slot: Tensor
@@ -193,15 +207,10 @@ def _rotate(inputs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return inputs * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _check(config: LlamaConfig) -> None:
-    scaling = (config.rope_scaling or {}).get("rope_type", "default")
-    if scaling not in ("default", "linear", "llama3", "yarn"):
+def _check(config: PretrainedConfig) -> None:
+    scaling = (getattr(config, "rope_scaling", None) or {}).get("rope_type", "default")
+    if scaling in LENGTH_DEPENDENT:
         raise ModelError(
             f"rope_scaling {scaling!r} changes with the length of the prompt, but static graphs have one table",
             "use a model with rope_scaling none, linear, llama3 or yarn",
-        )
-    if config.attention_bias or config.mlp_bias:
-        raise ModelError(
-            "a Llama with attention_bias or mlp_bias is not supported",
-            "use a model without them, such as TinyLlama or Meta's Llama models",
         )

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from compile.preflight.report import Report
 
 PICTURES = (".png", ".svg")
-LLAMA_NOTE = (
-    "The inf2 artifact of a Llama is exported by optimum-neuron, whose graphs cannot be lowered here. These are\n"
-    "neuron-sum's static graphs of the same dimensions."
+DECODER_ONLY_NOTE = (
+    "The inf2 artifact of a decoder-only model is exported by optimum-neuron, whose graphs cannot be lowered here.\n"
+    "These are neuron-sum's static graphs of the same dimensions."
 )
 
 
@@ -43,10 +43,14 @@ def preflight(
     if picture is not None:
         _check_picture(picture)
 
-    from compile.preflight import report as preflighting
+    from compile.preflight.lowering import check_xla_python
     from neuron_sum.recipes.loading import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    check_xla_python()
+
+    from compile.preflight import report as preflighting
+
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
     console.emit(report.as_dict(), *_shown(report))
     if picture is not None:  # last, so that the report is printed even if writing the file fails
@@ -77,6 +81,7 @@ def _check_picture(path: Path) -> None:
 
 def _shown(report: "Report") -> "list[Table | str]":
     from compile.preflight.report import INSTANCE
+    from neuron_sum.models.families import FAMILIES
     from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
     from neuron_sum.platform.prices import find_price
 
@@ -86,7 +91,7 @@ def _shown(report: "Report") -> "list[Table | str]":
         f"{report.kv_dtype}, on {INSTANCE} ({instance.neuron_cores} NeuronCores)\n"
         "Nothing was measured on a device. A floor is the best value that the published rates allow; a projection is\n"
         "the floor, corrected by the ratio of AWS measurements to their floors (calibration below).",
-        *([LLAMA_NOTE] if report.model_type == "llama" else []),
+        *([DECODER_ONLY_NOTE] if FAMILIES[report.model_type].decoder_only else []),
         _graphs(report),
         _buckets(report),
         _calibration(report),

@@ -182,6 +182,25 @@ def xla_python() -> Path:
     return default
 
 
+def check_xla_python() -> None:
+    """Check in a moment that graphs can be lowered, before models and data are read.
+
+    Raises:
+        PlatformError: If there is no Python with torch_xla.
+    """
+    python = xla_python()
+    if python == Path(sys.executable):
+        return
+    remedy = f"run `make .venv-xla/.installed`, or set {PYTHON} to a Python with torch_xla"
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch_xla') is None)"
+    try:
+        found = subprocess.run([python, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as error:
+        raise PlatformError(f"{python} cannot be run: {error.strerror}", remedy) from error
+    if found.returncode != 0:
+        raise PlatformError(f"{python} does not have torch_xla", remedy)
+
+
 def _failed(graph: GraphFile, code: int, log: str) -> CompileError:
     path = files.cache_folder() / "graphs" / "preflight.log"
     path.parent.mkdir(parents=True, exist_ok=True)

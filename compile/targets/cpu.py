@@ -77,9 +77,9 @@ class Int8Linear(Linear):
         self.packed = frozen(torch.empty(self.in_features, self.out_features, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(self.out_features))
 
-    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def stored(self, weight: Tensor) -> dict[str, Tensor]:
         """See `Linear`."""
-        weight = self.fused(state).float()
+        weight = weight.float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / INT8_MAX
         return {"weight": torch.round(weight / scale[:, None]).to(torch.int8), "scale": scale}
 

@@ -75,7 +75,7 @@ class NeuronTarget:
             raise RecipeError(
                 f"a {config.model_type} with compile.neuron.exporter = {options.exporter or 'own'}: the static graphs "
                 f"for {self.settings.target} support only T5 with exporter own",
-                "use `--set compile.neuron.exporter=own` for T5, or `--target cpu` for Llama",
+                "use `--set compile.neuron.exporter=own` for T5, or `--target cpu` for the others",
             )
         if options.tensor_parallel_size != 1:
             raise RecipeError(

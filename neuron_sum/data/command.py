@@ -97,8 +97,9 @@ def _model(recipe: "Recipe", dataset: "Dataset") -> "tuple[Recipe, PreTrainedTok
     from neuron_sum.models import base as models
     from neuron_sum.models.chat import render_chat, token_warnings
 
+    config = models.load_config(recipe.model)
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
-    rendered, config = render_chat(recipe, tokenizer), models.load_config(recipe.model, tokenizer)
+    rendered = render_chat(recipe, tokenizer)
     for warning in token_warnings(rendered.prompt.resolve(), tokenizer, config):
         console.warn(warning)
     return rendered, tokenizer, config

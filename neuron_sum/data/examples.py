@@ -41,8 +41,10 @@ class Dataset:
         origin: The usual name of the data, such as "DialogSum".
         license: The licence of the data; None if unknown.
         skipped: Number of skipped bad rows by kind (only with skip_bad).
-        near_overlap: Training dialogues that equal one of validation or test except for case and white space.
+        near_overlap: Training dialogues that equal one of validation or test except for case and white space; like all
+            splits, after the limits on examples.
         unused: Files of the folder, or splits of the hub, that are not used.
+        available: Number of examples of each split before the limits.
     """
 
     splits: dict[Split, tuple[Example, ...]]
@@ -51,6 +53,7 @@ class Dataset:
     skipped: dict[str, int] = field(default_factory=dict)
     near_overlap: int = 0
     unused: tuple[str, ...] = ()
+    available: dict[Split, int] = field(default_factory=dict)
 
     def __getitem__(self, split: Split) -> tuple[Example, ...]:
         """The examples of a split; empty if the source has none."""
@@ -66,9 +69,13 @@ class Dataset:
                 is_long = max(map(len, text.split()), default=0) > LONGEST_WORD
                 yield LONG_WORD.sub(r"\g<0> ", text) if is_long else text
 
+    def count(self, split: Split) -> str:
+        """The number of examples of a split, and how many it has in all if a limit leaves some out."""
+        return count_of(len(self[split]), self.available.get(split))
+
     def notes(self) -> list[str]:
         """Notes about the data for the user, one line each."""
-        counts = ", ".join(f"{len(examples):,} {split}" for split, examples in self.splits.items())
+        counts = ", ".join(f"{self.count(split)} {split}" for split in self.splits)
         lines = [
             f"data: {self.origin}, {counts}",
             f"licence of the data: {self.license or 'not stated; set data.license'}",
@@ -80,9 +87,14 @@ class Dataset:
             lines.append(f"not used: {', '.join(self.unused[:UNUSED_SHOWN])}{more}")
         if self.near_overlap:
             lines.append(
-                f"{self.near_overlap} training dialogues equal one of validation or test except for case and spaces"
+                f"{self.near_overlap} used training dialogues equal one of validation or test except for case and space"
             )
         return lines
+
+
+def count_of(used: int, available: int | None) -> str:
+    """A number of examples, and the number that they were selected from if it is larger: "100 of 500"."""
+    return f"{used:,}" if available is None or available == used else f"{used:,} of {available:,}"
 
 
 def evenly_spaced(examples: Sequence[Example], at_most: int | None) -> tuple[Example, ...]:

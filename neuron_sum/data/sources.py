@@ -27,7 +27,7 @@ LICENSES = {"sample": "Apache-2.0", "dialogsum": "CC BY-NC-SA 4.0", "samsum": "C
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Reads and checks every split, and selects `max_examples` of it.
+    """Reads and checks every split, and selects as many examples of it as its limit allows.
 
     Raises:
         DataError: If the source does not exist, or, unless `skip_bad`, if it has bad rows; the message lists the first
@@ -51,16 +51,15 @@ def load_dataset(config: DataConfig) -> Dataset:
     skipped: dict[str, int] = {}
     for problem in problems:
         skipped[problem.kind] = skipped.get(problem.kind, 0) + 1
+    used = {split: evenly_spaced(examples, config.limit(split)) for split, examples in splits.items()}
     return Dataset(
-        splits={
-            split: evenly_spaced(examples, config.max_examples if split == "train" else config.max_eval_examples)
-            for split, examples in splits.items()
-        },
+        splits=used,
         origin=ORIGINS.get(config.source, str(config.path)),
         license=config.license or _license(config),
         skipped=skipped,
         unused=tuple(unused),
-        near_overlap=near_overlap(splits.get("train", []), splits.get("validation", []) + splits.get("test", [])),
+        available={split: len(examples) for split, examples in splits.items()},
+        near_overlap=near_overlap(used.get("train", ()), (*used.get("validation", ()), *used.get("test", ()))),
     )
 
 

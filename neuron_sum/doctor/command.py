@@ -28,7 +28,8 @@ def doctor(
     overrides: Overrides = None,
     sets: SetOption = None,
     instance: Annotated[
-        str | None, typer.Option(help="Instance type to check the recipe for, such as ml.trn1.2xlarge.")
+        str | None,
+        typer.Option(help="Instance type to check the recipe for, such as ml.trn1.2xlarge. Default: this machine."),
     ] = None,
     region: Annotated[str | None, typer.Option(help="AWS region for the full image name.")] = None,
 ) -> None:
@@ -50,10 +51,19 @@ def doctor(
         from neuron_sum.recipes.loading import load_recipe
 
         resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-        target = find_instance(instance or machine_check.instance_of(machine))
-        checks = check_recipe(resolved, target, platform, region)
-        title = f"{resolved.name} on {target.name}, with {platform.name}"
-        result.update(recipe=resolved.name, instance=target.name)
+        result["recipe"] = resolved.name
+        if (name := instance or machine_check.instance_of(machine)) is None:
+            from neuron_sum.doctor.local_check import check_here
+
+            if region is not None:
+                raise typer.BadParameter("--region requires --instance, because this machine has no Neuron chips")
+            checks = check_here(resolved, machine, platform)
+            title = f"{resolved.name} on this machine, with {platform.name}"
+        else:
+            target = find_instance(name)
+            checks = check_recipe(resolved, target, platform, region)
+            title = f"{resolved.name} on {target.name}, with {platform.name}"
+            result["instance"] = target.name
     table = console.table("", "check", "found", title=title)
     for column in table.columns[1:]:
         column.justify, column.overflow = "left", "fold"

@@ -65,35 +65,39 @@ def nearest_platform(machine: Machine) -> Platform:
     return max(PLATFORMS, key=lambda platform: len(platform.pins) - len(_differences(machine, platform.pins)))
 
 
-def instance_of(machine: Machine) -> str:
-    """The instance type of this machine, the default for checking a recipe.
+def instance_of(machine: Machine) -> str | None:
+    """The Neuron instance type of this machine, the default for checking a recipe; None without Neuron chips.
 
     Raises:
-        PlatformError: If this machine is not a Neuron instance, or its type is not in the table.
+        PlatformError: If it has Neuron chips, but its type is not in the table.
     """
     if machine.instance is not None and f"ml.{machine.instance}" in INSTANCES:
         return machine.instance
     if machine.neuron_devices or (machine.instance or "").startswith(NEURON_FAMILIES):
         name = machine.instance or f"a machine with {machine.neuron_devices} Neuron chips"
         raise PlatformError(f"{name} is not in the table", f"use --instance with one of {', '.join(INSTANCES)}")
-    raise PlatformError(
-        "this machine is not a Trainium or Inferentia2 instance",
-        "use --instance ml.trn1.2xlarge, or run `neuron-sum train RECIPE --dry-run` for an estimate on this machine",
-    )
+    return None
 
 
 def check_machine(machine: Machine, platform: Platform) -> list[Check]:
     """Compare this machine with a row of the matrix."""
     return [
-        Check("machine", "ok", f"{machine.instance or 'not an EC2 instance'}: {machine.cores} cores, {machine.cpu}"),
         Check("memory", "ok", f"{size(machine.free_memory)} free of {size(machine.memory)}"),
-        _check_disk(machine),
-        _check_python(machine, platform),
-        _check_packages(machine, platform),
+        *check_basics(machine, platform),
         *_check_neuron(machine, platform),
         _check_server(machine, platform),
         _check_compiler(machine),
         *retirements(platform.retirements),
+    ]
+
+
+def check_basics(machine: Machine, platform: Platform) -> list[Check]:
+    """The checks that concern every command on this machine: disk, Python and packages."""
+    return [
+        Check("machine", "ok", f"{machine.instance or 'not an EC2 instance'}: {machine.cores} cores, {machine.cpu}"),
+        _check_disk(machine),
+        _check_python(machine, platform),
+        _check_packages(machine, platform),
     ]
 
 

@@ -10,8 +10,9 @@ from neuron_sum.doctor.machine_check import Check, retirements
 from neuron_sum.doctor.upstream_bugs import UPSTREAM_BUGS, Case
 from neuron_sum.errors import RecipeError
 from neuron_sum.models.dimensions import base_config
+from neuron_sum.models.families import head_dim
 from neuron_sum.platform.matrix import Instance, Platform
-from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell
+from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell, remedy
 from neuron_sum.recipes.schema import CompileConfig, Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         NeuronSumError: If the base model's configuration is not available.
     """
     config = base_config(recipe.model)
-    parameters = _parameters(recipe, config)
+    parameters = parameters_of(recipe, config)
     family, method = str(config.model_type), recipe.method.name
     stages: list[Stage] = [stage for stage, families in FAMILIES_OF_STAGE.items() if instance.family in families]
     checks = [_check_method(family, method, stage) for stage in stages]
@@ -45,12 +46,12 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         checks += _check_training(recipe, config, parameters, instance)
     else:
         checks.append(_check_serving_memory(recipe, config, parameters, instance))
-    checks += _check_context(recipe, config)
+    checks += check_context(recipe, config)
     checks += _check_upstream_bugs(recipe, family, instance, "train" if "train" in stages else "compile")
     return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
 
 
-def _parameters(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":
+def parameters_of(recipe: Recipe, config: "PretrainedConfig") -> "ParameterCount":
     """The parameters of the model with its adapter, counted without allocating weights."""
     import torch
 
@@ -70,10 +71,11 @@ def _check_method(family: str, method: str, stage: Stage) -> Check:
     found = f"{cell.note} (evidence: {cell.evidence}; {cell.status})"
     if cell.works:
         return Check(name, "ok", found, None, cell.source)
-    return Check(name, "blocks", found, "method=lora", cell.source)
+    return Check(name, "blocks", found, remedy(cell), cell.source)
 
 
-def _check_context(recipe: Recipe, config: "PretrainedConfig") -> list[Check]:
+def check_context(recipe: Recipe, config: "PretrainedConfig") -> list[Check]:
+    """Check that the model has positions for the recipe's lengths."""
     from neuron_sum.models.rotary import check_positions, training_lengths
 
     try:
@@ -151,11 +153,10 @@ def _check_serving_memory(
     source = max(compiled.source_lens or (recipe.data.max_source_length,))
     target = compiled.target_len or recipe.generate.max_new_tokens
     batch, beams = max(compiled.batch_sizes), max(compiled.num_beams or (recipe.generate.num_beams,))
-    if config.model_type == "t5":
+    if config.is_encoder_decoder:
         columns = config.num_decoder_layers * config.num_heads * config.d_kv * (beams * target + source)
     else:
-        head = config.hidden_size // config.num_attention_heads
-        columns = config.num_hidden_layers * config.num_key_value_heads * head * beams * (source + target)
+        columns = config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * beams * (source + target)
     needed = weights + 2 * batch * columns * kv_bytes
     found = (
         f"about {size(needed)} of {size(instance.core_memory)} (weights {size(weights)} in {compiled.dtype}, keys and "

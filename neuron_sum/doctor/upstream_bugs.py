@@ -15,7 +15,7 @@ class Case:
     """The properties of a recipe on an instance type that decide which bugs affect it.
 
     Attributes:
-        family: t5 or llama.
+        family: The model_type, such as t5 or llama.
         method: full, lora or prompt_tuning.
         stage: train or compile.
         instance: The instance type.
@@ -77,21 +77,21 @@ UPSTREAM_BUGS = (
     ),
     UpstreamBug(
         "loss-divided-twice",
-        lambda case: case.stage == "train" and case.family == "llama",
-        "with the Llama class of transformers, the loss is divided by the number of tokens twice",
-        "the Llama class of optimum-neuron is trained",
+        lambda case: case.stage == "train" and case.family != "t5",
+        "with a decoder-only class of transformers, the loss is divided by the number of tokens twice",
+        "the classes of optimum-neuron are trained",
         OPTIMUM + "trainers/transformers.py; reproduced on XLA:CPU",
     ),
     UpstreamBug(
         "lora-targets",
-        lambda case: case.stage == "train" and (case.family, case.method) == ("llama", "lora"),
+        lambda case: case.stage == "train" and case.family != "t5" and case.method == "lora",
         "LoRA on fewer than all seven projections trains but cannot be consolidated (KeyError … gate_up_proj.weight)",
         "method.target_modules defaults to all seven, and `neuron-sum doctor` rejects fewer",
         OPTIMUM + "models/training; reproduced on XLA:CPU",
     ),
     UpstreamBug(
         "shards",
-        lambda case: case.stage == "train" and case.family == "llama",
+        lambda case: case.stage == "train" and case.family != "t5",
         "shards are saved, even at tensor_parallel_size 1; consolidation omits the configuration",
         "`neuron-sum train` writes a plain Hugging Face folder",
         OPTIMUM + "models/training/checkpointing.py; read, not run",

@@ -316,6 +316,7 @@ def write_comparison(session: "Session", folder: Path, systems: "list[System]") 
     )
     write_report(folder / "report.html", comparison, title, session.origin, session.license)
     files.write_json(folder / "comparison.json", comparison.as_dict())
+    files.write_text(folder / "summaries.jsonl", "".join(files.to_json(entry) + "\n" for entry in comparison.texts()))
     for evaluation in comparison.evaluations:
         if evaluation.system.run is not None:
             run = evaluation.system.run

@@ -1,6 +1,6 @@
 """Comparison of systems on the same dialogues: absolute improvements, significance, and the texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,23 @@ class Comparison:
                 for evaluation in self.evaluations
             ],
         }
+
+    def texts(self) -> Iterator[dict[str, Any]]:
+        """The content of summaries.jsonl: every dialogue with its human summaries, and each system's with ROUGE-1."""
+        systems = [evaluation for evaluation in self.evaluations if evaluation.system.builtin != HUMAN]
+        for index, example in enumerate(self.examples):
+            yield {
+                "id": example.id,
+                "dialogue": example.dialogue,
+                "references": list(example.references),
+                "summaries": {
+                    evaluation.system.name: {
+                        "text": evaluation.predictions[index].summary,
+                        "ROUGE-1": round(float(evaluation.scores["ROUGE-1"][index]), 2),
+                    }
+                    for evaluation in systems
+                },
+            }
 
 
 def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], config: EvaluateConfig) -> Comparison:

@@ -49,6 +49,7 @@ def evaluate_system(
     columns: PredictionColumns = DEFAULT_COLUMNS,
     base: RunFolder | None = None,
     data: str = "",
+    available: int | None = None,
 ) -> Evaluation:
     """Predict if necessary, score, and write predictions.jsonl (models) and metrics.json into a folder.
 
@@ -60,6 +61,7 @@ def evaluate_system(
         columns: The columns of a predictions file.
         base: For `untuned`: a run that started from it.
         data: The origin of the examples, recorded with the metrics.
+        available: The number of examples that `examples` were selected from, also recorded.
 
     Raises:
         DataError: For `human`, if an example has only one reference; if the tokenizer drops letters of the references.
@@ -86,6 +88,7 @@ def evaluate_system(
     }
     metrics = {
         "data": data,
+        "available": available,
         "fingerprint": fingerprint,
         **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate, base),
     }
@@ -138,7 +141,7 @@ def _sizes(system: System, base: RunFolder | None) -> dict[str, Any] | None:
     results = run.read_results()
     sizes = {key: results[key] for key in ("method", "trainable_parameters", "all_parameters", "weights_bytes")}
     if system.run is not None:
-        return sizes
+        return {**sizes, "train_examples": results.get("train_examples")}
     adapter_parameters = 0 if results["method"] == "full" else results["trainable_parameters"]
     size = sum(file.stat().st_size for file in Path(run.model_source()).glob("*.safetensors"))
     parameters = results["all_parameters"] - adapter_parameters

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuron_sum import console
+from neuron_sum.data.examples import count_of
 from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
 
@@ -15,7 +16,7 @@ def render(comparison: Comparison) -> RenderableType:
     """The table, the protocol, and the summaries of some dialogues side by side."""
     first = comparison.evaluations[0].metrics
     parts: list[RenderableType] = [
-        Text(f"{first['examples']} dialogues: {first['data']}, {first['split']} split"),
+        Text(f"{count_of(first['examples'], first['available'])} dialogues: {first['data']}, {first['split']} split"),
         _scores(comparison),
         Text(first["protocol"]["text"], style="dim"),
     ]

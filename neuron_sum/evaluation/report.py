@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from neuron_sum import __version__, console, files
-from neuron_sum.data.examples import SPEAKER_TAG
+from neuron_sum.data.examples import SPEAKER_TAG, count_of
 from neuron_sum.evaluation import charts
 from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
@@ -41,6 +41,7 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
     page = environment.get_template("report.html").render(
         title=title,
         data=data,
+        count=count_of(len(comparison.examples), comparison.evaluations[0].metrics["available"]),
         data_license=data_license or "not stated",
         version=__version__,
         comparison=comparison,

@@ -14,9 +14,9 @@ from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import read_predictions
 from neuron_sum.evaluation.systems import UNTUNED, System
 from neuron_sum.recipes.loading import RecipeSource, load_recipe
-from neuron_sum.recipes.schema import Recipe
+from neuron_sum.recipes.schema import LIMITS, Recipe, Split
 from neuron_sum.runs.contents import is_run
-from neuron_sum.runs.fingerprint import check_data, differences, is_same_data, model_parts, record_of
+from neuron_sum.runs.fingerprint import check_data, differences, model_parts, record_of
 from neuron_sum.runs.folder import RunFolder
 
 
@@ -29,7 +29,10 @@ class Session:
     Attributes:
         origin: The name of the data.
         license: The data's licence.
+        available: Number of examples of the evaluated split before its limit; None for predictions files.
     """
+
+    available: int | None = None
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Session:
         if self._uses_data_of_runs:
             self._check_unchanged(dataset)
         self.origin, self.license, self._examples = dataset.origin, dataset.license, dataset[split]
+        self.available = dataset.available[split] if self._examples else None
         if not self._examples:
             raise DataError(
                 f"{dataset.origin} has no {split} split", "choose another one, such as --set evaluate.split=validation"
@@ -104,7 +108,16 @@ class Session:
             if system.run is not None and len(self._systems) > 1 and self._uses_data_of_runs:
                 predictions_folder = system.run.path / "evaluation" / recipe.evaluate.split
             evaluations.append(
-                evaluate_system(system, recipe, self._examples, predictions_folder, self._columns, base, self.origin)
+                evaluate_system(
+                    system,
+                    recipe,
+                    self._examples,
+                    predictions_folder,
+                    self._columns,
+                    base,
+                    self.origin,
+                    self.available,
+                )
             )
         return compare(self._examples, evaluations, self._recipe.evaluate)
 
@@ -118,13 +131,14 @@ class Session:
 
         A split chosen by an override of the data, and not by the recipe of the run or artifact, is not compared.
         """
+        split = self._recipe.evaluate.split
         for system in self._systems:
             source = system.run or system.artifact
             if source is None:
                 continue
             record = record_of(source)
-            if is_same_data(source.recipe.data, self._recipe.data):
-                check_data(record, dataset, self._recipe.evaluate.split, source.path)
+            if _data_of(source.recipe, split) == _data_of(self._recipe, split):
+                check_data(record, dataset, split, source.path)
             if system.artifact is not None and is_run(origin := Path(system.artifact.manifest.source.path)):
                 now = RunFolder(origin, source.recipe).read_record().fingerprint
                 if changed := differences(model_parts(record), model_parts(now)):
@@ -132,7 +146,8 @@ class Session:
 
     def _check_same_data(self) -> None:
         """Raise if the recipes have different data, because scores on different dialogues cannot be compared."""
-        sources = {name: _data_of(recipe) for name, recipe in self._system_recipes.items()}
+        split = self._recipe.evaluate.split
+        sources = {name: _data_of(recipe, split) for name, recipe in self._system_recipes.items()}
         first = next(iter(sources))
         if different := [name for name, source in sources.items() if source != sources[first]]:
             raise RunError(
@@ -141,6 +156,7 @@ class Session:
             )
 
 
-def _data_of(recipe: Recipe) -> dict[str, object]:
+def _data_of(recipe: Recipe, split: Split) -> dict[str, object]:
     """The settings that determine the evaluated dialogues."""
-    return recipe.data.model_dump(exclude={"max_examples", "license", "max_source_length", "max_target_length"})
+    other_limits = {name for other, name in LIMITS.items() if other != split}
+    return recipe.data.model_dump(exclude={*other_limits, "license", "max_source_length", "max_target_length"})

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from neuron_sum.recipes.schema import EvaluateConfig
 
 Values = NDArray[np.float64]
+Outcome = Literal["passed", "failed", "undecided"]
 MIN_EXAMPLES = 10
 """Fewer examples are too few for a bootstrap, which knows no other values than theirs."""
 
@@ -52,7 +53,7 @@ class Drop:
     """
 
     interval: Interval
-    outcome: Literal["passed", "failed", "undecided"]
+    outcome: Outcome
     examples_needed: int | None = None
 
 

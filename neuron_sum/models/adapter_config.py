@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from neuron_sum.errors import ModelError, RunError
+from neuron_sum.models.families import FAMILIES
 from neuron_sum.models.gguf import is_gguf
 from neuron_sum.recipes.schema import ModelConfig
 
@@ -29,7 +30,9 @@ NEUTRAL: tuple[object, ...] = (None, False, [], {})
 """Values with which a key that is not known here has no effect, as PEFT writes them for options that are not used."""
 ALL_LINEAR = "all-linear"
 DEFAULT_TARGETS = ["q", "v", "q_proj", "v_proj"]
-"""The targets that PEFT chooses without target_modules, for T5 and Llama, which share no name."""
+"""The targets that PEFT chooses without target_modules, for T5 and the decoder-only families, which share no name."""
+BASE_CLASSES = tuple(family.model_name for family in FAMILIES.values())
+BASE_MODULES = tuple(family.module for family in FAMILIES.values())
 
 Names = list[str] | str | None
 Rank = Annotated[int, Field(ge=1)]
@@ -41,10 +44,8 @@ class AutoMapping(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    base_model_class: Literal["T5ForConditionalGeneration", "LlamaForCausalLM"] | None = None
-    parent_library: Literal["transformers.models.t5.modeling_t5", "transformers.models.llama.modeling_llama"] | None = (
-        None
-    )
+    base_model_class: Annotated[str, AfterValidator(lambda name: _one_of(name, BASE_CLASSES))] | None = None
+    parent_library: Annotated[str, AfterValidator(lambda name: _one_of(name, BASE_MODULES))] | None = None
 
 
 class AdapterConfig(BaseModel):
@@ -232,6 +233,12 @@ def regular_file(folder: Path, name: str) -> Path:
         state = f"{name} is not a file" if path.exists() else f"it contains no {name}"
         raise ModelError(f"{folder} is not an adapter: {state}", nested_hint(folder) or LAYOUT_HINT)
     return path
+
+
+def _one_of(name: str, valid: tuple[str, ...]) -> str:
+    if name not in valid:
+        raise ValueError(f"valid: {', '.join(valid)}")
+    return name
 
 
 def _is_named(names: Names, module: str) -> bool:

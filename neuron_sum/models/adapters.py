@@ -16,14 +16,8 @@ from neuron_sum.errors import ModelError
 from neuron_sum.models.adapter_config import CONFIG, MERGE_HINT, LoraFile, PromptTuningFile
 from neuron_sum.models.adapter_files import Adapter, read_adapter
 from neuron_sum.models.base import is_decoder_only
-from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ
+from neuron_sum.models.families import family_of
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
-
-LORA_TARGETS = {
-    SEQ2SEQ: ["q", "v"],
-    DECODER_ONLY: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}
-"""T5: Hu et al. 2021, section 7.1. Llama: all seven, because optimum-neuron 0.4.5 cannot consolidate fewer."""
 
 MERGE_TOLERANCE = 1e-4
 """Largest logit difference that fp32 rounding explains, relative to the largest logit."""
@@ -54,7 +48,8 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel
             try:
                 adapted = get_peft_model(model, lora_config(method, model.config))
             except ValueError as error:
-                raise ModelError(f"method.target_modules: {error}", f"use the default: {LORA_TARGETS}") from error
+                default = ", ".join(family_of(model.config).lora_targets)
+                raise ModelError(f"method.target_modules: {error}", f"use the default: {default}") from error
         else:
             adapted = _attach_soft_prompt(model, method)
     # Training does not resize embeddings. PEFT would look for the base model on a hub to find out, at each save.
@@ -74,7 +69,7 @@ def lora_config(method: LoraMethod, config: PretrainedConfig) -> LoraConfig:
         r=method.r,
         lora_alpha=method.lora_alpha,
         lora_dropout=method.lora_dropout,
-        target_modules=list(method.target_modules or LORA_TARGETS[config.model_type]),
+        target_modules=list(method.target_modules or family_of(config).lora_targets),
         bias="none",
     )
 

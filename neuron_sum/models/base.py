@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import extract_commit_hash
@@ -15,7 +14,8 @@ from transformers.utils import extract_commit_hash
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
 from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object, shorten
-from neuron_sum.models.configs import DECODER_ONLY, SEQ2SEQ, head_may_be_embedding, make_config
+from neuron_sum.models.configs import head_may_be_embedding, make_config
+from neuron_sum.models.families import FAMILIES, family_of
 from neuron_sum.models.gguf import folder_of
 from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
 from neuron_sum.models.weights import GENERATION_CONFIG, load_weights
@@ -139,17 +139,14 @@ def load_base(
 
 
 def model_class_of(config: PretrainedConfig, *, packed: bool = False) -> type[PreTrainedModel]:
-    """The class of a family: T5ForConditionalGeneration, or LlamaForCausalLM, which supports packed rows unchanged."""
-    classes: dict[str, type[PreTrainedModel]] = {
-        SEQ2SEQ: packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration,
-        DECODER_ONLY: transformers.LlamaForCausalLM,
-    }
-    return classes[config.model_type]
+    """The class of a family; those of decoder-only families support packed rows unchanged."""
+    family = family_of(config)
+    return packed_t5.T5ForConditionalGeneration if packed and not family.decoder_only else family.model_class
 
 
 def is_decoder_only(config: PretrainedConfig) -> bool:
     """Whether prompt and summary share one row."""
-    return bool(config.model_type == DECODER_ONLY)
+    return family_of(config).decoder_only
 
 
 def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
@@ -202,7 +199,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreT
     tokenizer.train_from_iterator(texts, trainer)
     if "▁" not in tokenizer.get_vocab():
         raise ModelError("cannot train a tokenizer without training dialogues", "use data with a train split")
-    frame = {SEQ2SEQ: ("$A </s>", [("</s>", 1)]), DECODER_ONLY: ("<s> $A", [("<s>", 3)])}[family]
+    frame = ("<s> $A", [("<s>", 3)]) if FAMILIES[family].decoder_only else ("$A </s>", [("</s>", 1)])
     tokenizer.post_processor = processors.TemplateProcessing(single=frame[0], special_tokens=frame[1])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>"

@@ -8,23 +8,13 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig, T5Config
+from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import rotary
 from neuron_sum.models.checkpoint import is_number, shorten
-
-SEQ2SEQ, DECODER_ONLY = "t5", "llama"
-FAMILIES = (SEQ2SEQ, DECODER_ONLY)
-"""The model_type values of transformers that every stage supports."""
-
-CLASSES: dict[str, type[PretrainedConfig]] = {SEQ2SEQ: T5Config, DECODER_ONLY: LlamaConfig}
-ARCHITECTURES = {
-    SEQ2SEQ: ("T5ForConditionalGeneration", "T5WithLMHeadModel"),
-    DECODER_ONLY: ("LlamaForCausalLM", "LLaMAForCausalLM"),
-}
-"""The names of the supported classes, including those of old versions."""
+from neuron_sum.models.families import FAMILIES, FULL, SLIDING, Family, valid_families
 
 HARMLESS = {
     "_attn_implementation_autoset": "how attention is computed, not what",
@@ -68,11 +58,13 @@ ATTENTION = dict.fromkeys(
 FIXED: dict[str, tuple[object, ...]] = {
     **ATTENTION,
     "add_cross_attention": (False,),
+    "attention_bias": (False,),
     "auto_map": (),
     "chunk_size_feed_forward": (0,),
     "cross_attention_hidden_size": (),
     "is_decoder": (False,),
     "layer_types": (),
+    "mlp_bias": (False,),
     "output_attentions": (False,),
     "output_hidden_states": (False,),
     "partial_rotary_factor": (1,),
@@ -83,12 +75,21 @@ FIXED: dict[str, tuple[object, ...]] = {
     "sliding_window": (),
     "tie_encoder_decoder": (False,),
     "torchscript": (False,),
+    "use_mrope": (False,),
     "use_sliding_window": (False,),
 }
-"""Keys of models that are not supported, with the values of a plain model; null is always one."""
+"""Keys that families do not support unless their configuration class has them, with the values of a plain model; null
+is always one."""
 
-TRANSLATED = {SEQ2SEQ: ("scale_decoder_outputs",), DECODER_ONLY: ("rope_parameters", rotary.ORIGINAL)}
-"""Keys that transformers 5 writes, or that transformers reads although its configuration class does not name them."""
+LAYERS: dict[str, Any] = {"layer_types": [FULL], "no_rope_layers": [1], "sliding_window": 1}
+"""Values of the type of keys that some configuration classes have without a default value."""
+
+READ = {False: ("scale_decoder_outputs",), True: ("rope_parameters", "rope_scaling", rotary.ORIGINAL)}
+"""Keys that transformers 5 writes, or that transformers reads although a configuration class does not name them; by
+whether the family is decoder-only."""
+
+STRUCTURE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+"""Keys of decoder-only models whose default values other keys are checked with."""
 
 LARGEST, MOST_LAYERS = 2**26, 1024
 """Limits of sizes and of layer counts; larger values are damage."""
@@ -109,34 +110,56 @@ def make_config(values: Mapping[str, Any], source: str) -> PretrainedConfig:
     Raises:
         ModelError: For another model family, an unknown key, or an invalid or unsupported value; names it.
     """
-    model_type = values.get("model_type")
-    if model_type not in FAMILIES:
-        raise ModelError(
-            f"{source} has model_type {shorten(model_type)}; valid: {', '.join(FAMILIES)}",
-            "use T5, FLAN-T5, Llama or TinyLlama",
-        )
-    known, kept = _defaults(model_type), {}
+    family = check_family(values, source)
+    known, kept = _defaults(family), dict[str, Any]()
     for key, value in values.items():
-        if key in HARMLESS or key in GENERATION:
+        if key in HARMLESS or key in GENERATION or key in family.unread:
             continue
         if key not in known and value is not None:
             raise ModelError(f"{source}: unknown key {shorten(key)} = {shorten(value)}", UNKNOWN_HINT)
-        if key in known and not (value is None and known[key] is inspect.Parameter.empty):
-            _check_value(key, value, known[key], source)
+        plain = value is None and (known.get(key) is inspect.Parameter.empty or key in FIXED.keys() - LAYERS.keys())
+        if key in known and not plain:
+            _check_value(key, value, known, family, source)
             if key not in ATTENTION:
                 kept[key] = value
-    for alias, name in CLASSES[model_type].attribute_map.items():
+    for alias, name in family.config_class.attribute_map.items():
         if kept.setdefault(name, kept.get(alias)) != kept.pop(alias, kept[name]):
             raise ModelError(f"{source}: {alias} = {values[alias]} contradicts {name} = {values[name]}")
         if kept[name] is None:
             del kept[name]
-    if model_type == SEQ2SEQ:
-        _translate_head(kept, source)
-    else:
+    if family.decoder_only:
+        for key in STRUCTURE:
+            kept.setdefault(key, known[key])
+        _check_layers(kept, source)
         rotary.translate(kept, source)
-    _check_structure(kept, source)
+        _translate_defaults(kept, known)
+    else:
+        _translate_head(kept, source)
+    _check_structure(kept, family, source)
     with reading(source, ModelError):
-        return AutoConfig.for_model(**kept, **_origin(values))
+        config = AutoConfig.for_model(**kept, **_origin(values))
+    windowed = SLIDING in (getattr(config, "layer_types", None) or ())
+    _require(not windowed or config.sliding_window is not None, "layer_types", [SLIDING], "a sliding_window", source)
+    return config
+
+
+def check_family(values: Mapping[str, Any], source: str) -> Family:
+    """The family of a configuration.
+
+    Args:
+        values: The content of config.json.
+        source: The file or field, for error messages.
+
+    Raises:
+        ModelError: For a family that is not supported; names the valid ones.
+    """
+    found = values.get("model_type")
+    if not isinstance(found, str) or found not in FAMILIES:
+        raise ModelError(
+            f"{source} has model_type {shorten(found)}, which is not supported; valid: {valid_families()}",
+            "use a model of one of these families",
+        )
+    return FAMILIES[found]
 
 
 def head_may_be_embedding(values: Mapping[str, Any]) -> bool:
@@ -146,7 +169,7 @@ def head_may_be_embedding(values: Mapping[str, Any]) -> bool:
         values: The content of config.json.
     """
     tied = values.get("tie_word_embeddings", True)
-    return values.get("model_type") == SEQ2SEQ and values.get("scale_decoder_outputs") is False and tied is True
+    return values.get("model_type") == "t5" and values.get("scale_decoder_outputs") is False and tied is True
 
 
 def _translate_head(values: dict[str, Any], source: str) -> None:
@@ -165,75 +188,110 @@ def _translate_head(values: dict[str, Any], source: str) -> None:
         values["tie_word_embeddings"] = scaled
 
 
-def _defaults(model_type: str) -> dict[str, Any]:
+def _translate_defaults(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """Removes what a configuration class would take from its published model or would not compute itself."""
+    if values.get("head_dim", 1) is None:
+        del values["head_dim"]
+    padding = known.get("pad_token_id", inspect.Parameter.empty)
+    if "pad_token_id" not in values and isinstance(padding, int) and padding >= values["vocab_size"]:
+        values["pad_token_id"] = None
+
+
+def _defaults(family: Family) -> dict[str, Any]:
     """The keys that a family's configuration reads, with their default values; empty for those without one."""
-    empty = inspect.Parameter.empty
-    keys: dict[str, Any] = {"model_type": model_type}
-    for config_class in (PretrainedConfig, CLASSES[model_type]):
-        for name, parameter in inspect.signature(config_class.__init__).parameters.items():
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name != "self":
-                keys[name] = empty if parameter.default is None else parameter.default
-    keys |= {alias: keys[name] for alias, name in CLASSES[model_type].attribute_map.items()}
-    keys |= dict.fromkeys((*FIXED, *TRANSLATED[model_type]), empty)
-    if model_type == SEQ2SEQ:
-        keys |= {"dense_act_fn": "relu", "is_gated_act": False, "num_decoder_layers": 6, "scale_decoder_outputs": True}
-    else:
-        keys |= {"num_key_value_heads": 1, "head_dim": 1, rotary.ORIGINAL: 1}
-    return keys
+    empty, own = inspect.Parameter.empty, _parameters(family.config_class)
+    keys: dict[str, Any] = {"model_type": family.name}
+    for config_class in (PretrainedConfig, family.config_class):
+        for name, parameter in _parameters(config_class).items():
+            keys[name] = empty if parameter.default is None else parameter.default
+    keys |= {alias: keys[name] for alias, name in family.config_class.attribute_map.items()}
+    keys |= dict.fromkeys((key for key in (*FIXED, *READ[family.decoder_only]) if key not in own), empty)
+    if family.decoder_only:
+        layers = {name: kind for name, kind in LAYERS.items() if name in own}
+        return keys | layers | {"num_key_value_heads": 1, "head_dim": 1, rotary.ORIGINAL: 1}
+    t5 = {"dense_act_fn": "relu", "is_gated_act": False, "num_decoder_layers": 6, "scale_decoder_outputs": True}
+    return keys | t5
 
 
-OPTIONAL = ("num_decoder_layers", "num_key_value_heads", "head_dim", "scale_decoder_outputs", rotary.ORIGINAL)
+def _parameters(config_class: type[PretrainedConfig]) -> dict[str, inspect.Parameter]:
+    """The keys that a configuration class names."""
+    parameters = inspect.signature(config_class.__init__).parameters
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name != "self"
+    }
+
+
+OPTIONAL = ("num_decoder_layers", "num_key_value_heads", "scale_decoder_outputs", rotary.ORIGINAL, *LAYERS)
 """Keys that may be null although `_defaults` gives them a type."""
 
 
-def _check_value(key: str, value: Any, default: object, source: str) -> None:
+def _check_value(key: str, value: Any, known: Mapping[str, Any], family: Family, source: str) -> None:
     """Rejects an unsupported value, or one of another type than the default."""
-    if key in FIXED:
+    default, own = known[key], _parameters(family.config_class)
+    if key in FIXED and key not in own:
         if value is not None and value not in FIXED[key]:
             valid = ", ".join(repr(item) for item in (*FIXED[key], None))
             raise ModelError(
                 f"{source}: {key} = {shorten(value)} is not supported; valid: {valid}", "use a plain model"
             )
         return
+    # Qwen3's width of a head is 128 unless the file has another one; the other classes compute it from null.
+    optional = key in OPTIONAL or (key == "head_dim" and getattr(own.get(key), "default", None) is None)
     if key.endswith("_token_id"):
         ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
         valid_ids = all(item is None or (isinstance(item, int) and not isinstance(item, bool)) for item in ids)
         _require(valid_ids and all(abs(item or 0) < LARGEST for item in ids), key, value, "a token id", source)
-    elif default is inspect.Parameter.empty or (value is None and key in OPTIONAL):
+    elif default is inspect.Parameter.empty or (value is None and optional):
         return
     elif isinstance(default, bool):
         _require(isinstance(value, bool), key, value, "true or false", source)
     elif isinstance(default, int):
-        most = MOST_LAYERS if "layers" in key else LARGEST
-        valid_int = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-        _require(valid_int, key, value, f"an integer from 1 to {most}", source)
+        least, most = int(key != "max_window_layers"), MOST_LAYERS if "layers" in key else LARGEST
+        valid_int = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        _require(valid_int, key, value, f"an integer from {least} to {most}", source)
     elif isinstance(default, float):
         probability = is_number(value) and ("dropout" not in key or 0 <= value < 1)
         _require(probability, key, value, "a number from 0 to 1" if "dropout" in key else "a finite number", source)
     elif isinstance(default, str):
         _require(isinstance(value, str), key, value, "a text", source)
+    elif isinstance(default, list):
+        _require(isinstance(value, list), key, value, "a list with an entry for each layer", source)
 
 
-def _check_structure(values: Mapping[str, Any], source: str) -> None:
+def _check_layers(values: Mapping[str, Any], source: str) -> None:
+    """Rejects lists that do not have one known entry for each layer of a decoder-only model."""
+    layers = values["num_hidden_layers"]
+    kinds, rotated = values.get("layer_types"), values.get("no_rope_layers")
+    if kinds is not None:
+        expected = f"{layers} entries, each {FULL} or {SLIDING}"
+        _require(len(kinds) == layers and all(kind in (FULL, SLIDING) for kind in kinds), "layer_types", kinds,
+                 expected, source)  # fmt: skip
+    if rotated is not None:
+        valid = len(rotated) >= layers and all(type(item) is int and item in (0, 1) for item in rotated)
+        _require(valid, "no_rope_layers", rotated, f"at least {layers} entries, each 0 or 1", source)
+
+
+def _check_structure(values: Mapping[str, Any], family: Family, source: str) -> None:
     """Rejects what the family's architecture cannot be, and classes of other models."""
-    model_type = values["model_type"]
     for name in _list(values.get("architectures")):
-        valid = ARCHITECTURES[model_type]
+        valid = (family.model_name, *family.old_names)
         _require(name in valid, "architectures", name, f"one of {', '.join(valid)}", source)
-    activation = values.get("hidden_act", "silu")
-    if model_type == SEQ2SEQ:
-        activation = values.get("dense_act_fn") or values.get("feed_forward_proj", "relu").removeprefix("gated-")
-    key = "hidden_act" if model_type == DECODER_ONLY else "feed_forward_proj"
+    if family.decoder_only:
+        key, activation = "hidden_act", values.get("hidden_act", "silu")
+    else:
+        key = "feed_forward_proj"
+        activation = values.get("dense_act_fn") or values.get(key, "relu").removeprefix("gated-")
     _require(activation in ACT2FN, key, activation, "an activation function of transformers", source)
-    encoder_decoder = model_type == SEQ2SEQ
-    given = values.get("is_encoder_decoder", encoder_decoder)
-    _require(given is encoder_decoder, "is_encoder_decoder", given, str(encoder_decoder), source)
-    if model_type == DECODER_ONLY:
-        heads = values.get("num_attention_heads", 32)
-        groups = values.get("num_key_value_heads") or heads
+    given = values.get("is_encoder_decoder", not family.decoder_only)
+    _require(given is not family.decoder_only, "is_encoder_decoder", given, str(not family.decoder_only), source)
+    if family.decoder_only:
+        heads, width = values["num_attention_heads"], values["hidden_size"]
+        own = _parameters(family.config_class)
+        groups = values.get("num_key_value_heads", own["num_key_value_heads"].default) or heads
         _require(heads % groups == 0, "num_key_value_heads", groups, f"a divisor of {heads} heads", source)
-        width = values.get("hidden_size", 4096)
-        head = values.get("head_dim")
+        head = values.get("head_dim") or getattr(own.get("head_dim"), "default", None)
         _require(head is not None or width % heads == 0, "hidden_size", width, f"a multiple of {heads} heads", source)
         head = head or width // heads
         _require(head % 2 == 0, "head_dim", head, "an even number", source)

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from neuron_sum.errors import ModelError, RecipeError
 from neuron_sum.models.checkpoint import is_number, shorten
+from neuron_sum.models.families import sliding_window
 from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 
 ORIGINAL = "original_max_position_embeddings"
@@ -26,6 +27,8 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "longrope": ("factor", ORIGINAL, "attention_factor"),
 }
 LISTS = ("short_factor", "long_factor")
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""The kinds that change with the length of the sequence, which static graphs do not support."""
 
 
 def translate(values: dict[str, Any], source: str) -> None:
@@ -35,7 +38,7 @@ def translate(values: dict[str, Any], source: str) -> None:
     rope_scaling.
 
     Args:
-        values: The content of a Llama's config.json, which is changed.
+        values: The content of a decoder-only model's config.json, with its structure; changed.
         source: The file, for error messages.
 
     Raises:
@@ -64,7 +67,7 @@ def translate(values: dict[str, Any], source: str) -> None:
     _check_theta(values, source)
     if scaling.get("partial_rotary_factor") == 1:
         del scaling["partial_rotary_factor"]
-    longest = values.get("max_position_embeddings", 2048)
+    longest = values["max_position_embeddings"]
     if kind == "dynamic" and scaling.get(ORIGINAL) == longest:
         del scaling[ORIGINAL]  # transformers reads max_position_embeddings instead
     _check_keys(kind, scaling, key, source)
@@ -104,7 +107,9 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def check_positions(config: PretrainedConfig, lengths: Mapping[str, int]) -> None:
-    """Rejects sequences that are longer than the model's context, before anything is computed.
+    """Rejects sequences that are longer than the model's context or sliding window, before anything is computed.
+
+    Up to its length, a sliding window leaves out nothing.
 
     Args:
         config: The configuration of the base model.
@@ -113,14 +118,19 @@ def check_positions(config: PretrainedConfig, lengths: Mapping[str, int]) -> Non
     Raises:
         RecipeError: With the sum and the limit.
     """
-    limit, total = context_length(config), sum(lengths.values())
-    if limit is None or total <= limit:
+    total, limits = sum(lengths.values()), dict[str, int]()
+    if (positions := context_length(config)) is not None:
+        limits[f"context of {positions:,} (max_position_embeddings)"] = positions
+    if (window := sliding_window(config)) is not None:
+        limits[f"sliding_window of {window:,}, beyond which it is not supported"] = window
+    name, limit = min(limits.items(), key=lambda item: item[1], default=("", total))
+    if total <= limit:
         return
     parts = " + ".join(f"{field} {count:,}" for field, count in lengths.items() if count)
     field, longest = max(lengths.items(), key=lambda item: item[1])
     fitting = limit - total + longest
     raise RecipeError(
-        f"{parts} = {total:,} tokens exceed the model's context of {limit:,} (max_position_embeddings)",
+        f"{parts} = {total:,} tokens exceed the model's {name}",
         f"lower {field} to at most {fitting:,}" if fitting > 0 else "lower these lengths",
     )
 
@@ -171,8 +181,7 @@ def _translate_longrope(values: dict[str, Any], longest: int, key: str, source: 
         factor = scaling.get("factor") or factor
     if "attention_factor" not in scaling:
         scaling["attention_factor"] = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    heads = values.get("num_attention_heads", 32)
-    width = values.get("head_dim") or values.get("hidden_size", 4096) // heads
+    width = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     for name in LISTS:
         if len(scaling[name]) != width // 2:
             raise _error(source, f"{key}.{name}", scaling[name], f"{width // 2} factors are required")

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object
-from neuron_sum.models.configs import SEQ2SEQ
+from neuron_sum.models.families import FAMILIES
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 MODELS = ("spiece.model", "tokenizer.model")
@@ -96,7 +96,7 @@ def read_sentencepiece(path: Path, model_type: str) -> PreTrainedTokenizerFast:
         if not path.is_file():
             raise OSError("no such file")
         # Without add_prefix_space, transformers 4.57 drops SentencePiece's space before the first word.
-        if model_type == SEQ2SEQ:
+        if not FAMILIES[model_type].decoder_only:
             return transformers.T5TokenizerFast(vocab_file=str(path), legacy=True, add_prefix_space=True)
         return transformers.LlamaTokenizerFast(vocab_file=str(path), legacy=False, add_prefix_space=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from neuron_sum.platform import cpu
+from neuron_sum.platform import cpu, threads
 
 TOOLS = ("java", "mvn", "git", "g++")
 """Programs that build and run the server, or compile graphs for this CPU."""
@@ -65,7 +65,7 @@ def describe_machine(distributions: Iterable[str], root: Path = Path("/")) -> Ma
     return Machine(
         python=platform.python_version(),
         cpu=cpu.name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=threads.cores(root),
         memory=total_memory(),
         free_memory=int(cpu.available_memory()),
         free_disk=shutil.disk_usage(Path.cwd()).free,

@@ -13,8 +13,9 @@ Status = Literal["supported", "maintenance", "ended"]
 STATUSES: tuple[Status, ...] = ("supported", "maintenance", "ended")
 """From best to worst. maintenance: critical fixes only; ended: none."""
 
-Family = Literal["t5", "llama"]
+Family = Literal["t5", "llama", "mistral", "qwen2", "qwen3", "smollm3"]
 Method = Literal["full", "lora", "prompt_tuning"]
+METHODS: tuple[Method, ...] = ("full", "lora", "prompt_tuning")
 Stage = Literal["train", "compile", "serve"]
 Evidence = Literal["run on XLA:CPU", "run on a stand-in", "read", "none"]
 """The way a cell was verified. XLA:CPU: upstream training code on a CPU instead of NeuronCores. A stand-in: this
@@ -147,9 +148,55 @@ FAMILIES_OF_STAGE: dict[Stage, tuple[str, ...]] = {"train": ("trn1",), "compile"
 _TRAINS_XLA = f"{OPTIMUM}, docs/source/supported_architectures.mdx: any architecture that compiles and fits 16 GB"
 _TRAINS_CLASS = f"{OPTIMUM}, docs/source/supported_architectures.mdx: a dedicated class, with tensor parallelism"
 _CUSTOM_T5 = f"docs/compile.md; {OPTIMUM}, docs/source/supported_architectures.mdx: T5, text2text-generation"
-_EXPORTS_LLAMA = f"{OPTIMUM}, docs/source/supported_architectures.mdx: Llama, text-generation"
+_NO_CLASS = f"{OPTIMUM}, optimum/neuron/models/training/auto_models.py: Granite, Llama and Qwen3"
+_EXPORTS = f"{OPTIMUM}, optimum/neuron/models/inference/auto_models.py: text-generation"
 _XLA, _LLAMA = ("pytorch-xla-training",), ("pytorch-xla-training", "nxd-training")
 _INFERENCE, _NXD = ("pytorch-xla-inference",), ("pytorch-xla-inference", "nxd-inference")
+
+
+def _decoder_only(family: Family, *, trains: bool, compiles: bool) -> tuple[Cell, ...]:
+    """The cells of a decoder-only family, which optimum-neuron has a class for, or does not support."""
+    training: tuple[Cell, ...]
+    if trains:
+        training = (
+            Cell(
+                family, "full", "train", True, "run on XLA:CPU",
+                "the class of optimum-neuron, tested at tensor_parallel_size 1; more requires a device",
+                _TRAINS_CLASS, _LLAMA,
+            ),
+            Cell(
+                family, "lora", "train", True, "run on XLA:CPU",
+                "on all seven projections; with fewer it trains but cannot be consolidated", _TRAINS_CLASS, _LLAMA,
+            ),
+            Cell(
+                family, "prompt_tuning", "train", False, "read",
+                "the class of optimum-neuron accepts only LoRA adapters",
+                f"{OPTIMUM}, optimum/neuron/peft/mapping.py: only LORA", _LLAMA,
+            ),
+        )  # fmt: skip
+    else:
+        note = "optimum-neuron 0.4.5 has no class for training this family"
+        training = tuple(Cell(family, method, "train", False, "read", note, _NO_CLASS, _LLAMA) for method in METHODS)
+    if compiles:
+        return (
+            *training,
+            Cell(family, "full", "compile", True, "run on a stand-in", "two graphs, separate weights", _EXPORTS, _NXD),
+            Cell(
+                family, "lora", "compile", True, "run on a stand-in",
+                "merged first; upstream supports adapters at run time only for Trn2", _EXPORTS, _NXD,
+            ),
+            Cell(family, "prompt_tuning", "compile", None, "none", "upstream exports no soft prompts", None, _NXD),
+            Cell(family, "full", "serve", True, "run on a stand-in", "upstream generate()", _EXPORTS, _NXD),
+            Cell(family, "lora", "serve", True, "run on a stand-in", "merged", _EXPORTS, _NXD),
+            Cell(family, "prompt_tuning", "serve", None, "none", "there is no compiled model to serve", None, _NXD),
+        )  # fmt: skip
+    note = "optimum-neuron 0.4.5 does not export this family"
+    stages: tuple[Stage, ...] = ("compile", "serve")
+    return (
+        *training,
+        *(Cell(family, method, stage, False, "read", note, _EXPORTS, _NXD) for stage in stages for method in METHODS),
+    )
+
 
 CELLS = (
     Cell("t5", "full", "train", True, "run on XLA:CPU", "data parallel only", _TRAINS_XLA, _XLA),
@@ -157,19 +204,6 @@ CELLS = (
     Cell(
         "t5", "prompt_tuning", "train", True, "run on XLA:CPU",
         "data parallel only, with plain PEFT", _TRAINS_XLA, _XLA,
-    ),
-    Cell(
-        "llama", "full", "train", True, "run on XLA:CPU",
-        "the class of optimum-neuron, tested at tensor_parallel_size 1; more requires a device", _TRAINS_CLASS, _LLAMA,
-    ),
-    Cell(
-        "llama", "lora", "train", True, "run on XLA:CPU",
-        "on all seven projections; with fewer it trains but cannot be consolidated", _TRAINS_CLASS, _LLAMA,
-    ),
-    Cell(
-        "llama", "prompt_tuning", "train", False, "read",
-        "the class of optimum-neuron accepts only LoRA adapters",
-        f"{OPTIMUM}, optimum/neuron/peft/mapping.py: only LORA", _LLAMA,
     ),
     Cell(
         "t5", "full", "compile", True, "run on a stand-in",
@@ -184,24 +218,31 @@ CELLS = (
         "t5", "prompt_tuning", "compile", True, "run on a stand-in",
         "compiled in, or in a slot of this package's graphs; upstream exports no soft prompts", _CUSTOM_T5, _INFERENCE,
     ),
-    Cell("llama", "full", "compile", True, "run on a stand-in", "two graphs, separate weights", _EXPORTS_LLAMA, _NXD),
-    Cell(
-        "llama", "lora", "compile", True, "run on a stand-in",
-        "merged first; upstream supports adapters at run time only for Trn2", _EXPORTS_LLAMA, _NXD,
-    ),
-    Cell("llama", "prompt_tuning", "compile", None, "none", "upstream exports no soft prompts", None, _NXD),
     Cell(
         "t5", "full", "serve", True, "run on a stand-in",
         "this package's handler in DJL Serving, whose bundled handler does not support T5", _CUSTOM_T5, _INFERENCE,
     ),
     Cell("t5", "lora", "serve", True, "run on a stand-in", "merged, or loaded at run time", _CUSTOM_T5, _INFERENCE),
     Cell("t5", "prompt_tuning", "serve", True, "run on a stand-in", "as LoRA", _CUSTOM_T5, _INFERENCE),
-    Cell("llama", "full", "serve", True, "run on a stand-in", "upstream generate()", _EXPORTS_LLAMA, _NXD),
-    Cell("llama", "lora", "serve", True, "run on a stand-in", "merged", _EXPORTS_LLAMA, _NXD),
-    Cell("llama", "prompt_tuning", "serve", None, "none", "there is no compiled model to serve", None, _NXD),
+    *_decoder_only("llama", trains=True, compiles=True),
+    *_decoder_only("mistral", trains=False, compiles=False),
+    *_decoder_only("qwen2", trains=False, compiles=True),
+    *_decoder_only("qwen3", trains=True, compiles=True),
+    *_decoder_only("smollm3", trains=False, compiles=True),
 )  # fmt: skip
 
 
 def find_cell(family: str, method: str, stage: str) -> Cell:
     """The cell of a family, a method and a stage."""
     return next(cell for cell in CELLS if (cell.family, cell.method, cell.stage) == (family, method, stage))
+
+
+def remedy(cell: Cell) -> str:
+    """What works in the place of a cell that does not: another method, or another family."""
+    others = [other for other in CELLS if other.works and other.stage == cell.stage]
+    methods = [other.method for other in others if other.family == cell.family]
+    if methods:
+        return f"method={methods[-1]}"
+    families = dict.fromkeys(other.family for other in others)
+    where = "train.backend=torch" if cell.stage == "train" else "compile.target=cpu"
+    return f"{where}, or a model of {', '.join(families)}"

@@ -36,6 +36,9 @@ DISPLACES = {
 }
 """Key -> keys that are removed when it changes, so that a child need not set its parent's values to null."""
 
+REPLACED = {"max_eval_examples": "max_validation_examples and max_test_examples"}
+"""Former keys, and the keys to use instead of them."""
+
 
 def shipped_recipes() -> dict[str, Path]:
     """The paths of the bundled recipes, by name."""
@@ -244,6 +247,8 @@ def _fault(item: Any) -> str:
         valid = list(section.model_fields)
         close = difflib.get_close_matches(location[-1][:SHOWN], valid, n=1)
         guess = f"; most similar: {close[0]}" if close else ""
+        if replacement := REPLACED.get(location[-1]):
+            guess = f"; use {replacement} instead"
         return f"{shown}: unknown key{guess} (valid: {', '.join(valid)})"
     if item["type"] == "missing":
         return f"{shown}: missing"

@@ -19,6 +19,12 @@ class MaybePath:
 PathOrHubId = Annotated[str, MaybePath()]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+LIMITS: dict[Split, str] = {
+    "train": "max_examples",
+    "validation": "max_validation_examples",
+    "test": "max_test_examples",
+}
+"""The field of DataConfig that limits each split."""
 
 
 class Section(BaseModel):
@@ -69,8 +75,10 @@ class DataConfig(Section):
     """The licence of the data if the source does not state it; printed, and written into the model card."""
     max_examples: int | None = Field(None, ge=1, le=10**12)
     """Maximum number of training examples, evenly spaced over the split (the course used 125 of 12,460)."""
-    max_eval_examples: int | None = Field(None, ge=1, le=10**12)
-    """Maximum number of validation and of test examples, also evenly spaced."""
+    max_validation_examples: int | None = Field(None, ge=1, le=10**12)
+    """Maximum number of validation examples, also evenly spaced."""
+    max_test_examples: int | None = Field(None, ge=1, le=10**12)
+    """Maximum number of test examples, also evenly spaced."""
     max_source_length: int = Field(512, ge=8, le=1_000_000)
     """Maximum tokens of the whole prompt; the end of a longer dialogue is cut off, and counted."""
     max_target_length: int = Field(128, ge=4, le=1_000_000)
@@ -85,6 +93,11 @@ class DataConfig(Section):
         if self.source != "hub" and self.config is not None:
             raise ValueError("config requires source 'hub'")
         return self
+
+    def limit(self, split: Split) -> int | None:
+        """The maximum number of examples of a split."""
+        limit: int | None = getattr(self, LIMITS[split])
+        return limit
 
 
 class PromptConfig(Section):
@@ -172,7 +185,7 @@ class LoraMethod(Section):
     lora_alpha: int = Field(32, ge=1, le=1_000_000)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None
-    """Default: q and v for T5, all seven projections for Llama (optimum-neuron cannot consolidate fewer)."""
+    """Default: q and v for T5, all seven projections for the others (optimum-neuron cannot consolidate fewer)."""
 
 
 class PromptTuningMethod(Section):
@@ -319,7 +332,7 @@ class NeuronCompileConfig(Section):
     """Settings only for inf2 and trn1; the compiler's options have the names of neuronx-cc."""
 
     exporter: Literal["own", "optimum"] | None = None
-    """own: the graphs of neuron-sum. optimum: those of optimum-neuron. Default: own for T5, optimum for Llama."""
+    """own: the graphs of neuron-sum. optimum: those of optimum-neuron. Default: own for T5, optimum for the others."""
     auto_cast: Literal["none", "matmult", "all"] = "none"
     """The fp32 operations that the compiler may compute in auto_cast_type."""
     auto_cast_type: Literal["bf16", "tf32"] = "bf16"

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 
 from neuron_sum import files
-from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod
+from neuron_sum.data.examples import count_of
+from neuron_sum.recipes.schema import LoraMethod, ModelConfig, PromptTuningMethod
 from neuron_sum.runs.folder import RunFolder
 
 CARD = """---
@@ -18,7 +21,7 @@ CARD = """---
 
 {{ description }}
 
-Trained by neuron-sum with the recipe `{{ name }}` ({{ method }}), base model `{{ base }}`.
+Trained by neuron-sum with the recipe `{{ name }}` ({{ method }}). Base model: {{ base }}.
 
 - **Data**: {{ data }}. Licence of the data: {{ data_license }}. A model trained on it may be subject to that licence.
 - **Prompt** (use exactly this text):
@@ -32,7 +35,7 @@ Trained by neuron-sum with the recipe `{{ name }}` ({{ method }}), base model `{
 {% if scores %}
 ## Evaluation on {{ evaluated_on }}
 
-{{ protocol }}
+{{ sample }}. {{ protocol }}
 
 | | value | {{ confidence }} % interval |
 |---|---|---|
@@ -61,9 +64,7 @@ def write_model_card(
         evaluated_on: The name of the evaluation data.
     """
     recipe = run.recipe
-    # A folder on this machine is meaningless to others, and not a valid hub id.
-    hub_id = None if Path(str(recipe.model.name_or_path)).exists() else recipe.model.name_or_path
-    data_license = results["data_license"]
+    data_license, converted = results["data_license"], results.get("converted_from")
     scores = metrics["scores"] if metrics else {}
     eval_results = [
         EvalResult(
@@ -83,7 +84,7 @@ def write_model_card(
         library_name="peft" if isinstance(recipe.method, LoraMethod | PromptTuningMethod) else "transformers",
         pipeline_tag="summarization",
         tags=["dialogue-summarization", "neuron-sum"],
-        base_model=hub_id,
+        base_model=_hub_id(recipe.model) or (converted or {}).get("base_model"),
         model_name=recipe.name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -93,13 +94,51 @@ def write_model_card(
         name=recipe.name,
         description=recipe.description,
         method=recipe.method.name,
-        base=hub_id or "a local model",
-        data=Path(results["data"]).name,
+        base=describe_base(recipe.model, converted),
+        data=_describe_data(results),
         data_license=data_license or "not stated",
         template=recipe.prompt.resolve().template,
         scores=scores,
         evaluated_on=evaluated_on,
+        sample=f"{count_of(metrics['examples'], metrics.get('available'))} {metrics['split']} dialogues"
+        if metrics
+        else "",
         protocol=metrics["protocol"]["text"] if metrics else "",
         confidence=round(100 * recipe.evaluate.confidence),
     )
     files.write_text(run.weights / "README.md", str(card))
+
+
+def describe_base(model: ModelConfig, converted: Mapping[str, Any] | None = None) -> str:
+    """The name of a base model for readers on other machines, to whom the paths of this one mean nothing.
+
+    Args:
+        model: The recipe's model section.
+        converted: The GGUF file that it was converted from (see models/gguf.py), if it was.
+    """
+    name = model.name_or_path
+    if name is None:
+        return f"random weights (seed {model.seed})"
+    if (hub_id := _hub_id(model)) is not None:
+        return f"`{hub_id}`" + (f" at revision `{model.revision}`" if model.revision else "")
+    if converted is not None:
+        original = f"`{converted['base_model']}`, from " if converted["base_model"] else ""
+        return f"{original}`{converted['file']}`, a GGUF file with {converted['quantization']}, dequantized to fp32"
+    return f"`{Path(name).name}`, a folder" if Path(name).is_absolute() else f"`{name}`"
+
+
+def _hub_id(model: ModelConfig) -> str | None:
+    """The base model's id on a hub; None for a folder, a file or another source, which a hub's card cannot name.
+
+    A path of a recipe is absolute after loading, and therefore differs from an id, whether or not it still exists.
+    """
+    try:
+        validate_repo_id(str(model.name_or_path))
+    except HFValidationError:
+        return None
+    return model.name_or_path
+
+
+def _describe_data(results: Mapping[str, Any]) -> str:
+    name, train = Path(results["data"]).name, results.get("examples", {}).get("train")
+    return name if train is None else f"{name}, {count_of(train['used'], train['available'])} training examples"

@@ -40,11 +40,13 @@ def load_weights(
         ModelError: If weights are missing or do not match the model.
     """
     if not is_adapter(folder):
-        tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(folder)))
-        return models.load_base(ModelConfig(name_or_path=str(folder)), tokenizer), tokenizer
+        origin = ModelConfig(name_or_path=str(folder))
+        models.load_config(origin)  # the family, before a tokenizer that may be of any kind
+        tokenizer = models.load_tokenizer(origin)
+        return models.load_base(origin, tokenizer), tokenizer
     base = base or base_of(folder)
-    tokenizer = adapter_tokenizer(folder, base)
     rows = _resized(folder, models.load_config(base))
+    tokenizer = adapter_tokenizer(folder, base)
     return adapters.load_adapter(models.load_base(base, tokenizer, rows=rows), folder), tokenizer
 
 

@@ -174,14 +174,16 @@ class OptimumGenerator:
     def _run(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]) -> list[list[int]]:
         """Generate one batch that fits the bucket."""
         with torch.inference_mode():
-            outputs = self._llama(rows, settings, ends) if self._is_decoder_only else self._t5(rows, settings, ends)
+            outputs = self._causal_lm(rows, settings, ends) if self._is_decoder_only else self._t5(rows, settings, ends)
         return [until_end(row, ends) for row in outputs]
 
     @property
     def _is_decoder_only(self) -> bool:
         return self.tokens.decoder_start is None
 
-    def _llama(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]) -> list[list[int]]:
+    def _causal_lm(
+        self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]
+    ) -> list[list[int]]:
         if (shortest := min(map(len, rows))) < SHORTEST:
             raise ArtifactError(
                 f"a prompt has {shortest} tokens, optimum-neuron requires at least {SHORTEST}", "use a longer prompt"

@@ -17,7 +17,7 @@ VECTORS, MASK = "soft_prompts.vectors", "soft_prompts.mask"
 """Names of the soft prompt stacks: the buffers of SoftPrompts (compile/graphs/layers.py) in a model."""
 
 HEAD = "lm_head"
-"""The output layer of T5 and Llama in transformers."""
+"""The output layer of every family in transformers."""
 
 
 class AdapterSlots:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from neuron_sum import console
 from neuron_sum.errors import PlatformError, RecipeError
+from neuron_sum.platform import threads
 from neuron_sum.recipes.schema import TrainConfig
 
 EXTRACTOR = "neuron_parallel_compile"
@@ -109,6 +110,7 @@ def start(arguments: Sequence[str], processes: int, *, precompile: bool) -> int:
     with socket.socket() as probe:  # another run may use torchrun's default port
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    threads.divide(os.environ, processes)
     if not precompile:
         from neuron_sum.training.processes import run_processes
 

@@ -6,6 +6,34 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from neuron_sum.data.encoding import IGNORED
+from neuron_sum.data.rows import Batch
+
+
+def split_labels(batch: Batch, *, decoder_only: bool, all_logits: bool = False) -> tuple[Batch, torch.Tensor]:
+    """The model's inputs and the labels of its logits, for a decoder-only model only where a row has labels.
+
+    The logits of a prompt are needed by no loss, and with a large vocabulary they are the largest tensor of a step.
+
+    Args:
+        batch: A batch of Collator; it stays unchanged.
+        decoder_only: Whether a label belongs to the previous position.
+        all_logits: Whether the model computes every logit, which is necessary if DataParallel splits the inputs.
+
+    Returns:
+        The inputs and the labels (batch, positions). The positions count from the end of a row, because a soft prompt's
+        positions come first.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    labels = batch["labels"]
+    if not decoder_only:
+        return inputs, labels
+    labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    if all_logits:
+        return inputs, labels
+    positions = (labels != IGNORED).any(0).nonzero()[:, 0]
+    if not len(positions):  # rows that only fill a batch
+        positions = positions.new_zeros(1)
+    return {**inputs, "logits_to_keep": positions - labels.shape[1]}, labels[:, positions]
 
 
 class TokenLoss:
@@ -16,12 +44,12 @@ class TokenLoss:
     passes the number of label tokens of the whole step to this function instead.
 
     Args:
-        decoder_only: Whether a label belongs to the previous position.
+        shifted: Whether a label belongs to the previous position, as in a decoder-only model's batch.
         label_smoothing: The factor of Szegedy et al. 2016.
     """
 
-    def __init__(self, decoder_only: bool, label_smoothing: float) -> None:
-        self._decoder_only, self._label_smoothing = decoder_only, label_smoothing
+    def __init__(self, shifted: bool, label_smoothing: float) -> None:
+        self._shifted, self._label_smoothing = shifted, label_smoothing
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -36,7 +64,7 @@ class TokenLoss:
                 batch.
         """
         logits = outputs["logits"][:, -labels.shape[1] :]
-        if self._decoder_only:
+        if self._shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
         loss = cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from neuron_sum import __version__, console, files
 from neuron_sum.data.encoding import encode, unknown_tokens
 from neuron_sum.data.examples import Dataset
@@ -20,7 +22,9 @@ from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.models.chat import render_chat, token_warnings
+from neuron_sum.models.gguf import origin_of
 from neuron_sum.models.rotary import check_positions, training_lengths
+from neuron_sum.platform import threads
 from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
@@ -196,6 +200,14 @@ def prepare(
 
     BACKENDS[recipe.train.backend].check(recipe.train, processes)
 
+    # The model's family and limits, before anything large is loaded
+    origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
+    settings = models.load_config(origin)
+    decoder_only = models.is_decoder_only(settings)
+    check_packing(recipe, decoder_only=decoder_only)
+    check_positions(settings, training_lengths(recipe))
+    BACKENDS[recipe.train.backend].check_model(settings, recipe)
+
     # Data
     dataset = load_dataset(recipe.data)
     if not dataset["train"]:
@@ -203,7 +215,6 @@ def prepare(
     for line in dataset.notes():
         console.note(line)
 
-    origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
     recipe = render_chat(recipe, tokenizer)
     run = replace(run, recipe=recipe)
@@ -218,13 +229,10 @@ def prepare(
         )
 
     # Model
-    settings = models.load_config(origin, tokenizer)
-    check_packing(recipe, decoder_only=models.is_decoder_only(settings))
-    check_positions(settings, training_lengths(recipe))
     base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
-    config, prompt, decoder_only = base.config, recipe.prompt.resolve(), models.is_decoder_only(base.config)
+    config, prompt = base.config, recipe.prompt.resolve()
     validation = encode(dataset["validation"], tokenizer, prompt, recipe.data, decoder_only=decoder_only)
     data = TrainingData(
         train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
@@ -242,12 +250,12 @@ def prepare(
         console.warn(warning)
 
     # Method
-    BACKENDS[recipe.train.backend].check_model(config, recipe)
     model = adapters.attach(base, recipe.method, recipe.train.seed)
     parameters = models.count_parameters(model)
     console.note(f"{recipe.method.name}: {parameters}")
 
     # Estimate
+    console.note(threads.describe(torch.get_num_threads()))
     plan = choose_plan(
         recipe, data.train, data.validation, decoder_only=decoder_only, devices=device_count(recipe.train, together)
     )
@@ -285,11 +293,16 @@ def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "all_parameters": prepared.parameters.all,
         "weights_bytes": sum(file.stat().st_size for file in prepared.run.weights.glob("*.safetensors")),
         "train_examples": len(prepared.data.train),
+        "examples": {
+            split: {"used": len(examples), "available": prepared.dataset.available[split]}
+            for split, examples in prepared.dataset.splits.items()
+        },
         "shapes": prepared.shapes.as_dict(),
         "sources_cut": prepared.data.train.sources_cut,
         "targets_cut": prepared.data.train.targets_cut,
         "data": prepared.dataset.origin,
         "data_license": prepared.dataset.license,
+        "converted_from": origin_of(str(prepared.origin.name_or_path)),
         "versions": {
             "neuron-sum": __version__,
             "python": platform.python_version(),

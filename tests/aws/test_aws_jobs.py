@@ -136,6 +136,19 @@ def test_folders_become_channels_and_the_recipe_has_their_paths(tmp_path: Path) 
     assert Channel("data", found["data"].files).digest != before
 
 
+def test_a_container_gets_the_folder_of_a_converted_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, scratch = tmp_path / "converted", tmp_path / "scratch"
+    for path in (folder, scratch):
+        path.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(inputs, "folder_of", lambda source: str(folder))
+    recipe = load_recipe("smollm2-lora", ["data.source=sample"])
+    isolated = NetworkSecurity(network_isolation=True)
+    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, isolated)}
+    assert set(found["model"].files) == {"config.json"}
+    assert "name_or_path: /opt/ml/input/data/model" in found["recipe"].files["recipe.yaml"].read_text()
+
+
 def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -> None:
     hub = load_recipe("flan-t5-base-lora")
     with pytest.raises(AwsError, match="must be downloaded from a hub, but --network-isolation blocks"):
@@ -162,7 +175,9 @@ def _container(folder: Path, overrides: list[str]) -> Path:
     base = folder / "ml"
     for name in ("input/config", "input/data/recipe", "model", "output", "checkpoints"):
         (base / name).mkdir(parents=True)
-    recipe = load_recipe("tiny", ["train.max_steps=2", "data.max_examples=16", "data.max_eval_examples=4", *overrides])
+    recipe = load_recipe(
+        "tiny", ["train.max_steps=2", "data.max_examples=16", "data.max_validation_examples=4", *overrides]
+    )
     (base / "input/data/recipe/recipe.yaml").write_text(recipe.to_yaml())
     (base / "input/config/resourceconfig.json").write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
     return base

@@ -17,8 +17,9 @@ from compile.graphs.layers import GraphOptions
 from compile.graphs.static import adapter_targets, eager_runtime, static_model, weights
 from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError
-from neuron_sum.models.adapters import LORA_TARGETS, load_adapter
+from neuron_sum.models.adapters import load_adapter
 from neuron_sum.models.base import is_decoder_only, load_base, load_tokenizer
+from neuron_sum.models.families import family_of
 from neuron_sum.recipes.schema import GenerateConfig, ModelConfig
 from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.graphs import GraphRuntime
@@ -65,7 +66,7 @@ def base(request: pytest.FixtureRequest, micro_run: Path) -> PreTrainedModel:
 
 
 def runtime_of(base: PreTrainedModel, slots: int = 4) -> GraphRuntime:
-    spec = AdapterSpec(rank=RANK, slots=slots + 1, target_modules=tuple(LORA_TARGETS[base.config.model_type]))
+    spec = AdapterSpec(rank=RANK, slots=slots + 1, target_modules=family_of(base.config).lora_targets)
     options = GraphOptions(source_len=SOURCE_LEN, target_len=TARGET_LEN, adapters=spec, soft_prompt_tokens=SOFT_TOKENS)
     static = static_model(base.config, options)
     start = None if is_decoder_only(base.config) else base.config.decoder_start_token_id

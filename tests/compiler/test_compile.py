@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from artifacts import assert_adapters_are_swapped_under_load, prompts_of
+from in_process import neuron_sum as in_process
 from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
 from safetensors import safe_open
 
@@ -41,12 +42,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
-def llama_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
+def qwen3_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With biases: its graphs contain all that those of a Llama do, and more."""
+    folder = tmp_path_factory.mktemp("qwen3")
     (folder / "micro.yaml").write_text(MICRO)
+    config = {**LLAMA_CONFIG, "model_type": "qwen3", "head_dim": 16, "attention_bias": True}
     recipe = load_recipe(
         str(folder / "micro.yaml"),
-        [f"model.config={json.dumps(LLAMA_CONFIG)}", "prompt.preset=tinyllama-chat", "train.max_steps=40"],
+        [f"model.config={json.dumps(config)}", "prompt.preset=tinyllama-chat", "train.max_steps=40"],
     )
     train(recipe, folder / "run")
     return folder / "run"
@@ -74,10 +77,10 @@ def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
     assert_adapters_are_swapped_under_load(lora_artifact, micro_lora_run, tmp_path)
 
 
-def test_a_compiled_llama_generates_the_tokens_of_transformers(llama_run: Path, tmp_path: Path) -> None:
-    artifact = compiled(llama_run, tmp_path / "llama", "compile.num_beams=[1,4]")
-    model, tokenizer = load_trained(open_run(llama_run))
-    prompts, generator = prompts_of(artifact, llama_run), load_generator(artifact)[0]
+def test_a_compiled_qwen3_generates_the_tokens_of_transformers(qwen3_run: Path, tmp_path: Path) -> None:
+    artifact = compiled(qwen3_run, tmp_path / "qwen3", "compile.num_beams=[1,4]")
+    model, tokenizer = load_trained(open_run(qwen3_run))
+    prompts, generator = prompts_of(artifact, qwen3_run), load_generator(artifact)[0]
     for num_beams in (1, 4):
         asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
         expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
@@ -347,3 +350,10 @@ def test_compile_prints_its_plan_and_missing_arguments(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("x")
     assert neuron_sum("compile", str(micro_run), "--output", "taken").returncode == 8
+
+
+def test_the_suggested_lengths_come_with_the_options_of_the_source(micro_run: Path) -> None:
+    for run, option in ((str(micro_run), ""), (str(micro_run / "checkpoint"), " --recipe tiny")):
+        made = in_process("compile", run, *option.split(), "--set", "compile.num_beams=[1]", "--plan", "sample")
+        expected = f"next: neuron-sum compile {run}{option} --set 'compile.num_beams=[1]' --set 'compile.source_lens=["
+        assert expected in made.stdout, made.output

@@ -613,7 +613,7 @@ def test_the_command_line_compiles_verifies_and_reports(
     packed = neuron_sum("package", "artifact")
     assert packed.returncode == 0, packed.stderr
     assert "`compile verify` has not compared it with transformers" in packed.stderr
-    reported = neuron_sum("compile", "report", "artifact", "--max-drop", "100")
+    reported = neuron_sum("compile", "report", "artifact", "--max-drop", "100", "--examples", "12")
     assert reported.returncode == 0, reported.stderr
     report = json.loads((tmp_path / "artifact-report.json").read_text())
     assert report["manifest"]["stack"] == manifest["stack"]

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,3 +91,47 @@ def test_an_abandoned_iterator_leaves_no_process(jobs: Any) -> None:
     going.close()
     left = psutil.Process().children(recursive=True)
     assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
+
+
+TARGET = """
+import multiprocessing, time
+from dataclasses import dataclass
+from tqdm import tqdm
+
+@dataclass(frozen=True)
+class Target:
+    shares_process: bool = True
+    suffix: str = ".pt2"
+
+    def compile_graph(self, model, graph, weights, path):
+        bar = tqdm(total=1)  # torch shows one; its lock has a semaphore
+        if graph.file == "2":
+            time.sleep(100)
+        self.__dict__["lock"] = multiprocessing.RLock()
+        path.write_text("")
+"""
+COMPILING = """
+import sys
+from pathlib import Path
+from target import Target
+from compile.exporters.own import make_plan
+from compile.source import open_source
+from compile.workers import Job, compile_all
+
+if __name__ == "__main__":
+    plan = make_plan(open_source(Path(sys.argv[1]), None, ["compile.batch_sizes=[1]", "compile.source_lens=[192]"]))
+    graphs = [plan.graphs[0].model_copy(update={"file": str(number)}) for number in (1, 2)]
+    jobs = [Job(plan.config, plan.options, graph, Target(), Path.cwd() / graph.file, None) for graph in graphs]
+    interrupted = compile_all(jobs, 2)
+    print(next(interrupted).graph.file)  # its process is idle, the other one is at work
+    interrupted.close()
+"""
+
+
+def test_neither_idle_nor_killed_processes_leave_semaphores(micro_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "target.py").write_text(TARGET)
+    (tmp_path / "compiling.py").write_text(COMPILING)
+    result = subprocess.run(
+        [sys.executable, "compiling.py", str(micro_run)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from configs import BEAMS, LAYERS, TINY, config_of
+from in_process import neuron_sum
 from micro_models import ROOT
 
 from benchmarks import preflight as benchmark
@@ -294,3 +295,19 @@ def test_without_torch_xla_the_error_names_the_command(monkeypatch: pytest.Monke
     monkeypatch.setenv(lowering.PYTHON, str(tmp_path / "none"))
     with pytest.raises(PlatformError, match="no such file"):
         lowering.xla_python()
+
+
+def test_a_python_without_torch_xla_is_reported_before_the_model_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lowering, "find_spec", lambda name: None)
+    monkeypatch.setattr("compile.preflight.report.preflight", lambda *_, **__: pytest.fail("the model was read"))
+    plain, broken = tmp_path / "python", tmp_path / "broken"
+    plain.write_text("#!/bin/sh\nexit 1\n")
+    plain.chmod(0o755)
+    broken.touch()
+    for path, message in ((plain, "does not have torch_xla"), (broken, "cannot be run"), (tmp_path, "cannot be run")):
+        monkeypatch.setenv(lowering.PYTHON, str(path))
+        made = neuron_sum("preflight", "tiny")
+        assert made.exit_code == PlatformError.exit_code
+        assert message in made.stderr and ".venv-xla" in made.stderr

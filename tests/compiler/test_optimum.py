@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tiny_families
 from micro_models import LLAMA_CONFIG, MICRO, ROOT
 from xla_environment import XLA_PYTHON
 
@@ -24,6 +25,7 @@ from compile.source import open_source
 from neuron_sum.artifact import Artifact, Compilation, Manifest, open_artifact, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, PlatformError, RecipeError
+from neuron_sum.models.configs import make_config
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
@@ -63,6 +65,34 @@ for case in json.loads(sys.argv[2]):
 print(json.dumps({"results": results, "used": [str(bucket) for bucket in generator.used]}))
 """
 """The tokens of every case, or the error that rejected it."""
+
+OTHER_FAMILIES = """
+import contextlib, json, sys
+from pathlib import Path
+from compile.exporters import optimum, optimum_process
+from compile.source import open_source
+from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runtimes.load import load_generator
+overrides, prompts, *folders = sys.argv[1:]
+results = {}
+
+def export(scratch, log):
+    with contextlib.chdir(scratch):
+        request = optimum_process.Request(**json.loads(Path("request.json").read_text()))
+        arguments = optimum_process._export_causal_lm(request)
+        Path("result.json").write_text(json.dumps({"compiler": "0", "arguments": arguments}))
+    return 0
+
+optimum._run = export
+for folder in map(Path, folders):
+    source = open_source(folder, "tiny", json.loads(overrides))
+    output = folder.with_name(f"{folder.name}-artifact")
+    artifact = optimum.build(source, optimum.make_plan(source), output, overwrite=False)
+    generator = load_generator(artifact)[0]
+    results[folder.name] = generator.generate(json.loads(prompts), GenerateConfig(max_new_tokens=12))
+print(json.dumps(results))
+"""
+"""Exports a checkpoint of each family, and generates with it; in one process, because starting one takes long."""
 
 TWO_CAUSES = """
 import json, sys
@@ -399,6 +429,22 @@ def test_a_failed_compiler_is_explained(upstream: Upstream, llama_run: Path, tmp
     assert failure == "this process is killed" or failure in log.read_text()
 
 
+@pytest.mark.slow
+def test_other_families_generate_the_tokens_of_transformers(upstream: Upstream, tmp_path: Path) -> None:
+    """Biases, normalized queries and keys with wide heads, and layers without rotation; tied and untied heads."""
+    kinds, vocabulary = ("qwen2", "qwen3", "smollm3"), {"vocab_size": 300}
+    folders = [tiny_families.saved(kind, tmp_path / kind, **vocabulary) for kind in kinds]
+    sizes = ["data.max_source_length=24", "generate.max_new_tokens=12", "generate.num_beams=1"]
+    overrides = json.dumps(["compile.target=inf2", *LLAMA_SHAPE, *sizes])
+    prompts, settings = tiny_families.prompts(), GenerateConfig(max_new_tokens=12)
+    made = upstream.python("-c", OTHER_FAMILIES, overrides, json.dumps(prompts), *map(str, folders), instance=INSTANCE)
+    assert made.returncode == 0, made.stderr
+    upstream.taken()
+    for kind, rows in json.loads(made.stdout.splitlines()[-1]).items():
+        model, tokenizer = tiny_families.made(kind, **vocabulary), tiny_families.tokenizer()
+        assert rows == TransformersGenerator(model, tokenizer, 3).generate(prompts, settings), kind
+
+
 # The machine and versions that an artifact requires.
 
 
@@ -554,8 +600,8 @@ def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_bea
     [
         ([], ["compile.batch_sizes = [1, 8]: an export has one batch size", "compile.batch_sizes=[8]"]),
         (["compile.source_lens=[96,192]"], ["an export has one length"]),
-        (["compile.num_beams=[4]"], ["beams: 4; upstream's Llama has only greedy search"]),
-        (["generate.num_beams=2"], ["beams: 2; upstream's Llama has only greedy search"]),
+        (["compile.num_beams=[4]"], ["beams: 4; upstream's llama has only greedy search"]),
+        (["generate.num_beams=2"], ["beams: 2; upstream's llama has only greedy search"]),
         (["generate.no_repeat_ngram_size=3", "generate.min_new_tokens=2"],
          ["generate.no_repeat_ngram_size = 3", "generate.min_new_tokens = 2", "ignores it"]),
         (["compile.adapters.slots=2"], ["compile.adapters: its graphs have no adapter slots; LoRA is merged"]),
@@ -583,7 +629,7 @@ def test_unsupported_llama_settings_are_reported_at_once(
     [
         (["compile.batch_sizes=[8]"], ["correct for one prompt at a time", "compile.neuron.exporter=own"]),
         (["compile.dtype=bf16"], ["does not export with other weights", "compile.neuron.auto_cast=matmult"]),
-        (["compile.neuron.tensor_parallel_size=2"], ["only Llama supports it"]),
+        (["compile.neuron.tensor_parallel_size=2"], ["only decoder-only models support it"]),
         (["compile.neuron.auto_cast=all"], ["not tested for T5"]),
         (["compile.num_beams=[1,4]"], ["an export has one beam width"]),
         (["generate.no_repeat_ngram_size=3"], ["ignores it"]),
@@ -607,7 +653,30 @@ def test_a_llama_with_different_attention_upstream_is_rejected(llama_run: Path) 
         ({"vocab_size": 200}, "a vocabulary of 200"),
     ):
         other = type(config).from_dict({**config.to_dict(), **update})
-        assert any(words in fault for fault in exporter._llama(other, source)), words
+        assert any(words in fault for fault in exporter._causal_lm(other, source)), words
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("mistral", {}, "model_type mistral: optimum-neuron 0.4.5 does not export this family"),
+        ("mistral", {}, "or a model of t5, llama, qwen2, qwen3, smollm3"),
+        ("qwen2", {"head_dim": 16}, "head_dim = 16"),
+        ("qwen3", {"attention_bias": True}, "upstream's qwen3 omits the biases"),
+        ("smollm3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "upstream's smollm3 has none"),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 80}, "upstream's smollm3 has no sliding window"),
+        ("qwen2", {}, None),
+        ("qwen3", {}, None),
+        ("smollm3", {}, None),
+    ],
+)
+def test_what_upstream_lacks_for_a_family_is_rejected(
+    llama_run: Path, kind: str, changes: dict[str, Any], words: str | None
+) -> None:
+    source = open_source(llama_run, None, ["compile.target=inf2", *LLAMA_SHAPE])
+    config = make_config(tiny_families.values_of(kind, vocab_size=300, **changes), "config.json")
+    faults = list(exporter._causal_lm(config, source))
+    assert not faults if words is None else any(words in fault for fault in faults), faults
 
 
 def test_the_exporter_is_chosen_by_target_family_and_recipe(micro_run: Path, llama_run: Path) -> None:

@@ -322,7 +322,7 @@ def test_commands_take_an_adapter_without_a_tokenizer(
         for folder, option in (("named", []), ("nameless", base), ("merged", []))
     ]
     assert texts[0] == texts[1] == texts[2]
-    few = ["--set", "data.max_eval_examples=2", "--output", "evaluated"]
+    few = ["--set", "data.max_test_examples=2", "--output", "evaluated"]
     assert neuron_sum("evaluate", "nameless", *short, *few, *base).exit_code == 0
     planned = neuron_sum("compile", "nameless", "--recipe", "tiny", "--dry-run", *base)
     assert planned.exit_code == 0

@@ -171,7 +171,7 @@ INVALID = [
     ("t5", {"model_type": ["t5"]}, "model_type"),
     ("t5", {"tie_encoder_decoder": True}, "tie_encoder_decoder"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-    ("llama", {"model_type": "mistral"}, "mistral"),
+    ("llama", {"model_type": "mixtral"}, "mixtral"),
     ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
     ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map"),
     *(

@@ -133,7 +133,8 @@ def test_a_recipe_is_enough_to_train_and_evaluate_mts_dialog(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(
         "name: mine\nextends: mts-dialog\n"
-        f"data: {{path: {shared_data / 'mts-dialog'}, max_examples: 200, max_eval_examples: 20}}\n"
+        f"data: {{path: {shared_data / 'mts-dialog'}, max_examples: 200, "
+        "max_validation_examples: 20, max_test_examples: 20}\n"
         "model:\n  name_or_path: null\n  tokenizer: {vocab_size: 1500}\n"
         "  config: {model_type: t5, d_model: 32, d_kv: 8, d_ff: 32, num_layers: 1, num_heads: 2}\n"
         "method: full\ntrain: {max_steps: 5, logging_steps: 1}\ngenerate: {max_new_tokens: 10}\n"

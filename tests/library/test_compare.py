@@ -34,7 +34,7 @@ def test_compare_reports_every_system_and_the_human_summaries(runs: Path, neuron
     assert made.returncode == 0, made.stderr
     out = made.stdout
     for expected in (
-        "12 dialogues: the bundled sample, test split",
+        "12 of 48 dialogues: the bundled sample, test split",
         "untuned",
         "points above untuned",
         "human 1",
@@ -108,7 +108,7 @@ def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: Comman
     merged = neuron_sum("merge", "lora", "--output", "merged")
     assert merged.returncode == 0, merged.stderr
     systems = ("c$1$=full/checkpoint", "adapter=lora/adapter", "merged", "full")
-    few = ("--set", "data.max_eval_examples=5", "--set", "generate.max_new_tokens=12")
+    few = ("--set", "data.max_test_examples=5", "--set", "generate.max_new_tokens=12")
     made = neuron_sum("compare", *systems, "--recipe", "tiny", *few, "--output", "parts", "--json")
     assert made.returncode == 0, made.stderr
     names = ("c$1$", "adapter", "merged", "full")

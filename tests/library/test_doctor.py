@@ -13,11 +13,12 @@ import pytest
 
 from neuron_sum.data.layouts import Shape
 from neuron_sum.doctor import machine_check, recipe_check, upstream_bugs
+from neuron_sum.doctor.local_check import check_here
 from neuron_sum.doctor.machine_check import Check, check_machine
 from neuron_sum.doctor.recipe_check import check_recipe
 from neuron_sum.errors import PlatformError, RecipeError
-from neuron_sum.models.adapters import LORA_TARGETS
 from neuron_sum.models.dimensions import PUBLISHED, base_config
+from neuron_sum.models.families import PROJECTIONS
 from neuron_sum.platform.machine import Machine, describe_machine
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from neuron_sum.recipes.loading import load_recipe, shipped_recipes
@@ -168,7 +169,7 @@ def test_shipped_recipes_fit_trainium_and_inferentia(name: str) -> None:
 def test_the_doctors_dimensions_are_the_published_ones() -> None:
     """flan-t5: the counts of model cards and docs/results.md; TinyLlama: 1,100,048,384 according to its checkpoint."""
     counts = {
-        name: recipe_check._parameters(recipe, base_config(recipe.model)).all
+        name: recipe_check.parameters_of(recipe, base_config(recipe.model)).all
         for name, recipe in (
             (name, load_recipe("flan-t5-base-full", [f"model.name_or_path={name}"])) for name in PUBLISHED
         )
@@ -251,7 +252,7 @@ def test_sharding_reduces_the_estimate() -> None:
         config = base_config(recipe.model)
         return neuron_memory(
             config,
-            recipe_check._parameters(recipe, config),
+            recipe_check.parameters_of(recipe, config),
             Shape(768, 128),
             recipe.train,
             processes=32,
@@ -288,8 +289,8 @@ def test_the_layout_follows_the_recipe() -> None:
         ("t5", "q,wo"),
         ("llama", "q_proj,v_proj"),
         ("llama", "q_proj,lm_head"),
-        ("llama", ",".join(LORA_TARGETS["llama"])),
-        ("llama", ",".join([*LORA_TARGETS["llama"], "lm_head"])),
+        ("llama", ",".join(PROJECTIONS)),
+        ("llama", ",".join([*PROJECTIONS, "lm_head"])),
     ],
 )
 def test_the_doctor_blocks_exactly_the_recipes_that_train_rejects(
@@ -366,9 +367,37 @@ def test_the_command_rejects_unknown_instances_and_regions(neuron_sum: CommandLi
 
 def test_the_default_instance_is_this_machine() -> None:
     assert machine_check.instance_of(TRAINIUM) == "trn1.2xlarge"
-    with pytest.raises(PlatformError, match="not a Trainium") as raised:
-        machine_check.instance_of(LAPTOP)
-    assert "--dry-run" in str(raised.value.hint)
+    assert machine_check.instance_of(LAPTOP) is None
+
+
+def here(*overrides: str, recipe: str = "tiny") -> dict[str, str]:
+    return {check.name: check.verdict for check in check_here(load_recipe(recipe, overrides), LAPTOP, ROW)}
+
+
+def test_a_recipe_is_checked_on_a_machine_without_neuron_chips(tmp_path: Path) -> None:
+    found = here()
+    assert found == {
+        **dict.fromkeys(
+            ("machine", "disk", "python", "packages", "data", "base model", "memory of the training"), "ok"
+        ),
+        "neuron": "note",
+    }
+    assert here("train.per_device_train_batch_size=100000")["memory of the training"] == "blocks"
+    assert here("train.backend=neuron", "train.shapes.plan=packed")["train.backend"] == "blocks"
+    assert here("data.source=jsonl", f"data.path={tmp_path}")["data"] == "ok"
+    assert here("data.source=jsonl", f"data.path={tmp_path}/none")["data"] == "blocks"
+    hub = here(recipe="flan-t5-base-lora")
+    assert (hub["data"], hub["base model"]) == ("note", "note"), "neither is on this machine"
+    assert here(f"model.name_or_path={tmp_path}/none")["base model"] == "blocks"
+
+
+def test_the_command_checks_a_recipe_without_an_instance(neuron_sum: CommandLine) -> None:
+    made = neuron_sum("doctor", "tiny", "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert (told["recipe"], told["instance"]) == ("tiny", None)
+    assert {"packages", "data", "base model", "memory of the training"} <= {check["name"] for check in told["checks"]}
+    assert neuron_sum("doctor", "tiny", "--region", "eu-west-1").returncode == 2
 
 
 @pytest.mark.parametrize(

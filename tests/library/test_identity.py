@@ -222,7 +222,8 @@ def test_kept_predictions_are_not_reused_if_their_file_changed(
         ("skip_bad", True, False),
         ("encoding", "latin-1", False),
         ("delimiter", "\t", False),
-        ("max_eval_examples", 3, False),
+        ("max_test_examples", 3, False),
+        ("max_validation_examples", 3, True),
         ("max_examples", 3, True),
         ("license", "mit", True),
         ("max_source_length", 100, True),
@@ -253,6 +254,30 @@ def test_a_tokenizer_of_random_weights_is_identified_by_its_content(run: Path) -
     assert of_base(load_recipe("tiny", [f"model.tokenizer={moved}"])) == before
     flip(folder / "tokenizer.json")
     assert [part for part, value in of_base(recipe).items() if value != before[part]] == [f"tokenizer of {BASE}"]
+
+
+@pytest.mark.parametrize("system", ["untuned", "folder"])
+def test_summaries_of_a_folder_are_not_reused_after_its_weights_change(
+    run: Path, system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (run / "base").rename("folder")
+    settings = [
+        "model.name_or_path=folder",
+        "model.config=null",
+        "data.max_test_examples=2",
+        "generate.max_new_tokens=4",
+    ]
+    words = ["evaluate", system, "--recipe", "tiny", *(word for each in settings for word in ("--set", each))]
+    predictions = tmp_path / "evaluation" / system / PREDICTIONS
+    stamps = []
+    for harm in (lambda: None, lambda: None, lambda: flip(tmp_path / "folder" / "model.safetensors")):
+        harm()
+        made = neuron_sum(*words)
+        assert made.exit_code == 0, made.output
+        stamps.append(predictions.stat().st_mtime_ns)
+    assert stamps[0] == stamps[1] != stamps[2]
+    assert f"not reused; changed: weights of {BASE if system == 'untuned' else TRAINED}" in made.stderr
 
 
 @pytest.mark.parametrize("override", ["model.seed=1", "model.config.d_ff=64", "model.tokenizer.vocab_size=401"])

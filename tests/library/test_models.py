@@ -14,7 +14,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ModelError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
-from neuron_sum.models.adapters import LORA_TARGETS
+from neuron_sum.models.families import FAMILIES
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import (
     DataConfig,
@@ -85,7 +85,7 @@ def test_lora_adapts_the_default_projections_of_the_family(config: dict[str, obj
     tokenizer = models.load_tokenizer(small(config), TEXTS)
     tuned = adapters.attach(models.load_base(small(config), tokenizer), LoraMethod(r=4), seed=0)
     touched = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, p in tuned.named_parameters() if "lora_A" in name}
-    assert touched == set(LORA_TARGETS[str(config["model_type"])])
+    assert touched == set(FAMILIES[str(config["model_type"])].lora_targets)
 
 
 def test_lora_on_missing_layers_is_rejected() -> None:

@@ -19,7 +19,7 @@ import torch
 from micro_models import LLAMA_CONFIG, MICRO, MICRO_LLAMA, NEURON, ROOT
 from training_runs import assert_same_weights, log, weights
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from xla_environment import LLAMA_METHODS, T5_METHODS, XLA_ENVIRONMENT, XLA_PYTHON
+from xla_environment import LLAMA_METHODS, QWEN3_METHODS, T5_METHODS, XLA_ENVIRONMENT, XLA_PYTHON
 
 from neuron_sum import files
 from neuron_sum.models.base import load_tokenizer
@@ -96,7 +96,9 @@ def case(name: str, recipe: Path, overrides: Sequence[str], **more: Any) -> dict
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "t5.yaml").write_text(MICRO)
-    (folder / "llama.yaml").write_text(MICRO_LLAMA.replace("config: null", f"config: {json.dumps(LLAMA_CONFIG)}"))
+    qwen3 = {**LLAMA_CONFIG, "model_type": "qwen3", "head_dim": 16}
+    for name, config in (("llama", LLAMA_CONFIG), ("qwen3", qwen3)):
+        (folder / f"{name}.yaml").write_text(MICRO_LLAMA.replace("config: null", f"config: {json.dumps(config)}"))
     return folder
 
 
@@ -105,7 +107,8 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """All runs on XLA, T5 and Llama in parallel; each of them compiles separately."""
     if not XLA_PYTHON.exists():
         pytest.skip(f"no {XLA_PYTHON}: make test builds it")
-    folder, t5, llama = tmp_path_factory.mktemp("xla"), recipes / "t5.yaml", recipes / "llama.yaml"
+    folder = tmp_path_factory.mktemp("xla")
+    t5, llama, qwen3 = (recipes / f"{name}.yaml" for name in ("t5", "llama", "qwen3"))
     seq2seq = [
         *(
             case(f"before-{name}", t5, [*AGREE["buckets"], *more, "train.shapes.plan=fixed", "train.max_steps=3"])
@@ -141,6 +144,11 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     decoder_only = [
         case("agree-llama", llama, [*LEARNS, *UNEVEN, "train.learning_rate=0.02"]),
         case("agree-llama-packed", llama, [*LEARNS, "train.shapes.plan=packed", "train.learning_rate=0.01"]),
+        case("agree-qwen3", qwen3, [*LEARNS, "train.learning_rate=0.02"]),
+        *(
+            case(f"qwen3-lora-{count}", qwen3, [*QWEN3_METHODS["lora"], *CONSTANT, f"train.max_steps={count}"])
+            for count in (6, 7)
+        ),
     ]
     for name, overrides in LLAMA_METHODS.items():
         more = [*overrides, *CONSTANT]
@@ -175,7 +183,7 @@ def steps(observed: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*AGREE, "llama", "llama-packed"])
+@pytest.mark.parametrize("name", [*AGREE, "llama", "llama-packed", "qwen3"])
 def test_both_backends_have_the_same_losses(observed: Path, recipes: Path, tmp_path: Path, name: str) -> None:
     recipe = open_run(observed / f"agree-{name}").recipe
     torch_train = recipe.train.model_copy(update={"backend": "torch"})
@@ -322,12 +330,18 @@ def test_the_number_of_graphs_is_limited_except_with_dynamic_shapes(observed: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["agree-full", *(f"whole-{method}" for method in T5_METHODS), *(f"llama-{name}-6" for name in LLAMA_METHODS)],
+    [
+        "agree-full",
+        *(f"whole-{method}" for method in T5_METHODS),
+        *(f"llama-{name}-6" for name in LLAMA_METHODS),
+        "agree-qwen3",
+        "qwen3-lora-6",
+    ],
 )
 def test_plain_transformers_and_peft_load_the_files(observed: Path, name: str) -> None:
     run = open_run(observed / name)
     if run.weights.name == "checkpoint":
-        loader = AutoModelForCausalLM if "llama" in name else AutoModelForSeq2SeqLM
+        loader = AutoModelForCausalLM if "llama" in name or "qwen3" in name else AutoModelForSeq2SeqLM
         model, info = loader.from_pretrained(run.weights, output_loading_info=True)
         assert not any(info.values()), info
         assert model.config.use_cache
@@ -356,10 +370,10 @@ def test_plain_transformers_and_peft_load_the_files(observed: Path, name: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LLAMA_METHODS)
-def test_a_consolidated_llama_equals_the_trained_one(observed: Path, name: str) -> None:
-    """Its loss on the seventh batch equals an uninterrupted run's; the first six steps were stopped and resumed."""
-    run = open_run(observed / f"llama-{name}-6")
+@pytest.mark.parametrize("name", [*(f"llama-{name}" for name in LLAMA_METHODS), "qwen3-lora"])
+def test_a_consolidated_model_equals_the_trained_one(observed: Path, name: str) -> None:
+    """Its loss on the seventh batch equals an uninterrupted run's; Llama's first six steps were stopped and resumed."""
+    run = open_run(observed / f"{name}-6")
     model, _ = load_trained(run)
     torch_train = run.recipe.train.model_copy(update={"backend": "torch"})
     made = prepare(run.recipe.model_copy(update={"train": torch_train}), run.path.with_name(f"probe-{name}"))
@@ -369,10 +383,10 @@ def test_a_consolidated_llama_equals_the_trained_one(observed: Path, name: str) 
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([features["input_ids"]])).logits
         labels = torch.tensor([features["labels"]])
-        losses += float(TokenLoss(decoder_only=True, label_smoothing=0.0)({"logits": logits}, labels, 1))
+        losses += float(TokenLoss(shifted=True, label_smoothing=0.0)({"logits": logits}, labels, 1))
     tokens = sum(label >= 0 for features in examples for label in features["labels"])
-    assert log(observed / f"llama-{name}-7", "loss")[6][0] == pytest.approx(losses / tokens, abs=1e-3)
-    assert log(observed / f"llama-{name}-7", "loss")[:6] == log(run.path, "loss")
+    assert log(observed / f"{name}-7", "loss")[6][0] == pytest.approx(losses / tokens, abs=1e-3)
+    assert log(observed / f"{name}-7", "loss")[:6] == log(run.path, "loss")
 
 
 @pytest.mark.slow

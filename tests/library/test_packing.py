@@ -1,6 +1,7 @@
 """Packed rows: the loss and gradients of one example at a time, and a run that writes an ordinary checkpoint."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable, Sequence
@@ -9,23 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from configs import LLAMA, T5
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from tiny_families import KINDS, values_of
 from training_runs import TORCHRUN, assert_a_kill_changes_nothing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from neuron_sum import files
 from neuron_sum.data.encoding import IGNORED, Encoded, Features
 from neuron_sum.data.layouts import Lengths, Row, Shape
-from neuron_sum.data.rows import Batch, Collator, RowSet, count_tokens
+from neuron_sum.data.rows import Batch, Collator, FilledRow, RowSet, count_tokens
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import RecipeError
-from neuron_sum.models import adapters, packed_t5
+from neuron_sum.models import adapters
+from neuron_sum.models.base import model_class_of
+from neuron_sum.models.configs import make_config
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
-from neuron_sum.training.loss import TokenLoss
+from neuron_sum.training.loss import TokenLoss, split_labels
 from neuron_sum.training.train import train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,9 +68,8 @@ def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0
 
 def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTrainedModel | PeftModel:
     """The same weights for packed and plain; those of LoRA are not zero."""
-    classes = {"t5": packed_t5.T5ForConditionalGeneration if packed else transformers.T5ForConditionalGeneration}
     torch.manual_seed(0)
-    base = classes.get(config.model_type, transformers.LlamaForCausalLM)(copy.deepcopy(config))
+    base = model_class_of(config, packed=packed)(copy.deepcopy(config))
     model = adapters.attach(base, method, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -102,11 +104,13 @@ def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
 
 
 CASES = [("t5", "full"), ("t5", "lora"), ("t5", "prompt_tuning"), ("llama", "full"), ("llama", "lora")]
+CASES += [(kind, "full") for kind in KINDS] + [("qwen3", "lora")]
 
 
 @pytest.mark.parametrize(("family", "method"), CASES, ids=lambda value: value)
 def test_packed_rows_have_the_loss_and_gradients_of_single_examples(family: str, method: str) -> None:
-    config = {"t5": T5, "llama": LLAMA}[family]
+    """Rows are longer than the sliding window of some, their examples are not."""
+    config = {"t5": T5, "llama": LLAMA}.get(family) or make_config(values_of(family), family)
     data = examples(config)
     rows = packed_rows(data, config, VIRTUAL if method == "prompt_tuning" else 0)
     collator = Collator(rows.plan, config)
@@ -162,12 +166,59 @@ def test_a_step_of_packed_rows_has_the_loss_of_its_examples(family: str) -> None
     assert sum(int((batch["labels"] != IGNORED).sum()) for batch in batches) == data.target_tokens
 
     def step_loss(model: torch.nn.Module, step: list[Batch]) -> float:
-        loss = TokenLoss(decoder_only=family == "llama", label_smoothing=0.1)
+        loss = TokenLoss(shifted=family == "llama", label_smoothing=0.1)
         with torch.no_grad():
             return sum(float(loss(model(**batch), batch["labels"], data.target_tokens)) for batch in step)
 
     expected = step_loss(made(config, FullMethod(), packed=False), alone(data))
     assert step_loss(made(config, FullMethod(), packed=True), batches) == pytest.approx(expected, rel=1e-6)
+
+
+LOGIT_CASES = [("full", False), ("lora", False), ("prompt_tuning", False), ("full", True), ("lora", True)]
+
+
+@pytest.mark.parametrize(("method", "packed"), LOGIT_CASES, ids=lambda value: str(value))
+def test_logits_only_at_labels_have_the_loss_and_gradients_of_all_logits(method: str, packed: bool) -> None:
+    data = examples(LLAMA)
+    plan = packed_rows(data, LLAMA).plan
+    if not packed:
+        plan = dataclasses.replace(plan, name="dynamic", shapes=())
+    rows = RowSet(data, plan)
+    collator = Collator(plan, LLAMA)
+    batches = [collator([rows[row] for row in batch]) for batch in plan.batches(0)]
+    batches.append(collator([FilledRow([], Shape(120, 0))] * 2))  # rows that only fill a batch
+    results, widths = [], []
+    for loss, select in (
+        (TokenLoss(shifted=True, label_smoothing=0.1), False),
+        (TokenLoss(shifted=False, label_smoothing=0.1), True),
+    ):
+        model = made(LLAMA, METHODS[method], packed=packed)
+        total = torch.zeros(())
+        for batch in batches:
+            features, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+            if select:
+                features, labels = split_labels(batch, decoder_only=True)
+            outputs = model(**features)
+            widths.append(outputs.logits.shape[1])
+            total = total + loss(outputs, labels, data.target_tokens)
+        total.backward()
+        results.append((total.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (expected, gradients), (actual, others) = results
+    assert actual == pytest.approx(expected, rel=1e-6)
+    assert worst_difference(gradients, others) < 1e-5
+    assert sum(widths[len(batches) :]) < 0.8 * sum(widths[: len(batches)])
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_all_logits_stay_where_a_batch_is_divided_among_gpus(decoder_only: bool) -> None:
+    batch = {
+        "input_ids": torch.ones(2, 4),
+        "labels": torch.tensor([[IGNORED, 5, 6, 7], [IGNORED, IGNORED, 8, IGNORED]]),
+    }
+    inputs, labels = split_labels(batch, decoder_only=decoder_only, all_logits=True)
+    assert inputs.keys() == {"input_ids"}
+    shifted = [[5, 6, 7, IGNORED], [IGNORED, 8, IGNORED, IGNORED]]
+    assert labels.tolist() == (shifted if decoder_only else batch["labels"].tolist())
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
@@ -252,7 +303,7 @@ def test_plain_transformers_loads_the_result_of_a_packed_run(
         adapted = PeftModel.from_pretrained(model, tmp_path / "run" / "adapter")
         saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
         assert get_peft_model_state_dict(adapted).keys() == saved.keys()
-    evaluated = neuron_sum("evaluate", "run", "--set", "data.max_eval_examples=2")
+    evaluated = neuron_sum("evaluate", "run", "--set", "data.max_test_examples=2")
     assert evaluated.returncode == 0, evaluated.stderr
 
 

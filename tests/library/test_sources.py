@@ -48,9 +48,34 @@ def test_real_dialogsum(shared_data: Path) -> None:
     assert dataset.license == "CC BY-NC-SA 4.0"
     assert dataset.near_overlap == 52
     few = load_dataset(
-        DataConfig(source="dialogsum", path=str(shared_data / "dialogsum"), max_examples=125, max_eval_examples=15)
+        DataConfig(
+            source="dialogsum",
+            path=str(shared_data / "dialogsum"),
+            max_examples=125,
+            max_validation_examples=5,
+            max_test_examples=15,
+        )
     )
-    assert [len(few[split]) for split in ("train", "validation", "test")] == [125, 15, 15]
+    assert [len(few[split]) for split in ("train", "validation", "test")] == [125, 5, 15]
+    assert few.near_overlap == 0
+
+
+def test_each_split_has_its_limit_and_only_used_examples_count_as_overlap(tmp_path: Path) -> None:
+    for split, offset in (("train", 0), ("validation", 100), ("test", 200)):
+        jsonl(tmp_path, [{**GOOD, "id": str(i), "dialogue": f"a: {i + offset}"} for i in range(10)], f"{split}.jsonl")
+    with (tmp_path / "test.jsonl").open("a") as file:  # like the training example 5, in capitals
+        file.write(json.dumps({**GOOD, "id": "x", "dialogue": "A:  5"}) + "\n")
+    limits = {"max_examples": 5, "max_validation_examples": 2, "max_test_examples": 3}
+    few = load_dataset(config(tmp_path, **limits))
+    assert [len(few[split]) for split in ("train", "validation", "test")] == [5, 2, 3]
+    assert few.notes()[0].endswith("5 of 10 train, 2 of 10 validation, 3 of 11 test")
+    assert (load_dataset(config(tmp_path)).near_overlap, few.near_overlap) == (1, 0)
+    assert load_dataset(config(tmp_path, max_examples=2)).near_overlap == 1
+    assert load_dataset(config(tmp_path, max_test_examples=10)).near_overlap == 0
+    assert [len(load_dataset(config(tmp_path, max_test_examples=1))[split]) for split in ("validation", "test")] == [
+        10,
+        1,
+    ]
 
 
 def test_real_mts_dialog_has_an_overlap_that_skip_bad_skips(shared_data: Path) -> None:

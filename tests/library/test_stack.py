@@ -14,7 +14,7 @@ import pytest
 from micro_models import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from xla_environment import LLAMA_METHODS, T5_METHODS
+from xla_environment import LLAMA_METHODS, QWEN3_METHODS, T5_METHODS
 
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform import matrix, support
@@ -145,7 +145,7 @@ def test_the_matrix_has_every_cell_once() -> None:
 
 def test_cells_marked_as_run_on_xla_match_the_tests() -> None:
     """tests/library/test_neuron.py trains these methods to the end, resumes them, and reads their output."""
-    proven = {*product(["t5"], T5_METHODS), *product(["llama"], LLAMA_METHODS)}
+    proven = {*product(["t5"], T5_METHODS), *product(["llama"], LLAMA_METHODS), *product(["qwen3"], QWEN3_METHODS)}
     seen = {(cell.family, cell.method, cell.stage) for cell in CELLS if cell.evidence == "run on XLA:CPU"}
     assert seen == {(family, method, "train") for family, method in proven}
 
@@ -178,7 +178,15 @@ def test_the_platform_page_matches_the_tables() -> None:
         assert f"| {instance.name} | {instance.neuron_cores} | {instance.vcpus} | {instance.host_gib} |" in text
     for image in PLATFORMS[0].registry_images:
         assert f"`{image.repository}:{image.tag}`" in text
-    names = {"t5": "T5", "llama": "Llama", "full": "full", "lora": "LoRA", "prompt_tuning": "prompt tuning"}
+    names = {
+        "t5": "T5",
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "smollm3": "SmolLM3",
+    }
+    names |= {"full": "full", "lora": "LoRA", "prompt_tuning": "prompt tuning"}
     worded = {True: "yes", False: "no", None: "no source says"}
     for family, method in product(get_args(support.Family), get_args(support.Method)):
         [row] = re.findall(rf"\| {names[family]} \| {names[method]}[^|]*\|([^|]+)\|([^|]+)\|([^|]+)\|", text)

@@ -32,6 +32,7 @@ from neuron_sum import files
 from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, open_run, start_run
+from neuron_sum.training import loss as loss_module
 from neuron_sum.training.callbacks import MarkComplete
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
@@ -256,6 +257,23 @@ def test_tensorboard_gets_the_losses(tmp_path: Path, micro: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize("method", ["full", "prompt_tuning"])
+def test_training_and_validation_compute_logits_only_at_labels(
+    tmp_path: Path, micro_llama: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    rows: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+
+    def record(logits: torch.Tensor, labels: torch.Tensor, **options: object) -> torch.Tensor:
+        rows[torch.is_grad_enabled()].append((len(logits), int((labels != -100).sum())))
+        return torch.nn.functional.cross_entropy(logits, labels, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loss_module, "cross_entropy", record)
+    train(load_recipe(str(micro_llama), [f"method={method}", "train.max_steps=2"]), tmp_path / "run")
+    for figures in rows.values():
+        positions, labels = map(sum, zip(*figures, strict=True))
+        assert labels < positions < 6 * labels  # prompts have none
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_equals_that_of_transformers(smoothing: float) -> None:
     torch.manual_seed(0)
@@ -266,7 +284,7 @@ def test_the_loss_equals_that_of_transformers(smoothing: float) -> None:
     labels[1, 4:] = -100
     outputs = model(input_ids=torch.randint(2, 50, (3, 9)), labels=labels)
     expected = LabelSmoother(smoothing)({"logits": outputs.logits}, labels) if smoothing else outputs.loss
-    loss = TokenLoss(decoder_only=False, label_smoothing=smoothing)
+    loss = TokenLoss(shifted=False, label_smoothing=smoothing)
     assert torch.allclose(loss({"logits": outputs.logits}, labels), expected)
     whole = loss({"logits": outputs.logits}, labels, num_items_in_batch=int((labels != -100).sum()))
     assert torch.allclose(whole, expected)

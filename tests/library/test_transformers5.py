@@ -37,6 +37,12 @@ MODELS = [
         )
     ),
     "llama-resized",
+    "mistral",
+    "mistral-window",
+    "qwen2",
+    "qwen2-window",
+    "qwen3",
+    "smollm3",
 ]
 TOKENIZERS = ["t5-tokenizer", "llama-tokenizer", "t5-tokenizer-added", "llama-tokenizer-added", "backend"]
 

@@ -51,6 +51,9 @@ class Endpoint:
         url = f"{self.server.url}/models/model/adapters{path}"
         return httpx.request(method, url, params=query, headers=self.server.headers, timeout=60)
 
+    def adapter_names(self) -> list[str]:
+        return [adapter["name"] for adapter in self.adapters("GET").json()["adapters"]]
+
 
 @pytest.fixture(scope="module")
 def endpoint(
@@ -169,7 +172,17 @@ def test_adapters_are_managed_through_the_api_of_djl(endpoint: Endpoint, micro_l
     refused = endpoint.adapters("POST", name="mine", src=str(tmp_path))
     assert refused.status_code == 422 and "adapter_config.json" in refused.json()["error"]["message"]
     assert endpoint.adapters("POST", name="mine", src=source).status_code == 200
-    assert [adapter["name"] for adapter in endpoint.adapters("GET").json()["adapters"]] == ["mine"]
+    assert endpoint.adapter_names() == ["default", "mine"]
+    page = endpoint.adapters("GET", limit="1").json()
+    assert [adapter["name"] for adapter in page["adapters"]] == ["default"]
+    rest = endpoint.adapters("GET", next_page_token=page["nextPageToken"]).json()
+    assert [(adapter["name"], adapter["src"]) for adapter in rest["adapters"]] == [("mine", source)]
+    assert endpoint.adapters("GET", limit="-1").status_code == endpoint.adapters("GET", limit="x").status_code == 400
+    assert endpoint.adapters("GET", "/default").json()["src"] == "artifact/adapters/default"
+    assert endpoint.adapters("GET", "/mine").json()["src"] == source
+    assert endpoint.adapters("GET", "/none").status_code == 404
+    for refused in (endpoint.adapters("DELETE", "/default"), endpoint.adapters("POST", "/default/update", src=source)):
+        assert refused.status_code == 409 and "part of the artifact" in refused.json()["error"]["message"]
     asked = {"inputs": DIALOGUE, "parameters": {"adapter": "mine"}}
     tuned = endpoint.post(asked).json()
     assert endpoint.post({"inputs": DIALOGUE}, **{"X-Amzn-SageMaker-Adapter-Identifier": "mine"}).json() == tuned
@@ -321,7 +334,7 @@ def test_an_adapter_that_failed_to_reload_can_be_registered_and_removed(
             server.workers()[0].kill()
             assert drill._until_back(server).back_s != float("inf")
             away.rename(source)
-            assert [adapter["name"] for adapter in endpoint.adapters("GET").json()["adapters"]] == ["mine"]
+            assert endpoint.adapter_names() == ["default", "mine"]
 
         assert endpoint.adapters("POST", name="mine", src=str(source)).status_code == 200
         lose()
@@ -329,7 +342,7 @@ def test_an_adapter_that_failed_to_reload_can_be_registered_and_removed(
         assert endpoint.adapters("POST", name="mine", src=str(source)).status_code == 409
         lose()
         assert endpoint.adapters("DELETE", "/mine").status_code == 404
-        assert endpoint.adapters("GET").json()["adapters"] == []
+        assert endpoint.adapter_names() == ["default"]
 
 
 def test_a_model_may_load_longer_than_the_import_limit(

@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from neuron_sum.artifact import Artifact, open_artifact, write_manifest
-from neuron_sum.models.adapters import LORA_TARGETS, load_adapter
+from neuron_sum.models.adapters import load_adapter
 from neuron_sum.models.base import is_decoder_only
+from neuron_sum.models.families import family_of
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained, load_untuned
@@ -22,7 +23,11 @@ from neuron_sum.runtimes.load import load_generator
 def make_lora(base: PreTrainedModel, folder: Path, rank: int, alpha: int, seed: int, rslora: bool = False) -> Path:
     task = "CAUSAL_LM" if is_decoder_only(base.config) else "SEQ_2_SEQ_LM"
     config = peft.LoraConfig(
-        task_type=task, r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS[base.config.model_type], use_rslora=rslora
+        task_type=task,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(family_of(base.config).lora_targets),
+        use_rslora=rslora,
     )
     adapted = peft.get_peft_model(copy.deepcopy(base), config)
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MICRO = """
 name: micro
 extends: tiny
-data: {max_examples: 64, max_eval_examples: 12}
+data: {max_examples: 64, max_validation_examples: 12, max_test_examples: 12}
 model:
   config: {d_model: 32, d_kv: 8, d_ff: 32, num_layers: 1, num_decoder_layers: 1, num_heads: 2, dropout_rate: 0.1}
   tokenizer: {vocab_size: 400}
@@ -26,7 +26,7 @@ generate: {max_new_tokens: 12}
 MICRO_LLAMA = """
 name: micro-llama
 extends: tiny
-data: {max_examples: 64, max_eval_examples: 12}
+data: {max_examples: 64, max_validation_examples: 12, max_test_examples: 12}
 prompt: {preset: tinyllama-chat}
 model:
   config: null

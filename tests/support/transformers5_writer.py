@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     LlamaConfig,
@@ -66,6 +68,15 @@ ROPES = {
         "original_max_position_embeddings": 16,
     },
 }
+FAMILIES = {
+    "mistral": {"sliding_window": None},
+    "mistral-window": {"sliding_window": 64},
+    "qwen2": {"rope_parameters": dict(ROPES["yarn"])},
+    "qwen2-window": {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+    "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
+}
+"""Settings of the other decoder-only families, by their model_type and a suffix."""
 IDS = torch.arange(3, 51)[None]
 TEXTS = ["Tom: hi, the  meeting is on Friday.\nAnn: fine <extra>", "#Person1#: the   end </s> <extra_id_3> ü"]
 
@@ -113,6 +124,9 @@ def write_models() -> dict[str, list[float]]:
         f"llama-{name}": LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters=dict(rope)))
         for name, rope in ROPES.items()
     }
+    for name, settings in FAMILIES.items():
+        config = AutoConfig.for_model(name.partition("-")[0], **{**LLAMA, **settings})
+        models[name] = AutoModelForCausalLM.from_config(config)
     logits = {name: save_model(name, model) for name, model in models.items()}
     sharded = LlamaForCausalLM(LlamaConfig(**LLAMA))
     return {**logits, "llama-sharded": save_model("llama-sharded", sharded, max_shard_size="4KB")}

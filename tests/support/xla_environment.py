@@ -19,3 +19,4 @@ LLAMA_METHODS = {
     "full": [],
     "lora": ["method=lora", "method.lora_dropout=0.0"],
 }
+QWEN3_METHODS = LLAMA_METHODS

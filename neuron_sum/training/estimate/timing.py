@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from neuron_sum.data.rows import Batch, Collator, RowSet
+from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import TrainConfig
+from neuron_sum.training.loss import TokenLoss, split_labels
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,20 +34,22 @@ def seconds_per_step(model: "PreTrainedModel | PeftModel", rows: RowSet, train: 
     collated = Collator(rows.plan, model.config)([rows[row] for row in by_size[len(by_size) // 2]])
     batch = {name: tensor.to(device) for name, tensor in collated.items()}
     model.to(device).train()
+    loss = TokenLoss(shifted=False, label_smoothing=train.label_smoothing_factor)
     if train.gradient_checkpointing:  # as in Trainer
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with torch.random.fork_rng(), torch.autocast(device.type, torch.bfloat16, enabled=train.bf16):
-        seconds = _forward_and_backward(model, batch)
+        seconds = _forward_and_backward(model, batch, loss)
         for _ in range(2):
             if seconds < WARM_S:
-                seconds = _forward_and_backward(model, batch)
+                seconds = _forward_and_backward(model, batch, loss)
     model.eval()
     return seconds * train.gradient_accumulation_steps
 
 
-def _forward_and_backward(model: "PreTrainedModel | PeftModel", batch: Batch) -> float:
+def _forward_and_backward(model: "PreTrainedModel | PeftModel", batch: Batch, token_loss: TokenLoss) -> float:
     start = time.perf_counter()
-    loss: torch.Tensor = model(**batch).loss
+    inputs, labels = split_labels(batch, decoder_only=is_decoder_only(model.config))
+    loss = token_loss(model(**inputs), labels)
     loss.backward()  # type: ignore[no-untyped-call]
     loss.item()  # waits for a GPU
     model.zero_grad(set_to_none=True)

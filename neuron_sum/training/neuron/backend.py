@@ -139,7 +139,7 @@ class NeuronBackend:
         trainer = neuron_trainer.ResumableNeuronTrainer(
             batches=batches,
             total_steps=steps,
-            loss=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
+            loss=TokenLoss(shifted=is_decoder_only(model.config), label_smoothing=config.label_smoothing_factor),
             divergence=divergence,
             resume_from=self.resume_from,
             group=group,

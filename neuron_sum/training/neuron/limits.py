@@ -4,14 +4,15 @@ Importing this module does not import optimum-neuron.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from neuron_sum.models.adapters import LORA_TARGETS
 from neuron_sum.models.base import is_decoder_only
-from neuron_sum.models.configs import DECODER_ONLY
-from neuron_sum.platform.support import find_cell
+from neuron_sum.models.families import biases, family_of, sliding_window
+from neuron_sum.models.rotary import LENGTH_DEPENDENT
+from neuron_sum.platform.support import find_cell, remedy
 from neuron_sum.recipes.schema import LoraMethod, NeuronConfig, Recipe
 
 
@@ -41,14 +42,16 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
     cell = find_cell(config.model_type, method.name, "train")
     faults = []
     if cell.works is False:
-        faults.append(Fault("method", f"{method.name}: {cell.note}", "method=lora"))
+        faults.append(Fault("method", f"{method.name} of {config.model_type}: {cell.note}", remedy(cell)))
+    if decoder_only and find_cell(config.model_type, "full", "train").works:
+        faults += [Fault("model", reason, "train.backend=torch") for reason in _differences(config)]
     if decoder_only and isinstance(method, LoraMethod):
-        supported = LORA_TARGETS[DECODER_ONLY]
+        supported = family_of(config).lora_targets
         if method.target_modules is not None and set(method.target_modules) != set(supported):
             faults.append(
                 Fault(
                     "method.target_modules",
-                    "optimum-neuron 0.4.5 can train other targets of a Llama but cannot consolidate them; use all "
+                    "optimum-neuron 0.4.5 can train other targets of this family but cannot consolidate them; use all "
                     f"seven: {', '.join(supported)}",
                     "method.target_modules=null",
                 )
@@ -71,6 +74,17 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
             )
         )
     return faults
+
+
+def _differences(config: PretrainedConfig) -> Iterator[str]:
+    """What the classes of optimum-neuron 0.4.5 ignore or reject in a decoder-only model."""
+    for name in biases(config).names():
+        yield f"{name}: optimum-neuron 0.4.5 leaves out the biases of the projections"
+    if (window := sliding_window(config)) is not None:
+        yield f"sliding_window = {window}: optimum-neuron 0.4.5 has none"
+    kind = (getattr(config, "rope_scaling", None) or {}).get("rope_type")
+    if kind in LENGTH_DEPENDENT:
+        yield f"rope_scaling {kind}: it changes with the length of a row, a graph has fixed positions"
 
 
 def layout_faults(neuron: NeuronConfig, processes: int) -> list[Fault]:

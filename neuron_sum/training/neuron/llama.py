@@ -1,8 +1,9 @@
-"""Conversion of a Llama to the class of optimum-neuron and back to the plain Hugging Face class.
+"""Conversion of a Llama or Qwen3 to the class of optimum-neuron and back to the plain Hugging Face class.
 
-A Hugging Face Llama trains on Neuron only with a wrong loss, so optimum-neuron has a custom class with fused and
-sharded projections. This module creates it from the base model and consolidates its shards; the plain model, which
-stays on the `meta` device without weights during training, writes the files of the run.
+A Hugging Face Llama trains on Neuron only with a wrong loss, so optimum-neuron has custom classes with fused and
+sharded projections, which have the names of the plain ones. This module creates one from the base model and
+consolidates its shards; the plain model, which stays on the `meta` device without weights during training, writes the
+files of the run.
 """
 
 import json
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch_xla.core.xla_model as xm
 from neuronx_distributed.parallel_layers.parallel_state import get_data_parallel_rank, get_tensor_model_parallel_rank
+from optimum.neuron.models import training
 from optimum.neuron.models.training import (
-    LlamaForCausalLM,
     TrainingNeuronConfig,
     create_parameter_metadata,
     specialize_transformation_specs_for_model,
@@ -27,6 +28,7 @@ from peft import PeftModel
 from neuron_sum import console
 from neuron_sum.errors import ModelError
 from neuron_sum.models import adapters
+from neuron_sum.models.families import family_of
 from neuron_sum.recipes.schema import LoraMethod
 from neuron_sum.runs.folder import RunFolder
 
@@ -40,7 +42,7 @@ ADAPTER = "default"
 
 
 def load(plain: "PreTrainedModel | PeftModel", run: RunFolder, trn_config: TrainingNeuronConfig) -> Any:
-    """Load optimum-neuron's Llama with the base model's weights, and a new adapter if the plain model has one.
+    """Load optimum-neuron's model with the base model's weights, and a new adapter if the plain model has one.
 
     Args:
         plain: The prepared model with its adapter. Its weights are released, so that a process has them only once.
@@ -49,7 +51,7 @@ def load(plain: "PreTrainedModel | PeftModel", run: RunFolder, trn_config: Train
     """
     plain.to("meta")
     xm.rendezvous("base_written")  # the first process writes a base model with random weights
-    model = LlamaForCausalLM.from_pretrained(
+    model = getattr(training, family_of(plain.config).model_name).from_pretrained(
         run.model_source(),
         trn_config,
         config=plain.config,
@@ -112,8 +114,9 @@ def _assign_weights(plain: "PreTrainedModel | PeftModel", state: dict[str, torch
         expected = plain.state_dict().keys() - set(plain._tied_weights_keys or ())
     # Assigned, because tensors on the meta device have no storage to copy into.
     unexpected = plain.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    strange = f"the trained weights are not those of a Hugging Face {plain.config.model_type} model"
     if missing := expected - state.keys():
-        raise ModelError(f"the trained weights are not those of a Hugging Face Llama: missing {sorted(missing)}")
+        raise ModelError(f"{strange}: missing {sorted(missing)}")
     if unexpected:
-        raise ModelError(f"the trained weights are not those of a Hugging Face Llama: unexpected {unexpected}")
+        raise ModelError(f"{strange}: unexpected {unexpected}")
     plain.tie_weights()

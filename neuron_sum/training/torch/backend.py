@@ -15,7 +15,7 @@ from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import Interrupted, MissingExtraError
-from neuron_sum.models.base import ParameterCount, is_decoder_only
+from neuron_sum.models.base import ParameterCount
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training.base import TrainingData
@@ -82,7 +82,7 @@ class TorchTrainer:
             model=model,
             args=self._arguments(config, data, on_cpu),
             data_collator=Collator(plan, model.config),
-            compute_loss_func=TokenLoss(is_decoder_only(model.config), config.label_smoothing_factor),
+            compute_loss_func=TokenLoss(shifted=False, label_smoothing=config.label_smoothing_factor),
             train_dataset=RowSet(data.train, plan),
             eval_dataset=validation,
             processing_class=self.tokenizer,

@@ -13,11 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import EvalLoopOutput
 
 from neuron_sum.data.rows import Batch, RowSet, count_tokens
+from neuron_sum.models.base import is_decoder_only
 from neuron_sum.training.callbacks import FINITE, StopOnDivergence, all_finite
+from neuron_sum.training.loss import split_labels
 from neuron_sum.training.torch.order import EpochOrder, SetEpoch
-
-LAYER_CLASSES = {"t5": "T5Block", "llama": "LlamaDecoderLayer"}
-"""The layer class that FSDP shards as one unit, by model type."""
 
 
 class SumThenDivide(TrainerCallback):  # type: ignore[misc]
@@ -79,6 +78,12 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         self._divergence.check(self._everywhere(bool(torch.isfinite(loss))), FINITE["loss"], self.state)
         return loss
 
+    def compute_loss(self, model: torch.nn.Module, inputs: Batch, *args: Any, **options: Any) -> Any:
+        """Compute logits only where labels are."""
+        decoder_only, all_logits = is_decoder_only(self.model.config), self.args.n_gpu > 1
+        features, labels = split_labels(inputs, decoder_only=decoder_only, all_logits=all_logits)
+        return super().compute_loss(model, {**features, "labels": labels}, *args, **options)
+
     def _everywhere(self, finite: bool) -> bool:
         """Whether it is true in every process, so that all of them stop at the same step."""
         return bool(self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all())
@@ -127,7 +132,7 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
                 fsdp_version=2,
                 reshard_after_forward=True,
                 auto_wrap_policy="transformer_based_wrap",
-                transformer_cls_names_to_wrap=[LAYER_CLASSES[self.model.config.model_type]],
+                transformer_cls_names_to_wrap=list(self.model._no_split_modules),
                 state_dict_type="FULL_STATE_DICT",
                 cpu_ram_efficient_loading=False,
             )

@@ -2,7 +2,9 @@ package neuronsum;
 
 import ai.djl.modality.Input;
 import ai.djl.modality.Output;
+import ai.djl.serving.http.DescribeAdapterResponse;
 import ai.djl.serving.http.StatusResponse;
+import ai.djl.serving.http.list.ListAdaptersResponse;
 import ai.djl.serving.models.ModelManager;
 import ai.djl.serving.util.NettyUtils;
 import ai.djl.serving.wlm.Adapter;
@@ -16,34 +18,51 @@ import io.netty.handler.codec.http.HttpMethod;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.netty.handler.codec.http.QueryStringDecoder;
 
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
+import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
 import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /**
  * DJL's adapter routes with correct statuses in async mode.
  *
  * <p>DJL answers 200 to a registration as soon as the request is sent to the worker (AdapterManagementRequestHandler
  * reads a code that an async worker has not returned yet), and lists refused adapters. Here the same calls wait for the
- * worker. Only the worker knows which adapters exist; DJL's list is updated to match. DJL still handles GET.
+ * worker. Only the worker knows which adapters exist; DJL's list is updated to match. DJL's list lacks the adapters in the
+ * artifact, which the worker loads itself; the answers to GET contain them, and they can be neither updated nor removed.
  */
 final class Adapters {
+
+    /** The folder of the artifact's adapters, in that of the model. */
+    private static final String FOLDER = "artifact/adapters";
+
+    /** The largest number of adapters in an answer. */
+    private static final int PAGE = 100;
 
     /** The same pattern as in neuron_sum/artifact.py. */
     private static final Pattern NAME = Pattern.compile("(?!\\.+$)[A-Za-z0-9._-]{1,64}");
 
-    /** Handles POST [/models/M]/adapters[/A/update] and DELETE [/models/M]/adapters/A; returns false for other routes. */
+    /**
+     * Handles GET and POST [/models/M]/adapters, POST [/models/M]/adapters/A/update, and GET and DELETE
+     * [/models/M]/adapters/A; returns false for other routes.
+     */
     boolean handle(ChannelHandlerContext ctx, FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
         List<String> route = Arrays.asList(path).subList(Math.min(1, path.length), path.length);
         boolean prefixed = route.size() > 2 && "models".equals(route.get(0)) && "adapters".equals(route.get(2));
         if (prefixed) {
             route = route.subList(2, route.size());
         }
-        if (route.isEmpty() || !"adapters".equals(route.get(0)) || HttpMethod.GET.equals(request.method())) {
+        if (route.isEmpty() || !"adapters".equals(route.get(0))) {
             return false;
         }
         String model = prefixed ? path[2] : ModelManager.getInstance().getSingleStartupWorkflow().orElse("");
@@ -65,13 +84,20 @@ final class Adapters {
             return true;
         }
         Adapter<Input, Output> known = name == null ? null : info.getAdapter(name);
-        if (HttpMethod.POST.equals(request.method()) && route.size() == 1) {
+        Adapter<Input, Output> compiled = name == null ? null : compiled(info).get(name);
+        if (HttpMethod.GET.equals(request.method()) && route.size() == 1) {
+            list(ctx, info, decoder);
+        } else if (HttpMethod.GET.equals(request.method()) && route.size() == 2 && (known != null || compiled != null)) {
+            NettyUtils.sendJsonResponse(ctx, new DescribeAdapterResponse(known == null ? compiled : known));
+        } else if (HttpMethod.POST.equals(request.method()) && route.size() == 1) {
             if (name == null || source == null) {
                 Errors.send(ctx, 400, "name and src are required: POST /models/M/adapters?name=NAME&src=FOLDER");
             } else {
                 Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, source, Map.of());
                 answer(ctx, info, name, adapter, adapter.register(wlm), "registered");
             }
+        } else if (known == null && compiled != null) {
+            Errors.send(ctx, 409, "adapter " + name + " is part of the artifact and cannot be updated or removed");
         } else if (known == null) {
             Errors.send(ctx, 404, "adapter " + name + " is not registered");
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3 && "update".equals(route.get(2))) {
@@ -84,6 +110,61 @@ final class Adapters {
             Errors.send(ctx, 405, "method " + request.method() + " is not allowed; use GET, POST or DELETE");
         }
         return true;
+    }
+
+    /** Sends a page of the names and folders of all adapters, in DJL's format. */
+    private static void list(ChannelHandlerContext ctx, ModelInfo<Input, Output> info, QueryStringDecoder decoder) {
+        Map<String, Adapter<Input, Output>> adapters = compiled(info);
+        adapters.putAll(info.getAdapters());
+        List<Adapter<Input, Output>> all = new ArrayList<>(adapters.values());
+        int start;
+        int end;
+        try {
+            int limit = number(decoder, "limit", PAGE);
+            start = Math.min(number(decoder, "next_page_token", 0), all.size());
+            end = Math.min(start + (limit == 0 ? PAGE : Math.min(limit, PAGE)), all.size());
+        } catch (NumberFormatException e) {
+            Errors.send(ctx, 400, "limit and next_page_token must be integers of at least 0");
+            return;
+        }
+        ListAdaptersResponse page = new ListAdaptersResponse();
+        if (end < all.size()) {
+            page.setNextPageToken(String.valueOf(end));
+        }
+        for (Adapter<Input, Output> adapter : all.subList(start, end)) {
+            page.addAdapter(adapter.getName(), adapter.getSrc(), adapter.isPreload(), adapter.isPin());
+        }
+        NettyUtils.sendJsonResponse(ctx, page);
+    }
+
+    /** The adapters in the artifact, by name. */
+    private static Map<String, Adapter<Input, Output>> compiled(ModelInfo<Input, Output> info) {
+        Map<String, Adapter<Input, Output>> adapters = new TreeMap<>();
+        Path folder = info.getModelDir() == null ? null : info.getModelDir().resolve(FOLDER);
+        if (folder == null || !Files.isDirectory(folder)) {
+            return adapters;
+        }
+        try (Stream<Path> entries = Files.list(folder)) {
+            entries.filter(Files::isDirectory)
+                    .forEach(
+                            entry -> {
+                                String name = entry.getFileName().toString();
+                                String source = FOLDER + "/" + name;
+                                adapters.put(name, Adapter.newInstance(info, name, null, source, Map.of()));
+                            });
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+        return adapters;
+    }
+
+    private static int number(QueryStringDecoder decoder, String name, int missing) {
+        String value = parameter(decoder, name);
+        int number = value == null ? missing : Integer.parseInt(value);
+        if (number < 0) {
+            throw new NumberFormatException();
+        }
+        return number;
     }
 
     /** Sends the worker's answer and updates DJL's list with the adapter, which is null if it was removed. */

@@ -1,0 +1,96 @@
+r"""The table of docs/results.md: SmolLM2 tuned in several ways, compared on DialogSum's test split.
+
+    python benchmarks/results.py --data DIALOGSUM --output runs/results [--systems lora-125 lora-500 full-500]
+    python benchmarks/results.py --data DIALOGSUM --output runs/results --systems lora-12460 full-12460 \
+        --epochs 3 --batch 32 --generation-batch 128 --no-compile [--weights PART PART]
+
+A system is METHOD-EXAMPLES; METHOD is lora, full or prompt-tuning. Each is trained, compiled for this machine's CPU and
+evaluated by its compiled graphs; with --no-compile by transformers, which uses a GPU if there is one. Finished parts
+are kept: the same command continues after an interruption. The second command is for a GPU and was not run on one.
+--weights joins the parts of a GGUF file that was split for a transfer.
+
+Prints the table, the learning time of each run, and the versions; the comparison is written to OUTPUT/comparison.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from neuron_sum import console
+
+RECIPES = {"lora": "smollm2-lora", "full": "smollm2-full", "prompt-tuning": "smollm2-prompt-tuning"}
+SYSTEMS = ("prompt-tuning-500", "lora-125", "lora-500", "lora-2000", "full-500")
+VALIDATED = 48
+"""Validation dialogues for the loss after each epoch."""
+
+
+def main() -> None:
+    """Train, compile and compare the systems, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path, help="folder of DialogSum")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the runs and the comparison")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="METHOD-EXAMPLES, such as lora-500")
+    parser.add_argument("--test", type=int, default=500, help="number of test dialogues")
+    parser.add_argument("--epochs", type=float, default=1.0, help="training epochs")
+    parser.add_argument("--batch", type=int, default=4, help="rows per training step")
+    parser.add_argument("--generation-batch", type=int, default=8, help="dialogues that are summarized together")
+    parser.add_argument("--no-compile", action="store_true", help="evaluate with transformers")
+    parser.add_argument("--weights", nargs="+", type=Path, help="parts of a GGUF file, in order")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    settings = [
+        "data.source=dialogsum",
+        f"data.path={options.data.resolve()}",
+        f"data.max_validation_examples={VALIDATED}",
+        f"data.max_test_examples={options.test}",
+        f"train.num_train_epochs={options.epochs}",
+        f"train.per_device_train_batch_size={options.batch}",
+        f"generate.batch_size={options.generation_batch}",
+    ]
+    if options.weights:
+        settings.append(f"model.name_or_path={join(options.weights, options.output / 'weights.gguf').resolve()}")
+    systems, seconds = ["untuned"], {}
+    for name in options.systems:
+        method, _, examples = name.rpartition("-")
+        run = options.output / name
+        command("train", RECIPES[method], *settings, f"data.max_examples={examples}", "--output", str(run), "--resume")
+        seconds[name] = json.loads((run / "all_results.json").read_text())["seconds"]
+        artifact = run / "artifacts" / "cpu-fp32"
+        if not options.no_compile and not artifact.is_dir():
+            command("compile", str(run), "--target", "cpu")
+        systems.append(f"{name}={run if options.no_compile else artifact}")
+    command("compare", *systems, "lead-3", "human", "--output", str(options.output / "comparison"))
+    table = console.table("run", "training time")
+    for name, duration in seconds.items():
+        table.add_row(name, console.duration(duration))
+    console.emit({"seconds": seconds, "versions": versions()}, table, f"versions: {versions()}")
+
+
+def join(parts: list[Path], target: Path) -> Path:
+    """The file that the parts make together, written once."""
+    if not target.exists():
+        partial = target.with_suffix(".partial")
+        with partial.open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as content:
+                    shutil.copyfileobj(content, whole)
+        partial.replace(target)
+    return target
+
+
+def command(*arguments: str) -> None:
+    """Run one command of neuron-sum."""
+    subprocess.run([sys.executable, "-m", "neuron_sum", *arguments], check=True)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that the figures depend on."""
+    return {name: version(name) for name in ("neuron-sum", "torch", "transformers", "peft")}
+
+
+if __name__ == "__main__":
+    main()
