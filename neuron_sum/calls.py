@@ -1,10 +1,13 @@
-"""The frame of every function of the Python API: output and errors."""
+"""The frame of every function of the Python API: output, threads and errors."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from neuron_sum import console
 from neuron_sum.errors import known_cause
+from neuron_sum.platform import threads
 
 
 @contextmanager
@@ -18,6 +21,8 @@ def api_call(progress: bool) -> Iterator[None]:
         ResourceError: If a disk, a path or the memory of this machine is the cause of another exception.
     """
     console.silence_libraries()
+    if "torch" not in sys.modules and threads.CHOSEN not in os.environ:  # torch's OpenMP reads them when it is loaded
+        threads.choose(os.environ, threads.usage(), serves=True)
     previous, console.settings.hidden = console.settings.hidden, not progress
     try:
         yield

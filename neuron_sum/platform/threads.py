@@ -125,7 +125,7 @@ def choose(
     Args:
         environment: The environment of this process.
         before: A measurement at the start of the process.
-        serves: Whether the command runs for so long that the cores used by others now do not limit its threads.
+        serves: Whether the process runs for so long that the cores used by others now do not limit its threads.
         root: As in `usage`.
     """
     if LAUNCHED in environment:

@@ -16,7 +16,9 @@ from micro_models import LORA_SHAPE, ROOT, SHAPE
 
 import neuron_sum
 from neuron_sum import Summarizer, compare, evaluate, load_recipe, train
+from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, NeuronSumError, RecipeError, ResourceError, RunError
+from neuron_sum.platform import threads
 from neuron_sum.runs.folder import open_run
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "matplotlib")
@@ -75,7 +77,7 @@ def test_nothing_is_printed_without_progress(micro: Path, tmp_path: Path, capfd:
     report = evaluate(run)
     assert capfd.readouterr() == ("", "")
     assert report.path == tmp_path / "run" / "evaluation" / "test" / "report.html"
-    assert str(report).startswith("12 dialogues: the bundled sample, test split\nsystem")
+    assert str(report).startswith("12 of 48 dialogues: the bundled sample, test split\nsystem")
 
 
 def test_a_loaded_recipe_is_changed(micro: Path) -> None:
@@ -137,6 +139,24 @@ def test_errors_of_this_machine_are_converted(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(training, "train", full)
     with pytest.raises(ResourceError, match="the disk is full: weights"):
         train("tiny", tmp_path / "run")
+
+
+def test_threads_are_chosen_once_before_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[bool] = []
+
+    def choose(environment: object, before: object, *, serves: bool) -> None:
+        chosen.append(serves)
+        monkeypatch.setenv(threads.CHOSEN, "")
+
+    monkeypatch.setattr(threads, "choose", choose)
+    monkeypatch.delenv(threads.CHOSEN, raising=False)
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    with api_call(progress=False):
+        assert not chosen
+    monkeypatch.delitem(sys.modules, "torch")
+    for _ in range(2):
+        with api_call(progress=False):
+            assert chosen == [True]
 
 
 def test_compile_workers_do_not_run_the_callers_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from micro_models import LORA_SHAPE, MICRO, ROOT, SHAPE
 
+from neuron_sum.recipes.loading import shipped_recipes
+
 NOTEBOOK = ROOT / "examples" / "workshop.ipynb"
 LORA = """
 name: micro-lora
@@ -35,6 +37,12 @@ def test_the_notebook_is_valid_and_stored_without_outputs(notebook: dict[str, An
     nbformat.validate(notebook)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]]
+
+
+def test_the_recipes_of_the_notebook_exist(notebook: dict[str, Any]) -> None:
+    code = "".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    named = set(re.findall(r'"((?:tiny|smollm2|trn1)-[\w-]+)"', code))
+    assert {"tiny-lora", "smollm2-full", "trn1-tinyllama-lora"} < named <= set(shipped_recipes())
 
 
 @pytest.fixture(scope="module")
