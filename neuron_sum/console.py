@@ -73,9 +73,10 @@ def is_main_process() -> bool:
 
 
 def silence_libraries() -> None:
-    """Sets LIBRARIES, before the libraries are imported; variables that are already set take priority."""
+    """Sets LIBRARIES, before the libraries are imported, unless they are set; ignores a warning of tqdm."""
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm in a notebook without ipywidgets
 
 
 def clean(text: str) -> str:
@@ -120,7 +121,8 @@ class _SafeConsole(Console):
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    terminal = stream is not None and stream.isatty()
+    notebook = type(stream).__module__.startswith("ipykernel")  # isatty() is true, but nothing is redrawn in place
+    terminal = stream is not None and stream.isatty() and not notebook
     return _SafeConsole(
         stderr=stderr,
         width=None if terminal else PLAIN_WIDTH,
@@ -128,6 +130,7 @@ def _console(*, stderr: bool) -> Console:
         emoji=False,
         soft_wrap=not terminal,
         quiet=not is_main_process() or (stderr and settings.hidden),
+        force_terminal=False if notebook else None,
         force_jupyter=False,
     )
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_the_recipes_of_the_notebook_exist(notebook: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(notebook: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each cell prints, by its id."""
+    """What each cell prints, by its id; `ID:stderr` is its standard error."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "micro.yaml").write_text(MICRO)
     (folder / "micro-lora.yaml").write_text(LORA)
@@ -72,11 +73,20 @@ def outputs(notebook: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     executed = json.loads((folder / "workshop.ipynb").read_text(encoding="utf-8"))
-    return {
-        cell["id"]: "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
-        for cell in executed["cells"]
-        if cell["cell_type"] == "code"
-    }
+    printed: dict[str, str] = defaultdict(str)
+    for cell in executed["cells"]:
+        for output in cell.get("outputs", ()):
+            stream = ":stderr" if output["name"] == "stderr" else ""
+            printed[cell["id"] + stream] += "".join(output["text"])
+    return printed
+
+
+def test_progress_is_printed_as_plain_lines(outputs: dict[str, str]) -> None:
+    assert "2 optimizer steps" in outputs["full:stderr"]
+    assert re.search(r"^training 2/2 loss", outputs["full:stderr"], re.MULTILINE)
+    for name, text in outputs.items():
+        assert "\x1b" not in text, f"{name} controls a terminal"
+        assert "Warning" not in text or "were truncated" in text, f"{name}: {text}"
 
 
 def test_data_and_prompt_are_displayed(outputs: dict[str, str]) -> None:
