@@ -53,7 +53,8 @@ def test_the_example_runs(
     code, count = re.subn(r'load_recipe\("tiny", \[.*?\]\)', f"load_recipe({str(micro)!r}, {small})", example())
     assert count == 1
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/python.md", "exec"), names)
+    with pytest.warns(UserWarning, match="the summary was truncated at generate.max_new_tokens = 12"):
+        exec(compile(code, "docs/python.md", "exec"), names)
     printed = capsys.readouterr()
     assert "points above untuned" in printed.out
     assert "optimizer steps" in printed.err, "training has progress=True"
