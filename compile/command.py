@@ -126,6 +126,7 @@ def verify(
     if record.examples < comparison.wanted:
         console.warn(
             f"{record.examples} dialogues instead of {comparison.wanted}: the {comparison.split} split has no more"
+            + (" with these --set values" if overrides else "")
         )
     for example, expected, actual in comparison.differing[:3]:
         console.note(f"{example}\n  transformers: {expected}\n  artifact:     {actual}")
@@ -158,7 +159,7 @@ def verify(
         f"transformers (truncated dialogues: {comparison.truncated}{untested})",
         table,
         f"{outcome}: {rule}",
-        f"next: neuron-sum evaluate {quote(artifact)}",
+        *([f"next: neuron-sum evaluate {quote(artifact)}"] if record.passed else []),
     )
     if record.undecided:
         again = _words(["compile", "verify", artifact], source=source, set=overrides, max_drop=max_drop)

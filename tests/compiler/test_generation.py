@@ -21,7 +21,7 @@ from compile.graphs.layers import GraphOptions
 from compile.graphs.static import eager_runtime, static_model, weights
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.errors import ArtifactError, ModelError
+from neuron_sum.errors import ArtifactError
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig
@@ -314,9 +314,3 @@ def test_the_smallest_fitting_bucket_is_used_and_a_missing_one_is_an_error(cases
         choose_bucket(runtime, 1, 10, asked.model_copy(update={"max_new_tokens": 25}))
     with pytest.raises(ArtifactError, match=r"num_beams = 3: compiled for 1, 2, 4"):
         choose_bucket(runtime, 1, 10, asked.model_copy(update={"num_beams": 3}))
-
-
-def test_llamas_without_a_static_form_are_rejected(cases: dict[str, Case]) -> None:
-    config = type(cases["llama"].model.config)(**{**cases["llama"].model.config.to_dict(), "attention_bias": True})
-    with pytest.raises(ModelError, match="attention_bias"):
-        static_model(config, GraphOptions())

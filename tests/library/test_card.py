@@ -72,6 +72,9 @@ def test_the_existing_folder_of_a_base_is_not_a_hub_id(
 @pytest.mark.parametrize("original", ["someone/Micro", None])
 def test_a_converted_base_is_named_with_its_quantization(run: Path, original: str | None) -> None:
     converted = {"file": "micro.Q4_1.gguf", "quantization": "Q4_1 (9 tensors)", "base_model": original}
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"] = {"name_or_path": "/m/micro.Q4_1.gguf"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     opened = open_run(run)
     write_model_card(opened, {**opened.read_results(), "converted_from": converted})
     card = ModelCard.load(opened.weights / "README.md")

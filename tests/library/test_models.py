@@ -149,7 +149,7 @@ def test_a_trained_tokenizer_keeps_tags_whole_and_knows_all_of_ascii() -> None:
         (ModelConfig(name_or_path="no/such-model"), "no/such-model"),
         (
             ModelConfig(config={"model_type": "bert"}, tokenizer=TrainedTokenizer()),
-            "model_type 'bert'; valid: t5, llama",
+            "model_type 'bert', which is not supported; valid: t5",
         ),
         (ModelConfig(config="/nowhere/config.json", tokenizer=TrainedTokenizer()), "/nowhere/config.json"),
         (ModelConfig(config=T5, tokenizer="/nowhere/spiece.model"), "spiece.model"),
