@@ -138,9 +138,17 @@ def _console(*, stderr: bool) -> Console:
 def as_text(renderable: RenderableType) -> str:
     """What `emit` prints to a file, as text."""
     stream = io.StringIO()
-    _SafeConsole(
-        file=stream, width=PLAIN_WIDTH, highlight=False, emoji=False, soft_wrap=True, force_jupyter=False
-    ).print(renderable)
+    plain = _SafeConsole(
+        file=stream,
+        width=PLAIN_WIDTH,
+        highlight=False,
+        emoji=False,
+        soft_wrap=True,
+        force_terminal=False,  # whatever FORCE_COLOR says, which notebooks set
+        color_system=None,
+        force_jupyter=False,
+    )
+    plain.print(renderable)
     return stream.getvalue().rstrip("\n")
 
 

@@ -72,12 +72,16 @@ def test_the_example_runs(
     assert Summarizer(run, progress=True).summarize([dialogue]) == [report.summaries(0)["tuned"]]
 
 
-def test_nothing_is_printed_without_progress(micro: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_without_progress(
+    micro: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = train(str(micro), tmp_path / "run", overrides=["train.max_steps=1"])
     report = evaluate(run)
     assert capfd.readouterr() == ("", "")
     assert report.path == tmp_path / "run" / "evaluation" / "test" / "report.html"
-    assert str(report).startswith("12 of 48 dialogues: the bundled sample, test split\nsystem")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook
+    assert str(report).startswith("12 of 48 dialogues: the bundled sample, test split\nsystem  ")
+    assert str(report).replace("\n", " ").isprintable()
 
 
 def test_a_loaded_recipe_is_changed(micro: Path) -> None:
