@@ -23,8 +23,10 @@ from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 from neuron_sum.training.loss import TokenLoss, split_labels
 
 HOLES = 1 / 3
-"""The share of freed memory that stays in the heap: glibc returns only blocks of more than 32 MB, and what is saved for
-the backward pass lies between the holes. Measured (docs/training.md): 0.32 with LoRA and in full fine-tuning."""
+"""The share of freed memory that no later block fills, because saved blocks lie between the holes; measured with LoRA
+and in full fine-tuning of SmolLM2-135M (docs/training.md)."""
+LARGEST_HOLE = 32 * 2**20
+"""Bytes up to which glibc keeps a freed block in its heap; larger ones always return to the system."""
 LARGEST = 32
 """The number of batches that are searched for the most labels."""
 LOSS_COPIES = 3
@@ -37,7 +39,7 @@ class Count:
 
     Attributes:
         saved: Saved for the backward pass, without parameters.
-        freed: Freed before the backward pass.
+        freed: Freed before the backward pass, in blocks that stay in the heap.
     """
 
     saved: float = 0
@@ -122,40 +124,45 @@ def _count(config: PretrainedConfig, shape: Shape, recipe: Recipe, layers: dict[
         with tally, saved_tensors_hooks(tally.save, lambda tensor: tensor), autocast:
             outputs = model(**inputs, use_cache=False)
             TokenLoss(shifted=False, label_smoothing=train.label_smoothing_factor)(outputs, positions, 1)
-    return Count(tally.saved, tally.allocated - tally.saved)
+    return tally.count()
 
 
 class _Tally(TorchDispatchMode):
-    """Adds up the sizes of new storages.
+    """The sizes of new storages, and whether autograd saves them.
 
     Args:
         model: The model, whose parameters and buffers are not counted.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.saved = self.allocated = 0
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kept: list[torch.Tensor] = [*model.parameters(), *model.buffers()]  # so that no address is used again
-        self._allocated = {_storage(tensor) for tensor in self._kept}
-        self._saved = set(self._allocated)
+        self._ignored = {_storage(tensor) for tensor in self._kept}
+        self._allocated: dict[int, int] = {}
+        self._saved: dict[int, int] = {}
+
+    def count(self) -> Count:
+        """The bytes until now."""
+        freed = [size for key, size in self._allocated.items() if key not in self._saved and size <= LARGEST_HOLE]
+        return Count(sum(self._saved.values()), sum(freed))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count the results of an operation."""
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and _storage(tensor) not in self._allocated:
-                self._allocated.add(_storage(tensor))
-                self._kept.append(tensor)
-                self.allocated += tensor.untyped_storage().nbytes()
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, self._allocated)
         return result
 
     def save(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count a tensor that autograd saves."""
-        if _storage(tensor) not in self._saved:
-            self._saved.add(_storage(tensor))
-            self._kept.append(tensor)
-            self.saved += tensor.untyped_storage().nbytes()
+        self._add(tensor, self._saved)
         return tensor
+
+    def _add(self, tensor: torch.Tensor, sizes: dict[int, int]) -> None:
+        if (key := _storage(tensor)) not in self._ignored and key not in sizes:
+            sizes[key] = tensor.untyped_storage().nbytes()
+            self._kept.append(tensor)
 
 
 def _storage(tensor: torch.Tensor) -> int:
