@@ -67,15 +67,15 @@ class Trainer(Protocol):
 
     @staticmethod
     def memory(
-        config: "PretrainedConfig", parameters: "ParameterCount", shape: Shape, train: TrainConfig, processes: int
+        config: "PretrainedConfig", parameters: "ParameterCount", shape: Shape, recipe: Recipe, processes: int
     ) -> Memory:
         """The memory that a run needs on this backend's devices, and the memory available there.
 
         Args:
             config: The base model's configuration.
             parameters: The parameter count of the model with its adapter.
-            shape: The longest row.
-            train: The recipe's train section.
+            shape: The longest row; for a decoder-only model, target_len is the number of positions with labels.
+            recipe: The recipe.
             processes: The number of processes that train together.
         """
         ...

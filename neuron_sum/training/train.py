@@ -31,6 +31,7 @@ from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
 from neuron_sum.training.base import Trainer, TrainingData
+from neuron_sum.training.estimate.activations import most_label_positions
 from neuron_sum.training.estimate.steps import Estimate, estimate
 from neuron_sum.training.estimate.timing import seconds_per_step
 from neuron_sum.training.neuron.backend import NeuronBackend
@@ -261,8 +262,9 @@ def prepare(
     )
     shapes = plan.report(data.train)
     console.note(str(shapes))
-    longest = Shape(plan.source_len, plan.target_len)
-    memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe.train, together)
+    label_positions = most_label_positions(RowSet(data.train, plan), config) if decoder_only else plan.target_len
+    longest = Shape(plan.source_len, label_positions)
+    memory = BACKENDS[recipe.train.backend].memory(config, parameters, longest, recipe, together)
     expected = estimate(parameters, plan, recipe.train, memory)
     console.note(str(expected))
     if not force:

@@ -17,13 +17,16 @@ from neuron_sum.data.layouts import Shape
 from neuron_sum.errors import ResourceError
 from neuron_sum.models.base import ParameterCount, is_decoder_only
 from neuron_sum.platform import cpu
-from neuron_sum.recipes.schema import TrainConfig
+from neuron_sum.recipes.schema import Recipe, TrainConfig
+from neuron_sum.training.estimate.activations import activation_bytes
 
 FP32_BYTES = 4
 ADAM_STATES = 2
 PROCESS_BYTES = 1.1e9
 """Python, torch, transformers and the data; with it the model below agrees with the peaks of docs/training.md."""
 MEMORY_MARGIN = 1.15
+SMALL = 100e6
+"""Bytes of activations below which the formula is sufficient: counting them takes about a second."""
 ADAPTER_HINT = "method=lora (no gradients and moments for the base model)"
 
 
@@ -131,19 +134,22 @@ class DeviceMemory(ModelMemory):
 
 
 def device_memory(
-    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, *, processes: int
+    config: PretrainedConfig, parameters: ParameterCount, shape: Shape, recipe: Recipe, *, processes: int
 ) -> DeviceMemory:
     """The memory that a process needs on this machine's CPU or GPU.
 
     Args:
         config: The base model's configuration, for widths and layers.
         parameters: The parameter count of the model with its adapter.
-        shape: The longest row.
-        train: The train section, for batch size, precision and sharding.
+        shape: The longest row; for a decoder-only model, target_len is the number of positions with logits.
+        recipe: The recipe, for method, batch size, precision and sharding.
         processes: The number of processes over which FSDP or DeepSpeed shards the model.
     """
+    train = recipe.train
     shards = processes if train.fsdp or train.deepspeed else 1
     model = model_memory(config, parameters, shape, train, shards=shards, optimizer_shards=shards)
+    if model.activations > SMALL:
+        model = dataclasses.replace(model, activations=activation_bytes(config, shape, recipe))
     available, device = available_memory()
     return DeviceMemory(**dataclasses.asdict(model), available=available, device=device)
 

@@ -93,7 +93,7 @@ class NeuronBackend:
 
     @staticmethod
     def memory(
-        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
+        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, recipe: Recipe, processes: int
     ) -> NeuronMemory:
         """See Trainer; an unknown instance type is assumed to have NeuronCores with the memory of the known ones."""
         instance = INSTANCES.get(f"ml.{instance_type()}")
@@ -101,7 +101,7 @@ class NeuronBackend:
             config,
             parameters,
             shape,
-            train,
+            recipe.train,
             processes=processes,
             hosts=host_count(),
             host_available=available_to_processes(),

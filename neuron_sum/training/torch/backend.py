@@ -56,10 +56,10 @@ class TorchTrainer:
 
     @staticmethod
     def memory(
-        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, train: TrainConfig, processes: int
+        config: PretrainedConfig, parameters: ParameterCount, shape: Shape, recipe: Recipe, processes: int
     ) -> DeviceMemory:
         """The memory of the CPU or GPU; several processes may shard the model."""
-        return device_memory(config, parameters, shape, train, processes=processes)
+        return device_memory(config, parameters, shape, recipe, processes=processes)
 
     def train(
         self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
