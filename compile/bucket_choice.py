@@ -12,6 +12,8 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
 from neuron_sum.recipes.schema import LIMITS, DataConfig, Recipe, SplitFiles
 
+LONGEST = 1_000_000
+"""Tokens after which a prompt is truncated; the maximum of data.max_source_length."""
 STEP = 32
 """Source lengths are multiples of this: finer steps change little and make cache hits rarer."""
 MOST_BUCKETS = 4
@@ -96,10 +98,10 @@ def measure(data: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Da
     examples = [example for split in dataset.splits.values() for example in split]
     if not examples:
         raise DataError(f"{dataset.origin} has no dialogues", "use a file or a folder with dialogues")
-    prompt = recipe.prompt.resolve()
-    sources = tokenizer([prompt.render(example.dialogue) for example in examples])["input_ids"]
+    dialogues = [example.dialogue for example in examples]
+    sources = recipe.prompt.resolve().encode(tokenizer, dialogues, LONGEST)
     targets = tokenizer([example.references[0] for example in examples])["input_ids"]
-    return DataLengths(dataset.origin, [len(row) for row in sources], [len(row) for row in targets])
+    return DataLengths(dataset.origin, [len(source.input_ids) for source in sources], [len(row) for row in targets])
 
 
 def _data_config(data: str, recipe: Recipe) -> DataConfig:

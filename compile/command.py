@@ -249,6 +249,7 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     from compile.bucket_choice import choices, measure
     from compile.source import open_source
     from neuron_sum.models.base import load_tokenizer
+    from neuron_sum.models.chat import not_rendered, render_chat
     from neuron_sum.recipes.loading import load_recipe
 
     if run is not None:
@@ -259,6 +260,7 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
 
         recipe = load_recipe(recipe_name, overrides)
         tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+        recipe = render_chat(not_rendered(recipe), tokenizer)
     else:
         raise RecipeError(
             "--plan needs a tokenizer to count tokens, and neither RUN nor --recipe is given",

@@ -14,7 +14,8 @@ from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_unused_base, is_adapter, nested_hint
 from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import check_mergeable, merge
-from neuron_sum.models.chat import render_chat
+from neuron_sum.models.chat import not_rendered, render_chat
+from neuron_sum.prompts import CHAT
 from neuron_sum.recipes.loading import RecipeSource, load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.runs import fingerprint as fingerprints
@@ -195,9 +196,10 @@ def open_source(
 
 
 def _rendered(source: Source) -> Source:
-    """The source with the text of its tokenizer's chat template, if its recipe uses that."""
-    if not source.recipe.prompt.needs_tokenizer:
+    """The source with the text of its tokenizer's chat template, if its recipe uses that and is not that of a run."""
+    if source.recipe.prompt.preset != CHAT or (source.run is not None and source.recipe.prompt.rendered is not None):
         return source
+    source = replace(source, recipe=not_rendered(source.recipe))
     return replace(source, recipe=render_chat(source.recipe, source.tokenizer()))
 
 

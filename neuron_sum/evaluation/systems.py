@@ -14,6 +14,7 @@ from neuron_sum.evaluation.baselines import BASELINES
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction, read_predictions
 from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adapter, nested_hint
+from neuron_sum.prompts import CHAT
 from neuron_sum.recipes.schema import ModelConfig, Recipe, TrainedTokenizer
 from neuron_sum.runs.folder import RunFolder
 
@@ -172,8 +173,10 @@ def rendered(system: System, recipe: Recipe, base: RunFolder | None = None) -> R
         recipe: The recipe, for prompt and generation.
         base: For `untuned`: a run that started from it; None to load the model of the recipe.
     """
-    from neuron_sum.models.chat import render_chat
+    from neuron_sum.models.chat import not_rendered, render_chat
 
+    if recipe.prompt.preset == CHAT and system.run is None and system.artifact is None and base is None:
+        recipe = not_rendered(recipe)
     return render_chat(recipe, _tokenizer(system, recipe, base)) if recipe.prompt.needs_tokenizer else recipe
 
 

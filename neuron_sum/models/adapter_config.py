@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from neuron_sum.errors import ModelError, RunError
 from neuron_sum.models.families import FAMILIES
-from neuron_sum.models.gguf import is_gguf
+from neuron_sum.models.gguf import PREFIX, is_gguf
 from neuron_sum.recipes.schema import ModelConfig
 
 CONFIG = "adapter_config.json"
@@ -205,6 +205,8 @@ def base_of(folder: Path, name: str | None = None) -> ModelConfig:
     if Path(chosen).is_dir():
         return ModelConfig(name_or_path=str(Path(chosen).resolve()))
     if is_gguf(chosen):
+        if name is None and not chosen.startswith(PREFIX):
+            raise ModelError(f"{folder / CONFIG} names the GGUF file {chosen!r:.200} as its base", BASE_HINT)
         return ModelConfig(name_or_path=chosen)
     if not HUB_ID.fullmatch(chosen):
         origin = "--base" if name is not None else f"{folder / CONFIG}: base_model_name_or_path"

@@ -14,7 +14,7 @@ from transformers.utils import extract_commit_hash
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
 from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object, shorten
-from neuron_sum.models.configs import head_may_be_embedding, make_config
+from neuron_sum.models.configs import LARGEST, head_may_be_embedding, make_config
 from neuron_sum.models.families import FAMILIES, family_of
 from neuron_sum.models.gguf import folder_of
 from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
@@ -90,8 +90,11 @@ def _stored_ends(config: ModelConfig, values: dict[str, Any]) -> int | list[int]
     path = find_file(folder_of(config.name_or_path), GENERATION_CONFIG, config.revision)
     stored = read_object(path).get("eos_token_id") if path is not None else None
     stored = values.get("eos_token_id") if stored is None else stored
+    stored = None if stored == [] else stored
+    rows = values.get("vocab_size")
+    valid = range(rows if isinstance(rows, int) else LARGEST)
     ids = stored if isinstance(stored, list) else [stored]
-    if any(isinstance(number, bool) or not isinstance(number, int | None) for number in ids):
+    if any(number is not None and (isinstance(number, bool) or number not in valid) for number in ids):
         raise ModelError(
             f"{path or config.name_or_path}: eos_token_id = {shorten(stored)} is not a token id", DAMAGED_HINT
         )

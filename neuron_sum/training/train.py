@@ -25,6 +25,8 @@ from neuron_sum.models.chat import render_chat, token_warnings
 from neuron_sum.models.gguf import origin_of
 from neuron_sum.models.rotary import check_positions, training_lengths
 from neuron_sum.platform import threads
+from neuron_sum.prompts import CHAT
+from neuron_sum.recipes.loading import load_resolved
 from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
@@ -217,8 +219,12 @@ def prepare(
         console.note(line)
 
     tokenizer = models.load_tokenizer(origin, dataset.training_texts())
-    recipe = render_chat(recipe, tokenizer)
-    run = replace(run, recipe=recipe)
+    if recipe.prompt.preset == CHAT:  # a template may contain the date, and a given text may be of another model
+        stored = load_resolved(run.recipe_path).prompt if resume and run.recipe_path.is_file() else recipe.prompt
+        text = stored.rendered if resume else None
+        recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"rendered": text})})
+        recipe = render_chat(recipe, tokenizer)
+        run = replace(run, recipe=recipe)
 
     if resumed := console.is_main_process() and resume and is_run(output):
         actual = _inputs(recipe, run.base, dataset)

@@ -101,7 +101,15 @@ def test_a_quantized_file_is_dequantized_and_described(tmp_path: Path, model: An
         ({"architecture": "gemma2"}, "micro.gguf has the architecture 'gemma2'; valid: llama"),
         ({"architecture": "qwen2"}, "micro.gguf has the architecture 'qwen2'; valid: llama"),
         ({"splitter": "deepseek-llm"}, "the tokenizer 'gpt2' with the word splitting 'deepseek-llm'; valid: llama, or"),
-        ({"extra_tensors": ("rope_freqs.weight",)}, "micro.gguf has scaled rotary positions"),
+        ({"extra_tensors": ("rope_freqs.weight",)}, "micro.gguf has the unsupported tensors rope_freqs.weight"),
+        ({"extra_tensors": ("blk.0.attn_v.bias",)}, "micro.gguf has the unsupported tensors blk.0.attn_v.bias"),
+        ({"left_out": ("blk.1.ffn_up.weight",)}, "micro.gguf has no blk.1.ffn_up.weight"),
+        ({"metadata": {"llama.expert_count": 8}}, "micro.gguf has experts"),
+        ({"metadata": {"llama.rope.scaling.type": "linear"}}, "micro.gguf has rotary positions scaled as 'linear'"),
+        ({"metadata": {"tokenizer.ggml.add_bos_token": True}}, "cannot be reproduced: tokenizer.ggml.add_bos_token"),
+        ({"metadata": {"tokenizer.chat_template": "{% if %}"}}, "micro.gguf: its chat template fails"),
+        ({"metadata": {"tokenizer.chat_template": "{{ raise_exception('no') }}"}}, "its chat template fails: no"),
+        ({"metadata": {"general.architecture": b"\xff\xfe"}}, "micro.gguf"),
     ],
 )
 def test_what_is_not_supported_is_named(

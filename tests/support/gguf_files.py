@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def write_gguf(
     splitter: str = "smollm",
     quantize: bool = False,
     extra_tensors: Sequence[str] = (),
-    **changes: Any,
+    left_out: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a model as llama.cpp stores it: permuted query and key rows, metadata, and the tokenizer's vocabulary.
 
@@ -80,7 +81,8 @@ def write_gguf(
         splitter: The value of tokenizer.ggml.pre.
         quantize: Whether matrices are stored in 8 bits (Q8_0).
         extra_tensors: Names of additional tensors.
-        changes: tokenizer.ggml.KEY_token_id -> another id.
+        left_out: Names of tensors that are not written.
+        metadata: Metadata in place of or in addition to that of the model: text, bytes, integers and booleans.
     """
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
@@ -100,12 +102,15 @@ def write_gguf(
     writer.add_token_list(names)
     writer.add_token_types([3 if name in SPECIAL else 1 for name in names])
     writer.add_token_merges(merges)
-    ids = {"bos": 1, "eos": 2, "unknown": 0, "padding": 2, **changes}
-    for key, number in ids.items():
+    for key, number in {"bos": 1, "eos": 2, "unknown": 0, "padding": 2}.items():
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", number)
     writer.add_add_bos_token(False)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+    for key, value in (metadata or {}).items():
+        kind = gguf.GGUFValueType.BOOL if isinstance(value, bool) else gguf.GGUFValueType.UINT32
+        kind = gguf.GGUFValueType.STRING if isinstance(value, str | bytes) else kind
+        writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
@@ -116,6 +121,8 @@ def write_gguf(
         elif name.endswith("k_proj.weight"):
             values = _interleave(values, groups)
         kind = gguf.GGMLQuantizationType.Q8_0 if quantize and values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        if _name(name) in left_out:
+            continue
         writer.add_tensor(_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
     for name in extra_tensors:
         writer.add_tensor(name, np.ones(4, np.float32))
