@@ -10,6 +10,7 @@ protocol. Prints a Markdown table, and draws an .svg or .png.
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from neuron_sum.evaluation.charts import COLORS, STYLE
 KINDS = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
 SAME = ("examples", "evaluation protocol")
 """The parts of a fingerprint that must be the same for scores to be comparable."""
+STYLES = ("--", ":", "-.")
+"""The styles of the lines of systems that were not trained here."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class System:
 
 
 def read_systems(paths: Iterable[Path]) -> list[System]:
-    """The systems of all comparisons, in order; those that occur again with the same scores are left out.
+    """The systems of all comparisons, by method and number of training examples.
+
+    A system that occurs again with the same scores is left out.
 
     Raises:
         RunError: If the comparisons are on different dialogues, or if one lacks the number of training examples.
@@ -62,7 +67,7 @@ def read_systems(paths: Iterable[Path]) -> list[System]:
                 raise RunError(
                     f"{file}: other dialogues or another protocol than the first", "compare them on the same"
                 )
-            run = metrics.get("run") or {}
+            run = metrics.get("run") or metrics.get("artifact") or {}
             method = run.get("method")
             trained = method not in (None, "untuned")
             if trained and run.get("train_examples") is None:
@@ -97,10 +102,10 @@ def draw(systems: Sequence[System], path: Path) -> None:
         figure = Figure(figsize=(9.6, 3.6), layout="constrained")
         panels = figure.subplots(1, len(KINDS))
         for axes, kind in zip(panels, KINDS, strict=True):
-            for color, method in zip(COLORS, methods, strict=False):
+            for color, method in zip(cycle(COLORS), methods, strict=False):
                 _curve(axes, kind, method, [system for system in systems if system.method == method], color)
             others = [system for system in systems if system.method is None]
-            for color, style, system in zip(reversed(COLORS), ("--", ":", "-.") * len(others), others, strict=False):
+            for color, style, system in zip(cycle(reversed(COLORS)), cycle(STYLES), others, strict=False):
                 value = system.scores[kind]["value"]
                 axes.axhline(value, linestyle=style, color=color, linewidth=1.2, label=system.name.replace("$", r"\$"))
             axes.set_xscale("log")

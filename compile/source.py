@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from neuron_sum.artifact import SourceRecord
 from neuron_sum.errors import RecipeError, RunError
 from neuron_sum.models import base as models
 from neuron_sum.models.adapter_config import PromptTuningFile, base_of, check_unused_base, is_adapter, nested_hint
@@ -148,6 +149,14 @@ class Source:
             same_data = fingerprints.is_same_data(self.recipe.data, self.run.recipe.data)
             return {part: value for part, value in record.items() if same_data or part not in DATA.values()}
         return fingerprints.of_weights(self.path, self.base)
+
+    def record(self) -> SourceRecord:
+        """The source as recorded in the manifest of its artifact."""
+        return SourceRecord(
+            path=str(self.path.resolve()),
+            fingerprint=self.fingerprint(),
+            train_examples=self.run.read_results().get("train_examples") if self.run is not None else None,
+        )
 
     def weights_hash(self) -> str:
         """One hash of all parts of the model."""

@@ -127,6 +127,8 @@ class SourceRecord(Section):
     path: str
     fingerprint: dict[str, str]
     """The hash of each part that the weights depend on, as in the run's run.json."""
+    train_examples: int | None = None
+    """The number of training examples of a run; None for a checkpoint or an adapter, and in older artifacts."""
 
 
 class Check(Section):

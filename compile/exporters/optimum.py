@@ -34,7 +34,6 @@ from neuron_sum.artifact import (
     Compilation,
     Manifest,
     PromptRecord,
-    SourceRecord,
     artifact_name,
     hash_files,
     open_artifact,
@@ -171,7 +170,7 @@ def build(source: Source, plan: OptimumPlan, output: Path, *, overwrite: bool) -
             adapter_targets={},
             adapter_stacks={},
             default_adapter=None,
-            source=SourceRecord(path=str(source.path.resolve()), fingerprint=source.fingerprint()),
+            source=source.record(),
             files=hash_files(folder),
         )
         write_manifest(folder, manifest)

@@ -34,7 +34,6 @@ from neuron_sum.artifact import (
     GraphFile,
     Manifest,
     PromptRecord,
-    SourceRecord,
     hash_files,
     open_artifact,
     write_manifest,
@@ -273,6 +272,6 @@ def _manifest(
         adapter_targets=adapter_targets(static),
         adapter_stacks={name: tuple(stack.shape) for name, stack in adapter_stacks(static).items()},
         default_adapter=COMPILED_ADAPTER if source.uses_adapter_slot else None,
-        source=SourceRecord(path=str(source.path.resolve()), fingerprint=source.fingerprint()),
+        source=source.record(),
         files=hash_files(folder),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neuron_sum import files
+from neuron_sum.artifact import Artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
 from neuron_sum.evaluation.generate import read_fingerprint
@@ -18,7 +19,7 @@ from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System, predict
 from neuron_sum.recipes.schema import EvaluateConfig, Recipe
-from neuron_sum.runs.fingerprint import digest, of_examples
+from neuron_sum.runs.fingerprint import DATA, differences, digest, model_parts, of_examples
 from neuron_sum.runs.folder import RunFolder
 
 DEFAULT_COLUMNS = PredictionColumns()
@@ -129,8 +130,27 @@ def _metrics(
     if system.artifact is not None:
         manifest = system.artifact.manifest
         size = sum((system.artifact.path / name).stat().st_size for name in manifest.files)
-        metrics["artifact"] = {"target": manifest.target, "dtype": manifest.dtype, "bytes": size}
+        training = _training(system.artifact)
+        metrics["artifact"] = {"target": manifest.target, "dtype": manifest.dtype, "bytes": size, **training}
     return metrics
+
+
+def _training(artifact: Artifact) -> dict[str, Any]:
+    """Method and number of training examples of the run that an artifact was compiled from; empty if it has no run.
+
+    Older artifacts do not record the number, which is then that of the run, unless the run is another one now.
+    """
+    source = artifact.manifest.source
+    if DATA["train"] not in source.fingerprint and source.train_examples is None:
+        return {}
+    count, origin = source.train_examples, RunFolder(Path(source.path), artifact.recipe)
+    if (
+        count is None
+        and origin.is_complete
+        and not differences(source.fingerprint, model_parts(origin.read_record().fingerprint))
+    ):
+        count = origin.read_results().get("train_examples")
+    return {"method": artifact.recipe.method.name, "train_examples": count}
 
 
 def _sizes(system: System, base: RunFolder | None) -> dict[str, Any] | None:

@@ -2,13 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from in_process import neuron_sum
+from paper_artifacts import paper_artifact
 
 from benchmarks import learning_curve, side_by_side
+from compile.source import open_source
+from neuron_sum.artifact import SourceRecord
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import RunError
+from neuron_sum.evaluation import evaluate as evaluation
+from neuron_sum.evaluation.predictions import Prediction
+from neuron_sum.evaluation.systems import System
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +110,46 @@ def test_markdown_is_escaped() -> None:
     assert "> a: 1\\|2<br>" in text
     assert "| one | a\\|b / \\<b> \\*c\\* | 1.0 |" in text
     assert "| human | r\\_s |  |" in text
+
+
+def test_an_artifact_has_the_training_of_its_run(
+    micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older artifacts do not record the number of training examples."""
+    run = Path(shutil.copytree(micro_lora_run, tmp_path / "run"))
+    source = open_source(run, None, [])
+    record, recipe = source.record(), source.recipe
+    examples = load_dataset(recipe.data)["test"]
+    made = [Prediction(example.id, example.references[0]) for example in examples]
+    monkeypatch.setattr(evaluation, "predict", lambda *_: made)
+
+    paper = paper_artifact(tmp_path / "artifact")
+
+    def curve(source: SourceRecord) -> learning_curve.System:
+        artifact = replace(paper, manifest=paper.manifest.model_copy(update={"source": source}), recipe=recipe)
+        system = System("compiled", artifact=artifact)
+        metrics = evaluation.evaluate_system(system, recipe, examples, tmp_path / "none").metrics
+        (tmp_path / "comparison.json").write_text(json.dumps({"systems": [metrics]}))
+        [found] = learning_curve.read_systems([tmp_path])
+        return found
+
+    moved = record.model_copy(update={"path": str(tmp_path / "moved")})
+    assert (curve(moved).method, curve(moved).train_examples) == ("lora", 64)
+    older = record.model_copy(update={"train_examples": None})
+    assert (curve(older).method, curve(older).train_examples) == ("lora", 64)
+    weights = run / "run.json"
+    weights.write_text(weights.read_text().replace(record.fingerprint["weights of the trained model"], "0" * 64))
+    with pytest.raises(RunError, match="compiled lacks train_examples"):
+        curve(older)
+    checkpoint = SourceRecord(path="checkpoint", fingerprint={"weights of the trained model": "0" * 64})
+    assert (curve(checkpoint).method, curve(checkpoint).train_examples) == (None, None)
+
+
+def test_every_system_has_a_curve_or_a_line(tmp_path: Path) -> None:
+    """More than there are colours."""
+    scores = {kind: {"value": 30.0, "low": 29.0, "high": 31.0} for kind in learning_curve.KINDS}
+    systems = [learning_curve.System(f"line {number}", None, None, scores, 9) for number in range(12)]
+    systems += [learning_curve.System(f"s{number}", f"curve {number}", 8, scores, 9) for number in range(12)]
+    learning_curve.draw(systems, tmp_path / "curve.svg")
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert all(f">{kind} {number}<" in drawn for kind in ("line", "curve") for number in range(12))
