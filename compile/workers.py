@@ -154,14 +154,18 @@ class _Worker:
         Args:
             seconds: The time that the process has to end by itself.
         """
-        self._process.join(seconds)
-        if self._process.is_alive():
-            assert self._process.pid is not None  # the process is alive
-            with contextlib.suppress(ProcessLookupError):  # a process that has just started has no separate group yet
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.join()
-        self.pipe.close()
+        if (pid := self._process.pid) is None:  # it could not be started
+            self.pipe.close()
+            return
+        try:
+            self._process.join(seconds)
+        finally:  # also after Ctrl-C
+            if self._process.is_alive():
+                with contextlib.suppress(ProcessLookupError):  # a process that has just started has no separate group
+                    os.killpg(pid, signal.SIGKILL)
+                self._process.kill()
+                self._process.join()
+            self.pipe.close()
 
 
 def _work(pipe: Connection, scratch: Path) -> None:

@@ -230,7 +230,8 @@ def note_table(content: Table) -> None:
 def warn(text: str) -> None:
     """Prints a warning, or issues a Python warning if messages are hidden."""
     if settings.hidden and is_main_process():
-        warnings.warn(clean(text), stacklevel=2)
+        # Without a registry, Python does not hide a warning that it has shown before.
+        warnings.warn_explicit(clean(text), UserWarning, __file__, 1)
     _to_stderr(f"warning: {text}", "yellow")
 
 

@@ -11,11 +11,13 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuron_sum import console
+
 COUNT, POLICY = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 CHOSEN = "NEURON_SUM_CHOSE"
 """The names of the variables that neuron-sum set itself: a command that another one starts chooses them again."""
 LAUNCHED = "TORCHELASTIC_RUN_ID"
-"""Set by torchrun, which divides the cores among its processes."""
+"""Set by torchrun, which gives each process one thread unless the user or `divide` has set another number."""
 
 BUSY = 0.5
 """Cores in use by other processes from which waiting threads sleep. Half a core of two: one thread is left."""
@@ -146,6 +148,29 @@ def choose(
     environment[CHOSEN] = " ".join(chosen)
 
 
+def restore(count: int) -> None:
+    """Use as many threads as an unfinished run did, because the order of sums, and so the last bits, depend on them.
+
+    A number that the user sets has priority; a warning then says that the weights may differ.
+
+    Args:
+        count: The number of threads of the run.
+    """
+    import torch
+
+    now = torch.get_num_threads()
+    if now == count:
+        return
+    if COUNT in os.environ and COUNT not in os.environ.get(CHOSEN, "").split():
+        console.warn(
+            f"the run was started with {count} threads, this process has {COUNT}={os.environ[COUNT]}: the last bits of "
+            "its weights may differ from those of an uninterrupted run"
+        )
+        return
+    torch.set_num_threads(count)
+    console.note(f"using {count} thread{'s' if count > 1 else ''} instead of {now}, as before the interruption")
+
+
 def divide(environment: MutableMapping[str, str], processes: int) -> None:
     """Divide the chosen threads among processes that are about to start; a number that the user set is for each.
 
@@ -165,7 +190,7 @@ def describe(count: int) -> str:
     """
     chosen, total = os.environ.get(CHOSEN, "").split(), cores()
     reasons = []
-    if COUNT in chosen and count < total:
+    if COUNT in chosen and count < min(total, _physical_cores(Path("/"))):
         reasons.append("other processes use the rest")
     reasons += [f"{name}={os.environ[name]}" for name in (COUNT, POLICY) if name in os.environ and name not in chosen]
     if POLICY in chosen:

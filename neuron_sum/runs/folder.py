@@ -69,22 +69,31 @@ class RunFolder:
     @property
     def processes(self) -> int | None:
         """Number of training processes; None before the start and after the end of training."""
+        return self._recorded("processes")
+
+    @property
+    def threads(self) -> int | None:
+        """Number of threads of each training process, on which the last bits of the weights depend; None as above."""
+        return self._recorded("threads")
+
+    def _recorded(self, name: str) -> int | None:
         path = self.checkpoints / PROCESSES
         if not path.exists():
             return None
-        count = files.read_json(path, hint=DAMAGED).get("processes")
+        count = files.read_json(path, hint=DAMAGED).get(name)
         if not isinstance(count, int) or count < 1:
-            raise RunError(f"{path} cannot be read: processes is {count!r}", DAMAGED)
+            raise RunError(f"{path} cannot be read: {name} is {count!r}", DAMAGED)
         return count
 
-    def record_processes(self, count: int) -> None:
-        """Records the number of training processes, which must be the same when the run is resumed.
+    def record_processes(self, count: int, threads: int) -> None:
+        """Records the numbers of training processes and threads, which must be the same when the run is resumed.
 
         Args:
             count: The number of processes.
+            threads: The number of threads of each process.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.checkpoints / PROCESSES, {"processes": count})
+        files.write_json(self.checkpoints / PROCESSES, {"processes": count, "threads": threads})
 
     @property
     def weights(self) -> Path:

@@ -105,12 +105,12 @@ def _write_start(prepared: Prepared) -> None:
     run = prepared.run
     if prepared.resumed:
         files.write_text(run.recipe_path, run.recipe.to_yaml())
-        run.record_processes(world_size())
+        run.record_processes(world_size(), torch.get_num_threads())
         return
 
     def write(new: RunFolder) -> None:
         files.write_text(new.recipe_path, new.recipe.to_yaml())
-        new.record_processes(world_size())
+        new.record_processes(world_size(), torch.get_num_threads())
         if prepared.origin.name_or_path is None:  # random weights exist nowhere else; the seed creates them again
             models.load_base(prepared.origin, prepared.tokenizer).save_pretrained(new.base)
             prepared.tokenizer.save_pretrained(new.base)
@@ -202,6 +202,8 @@ def prepare(
         run = RunFolder(output, recipe)
 
     BACKENDS[recipe.train.backend].check(recipe.train, processes)
+    if resume and run.threads is not None:
+        threads.restore(run.threads)
 
     # The model's family and limits, before anything large is loaded
     origin = ModelConfig(name_or_path=str(run.base)) if resume and run.base.is_dir() else recipe.model

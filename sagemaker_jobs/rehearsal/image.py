@@ -14,9 +14,10 @@ from pathlib import Path
 
 import sagemaker_jobs
 from neuron_sum import files
+from neuron_sum.platform import threads
 from sagemaker_jobs.rehearsal import namespace
 
-KEPT_VARIABLES = ("OMP_NUM_THREADS",)
+KEPT_VARIABLES = (threads.COUNT, threads.POLICY, threads.CHOSEN)
 """Variables taken from this process, which an image would set for its machine."""
 
 
