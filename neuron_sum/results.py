@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 OF_EVALUATION = ("generate.", "evaluate.", "data.max_test_examples=")
 """Beginnings of the changes that concern the comparison only, so that finished runs stay valid."""
-PATHS = ("data.source", "data.path", "data.columns.", "data.license", "model.name_or_path")
+DIMENSIONS = ("model_type", "d_model", "d_ff", "num_layers", "num_heads", "hidden_size", "num_hidden_layers")
+"""Keys of a configuration that identify a published model."""
+PATHS_OF_DATA = ("data.source", "data.path", "data.columns.", "data.license")
+PATHS = (*PATHS_OF_DATA, "model.name_or_path")
 """Settings that may state another place of the same data and weights."""
 
 
@@ -45,9 +48,11 @@ def results(
         gc.collect()  # the model, before the next one is loaded
     systems = ["untuned", *(f"{name}={output / recipe.name}" for name, recipe in recipes.items()), "lead-3"]
     folder = output / f"results-{experiment}"
-    comparison = _compare(systems, of_evaluation, folder)
+    places = [change for change in changes if change.startswith(PATHS_OF_DATA)]
+    comparison = _compare(systems, [*places, *of_evaluation], folder)
     rows = _rows(found, comparison)
     changed = [*_changed(found, recipes), *of_evaluation]
+    first = comparison.evaluations[0].metrics
     content = {
         "experiment": experiment,
         "source": found.source,
@@ -61,7 +66,7 @@ def results(
         console.warn(f"not the published experiment: {', '.join(changed)}")
     console.emit(
         content,
-        f"{found.title}, {comparison.evaluations[0].metrics['examples']} test dialogues. "
+        f"{found.title}, {first['examples']} {first['split']} dialogues. "
         f'"published": {found.source}; not measured here',
         _table(rows),
         f"measured: {comparison.evaluations[0].metrics['protocol']['text']}",
@@ -90,7 +95,7 @@ def _check_weights(experiment: str, recipe: "Recipe") -> None:
     if name is None:
         raise RecipeError(
             "model.name_or_path is not set, and random weights do not repeat a published experiment",
-            f"run `neuron-sum results {experiment} --set model.name_or_path=FOLDER`",
+            f"run `neuron-sum results {quote(experiment)} --set model.name_or_path=FOLDER`",
         )
     try:
         load_config(recipe.model)
@@ -101,7 +106,7 @@ def _check_weights(experiment: str, recipe: "Recipe") -> None:
         raise ModelError(
             f"the weights of {name} are not available: {error.message}",
             "copy the model's folder (config.json, tokenizer files, safetensors) from a machine that can reach the hub "
-            f"and run `neuron-sum results {experiment} --set model.name_or_path=FOLDER`",
+            f"and run `neuron-sum results {quote(experiment)} --set model.name_or_path=FOLDER`",
         ) from error
 
 
@@ -111,8 +116,9 @@ def _train(recipe: "Recipe", folder: Path) -> None:
     Raises:
         RunError: If the folder contains a run with other settings or of another base model.
     """
+    from neuron_sum.data.sources import load_dataset
     from neuron_sum.runs.contents import is_run
-    from neuron_sum.runs.fingerprint import check, of_base
+    from neuron_sum.runs.fingerprint import check, of_base, of_data
     from neuron_sum.training import launch
     from neuron_sum.training.train import train
 
@@ -122,7 +128,10 @@ def _train(recipe: "Recipe", folder: Path) -> None:
     try:
         run = train(recipe, folder, resume=is_run(folder))
     except RunError as error:
-        raise RunError(error.message, again) from error
+        if error.message.startswith("the run in"):  # it was started with other settings
+            raise RunError(error.message, again) from error
+        raise
+    check(run.read_record().fingerprint, of_data(load_dataset(recipe.data), "train", "validation"), folder, again)
     check(run.read_record().fingerprint, of_base(recipe, run.base), folder, again)
 
 
@@ -166,7 +175,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> "Table":
 
 
 def _changed(experiment: "Experiment", recipes: "dict[str, Recipe]") -> list[str]:
-    """The settings of the runs that differ from those of the experiment, except for places of data and weights."""
+    """What differs from the experiment: settings, other data, and another model; not the places of data and weights."""
+    from neuron_sum.models.base import load_config
+    from neuron_sum.models.dimensions import base_config
     from neuron_sum.recipes.loading import differences, load_recipe
 
     found = dict.fromkeys(
@@ -175,4 +186,13 @@ def _changed(experiment: "Experiment", recipes: "dict[str, Recipe]") -> list[str
         for key, (_, now) in differences(load_recipe(experiment.runs[name]), recipe).items()
         if not key.startswith(PATHS)
     )
+    now, published = next(iter(recipes.values())), load_recipe(next(iter(experiment.runs.values())))
+    if now.data.source != "dialogsum" and (now.data.source, now.data.path) != (
+        published.data.source,
+        published.data.path,
+    ):
+        found[f"data = {now.data.source} {now.data.path or ''}".rstrip()] = None
+    dimensions, expected = load_config(now.model).to_dict(), base_config(published.model).to_dict()
+    if other := [key for key in DIMENSIONS if dimensions.get(key) != expected.get(key)]:
+        found[f"another model than {published.model.name_or_path}: {', '.join(other)}"] = None
     return list(found)

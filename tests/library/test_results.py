@@ -47,6 +47,8 @@ def test_the_experiment_is_repeated_and_finished_runs_are_used_again(base: Path,
     assert all({"value", "low", "high"} == set(row["measured"]["ROUGE-1"]) for row in told["systems"])
     assert {"data.max_test_examples=4", "train.max_steps = 2"} <= set(told["changed"]), "not the published settings"
     assert not any("model.name_or_path" in change for change in told["changed"])
+    assert any(change.startswith("another model than google/flan-t5-base: ") for change in told["changed"])
+    assert "data = sample" in told["changed"]
     assert json.loads((tmp_path / "runs" / "results-flan-t5-base" / "results.json").read_text()) == told
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/all_results.json")}
     assert len(stamps) == 2
