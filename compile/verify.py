@@ -10,7 +10,7 @@ from compile.source import Source, open_source
 from neuron_sum.artifact import RECIPE, Artifact, Check, Verification, write_manifest
 from neuron_sum.data.examples import evenly_spaced
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.errors import ArtifactError, DataError
+from neuron_sum.errors import ArtifactError, DataError, RecipeError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores, rouge
@@ -30,6 +30,13 @@ EXACT_EXAMPLES, EXAMPLES = 32, 100
 """Default numbers of dialogues: for artifacts in fp32, whose summaries must be equal, and for others, whose scores are
 compared. With 100 dialogues, the interval for SmolLM2-135M in bf16 had 0.75 points of ROUGE-1 on each side.
 """
+
+
+WEAKENING = (
+    "generate.", "data.max_source_length=", "data.max_target_length=", "evaluate.confidence=",
+    "evaluate.bootstrap_samples=",
+)  # fmt: skip
+"""Overrides with which an artifact could pass although its summaries differ."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,13 @@ def verify(
 
     Raises:
         ArtifactError: If the artifact was compiled from other weights or for another prompt.
+        RecipeError: If an override would make the verification easier.
         DataError: If there are no dialogues to summarize, or the ROUGE protocol drops letters of their summaries.
     """
     manifest = artifact.manifest
+    for override in overrides:
+        if override.startswith(WEAKENING):
+            raise RecipeError(f"{override!r:.100} would make the verification easier", "verify without it")
     recipe = load_recipe(
         str(artifact.path / RECIPE), [*(f"data.{limit}=null" for limit in LIMITS.values()), *overrides]
     )

@@ -94,9 +94,10 @@ def measure_drop(values: Values, baseline: Values, margin: float, config: Evalua
         return Drop(interval, "failed")
     if margin == 0:
         return Drop(interval, "undecided", MIN_EXAMPLES if len(values) < MIN_EXAMPLES else None)
-    # The width of an interval shrinks with the square root of the number of examples.
+    # The width of an interval shrinks with the square root of the number of examples. Fewer than twice as many would
+    # rarely decide if there is a loss near the margin.
     needed = math.ceil(len(values) * ((interval.value - interval.low) / margin) ** 2)
-    return Drop(interval, "undecided", max(needed, len(values) + 1, MIN_EXAMPLES))
+    return Drop(interval, "undecided", max(needed, 2 * len(values), MIN_EXAMPLES))
 
 
 def _resampled_means(values: Values, config: EvaluateConfig) -> Values:

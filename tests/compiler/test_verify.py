@@ -10,7 +10,7 @@ import compile.verify as module
 from compile import command
 from neuron_sum.artifact import Bucket, Verification
 from neuron_sum.data.examples import Example
-from neuron_sum.errors import ArtifactError, DataError
+from neuron_sum.errors import ArtifactError, DataError, RecipeError
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import DataConfig
@@ -190,6 +190,14 @@ def test_another_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Case([5] * 20).install(monkeypatch)
     with pytest.raises(ArtifactError, match="prompt: differs"):
         command.verify(Path("artifact"), overrides=["prompt.preset=course"])
+
+
+@pytest.mark.parametrize("change", ["generate.max_new_tokens=1", "evaluate.confidence=0.1", "data.max_source_length=8"])
+def test_what_makes_the_verification_easier_is_refused(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case([5] * 20).install(monkeypatch)
+    with pytest.raises(RecipeError, match="would make the verification easier"):
+        command.verify(Path("artifact"), overrides=[change])
+    assert not case.written
 
 
 def test_the_suggested_command_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

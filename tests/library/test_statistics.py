@@ -49,6 +49,12 @@ def test_the_examples_needed_decide_for_a_system_without_a_loss(mean: float) -> 
     assert drop(0.0, 8.0, round(0.5 * needed)).outcome == "undecided"
 
 
+def test_a_loss_near_the_margin_needs_at_least_twice_as_many_examples() -> None:
+    found = drop(-0.9, 3.0, 100)
+    assert found.outcome == "undecided"
+    assert found.examples_needed == 200
+
+
 def test_no_number_of_examples_shows_that_nothing_is_lost() -> None:
     assert drop(0.0, 1.0, 50, margin=0.0) == statistics.Drop(drop(0.0, 1.0, 50).interval, "undecided", None)
     assert drop(0.0, 0.0, 50, margin=0.0).outcome == "passed"
