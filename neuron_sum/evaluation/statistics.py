@@ -97,7 +97,8 @@ def measure_drop(values: Values, baseline: Values, margin: float, config: Evalua
     # The width of an interval shrinks with the square root of the number of examples. Fewer than twice as many would
     # rarely decide if there is a loss near the margin.
     needed = math.ceil(len(values) * ((interval.value - interval.low) / margin) ** 2)
-    return Drop(interval, "undecided", max(needed, 2 * len(values), MIN_EXAMPLES))
+    least = MIN_EXAMPLES if len(values) < MIN_EXAMPLES else 2 * len(values)
+    return Drop(interval, "undecided", max(needed, least))
 
 
 def _resampled_means(values: Values, config: EvaluateConfig) -> Values:
