@@ -1,10 +1,11 @@
 """LoRA and soft prompts: attach, load, merge, and verify the merge."""
 
-import functools
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
@@ -53,8 +54,12 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel
         else:
             adapted = _attach_soft_prompt(model, method)
     # Training does not resize embeddings. PEFT would look for the base model on a hub to find out, at each save.
-    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = MethodType(_save_adapter, adapted)  # a method, which optimum-neuron wraps
     return adapted
+
+
+def _save_adapter(model: PeftModel, *arguments: Any, **options: Any) -> None:
+    PeftModel.save_pretrained(model, *arguments, save_embedding_layers=False, **options)
 
 
 def lora_config(method: LoraMethod, config: PretrainedConfig) -> LoraConfig:

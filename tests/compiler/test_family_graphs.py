@@ -22,7 +22,7 @@ from neuron_sum.runtimes.hugging_face import TransformersGenerator
 
 SOURCE_LEN, TARGET_LEN, RANK, SOFT = 24, 12, 4, 5
 GREEDY, BEAMS = (GenerateConfig(max_new_tokens=TARGET_LEN, num_beams=beams) for beams in (1, 3))
-TOKENS = SpecialTokens(pad=PAD, eos=END, decoder_start=None)
+TOKENS = SpecialTokens(pad=PAD, ends=(END,), decoder_start=None)
 
 
 def runtime_of(model: PreTrainedModel, adapters: AdapterSpec | None = None, soft: int = 0) -> StepGenerator:

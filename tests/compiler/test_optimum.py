@@ -718,7 +718,7 @@ def test_verify_and_summarize_accept_the_artifact(
     assert made.returncode == 0, made.stderr
     verified = open_artifact(folder).manifest.verified
     assert verified is not None and verified.passed
-    assert [(check.batch, check.num_beams, check.identical) for check in verified.checks] == [(3, 1, 12)]
+    assert [(check.batch, check.num_beams, check.identical) for check in verified.checks] == [(3, 1, 32)]
     assert verified.unseen == ()
     for noise in optimum.NOISY_MESSAGES:
         assert noise not in made.stderr

@@ -334,7 +334,7 @@ def test_a_family_trains_packed_and_generates_the_same_tokens_everywhere(
         assert TransformersGenerator(merged, tokenizer, 3).generate(prompts, asked) == expected
     compiled, _ = open_source(tmp_path / "run", None, []).load_for_compile()
     static = static_model(compiled.config, GraphOptions(source_len=192, target_len=8))
-    tokens = SpecialTokens(pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, decoder_start=None)
+    tokens = SpecialTokens(pad=tokenizer.pad_token_id, ends=(tokenizer.eos_token_id,), decoder_start=None)
     bucket = Bucket(batch=3, source_len=192, target_len=8)
     runtime = eager_runtime(static, weights(static, compiled.state_dict()), [bucket], (2,), tokens)
     assert StepGenerator(runtime).generate(prompts, asked) == expected

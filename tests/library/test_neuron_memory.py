@@ -42,7 +42,7 @@ def test_a_batch_too_large_for_a_core_is_rejected_even_if_the_host_has_room(
 ) -> None:
     trainium(free=1e12, instance=instance)
     large = [*NEURON, "train.per_device_train_batch_size=20000"]
-    with pytest.raises(ResourceError, match=r"of memory, each NeuronCore has 17\.2 GB$") as raised:
+    with pytest.raises(ResourceError, match=r"(?m)of memory, each NeuronCore has 17\.2 GB$") as raised:
         prepare(load_recipe(str(micro), large), tmp_path / "run")
     verb, _, hint = str(raised.value.hint).partition(" ")
     remedy, _, force = hint.partition(";")
