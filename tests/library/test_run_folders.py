@@ -99,7 +99,7 @@ class Killed(BaseException):
 
 def write(new: RunFolder) -> None:
     files.write_text(new.recipe_path, new.recipe.to_yaml())
-    new.record_processes(1)
+    new.record_processes(1, 1)
     new.base.mkdir()
     new.write_record({"new": "1"})
 

@@ -164,7 +164,7 @@ def test_a_run_resumes_only_with_its_number_of_processes(tmp_path: Path, backend
     run = RunFolder(tmp_path, recipe)
     files.write_text(run.recipe_path, recipe.to_yaml())
     run.write_record({})
-    run.record_processes(2)
+    run.record_processes(2, 1)
     start_run(tmp_path, recipe, processes=1, resume=True, overwrite=False)  # no checkpoint exists yet
     (run.checkpoints / "checkpoint-2").mkdir()
     (run.checkpoints / "checkpoint-2" / "complete").write_text("{}")
@@ -177,7 +177,7 @@ def test_a_run_resumes_only_with_its_number_of_processes(tmp_path: Path, backend
     with pytest.raises(RunError, match=r"the run in .* is unfinished") as raised:
         open_run(tmp_path)
     assert raised.value.hint == f"run `{command} --processes 2` to finish it"
-    run.record_processes(1)
+    run.record_processes(1, 1)
     with pytest.raises(RunError, match="started with one process, but this command uses 2 processes") as raised:
         start_run(tmp_path, recipe, processes=2, resume=True, overwrite=False)
     assert raised.value.hint == f"run `{command}`"
