@@ -178,7 +178,7 @@ def divide(environment: MutableMapping[str, str], processes: int) -> None:
         environment: The environment that they inherit.
         processes: The number of processes.
     """
-    if COUNT in environment.pop(CHOSEN, "").split():
+    if COUNT in environment.get(CHOSEN, "").split():
         environment[COUNT] = str(max(1, int(environment[COUNT]) // processes))
 
 

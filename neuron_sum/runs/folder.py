@@ -80,7 +80,10 @@ class RunFolder:
         path = self.checkpoints / PROCESSES
         if not path.exists():
             return None
-        count = files.read_json(path, hint=DAMAGED).get(name)
+        content = files.read_json(path, hint=DAMAGED)
+        if name == "threads" and name not in content:  # an older version wrote it
+            return None
+        count = content.get(name)
         if not isinstance(count, int) or count < 1:
             raise RunError(f"{path} cannot be read: {name} is {count!r}", DAMAGED)
         return count

@@ -40,7 +40,8 @@ def train(
     Raises:
         NeuronSumError: One of its subclasses for each failure; nothing is written before all checks have passed.
     """
-    with api_call(progress):
+    # transformers sets variables, such as that of bf16, which it would read as the defaults of the next training.
+    with api_call(progress), launch.preserve_environment():
         loaded = load_recipe(recipe, overrides)
         launch.set_environment(loaded.train)
         from neuron_sum.training import train as training

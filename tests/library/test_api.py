@@ -18,6 +18,7 @@ import neuron_sum
 from neuron_sum import Summarizer, compare, evaluate, load_recipe, train
 from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, NeuronSumError, RecipeError, ResourceError, RunError
+from neuron_sum.files import sha256
 from neuron_sum.platform import threads
 from neuron_sum.runs.folder import open_run
 
@@ -177,3 +178,12 @@ def test_compile_workers_do_not_run_the_callers_script(tmp_path: Path, monkeypat
     worker.start()
     assert sent["sys_argv"] and not {"init_main_from_path", "init_main_from_name"} & set(sent)
     assert sys.modules["__main__"] is script
+
+
+def test_a_training_does_not_change_the_precision_of_the_next_one(tmp_path: Path) -> None:
+    changes = ["train.max_steps=2", "data.max_examples=8", "data.max_validation_examples=1"]
+    hashes = []
+    for number, bf16 in enumerate(("false", "true", "false")):
+        run = train("tiny", tmp_path / str(number), overrides=[*changes, f"train.bf16={bf16}"])
+        hashes.append(sha256(run.weights / "model.safetensors"))
+    assert hashes[0] == hashes[2] != hashes[1]
