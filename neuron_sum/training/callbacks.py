@@ -113,10 +113,14 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     Args:
         group: The group of all processes, over main memory, for devices that a query at every step would slow down;
             None for the default group, over the device.
+
+    Attributes:
+        requested: Whether this process received a signal.
+        stopped: Whether the processes have agreed to stop.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.stopped = False
+        self.requested = self.stopped = False
         self._group = group
 
     @contextmanager
@@ -132,16 +136,20 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             for number, handler in previous.items():
                 signal.signal(number, handler)
             # As soon as the first process has ended, torchrun sends SIGTERM to the others, which are also ending.
-            if self.stopped and _is_distributed():
+            if (self.requested or self.stopped) and _is_distributed():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
+        self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         console.note("stopping: finishing this step and saving; press Ctrl-C again to stop immediately")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop every process at the same step, whichever of them received the signal."""
+        """Stop every process at the same step, whichever of them received the signal.
+
+        A signal during the exchange takes effect at the next step: the other processes do not know of it yet.
+        """
+        self.stopped = self.requested
         if _is_distributed():
             stopped = torch.tensor([float(self.stopped)], device=args.device if self._group is None else "cpu")
             dist.all_reduce(stopped, op=dist.ReduceOp.MAX, group=self._group)

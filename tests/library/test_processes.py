@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from training_runs import TORCHRUN, assert_same_weights, log, start, wait_for, weights
+from transformers import TrainerControl, TrainerState
 
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.runs.folder import open_run
+from neuron_sum.training import callbacks
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 TWO = ("train.per_device_train_batch_size=4", "--processes", "2")
@@ -152,6 +155,30 @@ def test_processes_have_enough_time_to_save(tmp_path: Path, micro: Path) -> None
     assert process.returncode == 130, message
     assert "everything so far is saved" in message
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete"))
+
+
+def test_a_signal_during_the_exchange_stops_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other processes do not know of it yet; it must neither stop this process alone nor be lost."""
+    monkeypatch.setattr(callbacks, "_is_distributed", lambda: True)
+    exchanges = []
+
+    def all_reduce(value: torch.Tensor, **_: object) -> None:
+        exchanges.append(value.item())
+        if len(exchanges) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    stop, arguments = callbacks.StopOnSignal(), SimpleNamespace(device="cpu")
+    ends = []
+    previous = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stop.listening():
+        for step in (1, 2):
+            control = TrainerControl()
+            stop.on_step_end(arguments, TrainerState(global_step=step, max_steps=9), control)
+            ends.append((control.should_save, control.should_training_stop))
+    signal.signal(signal.SIGTERM, previous[0])  # it stays ignored after a stop of several processes
+    assert signal.getsignal(signal.SIGINT) == previous[1]
+    assert exchanges == [0, 1] and ends == [(False, False), (True, True)]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     group = dist.new_group(backend="gloo")
     rank = dist.get_rank()
     stop, control = StopOnSignal(group), TrainerControl()
-    stop.stopped = rank == 1
+    stop.requested = rank == 1
     state = TrainerState(global_step=3, max_steps=9, is_world_process_zero=rank == 0)
     stop.on_step_end(SimpleNamespace(device="xla"), state, control)
     assert control.should_save and control.should_training_stop
