@@ -1,4 +1,4 @@
-# make demo      train, compare, compile and serve the tiny model on this machine
+# make demo      tune, compile, compare and serve a pretrained model on this machine
 # make test      run the tests; fault injection covers each AWS call with one failure mode
 # make test-all  run the tests; fault injection covers each AWS call with every failure mode
 # make check     check formatting, lint, types, generated files, spelling, prose and the documentation site

