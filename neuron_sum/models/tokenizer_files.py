@@ -107,7 +107,7 @@ def read_sentencepiece(path: Path, model_type: str) -> PreTrainedTokenizerFast:
         # Without add_prefix_space, transformers 4.57 drops SentencePiece's space before the first word.
         if not FAMILIES[model_type].decoder_only:
             return transformers.T5TokenizerFast(vocab_file=str(path), legacy=True, add_prefix_space=True)
-        return transformers.LlamaTokenizerFast(vocab_file=str(path), legacy=False, add_prefix_space=True)
+        return transformers.LlamaTokenizerFast(vocab_file=str(path), legacy=True, add_prefix_space=True)
 
 
 def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:

@@ -25,7 +25,10 @@ from compile.source import open_source
 from neuron_sum.artifact import Artifact, Compilation, Manifest, open_artifact, write_manifest
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, PlatformError, RecipeError
+from neuron_sum.models.base import load_base, load_tokenizer
+from neuron_sum.models.chat import render_chat
 from neuron_sum.models.configs import make_config
+from neuron_sum.models.gguf import folder_of
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
@@ -326,6 +329,30 @@ def test_a_llama_generates_the_tokens_of_transformers(upstream: Upstream, llama:
     assert answer["results"] == [full, full, full[:2], short]
     assert len({len(prompt) for prompt in prompts}) > 3
     assert answer["used"] == ["3x192x12"]
+
+
+@pytest.mark.slow
+def test_real_weights_generate_the_tokens_of_transformers(upstream: Upstream, smollm2: str, tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct, 30 layers, exported and run by upstream's code; the prompts have different lengths."""
+    overrides = ["data.source=sample", "data.max_source_length=128", "generate.max_new_tokens=12"]
+    recipe = load_recipe("smollm2-lora", overrides)
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_base(recipe.model, tokenizer)
+    options = [word for override in overrides for word in ("--set", override)]
+    folder = tmp_path / "artifact"
+    made = upstream.neuron_sum(
+        *("compile", folder_of(smollm2), "--recipe", "smollm2-lora", *options, "--target", "inf2"),
+        *("--set", "compile.batch_sizes=[2]", "--output", str(folder)),
+    )
+    assert made.returncode == 0, made.stderr
+    dialogues = [example.dialogue for example in load_dataset(recipe.data)["test"][:3]]
+    prompts = render_chat(recipe, tokenizer).prompt.resolve()
+    texts = [dialogue[: 80 * (1 + number)] for number, dialogue in enumerate(dialogues)]
+    ids = [prompt.input_ids for prompt in prompts.encode(tokenizer, texts, 128)]
+    settings = GenerateConfig(max_new_tokens=12)
+    expected = TransformersGenerator(model, tokenizer, 3).generate(ids, settings)
+    assert upstream.generate(folder, {"prompts": ids, "settings": settings.model_dump()})["results"] == [expected]
+    assert len({len(prompt) for prompt in ids}) > 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Models in GGUF files and in packages: the same weights, tokens and prompts as the original, or a clear error."""
 
 import functools
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import gguf_files
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuron_sum.data.sources import load_dataset
@@ -25,6 +27,11 @@ from neuron_sum.recipes.schema import DataConfig, ModelConfig
 from neuron_sum.runs.fingerprint import BASE, of_model
 
 TEXTS = [example.dialogue for example in load_dataset(DataConfig())["validation"]]
+ZEPHYR = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""The template of TinyLlama's chat models."""
 MESSAGES = [{"role": "user", "content": f"Summarize the following conversation.\n\n{TEXTS[0]}"}]
 
 
@@ -63,6 +70,49 @@ def test_a_gguf_file_has_the_weights_and_tokens_of_its_original(file: Path, mode
     assert "token_type_ids" not in loaded_tokenizer(TEXTS[0])
     expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)
     assert loaded_tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True) == expected
+
+
+@pytest.fixture(scope="module", params=["trained here", "Llama 2"])
+def sentencepiece(request: pytest.FixtureRequest) -> SentencePieceProcessor:
+    """A model like Llama's: pairs of pieces, and a token for each byte; and Llama's."""
+    if request.param == "Llama 2":
+        folder: Path = request.getfixturevalue("shared_data")
+        return SentencePieceProcessor(model_file=str(folder / "tokenizers" / "llama" / "tokenizer.model"))
+    content = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(TEXTS).splitlines()),
+        model_writer=content,
+        vocab_size=500,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        minloglevel=2,
+    )
+    return SentencePieceProcessor(model_proto=content.getvalue())
+
+
+def test_a_file_with_pieces_has_their_tokens(tmp_path: Path, sentencepiece: SentencePieceProcessor) -> None:
+    model = gguf_files.micro_llama(sentencepiece.vocab_size())
+    template = {"tokenizer.chat_template": ZEPHYR}
+    file = gguf_files.write_gguf(tmp_path / "pieces.gguf", model, sentencepiece, metadata=template)
+    config = ModelConfig(name_or_path=str(file))
+    loaded_tokenizer = load_tokenizer(config)
+    loaded = load_base(config, loaded_tokenizer)
+    for text in (*TEXTS[:20], "12 345\n\n  tabs\t漢字 🙂", " two  spaces "):
+        ids = sentencepiece.encode(text)
+        assert loaded_tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+        assert loaded_tokenizer(text)["input_ids"] == [sentencepiece.bos_id(), *ids]
+        assert loaded_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert (loaded_tokenizer.eos_token_id, loaded_tokenizer.unk_token_id) == (2, 0)
+    chat = loaded_tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    # Llama's tokenizers also put a space after a control token; the files on the hub do the same.
+    assert chat == [*sentencepiece.encode("<|user|>\nHi"), 2, *sentencepiece.encode("\n<|assistant|>\n")]
+    assert loaded.config.eos_token_id == loaded.generation_config.eos_token_id == 2
+    with torch.inference_mode():
+        row = torch.tensor([ids])
+        torch.testing.assert_close(loaded(row).logits, model(row).logits, rtol=0, atol=1e-5)
 
 
 def test_it_is_converted_once_and_again_if_it_changes(file: Path, cache: Path, model: Any, tokenizer: Any) -> None:

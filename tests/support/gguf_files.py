@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -62,7 +63,7 @@ def micro_llama(vocab_size: int) -> LlamaForCausalLM:
 def write_gguf(
     path: Path,
     model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | SentencePieceProcessor,
     *,
     architecture: str = "llama",
     splitter: str = "smollm",
@@ -76,7 +77,7 @@ def write_gguf(
     Args:
         path: The file to write.
         model: A Llama of transformers.
-        tokenizer: A byte-level tokenizer.
+        tokenizer: A byte-level tokenizer, or a SentencePiece model.
         architecture: The value of general.architecture.
         splitter: The value of tokenizer.ggml.pre.
         quantize: Whether matrices are stored in 8 bits (Q8_0).
@@ -95,18 +96,10 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    merges = [" ".join(pair) for pair in _model_of(tokenizer)["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(splitter)
-    writer.add_token_list(names)
-    writer.add_token_types([3 if name in SPECIAL else 1 for name in names])
-    writer.add_token_merges(merges)
-    for key, number in {"bos": 1, "eos": 2, "unknown": 0, "padding": 2}.items():
-        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", number)
-    writer.add_add_bos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    if isinstance(tokenizer, SentencePieceProcessor):
+        _add_sentencepiece(writer, tokenizer)
+    else:
+        _add_byte_level(writer, tokenizer, splitter)
     for key, value in (metadata or {}).items():
         kind = gguf.GGUFValueType.BOOL if isinstance(value, bool) else gguf.GGUFValueType.UINT32
         kind = gguf.GGUFValueType.STRING if isinstance(value, str | bytes) else kind
@@ -131,6 +124,33 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_byte_level(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, splitter: str) -> None:
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    merges = [" ".join(pair) for pair in _model_of(tokenizer)["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(splitter)
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name in SPECIAL else 1 for name in names])
+    writer.add_token_merges(merges)
+    for key, number in {"bos": 1, "eos": 2, "unknown": 0, "padding": 2}.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", number)
+    writer.add_add_bos_token(False)
+    if isinstance(tokenizer, PreTrainedTokenizerFast) and tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _add_sentencepiece(writer: gguf.GGUFWriter, pieces: SentencePieceProcessor) -> None:
+    kinds = {pieces.is_unknown: 2, pieces.is_control: 3, pieces.is_byte: 6}
+    numbers = range(pieces.vocab_size())
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([pieces.id_to_piece(number) for number in numbers])
+    writer.add_token_scores([pieces.get_score(number) for number in numbers])
+    writer.add_token_types([next((kind for has, kind in kinds.items() if has(number)), 1) for number in numbers])
+    for key, number in {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unknown": pieces.unk_id()}.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", number)
 
 
 def write_wheel(folder: Path, name: str, version: str, member: str, content: bytes) -> tuple[Path, str]:
