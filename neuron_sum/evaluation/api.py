@@ -93,7 +93,9 @@ def evaluate(
     columns: "PredictionColumns | None" = None,
     progress: bool = False,
 ) -> Report:
-    """Evaluates one system: writes predictions.jsonl, metrics.json, report.html, and the model card of a run.
+    """Evaluates one system; writes the files of `neuron-sum evaluate`, and the model card of a run.
+
+    The files are predictions.jsonl, metrics.json, summaries.jsonl, comparison.json and report.html.
 
     Args:
         system: The system.
@@ -143,9 +145,9 @@ def compare(
     if isinstance(systems, str) or not isinstance(systems, Sequence | Mapping) or not systems:
         raise RunError(f"not a list of systems: {systems!r:.100}", 'use a list, such as compare(["untuned", run])')
     if isinstance(systems, Mapping):
-        specs = [f"{name}={_spec(system)}" for name, system in systems.items()]
-    else:
-        specs = [_spec(system) for system in systems]
+        named = {str(name): _spec(system) for name, system in systems.items()}
+        return _report(named, recipe, overrides, base, output, columns, progress)
+    specs = [_spec(system) for system in systems]
     return _report(specs, recipe, overrides, base, output, columns, progress)
 
 
@@ -276,7 +278,7 @@ def _checked(texts: Sequence[str]) -> list[str]:
 
 
 def _report(
-    specs: list[str],
+    specs: list[str] | dict[str, str],
     recipe: RecipeSource | None,
     overrides: Sequence[str],
     base: str | None,

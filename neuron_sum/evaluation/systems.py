@@ -1,6 +1,6 @@
 """The systems that can be compared: runs, artifacts, the untuned model, baselines, human summaries, and files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,11 +63,11 @@ class System:
         return columns if self.column is None else replace(columns, prediction=self.column)
 
 
-def parse_systems(specs: Sequence[str], base: str | None = None) -> list[System]:
+def parse_systems(specs: Sequence[str] | Mapping[str, str], base: str | None = None) -> list[System]:
     """Parse `[NAME=]SPEC`: a run, an artifact, a checkpoint or adapter, a built-in, or a predictions file [#COLUMN].
 
     Args:
-        specs: The specifications.
+        specs: The specifications; or those without a name, by name.
         base: The base model of all adapters, in place of the one that adapter_config.json names.
 
     Raises:
@@ -75,13 +75,10 @@ def parse_systems(specs: Sequence[str], base: str | None = None) -> list[System]
         ModelError: If an adapter is not supported, or has no base.
     """
     systems: list[System] = []
-    for spec in specs:
-        name, equals, rest = spec.partition("=")
-        if not equals or Path(spec).exists():  # a path may contain an equals sign
-            name, rest = "", spec
-        system = _parse(rest, name or None, base)
+    for name, spec in specs.items() if isinstance(specs, Mapping) else map(_split, specs):
+        system = _parse(spec, name, base)
         if any(system.name == other.name for other in systems):
-            raise RunError(f"two systems are named {system.name!r}", f"rename one of them: OTHER={rest}")
+            raise RunError(f"two systems are named {system.name!r}", f"rename one of them: OTHER={spec}")
         if "/" in system.name or system.name in ("", ".", ".."):
             raise RunError(
                 f"invalid name of a system: {system.name!r} (the name is also used for files)",
@@ -89,8 +86,14 @@ def parse_systems(specs: Sequence[str], base: str | None = None) -> list[System]
             )
         systems.append(system)
     if not any(system.base for system in systems):
-        check_unused_base(base, Path(specs[0]))
+        check_unused_base(base, Path(next(iter(specs.values() if isinstance(specs, Mapping) else specs))))
     return systems
+
+
+def _split(spec: str) -> tuple[str | None, str]:
+    """The name, if any, and the rest of `[NAME=]SPEC`."""
+    name, equals, rest = spec.partition("=")
+    return (name or None, rest) if equals and not Path(spec).exists() else (None, spec)  # a path may contain "="
 
 
 def _parse(spec: str, name: str | None, base: str | None) -> System:

@@ -108,6 +108,11 @@ def test_truncation_is_a_python_warning(micro_run: Path) -> None:
     assert summarizer.summarize([]) == []
 
 
+def test_the_names_of_a_mapping_are_not_split(tmp_path: Path) -> None:
+    report = compare({"lr=1": "lead-3", "people": "human"}, recipe="tiny", output=tmp_path)
+    assert set(report.scores) == {"lr=1", "people"}
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
