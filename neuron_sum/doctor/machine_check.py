@@ -161,15 +161,23 @@ def _check_neuron(machine: Machine, platform: Platform) -> list[Check]:
 
 
 def _check_driver(machine: Machine, platform: Platform) -> Check:
-    """Compare driver versions. A driver works with older runtimes, but a runtime does not work with an older driver."""
-    expected = platform.system_packages["aws-neuronx-dkms"]
-    remedy = f"sudo apt-get install aws-neuronx-dkms={expected}, or newer"
-    source = "AWS Neuron documentation, neuron-runtime/nrt-troubleshoot.rst: a driver supports older runtimes"
+    """Compare the driver with those that the runtime works with; in a job of SageMaker, nothing can be changed."""
+    drivers = platform.drivers
+    verdict: Verdict = "differs" if machine.managed else "blocks"
+    remedy = f"sudo apt-get install --allow-downgrades aws-neuronx-dkms={drivers.tested}"
+    if machine.managed:
+        remedy = "if the job fails with NRT_INVALID or an error of nrt_init, report this version to AWS Support"
     if machine.driver is None:
-        return Check("driver", "blocks", "devices are present, but the driver's version is unknown", remedy, source)
-    if _numbers(machine.driver) < _numbers(expected):
-        return Check("driver", "blocks", f"{machine.driver}, older than {expected}", remedy, source)
-    return Check("driver", "ok", f"{machine.driver}; the platform has {expected}", None, source)
+        found = "devices are present, but the driver's version is unknown"
+        return Check("driver", verdict, found, remedy, drivers.source)
+    if _numbers(machine.driver) >= _numbers(drivers.below):
+        runtime = platform.system_packages["aws-neuronx-runtime-lib"]
+        found = f"{machine.driver}; runtime {runtime} needs one before {drivers.below}"
+        return Check("driver", verdict, found, remedy, drivers.source)
+    if _numbers(machine.driver) < _numbers(drivers.tested):
+        found = f"{machine.driver}, older than {drivers.tested}, which was tested; older ones may work"
+        return Check("driver", "differs", found, remedy, drivers.source)
+    return Check("driver", "ok", f"{machine.driver}; valid: from {drivers.tested}, before {drivers.below}")
 
 
 def _check_server(machine: Machine, platform: Platform) -> Check:

@@ -17,6 +17,8 @@ from neuron_sum.platform import cpu, threads
 TOOLS = ("java", "mvn", "git", "g++")
 """Programs that build and run the server, or compile graphs for this CPU."""
 
+SAGEMAKER = ("TRAINING_JOB_NAME", "SM_CURRENT_INSTANCE_TYPE")
+"""Variables that SageMaker, or its training toolkit, sets in the container of a job."""
 JAVA_LIMIT_S = 20
 """Seconds until `java -version` is stopped."""
 
@@ -34,6 +36,7 @@ class Machine:
         free_disk: Free bytes of the current folder's disk.
         neuron_devices: The number of Trainium or Inferentia chips that the driver shows.
         driver: The version of the Neuron driver; None if it is not loaded.
+        managed: Whether SageMaker runs this container, which cannot change the driver of its host.
         instance: The EC2 type, such as trn1.2xlarge; None if unknown or not on EC2.
         packages: The version of each distribution; None for those that are not installed.
         java: The Java release, such as 17; None if it is not installed.
@@ -48,6 +51,7 @@ class Machine:
     free_disk: int
     neuron_devices: int
     driver: str | None
+    managed: bool
     instance: str | None
     packages: dict[str, str | None]
     java: str | None
@@ -71,6 +75,7 @@ def describe_machine(distributions: Iterable[str], root: Path = Path("/")) -> Ma
         free_disk=shutil.disk_usage(Path.cwd()).free,
         neuron_devices=neuron_devices(root),
         driver=_text(root / "sys/module/neuron/version"),
+        managed=any(name in os.environ for name in SAGEMAKER),
         instance=instance_type(root),
         packages={name: package_version(name) for name in distributions},
         java=_java() if "java" in tools else None,

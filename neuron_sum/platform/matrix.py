@@ -125,6 +125,23 @@ class EndedContainer:
 
 
 @dataclass(frozen=True)
+class Drivers:
+    """The versions of the Neuron driver that a runtime works with.
+
+    Attributes:
+        tested: The version that was released with the runtime; whether older ones work is not documented.
+        below: The first version that does not work with the runtime.
+        source: The sources of both.
+        checked: The date on which the sources were read.
+    """
+
+    tested: str
+    below: str
+    source: str
+    checked: str
+
+
+@dataclass(frozen=True)
 class Platform:
     """One row: versions that were released to work together.
 
@@ -134,7 +151,8 @@ class Platform:
         python: The supported Python versions.
         pins: Exact versions by distribution name, the same as in the constraints file.
         vendor_pins: Exact versions of packages that only the AWS Neuron index has; a Neuron image includes them.
-        system_packages: The versions of the driver, the runtime and the tools, by Debian package.
+        system_packages: The versions of the runtime and the tools, by Debian package.
+        drivers: The versions of the driver that the runtime works with.
         optimum_neuron: The optimum-neuron release that these pins are from.
         java: The Java release that DJL Serving is built with and runs on.
         serving_images: The base images of the serving container by target; the first also builds DJL Serving.
@@ -150,6 +168,7 @@ class Platform:
     pins: dict[str, str]
     vendor_pins: dict[str, str]
     system_packages: dict[str, str]
+    drivers: Drivers
     optimum_neuron: str
     java: str
     serving_images: dict[str, Image]
@@ -255,11 +274,19 @@ PLATFORMS = (
             "libneuronxla": "2.2.12677.0",
         },
         system_packages={
-            "aws-neuronx-dkms": "2.24.7.0",
             "aws-neuronx-runtime-lib": "2.28.23.0",
             "aws-neuronx-collectives": "2.28.27.0",
             "aws-neuronx-tools": "2.26.14.0",
         },
+        drivers=Drivers(
+            tested="2.24.7.0",
+            below="2.29",
+            source="AWS Neuron documentation (aws-neuron/aws-neuron-sdk 81ce03ae, 2026-08-21): "
+            "src/helperscripts/n2-manifest.json, release 2.26.1; release-notes/components/runtime.rst, driver 2.29: it "
+            "requires runtime 2.33, and this row's is 2.28; neuron-runtime/nrt-troubleshoot.rst: other drivers support "
+            "older runtimes",
+            checked="2026-11-29",
+        ),
         optimum_neuron="0.4.5",
         java="17",
         serving_images={

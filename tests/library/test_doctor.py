@@ -40,6 +40,7 @@ LAPTOP = Machine(
     free_disk=10**12,
     neuron_devices=0,
     driver=None,
+    managed=False,
     instance=None,
     java="17",
     tools=("java", "mvn", "git", "g++"),
@@ -48,7 +49,7 @@ LAPTOP = Machine(
 TRAINIUM = dataclasses.replace(
     LAPTOP,
     neuron_devices=1,
-    driver=ROW.system_packages["aws-neuronx-dkms"],
+    driver=ROW.drivers.tested,
     instance="trn1.2xlarge",
     packages={**ROW.pins, **NEURON},
 )
@@ -118,10 +119,27 @@ def test_a_neuron_machine_needs_all_of_the_sdk() -> None:
     assert "aws-neuronx-dkms" in str(raised.value.hint)
 
 
-@pytest.mark.parametrize(("driver", "verdict"), [("2.21.9.0", "blocks"), ("2.24.7.0", "ok"), ("2.30.2.0", "ok")])
-def test_a_newer_driver_passes_and_an_older_one_does_not(driver: str, verdict: str) -> None:
-    machine = dataclasses.replace(TRAINIUM, driver=driver)
-    assert named(check_machine(machine, ROW), "driver").verdict == verdict
+@pytest.mark.parametrize(
+    ("driver", "verdict"),
+    [
+        (None, "blocks"),
+        ("2.19.5.0", "differs"),
+        ("2.24.6.9", "differs"),
+        ("2.24.7.0", "ok"),
+        ("2.28.9.9", "ok"),
+        ("2.29.0.0", "blocks"),
+        ("2.31.2.0", "blocks"),
+    ],
+)
+def test_a_driver_is_compared_with_the_window_of_the_runtime(driver: str | None, verdict: str) -> None:
+    check = named(check_machine(dataclasses.replace(TRAINIUM, driver=driver), ROW), "driver")
+    assert check.verdict == verdict
+    if verdict != "ok":
+        assert str(check.remedy).endswith("aws-neuronx-dkms=2.24.7.0")
+    # A job cannot change its host: it reports the driver and continues.
+    in_job = named(check_machine(dataclasses.replace(TRAINIUM, driver=driver, managed=True), ROW), "driver")
+    assert in_job.verdict == ("ok" if verdict == "ok" else "differs")
+    assert "apt-get" not in str(in_job.remedy)
 
 
 def test_an_incomplete_sdk_on_a_plain_machine_differs() -> None:
