@@ -56,8 +56,10 @@ RETIREMENTS = {
         status="ended",
         since="2026-05-20",
         release="2.30",
-        means="training on Trainium remains available in pinned images; native PyTorch on Neuron is a private beta",
-        source=SDK_DOCS + "announce-no-support-pytorch-xla-training.rst",
+        means="training on Trainium remains available in pinned images; native PyTorch on Neuron (TorchNeuron) is a "
+        "public beta for Trn2 and Trn3 only",
+        source=SDK_DOCS + "announce-no-support-pytorch-xla-training.rst; the beta: release-notes/components/"
+        "torchneuron.rst of SDK 2.33.0 (2026-10-19), read 2026-11-29",
     ),
     "nxd-training": Retirement(
         what="NxD Core's training API, which the Llama class of optimum-neuron is built on",
