@@ -101,8 +101,8 @@ def parse(system: str) -> tuple[str, str, str]:
 
 
 def join(parts: list[Path], target: Path) -> Path:
-    """The file that the parts make together, written once."""
-    if not target.exists():
+    """The file that the parts make together; written again if its size is not theirs."""
+    if not target.exists() or target.stat().st_size != sum(part.stat().st_size for part in parts):
         partial = target.with_suffix(".partial")
         with partial.open("wb") as whole:
             for part in parts:

@@ -1,4 +1,4 @@
-"""The learning curve and the side-by-side summaries, from the files of `neuron-sum compare`."""
+"""The benchmarks of docs/results.md: its systems, the learning curve and the side-by-side summaries."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from in_process import neuron_sum
 from paper_artifacts import paper_artifact
 
-from benchmarks import learning_curve, side_by_side
+from benchmarks import learning_curve, results, side_by_side
 from compile.source import open_source
 from neuron_sum.artifact import SourceRecord
 from neuron_sum.data.sources import load_dataset
@@ -153,3 +153,25 @@ def test_every_system_has_a_curve_or_a_line(tmp_path: Path) -> None:
     learning_curve.draw(systems, tmp_path / "curve.svg")
     drawn = (tmp_path / "curve.svg").read_text()
     assert all(f">{kind} {number}<" in drawn for kind in ("line", "curve") for number in range(12))
+
+
+def test_a_system_is_a_method_a_number_of_examples_and_a_type(tmp_path: Path) -> None:
+    systems = ("untuned", "lora-125", "lora-500-int8", "prompt-tuning-500-bf16")
+    assert [results.parse(system) for system in systems] == [
+        ("untuned", "0", "fp32"),
+        ("lora", "125", "fp32"),
+        ("lora", "500", "int8"),
+        ("prompt-tuning", "500", "bf16"),
+    ]
+    for system in ("lora", "lora-many", "qlora-500", "lora-500-fp8"):
+        with pytest.raises(SystemExit, match="is not METHOD-EXAMPLES"):
+            results.parse(system)
+
+
+def test_the_parts_of_a_file_are_joined_again_if_they_change(tmp_path: Path) -> None:
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    first.write_bytes(b"GG")
+    second.write_bytes(b"UF")
+    assert results.join([first, second], whole).read_bytes() == b"GGUF"
+    second.write_bytes(b"other")
+    assert results.join([first, second], whole).read_bytes() == b"GGother"
