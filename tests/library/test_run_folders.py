@@ -374,9 +374,9 @@ def test_a_full_disk_during_training_keeps_the_run_and_names_the_next_command(
 
 def test_an_error_of_a_full_disk_anywhere_exits_with_6(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights.partial")
 
     monkeypatch.setattr("neuron_sum.runs.merge.merge", fail)
     made = neuron_sum("merge", str(run))
     assert made.exit_code == 6
-    assert "the disk is full: /tmp/x" in made.stderr
+    assert "the disk is full: weights.partial" in made.stderr
