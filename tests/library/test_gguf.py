@@ -115,6 +115,13 @@ def test_a_file_with_pieces_has_their_tokens(tmp_path: Path, sentencepiece: Sent
         torch.testing.assert_close(loaded(row).logits, model(row).logits, rtol=0, atol=1e-5)
 
 
+def test_pieces_may_begin_without_a_token(tmp_path: Path, sentencepiece: SentencePieceProcessor) -> None:
+    model = gguf_files.micro_llama(sentencepiece.vocab_size())
+    without = {"tokenizer.ggml.add_bos_token": False}
+    file = gguf_files.write_gguf(tmp_path / "pieces.gguf", model, sentencepiece, metadata=without)
+    assert load_tokenizer(ModelConfig(name_or_path=str(file)))("One")["input_ids"] == sentencepiece.encode("One")
+
+
 def test_it_is_converted_once_and_again_if_it_changes(file: Path, cache: Path, model: Any, tokenizer: Any) -> None:
     first = Path(gguf.folder_of(str(file)))
     written = (first / "model.safetensors").stat().st_mtime_ns
