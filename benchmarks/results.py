@@ -5,7 +5,8 @@ r"""The tables of docs/results.md: SmolLM2 tuned in several ways, compared on a 
     python benchmarks/results.py --data data.source=dialogsum data.path=DIALOGSUM --output runs/results \
         --systems lora-12460 full-12460 --epochs 3 --batch 32 --generation-batch 128 --no-compile [--weights PART PART]
 
---data takes settings of the recipe's data section.
+--data takes settings of the recipe, in particular of its data section. People are compared with each other if the test
+dialogues have several references.
 
 A system is METHOD-EXAMPLES[-TYPE]; METHOD is lora, full or prompt-tuning, TYPE the type of the compiled weights: fp32
 (the default), bf16 or int8. Each is trained, compiled for this machine's CPU and evaluated by its compiled graphs, as
@@ -24,7 +25,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from neuron_sum import console
+from neuron_sum import console, load_recipe
+from neuron_sum.data.sources import load_dataset
 from neuron_sum.models.gguf import folder_of
 
 RECIPES = {"lora": "smollm2-lora", "full": "smollm2-full", "prompt-tuning": "smollm2-prompt-tuning"}
@@ -62,6 +64,8 @@ def main() -> None:
         source = str(join(options.weights, options.output / "weights.gguf").resolve())
     settings.append(f"model.name_or_path={source}")
     data = ("--recipe", RECIPES["lora"], *(word for setting in settings for word in ("--set", setting)))
+    test = load_dataset(load_recipe(RECIPES["lora"], settings).data)["test"]
+    baselines = ["lead-3", "human"] if all(len(example.references) > 1 for example in test) else ["lead-3"]
     systems, seconds = [], {}
     for name in ["untuned", *options.systems]:
         method, examples, dtype = parse(name)
@@ -78,7 +82,7 @@ def main() -> None:
                 *(data if name == "untuned" else ()),
             )
         systems.append(f"{name}={run if options.no_compile else artifact}")
-        command("compare", *systems, "lead-3", "human", *data, "--output", str(options.output / "comparison"))
+        command("compare", *systems, *baselines, *data, "--output", str(options.output / "comparison"))
     table = console.table("run", "training time")
     for name, duration in seconds.items():
         table.add_row(name, console.duration(duration))
