@@ -50,12 +50,12 @@ def usage(root: Path = Path("/")) -> Usage | None:
     try:
         lines = (root / "proc/stat").read_text(encoding="utf-8").splitlines()
         allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    except (OSError, AttributeError):
+        ticks = 0
+        for name, *times in (line.split() for line in lines if line.startswith("cpu")):
+            if name in allowed:  # user, nice, system, idle, iowait, irq, softirq, steal; the guests are part of user
+                ticks += sum(map(int, times[:8])) - sum(map(int, times[3:5]))
+    except (OSError, AttributeError, ValueError):
         return None
-    ticks = 0
-    for name, *times in (line.split() for line in lines if line.startswith("cpu")):
-        if name in allowed:  # user, nice, system, idle, iowait, irq, softirq, steal; the guests are part of user
-            ticks += sum(map(int, times[:8])) - sum(map(int, times[3:5]))
     return Usage(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time())
 
 
@@ -126,17 +126,15 @@ def choose(
 
     Args:
         environment: The environment of this process.
-        before: A measurement at the start of the process.
+        before: A measurement at the start of the process; None if the kernel does not report the work of others.
         serves: Whether the process runs for so long that the cores used by others now do not limit its threads.
         root: As in `usage`.
     """
-    if LAUNCHED in environment:
+    if LAUNCHED in environment or not hasattr(os, "sched_getaffinity"):
         return
     for name in environment.pop(CHOSEN, "").split():
         environment.pop(name, None)
-    others = used_by_others(before, root) if before is not None else None
-    if others is None:
-        return
+    others = (used_by_others(before, root) if before is not None else None) or 0.0
     chosen = {}
     if COUNT not in environment:
         free = round(len(os.sched_getaffinity(0)) - others)

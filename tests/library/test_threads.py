@@ -128,10 +128,25 @@ def test_two_threads_of_one_core_count_once(tmp_path: Path) -> None:
     assert environment["OMP_NUM_THREADS"] == "2"
 
 
-def test_nothing_is_chosen_on_a_kernel_without_proc_stat(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stat", [None, "cpu0 1 2 3\ncpu1 many", "cpu0 \x00"])
+def test_an_unreadable_proc_stat_leaves_affinity_and_quota(tmp_path: Path, stat: str | None) -> None:
+    write(tmp_path / "proc/self/cgroup", "0::/\n")
+    write(tmp_path / "sys/fs/cgroup/cpu.max", "200000 100000\n")
+    before = machine(tmp_path, 3)
+    (tmp_path / "proc/stat").unlink()
+    if stat is not None:
+        write(tmp_path / "proc/stat", stat)
     assert threads.usage(tmp_path) is None
+    for measured in (None, before):
+        environment: dict[str, str] = {}
+        threads.choose(environment, measured, root=tmp_path)
+        assert environment == {"OMP_NUM_THREADS": "2", threads.CHOSEN: "OMP_NUM_THREADS"}
+
+
+def test_nothing_is_chosen_where_the_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
     environment: dict[str, str] = {}
-    threads.choose(environment, None, root=tmp_path)
+    threads.choose(environment, None)
     assert environment == {}
 
 
