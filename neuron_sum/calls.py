@@ -23,7 +23,7 @@ def api_call(progress: bool) -> Iterator[None]:
     console.silence_libraries()
     if "torch" not in sys.modules and threads.CHOSEN not in os.environ:  # torch's OpenMP reads them when it is loaded
         threads.choose(os.environ, threads.usage(), serves=True)
-    previous, console.settings.hidden = console.settings.hidden, not progress
+    token = console.hidden.set(not progress)
     try:
         yield
     except Exception as error:
@@ -31,4 +31,4 @@ def api_call(progress: bool) -> Iterator[None]:
             raise
         raise known from error
     finally:
-        console.settings.hidden = previous
+        console.hidden.reset(token)

@@ -16,6 +16,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,20 +52,20 @@ JOINERS = "\u200c\u200d\u00ad"
 
 @dataclass
 class Settings:
-    """Output settings of this process, from the options that every command has, or from a call of the Python API.
+    """Output settings of this process, from the options that every command has.
 
     Attributes:
         json: Whether results are JSON.
         debug: Whether errors have a traceback.
-        hidden: Whether messages and progress are hidden; warnings are then Python warnings.
     """
 
     json: bool = False
     debug: bool = False
-    hidden: bool = False
 
 
 settings = Settings()
+hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+"""Whether messages and progress are hidden, in this thread; warnings are then Python warnings."""
 
 
 def is_main_process() -> bool:
@@ -129,7 +130,7 @@ def _console(*, stderr: bool) -> Console:
         highlight=False,
         emoji=False,
         soft_wrap=not terminal,
-        quiet=not is_main_process() or (stderr and settings.hidden),
+        quiet=not is_main_process() or (stderr and hidden.get()),
         force_terminal=False if notebook else None,
         force_jupyter=False,
     )
@@ -229,7 +230,7 @@ def note_table(content: Table) -> None:
 
 def warn(text: str) -> None:
     """Prints a warning, or issues a Python warning if messages are hidden."""
-    if settings.hidden and is_main_process():
+    if hidden.get() and is_main_process():
         # Without a registry, Python does not hide a warning that it has shown before.
         warnings.warn_explicit(clean(text), UserWarning, __file__, 1)
     _to_stderr(f"warning: {text}", "yellow")

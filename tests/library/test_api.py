@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from in_process import neuron_sum as command
 from micro_models import LORA_SHAPE, ROOT, SHAPE
 
 import neuron_sum
-from neuron_sum import Summarizer, compare, evaluate, load_recipe, train
+from neuron_sum import Summarizer, compare, console, evaluate, load_recipe, train
 from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, NeuronSumError, RecipeError, ResourceError, RunError
 from neuron_sum.files import sha256
@@ -167,6 +168,18 @@ def test_threads_are_chosen_once_before_torch_is_loaded(monkeypatch: pytest.Monk
     for _ in range(2):
         with api_call(progress=False):
             assert chosen == [True]
+
+
+def test_a_call_hides_the_messages_of_its_own_thread_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool, api_call(progress=False):
+        console.note("in the call")
+        pool.submit(console.note, "in another thread").result()
+    assert capsys.readouterr().err == "in another thread\n"
+
+
+def test_the_variables_that_stay_set_are_documented() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert all(f"{name}={value}" in page for name, value in console.LIBRARIES.items())
 
 
 def test_compile_workers_do_not_run_the_callers_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
