@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
-from neuron_sum.errors import known_cause
+from neuron_sum.errors import Interrupted, known_cause
 from neuron_sum.platform import threads
 
 COMMAND_GROUP = "neuron_sum.commands"
@@ -167,9 +167,10 @@ def _guarded(run: Callable[[], Any]) -> int:
         return code if isinstance(code, int) else 0
     except (typer.Exit, SystemExit):
         raise
-    except (KeyboardInterrupt, typer.Abort):
-        console.fail("interrupted", None, 130)
-        return 130
+    except (KeyboardInterrupt, typer.Abort) as error:
+        stop = error if isinstance(error, Interrupted) else Interrupted("interrupted")
+        console.fail(stop.message, stop.hint, stop.exit_code)
+        return stop.exit_code
     except BaseException as error:  # noqa: BLE001 - the last boundary
         if console.settings.debug:
             console.note(traceback.format_exc())

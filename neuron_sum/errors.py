@@ -13,7 +13,8 @@
     ├── RequestError        12   an endpoint rejected a request, or cannot be reached
     ├── PlatformError       13   this machine or an instance lacks a required feature, or the instance is unknown
     ├── AwsError            14   AWS rejected a request or is unreachable, a job did not complete, a plan costs too much
-    ├── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
+    └── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
+    KeyboardInterrupt
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
 The number is the exit code of the command line; it is part of the interface and does not change. Usage errors exit
@@ -38,15 +39,15 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot 
 """Words in the errors of libraries that fill the disk, or run out of memory, without an error number or MemoryError."""
 
 
-class NeuronSumError(Exception):
-    """An error with a hint how to fix it.
+class _WithHint(BaseException):
+    """An exception with a hint.
 
     Args:
         message: The failure, the value and the valid values, in one line if possible.
-        hint: A command or change that fixes the error.
+        hint: A command or change that fixes the error, or continues after it.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int]
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -54,6 +55,12 @@ class NeuronSumError(Exception):
         self.hint = hint
         if hint:
             self.__notes__ = [f"hint: {hint}"]  # printed below a traceback, from Python 3.11 on
+
+
+class NeuronSumError(_WithHint, Exception):
+    """An error with a hint how to fix it."""
+
+    exit_code = 1
 
 
 class RecipeError(NeuronSumError):
@@ -142,8 +149,8 @@ class DivergedError(NeuronSumError):
     exit_code = 15
 
 
-class Interrupted(NeuronSumError):
-    """The user or the scheduler stopped the command; the progress is saved."""
+class Interrupted(_WithHint, KeyboardInterrupt):
+    """The user or the scheduler stopped the command; the progress is saved. `except Exception` does not catch it."""
 
     exit_code = 130
 

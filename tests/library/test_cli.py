@@ -31,9 +31,8 @@ def test_no_command_and_a_wrong_command(neuron_sum: CommandLine) -> None:
 
 
 def test_every_error_class_has_a_distinct_exit_code() -> None:
-    kinds = [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.NeuronSumError)
-    ]
+    bases = (errors.NeuronSumError, errors.Interrupted)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, bases)]
     codes = {kind.__name__: kind.exit_code for kind in kinds}
     assert len(set(codes.values())) == len(codes)
     assert codes == {

@@ -1,10 +1,11 @@
 """Exceptions of libraries become errors that name the file."""
 
 import errno
+from contextlib import suppress
 
 import pytest
 
-from neuron_sum.errors import DataError, ModelError, NeuronSumError, ResourceError, reading
+from neuron_sum.errors import DataError, Interrupted, ModelError, NeuronSumError, ResourceError, reading
 
 
 class Panic(BaseException):
@@ -31,6 +32,7 @@ def test_what_a_reader_raises_becomes_one_error(
     assert str(error.value).startswith(message)
 
 
-def test_a_stop_is_not_converted() -> None:
-    with pytest.raises(KeyboardInterrupt), reading("a.csv", DataError):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("stopped", "start again")])
+def test_a_stop_is_neither_converted_nor_caught_as_an_error(stop: KeyboardInterrupt) -> None:
+    with pytest.raises(type(stop)), suppress(Exception), reading("a.csv", DataError):
+        raise stop

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from neuron_sum import console
 from neuron_sum.cli import ORDER
-from neuron_sum.errors import DataError
+from neuron_sum.errors import DataError, Interrupted
 from neuron_sum.recipes import loading
 from neuron_sum.runs.folder import RunFolder
 
@@ -255,6 +255,7 @@ def wrapped(inner: BaseException) -> BaseException:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 6, "the memory of this machine is not sufficient"),
         (DataError("a row\x1b[2J", "mend it"), 4, r"a row\x1b[2J"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Interrupted("stopped at step 1 of 2", "run it again"), 130, "stopped at step 1 of 2"),
         (RecursionError("too deep"), 1, "RecursionError: too deep"),
         (ZeroDivisionError("a\nb"), 1, "ZeroDivisionError: a b"),
     ],
