@@ -17,7 +17,7 @@ from neuron_sum.models.adapter_files import read_adapter
 from neuron_sum.models.adapters import check_mergeable, merge
 from neuron_sum.models.chat import not_rendered, render_chat
 from neuron_sum.prompts import CHAT
-from neuron_sum.recipes.loading import RecipeSource, load_recipe
+from neuron_sum.recipes.loading import NAME_RECIPE, RecipeSource, load_recipe
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, ModelConfig, PromptTuningMethod, Recipe
 from neuron_sum.runs import fingerprint as fingerprints
 from neuron_sum.runs import trained
@@ -193,9 +193,7 @@ def open_source(
         )
     if recipe is None:
         kind = "an adapter" if is_adapter(path) else "a checkpoint"
-        raise RunError(
-            f"{path} is {kind} without a recipe", "pass --recipe NAME, which supplies prompt, lengths and beams"
-        )
+        raise RunError(f"{path} is {kind} without a recipe", f"{NAME_RECIPE}, which supplies prompt, lengths and beams")
     loaded = load_recipe(recipe, overrides)
     if is_adapter(path):
         origin = base if isinstance(base, ModelConfig) else base_of(path, base)

@@ -13,7 +13,7 @@ from neuron_sum import console, files
 from neuron_sum.artifact import Artifact
 from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, ResourceError, RunError
-from neuron_sum.recipes.loading import RecipeSource, load_recipe
+from neuron_sum.recipes.loading import NAME_RECIPE, RecipeSource, load_recipe
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.text_files import SURROGATE
@@ -190,9 +190,7 @@ class Summarizer:
             self._system = parse_systems([str(path)], base)[0]
             chosen = recipe or self._system.recipe_path
             if chosen is None:
-                raise RunError(
-                    f"{path} has no recipe", "pass --recipe NAME, which supplies prompt, lengths and generation"
-                )
+                raise RunError(f"{path} has no recipe", f"{NAME_RECIPE}, which supplies prompt, lengths and generation")
             self.recipe = load_recipe(chosen, overrides)
 
     def summarize(self, texts: Sequence[str]) -> list[str]:

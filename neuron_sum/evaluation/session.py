@@ -13,7 +13,7 @@ from neuron_sum.evaluation.evaluate import evaluate_system
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import read_predictions
 from neuron_sum.evaluation.systems import UNTUNED, System
-from neuron_sum.recipes.loading import RecipeSource, load_recipe
+from neuron_sum.recipes.loading import NAME_RECIPE, RecipeSource, load_recipe
 from neuron_sum.recipes.schema import LIMITS, Recipe, Split
 from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import check_data, differences, model_parts, record_of
@@ -61,7 +61,7 @@ class Session:
         else:
             names = ", ".join(system.name for system in systems)
             raise RunError(
-                f"{names}: no run or artifact determines the data", "use --recipe, for example --recipe tiny"
+                f"{names}: no run or artifact determines the data", f"{NAME_RECIPE}, which supplies the data"
             )
         dataset = load_dataset(self._recipe.data)
         split = self._recipe.evaluate.split
@@ -152,7 +152,7 @@ class Session:
         if different := [name for name, source in sources.items() if source != sources[first]]:
             raise RunError(
                 f"{', '.join(different)} was trained on different data than {first}",
-                "choose the data for the comparison with --recipe NAME",
+                f"{NAME_RECIPE}, which supplies the data for the comparison",
             )
 
 

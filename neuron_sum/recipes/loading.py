@@ -24,6 +24,9 @@ MAX_PARENTS = 10
 MAX_FAULTS = 50
 """The most errors in a message."""
 
+NAME_RECIPE = "name a recipe with --recipe NAME (in Python recipe=NAME)"
+"""The beginning of a hint, for the command and for the function of the Python API."""
+
 RecipeSource = str | Path | Recipe
 """The name or the file of a recipe, or a loaded recipe."""
 

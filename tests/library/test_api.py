@@ -16,6 +16,7 @@ from in_process import neuron_sum as command
 from micro_models import LORA_SHAPE, ROOT, SHAPE
 
 import neuron_sum
+from compile import compile_run
 from neuron_sum import Summarizer, compare, console, evaluate, load_recipe, train
 from neuron_sum.calls import api_call
 from neuron_sum.errors import DataError, NeuronSumError, RecipeError, ResourceError, RunError
@@ -139,6 +140,15 @@ def test_failures_are_errors_of_neuron_sum(
         call(micro_run)
     assert caught.value.hint is not None
     assert caught.value.__notes__ == [f"hint: {caught.value.hint}"]
+
+
+@pytest.mark.parametrize("call", [Summarizer, compile_run, lambda _: compare(["lead-3"])])
+def test_a_hint_names_the_option_and_the_argument(micro_run: Path, call: Callable[[Path], object]) -> None:
+    with pytest.raises(RunError) as caught:
+        call(micro_run / "checkpoint")
+    assert str(caught.value.hint).startswith(
+        "name a recipe with --recipe NAME (in Python recipe=NAME), which supplies "
+    )
 
 
 def test_errors_of_this_machine_are_converted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
