@@ -153,6 +153,16 @@ def lora_artifact(micro_lora_run: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models with random weights and a tokenizer: t5 and llama, with a tied head and without."""
+    from foreign_adapters import write_bases
+
+    folder = tmp_path_factory.mktemp("bases")
+    write_bases(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def djl_serving() -> Path:
     """A real DJL Serving; built when the tests were installed, or now if its sources can be reached."""
     from neuron_sum.errors import ServerError

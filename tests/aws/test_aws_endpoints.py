@@ -9,22 +9,16 @@ from typing import Any
 import pytest
 from aws_endpoints import tick
 from aws_faults import hasten
-from aws_inputs import BUCKET, archive, compiled
+from aws_inputs import BUCKET, CPU, IMAGE, RUN, add_images, archive, compiled, failed, told
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from far_end import FarEnd
 from in_process import neuron_sum
-from typer.testing import Result
 
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.launch import channels
 from sagemaker_jobs.launch.schedules import time_of
-
-RUN = Run("tiny-261121-2000-abcd", "tiny")
-IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-0123456789ab"
-CPU = ("--instance", "ml.c7i.4xlarge", "--every", "0.01")
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 
 
 @pytest.fixture
@@ -32,32 +26,8 @@ def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsS
     """conftest's account without pauses; its registry has neuron-sum's images."""
     hasten(aws, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    ecr = aws.boto3("ecr")
-    ecr.create_repository(repositoryName="neuron-sum")
-    for number, tag in enumerate(("cpu-000000000000", "inf2-0123456789ab", "cpu-0123456789ab")):
-        manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": []}
-        ecr.put_image(
-            repositoryName="neuron-sum",
-            imageManifest=json.dumps(manifest),
-            imageTag=tag,
-            imageManifestMediaType="application/vnd.docker.distribution.manifest.v2+json",
-        )
+    add_images(aws)
     return aws
-
-
-def told(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def failed(result: Result, code: int = 14) -> str:
-    assert result.exit_code == code, result.stderr or result.stdout
-    return " ".join(result.stderr.splitlines()[-2:])
-
-
-def asked(aws: AwsServer, operation: str) -> int:
-    return aws.calls.count(operation)
 
 
 @dataclass(frozen=True)
@@ -214,100 +184,6 @@ def test_the_lifetime_begins_after_the_uploads(aws: AwsServer, monkeypatch: pyte
     assert tick(time_of(schedule)) == [made["job"]] and tick(time_of(schedule) + timedelta(minutes=10)) == []
 
 
-REFUSALS: dict[str, tuple[str, tuple[str, str, int], str]] = {
-    "quota": (
-        "sagemaker.CreateEndpoint",
-        ("ResourceLimitExceeded", "The account-level service limit 'ml.c7i.4xlarge for endpoint usage' is 0", 400),
-        "request a higher quota",
-    ),
-    "no pass role": ("sagemaker.CreateModel", ("AccessDeniedException", "not authorized: PassRole", 400), "aws iam"),
-    "scheduler": (
-        "scheduler.POST /schedules", ("ServiceQuotaExceededException", "too many schedules", 402),
-        "AWS error code: ServiceQuotaExceededException",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_a_rejected_deployment_is_rolled_back(aws: AwsServer, name: str) -> None:
-    call, answer, remedy = REFUSALS[name]
-    aws.script.refusals[call] = answer
-    error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU))
-    assert remedy in error and "everything was rolled back" in error
-    assert aws.everything() == []
-    assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open()} == {"bucket"}
-
-
-def test_a_failed_endpoint_is_rolled_back_with_its_reason(aws: AwsServer) -> None:
-    aws.script.endpoint_end, aws.script.reason = "Failed", "The primary container did not pass the ping health check."
-    aws.script.log = ("RuntimeError: neuronx-cc failed with -9",)
-    compiled(aws, RUN, "cpu")
-    result = neuron_sum("aws", "deploy", RUN.id, *CPU)
-    error = failed(result)
-    assert "failed: The primary container did not pass" in error and "compiler-killed" in error
-    assert "everything was rolled back" in error
-    assert aws.everything() == [f"role {RUN.name('role')}"], "the run's jobs had it before"
-    assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
-
-
-def test_a_rejected_deploy_keeps_the_schedule_of_a_batch_job(aws: AwsServer) -> None:
-    """A batch job's schedule and model have the same kinds and the same run; without the schedule nothing stops it."""
-    compiled(aws, RUN, "cpu")
-    aws.script.looks = None
-    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
-    told(neuron_sum("aws", "batch", RUN.id, "texts.jsonl", *CPU, "--detach", "--json"))
-    before = aws.everything()
-    assert {left.split()[0] for left in before} == {"role", "schedule", "model", "transform-job"}
-    aws.script.refusals["sagemaker.CreateEndpoint"] = ("ResourceLimitExceeded", "the limit is 0", 400)
-    assert "everything was rolled back" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
-    assert aws.everything() == before
-
-
-def test_resources_that_cannot_be_rolled_back_are_reported(aws: AwsServer) -> None:
-    aws.script.endpoint_end = "Failed"
-    aws.script.refusals["sagemaker.DeleteEndpoint"] = ("AccessDeniedException", "not authorized", 400)
-    result = neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU)
-    assert "the rollback also failed" in failed(result) and "neuron-sum aws down model-" in failed(result)
-    assert [left.split()[0] for left in aws.everything()].count("schedule") == 1, "it still ends the endpoint"
-    aws.script.refusals.clear()
-    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
-    assert aws.everything() == []
-
-
-def test_an_unreadable_log_is_not_a_failure_of_the_endpoint(aws: AwsServer) -> None:
-    model, denied = archive(Path("model.tar.gz")), ("AccessDeniedException", "not authorized", 400)
-    aws.script.refusals["logs.DescribeLogStreams"] = denied
-    made = neuron_sum("aws", "deploy", model, *CPU, "--json")
-    assert told(made)["status"] == "InService" and made.stderr.count("continuing without the log") == 1
-    aws.script.refusals["sagemaker.DescribeEndpoint"] = denied
-    error = failed(neuron_sum("aws", "deploy", model, *CPU))
-    assert "neuron-sum aws down model-" in error
-    assert [left.split()[0] for left in aws.everything()].count("endpoint") == 2
-
-
-def test_a_lost_network_is_reported_with_the_cleanup_command(aws: AwsServer) -> None:
-    words = ("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--image", "another.registry/image:1")
-    told(neuron_sum(*words, "--json"))
-    point = aws.calls.index("sagemaker.CreateModel")
-    aws.reset()
-    aws.fault, aws.point = "before", point
-    error = failed(neuron_sum(*words))
-    assert aws.hit == "sagemaker.CreateModel"
-    assert "AWS did not answer" in error and "neuron-sum aws down model-" in error
-    aws.point = None
-    assert [left.split()[0] for left in aws.everything()].count("schedule") == 1
-
-
-def test_ctrl_c_leaves_the_endpoint_to_its_expiry(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time.sleep", interrupted)
-    error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU), 130)
-    assert "stopped waiting for" in error and "AWS deletes it" in error and "aws down" in error
-    assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}
-
-
 def test_existing_roles_can_be_passed(aws: AwsServer) -> None:
     iam, arns = aws.boto3("iam"), {}
     allowed = {
@@ -385,62 +261,6 @@ def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     extended = told(neuron_sum("aws", "extend", made["endpoint"], "--hours", "1", "--json"))
     assert extended["worst_usd"] == pytest.approx(3 * 0.99 * (1 + 1 / 60), abs=0.01)
     assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
-    assert aws.everything() == []
-
-
-WRONG: dict[str, tuple[tuple[str, ...], str]] = {
-    "no run": (("tiny-261121-2000-ffff",), "neuron-sum aws status"),
-    "no compile that completed": ((RUN.id,), f"neuron-sum aws compile {RUN.id}"),
-    "a cpu's on inf2": (("cpu.tar.gz", "--instance", "ml.inf2.xlarge"), "cpu was compiled for cpu"),
-    "inf2's on a cpu": (("inf2.tar.gz", *CPU), "--instance ml.inf2.xlarge"),
-    "no ml.": (("cpu.tar.gz", "--instance", "c7i.4xlarge"), "such as ml.c7i.4xlarge."),
-    "Arm": (("cpu.tar.gz", "--instance", "ml.c7g.4xlarge"), "has an Arm processor"),
-    "a GPU": (("cpu.tar.gz", "--instance", "ml.g5.2xlarge"), "neuron-sum cannot serve on"),
-    "no file": (("nowhere.tar.gz", *CPU), "does not exist"),
-    "a folder": ((".", *CPU), "neuron-sum package"),
-    "no object": ((f"s3://{BUCKET}/no/model.tar.gz", *CPU), "aws s3 ls"),
-    "no archive in S3": ((f"s3://{BUCKET}/model", *CPU), "is not the S3 address of an archive"),
-    "two": (("cpu.tar.gz", "cpu.tar.gz", *CPU), "--multi-model"),
-    "several on inf2": (("inf2.tar.gz", "--multi-model"), "do not run on Inferentia2"),
-    "one name twice": (("cpu.tar.gz", "cpu.tar.gz", "--multi-model", *CPU), "cpu-2=SOURCE"),
-    "the frozen container's": (("frozen.tar.gz",), "--image djl-0.30-neuronx"),
-    "not the frozen container's": (("inf2.tar.gz", "--image", "djl-0.30-neuronx"), "Omit --image"),
-    "an image that is not there": (("cpu.tar.gz", *CPU, "--image", IMAGE + "c"), "not found"),
-    "half a VPC": (("cpu.tar.gz", *CPU, "--subnet", "subnet-1"), "--security-group"),
-    "autoscaling nobody waits for": (
-        ("cpu.tar.gz", *CPU, "--detach", "--max-instances", "2", "--invocations-per-instance", "9"), "--detach",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_is_one_line_and_a_remedy(aws: AwsServer, name: str) -> None:
-    for target in ("cpu", "inf2"):
-        archive(Path(f"{target}.tar.gz"), target)
-    archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
-    words, remedy = WRONG[name]
-    if words == (RUN.id,):
-        compiled(aws, RUN, "inf2", end="Failed")
-        aws.boto3("iam").delete_role(RoleName=RUN.name("role"))
-    assert remedy in failed(neuron_sum("aws", "deploy", *words))
-    assert aws.everything() == []
-
-
-def test_a_missing_image_is_reported_with_the_build_command(aws: AwsServer) -> None:
-    aws.boto3("ecr").batch_delete_image(repositoryName="neuron-sum", imageIds=[{"imageTag": "inf2-0123456789ab"}])
-    model = archive(Path("model.tar.gz"), "inf2")
-    assert "neuron-sum aws image --target inf2" in failed(neuron_sum("aws", "deploy", model))
-    aws.boto3("ecr").delete_repository(repositoryName="neuron-sum", force=True)
-    assert "neuron-sum aws image --target inf2" in failed(neuron_sum("aws", "deploy", model))
-
-
-def test_an_unknown_price_and_an_invalid_instance_are_rejected(aws: AwsServer) -> None:
-    model = archive(Path("model.tar.gz"))
-    words = ("aws", "deploy", model, "--instance", "ml.c99.huge", "--every", "0.01")
-    assert "no price of ml.c99.huge" in failed(neuron_sum(*words), 13)
-    aws.script.prices = {("ml.c99.huge", "Hosting"): [1.0]}
-    error = failed(neuron_sum(*words))
-    assert "ml.c99.huge" in error and "everything was rolled back" in error
     assert aws.everything() == []
 
 

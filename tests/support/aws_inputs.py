@@ -4,13 +4,18 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
+from typer.testing import Result
 
 from sagemaker_jobs.aws.names import Run
 
 BUCKET = f"neuron-sum-{ACCOUNT}-{REGION}"
+RUN = Run("tiny-261121-2000-abcd", "tiny")
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-0123456789ab"
+CPU = ("--instance", "ml.c7i.4xlarge", "--every", "0.01")
 
 
 def archive(path: Path, target: str = "cpu", properties: str = "engine=Python\n") -> str:
@@ -58,3 +63,30 @@ def write_context(folder: Path, base: str = "python:3.11-slim-bookworm") -> None
     (folder / "source").mkdir(parents=True, exist_ok=True)
     (folder / "Dockerfile").write_text(f"FROM {base} AS builder\nFROM builder\n", encoding="utf-8")
     (folder / "source" / ".dockerignore").write_text("x", encoding="utf-8")
+
+
+def add_images(aws: AwsServer) -> None:
+    """Puts neuron-sum's images into the registry."""
+    ecr = aws.boto3("ecr")
+    ecr.create_repository(repositoryName="neuron-sum")
+    for number, tag in enumerate(("cpu-000000000000", "inf2-0123456789ab", "cpu-0123456789ab")):
+        manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": []}
+        ecr.put_image(
+            repositoryName="neuron-sum",
+            imageManifest=json.dumps(manifest),
+            imageTag=tag,
+            imageManifestMediaType="application/vnd.docker.distribution.manifest.v2+json",
+        )
+
+
+def told(result: Result) -> dict[str, Any]:
+    """The JSON that a successful command printed."""
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def failed(result: Result, code: int = 14) -> str:
+    """The error and the hint of a command that failed."""
+    assert result.exit_code == code, result.stderr or result.stdout
+    return " ".join(result.stderr.splitlines()[-2:])

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from neuron_sum.models import base as models
+from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
+
 CONFIG = {
     "alora_invocation_tokens": None,
     "alpha_pattern": {},
@@ -47,6 +50,29 @@ CONFIG = {
     "use_qalora": False,
     "use_rslora": False,
 }
+
+DIALOGUE = "#Person1#: Hi, a table for two on Friday, please.\n#Person2#: At seven?\n"
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+
+
+def write_bases(folder: Path) -> None:
+    """Tiny models with random weights and a tokenizer: t5 and llama, with a tied head and without."""
+    for family, config in (("t5", T5), ("llama", LLAMA)):
+        for name, tied in ((family, False), (f"{family}-tied", True)):
+            made = ModelConfig(
+                config={**config, "tie_word_embeddings": tied}, tokenizer=TrainedTokenizer(vocab_size=400)
+            )
+            tokenizer = models.load_tokenizer(made, [DIALOGUE])
+            models.load_base(made, tokenizer).save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
 
 
 def tensors_for(base: Path, targets: Sequence[str] = ("q", "v"), r: int = 4) -> dict[str, torch.Tensor]:
