@@ -119,6 +119,7 @@ def _train(recipe: "Recipe", folder: Path) -> None:
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.runs.contents import is_run
     from neuron_sum.runs.fingerprint import check, of_base, of_data
+    from neuron_sum.runs.folder import open_run
     from neuron_sum.training import launch
     from neuron_sum.training.train import train
 
@@ -133,6 +134,9 @@ def _train(recipe: "Recipe", folder: Path) -> None:
         raise
     check(run.read_record().fingerprint, of_data(load_dataset(recipe.data), "train", "validation"), folder, again)
     check(run.read_record().fingerprint, of_base(recipe, run.base), folder, again)
+    stored = open_run(folder).recipe
+    if stored.model != recipe.model:  # the same weights in another place, from which `untuned` and LoRA load them
+        files.write_text(run.recipe_path, stored.model_copy(update={"model": recipe.model}).to_yaml())
 
 
 def _compare(specs: list[str], overrides: list[str], folder: Path) -> "Comparison":

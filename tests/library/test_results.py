@@ -63,11 +63,16 @@ def test_the_experiment_is_repeated_and_finished_runs_are_used_again(base: Path,
     assert "Generative AI with LLMs" in again.stdout
     assert "not the published experiment: " in again.stderr
 
+    small = (*SMALL, f"model.name_or_path={base.rename(tmp_path / 'moved')}")
+    moved = results(*small)
+    assert moved.exit_code == 0, moved.output
+    assert "flan-t5-base-lora is already a finished run" in moved.stderr
+
     other = results(*small, "train.learning_rate=0.5")
     assert other.exit_code == 8
     assert "train.learning_rate: 1e-05 in the run, 0.5 now" in other.stderr
     assert "--output FOLDER" in other.stderr
-    weights = base / "model.safetensors"
+    weights = tmp_path / "moved" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
