@@ -73,7 +73,7 @@ def training(settings: dict[str, str], options: argparse.Namespace) -> float:
     """Seconds of the steps of `tiny`; the limit if it takes longer."""
     names = (threads.COUNT, threads.POLICY, "GOMP_SPINCOUNT", threads.CHOSEN)
     environment = {name: value for name, value in os.environ.items() if name not in names} | settings
-    changes = [f"train.max_steps={options.steps}", "train.logging_steps=1", "data.max_eval_examples=1"]
+    changes = [f"train.max_steps={options.steps}", "train.logging_steps=1", "data.max_validation_examples=1"]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "neuron_sum", "train", "tiny", *changes, "--output", str(run)]

@@ -1,5 +1,6 @@
 """The README's length, the tables of docs/status.md, and the reference that tools/make_reference.py generates."""
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +56,14 @@ def test_the_reference_has_every_recipe_field(reference: Any) -> None:
         assert page.count(f"\n| `{name}` | ") == 1, name
     assert "| `train.seed` | integer ≥ 0, ≤ 4,294,967,295 | `42` | " in page
     assert "| `data.skip_bad` | boolean | `false` | Leave out bad rows" in page
+
+
+def test_every_setting_of_the_benchmarks_exists(reference: Any) -> None:
+    sections, page = "|".join(Recipe.model_fields), reference.recipe_reference()
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    found = set(re.findall(rf"[\"']((?:{sections})\.[\w.]+)=", code))
+    assert len(found) > 20
+    assert not [name for name in found if f"\n| `{name}` | " not in page]
 
 
 def commands(command: Any, words: str) -> Iterator[str]:
