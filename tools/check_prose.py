@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-EXCLUDED = {"test_check_prose.py", "sample_scenarios.py"}
-"""Planted violations, and dialogues of the bundled sample."""
+EXCLUDED = {"test_check_prose.py"}
+"""Planted violations."""
 QUESTION = "Whose|Who|Whom|Where|How|What|When|Which|Why|Told"
 WORD = r"(?!(?:that|which|who|whom|whose|what|where|when|while|if|as|to|it|they)\b)[\w'`/*-]+(?:\.[\w`]+)*\s+"
 VERB = (

@@ -1,6 +1,6 @@
 """Write the bundled sample data: short invented dialogues with summaries, in the format of the DialogSum data set.
 
-The dialogues are generated from the scenarios in ``sample_scenarios.py``. Each one has a unique combination of slot
+The dialogues are generated from the scenarios in ``sample_scenarios.yaml``. Each one has a unique combination of slot
 values, so that the validation and test splits contain only combinations that are not in the training split.
 
 Run from anywhere::
@@ -17,11 +17,11 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sample_scenarios import SCENARIOS, Phrasings, Scenario
+import yaml
 
 SAMPLE_DIR = Path(__file__).resolve().parent.parent / "neuron_sum" / "data" / "sample"
 SEED = 2024
@@ -32,6 +32,41 @@ SUMMARY_WORD_LIMITS = (9, 20)
 
 Values = dict[str, str]
 Entry = dict[str, str]
+Phrasings = Sequence[str]
+"""Equivalent phrasings, one of which is drawn at random."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One kind of dialogue between an asker, who wants something, and a helper.
+
+    All texts are ``str.format`` templates that may name the scenario's slots. The summaries may also name ``{asker}``
+    and ``{helper}``, which become the speaker tags. The two speak in turn, and whoever speaks first is ``#Person1#``:
+    the helper in a dialogue with the optional opening, otherwise the asker.
+
+    Attributes:
+        topic: The topic of the dialogue in a few words.
+        slots: The possible values of each slot.
+        opening: An optional first turn, spoken by the helper.
+        turns: The turns of every dialogue; the asker speaks the first one.
+        closing: Optional last turns, of which a dialogue has none, some or all, in order.
+        summary: The usual wording of the summary.
+        paraphrases: Alternative summaries, used as additional references of the test split.
+    """
+
+    topic: str
+    slots: Mapping[str, Sequence[str]]
+    opening: Phrasings
+    turns: Sequence[Phrasings]
+    closing: Sequence[Phrasings]
+    summary: str
+    paraphrases: Phrasings
+
+
+def read_scenarios() -> tuple[Scenario, ...]:
+    """Read the scenarios, in their order."""
+    content = yaml.safe_load(Path(__file__).with_name("sample_scenarios.yaml").read_text(encoding="utf-8"))
+    return tuple(Scenario(**scenario) for scenario in content["scenarios"])
 
 
 @dataclass(frozen=True)
@@ -45,6 +80,7 @@ class Split:
     references: int = 1
 
 
+SCENARIOS = read_scenarios()
 TASK, OTHERS = SCENARIOS[:12], SCENARIOS[12:]
 """Scenarios for tuning and testing a model, and for training its base; they do not overlap."""
 
