@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compile.verify import verify
@@ -103,7 +104,7 @@ def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
                     encode.append(time.perf_counter() - begun)
                     for _ in range(min(STEPS, bucket.target_len)):
                         begun = time.perf_counter()
-                        session.step(session.start, torch.zeros_like(session.start))
+                        session.step(session.start, np.zeros_like(session.start))
                         step.append(time.perf_counter() - begun)
             yield {
                 "bucket": str(bucket),

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.layers import GraphOptions, Linear, named_layers
 from compile.graphs.llama import StaticLlama
+from compile.graphs.selection import candidates, select
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models.base import is_decoder_only
@@ -107,9 +108,10 @@ class StepGraph(nn.Module):
         slot: Tensor,
         constants: list[Tensor],
         state: list[Tensor],
-    ) -> Tensor:
-        """See `StaticT5.step`."""
-        return self.model.step(tokens, position, ancestors, slot, constants, state)
+    ) -> list[Tensor]:
+        """The candidates of `select`, from the logits of `StaticT5.step`."""
+        logits = self.model.step(tokens, position, ancestors, slot, constants, state)
+        return select(logits, candidates(tokens.shape[1]))
 
     def example_inputs(self, graph: GraphFile) -> tuple[Any, ...]:
         """Inputs of the graph's shape."""
@@ -141,5 +143,5 @@ def eager_runtime(
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters
     adapters = AdapterSlots(spec, stacks, adapter_targets(model)) if spec is not None else None
-    opened = with_host_state(lambda *_: model.step, state_spec(model))
+    opened = with_host_state(lambda *_: StepGraph(model), state_spec(model))
     return GraphRuntime(buckets, num_beams, tokens, lambda _: model.encode, opened, adapters)

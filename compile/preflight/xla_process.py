@@ -73,7 +73,7 @@ def hlo(module: EncodeGraph | StepGraph, inputs: tuple[Any, ...]) -> str:
     inputs = tree_map(placeholder, inputs)
     with torch.no_grad():
         outputs = module(*inputs)
-    return hlo_text([outputs, *inputs[-1]] if isinstance(module, StepGraph) else outputs)
+    return hlo_text([*outputs, *inputs[-1]] if isinstance(module, StepGraph) else outputs)
 
 
 def hlo_text(outputs: list[Tensor]) -> str:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.kv_cache import write_where
 from compile.graphs.layers import Linear, frozen
+from compile.graphs.selection import candidates, select
 from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Compilation, GraphFile, KeptTensor
@@ -218,7 +219,7 @@ class DeviceStep(nn.Module):
         graph: The shape of the graph.
     """
 
-    results = 1
+    results = 4
 
     def __init__(self, model: StaticT5, graph: GraphFile) -> None:
         super().__init__()
@@ -228,10 +229,10 @@ class DeviceStep(nn.Module):
         self.model, self.stacks = model, _stack_names(model, encode=False)
 
     def forward(self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor) -> list[Tensor]:
-        """Logits, then the next values of the kept tensors: the cache with one more column, the others unchanged."""
+        """The candidates, then the next values of the kept tensors: the cache with a new column, others unchanged."""
         state, constants = list(self.state), list(self.constants)
         logits = self.model.step(tokens, position, ancestors, slot, constants, state)
-        return [logits, *state, *constants, *_tensors(self.model, self.stacks)]
+        return [*select(logits, candidates(tokens.shape[1])), *state, *constants, *_tensors(self.model, self.stacks)]
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """Inputs of the graph's shape."""

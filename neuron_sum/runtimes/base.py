@@ -1,14 +1,16 @@
 """Interfaces: the runtime that the generation loop requires, and the generators that all other code uses."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.recipes.schema import GenerateConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
     from neuron_sum.runtimes.slots import AdapterSlots
 
@@ -19,6 +21,26 @@ def until_end(row: Sequence[int], ends: Collection[int]) -> list[int]:
     return list(row[: last + 1])
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The most probable next tokens of every beam, selected by a step.
+
+    Attributes:
+        logits: (examples, K, M) float32, in descending order.
+        tokens: (examples, K, M) int64.
+        log_sum: (examples, K) float32, the logarithm of the sum of exp(logit - largest logit) over the vocabulary.
+        vocabulary: The number of tokens; M is at most this.
+        all_logits: A function that returns all logits, (examples, K, vocabulary) float32. On a device, only this
+            transfers them.
+    """
+
+    logits: "NDArray[np.float32]"
+    tokens: "NDArray[np.int64]"
+    log_sum: "NDArray[np.float32]"
+    vocabulary: int
+    all_logits: "Callable[[], NDArray[np.float32]]"
+
+
 class Session(Protocol):
     """The generation of one batch: its constants, its state and its position.
 
@@ -26,17 +48,14 @@ class Session(Protocol):
         start: (examples, K) int64, the input tokens of the first step.
     """
 
-    start: "Tensor"
+    start: "NDArray[np.int64]"
 
-    def step(self, tokens: "Tensor", rows: "Tensor") -> "Tensor":
+    def step(self, tokens: "NDArray[np.int64]", rows: "NDArray[np.int64]") -> Candidates:
         """Process one token per beam.
 
         Args:
             tokens: (examples, K) int64.
             rows: (examples, K) int64, the row of its example that each beam continues.
-
-        Returns:
-            Logits (examples, K, vocab), float32.
         """
 
 

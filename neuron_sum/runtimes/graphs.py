@@ -5,18 +5,22 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neuron_sum.artifact import Bucket, SpecialTokens, StateSpec
+from neuron_sum.runtimes.base import Candidates
 from neuron_sum.runtimes.slots import AdapterSlots
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 """(input_ids, attention_mask, slot) -> constants; shapes as in compile/graphs/t5.py."""
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(tokens, position, ancestors, slot) -> logits, bound to the constants and the state of one batch."""
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], Sequence[Tensor]]
+"""(tokens, position, ancestors, slot) -> the candidates of compile/graphs/selection.py, bound to the constants and the
+state of one batch."""
 OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]
 """(bucket, num_beams, constants) -> the step of a new batch."""
 
@@ -67,7 +71,7 @@ def with_host_state(graph: Callable[[Bucket, int], Callable[..., Any]], spec: St
 
     Args:
         graph: A function of bucket and beam width that returns the step graph, (tokens, position, ancestors, slot,
-            constants, state) -> logits.
+            constants, state) -> candidates.
         spec: The shape of the state.
     """
 
@@ -93,20 +97,25 @@ class GraphSession:
 
     def __init__(self, step: Step, bucket: Bucket, examples: int, start: Tensor, slot: Tensor) -> None:
         self._step, self._examples, self._slot = step, examples, slot
-        self._tokens, self.start = start.clone(), start[:examples]
+        self._tokens, self.start = start.clone(), start[:examples].numpy()
         self._position = 0
         # ancestors[b, k, t]: the row that wrote the past of beam k at step t.
         self._rows = torch.arange(start.shape[1]).expand_as(start)
         self._ancestors = torch.zeros(*start.shape, bucket.target_len, dtype=torch.int64)
 
-    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
+    def step(self, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> Candidates:
         """See `Session.step`."""
-        self._tokens[: self._examples] = tokens
+        self._tokens[: self._examples] = torch.from_numpy(tokens)
         if tokens.shape[1] > 1:
             past = self._ancestors[: self._examples]
-            self._ancestors[: self._examples] = past.gather(1, rows.unsqueeze(-1).expand_as(past))
+            index = torch.from_numpy(rows).unsqueeze(-1).expand_as(past)
+            self._ancestors[: self._examples] = past.gather(1, index)
             self._ancestors[:, :, self._position] = self._rows
         position = torch.tensor([self._position])
-        logits = self._step(self._tokens, position, self._ancestors, self._slot)
+        values, ids, log_sum, logits = self._step(self._tokens, position, self._ancestors, self._slot)
         self._position += 1
-        return logits[: self._examples]
+        return Candidates(
+            *(part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)),
+            vocabulary=logits.shape[-1],
+            all_logits=lambda: logits.cpu().numpy()[: self._examples],
+        )

@@ -27,6 +27,8 @@ from neuron_sum.runtimes.weights import MODEL
 
 STATE, CONSTANT = "state.", "constants."
 """Prefixes of the names of kept tensors other than adapter stacks; see DeviceStep in compile/targets/neuron.py."""
+CANDIDATES = 4
+"""Outputs of a step before its kept tensors; see compile/graphs/selection.py."""
 NEEDED = ("torch-neuronx", "neuronx-cc")
 """Distributions that only the AWS Neuron package index has."""
 
@@ -71,10 +73,10 @@ def load(artifact: Artifact) -> GraphRuntime:
         # The encoder may also return its kept tensors, after the constants.
         graph.copy_in(dict(zip(graph.constants, constants[: len(graph.constants)], strict=True)))
 
-        def call(*inputs: Tensor) -> Tensor:
-            outputs = graph(*inputs)
-            logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
-            return logits
+        def call(*inputs: Tensor) -> Sequence[Tensor]:
+            # From inputs on the device come outputs on the device, so that the logits are not transferred.
+            outputs: Sequence[Tensor] = graph(*(tensor.to(graphs.device) for tensor in inputs))
+            return outputs[:CANDIDATES]
 
         return call
 

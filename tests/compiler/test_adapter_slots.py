@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -134,12 +135,13 @@ def test_logits_match_the_merged_model_within_rounding(base: PreTrainedModel, fo
     runtime.adapters.load("one", folders["full-rank"])
     with runtime.adapters.lease(["one"]) as slots, torch.inference_mode():
         session = runtime.begin(runtime.buckets[0], 1, [prompt], slots)
-        actual = session.step(session.start, torch.zeros_like(session.start))[0, 0]
+        start = torch.from_numpy(session.start[:, :1])
+        actual = torch.from_numpy(session.step(session.start, np.zeros_like(session.start)).all_logits()[0, 0])
         merged = load_adapter(copy.deepcopy(base), folders["full-rank"]).merge_and_unload()
         if is_decoder_only(base.config):
             expected = merged(input_ids=torch.tensor([prompt])).logits[0, -1]
         else:
-            expected = merged(input_ids=torch.tensor([prompt]), decoder_input_ids=session.start[:, :1]).logits[0, -1]
+            expected = merged(input_ids=torch.tensor([prompt]), decoder_input_ids=start).logits[0, -1]
     assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
 
 

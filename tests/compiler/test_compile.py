@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -120,8 +121,9 @@ def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
     prompt = list(range(5, 45))
     with torch.inference_mode():
         session = runtime.begin(runtime.buckets[0], 1, [prompt], [0])
-        actual = session.step(session.start, torch.zeros_like(session.start))[0, 0]
-        expected = model(input_ids=torch.tensor([prompt]), decoder_input_ids=session.start[:, :1]).logits[0, -1]
+        start = torch.from_numpy(session.start[:, :1])
+        actual = torch.from_numpy(session.step(session.start, np.zeros_like(session.start)).all_logits()[0, 0])
+        expected = model(input_ids=torch.tensor([prompt]), decoder_input_ids=start).logits[0, -1]
     return float((actual - expected).abs().max() / expected.abs().max())
 
 

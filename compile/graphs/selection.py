@@ -1,0 +1,48 @@
+"""The candidates for the next token, selected inside a step graph, so that no tensor of the vocabulary leaves it.
+
+optimum-neuron 0.4.5 also selects in the graph (exporters/neuron/model_wrappers.py, T5DecoderWrapper), but exactly as
+many candidates as a beam search without bans needs. Here SPARE more let the loop remove tokens; the loop reads all
+logits only if those are not enough.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SPARE = 16
+"""Candidates beyond those that a search without bans needs: an n-gram ban or min_new_tokens may remove them."""
+CHUNK = 128
+"""Tokens of which the graph first compares only the largest logit. The divisor of common vocabularies."""
+
+
+def candidates(num_beams: int) -> int:
+    """The number of candidates per beam: 2 K, because K of them may end, and SPARE."""
+    return 2 * num_beams + SPARE
+
+
+def select(logits: Tensor, count: int) -> list[Tensor]:
+    """The largest logits of every beam, in descending order.
+
+    They are in the chunks with the largest maxima, so only those chunks are sorted.
+
+    Args:
+        logits: (B, K, vocab), float32.
+        count: Number of candidates; reduced to vocab.
+
+    Returns:
+        Their logits (B, K, count), float32; their tokens (B, K, count), int64; the logarithm of the sum of
+        exp(logit - largest logit) over the vocabulary (B, K), float32; and all logits.
+    """
+    batch, beams, vocab = logits.shape
+    count = min(count, vocab)
+    padded = functional.pad(logits, (0, -vocab % CHUNK), value=float("-inf"))
+    chunks = padded.view(batch, beams, -1, CHUNK)
+    if chunks.shape[2] > count:
+        best = torch.topk(chunks.amax(-1), count).indices
+        pool = chunks.gather(2, best.unsqueeze(-1).expand(batch, beams, count, CHUNK)).flatten(2)
+        values, at = torch.topk(pool, count)
+        tokens = best.gather(2, torch.div(at, CHUNK, rounding_mode="floor")) * CHUNK + at % CHUNK
+    else:
+        values, tokens = torch.topk(logits, count)
+    log_sum = (logits - values[..., :1]).exp().sum(-1).log()
+    return [values, tokens, log_sum, logits]
