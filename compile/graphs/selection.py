@@ -35,7 +35,7 @@ def select(logits: Tensor, count: int) -> list[Tensor]:
     """
     batch, beams, vocab = logits.shape
     count = min(count, vocab)
-    padded = functional.pad(logits, (0, -vocab % CHUNK), value=float("-inf"))
+    padded = functional.pad(logits, (0, -vocab % CHUNK), value=torch.finfo(logits.dtype).min)
     chunks = padded.view(batch, beams, -1, CHUNK)
     if chunks.shape[2] > count:
         best = torch.topk(chunks.amax(-1), count).indices

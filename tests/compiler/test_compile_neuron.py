@@ -254,7 +254,7 @@ def test_aliases_have_the_order_and_numbers_of_upstream(
     assert [name for name, _ in ours] == [name for name, _ in theirs] + ["constants.4"]
     for pairs in (ours, theirs):
         assert [output for _, output in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
-    assert (ours[0][1], theirs[0][1]) == (1, 3), "logits; of upstream's beams, also their scores and tokens"
+    assert (ours[0][1], theirs[0][1]) == (4, 3), "after the candidates; upstream's also name their beams, and no sum"
 
 
 def test_torch_xla_computes_the_traced_graphs(upstream: dict[str, Any]) -> None:
@@ -283,13 +283,13 @@ def test_a_step_receives_four_small_tensors_and_keeps_the_rest(
         ["torch.int64", [3]],
     ]
     assert step["aliases"][:5] == [
-        ["state.0", "torch.float32", [3, 2, 24, 8], 1],
-        ["state.1", "torch.float32", [3, 2, 24, 8], 2],
-        ["constants.0", "torch.float32", [3, 1, 1, 196], 3],
-        ["constants.1", "torch.float32", [3, 2, 196, 8], 4],
-        ["constants.2", "torch.float32", [3, 2, 196, 8], 5],
+        ["state.0", "torch.float32", [3, 2, 24, 8], 4],
+        ["state.1", "torch.float32", [3, 2, 24, 8], 5],
+        ["constants.0", "torch.float32", [3, 1, 1, 196], 6],
+        ["constants.1", "torch.float32", [3, 2, 196, 8], 7],
+        ["constants.2", "torch.float32", [3, 2, 196, 8], 8],
     ]
-    for call, first in ((encode, 3), (step, 1)):
+    for call, first in ((encode, 3), (step, 4)):
         names, outputs = [alias[0] for alias in call["aliases"]], [alias[3] for alias in call["aliases"]]
         assert names == call["parameters"], "in the order of parameters()"
         assert outputs == list(range(first, first + len(outputs)))
