@@ -17,7 +17,7 @@ from neuron_sum.artifact import GraphFile
 from neuron_sum.errors import CompileError
 
 SOURCES = (
-    *(f"graphs/{name}.py" for name in ("kv_cache", "layers", "t5", "llama", "static")),
+    *(f"graphs/{name}.py" for name in ("kv_cache", "layers", "selection", "t5", "llama", "static")),
     "../neuron_sum/models/families.py",
 )
 """The files, from this folder, that determine what a graph computes, for any target."""

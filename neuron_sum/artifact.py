@@ -30,7 +30,7 @@ from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_resolved
 from neuron_sum.recipes.schema import Recipe, Section
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS, RECIPE, TOKENIZER = "manifest.json", "weights.safetensors", "recipe.yaml", "tokenizer"
 GRAPHS, ADAPTERS = "graphs", "adapters"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -182,7 +182,7 @@ class Compilation(Section):
 class Manifest(Section):
     """Everything that a runtime must know and check before it runs an artifact."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     neuron_sum: str
     """Version of this package."""
     model_type: str

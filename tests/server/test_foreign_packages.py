@@ -170,7 +170,7 @@ def test_an_adapter_that_the_manifest_does_not_list_is_rejected(artifact: Path) 
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
         ({"neuron_sum": KeyError}, "neuron_sum: Field required"),
         ({"prompt|template": "\ud800"}, "manifest.json"),
-        ({"format_version": 2}, "format_version is 2, this neuron-sum reads 1"),
+        ({"format_version": 1}, "format_version is 1, this neuron-sum reads 2"),
         ({"format_version": KeyError}, "format_version is null"),
     ],
 )
@@ -198,8 +198,8 @@ def test_a_foreign_manifest_is_rejected_with_its_key(artifact: Path, change: dic
         (b"[" * 100_000 + b"]" * 100_000, "cannot be read"),
         (b'{"format_version": ' + b"9" * 5000 + b"}", "cannot be read"),
         (b" " * (files.MAX_JSON_BYTES + 1), f"has more than {files.MAX_JSON_BYTES:,} bytes"),
-        (b'{"format_version": 1}', "digest"),
-        (b'{"format_version": 1, "digest": []}', "digest"),
+        (b'{"format_version": 2}', "digest"),
+        (b'{"format_version": 2, "digest": []}', "digest"),
     ],
 )
 def test_a_damaged_manifest_is_an_error_of_the_artifact(artifact: Path, content: bytes, message: str) -> None:
