@@ -192,14 +192,17 @@ class DeviceEncode(nn.Module):
         self.graph, self.model = graph, model
         self.stacks = _stack_names(model, encode=True)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor | None = None) -> list[Tensor]:
         """The constants of `StaticT5.encode`, then the kept tensors."""
+        if slot is None:
+            slot = torch.zeros_like(input_ids[:, 0])
         constants = self.model.encode(input_ids, attention_mask, slot)
         return [*constants, *_tensors(self.model, self.stacks)]
 
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Inputs of the graph's shape."""
-        return EncodeGraph(self.model).example_inputs(self.graph)
+        """Inputs of the graph's shape; without adapters no slot, because a graph must use all of its inputs."""
+        ids, mask, slot = EncodeGraph(self.model).example_inputs(self.graph)
+        return (ids, mask, slot) if self.stacks else (ids, mask)
 
     @property
     def results(self) -> int:
@@ -223,20 +226,29 @@ class DeviceStep(nn.Module):
 
     def __init__(self, model: StaticT5, graph: GraphFile) -> None:
         super().__init__()
-        *self.inputs, constants, state = StepGraph(model).example_inputs(graph)
+        self.tokens, self.position, self.ancestors, self.slot, constants, state = StepGraph(model).example_inputs(graph)
         self.state = nn.ParameterList(frozen(tensor) for tensor in state)
         self.constants = nn.ParameterList(frozen(tensor) for tensor in constants)
         self.model, self.stacks = model, _stack_names(model, encode=False)
 
-    def forward(self, tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor) -> list[Tensor]:
+    def forward(self, tokens: Tensor, position: Tensor, *others: Tensor) -> list[Tensor]:
         """The candidates, then the next values of the kept tensors: the cache with a new column, others unchanged."""
+        remaining = list(others)
+        ancestors = remaining.pop(0) if self.has_beams else torch.zeros_like(self.ancestors, device=tokens.device)
+        slot = remaining.pop(0) if self.stacks else torch.zeros_like(tokens[:, 0])
         state, constants = list(self.state), list(self.constants)
         logits = self.model.step(tokens, position, ancestors, slot, constants, state)
         return [*select(logits, candidates(tokens.shape[1])), *state, *constants, *_tensors(self.model, self.stacks)]
 
+    @property
+    def has_beams(self) -> bool:
+        """Whether there is an order of beams, which a single one does not need."""
+        return self.ancestors.shape[1] > 1
+
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Inputs of the graph's shape."""
-        return tuple(self.inputs)
+        """Inputs of the graph's shape: tokens, position, of several beams ancestors, of adapters slots."""
+        needed = [(self.ancestors, self.has_beams), (self.slot, bool(self.stacks))]
+        return self.tokens, self.position, *(tensor for tensor, is_needed in needed if is_needed)
 
     def device_tensors(self) -> list[tuple[str, Tensor]]:
         """See `DeviceEncode.device_tensors`."""

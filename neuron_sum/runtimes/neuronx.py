@@ -2,7 +2,7 @@
 
 Every graph stores its state in parameters, which come first in its `parameters()`, in the order of tracing. A batch
 starts by copying the encoder's outputs into the parameters of the step graph, as optimum-neuron 0.4.5 does
-(neuron/modeling_seq2seq.py, generate). The encoder's inputs are moved to the device first, because then its outputs
+(neuron/modeling_seq2seq.py, generate). The inputs of a graph are moved to the device first, because then its outputs
 also stay there (AWS Neuron documentation, "Direct HBM Tensor Allocation"). Self-attention keys and values are not
 cleared: values of an earlier batch are masked until they are overwritten.
 """
@@ -60,10 +60,9 @@ def load(artifact: Artifact) -> GraphRuntime:
     def encode(bucket: Bucket) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
         graph = graphs.get(files["encode", bucket.batch, bucket.source_len, None, None])
 
-        def call(*inputs: Tensor) -> Sequence[Tensor]:
+        def call(ids: Tensor, mask: Tensor, slot: Tensor) -> Sequence[Tensor]:
             graph.renew_stacks()
-            outputs: Sequence[Tensor] = graph(*(tensor.to(graphs.device) for tensor in inputs))
-            return outputs
+            return graph.run(ids, mask, *([slot] if graph.has_slots else []))
 
         return call
 
@@ -73,10 +72,9 @@ def load(artifact: Artifact) -> GraphRuntime:
         # The encoder may also return its kept tensors, after the constants.
         graph.copy_in(dict(zip(graph.constants, constants[: len(graph.constants)], strict=True)))
 
-        def call(*inputs: Tensor) -> Sequence[Tensor]:
-            # From inputs on the device come outputs on the device, so that the logits are not transferred.
-            outputs: Sequence[Tensor] = graph(*(tensor.to(graphs.device) for tensor in inputs))
-            return outputs[:CANDIDATES]
+        def call(tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor) -> Sequence[Tensor]:
+            needed = [(ancestors, num_beams > 1), (slot, graph.has_slots)]
+            return graph.run(tokens, position, *(tensor for tensor, is_needed in needed if is_needed))[:CANDIDATES]
 
         return call
 
@@ -93,17 +91,25 @@ class _Graph:
         trace: The module loaded by torch_neuronx.
         graph: The entry of the manifest.
         adapters: The adapter slots that the graph has copies of.
+        device: The name of its device.
     """
 
-    def __init__(self, trace: Any, graph: GraphFile, adapters: AdapterSlots | None) -> None:
-        self._trace, self._adapters = trace, adapters
+    def __init__(self, trace: Any, graph: GraphFile, adapters: AdapterSlots | None, device: str) -> None:
+        self._trace, self._adapters, self._device = trace, adapters, device
         self._names = [kept.name for kept in graph.kept]
         self.constants = [name for name in self._names if name.startswith(CONSTANT)]
         self._stacks = [name for name in self._names if not name.startswith((STATE, CONSTANT))]
         self._version: int | None = None
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        return self._trace(*inputs)
+    @property
+    def has_slots(self) -> bool:
+        """Whether the graph reads adapters, and the slot of each example."""
+        return bool(self._stacks)
+
+    def run(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Run the graph. From inputs on the device come outputs on the device, and only what is read is transferred."""
+        outputs: Sequence[Tensor] = self._trace(*(tensor.to(self._device) for tensor in inputs))
+        return outputs
 
     def kept(self) -> list[Tensor]:
         """The kept parameters; read at every call, because moving a graph to a device replaces its parameters."""
@@ -171,7 +177,7 @@ class _Graphs:
                 f"graphs.kept: {graph.file} has {shape} instead of {graph.kept[at].name} {expected[at]}",
                 "compile again",
             )
-        return _Graph(trace, graph, self._adapters)
+        return _Graph(trace, graph, self._adapters, self.device)
 
 
 def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | None) -> dict[str, Tensor]:
