@@ -28,7 +28,7 @@ from neuron_sum.contents import is_file, list_files, path_fault
 from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_resolved
-from neuron_sum.recipes.schema import Recipe, Section
+from neuron_sum.recipes.schema import CacheWrite, Recipe, Section
 
 FORMAT_VERSION = 2
 MANIFEST, WEIGHTS, RECIPE, TOKENIZER = "manifest.json", "weights.safetensors", "recipe.yaml", "tokenizer"
@@ -170,7 +170,7 @@ class Compilation(Section):
     arguments: tuple[str, ...]
     """Command-line arguments, the same for every graph."""
     exporter: Literal["own", "optimum"]
-    cache_write: Literal["in_place", "where"] | None
+    cache_write: CacheWrite | None
     """None for optimum, which uses its own method."""
     inline_weights: bool
     tensor_parallel_size: int

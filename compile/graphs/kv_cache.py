@@ -36,6 +36,12 @@ def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     return updated.view(batch, heads, slots, width)
 
 
+def write_scatter(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
+    """`write_column` as torch.scatter, which optimum-neuron 0.4.5 writes a token with; returns a new cache."""
+    rows = position * column.shape[2] + torch.arange(column.shape[2], device=cache.device)
+    return cache.scatter(2, rows[:, None].expand_as(column), column.to(cache.dtype))
+
+
 def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:
     """Masks the positions of the self-attention cache that do not belong to a beam's past.
 

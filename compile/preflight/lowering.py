@@ -10,20 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from compile.preflight.hlo import Account
 from neuron_sum import files
 from neuron_sum.artifact import AdapterSpec, GraphFile
 from neuron_sum.errors import CompileError, PlatformError
+from neuron_sum.recipes.schema import CacheWrite
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 PYTHON = "NEURON_SUM_XLA_PYTHON"
 """The environment variable with the path of a Python with torch_xla."""
-WriteForm = Literal["in_place", "where"]
-"""compile.neuron.cache_write: a step writes its column with dynamic-update-slice, or chooses for each position."""
 ENVIRONMENT = {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 
 
@@ -45,7 +44,7 @@ class LoweringOptions:
     kv_dtype: str
     source_len: int
     target_len: int
-    write: WriteForm = "in_place"
+    write: CacheWrite = "in_place"
     soft_prompt_tokens: int = 0
     adapters: AdapterSpec | None = None
 
@@ -85,7 +84,7 @@ class Lowered:
     """
 
     graph: GraphFile
-    write: WriteForm
+    write: CacheWrite
     account: Account
     weights: int
     inputs: int

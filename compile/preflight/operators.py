@@ -45,7 +45,7 @@ LIMITS = {
 """Limits of operators in the published list."""
 RUN_TIME_INDEX = (
     "these graphs write\ntheir cache at a run-time index, as does the inference code of optimum-neuron "
-    "(modules/kvcache/utils.py); if a compiler\nrejects it, use compile.neuron.cache_write=where"
+    "(modules/kvcache/utils.py); if a compiler\nrejects it, use compile.neuron.cache_write=scatter or where"
 )
 """Printed after the limit of dynamic-update-slice."""
 

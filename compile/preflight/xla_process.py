@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig
 
-from compile.graphs.kv_cache import write_where
+from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import EncodeGraph, StepGraph, static_model
 from compile.preflight.hlo import account
@@ -118,7 +118,7 @@ def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     return written
 
 
-WRITES = {"in_place": write_slice, "where": write_where}
+WRITES = {"in_place": write_slice, "scatter": write_scatter, "where": write_where}
 
 if __name__ == "__main__":
     main()

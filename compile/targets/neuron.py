@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from compile.graphs.kv_cache import write_where
+from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import Linear, frozen
 from compile.graphs.selection import candidates, select
 from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
@@ -26,7 +26,7 @@ from neuron_sum.errors import CompileError, PlatformError, RecipeError
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.platform.machine import neuron_devices, total_memory
 from neuron_sum.platform.matrix import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
-from neuron_sum.recipes.schema import CompileConfig
+from neuron_sum.recipes.schema import CacheWrite, CompileConfig
 from neuron_sum.runtimes import neuronx
 
 COMPILER = "neuronx-cc"
@@ -97,8 +97,7 @@ class NeuronTarget:
 
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
-        write: Callable[..., Tensor] = write_slice if self.settings.neuron.cache_write == "in_place" else write_where
-        return {"linear": Linear, "write": write, "row_sums": False}
+        return {"linear": Linear, "write": WRITES[self.settings.neuron.cache_write], "row_sums": False}
 
     def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
         """See `Target`."""
@@ -282,6 +281,14 @@ def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     zero = torch.zeros_like(row)
     updated: Tensor = update(cache, column.to(cache.dtype), zero, zero, row, zero)
     return updated
+
+
+WRITES: dict[CacheWrite, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "in_place": write_slice,
+    "scatter": write_scatter,
+    "where": write_where,
+}
+"""The functions of compile.neuron.cache_write."""
 
 
 def _stack_names(model: StaticT5, *, encode: bool) -> list[str]:

@@ -333,6 +333,9 @@ class AdapterSlotsConfig(Section):
     """Maximum tokens of a soft prompt."""
 
 
+CacheWrite = Literal["in_place", "scatter", "where"]
+
+
 class NeuronCompileConfig(Section):
     """Settings only for inf2 and trn1; the compiler's options have the names of neuronx-cc."""
 
@@ -342,8 +345,8 @@ class NeuronCompileConfig(Section):
     """The fp32 operations that the compiler may compute in auto_cast_type."""
     auto_cast_type: Literal["bf16", "tf32"] = "bf16"
     optlevel: Literal[1, 2, 3] = 2
-    cache_write: Literal["in_place", "where"] = "in_place"
-    """How a step stores keys and values; `where` rewrites the cache, for a compiler that rejects `in_place`."""
+    cache_write: CacheWrite = "in_place"
+    """How a step stores keys and values: dynamic-update-slice, scatter, or a choice between old and new everywhere."""
     inline_weights: bool = False
     """Put the weights into the compiled graphs; otherwise, another checkpoint of the same shape needs no compile."""
     tensor_parallel_size: Literal[1, 2] = 1

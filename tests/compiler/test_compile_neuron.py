@@ -134,7 +134,7 @@ def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Equal tokens.
 
 
-@pytest.mark.parametrize("write", ["in_place", "where"])
+@pytest.mark.parametrize("write", ["in_place", "scatter", "where"])
 def test_tokens_equal_those_of_transformers_with_and_without_adapter(
     calls: Calls, micro_lora_run: Path, tmp_path: Path, write: str
 ) -> None:

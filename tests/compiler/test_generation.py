@@ -3,7 +3,7 @@
 import copy
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,13 +169,14 @@ def test_each_of_several_end_tokens_ends_a_summary(
     assert all(token not in ends for row in rows for token in row[:-1])
 
 
+@pytest.mark.parametrize("write", [kv_cache.write_where, kv_cache.write_scatter])
 @pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_cache_writes_and_products_generate_the_same_tokens(
-    cases: dict[str, Case], family: str, num_beams: int
+    cases: dict[str, Case], family: str, num_beams: int, write: Callable[..., torch.Tensor]
 ) -> None:
     case = cases[family]
-    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=kv_cache.write_where, row_sums=False)
+    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=write, row_sums=False)
     asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
     seen = compared(case, case.prompts[:12], asked, StepGenerator(other))
     assert seen["different"] == 0

@@ -14,6 +14,7 @@ from micro_models import ROOT
 
 from benchmarks import preflight as benchmark
 from compile.graphs.buckets import bucket_graphs
+from compile.graphs.selection import candidates
 from compile.preflight import hlo, lowering
 from compile.preflight.hlo import account
 from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
@@ -26,6 +27,7 @@ PLAIN = LoweringOptions("fp32", "fp32", BUCKET.source_len, BUCKET.target_len)
 VARIANTS = {
     "plain": PLAIN,
     "where": dataclasses.replace(PLAIN, write="where"),
+    "scatter": dataclasses.replace(PLAIN, write="scatter"),
     "bf16": dataclasses.replace(PLAIN, dtype="bf16", kv_dtype="bf16"),
     "narrow cache": dataclasses.replace(PLAIN, kv_dtype="bf16"),
     "soft prompt": dataclasses.replace(PLAIN, soft_prompt_tokens=4),
@@ -174,7 +176,7 @@ def test_no_graph_has_a_dynamic_dimension_or_a_wide_float(tiny: dict[tuple[str, 
         assert lowered.account.total_flops > 0, key
         # Operations that a compiler without narrowing of s64 would reject: docs/compile.md.
         assert lowered.account.flops.keys() <= {"f32", "bf16"}, key
-        assert "scatter" not in lowered.account.operators, key
+        assert ("scatter" in lowered.account.operators) == (key[1] == "scatter" and key[2] != "encode"), key
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -185,13 +187,15 @@ def test_a_step_writes_a_column_in_place_and_where_rewrites(
     beams = BEAMS if kind == "beams" else 1
     heads = 2
     column = BUCKET.batch * heads * beams * 8 * 4
-    logits = BUCKET.batch * beams * 64 * 4
+    listed = candidates(beams)
+    logits = BUCKET.batch * beams * (64 * 4 + listed * 4 + listed * 8 + 4)  # and the candidates with their sum
     plain, where = tiny[family, "plain", kind].account, tiny[family, "where", kind].account
     assert plain.in_place == 2 * LAYERS
     assert plain.written == logits + 2 * LAYERS * column
     assert where.in_place == 0
     assert where.written == logits + 2 * LAYERS * column * BUCKET.target_len
     assert "dynamic-update-slice" not in where.operators
+    assert tiny[family, "scatter", kind].account.written == plain.written
     narrow = tiny[family, "narrow cache", kind].account
     assert narrow.written == logits + LAYERS * column
     half = tiny[family, "bf16", kind].account
