@@ -22,22 +22,23 @@ from typing import Any
 from transformers import AutoConfig
 
 from compile.preflight.hlo import Account
-from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, WriteForm, lower, xla_python
+from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower, xla_python
 from neuron_sum import console
 from neuron_sum.artifact import GraphFile
 from neuron_sum.models.dimensions import PUBLISHED
+from neuron_sum.recipes.schema import CacheWrite
 
 ROOT = Path(__file__).parent.parent
 SOURCE_LEN, TARGET_LEN = 512, 128
 BEAMS = (1, 4)
-BARS: dict[tuple[str, WriteForm, int], float] = {
+BARS: dict[tuple[str, CacheWrite, int], float] = {
     ("fp32", "in_place", 1): 0.90, ("fp32", "in_place", 4): 0.53,
     ("fp32", "where", 1): 0.91, ("fp32", "where", 4): 0.56,
     ("bf16", "in_place", 1): 0.45, ("bf16", "in_place", 4): 0.27,
     ("bf16", "where", 1): 0.46, ("bf16", "where", 4): 0.28,
 }  # fmt: skip
 """Maximum bytes relative to the exporter's bytes in fp32."""
-CACHE_WRITE: dict[WriteForm, set[str]] = {"in_place": {"dynamic-update-slice"}, "where": set()}
+CACHE_WRITE: dict[CacheWrite, set[str]] = {"in_place": {"dynamic-update-slice"}, "where": set()}
 """Operators that a form may use in addition to the exporter's."""
 
 
@@ -161,7 +162,7 @@ def compare(dims: dict[str, Any], folder: Path) -> tuple[list[Row], dict[int, Ac
     return rows, upstream
 
 
-def _job(config: Any, dtype: str, write: WriteForm) -> LoweringJob:
+def _job(config: Any, dtype: str, write: CacheWrite) -> LoweringJob:
     graphs = tuple(
         GraphFile(
             kind="step",

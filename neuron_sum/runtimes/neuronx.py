@@ -29,6 +29,9 @@ STATE, CONSTANT = "state.", "constants."
 """Prefixes of the names of kept tensors other than adapter stacks; see DeviceStep in compile/targets/neuron.py."""
 CANDIDATES = 4
 """Outputs of a step before its kept tensors; see compile/graphs/selection.py."""
+CHECKED = (0.0, 1.0)
+"""The values of kept parameters for which the results must differ."""
+REPORT = "report the output of `neuron-sum compile report ARTIFACT`"
 NEEDED = ("torch-neuronx", "neuronx-cc")
 """Distributions that only the AWS Neuron package index has."""
 
@@ -91,11 +94,13 @@ class _Graph:
         trace: The module loaded by torch_neuronx.
         graph: The entry of the manifest.
         adapters: The adapter slots that the graph has copies of.
+        results: The number of outputs; the next values of the kept parameters may follow them.
         device: The name of its device.
     """
 
-    def __init__(self, trace: Any, graph: GraphFile, adapters: AdapterSlots | None, device: str) -> None:
-        self._trace, self._adapters, self._device = trace, adapters, device
+    def __init__(self, trace: Any, graph: GraphFile, adapters: AdapterSlots | None, results: int, device: str) -> None:
+        self._trace, self._graph, self._adapters = trace, graph, adapters
+        self._results, self._device = results, device
         self._names = [kept.name for kept in graph.kept]
         self.constants = [name for name in self._names if name.startswith(CONSTANT)]
         self._stacks = [name for name in self._names if not name.startswith((STATE, CONSTANT))]
@@ -125,6 +130,40 @@ class _Graph:
             if name in values:
                 tensor.copy_(values[name])
 
+    def check_copies(self) -> None:
+        """Run the graph with different values in its kept parameters, which are overwritten later.
+
+        Reading a parameter back is no evidence: on other devices, copies into a loaded graph's parameters could be read
+        back while the graph computed with the old values.
+
+        Raises:
+            ArtifactError: If the results do not depend on the encoder's outputs, or not on the adapters.
+        """
+        for what, names in (("the encoder's outputs", self.constants), ("adapters", self._stacks)):
+            results = []
+            for value in CHECKED if names else ():
+                kept = dict(zip(self._names, self.kept(), strict=True))
+                self.copy_in({name: torch.full_like(kept[name], value, device="cpu") for name in names})
+                results.append([output.cpu() for output in self.run(*self._example_inputs())[: self._results]])
+            if results and all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
+                raise ArtifactError(
+                    f"{self._graph.file}: the graph ignores {what} that are copied into its parameters: all "
+                    "dialogues, or all adapters, would have the same summary",
+                    f"use --target cpu, and {REPORT}",
+                )
+
+    def _example_inputs(self) -> list[Tensor]:
+        """Inputs of the graph's shape, with the first adapter slot."""
+        graph = self._graph
+        ids = torch.ones(graph.batch, graph.source_len, dtype=torch.int64)
+        inputs = [ids, ids]
+        if graph.kind == "step":
+            beams, target_len = graph.num_beams or 1, graph.target_len or 1
+            inputs = [ids[:, :1].expand(-1, beams).contiguous(), torch.zeros(1, dtype=torch.int64)]
+            if beams > 1:
+                inputs.append(torch.zeros(graph.batch, beams, target_len, dtype=torch.int64))
+        return [*inputs, *([ids[:, 0].contiguous()] if self.has_slots else [])]
+
     def renew_stacks(self) -> None:
         """Copy the adapter stacks to the device if an adapter was loaded since the last copy."""
         if self._adapters is None or not self._stacks or self._version == self._adapters.version:
@@ -149,6 +188,8 @@ class _Graphs:
         self._folder, self._adapters = artifact.path, adapters
         self._core, self._inline_weights = core, manifest.compilation.inline_weights
         self.device = f"neuron:{self._core}"
+        assert manifest.state is not None
+        self._constants = 1 + manifest.state.tensors
         self._weights = {} if self._inline_weights else _weights(artifact.path / WEIGHTS, manifest.aliases, adapters)
         self._loaded: dict[str, _Graph] = {}
         self._lock = threading.Lock()
@@ -167,6 +208,7 @@ class _Graphs:
         torch_neuronx.experimental.set_neuron_cores(trace, start_nc=self._core, nc_count=1)
         if not self._inline_weights:
             torch_neuronx.replace_weights(trace, self._weights)
+            _check_weights(trace, graph.file)
         torch_neuronx.move_trace_to_device(trace, self._core)
         expected = [kept.shape for kept in graph.kept]
         found = [tuple(parameter.shape) for parameter in islice(trace.parameters(), len(expected))]
@@ -177,7 +219,24 @@ class _Graphs:
                 f"graphs.kept: {graph.file} has {shape} instead of {graph.kept[at].name} {expected[at]}",
                 "compile again",
             )
-        return _Graph(trace, graph, self._adapters, self.device)
+        results = CANDIDATES if graph.kind == "step" else self._constants
+        loaded = _Graph(trace, graph, self._adapters, results, self.device)
+        loaded.check_copies()
+        return loaded
+
+
+def _check_weights(trace: Any, file: str) -> None:
+    """Raise if a placeholder of compilation remains: one number that is repeated, where a weight belongs."""
+    remaining = [
+        name
+        for name, tensor in [*trace.named_parameters(), *trace.named_buffers()]
+        if tensor.numel() > 1 and not any(tensor.stride())
+    ]
+    if remaining:
+        raise ArtifactError(
+            f"{file}: torch_neuronx.replace_weights left {len(remaining)} weights at zero, such as {remaining[0]}",
+            f"compile again with `--set compile.neuron.inline_weights=true`, and {REPORT}",
+        )
 
 
 def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | None) -> dict[str, Tensor]:

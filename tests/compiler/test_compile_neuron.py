@@ -469,6 +469,45 @@ def test_a_graph_of_another_shape_is_rejected(artifact: Artifact) -> None:
         load_generator(other)[0].warm_up()
 
 
+@pytest.mark.parametrize(
+    ("prefix", "what"),
+    [(neuronx.CONSTANT, "the encoder's outputs"), ("model.", "adapters")],
+    ids=["encoder", "adapter"],
+)
+def test_a_graph_that_ignores_copied_values_is_rejected(
+    calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, what: str
+) -> None:
+    """The values can be read back, but the graph computes with others."""
+    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
+    kept = neuronx._Graph.kept
+
+    def copies(self: Any) -> list[torch.Tensor]:
+        pairs = zip(self._names, kept(self), strict=True)
+        return [tensor.clone() if name.startswith(prefix) else tensor for name, tensor in pairs]
+
+    monkeypatch.setattr(neuronx._Graph, "kept", copies)
+    with pytest.raises(ArtifactError, match=f"ignores {what} that are copied") as raised:
+        load_generator(artifact)[0].warm_up()
+    assert "neuron-sum compile report" in str(raised.value.hint)
+
+
+def test_weights_that_were_not_replaced_are_named(
+    calls: Calls, micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = compiled(micro_run, tmp_path, *SMALLEST)
+    import torch_neuronx
+
+    replace_weights = torch_neuronx.replace_weights
+
+    def forgetful(trace: Any, weights: dict[str, torch.Tensor]) -> None:
+        replace_weights(trace, {name: tensor for name, tensor in weights.items() if not name.endswith("head.weight")})
+
+    monkeypatch.setattr(torch_neuronx, "replace_weights", forgetful)
+    with pytest.raises(ArtifactError, match=r"replace_weights left \d+ weights at zero, such as .*head") as raised:
+        load_generator(artifact)[0].warm_up()
+    assert "inline_weights=true" in str(raised.value.hint)
+
+
 def test_without_neuron_packages_nothing_is_compiled_or_loaded(
     micro_run: Path, packages: Path, neuron_sum: CommandLine, tmp_path: Path
 ) -> None:
