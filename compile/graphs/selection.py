@@ -7,7 +7,6 @@ logits only if those are not enough.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 SPARE = 16
 """Candidates beyond those that a search without bans needs: an n-gram ban or min_new_tokens may remove them."""
@@ -35,13 +34,17 @@ def select(logits: Tensor, count: int) -> list[Tensor]:
     """
     batch, beams, vocab = logits.shape
     count = min(count, vocab)
-    padded = functional.pad(logits, (0, -vocab % CHUNK), value=torch.finfo(logits.dtype).min)
+    padded = logits
+    if missing := -vocab % CHUNK:
+        least = torch.full((batch, beams, missing), torch.finfo(logits.dtype).min, device=logits.device)
+        padded = torch.cat([logits, least], dim=-1)
     chunks = padded.view(batch, beams, -1, CHUNK)
     if chunks.shape[2] > count:
         best = torch.topk(chunks.amax(-1), count).indices
         pool = chunks.gather(2, best.unsqueeze(-1).expand(batch, beams, count, CHUNK)).flatten(2)
         values, at = torch.topk(pool, count)
-        tokens = best.gather(2, torch.div(at, CHUNK, rounding_mode="floor")) * CHUNK + at % CHUNK
+        ids = best.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=logits.device)
+        tokens = ids.flatten(2).gather(2, at)
     else:
         values, tokens = torch.topk(logits, count)
     log_sum = (logits - values[..., :1]).exp().sum(-1).log()
