@@ -43,7 +43,7 @@ BARS: dict[tuple[str, CacheWrite, int], float] = {
 CACHE_WRITE: dict[CacheWrite, set[str]] = {"in_place": {"dynamic-update-slice"}, "scatter": {"scatter"}, "where": set()}
 """Operators that a form may use in addition to the exporter's."""
 SELECTION = {"sort"}
-"""The operator of torch.topk, which the exporter's graphs use for beams; for a single one they take the largest logit."""
+"""The operator of torch.topk, which the exporter also uses for beams; for one beam it takes the largest logit."""
 
 
 @dataclass(frozen=True)
