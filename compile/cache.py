@@ -73,7 +73,7 @@ def key(
             options.soft_prompt_tokens,
             options.adapters.model_dump(mode="json") if options.adapters else None,
         ],
-        "graph": graph.model_dump(mode="json", exclude={"file", "kept"}),
+        "graph": graph.model_dump(mode="json", exclude={"file"}),
         "code": [files.sha256(Path(__file__).parent / name) for name in (*SOURCES, *target.sources)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,

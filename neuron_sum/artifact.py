@@ -68,13 +68,6 @@ class AdapterSpec(Section):
     target_modules: tuple[str, ...]
 
 
-class KeptTensor(Section):
-    """One parameter that a graph keeps: state.N, constants.N, or an adapter stack under its name."""
-
-    name: str
-    shape: tuple[Size, ...]
-
-
 class GraphFile(Section):
     """One compiled graph. `encode` does not depend on target_len and num_beams."""
 
@@ -84,8 +77,6 @@ class GraphFile(Section):
     target_len: Size | None = None
     num_beams: Size | None = None
     file: str
-    kept: tuple[KeptTensor, ...] = ()
-    """Tensors that a Neuron graph keeps on its device, in the order of its parameters."""
 
 
 class StateSpec(Section):

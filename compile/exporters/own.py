@@ -148,11 +148,7 @@ def make_plan(source: Source) -> CompilePlan:
     )
     static = static_model(config, options)
     source.check_adapter(_slots(static) if source.uses_adapter_slot else None)
-    graphs = [
-        graph.model_copy(update={"kept": target.device_tensors(static, graph)})
-        for bucket in buckets
-        for graph in bucket_graphs(bucket, num_beams, target.suffix)
-    ]
+    graphs = [graph for bucket in buckets for graph in bucket_graphs(bucket, num_beams, target.suffix)]
     weights_hash = source.weights_hash() if target.weights_inside else None
     keys = {graph.file: cache.key(config, options, graph, target, weights_hash) for graph in graphs}
     cached = {file: cache.path(key, target.suffix) for file, key in keys.items()}

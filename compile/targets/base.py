@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from compile.graphs.static import StaticModel
-from neuron_sum.artifact import GraphFile, KeptTensor
+from neuron_sum.artifact import GraphFile
 from neuron_sum.recipes.schema import CompileConfig
 
 
@@ -44,9 +44,6 @@ class Target(Protocol):
 
     def graph_options(self) -> dict[str, Any]:
         """The target's fields of `GraphOptions`: linear, write, row_sums."""
-
-    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
-        """The tensors that a graph keeps on its device, in its order; empty if each call passes all tensors."""
 
     def identity(self) -> dict[str, Any]:
         """The inputs of a compiled graph besides model and shape: versions, compiler, arguments, machine."""

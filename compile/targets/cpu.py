@@ -23,7 +23,7 @@ from compile.graphs.kv_cache import write_column
 from compile.graphs.layers import Linear, frozen
 from compile.graphs.static import EncodeGraph, StaticModel, StepGraph
 from neuron_sum import console
-from neuron_sum.artifact import Dtype, GraphFile, KeptTensor
+from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
 from neuron_sum.platform import cpu
 from neuron_sum.recipes.schema import CompileConfig
@@ -142,10 +142,6 @@ class CpuTarget:
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
         return {"linear": LINEARS[self.settings.dtype], "write": write_column, "row_sums": True}
-
-    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
-        """See `Target`."""
-        return ()
 
     def identity(self) -> dict[str, Any]:
         """See `Target`."""

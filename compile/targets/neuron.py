@@ -1,14 +1,14 @@
-"""The inf2 and trn1 targets: static T5 graphs, traced with torch_neuronx.trace, which calls neuronx-cc.
+"""The inf2 and trn1 targets: static T5 graphs through neuronx-distributed's ModelBuilder, which calls neuronx-cc.
 
-A step's state never leaves the device: self-attention keys and values, encoder outputs and adapter stacks are
-parameters that are both inputs and outputs (input_output_aliases), as in optimum-neuron 0.4.5's exporter
-(exporters/neuron/model_configs.py, generate_io_aliases). Only the keys and values change; the others pass through.
-Weights stay outside the compiled graph, so that the next checkpoint of the same shape needs no compilation.
+A batch's state never leaves the device. It is in buffers that a graph assigns (`ModelBuilderV2`, "In-place buffer
+updates" in AWS Neuron's documentation), under names with their shape: encode writes the cross-attention keys and values
+into those that the steps of the same shape read. Weights and adapter stacks are separate from the graphs and shared by
+all of them, so that the next checkpoint of the same shape needs no compilation.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from compile.graphs.kv_cache import write_scatter, write_where
-from compile.graphs.layers import Linear, frozen
+from compile.graphs.layers import Linear
 from compile.graphs.selection import candidates, select
-from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, state_spec
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks
 from compile.graphs.t5 import StaticT5
-from neuron_sum.artifact import Compilation, GraphFile, KeptTensor
+from neuron_sum.artifact import Compilation, GraphFile
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
 from neuron_sum.models.base import is_decoder_only
-from neuron_sum.platform.machine import neuron_devices, total_memory
+from neuron_sum.platform.machine import total_memory
 from neuron_sum.platform.matrix import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
 from neuron_sum.recipes.schema import CacheWrite, CompileConfig
 from neuron_sum.runtimes import neuronx
@@ -46,27 +46,19 @@ class NeuronTarget:
     sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py",)
     shares_process: ClassVar[bool] = False
     """neuronx-cc takes minutes per graph, and whether a traced graph keeps device memory is not tested."""
-
-    @property
-    def weights_inside(self) -> bool:
-        """See `Target`."""
-        return self.settings.neuron.inline_weights
+    weights_inside: ClassVar[bool] = False
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of neuronx-cc, in the order of optimum-neuron's prepare_compiler_flags."""
+        """The arguments of neuronx-cc, in the form in which ModelBuilder looks for its own defaults."""
         options = self.settings.neuron
-        cast = () if options.auto_cast == "none" else ("--auto-cast-type", options.auto_cast_type)
+        cast = () if options.auto_cast == "none" else (f"--auto-cast-type={options.auto_cast_type}",)
         return (
-            "--auto-cast",
-            options.auto_cast,
+            f"--auto-cast={options.auto_cast}",
             *cast,
-            "--optlevel",
-            str(options.optlevel),
-            "--target",
-            self.settings.target,
-            "--model-type",
-            "transformer",
+            f"-O{options.optlevel}",
+            *("--target", self.settings.target),
+            *("--model-type", "transformer"),
         )
 
     def check(self, config: PretrainedConfig) -> None:
@@ -99,13 +91,6 @@ class NeuronTarget:
         """See `Target`."""
         return {"linear": Linear, "write": WRITES[self.settings.neuron.cache_write], "row_sums": False}
 
-    def device_tensors(self, model: StaticModel, graph: GraphFile) -> tuple[KeptTensor, ...]:
-        """See `Target`."""
-        return tuple(
-            KeptTensor(name=name, shape=tuple(tensor.shape))
-            for name, tensor in device_graph(model, graph).device_tensors()
-        )
-
     def identity(self) -> dict[str, Any]:
         """See `Target`."""
         return {"stack": neuronx.stack(), "arguments": self.arguments}
@@ -119,7 +104,7 @@ class NeuronTarget:
             arguments=self.arguments,
             exporter="own",
             cache_write=options.cache_write,
-            inline_weights=options.inline_weights,
+            inline_weights=False,
             tensor_parallel_size=options.tensor_parallel_size,
             core=options.core,
             sdk=platform_row(versions),
@@ -143,30 +128,29 @@ class NeuronTarget:
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
         """See `Target`."""
-        import torch_neuronx
+        import torch_neuronx  # noqa: F401  (before neuronx-distributed, which imports modules of it)
+        from neuronx_distributed import NxDModel
+        from neuronx_distributed.trace import model_builder
 
-        module = device_graph(model, graph)
-        _fill(module.model, weights)
+        module, key = device_graph(model, graph), path.stem
+        _fill(module.model)
         try:
             with torch.no_grad():
-                traced = torch_neuronx.trace(
-                    module.eval(),
-                    module.example_inputs(),
-                    input_output_aliases=aliases(module),
+                traced = model_builder.trace(module.eval(), kwargs=module.example_inputs())
+                compiled = model_builder.compile(
+                    traced.hlo,
+                    traced.metaneff,
                     compiler_workdir=str(path.parent / COMPILER),
                     compiler_args=" ".join(self.arguments),
-                    inline_weights_to_neff=self.weights_inside,
-                    cpu_backend=neuron_devices() == 0,
+                    key=key,
                 )
-        except RuntimeError as error:
-            raise CompileError(f"{graph.file}: {error}") from error
-        if not self.weights_inside:
-            # Otherwise each graph's file would contain a copy of all weights; loading inserts the real ones.
-            torch_neuronx.replace_weights(
-                traced,
-                {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in module.state_dict().items()},
-            )
-        torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # it names neither the graph nor the reason
+            raise CompileError(f"{graph.file}: {error}: {error.__cause__}") from error
+        built = NxDModel(world_size=1)
+        built.add(key, traced, compiled)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of TorchScript about annotations in NxDModel
+            built.save(str(path))
 
 
 def larger_host(advice: str) -> str:
@@ -179,7 +163,7 @@ def larger_host(advice: str) -> str:
 
 
 class DeviceEncode(nn.Module):
-    """The module that is traced for `encode`.
+    """The module that is traced for `encode`: it writes the constants of a batch into buffers that its steps read.
 
     Args:
         model: The static model.
@@ -189,81 +173,68 @@ class DeviceEncode(nn.Module):
     def __init__(self, model: StaticT5, graph: GraphFile) -> None:
         super().__init__()
         self.graph, self.model = graph, model
-        self.stacks = _stack_names(model, encode=True)
+        self.constants = _buffers(self, _constant_name(graph), StepGraph(model).example_inputs(graph)[4])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor | None = None) -> list[Tensor]:
-        """The constants of `StaticT5.encode`, then the kept tensors."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, slot: Tensor | None = None) -> Tensor:
+        """Writes the results of `StaticT5.encode` where `rows`, (B,) int64, is not 0; returns the lengths of the rows.
+
+        The other rows keep their values; a graph must read what it assigns, because unused inputs are dropped.
+        """
         if slot is None:
             slot = torch.zeros_like(input_ids[:, 0])
-        constants = self.model.encode(input_ids, attention_mask, slot)
-        return [*constants, *_tensors(self.model, self.stacks)]
+        is_new = (rows != 0)[:, None, None, None]
+        for name, tensor in zip(self.constants, self.model.encode(input_ids, attention_mask, slot), strict=True):
+            setattr(self, name, torch.where(is_new, tensor, getattr(self, name)))
+        return attention_mask.sum(1)
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
+    def example_inputs(self) -> dict[str, Tensor]:
         """Inputs of the graph's shape; without adapters no slot, because a graph must use all of its inputs."""
         ids, mask, slot = EncodeGraph(self.model).example_inputs(self.graph)
-        return (ids, mask, slot) if self.stacks else (ids, mask)
-
-    @property
-    def results(self) -> int:
-        """The number of outputs that are returned to the caller; the others are the next values of the kept tensors."""
-        return 1 + state_spec(self.model).tensors
-
-    def device_tensors(self) -> list[tuple[str, Tensor]]:
-        """Names and values of the parameters that stay on the device, in the order of `parameters()`."""
-        return list(zip(self.stacks, _tensors(self.model, self.stacks), strict=True))
+        inputs = {"input_ids": ids, "attention_mask": mask, "rows": torch.ones_like(slot)}
+        return inputs | ({"slot": slot} if _has_stacks(self.model, "encode") else {})
 
 
 class DeviceStep(nn.Module):
-    """The module that is traced for `step`. State and constants come before the model: loading relies on the order.
+    """The module that is traced for `step`: it reads the buffers of `DeviceEncode` and writes its own.
 
     Args:
         model: The static model.
         graph: The shape of the graph.
     """
 
-    results = 4
-
     def __init__(self, model: StaticT5, graph: GraphFile) -> None:
         super().__init__()
-        self.tokens, self.position, self.ancestors, self.slot, constants, state = StepGraph(model).example_inputs(graph)
-        self.state = nn.ParameterList(frozen(tensor) for tensor in state)
-        self.constants = nn.ParameterList(frozen(tensor) for tensor in constants)
-        self.model, self.stacks = model, _stack_names(model, encode=False)
+        self.graph, self.model = graph, model
+        *self.inputs, constants, state = StepGraph(model).example_inputs(graph)
+        self.constants = _buffers(self, _constant_name(graph), constants)
+        self.state = _buffers(self, f"{neuronx.STATE}{graph.batch}x{graph.target_len}x{graph.num_beams}", state)
 
-    def forward(self, tokens: Tensor, position: Tensor, *others: Tensor) -> list[Tensor]:
-        """The candidates, then the next values of the kept tensors: the cache with a new column, others unchanged."""
-        remaining = list(others)
-        ancestors = remaining.pop(0) if self.has_beams else torch.zeros_like(self.ancestors, device=tokens.device)
-        slot = remaining.pop(0) if self.stacks else torch.zeros_like(tokens[:, 0])
-        state, constants = list(self.state), list(self.constants)
+    def forward(
+        self, tokens: Tensor, position: Tensor, ancestors: Tensor | None = None, slot: Tensor | None = None
+    ) -> list[Tensor]:
+        """Writes a column of the self-attention cache; returns the results of `StepGraph`."""
+        if ancestors is None:
+            ancestors = torch.zeros_like(self.inputs[2], device=tokens.device)
+        if slot is None:
+            slot = torch.zeros_like(tokens[:, 0])
+        constants, state = ([getattr(self, name) for name in names] for names in (self.constants, self.state))
         logits = self.model.step(tokens, position, ancestors, slot, constants, state)
-        return [*select(logits, candidates(tokens.shape[1])), *state, *constants, *_tensors(self.model, self.stacks)]
+        for name, tensor in zip(self.state, state, strict=True):
+            setattr(self, name, tensor)
+        return select(logits, candidates(tokens.shape[1]))
 
-    @property
-    def has_beams(self) -> bool:
-        """Whether there is an order of beams, which a single one does not need."""
-        return self.ancestors.shape[1] > 1
-
-    def example_inputs(self) -> tuple[Tensor, ...]:
+    def example_inputs(self) -> dict[str, Tensor]:
         """Inputs of the graph's shape: tokens, position, of several beams ancestors, of adapters slots."""
-        needed = [(self.ancestors, self.has_beams), (self.slot, bool(self.stacks))]
-        return self.tokens, self.position, *(tensor for tensor, is_needed in needed if is_needed)
-
-    def device_tensors(self) -> list[tuple[str, Tensor]]:
-        """See `DeviceEncode.device_tensors`."""
-        outside = [(name, tensor) for name, tensor in self.named_parameters() if not name.startswith("model.")]
-        return [*outside, *zip(self.stacks, _tensors(self.model, self.stacks), strict=True)]
+        tokens, position, ancestors, slot = self.inputs
+        beams = {"ancestors": ancestors} if tokens.shape[1] > 1 else {}
+        slots = {"slot": slot} if _has_stacks(self.model, "step") else {}
+        return {"tokens": tokens, "position": position} | beams | slots
 
 
 def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceStep:
     """The module that is traced for a graph."""
     assert isinstance(model, StaticT5)
     return DeviceEncode(model, graph) if graph.kind == "encode" else DeviceStep(model, graph)
-
-
-def aliases(module: DeviceEncode | DeviceStep) -> dict[Tensor, int]:
-    """torch_neuronx's input_output_aliases: the output index of each parameter that stays on the device."""
-    return {tensor: module.results + index for index, (_, tensor) in enumerate(module.device_tensors())}
 
 
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
@@ -291,22 +262,25 @@ WRITES: dict[CacheWrite, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 """The functions of compile.neuron.cache_write."""
 
 
-def _stack_names(model: StaticT5, *, encode: bool) -> list[str]:
-    """The adapter stacks that one kind of graph reads, in the order of `parameters()`."""
-    stacks = adapter_stacks(model).keys()
-    return [
-        name
-        for name, _ in model.named_parameters()
-        if name in stacks and name.startswith(StaticT5.ENCODE_NAMES) == encode
-    ]
+def _constant_name(graph: GraphFile) -> str:
+    """The start of the names of the buffers that encode and all steps of a shape share."""
+    return f"{neuronx.CONSTANT}{graph.batch}x{graph.source_len}"
 
 
-def _tensors(model: StaticT5, names: list[str]) -> list[Tensor]:
-    """The named parameters, looked up at every use because moving a module to a device replaces them."""
-    return [attrgetter(name)(model) for name in names]
+def _buffers(module: nn.Module, start: str, tensors: Sequence[Tensor]) -> list[str]:
+    """Registers buffers START_0, START_1, ...; returns their names."""
+    names = [f"{start}_{index}" for index in range(len(tensors))]
+    for name, tensor in zip(names, tensors, strict=True):
+        module.register_buffer(name, tensor)
+    return names
 
 
-def _fill(model: StaticT5, weights: Mapping[str, Tensor] | None) -> None:
-    """Fills a model with its weights, or with zeros if they stay outside; position tables are always filled."""
+def _has_stacks(model: StaticT5, kind: str) -> bool:
+    """Whether one kind of graph reads adapter stacks."""
+    return any(name.startswith(StaticT5.ENCODE_NAMES) == (kind == "encode") for name in adapter_stacks(model))
+
+
+def _fill(model: StaticT5) -> None:
+    """Fills a model with zeros, because its weights stay outside the graphs; position tables are filled."""
     zeros = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    model.load_state_dict({**zeros, **model.tables(), **(weights or {})}, assign=True)
+    model.load_state_dict({**zeros, **model.tables()}, assign=True)

@@ -1,15 +1,17 @@
-"""Runtime for inf2 and trn1 artifacts: graphs of T5 from torch_neuronx.trace, with their state on the device.
+"""Runtime for inf2 and trn1 artifacts: graphs of T5 from neuronx-distributed's ModelBuilder, with state on the device.
 
-Every graph stores its state in parameters, which come first in its `parameters()`, in the order of tracing. A batch
-starts by copying the encoder's outputs into the parameters of the step graph, as optimum-neuron 0.4.5 does
-(neuron/modeling_seq2seq.py, generate). The inputs of a graph are moved to the device first, because then its outputs
-also stay there (AWS Neuron documentation, "Direct HBM Tensor Allocation"). Self-attention keys and values are not
-cleared: values of an earlier batch are masked until they are overwritten.
+Every graph is an NxDModel, loaded from its file. All of them share one set of tensors on the device: weights, adapter
+stacks and the buffers of all shapes, by name. A graph that assigns a buffer updates the tensor that others read, so
+that nothing is copied between encode and the steps. Self-attention keys and values are not cleared: values of an
+earlier batch are masked until they are overwritten.
+
+Calls are asynchronous, because only then do outputs stay on the device until they are read (NxDModel.forward): the host
+reads the candidates of a step, and the logits only in a fallback.
 """
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,12 @@ from neuron_sum.runtimes.graphs import GraphRuntime, Step
 from neuron_sum.runtimes.slots import AdapterSlots, load_slots
 from neuron_sum.runtimes.weights import MODEL
 
-STATE, CONSTANT = "state.", "constants."
-"""Prefixes of the names of kept tensors other than adapter stacks; see DeviceStep in compile/targets/neuron.py."""
-CANDIDATES = 4
-"""Outputs of a step before its kept tensors; see compile/graphs/selection.py."""
+STATE, CONSTANT = "state_", "constants_"
+"""The starts of the names of buffers: of a batch's self-attention, and of what encode computes for its steps."""
 CHECKED = (0.0, 1.0)
-"""The values of kept parameters for which the results must differ."""
+"""Values of buffers and of adapters for which the results must differ."""
 REPORT = "report the output of `neuron-sum compile report ARTIFACT`"
-NEEDED = ("torch-neuronx", "neuronx-cc")
+NEEDED = ("torch-neuronx", "neuronx-cc", "neuronx-distributed")
 """Distributions that only the AWS Neuron package index has."""
 
 
@@ -54,32 +54,27 @@ def load(artifact: Artifact) -> GraphRuntime:
     """
     manifest = artifact.manifest
     assert manifest.compilation is not None
-    assert manifest.state is not None
     _check(manifest, manifest.compilation.core)
     adapters, _ = load_slots(artifact)
-    graphs = _Graphs(artifact, adapters, take_cores(manifest.compilation.core, 1))
+    take_cores(manifest.compilation.core, 1)
+    graphs = _Graphs(artifact, adapters)
     files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g for g in manifest.graphs}
 
     def encode(bucket: Bucket) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
         graph = graphs.get(files["encode", bucket.batch, bucket.source_len, None, None])
 
         def call(ids: Tensor, mask: Tensor, slot: Tensor) -> Sequence[Tensor]:
-            graph.renew_stacks()
-            return graph.run(ids, mask, *([slot] if graph.has_slots else []))
+            graphs.renew_stacks()
+            graph.run(input_ids=ids, attention_mask=mask, rows=torch.ones_like(slot), slot=slot)
+            return ()  # the results are in the buffers
 
         return call
 
     def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
         graph = graphs.get(files["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
-        graph.renew_stacks()
-        # The encoder may also return its kept tensors, after the constants.
-        graph.copy_in(dict(zip(graph.constants, constants[: len(graph.constants)], strict=True)))
-
-        def call(tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor) -> Sequence[Tensor]:
-            needed = [(ancestors, num_beams > 1), (slot, graph.has_slots)]
-            return graph.run(tokens, position, *(tensor for tensor, is_needed in needed if is_needed))[:CANDIDATES]
-
-        return call
+        return lambda tokens, position, ancestors, slot: graph.run(
+            tokens=tokens, position=position, ancestors=ancestors, slot=slot
+        )
 
     lock = threading.Lock()
     return GraphRuntime(
@@ -88,155 +83,145 @@ def load(artifact: Artifact) -> GraphRuntime:
 
 
 class _Graph:
-    """One loaded graph and its parameters on the device.
+    """One loaded graph.
 
     Args:
-        trace: The module loaded by torch_neuronx.
-        graph: The entry of the manifest.
-        adapters: The adapter slots that the graph has copies of.
-        results: The number of outputs; the next values of the kept parameters may follow them.
-        device: The name of its device.
+        model: Its NxDModel.
+        entry: Its entry in the manifest.
     """
 
-    def __init__(self, trace: Any, graph: GraphFile, adapters: AdapterSlots | None, results: int, device: str) -> None:
-        self._trace, self._graph, self._adapters = trace, graph, adapters
-        self._results, self._device = results, device
-        self._names = [kept.name for kept in graph.kept]
-        self.constants = [name for name in self._names if name.startswith(CONSTANT)]
-        self._stacks = [name for name in self._names if not name.startswith((STATE, CONSTANT))]
-        self._version: int | None = None
+    def __init__(self, model: Any, entry: GraphFile) -> None:
+        self.model, self.entry = model, entry
+        [self._name] = model.get_available_keys()
+        described = model.get_metaneff(self._name).input_tensors
+        kinds = type(described[0]).Type
+        self._inputs = [each.user_input_key.decode() for each in described if each.type == kinds.USER_INPUT]
+        self.tensors = {
+            each.checkpoint_key.decode(): tuple(each.shape)
+            for each in described
+            if each.type in (kinds.INPUT_WEIGHT, kinds.INPUT_STATE)
+        }
 
-    @property
-    def has_slots(self) -> bool:
-        """Whether the graph reads adapters, and the slot of each example."""
-        return bool(self._stacks)
+    def run(self, **inputs: Tensor) -> list[Tensor]:
+        """Run the graph with those of the inputs that it has; its outputs stay on the device."""
+        ranked = {name: [inputs[name]] for name in self._inputs}
+        return list(chain(*self.model(**ranked, forward_mode="async")))
 
-    def run(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Run the graph. From inputs on the device come outputs on the device, and only what is read is transferred."""
-        outputs: Sequence[Tensor] = self._trace(*(tensor.to(self._device) for tensor in inputs))
-        return outputs
-
-    def kept(self) -> list[Tensor]:
-        """The kept parameters; read at every call, because moving a graph to a device replaces its parameters."""
-        return list(islice(self._trace.parameters(), len(self._names)))
-
-    def copy_in(self, values: Mapping[str, Tensor]) -> None:
-        """Copy new values into kept parameters.
-
-        Args:
-            values: Tensors by name, on the host or on the device.
-        """
-        for name, tensor in zip(self._names, self.kept(), strict=True):
-            if name in values:
-                tensor.copy_(values[name])
-
-    def check_copies(self) -> None:
-        """Run the graph with different values in its kept parameters, which are overwritten later.
-
-        Reading a parameter back is no evidence: on other devices, copies into a loaded graph's parameters could be read
-        back while the graph computed with the old values.
-
-        Raises:
-            ArtifactError: If the results do not depend on the encoder's outputs, or not on the adapters.
-        """
-        for what, names in (("the encoder's outputs", self.constants), ("adapters", self._stacks)):
-            results = []
-            for value in CHECKED if names else ():
-                kept = dict(zip(self._names, self.kept(), strict=True))
-                self.copy_in({name: torch.full_like(kept[name], value, device="cpu") for name in names})
-                results.append([output.cpu() for output in self.run(*self._example_inputs())[: self._results]])
-            if results and all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
-                raise ArtifactError(
-                    f"{self._graph.file}: the graph ignores {what} that are copied into its parameters: all "
-                    "dialogues, or all adapters, would have the same summary",
-                    f"use --target cpu, and {REPORT}",
-                )
-
-    def _example_inputs(self) -> list[Tensor]:
-        """Inputs of the graph's shape, with the first adapter slot."""
-        graph = self._graph
-        ids = torch.ones(graph.batch, graph.source_len, dtype=torch.int64)
-        inputs = [ids, ids]
-        if graph.kind == "step":
-            beams, target_len = graph.num_beams or 1, graph.target_len or 1
-            inputs = [ids[:, :1].expand(-1, beams).contiguous(), torch.zeros(1, dtype=torch.int64)]
-            if beams > 1:
-                inputs.append(torch.zeros(graph.batch, beams, target_len, dtype=torch.int64))
-        return [*inputs, *([ids[:, 0].contiguous()] if self.has_slots else [])]
-
-    def renew_stacks(self) -> None:
-        """Copy the adapter stacks to the device if an adapter was loaded since the last copy."""
-        if self._adapters is None or not self._stacks or self._version == self._adapters.version:
-            return
-        version = self._adapters.version  # read before the copy, so that adapters loaded during it are copied next time
-        self.copy_in({name: self._adapters.stacks[name] for name in self._stacks})
-        self._version = version
+    def run_example(self) -> list[Tensor]:
+        """Run the graph with inputs of its shape, all ones, thus with the first adapter slot."""
+        inputs = map(torch.ones_like, self.model.reserved_example_inputs[self._name])
+        return self.run(**dict(zip(self._inputs, inputs, strict=True)))
 
 
 class _Graphs:
-    """The graphs of an artifact, each loaded once onto one core.
+    """The graphs of an artifact, each loaded once, and the tensors on the device that they share.
 
     Args:
         artifact: The artifact.
         adapters: The adapter slots of the artifact.
-        core: The index of the core among the visible cores.
     """
 
-    def __init__(self, artifact: Artifact, adapters: AdapterSlots | None, core: int) -> None:
-        manifest = artifact.manifest
-        assert manifest.compilation is not None
-        self._folder, self._adapters = artifact.path, adapters
-        self._core, self._inline_weights = core, manifest.compilation.inline_weights
-        self.device = f"neuron:{self._core}"
-        assert manifest.state is not None
-        self._constants = 1 + manifest.state.tensors
-        self._weights = {} if self._inline_weights else _weights(artifact.path / WEIGHTS, manifest.aliases, adapters)
+    def __init__(self, artifact: Artifact, adapters: AdapterSlots | None) -> None:
+        self._artifact, self._adapters = artifact, adapters
+        self._tensors: dict[str, Tensor] = {}
         self._loaded: dict[str, _Graph] = {}
+        self._version: int | None = None
         self._lock = threading.Lock()
 
     def get(self, graph: GraphFile) -> _Graph:
+        """A graph; the first call loads it."""
         with self._lock:
             if graph.file not in self._loaded:
-                self._loaded[graph.file] = self._load(graph)
+                if graph.kind == "step":  # it reads the buffers that encode of its shape writes
+                    self._load(self._encode_of(graph))
+                self._load(graph)
             return self._loaded[graph.file]
 
-    @torch.inference_mode(False)  # every later batch writes to the kept parameters
-    def _load(self, graph: GraphFile) -> _Graph:
-        import torch_neuronx
+    def renew_stacks(self) -> None:
+        """Copy the adapter stacks to the device if an adapter was loaded since the last copy."""
+        if self._adapters is None or self._version == self._adapters.version:
+            return
+        version = self._adapters.version  # read before the copy, so that adapters loaded during it are copied next time
+        self._write({MODEL + name: stack for name, stack in self._adapters.stacks.items()})
+        self._version = version
 
-        trace = torch.jit.load(self._folder / graph.file)  # type: ignore[no-untyped-call]
-        torch_neuronx.experimental.set_neuron_cores(trace, start_nc=self._core, nc_count=1)
-        if not self._inline_weights:
-            torch_neuronx.replace_weights(trace, self._weights)
-            _check_weights(trace, graph.file)
-        torch_neuronx.move_trace_to_device(trace, self._core)
-        expected = [kept.shape for kept in graph.kept]
-        found = [tuple(parameter.shape) for parameter in islice(trace.parameters(), len(expected))]
-        if found != expected:
-            at = next(i for i, pair in enumerate(zip([*found, None], expected, strict=False)) if pair[0] != pair[1])
-            shape = found[at] if at < len(found) else "nothing"
+    def _encode_of(self, step: GraphFile) -> GraphFile:
+        shape = (step.batch, step.source_len)
+        graphs = self._artifact.manifest.graphs
+        return next(graph for graph in graphs if graph.kind == "encode" and (graph.batch, graph.source_len) == shape)
+
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values into tensors on the device."""
+        model = next(iter(self._loaded.values())).model
+        for name, value in values.items():
+            model.write_to_neuron_buffer(value, name, 0)
+
+    @torch.inference_mode(False)  # every later batch writes to the buffers
+    def _load(self, graph: GraphFile) -> None:
+        if graph.file in self._loaded:
+            return
+        import torch_neuronx  # noqa: F401  (before neuronx-distributed, which imports modules of it)
+        from neuronx_distributed import NxDModel
+
+        model = NxDModel.load(str(self._artifact.path / graph.file))
+        if not isinstance(model, NxDModel):  # upstream only warns
             raise ArtifactError(
-                f"graphs.kept: {graph.file} has {shape} instead of {graph.kept[at].name} {expected[at]}",
-                "compile again",
+                f"{graph.file}: neuronx-distributed {stack()['neuronx-distributed']} cannot read it", "compile again"
             )
-        results = CANDIDATES if graph.kind == "step" else self._constants
-        loaded = _Graph(trace, graph, self._adapters, results, self.device)
-        loaded.check_copies()
-        return loaded
+        loaded = _Graph(model, graph)
+        if not self._loaded:
+            manifest = self._artifact.manifest
+            model.set_weights([_weights(self._artifact.path / WEIGHTS, manifest.aliases, self._adapters)])
+            self._tensors.update(model.weights[0])
+        if model.state_initializer is not None:
+            for name, tensor in model.state_initializer()[0].items():
+                self._tensors.setdefault(name, tensor)
+        self._check_tensors(loaded)
+        # A graph that only reads a buffer may count it as a weight.
+        model.weights, model.states = [self._tensors], [self._tensors]
+        model.to_neuron()
+        self._loaded[graph.file] = loaded
+        self._check_copies(loaded)
 
+    def _check_tensors(self, graph: _Graph) -> None:
+        """Raise if the graph needs a tensor that does not exist, or a buffer of another shape."""
+        for name, shape in graph.tensors.items():
+            found = tuple(self._tensors[name].shape) if name in self._tensors else None
+            if found is None or (found != shape and name.startswith((STATE, CONSTANT))):
+                raise ArtifactError(
+                    f"{graph.entry.file} needs {name} {shape}, but the artifact has {found or 'no such tensor'}",
+                    "compile again",
+                )
 
-def _check_weights(trace: Any, file: str) -> None:
-    """Raise if a placeholder of compilation remains: one number that is repeated, where a weight belongs."""
-    remaining = [
-        name
-        for name, tensor in [*trace.named_parameters(), *trace.named_buffers()]
-        if tensor.numel() > 1 and not any(tensor.stride())
-    ]
-    if remaining:
-        raise ArtifactError(
-            f"{file}: torch_neuronx.replace_weights left {len(remaining)} weights at zero, such as {remaining[0]}",
-            f"compile again with `--set compile.neuron.inline_weights=true`, and {REPORT}",
-        )
+    def _check_copies(self, graph: _Graph) -> None:
+        """Run the graph with different values in its buffers and adapters.
+
+        Reading a tensor back is no evidence: on other devices, values that were copied into a loaded graph's tensors
+        could be read back while the graph computed with the old ones.
+
+        Raises:
+            ArtifactError: If the results do not depend on the encoder's outputs, or not on the adapters.
+        """
+        constants = [name for name in graph.tensors if name.startswith(CONSTANT)]
+        stacks = [
+            MODEL + name for name in (self._adapters.stacks if self._adapters else ()) if MODEL + name in graph.tensors
+        ]
+        is_step = graph.entry.kind == "step"
+        before = {name: self._tensors[name].cpu().clone() for name in [*constants, *stacks]}
+        for what, names in (("the encoder's outputs", constants if is_step else []), ("adapters", stacks)):
+            results = []
+            for value in CHECKED if names else ():
+                self._write({name: torch.full_like(before[name], value) for name in names})
+                outputs = graph.run_example()
+                written = outputs if is_step else [self._tensors[name] for name in constants]
+                results.append([tensor.cpu().clone() for tensor in written])
+            self._write(before)
+            if results and all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
+                raise ArtifactError(
+                    f"{graph.entry.file}: the graph ignores {what} that are copied to the device: all dialogues, or "
+                    "all adapters, would have the same summary",
+                    f"use --target cpu, and {REPORT}",
+                )
 
 
 def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | None) -> dict[str, Tensor]:

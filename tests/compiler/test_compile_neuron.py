@@ -20,10 +20,10 @@ import pytest
 import torch
 from artifacts import assert_adapters_are_swapped_under_load, edited, make_lora, prompts_of
 from micro_models import LORA_SHAPE, MICRO, ROOT, SHAPE
+from neuron_packages import ENVIRONMENT, make_packages
 from safetensors import safe_open
 from service_requests import DIALOGUE, LIMITS
 from transformers import LlamaConfig
-from xla_environment import XLA_ENVIRONMENT, XLA_PYTHON
 
 from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
@@ -60,24 +60,20 @@ SMALLEST = ["compile.batch_sizes=[1]", "compile.num_beams=[1]"]
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The stand-in and its distribution metadata; removed from this process after this file."""
+    """The Neuron packages; removed from this process after this file."""
     folder = tmp_path_factory.mktemp("neuron")
-    shutil.copytree(STAND_IN, folder, dirs_exist_ok=True)
-    for name in neuronx.NEEDED:
-        version = PLATFORMS[0].vendor_pins[name]
-        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    to = torch.Tensor.to
+    make_packages(folder)
     yield folder
-    torch.Tensor.to = to  # type: ignore[method-assign]
-    for name in [name for name in sys.modules if name.split(".")[0] == "torch_neuronx"]:
+    vendor = ("torch_neuronx", "neuronx_distributed", "neuronxcc", "libneuronxla", "torch_xla", "_XLAC")
+    for name in [name for name in sys.modules if name.split(".")[0] in vendor]:
         del sys.modules[name]
 
 
 @pytest.fixture
 def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Puts the packages on the path of a process on inf2, and returns the recorded calls of their functions."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
     monkeypatch.setenv(device.VISIBLE, "")  # as if unset; monkeypatch removes the value that a test sets
     monkeypatch.setattr(device, "_taken", None)

@@ -1,173 +1,88 @@
-"""A stand-in for torch_neuronx on a CPU: the four functions that neuron-sum calls, and the behaviour it relies on.
+"""A stand-in for torch_neuronx on XLA's CPU device, for neuronx-distributed's own Python code.
 
-`trace` is torch.jit.trace around a module that keeps its aliased parameters and its weights separate. As in the real
-package (from its documentation, and from what optimum-neuron 0.4.5 relies on):
+neuronx-distributed is real: it traces, saves, loads and routes. This package replaces the closed parts that it calls:
+lowering.py turns a module into HLO with torch_xla, libneuronxla compiles nothing, and runtime.py runs the HLO with
+torch_xla behind the runtime's classes (runtime.cpp). As in AWS Neuron's documentation and upstream's tests:
 
-- state comes first in the traced module's parameters(), in the order of the function's parameters(), whatever the
-  order of input_output_aliases;
-- moving the function to a device gives it new parameters, so that two names of one parameter become separate;
-- aliased outputs are the parameters' next values and are not returned;
-- move_trace_to_device replaces the traced module's state;
-- an output stays on the device only if every input is there.
+- buffers that a module assigns become aliased outputs: the runtime writes them into the tensors that it was given;
+- a buffer that a graph only reads counts as a weight (with NEURON_STAND_IN_READ=state, as state);
+- an input that a graph does not use is dropped;
+- only outputs of asynchronous calls stay on the device.
 
-Every call is written to the file that NEURON_STAND_IN_CALLS names, and NEURON_STAND_IN_FAILS makes the compiler fail.
-It cannot show what neuronx-cc accepts, bf16's numerics, the loading of compiled graphs, or speed.
+Modules that are not here, such as kernels, can be imported but not used. Requests are recorded in the file that
+NEURON_STAND_IN_CALLS names, and NEURON_STAND_IN_FAILS makes the compiler fail. It cannot show what neuronx-cc accepts,
+the types and layouts on a device, or speed.
 """
 
-import json
-import os
-import signal
-import subprocess
+import contextlib
+import importlib.abc
+import importlib.machinery
 import sys
-import warnings
-from pathlib import Path
-from types import SimpleNamespace
+import types
+from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch_xla  # noqa: F401  (it looks for libneuronxla, before this package has one)
 
-DEVICES = ("neuron", "privateuseone", "xla")
-
-
-def trace(
-    func: nn.Module,
-    example_inputs: Any,
-    *_: Any,
-    input_output_aliases: dict[Tensor, int],
-    compiler_workdir: str,
-    compiler_args: Any,
-    inline_weights_to_neff: bool = True,
-    cpu_backend: bool = False,
-) -> Any:
-    """Requires everything that neuron-sum and optimum-neuron pass; accepts nothing else."""
-    assert not _, "torch_neuronx takes what follows example_inputs by name"
-    order = {id(parameter): name for name, parameter in func.named_parameters()}
-    kept = {order[id(tensor)]: output for tensor, output in input_output_aliases.items()}
-    record(
-        call="trace",
-        func=type(func).__name__,
-        compiler_args=compiler_args,
-        cpu_backend=cpu_backend,
-        inline_weights_to_neff=inline_weights_to_neff,
-        inputs=[[str(tensor.dtype), list(tensor.shape)] for tensor in example_inputs],
-        aliases=[[order[id(t)], str(t.dtype), list(t.shape), output] for t, output in input_output_aliases.items()],
-        parameters=[name for name in order.values() if name in kept],
-    )
-    compile_it(Path(compiler_workdir))
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    moved = func._apply(torch.clone)
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
-    module = Traced(moved, {name: kept[name] for name in order.values() if name in kept}, inline_weights_to_neff)
-    before = [state.detach().clone() for state in module.states]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        outputs = module.func(*example_inputs)
-        for state, index in zip(module.states, module.kept.values(), strict=True):
-            if state.shape != outputs[index].shape or state.dtype != outputs[index].dtype:
-                raise RuntimeError(f"output {index} is {tuple(outputs[index].shape)}, its alias {tuple(state.shape)}")
-        traced = torch.jit.trace(module, tuple(example_inputs), check_trace=False, strict=False)
-    for state, value in zip(module.states, before, strict=True):  # tracing ran it once
-        state.data.copy_(value)
-    return traced
+ROOTS = ("torch_neuronx", "neuronxcc", "nkilib")
+__version__ = version("torch-neuronx")
 
 
-def compile_it(workdir: Path) -> None:
-    """Does the compiler's part, or fails if requested; its log is at the place of neuronx-cc's."""
-    workdir.mkdir(parents=True)
-    failure = os.environ.get("NEURON_STAND_IN_FAILS", "")
-    if not failure:
-        return
-    if failure == "this process is killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    (workdir / "log-neuron-cc.txt").write_text(failure)
-    code = f"import sys; print({failure!r}, file=sys.stderr)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    raise RuntimeError("neuronx-cc failed with -9" if "F137" in failure else "neuronx-cc failed with 70")
+class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Creates the other modules of the vendor's packages, in which every name exists."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.partition(".")[0] not in ROOTS:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__getattr__ = name  # type: ignore[method-assign]
 
 
-class Traced(nn.Module):
-    """A function with separate state.
+class Names(type):
+    """A class whose attributes are their names, as of an enumeration."""
 
-    Args:
-        func: A function on its device.
-        kept: Output by parameter name.
-        inlined: Whether the weights cannot be replaced.
-    """
-
-    def __init__(self, func: nn.Module, kept: dict[str, int], inlined: bool) -> None:
-        super().__init__()
-        self.kept = kept
-        self.states = nn.ParameterList(func.get_parameter(name) for name in kept)
-        for name, state in zip(kept, self.states, strict=True):  # from now on a plain attribute of the function
-            parent, _, leaf = name.rpartition(".")
-            module = func.get_submodule(parent)
-            del module._parameters[leaf]
-            vars(module)[leaf] = state
-        self.func = func
-        self.register_buffer("inlined", torch.tensor(inlined))
-
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
-        outputs = self.func(*inputs)
-        made = [output.clone() for index, output in enumerate(outputs) if index not in self.kept.values()]
-        values = [outputs[index].clone() for index in self.kept.values()]
-        for state, value in zip(self.states, values, strict=True):
-            state.copy_(value)
-        return made
+    def __getattr__(cls, attribute: str) -> str:
+        return name(attribute).__name__
 
 
-def replace_weights(neuron_model: Any, weights: Any) -> None:
-    """Replaces weights by the names of the traced function's state dict; unknown names are ignored."""
-    assert not neuron_model.inlined, "the weights are in the compiled graph"
-    given = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    own = [name for name, _ in [*neuron_model.func.named_parameters(), *neuron_model.func.named_buffers()]]
-    for name in own:
-        parent, _, leaf = name.rpartition(".")
-        module = neuron_model.func
-        for part in parent.split(".") if parent else []:
-            module = getattr(module, part)
-        if name in given:
-            assert getattr(module, leaf).shape == given[name].shape, name
-            module._c.setattr(leaf, given[name])
-    record(call="replace_weights", missing=sorted(set(own) - set(given)))
+def name(attribute: str) -> Any:
+    """A class that also works as a decorator."""
+    if attribute.startswith("__"):
+        raise AttributeError(attribute)
+    return Names(attribute, (), {"__init__": lambda *_, **__: None, "__call__": lambda _, value=None, **__: value})
 
 
-def move_trace_to_device(trace: Any, device_id: int) -> None:
-    """Gives the state new tensors, as a copy to the device does."""
-    record(call="move_trace_to_device", device_id=device_id)
-    for name, state in list(trace.states._parameters.items()):
-        trace.states._parameters[name] = state.clone()
+sys.meta_path.append(Absent())
+
+from torch_neuronx import lowering, runtime  # noqa: E402
+
+runtime.install()
 
 
-def set_neuron_cores(trace: Any, start_nc: int = -1, nc_count: int = -1) -> None:
-    """Rejects cores that do not exist, as the real one does."""
-    visible = os.environ.get("NEURON_RT_VISIBLE_CORES") or "0-1"
-    ends = [[int(end) for end in part.split("-")] for part in visible.split(",")]
-    available = sum(part[-1] - part[0] + 1 for part in ends)
-    if start_nc + nc_count > available:
-        raise ValueError(f"Invalid NeuronCore count nc_count={nc_count}. NeuronCores available: {available}")
-    record(call="set_neuron_cores", start_nc=start_nc, nc_count=nc_count, visible=visible)
+def module(path: str, **names: Any) -> None:
+    """Adds a module with these names."""
+    made = types.ModuleType(path)
+    made.__path__ = []
+    vars(made).update(names)
+    made.__getattr__ = name  # type: ignore[method-assign]
+    sys.modules[path] = made
+    parent, _, child = path.rpartition(".")
+    setattr(sys.modules[parent], child, made)
 
 
-experimental = SimpleNamespace(set_neuron_cores=set_neuron_cores)
-
-
-def record(**call: Any) -> None:
-    """Writes one line of JSON for each call, from any process."""
-    if path := os.environ.get("NEURON_STAND_IN_CALLS"):
-        with Path(path).open("a") as log:
-            log.write(json.dumps({**call, "pid": os.getpid()}) + "\n")
-
-
-_to = Tensor.to
-
-
-def _to_device(self: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Tensor.to, which treats a Neuron device as main memory."""
-    if args and isinstance(args[0], str) and args[0].partition(":")[0] in DEVICES:
-        record(call="to", device=args[0])
-        return self.clone()
-    return _to(self, *args, **options)
-
-
-Tensor.to = _to_device  # type: ignore[method-assign]
+BucketModelConfig = type("BucketModelConfig", (), {})
+module("torch_neuronx.xla_impl")
+module("torch_neuronx.xla_impl.trace", **lowering.TRACE)
+module("torch_neuronx.xla_impl.structure", Flattener=lowering.Flattener, Packer=lowering.Packer)
+module("torch_neuronx.xla_impl.ops", xla_hlo_call=lowering.xla_hlo_call)
+module("torch_neuronx.pyhlo", hlo_pb2=lowering.hlo, xla_data_pb2=types.SimpleNamespace())
+module("torch_neuronx.proto", metaneff_pb2=lowering.metaneff)
+module("torch_neuronx.utils", get_platform_target=lambda *_: "inf2")
+module("torch_neuronx.utils.utils", get_platform_target=lambda *_: "inf2", SUPPORTED_TYPES=("inf2", "trn1"))
+module("torch_neuronx.contexts", disable_nrt_load=contextlib.nullcontext)

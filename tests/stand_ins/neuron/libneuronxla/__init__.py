@@ -1,0 +1,33 @@
+"""The compiler's entry points: a compiled graph is its HLO."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def neuron_xla_compile(module_bytes: bytes, compiler_flags: str, *, work_dir: Path, **options: Any) -> bytes:
+    """Records the request; fails if the test requests it, with its log at the place of neuronx-cc's."""
+    record(call="compile", compiler_args=compiler_flags, bytes=len(module_bytes), **options)
+    if failure := os.environ.get("NEURON_STAND_IN_FAILS", ""):
+        if failure == "this process is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (work_dir / "log-neuron-cc.txt").write_text(failure)
+        subprocess.run([sys.executable, "-c", f"import sys; print({failure!r}, file=sys.stderr)"], check=True)
+        raise RuntimeError("neuronx-cc failed with -9" if "F137" in failure else "neuronx-cc failed with 70")
+    return module_bytes
+
+
+def neuron_xla_wlo_compile(module_bytes: bytes, compiler_flags: str, **options: Any) -> tuple[bytes, None]:
+    """Finds no better layout of the weights."""
+    return neuron_xla_compile(module_bytes, compiler_flags, layout=True, **options), None
+
+
+def record(**call: Any) -> None:
+    """Writes one line of JSON for each call, from any process."""
+    if path := os.environ.get("NEURON_STAND_IN_CALLS"):
+        with Path(path).open("a") as log:
+            log.write(json.dumps({**call, "pid": os.getpid()}, default=str) + "\n")
