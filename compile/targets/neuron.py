@@ -75,6 +75,11 @@ class NeuronTarget:
                 f"compile.neuron.tensor_parallel_size = {options.tensor_parallel_size}: T5's graphs run on one core",
                 "use `--set compile.neuron.tensor_parallel_size=1`, and several workers for several cores",
             )
+        if options.inline_weights:
+            raise RecipeError(
+                "compile.neuron.inline_weights: ModelBuilder keeps weights outside of the graphs",
+                "leave it out, or use exporter=optimum on an inf2 instance",
+            )
         missing = [name for name in neuronx.NEEDED if neuronx.stack().get(name) is None]
         if missing:
             row = PLATFORMS[0]
@@ -144,8 +149,8 @@ class NeuronTarget:
                     compiler_args=" ".join(self.arguments),
                     key=key,
                 )
-        except RuntimeError as error:  # it names neither the graph nor the reason
-            raise CompileError(f"{graph.file}: {error}: {error.__cause__}") from error
+        except RuntimeError as error:  # upstream's; its cause has the reason
+            raise CompileError(f"{graph.file}: {error.__cause__ or error}".splitlines()[0]) from error
         built = NxDModel(world_size=1)
         built.add(key, traced, compiled)
         with warnings.catch_warnings():

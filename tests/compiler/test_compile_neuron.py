@@ -1,10 +1,11 @@
-"""Compile for inf2 and trn1 with a stand-in for torch_neuronx: load, verify, generate, serve, reject, fail.
+"""Compile for inf2 and trn1 with neuronx-distributed's own code: load, verify, generate, serve, reject, fail.
 
-stand_ins/neuron/torch_neuronx/__init__.py describes the stand-in and its limits.
+stand_ins/neuron/torch_neuronx/__init__.py describes what replaces the closed packages, and its limits.
 """
 
 import copy
 import importlib
+import inspect
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from compile.machine_report import make_report
 from compile.source import open_source
 from compile.targets import neuron
 from compile.verify import verify
-from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.artifact import Artifact, hash_files, open_artifact, write_manifest
 from neuron_sum.errors import ArtifactError, CompileError, PlatformError, RecipeError
 from neuron_sum.models.adapters import load_adapter
 from neuron_sum.platform.matrix import PLATFORMS
@@ -130,11 +131,10 @@ def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Equal tokens.
 
 
-@pytest.mark.parametrize("write", ["in_place", "scatter", "where"])
 def test_tokens_equal_those_of_transformers_with_and_without_adapter(
-    calls: Calls, micro_lora_run: Path, tmp_path: Path, write: str
+    calls: Calls, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE, f"compile.neuron.cache_write={write}")
+    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
     prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
     for num_beams in (1, 2):
         asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
@@ -144,6 +144,14 @@ def test_tokens_equal_those_of_transformers_with_and_without_adapter(
             assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
             alone = [generator.generate([prompt], asked, [adapter])[0] for prompt in prompts]
             assert alone == expected, "the graphs of one row"
+
+
+@pytest.mark.parametrize("write", ["scatter", "where"])
+def test_other_cache_writes_have_equal_tokens(calls: Calls, micro_run: Path, tmp_path: Path, write: str) -> None:
+    settings = ["compile.batch_sizes=[2]", "compile.num_beams=[2]", f"compile.neuron.cache_write={write}"]
+    artifact = compiled(micro_run, tmp_path, *settings)
+    prompts, asked = prompts_of(artifact, micro_run), GenerateConfig(max_new_tokens=12, num_beams=2)
+    assert load_generator(artifact)[0].generate(prompts, asked) == expected_rows(micro_run, prompts, asked)
 
 
 KINDS = {
@@ -186,141 +194,67 @@ def test_both_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
 # Inputs of torch_neuronx and neuronx-cc.
 
 
-@pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The inputs that optimum-neuron's exporter passes to them."""
-    if not XLA_PYTHON.is_file():
-        pytest.skip(f"no {XLA_PYTHON}: make test builds it (or set NEURON_SUM_XLA_PYTHON)")
-    made = subprocess.run(
-        [
-            str(XLA_PYTHON),
-            str(ROOT / "tests/stand_ins/xla/upstream_trace.py"),
-            str(tmp_path_factory.mktemp("x") / "graph.pt"),
-        ],
-        env={**os.environ, **XLA_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    found: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
-    return found
-
-
-def test_the_compiler_is_called_as_optimum_neuron_calls_it(
-    calls: Calls, upstream: dict[str, Any], micro_run: Path, own_cache: Path, tmp_path: Path
-) -> None:
+def test_the_compiler_receives_the_settings(calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path) -> None:
+    """ModelBuilder adds its own defaults to arguments that it does not find."""
     artifact = compiled(micro_run, tmp_path, *SMALLEST, "compile.neuron.auto_cast=matmult", "compile.neuron.optlevel=1")
-    for call in calls("trace"):
-        assert call["compiler_args"] == upstream["arguments"]["matmul bf16 1"]
-        assert {name: call[name] for name in ("cpu_backend", "inline_weights_to_neff")} == {
-            name: upstream[name] for name in ("cpu_backend", "inline_weights_to_neff")
-        }
-        assert set(upstream["keywords"]) == {
-            "compiler_args",
-            "cpu_backend",
-            "inline_weights_to_neff",
-            "input_output_aliases",
-            "compiler_workdir",
-        }
-    for cast, cast_type, level in (("none", "bf16", 2), ("all", "tf32", 3)):
-        chosen = NeuronCompileConfig(auto_cast=cast, auto_cast_type=cast_type, optlevel=level)
-        target = neuron.NeuronTarget(CompileConfig(target="inf2", neuron=chosen))
-        assert " ".join(target.arguments) == upstream["arguments"][f"{cast} {cast_type} {level}"]
     compilation = artifact.manifest.compilation
     assert compilation is not None
-    assert " ".join(compilation.arguments) == upstream["arguments"]["matmul bf16 1"]
+    expected = "--auto-cast=matmult --auto-cast-type=bf16 -O1 --target inf2 --model-type transformer"
+    assert " ".join(compilation.arguments) == expected
+    for call in calls("compile"):
+        assert call["compiler_args"].startswith(f"{expected} --logfile=")
+        assert call["compiler_args"].count(" -") == expected.count(" -") + 1
     assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
     assert compilation.sdk == PLATFORMS[0].name
     assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
     assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
 
 
-def test_aliases_have_the_order_and_numbers_of_upstream(
-    calls: Calls, upstream: dict[str, Any], learned_run: Path, own_cache: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["weight", "state"])
+def test_graphs_share_buffers_by_name(
+    calls: Calls, micro_lora_run: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Two layers each, complete: self-attention's keys and values, then the encoder's, after the returned outputs."""
-    compiled(learned_run, tmp_path, *SMALLEST)
-    encode, step = calls("trace")
-    ours = [(name, output) for name, _, _, output in step["aliases"]]
-    # Greedy and without adapters: neither an order of beams nor slots, which the graphs would not use.
-    assert ([len(call["inputs"]) for call in (encode, step)], step["inputs"][1]) == ([2, 2], ["torch.int64", [1]])
-    theirs = [
-        (name.replace("past_key_values_sa", "state").replace("past_key_values_ca", "constants"), output)
-        for name, output in upstream["aliases"]
-    ]
-    # This package keeps one more tensor, its first constant: the encoder's mask, which upstream passes at every call.
-    assert [name for name, _ in ours] == [name for name, _ in theirs] + ["constants.4"]
-    for pairs in (ours, theirs):
-        assert [output for _, output in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
-    assert (ours[0][1], theirs[0][1]) == (4, 3), "after the candidates; upstream's also name their beams, and no sum"
+    """One decoder layer of 2 heads, width 8; 3 dialogues of 192 tokens and a soft prompt of 4, 2 beams, 12 steps.
 
+    How torch_neuronx counts a buffer that a graph only reads is not documented: both ways work.
+    """
+    monkeypatch.setenv("NEURON_STAND_IN_READ", kind)
+    shape = ["compile.num_beams=[2]", "compile.adapters.slots=2", "compile.adapters.soft_prompt_tokens=4"]
+    artifact = compiled(micro_lora_run, tmp_path, *shape)
+    from neuronx_distributed import NxDModel
 
-def test_torch_xla_computes_the_traced_graphs(upstream: dict[str, Any]) -> None:
-    """Moved to its device, which gives a module new parameters; only the in-place write needs torch_neuronx."""
-    assert upstream["own_graphs_on_xla"].keys() == {"encode", "step"}
-    assert max(upstream["own_graphs_on_xla"].values()) < 1e-5
-
-
-def test_a_step_receives_four_small_tensors_and_keeps_the_rest(
-    calls: Calls, micro_lora_run: Path, own_cache: Path, tmp_path: Path
-) -> None:
-    """One decoder layer of 2 heads, width 8; 3 dialogues of 192 tokens and a soft prompt of 4, 2 beams, 12 steps."""
-    artifact = compiled(
-        micro_lora_run,
-        tmp_path,
-        "compile.num_beams=[2]",
-        "compile.adapters.slots=2",
-        "compile.adapters.soft_prompt_tokens=4",
-    )
-    encode, step = calls("trace")
-    assert encode["inputs"] == [["torch.int64", [3, 192]], ["torch.int64", [3, 192]], ["torch.int64", [3]]]
-    assert step["inputs"] == [
-        ["torch.int64", [3, 2]],
-        ["torch.int64", [1]],
-        ["torch.int64", [3, 2, 12]],
-        ["torch.int64", [3]],
-    ]
-    assert step["aliases"][:5] == [
-        ["state.0", "torch.float32", [3, 2, 24, 8], 4],
-        ["state.1", "torch.float32", [3, 2, 24, 8], 5],
-        ["constants.0", "torch.float32", [3, 1, 1, 196], 6],
-        ["constants.1", "torch.float32", [3, 2, 196, 8], 7],
-        ["constants.2", "torch.float32", [3, 2, 196, 8], 8],
-    ]
-    for call, first in ((encode, 3), (step, 4)):
-        names, outputs = [alias[0] for alias in call["aliases"]], [alias[3] for alias in call["aliases"]]
-        assert names == call["parameters"], "in the order of parameters()"
-        assert outputs == list(range(first, first + len(outputs)))
-    stacks = [name.removeprefix("model.") for call in (encode, step) for name, *_ in call["aliases"]]
-    assert {name for name in stacks if not name.startswith(("state", "constants"))} == set(
-        artifact.manifest.adapter_stacks
-    ), "every stack is kept by one kind of graph"
-    assert encode["aliases"][0][0] == "model.soft_prompts.vectors"
+    models = {graph.kind: NxDModel.load(str(artifact.path / graph.file)) for graph in artifact.manifest.graphs}
+    [encode], [step] = ([*models[kind].input_shape_map] for kind in ("encode", "step"))
+    assert encode == "(input_ids: [3, 192], attention_mask: [3, 192], rows: [3], slot: [3])"
+    assert step == "(tokens: [3, 2], position: [1], ancestors: [3, 2, 12], slot: [3])"
+    state = {"state_3x12x2_0": [3, 2, 24, 8], "state_3x12x2_1": [3, 2, 24, 8]}
+    constants = {"constants_3x192_0": [3, 1, 1, 196]} | {f"constants_3x192_{i}": [3, 2, 196, 8] for i in (1, 2)}
+    shapes = {
+        kind: {name: shape for name, shape in model.state_initializer.shapes.items() if not name.startswith("model.")}
+        for kind, model in models.items()
+    }
+    assert shapes == {"encode": constants, "step": state if kind == "weight" else state | constants}
+    assert [len(outputs) for model in models.values() for outputs in model.reserved_example_outputs.values()] == [1, 4]
 
     generator, _ = load_generator(artifact)
-    generator.warm_up()
-    assert [(call["start_nc"], call["nc_count"]) for call in calls("set_neuron_cores")] == [(0, 1)] * 2
-    assert [call["device_id"] for call in calls("move_trace_to_device")] == [0, 0]
-    assert {call["device"] for call in calls("to")} == {"neuron:0"}, (
-        "all inputs, so that no output is transferred unread"
-    )
-    for call in calls("replace_weights")[-2:]:
-        assert call["missing"] == [], "every tensor, the stacks that only the other kind reads too"
+    prompts, asked = prompts_of(artifact, micro_lora_run, 3), GenerateConfig(max_new_tokens=12, num_beams=2)
+    expected = expected_rows(micro_lora_run, prompts, asked)
+    assert generator.generate(prompts, asked, ["default"] * 3) == expected
+    assert len(calls("load")) == 2, "each graph once"
 
 
 def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     calls: Calls, micro_lora_run: Path, tmp_path: Path
 ) -> None:
     first = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
-    before = len(calls("trace"))
+    before = len(calls("compile"))
     retrained = tmp_path / "retrained"
     train(load_recipe(str(micro_lora_run / "recipe.yaml"), ["train.seed=7"]), retrained)
     source = open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE])
     plan = make_plan(source)
     assert plan.missing == []
     again = build(source, plan, tmp_path / "again", overwrite=False, jobs=None)
-    assert len(calls("trace")) == before
+    assert len(calls("compile")) == before
     assert again.manifest.source.fingerprint != first.manifest.source.fingerprint
     assert again.manifest.quality_warning is not None, "served with a warning until it is verified"
     record = verify(again, None, 8, 1.0).record
@@ -332,29 +266,14 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
         assert not set(differing.cached.values()) & set(plan.cached.values()), other
 
 
-def test_graphs_contain_no_weights_unless_inlined(
-    calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path
-) -> None:
-    apart = compiled(micro_run, tmp_path / "apart", *SMALLEST)
-    source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST, "compile.neuron.inline_weights=true"])
-    plan = make_plan(source)
-    inside = build(source, plan, tmp_path / "inside", overwrite=False, jobs=2)
-    assert [call["inline_weights_to_neff"] for call in calls("trace")] == [False, False, True, True]
-    with safe_open(apart.path / "weights.safetensors", framework="pt") as stored:
-        weights = sum(stored.get_tensor(name).nbytes for name in stored.keys())  # noqa: SIM118
-    sizes = [
-        [(artifact.path / graph.file).stat().st_size for graph in artifact.manifest.graphs]
-        for artifact in (apart, inside)
-    ]
-    assert all(more - less > weights / 3 for less, more in zip(*sizes, strict=True))
-    prompts, asked = prompts_of(apart, micro_run, 3), GenerateConfig(max_new_tokens=12)
-    replaced = len(calls("replace_weights"))
-    assert load_generator(inside)[0].generate(prompts, asked) == expected_rows(micro_run, prompts, asked)
-    assert len(calls("replace_weights")) == replaced
-    retrained = trained(tmp_path, "train.seed=7")
-    for overrides, missing in (([], 0), (["compile.neuron.inline_weights=true"], 2)):
-        plan = make_plan(open_source(retrained, None, [INF2, *SHAPE, *SMALLEST, *overrides]))
-        assert len(plan.missing) == missing
+def test_graphs_contain_no_weights(calls: Calls, micro_run: Path, tmp_path: Path) -> None:
+    artifact = compiled(micro_run, tmp_path, *SMALLEST)
+    with safe_open(artifact.path / "weights.safetensors", framework="pt") as stored:
+        rows = {bytes(stored.get_tensor(name).numpy().ravel()[:8].tobytes()) for name in stored.keys()}  # noqa: SIM118
+    assert len(rows) > 10
+    for graph in artifact.manifest.graphs:
+        content = (artifact.path / graph.file).read_bytes()
+        assert not [row for row in rows if any(row) and row in content]
 
 
 # Rejections, with the field.
@@ -369,7 +288,7 @@ def test_other_versions_and_devices_are_rejected_with_the_field(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = artifact.manifest.stack
-    assert stack.keys() == {"torch", "torch-neuronx", "neuronx-cc"}
+    assert stack.keys() == {"torch", "torch-neuronx", "neuronx-cc", "neuronx-distributed"}
     for name in stack:
         other = edited(artifact.path, stack={**stack, name: "1.2.3"})
         with pytest.raises(ArtifactError, match=rf"stack\.{name}: compiled with 1\.2\.3, installed is {stack[name]}"):
@@ -423,10 +342,6 @@ def test_a_process_reserves_only_the_core_of_its_artifact(
     for _ in range(2):  # `compile report` loads an artifact twice
         load_generator(second)[0].warm_up()
         assert os.environ[device.VISIBLE] == "1"
-    placed = {(call["visible"], call["start_nc"]) for call in calls("set_neuron_cores")}
-    assert placed == {("1", 0)}, "the runtime counts what it was given from 0"
-    assert {call["device_id"] for call in calls("move_trace_to_device")} == {0}
-    assert {call["device"] for call in calls("to")} == {"neuron:0"}
     with pytest.raises(ArtifactError, match="compiled for NeuronCore 0, but this process took 1 for another"):
         load_generator(edited(artifact.path, compilation=compilation))
     for name, value in ((device.VISIBLE, "0-1"), (device.COUNT, "2")):
@@ -434,8 +349,7 @@ def test_a_process_reserves_only_the_core_of_its_artifact(
         monkeypatch.setenv(device.VISIBLE, "")
         monkeypatch.setenv(name, value)
         load_generator(edited(artifact.path, compilation=compilation.model_copy(update={"core": 1})))[0].warm_up()
-        assert os.environ[name] == value, "who says which cores keeps his word"
-        assert calls("set_neuron_cores")[-1]["start_nc"] == 1
+        assert os.environ[name] == value
 
 
 def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,51 +371,42 @@ def test_cores_are_counted_within_the_visible_ones(monkeypatch: pytest.MonkeyPat
     assert device.visible_cores() is None
 
 
-def test_a_graph_of_another_shape_is_rejected(artifact: Artifact) -> None:
-    graphs = list(artifact.manifest.graphs)
-    kept = list(graphs[1].kept)
-    kept[2] = kept[2].model_copy(update={"shape": (1, 1, 1, 77)})
-    graphs[1] = graphs[1].model_copy(update={"kept": tuple(kept)})
-    other = edited(artifact.path, graphs=tuple(graphs))
-    with pytest.raises(ArtifactError, match=r"graphs\.kept: .*has \(1, 1, 1, 192\) .* constants\.0 \(1, 1, 1, 77\)"):
-        load_generator(other)[0].warm_up()
+def test_a_graph_of_another_model_is_rejected(
+    calls: Calls, artifact: Artifact, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """Its buffers have other names, or it reads adapters that the artifact does not have."""
+    other = compiled(micro_lora_run, tmp_path / "other", *SMALLEST, "compile.adapters.slots=2")
+    step = artifact.manifest.graphs[1].file
+    shutil.copyfile(other.path / step, artifact.path / step)
+    write_manifest(artifact.path, artifact.manifest.model_copy(update={"files": hash_files(artifact.path)}))
+    mixed = open_artifact(artifact.path)
+    with pytest.raises(ArtifactError, match=rf"{step} needs model\.\S+ \(.*\), but the artifact has no such tensor"):
+        load_generator(mixed)[0].warm_up()
 
 
 @pytest.mark.parametrize(
-    ("names", "what"), [("constants", "the encoder's outputs"), ("_stacks", "adapters")], ids=["encoder", "adapters"]
+    ("start", "what"), [("constants_", "the encoder's outputs"), ("model.", "adapters")], ids=["encoder", "adapters"]
 )
 def test_a_graph_that_ignores_copied_values_is_rejected(
-    calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, what: str
+    calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, what: str
 ) -> None:
-    """The values can be read back, but the graph computes with others."""
+    """The values can be read back, but the graphs compute with others."""
     artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
-    kept = neuronx._Graph.kept
+    generator, _ = load_generator(artifact)
+    check = neuronx._Graphs._check_copies
 
-    def copies(self: Any) -> list[torch.Tensor]:
-        pairs = zip(self._names, kept(self), strict=True)
-        return [tensor.clone() if name in getattr(self, names) else tensor for name, tensor in pairs]
+    def unseen(self: Any, graph: Any) -> None:
+        model = graph.model
+        if graph.entry.kind == "step":
+            hidden = {name: tensor.clone() for name, tensor in self._tensors.items() if name.startswith(start)}
+            self._tensors = {**self._tensors, **hidden}
+        monkeypatch.setattr(model, "write_to_neuron_buffer", lambda value, name, _: self._tensors[name].copy_(value))
+        check(self, graph)
 
-    monkeypatch.setattr(neuronx._Graph, "kept", copies)
+    monkeypatch.setattr(neuronx._Graphs, "_check_copies", unseen)
     with pytest.raises(ArtifactError, match=f"ignores {what} that are copied") as raised:
-        load_generator(artifact)[0].warm_up()
+        generator.warm_up()
     assert "neuron-sum compile report" in str(raised.value.hint)
-
-
-def test_weights_that_were_not_replaced_are_named(
-    calls: Calls, micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact = compiled(micro_run, tmp_path, *SMALLEST)
-    import torch_neuronx
-
-    replace_weights = torch_neuronx.replace_weights
-
-    def forgetful(trace: Any, weights: dict[str, torch.Tensor]) -> None:
-        replace_weights(trace, {name: tensor for name, tensor in weights.items() if not name.endswith("head.weight")})
-
-    monkeypatch.setattr(torch_neuronx, "replace_weights", forgetful)
-    with pytest.raises(ArtifactError, match=r"replace_weights left \d+ weights at zero, such as .*head") as raised:
-        load_generator(artifact)[0].warm_up()
-    assert "inline_weights=true" in str(raised.value.hint)
 
 
 def test_without_neuron_packages_nothing_is_compiled_or_loaded(
@@ -510,12 +415,12 @@ def test_without_neuron_packages_nothing_is_compiled_or_loaded(
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(packages))
         artifact = compiled(micro_run, tmp_path, *SMALLEST)
-    with pytest.raises(PlatformError, match="this machine has no torch-neuronx and no neuronx-cc") as error:
+    with pytest.raises(PlatformError, match="this machine has no torch-neuronx and no neuronx-cc and no neuronx-distributed") as error:
         load_generator(artifact)
     assert "--target cpu" in str(error.value.hint)
     refused = neuron_sum("compile", str(micro_run), "--target", "inf2")
     assert refused.returncode == 13
-    assert "needs packages that this machine lacks: torch-neuronx, neuronx-cc" in refused.stderr
+    assert "needs packages that this machine lacks: torch-neuronx, neuronx-cc, neuronx-distributed" in refused.stderr
     assert "pip install --extra-index-url" in refused.stderr
     assert not (micro_run / "artifacts").exists()
 
@@ -526,6 +431,7 @@ def test_unsupported_models_and_settings_are_rejected(calls: Calls, micro_run: P
     for setting, message in (
         ("tensor_parallel_size=2", "tensor_parallel_size = 2: T5's graphs run on one core"),
         ("exporter=optimum", "exporter = optimum: the static graphs"),
+        ("inline_weights=true", "inline_weights: ModelBuilder keeps weights outside"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_plan(open_source(micro_run, None, [INF2, f"compile.neuron.{setting}"]))
@@ -573,29 +479,30 @@ def both_tokens(run: Path, folder: Path, num_beams: int) -> tuple[list[list[int]
     return load_generator(artifact)[0].generate(prompts, asked), expected_rows(run, prompts, asked)
 
 
-def test_a_wrong_alias_is_detected(
+def test_a_wrong_buffer_is_detected(
     calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = neuron.aliases
+    forward = neuron.DeviceStep.forward
 
-    def wrong(module: Any) -> dict[torch.Tensor, int]:
-        swapped = right(module)
-        if len(swapped) > 1:
-            (one, first), (other, second), *_ = swapped.items()
-            swapped.update({one: second, other: first})
-        return swapped
+    def swapped(self: Any, *inputs: Any, **named: Any) -> Any:
+        results = forward(self, *inputs, **named)
+        one, other = self.state[:2]
+        keys, values = getattr(self, one), getattr(self, other)
+        setattr(self, one, values)
+        setattr(self, other, keys)
+        return results
 
-    monkeypatch.setattr(neuron, "aliases", wrong)
+    swapped.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(neuron.DeviceStep, "forward", swapped)
     actual, expected = both_tokens(learned_run, tmp_path, 1)
     assert actual != expected, "keys as values, and values as keys"
 
 
-def test_an_alias_of_another_shape_does_not_compile(
+def test_a_buffer_of_another_type_does_not_compile(
     calls: Calls, own_cache: Path, micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = neuron.aliases
-    monkeypatch.setattr(neuron, "aliases", lambda module: {kept: index - 1 for kept, index in right(module).items()})
-    with pytest.raises(CompileError, match=r"output 3 is .*, its alias"):
+    monkeypatch.setitem(neuron.WRITES, "in_place", lambda cache, column, position: cache.bfloat16())
+    with pytest.raises(CompileError, match=r"step-b1\S+: state_1x12x1_0"):
         compiled(micro_run, tmp_path, *SMALLEST)
 
 
@@ -616,15 +523,15 @@ def test_correct_graphs_do_not_depend_on_an_earlier_batch(
     calls: Calls, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_beams: int
 ) -> None:
     """The reference for the controls above. The cache is not cleared but filled with values that would show."""
-    right = neuronx._Graph.copy_in
+    right = neuronx._Graphs.renew_stacks
 
-    def into_dirt(self: Any, values: Any) -> None:
-        for name, tensor in zip(self._names, self.kept(), strict=True):
+    def into_dirt(self: Any) -> None:
+        for name, tensor in self._tensors.items():
             if name.startswith(neuronx.STATE):
                 tensor.fill_(1e4)
-        right(self, values)
+        right(self)
 
-    monkeypatch.setattr(neuronx._Graph, "copy_in", into_dirt)
+    monkeypatch.setattr(neuronx._Graphs, "renew_stacks", into_dirt)
     actual, expected = both_tokens(learned_run, tmp_path, num_beams)
     assert actual == expected
 
@@ -721,4 +628,4 @@ def test_djl_serving_answers_with_the_artifact(
             [row] = TransformersGenerator(model, tokenizer, 1).generate([prompt], asked)
             assert answer == tokenizer.decode(row, skip_special_tokens=True).strip(), (name, beams)
     assert any("`compile verify` has not compared it" in line for line in said)
-    assert calls("set_neuron_cores")[0]["pid"] != os.getpid()
+    assert calls("load")[0]["pid"] != os.getpid()

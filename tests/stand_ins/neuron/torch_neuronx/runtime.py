@@ -25,7 +25,9 @@ _libraries: list[torch.library.Library] = []
 
 def install() -> None:
     """Registers the device, the classes and the operators, once for each process."""
-    torch._register_device_module("privateuseone", types.ModuleType("neuron"))
+    device = types.ModuleType("neuron")
+    vars(device).update(_is_in_bad_fork=lambda: False, manual_seed_all=lambda seed: None)  # torch.manual_seed calls them
+    torch._register_device_module("privateuseone", device)
     torch.ops.load_library(str(library()))
     aten = torch.library.Library("aten", "IMPL")
     aten.impl("empty.memory_format", _empty, "PrivateUse1")
