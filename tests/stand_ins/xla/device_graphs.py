@@ -1,4 +1,4 @@
-"""Lowers T5's graphs twice: in the preflight's form, and as traced by targets/neuron.py, parameters aliased.
+"""Lowers T5's graphs twice: in the preflight's form, and as traced by targets/neuron.py, with the buffers it assigns.
 
     python device_graphs.py < REQUEST, one JSON line [the preflight's account, the traced module's] for each graph
 
@@ -10,22 +10,24 @@ import sys
 from dataclasses import asdict
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import AutoConfig
 
 from compile.graphs.static import EncodeGraph, StepGraph, static_model
 from compile.preflight.hlo import account
 from compile.preflight.xla_process import graph_options, hlo, hlo_text, insert_placeholders, placeholder
-from compile.targets.neuron import device_graph
+from compile.targets.neuron import DeviceEncode, DeviceStep, device_graph
 from neuron_sum.artifact import GraphFile
 
 
-def traced(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
-    """The HLO of all its outputs: logits or constants, then the next values of its state."""
+def traced(module: DeviceEncode | DeviceStep) -> str:
+    """The HLO of the assigned buffers, and of the outputs of a step."""
     insert_placeholders(module)
     with torch.no_grad():
-        return hlo_text(module(*tree_map(placeholder, inputs)))
+        outputs = module(**tree_map(placeholder, module.example_inputs()))
+    is_step = isinstance(module, DeviceStep)
+    assigned = [getattr(module, name) for name in (module.state if is_step else module.constants)]
+    return hlo_text([*(outputs if is_step else []), *assigned])
 
 
 if __name__ == "__main__":
@@ -35,7 +37,7 @@ if __name__ == "__main__":
             with torch.device("meta"):
                 model = static_model(AutoConfig.for_model(**job["config"]), graph_options(job["options"]))
                 device = device_graph(model, graph)
-            device_text = traced(device, device.example_inputs())
+            device_text = traced(device)
             insert_placeholders(model)
             ours = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
             text = hlo(ours, ours.example_inputs(graph))
