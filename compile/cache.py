@@ -49,7 +49,12 @@ def folder() -> Path:
 
 
 def key(
-    config: PretrainedConfig, options: GraphOptions, graph: GraphFile, target: Target, weights_sha256: str | None
+    config: PretrainedConfig,
+    options: GraphOptions,
+    graph: GraphFile,
+    target: Target,
+    weights_sha256: str | None,
+    first: str | None = None,
 ) -> str:
     """The hash of everything a compiled graph depends on: dimensions, shape, dtype, code, torch, compiler, machine.
 
@@ -59,6 +64,7 @@ def key(
         graph: The graph to compile.
         target: The device that the graph is compiled for.
         weights_sha256: The hash of the weights if they are compiled in, otherwise None.
+        first: The key of the graph whose layout of the weights this one takes.
     """
     content = {
         "config": {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT},
@@ -78,6 +84,7 @@ def key(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "weights": weights_sha256,
+        "first": first,
         **target.identity(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

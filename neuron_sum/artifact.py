@@ -163,6 +163,8 @@ class Compilation(Section):
     exporter: Literal["own", "optimum"]
     cache_write: CacheWrite | None
     """None for optimum, which uses its own method."""
+    optimize_layout: bool = False
+    """Whether the compiler chose the layout of the weights for the largest step; its graph is the manifest's first."""
     inline_weights: bool
     tensor_parallel_size: int
     core: int

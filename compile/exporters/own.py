@@ -45,6 +45,8 @@ from neuron_sum.runtimes.slots import AdapterSlots
 from neuron_sum.runtimes.weights import PACKED, PLAIN
 
 HEAD = "head" + PLAIN
+LAYOUT = ".layout"
+"""The suffix of a file in the cache with the layout of the weights that the first graph of an artifact prefers."""
 COMPILED_ADAPTER = "default"
 """The slot name of the adapter in an artifact."""
 
@@ -61,6 +63,7 @@ class CompilePlan:
         num_beams: Beam widths.
         graphs: The graphs.
         cached: The file of each graph in the cache, whether it exists or not.
+        layout: The file that the first graph writes and the others read, in the cache; None without one.
     """
 
     config: PretrainedConfig
@@ -70,6 +73,7 @@ class CompilePlan:
     num_beams: tuple[int, ...]
     graphs: tuple[GraphFile, ...]
     cached: Mapping[str, Path]
+    layout: Path | None = None
 
     @property
     def settings(self) -> CompileConfig:
@@ -78,8 +82,11 @@ class CompilePlan:
 
     @property
     def missing(self) -> list[GraphFile]:
-        """The graphs that are not in the cache."""
-        return [graph for graph in self.graphs if not self.cached[graph.file].is_file()]
+        """The graphs that are not in the cache; the first one also without its layout."""
+        missing = [graph for graph in self.graphs if not self.cached[graph.file].is_file()]
+        if self.layout is not None and not self.layout.is_file() and self.graphs[0] not in missing:
+            return [self.graphs[0], *missing]
+        return missing
 
     def model(self) -> StaticModel:
         """The static model with uninitialized tensors."""
@@ -150,9 +157,18 @@ def make_plan(source: Source) -> CompilePlan:
     source.check_adapter(_slots(static) if source.uses_adapter_slot else None)
     graphs = [graph for bucket in buckets for graph in bucket_graphs(bucket, num_beams, target.suffix)]
     weights_hash = source.weights_hash() if target.weights_inside else None
-    keys = {graph.file: cache.key(config, options, graph, target, weights_hash) for graph in graphs}
-    cached = {file: cache.path(key, target.suffix) for file, key in keys.items()}
-    return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached)
+    first_key = layout = None
+    if (first := target.first(graphs)) is not None:
+        graphs = [first, *(graph for graph in graphs if graph != first)]
+        first_key = cache.key(config, options, first, target, weights_hash)
+        layout = cache.path(first_key, LAYOUT)
+        target = target.with_layout(first, layout)
+    keys = {
+        graph.file: first_key if graph == first else cache.key(config, options, graph, target, weights_hash, first_key)
+        for graph in graphs
+    }
+    cached = {file: cache.path(key, target.suffix) for file, key in keys.items() if key}
+    return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached, layout)
 
 
 def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, jobs: int | None) -> Artifact:
@@ -191,8 +207,10 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
                 Job(plan.config, plan.options, graph, plan.target, plan.cached[graph.file], weights_file)
                 for graph in missing
             ]
-            for job in compile_all(work, plan.processes(jobs)):
-                bar.advance(detail=Path(job.graph.file).stem)
+            alone = int(plan.layout is not None and missing[:1] == [plan.graphs[0]])  # the others wait for its layout
+            for part in (work[:alone], work[alone:]):
+                for job in compile_all(part, plan.processes(jobs)):
+                    bar.advance(detail=Path(job.graph.file).stem)
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; nothing was written", "repeat the command to continue: finished graphs are in the cache"

@@ -1,6 +1,6 @@
 """The interface of a target, implemented by cpu.py and neuron.py."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +59,12 @@ class Target(Protocol):
 
     def memory_advice(self) -> str:
         """The hint if a compilation was killed because memory ran out."""
+
+    def first(self, graphs: Sequence[GraphFile]) -> GraphFile | None:
+        """The graph that is compiled before the others, which take its layout of the weights; None without one."""
+
+    def with_layout(self, first: GraphFile, path: Path) -> "Target":
+        """The target with the file of the layout of the weights: the first graph writes it, the others read it."""
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path

@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -167,6 +167,13 @@ class CpuTarget:
     def memory_advice(self) -> str:
         """See `Target`."""
         return "use --jobs 1, which needs the least memory"
+
+    def first(self, graphs: Sequence[GraphFile]) -> None:
+        """See `Target`."""
+
+    def with_layout(self, first: GraphFile, path: Path) -> "CpuTarget":
+        """See `Target`."""
+        return self
 
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path

@@ -6,13 +6,18 @@ into those that the steps of the same shape read. Weights and adapter stacks are
 all of them, so that the next checkpoint of the same shape needs no compilation.
 """
 
+import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -41,6 +46,8 @@ class NeuronTarget:
     """See `compile.targets.base.Target`."""
 
     settings: CompileConfig
+    first_file: str | None = None
+    layout: Path | None = None
 
     suffix: ClassVar[str] = ".pt"
     sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py",)
@@ -58,7 +65,7 @@ class NeuronTarget:
             *cast,
             f"-O{options.optlevel}",
             *("--target", self.settings.target),
-            *("--model-type", "transformer"),
+            "--model-type=transformer",
         )
 
     def check(self, config: PretrainedConfig) -> None:
@@ -109,6 +116,7 @@ class NeuronTarget:
             arguments=self.arguments,
             exporter="own",
             cache_write=options.cache_write,
+            optimize_layout=self.optimizes_layout,
             inline_weights=False,
             tensor_parallel_size=options.tensor_parallel_size,
             core=options.core,
@@ -129,6 +137,21 @@ class NeuronTarget:
         least = "use --jobs 1, which needs the least memory"
         return larger_host(least) or "use --jobs 1, smaller buckets, or `--set compile.neuron.optlevel=1`"
 
+    def first(self, graphs: Sequence[GraphFile]) -> GraphFile | None:
+        """The largest step, because most of the time is spent in steps; None if its layout cannot be chosen."""
+        if not self.optimizes_layout:
+            return None
+        return max(graphs, key=lambda graph: (graph.batch * (graph.num_beams or 0), graph.source_len))
+
+    @property
+    def optimizes_layout(self) -> bool:
+        """Whether the compiler chooses the layout of the weights; upstream's compile_wlo adds --auto-cast=none."""
+        return self.settings.neuron.optimize_layout and self.settings.neuron.auto_cast == "none"
+
+    def with_layout(self, first: GraphFile, path: Path) -> "NeuronTarget":
+        """See `Target`."""
+        return replace(self, first_file=first.file, layout=path)
+
     def compile_graph(
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
@@ -138,24 +161,71 @@ class NeuronTarget:
         from neuronx_distributed.trace import model_builder
 
         module, key = device_graph(model, graph), path.stem
+        options = {
+            "compiler_workdir": str(path.parent / COMPILER),
+            "compiler_args": " ".join(self.arguments),
+            "key": key,
+        }
         _fill(module.model)
         try:
             with torch.no_grad():
                 traced = model_builder.trace(module.eval(), kwargs=module.example_inputs())
-                compiled = model_builder.compile(
-                    traced.hlo,
-                    traced.metaneff,
-                    compiler_workdir=str(path.parent / COMPILER),
-                    compiler_args=" ".join(self.arguments),
-                    key=key,
-                )
+            if self.layout is not None and graph.file == self.first_file:
+                assert isinstance(module, DeviceStep)
+                compiled, transformer = _compile_first(traced, set(module.written()), options, self.layout)
+            else:
+                if self.layout is not None:
+                    _apply_layout(traced, self.layout, path.parent, key)
+                compiled, transformer = model_builder.compile(traced.hlo, traced.metaneff, **options), None
         except RuntimeError as error:  # upstream's; its cause has the reason
             raise CompileError(f"{graph.file}: {error.__cause__ or error}".splitlines()[0]) from error
-        built = NxDModel(world_size=1)
+        built = NxDModel(world_size=1, layout_transformer=transformer)
         built.add(key, traced, compiled)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of TorchScript about annotations in NxDModel
             built.save(str(path))
+
+
+def _compile_first(traced: Any, written: set[str], options: dict[str, str], layout: Path) -> tuple[Any, Any]:
+    """Compiles the first graph, and stores the layout that the compiler prefers for its weights.
+
+    Args:
+        traced: The result of ModelBuilder's `trace`.
+        written: The tensors that the host or other graphs write, whose layout must not change.
+        options: The options of ModelBuilder's `compile`.
+        layout: The file to write: the compiler's wrapper with the conversions, empty without any; and the index of
+            each weight in the graph.
+
+    Returns:
+        The compiled graph, and the program that converts the weights when they are loaded; None without conversions.
+    """
+    from neuronx_distributed.trace import hlo_utils, model_builder
+
+    names = traced.weight_name_to_idx
+    skipped = (traced.weight_names_to_skip | written) & names.keys()
+    hlo_utils.mark_weights_for_wlo(traced, skipped)
+    compiled = model_builder.compile_wlo(traced.hlo, traced.metaneff, **options)
+    transformer = model_builder.compile_layout_transformer(compiled, names, options["compiler_workdir"])
+    wrapper = compiled.wrapped_neff_hlo_filepath
+    content = bytearray(Path(wrapper).read_bytes() if wrapper else b"")
+    temporary = layout.with_name(f".{layout.name}.tmp-{os.getpid()}")
+    save_file({"wrapper": torch.tensor(content, dtype=torch.uint8)}, temporary, {"names": json.dumps(names)})
+    temporary.replace(layout)
+    return compiled, transformer
+
+
+def _apply_layout(traced: Any, layout: Path, scratch: Path, key: str) -> None:
+    """Converts a graph to the layout that `_compile_first` stored."""
+    from neuronx_distributed.trace import hlo_utils
+    from neuronx_distributed.trace.model_builder_utils import WLOArtifacts
+
+    with safe_open(layout, framework="pt") as stored:
+        content, names = stored.get_tensor("wrapper"), json.loads(stored.metadata()["names"])
+    wrapper = scratch / "wrapper.hlo"
+    wrapper.write_bytes(content.numpy().tobytes())
+    first = SimpleNamespace(weight_name_to_idx=names)
+    artifacts = WLOArtifacts("", str(wrapper) if len(content) else None)
+    hlo_utils.apply_layout_transformation(traced, first, artifacts, key)
 
 
 def larger_host(advice: str) -> str:
@@ -227,6 +297,10 @@ class DeviceStep(nn.Module):
         for name, tensor in zip(self.state, state, strict=True):
             setattr(self, name, tensor)
         return select(logits, candidates(tokens.shape[1]))
+
+    def written(self) -> list[str]:
+        """The names of all tensors that the host or a graph writes."""
+        return [*self.constants, *self.state, *(f"model.{name}" for name in adapter_stacks(self.model))]
 
     def example_inputs(self) -> dict[str, Tensor]:
         """Inputs of the graph's shape: tokens, position, of several beams ancestors, of adapters slots."""

@@ -347,8 +347,10 @@ class NeuronCompileConfig(Section):
     optlevel: Literal[1, 2, 3] = 2
     cache_write: CacheWrite = "in_place"
     """How a step stores keys and values: dynamic-update-slice, scatter, or a choice between old and new everywhere."""
+    optimize_layout: bool = True
+    """Let the compiler choose how the weights are laid out in memory; only of exporter own, with auto_cast none."""
     inline_weights: bool = False
-    """Put the weights into the compiled graphs; otherwise, another checkpoint of the same shape needs no compile."""
+    """Put the weights into the compiled graphs, so that every checkpoint is compiled; only of T5 by optimum."""
     tensor_parallel_size: Literal[1, 2] = 1
     """NeuronCores that share one Llama."""
     core: int = Field(0, ge=0, le=1024)

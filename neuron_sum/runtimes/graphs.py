@@ -114,8 +114,11 @@ class GraphSession:
         position = torch.tensor([self._position])
         values, ids, log_sum, logits = self._step(self._tokens, position, self._ancestors, self._slot)
         self._position += 1
+        read = [part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)]
         return Candidates(
-            *(part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)),
+            read[0],
+            read[1],
+            read[2],
             vocabulary=logits.shape[-1],
             all_logits=lambda: logits.cpu().numpy()[: self._examples],
         )

@@ -132,9 +132,12 @@ class _Graphs:
         """A graph; the first call loads it."""
         with self._lock:
             if graph.file not in self._loaded:
-                if graph.kind == "step":  # it reads the buffers that encode of its shape writes
-                    self._load(self._encode_of(graph))
-                self._load(graph)
+                first = self._artifact.manifest.graphs[0]  # only it can convert the weights to the layout of all graphs
+                # A step reads the buffers that encode of its shape writes.
+                needed = [first, self._encode_of(first), self._encode_of(graph), graph]
+                opened = {each.file: self._open(each) for each in needed if each.file not in self._loaded}
+                for loaded in opened.values():
+                    self._start(loaded)
             return self._loaded[graph.file]
 
     def renew_stacks(self) -> None:
@@ -145,10 +148,10 @@ class _Graphs:
         self._write({MODEL + name: stack for name, stack in self._adapters.stacks.items()})
         self._version = version
 
-    def _encode_of(self, step: GraphFile) -> GraphFile:
-        shape = (step.batch, step.source_len)
+    def _encode_of(self, graph: GraphFile) -> GraphFile:
+        shape = (graph.batch, graph.source_len)
         graphs = self._artifact.manifest.graphs
-        return next(graph for graph in graphs if graph.kind == "encode" and (graph.batch, graph.source_len) == shape)
+        return next(each for each in graphs if each.kind == "encode" and (each.batch, each.source_len) == shape)
 
     def _write(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into tensors on the device."""
@@ -157,9 +160,8 @@ class _Graphs:
             model.write_to_neuron_buffer(value, name, 0)
 
     @torch.inference_mode(False)  # every later batch writes to the buffers
-    def _load(self, graph: GraphFile) -> None:
-        if graph.file in self._loaded:
-            return
+    def _open(self, graph: GraphFile) -> _Graph:
+        """Read a graph and create its buffers; the first one also moves the weights to the device."""
         import torch_neuronx  # noqa: F401  (before neuronx-distributed, which imports modules of it)
         from neuronx_distributed import NxDModel
 
@@ -168,20 +170,24 @@ class _Graphs:
             raise ArtifactError(
                 f"{graph.file}: neuronx-distributed {stack()['neuronx-distributed']} cannot read it", "compile again"
             )
-        loaded = _Graph(model, graph)
-        if not self._loaded:
+        if not self._tensors:
             manifest = self._artifact.manifest
             model.set_weights([_weights(self._artifact.path / WEIGHTS, manifest.aliases, self._adapters)])
             self._tensors.update(model.weights[0])
         if model.state_initializer is not None:
             for name, tensor in model.state_initializer()[0].items():
                 self._tensors.setdefault(name, tensor)
-        self._check_tensors(loaded)
+        return _Graph(model, graph)
+
+    @torch.inference_mode(False)
+    def _start(self, graph: _Graph) -> None:
+        """Give a graph the tensors on the device, and verify that it uses them."""
+        self._check_tensors(graph)
         # A graph that only reads a buffer may count it as a weight.
-        model.weights, model.states = [self._tensors], [self._tensors]
-        model.to_neuron()
-        self._loaded[graph.file] = loaded
-        self._check_copies(loaded)
+        graph.model.weights, graph.model.states = [self._tensors], [self._tensors]
+        graph.model.to_neuron()
+        self._loaded[graph.entry.file] = graph
+        self._check_copies(graph)
 
     def _check_tensors(self, graph: _Graph) -> None:
         """Raise if the graph needs a tensor that does not exist, or a buffer of another shape."""

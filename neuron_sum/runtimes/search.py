@@ -97,7 +97,8 @@ def _remove(scores: Scores, tokens: Tokens, banned: tuple[Tokens, Tokens]) -> bo
 
 def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
     """The steps and the order of torch.log_softmax, for logits (B, K, any)."""
-    return (logits - candidates.logits[..., :1]) - candidates.log_sum[..., None]
+    scores: Scores = (logits - candidates.logits[..., :1]) - candidates.log_sum[..., None]
+    return scores
 
 
 def _greedy(session: Session, bans: _Bans, ends: Tokens, settings: GenerateConfig, counts: Counts) -> Tokens:

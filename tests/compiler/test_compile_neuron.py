@@ -26,6 +26,7 @@ from safetensors import safe_open
 from service_requests import DIALOGUE, LIMITS
 from transformers import LlamaConfig
 
+from compile import cache
 from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
 from compile.graphs.kv_cache import ancestry_bias
@@ -38,7 +39,7 @@ from neuron_sum.errors import ArtifactError, CompileError, PlatformError, Recipe
 from neuron_sum.models.adapters import load_adapter
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import CompileConfig, GenerateConfig, NeuronCompileConfig
+from neuron_sum.recipes.schema import CompileConfig, GenerateConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained, load_untuned
 from neuron_sum.runtimes import device, neuronx
@@ -95,11 +96,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compile_here(plan: CompilePlan, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Compiles the missing graphs in this process, because starting a process for each takes most of the time."""
+    cache.folder().mkdir(parents=True, exist_ok=True)
     for graph in plan.missing:
         scratch = folder / Path(graph.file).stem
         scratch.mkdir(parents=True)
         plan.target.compile_graph(plan.model(), graph, weights, scratch / "graph.pt")
-        plan.cached[graph.file].parent.mkdir(parents=True, exist_ok=True)
         shutil.move(scratch / "graph.pt", plan.cached[graph.file])
 
 
@@ -199,11 +200,11 @@ def test_the_compiler_receives_the_settings(calls: Calls, micro_run: Path, own_c
     artifact = compiled(micro_run, tmp_path, *SMALLEST, "compile.neuron.auto_cast=matmult", "compile.neuron.optlevel=1")
     compilation = artifact.manifest.compilation
     assert compilation is not None
-    expected = "--auto-cast=matmult --auto-cast-type=bf16 -O1 --target inf2 --model-type transformer"
+    expected = "--auto-cast=matmult --auto-cast-type=bf16 -O1 --target inf2 --model-type=transformer"
     assert " ".join(compilation.arguments) == expected
     for call in calls("compile"):
-        assert call["compiler_args"].startswith(f"{expected} --logfile=")
-        assert call["compiler_args"].count(" -") == expected.count(" -") + 1
+        assert re.fullmatch(rf"{expected} --logfile=\S+", call["compiler_args"])
+        assert not call.get("layout"), "upstream chooses layouts only with --auto-cast=none"
     assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
     assert compilation.sdk == PLATFORMS[0].name
     assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
@@ -234,7 +235,14 @@ def test_graphs_share_buffers_by_name(
         for kind, model in models.items()
     }
     assert shapes == {"encode": constants, "step": state if kind == "weight" else state | constants}
-    assert [len(outputs) for model in models.values() for outputs in model.reserved_example_outputs.values()] == [1, 4]
+    outputs = {kind: len(*model.reserved_example_outputs.values()) for kind, model in models.items()}
+    assert outputs == {"encode": 1, "step": 4}
+    layouts = [call["compiler_args"] for call in calls("compile") if call.get("layout")]
+    assert len(layouts) == 1, "the largest step chooses the layout of the weights"
+    assert re.fullmatch(
+        r"--auto-cast=none -O2 --target inf2 --model-type=transformer --enable-internal-neff-wrapper --logfile=\S+",
+        layouts[0],
+    )
 
     generator, _ = load_generator(artifact)
     prompts, asked = prompts_of(artifact, micro_lora_run, 3), GenerateConfig(max_new_tokens=12, num_beams=2)
@@ -376,7 +384,7 @@ def test_a_graph_of_another_model_is_rejected(
 ) -> None:
     """Its buffers have other names, or it reads adapters that the artifact does not have."""
     other = compiled(micro_lora_run, tmp_path / "other", *SMALLEST, "compile.adapters.slots=2")
-    step = artifact.manifest.graphs[1].file
+    step = next(graph.file for graph in artifact.manifest.graphs if graph.kind == "step")
     shutil.copyfile(other.path / step, artifact.path / step)
     write_manifest(artifact.path, artifact.manifest.model_copy(update={"files": hash_files(artifact.path)}))
     mixed = open_artifact(artifact.path)
@@ -415,7 +423,9 @@ def test_without_neuron_packages_nothing_is_compiled_or_loaded(
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(packages))
         artifact = compiled(micro_run, tmp_path, *SMALLEST)
-    with pytest.raises(PlatformError, match="this machine has no torch-neuronx and no neuronx-cc and no neuronx-distributed") as error:
+    with pytest.raises(
+        PlatformError, match="this machine has no torch-neuronx and no neuronx-cc and no neuronx-distributed"
+    ) as error:
         load_generator(artifact)
     assert "--target cpu" in str(error.value.hint)
     refused = neuron_sum("compile", str(micro_run), "--target", "inf2")
@@ -457,7 +467,7 @@ def test_a_failed_compiler_leaves_only_its_log(
     monkeypatch.setenv("NEURON_STAND_IN_FAILS", failure)
     monkeypatch.setattr(neuron, "total_memory", lambda: 384 * 2**30)
     source = open_source(micro_run, None, [INF2, *SHAPE, *SMALLEST])
-    with pytest.raises(CompileError, match=r"encode-b1-s192\.pt did not compile") as error:
+    with pytest.raises(CompileError, match=r"step-b1-s192-t12-k1\.pt did not compile") as error:
         build(source, make_plan(source), tmp_path / "artifact", overwrite=False, jobs=1)
     told, cause, remedy = FAILURES[failure]
     assert told in error.value.message

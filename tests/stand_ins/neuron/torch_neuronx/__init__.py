@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import torch
 import torch_xla  # noqa: F401  (it looks for libneuronxla, before this package has one)
 
 ROOTS = ("torch_neuronx", "neuronxcc", "nkilib")

@@ -211,7 +211,7 @@ def generate_hlo(
     return HloArtifacts(module, flattener, packer, described, None, None, weights)
 
 
-class _on_device:  # noqa: N801  (a context manager)
+class _on_device:
     """Moves parameters and buffers to XLA's device, and back to the original tensors at the end."""
 
     def __init__(self, model: nn.Module) -> None:

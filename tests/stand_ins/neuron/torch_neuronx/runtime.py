@@ -16,6 +16,7 @@ import torch_xla.core.xla_builder as xb
 from libneuronxla import record
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
+
 from torch_neuronx.lowering import DTYPES, METANEFF, Kind
 
 SOURCE = Path(__file__).with_name("runtime.cpp")
@@ -26,7 +27,9 @@ _libraries: list[torch.library.Library] = []
 def install() -> None:
     """Registers the device, the classes and the operators, once for each process."""
     device = types.ModuleType("neuron")
-    vars(device).update(_is_in_bad_fork=lambda: False, manual_seed_all=lambda seed: None)  # torch.manual_seed calls them
+    vars(device).update(
+        _is_in_bad_fork=lambda: False, manual_seed_all=lambda seed: None
+    )  # torch.manual_seed calls them
     torch._register_device_module("privateuseone", device)
     torch.ops.load_library(str(library()))
     aten = torch.library.Library("aten", "IMPL")
