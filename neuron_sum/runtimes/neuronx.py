@@ -202,7 +202,7 @@ class _Graphs:
     def _check_copies(self, graph: _Graph) -> None:
         """Run the graph with different values in its buffers and adapters.
 
-        Reading a tensor back is no evidence: on other devices, values that were copied into a loaded graph's tensors
+        Reading a tensor back is not sufficient: on other devices, values that were copied into a loaded graph's tensors
         could be read back while the graph computed with the old ones.
 
         Raises:

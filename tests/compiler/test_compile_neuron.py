@@ -1,4 +1,4 @@
-"""Compile for inf2 and trn1 with neuronx-distributed's own code: load, verify, generate, serve, reject, fail.
+"""Compile for inf2 and trn1 with the code of neuronx-distributed: load, verify, generate, serve, reject, fail.
 
 stand_ins/neuron/torch_neuronx/__init__.py describes what replaces the closed packages, and its limits.
 """

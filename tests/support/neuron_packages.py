@@ -1,4 +1,4 @@
-"""A folder of the Neuron packages for one process: neuronx-distributed's own sources over stand-ins for closed parts.
+"""A folder of the Neuron packages for one process: the sources of neuronx-distributed over stand-ins for closed parts.
 
 stand_ins/neuron/torch_neuronx/__init__.py describes the stand-ins and their limits. The sources of neuronx-distributed
 are not on PyPI: NEURON_SUM_NXD_SOURCE names a checkout of tag v2.26.0, of which a copy is kept in the cache.
@@ -18,8 +18,6 @@ from neuron_sum.runtimes import neuronx
 
 VARIABLE = "NEURON_SUM_NXD_SOURCE"
 TAG = "v2.26.0"
-TRACE_SHA256 = ""
-"""The hash of trace/*.py at this tag."""
 ENVIRONMENT = {name: value for name, value in XLA_ENVIRONMENT.items() if name != "PYTHONPATH"}
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for torch_neuronx on XLA's CPU device, for neuronx-distributed's own Python code.
+"""A stand-in for torch_neuronx on XLA's CPU device, for the Python code of neuronx-distributed.
 
 neuronx-distributed is real: it traces, saves, loads and routes. This package replaces the closed parts that it calls:
 lowering.py turns a module into HLO with torch_xla, libneuronxla compiles nothing, and runtime.py runs the HLO with

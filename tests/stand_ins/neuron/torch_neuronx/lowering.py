@@ -94,7 +94,7 @@ METANEFF = messages(
         },
     },
 )
-"""The vendor's own file is not public; names are those that upstream reads, numbers are not."""
+"""The file of the vendor is not public: the names are those that upstream reads, the numbers are made up."""
 
 
 class Kind:
