@@ -23,7 +23,9 @@ ENVIRONMENT = {name: value for name, value in XLA_ENVIRONMENT.items() if name !=
 
 def source() -> Path:
     """The folder of the package neuronx_distributed; skips the test if there is none."""
-    cached = files.cache_folder() / "neuronx-distributed" / TAG
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NEURON_SUM_CACHE")  # that of the tests is temporary
+        cached = files.cache_folder() / "neuronx-distributed" / TAG
     if not cached.is_dir():
         if not (checkout := os.environ.get(VARIABLE)):
             pytest.skip(f"no sources of neuronx-distributed {TAG}: set {VARIABLE} to a checkout")
