@@ -80,6 +80,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _shown(report: "Report") -> "list[Table | str]":
+    from compile.preflight import error_codes
     from compile.preflight.report import INSTANCE
     from neuron_sum.models.families import FAMILIES
     from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
@@ -102,9 +103,14 @@ def _shown(report: "Report") -> "list[Table | str]":
         _memory(report),
         _training(report),
     ]
-    fits = "fits only while some graphs are not loaded" if report.warnings else "fits with every graph loaded"
-    verdict = report.faults or ["no dynamic dimension", "no 64-bit float", f"memory {fits}"]
-    return [*lines, f"found: {'; '.join(verdict)}", *(f"warning: {warning}" for warning in report.warnings)]
+    fits = "fits with every graph loaded" if report.fits else "fits only while some graphs are not loaded"
+    verdict = report.faults or ["no documented error code of the compiler", f"memory {fits}"]
+    return [
+        *lines,
+        f"error codes: {error_codes.SOURCE}",
+        f"found: {'; '.join(verdict)}",
+        *(f"warning: {warning}" for warning in report.warnings),
+    ]
 
 
 def _graphs(report: "Report") -> "Table":

@@ -18,8 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 BITS = {
-    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
-    "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0,
+    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
+    "s64": 64, "u64": 64, "f4e2m1fn": 4, "f8e3m4": 8, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3fnuz": 8, "f8e4m3b11fnuz": 8,
+    "f8e5m2": 8, "f8e5m2fnuz": 8, "f8e8m0fnu": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
+    "token": 0,
 }  # fmt: skip
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
 """Operators that change a part of their first operand, and the index of the operand with the new part."""
@@ -33,7 +35,7 @@ UNSTORED = (*VIEWS, "parameter", "constant", "iota", "broadcast", "tuple", "get-
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
+_ARRAY = re.compile(r"(\w+)\[([\d,<=?]*)\]")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Array:
 
     Attributes:
         dtype: The name of the type in HLO.
-        dims: The dimensions; for a dynamic one, its bound.
+        dims: The dimensions; for a dynamic one, its bound, or 0 without a bound.
         dynamic: Whether a dimension is dynamic.
     """
 
@@ -75,6 +77,7 @@ class Instruction:
         operands: The names of the operands.
         attributes: The text after the operands.
         number: The number of a parameter.
+        value: The text of a constant.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     number: int = 0
+    value: str = ""
 
     @property
     def array(self) -> Array:
@@ -97,12 +101,17 @@ class Graph:
     Attributes:
         instructions: The instructions by name, operands before their users.
         root: The name of the result.
-        combiners: The instructions of the small computations that reduce and scatter apply.
+        applied: The instructions of the small computations that reduce, scatter and sort apply, by its name.
     """
 
     instructions: Mapping[str, Instruction]
     root: str
-    combiners: tuple[Instruction, ...] = ()
+    applied: Mapping[str, tuple[Instruction, ...]] = field(default_factory=dict)
+
+    @property
+    def combiners(self) -> tuple[Instruction, ...]:
+        """The instructions of all applied computations."""
+        return tuple(node for nodes in self.applied.values() for node in nodes)
 
     @property
     def parameters(self) -> list[Instruction]:
@@ -163,7 +172,11 @@ def account(text: str) -> Account:
     Raises:
         ValueError: If there is no entry computation, or a type is unknown.
     """
-    graph = parse(text)
+    return account_of(parse(text))
+
+
+def account_of(graph: Graph) -> Account:
+    """The account of a parsed module."""
     instructions = [*graph.instructions.values(), *graph.combiners]
     written, in_place = _written(graph)
     return Account(
@@ -202,8 +215,11 @@ def parse(text: str) -> Graph:
         raise ValueError("no entry computation: the text is not an HLO module")
     flat = {node.name: node for node in _inlined(computations, roots, entry, "", {})}
     called = set(re.findall(r"to_apply=%?([\w.\-]+)", " ".join(node.attributes for node in flat.values())))
-    combiners = [node for name in sorted(called) for node in computations[name].values() if node.opcode != "parameter"]
-    return Graph(flat, roots[entry], tuple(combiners))
+    applied = {
+        name: tuple(node for node in computations[name].values() if node.opcode != "parameter")
+        for name in sorted(called)
+    }
+    return Graph(flat, roots[entry], applied)
 
 
 def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
@@ -215,15 +231,16 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
     arrays = tuple(_array(dtype, dims) for dtype, dims in _ARRAY.findall(shape))
     if opcode == "parameter":
         return Instruction(name, opcode, arrays, (), rest[end:], int(content))
-    operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", content))
-    return Instruction(name, opcode, arrays, operands, rest[end:])
+    if opcode == "constant":
+        return Instruction(name, opcode, arrays, (), rest[end:], value=content)
+    return Instruction(name, opcode, arrays, tuple(re.findall(r"%([\w.\-]+)", content)), rest[end:])
 
 
 def _array(dtype: str, dims: str) -> Array:
     if dtype not in BITS:
         raise ValueError(f"type {dtype} is not known; known types: {', '.join(BITS)}")
-    sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
-    return Array(dtype, sizes, "<=" in dims)
+    sizes = tuple(int(size.lstrip("<=").replace("?", "0")) for size in dims.split(",") if size)
+    return Array(dtype, sizes, "<=" in dims or "?" in dims)
 
 
 def _inlined(

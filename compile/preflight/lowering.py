@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compile.preflight.error_codes import Rejections
 from compile.preflight.hlo import Account
 from neuron_sum import files
 from neuron_sum.artifact import AdapterSpec, GraphFile
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PYTHON = "NEURON_SUM_XLA_PYTHON"
 """The environment variable with the path of a Python with torch_xla."""
+NONE = Rejections()
 ENVIRONMENT = {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 
 
@@ -81,6 +83,7 @@ class Lowered:
         inputs: Bytes of the other inputs of a call: tokens, constants, state.
         state: Bytes of the keys and values among the inputs.
         seconds: Duration of the lowering.
+        rejections: The compiler's documented error codes that the graph shows.
     """
 
     graph: GraphFile
@@ -90,6 +93,7 @@ class Lowered:
     inputs: int
     state: int
     seconds: float
+    rejections: Rejections = NONE
 
 
 def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Lowered]:
@@ -131,7 +135,14 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
                     answer = json.loads(line)
                     account = answer.pop("account")
                     account = Account(**{**account, "dynamic": tuple(account["dynamic"])})
-                    yield Lowered(graph=graph, write=job.options.write, account=account, **answer)
+                    found = {kind: tuple(lines) for kind, lines in answer.pop("rejections").items()}
+                    yield Lowered(
+                        graph=graph,
+                        write=job.options.write,
+                        account=account,
+                        rejections=Rejections(**found),
+                        **answer,
+                    )
         finally:
             process.kill()
             process.wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compile.graphs.buckets import adapter_room, bucket_graphs, check_context, recipe_buckets
-from compile.preflight import calibration, operators
+from compile.preflight import calibration, error_codes, operators
 from compile.preflight.hlo import Account
 from compile.preflight.lowering import Lowered, LoweringJob, LoweringOptions, lower
 from neuron_sum import console
@@ -30,8 +30,8 @@ WHERE = "-where"
 """Name suffix of steps that rewrite the cache."""
 RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOPS["bf16"]}
 """Operations per second by type of the product. With the compiler's auto-cast, f32 products run at the rate of bf16."""
-LACKING = {"f64", "c64", "c128"}
-"""Types without arithmetic on a NeuronCore-v2."""
+OUT_OF_MEMORY = "NCC_EOOM001, NCC_EOOM002, NCC_EVRF009 or NCC_EXSP001"
+"""The documented error codes of a graph that does not fit into the device's memory."""
 WIDE_INTEGERS = (
     "s64: token ids, positions and indices, all far below 2^31. A NeuronCore-v2's engines are documented for integers\n"
     "of up to 32 bits; neuronx-cc narrows s64 to s32 by default (documented for Neuron 2.32; planned to change in the\n"
@@ -231,30 +231,32 @@ class Report:
         """The reasons why graphs will not compile or not fit."""
         faults = []
         for graph in self.graphs:
-            for account in (graph.account, *([graph.rewriting.account] if graph.rewriting else [])):
-                if account.dynamic:
-                    faults.append(f"{graph.name}: {len(account.dynamic)} results with a dynamic dimension")
-                if lacking := LACKING & account.dtypes.keys():
-                    faults.append(f"{graph.name}: {', '.join(sorted(lacking))}, which the device does not support")
+            for lowered in (graph.lowered, *([graph.rewriting] if graph.rewriting else [])):
+                faults += [f"{graph.name}: {error}" for error in lowered.rejections.errors]
         available = INSTANCES[INSTANCE].core_memory
         for bucket in self.buckets:
             if bucket.memory > available:
                 faults.append(
                     f"{bucket.name}: {bucket.memory / 1e9:.1f} GB of memory with one copy of the weights, "
-                    f"a core has {available / 1e9:.1f}"
+                    f"a core has {available / 1e9:.1f} ({OUT_OF_MEMORY})"
                 )
-        return faults
+        return list(dict.fromkeys(faults))
 
     @property
     def warnings(self) -> list[str]:
-        """Memory that may not fit: a graph is loaded when a request first needs it."""
+        """Memory that may not fit, because a graph is loaded when a request first needs it; codes without an error."""
         available = INSTANCES[INSTANCE].core_memory
-        if self.loaded_memory <= available:
-            return []
-        return [
+        memory = (
             f"all graphs together take up to {self.loaded_memory / 1e9:.1f} GB, a core has {available / 1e9:.1f}: use "
             "fewer or smaller buckets, or compile.dtype=bf16"
-        ]
+        )
+        codes = [f"{graph.name}: {line}" for graph in self.graphs for line in graph.lowered.rejections.warnings]
+        return codes if self.fits else [memory, *codes]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a core has memory for all graphs at once."""
+        return self.loaded_memory <= INSTANCES[INSTANCE].core_memory
 
     @cached_property
     def unlisted(self) -> dict[str, list[str]]:
@@ -321,6 +323,7 @@ class Report:
             "neuronx_cc_lists": sorted(self.compiler_operators) if self.compiler_operators is not None else None,
             "integers": WIDE_INTEGERS if self.has_wide_integers else None,
             "faults": self.faults,
+            "error_codes_source": error_codes.SOURCE,
             "calibration": [row.as_dict() for row in self.calibrations],
             "training": self.epoch.as_dict(),
             "price": asdict(price),

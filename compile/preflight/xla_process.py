@@ -22,7 +22,8 @@ from transformers import AutoConfig
 from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import EncodeGraph, StepGraph, static_model
-from compile.preflight.hlo import account
+from compile.preflight.error_codes import rejections
+from compile.preflight.hlo import account_of, parse
 from neuron_sum.artifact import AdapterSpec, GraphFile
 from neuron_sum.runtimes.graphs import TORCH_DTYPES
 
@@ -44,8 +45,10 @@ def main() -> None:
             text = hlo(module, inputs)
             if request["folder"]:
                 (Path(request["folder"]) / f"{Path(graph.file).name}.hlo").write_text(text)
+            parsed = parse(text)
             answer = {
-                "account": asdict(account(text)),
+                "account": asdict(account_of(parsed)),
+                "rejections": asdict(rejections(parsed)),
                 "weights": sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
                 "inputs": sum(tensor.nbytes for tensor in tree_leaves(inputs)),
                 "state": sum(tensor.nbytes for tensor in tree_leaves(inputs[-2:])) if graph.kind == "step" else 0,

@@ -16,6 +16,7 @@ from benchmarks import preflight as benchmark
 from compile.graphs.buckets import bucket_graphs
 from compile.graphs.selection import candidates
 from compile.preflight import hlo, lowering
+from compile.preflight.error_codes import Rejections, rejections
 from compile.preflight.hlo import account
 from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
 from neuron_sum.artifact import AdapterSpec, Bucket
@@ -256,6 +257,15 @@ def test_negative_controls_are_detected(controls: dict[str, Any]) -> None:
     assert (found["in_place"].written, found["in_place"].in_place) == (column, 1)
     assert (found["scattered"].written, found["scattered"].in_place) == (column, 1)
     assert all(not each.dynamic for name, each in found.items() if name != "dynamic")
+
+
+def test_error_codes_are_detected_in_lowered_graphs(controls: dict[str, Any]) -> None:
+    for code, text in controls["rejected"].items():
+        found = rejections(hlo.parse(text))
+        kind = found.warnings if code in ("NCC_EVRF029", "NCC_EVRF035", "NCC_EVRF062") else found.errors
+        assert any(line.startswith(code) for line in kind), (code, found)
+    for name, text in controls["accepted"].items():
+        assert rejections(hlo.parse(text)) == Rejections(), name
 
 
 def test_the_in_place_write_equals_the_plain_write(controls: dict[str, Any]) -> None:

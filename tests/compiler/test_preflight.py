@@ -15,6 +15,7 @@ from compile.graphs.buckets import recipe_buckets
 from compile.preflight import command as preflight_command
 from compile.preflight import operators
 from compile.preflight import report as preflighting
+from compile.preflight.error_codes import Rejections
 from compile.preflight.hlo import Account
 from compile.preflight.lowering import Lowered, LoweringJob, lower
 from compile.preflight.report import Report, preflight, recipe_options
@@ -118,12 +119,15 @@ def test_floors_are_bytes_and_operations_over_published_rates(report: Report) ->
 def test_a_graph_that_cannot_run_is_an_error(report: Report) -> None:
     encode, step = report.graphs[:2]
     bucket = report.buckets[0]
-    wide = dataclasses.replace(encode.account, dtypes={"f64": 1}, dynamic=("nonzero",))
-    broken = dataclasses.replace(encode, lowered=dataclasses.replace(encode.lowered, account=wide))
-    assert len(faults(report, graphs=(broken, *report.graphs[1:]))) == 2
+    wide = Rejections(errors=("NCC_ESPP004: f64 (convert.1)", "NCC_EMOD025: a result (nonzero.2)"))
+    broken = dataclasses.replace(encode, lowered=dataclasses.replace(encode.lowered, rejections=wide))
+    assert faults(report, graphs=(broken, *report.graphs[1:])) == [f"{encode.name}: {line}" for line in wide.errors]
+    lossy = Rejections(warnings=("NCC_EVRF035: a matrix product (dot.3)",))
+    warned = dataclasses.replace(encode, lowered=dataclasses.replace(encode.lowered, rejections=lossy))
+    assert f"{encode.name}: {lossy.warnings[0]}" in dataclasses.replace(report, graphs=(warned,)).warnings
     large = dataclasses.replace(step, lowered=dataclasses.replace(step.lowered, weights=18 * 10**9))
     over = dataclasses.replace(report, buckets=(dataclasses.replace(bucket, step=large),))
-    assert "GB of memory with one copy of the weights, a core has 17.2" in over.faults[0]
+    assert "GB of memory with one copy of the weights, a core has 17.2 (NCC_EOOM001" in over.faults[0]
 
 
 @pytest.mark.slow
