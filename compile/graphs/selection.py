@@ -34,18 +34,23 @@ def select(logits: Tensor, count: int) -> list[Tensor]:
     """
     batch, beams, vocab = logits.shape
     count = min(count, vocab)
-    padded = logits
+    padded = rows = logits.flatten(0, 1)  # on a device, only a top-k of two dimensions is not a sort [inferred]
     if missing := -vocab % CHUNK:
-        least = torch.full((batch, beams, missing), torch.finfo(logits.dtype).min, device=logits.device)
-        padded = torch.cat([logits, least], dim=-1)
-    chunks = padded.view(batch, beams, -1, CHUNK)
-    if chunks.shape[2] > count:
+        least = torch.full((batch * beams, missing), torch.finfo(logits.dtype).min, device=logits.device)
+        padded = torch.cat([rows, least], dim=-1)
+    chunks = padded.view(batch * beams, -1, CHUNK)
+    if chunks.shape[1] > count:
         best = torch.topk(chunks.amax(-1), count).indices
-        pool = chunks.gather(2, best.unsqueeze(-1).expand(batch, beams, count, CHUNK)).flatten(2)
+        pool = chunks.gather(1, best.unsqueeze(-1).expand(batch * beams, count, CHUNK)).flatten(1)
         values, at = torch.topk(pool, count)
         ids = best.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=logits.device)
-        tokens = ids.flatten(2).gather(2, at)
+        tokens = ids.flatten(1).gather(1, at)
     else:
-        values, tokens = torch.topk(logits, count)
-    log_sum = (logits - values[..., :1]).exp().sum(-1).log()
-    return [values, tokens, log_sum, logits]
+        values, tokens = torch.topk(rows, count)
+    log_sum = (rows - values[:, :1]).exp().sum(-1).log()
+    return [
+        values.view(batch, beams, count),
+        tokens.view(batch, beams, count),
+        log_sum.view(batch, beams),
+        logits,
+    ]
