@@ -208,6 +208,19 @@ def test_a_neighbouring_message_has_its_own_cause(line: str) -> None:
     assert names(line) == [NEIGHBOURS[line]]
 
 
+ERROR_CODES = {
+    "EARG": [1], "EBIR": [23], "EBVF": [30], "EHCA": [5], "EMOD": [25], "EOOM": [1, 2], "ESFH": [2], "ESMP": [2],
+    "ESPP": [4, 47], "EUOC": [2], "EXSP": [1], "EXTP": [4],
+    "EVRF": [1, *range(4, 8), 9, 10, 11, 13, *range(15, 20), 22, 29, 31, *range(35, 67)],
+}  # fmt: skip
+"""aws-neuron-sdk 81ce03ae, compiler/error-codes; EVRF066 in SDK 2.33, ESMP002 in release notes, EVRF029 in public logs."""
+
+
+def test_every_error_code_of_the_compiler_has_one_cause() -> None:
+    for code in (f"NCC_{stage}{number:03}" for stage, numbers in ERROR_CODES.items() for number in numbers):
+        assert len(names(f"2026-08-17T01:02:03Z ERROR 812 [neuronx-cc]: [{code}] message")) == 1, code
+
+
 def test_the_entries_are_complete() -> None:
     assert len(CAUSES) >= 100
     assert len({cause.name for cause in CAUSES}) == len(CAUSES)
