@@ -1,9 +1,11 @@
-"""Bytes of a decoder step: neuron-sum compared with optimum-neuron's T5 exporter, counted by the same rules.
+"""Bytes of a decoder step compared with optimum-neuron's T5 exporter, and the floors of AWS's published T5 figures.
 
     python benchmarks/preflight.py [--model google/flan-t5-base] [--keep FOLDER]
 
 Batch 1, source 512, target 128; the exporter has one length for both sides, 512. torch_xla in the Python of .venv-xla
-lowers both without weights (placeholders), and compile/preflight/hlo.py counts them; its docstring has the rules. Exits
+lowers both without weights (placeholders), and compile/preflight/hlo.py counts them; its docstring has the rules. The
+second table has the floors that compile/preflight/calibration.py describes, also as if every core had an equal share,
+and the published time if its tokens included those of the source, as a note on AWS's page says. Exits
 with 1 if a limit is exceeded: bytes, a dynamic dimension, a 64-bit float, or an operator that the exporter's graph does
 not use, except for the cache write. The result does not show how long a step takes.
 """
@@ -21,6 +23,9 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from compile.preflight import calibration
+from compile.preflight.calibration import Calibration
+from compile.preflight.floors import GraphReport
 from compile.preflight.hlo import Account
 from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower, xla_python
 from neuron_sum import console
@@ -134,9 +139,32 @@ def main() -> None:
             f"{account.total_flops / 1e9:.2f}",
             ", ".join(sorted(row.beyond)) or "none",
         )
+    published = console.table(
+        "model, fp32, 4 beams",
+        "cores",
+        "encode ms",
+        "step ms",
+        "83 steps ms",
+        "equal shares ms",
+        "published ms",
+        "floor / device",
+        "published ms, source counted",
+    )
+    for found in calibrations():
+        published.add_row(
+            found.published.model,
+            str(found.published.cores),
+            f"{1000 * found.encode_floor_s:.1f}",
+            f"{1000 * found.step_floor_s:.2f}",
+            f"{1000 * found.floor_s:.0f}",
+            f"{1000 * (found.encode_floor_s + calibration.STEPS * found.step.memory_s) / found.published.cores:.0f}",
+            f"{1000 * found.published.total_s:.0f}",
+            f"{found.ratio:.3f}",
+            f"{1000 * (calibration.BUCKET.source_len + calibration.TOKENS) / found.published.tokens_per_s:.0f}",
+        )
     missed = [f"{row.dtype}, {row.lowered.write}, {row.beams} beams: {fault}" for row in rows for fault in row.missed]
     result = f"exceeded: {'; '.join(missed)}" if missed else "no limit is exceeded; no f64, no dynamic dimension"
-    console.emit({}, table, versions(), result)
+    console.emit({}, table, published, calibration.SOURCE, versions(), result)
     sys.exit(1 if missed else 0)
 
 
@@ -164,6 +192,12 @@ def compare(dims: dict[str, Any], folder: Path) -> tuple[list[Row], dict[int, Ac
         beams = lowered.graph.num_beams or 1
         rows.append(Row(lowered, upstream[beams], halved[beams], lowered.graph.file.split("-")[0]))
     return rows, upstream
+
+
+def calibrations() -> Iterator[Calibration]:
+    """The published measurements with their floors."""
+    graphs = map(GraphReport, lower([measured.job() for measured in calibration.MEASURED]))
+    return (Calibration(measured, next(graphs), next(graphs)) for measured in calibration.MEASURED)
 
 
 def _job(config: Any, dtype: str, write: CacheWrite) -> LoweringJob:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, GIB
 
 if TYPE_CHECKING:
-    from compile.preflight.report import GraphReport, Report
+    from compile.preflight.floors import GraphReport
+    from compile.preflight.report import Report
 
 COLORS = {"encode": "#4e79a7", "step": "#f28e2b"}
 ROOF = "#333333"

@@ -50,6 +50,7 @@ def preflight(
     check_xla_python()
 
     from compile.preflight import report as preflighting
+    from compile.preflight.floors import INSTANCE
 
     report = preflighting.preflight(resolved, examples_per_row=examples_per_row, keep=hlo)
     console.emit(report.as_dict(), *_shown(report))
@@ -60,7 +61,7 @@ def preflight(
         console.note(f"picture: {picture}")
     if report.faults:
         raise PlatformError(
-            f"{resolved.name} will not run on {preflighting.INSTANCE}: {'; '.join(report.faults)}",
+            f"{resolved.name} will not run on {INSTANCE}: {'; '.join(report.faults)}",
             "if memory is the reason, reduce compile.batch_sizes or use `--set compile.dtype=bf16`",
         )
 
@@ -81,7 +82,7 @@ def _check_picture(path: Path) -> None:
 
 def _shown(report: "Report") -> "list[Table | str]":
     from compile.preflight import error_codes
-    from compile.preflight.report import INSTANCE
+    from compile.preflight.floors import INSTANCE
     from neuron_sum.models.families import FAMILIES
     from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, GIB, INSTANCES, INSTANCES_SOURCE
     from neuron_sum.platform.prices import find_price
@@ -91,7 +92,8 @@ def _shown(report: "Report") -> "list[Table | str]":
         f"{report.recipe.name}: {report.model_type}, weights and products {report.dtype}, keys and values "
         f"{report.kv_dtype}, on {INSTANCE} ({instance.neuron_cores} NeuronCores)\n"
         "Nothing was measured on a device. A floor is the best value that the published rates allow; a projection is\n"
-        "the floor, corrected by the ratio of AWS measurements to their floors (calibration below).",
+        "the floor, corrected by the ratio of AWS measurements to their floors (calibration below), plus the host's\n"
+        "time per token (measured on another CPU).",
         *([DECODER_ONLY_NOTE] if FAMILIES[report.model_type].decoder_only else []),
         _graphs(report),
         _buckets(report),
@@ -139,7 +141,7 @@ def _graphs(report: "Report") -> "Table":
 
 
 def _buckets(report: "Report") -> "Table":
-    from compile.preflight.report import INSTANCE
+    from compile.preflight.floors import INSTANCE
     from neuron_sum.platform.matrix import INSTANCES
 
     cores = INSTANCES[INSTANCE].neuron_cores
@@ -148,6 +150,7 @@ def _buckets(report: "Report") -> "Table":
         "weights once",
         "ms floor",
         "projected",
+        "host ms",
         "tokens/s floor",
         "projected",
         "$ per 1,000 floor",
@@ -162,6 +165,7 @@ def _buckets(report: "Report") -> "Table":
             console.size(bucket.memory),
             _short(values["floor_s"] * 1e3),
             _short(values["projected_s"] * 1e3),
+            _short(values["host_s"] * 1e3),
             _short(values["floor_tokens_per_s_per_core"]),
             _short(values["projected_tokens_per_s_per_core"]),
             _short(values["floor_usd_per_1000"]),
@@ -174,14 +178,21 @@ def _calibration(report: "Report") -> "Table":
     from compile.preflight.calibration import SOURCE
 
     table = console.table(
-        "model", "instance, cores", "tokens/s floor", "published", "published / floor", title=f"\ncalibration: {SOURCE}"
+        "model",
+        "instance, cores",
+        "ms floor",
+        "published",
+        "host ms",
+        "floor / device",
+        title=f"\ncalibration, one inference: {SOURCE}",
     )
     for row in report.calibrations:
         table.add_row(
             row.published.model,
             f"{row.published.instance}, {row.published.cores}",
-            _short(row.floor_tokens_per_s),
-            f"{row.published.tokens_per_s:g}",
+            _short(row.floor_s * 1e3),
+            _short(row.published.total_s * 1e3),
+            _short(row.host_s * 1e3),
             f"{row.ratio:.3f}",
         )
     return table

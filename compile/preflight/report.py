@@ -1,11 +1,5 @@
-"""The preflight report: estimates for a recipe's graphs on Inferentia2, without its compiler or a device.
+"""The preflight report: estimates for a recipe's graphs on Inferentia2, without its compiler or a device."""
 
-A floor is the best value that the published rates of the chip allow: for every graph, the longer of bytes over
-bandwidth and operations over rate. A projection is the floor, corrected by the ratio of published AWS measurements to
-the floors of their models. Neither was measured.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,22 +8,21 @@ from typing import Any
 
 from compile.graphs.buckets import adapter_room, bucket_graphs, check_context, recipe_buckets
 from compile.preflight import calibration, error_codes, operators
+from compile.preflight.calibration import Calibration
+from compile.preflight.floors import INSTANCE, BucketReport, GraphReport
 from compile.preflight.hlo import Account
-from compile.preflight.lowering import Lowered, LoweringJob, LoweringOptions, lower
+from compile.preflight.lowering import LoweringJob, LoweringOptions, lower
 from neuron_sum import console
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import RecipeError
 from neuron_sum.models.dimensions import base_config
-from neuron_sum.platform.matrix import CORE_BANDWIDTH, CORE_FLOPS, INSTANCES
+from neuron_sum.platform.matrix import INSTANCES
 from neuron_sum.platform.prices import find_price
 from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
 from neuron_sum.training.estimate.projection import EpochProjection, project_epoch
 
-INSTANCE = "ml.inf2.xlarge"
 WHERE = "-where"
 """Name suffix of steps that rewrite the cache."""
-RATES = {"f32": CORE_FLOPS["fp32"], "bf16": CORE_FLOPS["bf16"], "f16": CORE_FLOPS["bf16"]}
-"""Operations per second by type of the product. With the compiler's auto-cast, f32 products run at the rate of bf16."""
 OUT_OF_MEMORY = "NCC_EOOM001, NCC_EOOM002, NCC_EVRF009 or NCC_EXSP001"
 """The documented error codes of a graph that does not fit into the device's memory."""
 WIDE_INTEGERS = (
@@ -40,164 +33,6 @@ WIDE_INTEGERS = (
 """AWS Neuron documentation: neuron-core-v2 (its engines), and release-notes/components/compiler of 2.32.0."""
 STRUCTURE = {"parameter"}
 """Opcodes that occur in any HLO text and are not on any list."""
-
-
-@dataclass(frozen=True)
-class GraphReport:
-    """One graph on one NeuronCore.
-
-    Attributes:
-        lowered: The lowered graph with its account.
-        rewriting: The same step with the cache rewritten, for a compiler that rejects the in-place write.
-    """
-
-    lowered: Lowered
-    rewriting: Lowered | None = None
-
-    @property
-    def account(self) -> Account:
-        """The account of the graph."""
-        return self.lowered.account
-
-    @property
-    def compute_s(self) -> float:
-        """The minimum time of the matrix products in seconds."""
-        return math.fsum(flops / RATES[dtype] for dtype, flops in self.account.flops.items())
-
-    @property
-    def memory_s(self) -> float:
-        """The minimum time of the memory accesses in seconds."""
-        return self.account.moved / CORE_BANDWIDTH
-
-    @property
-    def floor_s(self) -> float:
-        """The minimum time of a call in seconds."""
-        return max(self.compute_s, self.memory_s)
-
-    @property
-    def bound(self) -> str:
-        """The longer of the two: memory or compute."""
-        return "memory" if self.memory_s >= self.compute_s else "compute"
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        graph = self.lowered.graph
-        shape = f"{graph.kind} {graph.batch}x{graph.source_len}"
-        return shape if graph.kind == "encode" else f"{shape}x{graph.target_len}, {_beams(graph.num_beams or 1)}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Bytes, operations and seconds of a call, for --json."""
-        account = asdict(self.account)
-        return {
-            **self.lowered.graph.model_dump(exclude={"file"}),
-            **account,
-            "moved": self.account.moved,
-            "moved_where": self.rewriting.account.moved if self.rewriting else None,
-            "floor_compute_s": self.compute_s,
-            "floor_memory_s": self.memory_s,
-            "floor_s": self.floor_s,
-            "bound": self.bound,
-            "lowering_s": self.lowered.seconds,
-        }
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A published measurement with its floor.
-
-    Attributes:
-        published: The measurement of AWS.
-        floor_s: The floor in seconds of a step of a static graph of the same dimensions, split evenly over the cores.
-    """
-
-    published: calibration.Measured
-    floor_s: float
-
-    @property
-    def floor_tokens_per_s(self) -> float:
-        """Tokens per second at the floor."""
-        return 1 / self.floor_s
-
-    @property
-    def ratio(self) -> float:
-        """The published tokens per second divided by those at the floor."""
-        return self.published.tokens_per_s * self.floor_s
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values for --json."""
-        return {
-            "model": self.published.model,
-            "instance": self.published.instance,
-            "cores": self.published.cores,
-            "published_tokens_per_s": self.published.tokens_per_s,
-            "floor_tokens_per_s": self.floor_tokens_per_s,
-            "published_over_roofline": self.ratio,
-            "source": calibration.SOURCE,
-        }
-
-
-@dataclass(frozen=True)
-class BucketReport:
-    """Summaries of one bucket and beam width, one batch at a time, each of target_len tokens.
-
-    Attributes:
-        bucket: The bucket.
-        num_beams: The beam width.
-        encode: The graph of the source.
-        step: The graph of each token.
-        ratio: The ratio of the calibration.
-    """
-
-    bucket: Bucket
-    num_beams: int
-    encode: GraphReport
-    step: GraphReport
-    ratio: float
-
-    @property
-    def floor_s(self) -> float:
-        """The minimum time of a batch on one core in seconds."""
-        return self.encode.floor_s + self.bucket.target_len * self.step.floor_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        """The maximum number of tokens per second of one core, for the whole batch."""
-        return self.bucket.batch / self.step.floor_s
-
-    @property
-    def usd_per_1000(self) -> float:
-        """The minimum cost of 1,000 summaries, with one worker on one core as configured by serving/properties.py."""
-        return 1000 / self.bucket.batch * self.floor_s * find_price(INSTANCE).usd_per_hour / 3600
-
-    @property
-    def memory(self) -> float:
-        """Bytes on one core: one copy of the weights, keys and values, and the upper bound of the activations."""
-        activations = max(self.encode.account.activations, self.step.account.activations)
-        return self.step.lowered.weights + self.step.lowered.state + activations
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return f"{self.bucket}, {_beams(self.num_beams)}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values for --json."""
-        return {
-            **self.bucket.model_dump(),
-            "num_beams": self.num_beams,
-            "floor_s": self.floor_s,
-            "projected_s": self.floor_s / self.ratio,
-            "floor_tokens_per_s_per_core": self.tokens_per_s,
-            "projected_tokens_per_s_per_core": self.tokens_per_s * self.ratio,
-            "floor_usd_per_1000": self.usd_per_1000,
-            "projected_usd_per_1000": self.usd_per_1000 / self.ratio,
-            "workers": 1,
-            "floor_usd_per_1000_all_cores": self.usd_per_1000 / INSTANCES[INSTANCE].neuron_cores,
-            "memory": self.memory,
-            "weights": self.step.lowered.weights,
-            "keys_and_values": self.step.lowered.state,
-        }
 
 
 @dataclass(frozen=True)
@@ -352,7 +187,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
     jobs = [
         LoweringJob(config, options, graphs),
         LoweringJob(config, LoweringOptions(**{**vars(options), "write": "where"}), steps),
-        *(published.job() for published in calibration.MEASURED),
+        *(measured.job() for measured in calibration.MEASURED),
     ]
     results = []
     with console.progress("lowering graphs", sum(len(job.graphs) for job in jobs)) as bar:
@@ -364,16 +199,25 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
         lowered.graph: GraphReport(lowered, rewriting.get(f"{lowered.graph.file}{WHERE}"))
         for lowered in results[: len(graphs)]
     }
+    published = iter(results[len(graphs) + len(steps) :])
     calibrations = tuple(
-        Calibration(published, GraphReport(lowered).floor_s / published.cores)
-        for published, lowered in zip(calibration.MEASURED, results[len(graphs) + len(steps) :], strict=True)
+        Calibration(measured, GraphReport(next(published)), GraphReport(next(published)))
+        for measured in calibration.MEASURED
     )
     ratio = min(row.ratio for row in calibrations)
     by_bucket = []
     for bucket in buckets:
         encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))
         by_bucket += [
-            BucketReport(bucket, width, encode, step, ratio) for width, step in zip(beams, bucket_steps, strict=True)
+            BucketReport(
+                bucket,
+                width,
+                encode,
+                step,
+                ratio,
+                calibration.host_s(bucket.batch, width, recipe.generate.no_repeat_ngram_size),
+            )
+            for width, step in zip(beams, bucket_steps, strict=True)
         ]
     return Report(
         recipe=recipe,
@@ -412,7 +256,3 @@ def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -
 
 def _used(account: Account) -> set[str]:
     return account.operators.keys() - STRUCTURE
-
-
-def _beams(count: int) -> str:
-    return "greedy" if count == 1 else f"{count} beams"
