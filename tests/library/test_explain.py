@@ -213,7 +213,7 @@ ERROR_CODES = {
     "ESPP": [4, 47], "EUOC": [2], "EXSP": [1], "EXTP": [4],
     "EVRF": [1, *range(4, 8), 9, 10, 11, 13, *range(15, 20), 22, 29, 31, *range(35, 67)],
 }  # fmt: skip
-"""aws-neuron-sdk 81ce03ae, compiler/error-codes; also of SDK 2.33 (EVRF066), release notes (ESMP002), logs (EVRF029)."""
+"""aws-neuron-sdk 81ce03ae, compiler/error-codes; also of SDK 2.33 (066), release notes (ESMP), public logs (029)."""
 
 
 def test_every_error_code_of_the_compiler_has_one_cause() -> None:
