@@ -11,6 +11,7 @@ from neuron_sum.console import size
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform.machine import Machine
 from neuron_sum.platform.matrix import INSTANCES, NEURON_INDEX, PLATFORMS, Platform
+from neuron_sum.platform.successors import newer_instance
 from neuron_sum.platform.support import RETIREMENTS
 
 Verdict = Literal["ok", "note", "differs", "blocks"]
@@ -75,7 +76,9 @@ def instance_of(machine: Machine) -> str | None:
         return machine.instance
     if machine.neuron_devices or (machine.instance or "").startswith(NEURON_FAMILIES):
         name = machine.instance or f"a machine with {machine.neuron_devices} Neuron chips"
-        raise PlatformError(f"{name} is not in the table", f"use --instance with one of {', '.join(INSTANCES)}")
+        newer = newer_instance(name)
+        found = newer.unsupported if newer else f"{name} is not in the table"
+        raise PlatformError(found, f"use --instance with one of {', '.join(INSTANCES)}")
     return None
 
 

@@ -11,6 +11,7 @@ from neuron_sum.doctor.upstream_bugs import UPSTREAM_BUGS, Case
 from neuron_sum.errors import RecipeError
 from neuron_sum.models.dimensions import base_config
 from neuron_sum.models.families import head_dim
+from neuron_sum.platform.drivers import SAGEMAKER_HOST_SOURCE, sagemaker_driver
 from neuron_sum.platform.matrix import Instance, Platform
 from neuron_sum.platform.support import FAMILIES_OF_STAGE, Stage, find_cell, remedy
 from neuron_sum.recipes.schema import CompileConfig, Recipe
@@ -24,7 +25,7 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region: str | None = None) -> list[Check]:
-    """Check a recipe on an instance type: method, memory, layout, image and the upstream bugs that affect it.
+    """Check a recipe on an instance type: method, memory, layout, driver, image, and upstream bugs that affect it.
 
     Args:
         recipe: The whole recipe.
@@ -48,6 +49,8 @@ def check_recipe(recipe: Recipe, instance: Instance, platform: Platform, region:
         checks.append(_check_serving_memory(recipe, config, parameters, instance))
     checks += check_context(recipe, config)
     checks += _check_upstream_bugs(recipe, family, instance, "train" if "train" in stages else "compile")
+    if driver := sagemaker_driver(instance.name, platform.drivers):
+        checks.append(Check("driver", "note", driver, None, f"{platform.drivers.source}; {SAGEMAKER_HOST_SOURCE}"))
     return [*checks, _image(platform, "train" if "train" in stages else "serve", region)]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuron_sum.errors import PlatformError
+from neuron_sum.platform.drivers import Drivers
+from neuron_sum.platform.successors import newer_instance
 
 GIB = 2**30
 OPTIMUM = "optimum-neuron"
@@ -125,23 +127,6 @@ class EndedContainer:
 
 
 @dataclass(frozen=True)
-class Drivers:
-    """The versions of the Neuron driver that a runtime works with.
-
-    Attributes:
-        tested: The version that was released with the runtime; whether older ones work is not documented.
-        below: The first version that does not work with the runtime.
-        source: The sources of both.
-        checked: The date on which the sources were read.
-    """
-
-    tested: str
-    below: str
-    source: str
-    checked: str
-
-
-@dataclass(frozen=True)
 class Platform:
     """One row: versions that were released to work together.
 
@@ -211,7 +196,9 @@ def find_instance(name: str) -> Instance:
     """
     known = INSTANCES.get(name) or INSTANCES.get(f"ml.{name}")
     if known is None:
-        raise PlatformError(f"unknown instance type {name!r}", f"use one of {', '.join(INSTANCES)}")
+        newer = newer_instance(name)
+        found = newer.unsupported if newer else f"unknown instance type {name!r}"
+        raise PlatformError(found, f"use one of {', '.join(INSTANCES)}")
     return known
 
 
@@ -361,7 +348,7 @@ PLATFORMS = (
                 checked="2026-11-21",
             ),
         ),
-        retirements=("torch-2.8", "python-3.10"),
+        retirements=("training-image", "inference-image", "torch-2.8", "python-3.10"),
         source="optimum-neuron 0.4.5, extras [training] and [neuronx] of its pyproject.toml; driver, runtime and tools "
         "from aws-neuron/aws-neuron-sdk 81ce03ae, src/helperscripts/n2-manifest.json, release 2.26.1",
         checked="2026-11-21",

@@ -82,9 +82,11 @@ RETIREMENTS = {
         status="maintenance",
         since="2026-05-20",
         release="2.30",
-        means="critical fixes to the versions of SDK 2.31.0, no new releases (announced on 2026-08-12)",
+        means="on Inf2 and Trn1 critical fixes to the versions of SDK 2.31.0 and no new releases; on Trn2 and Trn3 "
+        "support ends with SDK 2.34",
         source=SDK_DOCS
-        + "announce-maintenance-nxdi-nxd-core-inference.rst and announce-nxdi-maintenance-support-2-31.rst",
+        + "announce-maintenance-nxdi-nxd-core-inference.rst and announce-nxdi-maintenance-support-2-31.rst; "
+        "announce-eos-nxdi-nxd-core-inference.rst (2026-10-16), read 2026-11-29",
     ),
     "transformers-neuronx": Retirement(
         what="transformers-neuronx, with which the AWS workshop and the frozen DJL 0.30 container serve Llama",
@@ -93,6 +95,27 @@ RETIREMENTS = {
         release="2.26",
         means="only that container remains; `neuron-sum package --container djl-0.30-neuronx` builds a package for it",
         source=SDK_DOCS + "announce-intent-eos-tnx.rst (2025-06-24) has the release, matrix.ENDED_CONTAINERS the date",
+    ),
+    "training-image": Retirement(
+        what="the AWS image pytorch-training-neuronx",
+        status="ended",
+        since="2026-07-07",
+        release="2.31",
+        means="the last one has SDK 2.30.0; AWS refers to images of older SDKs, such as this platform's",
+        source="aws-neuron/aws-neuron-sdk 81ce03ae, release-notes/components/containers.rst (2.31.0) and "
+        "announce-no-longer-publish-pytorch-training-dlc.rst (2026-06-28). The tag of the last one was not found",
+        checked="2026-11-29",
+    ),
+    "inference-image": Retirement(
+        what="the AWS image pytorch-inference-neuronx",
+        status="ended",
+        since="2026-08-17",
+        release="2.32",
+        means="the last one has SDK 2.31.1; AWS refers to images of older SDKs, such as this platform's",
+        source="aws-neuron/aws-neuron-sdk 81ce03ae, release-notes/components/containers.rst (2.32.0), which says "
+        "2.31.0 or earlier; 2.9.0-neuronx-py312-sdk2.31.1-ubuntu24.04 is in aws/deep-learning-containers "
+        "8a167b51, docs/src/data/pytorch-inference-neuronx/2.9-neuronx-sdk2.31.1.yml",
+        checked="2026-11-29",
     ),
     "torch-2.8": Retirement(
         what="PyTorch 2.7 and 2.8",

@@ -47,6 +47,8 @@ def plan(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Also print the requests that are priced.")] = False,
 ) -> None:
     """Print the maximum and the expected cost of running a recipe on AWS, before anything is started."""
+    from neuron_sum.platform.drivers import sagemaker_driver
+    from neuron_sum.platform.matrix import PLATFORMS
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session, tables
@@ -80,6 +82,9 @@ def plan(
         console.note_table(cost_tables[0])
     cost_plan.check(max_usd)
     extra = [session.as_json(requests)] if dry_run else []
+    for used in (instance, *([endpoint_instance] if endpoint_hours else [])):
+        if driver := sagemaker_driver(used, PLATFORMS[0].drivers):
+            console.warn(driver)
     next_command = f"next: neuron-sum aws train {quote(recipe)} --instance {quote(instance)} --max-hours {max_hours:g}"
     basis = [f"expected: {expected_from}"] if expected_from else []
     console.emit(

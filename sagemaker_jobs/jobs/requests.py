@@ -10,6 +10,7 @@ from pathlib import Path
 from neuron_sum import files
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
+from neuron_sum.platform.successors import NEWER_INSTANCES
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks
 
@@ -109,6 +110,8 @@ def check_job(instance: str, instances: int, max_runtime_s: int, max_wait_s: int
             f"SageMaker does not run training jobs on {instance}",
             "Use --instance ml.trn1.2xlarge or a CPU type such as ml.c7i.4xlarge.",
         )
+    if newer := NEWER_INSTANCES.get(instance):
+        raise AwsError(newer.unsupported, "Use --instance ml.trn1.2xlarge or ml.trn1.32xlarge.")
     if not instance.startswith("ml."):
         raise AwsError(f"{instance!r} is not a SageMaker instance type", f"Use an ml. type, such as ml.{instance}.")
     if instances < 1:

@@ -423,7 +423,7 @@ def test_the_command_checks_a_recipe_without_an_instance(neuron_sum: CommandLine
     ("instance", "devices", "told"),
     [
         ("trn1n.32xlarge", 16, "trn1n.32xlarge is not"),
-        ("trn2.48xlarge", 0, "trn2.48xlarge is not"),
+        ("trn2.3xlarge", 0, "trn2.3xlarge is not"),
         ("inf1.xlarge", 0, "inf1.xlarge is not"),
         ("p9.large", 1, "p9.large is not"),
         (None, 2, "a machine with 2 Neuron chips is not"),
@@ -433,6 +433,12 @@ def test_a_neuron_instance_missing_from_the_table_is_reported(instance: str | No
     with pytest.raises(PlatformError, match=f"{told} in the table") as raised:
         machine_check.instance_of(dataclasses.replace(LAPTOP, instance=instance, neuron_devices=devices))
     assert all(name in str(raised.value.hint) for name in INSTANCES)
+
+
+def test_a_newer_neuron_instance_is_rejected_with_its_chips() -> None:
+    with pytest.raises(PlatformError, match="16 Trainium2 chips") as raised:
+        machine_check.instance_of(dataclasses.replace(LAPTOP, instance="trn2.48xlarge", neuron_devices=16))
+    assert "--instance with one of ml.trn1.2xlarge" in str(raised.value.hint)
 
 
 def test_this_machine_is_described_without_loading_torch() -> None:

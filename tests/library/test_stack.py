@@ -18,7 +18,9 @@ from xla_environment import LLAMA_METHODS, QWEN3_METHODS, T5_METHODS
 
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform import matrix, support
+from neuron_sum.platform.drivers import sagemaker_driver
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS, Platform
+from neuron_sum.platform.successors import NEWER_INSTANCES, SUCCESSORS
 from neuron_sum.platform.support import CELLS, RETIREMENTS
 from neuron_sum.recipes.schema import FullMethod, LoraMethod, PromptTuningMethod
 from tools import pin_hashes
@@ -130,6 +132,18 @@ def test_instances_have_the_published_figures() -> None:
     with pytest.raises(PlatformError, match=r"ml\.g5") as raised:
         matrix.find_instance("ml.g5.xlarge")
     assert "ml.trn1.2xlarge" in str(raised.value.hint)
+    for name in ("ml.trn2.48xlarge", "trn2.48xlarge"):
+        with pytest.raises(PlatformError, match="16 Trainium2 chips; neuron-sum's platform is for Trainium") as raised:
+            matrix.find_instance(name)
+        assert "ml.trn1.2xlarge" in str(raised.value.hint)
+
+
+def test_what_is_known_about_the_drivers_of_sagemaker_hosts() -> None:
+    drivers = PLATFORMS[0].drivers
+    endpoint = sagemaker_driver("ml.inf2.xlarge", drivers) or ""
+    assert "driver 2.19" in endpoint and drivers.tested in endpoint and f"before {drivers.below}" in endpoint
+    assert "is not documented" in (sagemaker_driver("ml.trn1.2xlarge", drivers) or "")
+    assert sagemaker_driver("ml.c7i.4xlarge", drivers) is None
 
 
 def test_the_matrix_has_every_cell_once() -> None:
@@ -176,6 +190,11 @@ def test_the_platform_page_matches_the_tables() -> None:
         assert f"| {retirement.what} | {retirement.status} | {retirement.since} | {retirement.release} |" in text
     for instance in INSTANCES.values():
         assert f"| {instance.name} | {instance.neuron_cores} | {instance.vcpus} | {instance.host_gib} |" in text
+    for newer in NEWER_INSTANCES.values():
+        row = f"| {newer.name} | {newer.chips} | {newer.neuron_cores} | {newer.vcpus} | {newer.host_gib} |"
+        assert row in text and newer.name not in INSTANCES
+    for library in SUCCESSORS:
+        assert f"| {library.what} | {library.version} | {library.status} | {library.chips} |" in text
     for image in PLATFORMS[0].registry_images:
         assert f"`{image.repository}:{image.tag}`" in text
     names = {
