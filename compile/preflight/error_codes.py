@@ -2,7 +2,7 @@
 
 The rules read the HLO that torch_xla passes to the compiler. `docs/compile.md` lists the codes that no graph shows. An
 error is a code that stops the compiler; a warning is one that SDK 2.32 tolerates by default, at a loss of precision, or
-that AWS's list lacks.
+that the list of AWS lacks.
 """
 
 import re
@@ -221,8 +221,8 @@ def _sort(graph: Graph, node: Instruction) -> Iterator[Finding]:
             "NCC_EVRF029",
             (
                 f"a sort of rank {rank}: public reports for Trn2 say that only a top-k over the last of two dimensions "
-                "becomes the device's top-k, and others are rejected (the code is not in AWS's list; Inf2 and Trn1: "
-                "[inferred])"
+                "becomes the device's top-k, and others are rejected (the code is not in the list of AWS; Inf2 and "
+                "Trn1: [inferred])"
             ),
         )
 

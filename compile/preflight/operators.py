@@ -44,8 +44,9 @@ LIMITS = {
 }
 """Limits of operators in the published list."""
 RUN_TIME_INDEX = (
-    "these graphs write\ntheir cache at a run-time index, as does the inference code of optimum-neuron "
-    "(modules/kvcache/utils.py); if a compiler\nrejects it, use compile.neuron.cache_write=scatter or where"
+    "these graphs write\ntheir cache at a run-time index. The inference code of optimum-neuron does so for the row of "
+    "a prompt, and writes a token by scatter\n(modules/kvcache/kv_cache_manager.py). If a compiler rejects it, use "
+    "compile.neuron.cache_write=scatter or where"
 )
 """Printed after the limit of dynamic-update-slice."""
 
