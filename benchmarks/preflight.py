@@ -1,11 +1,11 @@
-"""Bytes of a decoder step compared with optimum-neuron's T5 exporter, and the floors of AWS's published T5 figures.
+"""Bytes of a decoder step compared with optimum-neuron's T5 exporter, and the floors of the published T5 figures of AWS.
 
     python benchmarks/preflight.py [--model google/flan-t5-base] [--keep FOLDER]
 
 Batch 1, source 512, target 128; the exporter has one length for both sides, 512. torch_xla in the Python of .venv-xla
 lowers both without weights (placeholders), and compile/preflight/hlo.py counts them; its docstring has the rules. The
 second table has the floors that compile/preflight/calibration.py describes, also as if every core had an equal share,
-and the published time if its tokens included those of the source, as a note on AWS's page says. Exits
+and the published time if its tokens included those of the source, as a note on the page says. Exits
 with 1 if a limit is exceeded: bytes, a dynamic dimension, a 64-bit float, or an operator that the exporter's graph does
 not use, except for the cache write. The result does not show how long a step takes.
 """

@@ -43,7 +43,7 @@ CUSTOM_CALLS = {
 }  # fmt: skip
 """The targets that the documentation of NCC_EHCA005 lists."""
 MX_CALLS = {"QuantizeMX", "__op$block_scaled_dot"}
-"""Targets with codes of their own, NCC_EVRF036 to 058; they use types that only Trn3 and later support."""
+"""Targets with separate codes, NCC_EVRF036 to 058; they use types that only Trn3 and later support."""
 LOSSY = (
     "SDK 2.32 computes it in {type} with a warning (2.26: [inferred]), and later compilers were announced to reject it"
 )
