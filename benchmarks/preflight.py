@@ -1,4 +1,4 @@
-"""Bytes of a decoder step compared with optimum-neuron's T5 exporter, and the floors of the published T5 figures of AWS.
+"""Bytes of a decoder step compared with optimum-neuron's T5 exporter, and the floors of AWS measurements of T5.
 
     python benchmarks/preflight.py [--model google/flan-t5-base] [--keep FOLDER]
 
