@@ -221,11 +221,10 @@ def _operators(report: "Report") -> str:
 def _memory(report: "Report") -> str:
     from neuron_sum.platform.matrix import CORE_MEMORY
 
-    activations = report.loaded_memory - report.weight_copies - report.state
+    activations = report.loaded_memory - report.weights - report.state
     return (
-        f"memory of a core: {console.size(CORE_MEMORY)}. The table of buckets counts one copy of the weights, but\n"
-        f"each loaded graph has a copy, and separate keys and values: {len(report.graphs)} graphs, "
-        f"{console.size(report.weight_copies)} of weights, {console.size(report.state)} of keys and values,\n"
+        f"memory of a core: {console.size(CORE_MEMORY)}. All {len(report.graphs)} graphs together share\n"
+        f"{console.size(report.weights)} of weights, and {console.size(report.state)} of keys and values by shape,\n"
         f"at most {console.size(activations)} of activations; total {console.size(report.loaded_memory)} without "
         "compiled programs"
     )

@@ -122,19 +122,27 @@ class Report:
         return any("s64" in graph.account.dtypes for graph in self.graphs)
 
     @property
-    def weight_copies(self) -> int:
-        """Bytes of the weights of all graphs; neuron_sum/runtimes/neuronx.py loads a copy for each graph."""
-        return sum(graph.account.parameters - graph.lowered.inputs for graph in self.graphs)
+    def weights(self) -> int:
+        """Bytes of the weights, which all graphs share (neuron_sum/runtimes/neuronx.py)."""
+        return max(graph.lowered.weights for graph in self.graphs)
 
     @property
     def state(self) -> int:
-        """Bytes of the keys and values of all steps, which do not share them."""
-        return sum(graph.lowered.state for graph in self.graphs)
+        """Bytes of the buffers: those of encode for each batch and source, of the steps for each batch, length, width."""
+        encoded, stepped = dict[tuple[int, int], int](), dict[tuple[int, int | None, int | None], int]()
+        for graph in sorted(self.graphs, key=lambda graph: graph.lowered.graph.kind):  # encode first
+            shape, lowered = graph.lowered.graph, graph.lowered
+            if shape.kind == "encode":
+                encoded[shape.batch, shape.source_len] = lowered.account.written
+            else:
+                own = lowered.state - encoded[shape.batch, shape.source_len]
+                stepped[shape.batch, shape.target_len, shape.num_beams] = own
+        return sum(encoded.values()) + sum(stepped.values())
 
     @property
     def loaded_memory(self) -> int:
         """Bytes on one core once every graph is loaded, without the compiled programs."""
-        return self.weight_copies + self.state + max(graph.account.activations for graph in self.graphs)
+        return self.weights + self.state + max(graph.account.activations for graph in self.graphs)
 
     def as_dict(self) -> dict[str, Any]:
         """The values for --json."""
@@ -147,8 +155,8 @@ class Report:
             "graphs": [graph.as_dict() for graph in self.graphs],
             "buckets": [bucket.as_dict() for bucket in self.buckets],
             "core_memory": INSTANCES[INSTANCE].core_memory,
-            "weights_in_every_graph": self.weight_copies,
-            "state_of_every_graph": self.state,
+            "weights": self.weights,
+            "state": self.state,
             "memory_all_loaded": self.loaded_memory,
             "warnings": self.warnings,
             "unlisted_operators": self.unlisted,
