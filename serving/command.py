@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -39,7 +39,8 @@ def package(
     artifact: Annotated[
         Path,
         typer.Argument(
-            metavar="ARTIFACT|RUN", help="Folder of a compiled artifact; with --container djl…, folder of a run."
+            metavar="ARTIFACT|RUN",
+            help="Folder of a compiled artifact; with --container hf-vllm also of a run, with djl… only of a run.",
         ),
     ],
     overrides: OverrideOption = None,
@@ -47,53 +48,37 @@ def package(
         Path | None, typer.Option(help="The archive to write. Default: NAME.tar.gz next to the folder.")
     ] = None,
     container: Annotated[
-        Literal["own", "djl-0.30-neuronx"],
-        typer.Option(help="neuron-sum's image, or the last DJL container of AWS with Neuron (no longer supported)."),
+        Literal["own", "hf-vllm", "djl-0.30-neuronx"],
+        typer.Option(
+            help="neuron-sum's image, Hugging Face's vLLM image for a Llama on Inferentia2, or the last DJL container "
+            "of AWS with Neuron (no longer supported)."
+        ),
     ] = "own",
     sign: SignOption = None,
 ) -> None:
-    """Pack an artifact, its handler and serving.properties into a reproducible model.tar.gz."""
+    """Pack a model with its settings into a reproducible model.tar.gz for a container."""
     from neuron_sum import files
-    from neuron_sum.artifact import is_artifact, open_artifact
-    from neuron_sum.platform.matrix import ENDED_CONTAINERS
-    from neuron_sum.runs.fingerprint import open_trained
-    from serving import neuronx_container, signing
+    from neuron_sum.artifact import open_artifact
+    from serving import other_containers, signing
     from serving import package as packing
 
     name = artifact.resolve().name
+    if container != "own" and sign is not None:
+        raise ArtifactError(f"--sign has no effect: {container} does not read signatures", "omit --sign")
     if container == "own":
         key = signing.read_private_key(sign) if sign is not None else None
         opened = open_artifact(artifact)
         _warn(opened)
         target = output or artifact.resolve().with_name(name + ARCHIVE)
         packing.write_archive(opened, _limits(opened, overrides), target, key)
-        details, lines = {}, [f"next: neuron-sum serve {quote(target)}"]
+        details, lines = dict[str, Any](), [f"next: neuron-sum serve {quote(target)}"]
         if key is not None:
             details["signed_by"] = signing.fingerprint(key.public_key())
             lines.insert(0, f"signed; fingerprint of the public key: {details['signed_by']}")
     else:
-        if sign is not None:
-            raise ArtifactError(f"--sign has no effect: {container} does not read signatures", "omit --sign")
-        if overrides:
-            raise RecipeError(f"--set has no effect: {container} does not read the `serve` section", "omit --set")
-        if is_artifact(artifact):
-            raise ArtifactError(
-                f"{artifact} is a compiled artifact; {container} compiles the model itself",
-                f"run `neuron-sum package RUN --container {container}` with the folder of the run",
-            )
-        run, ended = open_trained(artifact), ENDED_CONTAINERS[container]
         target = output or artifact.resolve().with_name(f"{name}-{container}{ARCHIVE}")
-        settings = neuronx_container.write_archive(run, target)
-        console.warn(f"the software in {ended.name} has not been supported since {ended.ended} ({ended.ended_source})")
-        prompt = run.recipe.prompt.resolve().template
-        details = {
-            "image": ended.name,
-            "ended": ended.ended,
-            "ended_source": ended.ended_source,
-            "properties": settings,
-            "prompt": prompt,
-        }
-        lines = [settings.rstrip(), f"image: {ended.name}; send whole prompts as inputs, in the form {prompt!r}"]
+        pack = other_containers.pack_vllm if container == "hf-vllm" else other_containers.pack_djl
+        details, lines = pack(artifact, target, overrides or [])
     size, digest = target.stat().st_size, files.sha256(target)
     console.emit(
         {"archive": str(target), "bytes": size, "sha256": digest, **details},

@@ -22,6 +22,7 @@ from neuron_sum.contents import kind_fault
 from neuron_sum.errors import ModelError
 from neuron_sum.recipes.schema import FullMethod, PromptTuningMethod, Recipe
 from neuron_sum.runs.folder import RunFolder
+from serving import properties
 from serving.package import pack
 
 CONTAINER = "djl-0.30-neuronx"
@@ -58,7 +59,7 @@ def write_archive(run: RunFolder, target: Path) -> str:
     checkpoint = _find_checkpoint(run)
     settings = render(_read_config(checkpoint), run.recipe)
     files.check_writable(target.parent, files.folder_size(checkpoint))
-    pack(target, settings, list(_contents(checkpoint)))
+    pack(target, {properties.FILE: settings}, list(_contents(checkpoint)))
     return settings
 
 

@@ -5,7 +5,7 @@
     artifact/             the compiled artifact
     neuron_sum/ serving/  this package, so that the image needs only its dependencies
 
-neuronx_container.py packs another layout in the same way.
+neuronx_container.py and vllm_container.py pack other layouts in the same way.
 """
 
 import gzip
@@ -14,7 +14,7 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,21 +89,21 @@ def write_archive(
         key: The private key to sign with; None for no signature.
     """
     files.check_writable(target.parent, files.folder_size(artifact.path))
-    settings, contents, signature = properties.render(artifact, limits), list(_contents(artifact)), None
+    texts, contents = {properties.FILE: properties.render(artifact, limits)}, list(_contents(artifact))
     if key is not None:
         hashes = {name: files.sha256(path) for name, path in contents}
-        signature = signing.sign({properties.FILE: hashlib.sha256(settings.encode()).hexdigest(), **hashes}, key)
-    pack(target, settings, contents, signature)
+        settings = hashlib.sha256(texts[properties.FILE].encode()).hexdigest()
+        texts[signing.FILE] = signing.sign({properties.FILE: settings, **hashes}, key)
+    pack(target, texts, contents)
 
 
-def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]], signature: str | None = None) -> None:
+def pack(target: Path, texts: Mapping[str, str], contents: Iterable[tuple[str, Path]]) -> None:
     """Write a model.tar.gz without times and owners.
 
     Args:
         target: The archive; replaced atomically when it is complete.
-        settings: The text of serving.properties.
+        texts: Name and content of the files that come first.
         contents: Name in the archive and path of every other file.
-        signature: The text of signature.json.
     """
     files.sweep(target.parent, f".{target.name}.tmp-")
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
@@ -113,9 +113,8 @@ def pack(target: Path, settings: str, contents: Iterable[tuple[str, Path]], sign
             gzip.GzipFile("", "wb", COMPRESSION_LEVEL, raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
         ):
-            for name, text in ((properties.FILE, settings), (signing.FILE, signature)):
-                if text is not None:
-                    _add(archive, name, io.BytesIO(text.encode()), len(text.encode()))
+            for name, text in texts.items():
+                _add(archive, name, io.BytesIO(text.encode()), len(text.encode()))
             for name, path in contents:
                 with path.open("rb") as content:
                     _add(archive, name, content, path.stat().st_size)

@@ -41,10 +41,8 @@ from neuron_sum.artifact import (
 )
 from neuron_sum.errors import CompileError, Interrupted, RecipeError
 from neuron_sum.models.base import is_decoder_only
-from neuron_sum.models.families import head_dim
-from neuron_sum.models.rotary import LENGTH_DEPENDENT
+from neuron_sum.platform import optimum_limits
 from neuron_sum.platform.matrix import platform_row
-from neuron_sum.platform.support import find_cell, remedy
 from neuron_sum.recipes.schema import CompileConfig, GenerateConfig
 from neuron_sum.runtimes import optimum
 
@@ -52,12 +50,6 @@ PUBLIC = ("torch", "transformers")
 """The packages of optimum.DISTRIBUTIONS whose versions do not identify an SDK."""
 LOGS = "logs"
 """A folder in neuron-sum's cache with the log of upstream and the compiler, one file per artifact."""
-SMALLEST_VOCABULARY = 256
-"""Upstream's sampler sorts the 256 best tokens on the device, also for greedy search."""
-OWN_HEAD_WIDTH = ("qwen3",)
-"""The families whose class upstream rotates with head_dim; the others have hidden_size / num_attention_heads."""
-PLAIN_POSITIONS = ("smollm3",)
-"""The families whose class upstream rejects a scaling of the rotary positions and a sliding window."""
 BEAM_DIFFERENCE = (
     "beam search through optimum-neuron differs slightly from transformers: a finished beam's length includes the "
     "start token (decoder_prompt_len is not passed to its scorer), and it stops by the rule of BeamSearchScorer, not "
@@ -211,9 +203,7 @@ def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
 
 def _causal_lm(config: PretrainedConfig, source: Source) -> Iterator[str]:
     neuron, family = source.recipe.compile.neuron, config.model_type
-    cell = find_cell(family, "full", "compile")
-    if cell.works is False:
-        yield f"model_type {family}: {cell.note} ({remedy(cell)})"
+    yield from optimum_limits.family_faults(config)
     _, beams = recipe_buckets(source.recipe)
     if beams != (1,):
         widths = ", ".join(map(str, beams))
@@ -227,20 +217,7 @@ def _causal_lm(config: PretrainedConfig, source: Source) -> Iterator[str]:
         )
     if neuron.inline_weights:
         yield f"compile.neuron.inline_weights: upstream's {family} stores its weights separately (inline_weights=false)"
-    if getattr(config, "attention_bias", False):
-        yield f"attention_bias: upstream's {family} omits the biases of its projections"
-    width = head_dim(config)
-    if width * config.num_attention_heads != config.hidden_size and family not in OWN_HEAD_WIDTH:
-        yield f"head_dim = {width}: upstream's rotary positions are for hidden_size / num_attention_heads"
-    rope = getattr(config, "rope_scaling", None) or {}
-    if family in PLAIN_POSITIONS and rope:
-        yield f"rope_scaling: upstream's {family} has none"
-    if family in PLAIN_POSITIONS and config.use_sliding_window:
-        yield f"use_sliding_window: upstream's {family} has no sliding window"
-    if (kind := rope.get("rope_type", rope.get("type"))) in LENGTH_DEPENDENT:
-        yield f"rope_scaling {kind}: it changes with the prompt's length, a static graph has one table"
-    if config.vocab_size < SMALLEST_VOCABULARY:
-        yield f"a vocabulary of {config.vocab_size}: upstream's sampler needs at least {SMALLEST_VOCABULARY}"
+    yield from optimum_limits.model_faults(config)
 
 
 def _t5(config: PretrainedConfig, source: Source) -> Iterator[str]:
