@@ -218,6 +218,13 @@ def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
             console.print(renderable)
 
 
+def emit_part(text: str) -> None:
+    """Prints a part of a result at once; `emit` prints the end of its line."""
+    with _stdout_errors():
+        _console(stderr=False).print(text, end="", soft_wrap=True)
+        sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """Prints a progress message, which is never part of the result."""
     _to_stderr(text)

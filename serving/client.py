@@ -105,6 +105,12 @@ class Client:
         MissingExtraError: If boto3 is needed and not installed.
     """
 
+    streaming = False
+    """Whether requests are chat completions (chat.py)."""
+    hints = HINTS
+    busy: tuple[int, ...] = (503,)
+    """The statuses after which a request is sent again."""
+
     def __init__(
         self,
         endpoint: str,
@@ -121,7 +127,7 @@ class Client:
         self._batch_size, self._concurrency, self._attempts = batch_size, concurrency, attempts
         self._backoff = wait_exponential(backoff_s, LONGEST_BACKOFF_S) + wait_random(0, backoff_s)
         self._on_retry = on_retry
-        self._transport = connect(endpoint, target_model, timeout_s, concurrency)
+        self._transport = connect(endpoint, target_model, timeout_s, concurrency, streaming=self.streaming)
 
     def __enter__(self) -> "Client":
         return self
@@ -225,7 +231,9 @@ class Client:
         try:
             items = ANSWERS.validate_json(reply.body)
         except ValidationError as error:
-            raise Unanswered(f"{self.endpoint} answered no summaries: {_start(reply.body)}", HINTS[400], 502) from error
+            raise Unanswered(
+                f"{self.endpoint} answered no summaries: {start_of(reply.body)}", HINTS[400], 502
+            ) from error
         if len(items) != len(batch):
             raise Unanswered(f"{self.endpoint} answered {len(items)} of {len(batch)} dialogues", HINTS[400], 502)
         return {
@@ -237,21 +245,29 @@ class Client:
 
     def _refusal(self, reply: Reply) -> Unanswered:
         """The error for a request that was refused as a whole, or answered with 503."""
-        try:
-            error = ErrorAnswer.model_validate_json(reply.body).error
-        except ValidationError:  # the reply comes from a proxy, from SageMaker itself, or from another server
-            error = ErrorBody(code=reply.status, message=_start(reply.body) or _phrase(reply.status), field=None)
+        error = self._explain(reply)
         place = f" (field {error.field})" if error.field and error.field not in error.message else ""
         message = f"{self.endpoint} answered {reply.status}: {error.message[:MAX_MESSAGE]}{place[:MAX_MESSAGE]}"
-        hint = hint_for(reply.status)
+        hint = self.hint_for(reply.status)
         if reply.location is not None:
             message += f", a redirect to {without_credentials(reply.location)[:MAX_MESSAGE]}, which is not followed"
             hint = "use the other URL if you trust it"
-        if reply.status != 503:
+        if reply.status not in self.busy:
             return Unanswered(message, hint, reply.status)
         if reply.retry_after_s > LONGEST_RETRY_AFTER_S:
             return Unanswered(message, f"send the request again after {reply.retry_after_s:.0f} s", 503)
         return Unavailable(message, hint, reply.retry_after_s)
+
+    def _explain(self, reply: Reply) -> ErrorBody:
+        """The error in a reply."""
+        try:
+            return ErrorAnswer.model_validate_json(reply.body).error
+        except ValidationError:  # the reply comes from a proxy, from SageMaker itself, or from another server
+            return ErrorBody(code=reply.status, message=start_of(reply.body) or _phrase(reply.status), field=None)
+
+    def hint_for(self, code: int) -> str:
+        """The hint for an HTTP status."""
+        return self.hints.get(code, "read the endpoint's log for the reason")
 
     def _wait_s(self, state: RetryCallState) -> float:
         error = _outcome(state).exception()
@@ -265,11 +281,6 @@ class Client:
             message = error.message if isinstance(error, Unavailable) else outcome.result()[0]
             next_attempt = f"attempt {state.attempt_number + 1} of {self._attempts} in {state.next_action.sleep:.1f} s"
             self._on_retry(f"{message}; {next_attempt}")
-
-
-def hint_for(code: int) -> str:
-    """The hint for an HTTP status."""
-    return HINTS.get(code, "read the endpoint's log for the reason")
 
 
 def _relocated(error: ErrorBody, index: int, place: int) -> Answer:
@@ -294,5 +305,6 @@ def _phrase(status: int) -> str:
     return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "no reason stated"
 
 
-def _start(text: str) -> str:
+def start_of(text: str) -> str:
+    """The start of a reply in one line, for an error."""
     return " ".join(text.split())[:300]

@@ -17,6 +17,7 @@ from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestErro
 if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
     from neuron_sum.recipes.schema import ServeConfig
+    from serving.client import Client
     from serving.local import Model
 
 OverrideOption = Annotated[
@@ -258,21 +259,25 @@ def request(
     target_model: Annotated[
         str | None, typer.Option(help="Model to use on a SageMaker endpoint with several models.")
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Use streamed chat completions of OpenAI's API, for an endpoint of the image hf-vllm."
+        ),
+    ] = False,
 ) -> None:
     """Send dialogues to an endpoint; retry temporary failures."""
     from neuron_sum import files
     from neuron_sum.data.transcripts import read_dialogue
-    from serving.client import Client, hint_for
 
     many = file.suffix == ".jsonl"
+    live = chat and not many and output is None and not console.settings.json
     dialogues = _read_lines(file) if many else [read_dialogue(file)]
     if output is not None:
         files.check_writable(output.parent, 0)
     parameters = {"adapter": adapter, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
     with (
-        Client(
-            endpoint, target_model=target_model, batch_size=batch_size, concurrency=concurrency, on_retry=console.note
-        ) as client,
+        _client(endpoint, target_model, batch_size, concurrency, chat=chat, live=live) as client,
         console.progress("dialogues", len(dialogues), quiet=not many) as bar,
     ):
         answers = client.summarize(dialogues, parameters, bar.advance)
@@ -284,7 +289,9 @@ def request(
             f"{client.endpoint} refused the dialogue: {refusals[0].message}", "change the text or the options"
         )
     if failures and not many:
-        raise RequestError(f"{client.endpoint} did not answer: {failures[0].message}", hint_for(failures[0].code))
+        raise RequestError(
+            f"{client.endpoint} did not answer: {failures[0].message}", client.hint_for(failures[0].code)
+        )
     truncated = sum(answer.truncated for answer in answers)
     if truncated:
         cut = f"{truncated} of {len(answers)} dialogues were" if many else "the dialogue was"
@@ -303,7 +310,7 @@ def request(
     elif many:
         console.emit({**counts, "answers": results}, *map(Text, lines))
     else:
-        console.emit(results[0], Text(answers[0].summary_text))
+        console.emit(results[0], Text("" if live else answers[0].summary_text))
     messages = [
         f"{len(errors)} of {len(answers)} dialogues were {outcome}; the first: {errors[0].message}"
         for outcome, errors in (("not answered", failures), ("refused", refusals))
@@ -312,8 +319,27 @@ def request(
     if messages:
         hint = "read the reasons in the answers of the refused dialogues; inputs[0] is the first dialogue"
         if failures:
-            hint = f"put the dialogues with an error into a .jsonl and request them; {hint_for(failures[0].code)}"
+            hint = (
+                f"put the dialogues with an error into a .jsonl and request them; {client.hint_for(failures[0].code)}"
+            )
         raise RequestError("; ".join(messages), hint)
+
+
+def _client(
+    endpoint: str, target_model: str | None, batch_size: int, concurrency: int, *, chat: bool, live: bool
+) -> "Client":
+    """The client of an endpoint; with `live` it prints the text of an answer as it arrives."""
+    from serving.chat import ChatClient
+    from serving.client import Client
+
+    if not chat:
+        return Client(
+            endpoint, target_model=target_model, batch_size=batch_size, concurrency=concurrency, on_retry=console.note
+        )
+    if target_model is not None:
+        raise RequestError("--chat and --target-model cannot be combined", "use one of them")
+    on_text = console.emit_part if live else None
+    return ChatClient(endpoint, concurrency=concurrency, on_retry=console.note, on_text=on_text)
 
 
 def _read_lines(file: Path) -> list[str]:

@@ -3,9 +3,10 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,8 @@ import httpx
 from neuron_sum.errors import MissingExtraError, RequestError
 from serving.schema import JSON
 
+INVOCATIONS, COMPLETIONS = "/invocations", "/chat/completions"
+EVENTS = "text/event-stream"
 CONNECT_TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 16 << 20
 """The most bytes of a reply; a summary has a few hundred."""
@@ -75,16 +78,24 @@ class Reply:
     location: str | None = None
 
 
+Reader = Callable[[Iterator[bytes], str], str]
+"""Reads the body of a reply with status 200, from its pieces and its content type, in the thread of the request."""
+
+
 class Transport(Protocol):
     """A connection to an endpoint, used by several threads at once."""
 
-    def send(self, body: bytes) -> Reply:
+    def send(self, body: bytes, read: Reader | None = None) -> Reply:
         """Send one JSON request and wait for its reply.
+
+        Args:
+            body: The request.
+            read: The reader of a stream of events; None to read JSON as a whole.
 
         Raises:
             Unavailable: If the endpoint cannot be reached, or the connection ends before the reply.
-            Unanswered: If there is no complete reply in time, the reply is too large or not JSON in UTF-8, or boto3
-                cannot make the call.
+            Unanswered: If there is no complete reply in time, the reply is too large or not of the expected type, or
+                boto3 cannot make the call.
         """
         ...
 
@@ -93,7 +104,9 @@ class Transport(Protocol):
         ...
 
 
-def connect(endpoint: str, target_model: str | None, timeout_s: float, connections: int) -> Transport:
+def connect(
+    endpoint: str, target_model: str | None, timeout_s: float, connections: int, *, streaming: bool = False
+) -> Transport:
     """The transport for an endpoint; sends nothing yet.
 
     Args:
@@ -101,6 +114,7 @@ def connect(endpoint: str, target_model: str | None, timeout_s: float, connectio
         target_model: The model to use on a SageMaker endpoint with several models.
         timeout_s: Maximum seconds from a request to its reply.
         connections: Maximum number of simultaneous connections.
+        streaming: Whether requests are chat completions, which are answered as a stream of events.
 
     Raises:
         RequestError: If `endpoint` is neither.
@@ -109,14 +123,14 @@ def connect(endpoint: str, target_model: str | None, timeout_s: float, connectio
     if endpoint.startswith(SAGEMAKER):
         name, _, region = endpoint.removeprefix(SAGEMAKER).partition("@")
         if name:
-            return SageMakerTransport(name, region or None, target_model, timeout_s, connections)
+            return SageMakerTransport(name, region or None, target_model, timeout_s, connections, streaming)
     elif endpoint.startswith(("http://", "https://")):
         if target_model is not None:
             raise RequestError(
                 f"--target-model cannot be used with {without_credentials(endpoint)}; it is for SageMaker endpoints",
                 "use URL/models/NAME/invoke to choose a model",
             )
-        return HttpTransport(endpoint, timeout_s, connections)
+        return HttpTransport(endpoint, timeout_s, connections, streaming)
     raise RequestError(
         f"{without_credentials(endpoint)!r} is not an endpoint",
         "use a URL such as http://127.0.0.1:8080, or sagemaker:ENDPOINT[@REGION]",
@@ -132,12 +146,13 @@ class HttpTransport:
     """A server at a URL.
 
     Args:
-        url: The URL; /invocations is added unless it has a path.
+        url: The URL; /invocations, or /v1/chat/completions for `streaming`, is added unless it has a path.
         timeout_s: Maximum seconds from a request to its reply.
         connections: Maximum number of simultaneous connections.
+        streaming: Whether the replies are streams of events.
     """
 
-    def __init__(self, url: str, timeout_s: float, connections: int) -> None:
+    def __init__(self, url: str, timeout_s: float, connections: int, streaming: bool = False) -> None:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -146,7 +161,7 @@ class HttpTransport:
             raise RequestError(f"{without_credentials(url)} has no host name", URL_HINT)
         if parsed.port is not None and not 0 < parsed.port < 65536:
             raise RequestError(f"{without_credentials(url)} has an invalid port", URL_HINT)
-        self._url = parsed.copy_with(path="/invocations") if parsed.path == "/" else parsed
+        self._url, self._accept = _complete(parsed, streaming), EVENTS if streaming else JSON
         self._timeout_s = timeout_s
         try:
             self._http = httpx.Client(
@@ -159,30 +174,30 @@ class HttpTransport:
             hint = "correct HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
             raise RequestError(f"the proxy in the environment cannot be used: {error}", hint) from error
 
-    def send(self, body: bytes) -> Reply:
+    def send(self, body: bytes, read: Reader | None = None) -> Reply:
         """See Transport."""
         place = without_credentials(str(self._url))
         try:
-            return _within(self._timeout_s, lambda: self._receive(body, place))
+            return _within(self._timeout_s, lambda: self._receive(body, place, read))
         except (httpx.ReadTimeout, httpx.WriteTimeout, Late) as error:
             raise _late(place, self._timeout_s) from error
         # UnicodeError: a part of the host name is too long.
         except (httpx.RequestError, httpx.StreamError, UnicodeError) as error:
             raise Unavailable(f"no answer from {place}: {error}", "run `neuron-sum serve ARTIFACT`") from error
 
-    def _receive(self, body: bytes, place: str) -> Reply:
+    def _receive(self, body: bytes, place: str, read: Reader | None) -> Reply:
         # A compressed reply could unpack to any size.
-        headers = {"Content-Type": JSON, "Accept": JSON, "Accept-Encoding": "identity"}
+        headers = {"Content-Type": JSON, "Accept": self._accept, "Accept-Encoding": "identity"}
         end = time.monotonic() + self._timeout_s
         with self._http.stream("POST", self._url, content=body, headers=headers) as answer:
             encoding = answer.headers.get("Content-Encoding", "identity")
             if encoding.strip().lower() not in ("", "identity"):
-                raise _unusable_reply(place, f"Content-Encoding {encoding[:80]!r}, which was not requested")
-            content = _collect(answer.iter_raw(), end, place)
-            kind = answer.headers.get("Content-Type", JSON)
+                raise unusable_reply(place, f"Content-Encoding {encoding[:80]!r}, which was not requested")
+            pieces = _bounded(answer.iter_raw(), end, place)
+            kind = answer.headers.get("Content-Type", self._accept)
             reply = Reply(
                 answer.status_code,
-                _decode(content, kind, answer.status_code, place),
+                _read(pieces, kind, place, read) if answer.status_code == 200 else _text(pieces),
                 parse_retry_after(answer.headers.get("Retry-After")),
                 answer.headers.get("Location") if answer.is_redirect else None,
             )
@@ -202,6 +217,7 @@ class SageMakerTransport:
         target_model: The model to use on an endpoint with several models, such as NAME.tar.gz.
         timeout_s: Maximum seconds from a request to its reply; SageMaker's limit is 60 s.
         connections: Maximum number of simultaneous connections.
+        streaming: Whether the replies are streams of events.
 
     Raises:
         MissingExtraError: If boto3 is not installed.
@@ -209,14 +225,24 @@ class SageMakerTransport:
     """
 
     def __init__(
-        self, endpoint_name: str, region: str | None, target_model: str | None, timeout_s: float, connections: int
+        self,
+        endpoint_name: str,
+        region: str | None,
+        target_model: str | None,
+        timeout_s: float,
+        connections: int,
+        streaming: bool = False,
     ) -> None:
         try:
             boto3, botocore = import_module("boto3"), import_module("botocore")
         except ModuleNotFoundError as error:
             raise MissingExtraError("boto3", "aws") from error
         self._name, self._timeout_s, self._errors = endpoint_name, timeout_s, botocore.exceptions
-        self._arguments = {"EndpointName": endpoint_name, "ContentType": JSON, "Accept": JSON}
+        # An event stream passes on the errors of urllib3, unlike a body.
+        self._broken = import_module("urllib3").exceptions.HTTPError
+        self._streaming = streaming
+        accept = EVENTS if streaming else JSON
+        self._arguments = {"EndpointName": endpoint_name, "ContentType": JSON, "Accept": accept}
         if target_model is not None:
             self._arguments["TargetModel"] = target_model
         settings = botocore.config.Config(
@@ -231,15 +257,15 @@ class SageMakerTransport:
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
             raise self._unusable(error) from error
 
-    def send(self, body: bytes) -> Reply:
+    def send(self, body: bytes, read: Reader | None = None) -> Reply:
         """See Transport."""
         try:
-            return _within(self._timeout_s + CONNECT_TIMEOUT_S, lambda: self._receive(body))
+            return _within(self._timeout_s + CONNECT_TIMEOUT_S, lambda: self._receive(body, read))
         except self._errors.ClientError as error:
             return _sagemaker_reply(error.response)
         except (self._errors.ReadTimeoutError, Late) as error:
             raise _late(self._name, self._timeout_s) from error
-        except (self._errors.ConnectionError, self._errors.HTTPClientError) as error:
+        except (self._errors.ConnectionError, self._errors.HTTPClientError, self._broken) as error:
             hint = "check the endpoint's region and the network connection"
             raise Unavailable(f"no answer from {self._name}: {error}", hint) from error
         except self._errors.BotoCoreError as error:
@@ -249,11 +275,14 @@ class SageMakerTransport:
         """See Transport."""
         self._client.close()
 
-    def _receive(self, body: bytes) -> Reply:
+    def _receive(self, body: bytes, read: Reader | None) -> Reply:
         end = time.monotonic() + self._timeout_s + CONNECT_TIMEOUT_S
-        answer = self._client.invoke_endpoint(Body=body, **self._arguments)
-        content = _collect(answer["Body"].iter_chunks(PIECE_BYTES), end, self._name)
-        return Reply(200, _decode(content, answer.get("ContentType", JSON), 200, self._name))
+        call = "invoke_endpoint_with_response_stream" if self._streaming else "invoke_endpoint"
+        answer = getattr(self._client, call)(Body=body, **self._arguments)
+        kind = answer.get("ContentType", self._arguments["Accept"])
+        with closing(answer["Body"]) as content:
+            parts = _payload(content) if self._streaming else content.iter_chunks(PIECE_BYTES)
+            return Reply(200, _read(_bounded(parts, end, self._name), kind, self._name, read))
 
     def _unusable(self, error: Exception) -> Unanswered:
         hint = f"use {SAGEMAKER}{self._name}@REGION, and put credentials where boto3 looks for them"
@@ -275,7 +304,8 @@ def parse_retry_after(retry_after: str | None) -> float:
 
 def _sagemaker_reply(response: Mapping[str, Any]) -> Reply:
     """A ClientError as a reply of the model's container, or of SageMaker itself."""
-    code, metadata = response["Error"]["Code"], response["ResponseMetadata"]
+    # An error in the middle of a stream has no metadata.
+    code, metadata = response["Error"]["Code"], response.get("ResponseMetadata", {"HTTPStatusCode": 502})
     retry_after_s = parse_retry_after(metadata.get("HTTPHeaders", {}).get("retry-after"))
     if code == "ModelError" and "OriginalStatusCode" in response:
         return Reply(response["OriginalStatusCode"], response.get("OriginalMessage", ""), retry_after_s)
@@ -307,30 +337,55 @@ def _within(seconds: float, call: Callable[[], Reply]) -> Reply:
     return result.result(seconds)
 
 
-def _collect(pieces: Iterable[bytes], end: float, name: str) -> bytes:
-    """The whole body of a reply, within the limit and the deadline."""
-    content = bytearray()
+def _complete(url: httpx.URL, streaming: bool) -> httpx.URL:
+    """The URL of requests: OpenAI's clients are given the URL that ends in /v1."""
+    if streaming and url.path in ("/", "/v1", "/v1/"):
+        return url.copy_with(path=f"/v1{COMPLETIONS}")
+    return url.copy_with(path=INVOCATIONS) if url.path == "/" else url
+
+
+def _payload(events: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The bytes in the events of a SageMaker stream; botocore raises its errors."""
+    for event in events:
+        yield event.get("PayloadPart", {}).get("Bytes", b"")
+
+
+def _bounded(pieces: Iterable[bytes], end: float, name: str) -> Iterator[bytes]:
+    """The pieces of a reply's body, within the limit and the deadline."""
+    size = 0
     for piece in pieces:
-        content += piece
-        if len(content) > MAX_REPLY_BYTES:
-            raise _unusable_reply(name, f"more than {MAX_REPLY_BYTES} bytes, the most of a reply")
+        size += len(piece)
+        if size > MAX_REPLY_BYTES:
+            raise unusable_reply(name, f"more than {MAX_REPLY_BYTES} bytes, the most of a reply")
         if time.monotonic() > end:
             raise Late
-    return bytes(content)
+        yield piece
 
 
-def _decode(content: bytes, kind: str, status: int, name: str) -> str:
-    """The text of a reply; summaries must be JSON in UTF-8, while an error may come from any server."""
-    if status != 200:
-        return content.decode("utf-8", "replace")
-    if kind.partition(";")[0].strip().lower() != JSON:
-        start = " ".join(content[:1000].decode("utf-8", "replace").split())[:300]
-        raise _unusable_reply(name, f"no summaries but Content-Type {kind[:80]!r}: {start}")
+def _read(pieces: Iterator[bytes], kind: str, name: str, read: Reader | None) -> str:
+    """The body of a reply with status 200; summaries must be JSON in UTF-8, or a stream of events."""
+    expected = JSON if read is None else EVENTS
+    if kind.partition(";")[0].strip().lower() != expected:
+        start = " ".join(_text(pieces)[:1000].split())[:300]
+        raise unusable_reply(name, f"no summaries but Content-Type {kind[:80]!r}: {start}")
+    if read is not None:
+        return read(pieces, kind)
     try:
-        return content.decode()
+        return b"".join(pieces).decode()
     except UnicodeDecodeError as error:
-        raise _unusable_reply(name, f"bytes that are not UTF-8, from position {error.start}") from error
+        raise unusable_reply(name, f"bytes that are not UTF-8, from position {error.start}") from error
 
 
-def _unusable_reply(name: str, content: str) -> Unanswered:
+def _text(pieces: Iterable[bytes]) -> str:
+    """The body of an error, which may come from any server."""
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+def unusable_reply(name: str, content: str) -> Unanswered:
+    """The error for a reply that is not what the endpoint should answer.
+
+    Args:
+        name: The endpoint.
+        content: Description of the reply.
+    """
     return Unanswered(f"{name} answered {content}", "check the endpoint's name, and that neuron-sum serves it", 502)

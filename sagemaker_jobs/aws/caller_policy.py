@@ -72,6 +72,7 @@ def caller_policy(
                 *(f"sagemaker:Describe{noun}" for noun in CREATED),
                 "sagemaker:ListTags",
                 "sagemaker:InvokeEndpoint",
+                "sagemaker:InvokeEndpointWithResponseStream",
                 # Autoscaling needs this permission of the caller.
                 "sagemaker:UpdateEndpointWeightsAndCapacities",
             ],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from neuron_sum.platform.containers import CONTAINERS
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, PLATFORMS, REGISTRY_ACCOUNTS
 from sagemaker_jobs.aws.names import BUILD_LOGS, ENDPOINT_LOGS, LOG_GROUPS, PREFIX, AwsContext, Run
 from sagemaker_jobs.aws.place import NetworkSecurity, inputs_prefix, run_prefix
@@ -225,7 +226,8 @@ def endpoint_policy(
         bucket, _, key = address.removeprefix("s3://").partition("/")
         keys_of.setdefault(bucket, []).append(f"{key}*" if key.endswith("/") else key)
     logs = site.arn("logs", f"log-group:{ENDPOINT_LOGS}{run.name('endpoint')}")
-    ended = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
+    published = {container.name.partition(":")[0] for container in ENDED_CONTAINERS.values()}
+    published |= {container.repository for container in CONTAINERS.values()}
     return policy(
         allow("ReadModels", ["s3:GetObject"], [f"{each}*" if each.endswith("/") else each for each in objects]),
         # SageMaker lists the prefix of a multi-model endpoint.
@@ -235,9 +237,9 @@ def endpoint_policy(
         ),
         allow("EndpointLogs", list(LOG_ACTIONS), [logs, f"{logs}:*"]),
         allow(
-            "EndedContainer",
+            "PublishedContainers",
             list(PULL_ACTIONS),
-            [registry_of_aws(site).arn("ecr", f"repository/{name}") for name in sorted(ended)],
+            [registry_of_aws(site).arn("ecr", f"repository/{name}") for name in sorted(published)],
         ),
         *pull,
         *extra_statements(site, isolation or NetworkSecurity(), image=image),

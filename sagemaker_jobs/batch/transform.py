@@ -76,12 +76,12 @@ def image_target(source: Source, instance: str) -> str:
         instance: The instance type.
 
     Raises:
-        AwsError: If model and instance do not fit, or the model was packaged for the last DJL container with Neuron.
+        AwsError: If model and instance do not fit, or the model was packaged for a published container.
     """
-    if source.target == registry.ENDED:
+    if source.target in registry.PUBLISHED:
         raise AwsError(
-            f"{source.name} was packaged for the container {registry.ENDED}, which supports only endpoints",
-            f"Run `neuron-sum aws deploy {quote(source.name + ARCHIVE)} --image {registry.ENDED}`.",
+            f"{source.name} was packaged for the container {source.target}, which supports only endpoints",
+            f"Run `neuron-sum aws deploy {quote(source.name + ARCHIVE)} --image {source.target}`.",
         )
     return endpoint_sources.image_target(source, instance, None)
 

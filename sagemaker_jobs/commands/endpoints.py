@@ -71,7 +71,7 @@ def deploy(
     image: Annotated[
         str | None,
         typer.Option(
-            help="Image URI, or djl-0.30-neuronx for the last DJL container with Neuron. "
+            help="Image URI; hf-vllm or djl-0.30-neuronx for a model that was packaged for that container. "
             "Default: the newest image built by `aws image`."
         ),
     ] = None,
@@ -90,6 +90,7 @@ def deploy(
     dry_run: RequestsOption = False,
 ) -> None:
     """Deploy a compiled model to an endpoint that expires automatically; a failure is rolled back."""
+    from neuron_sum.platform.containers import VLLM
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.aws.place import Destination
@@ -129,6 +130,10 @@ def deploy(
     reader = None if dry_run and site.account == ANY_ACCOUNT else account
     provisional = Destination(site, bucket or site.bucket, role or "")
     models = [endpoint_sources.find_source(text, reader, provisional) for text in sources]
+    if image == VLLM:
+        if reader is not None:
+            models = [endpoint_sources.inspected(source, reader) for source in models]
+        endpoint_sources.check_offline(models, isolated=network_isolation)
     targets = {endpoint_sources.image_target(source, instance, image) for source in models}
     if multi_model:
         _check_several(models, targets)
@@ -165,7 +170,8 @@ def deploy(
                 calls.create(account, ledger, call, run)
     status, address = "Creating" if detach else lifecycle.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
-    next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
+    chat = " --chat" if image == VLLM else ""
+    next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}{chat}"
     if image == registry.ENDED:
         next_command = (
             f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with complete prompts as inputs"
@@ -339,6 +345,7 @@ def _check_several(sources: "list[Source]", targets: set[str]) -> None:
 
 
 def _image(requested: str | None, target: str, account: "Account | None", site: "AwsContext") -> str:
+    from neuron_sum.platform.containers import CONTAINERS
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
     from sagemaker_jobs.image import registry
 
@@ -346,6 +353,8 @@ def _image(requested: str | None, target: str, account: "Account | None", site: 
         ended = ENDED_CONTAINERS[registry.ENDED]
         console.warn(f"{ended.name} has not been supported since {ended.ended} ({ended.ended_source})")
         return registry.ended_image(site.region)
+    if requested in CONTAINERS:
+        return CONTAINERS[requested].uri(site.region)
     if requested is not None:
         return requested
     if account is None:

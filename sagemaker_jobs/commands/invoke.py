@@ -27,6 +27,9 @@ def invoke(
     concurrency: Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")] = 4,
     output: Annotated[Path | None, typer.Option(dir_okay=False, help="A .jsonl file for the answers.")] = None,
     target_model: Annotated[str | None, typer.Option(help="Name of the model on a multi-model endpoint.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Use streamed chat completions, for an endpoint of the image hf-vllm.")
+    ] = False,
     region: RegionOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command; send no request.")] = False,
 ) -> None:
@@ -56,13 +59,14 @@ def invoke(
         "--adapter": adapter,
         "--max-new-tokens": max_new_tokens,
         "--num-beams": num_beams,
-        "--batch-size": batch_size,
+        "--batch-size": None if chat else batch_size,
         "--concurrency": concurrency,
         "--output": output,
         "--target-model": target_model,
     }
     words = ["request", f"sagemaker:{name}@{endpoint_region}", str(file)]
     words += [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    words += ["--chat"] if chat else []
     if dry_run:
         console.emit({"command": ["neuron-sum", *words]}, " ".join(["neuron-sum", *words]))
         return

@@ -117,7 +117,13 @@ def launch(
         schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
         roles, calls = (*roles, *expiring.role_calls), [schedule]
     model = endpoint_requests.create_model(
-        run, place, image=image, model_data=data, environment={}, isolation=hosting.isolation, multi_model=multi_model
+        run,
+        place,
+        image=image,
+        model_data=data,
+        environment={} if multi_model else sources[0].environment,
+        isolation=hosting.isolation,
+        multi_model=multi_model,
     )
     config = endpoint_requests.create_endpoint_config(
         run, instance=hosting.instance, instances=hosting.instances, isolation=hosting.isolation, hours=hosting.hours

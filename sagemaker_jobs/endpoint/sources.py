@@ -4,13 +4,16 @@ import gzip
 import json
 import re
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from neuron_sum import console, files
 from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, AwsError, reading
+from neuron_sum.platform.containers import ENVIRONMENT_FILE
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run
@@ -26,6 +29,7 @@ ARCHIVES = "archives"
 MANIFEST, PROPERTIES = "artifact/manifest.json", "serving.properties"
 """Files in an archive that `neuron-sum package` writes."""
 
+PACKAGE = "Run `neuron-sum package ARTIFACT` to create an archive."
 ENDED_HANDLER = "djl_python.transformers_neuronx"
 """The handler of the last DJL container with Neuron, as written by `package --container`."""
 
@@ -42,10 +46,11 @@ class Source:
 
     Attributes:
         name: The display name, which requests to a multi-model endpoint use.
-        target: cpu, inf2, or registry.ENDED for the last DJL container with Neuron; None if unknown before the start.
+        target: cpu, inf2, or one of registry.PUBLISHED; None if unknown before the start.
         address: The S3 address; None for a file to upload.
         channel: The file to upload.
         run: The run that compiled the model; None for an archive.
+        environment: The variables that the archive's container needs.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Source:
     address: str | None = None
     channel: Channel | None = None
     run: Run | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def address_in(self, place: Destination) -> str:
         """The S3 address of the model, once it is uploaded."""
@@ -93,7 +99,9 @@ def find_source(text: str, account: Account | None, place: Destination) -> Sourc
             f"Run `neuron-sum package {quote(path)}`, then deploy its model.tar.gz.",
         )
     if path.is_file():
-        return Source(name or _stem(path.name), target_of(path), channel=Channel(ARCHIVES, {"model" + ARCHIVE: path}))
+        channel = Channel(ARCHIVES, {"model" + ARCHIVE: path})
+        target, environment = inspect(path, location)
+        return Source(name or _stem(path.name), target, channel=channel, environment=environment)
     if location.endswith(ARCHIVE):
         raise AwsError(
             f"{path} does not exist", "Use a model.tar.gz written by `neuron-sum package`, s3://…, or a run id."
@@ -111,26 +119,73 @@ def find_source(text: str, account: Account | None, place: Destination) -> Sourc
     return Source(name or location, target, job.model, run=run)
 
 
-def target_of(archive: Path) -> str:
-    """The target of an archive: cpu, inf2, or registry.ENDED.
+def inspected(source: Source, account: Account) -> Source:
+    """An archive in S3 with the target and the environment in its first files.
+
+    Args:
+        source: The source; returned unchanged if it is no archive in S3.
+        account: The account to query.
+
+    Raises:
+        AwsError: If the object cannot be read.
+        ArtifactError: If it is not an archive written by `neuron-sum package`.
+    """
+    if source.target is not None or source.address is None:
+        return source
+    bucket, _, key = source.address.removeprefix("s3://").partition("/")
+    with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:
+        target, environment = inspect(body, source.address)
+    return replace(source, target=target, environment=environment)
+
+
+def check_offline(sources: Iterable[Source], *, isolated: bool) -> None:
+    """Refuse a checkpoint for the vLLM image without internet access: it reads Hugging Face's cache of graphs.
+
+    Args:
+        sources: Models for that image.
+        isolated: Whether the containers have no network.
+
+    Raises:
+        AwsError: If a model is not precompiled.
+    """
+    for source in sources:
+        if isolated and source.environment and "HF_HUB_OFFLINE" not in source.environment:
+            raise AwsError(
+                f"{source.name} is not compiled, and with --network-isolation its container cannot read the cache of "
+                "compiled graphs",
+                "Package an artifact of `neuron-sum compile RUN --target inf2`, or omit --network-isolation.",
+            )
+
+
+def inspect(archive: Path | IO[bytes], name: str) -> tuple[str, dict[str, str]]:
+    """The target of an archive, and the environment that its container needs; reads only its first files.
+
+    Args:
+        archive: The archive.
+        name: Its name in errors.
+
+    Returns:
+        cpu, inf2 or one of registry.PUBLISHED, and the variables of the environment.
 
     Raises:
         ArtifactError: If the file is not an archive written by `neuron-sum package`.
     """
     with (
-        reading(archive, ArtifactError, "Run `neuron-sum package ARTIFACT` to create an archive."),
+        reading(name, ArtifactError, PACKAGE),
         gzip.open(archive) as stream,
-        tarfile.open(fileobj=stream, mode="r|") as packed,
+        tarfile.open(fileobj=stream, mode="r|") as members,
     ):
-        for member in packed:
-            name = member.name.removeprefix("./")
-            if name == PROPERTIES and ENDED_HANDLER in _text(packed.extractfile(member)):
-                return registry.ENDED
-            if name == MANIFEST:
-                return str(json.loads(_text(packed.extractfile(member)))["target"])
-    raise ArtifactError(
-        f"{archive} contains no {MANIFEST}", "Run `neuron-sum package ARTIFACT` to create an archive with it."
-    )
+        for member in members:
+            file = member.name.removeprefix("./")
+            if file == ENVIRONMENT_FILE:
+                record = json.loads(_text(members.extractfile(member)))
+                environment = {str(key): str(value) for key, value in record["environment"].items()}
+                return registry.PUBLISHED[registry.PUBLISHED.index(record["container"])], environment
+            if file == PROPERTIES and ENDED_HANDLER in _text(members.extractfile(member)):
+                return registry.ENDED, {}
+            if file == MANIFEST:
+                return str(json.loads(_text(members.extractfile(member)))["target"]), {}
+    raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
 
 
 def image_target(source: Source, instance: str, image: str | None) -> str:
@@ -142,7 +197,7 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
         image: The value of --image.
 
     Returns:
-        cpu, inf2 or registry.ENDED.
+        cpu, inf2 or one of registry.PUBLISHED.
 
     Raises:
         AwsError: If model, instance and image do not fit.
@@ -160,12 +215,11 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
             f"neuron-sum cannot serve on {instance}",
             "Use --instance ml.inf2.xlarge or a CPU type such as ml.c7i.4xlarge.",
         )
-    if (source.target == registry.ENDED) != (image == registry.ENDED) and source.target is not None:
-        remedy = (
-            f"Use --image {registry.ENDED}." if source.target == registry.ENDED else f"Omit --image {registry.ENDED}."
-        )
+    requested, packaged = (each if each in registry.PUBLISHED else None for each in (image, source.target))
+    if requested != packaged and source.target is not None:
+        remedy = f"Omit --image {requested}." if packaged is None else f"Use --image {packaged}."
         raise AwsError(f"{source.name} was packaged for another container", remedy)
-    needs = "inf2" if registry.ENDED in (source.target, image) else source.target or offers
+    needs = "inf2" if requested or packaged else source.target or offers
     if needs != offers:
         fitting = {"cpu": "--instance ml.c7i.4xlarge", "inf2": "--instance ml.inf2.xlarge"}.get(needs)
         command = "compile RUN" if source.run is None else f"aws compile {source.run.id}"
@@ -174,7 +228,7 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
             f"{source.name} was compiled for {needs}, but {instance} is for {offers}",
             f"Use {fitting}, or run {recompile}." if fitting else f"Run {recompile}.",
         )
-    return registry.ENDED if image == registry.ENDED else offers
+    return requested or offers
 
 
 def _check_exists(account: Account, address: str) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from neuron_sum.errors import AwsError
+from neuron_sum.platform.containers import CONTAINERS
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ignore_missing
@@ -12,6 +13,9 @@ from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, AwsContext
 
 ENDED = "djl-0.30-neuronx"
 """The last DJL container with Neuron that AWS published; it serves archives written by `package --container`."""
+
+PUBLISHED = (ENDED, *CONTAINERS)
+"""The values of --image that name a published container instead of an image that `aws image` built."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from aws_faults import hasten
-from aws_inputs import BUCKET, CPU, IMAGE, RUN, add_images, archive, compiled, failed, told
+from aws_inputs import BUCKET, CHECKPOINT, CPU, IMAGE, RUN, add_images, archive, compiled, failed, told, vllm_archive
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
@@ -134,6 +134,16 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "the frozen container's": (("frozen.tar.gz",), "--image djl-0.30-neuronx"),
     "not the frozen container's": (("inf2.tar.gz", "--image", "djl-0.30-neuronx"), "Omit --image"),
     "an image that is not there": (("cpu.tar.gz", *CPU, "--image", IMAGE + "c"), "not found"),
+    "the vLLM container's": (("vllm.tar.gz",), "Use --image hf-vllm."),
+    "the vLLM container's in another": (("vllm.tar.gz", "--image", "djl-0.30-neuronx"), "Use --image hf-vllm."),
+    "not the vLLM container's": (("inf2.tar.gz", "--image", "hf-vllm"), "Omit --image hf-vllm."),
+    "the vLLM container's on a cpu": (("vllm.tar.gz", "--image", "hf-vllm", *CPU), "--instance ml.inf2.xlarge"),
+    "the vLLM container's twice": (
+        ("vllm.tar.gz", "vllm.tar.gz", "--image", "hf-vllm", "--multi-model"), "do not run on Inferentia2",
+    ),
+    "a checkpoint without a network": (
+        ("vllm.tar.gz", "--image", "hf-vllm", "--network-isolation"), "neuron-sum compile RUN --target inf2",
+    ),
     "half a VPC": (("cpu.tar.gz", *CPU, "--subnet", "subnet-1"), "--security-group"),
     "autoscaling nobody waits for": (
         ("cpu.tar.gz", *CPU, "--detach", "--max-instances", "2", "--invocations-per-instance", "9"), "--detach",
@@ -146,6 +156,7 @@ def test_wrong_input_is_one_line_and_a_remedy(aws: AwsServer, name: str) -> None
     for target in ("cpu", "inf2"):
         archive(Path(f"{target}.tar.gz"), target)
     archive(Path("frozen.tar.gz"), properties="option.entryPoint=djl_python.transformers_neuronx\n")
+    vllm_archive(Path("vllm.tar.gz"), CHECKPOINT)
     words, remedy = WRONG[name]
     if words == (RUN.id,):
         compiled(aws, RUN, "inf2", end="Failed")

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 from aws_endpoints import tick
 from aws_faults import hasten
-from aws_inputs import BUCKET, CPU, IMAGE, RUN, add_images, archive, compiled, failed, told
+from aws_inputs import (
+    BUCKET,
+    CHECKPOINT,
+    CPU,
+    IMAGE,
+    PRECOMPILED,
+    RUN,
+    add_images,
+    archive,
+    compiled,
+    failed,
+    told,
+    vllm_archive,
+)
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from far_end import FarEnd
@@ -272,6 +285,37 @@ def test_the_frozen_container_is_deployed_with_a_warning(aws: AwsServer) -> None
     [policy] = aws.boto3("iam").list_role_policies(RoleName=f"neuron-sum-{told(made)['run']}-role")["PolicyNames"]
     allowed = aws.boto3("iam").get_role_policy(RoleName=f"neuron-sum-{told(made)['run']}-role", PolicyName=policy)
     assert "repository/djl-inference" in json.dumps(allowed["PolicyDocument"])
+
+
+def test_a_llama_is_deployed_with_the_environment_of_its_archive(
+    aws: AwsServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = vllm_archive(Path("llama.tar.gz"), CHECKPOINT)
+    made = told(neuron_sum("aws", "deploy", model, "--image", "hf-vllm", "--every", "0.01", "--json"))
+    repository = "huggingface-vllm-inference-neuronx"
+    assert made["image"].endswith(
+        f".amazonaws.com/{repository}:0.11.0-optimum0.4.5-neuronx-py310-sdk2.26.1-ubuntu22.04"
+    )
+    run, sagemaker = Run(made["run"], ""), aws.boto3("sagemaker")
+    container = sagemaker.describe_model(ModelName=run.name("model"))["PrimaryContainer"]
+    assert container["Environment"] == CHECKPOINT
+    config = sagemaker.describe_endpoint_config(EndpointConfigName=run.name("config"))
+    [variant] = config["ProductionVariants"]
+    assert variant["InferenceAmiVersion"] == "al2-ami-sagemaker-inference-neuron-2"
+    name = run.name("role")
+    [policy] = aws.boto3("iam").list_role_policies(RoleName=name)["PolicyNames"]
+    allowed = aws.boto3("iam").get_role_policy(RoleName=name, PolicyName=policy)
+    assert f"repository/{repository}" in json.dumps(allowed["PolicyDocument"])
+    told(neuron_sum("aws", "down", run.id, "--artifacts", "--json"))
+    aws.boto3("s3").create_bucket(Bucket="other")
+    aws.boto3("s3").upload_file(vllm_archive(Path("llama.tar.gz"), PRECOMPILED), "other", "llama.tar.gz")
+    words = ("aws", "deploy", "s3://other/llama.tar.gz", "--image", "hf-vllm", "--network-isolation")
+    shown = neuron_sum(*words, "--dry-run")
+    assert shown.exit_code == 0 and '"SM_ON_BATCH_SIZE": "4"' in shown.stdout, shown.stderr
+    made = neuron_sum(*words, "--every", "0.01")
+    assert made.exit_code == 0 and "dialogue.txt --chat" in made.stdout, made.stderr
+    invoked = neuron_sum("aws", "invoke", "llama-x", "d.txt", "--chat", "--dry-run")
+    assert invoked.stdout.split()[-1] == "--chat" and "--batch-size" not in invoked.stdout
 
 
 def test_several_models_on_one_endpoint(aws: AwsServer, far_end: FarEnd, capfd: pytest.CaptureFixture[str]) -> None:

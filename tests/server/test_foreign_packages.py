@@ -24,7 +24,7 @@ from neuron_sum import files
 from neuron_sum.artifact import hash_files, open_artifact
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import ServeConfig
-from sagemaker_jobs.endpoint.sources import target_of
+from sagemaker_jobs.endpoint.sources import inspect
 from serving import archive as archives
 from serving import package, signing
 
@@ -514,7 +514,7 @@ def test_archives_beyond_the_limits_are_rejected(
 def test_deploy_reads_a_damaged_manifest_as_an_error_of_the_archive(tmp_path: Path, manifest: bytes) -> None:
     archive = archive_of(tmp_path / "m.tar.gz", (named("artifact/manifest.json"), manifest))
     with pytest.raises(ArtifactError, match=r"m\.tar\.gz cannot be read"):
-        target_of(archive)
+        inspect(archive, str(archive))
 
 
 def test_paths_that_cannot_exist_or_be_written_are_errors(artifact: Path, tmp_path: Path) -> None:

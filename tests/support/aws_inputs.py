@@ -90,3 +90,18 @@ def failed(result: Result, code: int = 14) -> str:
     """The error and the hint of a command that failed."""
     assert result.exit_code == code, result.stderr or result.stdout
     return " ".join(result.stderr.splitlines()[-2:])
+
+
+PRECOMPILED = {"SM_ON_MODEL": "/opt/ml/model", "SM_ON_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
+CHECKPOINT = {"SM_ON_MODEL": "/opt/ml/model", "SM_ON_ALLOW_NON_CACHED_MODEL": ""}
+"""Environments of the vLLM image, for a compiled model and for one that is not."""
+
+
+def vllm_archive(path: Path, environment: dict[str, str]) -> str:
+    """The first file of an archive of `package --container hf-vllm`."""
+    content = json.dumps({"container": "hf-vllm", "environment": environment}).encode()
+    with tarfile.open(path, "w:gz") as packed:
+        info = tarfile.TarInfo("container.json")
+        info.size = len(content)
+        packed.addfile(info, io.BytesIO(content))
+    return str(path)
