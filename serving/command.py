@@ -265,11 +265,20 @@ def request(
             "--chat", help="Use streamed chat completions of OpenAI's API, for an endpoint of the image hf-vllm."
         ),
     ] = False,
+    playground: Annotated[
+        bool, typer.Option("--playground", help="With --chat, serve a web page to try the endpoint in until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of the web page on 127.0.0.1; 0 for any free port.")] = 8081,
 ) -> None:
     """Send dialogues to an endpoint; retry temporary failures."""
     from neuron_sum import files
     from neuron_sum.data.transcripts import read_dialogue
 
+    if playground:
+        from serving.playground import show
+
+        show(endpoint, port, chat=chat)
+        return
     many = file.suffix == ".jsonl"
     live = chat and not many and output is None and not console.settings.json
     dialogues = _read_lines(file) if many else [read_dialogue(file)]

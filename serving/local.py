@@ -1,7 +1,6 @@
 """DJL Serving on this machine, bound to 127.0.0.1; stopping it removes all its processes and files."""
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -27,6 +26,7 @@ from neuron_sum.errors import ServerError
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, properties
+from serving.playground import PAGE, page_with
 
 START_LIMIT_S = properties.LOADING_TIMEOUT_S
 ANSWER_LIMIT_S = 60.0
@@ -43,11 +43,9 @@ SOCKET_PATH_LIMIT = 107
 SOCKET_SUFFIX = "/nsum-12345678/tmp/djl_sock.19000"
 """The longest end of such a path; DJL Serving increments the number for each worker."""
 CONFIGURATION = djl.PROJECT / "log4j2.xml"
-PAGE = Path(__file__).with_name("playground.html")
 PAGE_PROPERTY = "neuronsum.page"
 MODELS_PROPERTY = "neuronsum.models"
 TOKEN_VARIABLE = "NEURON_SUM_TOKEN_FILE"
-KNOWN = '<script type="application/json" id="known">{}</script>'
 
 
 @dataclass(frozen=True)
@@ -328,10 +326,7 @@ def _playground(models: Sequence[Model]) -> str:
     for model in models:
         manifest = open_artifact(model.folder / properties.ARTIFACT).manifest
         known[model.name] = {"default": manifest.default_adapter, "adapters": manifest.adapter_names}
-    # Escaped, so that no name can end the script element that contains this.
-    return PAGE.read_text(encoding="utf-8").replace(
-        KNOWN.format("{}"), KNOWN.format(json.dumps(known).replace("<", "\\u003c"))
-    )
+    return page_with(known)
 
 
 def _java_version() -> str:

@@ -166,4 +166,4 @@ def test_an_odd_retry_after_is_a_number(text: str) -> None:
 
 def test_the_reply_of_a_sagemaker_endpoint_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="more than 16777216 bytes"):
-        transport._collect(repeat(bytes(1 << 20)), time.monotonic() + 60, "micro")
+        list(transport._bounded(repeat(bytes(1 << 20)), time.monotonic() + 60, "micro"))
