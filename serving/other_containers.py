@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import console
-from neuron_sum.artifact import is_artifact, open_artifact
+from neuron_sum.artifact import Artifact, is_artifact, open_artifact
 from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.platform.containers import CONTAINERS, VLLM
@@ -30,6 +30,8 @@ def pack_vllm(path: Path, target: Path, overrides: Sequence[str]) -> tuple[dict[
     """
     image = CONTAINERS[VLLM]
     source = open_artifact(path) if is_artifact(path) else open_trained(path)
+    if isinstance(source, Artifact) and (warning := source.manifest.quality_warning):
+        console.warn(f"{path}: {warning}; run `neuron-sum compile verify {quote(path)}`")
     packed = vllm_container.write_archive(source, target, overrides)
     if not packed.precompiled:
         console.note(

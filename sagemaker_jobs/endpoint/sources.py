@@ -123,7 +123,7 @@ def inspected(source: Source, account: Account) -> Source:
     """An archive in S3 with the target and the environment in its first files.
 
     Args:
-        source: The source; returned unchanged if it is no archive in S3.
+        source: The source; returned unchanged if it is not an archive in S3.
         account: The account to query.
 
     Raises:

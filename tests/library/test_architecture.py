@@ -20,8 +20,9 @@ LEVELS = {
                   "runs training doctor runtimes evaluation results demo cli __main__",
     "compile": "bucket_choice graphs targets cache source verify machine_report failures workers exporters api "
                "command preflight",
-    "serving": "schema limits other_formats parsing batching transport client properties signing archive djl local "
-               "package dockerfile neuronx_container command metrics worker service model",
+    "serving": "schema limits other_formats parsing batching transport client chat playground properties signing "
+               "archive djl local package dockerfile neuronx_container chat_template vllm_container other_containers "
+               "command metrics worker service model",
     "sagemaker_jobs": "aws launch cleanup image jobs endpoint batch cost rehearsal commands",
 }  # fmt: skip
 """Each package's folders and top-level modules, from low to high. A module imports its own folder or lower ones."""

@@ -180,7 +180,7 @@ def test_many_dialogues_from_a_file(server: ChatServer, tmp_path: Path) -> None:
 
 
 def framed(kind: str, payload: bytes, **names: str) -> bytes:
-    """One message of AWS's event stream encoding: lengths, headers, payload and checksums."""
+    """One message of the AWS event stream encoding: lengths, headers, payload and checksums."""
     headers = b"".join(
         struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(value)) + value.encode()
         for name, value in {
@@ -199,7 +199,7 @@ def payload_part(content: bytes) -> bytes:
 
 @pytest.fixture
 def sagemaker(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Step]:
-    """The test server in place of AWS, and answers in AWS's form."""
+    """The test server in place of AWS, and answers in the form of SageMaker."""
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", server.url)
