@@ -131,8 +131,7 @@ def deploy(
     provisional = Destination(site, bucket or site.bucket, role or "")
     models = [endpoint_sources.find_source(text, reader, provisional) for text in sources]
     if image == VLLM:
-        if reader is not None:
-            models = [endpoint_sources.inspected(source, reader) for source in models]
+        models = [endpoint_sources.inspected(source, reader) for source in models]
         endpoint_sources.check_offline(models, isolated=network_isolation)
     targets = {endpoint_sources.image_target(source, instance, image) for source in models}
     if multi_model:

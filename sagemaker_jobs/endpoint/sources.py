@@ -100,8 +100,8 @@ def find_source(text: str, account: Account | None, place: Destination) -> Sourc
         )
     if path.is_file():
         channel = Channel(ARCHIVES, {"model" + ARCHIVE: path})
-        target, environment = inspect(path, location)
-        return Source(name or _stem(path.name), target, channel=channel, environment=environment)
+        packed_for, environment = inspect(path, location)
+        return Source(name or _stem(path.name), packed_for, channel=channel, environment=environment)
     if location.endswith(ARCHIVE):
         raise AwsError(
             f"{path} does not exist", "Use a model.tar.gz written by `neuron-sum package`, s3://…, or a run id."
@@ -119,18 +119,21 @@ def find_source(text: str, account: Account | None, place: Destination) -> Sourc
     return Source(name or location, target, job.model, run=run)
 
 
-def inspected(source: Source, account: Account) -> Source:
+def inspected(source: Source, account: Account | None) -> Source:
     """An archive in S3 with the target and the environment in its first files.
 
     Args:
         source: The source; returned unchanged if it is not an archive in S3.
-        account: The account to query.
+        account: The account to query; None in a dry run without one, which prints no environment.
 
     Raises:
         AwsError: If the object cannot be read.
         ArtifactError: If it is not an archive written by `neuron-sum package`.
     """
     if source.target is not None or source.address is None:
+        return source
+    if account is None:
+        console.note(f"an actual start reads the container's environment from {source.address}")
         return source
     bucket, _, key = source.address.removeprefix("s3://").partition("/")
     with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:

@@ -176,7 +176,7 @@ def test_the_chat_template_has_the_tokens_of_the_prompt(llama_run: Path, name: s
         text = tokenizer.apply_chat_template([{"role": "user", "content": dialogue}], tokenize=False)
         [expected] = prompt.encode(tokenizer, [dialogue], 1000)
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected.input_ids
-    for messages in ([], [{"role": "system", "content": "a"}], [{"role": "user", "content": "a"}] * 2):
+    for messages in ([{"role": "system", "content": "a"}], [{"role": "user", "content": "a"}] * 2):
         with pytest.raises(Exception, match="send one message with the role user"):
             tokenizer.apply_chat_template(messages, tokenize=False)
 
@@ -236,8 +236,9 @@ def test_an_export_is_packed_with_its_graphs(llama_run: Path, tmp_path: Path) ->
             "generation_config.json", "tokenizer.json"} < names  # fmt: skip
 
 
-def test_other_artifacts_are_rejected(llama_run: Path, lora_artifact: Any, tmp_path: Path) -> None:
-    error = rejected(9, str(lora_artifact.path), "--container", VLLM)
+def test_other_artifacts_are_rejected(llama_run: Path, tmp_path: Path) -> None:
+    t5 = {"model_type": "t5", "runtime": "aoti", "target": "cpu", "compilation": None}
+    error = rejected(9, str(exported(llama_run, tmp_path / "t5", **t5)), "--container", VLLM)
     assert "is a t5 model for cpu with graphs of neuron-sum; hf-vllm serves llama" in error
     folder = exported(llama_run, tmp_path / "artifact")
     assert "already compiled" in rejected(3, str(folder), "--container", VLLM, "-s", "generate.max_new_tokens=9")
