@@ -163,8 +163,8 @@ def _of_artifact(artifact: Artifact, overrides: Sequence[str]) -> _Content:
         raise RecipeError(f"--set {overrides[0]}: an artifact is already compiled", "compile the run again with --set")
     if manifest.runtime != "optimum" or manifest.tokens.decoder_start is not None or manifest.compilation is None:
         raise ArtifactError(
-            f"{artifact.path} is a {manifest.model_type} model for {manifest.target} with graphs of neuron-sum; {VLLM} "
-            f"serves {_families()}, compiled by optimum-neuron's exporter",
+            f"{artifact.path} is a {manifest.model_type} model compiled for {manifest.target}; {VLLM} serves only "
+            f"{_families()}, exported by optimum-neuron",
             remedy,
         )
     if manifest.compilation.sdk != PLATFORMS[0].name:

@@ -188,7 +188,7 @@ def test_a_prompt_that_a_template_cannot_keep_is_rejected(llama_run: Path, monke
         chat_template(Prompt(PRESETS["course"]), tokenizer)
 
 
-def exported(run: Path, folder: Path, **changes: Any) -> Path:
+def exported(run: Path, folder: Path, sdk: str | None = PLATFORMS[0].name, **changes: Any) -> Path:
     """An artifact in the form of optimum-neuron's exporter, without real graphs."""
     opened = open_run(run)
     recipe, tokenizer = opened.recipe, load_tokenizer(ModelConfig(name_or_path=str(run / "checkpoint")))
@@ -208,7 +208,7 @@ def exported(run: Path, folder: Path, **changes: Any) -> Path:
     files.write_text(folder / RECIPE, recipe.to_yaml())
     compilation = Compilation(
         compiler="2.21.33363.0", arguments=(), exporter="optimum", cache_write=None, inline_weights=False,
-        tensor_parallel_size=2, core=0, sdk=PLATFORMS[0].name,
+        tensor_parallel_size=2, core=0, sdk=sdk,
     )  # fmt: skip
     values: dict[str, Any] = {
         "neuron_sum": __version__, "model_type": "llama", "runtime": "optimum", "target": "inf2", "dtype": "bf16",
@@ -237,15 +237,12 @@ def test_an_export_is_packed_with_its_graphs(llama_run: Path, tmp_path: Path) ->
 
 
 def test_other_artifacts_are_rejected(llama_run: Path, tmp_path: Path) -> None:
-    t5 = {"model_type": "t5", "runtime": "aoti", "target": "cpu", "compilation": None}
+    t5 = {"model_type": "t5", "tokens": SpecialTokens(pad=0, ends=(1,), decoder_start=0)}
     error = rejected(9, str(exported(llama_run, tmp_path / "t5", **t5)), "--container", VLLM)
-    assert "is a t5 model for cpu with graphs of neuron-sum; hf-vllm serves llama" in error
+    assert "is a t5 model compiled for inf2; hf-vllm serves only llama, qwen2, qwen3, smollm3, exported by" in error
     folder = exported(llama_run, tmp_path / "artifact")
     assert "already compiled" in rejected(3, str(folder), "--container", VLLM, "-s", "generate.max_new_tokens=9")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["digest"]
-    manifest["compilation"]["sdk"] = None
-    write_manifest(folder, Manifest(**manifest))
+    folder = exported(llama_run, tmp_path / "other", sdk=None)
     assert "compiled with other versions" in rejected(9, str(folder), "--container", VLLM)
 
 
