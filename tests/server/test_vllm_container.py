@@ -201,9 +201,12 @@ def exported(run: Path, folder: Path, sdk: str | None = PLATFORMS[0].name, **cha
     (folder / "optimum" / "model.pt").write_bytes(b"graphs")
     for rank in range(2):
         (folder / f"optimum/checkpoint/weights/tp{rank}_sharded_checkpoint.safetensors").write_bytes(b"weights")
-    neuron = {"_serialized_key": "NxDNeuronConfig", "batch_size": 4, "sequence_length": 204, "tp_degree": 2,
-              "torch_dtype": "bfloat16", "target": "trn1", "continuous_batching": True, "fused_qkv": True,
-              "on_device_sampling": True}  # fmt: skip
+    neuron = {
+        "_serialized_key": "NxDNeuronConfig", "batch_size": 4, "sequence_length": 204, "tp_degree": 2,
+        "torch_dtype": "bfloat16", "target": "trn1", "continuous_batching": True, "fused_qkv": True,
+        "on_device_sampling": True, "optimum_neuron_version": PLATFORMS[0].optimum_neuron,
+        "neuronxcc_version": PLATFORMS[0].vendor_pins["neuronx-cc"],
+    }  # fmt: skip
     files.write_json(folder / "optimum" / "neuron_config.json", neuron)
     files.write_text(folder / RECIPE, recipe.to_yaml())
     compilation = Compilation(
