@@ -81,7 +81,7 @@ def image_target(source: Source, instance: str) -> str:
     if source.target in registry.PUBLISHED:
         raise AwsError(
             f"{source.name} was packaged for the container {source.target}, which supports only endpoints",
-            f"Run `neuron-sum aws deploy {quote(source.name + ARCHIVE)} --image {source.target}`.",
+            f"Run `neuron-sum aws deploy {quote(source.name + ARCHIVE)} --image {quote(source.target)}`.",
         )
     return endpoint_sources.image_target(source, instance, None)
 

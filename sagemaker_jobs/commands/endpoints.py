@@ -169,8 +169,8 @@ def deploy(
                 calls.create(account, ledger, call, run)
     status, address = "Creating" if detach else lifecycle.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
-    chat = " --chat" if image == VLLM else ""
-    next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}{chat}"
+    target += " --chat" if image == VLLM else ""
+    next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
     if image == registry.ENDED:
         next_command = (
             f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with complete prompts as inputs"
