@@ -1,4 +1,4 @@
-"""The archive for Hugging Face's vLLM image: its files, its prompt, and settings that upstream's own code reads."""
+"""The archive for Hugging Face's vLLM image: its files, its prompt, and settings that the code of upstream reads."""
 
 import json
 import os
