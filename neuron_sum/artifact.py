@@ -346,7 +346,7 @@ def open_artifact(path: Path) -> Artifact:
             f"{path} is not an artifact: it does not contain {MANIFEST}", "run `neuron-sum compile RUN` to create one"
         )
     found = set(_files(path))
-    manifest = _read_manifest(path / MANIFEST)
+    manifest = read_manifest(path / MANIFEST)
     if missing := sorted(manifest.files.keys() - found):
         raise ArtifactError(f"{path} lacks {', '.join(missing)}", RESTORE)
     if unknown := sorted(found - manifest.files.keys()):
@@ -382,7 +382,12 @@ def _files(folder: Path) -> list[str]:
     return [name for name in list_files(folder, ArtifactError) if name != MANIFEST]
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Reads a manifest without checking the files that it lists.
+
+    Raises:
+        ArtifactError: If it is damaged, or of another format version.
+    """
     content = files.read_json(path, ArtifactError, RESTORE, nan=False)
     digest, version = content.pop("digest", None), content.get("format_version")
     with reading(path, ArtifactError, RESTORE):

@@ -51,8 +51,8 @@ export SERVING_INFERENCE_ADDRESS="${{SERVING_INFERENCE_ADDRESS:-http://0.0.0.0:$
 export SERVING_MANAGEMENT_ADDRESS="${{SERVING_MANAGEMENT_ADDRESS:-$SERVING_INFERENCE_ADDRESS}}"
 model=()
 if [[ -f {model}/{properties} ]]; then
-    # Device -1: one worker and no DJL device. See the Dockerfile.
-    model=(-m model::Python:-1=file://{model})
+    # Device -1: no DJL device. See the Dockerfile.
+    model=(-m model::Python:-1=file://{model}){workers}
 elif [[ "${{SAGEMAKER_MULTI_MODEL:-}}" != true ]]; then
     echo "{model} holds no {properties}; unpack a model.tar.gz of neuron-sum package ARTIFACT there" >&2
     exit 1
@@ -62,6 +62,11 @@ exec java \\
     {options} \\
     -cp '{home}/{libraries}/*' {main} "${{model[@]}}"
 """
+
+WORKERS = f"""
+    # One worker per NeuronCore that this container may use, or per group of cores that the artifact needs.
+    variables="$(python -m serving.properties {MODEL})"
+    eval "$variables\""""
 
 
 def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0]) -> None:
@@ -91,7 +96,7 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
     files.check_writable(output.parent, 0)
     with files.new_folder(output) as folder:
         (folder / "Dockerfile").write_text(render(target, platform), encoding="utf-8")
-        (folder / "entrypoint").write_text(render_entrypoint(), encoding="utf-8")
+        (folder / "entrypoint").write_text(render_entrypoint(target), encoding="utf-8")
         shutil.copytree(requirements, folder / "requirements")
         source = folder / "source"
         source.mkdir()
@@ -141,7 +146,7 @@ def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:
     )
 
 
-def render_entrypoint() -> str:
+def render_entrypoint(target: Target) -> str:
     """The script that executes the server: Java with the options of `neuron-sum serve`."""
     local_path, image_path = str(local.CONFIGURATION), str(PROGRAM / local.CONFIGURATION.name)
     options = [shlex.quote(option.replace(local_path, image_path)) for option in local.java_options(TEMPORARY)]
@@ -149,6 +154,7 @@ def render_entrypoint() -> str:
         port=PORT,
         model=MODEL,
         properties=properties.FILE,
+        workers=WORKERS if target == "inf2" else "",
         options=" \\\n    ".join(options),
         home=HOME,
         libraries=djl.LIBRARIES,

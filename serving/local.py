@@ -21,7 +21,7 @@ from types import TracebackType
 import httpx
 import psutil
 
-from neuron_sum.artifact import open_artifact
+from neuron_sum.artifact import MANIFEST, Manifest, read_manifest
 from neuron_sum.errors import ServerError
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.schema import ServeConfig
@@ -218,6 +218,7 @@ class LocalServer:
             TOKEN_VARIABLE: str(self.token_file),
             **self._environment,
         }
+        environment |= properties.worker_environment([_manifest(model) for model in self._models], environment)
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -324,9 +325,13 @@ def _playground(models: Sequence[Model]) -> str:
     """The page with the artifacts' adapters filled in, because DJL lists only adapters registered through its API."""
     known = {}
     for model in models:
-        manifest = open_artifact(model.folder / properties.ARTIFACT).manifest
+        manifest = _manifest(model)
         known[model.name] = {"default": manifest.default_adapter, "adapters": manifest.adapter_names}
     return page_with(known)
+
+
+def _manifest(model: Model) -> Manifest:
+    return read_manifest(model.folder / properties.ARTIFACT / MANIFEST)
 
 
 def _java_version() -> str:

@@ -99,10 +99,19 @@ async def update_adapter(inputs: Input) -> Output:
     return await _change_adapter(inputs, known=True)
 
 
+async def list_adapters(inputs: Input) -> Output:
+    """Handle GET /models/M/adapters and GET /models/M/adapters/A, for which the plugin adds those in the artifact."""
+    try:
+        registered = await _loaded.result().adapters.list()
+    except ServiceError as error:
+        return _refusal(error)
+    return _output({"data": json.dumps(registered), "last": True}, {})
+
+
 async def unregister_adapter(inputs: Input) -> Output:
     """Handle DELETE /models/M/adapters/A."""
     try:
-        await _loaded.result().unregister(inputs.get_property("name") or "")
+        await _loaded.result().adapters.unregister(inputs.get_property("name") or "")
     except ServiceError as error:
         return _refusal(error)
     return _output({"data": "unregistered", "last": True}, {})
@@ -110,7 +119,7 @@ async def unregister_adapter(inputs: Input) -> Output:
 
 async def _change_adapter(inputs: Input, *, known: bool) -> Output:
     try:
-        await _loaded.result().register(
+        await _loaded.result().adapters.register(
             inputs.get_property("name") or "", inputs.get_property("src") or "", known=known
         )
     except ServiceError as error:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HANDLER = (
     "__init__.py",
+    "adapters.py",
     "batching.py",
     "limits.py",
     "metrics.py",

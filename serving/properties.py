@@ -1,25 +1,28 @@
 """serving.properties: a model's settings for DJL Serving and the handler, rendered from its artifact and recipe.
 
-Shapes, prompt and adapters are only in the artifact's manifest.
+Shapes, prompt and adapters are only in the artifact's manifest. The machine that packs an artifact for Neuron does not
+know on how many cores it will be served. Then the file contains no number of workers, and the server takes it from its
+environment, which the image's entrypoint prints with
+
+    python -m serving.properties FOLDER
 """
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from neuron_sum.artifact import Artifact
-from neuron_sum.errors import ArtifactError, RecipeError, reading
+from neuron_sum.artifact import MANIFEST, Artifact, Manifest, read_manifest
+from neuron_sum.errors import ArtifactError, NeuronSumError, RecipeError, reading
 from neuron_sum.recipes.schema import ServeConfig
+from neuron_sum.runtimes import device
 
 LOADING_TIMEOUT_S = 900
 """Maximum seconds to read the weights and run every graph once; DJL's default of 240 s is too short for a large model
 on a slow disk."""
-
-RETRY_THRESHOLD = 1
-"""Number of consecutive worker failures that are tolerated: the worker may die once, but if it does not restart, the
-model has failed permanently and /ping reports it. DJL's default of 0 tolerates none."""
 
 FILE = "serving.properties"
 ARTIFACT = "artifact"
@@ -34,20 +37,44 @@ def render(artifact: Artifact, limits: ServeConfig) -> str:
     """The text of a model's serving.properties in the layout of package.py."""
     values: dict[str, Any] = {
         "engine": "Python",
-        # One worker: it batches over all requests, and a second worker would load the weights again.
-        "minWorkers": 1,
-        "maxWorkers": 1,
+        **_worker_settings(limits.workers or (1 if artifact.manifest.target == "cpu" else None)),
         "job_queue_size": limits.queue_size + limits.max_items,
-        "retry_threshold": RETRY_THRESHOLD,
         "option.entryPoint": "serving.model",
         "option.async_mode": "true",
         "option.model_loading_timeout": LOADING_TIMEOUT_S,
         "option.predict_timeout": LOADING_TIMEOUT_S,
         "option.enable_lora": "true" if artifact.manifest.adapters is not None else "false",
-        **{PREFIX + name: value for name, value in limits.model_dump(mode="json").items()},
+        **{PREFIX + name: value for name, value in limits.model_dump(mode="json").items() if value is not None},
     }
     lines = (f"{name}={str(value).lower() if isinstance(value, bool) else value}\n" for name, value in values.items())
     return "".join(lines)
+
+
+def _worker_settings(workers: int | None) -> dict[str, int]:
+    """The settings that depend on the number of workers; empty if the machine that serves the artifact decides.
+
+    On a CPU one worker batches over all requests, and a second one would load the weights again. Each worker may die
+    once before the model has answered again; DJL's default of 0 tolerates no failure.
+    """
+    return {} if workers is None else {"minWorkers": workers, "maxWorkers": workers, "retry_threshold": workers}
+
+
+def worker_environment(manifests: Sequence[Manifest], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables with the number of workers per model, for models whose settings contain none.
+
+    Args:
+        manifests: The models of the server.
+        environment: The environment variables of the server.
+
+    Raises:
+        PlatformError: If an environment variable of the Neuron runtime is invalid.
+    """
+    compilations = [manifest.compilation for manifest in manifests if manifest.compilation is not None]
+    if not compilations:
+        return {}
+    needed = sum(compilation.tensor_parallel_size for compilation in compilations)
+    workers = str(device.workers(needed, environment))
+    return dict.fromkeys(("SERVING_MIN_WORKERS", "SERVING_MAX_WORKERS", "SERVING_RETRY_THRESHOLD"), workers)
 
 
 def read(path: Path) -> dict[str, str]:
@@ -87,7 +114,7 @@ def check(path: Path, artifact: Artifact, package: Path) -> ServeConfig:
         if len(content) > MAX_BYTES:
             raise ArtifactError(f"{place} has {len(content)} bytes; at most {MAX_BYTES} are allowed", REMEDY)
         lines = content.decode().split("\n")
-    known = _parse(render(artifact, ServeConfig()))
+    known = _parse(render(artifact, ServeConfig(workers=1)))
     found: dict[str, str] = {}
     for line in filter(None, lines):
         name, separator, value = line.partition("=")
@@ -125,3 +152,11 @@ def server_environment(limits: ServeConfig) -> dict[str, str]:
         "NEURON_SUM_LIMIT_S": str(int(limits.deadline_s) + 3),
         "SERVING_CHUNKED_READ_TIMEOUT": str(int(limits.deadline_s) + 60),
     }
+
+
+if __name__ == "__main__":
+    try:
+        variables = worker_environment([read_manifest(Path(sys.argv[1]) / ARTIFACT / MANIFEST)], os.environ)
+    except NeuronSumError as caught:
+        sys.exit(f"error: {caught.message}; {caught.hint}")
+    print("".join(f"export {name}={value}\n" for name, value in variables.items()), end="")

@@ -13,26 +13,18 @@ from pathlib import Path
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from neuron_sum import files
-from neuron_sum.artifact import ADAPTER_NAME, Artifact, open_artifact
-from neuron_sum.errors import ModelError
+from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import choose_bucket
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.runtimes.slots import AdapterSlots
 from serving import metrics
+from serving.adapters import BASE, Adapters
 from serving.batching import Batcher, Work, as_service_error
 from serving.limits import Item
 from serving.parsing import check_media_type, parse
 from serving.schema import TEXT, ServiceError, Summary, answer_type, render
-
-BASE = "base"
-"""The adapter name that requests no adapter, even if the model has a default adapter."""
-
-RESERVED = (BASE, ".", "..")
-"""Names that no adapter may have."""
 
 HANG_FACTOR = 3
 """Number of deadlines after which a batch counts as hanging: the worker exits, and the server starts another one."""
@@ -77,7 +69,7 @@ class Service:
         generator: The artifact's generator.
         tokenizer: The artifact's tokenizer.
         limits: The limits of the endpoint.
-        state: The file that stores the registered adapters, so that a restarted worker can load them again.
+        registered: The folder with the registered adapters, which all workers of the model share.
     """
 
     def __init__(
@@ -86,23 +78,22 @@ class Service:
         generator: CompiledGenerator,
         tokenizer: PreTrainedTokenizerFast,
         limits: ServeConfig,
-        state: Path,
+        registered: Path,
     ) -> None:
         self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
         self._prompt = artifact.recipe.prompt.resolve()
         self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "tokenizer")
         self._batcher = Batcher(generator, limits.queue_size, self._report_batch)
-        self._state = state
-        self._registered: dict[str, str] = {}
+        self.adapters = Adapters(generator.adapters, artifact.manifest.adapter_names, registered)
 
     @classmethod
-    def load(cls, folder: Path, limits: ServeConfig, state: Path) -> "Service":
+    def load(cls, folder: Path, limits: ServeConfig, registered: Path) -> "Service":
         """Check the whole artifact, load it and run every graph once.
 
         Args:
             folder: The artifact's folder.
             limits: The limits of the endpoint.
-            state: The file as in the constructor; its adapters are registered again.
+            registered: The folder as in the constructor; its adapters are loaded.
 
         Raises:
             NeuronSumError: If the files differ from the manifest, or the artifact was compiled for another machine.
@@ -113,8 +104,8 @@ class Service:
             LOG.warning("%s: %s", folder, artifact.manifest.quality_warning)
         generator, tokenizer = load_generator(artifact)
         generator.warm_up()
-        service = cls(artifact, generator, tokenizer, limits, state)
-        service._register_again()
+        service = cls(artifact, generator, tokenizer, limits, registered)
+        service.adapters.load()
         LOG.info(
             json.dumps(
                 {
@@ -122,18 +113,12 @@ class Service:
                     "artifact": str(folder),
                     "seconds": round(time.monotonic() - started, 2),
                     "buckets": [str(bucket) for bucket in artifact.manifest.buckets],
-                    "adapters": service.adapters,
+                    "adapters": service.adapters.names,
                     "limits": limits.model_dump(),
                 }
             )
         )
         return service
-
-    @property
-    def adapters(self) -> list[str]:
-        """The names of the loaded adapters."""
-        slots = self._generator.adapters
-        return slots.names if slots is not None else []
 
     async def answer(
         self, body: bytes, content_type: str | None, accept: str | None, adapter: str | None, request_id: str
@@ -171,53 +156,16 @@ class Service:
         finally:
             self._report_request(record, status)
 
-    async def register(self, name: str, folder: str, *, known: bool) -> None:
-        """Load an adapter into a slot, or replace one, while requests continue.
-
-        Args:
-            name: The name that requests use.
-            folder: A folder on this machine in PEFT's layout.
-            known: Whether the adapter must exist already (update) or must not exist (registration).
-
-        Raises:
-            ServiceError: 400, 404, 409 or 422 with the reason.
-        """
-        slots = self._slots()
-        if name in RESERVED or not ADAPTER_NAME.fullmatch(name):
-            raise ServiceError(
-                400,
-                f"{name[:80]!r} is not a valid adapter name; it must match {ADAPTER_NAME.pattern} and must not be "
-                f"{', '.join(RESERVED)}",
-                "name",
-            )
-        if known and name not in slots.names:
-            raise self._unknown(name)
-        if not known and name in slots.names:
-            raise ServiceError(409, f"adapter {name!r} is already registered; update it instead", "name")
-        try:
-            await asyncio.to_thread(slots.load, name, Path(folder))
-        except ModelError as error:
-            raise ServiceError(422, f"{error.message}; {error.hint or ''}".rstrip("; "), "src") from error
-        self._store({**self._registered, name: folder})
-
-    async def unregister(self, name: str) -> None:
-        """Free an adapter's slot without affecting the batches that use it.
-
-        Raises:
-            ServiceError: 404 if the adapter does not exist.
-        """
-        slots = self._slots()
-        if name not in slots.names:
-            raise self._unknown(name)
-        slots.unload(name)
-        self._store({other: folder for other, folder in self._registered.items() if other != name})
-
     async def _answers(
         self, items: Sequence[Item], adapter: str | None, record: _RequestRecord
     ) -> list[Summary | ServiceError]:
         record.items = len(items)
         deadline = record.started + self._limits.deadline_s
         self._exit_if_hanging()
+        try:
+            await asyncio.wait_for(self.adapters.follow(), deadline - time.monotonic())
+        except asyncio.TimeoutError as error:
+            raise self._late() from error
         prompts = iter(await self._encode([item.text for item in items if item.error is None], deadline))
         answers = [item.error or self._work(item, next(prompts), adapter, deadline) for item in items]
         record.works = [answer for answer in answers if isinstance(answer, Work)]
@@ -265,8 +213,7 @@ class Service:
             return self._generator.default_adapter
         if name == BASE:
             return None
-        if name not in self.adapters:
-            raise self._unknown(name)
+        self.adapters.check(name)
         return name
 
     def _settings(self, item: Item) -> GenerateConfig:
@@ -334,33 +281,6 @@ class Service:
         return Summary(
             summary_text=text, truncated=work.truncated, input_tokens=len(work.prompt), output_tokens=len(tokens)
         )
-
-    def _slots(self) -> AdapterSlots:
-        slots = self._generator.adapters
-        if slots is None:
-            raise ServiceError(
-                400, "this model has no adapter slots; compile with compile.adapters", "parameters.adapter"
-            )
-        return slots
-
-    def _unknown(self, name: str) -> ServiceError:
-        existing = ", ".join(self.adapters) or "none"
-        return ServiceError(404, f"no adapter {name!r}; existing: {existing}", "parameters.adapter")
-
-    def _store(self, registered: dict[str, str]) -> None:
-        self._registered = registered
-        files.write_json(self._state, registered)
-
-    def _register_again(self) -> None:
-        """Load the adapters that were registered before the previous worker died."""
-        if not self._state.is_file():
-            return
-        for name, folder in files.read_json(self._state).items():
-            try:
-                self._slots().load(name, Path(folder))
-                self._registered[name] = folder
-            except ModelError as error:
-                LOG.warning("registered adapter %r cannot be loaded again: %s", name, error.message)
 
     def _report_batch(self, batch: Sequence[Work], seconds: float) -> None:
         longest = max(len(work.prompt) for work in batch)

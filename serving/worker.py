@@ -1,13 +1,18 @@
-"""Detection of orphaned Python workers; imports little, because it runs before the model is loaded.
+"""Files that the Python workers of a model share, and detection of orphaned workers.
+
+Imports little, because it runs before the model is loaded.
 
 When DJL unloads a model in async mode, it starts the worker once more and never stops it (Connection.channelInactive).
 neuron-sum's plugin writes a marker file before the model is unloaded (Unloads.java). A worker that finds the marker and
-has its predecessor's socket is orphaned; a worker with another socket is the first of a model that was loaded again.
+has a predecessor's socket is orphaned; a worker with another socket is the first of a model that was loaded again.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,11 +26,11 @@ class _Record:
     """State that a model's workers share through a file.
 
     Attributes:
-        socket: Socket of the last wanted worker.
+        sockets: Sockets of the wanted workers.
         unloaded: Sockets of unwanted workers, whose model was unloaded.
     """
 
-    socket: str = ""
+    sockets: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
 
 
@@ -45,18 +50,37 @@ class Worker:
         self._marker = folder / f"neuron-sum-unloaded-{name}"
         self._record = folder / f"neuron-sum-worker-{server.pid}-{server.create_time():.0f}-{name}.json"
         self.adapters = self._record.with_suffix(".adapters")
-        """The file that stores the registered adapters until the model is unloaded."""
+        """The folder with the registered adapters until the model is unloaded."""
         self._socket = socket
 
     def is_wanted(self) -> bool:
         """Whether the worker's model is loaded; to be called once, at the start."""
-        record = _Record(**files.read_json(self._record)) if self._record.is_file() else _Record()
-        if self._marker.exists():
-            record.unloaded.append(record.socket)
-            self.adapters.unlink(missing_ok=True)
-            self._marker.unlink(missing_ok=True)
-        wanted = self._socket not in record.unloaded
-        if wanted:
-            record.socket = self._socket
-        files.write_json(self._record, asdict(record))
-        return wanted
+        with locked(self._record.with_suffix(".lock")):
+            record = _Record(**files.read_json(self._record)) if self._record.is_file() else _Record()
+            if self._marker.exists():
+                record.unloaded += record.sockets
+                record.sockets = []
+                files.remove(self.adapters)
+                self._marker.unlink(missing_ok=True)
+            wanted = self._socket not in record.unloaded
+            if wanted and self._socket not in record.sockets:
+                record.sockets.append(self._socket)
+            files.write_json(self._record, asdict(record))
+            return wanted
+
+
+@contextmanager
+def locked(file: Path, *, exclusive: bool = True) -> Iterator[None]:
+    """Hold a lock, which ends with the block or the process.
+
+    Args:
+        file: The lock file.
+        exclusive: Whether no other process may hold it, instead of none that changes anything.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)

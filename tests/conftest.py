@@ -63,6 +63,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("NEURON_SUM_CORE_LOCKS", str(tmp_path))  # tests that run at the same time share no cores
 
 
 @pytest.fixture(scope="session", autouse=True)

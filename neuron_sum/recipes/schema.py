@@ -410,6 +410,9 @@ class ServeConfig(Section):
     max_request_characters: int = Field(500_000, ge=1, le=10**9)
     """Maximum characters of a request's body, an escape such as \\u00e4 counted as one; more return 413."""
     max_body_bytes: int = Field(6 * 1024 * 1024, ge=1024, le=10**9)
+    workers: int | None = Field(None, ge=1, le=128)
+    """Processes that each load the model; default: 1 for cpu; for inf2 and trn1, as many as the visible NeuronCores
+    allow."""
     log_text: bool = False
     """Write dialogues and summaries into the log."""
 

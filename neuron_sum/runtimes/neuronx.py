@@ -22,7 +22,7 @@ from torch import Tensor
 from neuron_sum.artifact import WEIGHTS, Artifact, Bucket, GraphFile, Manifest
 from neuron_sum.errors import ArtifactError, PlatformError
 from neuron_sum.platform.machine import package_version
-from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores, visible_cores
+from neuron_sum.runtimes.device import check_family, take_cores
 from neuron_sum.runtimes.graphs import GraphRuntime, Step
 from neuron_sum.runtimes.slots import AdapterSlots, load_slots
 from neuron_sum.runtimes.weights import MODEL
@@ -48,15 +48,14 @@ def load(artifact: Artifact) -> GraphRuntime:
     """Load the runtime of an artifact; each graph is loaded when it is first used.
 
     Raises:
-        ArtifactError: If the artifact was compiled for other versions, another device, or a missing core.
-        PlatformError: If this machine has no Neuron packages.
+        ArtifactError: If the artifact was compiled for other versions or another device.
+        PlatformError: If this machine has no Neuron packages, or no free core.
         ModelError: If an adapter in the artifact does not fit its slots.
     """
     manifest = artifact.manifest
-    assert manifest.compilation is not None
-    _check(manifest, manifest.compilation.core)
+    _check(manifest)
     adapters, _ = load_slots(artifact)
-    take_cores(manifest.compilation.core, 1)
+    take_cores(1)
     graphs = _Graphs(artifact, adapters)
     files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g for g in manifest.graphs}
 
@@ -238,7 +237,7 @@ def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | No
     return {MODEL + name: tensor for name, tensor in tensors.items()}
 
 
-def _check(manifest: Manifest, core: int) -> None:
+def _check(manifest: Manifest) -> None:
     installed = stack()
     if missing := [name for name in NEEDED if installed[name] is None]:
         raise PlatformError(
@@ -247,10 +246,3 @@ def _check(manifest: Manifest, core: int) -> None:
         )
     manifest.check_stack(installed)
     check_family(manifest)
-    last = max((visible_cores() or 1) - 1, 0)
-    check_cores(
-        core,
-        1,
-        f"compilation.core is {core} (the first core is 0)",
-        f"compile again with compile.neuron.core={last} or lower, or set more cores in {VISIBLE}",
-    )

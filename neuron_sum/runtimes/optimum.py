@@ -5,7 +5,6 @@ optimum-neuron 0.4.5: optimum/neuron/models/inference/backend (Llama) and optimu
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +18,7 @@ from neuron_sum.errors import ArtifactError, PlatformError
 from neuron_sum.platform.matrix import NEURON_INDEX, PLATFORMS
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import until_end
-from neuron_sum.runtimes.device import VISIBLE, check_cores, check_family, take_cores
+from neuron_sum.runtimes.device import check_family, take_cores
 from neuron_sum.runtimes.generation import choose_bucket
 
 FOLDER = "optimum"
@@ -84,14 +83,14 @@ def load(artifact: Artifact) -> "OptimumGenerator":
     """Load the generator of an artifact onto its NeuronCores.
 
     Raises:
-        PlatformError: If the Neuron SDK or a device is missing.
+        PlatformError: If the Neuron SDK, a device or a free core is missing.
         ArtifactError: If the artifact was compiled for other versions or another device.
     """
     manifest = artifact.manifest
     needed = manifest.compilation.tensor_parallel_size if manifest.compilation is not None else 1
     manifest.check_stack(stack())
-    _check_machine(manifest, needed)
-    take_cores(0, needed)
+    check_family(manifest)
+    take_cores(needed)
     _check_device(manifest)
     for name in NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_not_noise)
@@ -254,22 +253,6 @@ def _check_device(manifest: Manifest) -> None:
         raise PlatformError(
             f"target: compiled for {manifest.target}, but this machine has no Neuron device",
             f"run it on {manifest.target}, or compile another artifact with --target cpu",
-        )
-
-
-def _check_machine(manifest: Manifest, needed: int) -> None:
-    """Check what does not require upstream imports, which may import torch_neuronx."""
-    check_family(manifest)
-    check_cores(
-        0,
-        needed,
-        f"compilation.tensor_parallel_size: compiled for {needed} NeuronCores",
-        f"set {VISIBLE}=0-{needed - 1}, or compile again with compile.neuron.tensor_parallel_size=1",
-    )
-    if "," in (listed := os.environ.get(VISIBLE, "")):  # get_available_cores counts a list as one core or fails
-        raise PlatformError(
-            f"{VISIBLE}={listed}: optimum-neuron supports only one core or a range",
-            f"use {VISIBLE}=0, or {VISIBLE}=0-1 for two cores",
         )
 
 

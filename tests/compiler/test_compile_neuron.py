@@ -78,7 +78,7 @@ def calls(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
     monkeypatch.setenv(device.VISIBLE, "")  # as if unset; monkeypatch removes the value that a test sets
-    monkeypatch.setattr(device, "_taken", None)
+    monkeypatch.setattr(device, "_claimed", None)
     monkeypatch.syspath_prepend(str(packages))
     importlib.invalidate_caches()
     log = tmp_path / "calls.jsonl"
@@ -318,65 +318,16 @@ def test_other_versions_and_devices_are_rejected_with_the_field(
     load_generator(whole)
 
 
-@pytest.mark.parametrize(
-    ("environment", "core", "cores"),
-    [
-        ({"NEURON_RT_VISIBLE_CORES": "3"}, 1, 1),
-        ({"NEURON_RT_VISIBLE_CORES": "0-1"}, 2, 2),
-        ({"NEURON_RT_NUM_CORES": "1"}, 1, 1),
-    ],
-)
-def test_a_missing_core_is_rejected(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], core: int, cores: int
-) -> None:
-    compilation = artifact.manifest.compilation
-    assert compilation is not None
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    other = edited(artifact.path, compilation=compilation.model_copy(update={"core": core}))
-    with pytest.raises(ArtifactError, match=rf"compilation\.core is {core}.* has {cores} NeuronCores"):
-        load_generator(other)
-    fitting = edited(artifact.path, compilation=compilation.model_copy(update={"core": core - 1}))
-    load_generator(fitting)
-
-
-def test_a_process_reserves_only_the_core_of_its_artifact(
-    calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("visible", "claimed"), [("", "0"), ("1-3", "1")])
+def test_a_process_reserves_one_core(
+    calls: Calls, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, visible: str, claimed: str
 ) -> None:
     """By default the runtime would reserve every core of the machine, and no second process could start."""
-    compilation = artifact.manifest.compilation
-    assert compilation is not None
-    second = edited(artifact.path, compilation=compilation.model_copy(update={"core": 1}))
+    monkeypatch.setenv(device.VISIBLE, visible)
     for _ in range(2):  # `compile report` loads an artifact twice
-        load_generator(second)[0].warm_up()
-        assert os.environ[device.VISIBLE] == "1"
-    with pytest.raises(ArtifactError, match="compiled for NeuronCore 0, but this process took 1 for another"):
-        load_generator(edited(artifact.path, compilation=compilation))
-    for name, value in ((device.VISIBLE, "0-1"), (device.COUNT, "2")):
-        monkeypatch.setattr(device, "_taken", None)
-        monkeypatch.setenv(device.VISIBLE, "")
-        monkeypatch.setenv(name, value)
-        load_generator(edited(artifact.path, compilation=compilation.model_copy(update={"core": 1})))[0].warm_up()
-        assert os.environ[name] == value
-
-
-def test_several_cores_are_named_as_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    """optimum-neuron counts a list with a comma as one core."""
-    monkeypatch.setenv(device.VISIBLE, "")
-    monkeypatch.setattr(device, "_taken", None)
-    assert (device.take_cores(0, 2), os.environ[device.VISIBLE]) == (0, "0-1")
-    assert device.take_cores(1, 1) == 1, "of those it has"
-
-
-def test_cores_are_counted_within_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    for listed, count in (("0", 1), ("4-7", 4), ("0,2", 2), ("0-1,6", 3)):
-        monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", listed)
-        assert device.visible_cores() == count
-    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "both")
-    with pytest.raises(PlatformError, match="NEURON_RT_VISIBLE_CORES=both"):
-        device.visible_cores()
-    monkeypatch.delenv("NEURON_RT_VISIBLE_CORES")
-    assert device.visible_cores() is None
+        load_generator(artifact)[0].warm_up()
+        assert os.environ[device.VISIBLE] == claimed
+    assert {call["visible"] for call in calls("load")} == {claimed}
 
 
 def test_a_graph_of_another_model_is_rejected(

@@ -112,7 +112,7 @@ def test_labels_user_and_entrypoint_for_sagemaker(contexts: dict[str, Path], tar
 
 
 def test_java_has_the_same_options_as_on_this_machine() -> None:
-    command = dockerfile.render_entrypoint().partition("exec java")[2].replace("\\\n", " ")
+    command = dockerfile.render_entrypoint("cpu").partition("exec java")[2].replace("\\\n", " ")
     here = [option for option in local.java_options(dockerfile.TEMPORARY) if str(local.CONFIGURATION) not in option]
     given = shlex.split(command)
     assert [option for option in given if option in here] == here
@@ -216,7 +216,7 @@ def environment_of(made: str) -> dict[str, str]:
 def placed(folder: Path, home: Path, model: Path) -> Path:
     """The entrypoint with paths of this machine."""
     (folder / "t").mkdir()
-    text = dockerfile.render_entrypoint()
+    text = dockerfile.render_entrypoint("cpu")
     for there, here in (
         (dockerfile.PROGRAM / local.CONFIGURATION.name, local.CONFIGURATION),
         (dockerfile.HOME, home),

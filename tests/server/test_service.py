@@ -133,28 +133,20 @@ def test_parameters_override_and_the_header_names_an_adapter(ask: Callable[..., 
     assert ask({"inputs": DIALOGUE, "parameters": {"adapter": "default"}}, adapter="base").body == tuned
 
 
-def test_adapters_are_registered_removed_and_survive_a_restart(
-    ask: Callable[..., Answer], micro_lora_run: Path, lora_artifact: Artifact, tmp_path: Path
+def test_a_request_uses_an_adapter_that_another_worker_has_registered(
+    lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    service = Service.load(lora_artifact.path, LIMITS, tmp_path / "adapters")
-    folder = str(micro_lora_run / "adapter")
-    asyncio.run(service.register("other", folder, known=False))
-    with pytest.raises(ServiceError, match="taken"):
-        asyncio.run(service.register("third", folder, known=False))
-    asyncio.run(service.unregister("default"))
-    asyncio.run(service.register("other", folder, known=True))
-    refusals = [
-        ("other", folder, False, 409),
-        ("x", folder, True, 404),
-        ("base", folder, False, 400),
-        ("other", str(tmp_path), True, 422),
-    ]
-    for name, source, known, code in refusals:
-        with pytest.raises(ServiceError) as refused:
-            asyncio.run(service.register(name, source, known=known))
-        assert refused.value.code == code
-    assert service.adapters == ["other"]
-    assert "other" in Service.load(lora_artifact.path, LIMITS, tmp_path / "adapters").adapters
+    one, other = (Service.load(lora_artifact.path, LIMITS, tmp_path) for _ in range(2))
+    body = json.dumps({"inputs": DIALOGUE, "parameters": {"adapter": "late"}}).encode()
+    with pytest.raises(ServiceError, match="no adapter 'late'; existing: default"):
+        asyncio.run(other.answer(body, JSON, None, None, "test"))
+    asyncio.run(one.adapters.register("late", str(micro_lora_run / "adapter"), known=False))
+    assert [asyncio.run(each.answer(body, JSON, None, None, "test")).body for each in (one, other)] == [
+        asyncio.run(one.answer(body, JSON, None, "late", "test")).body
+    ] * 2
+    asyncio.run(other.adapters.unregister("late"))
+    with pytest.raises(ServiceError, match="no adapter 'late'; existing: default"):
+        asyncio.run(one.answer(body, JSON, None, None, "test"))
 
 
 def test_the_media_type_of_a_request_and_of_its_answer() -> None:
@@ -372,8 +364,8 @@ def test_a_worker_detects_that_its_model_was_unloaded(tmp_path: Path) -> None:
     def starts(folder: Path, socket: str) -> bool:
         worker = Worker(folder, socket, tmp_path)
         wanted = worker.is_wanted()
-        if wanted and not worker.adapters.exists():
-            worker.adapters.touch()
+        if wanted:
+            worker.adapters.mkdir(exist_ok=True)
         return wanted
 
     assert starts(model, "1") and starts(other, "2")
@@ -388,6 +380,18 @@ def test_a_worker_detects_that_its_model_was_unloaded(tmp_path: Path) -> None:
     assert starts(model, "4"), "unloaded and loaded again before the orphan started"
     assert not starts(model, "3")
     assert starts(model, "4") and starts(other, "2")
+
+
+def test_all_workers_of_an_unloaded_model_are_detected(tmp_path: Path) -> None:
+    def starts(socket: str) -> bool:
+        return Worker(tmp_path / "model", socket, tmp_path).is_wanted()
+
+    name = hashlib.sha256(str((tmp_path / "model").resolve()).encode()).hexdigest()[:16]
+    assert starts("1") and starts("2") and starts("2")
+    (tmp_path / f"neuron-sum-unloaded-{name}").touch()
+    assert starts("3"), "loaded again"
+    assert not starts("2") and not starts("1")
+    assert starts("4") and starts("3")
 
 
 def test_limits_are_passed_in_serving_properties(lora_artifact: Artifact, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Neuron runtime's classes (runtime.cpp) on XLA's CPU device; tensors "on the device" are in main memory."""
 
 import hashlib
+import os
 import subprocess
 import tempfile
 import threading
@@ -93,7 +94,7 @@ def _load(
             name = tensor.checkpoint_key.decode()
             found = (states if tensor.type == Kind.INPUT_STATE else weights)[name]
             assert list(found.shape) == list(tensor.shape) and found.dtype == DTYPES[tensor.data_type], name
-    record(call="load", bytes=neff.numel())
+    record(call="load", visible=os.environ.get("NEURON_RT_VISIBLE_CORES"))
     return []
 
 

@@ -8,9 +8,12 @@ import ai.djl.serving.http.list.ListAdaptersResponse;
 import ai.djl.serving.models.ModelManager;
 import ai.djl.serving.util.NettyUtils;
 import ai.djl.serving.wlm.Adapter;
+import ai.djl.serving.wlm.Job;
 import ai.djl.serving.wlm.ModelInfo;
 import ai.djl.serving.wlm.WorkLoadManager;
 import ai.djl.serving.wlm.WorkerPool;
+
+import com.google.gson.JsonParser;
 
 import io.netty.channel.ChannelHandlerContext;
 import io.netty.handler.codec.http.FullHttpRequest;
@@ -30,6 +33,7 @@ import java.util.Map;
 import java.util.Properties;
 import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
+import java.util.function.Consumer;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
@@ -37,9 +41,10 @@ import java.util.stream.Stream;
  * DJL's adapter routes with correct statuses in async mode.
  *
  * <p>DJL answers 200 to a registration as soon as the request is sent to the worker (AdapterManagementRequestHandler
- * reads a code that an async worker has not returned yet), and lists refused adapters. Here the same calls wait for the
- * worker. Only the worker knows which adapters exist; DJL's list is updated to match. DJL's list lacks the adapters in the
- * artifact, which the worker loads itself; the answers to GET contain them, and they can be neither updated nor removed.
+ * reads a code that an async worker has not returned yet), lists refused adapters, and sends each call to one of a model's
+ * workers only. Here the same calls wait for the worker. The workers of a model share a record of the registered adapters
+ * (serving/registry.py), from which one of them also answers GET. The record lacks the adapters in the artifact; the
+ * answers to GET contain them, and they can be neither updated nor removed.
  */
 final class Adapters {
 
@@ -83,39 +88,54 @@ final class Adapters {
             Errors.send(ctx, 400, "an adapter's name must match " + NAME, "name");
             return true;
         }
-        Adapter<Input, Output> known = name == null ? null : info.getAdapter(name);
-        Adapter<Input, Output> compiled = name == null ? null : compiled(info).get(name);
-        if (HttpMethod.GET.equals(request.method()) && route.size() == 1) {
-            list(ctx, info, decoder);
-        } else if (HttpMethod.GET.equals(request.method()) && route.size() == 2 && (known != null || compiled != null)) {
-            NettyUtils.sendJsonResponse(ctx, new DescribeAdapterResponse(known == null ? compiled : known));
+        if (HttpMethod.GET.equals(request.method()) && route.size() < 3) {
+            String asked = route.size() == 1 ? null : name;
+            CompletableFuture<Output> known = ask(wlm, info, "list_adapters", name, source);
+            answer(ctx, known, "listed", data -> list(ctx, info, asked, data, decoder));
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 1) {
             if (name == null || source == null) {
                 Errors.send(ctx, 400, "name and src are required: POST /models/M/adapters?name=NAME&src=FOLDER");
             } else {
-                Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, source, Map.of());
-                answer(ctx, info, name, adapter, adapter.register(wlm), "registered");
+                change(ctx, ask(wlm, info, "register_adapter", name, source), "registered");
             }
-        } else if (known == null && compiled != null) {
-            Errors.send(ctx, 409, "adapter " + name + " is part of the artifact and cannot be updated or removed");
-        } else if (known == null) {
-            Errors.send(ctx, 404, "adapter " + name + " is not registered");
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3 && "update".equals(route.get(2))) {
-            String folder = source == null ? known.getSrc() : source;
-            Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, folder, Map.of());
-            answer(ctx, info, name, adapter, adapter.update(wlm), "updated");
+            change(ctx, ask(wlm, info, "update_adapter", name, source), "updated");
         } else if (HttpMethod.DELETE.equals(request.method()) && route.size() == 2) {
-            answer(ctx, info, name, null, Adapter.unregister(known, info, wlm), "unregistered");
+            change(ctx, ask(wlm, info, "unregister_adapter", name, source), "unregistered");
         } else {
             Errors.send(ctx, 405, "method " + request.method() + " is not allowed; use GET, POST or DELETE");
         }
         return true;
     }
 
-    /** Sends a page of the names and folders of all adapters, in DJL's format. */
-    private static void list(ChannelHandlerContext ctx, ModelInfo<Input, Output> info, QueryStringDecoder decoder) {
+    /** Calls a function of serving/model.py in one of the model's workers. */
+    private static CompletableFuture<Output> ask(
+            WorkLoadManager wlm, ModelInfo<Input, Output> info, String handler, String name, String source) {
+        Input input = new Input();
+        input.addProperty("handler", handler);
+        input.addProperty("name", name == null ? "" : name);
+        input.addProperty("src", source == null ? "" : source);
+        return wlm.runJob(new Job<>(info, input));
+    }
+
+    /** Sends one adapter, or a page of the names and folders of all adapters, in DJL's format. */
+    private static void list(
+            ChannelHandlerContext ctx, ModelInfo<Input, Output> info, String name, String data, QueryStringDecoder decoder) {
         Map<String, Adapter<Input, Output>> adapters = compiled(info);
-        adapters.putAll(info.getAdapters());
+        JsonParser.parseString(data)
+                .getAsJsonObject()
+                .asMap()
+                .forEach(
+                        (key, folder) ->
+                                adapters.put(key, Adapter.newInstance(info, key, null, folder.getAsString(), Map.of())));
+        if (name != null && !adapters.containsKey(name)) {
+            Errors.send(ctx, 404, "adapter " + name + " is not registered");
+            return;
+        }
+        if (name != null) {
+            NettyUtils.sendJsonResponse(ctx, new DescribeAdapterResponse(adapters.get(name)));
+            return;
+        }
         List<Adapter<Input, Output>> all = new ArrayList<>(adapters.values());
         int start;
         int end;
@@ -167,26 +187,28 @@ final class Adapters {
         return number;
     }
 
-    /** Sends the worker's answer and updates DJL's list with the adapter, which is null if it was removed. */
+    private static void change(ChannelHandlerContext ctx, CompletableFuture<Output> result, String action) {
+        answer(
+                ctx,
+                result,
+                action,
+                data -> NettyUtils.sendJsonResponse(ctx, new StatusResponse(action), HttpResponseStatus.OK));
+    }
+
+    /** Sends the worker's refusal, or passes on its answer. */
     private static void answer(
-            ChannelHandlerContext ctx, ModelInfo<Input, Output> info, String name, Adapter<Input, Output> adapter,
-            CompletableFuture<Output> result, String action) {
+            ChannelHandlerContext ctx, CompletableFuture<Output> result, String action, Consumer<String> send) {
         result.thenAcceptAsync(
                         output -> {
                             byte[] data = output.getData().getAsBytes(); // waits for the worker, at most a minute
                             if (data.length == 0) { // the answer was lost (see Exchange.write)
                                 throw new IllegalStateException("no answer");
                             }
-                            int code = output.getCode();
-                            if (code == 404 || code < 300 && adapter == null) {
-                                info.getAdapters().remove(name);
-                            } else if (code < 300) {
-                                info.getAdapters().put(name, adapter);
-                            }
-                            if (code < 300) {
-                                NettyUtils.sendJsonResponse(ctx, new StatusResponse(action), HttpResponseStatus.OK);
+                            String text = new String(data, StandardCharsets.UTF_8);
+                            if (output.getCode() < 300) {
+                                send.accept(text);
                             } else {
-                                Errors.sendBody(ctx, code, new String(data, StandardCharsets.UTF_8));
+                                Errors.sendBody(ctx, output.getCode(), text);
                             }
                         })
                 .exceptionally(

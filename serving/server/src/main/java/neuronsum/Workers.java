@@ -18,20 +18,37 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CompletableFuture;
 
 /**
- * The number of consecutive worker failures of each model.
+ * The restarts of workers, and the number of consecutive failures of each model's workers.
  *
  * <p>DJL counts every failure of a worker since the server started and marks the model as failed permanently if the
  * count exceeds retry_threshold, so that a few crashes in a month stop a server. Here an answer resets its model's
- * count: a worker that dies once and restarts is tolerated; one that cannot restart fails immediately, and /ping
- * reports it.
+ * count: as many failures in a row as there are workers are tolerated. If a worker cannot restart, its model fails
+ * immediately, although other workers could answer, and /ping reports it: the server has lost a part of its capacity
+ * permanently.
  */
-final class Workers {
+public final class Workers {
 
     private static final String FAILED = "failed";
 
+    /** A number of failures that exceeds every retry_threshold and is never reset. */
+    private static final int FINAL = 1_000_000;
+
     private Workers() {}
+
+    /** Starts a worker's process again; called by DJL's PyProcess, which pom.xml changes. */
+    public static CompletableFuture<Void> restart(Model model, Runnable start) {
+        return CompletableFuture.runAsync(start)
+                .whenComplete(
+                        (nothing, failure) -> {
+                            if (failure != null) {
+                                Gate.LOGGER.error("a worker of {} cannot restart", model.getName(), failure);
+                                model.setProperty(FAILED, String.valueOf(FINAL));
+                            }
+                        });
+    }
 
     /** The current failures of the model that a request is for; empty without failures or without an inference. */
     static Map<Model, Integer> failures(FullHttpRequest request, QueryStringDecoder decoder, String[] path) {
@@ -44,7 +61,7 @@ final class Workers {
                     failures.put(model, model.intProperty(FAILED, 0));
                 }
             }
-            failures.values().removeIf(count -> count == 0);
+            failures.values().removeIf(count -> count == 0 || count >= FINAL);
         }
         return failures;
     }

@@ -1,0 +1,163 @@
+"""The NeuronCores that processes claim, and the workers of a server on them."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from neuron_sum.errors import ArtifactError, NeuronSumError, PlatformError
+from neuron_sum.runtimes import device
+
+
+class Claimer:
+    """A process that claims cores and holds them until it is killed."""
+
+    def __init__(self, needed: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._said, says = context.Pipe(duplex=False)
+        self._process = context.Process(target=self._claim, args=(needed, says), daemon=True)
+        self._process.start()
+        assert self._said.poll(30)
+        self.cores: str = self._said.recv()
+
+    @staticmethod
+    def _claim(needed: int, says: Connection) -> None:
+        try:
+            device.take_cores(needed)
+            says.send(os.environ[device.VISIBLE])
+        except NeuronSumError as error:
+            says.send(error.message)
+        multiprocessing.Event().wait()  # until it is killed
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel sends when memory is exhausted."""
+        self._process.kill()
+        self._process.join()
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with one chip, on which nothing is claimed."""
+    monkeypatch.setattr(device, "_claimed", None)
+    monkeypatch.setattr(device, "neuron_devices", lambda: 1)
+    monkeypatch.setattr(device, "WAIT_S", 0.2)
+    monkeypatch.setenv(device.VISIBLE, "")  # as if unset; monkeypatch removes the value that a test sets
+    monkeypatch.delenv(device.COUNT, raising=False)
+
+
+@pytest.fixture
+def claim() -> Iterator[Callable[[int], Claimer]]:
+    with ExitStack() as stack:
+
+        def start(needed: int = 1) -> Claimer:
+            claimer = Claimer(needed)
+            stack.callback(claimer.kill)
+            return claimer
+
+        yield start
+
+
+def test_each_process_claims_a_free_core_and_its_successor_reuses_it(claim: Callable[..., Claimer]) -> None:
+    first, second = claim(), claim()
+    assert (first.cores, second.cores) == ("0", "1")
+    assert (
+        claim().cores == "all NeuronCores that this process may use are in use by other processes of neuron-sum: 0, 1"
+    )
+    for victim, core in ((second, "1"), (first, "0")):
+        victim.kill()
+        assert claim().cores == core
+
+
+def test_a_process_waits_for_a_core_whose_process_is_being_removed(
+    claim: Callable[..., Claimer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = claim(), claim()
+    monkeypatch.setattr(device, "WAIT_S", 30)
+    monkeypatch.setattr(device.time, "sleep", lambda seconds: first.kill())
+    device.take_cores(1)
+    assert os.environ[device.VISIBLE] == "0"
+
+
+def test_cores_are_claimed_among_the_visible_ones(
+    claim: Callable[..., Claimer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "neuron_devices", lambda: 4)
+    monkeypatch.setenv(device.VISIBLE, "3,5-6")
+    assert [claim().cores for _ in range(3)] == ["3", "5", "6"]
+    assert "in use by other processes of neuron-sum: 3, 5, 6" in claim().cores
+    monkeypatch.setenv(device.VISIBLE, "2-6")
+    assert "in use by other processes of neuron-sum: 2-3, 4-5" in claim(2).cores, "only half of each is free"
+    assert [claim().cores for _ in range(2)] == ["2", "4"]
+
+
+def test_a_process_keeps_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    device.take_cores(1)
+    device.take_cores(1)
+    assert os.environ[device.VISIBLE] == "0"
+    with pytest.raises(ArtifactError, match="compiled for 2 NeuronCores, but this process has claimed 0 for another"):
+        device.take_cores(2)
+    monkeypatch.setattr(device, "_claimed", None)
+    monkeypatch.setenv(device.VISIBLE, "0-1")
+    monkeypatch.setenv(device.LOCKS_VARIABLE, str(Path(os.environ[device.LOCKS_VARIABLE], "none")))
+    with pytest.raises(PlatformError, match=r"core-0\.lock cannot be locked: No such file"):
+        device.take_cores(2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "chips", "needed", "workers"),
+    [
+        ("", "", 1, 1, 2),
+        ("", "", 1, 2, 1),
+        ("", "", 16, 1, 32),
+        ("", "", 0, 1, 2),  # no device is visible: at least one chip
+        ("", "0", 1, 1, 2),  # 0 means all
+        ("", "1", 1, 1, 1),
+        ("", "3", 2, 2, 1),
+        ("", "9", 2, 1, 4),
+        ("0", "2", 1, 1, 1),  # the runtime ignores the number
+        ("1", "", 1, 1, 1),
+        ("0,1", "", 1, 2, 1),
+        ("1,0,0-1", "", 1, 1, 2),
+        (" 1 , 3-4 ", "", 4, 1, 3),
+        ("1-4", "", 4, 2, 2),
+        ("0-2", "", 4, 2, 1),
+        ("0,2", "", 4, 2, 1),  # the only worker reports it
+    ],
+)
+def test_a_server_has_one_worker_per_group_of_cores(
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: str, chips: int, needed: int, workers: int
+) -> None:
+    monkeypatch.setattr(device, "neuron_devices", lambda: chips)
+    monkeypatch.setenv(device.VISIBLE, visible)
+    monkeypatch.setenv(device.COUNT, count)
+    assert device.workers(needed, os.environ) == workers
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "needed", "message"),
+    [
+        ("both", "", 1, "NEURON_RT_VISIBLE_CORES=both: this machine has 4 NeuronCores"),
+        ("4", "", 1, "VISIBLE_CORES=4: this machine has 4"),
+        ("2-1", "", 1, "VISIBLE_CORES=2-1"),
+        ("-1", "", 1, "VISIBLE_CORES=-1"),
+        ("0,", "", 1, "VISIBLE_CORES=0,"),
+        ("0-99999999999", "", 1, "VISIBLE_CORES=0-9"),
+        ("", "two", 1, "NEURON_RT_NUM_CORES=two: not a number of NeuronCores"),
+        ("", "-1", 1, "NUM_CORES=-1"),
+        ("1", "", 2, "compiled for 2 NeuronCores, but this process has 1 NeuronCores"),
+        ("", "1", 2, "this process has 1 NeuronCores"),
+        ("0,2", "", 2, "compiled for 2 NeuronCores, but this process has no consecutive ones"),
+    ],
+)
+def test_invalid_or_too_few_cores_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: str, needed: int, message: str
+) -> None:
+    monkeypatch.setattr(device, "neuron_devices", lambda: 2)
+    monkeypatch.setenv(device.VISIBLE, visible)
+    monkeypatch.setenv(device.COUNT, count)
+    with pytest.raises((PlatformError, ArtifactError), match=message):
+        device.take_cores(needed)
