@@ -167,7 +167,6 @@ class Compilation(Section):
     """Whether the compiler chose the layout of the weights for the largest step; its graph is the manifest's first."""
     inline_weights: bool
     tensor_parallel_size: int
-    core: int
     sdk: str | None = None
     """The row of the platform table with these versions; None if there is no such row."""
 

@@ -194,11 +194,6 @@ def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
         yield f"compile.kv_dtype = {settings.kv_dtype}: keys and values have the weights' dtype (compile.kv_dtype=null)"
     if neuron.cache_write != "in_place":
         yield f"compile.neuron.cache_write = {neuron.cache_write}: its graphs write the cache differently (remove it)"
-    if neuron.core:
-        yield (
-            f"compile.neuron.core = {neuron.core}: it uses the first visible core (choose one with "
-            "NEURON_RT_VISIBLE_CORES)"
-        )
 
 
 def _causal_lm(config: PretrainedConfig, source: Source) -> Iterator[str]:
@@ -293,7 +288,6 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str
         cache_write=None,
         inline_weights=neuron.inline_weights,
         tensor_parallel_size=neuron.tensor_parallel_size,
-        core=neuron.core,
         sdk=platform_row({**vendors, COMPILER: compiler}),
     )
 

@@ -119,7 +119,6 @@ class NeuronTarget:
             optimize_layout=self.optimizes_layout,
             inline_weights=False,
             tensor_parallel_size=options.tensor_parallel_size,
-            core=options.core,
             sdk=platform_row(versions),
         )
         return {"runtime": "neuronx", "target": self.settings.target, "stack": stack, "compilation": compilation}

@@ -353,8 +353,6 @@ class NeuronCompileConfig(Section):
     """Put the weights into the compiled graphs, so that every checkpoint is compiled; only of T5 by optimum."""
     tensor_parallel_size: Literal[1, 2] = 1
     """NeuronCores that share one Llama."""
-    core: int = Field(0, ge=0, le=1024)
-    """The core of a model that uses one core, counted among NEURON_RT_VISIBLE_CORES."""
 
 
 class CompileConfig(Section):

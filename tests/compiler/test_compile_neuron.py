@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from safetensors import safe_open
 from service_requests import DIALOGUE, LIMITS
 from transformers import LlamaConfig
 
+from benchmarks import drill
 from compile import cache
 from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
@@ -551,16 +552,21 @@ def test_a_report_includes_unexpected_errors(artifact: Artifact, monkeypatch: py
     assert made["verify"]["error"] is None, "the rest goes on"
 
 
+def claimed(calls: Calls, pids: Iterable[int]) -> set[str]:
+    """The cores that processes made visible to the runtime."""
+    return {call["visible"] for call in calls("load") if call["pid"] in set(pids)}
+
+
 def test_djl_serving_answers_with_the_artifact(
     djl_serving: Path, calls: Calls, packages: Path, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """Packaged, unpacked, and served by the real server and the same handler; an adapter is added at run time."""
+    """Packaged, unpacked, and served by the real server with a worker per core; an adapter is added at run time."""
     artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
     package.write_archive(artifact, LIMITS, tmp_path / "model.tar.gz")
     folder, said = tmp_path / "model", list[str]()
     folder.mkdir()
     package.unpack(tmp_path / "model.tar.gz", folder)
-    environment = {"PYTHONPATH": str(packages), "NEURON_RT_VISIBLE_CORES": "1"}
+    environment = {"PYTHONPATH": str(packages), "NEURON_RT_VISIBLE_CORES": "1-2"}
     base, tokenizer = load_untuned(open_run(micro_lora_run))
     adapter = make_lora(base, tmp_path / "late", 4, 64, 3)
     with LocalServer([Model("model", folder)], LIMITS, on_line=said.append, environment=environment) as server:
@@ -571,12 +577,26 @@ def test_djl_serving_answers_with_the_artifact(
             assert answer.status_code == 200, answer.text
             return str(answer.json()[0]["summary_text"])
 
+        def ask_all() -> dict[str, list[str]]:
+            return {name: [ask(adapter=name, num_beams=n) for n in (1, 2)] for name in ("default", "base", "late")}
+
         query = {"name": "late", "src": str(adapter)}
         adapters = f"{server.url}/models/model/adapters"
         assert httpx.post(adapters, params=query, headers=server.headers, timeout=60).status_code == 200
-        answers = {
-            name: [ask(adapter=name, num_beams=beams) for beams in (1, 2)] for name in ("default", "base", "late")
-        }
+        answers = ask_all()
+        assert ask_all() == ask_all() == answers, "both workers know the adapter"
+        workers = {worker.pid: worker for worker in server.workers()}
+        assert claimed(calls, workers) == {"1", "2"}
+        dead = workers.popitem()[1]
+        core = claimed(calls, [dead.pid])
+        dead.kill()
+        assert drill._until(lambda: any("Restarting python worker" in line for line in said), 60)
+        assert [ask() for _ in range(20)] == [answers["default"][0]] * 20, "the other worker takes all requests"
+        assert drill._until(lambda: claimed(calls, [w.pid for w in server.workers()]) == {"1", "2"}, 60)
+        [restarted] = [worker.pid for worker in server.workers() if worker.pid not in workers]
+        assert claimed(calls, [restarted]) == core
+        assert ask_all() == ask_all() == answers, "the new worker has the adapter again"
+        assert {call["pid"] for call in calls("load")} >= {restarted, *workers}
     models = {
         "default": load_trained(open_run(micro_lora_run))[0],
         "base": base,

@@ -630,7 +630,6 @@ def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_bea
         (["compile.neuron.auto_cast=all"], ["--auto-cast=none -O2", "compile.dtype=bf16"]),
         (["compile.neuron.optlevel=1"], ["--auto-cast=none -O2"]),
         (["compile.neuron.inline_weights=true"], ["stores its weights separately"]),
-        (["compile.neuron.core=1"], ["NEURON_RT_VISIBLE_CORES"]),
         (["compile.neuron.cache_write=where"], ["compile.neuron.cache_write"]),
     ],
 )  # fmt: skip

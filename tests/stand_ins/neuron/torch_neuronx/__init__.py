@@ -10,8 +10,9 @@ torch_xla behind the runtime's classes (runtime.cpp). As in AWS Neuron's documen
 - only outputs of asynchronous calls stay on the device.
 
 Modules that are not here, such as kernels, can be imported but not used. Requests are recorded in the file that
-NEURON_STAND_IN_CALLS names, and NEURON_STAND_IN_FAILS makes the compiler fail. It cannot show what neuronx-cc accepts,
-the types and layouts on a device, or speed.
+NEURON_STAND_IN_CALLS names, and NEURON_STAND_IN_FAILS makes the compiler fail. Each call of a graph takes
+NEURON_STAND_IN_STEP_S more seconds, without using a CPU. It cannot show what neuronx-cc accepts, the types and layouts
+on a device, or speed.
 """
 
 import contextlib
