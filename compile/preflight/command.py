@@ -155,8 +155,8 @@ def _buckets(report: "Report") -> "Table":
         "projected",
         "$ per 1,000 floor",
         "projected",
-        title="\na batch of summaries, each of target_len tokens; tokens/s and $ with one worker on one core, as in\n"
-        f"serving (a worker on each of the {cores} cores would divide $ by {cores})",
+        title="\na batch of summaries, each of target_len tokens; tokens/s and $ with one worker on one core\n"
+        f"(serving has a worker on each of the {cores} cores, which divides $ by up to {cores})",
     )
     for bucket in report.buckets:
         values = bucket.as_dict()

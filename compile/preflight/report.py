@@ -128,7 +128,7 @@ class Report:
 
     @property
     def state(self) -> int:
-        """Bytes of the buffers: those of encode for each batch and source, of the steps for each batch, length, width."""
+        """Bytes of the buffers: of encode for each batch and source, of the steps for each batch, length and width."""
         encoded, stepped = dict[tuple[int, int], int](), dict[tuple[int, int | None, int | None], int]()
         for graph in sorted(self.graphs, key=lambda graph: graph.lowered.graph.kind):  # encode first
             shape, lowered = graph.lowered.graph, graph.lowered

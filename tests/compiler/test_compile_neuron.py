@@ -567,6 +567,11 @@ def test_djl_serving_answers_with_the_artifact(
     folder.mkdir()
     package.unpack(tmp_path / "model.tar.gz", folder)
     environment = {"PYTHONPATH": str(packages), "NEURON_RT_VISIBLE_CORES": "1-2"}
+    image = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}
+    command = [sys.executable, "-m", "serving.properties", str(folder)]
+    printed = subprocess.run(command, env=image, capture_output=True, text=True, check=True).stdout
+    names = ("SERVING_MIN_WORKERS", "SERVING_MAX_WORKERS", "SERVING_RETRY_THRESHOLD")
+    assert printed == "".join(f"export {name}=2\n" for name in names)
     base, tokenizer = load_untuned(open_run(micro_lora_run))
     adapter = make_lora(base, tmp_path / "late", 4, 64, 3)
     with LocalServer([Model("model", folder)], LIMITS, on_line=said.append, environment=environment) as server:

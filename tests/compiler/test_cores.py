@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from neuron_sum.artifact import Compilation, Manifest
 from neuron_sum.errors import ArtifactError, NeuronSumError, PlatformError
+from neuron_sum.recipes.schema import ServeConfig
 from neuron_sum.runtimes import device
+from serving import dockerfile, properties
 
 
 class Claimer:
@@ -161,3 +166,45 @@ def test_invalid_or_too_few_cores_are_rejected(
     monkeypatch.setenv(device.COUNT, count)
     with pytest.raises((PlatformError, ArtifactError), match=message):
         device.take_cores(needed)
+
+
+def manifest(target: str, cores: int = 1) -> Manifest:
+    compilation = None if target == "cpu" else Compilation.model_construct(tensor_parallel_size=cores)
+    return Manifest.model_construct(target=target, compilation=compilation, adapters=None)
+
+
+@pytest.mark.parametrize(
+    ("target", "workers", "expected"),
+    [("cpu", None, "1"), ("cpu", 3, "3"), ("inf2", None, None), ("trn1", 1, "1"), ("inf2", 2, "2")],
+)
+def test_the_settings_contain_the_number_of_workers_unless_the_machine_decides(
+    tmp_path: Path, target: str, workers: int | None, expected: str | None
+) -> None:
+    artifact: Any = SimpleNamespace(manifest=manifest(target))
+    limits, file = ServeConfig(workers=workers), tmp_path / properties.FILE
+    file.write_text(properties.render(artifact, limits))
+    read = properties.read(file)
+    assert [read.get(name) for name in ("minWorkers", "maxWorkers", "retry_threshold")] == [expected] * 3
+    assert properties.check(file, artifact, tmp_path) == properties.read_limits(read) == limits
+    file.write_text(file.read_text() + "gpu.maxWorkers=9\n")
+    with pytest.raises(ArtifactError, match="is not a setting"):
+        properties.check(file, artifact, tmp_path)
+
+
+def test_models_share_the_cores_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "neuron_devices", lambda: 2)
+
+    def workers(*models: Manifest) -> set[str]:
+        return set(properties.worker_environment(models, {device.VISIBLE: "0-3"}).values())
+
+    assert workers(manifest("cpu")) == set()
+    assert workers(manifest("inf2")) == workers(manifest("inf2"), manifest("cpu")) == {"4"}
+    assert workers(manifest("inf2", 2)) == workers(manifest("inf2"), manifest("inf2")) == {"2"}
+    assert workers(manifest("inf2", 2), manifest("inf2")) == {"1"}
+    assert workers(*[manifest("inf2")] * 5) == {"1"}, "the fifth reports that no core is free"
+
+
+def test_the_image_for_inf2_asks_for_the_number_of_workers() -> None:
+    command = f"python -m serving.properties {dockerfile.MODEL}"
+    assert command in dockerfile.render_entrypoint("inf2")
+    assert command not in dockerfile.render_entrypoint("cpu")

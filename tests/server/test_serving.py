@@ -319,28 +319,25 @@ def test_answers_of_one_model_do_not_reset_the_failures_of_another(
         assert httpx.post(dead, json={"inputs": DIALOGUE}, timeout=60).status_code == 503
 
 
-def test_an_adapter_that_failed_to_reload_can_be_registered_and_removed(
+def test_an_adapter_is_served_after_a_restart_also_without_its_folder(
     djl_serving: Path, lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
-    """DJL's list still contains it; the adapters of the worker decide."""
-    folder, source, away = tmp_path / "model", tmp_path / "adapter", tmp_path / "away"
+    folder, source = tmp_path / "model", tmp_path / "adapter"
     package.write_folder(lora_artifact, LIMITS, folder)
     shutil.copytree(micro_lora_run / "adapter", source)
     with LocalServer([Model("model", folder)], LIMITS) as server:
-        endpoint = Endpoint(server, [])
-
-        def lose() -> None:
-            source.rename(away)
-            server.workers()[0].kill()
-            assert drill._until_back(server).back_s != float("inf")
-            away.rename(source)
-            assert endpoint.adapter_names() == ["default", "mine"]
-
+        endpoint, asked = Endpoint(server, []), {"inputs": DIALOGUE, "parameters": {"adapter": "mine"}}
         assert endpoint.adapters("POST", name="mine", src=str(source)).status_code == 200
-        lose()
-        assert endpoint.adapters("POST", name="mine", src=str(source)).status_code == 200
+        before = endpoint.post(asked)
+        shutil.rmtree(source)
+        server.workers()[0].kill()
+        assert drill._until_back(server).back_s != float("inf")
+        after = endpoint.post(asked)
+        assert (after.status_code, after.json()) == (200, before.json())
+        assert endpoint.adapter_names() == ["default", "mine"]
+        assert endpoint.adapters("POST", "/mine/update").status_code == 422
         assert endpoint.adapters("POST", name="mine", src=str(source)).status_code == 409
-        lose()
+        assert endpoint.adapters("DELETE", "/mine").status_code == 200
         assert endpoint.adapters("DELETE", "/mine").status_code == 404
         assert endpoint.adapter_names() == ["default"]
 
