@@ -3,6 +3,8 @@ package ai.djl.serving.wlm;
 import ai.djl.python.engine.Readiness;
 import ai.djl.serving.wlm.util.WorkerJob;
 
+import java.util.List;
+
 /**
  * Keeps requests away from a worker whose process is starting, as long as another worker takes them.
  *
@@ -19,15 +21,28 @@ final class Turns {
 
     private Turns() {}
 
-    /** Returns when the thread should take a request. */
-    static void await(WorkerThread<?, ?> thread, BatchAggregator<?, ?> aggregator) throws InterruptedException {
-        while (thread.isRunning() && !isReady(thread.getThreadType())) {
-            WorkerJob<?, ?> next = aggregator.jobQueue.peek();
-            if (next != null && next.getJob().getWaitingMicroSeconds() > PATIENCE_MICROS) {
-                return;
+    /** Takes the next requests as soon as the process can answer them, or if nobody else has taken them. */
+    static <I, O> List<Job<I, O>> take(WorkerThread<I, O> thread, BatchAggregator<I, O> aggregator)
+            throws InterruptedException {
+        while (true) {
+            while (thread.isRunning() && !isReady(thread.getThreadType()) && !isLate(aggregator.jobQueue.peek())) {
+                Thread.sleep(PAUSE_MS);
             }
-            Thread.sleep(PAUSE_MS);
+            List<Job<I, O>> jobs = aggregator.getRequest();
+            // The process may have died while its thread waited for a request.
+            if (jobs.isEmpty()
+                    || !thread.isRunning()
+                    || isReady(thread.getThreadType())
+                    || isLate(aggregator.wjs.get(0))) {
+                return jobs;
+            }
+            aggregator.jobQueue.addAll(aggregator.wjs);
+            aggregator.wjs.clear();
         }
+    }
+
+    private static boolean isLate(WorkerJob<?, ?> job) {
+        return job != null && job.getJob().getWaitingMicroSeconds() > PATIENCE_MICROS;
     }
 
     private static boolean isReady(WorkerPoolConfig.ThreadConfig<?, ?> config) {
