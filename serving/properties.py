@@ -127,11 +127,11 @@ def check(path: Path, artifact: Artifact, package: Path) -> ServeConfig:
         limits = read_limits(found)
     except RecipeError as error:
         raise ArtifactError(f"{package}: {error.message}", REMEDY) from error
-    for name, expected in _parse(render(artifact, limits)).items():
-        if not name.startswith(PREFIX) and found.get(name) != expected:
-            raise ArtifactError(
-                f"{place}: {name} is {found.get(name, 'missing')[:200]!r}, must be {expected!r}", REMEDY
-            )
+    expected = _parse(render(artifact, limits))
+    for name in expected | found:
+        if not name.startswith(PREFIX) and found.get(name) != expected.get(name):
+            value, right = found.get(name, "missing"), expected.get(name, "missing")
+            raise ArtifactError(f"{place}: {name} is {value[:200]!r}, must be {right!r}", REMEDY)
     return limits
 
 

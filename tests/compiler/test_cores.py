@@ -186,9 +186,14 @@ def test_the_settings_contain_the_number_of_workers_unless_the_machine_decides(
     read = properties.read(file)
     assert [read.get(name) for name in ("minWorkers", "maxWorkers", "retry_threshold")] == [expected] * 3
     assert properties.check(file, artifact, tmp_path) == properties.read_limits(read) == limits
-    file.write_text(file.read_text() + "gpu.maxWorkers=9\n")
-    with pytest.raises(ArtifactError, match="is not a setting"):
-        properties.check(file, artifact, tmp_path)
+    written = file.read_text()
+    for line, fault in (
+        ("gpu.maxWorkers=9", "is not a setting"),
+        ("maxWorkers=9", "maxWorkers occurs twice" if expected else "maxWorkers is '9', must be 'missing'"),
+    ):
+        file.write_text(f"{written}{line}\n")
+        with pytest.raises(ArtifactError, match=fault):
+            properties.check(file, artifact, tmp_path)
 
 
 def test_models_share_the_cores_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
