@@ -39,7 +39,10 @@ DISPLACES = {
 }
 """Key -> keys that are removed when it changes, so that a child need not set its parent's values to null."""
 
-REPLACED = {"max_eval_examples": "max_validation_examples and max_test_examples"}
+REPLACED = {
+    "core": "the environment variable NEURON_RT_VISIBLE_CORES",
+    "max_eval_examples": "max_validation_examples and max_test_examples",
+}
 """Former keys, and the keys to use instead of them."""
 
 
