@@ -11,35 +11,42 @@ MASKED = -1e9
 
 
 def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """Writes the newest key or value of the K beams in place.
+    """Writes the newest key or value of the K beams of every example in place.
 
     Args:
         cache: (B, H, T * K, D); position t * K + k contains the column that beam row k wrote at step t.
         column: (B, H, K, D).
-        position: (1,) int64, the step.
+        position: (B,) int64, the step of every example.
 
     Returns:
         The cache.
     """
-    beams = column.shape[2]
-    rows = position * beams + torch.arange(beams, device=cache.device)
-    return cache.index_copy_(2, rows, column.to(cache.dtype))
+    batch, heads, beams, _ = column.shape
+    example = torch.arange(batch, device=cache.device)[:, None, None]
+    head = torch.arange(heads, device=cache.device)[None, :, None]
+    rows = _written(position, beams)[:, None]
+    return cache.index_put_((example, head, rows), column.to(cache.dtype))
 
 
 def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     """`write_column` as a choice between old and new for each position; returns a new cache, for some compilers."""
     batch, heads, slots, width = cache.shape
     beams = column.shape[2]
-    written = torch.arange(slots // beams, device=cache.device) == position
+    written = torch.arange(slots // beams, device=cache.device) == position[:, None]
     by_step = cache.view(batch, heads, -1, beams, width)
-    updated = torch.where(written[:, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
+    updated = torch.where(written[:, None, :, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
     return updated.view(batch, heads, slots, width)
 
 
 def write_scatter(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     """`write_column` as torch.scatter, which optimum-neuron 0.4.5 writes a token with; returns a new cache."""
-    rows = position * column.shape[2] + torch.arange(column.shape[2], device=cache.device)
-    return cache.scatter(2, rows[:, None].expand_as(column), column.to(cache.dtype))
+    rows = _written(position, column.shape[2])[:, None, :, None]
+    return cache.scatter(2, rows.expand_as(column), column.to(cache.dtype))
+
+
+def _written(position: Tensor, beams: int) -> Tensor:
+    """(B, K), the cache positions that the beams of every example write at its step."""
+    return position[:, None] * beams + torch.arange(beams, device=position.device)
 
 
 def ancestry_bias(bias: Tensor, ancestors: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class StaticLlama(nn.Module):
 
         Args:
             tokens: (B, K) int64.
-            position: (1,) int64, 0 for the prompt's last token.
+            position: (B,) int64, the step of every example, 0 for the last token of its prompt.
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
             constants: The result of `encode`.
@@ -126,7 +126,7 @@ class StaticLlama(nn.Module):
         batch, beams, target_len = ancestors.shape
         source_bias, prefilled, memory = constants[0], constants[1], constants[2:]
         steps = torch.arange(target_len, device=tokens.device)
-        past = torch.where(steps <= position, 0.0, MASKED)[None, None, None, :]
+        past = torch.where(steps <= position[:, None], 0.0, MASKED)[:, None, None, :]
         bias = ancestry_bias(past, ancestors)
         positions = (prefilled + position)[:, None].expand(batch, beams)
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)

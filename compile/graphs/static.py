@@ -127,7 +127,7 @@ class StepGraph(nn.Module):
         slot = torch.zeros(batch, dtype=torch.int64)
         constants = [torch.zeros(batch, 1, 1, source), *([slot.clone()] if isinstance(model, StaticLlama) else [])]
         ancestors = torch.zeros(batch, beams, target_len, dtype=torch.int64)
-        position = torch.zeros(1, dtype=torch.int64)
+        position = torch.zeros(batch, dtype=torch.int64)
         return ids, position, ancestors, slot, [*constants, *cache(source)], cache(target_len * beams)
 
 

@@ -134,7 +134,7 @@ class StaticT5(nn.Module):
 
         Args:
             tokens: (B, K) int64.
-            position: (1,) int64, 0 for the start token.
+            position: (B,) int64, the step of every example, 0 for its start token.
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
             constants: The result of `encode`.
@@ -174,11 +174,11 @@ class StaticT5(nn.Module):
         return square.unsqueeze(0)
 
     def _decoder_bias(self, position: Tensor, target_len: int) -> Tensor:
-        """(1, H, 1, T) for the query at `position`; future steps are masked."""
-        steps = torch.arange(target_len, device=position.device)
-        distance = torch.maximum(position - steps, torch.zeros_like(steps))
-        values = self.decoder_relative[self.decoder_buckets[distance]].t()
-        return torch.where(steps <= position, values, MASKED)[None, :, None, :]
+        """(B, H, 1, T) for the query at `position`; future steps are masked."""
+        steps, at = torch.arange(target_len, device=position.device), position[:, None]
+        distance = torch.maximum(at - steps, torch.zeros_like(steps))
+        values = self.decoder_relative[self.decoder_buckets[distance]].transpose(1, 2)
+        return torch.where((steps <= at)[:, None], values, MASKED).unsqueeze(2)
 
 
 class _EncoderLayer(nn.Module):

@@ -106,19 +106,20 @@ def placeholder(like: Any) -> Any:
     return xla_builder.create_placeholder_tensor(tuple(like.shape), like.dtype)
 
 
-def _update_slice(cache: Any, column: Any, start: Any) -> Any:
-    zero = xla_builder.Op.scalar(start.builder(), 0, dtype=xla_builder.Type.S32)
-    return cache.dynamic_update_slice(column, [zero, zero, start, zero])
+def _update_slice(cache: Any, column: Any, start: Any, example: int) -> Any:
+    zero, at = (xla_builder.Op.scalar(start.builder(), n, dtype=xla_builder.Type.S32) for n in (0, example))
+    return cache.dynamic_update_slice(column, [at, zero, start, zero])
 
 
 UPDATE_SLICE = xla_op_registry.register("write_column", _update_slice)
 
 
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """`write_column` as HLO's dynamic-update-slice, which no torch operator lowers to."""
-    start = (position * column.shape[2])[0].to(torch.int32)
-    written: Tensor = UPDATE_SLICE(cache, column.to(cache.dtype), start)
-    return written
+    """`write_column` as HLO's dynamic-update-slice, which no torch operator lowers to: one for each example."""
+    starts, new = (position * column.shape[2]).to(torch.int32), column.to(cache.dtype)
+    for example, start in enumerate(starts.unbind()):
+        cache = UPDATE_SLICE(cache, new[example : example + 1], start, example=example)
+    return cache
 
 
 WRITES = {"in_place": write_slice, "scatter": write_scatter, "where": write_where}

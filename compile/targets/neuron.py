@@ -316,9 +316,9 @@ def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceS
 
 
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """`layers.write_column` as one XLA dynamic-update-slice, which no torch operator lowers to.
+    """`kv_cache.write_column` as XLA's dynamic-update-slice, which no torch operator lowers to: one for each example.
 
-    Called as in optimum-neuron 0.4.5 for a run-time index (models/inference/backend/modules/kvcache/utils.py).
+    It has one start, and every example has its own step. Called as in optimum-neuron 0.4.5 for a run-time index (models/inference/backend/modules/kvcache/utils.py).
     """
     from torch_neuronx.xla_impl.ops import xla_hlo_call
 
@@ -326,10 +326,11 @@ def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     def update(cache: Any, column: Any, *starts: Any) -> Any:
         return cache.dtype[cache.sizes].DynamicUpdateSlice(cache, column, *starts)
 
-    row = (position * column.shape[2]).to(torch.int32).squeeze(0)
-    zero = torch.zeros_like(row)
-    updated: Tensor = update(cache, column.to(cache.dtype), zero, zero, row, zero)
-    return updated
+    rows, new = (position * column.shape[2]).to(torch.int32), column.to(cache.dtype)
+    for example, row in enumerate(rows.unbind()):
+        zero = torch.zeros_like(row)
+        cache = update(cache, new[example : example + 1], torch.full_like(row, example), zero, row, zero)
+    return cache
 
 
 WRITES: dict[CacheWrite, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -111,7 +111,7 @@ class GraphSession:
             index = torch.from_numpy(rows).unsqueeze(-1).expand_as(past)
             self._ancestors[: self._examples] = past.gather(1, index)
             self._ancestors[:, :, self._position] = self._rows
-        position = torch.tensor([self._position])
+        position = torch.full((len(self._tokens),), self._position)
         values, ids, log_sum, logits = self._step(self._tokens, position, self._ancestors, self._slot)
         self._position += 1
         read = [part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)]

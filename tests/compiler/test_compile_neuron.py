@@ -181,14 +181,15 @@ def test_adapters_are_swapped_under_load(calls: Calls, micro_lora_run: Path, tmp
     assert_adapters_are_swapped_under_load(compiled(micro_lora_run, tmp_path, *LORA_SHAPE), micro_lora_run, tmp_path)
 
 
-def test_both_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
-    from compile.graphs.kv_cache import write_column, write_where
+def test_all_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
+    from compile.graphs.kv_cache import write_column, write_scatter, write_where
 
     for beams in (1, 3):
         cache, column = torch.randn(2, 4, 5 * beams, 8), torch.randn(2, 4, beams, 8)
         for step in range(5):
-            position = torch.tensor([step])
+            position = torch.tensor([step, 4 - step])
             expected = write_column(cache.clone(), column, position)
+            assert torch.equal(write_scatter(cache, column, position), expected)
             assert torch.equal(neuron.write_slice(cache, column, position), expected)
             assert torch.equal(write_where(cache, column, position), expected)
 

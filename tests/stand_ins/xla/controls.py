@@ -66,11 +66,11 @@ ACCEPTED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def same_columns() -> bool:
-    """Compares every position, with one beam and three."""
+    """Compares every position, two different ones at once, with one beam and three."""
     torch.manual_seed(0)
     for beams in (1, 3):
         for position in range(2):
-            at, cache = torch.tensor([position]), torch.randn(2, 2, 2 * beams, 4)
+            at, cache = torch.tensor([position, 1 - position]), torch.randn(2, 2, 2 * beams, 4)
             column = torch.randn(2, 2, beams, 4)
             device = torch_xla.device()
             written = write_slice(cache.to(device), column.to(device), at.to(device)).cpu()

@@ -273,15 +273,16 @@ class Operand:
         return self
 
     def DynamicUpdateSlice(self, cache: "Operand", update: "Operand", *starts: "Operand") -> Tensor:
-        """The cache with the update at the starts; all but one must be 0 here, because the update is as wide."""
+        """The cache with the update at the starts; the update must fit there, because XLA would shift it."""
         assert len(starts) == cache.tensor.dim()
         assert cache.tensor.dtype == update.tensor.dtype
         assert all(start.tensor.dim() == 0 and start.tensor.dtype == torch.int32 for start in starts)
-        partial = [axis for axis, size in enumerate(update.sizes) if size != cache.sizes[axis]] or [2]
-        assert len(partial) == 1, "an update that is narrower in several dimensions"
-        steps = torch.arange(update.sizes[partial[0]], device=cache.tensor.device)
-        rows = starts[partial[0]].tensor.to(torch.int64) + steps
-        return cache.tensor.index_copy(partial[0], rows, update.tensor)
+        places = []
+        for axis, (start, size) in enumerate(zip(starts, update.sizes, strict=True)):
+            shape = [-1 if other == axis else 1 for other in range(len(starts))]
+            steps = torch.arange(size, device=cache.tensor.device)
+            places.append((start.tensor.to(torch.int64) + steps).view(shape))
+        return cache.tensor.index_put(tuple(places), update.tensor)
 
 
 TRACE = {
