@@ -13,7 +13,7 @@ from compile.graphs.selection import candidates, select
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models.base import is_decoder_only
-from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime, with_host_state
+from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime, HostState
 from neuron_sum.runtimes.slots import MASK, VECTORS, AdapterSlots
 
 StaticModel = StaticT5 | StaticLlama
@@ -143,5 +143,5 @@ def eager_runtime(
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters
     adapters = AdapterSlots(spec, stacks, adapter_targets(model)) if spec is not None else None
-    opened = with_host_state(lambda *_: StepGraph(model), state_spec(model))
+    opened = HostState(lambda *_: StepGraph(model), state_spec(model))
     return GraphRuntime(buckets, num_beams, tokens, lambda _: model.encode, opened, adapters)

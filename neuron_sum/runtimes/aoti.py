@@ -13,7 +13,7 @@ import torch
 from neuron_sum.artifact import RESTORE, WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.platform import cpu
-from neuron_sum.runtimes.graphs import GraphRuntime, with_host_state
+from neuron_sum.runtimes.graphs import GraphRuntime, HostState
 from neuron_sum.runtimes.slots import load_slots
 from neuron_sum.runtimes.weights import MODEL, SharedWeights
 
@@ -44,7 +44,7 @@ def load(artifact: Artifact) -> GraphRuntime:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
 
     assert manifest.state is not None
-    opened = with_host_state(step, manifest.state)
+    opened = HostState(step, manifest.state)
     return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, encode, opened, adapters)
 
 

@@ -120,6 +120,42 @@ class Generator(Protocol):
         """
 
 
+class RunningBatch(Protocol):
+    """A batch that prompts join while others run. All have the same settings, and each has its adapter."""
+
+    @property
+    def running(self) -> int:
+        """The number of unfinished summaries."""
+
+    def room(self, waiting: int) -> int:
+        """The number of prompts that should join together, of `waiting` ones; 0 if all rows are in use."""
+
+    def join(self, prompts: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> list[int]:
+        """Start the summaries of prompts, at most as many as there is `room` for.
+
+        Args:
+            prompts: Token ids.
+            adapters: The adapter name of each prompt, None for the base model.
+
+        Returns:
+            A number for each prompt, by which `step` names it.
+
+        Raises:
+            ArtifactError: If a prompt is too long, or adapters are not supported. After an error, none has joined.
+            ModelError: If an adapter is not loaded.
+        """
+
+    def step(self) -> list[tuple[int, list[int]]]:
+        """Generate one token of every unfinished summary, of which there must be one.
+
+        Returns:
+            The number of each prompt whose summary is finished now, and its new tokens.
+        """
+
+    def close(self) -> None:
+        """Forget the unfinished summaries, and release their adapters."""
+
+
 class CompiledGenerator(Shapes, Protocol):
     """A generator over an artifact of neuron-sum or optimum-neuron, for serving and `compile verify`.
 
@@ -155,6 +191,13 @@ class CompiledGenerator(Shapes, Protocol):
 
     def warm_up(self) -> None:
         """Run every graph once, so that the first request is not slow."""
+
+    def roll(self, settings: GenerateConfig) -> RunningBatch | None:
+        """An empty running batch for prompts with these settings; None if prompts cannot join a running batch.
+
+        Raises:
+            ArtifactError: If no bucket fits.
+        """
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None

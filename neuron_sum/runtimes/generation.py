@@ -1,7 +1,7 @@
 """Generation over static graphs, in batches that fit their buckets, for evaluation, `compile verify` and serving."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Shapes, StepRuntime, until_end
-from neuron_sum.runtimes.search import Counts, search
+from neuron_sum.runtimes.base import Shapes, StepRuntime
+from neuron_sum.runtimes.rolling import RollingBatch, rolling_session
+from neuron_sum.runtimes.search import Counts, new_search, search
 from neuron_sum.runtimes.slots import AdapterSlots
 
 
@@ -87,11 +88,6 @@ class StepGenerator:
         names = list(adapters) if adapters is not None else [self.default_adapter] * len(prompts)
         if len(names) != len(prompts):
             raise ValueError(f"{len(names)} adapters for {len(prompts)} prompts")
-        if self.runtime.adapters is None and any(names):
-            raise ArtifactError(
-                f"adapter {next(filter(None, names))!r}: the graphs have no adapter slots",
-                "compile with compile.adapters",
-            )
         results: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         for start in range(0, len(order), self.batch_size):
@@ -99,17 +95,37 @@ class StepGenerator:
             rows = [prompts[index] for index in batch]
             bucket = choose_bucket(self, len(rows), max(map(len, rows)), settings)
             self.used.add(bucket)
-            slots = self.runtime.adapters
-            lease = (
-                slots.lease([names[index] for index in batch]) if slots is not None else nullcontext([0] * len(batch))
-            )
-            with lease as leased, self.runtime.turn(), torch.inference_mode():
+            with self.lease([names[index] for index in batch]) as leased, self.runtime.turn(), torch.inference_mode():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
                 before = _before(session.start, rows, self.runtime.tokens)
                 outputs = search(session, before, self.ends, settings, self.counts)
             for index, tokens in zip(batch, outputs, strict=True):
-                results[index] = until_end(tokens, self.ends)
+                results[index] = tokens
         return results
+
+    def roll(self, settings: GenerateConfig) -> RollingBatch | None:
+        """See `CompiledGenerator`."""
+        choose_bucket(self, 1, 1, settings)
+        session = rolling_session(self.runtime, settings.num_beams, settings.max_new_tokens, self.batch_size)
+        if session is None:
+            return None
+        search = new_search(session.rows, self.ends, settings, self.counts)
+        return RollingBatch(session, search, self.lease, self.used)
+
+    def lease(self, names: Sequence[str | None]) -> AbstractContextManager[list[int]]:
+        """Reserve the slots of adapters until the context ends; see `AdapterSlots.lease`.
+
+        Raises:
+            ArtifactError: If an adapter is named and the graphs have no slots.
+        """
+        if self.runtime.adapters is not None:
+            return self.runtime.adapters.lease(names)
+        if any(names):
+            raise ArtifactError(
+                f"adapter {next(filter(None, names))!r}: the graphs have no adapter slots",
+                "compile with compile.adapters",
+            )
+        return nullcontext([0] * len(names))
 
 
 def choose_bucket(compiled: Shapes, examples: int, source_len: int, settings: GenerateConfig) -> Bucket:

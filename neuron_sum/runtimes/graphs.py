@@ -51,10 +51,22 @@ class GraphRuntime:
         self, bucket: Bucket, num_beams: int, prompts: Sequence[Sequence[int]], slots: Sequence[int]
     ) -> "GraphSession":
         """See `StepRuntime.begin`."""
+        constants, first, slot = self.encoded(bucket, prompts, slots)
+        start = first[:, None].expand(-1, num_beams)
+        return GraphSession(self.open(bucket, num_beams, constants), bucket, len(prompts), start, slot)
+
+    def encoded(
+        self, bucket: Bucket, prompts: Sequence[Sequence[int]], slots: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Encode prompts that fit into a bucket.
+
+        Returns:
+            The constants of the bucket's rows, the input token of each row's first step, and each row's adapter slot.
+        """
         start_id = self.tokens.decoder_start
         input_ids = torch.full((bucket.batch, bucket.source_len), self.tokens.pad)
         mask = torch.zeros_like(input_ids)
-        start = torch.full((bucket.batch, num_beams), self.tokens.pad)
+        start = torch.full((bucket.batch,), self.tokens.pad)
         for row, prompt in enumerate(prompts):
             # A decoder-only model prefills all but the last token of the prompt, which is the input of the first step.
             source = prompt if start_id is not None else prompt[:-1]
@@ -62,26 +74,33 @@ class GraphRuntime:
             mask[row, : len(source)] = 1
             start[row] = start_id if start_id is not None else prompt[-1]
         slot = torch.tensor([*slots, *[0] * (bucket.batch - len(slots))])
-        constants = list(self.encode(bucket)(input_ids, mask, slot))
-        return GraphSession(self.open(bucket, num_beams, constants), bucket, len(prompts), start, slot)
+        return list(self.encode(bucket)(input_ids, mask, slot)), start, slot
 
 
-def with_host_state(graph: Callable[[Bucket, int], Callable[..., Any]], spec: StateSpec) -> OpenStep:
-    """Bind constants and state to graphs that take both at every call and write a column of the state in place.
+@dataclass(frozen=True)
+class HostState:
+    """An `OpenStep` for graphs that take constants and state at every call and write a column of the state in place.
 
-    Args:
+    Attributes:
         graph: A function of bucket and beam width that returns the step graph, (tokens, position, ancestors, slot,
             constants, state) -> candidates.
         spec: The shape of the state.
     """
 
-    def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
-        shape = (bucket.batch, spec.heads, bucket.target_len * num_beams, spec.head_dim)
-        state = [torch.zeros(shape, dtype=TORCH_DTYPES[spec.dtype]) for _ in range(spec.tensors)]
-        step, inputs = graph(bucket, num_beams), list(constants)
+    graph: Callable[[Bucket, int], Callable[..., Any]]
+    spec: StateSpec
+
+    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
+        """See `OpenStep`."""
+        state = [torch.zeros(shape, dtype=dtype) for shape, dtype in self.tensors(bucket, num_beams)]
+        step, inputs = self.graph(bucket, num_beams), list(constants)
         return lambda tokens, position, ancestors, slot: step(tokens, position, ancestors, slot, inputs, state)
 
-    return open_step
+    def tensors(self, bucket: Bucket, num_beams: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shapes and dtypes of the state."""
+        spec = self.spec
+        shape = (bucket.batch, spec.heads, bucket.target_len * num_beams, spec.head_dim)
+        return [(shape, TORCH_DTYPES[spec.dtype])] * spec.tensors
 
 
 class GraphSession:

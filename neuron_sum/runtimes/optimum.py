@@ -140,6 +140,9 @@ class OptimumGenerator:
         """The number of prompts per batch."""
         return self.max_prompts or max(bucket.batch for bucket in self.buckets)
 
+    def roll(self, settings: GenerateConfig) -> None:
+        """None: its graphs process one batch at a time."""
+
     def with_batch_size(self, prompts: int) -> "OptimumGenerator":
         """See `CompiledGenerator`."""
         return replace(self, max_prompts=prompts)

@@ -5,6 +5,7 @@ rule, and its processors NoRepeatNGramLogitsProcessor and MinNewTokensLengthLogi
 NumPy's calls take a third of the time of torch's. Letters in shapes: B examples, K beams, M candidates, V tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Candidates, Session
+from neuron_sum.runtimes.base import Candidates, Session, until_end
 
 NEVER = np.float32(-1.0e9)
 """A score below that of every beam; the same constant as in transformers."""
 REMOVED = np.float32("-inf")
 """The score of a token that is not allowed."""
+NOTHING = -1
+"""The place of a token before the first of a prompt."""
 
 Scores = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -34,7 +37,7 @@ class Counts:
 def search(
     session: Session, prompts: Tokens, ends: Sequence[int], settings: GenerateConfig, counts: Counts
 ) -> list[list[int]]:
-    """The new tokens of every example; behind an end token, they have no meaning.
+    """The new tokens of every example, up to and including the end token if there is one.
 
     Args:
         session: A batch.
@@ -43,47 +46,116 @@ def search(
         settings: The settings of the search.
         counts: Incremented by the search.
     """
-    bans = _Bans(prompts, ends, settings)
-    found = (_greedy if settings.num_beams == 1 else _beam_search)(session, bans, np.array(ends), settings, counts)
-    rows: list[list[int]] = found.tolist()
-    return rows
+    rows = range(len(prompts))
+    found = new_search(len(prompts), ends, settings, counts)
+    for row in rows:
+        found.start(row, prompts[row], session.start[row])
+    while found.is_running.any():
+        found.advance(session.step(found.tokens, found.beams))
+    return [found.result(row) for row in rows]
 
 
-class _Bans:
-    """The tokens that no_repeat_ngram_size and min_new_tokens do not allow."""
+class Search(ABC):
+    """The search for summaries in the rows of a batch; every row has its own step, and starts and ends by itself.
 
-    def __init__(self, prompts: Tokens, ends: Sequence[int], settings: GenerateConfig) -> None:
-        self._prompts, self._ends = prompts, np.array(ends)
-        self._ngram, self._min_new = settings.no_repeat_ngram_size, settings.min_new_tokens
+    Args:
+        batch: The number of rows, B.
+        ends: The tokens that end a summary.
+        settings: The settings of the search.
+        counts: Incremented at every step.
 
-    def find(self, written: Tokens) -> tuple[Tokens, Tokens] | None:
-        """The tokens that may not follow.
+    Attributes:
+        is_running: (B,), whether a row has an unfinished summary.
+        tokens: (B, K), the input tokens of the next step.
+        beams: (B, K), the beam of its example that each beam continues.
+    """
+
+    def __init__(self, batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> None:
+        self._settings, self._ends, self._counts = settings, np.array(ends), counts
+        shape = (batch, settings.num_beams)
+        self.is_running = np.zeros(batch, dtype=bool)
+        self.tokens = np.zeros(shape, dtype=np.int64)
+        self.beams = np.zeros(shape, dtype=np.int64) + np.arange(settings.num_beams)
+        self._new = np.zeros(batch, dtype=np.int64)  # tokens written so far
+        self._written = np.full((*shape, settings.max_new_tokens), ends[0])
+        self._prompts = np.full((batch, 1), NOTHING)
+        self._prompt_lengths = np.zeros(batch, dtype=np.int64)
+
+    def start(self, row: int, prompt: "Sequence[int] | Tokens", tokens: Tokens) -> None:
+        """Start a new summary in a row.
 
         Args:
-            written: (B, K, new), the new tokens of every beam.
+            row: The row; a summary that was there is forgotten.
+            prompt: The tokens before the first new one.
+            tokens: (K,), the input tokens of the first step.
+        """
+        if missing := max(0, len(prompt) - self._prompts.shape[1]):
+            more = np.full((len(self._prompts), missing), NOTHING)
+            self._prompts = np.concatenate([more, self._prompts], axis=1)
+        self._prompts[row] = NOTHING
+        self._prompts[row, self._prompts.shape[1] - len(prompt) :] = prompt
+        self._prompt_lengths[row], self._new[row] = len(prompt), 0
+        self.is_running[row], self.tokens[row] = True, tokens
+        self.beams[row] = np.arange(self.beams.shape[1])
+
+    def move(self, source: int, target: int) -> None:
+        """Move a running row to another one, which is not running."""
+        for array in vars(self).values():
+            if isinstance(array, np.ndarray) and array is not self._ends:
+                array[target] = array[source]
+        self.is_running[source] = False
+
+    @abstractmethod
+    def advance(self, candidates: Candidates) -> None:
+        """Choose the next tokens of the first rows.
+
+        Args:
+            candidates: The candidates of a step of the first rows; those behind them are not running.
+        """
+
+    @abstractmethod
+    def result(self, row: int) -> list[int]:
+        """The new tokens of a row that is finished, up to and including the end token if there is one."""
+
+    def _banned(self, count: int) -> tuple[Tokens, Tokens] | None:
+        """The tokens that no_repeat_ngram_size and min_new_tokens do not allow next.
+
+        Args:
+            count: The number of rows.
 
         Returns:
-            Rows of B * K, and a token for each; None if all tokens are allowed.
+            Rows of count * K, and a token for each; None if all tokens are allowed.
         """
-        batch, beams, new = written.shape
-        found = []
-        if new < self._min_new:
-            rows = np.arange(batch * beams).repeat(len(self._ends))
-            found.append((rows, np.tile(self._ends, batch * beams)))
-        size, length = self._ngram, self._prompts.shape[1] + new
-        if 0 < size <= length:
-            before = np.broadcast_to(self._prompts[:, None], (batch, beams, self._prompts.shape[1]))
-            history = np.concatenate([before, written], axis=2).reshape(batch * beams, length)
+        beams, size, found = self.tokens.shape[1], self._settings.no_repeat_ngram_size, []
+        is_running, new = self.is_running[:count], self._new[:count]
+        short = (is_running & (new < self._settings.min_new_tokens)).repeat(beams).nonzero()[0]
+        if len(short):
+            found.append((short.repeat(len(self._ends)), np.tile(self._ends, len(short))))
+        is_long = is_running & (self._prompt_lengths[:count] + new >= size)
+        if size and is_long.any():
+            before, longest = self._prompts.shape[1], int(new.max())
+            prompts = np.broadcast_to(self._prompts[:count, None], (count, beams, before))
+            history = np.concatenate([prompts, self._written[:count, :, :longest]], axis=2)
+            history = history.reshape(count * beams, -1)
+            length = before + new.repeat(beams)[:, None]
             follows = history[:, size - 1 :]
-            same = np.ones(follows.shape, dtype=bool)
+            same = is_long.repeat(beams)[:, None] & (np.arange(size - 1, history.shape[1]) < length)
+            last = np.take_along_axis(history, np.maximum(length - size + 1 + np.arange(size - 1), 0), axis=1)
             for place in range(size - 1):  # the last tokens of the history, compared with every earlier place
-                same &= history[:, place : place + follows.shape[1]] == history[:, length - size + 1 + place, None]
+                same &= history[:, place : place + follows.shape[1]] == last[:, place, None]
+            # The place of a window in front of the prompt contains NOTHING, which no token equals.
+            same &= follows != NOTHING
             rows, places = same.nonzero()
             if len(rows):
                 found.append((rows, follows[rows, places]))
         if not found:
             return None
         return np.concatenate([rows for rows, _ in found]), np.concatenate([tokens for _, tokens in found])
+
+
+def new_search(batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> Search:
+    """The search that the settings request; see `Search`."""
+    return (_Greedy if settings.num_beams == 1 else _BeamSearch)(batch, ends, settings, counts)
 
 
 def _remove(scores: Scores, tokens: Tokens, banned: tuple[Tokens, Tokens]) -> bool:
@@ -101,90 +173,110 @@ def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
     return scores
 
 
-def _greedy(session: Session, bans: _Bans, ends: Tokens, settings: GenerateConfig, counts: Counts) -> Tokens:
-    """Greedy search: (B, new tokens)."""
-    batch = len(session.start)
-    written = np.full((batch, 1, settings.max_new_tokens), ends[0])
-    tokens, rows = session.start, np.zeros_like(session.start)
-    finished = np.zeros(batch, dtype=bool)
-    for new in range(settings.max_new_tokens):
-        candidates = session.step(tokens, rows)
-        counts.steps += 1
-        logits, ids = candidates.logits, candidates.tokens
-        if (banned := bans.find(written[:, :, :new])) is not None:
+class _Greedy(Search):
+    def advance(self, candidates: Candidates) -> None:
+        """See `Search`."""
+        self._counts.steps += 1
+        logits, ids, ends = candidates.logits, candidates.tokens, self._ends
+        is_running = self.is_running[: len(logits)]
+        if (banned := self._banned(len(logits))) is not None:
             logits = logits.copy()
             _remove(logits, ids, banned)
-            if np.isneginf(logits.max(-1)).any() and ids.shape[-1] < candidates.vocabulary:
-                counts.all_logits += 1
+            if np.isneginf(logits.max(-1)[is_running]).any() and ids.shape[-1] < candidates.vocabulary:
+                self._counts.all_logits += 1
                 logits = candidates.all_logits().copy()
                 logits.reshape(-1, logits.shape[-1])[banned] = REMOVED
                 ids = np.broadcast_to(np.arange(candidates.vocabulary), logits.shape)
         # Of several largest logits, the first token, as argmax does.
         best = np.where(logits == logits.max(-1, keepdims=True), ids, candidates.vocabulary).min(-1)[:, 0]
-        best[finished] = ends[0]
-        written[:, 0, new] = best
-        finished |= np.isin(best, ends)
-        if finished.all():
-            break
-        tokens = best[:, None]
-    return written[:, 0]
+        best[~is_running] = ends[0]
+        rows = is_running.nonzero()[0]
+        self._written[rows, 0, self._new[rows]] = best[rows]
+        self._new[rows] += 1
+        self.tokens[: len(best), 0] = best
+        is_running &= ~np.isin(best, ends) & (self._new[: len(best)] < self._settings.max_new_tokens)
+
+    def result(self, row: int) -> list[int]:
+        """See `Search`."""
+        return until_end(self._written[row, 0, : self._new[row]].tolist(), self._ends.tolist())
 
 
-def _beam_search(session: Session, bans: _Bans, ends: Tokens, settings: GenerateConfig, counts: Counts) -> Tokens:
-    """The best finished beam of every example: (B, max_new_tokens).
+class _BeamSearch(Search):
+    """The best finished beam of every example.
 
-    `running` are the unfinished beams, `finished` the best ended ones. Every step has 2 K candidates, because K of them
-    may end at the same step; with several end tokens, K more for each.
+    `_written` are the unfinished beams, `_finished` the best ended ones. Every step has 2 K candidates, because K of
+    them may end at the same step; with several end tokens, K more for each.
     """
-    batch, beams, most = len(session.start), settings.num_beams, settings.max_new_tokens
-    kept = (1 + len(ends)) * beams
-    example = np.arange(batch)[:, None]
-    running = np.full((batch, beams, most), ends[0])
-    running_scores = np.full((batch, beams), NEVER)
-    running_scores[:, 0] = 0  # all beams are still equal, so only the first counts
-    finished, finished_scores = running.copy(), np.full((batch, beams), NEVER)
-    is_finished = np.zeros((batch, beams), dtype=bool)
-    can_improve = np.ones((batch, 1), dtype=bool)
-    tokens, rows = session.start, np.zeros((batch, beams), dtype=np.int64) + np.arange(beams)
-    for new in range(1, most + 1):
-        candidates = session.step(tokens, rows)
-        counts.steps += 1
-        banned = bans.find(running[:, :, : new - 1])
-        top_scores, top_rows, top_tokens = _top(candidates, running_scores, banned, kept, counts)
-        chosen = running[example, top_rows]
-        chosen[:, :, new - 1] = top_tokens
-        ended = np.isin(top_tokens, ends)
-        if new == most:
-            ended[:] = True
+
+    def __init__(self, batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> None:
+        super().__init__(batch, ends, settings, counts)
+        self._scores = np.full(self.tokens.shape, NEVER)
+        self._finished, self._finished_scores = self._written.copy(), self._scores.copy()
+        self._is_finished = np.zeros(self.tokens.shape, dtype=bool)
+        self._can_improve = np.ones((batch, 1), dtype=bool)
+
+    def start(self, row: int, prompt: "Sequence[int] | Tokens", tokens: Tokens) -> None:
+        """See `Search`."""
+        super().start(row, prompt, tokens)
+        self._written[row] = self._finished[row] = self._ends[0]
+        self._scores[row] = self._finished_scores[row] = NEVER
+        self._scores[row, 0] = 0  # all beams are still equal, so only the first counts
+        self._is_finished[row], self._can_improve[row] = False, True
+
+    def advance(self, candidates: Candidates) -> None:
+        """See `Search`."""
+        count, beams, most = len(candidates.logits), self.tokens.shape[1], self._settings.max_new_tokens
+        kept, example = (1 + len(self._ends)) * beams, np.arange(count)[:, None]
+        self._counts.steps += 1
+        is_running, can_improve = self.is_running[:count], self._can_improve[:count]
+        banned = self._banned(count)
+        top_scores, top_beams, top_tokens = _top(
+            candidates, self._scores[:count], banned, is_running, kept, self._counts
+        )
+        chosen = self._written[example, top_beams]
+        chosen[example, np.arange(kept), np.minimum(self._new[:count, None], most - 1)] = top_tokens
+        self._new[:count] += is_running
+        new = self._new[:count, None]
+        ended = np.isin(top_tokens, self._ends) | (new == most)
 
         continuing = np.where(ended, top_scores + NEVER, top_scores)
         best = _largest(continuing, beams)
-        running, running_scores = chosen[example, best], continuing[example, best]
-        tokens, rows = top_tokens[example, best], top_rows[example, best]
+        self._written[:count], self._scores[:count] = chosen[example, best], continuing[example, best]
+        self.tokens[:count], self.beams[:count] = top_tokens[example, best], top_beams[example, best]
 
-        scale = np.float32(new**settings.length_penalty)
-        counted = ended & (np.arange(kept) < beams) & can_improve
-        if settings.early_stopping:
+        scale = (np.maximum(new, 1).astype(np.float64) ** self._settings.length_penalty).astype(np.float32)
+        finished_scores, is_finished = self._finished_scores[:count], self._is_finished[:count]
+        counted = ended & (np.arange(kept) < beams) & can_improve & is_running[:, None]
+        if self._settings.early_stopping:
             counted &= ~is_finished.all(axis=1, keepdims=True)
         if counted.any():
             scores = np.where(counted, top_scores / scale, NEVER)
             merged = np.concatenate([finished_scores, scores], axis=1)
             best = _largest(merged, beams)
-            finished_scores = merged[example, best]
-            finished = np.concatenate([finished, chosen], axis=1)[example, best]
-            is_finished = np.concatenate([is_finished, counted], axis=1)[example, best]
+            finished_scores[:] = merged[example, best]
+            self._finished[:count] = np.concatenate([self._finished[:count], chosen], axis=1)[example, best]
+            is_finished[:] = np.concatenate([is_finished, counted], axis=1)[example, best]
 
         # The rule of transformers, a heuristic for early_stopping=False: continue if the best running beam, at its
         # present length, can still beat the worst finished one.
         worst = np.where(is_finished, finished_scores.min(axis=1, keepdims=True), NEVER)
-        can_improve &= (running_scores[:, :1] / scale > worst).any(axis=1, keepdims=True)
-        if not can_improve.any() or ended.all() or (settings.early_stopping and is_finished.all()):
-            break
-    return finished[:, 0]
+        can_improve &= (self._scores[:count, :1] / scale > worst).any(axis=1, keepdims=True)
+        is_running &= can_improve[:, 0] & ~ended.all(axis=1)
+        if self._settings.early_stopping:
+            is_running &= ~is_finished.all(axis=1)
+
+    def result(self, row: int) -> list[int]:
+        """See `Search`."""
+        return until_end(self._finished[row, 0].tolist(), self._ends.tolist())
 
 
 def _top(
-    candidates: Candidates, running: Scores, banned: tuple[Tokens, Tokens] | None, count: int, counts: Counts
+    candidates: Candidates,
+    running: Scores,
+    banned: tuple[Tokens, Tokens] | None,
+    is_running: NDArray[np.bool_],
+    count: int,
+    counts: Counts,
 ) -> tuple[Scores, Tokens, Tokens]:
     """The best continuations of the beams of every example.
 
@@ -192,6 +284,7 @@ def _top(
         candidates: The candidates of a step.
         running: (B, K), the scores of the beams.
         banned: The tokens that are not allowed.
+        is_running: (B,), the rows that matter.
         count: Number of continuations.
         counts: Incremented if all logits are read.
 
@@ -207,7 +300,7 @@ def _top(
     best = _largest(totals, count)
     top = totals[example, best]
     is_complete = listed == candidates.vocabulary or (not removed and listed >= count)
-    if is_complete or not (unlisted > top[:, -1:]).any():
+    if is_complete or not (unlisted > top[:, -1:])[is_running].any():
         return top, best // listed, ids.reshape(batch, -1)[example, best]
     counts.all_logits += 1
     vocabulary = candidates.vocabulary
