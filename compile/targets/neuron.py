@@ -318,7 +318,8 @@ def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceS
 def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     """`kv_cache.write_column` as XLA's dynamic-update-slice, which no torch operator lowers to: one for each example.
 
-    It has one start, and every example has its own step. Called as in optimum-neuron 0.4.5 for a run-time index (models/inference/backend/modules/kvcache/utils.py).
+    It has one start, and every example has its own step. Called as in optimum-neuron 0.4.5 for a run-time index
+    (models/inference/backend/modules/kvcache/utils.py).
     """
     from torch_neuronx.xla_impl.ops import xla_hlo_call
 

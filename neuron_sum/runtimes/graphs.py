@@ -133,11 +133,7 @@ class GraphSession:
         position = torch.full((len(self._tokens),), self._position)
         values, ids, log_sum, logits = self._step(self._tokens, position, self._ancestors, self._slot)
         self._position += 1
-        read = [part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)]
+        selected = [part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)]
         return Candidates(
-            read[0],
-            read[1],
-            read[2],
-            vocabulary=logits.shape[-1],
-            all_logits=lambda: logits.cpu().numpy()[: self._examples],
+            selected[0], selected[1], selected[2], logits.shape[-1], lambda: logits.cpu().numpy()[: self._examples]
         )

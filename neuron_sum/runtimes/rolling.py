@@ -221,11 +221,8 @@ class RollingSession:
                 old.copy_(new)
         # A finished row that no prompt has taken repeats its last step.
         self._position[:count] = (self._position[:count] + 1).clamp(max=self._largest.target_len - 1)
-        return Candidates(
-            *(part.numpy()[:count] for part in (values, ids, log_sum)),
-            vocabulary=logits.shape[-1],
-            all_logits=lambda: logits.numpy()[:count],
-        )
+        selected = [part.numpy()[:count] for part in (values, ids, log_sum)]
+        return Candidates(selected[0], selected[1], selected[2], logits.shape[-1], lambda: logits.numpy()[:count])
 
     def move(self, source: int, target: int) -> None:
         """Move a row to a free one."""

@@ -71,15 +71,15 @@ class Search(ABC):
     """
 
     def __init__(self, batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> None:
-        self._settings, self._ends, self._counts = settings, np.array(ends), counts
-        shape = (batch, settings.num_beams)
+        self._settings, self._ends, self._counts = settings, tuple(ends), counts
+        shape, self._most = (batch, settings.num_beams), settings.max_new_tokens
         self.is_running = np.zeros(batch, dtype=bool)
         self.tokens = np.zeros(shape, dtype=np.int64)
         self.beams = np.zeros(shape, dtype=np.int64) + np.arange(settings.num_beams)
         self._new = np.zeros(batch, dtype=np.int64)  # tokens written so far
-        self._written = np.full((*shape, settings.max_new_tokens), ends[0])
-        self._prompts = np.full((batch, 1), NOTHING)
-        self._prompt_lengths = np.zeros(batch, dtype=np.int64)
+        self._written = np.full((*shape, self._most + 1), ends[0])  # behind the last place, finished rows write
+        # For bans: the prompt and the new tokens of every beam, the newest at the end, NOTHING before the first.
+        self._history = np.full((*shape, self._most + 1), NOTHING)
 
     def start(self, row: int, prompt: "Sequence[int] | Tokens", tokens: Tokens) -> None:
         """Start a new summary in a row.
@@ -89,19 +89,18 @@ class Search(ABC):
             prompt: The tokens before the first new one.
             tokens: (K,), the input tokens of the first step.
         """
-        if missing := max(0, len(prompt) - self._prompts.shape[1]):
-            more = np.full((len(self._prompts), missing), NOTHING)
-            self._prompts = np.concatenate([more, self._prompts], axis=1)
-        self._prompts[row] = NOTHING
-        self._prompts[row, self._prompts.shape[1] - len(prompt) :] = prompt
-        self._prompt_lengths[row], self._new[row] = len(prompt), 0
-        self.is_running[row], self.tokens[row] = True, tokens
+        if missing := max(0, len(prompt) + self._most - self._history.shape[2]):
+            before = np.full((*self.tokens.shape, missing), NOTHING)
+            self._history = np.concatenate([before, self._history], axis=2)
+        self._history[row] = NOTHING
+        self._history[row, :, self._history.shape[2] - len(prompt) :] = prompt
+        self.is_running[row], self.tokens[row], self._new[row] = True, tokens, 0
         self.beams[row] = np.arange(self.beams.shape[1])
 
     def move(self, source: int, target: int) -> None:
         """Move a running row to another one, which is not running."""
         for array in vars(self).values():
-            if isinstance(array, np.ndarray) and array is not self._ends:
+            if isinstance(array, np.ndarray):
                 array[target] = array[source]
         self.is_running[source] = False
 
@@ -117,6 +116,19 @@ class Search(ABC):
     def result(self, row: int) -> list[int]:
         """The new tokens of a row that is finished, up to and including the end token if there is one."""
 
+    def _append(self, tokens: Tokens, beams: Tokens | None = None) -> None:
+        """Append the tokens (count, K) of a step to the history of the beams (count, K) that they continue."""
+        if self._settings.no_repeat_ngram_size:
+            past = self._history[: len(tokens)]
+            past[..., :-1] = (past if beams is None else past[np.arange(len(tokens))[:, None], beams])[..., 1:]
+            past[..., -1] = tokens
+
+    def _is_end(self, tokens: Tokens) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = tokens == self._ends[0]
+        for end in self._ends[1:]:
+            found |= tokens == end
+        return found
+
     def _banned(self, count: int) -> tuple[Tokens, Tokens] | None:
         """The tokens that no_repeat_ngram_size and min_new_tokens do not allow next.
 
@@ -126,30 +138,21 @@ class Search(ABC):
         Returns:
             Rows of count * K, and a token for each; None if all tokens are allowed.
         """
-        beams, size, found = self.tokens.shape[1], self._settings.no_repeat_ngram_size, []
-        is_running, new = self.is_running[:count], self._new[:count]
-        short = (is_running & (new < self._settings.min_new_tokens)).repeat(beams).nonzero()[0]
-        if len(short):
+        size, beams, found = self._settings.no_repeat_ngram_size, self.tokens.shape[1], []
+        if self._settings.min_new_tokens:
+            short = (self._new[:count] < self._settings.min_new_tokens).repeat(beams).nonzero()[0]
             found.append((short.repeat(len(self._ends)), np.tile(self._ends, len(short))))
-        is_long = is_running & (self._prompt_lengths[:count] + new >= size)
-        if size and is_long.any():
-            before, longest = self._prompts.shape[1], int(new.max())
-            prompts = np.broadcast_to(self._prompts[:count, None], (count, beams, before))
-            history = np.concatenate([prompts, self._written[:count, :, :longest]], axis=2)
-            history = history.reshape(count * beams, -1)
-            length = before + new.repeat(beams)[:, None]
-            follows = history[:, size - 1 :]
-            same = is_long.repeat(beams)[:, None] & (np.arange(size - 1, history.shape[1]) < length)
-            last = np.take_along_axis(history, np.maximum(length - size + 1 + np.arange(size - 1), 0), axis=1)
+        if 0 < size <= self._history.shape[2]:
+            history = self._history[:count].reshape(count * beams, -1)
+            follows, length = history[:, size - 1 :], history.shape[1]
+            same = follows != NOTHING
             for place in range(size - 1):  # the last tokens of the history, compared with every earlier place
-                same &= history[:, place : place + follows.shape[1]] == last[:, place, None]
-            # The place of a window in front of the prompt contains NOTHING, which no token equals.
-            same &= follows != NOTHING
+                same &= history[:, place : place + follows.shape[1]] == history[:, length - size + 1 + place, None]
             rows, places = same.nonzero()
-            if len(rows):
-                found.append((rows, follows[rows, places]))
-        if not found:
-            return None
+            found.append((rows, follows[rows, places]))
+        found = [pair for pair in found if len(pair[0])]
+        if len(found) < 2:
+            return found[0] if found else None
         return np.concatenate([rows for rows, _ in found]), np.concatenate([tokens for _, tokens in found])
 
 
@@ -177,9 +180,9 @@ class _Greedy(Search):
     def advance(self, candidates: Candidates) -> None:
         """See `Search`."""
         self._counts.steps += 1
-        logits, ids, ends = candidates.logits, candidates.tokens, self._ends
-        is_running = self.is_running[: len(logits)]
-        if (banned := self._banned(len(logits))) is not None:
+        logits, ids, count = candidates.logits, candidates.tokens, len(candidates.logits)
+        is_running, new = self.is_running[:count], self._new[:count]
+        if (banned := self._banned(count)) is not None:
             logits = logits.copy()
             _remove(logits, ids, banned)
             if np.isneginf(logits.max(-1)[is_running]).any() and ids.shape[-1] < candidates.vocabulary:
@@ -188,17 +191,17 @@ class _Greedy(Search):
                 logits.reshape(-1, logits.shape[-1])[banned] = REMOVED
                 ids = np.broadcast_to(np.arange(candidates.vocabulary), logits.shape)
         # Of several largest logits, the first token, as argmax does.
-        best = np.where(logits == logits.max(-1, keepdims=True), ids, candidates.vocabulary).min(-1)[:, 0]
-        best[~is_running] = ends[0]
-        rows = is_running.nonzero()[0]
-        self._written[rows, 0, self._new[rows]] = best[rows]
-        self._new[rows] += 1
-        self.tokens[: len(best), 0] = best
-        is_running &= ~np.isin(best, ends) & (self._new[: len(best)] < self._settings.max_new_tokens)
+        best = np.where(logits == logits.max(-1, keepdims=True), ids, candidates.vocabulary).min(-1)
+        best[~is_running] = self._ends[0]
+        self._written[np.arange(count), 0, new] = best[:, 0]
+        self._append(best)
+        self.tokens[:count] = best
+        new += is_running
+        is_running &= ~self._is_end(best[:, 0]) & (new < self._most)
 
     def result(self, row: int) -> list[int]:
         """See `Search`."""
-        return until_end(self._written[row, 0, : self._new[row]].tolist(), self._ends.tolist())
+        return until_end(self._written[row, 0, : self._new[row]].tolist(), self._ends)
 
 
 class _BeamSearch(Search):
@@ -214,6 +217,7 @@ class _BeamSearch(Search):
         self._finished, self._finished_scores = self._written.copy(), self._scores.copy()
         self._is_finished = np.zeros(self.tokens.shape, dtype=bool)
         self._can_improve = np.ones((batch, 1), dtype=bool)
+        self._scales = [np.float32(max(new, 1) ** settings.length_penalty) for new in range(self._most + 1)]
 
     def start(self, row: int, prompt: "Sequence[int] | Tokens", tokens: Tokens) -> None:
         """See `Search`."""
@@ -225,7 +229,7 @@ class _BeamSearch(Search):
 
     def advance(self, candidates: Candidates) -> None:
         """See `Search`."""
-        count, beams, most = len(candidates.logits), self.tokens.shape[1], self._settings.max_new_tokens
+        count, beams = len(candidates.logits), self.tokens.shape[1]
         kept, example = (1 + len(self._ends)) * beams, np.arange(count)[:, None]
         self._counts.steps += 1
         is_running, can_improve = self.is_running[:count], self._can_improve[:count]
@@ -234,17 +238,18 @@ class _BeamSearch(Search):
             candidates, self._scores[:count], banned, is_running, kept, self._counts
         )
         chosen = self._written[example, top_beams]
-        chosen[example, np.arange(kept), np.minimum(self._new[:count, None], most - 1)] = top_tokens
-        self._new[:count] += is_running
-        new = self._new[:count, None]
-        ended = np.isin(top_tokens, self._ends) | (new == most)
+        new = self._new[:count]
+        chosen[example, np.arange(kept), new[:, None]] = top_tokens
+        new += is_running
+        ended = self._is_end(top_tokens) | (new == self._most)[:, None]
 
         continuing = np.where(ended, top_scores + NEVER, top_scores)
         best = _largest(continuing, beams)
         self._written[:count], self._scores[:count] = chosen[example, best], continuing[example, best]
         self.tokens[:count], self.beams[:count] = top_tokens[example, best], top_beams[example, best]
+        self._append(self.tokens[:count], self.beams[:count])
 
-        scale = (np.maximum(new, 1).astype(np.float64) ** self._settings.length_penalty).astype(np.float32)
+        scale = np.array([self._scales[length] for length in new.tolist()])[:, None]
         finished_scores, is_finished = self._finished_scores[:count], self._is_finished[:count]
         counted = ended & (np.arange(kept) < beams) & can_improve & is_running[:, None]
         if self._settings.early_stopping:
@@ -267,7 +272,7 @@ class _BeamSearch(Search):
 
     def result(self, row: int) -> list[int]:
         """See `Search`."""
-        return until_end(self._finished[row, 0].tolist(), self._ends.tolist())
+        return until_end(self._finished[row, 0, : self._most].tolist(), self._ends)
 
 
 def _top(
