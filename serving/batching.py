@@ -1,7 +1,9 @@
-"""Dynamic batching: puts the requests of many clients into batches without a batching delay.
+"""Continuous batching: puts the requests of many clients into batches without a batching delay.
 
 One thread runs the graphs. When it is free, it takes the next item in turn and as many others with the same settings
-as fit into the largest batch: a single item starts at once; under load, batches fill up.
+as fit into the largest batch: a single item starts at once; under load, batches fill up. If the generator supports it
+(`CompiledGenerator.roll`), items also join a running batch as others finish; otherwise the next batch starts when all
+items of the last one have finished.
 
 Requests take turns (weighted start-time fair queueing, Goyal et al. 1996): the items of a request are some batches
 apart, so that a request with many items does not delay small requests that arrive later. Rows that no other request
@@ -17,9 +19,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ArtifactError, ModelError
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import CompiledGenerator
+from neuron_sum.runtimes.base import CompiledGenerator, RunningBatch
 from serving.schema import DEFECT, RETRY, ServiceError
 
 LOG = logging.getLogger("neuron_sum")
@@ -34,7 +36,7 @@ LARGE_SHARE = 0.75
 """The share of the queue that requests of several items may fill; the rest is for single items."""
 
 SMOOTHING = 0.2
-"""Weight of the newest batch in the running mean of seconds per item."""
+"""Weight of the newest batch, or of as many items as run together, in the running mean of seconds per item."""
 
 
 @dataclass(eq=False)
@@ -50,8 +52,8 @@ class Work:
         result: The new tokens.
         arrived: Time of arrival on the monotonic clock.
         turn: Position in the order in which items start; the smallest is first.
-        started: Start time of its batch on the monotonic clock; 0 before.
-        batch: Number of items in its batch.
+        started: Time on the monotonic clock at which its batch started or it joined one; 0 before.
+        batch: Number of items in its batch, the largest while it ran.
     """
 
     prompt: Sequence[int]
@@ -61,7 +63,7 @@ class Work:
     truncated: bool = False
     result: "Future[list[int]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
-    turn: int = 0
+    turn: float = 0.0
     started: float = 0.0
     batch: int = 0
 
@@ -72,7 +74,8 @@ class Batcher:
     Args:
         generator: The generator; only this thread runs it.
         queue_size: Maximum number of waiting items.
-        on_batch: Called with the items and the seconds of every finished batch.
+        on_batch: Called with the items and the seconds of every finished batch; of a running batch that others join,
+            with every finished item and its seconds in the batch.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._changed = threading.Condition()
         self._seconds_per_item = 0.0
-        self._turn = 0
+        self._turn = 0.0
+        self._rolling: tuple[GenerateConfig, RunningBatch | None] | None = None
         self.running_since: float | None = None
+        """Start of the batch that runs now, or of the step of a running batch that others join."""
         threading.Thread(target=self._run, name="batcher", daemon=True).start()
 
     @property
@@ -128,36 +133,135 @@ class Batcher:
     def _run(self) -> None:
         while True:
             batch = self._next()
+            if (running := self._running_batch(batch[0].settings)) is not None:
+                self._roll(running, batch)
+                continue
             self.running_since = started = time.monotonic()
             for work in batch:
                 work.started, work.batch = started, len(batch)
             self._generate(batch)
             seconds = time.monotonic() - started
             self.running_since = None
-            per_item = seconds / len(batch)
-            mean = self._seconds_per_item
-            self._seconds_per_item = per_item if not mean else mean + SMOOTHING * (per_item - mean)
-            try:
-                self._on_batch(batch, seconds)
-            except Exception:  # the thread must continue: without it, no request would be answered
-                LOG.exception("cannot record the metrics of a batch")
+            self._measure(seconds / len(batch), SMOOTHING)
+            self._report(batch, seconds)
 
     def _next(self) -> list[Work]:
-        """The item whose turn it is and others that can share its batch, in turn; expired items are dropped."""
+        """Wait for the item whose turn it is, and take it with others that can share its batch."""
         with self._changed:
             while True:
-                batch: list[Work] = []
-                remaining: deque[Work] = deque()
-                for work in filter(_is_wanted, self._queue):
-                    fits = not batch or work.settings == batch[0].settings
-                    (batch if fits and len(batch) < self._generator.batch_size else remaining).append(work)
-                self._queue = remaining
-                self._turn = max([self._turn + 1, *(work.turn for work in batch)])
-                # A running future can no longer be cancelled, so its result can be set.
-                if batch := [work for work in batch if work.result.set_running_or_notify_cancel()]:
+                if batch := self._take(self._generator.batch_size, None):
+                    self._turn = max([self._turn + 1, *(work.turn for work in batch)])
                     return batch
-                if not remaining:
+                if not self._queue:
                     self._changed.wait()
+
+    def _take(self, most: int, settings: GenerateConfig | None) -> list[Work]:
+        """Take items with the same settings from the queue, in turn; expired items are dropped.
+
+        Args:
+            most: The largest number of items.
+            settings: The settings of a running batch. It gets no item while the item whose turn it is has others, so
+                that it ends, and the others run. None for those of the item whose turn it is.
+        """
+        wanted = deque(filter(_is_wanted, self._queue))
+        first = wanted[0].settings if wanted else None
+        batch: list[Work] = []
+        remaining: deque[Work] = deque()
+        for work in wanted:
+            fits = work.settings == first and settings in (None, first)
+            (batch if fits and len(batch) < most else remaining).append(work)
+        self._queue = remaining
+        # A running future can no longer be cancelled, so its result can be set.
+        return [work for work in batch if work.result.set_running_or_notify_cancel()]
+
+    def _running_batch(self, settings: GenerateConfig) -> RunningBatch | None:
+        """An empty running batch with these settings, whose memory is used again for the next one."""
+        if self._rolling is None or self._rolling[0] != settings:
+            try:
+                running = self._generator.roll(settings)
+            except ArtifactError:  # the error is reported for each item
+                running = None
+            self._rolling = settings, running
+        return self._rolling[1]
+
+    def _roll(self, running: RunningBatch, waiting: list[Work]) -> None:
+        """Run a batch that other items join, until it is empty."""
+        settings, since = waiting[0].settings, time.monotonic()
+        items: dict[int, Work] = {}
+        while waiting or items:
+            waiting = self._join(running, waiting, items)
+            active = len(items)
+            if done := self._step(running, items):
+                now = time.monotonic()
+                self._measure((now - since) / len(done), SMOOTHING * len(done) / active)
+                since = now
+                for work in done:
+                    self._report([work], now - work.started)
+            if not waiting:
+                waiting = self._joining(settings, self._generator.batch_size - len(items))
+        self.running_since = None
+
+    def _joining(self, settings: GenerateConfig, most: int) -> list[Work]:
+        with self._changed:
+            if batch := self._take(most, settings):
+                # Every full batch of items is one turn, as without continuous batching.
+                turn = self._turn + len(batch) / self._generator.batch_size
+                self._turn = max([turn, *(work.turn for work in batch)])
+            return batch
+
+    def _join(self, running: RunningBatch, waiting: list[Work], items: dict[int, Work]) -> list[Work]:
+        """Let items join a running batch; returns those without a row."""
+        while size := running.room(len(waiting)) if waiting else 0:
+            group, waiting = waiting[:size], waiting[size:]
+            self.running_since = now = time.monotonic()
+            try:
+                numbers = running.join([work.prompt for work in group], [work.adapter for work in group])
+            except Exception as error:  # noqa: BLE001  any error is sent to the client, and the thread continues
+                if len(group) == 1:
+                    group[0].result.set_exception(as_service_error(error))
+                for work in group if len(group) > 1 else ():
+                    self._join(running, [work], items)
+            else:
+                items.update(zip(numbers, group, strict=True))
+                for work in group:
+                    work.started = now
+        for work in items.values():
+            work.batch = max(work.batch, len(items))
+        return waiting
+
+    def _step(self, running: RunningBatch, items: dict[int, Work]) -> list[Work]:
+        """Generate a token of every item, and set the results of the finished ones, which are returned.
+
+        If it fails, every item is run alone, so that one item does not affect the others.
+        """
+        if not items:
+            return []
+        self.running_since = time.monotonic()
+        try:
+            finished = running.step()
+        except Exception:
+            LOG.warning("a step of a running batch failed; its items are run one by one", exc_info=True)
+            running.close()
+            done = list(items.values())
+            items.clear()
+            for work in done:
+                self.running_since = time.monotonic()
+                self._generate([work])
+            return done
+        done = [items.pop(number) for number, _ in finished]
+        for work, (_, tokens) in zip(done, finished, strict=True):
+            work.result.set_result(tokens)
+        return done
+
+    def _measure(self, per_item_s: float, weight: float) -> None:
+        mean = self._seconds_per_item
+        self._seconds_per_item = per_item_s if not mean else mean + weight * (per_item_s - mean)
+
+    def _report(self, batch: Sequence[Work], seconds: float) -> None:
+        try:
+            self._on_batch(batch, seconds)
+        except Exception:  # the thread must continue: without it, no request would be answered
+            LOG.exception("cannot record the metrics of a batch")
 
     def _generate(self, batch: Sequence[Work]) -> None:
         """Set every result; if a batch fails, run its items one by one, so that one item does not affect the others."""

@@ -284,7 +284,8 @@ class Service:
 
     def _report_batch(self, batch: Sequence[Work], seconds: float) -> None:
         longest = max(len(work.prompt) for work in batch)
-        bucket = choose_bucket(self._generator, len(batch), longest, batch[0].settings)
+        size = max(work.batch for work in batch)
+        bucket = choose_bucket(self._generator, size, longest, batch[0].settings)
         metrics.report_batch(batch, seconds, self._batcher.waiting, str(bucket))
 
     def _report_request(self, record: _RequestRecord, status: int) -> None:

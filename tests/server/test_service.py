@@ -60,6 +60,9 @@ class Slow:
         self.began = threading.Semaphore(0)
         self.batches: list[list[Any]] = []
 
+    def roll(self, settings: GenerateConfig) -> "Steps | None":
+        return None
+
     def generate(self, prompts: Sequence[Any], settings: GenerateConfig, adapters: Sequence[Any]) -> list[list[int]]:
         self.batches.append(list(prompts))
         self.began.release()
@@ -71,6 +74,53 @@ class Slow:
         if any("gone" in prompt for prompt in prompts):
             raise ModelError("no adapter 'gone'", "loaded: none")
         return [[len(prompt)] for prompt in prompts]
+
+
+class Steps:
+    """A running batch of two rows: a summary takes as many steps as its name has letters; every step waits."""
+
+    def __init__(self, slow: Slow) -> None:
+        self.slow, self.remaining, self.lengths, self.fails = slow, dict[int, int](), list[int](), False
+
+    @property
+    def running(self) -> int:
+        return len(self.remaining)
+
+    def room(self, waiting: int) -> int:
+        return min(waiting, 2 - self.running)
+
+    def join(self, prompts: Sequence[Any], adapters: Sequence[Any]) -> list[int]:
+        if any("gone" in prompt for prompt in prompts):
+            raise ModelError("no adapter 'gone'", "loaded: none")
+        self.slow.batches += [list(prompt) for prompt in prompts]
+        for [name] in prompts:
+            self.remaining[len(self.lengths)] = len(name)
+            self.lengths.append(len(name))
+        return list(range(len(self.lengths)))[-len(prompts) :]
+
+    def step(self) -> list[tuple[int, list[int]]]:
+        self.slow.began.release()
+        assert self.slow.go.acquire(timeout=30)
+        if self.fails:
+            raise RuntimeError("a step")
+        self.remaining = {number: steps - 1 for number, steps in self.remaining.items()}
+        done = [number for number, steps in self.remaining.items() if steps == 0]
+        for number in done:
+            del self.remaining[number]
+        return [(number, [self.lengths[number]]) for number in done]
+
+    def close(self) -> None:
+        self.remaining.clear()
+
+
+class Rolling(Slow):
+    """The same, with a running batch of two rows."""
+
+    batch_size = 2
+
+    def roll(self, settings: GenerateConfig) -> Steps:
+        self.steps = Steps(self)
+        return self.steps
 
 
 def works(*names: str, **settings: Any) -> list[Work]:
@@ -279,11 +329,81 @@ def test_failing_metrics_do_not_stop_the_service(slow: Slow) -> None:
         assert work.result.result(10) == [1]
 
 
+def test_items_join_a_running_batch_in_turn_and_other_settings_let_it_end() -> None:
+    slow, reported = Rolling(), list[tuple[list[Any], int]]()
+    batcher = Batcher(slow, 100, lambda batch, seconds: reported.append((batch[0].prompt, batch[0].batch)))  # type: ignore[arg-type, func-returns-value, return-value]
+    long, short, joining, late = works("aaaaaa", "bb", "cc", "dd")
+    [other] = works("e", num_beams=2)
+    batcher.submit([long])
+    assert slow.began.acquire(timeout=10)
+    since = batcher.running_since
+    for work in (short, joining, other, late):
+        batcher.submit([work])
+    for work, steps in ((short, 3), (joining, 2)):  # of the first long one, one step has begun
+        for _ in range(steps):
+            slow.go.release()
+        assert work.result.result(10) == [2] and not long.result.done()
+    slow.go.release()
+    assert long.result.result(10) == [6]
+    assert batcher.running_since != since, "a batch that others join does not count as hanging"
+    assert not late.result.done(), "the batch ends, because the next item has other settings"
+    for _ in range(3):
+        slow.go.release()
+    assert other.result.result(10) == [1] and late.result.result(10) == [2]
+    assert slow.batches == [["aaaaaa"], ["bb"], ["cc"], ["e"], ["dd"]]
+    assert not wait_until(lambda: len(reported) < 5)
+    assert reported[:3] == [(["bb"], 2), (["cc"], 2), (["aaaaaa"], 2)]
+
+
+def test_failures_in_a_running_batch_reach_only_their_items() -> None:
+    slow = Rolling()
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    gone, good, bad = works("gone", "good", "bad")
+    batcher.submit([gone, good])
+    assert gone.result.exception(10).code == 404  # type: ignore[union-attr]
+    for _ in range(4):
+        slow.go.release()
+    assert good.result.result(10) == [4]
+    slow.steps.fails = True
+    [other] = works("xyz")
+    batcher.submit([bad, other])
+    for _ in range(3):
+        slow.go.release()
+    assert bad.result.exception(10).code == 500 and other.result.result(10) == [1]  # type: ignore[union-attr]
+    slow.steps.fails = False
+    [after] = works("y")
+    batcher.submit([after])
+    slow.go.release()
+    assert after.result.result(10) == [1]
+
+
+def test_concurrent_requests_get_the_summaries_that_they_get_alone(ask: Callable[..., Answer]) -> None:
+    service: Service = ask.service  # type: ignore[attr-defined]
+    bodies = [
+        {
+            "inputs": DIALOGUE * (1 + number % 4) + f" {number}",
+            "parameters": {"num_beams": 1 + number % 2, "adapter": ("default", "base")[number // 2 % 2]},
+        }
+        for number in range(16)
+    ]
+    alone = [json.loads(ask(body).body) for body in bodies]
+
+    async def together() -> list[Any]:
+        raw = [json.dumps(body).encode() for body in bodies]
+        return list(await asyncio.gather(*(service.answer(body, JSON, None, None, "test") for body in raw)))
+
+    assert [json.loads(answer.body) for answer in asyncio.run(together())] == alone
+    assert isinstance(service._generator, StepGenerator)
+    rolling = service._batcher._rolling
+    assert rolling is not None and rolling[1] is not None
+
+
 @pytest.fixture
 def held(lora_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """A service with a short deadline whose graphs do not end before the test does."""
     service = Service.load(lora_artifact.path, LIMITS.model_copy(update={"deadline_s": 0.3}), tmp_path / "adapters")
     go = threading.Event()
+    monkeypatch.setattr(StepGenerator, "roll", lambda *_: None)
     monkeypatch.setattr(StepGenerator, "generate", lambda *_: go.wait(30) and [[1]])
     yield service
     go.set()
