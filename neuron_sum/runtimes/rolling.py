@@ -1,6 +1,6 @@
 """Continuous batching: prompts join a running batch in the rows of finished summaries, each row with its own step.
 
-Joining prompts are encoded in a small graph of their own length, and the encoder's outputs are copied into their rows
+Joining prompts are encoded in the smallest graph that fits them, and the encoder's outputs are copied into their rows
 of the running batch. A step runs in the smallest bucket that has the rows in use: all buckets share the memory of the
 largest, because the rows of a smaller one are its beginning. This needs constants and state in the host's memory
 (`HostState`), so it works on the CPU target only.
