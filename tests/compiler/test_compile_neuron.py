@@ -229,7 +229,7 @@ def test_graphs_share_buffers_by_name(
     models = {graph.kind: NxDModel.load(str(artifact.path / graph.file)) for graph in artifact.manifest.graphs}
     [encode], [step] = ([*models[kind].input_shape_map] for kind in ("encode", "step"))
     assert encode == "(input_ids: [3, 192], attention_mask: [3, 192], rows: [3], slot: [3])"
-    assert step == "(tokens: [3, 2], position: [1], ancestors: [3, 2, 12], slot: [3])"
+    assert step == "(tokens: [3, 2], position: [3], ancestors: [3, 2, 12], slot: [3])"
     state = {"state_3x12x2_0": [3, 2, 24, 8], "state_3x12x2_1": [3, 2, 24, 8]}
     constants = {"constants_3x192_0": [3, 1, 1, 196]} | {f"constants_3x192_{i}": [3, 2, 196, 8] for i in (1, 2)}
     shapes = {
