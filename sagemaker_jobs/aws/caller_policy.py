@@ -80,7 +80,7 @@ def caller_policy(
         ),
         allow("RoleOfARun", ["iam:CreateRole", "iam:TagRole"], [roles], with_tag),
         allow(
-            "RoleKeeping",
+            "Roles",
             [
                 "iam:GetRole",
                 "iam:PutRolePolicy",
@@ -93,7 +93,7 @@ def caller_policy(
             [roles],
         ),
         allow(
-            "PassToServices",
+            "PassRole",
             ["iam:PassRole"],
             passed,
             {"StringEquals": {"iam:PassedToService": [f"{service}.amazonaws.com" for service in SERVICES]}},

@@ -98,6 +98,7 @@ def test_the_policy_of_the_caller_allows_every_call_in_the_code() -> None:
         "cloudwatch:DeleteAlarms",
         "cloudwatch:DescribeAlarms",
         "sagemaker:InvokeEndpoint",
+        "sagemaker:InvokeEndpointWithResponseStream",
         "sagemaker:UpdateEndpointWeightsAndCapacities",
     }
     """Actions that AWS requires in addition to the call itself, and the calls of `request`."""
