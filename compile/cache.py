@@ -54,7 +54,7 @@ def key(
     graph: GraphFile,
     target: Target,
     weights_sha256: str | None,
-    first: str | None = None,
+    layout: str | None = None,
 ) -> str:
     """The hash of everything a compiled graph depends on: dimensions, shape, dtype, code, torch, compiler, machine.
 
@@ -64,7 +64,7 @@ def key(
         graph: The graph to compile.
         target: The device that the graph is compiled for.
         weights_sha256: The hash of the weights if they are compiled in, otherwise None.
-        first: The key of the graph whose layout of the weights this one takes.
+        layout: The hash of the layout of the weights, if another graph chooses it.
     """
     content = {
         "config": {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT},
@@ -84,7 +84,7 @@ def key(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "weights": weights_sha256,
-        "first": first,
+        "layout": layout,
         **target.identity(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +38,14 @@ from neuron_sum.artifact import (
     open_artifact,
     write_manifest,
 )
-from neuron_sum.errors import Interrupted
+from neuron_sum.errors import CompileError, Interrupted
 from neuron_sum.platform import cpu, threads
 from neuron_sum.recipes.schema import CompileConfig
 from neuron_sum.runtimes.slots import AdapterSlots
 from neuron_sum.runtimes.weights import PACKED, PLAIN
 
 HEAD = "head" + PLAIN
+NO_LAYOUT = "not chosen yet"
 LAYOUT = ".layout"
 """The suffix of a file in the cache with the layout of the weights that the first graph of an artifact prefers."""
 COMPILED_ADAPTER = "default"
@@ -64,6 +65,7 @@ class CompilePlan:
         graphs: The graphs.
         cached: The file of each graph in the cache, whether it exists or not.
         layout: The file that the first graph writes and the others read, in the cache; None without one.
+        layout_key: Its hash; NO_LAYOUT if it does not exist yet.
     """
 
     config: PretrainedConfig
@@ -74,11 +76,18 @@ class CompilePlan:
     graphs: tuple[GraphFile, ...]
     cached: Mapping[str, Path]
     layout: Path | None = None
+    layout_key: str | None = None
 
     @property
     def settings(self) -> CompileConfig:
         """The recipe's compile section, after a fallback of the target."""
         return self.target.settings
+
+    def jobs(self, graphs: Sequence[GraphFile], weights: Path | None) -> list[Job]:
+        """The jobs that compile graphs."""
+        return [
+            Job(self.config, self.options, graph, self.target, self.cached[graph.file], weights) for graph in graphs
+        ]
 
     @property
     def missing(self) -> list[GraphFile]:
@@ -157,18 +166,19 @@ def make_plan(source: Source) -> CompilePlan:
     source.check_adapter(_slots(static) if source.uses_adapter_slot else None)
     graphs = [graph for bucket in buckets for graph in bucket_graphs(bucket, num_beams, target.suffix)]
     weights_hash = source.weights_hash() if target.weights_inside else None
-    first_key = layout = None
+    first_key = layout = layout_key = None
     if (first := target.first(graphs)) is not None:
         graphs = [first, *(graph for graph in graphs if graph != first)]
         first_key = cache.key(config, options, first, target, weights_hash)
         layout = cache.path(first_key, LAYOUT)
+        layout_key = files.sha256(layout) if layout.is_file() else NO_LAYOUT
         target = target.with_layout(first, layout)
     keys = {
-        graph.file: first_key if graph == first else cache.key(config, options, graph, target, weights_hash, first_key)
+        graph.file: first_key if graph == first else cache.key(config, options, graph, target, weights_hash, layout_key)
         for graph in graphs
     }
     cached = {file: cache.path(key, target.suffix) for file, key in keys.items() if key}
-    return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached, layout)
+    return CompilePlan(config, options, target, buckets, num_beams, tuple(graphs), cached, layout, layout_key)
 
 
 def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, jobs: int | None) -> Artifact:
@@ -203,14 +213,12 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
             _weights_file(loaded[1] if loaded is not None and plan.target.weights_inside else None) as weights_file,
             console.progress("compiling graphs", len(plan.graphs), len(plan.graphs) - len(missing)) as bar,
         ):
-            work = [
-                Job(plan.config, plan.options, graph, plan.target, plan.cached[graph.file], weights_file)
-                for graph in missing
-            ]
-            alone = int(plan.layout is not None and missing[:1] == [plan.graphs[0]])  # the others wait for its layout
-            for part in (work[:alone], work[alone:]):
-                for job in compile_all(part, plan.processes(jobs)):
+            if plan.layout is not None and missing[:1] == [plan.graphs[0]]:
+                for job in compile_all(plan.jobs(missing[:1], weights_file), 1):
                     bar.advance(detail=Path(job.graph.file).stem)
+                plan = make_plan(source)  # the names of the other graphs in the cache depend on its layout
+            for job in compile_all(plan.jobs(plan.missing, weights_file), plan.processes(jobs)):
+                bar.advance(detail=Path(job.graph.file).stem)
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; nothing was written", "repeat the command to continue: finished graphs are in the cache"
@@ -222,6 +230,8 @@ def build(source: Source, plan: CompilePlan, output: Path, *, overwrite: bool, j
         (folder / GRAPHS).mkdir()
         for graph in plan.graphs:
             cache.copy(plan.cached[graph.file], folder / graph.file)
+        if plan.layout is not None and files.sha256(plan.layout) != plan.layout_key:
+            raise CompileError("another process has compiled the same model", "repeat the command")
         stored = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
         save_file(stored, folder / WEIGHTS)
         model_config.save_pretrained(folder / TOKENIZER)

@@ -66,8 +66,7 @@ class Report:
         """The reasons why graphs will not compile or not fit."""
         faults = []
         for graph in self.graphs:
-            for lowered in (graph.lowered, *([graph.rewriting] if graph.rewriting else [])):
-                faults += [f"{graph.name}: {error}" for error in lowered.rejections.errors]
+            faults += [f"{graph.name}: {error}" for error in graph.lowered.rejections.errors]
         available = INSTANCES[INSTANCE].core_memory
         for bucket in self.buckets:
             if bucket.memory > available:
@@ -259,6 +258,7 @@ def recipe_options(recipe: Recipe, model_type: str, buckets: Sequence[Bucket]) -
         target_len=max(bucket.target_len for bucket in buckets),
         soft_prompt_tokens=soft_prompt,
         adapters=adapters,
+        write=settings.neuron.cache_write,
     )
 
 

@@ -35,6 +35,8 @@ from neuron_sum.recipes.schema import CacheWrite, CompileConfig
 from neuron_sum.runtimes import neuronx
 
 COMPILER = "neuronx-cc"
+PLATFORM = "NEURON_PLATFORM_TARGET_OVERRIDE"
+"""The environment variable with the device to compile for."""
 PROCESS_BYTES = 16e9
 """Memory per compiler process: not documented, but it was killed on hosts of 16 GB (aws-neuron-samples#10)."""
 MORE_MEMORY = 1.2
@@ -105,7 +107,12 @@ class NeuronTarget:
 
     def identity(self) -> dict[str, Any]:
         """See `Target`."""
-        return {"stack": neuronx.stack(), "arguments": self.arguments}
+        return {
+            "stack": neuronx.stack(),
+            "arguments": self.arguments,
+            "optimize_layout": self.optimizes_layout,
+            "buffers": (neuronx.STATE, neuronx.CONSTANT),
+        }
 
     def manifest(self) -> dict[str, Any]:
         """See `Target`."""
@@ -155,6 +162,7 @@ class NeuronTarget:
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
         """See `Target`."""
+        os.environ[PLATFORM] = self.settings.target  # not all of upstream's calls of the compiler have its arguments
         import torch_neuronx  # noqa: F401  (before neuronx-distributed, which imports modules of it)
         from neuronx_distributed import NxDModel
         from neuronx_distributed.trace import model_builder
@@ -200,9 +208,10 @@ def _compile_first(traced: Any, written: set[str], options: dict[str, str], layo
     """
     from neuronx_distributed.trace import hlo_utils, model_builder
 
-    names = traced.weight_name_to_idx
-    skipped = (traced.weight_names_to_skip | written) & names.keys()
-    hlo_utils.mark_weights_for_wlo(traced, skipped)
+    # Upstream's names have -> for the dots of a parameter's name.
+    outside = {name for name in traced.weight_name_to_idx if name.replace("->", ".") in written}
+    hlo_utils.mark_weights_for_wlo(traced, traced.weight_names_to_skip | outside)
+    names = {name: index for name, index in traced.weight_name_to_idx.items() if name not in outside}
     compiled = model_builder.compile_wlo(traced.hlo, traced.metaneff, **options)
     transformer = model_builder.compile_layout_transformer(compiled, names, options["compiler_workdir"])
     wrapper = compiled.wrapped_neff_hlo_filepath

@@ -11,8 +11,8 @@ reads the candidates of a step, and the logits only in a fallback.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,14 +102,22 @@ class _Graph:
         }
 
     def run(self, **inputs: Tensor) -> list[Tensor]:
-        """Run the graph with those of the inputs that it has; its outputs stay on the device."""
+        """Run the graph with those of the inputs that it has; its outputs stay on the device until they are read."""
         ranked = {name: [inputs[name]] for name in self._inputs}
-        return list(chain(*self.model(**ranked, forward_mode="async")))
+        outputs = list(chain(*self.model(**ranked, forward_mode="async")))
+        if self.entry.kind == "encode":
+            outputs[0].cpu()  # nobody else waits for the buffers that it writes
+        return outputs
 
     def run_example(self) -> list[Tensor]:
         """Run the graph with inputs of its shape, all ones, thus with the first adapter slot."""
         inputs = map(torch.ones_like, self.model.reserved_example_inputs[self._name])
         return self.run(**dict(zip(self._inputs, inputs, strict=True)))
+
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values into tensors on the device, which all graphs share."""
+        for name, value in values.items():
+            self.model.write_to_neuron_buffer(value, name, 0)
 
 
 class _Graphs:
@@ -133,9 +141,9 @@ class _Graphs:
             if graph.file not in self._loaded:
                 first = self._artifact.manifest.graphs[0]  # only it can convert the weights to the layout of all graphs
                 # A step reads the buffers that encode of its shape writes.
-                needed = [first, self._encode_of(first), self._encode_of(graph), graph]
-                opened = {each.file: self._open(each) for each in needed if each.file not in self._loaded}
-                for loaded in opened.values():
+                needed = {each.file: each for each in (first, self._encode_of(first), self._encode_of(graph), graph)}
+                opened = [self._open(each) for file, each in needed.items() if file not in self._loaded]
+                for loaded in opened:
                     self._start(loaded)
             return self._loaded[graph.file]
 
@@ -144,23 +152,21 @@ class _Graphs:
         if self._adapters is None or self._version == self._adapters.version:
             return
         version = self._adapters.version  # read before the copy, so that adapters loaded during it are copied next time
-        self._write({MODEL + name: stack for name, stack in self._adapters.stacks.items()})
+        graph = next(iter(self._loaded.values()))
+        graph.write({name: stack for name, stack in self._stacks().items() if name in self._tensors})
         self._version = version
+
+    def _stacks(self) -> dict[str, Tensor]:
+        return {MODEL + name: stack for name, stack in self._adapters.stacks.items()} if self._adapters else {}
 
     def _encode_of(self, graph: GraphFile) -> GraphFile:
         shape = (graph.batch, graph.source_len)
         graphs = self._artifact.manifest.graphs
         return next(each for each in graphs if each.kind == "encode" and (each.batch, each.source_len) == shape)
 
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        """Copy values into tensors on the device."""
-        model = next(iter(self._loaded.values())).model
-        for name, value in values.items():
-            model.write_to_neuron_buffer(value, name, 0)
-
     @torch.inference_mode(False)  # every later batch writes to the buffers
     def _open(self, graph: GraphFile) -> _Graph:
-        """Read a graph and create its buffers; the first one also moves the weights to the device."""
+        """Read a graph, and move those of its weights and buffers to the device that are not there."""
         import torch_neuronx  # noqa: F401  (before neuronx-distributed, which imports modules of it)
         from neuronx_distributed import NxDModel
 
@@ -169,14 +175,20 @@ class _Graphs:
             raise ArtifactError(
                 f"{graph.file}: neuronx-distributed {stack()['neuronx-distributed']} cannot read it", "compile again"
             )
-        if not self._tensors:
-            manifest = self._artifact.manifest
-            model.set_weights([_weights(self._artifact.path / WEIGHTS, manifest.aliases, self._adapters)])
-            self._tensors.update(model.weights[0])
-        if model.state_initializer is not None:
-            for name, tensor in model.state_initializer()[0].items():
+        opened, stored = _Graph(model, graph), {**self._stored, **self._stacks()}
+        # Only weights that the graph reads: the first one converts them, and knows no others.
+        model.set_weights([{n: stored[n] for n in opened.tensors if n in stored and n not in self._tensors}])
+        for tensors in (*model.weights, *model.states):
+            for name, tensor in tensors.items():
                 self._tensors.setdefault(name, tensor)
-        return _Graph(model, graph)
+        return opened
+
+    @cached_property
+    def _stored(self) -> dict[str, Tensor]:
+        """The weights in the artifact, by the names in the graphs."""
+        stored = load_file(self._artifact.path / WEIGHTS)
+        aliases = {name: stored[other] for name, other in self._artifact.manifest.aliases.items()}
+        return {MODEL + name: tensor for name, tensor in {**stored, **aliases}.items()}
 
     @torch.inference_mode(False)
     def _start(self, graph: _Graph) -> None:
@@ -185,8 +197,8 @@ class _Graphs:
         # A graph that only reads a buffer may count it as a weight.
         graph.model.weights, graph.model.states = [self._tensors], [self._tensors]
         graph.model.to_neuron()
-        self._loaded[graph.entry.file] = graph
         self._check_copies(graph)
+        self._loaded[graph.entry.file] = graph
 
     def _check_tensors(self, graph: _Graph) -> None:
         """Raise if the graph needs a tensor that does not exist, or a buffer of another shape."""
@@ -208,33 +220,25 @@ class _Graphs:
             ArtifactError: If the results do not depend on the encoder's outputs, or not on the adapters.
         """
         constants = [name for name in graph.tensors if name.startswith(CONSTANT)]
-        stacks = [
-            MODEL + name for name in (self._adapters.stacks if self._adapters else ()) if MODEL + name in graph.tensors
-        ]
+        stacks = [name for name in self._stacks() if name in graph.tensors]
         is_step = graph.entry.kind == "step"
         before = {name: self._tensors[name].cpu().clone() for name in [*constants, *stacks]}
         for what, names in (("the encoder's outputs", constants if is_step else []), ("adapters", stacks)):
             results = []
-            for value in CHECKED if names else ():
-                self._write({name: torch.full_like(before[name], value) for name in names})
-                outputs = graph.run_example()
-                written = outputs if is_step else [self._tensors[name] for name in constants]
-                results.append([tensor.cpu().clone() for tensor in written])
-            self._write(before)
+            try:
+                for value in CHECKED if names else ():
+                    graph.write({name: torch.full_like(before[name], value) for name in names})
+                    outputs = graph.run_example()
+                    written = outputs if is_step else [self._tensors[name] for name in constants]
+                    results.append([tensor.cpu().clone().nan_to_num() for tensor in written])
+            finally:
+                graph.write(before)
             if results and all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
                 raise ArtifactError(
                     f"{graph.entry.file}: the graph ignores {what} that are copied to the device: all dialogues, or "
                     "all adapters, would have the same summary",
                     f"use --target cpu, and {REPORT}",
                 )
-
-
-def _weights(path: Path, aliases: Mapping[str, str], adapters: AdapterSlots | None) -> dict[str, Tensor]:
-    """All tensors of the graphs except the state; each graph also gets the stacks that only the other kind reads."""
-    stored = load_file(path)
-    stacks = adapters.stacks if adapters is not None else {}
-    tensors = {**stored, **{name: stored[other] for name, other in aliases.items()}, **stacks}
-    return {MODEL + name: tensor for name, tensor in tensors.items()}
 
 
 def _check(manifest: Manifest) -> None:

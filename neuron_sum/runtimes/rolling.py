@@ -189,8 +189,8 @@ class RollingSession:
                 _Rows(tensor.shape[1:], self._largest.batch, tensor.dtype, axis, bucket.source_len, self._source_lens)
                 for tensor, axis in zip(constants, axes, strict=True)
             ]
+        self._set_source_len(self._fitting(max([*self._lengths.values(), *lengths.values()])))
         self._lengths.update(lengths)
-        self._set_source_len(self._fitting(max(self._lengths.values())))
         for index, (kept, tensor) in enumerate(zip(self._constants, constants, strict=True)):
             kept.write(rows, tensor[: len(rows)], self._source_len, _padding(tensor) if index == 0 else None)
         at = torch.tensor(rows)
@@ -251,12 +251,13 @@ class RollingSession:
 
     def _set_source_len(self, source_len: int) -> None:
         """Give the rows in use room for another number of source tokens."""
-        if source_len != self._source_len:
-            for index, kept in enumerate(self._constants):
-                rows = range(max(self._lengths) + 1)
-                old = kept.first(len(rows), self._source_len).clone()
+        if source_len != self._source_len and self._lengths:
+            rows = range(max(self._lengths) + 1)
+            # All copies come first: without memory for one, nothing has changed.
+            copies = [kept.first(len(rows), self._source_len).clone() for kept in self._constants]
+            for index, (kept, old) in enumerate(zip(self._constants, copies, strict=True)):
                 kept.write(rows, old, source_len, _padding(old) if index == 0 else None)
-            self._source_len = source_len
+        self._source_len = source_len
 
 
 class _Rows:

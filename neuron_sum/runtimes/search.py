@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from neuron_sum.errors import ModelError
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import Candidates, Session, until_end
 
@@ -182,6 +183,7 @@ class _Greedy(Search):
         self._counts.steps += 1
         logits, ids, count = candidates.logits, candidates.tokens, len(candidates.logits)
         is_running, new = self.is_running[:count], self._new[:count]
+        _check_finite(candidates, is_running)
         if (banned := self._banned(count)) is not None:
             logits = logits.copy()
             _remove(logits, ids, banned)
@@ -233,6 +235,7 @@ class _BeamSearch(Search):
         kept, example = (1 + len(self._ends)) * beams, np.arange(count)[:, None]
         self._counts.steps += 1
         is_running, can_improve = self.is_running[:count], self._can_improve[:count]
+        _check_finite(candidates, is_running)
         banned = self._banned(count)
         top_scores, top_beams, top_tokens = _top(
             candidates, self._scores[:count], banned, is_running, kept, self._counts
@@ -273,6 +276,14 @@ class _BeamSearch(Search):
     def result(self, row: int) -> list[int]:
         """See `Search`."""
         return until_end(self._finished[row, 0, : self._most].tolist(), self._ends)
+
+
+def _check_finite(candidates: Candidates, is_running: NDArray[np.bool_]) -> None:
+    """Raise ModelError if a model computed no numbers, such as one whose weights overflow in bf16."""
+    if not np.isfinite(candidates.logits[..., 0][is_running]).all():
+        raise ModelError(
+            "the model computed logits that are not finite", "use weights whose losses are finite, or fp32"
+        )
 
 
 def _top(

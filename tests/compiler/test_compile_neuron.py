@@ -32,7 +32,7 @@ from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
 from compile.graphs.kv_cache import ancestry_bias
 from compile.machine_report import make_report
-from compile.source import open_source
+from compile.source import Source, open_source
 from compile.targets import neuron
 from compile.verify import verify
 from neuron_sum.artifact import Artifact, hash_files, open_artifact, write_manifest
@@ -95,21 +95,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def compile_here(plan: CompilePlan, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+def compile_here(source: Source, folder: Path) -> CompilePlan:
     """Compiles the missing graphs in this process, because starting a process for each takes most of the time."""
     cache.folder().mkdir(parents=True, exist_ok=True)
-    for graph in plan.missing:
+    while (plan := make_plan(source)).missing:
+        graph = plan.missing[0]
         scratch = folder / Path(graph.file).stem
         scratch.mkdir(parents=True)
-        plan.target.compile_graph(plan.model(), graph, weights, scratch / "graph.pt")
+        plan.target.compile_graph(plan.model(), graph, None, scratch / "graph.pt")
         shutil.move(scratch / "graph.pt", plan.cached[graph.file])
+    return plan
 
 
 def compiled(run: Path, folder: Path, *overrides: str) -> Artifact:
     source = open_source(run, None, [INF2, *SHAPE, *overrides])
-    plan = make_plan(source)
-    compile_here(plan, folder / "scratch")
-    return build(source, plan, folder / "artifact", overwrite=False, jobs=None)
+    return build(source, compile_here(source, folder / "scratch"), folder / "artifact", overwrite=False, jobs=None)
 
 
 def expected_rows(run: Path, prompts: Sequence[Sequence[int]], asked: GenerateConfig) -> list[list[int]]:
@@ -206,7 +206,7 @@ def test_the_compiler_receives_the_settings(calls: Calls, micro_run: Path, own_c
     assert " ".join(compilation.arguments) == expected
     for call in calls("compile"):
         assert re.fullmatch(rf"{expected} --logfile=\S+", call["compiler_args"])
-        assert not call.get("layout"), "upstream chooses layouts only with --auto-cast=none"
+        assert "layout" not in call, "upstream chooses layouts only with --auto-cast=none"
     assert compilation.compiler == PLATFORMS[0].vendor_pins["neuronx-cc"]
     assert compilation.sdk == PLATFORMS[0].name
     assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
@@ -239,8 +239,13 @@ def test_graphs_share_buffers_by_name(
     assert shapes == {"encode": constants, "step": state if kind == "weight" else state | constants}
     outputs = {kind: len(*model.reserved_example_outputs.values()) for kind, model in models.items()}
     assert outputs == {"encode": 1, "step": 4}
-    layouts = [call["compiler_args"] for call in calls("compile") if call.get("layout")]
-    assert len(layouts) == 1, "the largest step chooses the layout of the weights"
+    [chosen] = [call for call in calls("compile") if "layout" in call]
+    layouts = [chosen["compiler_args"]]
+    described = models["step"].get_metaneff(*models["step"].get_available_keys()).input_tensors
+    names = {str(tensor.parameter): tensor.checkpoint_key.decode() for tensor in described}
+    marked = {names[index] for index in chosen["layout"].split(",")}
+    assert "model.embedding" in marked
+    assert not [name for name in marked if "lora_" in name or not name.startswith("model.")], "the host writes these"
     assert re.fullmatch(
         r"--auto-cast=none -O2 --target inf2 --model-type=transformer --enable-internal-neff-wrapper --logfile=\S+",
         layouts[0],
@@ -271,7 +276,8 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     assert [check.identical for check in record.checks] == [8] * 4
     assert record.passed
     assert open_artifact(again.path).manifest.quality_warning is None
-    for other in ("compile.target=trn1", "compile.neuron.optlevel=3", "compile.neuron.cache_write=where"):
+    others = ("optlevel=3", "cache_write=where", "optimize_layout=false", "auto_cast=matmult")
+    for other in ("compile.target=trn1", *(f"compile.neuron.{setting}" for setting in others)):
         differing = make_plan(open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE, other]))
         assert not set(differing.cached.values()) & set(plan.cached.values()), other
 

@@ -22,8 +22,11 @@ def neuron_xla_compile(module_bytes: bytes, compiler_flags: str, *, work_dir: Pa
 
 
 def neuron_xla_wlo_compile(module_bytes: bytes, compiler_flags: str, **options: Any) -> tuple[bytes, None]:
-    """Finds no better layout of the weights."""
-    return neuron_xla_compile(module_bytes, compiler_flags, layout=True, **options), None
+    """Finds no better layout of the weights; records which of them it may change."""
+    from torch_neuronx.lowering import HLO
+
+    marked = HLO["HloModuleProto"].FromString(module_bytes).frontend_attributes.map["transposable_weight_idx"]
+    return neuron_xla_compile(module_bytes, compiler_flags, layout=marked, **options), None
 
 
 def record(**call: Any) -> None:

@@ -18,6 +18,7 @@ on a device, or speed.
 import contextlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 import types
 from collections.abc import Sequence
@@ -76,6 +77,12 @@ def module(path: str, **names: Any) -> None:
     setattr(sys.modules[parent], child, made)
 
 
+def platform(*_: Any) -> str:
+    """The device to compile for, or the device of this host."""
+    here = os.environ.get("SM_CURRENT_INSTANCE_TYPE", "").removeprefix("ml.").partition(".")[0]
+    return os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE") or here
+
+
 BucketModelConfig = type("BucketModelConfig", (), {})
 module("torch_neuronx.xla_impl")
 module("torch_neuronx.xla_impl.trace", **lowering.TRACE)
@@ -83,6 +90,6 @@ module("torch_neuronx.xla_impl.structure", Flattener=lowering.Flattener, Packer=
 module("torch_neuronx.xla_impl.ops", xla_hlo_call=lowering.xla_hlo_call)
 module("torch_neuronx.pyhlo", hlo_pb2=lowering.hlo, xla_data_pb2=types.SimpleNamespace())
 module("torch_neuronx.proto", metaneff_pb2=lowering.metaneff)
-module("torch_neuronx.utils", get_platform_target=lambda *_: "inf2")
-module("torch_neuronx.utils.utils", get_platform_target=lambda *_: "inf2", SUPPORTED_TYPES=("inf2", "trn1"))
+module("torch_neuronx.utils", get_platform_target=platform)
+module("torch_neuronx.utils.utils", get_platform_target=platform, SUPPORTED_TYPES=("inf2", "trn1"))
 module("torch_neuronx.contexts", disable_nrt_load=contextlib.nullcontext)

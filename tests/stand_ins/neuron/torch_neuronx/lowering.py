@@ -207,7 +207,8 @@ def generate_hlo(
     module = HLO["HloModuleProto"].FromString(context.hlo())
     unused = [index for index, name in enumerate(numbers) if name not in used]
     flattener = Flattener(tuple(range(len(numbers))), unused or None)
-    weights = {name: number for name, number in tensors.items() if number >= 0 and name not in state}
+    # Upstream converts these names back where it needs them (hlo_utils.prepare_metaneff_for_wlt_hlo).
+    weights = {name.replace(".", "->"): at for name, at in tensors.items() if at >= 0 and name not in state}
     return HloArtifacts(module, flattener, packer, described, None, None, weights)
 
 
