@@ -11,7 +11,7 @@ from typing import Any
 
 def neuron_xla_compile(module_bytes: bytes, compiler_flags: str, *, work_dir: Path, **options: Any) -> bytes:
     """Records the request; fails if the test requests it, with its log at the place of neuronx-cc's."""
-    record(call="compile", compiler_args=compiler_flags, bytes=len(module_bytes), **options)
+    record(call="compile", compiler_args=compiler_flags, bytes=len(module_bytes), work_dir=work_dir, **options)
     if failure := os.environ.get("NEURON_STAND_IN_FAILS", ""):
         if failure == "this process is killed":
             os.kill(os.getpid(), signal.SIGKILL)

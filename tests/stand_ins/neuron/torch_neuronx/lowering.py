@@ -1,13 +1,14 @@
 """Modules to HLO: torch_neuronx.xla_impl.trace, its structures and its protocol buffers."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch_xla
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from libneuronxla import record
 from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.uint8)
@@ -156,29 +157,59 @@ class HloArtifacts:
     weight_name_to_idx: dict[str, int]
 
 
+@dataclass
+class NeffArtifacts:
+    """The file of a compiled graph."""
+
+    neff_filename: str
+
+
 def generate_hlo(
     model: nn.Module,
-    example_inputs: Mapping[str, Tensor],
+    example_inputs: Mapping[str, Tensor] | Sequence[Tensor],
+    input_output_aliases: Mapping[Tensor, int] | None = None,
     *,
     inline_weights_to_neff: bool,
     return_weights: bool,
     output_aliased_tensor: bool,
     cpu_backend: bool,
     preserve_parameters: bool,
-    enable_aliasing: bool,
-    treat_inputs_as_kwargs: bool,
+    enable_aliasing: bool = False,
+    treat_inputs_as_kwargs: bool = False,
 ) -> HloArtifacts:
-    """Lowers a module with torch_xla; exactly the arguments of ModelBuilderV2, neuronx-distributed 0.15."""
-    assert enable_aliasing and treat_inputs_as_kwargs and cpu_backend
-    assert not inline_weights_to_neff and not return_weights and not output_aliased_tensor
-    with _on_device(model) as (own, before):
-        inputs = {name: tensor.to("xla") for name, tensor in example_inputs.items()}
-        outputs = model(**inputs)
-        assigned = {name: tensor for name, tensor in model.named_buffers() if tensor is not before[name]}
+    """Lowers a module with torch_xla; exactly the arguments of ModelBuilder and ModelBuilderV2 in 0.15.
+
+    ModelBuilder passes inputs by position and the output of each parameter that it writes; ModelBuilderV2 passes
+    inputs by name, and the buffers that the module assigns are written. With ModelBuilder, buffers that are not saved
+    are constants of the graph.
+    """
+    assert cpu_backend and not inline_weights_to_neff and not return_weights and not output_aliased_tensor
+    by_name = isinstance(example_inputs, Mapping)
+    assert enable_aliasing == treat_inputs_as_kwargs == by_name == (input_output_aliases is None)
+    named = example_inputs if by_name else {str(index): tensor for index, tensor in enumerate(example_inputs)}
+    device = _on_device(model)
+    with device as (own, before):
+        inputs = {name: tensor.to("xla") for name, tensor in named.items()}
+        outputs = model(**inputs) if by_name else model(*inputs.values())
+        assigned = {name: tensor for name, tensor in model.named_buffers() if tensor is not before.get(name)}
+    results = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    packer = Packer(None if isinstance(outputs, Tensor) else len(results))
+    if input_output_aliases is not None:
+        from neuronx_distributed.parallel_layers import parallel_state
+
+        assigned = {device.names[id(tensor)]: results[index] for tensor, index in input_output_aliases.items()}
+        results = [tensor for index, tensor in enumerate(results) if index not in input_output_aliases.values()]
+        packer = Packer(None if len(results) == 1 else len(results))
+        once = dict(model.named_parameters()) | dict(model.named_buffers())  # shared tensors have their first name
+        before = {name: before[name] for name in model.state_dict() if name in once}
+        record(
+            call="trace",
+            tp_degree=parallel_state.get_tensor_model_parallel_size(),
+            inputs=[kind(tensor) for tensor in inputs.values()],
+            aliases=[[index, *kind(tensor)] for tensor, index in input_output_aliases.items()],
+        )
     for name, tensor in assigned.items():
         assert (tensor.shape, tensor.dtype) == (before[name].shape, before[name].dtype), f"{name}: {tensor.shape}"
-    packer = Packer(None if isinstance(outputs, Tensor) else len(outputs))
-    results = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     context = torch_xla._XLAC.lowering.LoweringContext()
     context.build([*results, *assigned.values()])
     numbers = {name: context.tensor_parameter_id(tensor) for name, tensor in inputs.items()}
@@ -193,8 +224,8 @@ def generate_hlo(
     state = set(assigned) | (set(own) if os.environ.get("NEURON_STAND_IN_READ") == "state" else set())
     for name, number in tensors.items():
         if number >= 0:
-            kind = Kind.INPUT_STATE if name in state else Kind.INPUT_WEIGHT
-            added = described.input_tensors.add(parameter=number, type=kind, checkpoint_key=name.encode())
+            of = Kind.INPUT_STATE if name in state else Kind.INPUT_WEIGHT
+            added = described.input_tensors.add(parameter=number, type=of, checkpoint_key=name.encode())
             _describe(added, before[name])
     for number in sorted(contents.keys() - {*used.values(), *tensors.values()}):
         added = described.input_tensors.add(parameter=number, type=Kind.CONSTANT, content=_bytes(contents[number]))
@@ -212,11 +243,16 @@ def generate_hlo(
     return HloArtifacts(module, flattener, packer, described, None, None, weights)
 
 
+def kind(tensor: Tensor) -> list[Any]:
+    """Dtype and shape."""
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+
+
 class _on_device:
     """Moves parameters and buffers to XLA's device, and back to the original tensors at the end."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self.names = model, dict[int, str]()
 
     def __enter__(self) -> tuple[list[str], dict[str, Tensor]]:
         self._places, before, own = [], dict[str, Tensor](), list[str]()
@@ -228,6 +264,7 @@ class _on_device:
                         continue
                     name = f"{prefix}.{leaf}" if prefix else leaf
                     self._places.append((table, leaf, tensor))
+                    self.names.setdefault(id(tensor), name)
                     value = moved.setdefault(id(tensor), tensor.detach().to("xla"))
                     table[leaf] = nn.Parameter(value, requires_grad=False) if table is module._parameters else value
                     before[name] = table[leaf]
@@ -253,44 +290,11 @@ def entry_computation(module: Any) -> Any:
     return next(each for each in module.computations if each.id == module.entry_computation_id)
 
 
-def xla_hlo_call(build: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Calls a function that describes an operator, and computes the described operator."""
-
-    def call(*tensors: Tensor) -> Tensor:
-        result: Tensor = build(*(Operand(tensor) for tensor in tensors))
-        return result
-
-    return call
-
-
-class Operand:
-    """A tensor in the function's view: a dtype that is indexed by a shape to name an operator's result."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.sizes, self.dtype = tensor, list(tensor.shape), self
-
-    def __getitem__(self, sizes: list[int]) -> "Operand":
-        assert sizes == self.sizes
-        return self
-
-    def DynamicUpdateSlice(self, cache: "Operand", update: "Operand", *starts: "Operand") -> Tensor:
-        """The cache with the update at the starts; the update must fit there, because XLA would shift it."""
-        assert len(starts) == cache.tensor.dim()
-        assert cache.tensor.dtype == update.tensor.dtype
-        assert all(start.tensor.dim() == 0 and start.tensor.dtype == torch.int32 for start in starts)
-        places = []
-        for axis, (start, size) in enumerate(zip(starts, update.sizes, strict=True)):
-            shape = [-1 if other == axis else 1 for other in range(len(starts))]
-            steps = torch.arange(size, device=cache.tensor.device)
-            places.append((start.tensor.to(torch.int64) + steps).view(shape))
-        return cache.tensor.index_put(tuple(places), update.tensor)
-
-
 TRACE = {
     "generate_hlo": generate_hlo,
     "get_torch_dtype": DTYPES.__getitem__,
     "HloArtifacts": HloArtifacts,
-    "NeffArtifacts": type("NeffArtifacts", (), {}),
+    "NeffArtifacts": NeffArtifacts,
     "hlo_entry_computation": entry_computation,
 }
 """The names of torch_neuronx.xla_impl.trace that upstream uses here."""

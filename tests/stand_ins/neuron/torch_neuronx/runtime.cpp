@@ -41,8 +41,8 @@ struct SPMDModel : torch::CustomClassHolder {
   }
 
   std::vector<at::Tensor> forward(std::vector<at::Tensor> inputs) {
-    TORCH_CHECK(initialized, "not initialized");
-    return call("run", inputs);
+    TORCH_CHECK(initialized || mock, "not initialized");
+    return call(mock ? "example" : "run", inputs);
   }
 
   std::vector<std::vector<at::Tensor>> forward_async(std::vector<std::vector<at::Tensor>> ranks) {
@@ -61,13 +61,8 @@ struct SPMDModel : torch::CustomClassHolder {
 
   at::Tensor neff, metaneff;
   int64_t local_ranks, world;
-  bool initialized = false;
+  bool initialized = false, mock = false;
   Tensors states, weights;
-};
-
-struct Runtime : torch::CustomClassHolder {
-  void initialize() {}
-  void unsafe_close() {}
 };
 
 struct LayoutTransformation : torch::CustomClassHolder {};
@@ -76,15 +71,12 @@ struct LayoutTransformation : torch::CustomClassHolder {};
 
 TORCH_LIBRARY_FRAGMENT(neuron_stand_in, m) {
   m.def("load(Tensor neff, Tensor metaneff, Tensor[] inputs, Dict(str, Tensor) states, Dict(str, Tensor) weights) -> Tensor[]");
+  m.def("example(Tensor neff, Tensor metaneff, Tensor[] inputs, Dict(str, Tensor) states, Dict(str, Tensor) weights) -> Tensor[]");
   m.def("run(Tensor neff, Tensor metaneff, Tensor[] inputs, Dict(str, Tensor) states, Dict(str, Tensor) weights) -> Tensor[]");
 }
 
 TORCH_LIBRARY(neuron, m) {
   m.def("_parallel_load(Dict(str, Tensor)[] checkpoint) -> Dict(str, Tensor)[]");
-  m.class_<Runtime>("Runtime")
-      .def(torch::init<>())
-      .def("initialize", &Runtime::initialize)
-      .def("unsafe_close", &Runtime::unsafe_close);
   m.class_<LayoutTransformation>("LayoutTransformation")
       .def("forward", [](const c10::intrusive_ptr<LayoutTransformation>&, c10::List<Tensors> checkpoint, bool) {
         return checkpoint;
@@ -94,7 +86,8 @@ TORCH_LIBRARY(neuron, m) {
         return c10::make_intrusive<SPMDModel>(bytes(neff), bytes(metaneff), local_ranks, world);
       }))
       .def("initialize", &SPMDModel::initialize)
-      .def("is_initialized", [](const c10::intrusive_ptr<SPMDModel>& self) { return self->initialized; })
+      .def("is_initialized", [](const c10::intrusive_ptr<SPMDModel>& self) { return self->initialized || self->mock; })
+      .def("set_mock_initialized", [](const c10::intrusive_ptr<SPMDModel>& self, bool mock) { self->mock = mock; })
       .def("forward", &SPMDModel::forward)
       .def("forward_async", &SPMDModel::forward_async)
       .def("forward_ranked", &SPMDModel::forward_async)

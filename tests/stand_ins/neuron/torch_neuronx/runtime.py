@@ -41,6 +41,7 @@ def install() -> None:
     neuron.impl("_parallel_load", _parallel_load, "CompositeExplicitAutograd")
     own = torch.library.Library("neuron_stand_in", "FRAGMENT")
     own.impl("load", _load, "CompositeExplicitAutograd")
+    own.impl("example", _example, "CompositeExplicitAutograd")
     own.impl("run", _run, "CompositeExplicitAutograd")
     _libraries.extend([aten, neuron, own])
 
@@ -97,6 +98,18 @@ def _load(
             assert list(found.shape) == list(tensor.shape) and found.dtype == DTYPES[tensor.data_type], name
     record(call="load", visible=os.environ.get("NEURON_RT_VISIBLE_CORES"))
     return []
+
+
+def _example(
+    neff: Tensor, metaneff: Tensor, inputs: list[Tensor], states: dict[str, Tensor], weights: dict[str, Tensor]
+) -> list[Tensor]:
+    """Outputs of the right shapes, with which upstream traces a model before its weights exist."""
+    described = _described(metaneff.numpy().tobytes())
+    return [
+        torch.zeros(list(tensor.shape), dtype=DTYPES[tensor.data_type])
+        for index, tensor in enumerate(described.output_tensors)
+        if index not in described.output_aliases_to
+    ]
 
 
 def _run(
