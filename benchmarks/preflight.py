@@ -5,9 +5,10 @@
 Batch 1, source 512, target 128; the exporter has one length for both sides, 512. torch_xla in the Python of .venv-xla
 lowers both without weights (placeholders), and compile/preflight/hlo.py counts them; its docstring has the rules. The
 second table has the floors that compile/preflight/calibration.py describes, also as if every core had an equal share,
-and the published time if its tokens included those of the source, as a note on the page says. Exits
-with 1 if a limit is exceeded: bytes, a dynamic dimension, a 64-bit float, or an operator that the exporter's graph does
-not use, except for the cache write. The result does not show how long a step takes.
+and the published time if its tokens included those of the source, as a note on the page says. The exporter imports
+neuronx-distributed: tests/support/neuron_packages.py finds its sources. Exits with 1 if a limit is exceeded: bytes, a
+dynamic dimension, a 64-bit float, or an operator that the exporter's graph does not use, except for the cache write.
+The result does not show how long a step takes.
 """
 
 import argparse
@@ -34,6 +35,9 @@ from neuron_sum.models.dimensions import PUBLISHED
 from neuron_sum.recipes.schema import CacheWrite
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+from neuron_packages import make_packages  # noqa: E402
+
 SOURCE_LEN, TARGET_LEN = 512, 128
 BEAMS = (1, 4)
 BARS: dict[tuple[str, CacheWrite, int], float] = {
@@ -217,7 +221,8 @@ def _job(config: Any, dtype: str, write: CacheWrite) -> LoweringJob:
 
 def exporter(dims: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The accounts of optimum-neuron's decoder wrapper, in the order of BEAMS."""
-    config = folder / "config.json"
+    packages, config = folder / "packages", folder / "config.json"
+    make_packages(packages)
     config.write_text(json.dumps(dims))
     command = [
         str(xla_python()),
@@ -228,7 +233,7 @@ def exporter(dims: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         str(folder),
         str(config),
     ]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode:
         sys.exit(finished.stderr)

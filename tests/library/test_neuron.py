@@ -1,8 +1,9 @@
 """Training on Neuron as far as it can be tested without a device: upstream's code on XLA's CPU device.
 
-It runs in separate processes of the environment .venv-xla (`make test` builds it), because stand-ins for the modules
-that only AWS distributes (tests/stand_ins/xla/stand_ins.py) stay in sys.modules. The results are checked here, in the
-environment that users have, with plain transformers and PEFT. test_neuron_limits.py tests rejected recipes.
+It runs in separate processes of the environment .venv-xla (`make test` builds it), which have optimum-neuron, with
+neuronx-distributed's sources and stand-ins for closed packages (tests/support/neuron_packages.py). The results are
+checked here, in the environment that users have, with plain transformers and PEFT. test_neuron_limits.py tests rejected
+recipes.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from micro_models import LLAMA_CONFIG, MICRO, MICRO_LLAMA, NEURON, ROOT
+from neuron_packages import make_packages
 from training_runs import assert_same_weights, log, weights
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from xla_environment import LLAMA_METHODS, QWEN3_METHODS, T5_METHODS, XLA_ENVIRONMENT, XLA_PYTHON
@@ -71,7 +73,7 @@ CONSTANT = ["train.lr_scheduler_type=constant", "train.learning_rate=0.01", "tra
 
 
 def xla(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """A process with the stand-ins; its output goes to a file, because an unread pipe fills up."""
+    """A process in .venv-xla; its output goes to a file, because an unread pipe fills up."""
     with (folder / f"{len(list(folder.glob('*.out')))}.out").open("w") as out:
         return subprocess.Popen(
             [str(XLA_PYTHON), *arguments],
@@ -103,10 +105,16 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PYTHONPATH of a process that trains with the neuron backend."""
+    folder = tmp_path_factory.mktemp("packages")
+    make_packages(folder)
+    return os.pathsep.join([str(folder), str(ROOT)])
+
+
+@pytest.fixture(scope="module")
+def observed(recipes: Path, python_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All runs on XLA, T5 and Llama in parallel; each of them compiles separately."""
-    if not XLA_PYTHON.exists():
-        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     folder = tmp_path_factory.mktemp("xla")
     t5, llama, qwen3 = (recipes / f"{name}.yaml" for name in ("t5", "llama", "qwen3"))
     seq2seq = [
@@ -172,7 +180,8 @@ def observed(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     processes = []
     for name, cases in (("t5", seq2seq), ("llama", decoder_only)):
         (folder / f"{name}.cases").write_text(json.dumps(cases))
-        processes.append(xla(f"{ROOT}/tests/stand_ins/xla/observe.py", f"{name}.cases", str(folder), folder=folder))
+        command = (f"{ROOT}/tests/stand_ins/xla/observe.py", f"{name}.cases", str(folder))
+        processes.append(xla(*command, folder=folder, PYTHONPATH=python_path))
     for process in processes:
         ends_well(process, folder)
     yield folder
@@ -235,10 +244,10 @@ def test_a_stopped_run_resumes_like_an_uninterrupted_one(observed: Path, method:
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(recipes: Path, python_path: str, tmp_path: Path) -> None:
     """SIGKILL of the command line, with dropout."""
     command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, *LONG)
-    process = xla(*command, "--output", "killed", folder=tmp_path)
+    process = xla(*command, "--output", "killed", folder=tmp_path, PYTHONPATH=python_path)
     mark = tmp_path / "killed" / "checkpoints" / "checkpoint-10" / "complete"
     deadline = time.monotonic() + LIMIT_S
     while not mark.exists():
@@ -248,8 +257,8 @@ def test_a_killed_run_resumes_to_the_same_weights(observed: Path, recipes: Path,
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "all_results.json").exists()
-    resumed = xla(*command, "--output", "killed", "--resume", folder=tmp_path)
-    whole = xla(*command, "--output", "whole", folder=tmp_path)
+    resumed = xla(*command, "--output", "killed", "--resume", folder=tmp_path, PYTHONPATH=python_path)
+    whole = xla(*command, "--output", "whole", folder=tmp_path, PYTHONPATH=python_path)
     ends_well(resumed, tmp_path)
     ends_well(whole, tmp_path)
     assert "continuing from checkpoint-" in (tmp_path / "1.out").read_text()
@@ -268,11 +277,11 @@ def test_a_diverged_run_keeps_its_good_checkpoint(observed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_graph_extraction_runs_a_few_steps_and_trains_nothing(recipes: Path, tmp_path: Path) -> None:
-    if not XLA_PYTHON.exists():
-        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
+def test_a_graph_extraction_runs_a_few_steps_and_trains_nothing(
+    recipes: Path, python_path: str, tmp_path: Path
+) -> None:
     command = (f"{ROOT}/tests/stand_ins/xla/run.py", "train", str(recipes / "t5.yaml"), *NEURON, "--output", "run")
-    ends_well(xla(*command, folder=tmp_path, NEURON_EXTRACT_GRAPHS_ONLY="1"), tmp_path)
+    ends_well(xla(*command, folder=tmp_path, NEURON_EXTRACT_GRAPHS_ONLY="1", PYTHONPATH=python_path), tmp_path)
     assert len(log(tmp_path / "run", "step")) == MIN_STEPS
     assert not (tmp_path / "run" / "checkpoint").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))

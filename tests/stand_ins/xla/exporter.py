@@ -1,8 +1,8 @@
 """Count a decoder step as optimum-neuron exports it: python exporter.py BATCH SEQUENCE BEAMS FOLDER CONFIG
 
-Upstream's T5DecoderWrapper, with stand-ins for the vendor's modules, is lowered and counted by the same code as the
-graphs of this package. CONFIG is a T5's config.json. Prints one JSON line for each of BEAMS (separated by commas), with
-the bytes of the weights that it reads.
+Upstream's T5DecoderWrapper is lowered and counted by the same code as the graphs of this package, with the packages of
+tests/support/neuron_packages.py on PYTHONPATH. CONFIG is a T5's config.json. Prints one JSON line for each of BEAMS
+(separated by commas), with the bytes of the weights that it reads.
 """
 
 import json
@@ -10,14 +10,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import stand_ins
 import torch
-import torch_xla.core.xla_model  # noqa: F401  (upstream looks for it when it is imported)
+import torch_neuronx  # noqa: F401  (the stand-in, before others look for it)
 
 
 def main() -> None:
-    for name, names in stand_ins.MODULES.items():
-        stand_ins._module(name, names)
     from optimum.exporters.neuron.model_wrappers import T5DecoderWrapper
     from transformers import T5Config, T5ForConditionalGeneration
 
