@@ -18,9 +18,10 @@ Method = Literal["full", "lora", "prompt_tuning"]
 METHODS: tuple[Method, ...] = ("full", "lora", "prompt_tuning")
 Stage = Literal["train", "compile", "serve"]
 Evidence = Literal["run on XLA:CPU", "run on a stand-in", "read", "none"]
-"""The way a cell was verified. XLA:CPU: upstream training code on a CPU instead of NeuronCores. A stand-in: this
-package's graphs, or upstream export and generation code, on replacements of the AWS modules. Neither tests what the
-compiler accepts, bf16 numerics, memory or speed."""
+"""The way a cell was verified. XLA:CPU: the training code of optimum-neuron and neuronx-distributed on a CPU instead of
+NeuronCores. A stand-in: this package's graphs, or optimum-neuron's export and generation code, through ModelBuilder on
+replacements of the closed compiler and runtime. Neither tests what the compiler accepts, bf16 numerics, memory or
+speed."""
 
 SDK_DOCS = "aws-neuron/aws-neuron-sdk 81ce03ae (2026-08-21), about-neuron/announcements/neuron2.x/"
 OPTIMUM = "huggingface/optimum-neuron v0.4.5 (2026-02-11)"

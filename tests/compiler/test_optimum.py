@@ -1,7 +1,8 @@
-"""Artifacts through optimum-neuron 0.4.5: its real exporters and generate(), with stand-ins for AWS modules only.
+"""Artifacts through optimum-neuron 0.4.5: its exporters and generate(), and neuronx-distributed's ModelBuilder.
 
-Code that imports optimum-neuron runs in processes of the environment .venv-xla (`make test` builds it), with
-tests/stand_ins/optimum on their path; their files and output are compared here with plain transformers.
+Code that imports optimum-neuron runs in processes of the environment .venv-xla (`make test` builds it), with the
+folder of tests/support/neuron_packages.py on their path, whose stand-ins replace only closed packages, and
+tests/stand_ins/optimum, which replaces the machine. Their files and output are compared here with plain transformers.
 """
 
 import json
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import httpx
 import pytest
 import tiny_families
 from micro_models import LLAMA_CONFIG, MICRO, ROOT
+from neuron_packages import ENVIRONMENT, make_packages
 from xla_environment import XLA_PYTHON
 
 from compile.exporters import optimum as exporter
@@ -136,23 +138,24 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Upstream:
-    """Processes that have optimum-neuron and the stand-ins.
+    """Processes that have optimum-neuron, neuronx-distributed and the stand-ins.
 
     Attributes:
+        packages: The folder of the Neuron packages.
         versions: The folder that declares the installed versions of the AWS modules.
         calls: The file to which the stand-ins write their calls.
     """
 
+    packages: Path
     versions: Path
     calls: Path
 
     def environment(self, instance: str | None, **more: str) -> dict[str, str]:
-        path = (ROOT / "tests" / "stand_ins" / "optimum", self.versions, ROOT)
+        path = (ROOT / "tests" / "stand_ins" / "optimum", self.versions, self.packages, ROOT)
         device = {"NEURON_STAND_IN_INSTANCE": instance, "SM_CURRENT_INSTANCE_TYPE": instance} if instance else {}
         return {
+            **ENVIRONMENT,
             "PYTHONPATH": os.pathsep.join(map(str, path)),
-            "PJRT_DEVICE": "CPU",
-            "OMP_NUM_THREADS": "1",
             "NEURON_STAND_IN_CALLS": str(self.calls),
             **device,
             **more,
@@ -198,10 +201,9 @@ def write_versions(folder: Path, **others: str) -> Path:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
-    if not XLA_PYTHON.exists():
-        pytest.skip(f"no {XLA_PYTHON}: make test builds it")
     folder = tmp_path_factory.mktemp("upstream")
-    return Upstream(write_versions(folder / "versions"), folder / "calls.jsonl")
+    make_packages(folder / "packages")
+    return Upstream(folder / "packages", write_versions(folder / "versions"), folder / "calls.jsonl")
 
 
 @dataclass(frozen=True)
@@ -278,22 +280,26 @@ def t5_beams(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ex
 @pytest.mark.slow
 def test_both_graphs_of_a_llama_are_compiled_like_upstream(llama: Exported) -> None:
     """Batch 3: prompts are processed one by one, tokens three at a time, over one cache of every position."""
-    context, token = llama.calls
+    context, token, *compiled = llama.calls
     length = 192 + 12
     cache = [[1 + index, "float32", [3, 2, length, 8]] for index in range(2 * 2)]
-    assert (context["graph"], token["graph"]) == ("context_encoding", "token_generation")
     assert context["inputs"] == [["int32", [1, length]], ["int32", [1, length]], ["int32", [1]], ["float32", [1, 3]]]
     assert token["inputs"] == [["int32", [3, 1]], ["int32", [3, 1]], ["int32", [3]], ["float32", [3, 3]]]
-    for graph in (context, token):
-        assert graph["aliases"] == cache
-        assert (graph["tp_degree"], graph["start_rank"]) == (1, 0)
+    assert context["aliases"] == token["aliases"] == cache
+    assert context["tp_degree"] == token["tp_degree"] == 1
+    # ModelBuilder compiles the graph first whose layout of the weights the other follows.
+    assert [Path(graph["work_dir"]).parent.name for graph in compiled] == ["token_generation", "context_encoding"]
+    assert [graph.get("layout", False) for graph in compiled] == [True, False]
+    for graph in compiled:
         # The arguments of optimum-neuron 0.4.5; it passes inf2 for trn1, whose cores are the same.
-        assert graph["compiler_args"] == (
+        arguments, _, added = graph["compiler_args"].partition(" --logfile=")
+        assert arguments == (
             "--auto-cast=none --model-type=transformer --tensorizer-options='--enable-ccop-compute-overlap "
             "--cc-pipeline-tiling-factor=2 --vectorize-strided-dma ' -O2  --lnc=1 --target trn1"
         )
+        assert added.endswith("log-neuron-cc.txt" + " --enable-internal-neff-wrapper" * graph.get("layout", False))
         assert llama.manifest.compilation is not None
-        assert list(llama.manifest.compilation.arguments) == shlex.split(graph["compiler_args"])
+        assert list(llama.manifest.compilation.arguments) == shlex.split(arguments)
 
 
 @pytest.mark.slow
@@ -360,7 +366,9 @@ def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_ru
     """The documented command's dtype; a CPU rounds bf16 differently from a device, so not every token is compared."""
     made = exported(upstream, llama_run, tmp_path / "artifact", [*LLAMA_SHAPE, "compile.dtype=bf16"])
     assert (made.manifest.dtype, made.manifest.kv_dtype, made.manifest.is_exact) == ("bf16", "bf16", False)
-    for graph in made.calls:
+    traced = [call for call in made.calls if call["call"] == "trace"]
+    assert len(traced) == 2
+    for graph in traced:
         assert {dtype for _, dtype, _ in graph["aliases"]} == {"bfloat16"}, "keys and values"
     prompts, settings = made.prompts(), GenerateConfig(max_new_tokens=12)
     [rows] = upstream.generate(made.artifact.path, {"prompts": prompts, "settings": settings.model_dump()})["results"]
@@ -410,7 +418,10 @@ def test_two_cores_are_requested_and_a_failure_leaves_only_its_log(
     )
     assert made.returncode == 10
     assert "the stand-in has one core" in made.stderr
-    assert upstream.taken() == [{"graphs": ["context_encoding", "token_generation"], "tp_degree": 2}]
+    traced = [call for call in upstream.taken() if call["call"] == "trace"]
+    assert [call["tp_degree"] for call in traced] == [2, 2]
+    for graph in traced:
+        assert {shape[1] for _, _, shape in graph["aliases"]} == {1}, "each core has one of two heads"
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     [log] = (tmp_path / "cache" / "logs").iterdir()
     assert f"whole log: {log}" in made.stderr
@@ -523,7 +534,7 @@ def test_upstream_counts_the_cores_of_a_range_and_not_of_a_list(upstream: Upstre
 
 @pytest.mark.slow
 def test_another_sdk_is_rejected_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
-    other = Upstream(write_versions(tmp_path, **{"torch-neuronx": "2.9.0.1"}), upstream.calls)
+    other = replace(upstream, versions=write_versions(tmp_path, **{"torch-neuronx": "2.9.0.1"}))
     made = other.neuron_sum("compile", "verify", str(llama.artifact.path), instance=INSTANCE)
     assert made.returncode == 9
     assert f"stack.torch-neuronx: compiled with {PLATFORMS[0].vendor_pins['torch-neuronx']}" in made.stderr
@@ -592,7 +603,8 @@ def test_a_t5_generates_the_tokens_of_transformers_for_one_prompt_at_a_time(upst
     )
     assert answer["results"][:2] == [t5.expected(prompts, settings), t5.expected(prompts, shorter)]
     assert "ignores it" in answer["results"][2]
-    assert {"runtime": "initialize", "visible": "0"} in upstream.taken(), "one core, and the others are free"
+    started = [call for call in upstream.taken() if call["call"] == "initialize"]
+    assert [call["visible"] for call in started] == ["0"], "one core, and the others are free"
 
 
 @pytest.mark.slow
