@@ -208,7 +208,7 @@ def _of_run(run: RunFolder, scratch: Path, overrides: Sequence[str]) -> _Content
     settings = recipe.compile
     source_len = max(settings.source_lens or (recipe.data.max_source_length,))
     target_len = settings.target_len or recipe.generate.max_new_tokens
-    if faults := [*optimum_limits.model_faults(config), *_generation_faults(recipe.generate)]:
+    if faults := [*optimum_limits.model_faults(config, CORES), *_generation_faults(recipe.generate)]:
         raise RecipeError(
             f"{VLLM} does not support this run:\n" + "\n".join(f"  {fault}" for fault in faults),
             f"change a setting with --set KEY=VALUE, or {ALTERNATIVE}",

@@ -212,7 +212,7 @@ def _causal_lm(config: PretrainedConfig, source: Source) -> Iterator[str]:
         )
     if neuron.inline_weights:
         yield f"compile.neuron.inline_weights: upstream's {family} stores its weights separately (inline_weights=false)"
-    yield from optimum_limits.model_faults(config)
+    yield from optimum_limits.model_faults(config, neuron.tensor_parallel_size)
 
 
 def _t5(config: PretrainedConfig, source: Source) -> Iterator[str]:

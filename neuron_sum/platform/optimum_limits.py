@@ -31,8 +31,13 @@ def family_faults(config: PretrainedConfig) -> Iterator[str]:
         yield f"model_type {config.model_type}: {cell.note} ({remedy(cell)})"
 
 
-def model_faults(config: PretrainedConfig) -> Iterator[str]:
-    """The features of a decoder-only model that upstream lacks, or gets wrong without an error."""
+def model_faults(config: PretrainedConfig, cores: int) -> Iterator[str]:
+    """The features of a decoder-only model that upstream lacks, or gets wrong without an error.
+
+    Args:
+        config: The configuration of the model.
+        cores: The number of NeuronCores that share it.
+    """
     family = config.model_type
     if getattr(config, "attention_bias", False):
         yield f"attention_bias: upstream's {family} omits the biases of its projections"
@@ -46,5 +51,6 @@ def model_faults(config: PretrainedConfig) -> Iterator[str]:
         yield f"use_sliding_window: upstream's {family} has no sliding window"
     if (kind := rope.get("rope_type", rope.get("type"))) in LENGTH_DEPENDENT:
         yield f"rope_scaling {kind}: it changes with the prompt's length, a static graph has one table"
-    if config.vocab_size < SMALLEST_VOCABULARY:
-        yield f"a vocabulary of {config.vocab_size}: upstream's sampler needs at least {SMALLEST_VOCABULARY}"
+    if -(-config.vocab_size // cores) < SMALLEST_VOCABULARY:
+        share = f" on each of {cores} cores" if cores > 1 else ""
+        yield f"a vocabulary of {config.vocab_size}: upstream's sampler needs at least {SMALLEST_VOCABULARY}{share}"

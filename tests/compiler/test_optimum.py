@@ -399,21 +399,16 @@ def test_requests_beyond_the_compiled_graphs_are_rejected_before_upstream(upstre
 
 @pytest.mark.slow
 def test_two_cores_are_requested_and_a_failure_leaves_only_its_log(
-    upstream: Upstream, llama_run: Path, tmp_path: Path
+    upstream: Upstream, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """The stand-in has one core; whether neuronx-distributed's two cores give the same needs a device."""
     upstream.taken()
+    checkpoint = tiny_families.saved("smollm2", tmp_path_factory.mktemp("smollm2"), vocab_size=600)
+    sizes = ["data.max_source_length=24", "generate.max_new_tokens=12", "generate.num_beams=1"]
+    overrides = [*LLAMA_SHAPE, *sizes, "compile.neuron.tensor_parallel_size=2"]
     made = upstream.neuron_sum(
-        "compile",
-        str(llama_run),
-        "--target",
-        "trn1",
-        "--output",
-        str(tmp_path / "artifact"),
-        "--set",
-        LLAMA_SHAPE[0],
-        "--set",
-        "compile.neuron.tensor_parallel_size=2",
+        *("compile", str(checkpoint), "--recipe", "tiny", "--target", "trn1"),
+        *("--output", str(tmp_path / "artifact"), *(word for each in overrides for word in ("--set", each))),
         NEURON_SUM_CACHE=str(tmp_path / "cache"),
     )
     assert made.returncode == 10
@@ -641,6 +636,7 @@ def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_bea
         (["compile.kv_dtype=bf16"], ["keys and values have the weights' dtype"]),
         (["compile.neuron.auto_cast=all"], ["--auto-cast=none -O2", "compile.dtype=bf16"]),
         (["compile.neuron.optlevel=1"], ["--auto-cast=none -O2"]),
+        (["compile.neuron.tensor_parallel_size=2"], ["a vocabulary of 400", "at least 256 on each of 2 cores"]),
         (["compile.neuron.inline_weights=true"], ["stores its weights separately"]),
         (["compile.neuron.cache_write=where"], ["compile.neuron.cache_write"]),
     ],
