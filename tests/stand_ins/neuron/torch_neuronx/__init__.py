@@ -88,12 +88,6 @@ def platform(*_: Any) -> str:
     return os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE", "inf2")
 
 
-def platform(*_: Any) -> str:
-    """The device to compile for, or the device of this host."""
-    here = os.environ.get("SM_CURRENT_INSTANCE_TYPE", "").removeprefix("ml.").partition(".")[0]
-    return os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE") or here
-
-
 BucketModelConfig = type("BucketModelConfig", (), {})
 trace, move_trace_to_device, experimental = tracing.trace, tracing.nothing, tracing.experimental
 module("torch_neuronx.xla_impl")
