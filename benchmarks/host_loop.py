@@ -9,52 +9,16 @@ keeps all cores busy with other processes meanwhile. Each row has its target, if
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
-import numpy as np
 import torch
 
-from compile.graphs.selection import candidates, select
+from compile.receipt.host import host_times
 from neuron_sum import console
-from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Candidates
-from neuron_sum.runtimes.search import Counts, search
-
-VOCABULARY, END = 32128, 1
-SHAPES = ((1, 1), (1, 4), (8, 1), (8, 4), (32, 1))
-TARGETS_MS = {(8, 4): 0.3, (8, 1): 0.1}
-DIFFERENT = 16
-"""Number of different steps, which repeat."""
-
-
-class FreeSession:
-    """A session whose steps were computed before.
-
-    Args:
-        batch: Number of examples.
-        beams: Number of beams.
-    """
-
-    def __init__(self, batch: int, beams: int) -> None:
-        self.start = np.zeros((batch, beams), dtype=np.int64)
-        generator = torch.Generator().manual_seed(0)
-        self._steps, self._position = [], 0
-        for _ in range(DIFFERENT):
-            logits = torch.randn(batch, beams, VOCABULARY, generator=generator) * 3
-            logits[..., END] = -100.0  # no row ends early
-            values, tokens, log_sum, _ = (part.numpy() for part in select(logits, candidates(beams)))
-            self._steps.append(Candidates(values, tokens, log_sum, VOCABULARY, logits.numpy))
-
-    def step(self, tokens: np.ndarray, rows: np.ndarray) -> Candidates:
-        """See `Session.step`."""
-        self._position += 1
-        return self._steps[self._position % DIFFERENT]
 
 
 def main() -> None:
@@ -68,23 +32,12 @@ def main() -> None:
     table = console.table("batch x beams", "ban", "CPU ms per step", "target", "", "steps that read all logits")
     results = []
     with busy(options.busy):
-        for batch, beams in SHAPES:
-            session = FreeSession(batch, beams)
-            for ngram in (0, 3):
-                settings = GenerateConfig(
-                    max_new_tokens=options.steps, num_beams=beams, no_repeat_ngram_size=ngram, early_stopping=False
-                )
-                times, counts = list[float](), Counts()
-                for _ in range(options.rounds + 1):  # the first round is not counted
-                    started = time.process_time()
-                    search(session, session.start[:, :1], [END], settings, counts)
-                    times.append(1000 * (time.process_time() - started) / options.steps)
-                found, target = statistics.median(times[1:]), TARGETS_MS.get((batch, beams))
-                verdict = "" if target is None else "held" if found <= target else "missed"
-                wanted = "" if target is None else f"{target}"
-                share = f"{counts.all_logits} of {counts.steps}"
-                table.add_row(f"{batch} x {beams}", f"{ngram or 'no'}", f"{found:.3f}", wanted, verdict, share)
-                results.append({"batch": batch, "beams": beams, "ngram": ngram, "ms": found, "target": target})
+        for row in host_times(options.steps, options.rounds):
+            verdict = "" if row.target is None else "held" if row.holds else "missed"
+            target = "" if row.target is None else f"{row.target}"
+            share = f"{row.all_logits} of {row.steps}"
+            table.add_row(f"{row.batch} x {row.beams}", f"{row.ngram or 'no'}", f"{row.ms:.3f}", target, verdict, share)
+            results.append(row.as_dict())
     versions = {name: version(name) for name in ("neuron-sum", "numpy", "torch")}
     console.emit({"results": results, "versions": versions}, table, f"versions: {versions}")
 

@@ -68,18 +68,30 @@ def _latency(artifact: Artifact) -> list[dict[str, Any]]:
     generator, _ = load_generator(artifact)
     generator.warm_up()
     loaded = {"load_and_warm_up_s": round(time.perf_counter() - started, 3)}
-    timed = _steps(generator.runtime) if isinstance(generator, StepGenerator) else _batches(generator, artifact)
-    return [loaded, *timed]
+    return [loaded, *latency(generator, artifact, RUNS)]
 
 
-def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[str, Any]]:
+def latency(generator: CompiledGenerator, artifact: Artifact, rounds: int) -> Iterator[dict[str, Any]]:
+    """Median times in milliseconds for every bucket and beam width.
+
+    Args:
+        generator: The loaded artifact, after a warm-up.
+        artifact: The artifact.
+        rounds: The number of batches.
+    """
+    if isinstance(generator, StepGenerator):
+        return _steps(generator.runtime, rounds)
+    return _batches(generator, artifact, rounds)
+
+
+def _batches(generator: CompiledGenerator, artifact: Artifact, rounds: int) -> Iterator[dict[str, Any]]:
     """The time of generate() for a full batch, for runtimes whose graphs cannot be called step by step."""
     for bucket in generator.buckets:
         rows = [[artifact.manifest.tokens.ends[0]] * bucket.source_len] * bucket.batch
         for num_beams in generator.num_beams:
             settings = GenerateConfig(max_new_tokens=bucket.target_len, num_beams=num_beams)
             durations, new_tokens = list[float](), 0
-            for _ in range(RUNS):
+            for _ in range(rounds):
                 begun = time.perf_counter()
                 new_tokens = max(map(len, generator.generate(rows, settings)))
                 durations.append(time.perf_counter() - begun)
@@ -91,24 +103,28 @@ def _batches(generator: CompiledGenerator, artifact: Artifact) -> Iterator[dict[
             }
 
 
-def _steps(runtime: StepRuntime) -> Iterator[dict[str, Any]]:
-    """The times of one encode and of one step, for every bucket and beam width."""
+def _steps(runtime: StepRuntime, rounds: int) -> Iterator[dict[str, Any]]:
+    """The times of one encode and of one step, which ends when its candidates are in main memory.
+
+    A device computes encode while the host continues: its time is that until the first step ends, minus that of a step.
+    """
     for bucket in runtime.buckets:
         rows = [[runtime.tokens.ends[0]] * bucket.source_len] * bucket.batch
         for num_beams in runtime.num_beams:
-            encode, step = list[float](), list[float]()
-            for _ in range(RUNS):
+            first, step = list[float](), list[float]()
+            for _ in range(rounds):
                 with runtime.turn(), torch.inference_mode():
                     begun = time.perf_counter()
                     session = runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
-                    encode.append(time.perf_counter() - begun)
-                    for _ in range(min(STEPS, bucket.target_len)):
-                        begun = time.perf_counter()
+                    for number in range(min(STEPS + 1, bucket.target_len)):
                         session.step(session.start, np.zeros_like(session.start))
-                        step.append(time.perf_counter() - begun)
+                        ended = time.perf_counter()
+                        (step if number else first).append(ended - begun)
+                        begun = ended
+            of_step = statistics.median(step or first)
             yield {
                 "bucket": str(bucket),
                 "num_beams": num_beams,
-                "encode_ms": round(1000 * statistics.median(encode), 3),
-                "step_ms": round(1000 * statistics.median(step), 3),
+                "encode_ms": round(1000 * max(statistics.median(first) - of_step, 0.0), 3),
+                "step_ms": round(1000 * of_step, 3),
             }

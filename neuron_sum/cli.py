@@ -35,6 +35,7 @@ ORDER = (
     "merge",
     "preflight",
     "compile",
+    "receipt",
     "package",
     "serve",
     "request",

@@ -9,6 +9,7 @@ from typing import Any
 from compile.graphs.buckets import adapter_room, bucket_graphs, check_context, recipe_buckets
 from compile.preflight import calibration, error_codes, operators
 from compile.preflight.calibration import Calibration
+from compile.preflight.device_times import measured_ratio
 from compile.preflight.floors import INSTANCE, BucketReport, GraphReport
 from compile.preflight.hlo import Account
 from compile.preflight.lowering import LoweringJob, LoweringOptions, lower
@@ -211,7 +212,7 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
         Calibration(measured, GraphReport(next(published)), GraphReport(next(published)))
         for measured in calibration.MEASURED
     )
-    ratio = min(row.ratio for row in calibrations)
+    ratio = measured_ratio() or min(row.ratio for row in calibrations)
     by_bucket = []
     for bucket in buckets:
         encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))

@@ -53,10 +53,7 @@ def load(artifact: Artifact) -> GraphRuntime:
         ModelError: If an adapter in the artifact does not fit its slots.
     """
     manifest = artifact.manifest
-    _check(manifest)
-    adapters, _ = load_slots(artifact)
-    take_cores(1)
-    graphs = _Graphs(artifact, adapters)
+    graphs, adapters = _open(artifact)
     files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g for g in manifest.graphs}
 
     def encode(bucket: Bucket) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
@@ -79,6 +76,29 @@ def load(artifact: Artifact) -> GraphRuntime:
     return GraphRuntime(
         manifest.buckets, manifest.num_beams, manifest.tokens, encode, open_step, adapters, turn=lambda: lock
     )
+
+
+def device_tensors(artifact: Artifact) -> Mapping[str, Tensor]:
+    """Load all graphs of an artifact; the tensors on the device by name.
+
+    Args:
+        artifact: The artifact.
+
+    Raises:
+        NeuronSumError: As `load`.
+    """
+    graphs, _ = _open(artifact)
+    for graph in artifact.manifest.graphs:
+        graphs.get(graph)
+    return graphs._tensors
+
+
+def _open(artifact: Artifact) -> "tuple[_Graphs, AdapterSlots | None]":
+    """The graphs of an artifact, not loaded yet, and its adapter slots; takes a core."""
+    _check(artifact.manifest)
+    adapters, _ = load_slots(artifact)
+    take_cores(1)
+    return _Graphs(artifact, adapters), adapters
 
 
 class _Graph:

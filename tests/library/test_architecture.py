@@ -19,7 +19,7 @@ LEVELS = {
     "neuron_sum": "errors files contents text_files console prompts recipes artifact models data platform calls "
                   "runs training doctor runtimes evaluation results demo cli __main__",
     "compile": "bucket_choice graphs targets cache source verify machine_report failures workers exporters api "
-               "command preflight",
+               "command preflight receipt",
     "serving": "schema limits other_formats parsing batching transport client chat playground properties signing "
                "archive djl local package dockerfile neuronx_container chat_template vllm_container other_containers "
                "command metrics worker adapters service model",

@@ -1,0 +1,1 @@
+"""One file with the results of a machine with a Neuron device."""

@@ -1,0 +1,60 @@
+"""The file of a receipt, and the files of its steps."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from compile.receipt.cells import SizeName
+from neuron_sum.recipes.schema import Section
+
+FORMAT = 1
+State = Literal["passed", "failed", "different"]
+
+
+class Result(Section):
+    """The result of one cell."""
+
+    name: str
+    step: str
+    expected: str
+    source: str
+    observed: str
+    state: State
+    """failed: an error; different: a result other than the expected one."""
+    seconds: float
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Measurements."""
+    trace: str | None = None
+    """The traceback, or the end of the log of a process that ended."""
+
+
+class Setting(Section):
+    """The conditions of a receipt, which do not change if it is continued."""
+
+    format_version: Literal[1] = 1
+    neuron_sum: str
+    size: SizeName
+    stand_ins: bool
+    """Whether test code replaced the compiler and the device."""
+    instance: str | None
+    neuron_devices: int
+    driver: str | None
+    sdk: str | None
+    """The row of the platform table with these packages."""
+    packages: dict[str, str | None]
+
+
+class Receipt(Section):
+    """The content of receipt.json."""
+
+    setting: Setting
+    date: str
+    """The date of the last step."""
+    complete: bool
+    """Whether every step has ended."""
+    machine: dict[str, Any]
+    checks: tuple[dict[str, Any], ...]
+    """The checks of `neuron-sum doctor`."""
+    environment: dict[str, str]
+    """Variables that control the Neuron runtime and the compiler."""
+    cells: tuple[Result, ...]

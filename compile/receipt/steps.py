@@ -1,0 +1,268 @@
+"""The steps of a receipt: python -m compile.receipt.steps STEP SIZE COMMAND, in the folder of the receipt."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile.receipt.cells import SIZES, STEPS, Size
+from compile.receipt.records import Records, Stopped
+from neuron_sum import files
+
+MODELS, ARTIFACTS, RUNS = Path("models"), Path("artifacts"), Path("runs")
+COPIED = 2.0
+"""The number of reads of a buffer from which it counts as copied: a copy reads and writes it again."""
+MEMORY = 1.5
+"""The largest memory relative to that of weights and buffers."""
+CORES = 1.9
+"""The expected throughput of two cores relative to one."""
+POLL_S = 0.2
+"""Seconds between checks of the parent process."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step gets.
+
+    Attributes:
+        records: The results.
+        size: The size of the models.
+        command: The command in place of `python -m neuron_sum`.
+    """
+
+    records: Records
+    size: Size
+    command: tuple[str, ...]
+
+
+def main(name: str, size: str, command: str) -> None:
+    """Runs a step; every cell is recorded, or the runner records that it is missing."""
+    _end_with_parent()
+    step = next(step for step in STEPS if step.name == name)
+    records = Records(step, Path("steps", f"{name}.json"))
+    try:
+        FUNCTIONS[name](Context(records, SIZES[size], tuple(json.loads(command))))  # type: ignore[index]
+    except Stopped as stopped:
+        print(f"stopped after {stopped}", file=sys.stderr)
+    records.end()
+
+
+def _end_with_parent() -> None:
+    """Ends this process group if the runner dies, because the next one would find the device in use."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def machine(context: Context) -> None:
+    """Compares versions and driver with the platform table."""
+    from neuron_sum.doctor import machine_check
+    from neuron_sum.platform.machine import describe_machine
+
+    here = describe_machine(machine_check.distributions())
+    platform = machine_check.nearest_platform(here)
+    checks = {check.name: check for check in machine_check.check_machine(here, platform)}
+    for name, sources in (("driver", ("driver",)), ("packages", ("packages", "neuron packages"))):
+        with context.records.cell(name) as cell:
+            found = [checks[source] for source in sources if source in checks]
+            text = "; ".join(check.found for check in found) or f"no {name}"
+            cell.expect(bool(found) and all(check.verdict == "ok" for check in found), text)
+
+
+def two_layers(context: Context) -> None:
+    """Compiles, inspects and runs a T5 of two layers."""
+    from compile.receipt.latency import bytes_read, inputs, step_times
+    from compile.receipt.models import compare_tokens, compile_t5
+    from neuron_sum.platform.matrix import CORE_BANDWIDTH
+    from neuron_sum.runtimes.load import load_generator
+
+    records, size = context.records, context.size
+    with records.cell("two-layer T5 compiles", needed=True) as cell:
+        artifact = compile_t5("two-layers", size, 2, size.two_layers)
+        cell.observed = f"{len(artifact.manifest.graphs)} graphs"
+    with records.cell("inputs by name") as cell:
+        rows = [inputs(artifact, graph) for graph in artifact.manifest.graphs]
+        cell.data = {"graphs": rows}
+        unnamed = sum(not tensor["name"] for row in rows for tensor in row["inputs"])
+        state = {tensor["name"] for row in rows for tensor in row["inputs"] if tensor["type"] == "state"}
+        weights = {tensor["name"] for row in rows for tensor in row["inputs"] if tensor["type"] == "weight"}
+        aliased = {name for row in rows for name in row["aliases"].values()}
+        cell.expect(
+            bool(aliased) and aliased <= state and not unnamed,
+            f"{len(state)} inputs are state, {len(weights)} are weights, {len(aliased)} have an aliased output, "
+            f"{unnamed} have no name; buffers that are only read count as "
+            + ("state" if state - aliased else "weights"),
+        )
+    with records.cell("copied values are read", needed=True) as cell:
+        generator, tokenizer = load_generator(artifact)
+        generator.warm_up()
+        cell.observed = f"{len(artifact.manifest.graphs)} graphs give other results"
+    with records.cell("two-layer T5 tokens") as cell:
+        compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
+    with records.cell("buffers are not copied") as cell:
+        timed = [
+            {**row, "buffer_bytes": bytes_read(graph, only_buffers=True)}
+            for row, graph in step_times(generator, artifact, size.rounds)
+        ]
+        cell.data = {"rows": timed, "profiler": shutil.which("neuron-profile")}
+        short, long = timed[0], timed[-1]
+        bytes_more = long["buffer_bytes"] - short["buffer_bytes"]
+        reads = (long["step_ms"] - short["step_ms"]) / 1000 / (bytes_more / CORE_BANDWIDTH)
+        cell.expect(
+            reads < COPIED,
+            f"{bytes_more / 1e6:.1f} MB more of buffers cost {long['step_ms'] - short['step_ms']:.3f} ms a step: "
+            f"{reads:.1f} times one read",
+        )
+
+
+def base(context: Context) -> None:
+    """Compiles and measures a T5 of the dimensions of FLAN-T5-base, with twelve layers."""
+    from compile.receipt.latency import floor_ms, step_times
+    from compile.receipt.models import compare_tokens, compile_t5, device_bytes, expected_bytes, missing_weights
+    from compile.verify import verify
+    from neuron_sum.runtimes.load import load_generator
+
+    records, size = context.records, context.size
+    with records.cell("FLAN-T5-base compiles", needed=True) as cell:
+        artifact = compile_t5("base", size, 12, size.base)
+        cell.observed = f"{len(artifact.manifest.graphs)} graphs"
+    with records.cell("weights are present") as cell:
+        names, missing = missing_weights(artifact)
+        cell.data = {"missing": missing}
+        cell.expect(not missing, f"{len(missing)} of {names} weights are missing or zero")
+    gc.collect()
+    before = device_bytes()
+    with records.cell("FLAN-T5-base tokens") as cell:
+        generator, tokenizer = load_generator(artifact)
+        generator.warm_up()
+        compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
+    after = device_bytes()
+    with records.cell("FLAN-T5-base verify") as cell:
+        record = verify(artifact, None, size.examples, 1.0).record
+        cell.data = {"verification": record.model_dump(mode="json")}
+        outcome = "passed" if record.passed else "undecided" if record.undecided else "failed"
+        cell.expect(record.passed, f"{outcome}, {record.examples} dialogues")
+    with records.cell("FLAN-T5-base latency") as cell:
+        rows = [
+            {**row, "floor_ms": round(floor_ms(graph), 4)}
+            for row, graph in step_times(generator, artifact, size.rounds)
+        ]
+        cell.data = {"rows": rows}
+        ratios = [row["floor_ms"] / row["step_ms"] for row in rows]
+        cell.expect(max(ratios) <= 1, f"floor / measured {min(ratios):.2f} to {max(ratios):.2f}")
+    with records.cell("device memory") as cell:
+        size_bytes = expected_bytes(artifact)
+        if before is None or after is None:
+            cell.expect(False, f"not reported by the driver; weights and buffers {size_bytes / 1e6:.1f} MB")
+        else:
+            cell.data = {"before": before, "after": after, "expected": size_bytes}
+            used = after - before
+            cell.expect(
+                used <= MEMORY * size_bytes, f"{used / 1e6:.1f} MB; weights and buffers {size_bytes / 1e6:.1f} MB"
+            )
+
+
+def cores(context: Context) -> None:
+    """Compares the throughput of two processes, each on a core, with that of one."""
+    from compile.receipt.cores import throughputs
+
+    with context.records.cell("both cores") as cell:
+        one, both = throughputs(ARTIFACTS / "base", context.size.rounds)
+        cell.data = {"batches_per_s_one": one, "batches_per_s_both": both}
+        cell.expect(both / one >= CORES, f"{both / one:.2f} times, {both:.2f} instead of {one:.2f} batches per second")
+
+
+def host(context: Context) -> None:
+    """Measures the time of the search on the host."""
+    import torch
+
+    from compile.receipt.host import host_times
+
+    torch.set_num_threads(1)
+    with context.records.cell("host time per step") as cell:
+        full = context.size.rounds >= SIZES["full"].rounds
+        times = list(host_times(128 if full else 16, 5 if full else 1))
+        cell.data = {"rows": [time.as_dict() for time in times]}
+        shown = "; ".join(f"{time.batch} x {time.beams} {time.ms:.3f} ms" for time in times if time.target)
+        cell.expect(all(time.holds for time in times), shown)
+
+
+def llama(context: Context) -> None:
+    """Exports a small Llama with optimum-neuron, and verifies it."""
+    from compile.receipt.models import compile_llama
+    from compile.verify import verify
+
+    records, size = context.records, context.size
+    with records.cell("Llama compiles", needed=True) as cell:
+        artifact = compile_llama("llama", size)
+        cell.observed = f"{size.llama['num_hidden_layers']} layers, exporter optimum"
+    with records.cell("Llama verify") as cell:
+        record = verify(artifact, None, size.examples, 1.0).record
+        cell.data = {"verification": record.model_dump(mode="json")}
+        outcome = "passed" if record.passed else "undecided" if record.undecided else "failed"
+        cell.expect(record.passed, f"{outcome}, {record.examples} dialogues")
+
+
+def training(context: Context) -> None:
+    """Trains a run, stops another one in the middle and resumes it, and compares their weights."""
+    from compile.receipt.models import changes, largest_difference
+
+    records, size = context.records, context.size
+    shutil.rmtree(RUNS, ignore_errors=True)
+    command = [*context.command, "train", "tiny", *changes(size.t5, 2, size, size.training)]
+    with records.cell("training", needed=True) as cell:
+        seconds = _train([*command, "--output", str(RUNS / "whole")])
+        losses = [row["loss"] for row in files.read_jsonl(RUNS / "whole" / "log.jsonl") if "loss" in row]
+        cell.observed = f"{len(losses)} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}"
+        cell.data = {"seconds": round(seconds, 1), "losses": losses}
+    with records.cell("resume") as cell:
+        step = _stop_in_the_middle([*command, "--output", str(RUNS / "stopped")], RUNS / "stopped")
+        _train([*command, "--output", str(RUNS / "stopped"), "--resume"])
+        weights = [RUNS / run / "checkpoint" / "model.safetensors" for run in ("whole", "stopped")]
+        if files.sha256(weights[0]) == files.sha256(weights[1]):
+            cell.observed = f"stopped after step {step}, equal bit for bit"
+        else:
+            cell.expect(False, f"stopped after step {step}; largest difference {largest_difference(*weights):.1e}")
+
+
+def _train(command: Sequence[str]) -> float:
+    started = time.monotonic()
+    finished = subprocess.run(command, check=False, stdin=subprocess.DEVNULL)
+    if finished.returncode:
+        raise RuntimeError(f"neuron-sum train ended with exit code {finished.returncode}")
+    return time.monotonic() - started
+
+
+def _stop_in_the_middle(command: Sequence[str], run: Path) -> str:
+    """Stops a run by SIGTERM after its first checkpoint; returns the step of its newest checkpoint."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    while not list(run.glob("checkpoints/checkpoint-*/complete")):
+        if process.poll() is not None:
+            raise RuntimeError(f"neuron-sum train ended with exit code {process.returncode} before a checkpoint")
+        time.sleep(0.005)
+    process.terminate()
+    code = process.wait()
+    if not (checkpoints := list(run.glob("checkpoints/checkpoint-*/complete"))):
+        raise RuntimeError(f"the run was not stopped in the middle: exit code {code}")
+    return str(max(int(path.parent.name.rpartition("-")[2]) for path in checkpoints))
+
+
+FUNCTIONS: dict[str, Callable[[Context], None]] = {
+    function.__name__: function for function in (machine, two_layers, base, cores, host, llama, training)
+}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
