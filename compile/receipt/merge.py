@@ -99,14 +99,14 @@ def _check(file: Path, receipt: Receipt) -> None:
         raise DataError(f"{file} was made with stand-ins, not on a Neuron device: nothing was merged")
     if setting.size != "full":
         raise DataError(f"{file} was made with --size {setting.size}: only full receipts are merged")
-    unknown = {"instance": setting.instance, "driver": setting.driver, "sdk": setting.sdk}
-    if setting.neuron_devices < 1 or None in unknown.values():
-        what = (
-            "neuron_devices is 0"
-            if setting.neuron_devices < 1
-            else f"{[*unknown][[*unknown.values()].index(None)]} is unknown"
-        )
-        raise DataError(f"{file}: setting.{what}, so that its results cannot be attributed to a Neuron device")
+    if setting.neuron_devices < 1:
+        raise DataError(f"{file}: setting.neuron_devices is 0, so that its results are not those of a Neuron device")
+    for name in ("instance", "driver", "sdk"):
+        value = getattr(setting, name)
+        if value is None:
+            raise DataError(f"{file}: setting.{name} is unknown, so that its results cannot be attributed to a machine")
+        if not re.fullmatch(r"[\w.+-]+", value):
+            raise DataError(f"{file} is damaged: setting.{name} is {value!r:.40}")
     if wrong := [name for name in names if name not in CELLS]:
         raise DataError(f"{file} has an unknown cell {wrong[0]!r:.80}: it is of another version of neuron-sum")
     if len(set(names)) < len(names):
@@ -141,12 +141,13 @@ def _times(data: Path, receipt: Receipt) -> tuple[DeviceTimes, int]:
     return DeviceTimes(times=(*kept, *added)), len(added)
 
 
-def _rows(receipt: Receipt) -> list[dict[str, Any]]:
+def _rows(receipt: Receipt) -> list[Any]:
     found = next((result for result in receipt.cells if result.name == LATENCY and result.state != "failed"), None)
-    return found.data.get("rows", []) if found is not None else []
+    rows = found.data.get("rows") if found is not None else []
+    return rows if isinstance(rows, list) else [rows]
 
 
-def _time(row: dict[str, Any], receipt: Receipt) -> DeviceTime:
+def _time(row: Any, receipt: Receipt) -> DeviceTime:
     setting = receipt.setting
     try:
         time = DeviceTime(instance=str(setting.instance), sdk=str(setting.sdk), date=receipt.date, **row)

@@ -214,7 +214,7 @@ def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float) 
     cells = list(content.get("cells", []))
     if content.get("ended") and len(cells) == len(step.cells):
         return
-    failed = next((cell["name"] for cell in cells if cell["state"] == "failed"), None)
+    failed = cells[-1]["name"] if content.get("ended") and cells else None  # the cell that the others need
     for cell in step.cells[len(cells) :]:
         result = Result(
             name=cell.name,

@@ -96,14 +96,17 @@ def two_layers(context: Context) -> None:
     with records.cell("inputs by name") as cell:
         rows = [inputs(artifact, graph) for graph in artifact.manifest.graphs]
         cell.data = {"graphs": rows}
-        unnamed = sum(not tensor["name"] for row in rows for tensor in row["inputs"])
-        state = {tensor["name"] for row in rows for tensor in row["inputs"] if tensor["type"] == "state"}
-        weights = {tensor["name"] for row in rows for tensor in row["inputs"] if tensor["type"] == "weight"}
+        tensors = [tensor for row in rows for tensor in row["inputs"]]
+        state, weights, given = (
+            {tensor["name"] for tensor in tensors if tensor["type"] == kind}
+            for kind in ("state", "weight", "user input")
+        )
+        unnamed = "" in state | weights | given
         aliased = {name for row in rows for name in row["aliases"].values()}
         cell.expect(
             bool(aliased) and aliased <= state and not unnamed,
             f"{len(state)} inputs are state, {len(weights)} are weights, {len(aliased)} have an aliased output, "
-            f"{unnamed} have no name; buffers that are only read count as "
+            f"{'not all' if unnamed else 'all'} are named; buffers that are only read count as "
             + ("state" if state - aliased else "weights"),
         )
     with records.cell("copied values are read", needed=True) as cell:
