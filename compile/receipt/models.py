@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from compile import api
 from compile.receipt.cells import Size
@@ -20,7 +21,6 @@ from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.platform.machine import instance_type
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import ModelConfig
-from neuron_sum.runtimes import neuronx
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.weights import MODEL
@@ -117,9 +117,8 @@ def compare_tokens(
     cell.expect(equal == compared, f"{equal} of {compared} equal, {len(distinct)} of them different from each other")
 
 
-def missing_weights(artifact: Artifact) -> tuple[int, list[str]]:
+def missing_weights(artifact: Artifact, tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:
     """The number of weights of an artifact, and those that are missing or zero on the device though not in the file."""
-    tensors = neuronx.device_tensors(artifact)
     names, missing = 0, list[str]()
     with safe_open(artifact.path / WEIGHTS, framework="pt") as stored:
         for name in stored.keys():  # noqa: SIM118  (not a mapping)

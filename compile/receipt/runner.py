@@ -17,7 +17,7 @@ from compile.receipt.cells import STEPS, Kind, SizeName, Step
 from compile.receipt.schema import Receipt, Result, Setting
 from neuron_sum import __version__, console, files
 from neuron_sum.doctor import machine_check
-from neuron_sum.errors import PlatformError, RunError
+from neuron_sum.errors import Interrupted, PlatformError, RunError
 from neuron_sum.platform.machine import Machine, describe_machine, package_version
 from neuron_sum.platform.matrix import NEURON_INDEX, PLATFORMS, platform_row
 
@@ -37,12 +37,12 @@ class Stand:
     Attributes:
         python: The interpreter.
         env: Additional environment variables.
-        command: The command in place of `python -m neuron_sum`, for commands that a step runs.
+        train: The command that trains a recipe, in two processes as on a trn1.2xlarge.
     """
 
     python: str = sys.executable
     env: dict[str, str] = field(default_factory=dict)
-    command: tuple[str, ...] = (sys.executable, "-m", "neuron_sum")
+    train: tuple[str, ...] = (sys.executable, "-m", "neuron_sum", "train", "--processes", "2")
 
 
 def stand(kind: Kind) -> Stand:
@@ -106,6 +106,7 @@ def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:
     Raises:
         PlatformError: If this machine cannot make a receipt.
         RunError: If the folder has a receipt of another size, version or machine.
+        Interrupted: If it is stopped; the steps that have ended are kept.
     """
     setting, machine = describe_setting(size)
     files.check_writable(folder, 0)
@@ -119,7 +120,11 @@ def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:
         with console.progress("receipt", len(STEPS), done) as bar:
             for step in waiting:
                 console.note(f"step {step.name}, at most {console.duration(60 * step.minutes)}")
-                _run(folder, step, size)
+                try:
+                    _run(folder, step, size)
+                except KeyboardInterrupt as error:
+                    again = f"neuron-sum receipt --size {size} --output {console.quote(folder)}"
+                    raise Interrupted(f"interrupted in the step {step.name}", f"to continue, run `{again}`") from error
                 receipt = _write(folder, setting, machine)
                 results = [result for result in receipt.cells if result.step == step.name]
                 for result in results:
@@ -162,7 +167,7 @@ def _run(folder: Path, step: Step, size: SizeName) -> None:
     _results(folder, step).unlink(missing_ok=True)
     blocked = _blocked(folder, step)
     if blocked is None:
-        command = [chosen.python, "-m", "compile.receipt.steps", step.name, size, json.dumps(chosen.command)]
+        command = [chosen.python, "-m", "compile.receipt.steps", step.name, size, json.dumps(chosen.train)]
         with log.open("w") as output, _process(command, folder, {**os.environ, **chosen.env}, output) as process:
             try:
                 code: int | None = process.wait(60 * step.minutes)
@@ -246,7 +251,7 @@ def _write(folder: Path, setting: Setting, machine: Machine) -> Receipt:
     receipt = Receipt(
         setting=setting,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        complete=len(ended) == len(STEPS),
+        complete=len(ended) == len(STEPS) and all(content["ended"] for content in ended),
         machine=asdict(machine),
         checks=tuple(asdict(check) for check in checks),
         environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)},

@@ -1,4 +1,4 @@
-"""The steps of a receipt: python -m compile.receipt.steps STEP SIZE COMMAND, in the folder of the receipt."""
+"""The steps of a receipt: python -m compile.receipt.steps STEP SIZE TRAIN, in the folder of the receipt."""
 
 import gc
 import json
@@ -35,21 +35,21 @@ class Context:
     Attributes:
         records: The results.
         size: The size of the models.
-        command: The command in place of `python -m neuron_sum`.
+        train: The command that trains a recipe.
     """
 
     records: Records
     size: Size
-    command: tuple[str, ...]
+    train: tuple[str, ...]
 
 
-def main(name: str, size: str, command: str) -> None:
+def main(name: str, size: str, train: str) -> None:
     """Runs a step; every cell is recorded, or the runner records that it is missing."""
     _end_with_parent()
     step = next(step for step in STEPS if step.name == name)
     records = Records(step, Path("steps", f"{name}.json"))
     try:
-        FUNCTIONS[name](Context(records, SIZES[size], tuple(json.loads(command))))  # type: ignore[index]
+        FUNCTIONS[name](Context(records, SIZES[size], tuple(json.loads(train))))  # type: ignore[index]
     except Stopped as stopped:
         print(f"stopped after {stopped}", file=sys.stderr)
     records.end()
@@ -137,22 +137,23 @@ def base(context: Context) -> None:
     from compile.receipt.models import compare_tokens, compile_t5, device_bytes, expected_bytes, missing_weights
     from compile.verify import verify
     from neuron_sum.runtimes.load import load_generator
+    from neuron_sum.runtimes.neuronx import device_tensors
 
     records, size = context.records, context.size
     with records.cell("FLAN-T5-base compiles", needed=True) as cell:
         artifact = compile_t5("base", size, 12, size.base)
         cell.observed = f"{len(artifact.manifest.graphs)} graphs"
-    with records.cell("weights are present") as cell:
-        names, missing = missing_weights(artifact)
+    before, after = device_bytes(), None
+    with records.cell("weights are present") as cell, device_tensors(artifact) as tensors:
+        after = device_bytes()
+        names, missing = missing_weights(artifact, tensors)
         cell.data = {"missing": missing}
         cell.expect(not missing, f"{len(missing)} of {names} weights are missing or zero")
     gc.collect()
-    before = device_bytes()
     with records.cell("FLAN-T5-base tokens") as cell:
         generator, tokenizer = load_generator(artifact)
         generator.warm_up()
         compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
-    after = device_bytes()
     with records.cell("FLAN-T5-base verify") as cell:
         record = verify(artifact, None, size.examples, 1.0).record
         cell.data = {"verification": record.model_dump(mode="json")}
@@ -225,7 +226,7 @@ def training(context: Context) -> None:
 
     records, size = context.records, context.size
     shutil.rmtree(RUNS, ignore_errors=True)
-    command = [*context.command, "train", "tiny", *changes(size.t5, 2, size, size.training)]
+    command = [*context.train, "tiny", *changes(size.t5, 2, size, size.training)]
     with records.cell("training", needed=True) as cell:
         seconds = _train([*command, "--output", str(RUNS / "whole")])
         losses = [row["loss"] for row in files.read_jsonl(RUNS / "whole" / "log.jsonl") if "loss" in row]

@@ -10,7 +10,8 @@ reads the candidates of a step, and the logits only in a fallback.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -78,8 +79,9 @@ def load(artifact: Artifact) -> GraphRuntime:
     )
 
 
-def device_tensors(artifact: Artifact) -> Mapping[str, Tensor]:
-    """Load all graphs of an artifact; the tensors on the device by name.
+@contextmanager
+def device_tensors(artifact: Artifact) -> Iterator[Mapping[str, Tensor]]:
+    """All graphs of an artifact, loaded for the duration of a block; the tensors on the device by name.
 
     Args:
         artifact: The artifact.
@@ -90,7 +92,7 @@ def device_tensors(artifact: Artifact) -> Mapping[str, Tensor]:
     graphs, _ = _open(artifact)
     for graph in artifact.manifest.graphs:
         graphs.get(graph)
-    return graphs._tensors
+    yield graphs._tensors
 
 
 def _open(artifact: Artifact) -> "tuple[_Graphs, AdapterSlots | None]":

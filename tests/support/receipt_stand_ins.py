@@ -54,7 +54,7 @@ def write_stand_ins(folder: Path) -> dict[str, str]:
         },
         "training": {
             "env": {**device, **XLA_ENVIRONMENT},
-            "command": [str(XLA_PYTHON), str(ROOT / "tests" / "stand_ins" / "xla" / "run.py")],
+            "train": [str(XLA_PYTHON), str(ROOT / "tests" / "stand_ins" / "xla" / "run.py"), "train"],
         },
     }
     path = folder / FILE
