@@ -140,8 +140,9 @@ class Size:
         t5: The configuration of the T5 models, without the number of layers.
         llama: The configuration of the Llama.
         vocabulary: The size of the trained tokenizer.
+        layers: The number of layers per side of the large T5.
         two_layers: Overrides for the two-layer T5; the first source length is short and the last one long.
-        base: Overrides for the twelve-layer T5.
+        base: Overrides for the large T5.
         llama_shape: Overrides for the Llama.
         training: Overrides for the training.
         examples: The number of dialogues to compare.
@@ -151,6 +152,7 @@ class Size:
     t5: dict[str, Any]
     llama: dict[str, Any]
     vocabulary: int
+    layers: int
     two_layers: tuple[str, ...]
     base: tuple[str, ...]
     llama_shape: tuple[str, ...]
@@ -174,6 +176,7 @@ SIZES: dict[SizeName, Size] = {
             "num_key_value_heads": 4,
         },
         vocabulary=1200,
+        layers=12,
         two_layers=(
             "data.max_source_length=512",
             "generate.max_new_tokens=32",
@@ -203,6 +206,7 @@ SIZES: dict[SizeName, Size] = {
             "num_key_value_heads": 2,
         },
         vocabulary=400,
+        layers=3,
         two_layers=(
             "generate.max_new_tokens=6",
             "compile.batch_sizes=[1]",

@@ -132,7 +132,7 @@ def two_layers(context: Context) -> None:
 
 
 def base(context: Context) -> None:
-    """Compiles and measures a T5 of the dimensions of FLAN-T5-base, with twelve layers."""
+    """Compiles and measures a T5 of the dimensions of FLAN-T5-base."""
     from compile.receipt.latency import floor_ms, step_times
     from compile.receipt.models import compare_tokens, compile_t5, device_bytes, expected_bytes, missing_weights
     from compile.verify import verify
@@ -141,8 +141,8 @@ def base(context: Context) -> None:
 
     records, size = context.records, context.size
     with records.cell("FLAN-T5-base compiles", needed=True) as cell:
-        artifact = compile_t5("base", size, 12, size.base)
-        cell.observed = f"{len(artifact.manifest.graphs)} graphs"
+        artifact = compile_t5("base", size, size.layers, size.base)
+        cell.observed = f"{len(artifact.manifest.graphs)} graphs, {size.layers} layers"
     before, after = device_bytes(), None
     with records.cell("weights are present") as cell, device_tensors(artifact) as tensors:
         after = device_bytes()
