@@ -246,11 +246,13 @@ def _write(folder: Path, setting: Setting, machine: Machine) -> Receipt:
     """Writes the receipt and its page, from the steps that have ended."""
     from compile.receipt.page import render
 
-    ended = [files.read_json(path) for step in STEPS if (path := _results(folder, step)).exists()]
+    paths = [path for step in STEPS if (path := _results(folder, step)).exists()]
+    ended = [files.read_json(path) for path in paths]
+    last = max(path.stat().st_mtime for path in paths)
     checks = machine_check.check_machine(machine, machine_check.nearest_platform(machine))
     receipt = Receipt(
         setting=setting,
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        date=datetime.datetime.fromtimestamp(last, datetime.timezone.utc).date().isoformat(),
         complete=len(ended) == len(STEPS) and all(content["ended"] for content in ended),
         machine=asdict(machine),
         checks=tuple(asdict(check) for check in checks),

@@ -199,9 +199,13 @@ def host(context: Context) -> None:
     with context.records.cell("host time per step") as cell:
         full = context.size.rounds >= SIZES["full"].rounds
         times = list(host_times(128 if full else 16, 5 if full else 1))
-        cell.data = {"rows": [time.as_dict() for time in times]}
-        shown = "; ".join(f"{time.batch} x {time.beams} {time.ms:.3f} ms" for time in times if time.target)
-        cell.expect(all(time.holds for time in times), shown)
+        cell.data = {"rows": [row.as_dict() for row in times]}
+        shown = "; ".join(
+            f"{row.batch} x {row.beams}{' with an n-gram ban' if row.ngram else ''} {row.ms:.3f} ms"
+            for row in times
+            if row.target
+        )
+        cell.expect(all(row.holds for row in times), shown)
 
 
 def llama(context: Context) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +20,13 @@ from receipt_stand_ins import EXAMPLE, write_stand_ins
 from compile.preflight import device_times
 from compile.receipt import cells, models, runner
 from compile.receipt.cells import CELLS, STEPS
+from compile.receipt.merge import NOTHING_RAN, SOME_RAN
 from compile.receipt.page import STAND_INS
 from neuron_sum.platform.machine import Machine
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+STATUS = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
+FILES = ("docs/status.md", "compile/preflight/device_times.json")
 FAKE = f"""#!{sys.executable}
 import json, os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -202,10 +205,16 @@ def test_the_memory_of_all_cores_is_counted_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The two files of a checkout that a merge changes."""
-    for path in ("docs/status.md", "compile/preflight/device_times.json"):
-        (tmp_path / "checkout" / path).parent.mkdir(parents=True)
-        shutil.copyfile(ROOT / path, tmp_path / "checkout" / path)
+    """The two files of a checkout that a merge changes, before any merge."""
+    status, times = (tmp_path / "checkout" / path for path in FILES)
+    status.parent.mkdir(parents=True)
+    times.parent.mkdir(parents=True)
+    page = STATUS.replace(SOME_RAN, NOTHING_RAN)
+    assert NOTHING_RAN in page
+    for name in CELLS:
+        page = re.sub(rf"^(\| {re.escape(name)} \|.*\|)[^|]*\|$", r"\1 open |", page, flags=re.MULTILINE)
+    status.write_text(page)
+    times.write_text('{"times": []}')
     return tmp_path / "checkout"
 
 
@@ -302,7 +311,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 def test_damaged_receipts_change_nothing(real: Path, checkout: Path, tmp_path: Path) -> None:
-    before = [(checkout / path).read_text() for path in ("docs/status.md", "compile/preflight/device_times.json")]
+    before = [(checkout / path).read_text() for path in FILES]
     for name, (change, message) in DAMAGED.items():
         content = json.loads(real.read_text())
         change(content)
@@ -318,17 +327,14 @@ def test_damaged_receipts_change_nothing(real: Path, checkout: Path, tmp_path: P
     nowhere = merge(real, tmp_path)
     assert nowhere.exit_code == 6
     assert "does not exist" in nowhere.stderr
-    assert [
-        (checkout / path).read_text() for path in ("docs/status.md", "compile/preflight/device_times.json")
-    ] == before
+    assert [(checkout / path).read_text() for path in FILES] == before
 
 
 # The documentation.
 
 
 def test_the_status_page_has_each_cell_once() -> None:
-    page = (ROOT / "docs" / "status.md").read_text()
-    rows = [line for line in page.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() in CELLS]
+    rows = [line for line in STATUS.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() in CELLS]
     assert [tuple(part.strip() for part in row.split("|")[1:3]) for row in rows] == [
         (cell.name, cell.expected) for cell in CELLS.values()
     ]

@@ -49,7 +49,7 @@ def write_stand_ins(folder: Path) -> dict[str, str]:
                 "PYTHONPATH": optimum,
                 "PJRT_DEVICE": "CPU",
                 "NEURON_STAND_IN_CALLS": str(folder / "calls.jsonl"),
-                "NEURON_STAND_IN_INSTANCE": INSTANCE,
+                "NEURON_STAND_IN_INSTANCE": INSTANCE.removeprefix("ml."),
             },
         },
         "training": {
