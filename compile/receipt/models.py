@@ -114,7 +114,7 @@ def compare_tokens(
             actual = generator.with_batch_size(batch).generate(prompts, asked)
             compared += len(prompts)
             equal += sum(one == other for one, other in zip(actual, expected, strict=True))
-    cell.expect(equal == compared, f"{equal} of {compared} equal, {len(distinct)} of them different from each other")
+    cell.expect(equal == compared, f"{equal} of {compared} equal, {len(distinct)} distinct summaries")
 
 
 def missing_weights(artifact: Artifact, tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:
