@@ -29,10 +29,10 @@ def _lines(receipt: Receipt) -> Iterator[str]:
     yield f"| date | {receipt.date} |"
     yield f"| neuron-sum | {setting.neuron_sum}, size {setting.size} |"
     yield f"| instance | {setting.instance or 'unknown'}, {setting.neuron_devices} chips |"
-    yield f"| driver | {setting.driver or 'none'} |"
-    yield f"| platform | {setting.sdk or 'no row of the platform table'} |"
+    yield f"| Neuron driver | {setting.driver or 'none'} |"
+    yield f"| platform table | {setting.sdk or 'no row of the platform table'} |"
     packages = ", ".join(f"{name} {version}" for name, version in setting.packages.items() if version)
-    yield from (f"| packages | {_cell(packages)} |", "")
+    yield from (f"| versions | {_cell(packages)} |", "")
     yield from ("| cell | state | expected | observed | seconds |", "|---|---|---|---|---|")
     for result in receipt.cells:
         state = result.state if result.state == "passed" else f"**{result.state}**"
