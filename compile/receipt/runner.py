@@ -154,7 +154,8 @@ def _is_kept(folder: Path, step: Step, *, retry: bool) -> bool:
     if not path.exists():
         return False
     content = files.read_json(path, RunError, f"remove {path}")
-    return bool(content["ended"]) and not (retry and any(cell["state"] == "failed" for cell in content["cells"]))
+    cells = content.get("cells", [])
+    return bool(content.get("ended")) and not (retry and any(cell["state"] == "failed" for cell in cells))
 
 
 def _results(folder: Path, step: Step) -> Path:
