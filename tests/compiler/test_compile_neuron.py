@@ -413,7 +413,7 @@ FAILURES = {
         "compiler-killed", "of memory", "ml.trn1.32xlarge, which has 512 GiB",
     ),
     "ERROR: [NCC_EVRF001] Operator dynamic-update-slice is not supported": (
-        "unsupported-operator", "has an operator that the compiler does not support", "list-operators",
+        "unsupported-operator", "that the compiler does not support", "list-operators",
     ),
     "this process is killed": ("killed, nearly always because memory ran out", "of memory", "ml.trn1.32xlarge"),
 }  # fmt: skip

@@ -455,7 +455,8 @@ def test_a_failed_compiler_is_explained(upstream: Upstream, llama_run: Path, tmp
     assert made.returncode == 10
     for word in ("optimum-neuron did not export the model: ", *words):
         assert word in made.stderr
-    assert ("; this machine has" in made.stderr, exporter.memory_advice() in made.stderr) == (is_memory, is_memory)
+    told = ("; this machine has" in made.stderr, exporter.memory_advice() in made.stderr)
+    assert told == (is_memory, is_memory), made.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     [log] = (tmp_path / "cache" / "logs").iterdir()
     assert f"whole log: {log}" in made.stderr

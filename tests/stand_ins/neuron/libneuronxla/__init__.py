@@ -17,7 +17,8 @@ def neuron_xla_compile(module_bytes: bytes, compiler_flags: str, *, work_dir: Pa
             os.kill(os.getpid(), signal.SIGKILL)
         (work_dir / "log-neuron-cc.txt").write_text(failure)
         subprocess.run([sys.executable, "-c", f"import sys; print({failure!r}, file=sys.stderr)"], check=True)
-        raise RuntimeError("neuronx-cc failed with -9" if "F137" in failure else "neuronx-cc failed with 70")
+        status = -9 if "F137" in failure else 70  # a traceback quotes the next line
+        raise RuntimeError(f"neuronx-cc failed with {status}")
     return module_bytes
 
 
