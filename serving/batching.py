@@ -133,17 +133,19 @@ class Batcher:
     def _run(self) -> None:
         while True:
             batch = self._next()
-            if (running := self._running_batch(batch[0].settings)) is not None:
-                self._roll(running, batch)
-                continue
-            self.running_since = started = time.monotonic()
-            for work in batch:
-                work.started, work.batch = started, len(batch)
-            self._generate(batch)
-            seconds = time.monotonic() - started
-            self.running_since = None
-            self._measure(seconds / len(batch), SMOOTHING)
-            self._report(batch, seconds)
+            if not self._roll(batch):
+                self._run_batch(batch)
+
+    def _run_batch(self, batch: Sequence[Work]) -> None:
+        """Run a batch that no other item joins."""
+        self.running_since = started = time.monotonic()
+        for work in batch:
+            work.started, work.batch = started, len(batch)
+        self._generate(batch)
+        seconds = time.monotonic() - started
+        self.running_since = None
+        self._measure(seconds / len(batch), SMOOTHING)
+        self._report(batch, seconds)
 
     def _next(self) -> list[Work]:
         """Wait for the item whose turn it is, and take it with others that can share its batch."""
@@ -175,31 +177,55 @@ class Batcher:
         return [work for work in batch if work.result.set_running_or_notify_cancel()]
 
     def _running_batch(self, settings: GenerateConfig) -> RunningBatch | None:
-        """An empty running batch with these settings, whose memory is used again for the next one."""
+        """An empty running batch with these settings, whose memory is used again for the next one; None without one."""
         if self._rolling is None or self._rolling[0] != settings:
+            self._rolling = None  # the memory of the previous one is free before the next one is allocated
             try:
-                running = self._generator.roll(settings)
+                self._rolling = settings, self._generator.roll(settings)
             except ArtifactError:  # the error is reported for each item
-                running = None
-            self._rolling = settings, running
+                self._rolling = settings, None
+            except Exception:  # such as too little memory: the thread continues, and the next batch tries again
+                LOG.warning("items cannot join the next batch", exc_info=True)
+                return None
         return self._rolling[1]
 
-    def _roll(self, running: RunningBatch, waiting: list[Work]) -> None:
-        """Run a batch that other items join, until it is empty."""
+    def _roll(self, waiting: list[Work]) -> bool:
+        """Run a batch that other items join, until it is empty. Returns False if there is no such batch.
+
+        If it fails, every item is run alone, so that one item does not affect the others.
+        """
         settings, since = waiting[0].settings, time.monotonic()
+        if (running := self._running_batch(settings)) is None:
+            return False
         items: dict[int, Work] = {}
-        while waiting or items:
-            waiting = self._join(running, waiting, items)
-            active = len(items)
-            if done := self._step(running, items):
-                now = time.monotonic()
-                self._measure((now - since) / len(done), SMOOTHING * len(done) / active)
-                since = now
-                for work in done:
-                    self._report([work], now - work.started)
-            if not waiting:
-                waiting = self._joining(settings, self._generator.batch_size - len(items))
+        try:
+            while waiting or items:
+                waiting = self._join(running, waiting, items)
+                active = len(items)
+                if done := self._step(running, items):
+                    now = time.monotonic()
+                    self._measure((now - since) / len(done), SMOOTHING * len(done) / active)
+                    since = now
+                    for work in done:
+                        self._report([work], now - work.started)
+                if not waiting:
+                    waiting = self._joining(settings, self._generator.batch_size - len(items))
+        except Exception:  # the thread must continue: without it, no request would be answered
+            LOG.warning("a running batch failed; its items are run one by one", exc_info=True)
+            self._discard(running)
+            for work in (*items.values(), *waiting):
+                if not work.result.done():
+                    self._run_batch([work])
         self.running_since = None
+        return True
+
+    def _discard(self, running: RunningBatch) -> None:
+        """Release the adapters of a batch that failed; it is not used again, because its rows may be inconsistent."""
+        self._rolling = None
+        try:
+            running.close()
+        except Exception:  # its adapters are released with the object
+            LOG.warning("a running batch that failed cannot be closed", exc_info=True)
 
     def _joining(self, settings: GenerateConfig, most: int) -> list[Work]:
         with self._changed:
@@ -230,28 +256,14 @@ class Batcher:
         return waiting
 
     def _step(self, running: RunningBatch, items: dict[int, Work]) -> list[Work]:
-        """Generate a token of every item, and set the results of the finished ones, which are returned.
-
-        If it fails, every item is run alone, so that one item does not affect the others.
-        """
+        """Generate a token of every item, and set the results of the finished ones, which are returned."""
         if not items:
             return []
         self.running_since = time.monotonic()
-        try:
-            finished = running.step()
-        except Exception:
-            LOG.warning("a step of a running batch failed; its items are run one by one", exc_info=True)
-            running.close()
-            done = list(items.values())
-            items.clear()
-            for work in done:
-                self.running_since = time.monotonic()
-                self._generate([work])
-            return done
-        done = [items.pop(number) for number, _ in finished]
-        for work, (_, tokens) in zip(done, finished, strict=True):
-            work.result.set_result(tokens)
-        return done
+        finished = running.step()
+        for number, tokens in finished:
+            items[number].result.set_result(tokens)
+        return [items.pop(number) for number, _ in finished]
 
     def _measure(self, per_item_s: float, weight: float) -> None:
         mean = self._seconds_per_item
@@ -269,6 +281,7 @@ class Batcher:
             outputs = self._generator.generate(
                 [work.prompt for work in batch], batch[0].settings, [work.adapter for work in batch]
             )
+            results = list(zip(batch, outputs, strict=True))
         except Exception as error:  # noqa: BLE001  any error is sent to the client, and the thread continues
             if len(batch) > 1:
                 for work in batch:
@@ -276,7 +289,7 @@ class Batcher:
                 return
             batch[0].result.set_exception(as_service_error(error))
         else:
-            for work, tokens in zip(batch, outputs, strict=True):
+            for work, tokens in results:
                 work.result.set_result(tokens)
 
 

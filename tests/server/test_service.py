@@ -5,9 +5,10 @@ import hashlib
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from service_requests import DIALOGUE, LIMITS, REFUSED
@@ -372,6 +373,52 @@ def test_failures_in_a_running_batch_reach_only_their_items() -> None:
     assert bad.result.exception(10).code == 500 and other.result.result(10) == [1]  # type: ignore[union-attr]
     slow.steps.fails = False
     [after] = works("y")
+    batcher.submit([after])
+    slow.go.release()
+    assert after.result.result(10) == [1]
+
+
+def test_a_running_batch_that_cannot_be_allocated_or_closed_does_not_stop_the_service() -> None:
+    alive: list[Any] = []
+
+    class Short(Rolling):
+        faults: ClassVar[list[Exception]] = [
+            OSError(12, "Cannot allocate memory"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ]
+
+        def roll(self, settings: GenerateConfig) -> Steps:
+            if hasattr(self, "steps"):
+                previous = weakref.ref(self.steps)
+                del self.steps
+                alive.append(previous())
+            if settings.num_beams == 2 and self.faults:
+                raise self.faults.pop()
+            return super().roll(settings)
+
+    slow = Short()
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    for name, beams in (("a", 1), ("b", 2), ("big", 2), ("c", 2)):
+        [work] = works(name, num_beams=beams)
+        batcher.submit([work])
+        slow.go.release()
+        if name == "big":
+            assert work.result.exception(10).code == 503  # type: ignore[union-attr]
+        else:
+            assert work.result.result(10) == [1]
+    assert alive == [None], "the previous batch keeps its memory while the next one is allocated"
+
+    def broken() -> None:
+        raise KeyError(1)
+
+    slow.steps.fails, slow.steps.close = True, broken  # type: ignore[method-assign]
+    both = works("ab", "cd", num_beams=2)
+    batcher.submit(both)
+    for _ in range(3):
+        slow.go.release()
+    assert [work.result.result(10) for work in both] == [[1], [1]]
+    assert not wait_until(lambda: batcher.running_since is not None)
+    [after] = works("x", num_beams=2)
     batcher.submit([after])
     slow.go.release()
     assert after.result.result(10) == [1]
