@@ -37,6 +37,8 @@ RESERVED = (BASE, ".", "..")
 
 RECORD = "adapters.json"
 RETRY_AFTER_S = 1
+LOAD_TIMEOUT_S = 1.0
+"""Seconds to wait for a slot that running batches use, while requests for other adapters wait too."""
 
 LOG = logging.getLogger("neuron_sum")
 
@@ -170,23 +172,28 @@ class Adapters:
             raise ServiceError(503, f"the adapters cannot be stored: {error}", None, RETRY_AFTER_S) from error
 
     def _load(self) -> None:
-        """Make the slots equal to the record. The lock must be held, so that no copy disappears."""
+        """Make the slots equal to the record. The lock must be held, so that no copy disappears.
+
+        `_seen` changes last: a request that finds it equal to the record finds the slots equal, too.
+        """
         slots = self._require_slots()
         with self._turn:
-            self._seen, entries = self._content(), self._entries()
+            content, entries = self._content(), self._entries()
             for name in self._copies.keys() - entries.keys():
                 self._unload(name)
-            self._faults.clear()
+            faults: dict[str, str] = {}
             for name, entry in entries.items():
                 if self._copies.get(name) == entry["copy"]:
                     continue
                 try:
-                    slots.load(name, self._folder / entry["copy"])
+                    slots.load(name, self._folder / entry["copy"], LOAD_TIMEOUT_S)
                     self._copies[name] = entry["copy"]
-                except ModelError as error:
-                    LOG.warning("registered adapter %r cannot be loaded: %s", name, error.message)
+                except Exception as error:  # noqa: BLE001  any fault of one adapter must not affect the others
+                    fault = error.message if isinstance(error, NeuronSumError) else repr(error)
+                    LOG.warning("registered adapter %r cannot be loaded: %s", name, fault)
                     self._unload(name)
-                    self._faults[name] = error.message
+                    faults[name] = fault
+            self._faults, self._seen = faults, content
 
     def _unload(self, name: str) -> None:
         self._copies.pop(name, None)

@@ -184,18 +184,21 @@ def test_a_worker_that_dies_in_a_change_has_changed_nothing(
     assert len([path for path in other._folder.iterdir() if path.is_dir()]) == 1, "the copy of the dead one is removed"
 
 
+@pytest.mark.parametrize("kind", [ModelError, ResourceError, MemoryError])
 def test_a_worker_that_cannot_load_an_adapter_refuses_its_requests(
-    start: Start, source: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, source: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """It does not answer with the old adapter, or with none."""
     one, other = start(), start()
+    fault = kind("all slots available to it are in use")
     register(one, "late", source)
     assert names(other) == ["default", "late"]
     doubled(source)
     register(one, "late", source, known=True)
 
-    def busy(self: AdapterSlots, name: str, folder: Path) -> None:
-        raise ModelError(f"adapter {name!r} was not loaded: all slots available to it are in use")
+    def busy(self: AdapterSlots, name: str, folder: Path, timeout_s: float) -> None:
+        assert timeout_s < 2, "requests for other adapters wait, too"
+        raise fault
 
     with monkeypatch.context() as patch:
         patch.setattr(AdapterSlots, "load", busy)
@@ -211,6 +214,32 @@ def test_a_worker_that_cannot_load_an_adapter_refuses_its_requests(
     assert names(other) == ["default", "late"]
     other.check("late")
     assert content(other, "late") == content(one, "late")
+
+
+def test_a_request_waits_for_a_change_that_another_request_is_loading(
+    start: Start, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = start(), start()
+    register(one, "late", source)
+    began, go, load = threading.Event(), threading.Event(), AdapterSlots.load
+
+    def slow(self: AdapterSlots, name: str, folder: Path, timeout_s: float) -> None:
+        began.set()
+        assert go.wait(30)
+        load(self, name, folder, timeout_s)
+
+    monkeypatch.setattr(AdapterSlots, "load", slow)
+    found: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: found.append(names(other))) for _ in range(2)]
+    threads[0].start()
+    assert began.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert found == []
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert found == [["default", "late"]] * 2
 
 
 def test_a_damaged_record_is_reported(start: Start, source: Path) -> None:
