@@ -96,12 +96,15 @@ final class Adapters {
             if (name == null || source == null) {
                 Errors.send(ctx, 400, "name and src are required: POST /models/M/adapters?name=NAME&src=FOLDER");
             } else {
-                change(ctx, ask(wlm, info, "register_adapter", name, source), "registered");
+                Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, source, Map.of());
+                CompletableFuture<Output> result = ask(wlm, info, "register_adapter", name, source);
+                change(ctx, result, "registered", () -> info.getAdapters().put(name, adapter));
             }
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 3 && "update".equals(route.get(2))) {
-            change(ctx, ask(wlm, info, "update_adapter", name, source), "updated");
+            change(ctx, ask(wlm, info, "update_adapter", name, source), "updated", () -> {});
         } else if (HttpMethod.DELETE.equals(request.method()) && route.size() == 2) {
-            change(ctx, ask(wlm, info, "unregister_adapter", name, source), "unregistered");
+            CompletableFuture<Output> result = ask(wlm, info, "unregister_adapter", name, source);
+            change(ctx, result, "unregistered", () -> info.getAdapters().remove(name));
         } else {
             Errors.send(ctx, 405, "method " + request.method() + " is not allowed; use GET, POST or DELETE");
         }
@@ -187,12 +190,17 @@ final class Adapters {
         return number;
     }
 
-    private static void change(ChannelHandlerContext ctx, CompletableFuture<Output> result, String action) {
+    /** Answers a change; after a success, {@code record} updates DJL's list, which the playground shows. */
+    private static void change(
+            ChannelHandlerContext ctx, CompletableFuture<Output> result, String action, Runnable record) {
         answer(
                 ctx,
                 result,
                 action,
-                data -> NettyUtils.sendJsonResponse(ctx, new StatusResponse(action), HttpResponseStatus.OK));
+                data -> {
+                    record.run();
+                    NettyUtils.sendJsonResponse(ctx, new StatusResponse(action), HttpResponseStatus.OK);
+                });
     }
 
     /** Sends the worker's refusal, or passes on its answer. */
