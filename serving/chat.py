@@ -23,6 +23,8 @@ from serving.transport import EVENTS, Reply, Unanswered, Unavailable
 DONE = "[DONE]"
 PARAMETERS = {"max_new_tokens": "max_tokens"}
 """Names of the supported parameters in a chat completion."""
+COMPLETE = ("stop", "length")
+"""Finish reasons of a complete text: an end token, and the most new tokens."""
 REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """Statuses that reject one dialogue, such as one that is longer than the model's context; others can be answered."""
 NOT_CHAT = "check the endpoint; without --chat, requests have neuron-sum's format"
@@ -59,6 +61,10 @@ class _Chunk(BaseModel):
     usage: _Usage | None = None
 
 
+class _EndedEarly(Unanswered):
+    """A stream that ended before its text was complete; its message has the number of characters."""
+
+
 @dataclass
 class _Stream:
     """One answer, as far as it has arrived.
@@ -67,14 +73,14 @@ class _Stream:
         name: The endpoint, for errors.
         on_text: Called with each part of the text.
         text: The text.
-        finished: Whether the endpoint has stated why the text ends.
+        finish: Why the text ends, as the endpoint states it; None before.
         usage: The numbers of tokens.
     """
 
     name: str
     on_text: Callable[[str], None]
     text: str = ""
-    finished: bool = False
+    finish: str | None = None
     usage: _Usage = field(default_factory=lambda: _Usage(prompt_tokens=0, completion_tokens=0))
 
     def read(self, pieces: Iterator[bytes], kind: str) -> str:
@@ -91,13 +97,15 @@ class _Stream:
                 break
             if event.data:
                 self._add(event.data)
-        if not self.finished:
-            raise self.ended_early("the stream ended without a reason")
+        if self.finish not in COMPLETE:
+            reason = "without a reason" if self.finish is None else f"with the finish reason {self.finish[:80]!r}"
+            raise self.ended_early(f"the stream ended {reason}")
         return self.text
 
-    def ended_early(self, reason: str) -> Unanswered:
+    def ended_early(self, reason: str, hint: str = AGAIN, code: int = HTTPStatus.BAD_GATEWAY) -> "_EndedEarly":
         """The error for a stream that ended before its text was complete."""
-        return Unanswered(f"{self.name} answered only {len(self.text)} characters of a summary: {reason}", AGAIN, 502)
+        message = f"{self.name} answered only {len(self.text)} characters of a summary: {reason}"
+        return _EndedEarly(message, hint, code)
 
     def _add(self, data: str) -> None:
         try:
@@ -112,7 +120,7 @@ class _Stream:
             if choice.delta.content:
                 self.text += choice.delta.content
                 self.on_text(choice.delta.content)
-            self.finished = self.finished or choice.finish_reason is not None
+            self.finish = self.finish or choice.finish_reason
 
 
 class ChatClient(Client):
@@ -162,10 +170,14 @@ class ChatClient(Client):
         stream = _Stream(self.endpoint, self._on_text)
         try:
             reply = self._transport.send(json.dumps(body).encode(), stream.read)
-        except Unavailable as error:
-            if stream.text:  # another attempt would repeat the text that on_text has received
+            if stream.text and reply.status != HTTPStatus.OK:
+                raise self._refusal(reply)
+        except Unanswered as error:
+            if not stream.text or isinstance(error, _EndedEarly):
+                raise
+            if isinstance(error, Unavailable):  # another attempt would repeat the text that on_text has received
                 raise stream.ended_early(error.message) from error
-            raise
+            raise stream.ended_early(error.message, error.hint or AGAIN, error.code) from error
         if reply.status in REFUSALS and (message := error_message(reply.body)) is not None:
             return {place: Answer(error=ErrorBody(code=reply.status, message=message[:MAX_MESSAGE], field=None))}
         if reply.status != HTTPStatus.OK:

@@ -90,8 +90,13 @@ BROKEN: dict[str, tuple[Step, str]] = {
     "cut in an event": (Step((*START, b'data: {"choi'), cut=True), "only 3 characters .*incomplete chunked read"),
     "ended": (Step(START), "only 3 characters of a summary: the stream ended without a reason"),
     "done without a reason": (Step((*START, DONE)), "only 3 characters of a summary: the stream ended without"),
+    "a content filter": (
+        Step((*START, part("", "content_filter"), DONE)),
+        "only 3 characters of a summary: the stream ended with the finish reason 'content_filter'",
+    ),
+    "aborted": (Step((*START, part("", "abort"), DONE)), "only 3 characters .* with the finish reason 'abort'"),
     "empty": (Step(()), "only 0 characters of a summary: the stream ended without a reason"),
-    "no JSON": (Step((*START, b"data: Hello\n\n")), "not a part of a chat completion: Hello"),
+    "no JSON": (Step((*START, b"data: Hello\n\n")), "only 3 characters .* not a part of a chat completion: Hello"),
     "another event": (Step((event({"token": {"text": "Hi"}}),)), "not a part of a chat completion: {\"token\""),
     "a completion": (Step((event({"choices": [{"text": "Hi"}]}),)), "not a part of a chat completion"),
     "a list": (Step((event([1]),)), "not a part of a chat completion: \\[1\\]"),
@@ -135,6 +140,9 @@ def test_a_late_answer_ends_at_the_deadline(server: ChatServer) -> None:
     server.script.append(Step(tuple(b": wait\n" for _ in range(2_000_000))))
     with pytest.raises(RequestError, match=r"within 0\.3 s"):
         ask(server, timeout_s=0.3)
+    server.script.append(Step((*START, *(b": wait\n" for _ in range(2_000_000)))))
+    with pytest.raises(RequestError, match=r"answered only 3 characters of a summary: .* within 1 s"):
+        ask(server, timeout_s=1)
 
 
 def test_a_dialogue_that_is_too_long_does_not_stop_the_others(server: ChatServer) -> None:
@@ -232,8 +240,13 @@ def test_errors_of_a_sagemaker_stream_are_one_error(server: ChatServer, sagemake
     first = payload_part(b"".join(START))
     failure = json.dumps({"Message": "the model failed", "ErrorCode": "ModelInvocationTimeExceeded"}).encode()
     modeled = framed("exception", failure, exception_type="ModelStreamError", content_type="application/json")
+    coded = [
+        (code, framed("error", b"", error_code=code, error_message="no room"))
+        for code in ("ServiceUnavailable", "ThrottlingException", "InternalStreamFailure")
+    ]
     cases = [
-        (sagemaker(first, modeled), "answered 502: ModelStreamError: the model failed"),
+        (sagemaker(first, modeled), "only 3 characters .* answered 502: ModelStreamError: the model failed"),
+        *((sagemaker(first, failed), f"answered only 3 characters .* {code}: no room") for code, failed in coded),
         (sagemaker(first), "answered only 3 characters of a summary"),
         (sagemaker(first, first[:20], cut=True), "answered only 3 characters of a summary"),
     ]
@@ -241,6 +254,7 @@ def test_errors_of_a_sagemaker_stream_are_one_error(server: ChatServer, sagemake
         server.script.append(step)
         with ChatClient("sagemaker:llama@eu-west-1") as client, pytest.raises(RequestError, match=message):
             client.summarize([DIALOGUE])
+    assert len(server.seen) == len(cases), "it was sent again"
     too_long = json.dumps({"error": {"message": "maximum context length", "code": 400}})
     refused = {"Message": "Received client error", "OriginalStatusCode": 400, "OriginalMessage": too_long}
     headers = (("x-amzn-ErrorType", "ModelError"),)
