@@ -38,16 +38,22 @@ public final class Workers {
 
     private Workers() {}
 
-    /** Starts a worker's process again; called by DJL's PyProcess, which pom.xml changes. */
+    /**
+     * Starts a worker's process again; called by DJL's PyProcess, which pom.xml changes.
+     *
+     * <p>PyProcess cancels the future while the start fails, so that an action after it would not run.
+     */
     public static CompletableFuture<Void> restart(Model model, Runnable start) {
-        return CompletableFuture.runAsync(start)
-                .whenComplete(
-                        (nothing, failure) -> {
-                            if (failure != null) {
-                                Gate.LOGGER.error("a worker of {} cannot restart", model.getName(), failure);
-                                model.setProperty(FAILED, String.valueOf(FINAL));
-                            }
-                        });
+        return CompletableFuture.runAsync(
+                () -> {
+                    try {
+                        start.run();
+                    } catch (RuntimeException failure) {
+                        Gate.LOGGER.error("a worker of {} cannot restart", model.getName(), failure);
+                        model.setProperty(FAILED, String.valueOf(FINAL));
+                        throw failure;
+                    }
+                });
     }
 
     /** The current failures of the model that a request is for; empty without failures or without an inference. */
