@@ -73,7 +73,7 @@ class _Stream:
         name: The endpoint, for errors.
         on_text: Called with each part of the text.
         text: The text.
-        finish: Why the text ends, as the endpoint states it; None before.
+        finish: The finish reason, None before the last part.
         usage: The numbers of tokens.
     """
 
