@@ -13,7 +13,7 @@ from typing import IO, Any
 from neuron_sum import console, files
 from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, AwsError, reading
-from neuron_sum.platform.containers import ENVIRONMENT_FILE
+from neuron_sum.platform.containers import CONTAINERS, ENVIRONMENT_FILE
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run
@@ -38,6 +38,24 @@ CPU = re.compile(r"ml\.[cmrt]\d+[a-z-]*\.")
 GRAVITON = re.compile(r"ml\.[cmrt]\d+g[a-z]*\.")
 LONGEST_NAME = 200
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
+
+NUMBER = "[1-9][0-9]{0,8}"
+MODEL = "SM_ON_MODEL"
+ENVIRONMENT = {
+    MODEL: "/opt/ml/model",
+    "SM_ON_SERVED_MODEL_NAME": "[a-z0-9][a-z0-9._-]{0,99}",
+    "SM_ON_BATCH_SIZE": NUMBER,
+    "SM_ON_SEQUENCE_LENGTH": NUMBER,
+    "SM_ON_TENSOR_PARALLEL_SIZE": NUMBER,
+    "SM_ON_MAX_NUM_BATCHED_TOKENS": NUMBER,
+    "SM_ON_ALLOW_NON_CACHED_MODEL": "",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""The variables that `neuron-sum package` writes, and a pattern of the values of each.
+
+An archive is not trusted: with other variables, the container could load another model or run code.
+"""
 
 
 @dataclass(frozen=True)
@@ -181,14 +199,29 @@ def inspect(archive: Path | IO[bytes], name: str) -> tuple[str, dict[str, str]]:
         for member in members:
             file = member.name.removeprefix("./")
             if file == ENVIRONMENT_FILE:
-                record = json.loads(_text(members.extractfile(member)))
-                environment = {str(key): str(value) for key, value in record["environment"].items()}
-                return registry.PUBLISHED[registry.PUBLISHED.index(record["container"])], environment
+                return _container(json.loads(_text(members.extractfile(member))), name)
             if file == PROPERTIES and ENDED_HANDLER in _text(members.extractfile(member)):
                 return registry.ENDED, {}
             if file == MANIFEST:
                 return str(json.loads(_text(members.extractfile(member)))["target"]), {}
     raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
+
+
+def _container(record: Mapping[str, Any], name: str) -> tuple[str, dict[str, str]]:
+    """The container and the environment in an archive's record.
+
+    Raises:
+        ArtifactError: If `neuron-sum package` would not have written them.
+    """
+    container, environment = record["container"], dict(record["environment"])
+    if container not in CONTAINERS:
+        known = ", ".join(CONTAINERS)
+        raise ArtifactError(f"{name} is for the container {str(container)[:80]!r}; known: {known}", PACKAGE)
+    for key, value in {MODEL: None, **environment}.items():
+        if not isinstance(value, str) or not re.fullmatch(ENVIRONMENT.get(key, "(?!)"), value):
+            setting = f"{key[:80]}={'' if value is None else str(value)[:80]}"
+            raise ArtifactError(f"{name}: `neuron-sum package` does not write {setting!r} for a container", PACKAGE)
+    return container, environment
 
 
 def image_target(source: Source, instance: str, image: str | None) -> str:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -515,6 +516,39 @@ def test_deploy_reads_a_damaged_manifest_as_an_error_of_the_archive(tmp_path: Pa
     archive = archive_of(tmp_path / "m.tar.gz", (named("artifact/manifest.json"), manifest))
     with pytest.raises(ArtifactError, match=r"m\.tar\.gz cannot be read"):
         inspect(archive, str(archive))
+
+
+GOOD = {"SM_ON_MODEL": "/opt/ml/model", "SM_ON_BATCH_SIZE": "4", "SM_ON_SERVED_MODEL_NAME": "llama"}
+
+
+@pytest.mark.parametrize(
+    ("container", "changes", "message"),
+    [
+        ("hf-vllm", {"SM_ON_MODEL": "evil/repo"}, "SM_ON_MODEL=evil/repo"),
+        ("hf-vllm", {"SM_ON_MODEL": "/opt/ml/model/../x"}, "SM_ON_MODEL="),
+        ("hf-vllm", {"SM_ON_MODEL": None}, "SM_ON_MODEL="),
+        ("hf-vllm", {"SM_ON_TRUST_REMOTE_CODE": ""}, "SM_ON_TRUST_REMOTE_CODE="),
+        ("hf-vllm", {"LD_PRELOAD": "/opt/ml/model/x.so"}, "LD_PRELOAD="),
+        ("hf-vllm", {"SM_ON_BATCH_SIZE": "4 --trust-remote-code"}, "SM_ON_BATCH_SIZE=4 --trust"),
+        ("hf-vllm", {"SM_ON_BATCH_SIZE": 4}, "SM_ON_BATCH_SIZE=4"),
+        ("hf-vllm", {"SM_ON_SEQUENCE_LENGTH": "5\n"}, "SM_ON_SEQUENCE_LENGTH="),
+        ("hf-vllm", {"SM_ON_SERVED_MODEL_NAME": "--trust-remote-code"}, "SM_ON_SERVED_MODEL_NAME=--trust"),
+        ("hf-vllm", {"SM_ON_ALLOW_NON_CACHED_MODEL": "x"}, "SM_ON_ALLOW_NON_CACHED_MODEL=x"),
+        ("djl-0.30-neuronx", {}, "for the container 'djl-0.30-neuronx'; known: hf-vllm"),
+        (["hf-vllm"], {}, "cannot be read"),
+    ],
+)
+def test_deploy_rejects_an_environment_that_package_does_not_write(
+    tmp_path: Path, container: Any, changes: dict[str, Any], message: str
+) -> None:
+    def write(environment: dict[str, Any], container: Any) -> Path:
+        record = json.dumps({"container": container, "environment": environment}).encode()
+        return archive_of(tmp_path / "m.tar.gz", (named("container.json"), record))
+
+    assert inspect(write(GOOD, "hf-vllm"), "m.tar.gz") == ("hf-vllm", GOOD)
+    environment = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        inspect(write(environment, container), "m.tar.gz")
 
 
 def test_paths_that_cannot_exist_or_be_written_are_errors(artifact: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from neuron_sum.prompts import PRESETS, Prompt
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import ModelConfig
 from neuron_sum.runs.folder import open_run
+from sagemaker_jobs.endpoint.sources import inspect
 from serving.chat_template import SAMPLE, chat_template
 
 UPSTREAM = os.environ.get("NEURON_SUM_VLLM")
@@ -66,6 +67,7 @@ def packed(path: Path, folder: Path, *words: str) -> dict[str, Any]:
         "container": VLLM,
         "environment": found["environment"],
     }
+    assert inspect(target, str(target)) == (VLLM, found["environment"])
     return found
 
 
