@@ -33,6 +33,8 @@ VerifyOption = Annotated[
     typer.Option("--verify", metavar="KEY", help="Serve only archives signed for this ed25519 public key (PEM file)."),
 ]
 ARCHIVE = ".tar.gz"
+BATCH_SIZE, CONCURRENCY = 8, 4
+"""Defaults of `request`."""
 LINE_HINT = 'use lines such as {"inputs": "#Person1#: Hello."}'
 
 
@@ -250,8 +252,8 @@ def request(
         int | None, typer.Option(help="Maximum new tokens, up to the compiled target length.")
     ] = None,
     num_beams: Annotated[int | None, typer.Option(help="Beam width; must be one of the compiled widths.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues per request.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Dialogues per request.")] = BATCH_SIZE,
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests.")] = CONCURRENCY,
     output: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="A .jsonl file for the answers: one line per dialogue, in order."),
@@ -277,6 +279,18 @@ def request(
     if playground:
         from serving.playground import show
 
+        options = {
+            "FILE": file != Path("-"),
+            "--adapter": adapter is not None,
+            "--max-new-tokens": max_new_tokens is not None,
+            "--num-beams": num_beams is not None,
+            "--batch-size": batch_size != BATCH_SIZE,
+            "--concurrency": concurrency != CONCURRENCY,
+            "--output": output is not None,
+            "--target-model": target_model is not None,
+        }
+        if unused := [name for name, is_given in options.items() if is_given]:
+            raise RequestError(f"--playground does not use {', '.join(unused)}", f"omit {' and '.join(unused)}")
         show(endpoint, port, chat=chat)
         return
     many = file.suffix == ".jsonl"

@@ -87,6 +87,11 @@ def test_only_the_page_may_send_requests(server: ChatServer, url: str) -> None:
 
 def test_the_command_serves_the_page_until_ctrl_c(server: ChatServer) -> None:
     assert "requires --chat" in neuron_sum("request", server.url, "--playground").stderr
+    values = {"--max-new-tokens": "9", "--output": "a.jsonl", "--adapter": "a", "--num-beams": "2"}
+    for name, value in {**values, "--target-model": "m", "--concurrency": "2", "--batch-size": "2"}.items():
+        refused = neuron_sum("request", server.url, name, value, "--chat", "--playground")
+        assert refused.exit_code == 12 and f"does not use {name}" in refused.stderr
+    assert "does not use FILE" in neuron_sum("request", server.url, "d.txt", "--chat", "--playground").stderr
     taken = neuron_sum("request", server.url, "--chat", "--playground", "--port", server.url.rpartition(":")[2])
     assert "is in use" in taken.stderr
     command = [sys.executable, "-m", "neuron_sum", "request", server.url, "--chat", "--playground", "--port", "0"]
