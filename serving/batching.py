@@ -204,7 +204,9 @@ class Batcher:
                 active = len(items)
                 if done := self._step(running, items):
                     now = time.monotonic()
-                    self._measure((now - since) / len(done), SMOOTHING * len(done) / active)
+                    # The time of the first measurement belongs to the whole batch, not only to its first items.
+                    finished = len(done) if self._seconds_per_item else active
+                    self._measure((now - since) / finished, SMOOTHING * len(done) / active)
                     since = now
                     for work in done:
                         self._report([work], now - work.started)

@@ -378,6 +378,24 @@ def test_failures_in_a_running_batch_reach_only_their_items() -> None:
     assert after.result.result(10) == [1]
 
 
+def test_the_first_item_that_ends_does_not_count_as_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Rolling()
+    batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
+    now = [100.0]
+    monkeypatch.setattr("serving.batching.time.monotonic", lambda: now[0])
+    first, other = works("a", "aaaaaa")
+    batcher.submit([first, other])
+    assert slow.began.acquire(timeout=10)
+    now[0] = 110.0
+    slow.go.release()
+    assert first.result.result(10) == [1]
+    assert slow.began.acquire(timeout=10)
+    assert batcher._seconds_per_item == 5.0
+    for _ in range(6):
+        slow.go.release()
+    assert other.result.result(10) == [6]
+
+
 def test_a_running_batch_that_cannot_be_allocated_or_closed_does_not_stop_the_service() -> None:
     alive: list[Any] = []
 
