@@ -213,7 +213,7 @@ def exported(run: Path, folder: Path, sdk: str | None = PLATFORMS[0].name, **cha
     files.write_text(folder / RECIPE, recipe.to_yaml())
     compilation = Compilation(
         compiler="2.21.33363.0", arguments=(), exporter="optimum", cache_write=None, inline_weights=False,
-        tensor_parallel_size=2, core=0, sdk=sdk,
+        tensor_parallel_size=2, sdk=sdk,
     )  # fmt: skip
     values: dict[str, Any] = {
         "neuron_sum": __version__, "model_type": "llama", "runtime": "optimum", "target": "inf2", "dtype": "bf16",
