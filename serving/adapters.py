@@ -25,8 +25,8 @@ from neuron_sum.artifact import ADAPTER_NAME
 from neuron_sum.errors import ModelError, NeuronSumError
 from neuron_sum.models.adapter_config import CONFIG
 from neuron_sum.models.adapter_files import WEIGHTS
-from neuron_sum.runtimes.slots import AdapterSlots
-from serving.schema import ServiceError
+from neuron_sum.runtimes.slots import AdapterSlots, SlotsInUseError
+from serving.schema import RETRY, ServiceError
 from serving.worker import locked
 
 BASE = "base"
@@ -37,6 +37,8 @@ RESERVED = (BASE, ".", "..")
 
 RECORD = "adapters.json"
 RETRY_AFTER_S = 1
+CHANGE_TIMEOUT_S = 30.0
+"""Seconds that a change waits for a slot that running batches use; the plugin waits a minute for the answer."""
 LOAD_TIMEOUT_S = 1.0
 """Seconds to wait for a slot that running batches use, while requests for other adapters wait too."""
 
@@ -112,7 +114,8 @@ class Adapters:
             known: Whether the adapter must exist already (update) or must not exist (registration).
 
         Raises:
-            ServiceError: 400, 404, 409 or 422 with the reason; 503 if the change cannot be stored.
+            ServiceError: 400, 404, 409 or 422 with the reason; 503 if batches use all slots, or the change cannot be
+                stored.
         """
         if name in RESERVED or not ADAPTER_NAME.fullmatch(name):
             raise ServiceError(
@@ -121,6 +124,9 @@ class Adapters:
                 f"{', '.join(RESERVED)}",
                 "name",
             )
+
+        if not known and not folder:
+            raise ServiceError(400, "src is empty; it must be the adapter's folder", "src")
 
         def change(slots: AdapterSlots, entries: dict[str, Entry]) -> None:
             if known:
@@ -134,7 +140,9 @@ class Adapters:
                 for file in (CONFIG, WEIGHTS):
                     (self._folder / copy).mkdir(exist_ok=True)
                     shutil.copyfile(source / file, self._folder / copy / file)
-                slots.load(name, self._folder / copy)
+                slots.load(name, self._folder / copy, CHANGE_TIMEOUT_S)
+            except SlotsInUseError as error:
+                raise ServiceError(503, f"{error.message}; {RETRY}, or {error.hint}", None, RETRY_AFTER_S) from error
             except ModelError as error:
                 raise ServiceError(422, f"{error.message}; {error.hint or ''}".rstrip("; "), "src") from error
             self._copies[name] = copy

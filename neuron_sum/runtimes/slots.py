@@ -20,6 +20,10 @@ HEAD = "lm_head"
 """The output layer of every family in transformers."""
 
 
+class SlotsInUseError(ModelError):
+    """No slot became free in time, because batches use them: a later attempt can succeed."""
+
+
 class AdapterSlots:
     """The adapter stacks that all graphs of an artifact read, and the adapter in each slot.
 
@@ -66,7 +70,8 @@ class AdapterSlots:
             timeout_s: Seconds to wait for a slot that is in use by running batches.
 
         Raises:
-            ModelError: If the adapter does not fit the slots, or no slot is free.
+            SlotsInUseError: If running batches use every slot that is available to it.
+            ModelError: If the adapter does not fit the slots, or other adapters have all of them.
         """
         contents = self._read(folder)
         with self._changed:
@@ -125,7 +130,7 @@ class AdapterSlots:
             if name in self._slots and not self._leases[self._slots[name]]:
                 return self._slots[name]
             if not self._changed.wait(deadline_s - time.monotonic()):
-                raise ModelError(
+                raise SlotsInUseError(
                     f"adapter {name!r} was not loaded: all slots available to it are in use",
                     "compile with one more of compile.adapters.slots than adapters, to replace adapters under load",
                 )

@@ -100,6 +100,7 @@ def test_every_worker_refuses_the_same_changes(start: Start, source: Path, tmp_p
         ("default", source, True, 409),
         ("x", source, True, 404),
         ("base", source, False, 400),
+        ("more", "", False, 400),
         ("third", source, False, 422),
         ("late", tmp_path / "none", True, 422),
     ]
@@ -240,6 +241,23 @@ def test_a_request_waits_for_a_change_that_another_request_is_loading(
     for thread in threads:
         thread.join(30)
     assert found == [["default", "late"]] * 2
+
+
+def test_an_update_while_batches_use_all_slots_can_be_tried_again(
+    start: Start, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start()
+    register(worker, "late", source)
+    before = content(worker, "late")
+    doubled(source)
+    monkeypatch.setattr("serving.adapters.CHANGE_TIMEOUT_S", 0.1)
+    assert worker._slots is not None
+    with worker._slots.lease(["late"]), pytest.raises(ServiceError, match="are in use") as refused:
+        register(worker, "late", source, known=True)
+    assert (refused.value.code, refused.value.retry_after_s) == (503, 1)
+    assert content(worker, "late") == before
+    register(worker, "late", source, known=True)
+    assert content(worker, "late") != before
 
 
 def test_a_damaged_record_is_reported(start: Start, source: Path) -> None:

@@ -43,7 +43,7 @@ import java.util.stream.Stream;
  * <p>DJL answers 200 to a registration as soon as the request is sent to the worker (AdapterManagementRequestHandler
  * reads a code that an async worker has not returned yet), lists refused adapters, and sends each call to one of a model's
  * workers only. Here the same calls wait for the worker. The workers of a model share a record of the registered adapters
- * (serving/registry.py), from which one of them also answers GET. The record lacks the adapters in the artifact; the
+ * (serving/adapters.py), from which one of them also answers GET. The record lacks the adapters in the artifact; the
  * answers to GET contain them, and they can be neither updated nor removed.
  */
 final class Adapters {
@@ -93,7 +93,7 @@ final class Adapters {
             CompletableFuture<Output> known = ask(wlm, info, "list_adapters", name, source);
             answer(ctx, known, "listed", data -> list(ctx, info, asked, data, decoder));
         } else if (HttpMethod.POST.equals(request.method()) && route.size() == 1) {
-            if (name == null || source == null) {
+            if (name == null || source == null || source.isEmpty()) {
                 Errors.send(ctx, 400, "name and src are required: POST /models/M/adapters?name=NAME&src=FOLDER");
             } else {
                 Adapter<Input, Output> adapter = Adapter.newInstance(info, name, null, source, Map.of());
