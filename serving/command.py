@@ -33,8 +33,7 @@ VerifyOption = Annotated[
     typer.Option("--verify", metavar="KEY", help="Serve only archives signed for this ed25519 public key (PEM file)."),
 ]
 ARCHIVE = ".tar.gz"
-BATCH_SIZE, CONCURRENCY = 8, 4
-"""Defaults of `request`."""
+BATCH_SIZE, CONCURRENCY = 8, 4  # the defaults of `request`
 LINE_HINT = 'use lines such as {"inputs": "#Person1#: Hello."}'
 
 
