@@ -92,7 +92,11 @@ def packed(tmp_path: Path) -> Path:
     for name, content in contents.items():
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(content)
-    package.pack(tmp_path / "m.tar.gz", "option=1\n", [(name, tmp_path / "from" / name) for name in contents])
+    package.pack(
+        tmp_path / "m.tar.gz",
+        {"serving.properties": "option=1\n"},
+        [(name, tmp_path / "from" / name) for name in contents],
+    )
     return tmp_path / "m.tar.gz"
 
 
@@ -216,5 +220,5 @@ def test_leftovers_of_a_killed_package_are_removed_after_a_day(tmp_path: Path) -
     for path in (left, fresh):
         path.write_bytes(b"x")
     os.utime(left, (0, 0))
-    package.pack(tmp_path / "m.tar.gz", "option=1\n", [])
+    package.pack(tmp_path / "m.tar.gz", {"serving.properties": "option=1\n"}, [])
     assert not left.exists() and fresh.exists()

@@ -28,6 +28,7 @@ from neuron_sum.artifact import (
 )
 from neuron_sum.errors import ModelError
 from neuron_sum.models.base import load_config, load_tokenizer
+from neuron_sum.platform import optimum_limits
 from neuron_sum.platform.containers import CONTAINERS, VLLM
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.prompts import PRESETS, Prompt
@@ -48,6 +49,12 @@ def trained_llama(folder: Path, *overrides: str) -> Path:
     settings = ["train.max_steps=2", "train.learning_rate=0.05", "train.warmup_ratio=0"]
     train(load_recipe(str(folder / "r.yaml"), [*overrides, *settings]), folder / "run")
     return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def small_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer of the tests has 400 tokens; on each of two cores, upstream's sampler needs 256."""
+    monkeypatch.setattr(optimum_limits, "SMALLEST_VOCABULARY", 150)
 
 
 @pytest.fixture(scope="module")
