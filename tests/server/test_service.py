@@ -18,6 +18,7 @@ from neuron_sum.errors import ModelError, RecipeError
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.generation import StepGenerator
+from neuron_sum.runtimes.rolling import RollingBatch
 from serving import properties
 from serving.batching import Batcher, Work
 from serving.parsing import parse
@@ -519,14 +520,14 @@ def test_a_text_that_is_slow_to_tokenize_does_not_delay_others(
 def test_a_defect_has_a_status_and_does_not_affect_others(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = StepGenerator.generate
+    join = RollingBatch.join
 
-    def broken(self: StepGenerator, prompts: Sequence[Any], *others: Any) -> Any:
+    def broken(self: RollingBatch, prompts: Sequence[Any], *others: Any) -> Any:
         if any(len(prompt) > 100 for prompt in prompts):
             raise RuntimeError("a kernel that fails")
-        return generate(self, prompts, *others)
+        return join(self, prompts, *others)
 
-    monkeypatch.setattr(StepGenerator, "generate", broken)
+    monkeypatch.setattr(RollingBatch, "join", broken)
     good, bad = json.loads(ask({"inputs": ["a", DIALOGUE * 60]}).body)
     assert good["output_tokens"] and bad["error"] == {"code": 500, "message": DEFECT, "field": None}
     monkeypatch.setattr(Prompt, "encode", None)
