@@ -123,7 +123,7 @@ def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:
                 try:
                     _run(folder, step, size)
                 except KeyboardInterrupt as error:
-                    again = f"neuron-sum receipt --size {size} --output {console.quote(folder)}"
+                    again = f"neuron-sum receipt --size {console.quote(size)} --output {console.quote(folder)}"
                     raise Interrupted(f"interrupted in the step {step.name}", f"to continue, run `{again}`") from error
                 receipt = _write(folder, setting, machine)
                 results = [result for result in receipt.cells if result.step == step.name]

@@ -259,7 +259,7 @@ def _stop_in_the_middle(command: Sequence[str], run: Path) -> str:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while not list(run.glob("checkpoints/checkpoint-*/complete")):
         if process.poll() is not None:
-            raise RuntimeError(f"neuron-sum train ended with exit code {process.returncode} before a checkpoint")
+            raise RuntimeError(f"the training ended with exit code {process.returncode} before a checkpoint")
         time.sleep(0.005)
     process.terminate()
     code = process.wait()
