@@ -250,7 +250,7 @@ def _train(command: Sequence[str]) -> float:
     started = time.monotonic()
     finished = subprocess.run(command, check=False, stdin=subprocess.DEVNULL)
     if finished.returncode:
-        raise RuntimeError(f"neuron-sum train ended with exit code {finished.returncode}")
+        raise RuntimeError(f"the training ended with exit code {finished.returncode}")
     return time.monotonic() - started
 
 

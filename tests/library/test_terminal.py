@@ -276,9 +276,9 @@ def test_only_defects_are_called_defects(
 
 
 WRITERS = {
-    "compile/receipt/cores.py",
-    "compile/receipt/steps.py",
-    "serving/properties.py",
+    "compile/receipt/cores.py",  # standard output is the pipe to the step that measures
+    "compile/receipt/steps.py",  # standard error is the log of the step
+    "serving/properties.py",  # standard output is evaluated by the image's entrypoint
     "neuron_sum/console.py",  # the terminal
     "compile/preflight/xla_process.py",  # standard output is the pipe to the parent process
     "serving/metrics.py",  # standard output is the pipe to DJL Serving
