@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import Candidates, Session, until_end
 
@@ -279,10 +279,11 @@ class _BeamSearch(Search):
 
 
 def _check_finite(candidates: Candidates, is_running: NDArray[np.bool_]) -> None:
-    """Raise ModelError if a model computed no numbers, such as one whose weights overflow in bf16."""
+    """Raise if the graphs computed no numbers, such as values that overflow in bf16."""
     if not np.isfinite(candidates.logits[..., 0][is_running]).all():
-        raise ModelError(
-            "the model computed logits that are not finite", "use weights whose losses are finite, or fp32"
+        raise ArtifactError(
+            "the graphs computed logits that are not finite",
+            "compile again with `--set compile.dtype=fp32`; if that does not help, train with a lower learning rate",
         )
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from compile.graphs.selection import CHUNK, candidates, select
+from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import Candidates
 from neuron_sum.runtimes.search import Counts, search
@@ -96,3 +97,11 @@ def test_of_equal_logits_greedy_search_takes_the_first_token() -> None:
     session = TableSession(table, 1, 1, candidates(1))
     asked = GenerateConfig(max_new_tokens=3)
     assert search(session, session.start, [1], asked, Counts()) == [[5, 5, 5]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_logits_that_are_not_finite_are_an_error(num_beams: int) -> None:
+    """Every comparison with NaN is false, so that a token outside of the vocabulary would be chosen."""
+    session = TableSession(torch.full((50, 50), float("nan")), 2, num_beams, candidates(num_beams))
+    with pytest.raises(ArtifactError, match="not finite"):
+        search(session, [[1], [2]], (1,), GenerateConfig(max_new_tokens=4, num_beams=num_beams), Counts())
