@@ -38,6 +38,9 @@ def hostile() -> Iterator[Callable[..., str]]:
                     for piece in pieces():
                         time.sleep(pause_s)
                         connection.sendall(piece)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 16):  # closed with unread data, the connection would be reset
+                        pass
                 except OSError:  # the client has left
                     return
 
