@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from neuron_sum.errors import ArtifactError, ModelError
 from neuron_sum.recipes.schema import GenerateConfig
@@ -25,6 +26,7 @@ from neuron_sum.runtimes.base import CompiledGenerator, RunningBatch
 from serving.schema import DEFECT, RETRY, ServiceError
 
 LOG = logging.getLogger("neuron_sum")
+T = TypeVar("T")
 
 NO_MEMORY = ("allocate memory", "start new thread")
 """Parts of the messages of torch's allocator and Python's threads when memory runs out."""
@@ -180,54 +182,59 @@ class Batcher:
         """An empty running batch with these settings, whose memory is used again for the next one; None without one."""
         if self._rolling is None or self._rolling[0] != settings:
             self._rolling = None  # the memory of the previous one is free before the next one is allocated
-            try:
-                self._rolling = settings, self._generator.roll(settings)
-            except ArtifactError:  # the error is reported for each item
-                self._rolling = settings, None
-            except Exception:  # such as too little memory: the thread continues, and the next batch tries again
-                LOG.warning("items cannot join the next batch", exc_info=True)
+            made = attempt(lambda: self._generator.roll(settings))
+            if isinstance(made, Exception) and not isinstance(made, ArtifactError):
+                LOG.warning("items cannot join the next batch", exc_info=made)  # such as too little memory
                 return None
+            # An ArtifactError is reported for each item.
+            self._rolling = settings, None if isinstance(made, Exception) else made
         return self._rolling[1]
 
     def _roll(self, waiting: list[Work]) -> bool:
-        """Run a batch that other items join, until it is empty. Returns False if there is no such batch.
+        """Run a batch that other items join, until it is empty.
 
         If it fails, every item is run alone, so that one item does not affect the others.
+
+        Returns:
+            Whether there is such a batch for these items.
         """
-        settings, since = waiting[0].settings, time.monotonic()
+        settings = waiting[0].settings
         if (running := self._running_batch(settings)) is None:
             return False
         items: dict[int, Work] = {}
-        try:
-            while waiting or items:
-                waiting = self._join(running, waiting, items)
-                active = len(items)
-                if done := self._step(running, items):
-                    now = time.monotonic()
-                    # The time of the first measurement belongs to the whole batch, not only to its first items.
-                    finished = len(done) if self._seconds_per_item else active
-                    self._measure((now - since) / finished, SMOOTHING * len(done) / active)
-                    since = now
-                    for work in done:
-                        self._report([work], now - work.started)
-                if not waiting:
-                    waiting = self._joining(settings, self._generator.batch_size - len(items))
-        except Exception:  # the thread must continue: without it, no request would be answered
-            LOG.warning("a running batch failed; its items are run one by one", exc_info=True)
-            self._discard(running)
+        failure = attempt(lambda: self._run_rolling(running, waiting, items))
+        if failure is not None:
+            LOG.warning("a running batch failed; its items are run one by one", exc_info=failure)
+            running.close()
+            self._rolling = None  # its rows may be inconsistent
             for work in (*items.values(), *waiting):
                 if not work.result.done():
                     self._run_batch([work])
         self.running_since = None
         return True
 
-    def _discard(self, running: RunningBatch) -> None:
-        """Release the adapters of a batch that failed; it is not used again, because its rows may be inconsistent."""
-        self._rolling = None
-        try:
-            running.close()
-        except Exception:  # its adapters are released with the object
-            LOG.warning("a running batch that failed cannot be closed", exc_info=True)
+    def _run_rolling(self, running: RunningBatch, waiting: list[Work], items: dict[int, Work]) -> None:
+        """Run a batch until it is empty.
+
+        Args:
+            running: The batch.
+            waiting: The items that have no row yet; changed in place.
+            items: The items that have one, by the batch's number; changed in place.
+        """
+        settings, since = waiting[0].settings, time.monotonic()
+        while waiting or items:
+            self._join(running, waiting, items)
+            active = len(items)
+            if done := self._step(running, items):
+                now = time.monotonic()
+                # The time of the first measurement belongs to the whole batch, not only to its first items.
+                finished = len(done) if self._seconds_per_item else active
+                self._measure((now - since) / finished, SMOOTHING * len(done) / active)
+                since = now
+                for work in done:
+                    self._report([work], now - work.started)
+            if not waiting:
+                waiting += self._joining(settings, self._generator.batch_size - len(items))
 
     def _joining(self, settings: GenerateConfig, most: int) -> list[Work]:
         with self._changed:
@@ -237,25 +244,28 @@ class Batcher:
                 self._turn = max([turn, *(work.turn for work in batch)])
             return batch
 
-    def _join(self, running: RunningBatch, waiting: list[Work], items: dict[int, Work]) -> list[Work]:
-        """Let items join a running batch; returns those without a row."""
+    def _join(self, running: RunningBatch, waiting: list[Work], items: dict[int, Work]) -> None:
+        """Move items from `waiting` into a running batch, as many as it has rows for."""
         while size := running.room(len(waiting)) if waiting else 0:
-            group, waiting = waiting[:size], waiting[size:]
-            self.running_since = now = time.monotonic()
-            try:
-                numbers = running.join([work.prompt for work in group], [work.adapter for work in group])
-            except Exception as error:  # noqa: BLE001  any error is sent to the client, and the thread continues
-                if len(group) == 1:
-                    group[0].result.set_exception(as_service_error(error))
-                for work in group if len(group) > 1 else ():
-                    self._join(running, [work], items)
-            else:
-                items.update(zip(numbers, group, strict=True))
-                for work in group:
-                    work.started = now
+            group = waiting[:size]
+            del waiting[:size]
+            self._start(running, group, items)
         for work in items.values():
             work.batch = max(work.batch, len(items))
-        return waiting
+
+    def _start(self, running: RunningBatch, group: list[Work], items: dict[int, Work]) -> None:
+        """Let a group of items join; if it fails, one by one, so that one item does not affect the others."""
+        self.running_since = now = time.monotonic()
+        numbers = attempt(lambda: running.join([work.prompt for work in group], [work.adapter for work in group]))
+        if not isinstance(numbers, Exception):
+            items.update(zip(numbers, group, strict=True))
+            for work in group:
+                work.started = now
+        elif len(group) == 1:
+            group[0].result.set_exception(as_service_error(numbers))
+        else:
+            for work in group:
+                self._start(running, [work], items)
 
     def _step(self, running: RunningBatch, items: dict[int, Work]) -> list[Work]:
         """Generate a token of every item, and set the results of the finished ones, which are returned."""
@@ -272,27 +282,29 @@ class Batcher:
         self._seconds_per_item = per_item_s if not mean else mean + weight * (per_item_s - mean)
 
     def _report(self, batch: Sequence[Work], seconds: float) -> None:
-        try:
-            self._on_batch(batch, seconds)
-        except Exception:  # the thread must continue: without it, no request would be answered
-            LOG.exception("cannot record the metrics of a batch")
+        if (failure := attempt(lambda: self._on_batch(batch, seconds))) is not None:
+            LOG.error("cannot record the metrics of a batch", exc_info=failure)
 
     def _generate(self, batch: Sequence[Work]) -> None:
         """Set every result; if a batch fails, run its items one by one, so that one item does not affect the others."""
-        try:
-            outputs = self._generator.generate(
-                [work.prompt for work in batch], batch[0].settings, [work.adapter for work in batch]
-            )
-            results = list(zip(batch, outputs, strict=True))
-        except Exception as error:  # noqa: BLE001  any error is sent to the client, and the thread continues
-            if len(batch) > 1:
-                for work in batch:
-                    self._generate([work])
-                return
-            batch[0].result.set_exception(as_service_error(error))
-        else:
-            for work, tokens in results:
+        prompts, adapters = [work.prompt for work in batch], [work.adapter for work in batch]
+        outputs = attempt(lambda: self._generator.generate(prompts, batch[0].settings, adapters))
+        if not isinstance(outputs, Exception):
+            for work, tokens in zip(batch, outputs, strict=True):
                 work.result.set_result(tokens)
+        elif len(batch) == 1:
+            batch[0].result.set_exception(as_service_error(outputs))
+        else:
+            for work in batch:
+                self._generate([work])
+
+
+def attempt(call: Callable[[], T]) -> T | Exception:
+    """The result of a call, or its exception: whatever fails, the thread must answer the other items."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  every caller reports it
+        return error
 
 
 def _is_wanted(work: Work) -> bool:

@@ -153,7 +153,7 @@ class RunningBatch(Protocol):
         """
 
     def close(self) -> None:
-        """Forget the unfinished summaries, and release their adapters."""
+        """Release the adapters of the unfinished summaries. The batch cannot be used again."""
 
 
 class CompiledGenerator(Shapes, Protocol):

@@ -78,9 +78,10 @@ class RollingBatch:
 
     def close(self) -> None:
         """See `RunningBatch`."""
-        for row in list(self._tickets):
-            self._release(row)
-        self._search.is_running[:] = False
+        for lease in self._leases.values():
+            lease.close()
+        self._leases.clear()
+        self._tickets.clear()
 
     def _release(self, row: int) -> list[int]:
         del self._tickets[row]
