@@ -205,8 +205,9 @@ class Batcher:
         failure = attempt(lambda: self._run_rolling(running, waiting, items))
         if failure is not None:
             LOG.warning("a running batch failed; its items are run one by one", exc_info=failure)
-            running.close()
             self._rolling = None  # its rows may be inconsistent
+            if (unclosed := attempt(running.close)) is not None:
+                LOG.error("a running batch that failed cannot be closed", exc_info=unclosed)
             for work in (*items.values(), *waiting):
                 if not work.result.done():
                     self._run_batch([work])
