@@ -1,13 +1,16 @@
 """The playground for an endpoint with chat completions: a web page on this machine, which sends requests through it.
 
-    GET /, /playground      the page that `serve --playground` also shows
-    GET /playground/models  the endpoint's name
-    POST /playground/stream {"inputs": "dialogue"} -> one JSON object per line: {"text": …}, last the answer or an error
+    GET /TOKEN/                   the page that `serve --playground` also shows
+    GET /TOKEN/playground/models  the endpoint's name
+    POST /TOKEN/playground/stream {"inputs": "dialogue"} -> one JSON object per line: {"text": …}, last the answer or an
+                                  error
 
-A browser cannot call a SageMaker endpoint, nor an endpoint on another host that does not allow it.
+TOKEN is new at each start: other users of the machine must not send requests with the credentials of this process. A
+browser cannot call a SageMaker endpoint, nor an endpoint on another host that does not allow it.
 """
 
 import json
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,7 +90,7 @@ def playground(endpoint: str, port: int) -> Iterator[str]:
     with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http://127.0.0.1:{server.server_address[1]}{server.root}"
         finally:
             server.shutdown()
 
@@ -99,7 +102,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, endpoint: str, name: str, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.endpoint, self.name = endpoint, name
+        self.endpoint, self.name, self.root = endpoint, name, f"/{secrets.token_urlsafe(24)}"
         self.page = page_with({name: {"default": None, "adapters": [], "streams": True}}).encode()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -112,19 +115,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._is_allowed():
             return
-        if self.path in ("/", "/playground"):
+        if self._place == "":  # the page finds the other places from the folder of its URL
+            self._send(308, JSON, b"", Location=f"{self.server.root}/")
+        elif self._place == "/":
             self._send(200, "text/html; charset=utf-8", self.server.page, **{"Content-Security-Policy": POLICY})
-        elif self.path == "/playground/models":
+        elif self._place == "/playground/models":
             self._send(200, JSON, json.dumps({self.server.name: None}).encode())
         else:
-            self._refuse(404, f"{self.path[:80]} does not exist")
+            self._refuse(404, f"{self._place[:80]} does not exist")
 
     def do_POST(self) -> None:
         if not self._is_allowed():
             return
         length = self.headers.get("Content-Length", "")
-        if self.path != "/playground/stream":
-            self._refuse(404, f"{self.path[:80]} does not exist")
+        if self._place != "/playground/stream":
+            self._refuse(404, f"{self._place[:80]} does not exist")
         elif self.headers.get_content_type() != JSON:
             self._refuse(415, f"send {JSON}")
         elif not length.isdigit() or int(length) > MAX_BODY_BYTES:
@@ -155,8 +160,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(content).encode() + b"\n")
         self.wfile.flush()
 
+    @property
+    def _place(self) -> str:
+        """The path after the token."""
+        return self.path.removeprefix(self.server.root)
+
     def _is_allowed(self) -> bool:
         """Whether this page caused a request; another site's pages may not, also under a name that leads here."""
+        root = self.server.root
+        if not secrets.compare_digest(self.path[: len(root)].encode(), root.encode()):
+            self._refuse(403, "open the URL that `neuron-sum request` printed")
+            return False
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin", f"http://{host}")
         site = self.headers.get("Sec-Fetch-Site", "same-origin")

@@ -80,7 +80,14 @@ def test_only_the_page_may_send_requests(server: ChatServer, url: str) -> None:
     assert httpx.post(f"{url}/v1/chat/completions", json={}).status_code == 404
     assert httpx.get(f"{url}/etc/passwd").status_code == 404
     assert len(server.seen) == count
-    page = httpx.get(url)
+    root = url.rpartition("/")[0]
+    for place in ("/", "/playground/models", f"{url[len(root) : -1]}x/", "/é/"):
+        assert httpx.get(f"{root}{place}").status_code == 403, "without the token"
+    for place in ("/playground/stream", f"{url[len(root) : -1]}/playground/stream"):
+        assert httpx.post(f"{root}{place}", json={"inputs": DIALOGUE}).status_code == 403
+    assert len(server.seen) == count
+    assert httpx.get(url).headers["Location"] == f"{url[len(root) :]}/"
+    page = httpx.get(f"{url}/")
     assert page.status_code == 200 and "connect-src 'self'" in page.headers["Content-Security-Policy"]
     assert httpx.get(f"{url}/playground/models").json() == {server.url: None}
 
