@@ -182,7 +182,7 @@ class Adapters:
     def _load(self) -> None:
         """Make the slots equal to the record. The lock must be held, so that no copy disappears.
 
-        `_seen` changes last: a request that finds it equal to the record finds the slots equal, too.
+        `_seen` changes last, so that a request that finds it equal to the record can rely on the slots.
         """
         slots = self._require_slots()
         with self._turn:

@@ -305,7 +305,7 @@ class _Rows:
             rows: The row of each value.
             values: (rows, ...).
             source_len: The number of source tokens of the rows that are written.
-            padding: The value of missing source tokens; None keeps what is there, which is masked.
+            padding: The value of missing source tokens; None keeps the values that are there, because they are masked.
         """
         target = self.first(max(rows) + 1, source_len)
         for row, value in zip(rows, values, strict=True):
