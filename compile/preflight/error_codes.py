@@ -32,15 +32,20 @@ DTYPES = {
 """Codes of types; those of integers depend on the operator."""
 UNSUPPORTED = {"triangular-solve"}
 """Operators that the documentation names as unsupported; others are compared with lists of operators (operators.py)."""
+NEURON_CALLS = """
+Erf Gelu GeluApprxTanh GeluBackward Silu SiluBackward RmsNorm Softmax SoftmaxBackward CollectiveMatmul
+IntMatmult ArgMax ArgMin TopK DropoutMaskV1 CustomNativeKernel CustomOp DevicePrint LNCShardingConstraint
+TransferWithStaticRing ModuleMarkerStart-Forward ModuleMarkerStart-Backward ModuleMarkerEnd-Forward
+ModuleMarkerEnd-Backward
+""".split()
 CUSTOM_CALLS = {
-    *(f"AwsNeuron{name}" for name in (
-        "Erf", "Gelu", "GeluApprxTanh", "GeluBackward", "Silu", "SiluBackward", "RmsNorm", "Softmax", "SoftmaxBackward",
-        "CollectiveMatmul", "IntMatmult", "ArgMax", "ArgMin", "TopK", "DropoutMaskV1", "CustomNativeKernel", "CustomOp",
-        "DevicePrint", "LNCShardingConstraint", "TransferWithStaticRing", "ModuleMarkerStart-Forward",
-        "ModuleMarkerStart-Backward", "ModuleMarkerEnd-Forward", "ModuleMarkerEnd-Backward",
-    )),
-    "ResizeNearest", "ResizeBilinear", "ResizeNearestGrad", "NeuronBoundaryMarker-Start", "NeuronBoundaryMarker-End",
-}  # fmt: skip
+    *(f"AwsNeuron{name}" for name in NEURON_CALLS),
+    "ResizeNearest",
+    "ResizeBilinear",
+    "ResizeNearestGrad",
+    "NeuronBoundaryMarker-Start",
+    "NeuronBoundaryMarker-End",
+}
 """The targets that the documentation of NCC_EHCA005 lists."""
 MX_CALLS = {"QuantizeMX", "__op$block_scaled_dot"}
 """Targets with separate codes, NCC_EVRF036 to 058; they use types that only Trn3 and later support."""
