@@ -32,12 +32,32 @@ DTYPES = {
 """Codes of types; those of integers depend on the operator."""
 UNSUPPORTED = {"triangular-solve"}
 """Operators that the documentation names as unsupported; others are compared with lists of operators (operators.py)."""
-NEURON_CALLS = """
-Erf Gelu GeluApprxTanh GeluBackward Silu SiluBackward RmsNorm Softmax SoftmaxBackward CollectiveMatmul
-IntMatmult ArgMax ArgMin TopK DropoutMaskV1 CustomNativeKernel CustomOp DevicePrint LNCShardingConstraint
-TransferWithStaticRing ModuleMarkerStart-Forward ModuleMarkerStart-Backward ModuleMarkerEnd-Forward
-ModuleMarkerEnd-Backward
-""".split()
+NEURON_CALLS = [
+    "Erf",
+    "Gelu",
+    "GeluApprxTanh",
+    "GeluBackward",
+    "Silu",
+    "SiluBackward",
+    "RmsNorm",
+    "Softmax",
+    "SoftmaxBackward",
+    "CollectiveMatmul",
+    "IntMatmult",
+    "ArgMax",
+    "ArgMin",
+    "TopK",
+    "DropoutMaskV1",
+    "CustomNativeKernel",
+    "CustomOp",
+    "DevicePrint",
+    "LNCShardingConstraint",
+    "TransferWithStaticRing",
+    "ModuleMarkerStart-Forward",
+    "ModuleMarkerStart-Backward",
+    "ModuleMarkerEnd-Forward",
+    "ModuleMarkerEnd-Backward",
+]
 CUSTOM_CALLS = {
     *(f"AwsNeuron{name}" for name in NEURON_CALLS),
     "ResizeNearest",
