@@ -199,7 +199,10 @@ class _Graphs:
             )
         opened, stored = _Graph(model, graph), {**self._stored, **self._stacks()}
         # Only weights that the graph reads: the first one converts them, and knows no others.
-        model.set_weights([{n: stored[n] for n in opened.tensors if n in stored and n not in self._tensors}])
+        if needed := {n: stored[n] for n in opened.tensors if n in stored and n not in self._tensors}:
+            model.set_weights([needed])
+        elif model.state_initializer is not None:
+            model.states = model.state_initializer()
         for tensors in (*model.weights, *model.states):
             for name, tensor in tensors.items():
                 self._tensors.setdefault(name, tensor)

@@ -371,9 +371,10 @@ def test_a_graph_that_ignores_copied_values_is_rejected(
         check(self, graph)
 
     monkeypatch.setattr(neuronx._Graphs, "_check_copies", unseen)
-    with pytest.raises(ArtifactError, match=f"ignores {what} that are copied") as raised:
-        generator.warm_up()
-    assert "neuron-sum compile report" in str(raised.value.hint)
+    for _ in range(2):  # a graph that was refused is not used later
+        with pytest.raises(ArtifactError, match=f"ignores {what} that are copied") as raised:
+            generator.warm_up()
+        assert "neuron-sum compile report" in str(raised.value.hint)
 
 
 def test_without_neuron_packages_nothing_is_compiled_or_loaded(
