@@ -191,11 +191,11 @@ class RollingSession:
                 for tensor, axis in zip(constants, axes, strict=True)
             ]
         self._set_source_len(self._fitting(max([*self._lengths.values(), *lengths.values()])))
-        self._lengths.update(lengths)
         for index, (kept, tensor) in enumerate(zip(self._constants, constants, strict=True)):
             kept.write(rows, tensor[: len(rows)], self._source_len, _padding(tensor) if index == 0 else None)
         at = torch.tensor(rows)
         self._position[at], self._slot[at] = 0, slot[: len(rows)]
+        self._lengths.update(lengths)  # last: after an error, none has joined
         tokens: NDArray[np.int64] = first[: len(rows), None].expand(-1, self._beams).numpy()
         return tokens
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -167,3 +168,29 @@ def test_a_batch_cannot_roll_without_every_combination_of_shapes(generators: dic
     assert StepGenerator(replace(runtime, buckets=runtime.buckets[1:])).roll(settings) is None  # type: ignore[type-var]
     with pytest.raises(ArtifactError, match="max_new_tokens = 15"):
         StepGenerator(runtime).roll(settings.model_copy(update={"max_new_tokens": 15}))
+
+
+@pytest.mark.parametrize("copied", [0, 3])
+def test_without_memory_for_a_longer_prompt_the_others_keep_their_rows(
+    generators: dict[str, StepGenerator], monkeypatch: pytest.MonkeyPatch, copied: int
+) -> None:
+    """The rows in use are copied into the shape of the longer bucket; one of the copies fails."""
+    generator, settings = generators["t5"], GenerateConfig(max_new_tokens=TARGET_LEN)
+    short = [prompt for prompt in prompts(40) if len(prompt) <= SOURCE_LENS[0]][:2]
+    expected = [generator.generate([prompt], settings, ["a"])[0] for prompt in short]
+    batch = generator.roll(settings)
+    assert batch is not None and expected[0] != expected[1]
+    numbers = batch.join(short, ["a"] * 2)
+    done, calls, clone = dict(batch.step()), count(), torch.Tensor.clone
+
+    def limited(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        if next(calls) >= copied:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return clone(tensor, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't allocate memory"):
+        patch.setattr(torch.Tensor, "clone", limited)
+        batch.join([[9] * SOURCE_LENS[-1]], [None])
+    while batch.running:
+        done.update(dict(batch.step()))
+    assert [done[number] for number in numbers] == expected
