@@ -276,6 +276,17 @@ def test_the_next_checkpoint_of_the_same_shape_compiles_nothing(
     assert [check.identical for check in record.checks] == [8] * 4
     assert record.passed
     assert open_artifact(again.path).manifest.quality_warning is None
+    assert plan.layout is not None
+    chosen = plan.layout.read_bytes()
+    try:
+        plan.layout.write_bytes(b"another layout")
+        assert make_plan(source).missing == list(plan.graphs[1:]), "they are in the layout that the first graph chose"
+        with pytest.raises(CompileError, match="another process has compiled the same model"):
+            build(source, plan, tmp_path / "mixed", overwrite=False, jobs=None)
+        plan.layout.unlink()
+        assert make_plan(source).missing == list(plan.graphs), "the first one is compiled again"
+    finally:
+        plan.layout.write_bytes(chosen)
     others = ("optlevel=3", "cache_write=where", "optimize_layout=false", "auto_cast=matmult")
     for other in ("compile.target=trn1", *(f"compile.neuron.{setting}" for setting in others)):
         differing = make_plan(open_source(retrained, None, [INF2, *SHAPE, *LORA_SHAPE, other]))
