@@ -13,7 +13,8 @@
     ├── RequestError        12   an endpoint rejected a request, or cannot be reached
     ├── PlatformError       13   this machine or an instance lacks a required feature, or the instance is unknown
     ├── AwsError            14   AWS rejected a request or is unreachable, a job did not complete, a plan costs too much
-    └── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
+    ├── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
+    └── ScoreError          16   a model has a lower score than requested
     KeyboardInterrupt
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
@@ -147,6 +148,12 @@ class DivergedError(NeuronSumError):
     """Training stopped because a loss, a gradient or a weight is not a finite number; good checkpoints are kept."""
 
     exit_code = 15
+
+
+class ScoreError(NeuronSumError):
+    """A model has a lower score than requested; the comparison is written."""
+
+    exit_code = 16
 
 
 class Interrupted(_WithHint, KeyboardInterrupt):

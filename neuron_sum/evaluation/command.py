@@ -62,16 +62,27 @@ def compare(
     reference_column: ReferenceColumn = None,
     id_column: IdColumn = "id",
     dialogue_column: DialogueColumn = "dialogue",
+    fail_below: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCORE=POINTS",
+            help="Exit with 16 if a model has less, such as ROUGE-1=35; points with a sign (ROUGE-1=-0.5) are a "
+            "difference to the untuned model or the first system. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Compare systems with each other and with the human summaries, with improvements and their significance."""
     from neuron_sum.evaluation import api
+    from neuron_sum.evaluation.minimum import check_minima, parse_minimum
 
+    minima = [parse_minimum(text) for text in fail_below or ()]
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
-    _print(
-        api.compare(
-            systems, recipe=recipe, overrides=overrides or (), base=base, output=output, columns=columns, progress=True
-        )
+    report = api.compare(
+        systems, recipe=recipe, overrides=overrides or (), base=base, output=output, columns=columns, progress=True
     )
+    _print(report)
+    if minima:
+        check_minima(report.comparison, minima)
 
 
 def summarize(

@@ -50,6 +50,7 @@ def test_every_error_class_has_a_distinct_exit_code() -> None:
         "PlatformError": 13,
         "AwsError": 14,
         "DivergedError": 15,
+        "ScoreError": 16,
         "Interrupted": 130,
     }
     for name, code in codes.items():
