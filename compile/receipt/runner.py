@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compile.receipt.cells import STEPS, Kind, SizeName, Step
+from compile.receipt.processes import MARK, end_step
 from compile.receipt.schema import Receipt, Result, Setting
 from neuron_sum import __version__, console, files
 from neuron_sum.doctor import machine_check
@@ -169,6 +171,7 @@ def _run(folder: Path, step: Step, size: SizeName) -> None:
     blocked = _blocked(folder, step)
     if blocked is None:
         command = [chosen.python, "-m", "compile.receipt.steps", step.name, size, json.dumps(chosen.train)]
+        command.append(str(os.getpid()))
         with log.open("w") as output, _process(command, folder, {**os.environ, **chosen.env}, output) as process:
             try:
                 code: int | None = process.wait(60 * step.minutes)
@@ -201,16 +204,21 @@ def _reason(code: int | None, step: Step) -> str:
 
 @contextmanager
 def _process(command: Sequence[str], folder: Path, env: dict[str, str], output: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process in a separate group, which is ended with all its children at the end of the block."""
+    """A process in a separate session, which is ended with all processes that it started at the end of the block."""
+    mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        command,
+        cwd=folder,
+        env={**env, MARK: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
     )
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_step(process, mark)
 
 
 def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float) -> None:

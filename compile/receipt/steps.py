@@ -1,19 +1,17 @@
-"""The steps of a receipt: python -m compile.receipt.steps STEP SIZE TRAIN, in the folder of the receipt."""
+"""The steps of a receipt: python -m compile.receipt.steps STEP SIZE TRAIN RUNNER_PID, in the folder of the receipt."""
 
 import gc
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compile.receipt.cells import SIZES, STEPS, Size
+from compile.receipt.processes import end_with_runner
 from compile.receipt.records import Records, Stopped
 from neuron_sum import files
 
@@ -24,8 +22,6 @@ MEMORY = 1.5
 """The largest memory relative to that of weights and buffers."""
 CORES = 1.9
 """The expected throughput of two cores relative to one."""
-POLL_S = 0.2
-"""Seconds between checks of the parent process."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +39,9 @@ class Context:
     train: tuple[str, ...]
 
 
-def main(name: str, size: str, train: str) -> None:
+def main(name: str, size: str, train: str, runner: str) -> None:
     """Runs a step; every cell is recorded, or the runner records that it is missing."""
-    _end_with_parent()
+    end_with_runner(int(runner))
     step = next(step for step in STEPS if step.name == name)
     records = Records(step, Path("steps", f"{name}.json"))
     try:
@@ -53,18 +49,6 @@ def main(name: str, size: str, train: str) -> None:
     except Stopped as stopped:
         print(f"stopped after {stopped}", file=sys.stderr)
     records.end()
-
-
-def _end_with_parent() -> None:
-    """Ends this process group if the runner dies, because the next one would find the device in use."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_S)
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def machine(context: Context) -> None:

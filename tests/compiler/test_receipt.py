@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from in_process import neuron_sum
 from micro_models import ROOT
@@ -30,20 +31,22 @@ STATUS = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
 FILES = ("docs/status.md", "compile/preflight/device_times.json")
 WHOLE = "NEURON_SUM_RECEIPT"
 FAKE = f"""#!{sys.executable}
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 sys.path.insert(0, {str(ROOT)!r})
+from compile.receipt import steps
 name = sys.argv[3]
 with open("started.txt", "a") as log:
     log.write(name + "\\n")
-from compile.receipt.cells import STEPS
-from compile.receipt.records import Records, Stopped
-from pathlib import Path
-step = next(step for step in STEPS if step.name == name)
-records = Records(step, Path("steps", name + ".json"))
 plan = json.loads(os.environ.get("FAKE_PLAN", "{{}}")).get(name)
-try:
-    for number, cell in enumerate(step.cells):
-        with records.cell(cell.name, needed=number == 0) as finding:
+
+def fake(context):
+    if plan in ("crash", "hang"):
+        rank = subprocess.Popen(["sleep", "300"], start_new_session=True)
+        with open("processes.txt", "a") as log:
+            log.write(f"{{os.getpid()}} {{rank.pid}} ")
+    cells = next(step.cells for step in steps.STEPS if step.name == name)
+    for number, cell in enumerate(cells):
+        with context.records.cell(cell.name, needed=number == 0) as finding:
             finding.expect(plan != "different", "as planned")
             if name == "base" and cell.name.endswith("latency"):
                 shape = dict(batch=8, source_len=512, target_len=128, num_beams=4)
@@ -55,9 +58,9 @@ try:
             os.kill(os.getpid(), signal.SIGSEGV)
         if plan == "hang" and number == 0:
             time.sleep(100)
-except Stopped:
-    pass
-records.end()
+
+steps.FUNCTIONS[name] = fake
+steps.main(*sys.argv[3:])
 """
 """A step without torch: its cells pass, or what FAKE_PLAN says."""
 
@@ -95,6 +98,15 @@ def started(folder: Path) -> list[str]:
     return (folder / "started.txt").read_text().split()
 
 
+def assert_no_process_remains(folder: Path) -> None:
+    """The steps that crashed or hung have ended, and so have their children in another session."""
+    pids, deadline = [int(pid) for pid in (folder / "processes.txt").read_text().split()], time.monotonic() + 20
+    assert pids
+    while running := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
+        assert time.monotonic() < deadline, running
+        time.sleep(0.05)
+
+
 # The steps.
 
 
@@ -123,6 +135,7 @@ def test_a_step_that_fails_crashes_or_hangs_costs_its_own_cells(fakes: Path, mon
     plan(monkeypatch, two_layers="crash", base="raise", host="different", training="hang")
     made = neuron_sum("receipt", "--output", str(fakes), "--size", "micro")
     assert made.exit_code == 0, made.output
+    assert_no_process_remains(fakes)
     found = {cell["name"]: cell for cell in read(fakes)["cells"]}
     assert [*found] == [*CELLS]
     assert found["two-layer T5 compiles"]["state"] == "passed", "recorded before the crash"
@@ -164,6 +177,7 @@ def test_a_stopped_receipt_continues(fakes: Path, monkeypatch: pytest.MonkeyPatc
     process.send_signal(end)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (130 if end == signal.SIGINT else -end), errors
+    assert_no_process_remains(fakes)
     assert read(fakes)["complete"] is False
     plan(monkeypatch)
     assert neuron_sum("receipt", "--output", str(fakes), "--size", "micro").exit_code == 0
