@@ -129,16 +129,21 @@ def _settled(text: str, result: Result, receipt: Receipt) -> str:
 
 
 def _times(data: Path, receipt: Receipt) -> tuple[DeviceTimes, int]:
-    """The step times of the file and of the receipt, which replaces those of the same instance, SDK and shape."""
+    """The step times of the file and of the receipt, and the number of those that the receipt adds or replaces.
+
+    A row of the receipt replaces one of the same instance, SDK and shape, unless that is newer.
+    """
     try:
         before = DeviceTimes.model_validate_json(data.read_text(encoding="utf-8")).times
     except ValidationError as error:
         raise ResourceError(
             f"{data} is damaged: {error.errors()[0]['msg']}", f"restore it with git checkout {TIMES}"
         ) from error
-    added = [_time(row, receipt) for row in _rows(receipt)]
-    kept = [time for time in before if all(_key(time) != _key(other) for other in added)]
-    return DeviceTimes(times=(*kept, *added)), len(added)
+    dates = {_key(time): time.date for time in before}
+    measured = [_time(row, receipt) for row in _rows(receipt)]
+    written = [time for time in measured if dates.get(_key(time), "") <= time.date and time not in before]
+    replaced = {_key(time) for time in written}
+    return DeviceTimes(times=(*(time for time in before if _key(time) not in replaced), *written)), len(written)
 
 
 def _rows(receipt: Receipt) -> list[Any]:

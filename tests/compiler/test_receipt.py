@@ -278,12 +278,19 @@ def test_a_receipt_settles_cells_and_calibrates(real: Path, checkout: Path, monk
     assert device_times.measured_ratio() == 0.75
     device_times.device_times.cache_clear()
     before = (page, times.read_text())
-    assert json.loads(merge(real, checkout).stdout)["changed"] == []
-    older = json.loads(real.read_text()) | {"date": "2026-11-30"}
-    older["cells"] = [cell | {"state": "failed"} for cell in older["cells"]]
-    real.write_text(json.dumps(older))
-    assert json.loads(merge(real, checkout).stdout)["unchanged"] == [*CELLS]
+    again = json.loads(merge(real, checkout).stdout)
+    assert (again["changed"], again["step_times"]) == ([], 0)
+    other = json.loads(real.read_text()) | {"date": "2026-11-30"}
+    other["cells"][LATENCY]["data"]["rows"][0]["step_ms"] = 3.0
+    other["cells"][0]["state"] = "different"
+    real.write_text(json.dumps(other))
+    older = json.loads(merge(real, checkout).stdout)
+    assert (older["unchanged"], older["step_times"]) == ([*CELLS], 0)
     assert ((checkout / "docs" / "status.md").read_text(), times.read_text()) == before, "the newer result stays"
+    real.write_text(json.dumps(other | {"date": "2026-12-02"}))
+    assert json.loads(merge(real, checkout).stdout)["step_times"] == 1
+    [row] = json.loads(times.read_text())["times"]
+    assert (row["step_ms"], row["date"]) == (3.0, "2026-12-02")
 
 
 def test_a_receipt_of_stand_ins_is_not_merged(imitated: dict[str, Any], checkout: Path, tmp_path: Path) -> None:
