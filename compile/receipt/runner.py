@@ -151,13 +151,14 @@ def _check_setting(folder: Path, setting: Setting) -> None:
 
 
 def _is_kept(folder: Path, step: Step, *, retry: bool) -> bool:
-    """Whether a step has ended and is not repeated."""
+    """Whether a step has ended with all its cells and is not repeated; the runner adds those that its process did not."""
     path = _results(folder, step)
     if not path.exists():
         return False
     content = files.read_json(path, RunError, f"remove {path}")
     cells = content.get("cells", [])
-    return bool(content.get("ended")) and not (retry and any(cell["state"] == "failed" for cell in cells))
+    ended = bool(content.get("ended")) and [cell["name"] for cell in cells] == [cell.name for cell in step.cells]
+    return ended and not (retry and any(cell["state"] == "failed" for cell in cells))
 
 
 def _results(folder: Path, step: Step) -> Path:

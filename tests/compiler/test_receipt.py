@@ -124,6 +124,13 @@ def test_all_steps_run_once_and_are_kept(fakes: Path) -> None:
     again = neuron_sum("receipt", "--output", str(fakes), "--size", "micro")
     assert "7 of 7 steps have ended before and are kept" in again.stderr
     assert started(fakes) == [step.name for step in STEPS]
+    training = fakes / "steps" / "training.json"
+    interrupted = json.loads(training.read_text())
+    interrupted["cells"].pop()
+    training.write_text(json.dumps(interrupted))
+    assert neuron_sum("receipt", "--output", str(fakes), "--size", "micro").exit_code == 0
+    assert states(fakes) == dict.fromkeys(CELLS, "passed"), "repeated, because the runner had not added its last cell"
+    assert started(fakes) == [*(step.name for step in STEPS), "training"]
     other = neuron_sum("receipt", "--output", str(fakes))
     assert other.exit_code == 8
     assert "receipt of another size: 'micro', now 'full'" in other.stderr
