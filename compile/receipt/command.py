@@ -50,7 +50,13 @@ def _merge(file: Path, checkout: Path) -> None:
 
     merged = merge(file, checkout)
     console.emit(
-        {"changed": merged.changed, "unchanged": merged.unchanged, "step_times": merged.step_times},
-        f"{len(merged.changed)} cells of {merged.page} changed, {len(merged.unchanged)} not; "
+        {
+            "changed": merged.changed,
+            "unchanged": merged.unchanged,
+            "not_measured": merged.not_measured,
+            "step_times": merged.step_times,
+        },
+        f"{len(merged.changed)} cells of {merged.page} changed, {len(merged.unchanged)} not, "
+        f"{len(merged.not_measured)} were not measured; "
         f"{merged.step_times} step times in {merged.data}",
     )

@@ -30,7 +30,8 @@ class Merged:
         page: The status page.
         data: The file of step times.
         changed: The cells that changed.
-        unchanged: The cells that have this or a newer result already.
+        unchanged: The cells that keep their result: the same, a newer one, or passed on an instance of another type.
+        not_measured: The cells that did not run; they keep their result.
         step_times: The number of step times that were added or replaced.
     """
 
@@ -38,6 +39,7 @@ class Merged:
     data: Path
     changed: list[str]
     unchanged: list[str]
+    not_measured: list[str]
     step_times: int
 
 
@@ -56,17 +58,19 @@ def merge(file: Path, checkout: Path) -> Merged:
     page, data = checkout / STATUS, checkout / TIMES
     if missing := [path for path in (page, data) if not path.is_file()]:
         raise ResourceError(f"{missing[0]} does not exist", "use --checkout with the folder of a neuron-sum checkout")
+    measured = [result for result in receipt.cells if result.measured]
     text, changed, unchanged = page.read_text(encoding="utf-8"), list[str](), list[str]()
-    for result in receipt.cells:
+    for result in measured:
         updated = _settled(text, result, receipt)
         (unchanged if updated == text else changed).append(result.name)
         text = updated
-    if receipt.cells:
+    if measured:
         text = text.replace(NOTHING_RAN, SOME_RAN)
     times, step_times = _times(data, receipt)
     files.write_text(page, text)
     files.write_json(data, times.model_dump(mode="json"))
-    return Merged(page, data, changed, unchanged, step_times)
+    not_measured = [result.name for result in receipt.cells if not result.measured]
+    return Merged(page, data, changed, unchanged, not_measured, step_times)
 
 
 def read_receipt(file: Path) -> Receipt:
@@ -116,14 +120,19 @@ def _check(file: Path, receipt: Receipt) -> None:
 
 
 def _settled(text: str, result: Result, receipt: Receipt) -> str:
-    """The status page with a result in its row; a newer result stays."""
+    """The status page with a result in its row.
+
+    A newer result stays, and so does a passed one of another instance if this one failed: the instance may lack memory,
+    or not be meant for the cell.
+    """
     found = re.search(rf"^(\| {re.escape(result.name)} \|[^|\n]*\|)([^|\n]*)\|$", text, re.MULTILINE)
     if found is None:
         raise ResourceError(f"{STATUS} has no row {result.name!r}", "use a checkout of this version of neuron-sum")
-    before = re.search(r"\d{4}-\d\d-\d\d", found[2])
-    if before is not None and before[0] > receipt.date:
-        return text
     setting = receipt.setting
+    if before := re.fullmatch(r" (\w+) on (\d{4}-\d\d-\d\d), ([\w.+-]+), .*", found[2]):
+        state, date, instance = before.groups()
+        if date > receipt.date or (result.state == "failed" and state == "passed" and instance != setting.instance):
+            return text
     cell = f" {result.state} on {receipt.date}, {setting.instance}, {setting.sdk} "
     return text[: found.start(2)] + cell + text[found.end(2) :]
 

@@ -167,10 +167,10 @@ def _results(folder: Path, step: Step) -> Path:
 
 def _run(folder: Path, step: Step, size: SizeName) -> None:
     """Runs a step to its end, and records the cells that its process did not."""
-    chosen, log, started = stand(step.kind), folder / STEPS_FOLDER / f"{step.name}.log", time.monotonic()
+    chosen, log, begun = stand(step.kind), folder / STEPS_FOLDER / f"{step.name}.log", time.monotonic()
     _results(folder, step).unlink(missing_ok=True)
-    blocked = _blocked(folder, step)
-    if blocked is None:
+    reason = blocked = _blocked(folder, step)
+    if reason is None:
         command = [chosen.python, "-m", "compile.receipt.steps", step.name, size, json.dumps(chosen.train)]
         command.append(str(os.getpid()))
         with log.open("w") as output, _process(command, folder, {**os.environ, **chosen.env}, output) as process:
@@ -178,8 +178,8 @@ def _run(folder: Path, step: Step, size: SizeName) -> None:
                 code: int | None = process.wait(60 * step.minutes)
             except subprocess.TimeoutExpired:
                 code = None
-        blocked = _reason(code, step)
-    _complete(folder, step, blocked, log, time.monotonic() - started)
+        reason = _reason(code, step)
+    _complete(folder, step, reason, log, time.monotonic() - begun, started=blocked is None)
 
 
 def _blocked(folder: Path, step: Step) -> str | None:
@@ -222,7 +222,7 @@ def _process(command: Sequence[str], folder: Path, env: dict[str, str], output: 
         end_step(process, mark)
 
 
-def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float) -> None:
+def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float, *, started: bool) -> None:
     """Adds a failed cell for each that the step did not record."""
     path = _results(folder, step)
     content = files.read_json(path) if path.exists() else {}
@@ -231,6 +231,7 @@ def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float) 
         return
     failed = cells[-1]["name"] if content.get("ended") and cells else None  # the cell that the others need
     for cell in step.cells[len(cells) :]:
+        ran = started and failed is None
         result = Result(
             name=cell.name,
             step=step.name,
@@ -238,10 +239,11 @@ def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float) 
             source=cell.source,
             observed=reason if failed is None else f"not measured, because `{failed}` failed",
             state="failed",
-            seconds=round(seconds, 1) if failed is None else 0.0,
-            trace=_tail(log) if failed is None else None,
+            measured=ran,
+            seconds=round(seconds, 1) if ran else 0.0,
+            trace=_tail(log) if ran else None,
         )
-        failed = failed or cell.name
+        failed = failed or (cell.name if started else None)
         cells.append(result.model_dump(mode="json"))
     files.write_json(path, {"ended": True, "cells": cells})
 

@@ -21,6 +21,8 @@ class Result(Section):
     observed: str
     state: State
     """failed: an error; different: a result other than the expected one."""
+    measured: bool = True
+    """False for a failed cell that did not run, because an earlier one failed; it says nothing about its question."""
     seconds: float
     data: dict[str, Any] = Field(default_factory=dict)
     """Measurements."""
