@@ -113,6 +113,12 @@ def _check(file: Path, receipt: Receipt) -> None:
             raise DataError(f"{file} is damaged: setting.{name} is {value!r:.40}")
     if wrong := [name for name in names if name not in CELLS]:
         raise DataError(f"{file} has an unknown cell {wrong[0]!r:.80}: it is of another version of neuron-sum")
+    for result in receipt.cells:
+        if result.expected != (expected := CELLS[result.name].expected):
+            raise DataError(
+                f"{file}: the cell {result.name!r} expects {result.expected!r:.120}, here {expected!r}: it is of another "
+                "version of neuron-sum"
+            )
     if len(set(names)) < len(names):
         raise DataError(f"{file} has a cell twice: {next(name for name in names if names.count(name) > 1)}")
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", receipt.date):
