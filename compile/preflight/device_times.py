@@ -40,5 +40,5 @@ def device_times() -> tuple[DeviceTime, ...]:
 
 
 def measured_ratio() -> float | None:
-    """The smallest ratio of the floor of a step to its measured time; None without measurements."""
-    return min((time.floor_ms / time.step_ms for time in device_times()), default=None)
+    """The smallest ratio of the floor of a step to its measured time, at most 1; None without measurements."""
+    return min((min(1.0, time.floor_ms / time.step_ms) for time in device_times()), default=None)

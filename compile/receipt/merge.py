@@ -162,7 +162,8 @@ def _times(data: Path, receipt: Receipt) -> tuple[DeviceTimes, int]:
 
 
 def _rows(receipt: Receipt) -> list[Any]:
-    found = next((result for result in receipt.cells if result.name == LATENCY and result.state != "failed"), None)
+    """The rows of the latency cell if it passed; otherwise its times contradict the floors that they calibrate."""
+    found = next((result for result in receipt.cells if result.name == LATENCY and result.state == "passed"), None)
     rows = found.data.get("rows") if found is not None else []
     return rows if isinstance(rows, list) else [rows]
 
@@ -177,6 +178,8 @@ def _time(row: Any, receipt: Receipt) -> DeviceTime:
         raise DataError(
             f"the receipt is damaged: a row of {LATENCY!r} has a time that is not positive: {str(row)[:120]}"
         )
+    if time.step_ms < time.floor_ms:
+        raise DataError(f"the receipt is damaged: a row of {LATENCY!r} is faster than its floor: {str(row)[:120]}")
     return time
 
 

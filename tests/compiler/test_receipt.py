@@ -308,6 +308,25 @@ def test_a_receipt_settles_cells_and_calibrates(real: Path, checkout: Path, monk
     assert (row["step_ms"], row["date"]) == (3.0, "2026-12-02")
 
 
+@pytest.mark.parametrize("state", ["different", "failed"])
+def test_times_below_the_floor_do_not_calibrate(
+    real: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    content = json.loads(real.read_text())
+    content["cells"][LATENCY]["state"] = state
+    content["cells"][LATENCY]["data"]["rows"][0]["step_ms"] = 0.5
+    real.write_text(json.dumps(content))
+    assert json.loads(merge(real, checkout).stdout)["step_times"] == 0
+    times = checkout / "compile" / "preflight" / "device_times.json"
+    assert json.loads(times.read_text()) == {"times": []}
+    row = content["cells"][LATENCY]["data"]["rows"][0] | {"instance": "inf2.xlarge", "sdk": "2.26.1", "date": ""}
+    times.write_text(json.dumps({"times": [row]}))
+    monkeypatch.setattr(device_times, "FILE", times)
+    device_times.device_times.cache_clear()
+    assert device_times.measured_ratio() == 1
+    device_times.device_times.cache_clear()
+
+
 def test_a_failure_on_another_instance_does_not_replace_a_passed_cell(real: Path, checkout: Path) -> None:
     assert merge(real, checkout).exit_code == 0
     status = checkout / "docs" / "status.md"
@@ -364,6 +383,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "rows": (_set("cells", LATENCY, "data", "rows", value=[{"batch": 1}]), "is damaged: a row of"),
     "rows of another type": (_set("cells", LATENCY, "data", "rows", value=3), "is damaged: a row of"),
     "time": (_set("cells", LATENCY, "data", "rows", 0, "step_ms", value=0.0), "a time that is not positive"),
+    "faster than the floor": (_set("cells", LATENCY, "data", "rows", 0, "step_ms", value=1.0), "faster than its floor"),
 }
 
 
