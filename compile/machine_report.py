@@ -1,7 +1,6 @@
 """A report of one artifact on one machine, to attach to an issue, since some results need a device."""
 
 import datetime
-import os
 import statistics
 import time
 import traceback
@@ -17,7 +16,7 @@ from compile.verify import verify
 from neuron_sum import __version__
 from neuron_sum.artifact import Artifact
 from neuron_sum.doctor import machine_check
-from neuron_sum.platform.machine import describe_machine
+from neuron_sum.platform.machine import describe_machine, environment
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
 from neuron_sum.runtimes.generation import StepGenerator
@@ -26,8 +25,6 @@ from neuron_sum.runtimes.load import load_generator
 RUNS = 10
 """Timed batches for every bucket and beam width, after an untimed one."""
 STEPS = 16
-PREFIXES = ("NEURON", "XLA_")
-"""Prefixes of the environment variables that control the Neuron runtime and compiler."""
 
 
 def make_report(artifact: Artifact, source: Path | None, examples: int | None, max_drop: float) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def make_report(artifact: Artifact, source: Path | None, examples: int | None, m
         "machine": asdict(machine),
         "platform": platform.name,
         "checks": [asdict(check) for check in machine_check.check_machine(machine, platform)],
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)},
+        "environment": environment(),
         "manifest": artifact.manifest.model_dump(mode="json"),
         "latency": _attempt(lambda: _latency(artifact)),
         "verify": _attempt(lambda: verify(artifact, source, examples, max_drop).record.model_dump(mode="json")),

@@ -114,15 +114,15 @@ def _check(file: Path, receipt: Receipt) -> None:
     if wrong := [name for name in names if name not in CELLS]:
         raise DataError(f"{file} has an unknown cell {wrong[0]!r:.80}: it is of another version of neuron-sum")
     for result in receipt.cells:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", result.date):
+            raise DataError(f"{file}: the date of {result.name!r} is {result.date!r:.40}, not one such as 2026-11-29")
         if result.expected != (expected := CELLS[result.name].expected):
             raise DataError(
-                f"{file}: the cell {result.name!r} expects {result.expected!r:.120}, here {expected!r}: it is of another "
-                "version of neuron-sum"
+                f"{file}: the cell {result.name!r} expects {result.expected!r:.120}, here {expected!r}: it is of "
+                "another version of neuron-sum"
             )
     if len(set(names)) < len(names):
         raise DataError(f"{file} has a cell twice: {next(name for name in names if names.count(name) > 1)}")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d", receipt.date):
-        raise DataError(f"{file}: date is {receipt.date!r:.40}, not a date such as 2026-11-29")
 
 
 def _settled(text: str, result: Result, receipt: Receipt) -> str:
@@ -137,9 +137,9 @@ def _settled(text: str, result: Result, receipt: Receipt) -> str:
     setting = receipt.setting
     if before := re.fullmatch(r" (\w+) on (\d{4}-\d\d-\d\d), ([\w.+-]+), .*", found[2]):
         state, date, instance = before.groups()
-        if date > receipt.date or (result.state == "failed" and state == "passed" and instance != setting.instance):
+        if date > result.date or (result.state == "failed" and state == "passed" and instance != setting.instance):
             return text
-    cell = f" {result.state} on {receipt.date}, {setting.instance}, {setting.sdk} "
+    cell = f" {result.state} on {result.date}, {setting.instance}, {setting.sdk} "
     return text[: found.start(2)] + cell + text[found.end(2) :]
 
 
@@ -155,23 +155,25 @@ def _times(data: Path, receipt: Receipt) -> tuple[DeviceTimes, int]:
             f"{data} is damaged: {error.errors()[0]['msg']}", f"restore it with git checkout {TIMES}"
         ) from error
     dates = {_key(time): time.date for time in before}
-    measured = [_time(row, receipt) for row in _rows(receipt)]
+    measured = _measured(receipt)
     written = [time for time in measured if dates.get(_key(time), "") <= time.date and time not in before]
     replaced = {_key(time) for time in written}
     return DeviceTimes(times=(*(time for time in before if _key(time) not in replaced), *written)), len(written)
 
 
-def _rows(receipt: Receipt) -> list[Any]:
+def _measured(receipt: Receipt) -> list[DeviceTime]:
     """The rows of the latency cell if it passed; otherwise its times contradict the floors that they calibrate."""
-    found = next((result for result in receipt.cells if result.name == LATENCY and result.state == "passed"), None)
-    rows = found.data.get("rows") if found is not None else []
-    return rows if isinstance(rows, list) else [rows]
+    for result in receipt.cells:
+        if result.name == LATENCY and result.state == "passed":
+            rows = result.data.get("rows")
+            return [_time(row, result.date, receipt) for row in (rows if isinstance(rows, list) else [rows])]
+    return []
 
 
-def _time(row: Any, receipt: Receipt) -> DeviceTime:
+def _time(row: Any, date: str, receipt: Receipt) -> DeviceTime:
     setting = receipt.setting
     try:
-        time = DeviceTime(instance=str(setting.instance), sdk=str(setting.sdk), date=receipt.date, **row)
+        time = DeviceTime(instance=str(setting.instance), sdk=str(setting.sdk), date=date, **row)
     except (TypeError, ValidationError) as error:
         raise DataError(f"the receipt is damaged: a row of {LATENCY!r} is {str(row)[:120]}") from error
     if time.step_ms <= 0 or time.floor_ms <= 0:

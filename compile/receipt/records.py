@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compile.receipt.cells import Step
-from compile.receipt.schema import Result, State
+from compile.receipt.schema import Result, State, today
 from neuron_sum import files
 
 
@@ -75,6 +75,7 @@ class Records:
                 source=described.source,
                 observed=finding.observed,
                 state=finding.state,
+                date=today(),
                 seconds=round(time.monotonic() - started, 1),
                 data=finding.data,
                 trace=trace,

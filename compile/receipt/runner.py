@@ -1,6 +1,5 @@
 """Runs the steps of a receipt, each in a process, so that a crash or a hang costs one step; finished ones are kept."""
 
-import datetime
 import json
 import os
 import signal
@@ -16,18 +15,16 @@ from typing import Any
 
 from compile.receipt.cells import STEPS, Kind, SizeName, Step
 from compile.receipt.processes import MARK, end_step
-from compile.receipt.schema import Receipt, Result, Setting
+from compile.receipt.schema import Receipt, Result, Setting, today
 from neuron_sum import __version__, console, files
 from neuron_sum.doctor import machine_check
 from neuron_sum.errors import Interrupted, PlatformError, RunError
-from neuron_sum.platform.machine import Machine, describe_machine, package_version
+from neuron_sum.platform.machine import Machine, describe_machine, environment, package_version
 from neuron_sum.platform.matrix import NEURON_INDEX, PLATFORMS, platform_row
 
 STAND_INS = "NEURON_SUM_RECEIPT_STAND_INS"
 """A JSON file with `Stand` by kind, of the tests; a receipt that was made with it cannot be merged."""
 RECEIPT, PAGE, SETTING, STEPS_FOLDER = "receipt.json", "receipt.md", "setting.json", "steps"
-PREFIXES = ("NEURON", "XLA_")
-"""Prefixes of the environment variables that control the Neuron runtime and compiler."""
 LOG_LINES = 40
 """Lines of a step's log that are kept if its process ends without recording an error."""
 
@@ -73,6 +70,7 @@ def describe_setting(size: SizeName) -> tuple[Setting, Machine]:
         driver=machine.driver,
         sdk=platform_row(vendor),
         packages=machine.packages,
+        environment=environment(),
     )
     return setting, machine
 
@@ -136,11 +134,14 @@ def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:
 
 
 def _check_setting(folder: Path, setting: Setting) -> None:
-    path, current = folder / SETTING, setting.model_dump(mode="json")
+    path, content = folder / SETTING, setting.model_dump(mode="json")
     if not path.exists():
-        files.write_json(path, current)
+        files.write_json(path, content)
         return
-    before = files.read_json(path, RunError, f"remove {folder}, or use another --output")
+    before, current = (
+        _flat(files.read_json(path, RunError, f"remove {folder}, or use another --output")),
+        _flat(content),
+    )
     if changed := [name for name in {**before, **current} if before.get(name) != current.get(name)]:
         name = changed[0]
         raise RunError(
@@ -150,8 +151,14 @@ def _check_setting(folder: Path, setting: Setting) -> None:
         )
 
 
+def _flat(setting: dict[str, Any]) -> dict[str, Any]:
+    """The values by name; a package or a variable has a name such as environment.NEURON_CC_FLAGS."""
+    parts = [(name, value if isinstance(value, dict) else {"": value}) for name, value in setting.items()]
+    return {f"{name}.{key}".rstrip("."): value for name, values in parts for key, value in values.items()}
+
+
 def _is_kept(folder: Path, step: Step, *, retry: bool) -> bool:
-    """Whether a step has ended with all its cells and is not repeated; the runner adds those that its process did not."""
+    """Whether a step has ended with all its cells, of which the runner adds the last ones, and is not repeated."""
     path = _results(folder, step)
     if not path.exists():
         return False
@@ -240,6 +247,7 @@ def _complete(folder: Path, step: Step, reason: str, log: Path, seconds: float, 
             observed=reason if failed is None else f"not measured, because `{failed}` failed",
             state="failed",
             measured=ran,
+            date=today(),
             seconds=round(seconds, 1) if ran else 0.0,
             trace=_tail(log) if ran else None,
         )
@@ -258,18 +266,16 @@ def _write(folder: Path, setting: Setting, machine: Machine) -> Receipt:
     """Writes the receipt and its page, from the steps that have ended."""
     from compile.receipt.page import render
 
-    paths = [path for step in STEPS if (path := _results(folder, step)).exists()]
-    ended = [files.read_json(path) for path in paths]
-    last = max(path.stat().st_mtime for path in paths)
+    ended = [files.read_json(path) for step in STEPS if (path := _results(folder, step)).exists()]
+    cells = tuple(Result.model_validate(cell) for content in ended for cell in content["cells"])
     checks = machine_check.check_machine(machine, machine_check.nearest_platform(machine))
     receipt = Receipt(
         setting=setting,
-        date=datetime.datetime.fromtimestamp(last, datetime.timezone.utc).date().isoformat(),
+        date=max(cell.date for cell in cells),
         complete=len(ended) == len(STEPS) and all(content["ended"] for content in ended),
         machine=asdict(machine),
         checks=tuple(asdict(check) for check in checks),
-        environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)},
-        cells=tuple(Result.model_validate(cell) for content in ended for cell in content["cells"]),
+        cells=cells,
     )
     files.write_json(folder / RECEIPT, receipt.model_dump(mode="json"))
     files.write_text(folder / PAGE, render(receipt))

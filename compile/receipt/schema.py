@@ -1,5 +1,6 @@
 """The file of a receipt, and the files of its steps."""
 
+import datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -23,6 +24,8 @@ class Result(Section):
     """failed: an error; different: a result other than the expected one."""
     measured: bool = True
     """False for a failed cell that did not run, because an earlier one failed; it says nothing about its question."""
+    date: str
+    """The day on which it ended, in UTC."""
     seconds: float
     data: dict[str, Any] = Field(default_factory=dict)
     """Measurements."""
@@ -44,6 +47,8 @@ class Setting(Section):
     sdk: str | None
     """The row of the platform table with these packages."""
     packages: dict[str, str | None]
+    environment: dict[str, str]
+    """Variables that control the Neuron runtime and the compiler."""
 
 
 class Receipt(Section):
@@ -51,12 +56,15 @@ class Receipt(Section):
 
     setting: Setting
     date: str
-    """The date of the last step."""
+    """The date of the newest cell."""
     complete: bool
     """Whether every step has ended."""
     machine: dict[str, Any]
     checks: tuple[dict[str, Any], ...]
     """The checks of `neuron-sum doctor`."""
-    environment: dict[str, str]
-    """Variables that control the Neuron runtime and the compiler."""
     cells: tuple[Result, ...]
+
+
+def today() -> str:
+    """The date of a cell that ends now."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()

@@ -21,6 +21,8 @@ SAGEMAKER = ("TRAINING_JOB_NAME", "SM_CURRENT_INSTANCE_TYPE")
 """Variables that SageMaker, or its training toolkit, sets in the container of a job."""
 JAVA_LIMIT_S = 20
 """Seconds until `java -version` is stopped."""
+PREFIXES, SETTINGS = ("NEURON", "XLA_"), "NEURON_SUM_"
+"""Prefixes of the environment variables that control the Neuron runtime and compiler, and of those of neuron-sum."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ def instance_type(root: Path = Path("/")) -> str | None:
         return name.removeprefix("ml.")
     product = _text(root / "sys/devices/virtual/dmi/id/product_name") or ""
     return product if re.fullmatch(r"[a-z][a-z0-9-]*\.\d*[a-z]+", product) else None
+
+
+def environment() -> dict[str, str]:
+    """The environment variables that control the Neuron runtime and compiler."""
+    names = sorted(name for name in os.environ if name.startswith(PREFIXES) and not name.startswith(SETTINGS))
+    return {name: os.environ[name] for name in names}
 
 
 def package_version(name: str) -> str | None:

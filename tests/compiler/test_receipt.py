@@ -24,6 +24,7 @@ from compile.receipt import cells, models, runner
 from compile.receipt.cells import CELLS, STEPS
 from compile.receipt.merge import NOTHING_RAN, SOME_RAN
 from compile.receipt.page import STAND_INS
+from compile.receipt.schema import today
 from neuron_sum.platform.machine import Machine
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -110,7 +111,7 @@ def assert_no_process_remains(folder: Path) -> None:
 # The steps.
 
 
-def test_all_steps_run_once_and_are_kept(fakes: Path) -> None:
+def test_all_steps_run_once_and_are_kept(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = neuron_sum("receipt", "--output", str(fakes), "--size", "micro", "--json")
     assert first.exit_code == 0, first.output
     assert states(fakes) == dict.fromkeys(CELLS, "passed")
@@ -128,12 +129,21 @@ def test_all_steps_run_once_and_are_kept(fakes: Path) -> None:
     interrupted = json.loads(training.read_text())
     interrupted["cells"].pop()
     training.write_text(json.dumps(interrupted))
+    machine_step = fakes / "steps" / "machine.json"
+    earlier = on(json.loads(machine_step.read_text()), "2026-01-02")
+    machine_step.write_text(json.dumps(earlier))
     assert neuron_sum("receipt", "--output", str(fakes), "--size", "micro").exit_code == 0
     assert states(fakes) == dict.fromkeys(CELLS, "passed"), "repeated, because the runner had not added its last cell"
     assert started(fakes) == [*(step.name for step in STEPS), "training"]
+    assert [cell["date"] for cell in read(fakes)["cells"]] == ["2026-01-02"] * 2 + [today()] * (len(CELLS) - 2)
+    assert read(fakes)["date"] == today()
     other = neuron_sum("receipt", "--output", str(fakes))
     assert other.exit_code == 8
     assert "receipt of another size: 'micro', now 'full'" in other.stderr
+    monkeypatch.setenv("NEURON_CC_FLAGS", "-O1")
+    flags = neuron_sum("receipt", "--output", str(fakes), "--size", "micro")
+    assert flags.exit_code == 8
+    assert "receipt of another environment.NEURON_CC_FLAGS: None, now '-O1'" in flags.stderr
 
 
 def test_a_step_that_fails_crashes_or_hangs_costs_its_own_cells(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,10 +270,17 @@ def real(imitated: dict[str, Any], tmp_path: Path) -> Path:
     content = copy.deepcopy(imitated)
     content["setting"] |= {"stand_ins": False, "neuron_devices": 1, "instance": "inf2.8xlarge", "driver": "2.24.7.0"}
     content["setting"]["sdk"] = "neuron-sdk-2.26.1"
-    content["date"] = "2026-12-01"
+    on(content, "2026-12-01")
     path = tmp_path / "real.json"
     path.write_text(json.dumps(content))
     return path
+
+
+def on(content: dict[str, Any], date: str) -> dict[str, Any]:
+    """A receipt whose cells have another date."""
+    for cell in content["cells"]:
+        cell["date"] = date
+    return content
 
 
 def merge(file: Path, checkout: Path) -> Any:
@@ -295,15 +312,17 @@ def test_a_receipt_settles_cells_and_calibrates(real: Path, checkout: Path, monk
     before = (page, times.read_text())
     again = json.loads(merge(real, checkout).stdout)
     assert (again["changed"], again["step_times"]) == ([], 0)
-    other = json.loads(real.read_text()) | {"date": "2026-11-30"}
+    other = on(json.loads(real.read_text()), "2026-11-30")
     other["cells"][LATENCY]["data"]["rows"][0]["step_ms"] = 3.0
     other["cells"][0]["state"] = "different"
     real.write_text(json.dumps(other))
     older = json.loads(merge(real, checkout).stdout)
     assert (older["unchanged"], older["step_times"]) == (ran, 0)
     assert ((checkout / "docs" / "status.md").read_text(), times.read_text()) == before, "the newer result stays"
-    real.write_text(json.dumps(other | {"date": "2026-12-02"}))
-    assert json.loads(merge(real, checkout).stdout)["step_times"] == 1
+    other["cells"][LATENCY]["date"] = "2026-12-02"
+    real.write_text(json.dumps(other))
+    newer = json.loads(merge(real, checkout).stdout)
+    assert (newer["changed"], newer["step_times"]) == (["FLAN-T5-base latency"], 1)
     [row] = json.loads(times.read_text())["times"]
     assert (row["step_ms"], row["date"]) == (3.0, "2026-12-02")
 
@@ -331,7 +350,7 @@ def test_a_failure_on_another_instance_does_not_replace_a_passed_cell(real: Path
     assert merge(real, checkout).exit_code == 0
     status = checkout / "docs" / "status.md"
     before = status.read_text()
-    content = json.loads(real.read_text()) | {"date": "2026-12-03"}
+    content = on(json.loads(real.read_text()), "2026-12-03")
     for cell in content["cells"]:
         cell |= {"state": "failed", "data": {}}
     content["setting"]["instance"] = "inf2.xlarge"
@@ -378,7 +397,8 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown cell": (_set("cells", 0, "name", value="x | y"), "unknown cell 'x | y'"),
     "expectation": (_set("cells", 0, "expected", value="any driver"), "'driver' expects 'any driver', here 'in the"),
     "cell twice": (lambda content: content["cells"].append(content["cells"][0]), "has a cell twice: driver"),
-    "date": (_set("date", value="soon | later"), "date is 'soon | later'"),
+    "date": (_set("cells", 0, "date", value="soon | later"), "the date of 'driver' is 'soon | later'"),
+    "no date": (lambda content: content["cells"][0].pop("date"), "is damaged: cells.0.date: Field required"),
     "instance": (_set("setting", "instance", value="a | b"), "setting.instance is 'a | b'"),
     "rows": (_set("cells", LATENCY, "data", "rows", value=[{"batch": 1}]), "is damaged: a row of"),
     "rows of another type": (_set("cells", LATENCY, "data", "rows", value=3), "is damaged: a row of"),
