@@ -24,16 +24,22 @@ class Finding:
     Attributes:
         observed: The observation in words.
         state: The state, unless an exception is raised.
+        measured: False if nothing was measured.
         data: Measurements.
     """
 
     observed: str = ""
     state: State = "passed"
+    measured: bool = True
     data: dict[str, Any] = field(default_factory=dict)
 
     def expect(self, holds: bool, observed: str) -> None:
         """Records an observation, which is `different` if the expectation does not hold."""
         self.observed, self.state = observed, "passed" if holds else "different"
+
+    def skip(self, reason: str) -> None:
+        """Records that nothing was measured."""
+        self.observed, self.state, self.measured = f"not measured, because {reason}", "failed", False
 
 
 class Records:
@@ -75,6 +81,7 @@ class Records:
                 source=described.source,
                 observed=finding.observed,
                 state=finding.state,
+                measured=finding.measured,
                 date=today(),
                 seconds=round(time.monotonic() - started, 1),
                 data=finding.data,

@@ -16,10 +16,11 @@ from compile.receipt.records import Records, Stopped
 from neuron_sum import files
 
 MODELS, ARTIFACTS, RUNS = Path("models"), Path("artifacts"), Path("runs")
-COPIED = 2.0
-"""The number of reads of a buffer from which it counts as copied: a copy reads and writes it again."""
-MEMORY = 1.5
-"""The largest memory relative to that of weights and buffers."""
+UNDECIDED, COPIED = 0.3, 2.0
+"""Reads of the additional buffers: up to the first number, their time is not measurable; from the second one, they are
+copied, because a copy reads and writes them again."""
+MEMORY = (0.9, 1.5)
+"""The limits of the memory relative to that of weights and buffers."""
 CORES = 1.9
 """The expected throughput of two cores relative to one."""
 
@@ -107,11 +108,12 @@ def two_layers(context: Context) -> None:
         cell.data = {"rows": timed, "profiler": shutil.which("neuron-profile")}
         short, long = timed[0], timed[-1]
         bytes_more = long["buffer_bytes"] - short["buffer_bytes"]
-        reads = (long["step_ms"] - short["step_ms"]) / 1000 / (bytes_more / CORE_BANDWIDTH)
+        ms_more = long["step_ms"] - short["step_ms"]
+        reads = ms_more / 1000 / (bytes_more / CORE_BANDWIDTH)
         cell.expect(
-            reads < COPIED,
-            f"{bytes_more / 1e6:.1f} MB more of buffers cost {long['step_ms'] - short['step_ms']:.3f} ms a step: "
-            f"{reads:.1f} times one read",
+            UNDECIDED < reads < COPIED,
+            f"{bytes_more / 1e6:.1f} MB more of buffers cost {ms_more:.3f} ms a step: {reads:.1f} times one read"
+            + ("" if reads > UNDECIDED else "; not decided"),
         )
 
 
@@ -153,13 +155,16 @@ def base(context: Context) -> None:
         cell.expect(max(ratios) <= 1, f"floor / measured {min(ratios):.2f} to {max(ratios):.2f}")
     with records.cell("device memory") as cell:
         size_bytes = expected_bytes(artifact)
-        if before is None or after is None:
+        if before is None:
             cell.expect(False, f"not reported by the driver; weights and buffers {size_bytes / 1e6:.1f} MB")
+        elif after is None:
+            cell.skip("`weights are present` failed")
         else:
             cell.data = {"before": before, "after": after, "expected": size_bytes}
-            used = after - before
+            used, (least, most) = after - before, MEMORY
             cell.expect(
-                used <= MEMORY * size_bytes, f"{used / 1e6:.1f} MB; weights and buffers {size_bytes / 1e6:.1f} MB"
+                least * size_bytes <= used <= most * size_bytes,
+                f"{used / 1e6:.1f} MB; weights and buffers {size_bytes / 1e6:.1f} MB",
             )
 
 

@@ -20,7 +20,7 @@ from micro_models import ROOT
 from receipt_stand_ins import EXAMPLE, write_stand_ins
 
 from compile.preflight import device_times
-from compile.receipt import cells, models, runner
+from compile.receipt import cells, runner
 from compile.receipt.cells import CELLS, STEPS
 from compile.receipt.merge import NOTHING_RAN, SOME_RAN
 from compile.receipt.page import STAND_INS
@@ -223,16 +223,6 @@ def test_without_a_device_nothing_starts(tmp_path: Path, monkeypatch: pytest.Mon
         assert message in refused.stderr
         assert "hint: run" in refused.stderr
         assert not output.exists()
-
-
-def test_the_memory_of_all_cores_is_counted_once(tmp_path: Path) -> None:
-    assert models.device_bytes(tmp_path) is None
-    for core, used in enumerate((100, 20)):
-        counter = tmp_path / models.MEMORY / "neuron0" / f"neuron_core{core}" / "stats" / "memory_usage" / "device_mem"
-        for part in (counter, counter / "tensors"):
-            part.mkdir(parents=True)
-            (part / "total").write_text(f"{used}\n")
-    assert models.device_bytes(tmp_path) == 120
 
 
 # Merging.
