@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 
 
 def receipt(
@@ -27,7 +26,7 @@ def receipt(
     if merge is not None:
         _merge(merge, checkout)
         return
-    from compile.receipt.runner import PAGE, RECEIPT, run_steps
+    from compile.receipt.runner import PAGE, RECEIPT, command_line, run_steps
 
     made = run_steps(output, size, retry=retry)
     states = Counter(result.state for result in made.cells)
@@ -35,7 +34,7 @@ def receipt(
     for result in made.cells:
         table.add_row(result.name, result.state, result.observed)
     counted = ", ".join(f"{states[state]} {state}" for state in ("passed", "different", "failed"))
-    again = f"; repeat failed steps: neuron-sum receipt --output {quote(output)} --retry" if states["failed"] else ""
+    again = f"; repeat failed steps: {command_line(output, size, retry=True)}" if states["failed"] else ""
     console.emit(
         {"receipt": str(output / RECEIPT), "page": str(output / PAGE), **made.model_dump(mode="json")},
         table,

@@ -92,6 +92,11 @@ def _check_machine(machine: Machine, vendor: dict[str, str | None]) -> None:
         )
 
 
+def command_line(folder: Path, size: SizeName, *, retry: bool) -> str:
+    """The command that continues a receipt, or repeats its failed steps."""
+    return f"neuron-sum receipt --output {console.quote(folder)} --size {size}" + (" --retry" if retry else "")
+
+
 def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:
     """Runs all steps that have not ended, and writes the receipt after each.
 
@@ -123,8 +128,8 @@ def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:
                 try:
                     _run(folder, step, size)
                 except KeyboardInterrupt as error:
-                    again = f"neuron-sum receipt --size {console.quote(size)} --output {console.quote(folder)}"
-                    raise Interrupted(f"interrupted in the step {step.name}", f"to continue, run `{again}`") from error
+                    hint = f"to continue, run `{command_line(folder, size, retry=retry)}`"
+                    raise Interrupted(f"interrupted in the step {step.name}", hint) from error
                 receipt = _write(folder, setting, machine)
                 results = [result for result in receipt.cells if result.step == step.name]
                 for result in results:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -99,6 +100,14 @@ def started(folder: Path) -> list[str]:
     return (folder / "started.txt").read_text().split()
 
 
+def printed(text: str, pattern: str) -> list[str]:
+    """The arguments of a command that was printed."""
+    [command] = re.findall(pattern, text)
+    name, *arguments = shlex.split(command)
+    assert name == "neuron-sum"
+    return arguments
+
+
 def assert_no_process_remains(folder: Path) -> None:
     """The steps that crashed or hung have ended, and so have their children in another session."""
     pids, deadline = [int(pid) for pid in (folder / "processes.txt").read_text().split()], time.monotonic() + 20
@@ -175,7 +184,7 @@ def test_a_step_that_fails_crashes_or_hangs_costs_its_own_cells(fakes: Path, mon
     plan(monkeypatch)
     assert neuron_sum("receipt", "--output", str(fakes), "--size", "micro").exit_code == 0
     assert states(fakes)["both cores"] == "failed", "kept"
-    assert neuron_sum("receipt", "--output", str(fakes), "--size", "micro", "--retry").exit_code == 0
+    assert neuron_sum(*printed(made.stdout, "repeat failed steps: (.*)")).exit_code == 0
     assert states(fakes) == dict.fromkeys(CELLS, "passed") | {"host time per step": "different"}
     assert started(fakes) == [
         *("machine", "two_layers", "base", "host", "llama", "training"),
@@ -187,7 +196,7 @@ def test_a_step_that_fails_crashes_or_hangs_costs_its_own_cells(fakes: Path, mon
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_receipt_continues(fakes: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals) -> None:
     plan(monkeypatch, base="hang")
-    command = [sys.executable, "-m", "neuron_sum", "receipt", "--output", str(fakes), "--size", "micro"]
+    command = [sys.executable, "-m", "neuron_sum", "receipt", "--output", str(fakes), "--size", "micro", "--retry"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     path, deadline = fakes / "steps" / "base.json", time.monotonic() + 120
     while not (path.exists() and json.loads(path.read_text())["cells"]):
@@ -199,7 +208,11 @@ def test_a_stopped_receipt_continues(fakes: Path, monkeypatch: pytest.MonkeyPatc
     assert_no_process_remains(fakes)
     assert read(fakes)["complete"] is False
     plan(monkeypatch)
-    assert neuron_sum("receipt", "--output", str(fakes), "--size", "micro").exit_code == 0
+    again = command[3:]
+    if end == signal.SIGINT:
+        again = printed(errors, "to continue, run `(.*)`")
+        assert again == command[3:]
+    assert neuron_sum(*again).exit_code == 0
     assert states(fakes) == dict.fromkeys(CELLS, "passed")
     steps = [step.name for step in STEPS]
     assert started(fakes) == [*steps[:3], *steps[2:]]
