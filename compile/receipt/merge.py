@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from compile.preflight.device_times import DeviceTime, DeviceTimes
 from compile.receipt.cells import CELLS
-from compile.receipt.schema import FORMAT, Receipt, Result
+from compile.receipt.schema import ATTRIBUTION, FORMAT, Receipt, Result
 from neuron_sum import files
 from neuron_sum.errors import DataError, ResourceError
 
@@ -105,11 +105,10 @@ def _check(file: Path, receipt: Receipt) -> None:
         raise DataError(f"{file} was made with --size {setting.size}: only full receipts are merged")
     if setting.neuron_devices < 1:
         raise DataError(f"{file}: setting.neuron_devices is 0, so that its results are not those of a Neuron device")
-    for name in ("instance", "driver", "sdk"):
-        value = getattr(setting, name)
-        if value is None:
-            raise DataError(f"{file}: setting.{name} is unknown, so that its results cannot be attributed to a machine")
-        if not re.fullmatch(r"[\w.+-]+", value):
+    if unknown := ", ".join(setting.unknown):
+        raise DataError(f"{file}: setting.{unknown} is unknown, so that its results cannot be attributed to a machine")
+    for name in ATTRIBUTION:
+        if not re.fullmatch(r"[\w.+-]+", value := getattr(setting, name)):
             raise DataError(f"{file} is damaged: setting.{name} is {value!r:.40}")
     if wrong := [name for name in names if name not in CELLS]:
         raise DataError(f"{file} has an unknown cell {wrong[0]!r:.80}: it is of another version of neuron-sum")

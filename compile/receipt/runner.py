@@ -20,7 +20,7 @@ from neuron_sum import __version__, console, files
 from neuron_sum.doctor import machine_check
 from neuron_sum.errors import Interrupted, PlatformError, RunError
 from neuron_sum.platform.machine import Machine, describe_machine, environment, package_version
-from neuron_sum.platform.matrix import NEURON_INDEX, PLATFORMS, platform_row
+from neuron_sum.platform.matrix import NEURON_INDEX, OPTIMUM, PLATFORMS, platform_row
 
 STAND_INS = "NEURON_SUM_RECEIPT_STAND_INS"
 """A JSON file with `Stand` by kind, of the tests; a receipt that was made with it cannot be merged."""
@@ -55,12 +55,13 @@ def describe_setting(size: SizeName) -> tuple[Setting, Machine]:
     """The conditions of a receipt on this machine.
 
     Raises:
-        PlatformError: If there is no Neuron device, or a Neuron package is missing, and no stand-ins are used.
+        PlatformError: If there is no Neuron device, or a package is missing, and no stand-ins are used.
     """
     machine, stand_ins = describe_machine(machine_check.distributions()), STAND_INS in os.environ
-    vendor = {name: (package_version(name) or "").partition("+")[0] or None for name in PLATFORMS[0].vendor_pins}
+    needed = (*PLATFORMS[0].vendor_pins, OPTIMUM)
+    versions = {name: (package_version(name) or "").partition("+")[0] or None for name in needed}
     if not stand_ins:
-        _check_machine(machine, vendor)
+        _check_machine(machine, versions)
     setting = Setting(
         neuron_sum=__version__,
         size=size,
@@ -68,14 +69,16 @@ def describe_setting(size: SizeName) -> tuple[Setting, Machine]:
         instance=machine.instance,
         neuron_devices=machine.neuron_devices,
         driver=machine.driver,
-        sdk=platform_row(vendor),
+        sdk=platform_row(versions),
         packages=machine.packages,
         environment=environment(),
     )
+    if not stand_ins and setting.unknown:
+        console.warn(f"unknown: {', '.join(setting.unknown)}; `neuron-sum receipt --merge` will reject this receipt")
     return setting, machine
 
 
-def _check_machine(machine: Machine, vendor: dict[str, str | None]) -> None:
+def _check_machine(machine: Machine, versions: dict[str, str | None]) -> None:
     row = PLATFORMS[0]
     image = row.registry_images[0]
     if machine.neuron_devices == 0:
@@ -84,8 +87,9 @@ def _check_machine(machine: Machine, vendor: dict[str, str | None]) -> None:
             f"run it on an inf2 or trn1 instance with the Neuron driver and the packages of SDK {row.neuron_sdk}, such "
             f"as in the image {image.repository}:{image.tag}",
         )
-    if missing := [name for name, version in vendor.items() if version is None]:
-        pins = " ".join(f"{name}=={row.vendor_pins[name]}" for name in missing)
+    if missing := [name for name, version in versions.items() if version is None]:
+        valid = {**row.vendor_pins, OPTIMUM: row.optimum_neuron}
+        pins = " ".join(f"{name}=={valid[name]}" for name in missing)
         raise PlatformError(
             f"this machine has a Neuron device, but these packages are missing: {', '.join(missing)}",
             f"run `pip install --extra-index-url={NEURON_INDEX} {pins}`",

@@ -9,6 +9,8 @@ from compile.receipt.cells import SizeName
 from neuron_sum.recipes.schema import Section
 
 FORMAT = 1
+ATTRIBUTION = ("instance", "driver", "sdk")
+"""The values of a setting without which results cannot be attributed to a machine."""
 State = Literal["passed", "failed", "different"]
 
 
@@ -49,6 +51,11 @@ class Setting(Section):
     packages: dict[str, str | None]
     environment: dict[str, str]
     """Variables that control the Neuron runtime and the compiler."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """The names of ATTRIBUTION that are unknown."""
+        return [name for name in ATTRIBUTION if getattr(self, name) is None]
 
 
 class Receipt(Section):

@@ -27,6 +27,7 @@ from compile.receipt.merge import NOTHING_RAN, SOME_RAN
 from compile.receipt.page import STAND_INS
 from compile.receipt.schema import today
 from neuron_sum.platform.machine import Machine
+from neuron_sum.platform.matrix import OPTIMUM, PLATFORMS
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 STATUS = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
@@ -228,7 +229,7 @@ def test_without_a_device_nothing_starts(tmp_path: Path, monkeypatch: pytest.Mon
     output = tmp_path / "receipt"
     for here, message in (
         (machine(), "this machine has no Neuron device (no /dev/neuron0)"),
-        (machine(neuron_devices=1), "these packages are missing: neuronx-cc, torch-neuronx, neuronx-distributed"),
+        (machine(neuron_devices=1), f"these packages are missing: {', '.join((*PLATFORMS[0].vendor_pins, OPTIMUM))}\n"),
     ):
         monkeypatch.setattr(runner, "describe_machine", lambda *_, here=here: here)
         refused = neuron_sum("receipt", "--output", str(output))
@@ -236,6 +237,19 @@ def test_without_a_device_nothing_starts(tmp_path: Path, monkeypatch: pytest.Mon
         assert message in refused.stderr
         assert "hint: run" in refused.stderr
         assert not output.exists()
+
+
+def test_a_receipt_that_cannot_be_merged_is_announced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(runner.STAND_INS, raising=False)
+    valid, here = {**PLATFORMS[0].vendor_pins, OPTIMUM: PLATFORMS[0].optimum_neuron}, machine(neuron_devices=1)
+    monkeypatch.setattr(runner, "describe_machine", lambda *_: here)
+    for versions, unknown in ((valid, "driver"), (valid | {OPTIMUM: "0.4.4"}, "driver, sdk")):
+        monkeypatch.setattr(runner, "package_version", versions.get)
+        runner.describe_setting("full")
+        warning = f"unknown: {unknown}; `neuron-sum receipt --merge` will reject this receipt"
+        assert warning in " ".join(capsys.readouterr().err.split())
 
 
 # Merging.
