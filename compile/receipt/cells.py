@@ -47,18 +47,18 @@ DOCS = "AWS Neuron documentation"
 STEPS = (
     Step(
         "machine",
-        "t5",
-        5,
-        (
+        kind="t5",
+        minutes=5,
+        cells=(
             Cell("driver", "in the window of the platform", "neuron_sum/platform/matrix.py"),
             Cell("packages", "all versions of one platform", "neuron_sum/platform/matrix.py"),
         ),
     ),
     Step(
         "two_layers",
-        "t5",
-        120,
-        (
+        kind="t5",
+        minutes=120,
+        cells=(
             Cell("two-layer T5 compiles", "neuronx-cc accepts the default settings", "docs/compile.md"),
             Cell(
                 "inputs by name",
@@ -80,9 +80,9 @@ STEPS = (
     ),
     Step(
         "base",
-        "t5",
-        360,
-        (
+        kind="t5",
+        minutes=360,
+        cells=(
             Cell("FLAN-T5-base compiles", "neuronx-cc accepts its dimensions, twelve layers", "docs/compile.md"),
             Cell("weights are present", "no weight is missing or all zero on the device", f"{NXD}, set_weights"),
             Cell("FLAN-T5-base tokens", "equal to transformers, fp32, all batches and beams", "the same graphs on CPU"),
@@ -93,9 +93,9 @@ STEPS = (
     ),
     Step(
         "cores",
-        "t5",
-        60,
-        (
+        kind="t5",
+        minutes=60,
+        cells=(
             Cell(
                 "both cores",
                 "two processes have at least 1.9 times the throughput of one",
@@ -106,29 +106,29 @@ STEPS = (
     ),
     Step(
         "host",
-        "t5",
-        30,
-        (Cell("host time per step", "at most 0.3 ms (8 x 4), 0.1 ms (8 x 1)", "docs/performance.md"),),
+        kind="t5",
+        minutes=30,
+        cells=(Cell("host time per step", "at most 0.3 ms (8 x 4), 0.1 ms (8 x 1)", "docs/performance.md"),),
     ),
     Step(
         "llama",
-        "optimum",
-        180,
-        (
+        kind="optimum",
+        minutes=180,
+        cells=(
             Cell("Llama compiles", "optimum-neuron exports it", "optimum-neuron 0.4.5"),
             Cell("Llama verify", "passed", "compile/verify.py, on a CPU"),
         ),
     ),
     Step(
         "training",
-        "training",
-        120,
-        (
+        kind="training",
+        minutes=120,
+        cells=(
             Cell("training", "a short run of a T5 completes", "optimum-neuron 0.4.5"),
             Cell("resume", "weights of an uninterrupted run, bit for bit", "XLA's CPU device, docs/training.md"),
         ),
     ),
-)  # fmt: skip
+)
 CELLS = {cell.name: cell for step in STEPS for cell in step.cells}
 
 
