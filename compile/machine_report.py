@@ -5,7 +5,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,10 @@ def make_report(artifact: Artifact, source: Path | None, examples: int | None, m
         examples: The number of dialogues for `verify`; None for its default.
         max_drop: The accepted loss in ROUGE-1 points for `verify`.
     """
-    machine = describe_machine(machine_check.distributions())
-    platform = machine_check.nearest_platform(machine)
     return {
         "neuron_sum": __version__,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": asdict(machine),
-        "platform": platform.name,
-        "checks": [asdict(check) for check in machine_check.check_machine(machine, platform)],
+        **machine_check.describe(describe_machine(machine_check.distributions())),
         "environment": environment(),
         "manifest": artifact.manifest.model_dump(mode="json"),
         "latency": _attempt(lambda: _latency(artifact)),

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -277,14 +277,12 @@ def _write(folder: Path, setting: Setting, machine: Machine) -> Receipt:
 
     ended = [files.read_json(path) for step in STEPS if (path := _results(folder, step)).exists()]
     cells = tuple(Result.model_validate(cell) for content in ended for cell in content["cells"])
-    checks = machine_check.check_machine(machine, machine_check.nearest_platform(machine))
     receipt = Receipt(
         setting=setting,
         date=max(cell.date for cell in cells),
         complete=len(ended) == len(STEPS) and all(content["ended"] for content in ended),
-        machine=asdict(machine),
-        checks=tuple(asdict(check) for check in checks),
         cells=cells,
+        **machine_check.describe(machine),
     )
     files.write_json(folder / RECEIPT, receipt.model_dump(mode="json"))
     files.write_text(folder / PAGE, render(receipt))

@@ -67,6 +67,8 @@ class Receipt(Section):
     complete: bool
     """Whether every step has ended."""
     machine: dict[str, Any]
+    platform: str
+    """The nearest row of the platform table."""
     checks: tuple[dict[str, Any], ...]
     """The checks of `neuron-sum doctor`."""
     cells: tuple[Result, ...]

@@ -4,8 +4,8 @@ recipe_check.py checks a recipe on an instance type.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from neuron_sum.console import size
 from neuron_sum.errors import PlatformError
@@ -92,6 +92,13 @@ def check_machine(machine: Machine, platform: Platform) -> list[Check]:
         _check_compiler(machine),
         *retirements(platform.retirements),
     ]
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """A machine, the nearest row of the matrix and their differences, as values for JSON."""
+    platform = nearest_platform(machine)
+    checks = tuple(asdict(check) for check in check_machine(machine, platform))
+    return {"machine": asdict(machine), "platform": platform.name, "checks": checks}
 
 
 def check_basics(machine: Machine, platform: Platform) -> list[Check]:
