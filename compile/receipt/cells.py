@@ -147,6 +147,7 @@ class Size:
         training: Overrides for the training.
         examples: The number of dialogues to compare.
         rounds: The number of repetitions of a measurement.
+        searches: The number of steps of a search on the host, and the number of searches.
     """
 
     t5: dict[str, Any]
@@ -159,6 +160,7 @@ class Size:
     training: tuple[str, ...]
     examples: int
     rounds: int
+    searches: tuple[int, int]
 
 
 _T5 = {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -194,6 +196,7 @@ SIZES: dict[SizeName, Size] = {
         training=(*_NEURON, "train.max_steps=40", "train.save_steps=10"),
         examples=12,
         rounds=10,
+        searches=(128, 5),
     ),
     "micro": Size(
         t5={**_T5, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_heads": 2},
@@ -224,5 +227,6 @@ SIZES: dict[SizeName, Size] = {
         ),
         examples=4,
         rounds=3,
+        searches=(16, 1),
     ),
 }

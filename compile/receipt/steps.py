@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compile.receipt.cells import SIZES, STEPS, Size
 from compile.receipt.processes import end_with_runner
-from compile.receipt.records import Records, Stopped
+from compile.receipt.records import Finding, Records, Stopped
 from neuron_sum import files
+
+if TYPE_CHECKING:
+    from neuron_sum.artifact import Artifact
 
 MODELS, ARTIFACTS, RUNS = Path("models"), Path("artifacts"), Path("runs")
 UNDECIDED, COPIED = 0.3, 2.0
@@ -121,7 +125,6 @@ def base(context: Context) -> None:
     """Compiles and measures a T5 of the dimensions of FLAN-T5-base."""
     from compile.receipt.latency import floor_ms, step_times
     from compile.receipt.models import compare_tokens, compile_t5, device_bytes, expected_bytes, missing_weights
-    from compile.verify import verify
     from neuron_sum.runtimes.load import load_generator
     from neuron_sum.runtimes.neuronx import device_tensors
 
@@ -141,10 +144,7 @@ def base(context: Context) -> None:
         generator.warm_up()
         compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
     with records.cell("FLAN-T5-base verify") as cell:
-        record = verify(artifact, None, size.examples, 1.0).record
-        cell.data = {"verification": record.model_dump(mode="json")}
-        outcome = "passed" if record.passed else "undecided" if record.undecided else "failed"
-        cell.expect(record.passed, f"{outcome}, {record.examples} dialogues")
+        _verify(cell, artifact, size.examples)
     with records.cell("FLAN-T5-base latency") as cell:
         rows = [
             {**row, "floor_ms": round(floor_ms(graph), 4)}
@@ -186,8 +186,7 @@ def host(context: Context) -> None:
 
     torch.set_num_threads(1)
     with context.records.cell("host time per step") as cell:
-        full = context.size.rounds >= SIZES["full"].rounds
-        times = list(host_times(128 if full else 16, 5 if full else 1))
+        times = list(host_times(*context.size.searches))
         cell.data = {"rows": [row.as_dict() for row in times]}
         shown = "; ".join(
             f"{row.batch} x {row.beams}{' with an n-gram ban' if row.ngram else ''} {row.ms:.3f} ms"
@@ -200,17 +199,22 @@ def host(context: Context) -> None:
 def llama(context: Context) -> None:
     """Exports a small Llama with optimum-neuron, and verifies it."""
     from compile.receipt.models import compile_llama
-    from compile.verify import verify
 
     records, size = context.records, context.size
     with records.cell("Llama compiles", needed=True) as cell:
         artifact = compile_llama("llama", size)
         cell.observed = f"{size.llama['num_hidden_layers']} layers, exporter optimum"
     with records.cell("Llama verify") as cell:
-        record = verify(artifact, None, size.examples, 1.0).record
-        cell.data = {"verification": record.model_dump(mode="json")}
-        outcome = "passed" if record.passed else "undecided" if record.undecided else "failed"
-        cell.expect(record.passed, f"{outcome}, {record.examples} dialogues")
+        _verify(cell, artifact, size.examples)
+
+
+def _verify(cell: Finding, artifact: "Artifact", examples: int) -> None:
+    from compile.verify import verify
+
+    record = verify(artifact, None, examples, 1.0).record
+    cell.data = {"verification": record.model_dump(mode="json")}
+    outcome = "passed" if record.passed else "undecided" if record.undecided else "failed"
+    cell.expect(record.passed, f"{outcome}, {record.examples} dialogues")
 
 
 def training(context: Context) -> None:
