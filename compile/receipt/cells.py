@@ -85,10 +85,11 @@ STEPS = (
         cells=(
             Cell("FLAN-T5-base compiles", "neuronx-cc accepts its dimensions, twelve layers", "docs/compile.md"),
             Cell("weights are present", "no weight is missing or all zero on the device", f"{NXD}, set_weights"),
+            Cell("device memory", "0.9 to 1.5 times weights and buffers, once per core", "docs/compile.md, sharing"),
+            Cell("FLAN-T5-base runs", "every graph loads and runs", "the same graphs on CPU"),
             Cell("FLAN-T5-base tokens", "equal to transformers, fp32, all batches and beams", "the same graphs on CPU"),
             Cell("FLAN-T5-base verify", "passed", "compile/verify.py, on a CPU"),
             Cell("FLAN-T5-base latency", "no step is faster than its floor", "bytes that a step reads / HBM bandwidth"),
-            Cell("device memory", "0.9 to 1.5 times weights and buffers, once per core", "docs/compile.md, sharing"),
         ),
     ),
     Step(

@@ -1,7 +1,7 @@
 """The steps of a receipt: what a measurement decides, and that one which shows nothing does not pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +10,7 @@ import pytest
 
 from compile.receipt import models, steps
 from compile.receipt.cells import SIZES, STEPS
-from compile.receipt.records import Finding, Records
+from compile.receipt.records import Finding, Records, Stopped
 from neuron_sum.artifact import Bucket
 from neuron_sum.platform.matrix import CORE_BANDWIDTH
 from neuron_sum.recipes.schema import GenerateConfig
@@ -26,16 +26,19 @@ def test_the_memory_of_all_cores_is_counted_once(tmp_path: Path) -> None:
     assert models.device_bytes(tmp_path) == 120
 
 
-def measure(monkeypatch: pytest.MonkeyPatch, step: str, path: Path, **replaced: Any) -> dict[str, dict[str, Any]]:
+def measure(
+    monkeypatch: pytest.MonkeyPatch, step: str, path: Path, load: Any = None, **replaced: Any
+) -> dict[str, dict[str, Any]]:
     """The cells of a step whose functions are replaced; those that are not fail their cells."""
     artifact = SimpleNamespace(manifest=SimpleNamespace(graphs=[], source=SimpleNamespace(path="")))
     generator = SimpleNamespace(warm_up=lambda: None)
     always = {"models.compile_t5": lambda *_: artifact, "models.compare_tokens": lambda *_: None}
     for name, value in {**always, **replaced}.items():
         monkeypatch.setattr(f"compile.receipt.{name}", value)
-    monkeypatch.setattr("neuron_sum.runtimes.load.load_generator", lambda _: (generator, None))
+    monkeypatch.setattr("neuron_sum.runtimes.load.load_generator", load or (lambda _: (generator, None)))
     records = Records(next(each for each in STEPS if each.name == step), path)
-    steps.FUNCTIONS[step](steps.Context(records, SIZES["micro"], ()))
+    with suppress(Stopped):
+        steps.FUNCTIONS[step](steps.Context(records, SIZES["micro"], ()))
     return {result.name: result.model_dump() for result in records.results}
 
 
@@ -81,6 +84,15 @@ def test_device_memory_has_two_limits(
     assert found["weights are present"]["state"] == ("passed" if loads else "failed")
     found_memory = found["device memory"]
     assert (found_memory["state"], found_memory["observed"], found_memory["measured"]) == (state, observed, loads)
+
+
+def test_graphs_that_do_not_load_fail_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    found = measure(monkeypatch, "base", tmp_path / "cells.json", load)
+    assert [*found][-1] == "FLAN-T5-base runs"
+    assert found["FLAN-T5-base runs"]["observed"] == "out of memory"
 
 
 @pytest.mark.parametrize(("distinct", "state"), [(2, "passed"), (1, "different")])
