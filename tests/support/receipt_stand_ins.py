@@ -13,7 +13,7 @@ from pathlib import Path
 
 from micro_models import ROOT
 from neuron_packages import ENVIRONMENT, make_packages
-from xla_environment import XLA_ENVIRONMENT, XLA_PYTHON
+from xla_environment import XLA_PYTHON
 
 from compile.receipt.runner import PAGE, STAND_INS
 from neuron_sum.platform.matrix import PLATFORMS
@@ -38,7 +38,7 @@ def write_stand_ins(folder: Path) -> dict[str, str]:
         info = versions / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    optimum = os.pathsep.join(map(str, (ROOT / "tests" / "stand_ins" / "optimum", versions, ROOT)))
+    optimum = os.pathsep.join(map(str, (ROOT / "tests" / "stand_ins" / "optimum", versions, packages, ROOT)))
     device = {"SM_CURRENT_INSTANCE_TYPE": INSTANCE, "OMP_NUM_THREADS": "1"}
     stands = {
         "t5": {"env": {**device, **ENVIRONMENT, "PYTHONPATH": f"{packages}:{ROOT}"}},
@@ -46,14 +46,14 @@ def write_stand_ins(folder: Path) -> dict[str, str]:
             "python": str(XLA_PYTHON),
             "env": {
                 **device,
+                **ENVIRONMENT,
                 "PYTHONPATH": optimum,
-                "PJRT_DEVICE": "CPU",
                 "NEURON_STAND_IN_CALLS": str(folder / "calls.jsonl"),
                 "NEURON_STAND_IN_INSTANCE": INSTANCE.removeprefix("ml."),
             },
         },
         "training": {
-            "env": {**device, **XLA_ENVIRONMENT},
+            "env": {**device, **ENVIRONMENT, "PYTHONPATH": f"{packages}:{ROOT}"},
             "train": [str(XLA_PYTHON), str(ROOT / "tests" / "stand_ins" / "xla" / "run.py"), "train"],
         },
     }
