@@ -184,7 +184,7 @@ SIZES: dict[SizeName, Size] = {
             "data.max_source_length=512",
             "generate.max_new_tokens=32",
             "compile.batch_sizes=[8]",
-            "compile.source_lens=[64,512]",
+            "compile.source_lens=[96,512]",
             _SLOTS,
         ),
         base=(
