@@ -269,7 +269,8 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     lengths = measure(data, recipe, tokenizer)
     candidates = choices(lengths.source, recipe.data.max_source_length)
     table = console.table("compile.source_lens", "fit", "padding", "positions", "relative to one", "graphs")
-    per_length = len(recipe.compile.batch_sizes) * (1 + len(recipe.compile.num_beams or (1,)))
+    per_bucket = 1 + len(recipe.compile.num_beams or (1,)) + (recipe.compile.greedy_steps > 1)
+    per_length = len(recipe.compile.batch_sizes) * per_bucket
     for choice in candidates:
         table.add_row(
             f"[{','.join(map(str, choice.source_lens))}]",

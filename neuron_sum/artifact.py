@@ -76,6 +76,8 @@ class GraphFile(Section):
     source_len: Size
     target_len: Size | None = None
     num_beams: Size | None = None
+    steps: int = Field(1, ge=1, le=1 << 24)
+    """Steps per call. A graph of several is greedy and returns their tokens; older artifacts have none."""
     file: str
 
 
@@ -245,14 +247,21 @@ class Manifest(Section):
     def _check_graphs(self) -> None:
         if self.state is None:
             raise ValueError("state is null")
-        listed = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams) for g in self.graphs}
+        listed = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps) for g in self.graphs}
+        widths = [(beams, 1) for beams in self.num_beams] + [(1, self.greedy_steps)] * (self.greedy_steps > 1)
         for bucket in self.buckets:
-            steps = [("step", bucket.batch, bucket.source_len, bucket.target_len, beams) for beams in self.num_beams]
-            if not listed.issuperset([("encode", bucket.batch, bucket.source_len, None, None), *steps]):
+            shape = bucket.batch, bucket.source_len
+            steps = [("step", *shape, bucket.target_len, *width) for width in widths]
+            if not listed.issuperset([("encode", *shape, None, None, 1), *steps]):
                 raise ValueError(f"graphs: bucket {bucket} lacks a graph")
             elements = self.state.tensors * bucket.batch * self.state.heads * self.state.head_dim
             if elements * bucket.target_len * max(self.num_beams) > MAX_ELEMENTS:
                 raise ValueError(f"state: more than {MAX_ELEMENTS} elements for bucket {bucket}")
+
+    @property
+    def greedy_steps(self) -> int:
+        """The number of greedy steps of the graphs that generate several tokens per call; 1 without such graphs."""
+        return max((graph.steps for graph in self.graphs), default=1)
 
     @property
     def adapter_names(self) -> list[str]:

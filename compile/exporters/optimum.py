@@ -186,6 +186,8 @@ def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
         yield f"compile.source_lens = {list(settings.source_lens)}: an export has one length (compile.source_lens=[N])"
     if len(num_beams) > 1:
         yield f"compile.num_beams = {list(num_beams)}: an export has one beam width (compile.num_beams=[1])"
+    if settings.greedy_steps > 1:
+        yield f"compile.greedy_steps = {settings.greedy_steps}: its graphs run one step (compile.greedy_steps=1)"
     for name, reason in optimum.UNSUPPORTED.items():
         default = GenerateConfig.model_fields[name].default
         if (value := getattr(generate, name)) != default:

@@ -127,7 +127,7 @@ class CompilePlan:
 
     def seconds(self, jobs: int | None) -> float | None:
         """A rough estimate of the seconds to compile the missing graphs; None for targets without measurements."""
-        per_process = math.ceil(len(self.missing) / self.processes(jobs))
+        per_process = math.ceil(sum(graph.steps for graph in self.missing) / self.processes(jobs))
         return self.target.seconds(int(self.config.num_hidden_layers), per_process)
 
     def aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -164,7 +164,9 @@ def make_plan(source: Source) -> CompilePlan:
     )
     static = static_model(config, options)
     source.check_adapter(_slots(static) if source.uses_adapter_slot else None)
-    graphs = [graph for bucket in buckets for graph in bucket_graphs(bucket, num_beams, target.suffix)]
+    graphs = [
+        graph for bucket in buckets for graph in bucket_graphs(bucket, num_beams, target.suffix, settings.greedy_steps)
+    ]
     weights_hash = source.weights_hash() if target.weights_inside else None
     first_key = layout = layout_key = None
     if (first := target.first(graphs)) is not None:

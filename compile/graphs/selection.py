@@ -1,5 +1,7 @@
 """The candidates for the next token, selected inside a step graph, so that no tensor of the vocabulary leaves it.
 
+A graph of several greedy steps chooses the tokens itself.
+
 optimum-neuron 0.4.5 also selects in the graph (exporters/neuron/model_wrappers.py, T5DecoderWrapper), but exactly as
 many candidates as a beam search without bans needs. Here SPARE more let the loop remove tokens; the loop reads all
 logits only if those are not enough.
@@ -54,3 +56,14 @@ def select(logits: Tensor, count: int) -> list[Tensor]:
         log_sum.view(batch, beams),
         logits,
     ]
+
+
+def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The token of the largest logit of every beam, of several the first, and that logit; both (B, K).
+
+    It has no argmax, because the Neuron compilers list no reduction of logits together with tokens (LIMITS in
+    compile/preflight/operators.py). Without a finite logit the token is the last one, and the logit is not finite.
+    """
+    largest = logits.amax(-1, keepdim=True)
+    tokens = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(logits == largest, tokens, logits.shape[-1] - 1).amin(-1), largest.squeeze(-1)

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.layers import GraphOptions, Linear, named_layers
 from compile.graphs.llama import StaticLlama
-from compile.graphs.selection import candidates, select
+from compile.graphs.selection import candidates, most_probable, select
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models.base import is_decoder_only
@@ -94,11 +94,16 @@ class EncodeGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """The module that is compiled for `step`."""
+    """The module that is compiled for `step`.
 
-    def __init__(self, model: StaticModel) -> None:
+    Args:
+        model: The static model.
+        steps: The number of steps per call.
+    """
+
+    def __init__(self, model: StaticModel, steps: int = 1) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.steps = model, steps
 
     def forward(
         self,
@@ -109,9 +114,8 @@ class StepGraph(nn.Module):
         constants: list[Tensor],
         state: list[Tensor],
     ) -> list[Tensor]:
-        """The candidates of `select`, from the logits of `StaticT5.step`."""
-        logits = self.model.step(tokens, position, ancestors, slot, constants, state)
-        return select(logits, candidates(tokens.shape[1]))
+        """See `run_steps`."""
+        return run_steps(self.model, self.steps, tokens, position, ancestors, slot, constants, state)
 
     def example_inputs(self, graph: GraphFile) -> tuple[Any, ...]:
         """Inputs of the graph's shape."""
@@ -131,17 +135,61 @@ class StepGraph(nn.Module):
         return ids, position, ancestors, slot, [*constants, *cache(source)], cache(target_len * beams)
 
 
+def run_steps(
+    model: StaticModel,
+    steps: int,
+    tokens: Tensor,
+    position: Tensor,
+    ancestors: Tensor,
+    slot: Tensor,
+    constants: list[Tensor],
+    state: list[Tensor],
+) -> list[Tensor]:
+    """The results of a step graph.
+
+    Args:
+        model: The static model.
+        steps: The number of steps; several need one beam.
+        tokens: See `StaticT5.step`, also for the other arguments.
+        position: (B,) int64, the first step of every example.
+        ancestors: (B, K, T) int64.
+        slot: (B,) int64.
+        constants: The result of `encode`.
+        state: The self-attention cache.
+
+    Returns:
+        The candidates of `select`; of several steps the tokens (B, steps), int64, and their logits (B, steps), float32.
+    """
+    if steps == 1:
+        return select(model.step(tokens, position, ancestors, slot, constants, state), candidates(tokens.shape[1]))
+    # An example that is at its end repeats the last position, so that it writes only there.
+    last = torch.full_like(position, ancestors.shape[2] - 1)
+    chosen, logits = list[Tensor](), list[Tensor]()
+    for step in range(steps):
+        at = torch.minimum(position + step, last)
+        tokens, largest = most_probable(model.step(tokens, at, ancestors, slot, constants, state))
+        chosen.append(tokens)
+        logits.append(largest)
+    return [torch.cat(chosen, dim=1), torch.cat(logits, dim=1)]
+
+
+def graph_module(model: StaticModel, graph: GraphFile) -> EncodeGraph | StepGraph:
+    """The module that is compiled for a graph."""
+    return EncodeGraph(model) if graph.kind == "encode" else StepGraph(model, graph.steps)
+
+
 def eager_runtime(
     model: StaticModel,
     tensors: Mapping[str, Tensor],
     buckets: Sequence[Bucket],
     num_beams: Sequence[int],
     tokens: SpecialTokens,
+    greedy_steps: int = 1,
 ) -> GraphRuntime:
     """A runtime with the graphs as plain torch modules: the reference for a compiled artifact."""
     stacks = {name: torch.zeros_like(stack) for name, stack in adapter_stacks(model).items()}
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters
     adapters = AdapterSlots(spec, stacks, adapter_targets(model)) if spec is not None else None
-    opened = HostState(lambda *_: StepGraph(model), state_spec(model))
-    return GraphRuntime(buckets, num_beams, tokens, lambda _: model.encode, opened, adapters)
+    opened = HostState(lambda bucket, num_beams, steps: StepGraph(model, steps), state_spec(model))
+    return GraphRuntime(buckets, num_beams, tokens, lambda _: model.encode, opened, adapters, greedy_steps=greedy_steps)

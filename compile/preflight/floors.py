@@ -62,7 +62,10 @@ class GraphReport:
         """The name in tables."""
         graph = self.lowered.graph
         shape = f"{graph.kind} {graph.batch}x{graph.source_len}"
-        return shape if graph.kind == "encode" else f"{shape}x{graph.target_len}, {_beams(graph.num_beams or 1)}"
+        if graph.kind == "encode":
+            return shape
+        steps = f", {graph.steps} steps" if graph.steps > 1 else ""
+        return f"{shape}x{graph.target_len}, {_beams(graph.num_beams or 1)}{steps}"
 
     def as_dict(self) -> dict[str, Any]:
         """Bytes, operations and seconds of a call, for --json."""

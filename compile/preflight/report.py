@@ -189,7 +189,8 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
     buckets, beams = recipe_buckets(recipe)
     options = recipe_options(recipe, str(config.model_type), buckets)
     check_context(config, buckets, options.soft_prompt_tokens)
-    graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams))
+    several = recipe.compile.greedy_steps
+    graphs = tuple(graph for bucket in buckets for graph in bucket_graphs(bucket, beams, greedy_steps=several))
     epoch = project_epoch(recipe, config, examples_per_row)
     steps = tuple(graph.model_copy(update={"file": graph.file + WHERE}) for graph in graphs if graph.kind == "step")
     jobs = [

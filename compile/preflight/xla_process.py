@@ -21,7 +21,7 @@ from transformers import AutoConfig
 
 from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import GraphOptions
-from compile.graphs.static import EncodeGraph, StepGraph, static_model
+from compile.graphs.static import EncodeGraph, StepGraph, graph_module, static_model
 from compile.preflight.error_codes import rejections
 from compile.preflight.hlo import account_of, parse
 from neuron_sum.artifact import AdapterSpec, GraphFile
@@ -40,7 +40,7 @@ def main() -> None:
         for dump in job["graphs"]:
             started = time.monotonic()
             graph = GraphFile.model_validate_json(json.dumps(dump))
-            module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+            module = graph_module(model, graph)
             inputs = module.example_inputs(graph)
             text = hlo(module, inputs)
             if request["folder"]:

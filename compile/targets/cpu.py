@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.kv_cache import write_column
 from compile.graphs.layers import Linear, frozen
-from compile.graphs.static import EncodeGraph, StaticModel, StepGraph
+from compile.graphs.static import StaticModel, graph_module
 from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
@@ -181,7 +181,7 @@ class CpuTarget:
         """See `Target`."""
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
         torch._inductor.config.compile_threads = 1  # one C++ compiler, because several processes like this one run
-        module = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+        module = graph_module(model, graph)
         inputs = module.example_inputs(graph)
         try:
             with torch.no_grad():

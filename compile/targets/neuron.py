@@ -23,8 +23,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import Linear
-from compile.graphs.selection import candidates, select
-from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, run_steps
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Compilation, GraphFile
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
@@ -295,16 +294,16 @@ class DeviceStep(nn.Module):
     def forward(
         self, tokens: Tensor, position: Tensor, ancestors: Tensor | None = None, slot: Tensor | None = None
     ) -> list[Tensor]:
-        """Writes a column of the self-attention cache; returns the results of `StepGraph`."""
+        """Writes a column of the self-attention cache for each step; returns the results of `StepGraph`."""
         if ancestors is None:
             ancestors = torch.zeros_like(self.inputs[2], device=tokens.device)
         if slot is None:
             slot = torch.zeros_like(tokens[:, 0])
         constants, state = ([getattr(self, name) for name in names] for names in (self.constants, self.state))
-        logits = self.model.step(tokens, position, ancestors, slot, constants, state)
+        results = run_steps(self.model, self.graph.steps, tokens, position, ancestors, slot, constants, state)
         for name, tensor in zip(self.state, state, strict=True):
             setattr(self, name, tensor)
-        return select(logits, candidates(tokens.shape[1]))
+        return results
 
     def written(self) -> list[str]:
         """The names of all tensors that the host or a graph writes."""

@@ -371,6 +371,8 @@ class CompileConfig(Section):
     """New tokens; default: generate.max_new_tokens."""
     num_beams: tuple[int, ...] | None = Field(None, min_length=1)
     """Beam widths; default: generate.num_beams."""
+    greedy_steps: int = Field(1, ge=1, le=64)
+    """Tokens per call of a greedy search without bans: more than 1 adds a graph to every bucket; needs beam width 1."""
     adapters: AdapterSlotsConfig | None = None
     """Keep LoRA and soft prompts separate from the weights; default: merged and compiled in."""
     fallback: bool = False

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_map
 from transformers import AutoConfig
 
-from compile.graphs.static import EncodeGraph, StepGraph, static_model
+from compile.graphs.static import graph_module, static_model
 from compile.preflight.hlo import account
 from compile.preflight.xla_process import graph_options, hlo, hlo_text, insert_placeholders, placeholder
 from compile.targets.neuron import DeviceEncode, DeviceStep, device_graph
@@ -39,6 +39,6 @@ if __name__ == "__main__":
                 device = device_graph(model, graph)
             device_text = traced(device)
             insert_placeholders(model)
-            ours = EncodeGraph(model) if graph.kind == "encode" else StepGraph(model)
+            ours = graph_module(model, graph)
             text = hlo(ours, ours.example_inputs(graph))
             print(json.dumps([asdict(account(text)), asdict(account(device_text))]), flush=True)
