@@ -250,7 +250,7 @@ def _replayed(runtime: GraphRuntime, seconds: dict[tuple[str, int], float], cloc
 
         return call
 
-    def graph(bucket: Bucket, num_beams: int) -> Any:
+    def graph(bucket: Bucket, num_beams: int, steps: int) -> Any:
         def call(
             tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, constants: list[Tensor], state: Any
         ) -> list[Tensor]:

@@ -103,7 +103,7 @@ def _steps(runtime: StepRuntime, rounds: int) -> Iterator[dict[str, Any]]:
     for bucket in runtime.buckets:
         rows = [[runtime.tokens.ends[0]] * bucket.source_len] * bucket.batch
         for num_beams in runtime.num_beams:
-            first, step = list[float](), list[float]()
+            first, step, several, greedy = list[float](), list[float](), list[float](), None
             for _ in range(rounds):
                 with runtime.turn(), torch.inference_mode():
                     begun = time.perf_counter()
@@ -113,10 +113,14 @@ def _steps(runtime: StepRuntime, rounds: int) -> Iterator[dict[str, Any]]:
                         ended = time.perf_counter()
                         (step if number else first).append(ended - begun)
                         begun = ended
+                    if (greedy := session.greedy) is not None:
+                        greedy.call(session.start)
+                        several.append(time.perf_counter() - begun)
             of_step = statistics.median(step or first)
             yield {
                 "bucket": str(bucket),
                 "num_beams": num_beams,
                 "encode_ms": round(1000 * max(statistics.median(first) - of_step, 0.0), 3),
                 "step_ms": round(1000 * of_step, 3),
+                **({"greedy_steps": greedy.steps, "greedy_ms": 1000 * statistics.median(several)} if greedy else {}),
             }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compile.graphs.selection import candidates, select
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Candidates
+from neuron_sum.runtimes.base import Candidates, Greedy
 from neuron_sum.runtimes.search import Counts, search
 
 VOCABULARY, END = 32128, 1
@@ -64,6 +64,7 @@ class FreeSession:
 
     def __init__(self, batch: int, beams: int) -> None:
         self.start = np.zeros((batch, beams), dtype=np.int64)
+        self.greedy: Greedy | None = None
         generator = torch.Generator().manual_seed(0)
         self._steps, self._position = [], 0
         for _ in range(DIFFERENT):

@@ -27,7 +27,7 @@ def step_times(generator: CompiledGenerator, artifact: Artifact, rounds: int) ->
     steps = {
         (graph.batch, graph.source_len, graph.target_len, graph.num_beams): graph
         for graph in artifact.manifest.graphs
-        if graph.kind == "step"
+        if graph.kind == "step" and graph.steps == 1
     }
     buckets = {str(bucket): bucket for bucket in artifact.manifest.buckets}
     for row in latency(generator, artifact, rounds):

@@ -34,18 +34,26 @@ def load(artifact: Artifact) -> GraphRuntime:
     _check(artifact)
     adapters, stacks = load_slots(artifact)
     weights = SharedWeights(artifact.path / WEIGHTS, manifest.aliases, stacks)
-    graphs = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g.file for g in manifest.graphs}
+    graphs = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps): g.file for g in manifest.graphs}
     packages = _Packages(artifact.path, weights)
 
     def encode(bucket: Bucket) -> Callable[..., Any]:
-        return packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None])
+        return packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
 
-    def step(bucket: Bucket, num_beams: int) -> Callable[..., Any]:
-        return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
+    def step(bucket: Bucket, num_beams: int, steps: int) -> Callable[..., Any]:
+        return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
 
     assert manifest.state is not None
     opened = HostState(step, manifest.state)
-    return GraphRuntime(manifest.buckets, manifest.num_beams, manifest.tokens, encode, opened, adapters)
+    return GraphRuntime(
+        manifest.buckets,
+        manifest.num_beams,
+        manifest.tokens,
+        encode,
+        opened,
+        adapters,
+        greedy_steps=manifest.greedy_steps,
+    )
 
 
 class _Packages:

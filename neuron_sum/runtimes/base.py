@@ -41,14 +41,30 @@ class Candidates:
     all_logits: "Callable[[], NDArray[np.float32]]"
 
 
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """Several steps of a greedy search in one call.
+
+    Attributes:
+        steps: The number of steps.
+        call: A function of the input tokens of the first step, (examples, 1) int64, that returns the tokens of all
+            steps, (examples, steps) int64, and their logits, (examples, steps) float32.
+    """
+
+    steps: int
+    call: "Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]"
+
+
 class Session(Protocol):
     """The generation of one batch: its constants, its state and its position.
 
     Attributes:
         start: (examples, K) int64, the input tokens of the first step.
+        greedy: Several steps in one call; None without a graph of several steps.
     """
 
     start: "NDArray[np.int64]"
+    greedy: Greedy | None
 
     def step(self, tokens: "NDArray[np.int64]", rows: "NDArray[np.int64]") -> Candidates:
         """Process one token per beam.

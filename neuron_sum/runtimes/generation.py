@@ -77,6 +77,8 @@ class StepGenerator:
                 with self.runtime.turn(), torch.inference_mode():
                     session = self.runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
                     session.step(session.start, np.zeros_like(session.start))
+                    if session.greedy is not None:
+                        session.greedy.call(session.start)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, adapters: Sequence[str | None] | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuron_sum.artifact import Bucket, SpecialTokens, StateSpec
-from neuron_sum.runtimes.base import Candidates
+from neuron_sum.runtimes.base import Candidates, Greedy
 from neuron_sum.runtimes.slots import AdapterSlots
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 """(input_ids, attention_mask, slot) -> constants; shapes as in compile/graphs/t5.py."""
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], Sequence[Tensor]]
-"""(tokens, position, ancestors, slot) -> the candidates of compile/graphs/selection.py, bound to the constants and the
-state of one batch."""
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], Sequence[Tensor]]
+"""(tokens, position, ancestors, slot, steps) -> the results of `run_steps` in compile/graphs/static.py, bound to the
+constants and the state of one batch."""
 OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]
 """(bucket, num_beams, constants) -> the step of a new batch."""
 
@@ -37,6 +38,7 @@ class GraphRuntime:
         open: A function that starts a batch with the step graph of a bucket and beam width.
         adapters: The adapter slots; None for graphs without slots.
         turn: See `StepRuntime.turn`.
+        greedy_steps: The number of steps of the graphs of several greedy steps; 1 without such graphs.
     """
 
     buckets: Sequence[Bucket]
@@ -46,6 +48,7 @@ class GraphRuntime:
     open: OpenStep
     adapters: AdapterSlots | None = None
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+    greedy_steps: int = 1
 
     def begin(
         self, bucket: Bucket, num_beams: int, prompts: Sequence[Sequence[int]], slots: Sequence[int]
@@ -53,7 +56,8 @@ class GraphRuntime:
         """See `StepRuntime.begin`."""
         constants, first, slot = self.encoded(bucket, prompts, slots)
         start = first[:, None].expand(-1, num_beams)
-        return GraphSession(self.open(bucket, num_beams, constants), bucket, len(prompts), start, slot)
+        step, several = self.open(bucket, num_beams, constants), self.greedy_steps if num_beams == 1 else 1
+        return GraphSession(step, bucket, len(prompts), start, slot, several)
 
     def encoded(
         self, bucket: Bucket, prompts: Sequence[Sequence[int]], slots: Sequence[int]
@@ -82,19 +86,21 @@ class HostState:
     """An `OpenStep` for graphs that take constants and state at every call and write a column of the state in place.
 
     Attributes:
-        graph: A function of bucket and beam width that returns the step graph, (tokens, position, ancestors, slot,
-            constants, state) -> candidates.
+        graph: A function of bucket, beam width and number of steps that returns the step graph, (tokens, position,
+            ancestors, slot, constants, state) -> results.
         spec: The shape of the state.
     """
 
-    graph: Callable[[Bucket, int], Callable[..., Any]]
+    graph: Callable[[Bucket, int, int], Callable[..., Any]]
     spec: StateSpec
 
     def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
         """See `OpenStep`."""
         state = [torch.zeros(shape, dtype=dtype) for shape, dtype in self.tensors(bucket, num_beams)]
-        step, inputs = self.graph(bucket, num_beams), list(constants)
-        return lambda tokens, position, ancestors, slot: step(tokens, position, ancestors, slot, inputs, state)
+        graph, inputs = cache(partial(self.graph, bucket, num_beams)), list(constants)
+        return lambda tokens, position, ancestors, slot, steps: graph(steps)(
+            tokens, position, ancestors, slot, inputs, state
+        )
 
     def tensors(self, bucket: Bucket, num_beams: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shapes and dtypes of the state."""
@@ -112,28 +118,40 @@ class GraphSession:
         examples: The number of rows with real examples.
         start: The input tokens of the first step, (B, K) int64.
         slot: The adapter slot of each row, (B,) int64.
+        greedy_steps: The number of steps of the graph of several greedy steps; 1 without one.
     """
 
-    def __init__(self, step: Step, bucket: Bucket, examples: int, start: Tensor, slot: Tensor) -> None:
+    def __init__(
+        self, step: Step, bucket: Bucket, examples: int, start: Tensor, slot: Tensor, greedy_steps: int = 1
+    ) -> None:
         self._step, self._examples, self._slot = step, examples, slot
         self._tokens, self.start = start.clone(), start[:examples].numpy()
         self._position = 0
+        self.greedy = Greedy(greedy_steps, partial(self._several, greedy_steps)) if greedy_steps > 1 else None
         # ancestors[b, k, t]: the row that wrote the past of beam k at step t.
         self._rows = torch.arange(start.shape[1]).expand_as(start)
         self._ancestors = torch.zeros(*start.shape, bucket.target_len, dtype=torch.int64)
 
     def step(self, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> Candidates:
         """See `Session.step`."""
-        self._tokens[: self._examples] = torch.from_numpy(tokens)
         if tokens.shape[1] > 1:
             past = self._ancestors[: self._examples]
             index = torch.from_numpy(rows).unsqueeze(-1).expand_as(past)
             self._ancestors[: self._examples] = past.gather(1, index)
             self._ancestors[:, :, self._position] = self._rows
-        position = torch.full((len(self._tokens),), self._position)
-        values, ids, log_sum, logits = self._step(self._tokens, position, self._ancestors, self._slot)
-        self._position += 1
+        values, ids, log_sum, logits = self._call(tokens, 1)
         selected = [part.cpu().numpy()[: self._examples] for part in (values, ids, log_sum)]
         return Candidates(
             selected[0], selected[1], selected[2], logits.shape[-1], lambda: logits.cpu().numpy()[: self._examples]
         )
+
+    def _several(self, steps: int, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See `Greedy.call`."""
+        chosen, logits = (part.cpu().numpy()[: self._examples] for part in self._call(tokens, steps))
+        return chosen, logits
+
+    def _call(self, tokens: NDArray[np.int64], steps: int) -> Sequence[Tensor]:
+        self._tokens[: self._examples] = torch.from_numpy(tokens)
+        position = torch.full((len(self._tokens),), self._position)
+        self._position += steps
+        return self._step(self._tokens, position, self._ancestors, self._slot, steps)

@@ -55,10 +55,10 @@ def load(artifact: Artifact) -> GraphRuntime:
     """
     manifest = artifact.manifest
     graphs, adapters = _open(artifact)
-    files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams): g for g in manifest.graphs}
+    files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps): g for g in manifest.graphs}
 
     def encode(bucket: Bucket) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
-        graph = graphs.get(files["encode", bucket.batch, bucket.source_len, None, None])
+        graph = graphs.get(files["encode", bucket.batch, bucket.source_len, None, None, 1])
 
         def call(ids: Tensor, mask: Tensor, slot: Tensor) -> Sequence[Tensor]:
             graphs.renew_stacks()
@@ -68,14 +68,25 @@ def load(artifact: Artifact) -> GraphRuntime:
         return call
 
     def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
-        graph = graphs.get(files["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams])
-        return lambda tokens, position, ancestors, slot: graph.run(
+        # All are loaded before the first step, because loading checks a graph, which writes into the batch's state.
+        loaded = {
+            steps: graphs.get(files["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
+            for steps in ((1, manifest.greedy_steps) if num_beams == 1 else (1,))
+        }
+        return lambda tokens, position, ancestors, slot, steps: loaded[steps].run(
             tokens=tokens, position=position, ancestors=ancestors, slot=slot
         )
 
     lock = threading.Lock()
     return GraphRuntime(
-        manifest.buckets, manifest.num_beams, manifest.tokens, encode, open_step, adapters, turn=lambda: lock
+        manifest.buckets,
+        manifest.num_beams,
+        manifest.tokens,
+        encode,
+        open_step,
+        adapters,
+        turn=lambda: lock,
+        greedy_steps=manifest.greedy_steps,
     )
 
 

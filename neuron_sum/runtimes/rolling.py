@@ -216,7 +216,7 @@ class RollingSession:
         constants, state = self._views[bucket]
         given = [tensor[: bucket.batch] for tensor in (self._tokens, self._position, self._ancestors, self._slot)]
         written = list(state)
-        values, ids, log_sum, logits = self._host.graph(bucket, self._beams)(*given, constants, written)
+        values, ids, log_sum, logits = self._host.graph(bucket, self._beams, 1)(*given, constants, written)
         for old, new in zip(state, written, strict=True):
             if new is not old:  # a write that returns a new tensor
                 old.copy_(new)

@@ -52,7 +52,7 @@ def search(
     for row in rows:
         found.start(row, prompts[row], session.start[row])
     while found.is_running.any():
-        found.advance(session.step(found.tokens, found.beams))
+        found.step(session)
     return [found.result(row) for row in rows]
 
 
@@ -104,6 +104,10 @@ class Search(ABC):
             if isinstance(array, np.ndarray):
                 array[target] = array[source]
         self.is_running[source] = False
+
+    def step(self, session: Session) -> None:
+        """Run the next step of a session, which has as many rows; or the next ones, if it needs no candidates."""
+        self.advance(session.step(self.tokens, self.beams))
 
     @abstractmethod
     def advance(self, candidates: Candidates) -> None:
@@ -178,12 +182,23 @@ def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
 
 
 class _Greedy(Search):
+    def step(self, session: Session) -> None:
+        """See `Search`."""
+        several, new = session.greedy, self._new[self.is_running]
+        if (
+            several is None
+            or self._settings.no_repeat_ngram_size
+            or new.min() < self._settings.min_new_tokens
+            or new.max() + several.steps > self._most
+        ):
+            super().step(session)
+        else:
+            self._take(*several.call(self.tokens))
+
     def advance(self, candidates: Candidates) -> None:
         """See `Search`."""
-        self._counts.steps += 1
         logits, ids, count = candidates.logits, candidates.tokens, len(candidates.logits)
-        is_running, new = self.is_running[:count], self._new[:count]
-        _check_finite(candidates, is_running)
+        is_running = self.is_running[:count]
         if (banned := self._banned(count)) is not None:
             logits = logits.copy()
             _remove(logits, ids, banned)
@@ -195,11 +210,22 @@ class _Greedy(Search):
         # Of several largest logits, the first token, as argmax does.
         best = np.where(logits == logits.max(-1, keepdims=True), ids, candidates.vocabulary).min(-1)
         best[~is_running] = self._ends[0]
-        self._written[np.arange(count), 0, new] = best[:, 0]
         self._append(best)
-        self.tokens[:count] = best
-        new += is_running
-        is_running &= ~self._is_end(best[:, 0]) & (new < self._most)
+        self._take(best, candidates.logits[..., 0])
+
+    def _take(self, tokens: Tokens, logits: Scores) -> None:
+        """Write the tokens of the next steps, (rows, steps), with the largest logit of each."""
+        count, steps = tokens.shape
+        self._counts.steps += steps
+        is_running, new = self.is_running[:count], self._new[:count]
+        places = new[:, None] + np.arange(steps)
+        ended = self._is_end(tokens) | (places >= self._most - 1)
+        is_new = is_running[:, None] & (ended.cumsum(axis=1) == ended)  # up to the end of a row
+        _check_finite(logits[is_new])
+        self._written[np.arange(count)[:, None], 0, np.where(is_new, places, self._most)] = tokens
+        self.tokens[:count] = tokens[:, -1:]
+        new += is_new.sum(axis=1)
+        is_running &= ~ended.any(axis=1)
 
     def result(self, row: int) -> list[int]:
         """See `Search`."""
@@ -235,7 +261,7 @@ class _BeamSearch(Search):
         kept, example = (1 + len(self._ends)) * beams, np.arange(count)[:, None]
         self._counts.steps += 1
         is_running, can_improve = self.is_running[:count], self._can_improve[:count]
-        _check_finite(candidates, is_running)
+        _check_finite(candidates.logits[..., 0][is_running])
         banned = self._banned(count)
         top_scores, top_beams, top_tokens = _top(
             candidates, self._scores[:count], banned, is_running, kept, self._counts
@@ -278,9 +304,9 @@ class _BeamSearch(Search):
         return until_end(self._finished[row, 0, : self._most].tolist(), self._ends)
 
 
-def _check_finite(candidates: Candidates, is_running: NDArray[np.bool_]) -> None:
-    """Raise if the graphs computed no numbers, such as values that overflow in bf16."""
-    if not np.isfinite(candidates.logits[..., 0][is_running]).all():
+def _check_finite(largest: Scores) -> None:
+    """Raise if the graphs computed no numbers, such as values that overflow in bf16, for the largest logits."""
+    if not np.isfinite(largest).all():
         raise ArtifactError(
             "the graphs computed logits that are not finite",
             "compile again with `--set compile.dtype=fp32`; if that does not help, train with a lower learning rate",

@@ -17,8 +17,9 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from compile.graphs import kv_cache, llama, t5
+from compile.graphs.buckets import bucket_graphs
 from compile.graphs.layers import GraphOptions
-from compile.graphs.static import eager_runtime, static_model, weights
+from compile.graphs.static import StepGraph, eager_runtime, graph_module, static_model, weights
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError
@@ -183,6 +184,70 @@ def test_other_cache_writes_and_products_generate_the_same_tokens(
     assert seen["near tie"] <= 1, seen
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_greedy_steps_per_call_generate_the_same_tokens(cases: dict[str, Case], family: str) -> None:
+    case = cases[family]
+    calls = Counter[int]()
+
+    def opened(*batch: Any) -> Any:
+        step = case.runtime.open(*batch)
+        return lambda *inputs: (calls.update([inputs[-1]]), step(*inputs))[1]
+
+    for steps, most, least in (
+        (4, TARGET_LEN, 0),
+        (5, TARGET_LEN, 3),
+        (TARGET_LEN, TARGET_LEN, 0),
+        (2, 7, 7),
+        (3, 2, 0),
+    ):
+        several = StepGenerator(replace(case.runtime, open=opened, greedy_steps=steps))
+        asked = GenerateConfig(max_new_tokens=most, min_new_tokens=least)
+        calls.clear()
+        seen = compared(case, case.prompts[:8], asked, several)
+        assert seen["different"] == 0
+        assert seen["near tie"] <= 1, seen
+        assert several.generate(case.prompts[:8], asked) == case.actual.generate(case.prompts[:8], asked)
+        assert calls.keys() == ({1} if most - least < steps else {1, steps} if least or most % steps else {steps})
+    for banned in (
+        GenerateConfig(max_new_tokens=6, no_repeat_ngram_size=2),
+        GenerateConfig(max_new_tokens=6, num_beams=2),
+    ):
+        calls.clear()
+        assert compared(case, case.prompts[:3], banned, several)["different"] == 0
+        assert calls.keys() == {1}, "bans and beams need candidates"
+
+
+@pytest.mark.parametrize("write", [kv_cache.write_column, kv_cache.write_where, kv_cache.write_scatter])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_of_several_steps_has_its_own_position(
+    cases: dict[str, Case], family: str, write: Callable[..., torch.Tensor]
+) -> None:
+    """Rows at the start, in the middle and at the end of the cache, which they do not leave."""
+    model = cases[family].model
+    static = static_model(model.config, GraphOptions(source_len=8, target_len=6, write=write))
+    static.load_state_dict(weights(static, model.state_dict()), assign=True)
+    graph = bucket_graphs(Bucket(batch=4, source_len=8, target_len=6), (), greedy_steps=3)[1]
+    module = graph_module(static, graph)
+    _, _, ancestors, slot, _, empty = module.example_inputs(graph)
+    with torch.inference_mode():
+        constants = static.encode(torch.arange(32).view(4, 8) + 5, torch.ones(4, 8, dtype=torch.int64), slot)
+        before = [torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) for tensor in empty]
+        several, single = ([tensor.clone() for tensor in before] for _ in range(2))
+        first, position = torch.tensor([[7], [8], [9], [10]]), torch.tensor([0, 2, 4, 5])
+        chosen, largest = module(first, position, ancestors, slot, constants, several)
+        tokens = first
+        for step in range(3):
+            at = position + step
+            values, ids, _, _ = StepGraph(static)(tokens, at.clamp(max=5), ancestors, slot, constants, single)
+            tokens = ids[..., 0]
+            inside = at < 6
+            assert torch.equal(chosen[inside, step], tokens[inside, 0])
+            torch.testing.assert_close(largest[inside, step], values[inside, 0, 0])
+    for old, new in zip(before, several, strict=True):
+        changed = (old != new).any(1).any(-1)
+        assert [row.nonzero().flatten().tolist() for row in changed] == [[0, 1, 2], [2, 3, 4], [4, 5], [5]]
+
+
 OPTIONS = st.builds(
     lambda least, **asked: GenerateConfig(min_new_tokens=min(least, asked["max_new_tokens"]), **asked),
     max_new_tokens=st.integers(1, TARGET_LEN),
@@ -194,14 +259,20 @@ OPTIONS = st.builds(
 )
 
 
-@given(family=st.sampled_from(FAMILIES), asked=OPTIONS, seed=st.integers(0, 10_000), rows=st.integers(1, 8))
+@given(
+    family=st.sampled_from(FAMILIES),
+    asked=OPTIONS,
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 8),
+    steps=st.integers(1, 5),
+)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_lengths_and_options_generate_the_tokens_of_transformers(
-    cases: dict[str, Case], family: str, asked: GenerateConfig, seed: int, rows: int
+    cases: dict[str, Case], family: str, asked: GenerateConfig, seed: int, rows: int, steps: int
 ) -> None:
     case = cases[family]
     chosen = random.Random(seed).sample(case.prompts, rows)
-    seen = compared(case, chosen, asked)
+    seen = compared(case, chosen, asked, StepGenerator(replace(case.runtime, greedy_steps=steps)))
     event(f"near ties: {seen['near tie']}")
     assert seen["different"] == 0
 

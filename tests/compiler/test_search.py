@@ -1,13 +1,15 @@
 """The search over the candidates of a step: the same tokens as over all logits, which it reads only if it must."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from compile.graphs.selection import CHUNK, candidates, select
+from compile.graphs.selection import CHUNK, candidates, most_probable, select
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Candidates
+from neuron_sum.runtimes.base import Candidates, Greedy
 from neuron_sum.runtimes.search import Counts, search
 
 VOCABULARY, STEPS = 3000, 40
@@ -21,15 +23,24 @@ class TableSession:
         examples: Number of examples.
         beams: Number of beams.
         count: Number of candidates.
+        steps: Number of greedy steps per call.
     """
 
-    def __init__(self, table: torch.Tensor, examples: int, beams: int, count: int) -> None:
+    def __init__(self, table: torch.Tensor, examples: int, beams: int, count: int, steps: int = 1) -> None:
         self._table, self._count = table, count
+        self.greedy = Greedy(steps, partial(self.several, steps)) if steps > 1 else None
         self.start = np.arange(examples)[:, None].repeat(beams, axis=1) + 10
 
     def step(self, tokens: np.ndarray, rows: np.ndarray) -> Candidates:
         values, ids, log_sum, logits = select(self._table[torch.from_numpy(tokens)], self._count)
         return Candidates(values.numpy(), ids.numpy(), log_sum.numpy(), logits.shape[-1], logits.numpy)
+
+    def several(self, steps: int, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        following, found = torch.from_numpy(tokens), []
+        for _ in range(steps):
+            following, largest = most_probable(self._table[following])
+            found.append((following, largest))
+        return torch.cat([pair[0] for pair in found], 1).numpy(), torch.cat([pair[1] for pair in found], 1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +87,37 @@ def test_the_tokens_are_those_of_all_logits(
         assert counts.steps > 1
         assert count != VOCABULARY or counts.all_logits == 0
     assert found[candidates(beams)] == found[VOCABULARY]
+
+
+@pytest.mark.parametrize("ends", [(1,), (1, 7, 9)])
+@pytest.mark.parametrize("least", [0, 9])
+def test_several_steps_per_call_have_the_same_tokens(table: torch.Tensor, least: int, ends: tuple[int, ...]) -> None:
+    likely = table.clone()
+    likely[:, list(ends)] += 3.5
+    asked = GenerateConfig(max_new_tokens=STEPS, min_new_tokens=least)
+    session = TableSession(likely, 8, 1, candidates(1))
+    expected = search(session, session.start, ends, asked, Counts())
+    assert len({len(row) for row in expected}) > 3, "rows end at different places of a call"
+    for steps in (2, 3, 7, STEPS):
+        session, counts = TableSession(likely, 8, 1, candidates(1), steps), Counts()
+        assert search(session, session.start, ends, asked, counts) == expected
+        assert 0 <= counts.steps - max(map(len, expected)) < steps
+
+
+def test_several_steps_that_are_not_finite_are_an_error_only_in_a_summary() -> None:
+    table = torch.zeros(50, 50)
+    table[:, 5], table[5, 1], table[1] = 1.0, 2.0, float("nan")
+    session = TableSession(table, 1, 1, candidates(1), 4)
+    assert search(session, session.start, [1], GenerateConfig(max_new_tokens=4), Counts()) == [[5, 1]]
+    with pytest.raises(ArtifactError, match="not finite"):
+        search(session, session.start, [2], GenerateConfig(max_new_tokens=4), Counts())
+
+
+def test_the_most_probable_token_is_the_first_of_equal_ones() -> None:
+    logits = torch.tensor([[[1.0, 3.0, 3.0]], [[float("nan"), 1.0, 2.0]], [[float("-inf")] * 3], [[0.0, 0.0, 1e30]]])
+    tokens, largest = most_probable(logits)
+    assert tokens.tolist() == [[1], [2], [0], [2]]
+    assert largest.isfinite().tolist() == [[True], [False], [False], [True]]
 
 
 @pytest.mark.parametrize("beams", [1, 4])
