@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from compile import cache
 from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
 from compile.graphs.kv_cache import ancestry_bias
-from compile.machine_report import make_report
+from compile.machine_report import latency, make_report
 from compile.source import Source, open_source
 from compile.targets import neuron
 from compile.verify import verify
@@ -154,6 +155,35 @@ def test_other_cache_writes_have_equal_tokens(calls: Calls, micro_run: Path, tmp
     artifact = compiled(micro_run, tmp_path, *settings)
     prompts, asked = prompts_of(artifact, micro_run), GenerateConfig(max_new_tokens=12, num_beams=2)
     assert load_generator(artifact)[0].generate(prompts, asked) == expected_rows(micro_run, prompts, asked)
+
+
+def test_several_greedy_steps_per_call_have_equal_tokens(
+    calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is loaded with the batch's first step, because the check on loading writes into the batch's state."""
+    settings = ["compile.num_beams=[1]", "compile.adapters.slots=2", "compile.greedy_steps=5"]
+    artifact = compiled(micro_lora_run, tmp_path, *settings)
+    assert artifact.manifest.greedy_steps == 5
+    assert [graph.steps for graph in artifact.manifest.graphs] == [1, 1, 5], "the first one chooses the layout"
+    ran, run = list[int](), neuronx._Graph.run
+    monkeypatch.setattr(
+        neuronx._Graph, "run", lambda graph, **inputs: (ran.append(graph.entry.steps), run(graph, **inputs))[1]
+    )
+    prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
+    single = replace(generator, runtime=replace(generator.runtime, greedy_steps=1))
+    for least in (0, 4):
+        asked = GenerateConfig(max_new_tokens=12, min_new_tokens=least)
+        for load, adapter in ((load_trained, "default"), (load_untuned, None)):
+            model, tokenizer = load(open_run(micro_lora_run))
+            expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+            assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
+            assert ran.count(5) > 0
+            ran.clear()
+            assert single.generate(prompts, asked, [adapter] * len(prompts)) == expected
+            assert set(ran) == {1}
+            ran.clear()
+    [row] = latency(generator, artifact, 1)
+    assert (row["greedy_steps"], row["greedy_ms"] > 0) == (5, True)
 
 
 KINDS = {

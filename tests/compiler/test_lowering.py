@@ -19,11 +19,11 @@ from compile.preflight import hlo, lowering
 from compile.preflight.error_codes import Rejections, rejections
 from compile.preflight.hlo import account
 from compile.preflight.lowering import ENVIRONMENT, Lowered, LoweringJob, LoweringOptions, lower
-from neuron_sum.artifact import AdapterSpec, Bucket
+from neuron_sum.artifact import AdapterSpec, Bucket, GraphFile
 from neuron_sum.errors import CompileError, PlatformError
 from neuron_sum.models.dimensions import PUBLISHED
 
-BUCKET = Bucket(batch=2, source_len=16, target_len=8)
+BUCKET, STEPS = Bucket(batch=2, source_len=16, target_len=8), 3
 PLAIN = LoweringOptions("fp32", "fp32", BUCKET.source_len, BUCKET.target_len)
 VARIANTS = {
     "plain": PLAIN,
@@ -36,15 +36,22 @@ VARIANTS = {
 TARGETS = {"t5": ("q", "v"), "llama": ("q_proj", "v_proj")}
 
 
+def several_steps() -> GraphFile:
+    return bucket_graphs(BUCKET, (), greedy_steps=STEPS)[-1]
+
+
 @pytest.fixture(scope="module")
 def tiny(xla_python: Path) -> dict[tuple[str, str, str], Lowered]:
-    """Every variant of both families, by family, variant and encode, greedy or beams."""
+    """Every variant of both families, by family, variant and encode, greedy, beams or several greedy steps."""
     jobs, keys = [], []
     for family, values in TINY.items():
         slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS[family])
         for name, options in {**VARIANTS, "slots": dataclasses.replace(PLAIN, adapters=slots)}.items():
             jobs.append(LoweringJob(config_of(values), options, tuple(bucket_graphs(BUCKET, (1, BEAMS)))))
             keys += [(family, name, kind) for kind in ("encode", "greedy", "beams")]
+        for name in ("plain", "where"):
+            jobs.append(LoweringJob(config_of(values), VARIANTS[name], (several_steps(),)))
+            keys.append((family, name, "several"))
     return dict(zip(keys, lower(jobs), strict=True))
 
 
@@ -205,6 +212,21 @@ def test_a_step_writes_a_column_in_place_and_where_rewrites(
 
 
 @pytest.mark.parametrize("family", TINY)
+def test_several_steps_write_a_column_each_and_read_everything_again(
+    tiny: dict[tuple[str, str, str], Lowered], family: str
+) -> None:
+    one, several = tiny[family, "plain", "greedy"].account, tiny[family, "plain", "several"].account
+    column, tokens = BUCKET.batch * 2 * 8 * 4, BUCKET.batch * (8 + 4)
+    assert several.written == STEPS * (2 * LAYERS * column + tokens)
+    assert several.in_place == one.in_place == 2 * LAYERS
+    assert tiny[family, "where", "several"].account.in_place == 0
+    assert several.total_flops == STEPS * one.total_flops
+    assert STEPS * one.read <= several.read < 1.02 * STEPS * one.read, "and more rows of tables"
+    assert several.operators.keys() <= one.operators.keys() | {"minimum"}
+    assert not tiny[family, "plain", "several"].rejections.errors
+
+
+@pytest.mark.parametrize("family", TINY)
 def test_only_the_slots_of_a_batch_are_read(tiny: dict[tuple[str, str, str], Lowered], family: str) -> None:
     plain, slots = tiny[family, "plain", "greedy"], tiny[family, "slots", "greedy"]
     added = slots.account.read - plain.account.read
@@ -228,7 +250,7 @@ def test_memory_is_the_size_of_the_tensors(tiny: dict[tuple[str, str, str], Lowe
 def test_a_graph_traced_for_a_device_has_the_same_counts(xla_python: Path) -> None:
     slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS["t5"])
     variants = [*VARIANTS.values(), dataclasses.replace(PLAIN, adapters=slots)]
-    graphs = tuple(bucket_graphs(BUCKET, (1, BEAMS)))
+    graphs = tuple(bucket_graphs(BUCKET, (1, BEAMS), greedy_steps=STEPS))
     made = subprocess.run(
         [str(xla_python), str(ROOT / "tests" / "stand_ins" / "xla" / "device_graphs.py")],
         input=json.dumps(lowering.request([LoweringJob(config_of(TINY["t5"]), each, graphs) for each in variants])),
