@@ -1,10 +1,11 @@
 """One greedy step per call compared with several: the time of the host per token, and of whole summaries.
 
-    OMP_NUM_THREADS=1 python benchmarks/greedy_steps.py [--steps 4] [--rounds 5] [--work FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/greedy_steps.py [--steps 4] [--batches 1,8] [--rounds 5] [--work FOLDER]
 
 The host: CPU milliseconds of this process per token, for the search and the session over graphs that cost nothing.
-Summaries: FLAN-T5-small's dimensions with random weights in fp32 on the CPU target, 256 tokens in, exactly 64 out; both
-ways in turn within a round, with the same artifact. Figures are medians over the rounds, ratios those within a round.
+Summaries: CPU milliseconds of a batch, FLAN-T5-small's dimensions with random weights in fp32 on the CPU target, 256
+tokens in, exactly 64 out; both ways in turn within a round, with the same artifact. Figures are medians over the rounds,
+ratios are medians of those within a round.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from neuron_sum.runtimes.graphs import GraphSession
 from neuron_sum.runtimes.search import Counts, search
 
 ROOT = Path(__file__).parents[1]
-BATCHES, SOURCE_TOKENS, NEW_TOKENS, WORD, END = (1, 8), 256, 64, 7, 1
+SOURCE_TOKENS, NEW_TOKENS, WORD, END = 256, 64, 7, 1
 HOST_TOKENS = 512
 SETTINGS = GenerateConfig(max_new_tokens=NEW_TOKENS)
 
@@ -42,40 +43,34 @@ def main() -> None:
     """Measure both, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4, help="greedy steps per call")
+    parser.add_argument("--batches", default="1,8", metavar="N,…", help="batch sizes of the summaries")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "greedy-steps", help="folder for the artifact")
     options = parser.parse_args()
-    artifact = _artifact(options.work.resolve(), options.steps)
+    batches = [int(batch) for batch in options.batches.split(",")]
     columns = ("batch x beams", "1 step", f"{options.steps} steps", "ratio")
-    tables = {
-        "host, CPU ms per token": _host_calls(options.steps),
-        "summaries, wall ms": _summary_calls(artifact, options.steps),
-    }
-    results = {}
-    for title, calls in tables.items():
+    tables = (
+        ("host, CPU ms per token", 1000 / HOST_TOKENS, _host_calls(options.steps)),
+        ("summaries, CPU ms of a batch", 1000, _summary_calls(options.work.resolve(), batches, options.steps)),
+    )
+    for title, scale, calls in tables:
         table = console.table(*columns, title=title)
-        is_host = title.startswith("host")
-        clock, scale = (time.process_time, 1000 / HOST_TOKENS) if is_host else (time.perf_counter, 1000)
         for batch, pair in calls:
-            one, several, ratio = _compare(pair, options.rounds, clock)
+            one, several, ratio = _compare(pair, options.rounds)
             table.add_row(f"{batch} x 1", f"{one * scale:.4g}", f"{several * scale:.4g}", f"{ratio:.2f}")
-            results[f"{title}, {batch} x 1"] = {"one": one * scale, "several": several * scale, "ratio": ratio}
         console.emit({}, table)
-    versions = {name: version(name) for name in ("neuron-sum", "numpy", "torch")}
-    console.emit({"results": results, "versions": versions}, f"versions: {versions}")
+    console.emit({}, f"versions: { {name: version(name) for name in ('neuron-sum', 'numpy', 'torch')} }")
 
 
-def _compare(
-    pair: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> tuple[float, float, float]:
-    """The seconds of both calls, in turn, and the median of their ratios; the first round is not counted."""
+def _compare(pair: Sequence[Callable[[], object]], rounds: int) -> tuple[float, float, float]:
+    """The CPU seconds of both calls, in turn, and the median of their ratios; the first round is not counted."""
     times = list[list[float]]()
     for _ in range(rounds + 1):
         row = []
         for call in pair:
-            started = clock()
+            started = time.process_time()
             call()
-            row.append(clock() - started)
+            row.append(time.process_time() - started)
         times.append(row)
     one, several = ([row[place] for row in times[1:]] for place in range(2))
     ratios = [first / second for first, second in zip(one, several, strict=True)]
@@ -85,7 +80,7 @@ def _compare(
 def _host_calls(steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
     """Searches over prepared results of graphs, for every batch size: with one step per call, and with several."""
     asked = GenerateConfig(max_new_tokens=HOST_TOKENS)
-    for batch in BATCHES:
+    for batch in (1, 8):
         values = -torch.arange(candidates(1), dtype=torch.float32).expand(batch, 1, -1).contiguous()
         tokens = torch.arange(WORD, WORD + candidates(1)).expand(batch, 1, -1).contiguous()
         unread = torch.zeros(1).expand(batch, 1, VOCABULARY)
@@ -105,30 +100,27 @@ def _host_calls(steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
         yield batch, [partial(run, 1), partial(run, steps)]
 
 
-def _summary_calls(artifact: Artifact, steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
+def _summary_calls(work: Path, batches: Sequence[int], steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
     """Whole summaries of a batch of every size, after a check that both ways have the same tokens."""
-    runtime = aoti.load(artifact)
+    runtime = aoti.load(_artifact(work, batches, steps))
     assert runtime.greedy_steps == steps
-    endless = replace(runtime.tokens, ends=(VOCABULARY + 1,)) if False else runtime.tokens
-    for batch in BATCHES:
+    for batch in batches:
         prompts = torch.randint(3, 32000, (batch, SOURCE_TOKENS), generator=torch.Generator().manual_seed(1)).tolist()
-        calls = [
-            partial(StepGenerator(replace(runtime, tokens=endless, greedy_steps=number)).generate, prompts, SETTINGS)
-            for number in (1, steps)
-        ]
+        generators = [StepGenerator(replace(runtime, greedy_steps=number)) for number in (1, steps)]
+        calls = [partial(generator.generate, prompts, SETTINGS) for generator in generators]
         one, several = (call() for call in calls)
         assert one == several, "other tokens"
         assert {len(row) for row in one} == {NEW_TOKENS}
         yield batch, list(calls)
 
 
-def _artifact(work: Path, steps: int) -> Artifact:
+def _artifact(work: Path, batches: Sequence[int], steps: int) -> Artifact:
     """The artifact, compiled once into the work folder."""
     once(work / "checkpoint", partial(make_checkpoint, MODELS["small"]))
-    folder = work / f"fp32-{steps}"
+    folder = work / f"fp32-{steps}-{'-'.join(map(str, batches))}"
     if not folder.exists():
         changes = [
-            f"compile.batch_sizes={list(BATCHES)}",
+            f"compile.batch_sizes={list(batches)}",
             f"compile.source_lens=[{SOURCE_TOKENS}]",
             f"compile.greedy_steps={steps}",
             f"generate.max_new_tokens={NEW_TOKENS}",

@@ -5,6 +5,7 @@ test_artifact.py tests rejected artifacts.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,32 @@ def test_a_compiled_t5_generates_the_tokens_of_transformers(
         alone = [generator.generate([prompt], asked, [adapter])[0] for prompt in prompts]
         assert alone == expected, "the graphs of one row"
     assert generator.generate(prompts, asked) == generator.generate(prompts, asked, ["default"] * len(prompts))
+
+
+def test_several_greedy_steps_per_call_generate_the_tokens_of_transformers(
+    lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other graphs are those of the artifact; this one is compiled here, without a process."""
+    several_steps = ["compile.batch_sizes=[3]", "compile.num_beams=[1]", "compile.greedy_steps=5"]
+    source = open_source(micro_lora_run, None, [*SHAPE, *LORA_SHAPE, *several_steps])
+    plan = make_plan(source)
+    [graph] = plan.missing
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # compiling sets it
+    plan.target.compile_graph(plan.model(), graph, None, tmp_path / "graph.pt2")
+    shutil.move(tmp_path / "graph.pt2", plan.cached[graph.file])
+    artifact = build(source, plan, tmp_path / "artifact", overwrite=False, jobs=None)
+    assert [graph.steps for graph in artifact.manifest.graphs] == [1, 1, 5]
+    prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
+    calls, opened = list[int](), generator.runtime.open
+    generator.runtime.open = lambda *batch: lambda *inputs: (calls.append(inputs[-1]), opened(*batch)(*inputs))[1]
+    for least in (0, 4):
+        asked = GenerateConfig(max_new_tokens=12, min_new_tokens=least)
+        for load, adapter in ((load_trained, "default"), (load_untuned, None)):
+            model, tokenizer = load(open_run(micro_lora_run))
+            expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+            assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
+            assert calls.count(5) > 0
+            calls.clear()
 
 
 def test_adapters_of_a_compiled_artifact_are_swapped_under_load(

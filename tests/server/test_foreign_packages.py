@@ -129,6 +129,13 @@ def test_the_artifact_itself_may_be_a_link(artifact: Path, tmp_path: Path) -> No
     assert open_artifact(tmp_path / "link").manifest == open_artifact(artifact).manifest
 
 
+def test_an_artifact_from_before_graphs_had_several_steps_is_read(artifact: Path) -> None:
+    manifest = open_artifact(artifact).manifest
+    rewrite_manifest(artifact, {"graphs|0|steps": KeyError, "graphs|1|steps": KeyError})
+    assert open_artifact(artifact).manifest == manifest
+    assert manifest.greedy_steps == 1
+
+
 def test_an_adapter_that_the_manifest_does_not_list_is_rejected(artifact: Path) -> None:
     (artifact / "adapters" / "evil").mkdir()
     (artifact / "adapters" / "evil" / "adapter_config.json").write_text("{}")
@@ -157,6 +164,9 @@ def test_an_adapter_that_the_manifest_does_not_list_is_rejected(artifact: Path) 
         ({"graphs|0|file": "../evil.so"}, "is not listed in files"),
         ({"graphs": []}, "graphs: bucket 1x64x12 lacks a graph"),
         ({"num_beams": [1, 4]}, "lacks a graph"),
+        ({"graphs|1|steps": 4}, "lacks a graph"),
+        ({"graphs|0|steps": 4}, "lacks a graph"),
+        ({"graphs|0|steps": 0}, r"graphs\.0\.steps: Input should be greater"),
         ({"buckets": []}, "buckets or num_beams is empty"),
         ({"buckets|0|batch": 10**12}, r"buckets\.0\.batch: Input should be less than"),
         ({"buckets|0|batch": 10**5000}, "buckets|cannot be read"),
