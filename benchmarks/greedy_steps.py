@@ -4,7 +4,7 @@
 
 The host: CPU milliseconds of this process per token, for the search and the session over graphs that cost nothing.
 Summaries: CPU milliseconds of a batch, FLAN-T5-small's dimensions with random weights in fp32 on the CPU target, 256
-tokens in, exactly 64 out; both ways in turn within a round, with the same artifact. Figures are medians over the rounds,
+tokens in, exactly 64 out; both ways in turn within a round, with the same artifact. Figures are medians over rounds,
 ratios are medians of those within a round.
 """
 
