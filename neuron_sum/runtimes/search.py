@@ -184,21 +184,18 @@ def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
 class _Greedy(Search):
     def step(self, session: Session) -> None:
         """See `Search`."""
-        several, new = session.greedy, self._new[self.is_running]
-        if (
-            several is None
-            or self._settings.no_repeat_ngram_size
-            or new.min() < self._settings.min_new_tokens
-            or new.max() + several.steps > self._most
-        ):
-            super().step(session)
-        else:
-            self._take(*several.call(self.tokens))
+        if (several := session.greedy) is not None and not self._settings.no_repeat_ngram_size:
+            new = self._new[self.is_running]
+            if new.min() >= self._settings.min_new_tokens and new.max() + several.steps <= self._most:
+                return self._extend(*several.call(self.tokens))
+        return super().step(session)
 
     def advance(self, candidates: Candidates) -> None:
         """See `Search`."""
+        self._counts.steps += 1
         logits, ids, count = candidates.logits, candidates.tokens, len(candidates.logits)
-        is_running = self.is_running[:count]
+        is_running, new = self.is_running[:count], self._new[:count]
+        _check_finite(logits[..., 0][is_running])
         if (banned := self._banned(count)) is not None:
             logits = logits.copy()
             _remove(logits, ids, banned)
@@ -210,22 +207,24 @@ class _Greedy(Search):
         # Of several largest logits, the first token, as argmax does.
         best = np.where(logits == logits.max(-1, keepdims=True), ids, candidates.vocabulary).min(-1)
         best[~is_running] = self._ends[0]
+        self._written[np.arange(count), 0, new] = best[:, 0]
         self._append(best)
-        self._take(best, candidates.logits[..., 0])
+        self.tokens[:count] = best
+        new += is_running
+        is_running &= ~self._is_end(best[:, 0]) & (new < self._most)
 
-    def _take(self, tokens: Tokens, logits: Scores) -> None:
-        """Write the tokens of the next steps, (rows, steps), with the largest logit of each."""
-        count, steps = tokens.shape
+    def _extend(self, tokens: Tokens, logits: Scores) -> None:
+        """Append the tokens of several steps to all rows, with their logits: both (batch, steps)."""
+        steps = tokens.shape[1]
         self._counts.steps += steps
-        is_running, new = self.is_running[:count], self._new[:count]
-        places = new[:, None] + np.arange(steps)
+        places = self._new[:, None] + np.arange(steps)
         ended = self._is_end(tokens) | (places >= self._most - 1)
-        is_new = is_running[:, None] & (ended.cumsum(axis=1) == ended)  # up to the end of a row
+        is_new = self.is_running[:, None] & (ended.cumsum(axis=1) == ended)  # up to the end of a row
         _check_finite(logits[is_new])
-        self._written[np.arange(count)[:, None], 0, np.where(is_new, places, self._most)] = tokens
-        self.tokens[:count] = tokens[:, -1:]
-        new += is_new.sum(axis=1)
-        is_running &= ~ended.any(axis=1)
+        self._written[np.arange(len(tokens))[:, None], 0, np.where(is_new, places, self._most)] = tokens
+        self.tokens[:] = tokens[:, -1:]
+        self._new += is_new.sum(axis=1)
+        self.is_running &= ~ended.any(axis=1)
 
     def result(self, row: int) -> list[int]:
         """See `Search`."""
