@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -87,7 +88,12 @@ def test_several_greedy_steps_per_call_generate_the_tokens_of_transformers(
     assert [graph.steps for graph in artifact.manifest.graphs] == [1, 1, 5]
     prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
     calls, opened = list[int](), generator.runtime.open
-    generator.runtime.open = lambda *batch: lambda *inputs: (calls.append(inputs[-1]), opened(*batch)(*inputs))[1]
+
+    def recorded(*batch: Any) -> Any:
+        step = opened(*batch)
+        return lambda *inputs: (calls.append(inputs[-1]), step(*inputs))[1]
+
+    generator.runtime.open = recorded
     for least in (0, 4):
         asked = GenerateConfig(max_new_tokens=12, min_new_tokens=least)
         for load, adapter in ((load_trained, "default"), (load_untuned, None)):
