@@ -73,9 +73,11 @@ def compare(
 ) -> None:
     """Compare systems with each other and with the human summaries, with improvements and their significance."""
     from neuron_sum.evaluation import api
-    from neuron_sum.evaluation.minimum import check_minima, parse_minimum
+    from neuron_sum.evaluation.minimum import check_minima, check_systems, parse_minimum
+    from neuron_sum.evaluation.systems import parse_systems
 
-    minima = [parse_minimum(text) for text in fail_below or ()]
+    if minima := [parse_minimum(text) for text in fail_below or ()]:
+        check_systems(parse_systems(systems, base), minima)
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
     report = api.compare(
         systems, recipe=recipe, overrides=overrides or (), base=base, output=output, columns=columns, progress=True

@@ -8,7 +8,7 @@ from neuron_sum.data.examples import Example
 from neuron_sum.evaluation.evaluate import Evaluation
 from neuron_sum.evaluation.rouge import RougeProtocol
 from neuron_sum.evaluation.statistics import Difference, paired_bootstrap
-from neuron_sum.evaluation.systems import HUMAN, UNTUNED
+from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System
 from neuron_sum.recipes.schema import EvaluateConfig
 
 SIGNIFICANT = 0.05
@@ -64,6 +64,11 @@ class Comparison:
             }
 
 
+def reference_of(systems: Sequence[System]) -> System:
+    """The system that the others are compared with: the untuned model, or the first system."""
+    return next((system for system in systems if system.builtin == UNTUNED), systems[0])
+
+
 def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], config: EvaluateConfig) -> Comparison:
     """Compare every system with the untuned model, or with the first system if the untuned model is not included.
 
@@ -75,8 +80,7 @@ def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], conf
         config: The settings of the paired bootstrap.
     """
     by_name = {evaluation.system.name: evaluation for evaluation in evaluations}
-    untuned = [name for name, evaluation in by_name.items() if evaluation.system.builtin == UNTUNED]
-    reference = untuned[0] if untuned else next(iter(by_name))
+    reference = reference_of([evaluation.system for evaluation in evaluations]).name
     differences = {
         name: {
             score: paired_bootstrap(values, by_name[reference].scores[score], config)

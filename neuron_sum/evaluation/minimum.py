@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from neuron_sum.errors import RecipeError, ScoreError
-from neuron_sum.evaluation.compare import Comparison
+from neuron_sum.evaluation.compare import Comparison, reference_of
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
+from neuron_sum.evaluation.systems import System
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Minimum:
     points: float
     is_difference: bool
 
+    def __str__(self) -> str:
+        return f"{self.score}={self.points:{'+' if self.is_difference else ''}g}"
+
 
 def parse_minimum(text: str) -> Minimum:
     """Read SCORE=POINTS; POINTS with a sign is a difference.
@@ -30,7 +34,7 @@ def parse_minimum(text: str) -> Minimum:
     Raises:
         RecipeError: If the score is unknown, or the points are not a number.
     """
-    score, _, points = text.partition("=")
+    score, points = (part.strip() for part in text.partition("=")[::2])
     try:
         value = float(points)
     except ValueError:
@@ -43,8 +47,23 @@ def parse_minimum(text: str) -> Minimum:
     return Minimum(score, value, points[0] in "+-")
 
 
+def check_systems(systems: Sequence[System], minima: Sequence[Minimum]) -> None:
+    """Check, before an evaluation, that the minimum scores apply to a system.
+
+    Raises:
+        RecipeError: If no model would be compared with them.
+    """
+    for minimum in minima:
+        if not any(_applies(minimum, system, reference_of(systems)) for system in systems):
+            other = " other than the first system or untuned" if minimum.is_difference else ""
+            raise RecipeError(
+                f"--fail-below {minimum}: no model{other} is among the systems; built-in systems are not checked",
+                "use `neuron-sum compare old=RUN new=RUN`, with the run to check in the second place",
+            )
+
+
 def check_minima(comparison: Comparison, minima: Sequence[Minimum]) -> None:
-    """Compare the models with the minimum scores; built-in systems are not checked, nor is a reference to others.
+    """Compare the models with the minimum scores.
 
     Raises:
         ScoreError: If a model has a lower score; names all of them.
@@ -53,20 +72,21 @@ def check_minima(comparison: Comparison, minima: Sequence[Minimum]) -> None:
         raise ScoreError("; ".join(missed), "keep the previous model; report.html shows the summaries of both")
 
 
+def _applies(minimum: Minimum, system: System, reference: System) -> bool:
+    return system.builtin is None and not (minimum.is_difference and system == reference)
+
+
 def _missed(comparison: Comparison, minima: Sequence[Minimum]) -> Iterator[str]:
-    models = [each for each in comparison.evaluations if each.system.builtin is None]
-    reference = comparison.reference
-    if not models:
-        yield "no model is compared: built-in systems are not checked"
-    if len(models) > 1:
-        models = [each for each in models if each.system.name != reference]
-    for each in models:
+    reference = reference_of([each.system for each in comparison.evaluations])
+    for each in comparison.evaluations:
         name = each.system.name
         for minimum in minima:
-            if not minimum.is_difference:
-                if (value := each.metrics["scores"][minimum.score]["value"]) < minimum.points:
-                    yield f"{name} has {minimum.score} {value:.2f}, below {minimum.points:g}"
-            elif name == reference:
-                yield f"{minimum.score}={minimum.points:+g} needs a second system, with which {name} is compared"
-            elif (value := comparison.differences[name][minimum.score].interval.value) < minimum.points:
-                yield f"{name} has {minimum.score} {value:+.2f} relative to {reference}, below {minimum.points:+g}"
+            if not _applies(minimum, each.system, reference):
+                continue
+            if minimum.is_difference:
+                value = comparison.differences[name][minimum.score].interval.value
+                if value < minimum.points:
+                    relative = f"{value:+.2f} relative to {reference.name}"
+                    yield f"{name} has {minimum.score} {relative}, below {minimum.points:+g}"
+            elif (value := each.metrics["scores"][minimum.score]["value"]) < minimum.points:
+                yield f"{name} has {minimum.score} {value:.2f}, below {minimum.points:g}"

@@ -11,6 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 
+from neuron_sum.errors import RecipeError
+from neuron_sum.evaluation.minimum import parse_minimum
 from neuron_sum.evaluation.report import mark_speaker_tags
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def test_systems_in_one_file_are_compared_on_its_references(tmp_path: Path, neur
 
 
 def test_a_score_below_the_minimum_stops_a_script(tmp_path: Path, neuron_sum: CommandLine) -> None:
-    """`original` has 25 and `peft` 100 points of ROUGE-1; the first system is the reference and is not checked."""
+    """`peft` has 100 points of ROUGE-1, `original` fewer; differences are to the first system."""
     (tmp_path / "results.csv").write_text(RESULTS)
 
     def compare(*minima: str, systems: tuple[str, ...] = ("original", "peft")) -> tuple[int, str]:
@@ -115,19 +117,24 @@ def test_a_score_below_the_minimum_stops_a_script(tmp_path: Path, neuron_sum: Co
         assert (tmp_path / "comparison" / "report.html").exists() == (made.returncode in (0, 16))
         return made.returncode, made.stderr
 
-    assert compare("ROUGE-1=100", "ROUGE-L=+10")[0] == 0
+    assert compare("ROUGE-1=1", "ROUGE-L=+10")[0] == 0
+    assert "original has ROUGE-1" in compare("ROUGE-1=100")[1]
     assert compare("ROUGE-1=-0.5", systems=("peft", "original"))[0] == 16
-    code, error = compare("ROUGE-1=100.5", "ROUGE-2=99", "ROUGE-L=+99")
+    assert compare("ROUGE-1= -0.5", systems=("peft", "original"))[0] == 16
+    code, error = compare("ROUGE-1=100.5", "ROUGE-2=0", "ROUGE-L=+99")
     assert code == 16
     assert "peft has ROUGE-1 100.00, below 100.5; peft has ROUGE-L +" in error
     assert "relative to original, below +99" in error
     assert compare("ROUGE-1=99", systems=("peft",))[0] == 0
     assert compare("ROUGE-1=99", systems=("original",))[0] == 16
-    assert "needs a second system" in compare("ROUGE-1=+1", systems=("peft",))[1]
+    code, error = compare("ROUGE-1=+1", systems=("peft",))
+    assert code == 3
+    assert "--fail-below ROUGE-1=+1: no model other than the first system or untuned is among the systems" in error
     for wrong in ("ROUGE-9=1", "ROUGE-1", "ROUGE-1=", "ROUGE-1=nan", "ROUGE-1=a", "=1"):
-        code, error = compare(wrong)
-        assert code == 3
-        assert f"--fail-below {wrong}: not SCORE=POINTS with a score of ROUGE-1, ROUGE-2" in error
+        with pytest.raises(
+            RecipeError, match=f"--fail-below {wrong}: not SCORE=POINTS with a score of ROUGE-1, ROUGE-2"
+        ):
+            parse_minimum(wrong)
 
 
 def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: CommandLine) -> None:
