@@ -42,7 +42,9 @@ SETTINGS = GenerateConfig(max_new_tokens=NEW_TOKENS)
 def main() -> None:
     """Measure both, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4, help="greedy steps per call")
+    parser.add_argument(
+        "--steps", type=int, default=4, choices=range(2, 33), metavar="N", help="greedy steps per call, 2 to 32"
+    )
     parser.add_argument("--batches", default="1,8", metavar="N,…", help="batch sizes of the summaries")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "greedy-steps", help="folder for the artifact")
@@ -50,7 +52,7 @@ def main() -> None:
     batches = [int(batch) for batch in options.batches.split(",")]
     columns = ("batch x beams", "1 step", f"{options.steps} steps", "ratio")
     tables = (
-        ("host, CPU ms per token", 1000 / HOST_TOKENS, _host_calls(options.steps)),
+        ("host, CPU ms per step", 1000 / HOST_TOKENS, _host_calls(options.steps)),
         ("summaries, CPU ms of a batch", 1000, _summary_calls(options.work.resolve(), batches, options.steps)),
     )
     for title, scale, calls in tables:

@@ -122,5 +122,9 @@ def _steps(runtime: StepRuntime, rounds: int) -> Iterator[dict[str, Any]]:
                 "num_beams": num_beams,
                 "encode_ms": round(1000 * max(statistics.median(first) - of_step, 0.0), 3),
                 "step_ms": round(1000 * of_step, 3),
-                **({"greedy_steps": greedy.steps, "greedy_ms": 1000 * statistics.median(several)} if greedy else {}),
+                **(
+                    {"greedy_steps": greedy.steps, "greedy_ms": round(1000 * statistics.median(several), 3)}
+                    if greedy
+                    else {}
+                ),
             }

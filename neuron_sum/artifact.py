@@ -77,7 +77,7 @@ class GraphFile(Section):
     target_len: Size | None = None
     num_beams: Size | None = None
     steps: int = Field(1, ge=1, le=1 << 24)
-    """Steps per call. A graph of several is greedy and returns their tokens; older artifacts have none."""
+    """Steps per call. A graph of several is greedy and returns their tokens."""
     file: str
 
 

@@ -62,7 +62,7 @@ def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The token of the largest logit of every beam, of several the first, and that logit; both (B, K).
 
     It has no argmax, because the Neuron compilers list no reduction of logits together with tokens (LIMITS in
-    compile/preflight/operators.py). Without a finite logit the token is the last one, and the logit is not finite.
+    compile/preflight/operators.py). With a NaN the token is the last one, and the logit is not finite.
     """
     largest = logits.amax(-1, keepdim=True)
     tokens = torch.arange(logits.shape[-1], device=logits.device)

@@ -92,6 +92,7 @@ class BucketReport:
         num_beams: The beam width.
         encode: The graph of the source.
         step: The graph of each token.
+        several: The graph of several greedy steps; None without one.
         ratio: The ratio of the calibration.
         host_s: The seconds that the host needs for each token of a batch (`calibration.host_s`).
     """
@@ -100,6 +101,7 @@ class BucketReport:
     num_beams: int
     encode: GraphReport
     step: GraphReport
+    several: GraphReport | None
     ratio: float
     host_s: float
 
@@ -134,7 +136,8 @@ class BucketReport:
     @property
     def memory(self) -> float:
         """Bytes on one core: one copy of the weights, keys and values, and the upper bound of the activations."""
-        activations = max(self.encode.account.activations, self.step.account.activations)
+        graphs = [graph for graph in (self.encode, self.step, self.several) if graph is not None]
+        activations = max(graph.account.activations for graph in graphs)
         return self.step.lowered.weights + self.step.lowered.state + activations
 
     @property

@@ -216,17 +216,19 @@ def preflight(recipe: Recipe, *, examples_per_row: float | None = None, keep: Pa
     ratio = measured_ratio() or min(row.ratio for row in calibrations)
     by_bucket = []
     for bucket in buckets:
-        encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams))
+        encode, *bucket_steps = (reports[graph] for graph in bucket_graphs(bucket, beams, greedy_steps=several))
+        greedy = bucket_steps[len(beams)] if several > 1 else None
         by_bucket += [
             BucketReport(
                 bucket,
                 width,
                 encode,
                 step,
+                greedy if width == 1 else None,
                 ratio,
                 calibration.host_s(bucket.batch, width, recipe.generate.no_repeat_ngram_size),
             )
-            for width, step in zip(beams, bucket_steps, strict=True)
+            for width, step in zip(beams, bucket_steps, strict=False)
         ]
     return Report(
         recipe=recipe,

@@ -1,5 +1,6 @@
 """Adds the results of a receipt to the status page and to the step times of the calibration."""
 
+import datetime
 import json
 import re
 from dataclasses import dataclass
@@ -106,14 +107,16 @@ def _check(file: Path, receipt: Receipt) -> None:
     if setting.neuron_devices < 1:
         raise DataError(f"{file}: setting.neuron_devices is 0, so that its results are not those of a Neuron device")
     if unknown := ", ".join(setting.unknown):
-        raise DataError(f"{file}: setting.{unknown} is unknown, so that its results cannot be attributed to a machine")
+        raise DataError(
+            f"{file}: unknown values in setting: {unknown}, so that its results cannot be attributed to a machine"
+        )
     for name in ATTRIBUTION:
         if not re.fullmatch(r"[\w.+-]+", value := getattr(setting, name)):
             raise DataError(f"{file} is damaged: setting.{name} is {value!r:.40}")
     if wrong := [name for name in names if name not in CELLS]:
         raise DataError(f"{file} has an unknown cell {wrong[0]!r:.80}: it is of another version of neuron-sum")
     for result in receipt.cells:
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d", result.date):
+        if not _is_date(result.date):
             raise DataError(f"{file}: the date of {result.name!r} is {result.date!r:.40}, not one such as 2026-11-29")
         if result.expected != (expected := CELLS[result.name].expected):
             raise DataError(
@@ -124,10 +127,17 @@ def _check(file: Path, receipt: Receipt) -> None:
         raise DataError(f"{file} has a cell twice: {next(name for name in names if names.count(name) > 1)}")
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def _settled(text: str, result: Result, receipt: Receipt) -> str:
     """The status page with a result in its row.
 
-    A newer result stays, and so does a passed one of another instance if this one failed: the instance may lack memory,
+    A newer result stays. If one of two instances failed, the result of the other counts: the instance may lack memory,
     or not be meant for the cell.
     """
     found = re.search(rf"^(\| {re.escape(result.name)} \|[^|\n]*\|)([^|\n]*)\|$", text, re.MULTILINE)
@@ -136,7 +146,9 @@ def _settled(text: str, result: Result, receipt: Receipt) -> str:
     setting = receipt.setting
     if before := re.fullmatch(r" (\w+) on (\d{4}-\d\d-\d\d), ([\w.+-]+), .*", found[2]):
         state, date, instance = before.groups()
-        if date > result.date or (result.state == "failed" and state == "passed" and instance != setting.instance):
+        failed = result.state == "failed"
+        decided = instance != setting.instance and failed != (state == "failed")
+        if failed if decided else date > result.date:
             return text
     cell = f" {result.state} on {result.date}, {setting.instance}, {setting.sdk} "
     return text[: found.start(2)] + cell + text[found.end(2) :]

@@ -26,15 +26,16 @@ def end_step(process: "subprocess.Popen[Any]", mark: str) -> None:
         process: The process of the step, which may have ended.
         mark: The value of MARK in its environment.
     """
-    family = list[psutil.Process]()
-    if process.poll() is None:
-        with suppress(psutil.Error):
-            step = psutil.Process(process.pid)
-            step.suspend()  # so that it does not record the end of its children as a result
-            family = step.children(recursive=True)
-    _kill(family)
-    process.kill()
-    process.wait()
+    try:
+        if process.poll() is None:
+            with suppress(psutil.Error):
+                step = psutil.Process(process.pid)
+                step.suspend()  # so that it does not record the end of its children as a result
+                _kill(step.children(recursive=True))
+    finally:
+        process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
     deadline = time.monotonic() + END_S
     while (remaining := list(_marked(mark))) and time.monotonic() < deadline:
         _kill(remaining)

@@ -8,7 +8,7 @@ from pydantic import Field
 from compile.receipt.cells import SizeName
 from neuron_sum.recipes.schema import Section
 
-FORMAT = 1
+FORMAT = 2
 ATTRIBUTION = ("instance", "driver", "sdk")
 """The values of a setting without which results cannot be attributed to a machine."""
 State = Literal["passed", "failed", "different"]
@@ -38,7 +38,7 @@ class Result(Section):
 class Setting(Section):
     """The conditions of a receipt, which do not change if it is continued."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     neuron_sum: str
     size: SizeName
     stand_ins: bool
