@@ -192,6 +192,7 @@ def caller_policy(
                 "logs:DescribeLogGroups",
                 "application-autoscaling:DescribeScalableTargets",
                 "cloudwatch:DescribeAlarms",
+                "cloudwatch:GetMetricStatistics",
                 "pricing:GetProducts",
                 "servicequotas:ListServiceQuotas",
             ],

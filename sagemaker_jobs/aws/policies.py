@@ -252,13 +252,24 @@ def scheduler_trust(account: str) -> Policy:
 
 
 def expiry_policy(run: Run, site: AwsContext) -> Policy:
-    """Return the policy of an expiry's role: delete the run's endpoint.
+    """Return the policy of an expiry's role: delete the run's endpoint, also with autoscaling.
+
+    With autoscaling, DeleteEndpoint requires the rights to deregister its targets and to delete their policies' alarms
+    (SageMaker's developer guide, endpoint-delete-with-scaling); a target's ARN has no name.
 
     Args:
         run: The run that owns the endpoint.
         site: The account and region of the endpoint.
     """
-    return one_off_policy("sagemaker:DeleteEndpoint", site.arn("sagemaker", f"endpoint/{run.name('endpoint')}"))
+    name = run.name("endpoint")
+    targets = site.arn("application-autoscaling", "scalable-target/*")
+    return policy(
+        allow("Endpoint", ["sagemaker:DeleteEndpoint"], [site.arn("sagemaker", f"endpoint/{name}")]),
+        allow("Scaling", ["application-autoscaling:DeregisterScalableTarget"], [targets]),
+        allow(
+            "Alarms", ["cloudwatch:DeleteAlarms"], [site.arn("cloudwatch", f"alarm:TargetTracking-endpoint/{name}*")]
+        ),
+    )
 
 
 def role_policies(

@@ -5,7 +5,7 @@ A listed resource is one of neuron-sum's if its name and, where the kind support
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from neuron_sum.errors import PlatformError
@@ -13,12 +13,13 @@ from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached, ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, role_path, run_of
-from sagemaker_jobs.launch.schedules import time_of
+from sagemaker_jobs.launch.schedules import LATE_S, time_of
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
 """Service namespace and dimension of Application Auto Scaling for an endpoint's variant."""
 
 RUNNING = ("InProgress", "Stopping")
+ENDS_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 BUILDS_ASKED = 100
 """Maximum number of names in one BatchGetBuilds or BatchGetProjects call."""
 
@@ -56,6 +57,14 @@ class Resource:
             return find_price(self.instance).cost(1, self.instances)
         except PlatformError:
             return None
+
+    @property
+    def overdue_since(self) -> datetime | None:
+        """The time at which Scheduler should have deleted it; None if that is not over, or it is being deleted."""
+        if self.ends is None or self.state == "Deleting":
+            return None
+        ends = datetime.strptime(self.ends, ENDS_FORMAT)
+        return ends if ends + timedelta(seconds=LATE_S) < datetime.now(timezone.utc) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for --json."""

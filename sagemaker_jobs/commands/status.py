@@ -1,6 +1,7 @@
 """`neuron-sum aws status`: list the resources of a run or an account, or follow a job."""
 
-from typing import Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +9,10 @@ from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import EveryOption, RegionOption, RunArgument
+
+if TYPE_CHECKING:
+    from sagemaker_jobs.aws.account import Account
+    from sagemaker_jobs.cleanup.kinds import Resource
 
 _STATUS_READS = (
     ("sts", "get_caller_identity"), ("application-autoscaling", "describe_scalable_targets"),
@@ -18,7 +23,7 @@ _STATUS_READS = (
     ("sagemaker", "describe_endpoint"), ("sagemaker", "describe_endpoint_config"),
     ("sagemaker", "describe_training_job"), ("sagemaker", "describe_transform_job"), ("sagemaker", "describe_model"),
     ("scheduler", "get_schedule"), ("iam", "get_role"), ("sagemaker", "list_notebook_instances"),
-    ("sagemaker", "list_apps"),
+    ("sagemaker", "list_apps"), ("cloudwatch", "get_metric_statistics"),
 )  # fmt: skip
 
 
@@ -74,6 +79,9 @@ def status(
     others, not_listed = ([], []) if run is not None else inventory.not_ours(account)
     for message in dict.fromkeys(refused.message for refused in [*found.refused, *not_listed]):
         console.warn(f"the list is incomplete: {message}")
+    overdue = [(item, since) for item in ours if item.kind == "endpoint" and (since := item.overdue_since) is not None]
+    for item, since in overdue:
+        _warn_overdue(account, item, since)
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     unknown = [f"{item.kind} {item.name}" for item in [*ours, *others] if item.usd_per_hour is None]
     total = (
@@ -97,7 +105,23 @@ def status(
             "usd_per_hour": None if unknown else round(per_hour, 4),
             "usd_per_hour_at_least": round(per_hour, 4),
             "no_price_known": unknown,
+            "overdue": [item.name for item, _ in overdue],
             "ledger": str(ledger.path),
         },
         *lines,
+    )
+
+
+def _warn_overdue(account: "Account", endpoint: "Resource", since: datetime) -> None:
+    """Warn about an endpoint that its schedule should have deleted, with the number of calls that AWS rejected."""
+    from sagemaker_jobs.launch.schedules import failed_calls
+
+    try:
+        count = failed_calls(account, since)
+        calls = f"AWS has rejected {count} calls of this account's schedules since then (CloudWatch, TargetErrorCount)"
+    except AwsError as error:
+        calls = f"the rejected calls of its schedule are unknown: {error.message}"
+    console.warn(
+        f"{endpoint.name} should have been deleted at {endpoint.ends} and is still billed; {calls}; "
+        f"run `neuron-sum aws down {quote(endpoint.run or endpoint.name)}`"
     )

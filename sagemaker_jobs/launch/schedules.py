@@ -1,15 +1,15 @@
-"""EventBridge schedules that delete an endpoint or stop a job, and retry until the call succeeds."""
+"""EventBridge schedules that delete an endpoint or stop a job, and repeat the call until the schedule is deleted."""
 
 import json
 from datetime import datetime, timedelta, timezone
 
+from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.place import Request
 
 EVERY_S = 600
 """Seconds between a schedule's calls. It repeats, because it is not documented that Scheduler retries refused calls,
-such as deleting an endpoint that is still being created. Once the resource is gone, calls fail at no cost."""
-
-KEEPS_TRYING = timedelta(days=7)
+such as deleting an endpoint that is still being created. Once the resource is gone, calls fail at no cost; `aws down`
+and the next `aws deploy` of the run delete the schedule."""
 
 LATE_S = 60
 """Maximum delay in seconds of a call by EventBridge Scheduler."""
@@ -19,7 +19,7 @@ RETRIES = {"MaximumEventAgeInSeconds": EVERY_S, "MaximumRetryAttempts": 185}
 
 
 def create_ending(name: str, *, at: datetime, role_arn: str, target: str, arguments: Request) -> Request:
-    """Return a CreateSchedule request that calls AWS repeatedly to delete or stop a resource, then deletes itself.
+    """Return a CreateSchedule request that calls AWS repeatedly, without an end, to delete or stop a resource.
 
     A schedule cannot have tags (its group can), so its name contains the run. UpdateSchedule takes the same request,
     and resets omitted parameters to their defaults.
@@ -37,7 +37,6 @@ def create_ending(name: str, *, at: datetime, role_arn: str, target: str, argume
         "ScheduleExpression": f"rate({EVERY_S // 60} minutes)",
         **times(at),
         "FlexibleTimeWindow": {"Mode": "OFF"},
-        "ActionAfterCompletion": "DELETE",
         "Target": {
             "Arn": f"arn:{partition}:scheduler:::aws-sdk:{target}",
             "RoleArn": role_arn,
@@ -48,13 +47,12 @@ def create_ending(name: str, *, at: datetime, role_arn: str, target: str, argume
 
 
 def times(at: datetime) -> Request:
-    """Return the time-dependent parameters of a schedule: its start and its end.
+    """Return the time-dependent parameter of a schedule: its start.
 
     Args:
         at: The time of the first call, with its time zone.
     """
-    first = at.astimezone(timezone.utc).replace(microsecond=0)
-    return {"StartDate": first.isoformat(), "EndDate": (first + KEEPS_TRYING).isoformat()}
+    return {"StartDate": at.astimezone(timezone.utc).replace(microsecond=0).isoformat()}
 
 
 def times_after(hours: float) -> Request:
@@ -70,3 +68,30 @@ def time_of(schedule: Request) -> datetime:
     """
     first = schedule["StartDate"]
     return (datetime.fromisoformat(first) if isinstance(first, str) else first).astimezone(timezone.utc)
+
+
+def failed_calls(account: Account, since: datetime) -> int:
+    """Return how many calls of the account's schedules their targets have rejected.
+
+    Args:
+        account: The account and region.
+        since: The start of the counted period, with its time zone.
+
+    Raises:
+        AwsError: If CloudWatch cannot be reached, or refuses.
+    """
+    now = datetime.now(timezone.utc)
+    # CloudWatch returns at most 1,440 periods of whole minutes, and counts per group of schedules only.
+    period_s = 60 * (1 + int((now - since) / timedelta(minutes=1440)))
+    answer = account.call(
+        "cloudwatch",
+        "get_metric_statistics",
+        Namespace="AWS/Scheduler",
+        MetricName="TargetErrorCount",
+        Dimensions=[{"Name": "ScheduleGroup", "Value": "default"}],
+        StartTime=since,
+        EndTime=now,
+        Period=period_s,
+        Statistics=["Sum"],
+    )
+    return sum(int(point["Sum"]) for point in answer["Datapoints"])

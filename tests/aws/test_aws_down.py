@@ -344,6 +344,7 @@ def test_a_dry_run_of_status_lists_its_requests(aws: AwsServer, monkeypatch: pyt
     told = {(each["service"], each["operation"]) for each in printed}
     assert asked <= told, asked - told
     only_while_they_run = {
+        ("cloudwatch", "get_metric_statistics"),
         ("codebuild", "batch_get_builds"),
         ("sagemaker", "describe_training_job"),
         ("sagemaker", "describe_transform_job"),

@@ -27,6 +27,7 @@ from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from far_end import FarEnd
 from in_process import neuron_sum
+from moto.scheduler.models import scheduler_backends
 
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
@@ -123,7 +124,7 @@ def test_extend_moves_the_expiry(aws: AwsServer) -> None:
     )
     assert "the maximum cost is $4.30" in failed(neuron_sum("aws", "extend", RUN.id, "--hours", "5", "--max-usd", "1"))
     again = aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry"))
-    assert again["Target"] == schedule["Target"] and again["ActionAfterCompletion"] == "DELETE"
+    assert again["Target"] == schedule["Target"]
     last = time_of(again)
     assert last.isoformat() == extended["expires"]
     assert tick(first) == [] and tick(last - timedelta(seconds=1)) == []
@@ -158,13 +159,11 @@ def test_an_expiry_that_comes_too_early_is_retried(aws: AwsServer) -> None:
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
     assert made["status"] == "Creating"
     ends = datetime.fromisoformat(made["expires"])
-    assert tick(ends) == []
+    assert tick(ends) == [] and tick(ends + timedelta(days=8)) == []
     aws.script.endpoint_looks = 0
     aws.boto3("sagemaker").describe_endpoint(EndpointName=made["endpoint"])
-    assert tick(ends + timedelta(minutes=10)) == [made["endpoint"]]
+    assert tick(ends + timedelta(days=8, minutes=10)) == [made["endpoint"]]
     assert tick(ends + timedelta(minutes=20)) == [], "what is gone is asked for in vain"
-    assert tick(ends + timedelta(days=7)) == []
-    assert "schedule" not in {left.split()[0] for left in aws.everything()}
 
 
 def test_the_lifetime_begins_after_the_uploads(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +272,25 @@ def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 60
     extended = told(neuron_sum("aws", "extend", made["endpoint"], "--hours", "1", "--json"))
     assert extended["worst_usd"] == pytest.approx(3 * 0.99 * (1 + 1 / 60), abs=0.01)
+    assert tick(datetime.fromisoformat(extended["expires"])) == [made["endpoint"]], "its scaling does not keep it"
+    assert not [left for left in aws.everything() if left.startswith(("endpoint ", "scaling-target "))]
     assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
     assert aws.everything() == []
+
+
+def test_status_warns_of_an_endpoint_that_outlives_its_expiry(aws: AwsServer) -> None:
+    started = datetime.now(timezone.utc) - timedelta(hours=2)
+    made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
+    assert "should have been deleted" not in neuron_sum("aws", "status").stderr
+    schedules = scheduler_backends[ACCOUNT][REGION].schedule_groups["default"].schedules
+    for schedule in schedules.values():
+        schedule.start_date = started.timestamp()
+    for minutes in (0, 10):
+        assert tick(datetime.fromtimestamp(started.timestamp(), timezone.utc) + timedelta(minutes=minutes)) == []
+    status = neuron_sum("aws", "status", "--json")
+    assert told(status)["overdue"] == [made["endpoint"]]
+    said = " ".join(status.stderr.split())
+    assert f"{made['endpoint']} should have been deleted" in said and "2 calls" in said and "aws down" in said
 
 
 def test_the_frozen_container_is_deployed_with_a_warning(aws: AwsServer) -> None:

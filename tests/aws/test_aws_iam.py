@@ -31,6 +31,7 @@ SERVICES = {
     "logs": "logs",
     "scheduler": "scheduler",
     "application-autoscaling": "application-autoscaling",
+    "cloudwatch": "cloudwatch",
     "pricing": "pricing",
     "service-quotas": "servicequotas",
 }

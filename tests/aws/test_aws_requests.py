@@ -96,9 +96,9 @@ def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, isolation: Netwo
     ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
     check("scheduler", "CreateSchedule", expiry)
-    # A call that AWS rejects, because the endpoint is still being created, is repeated; the schedule ends after a week.
-    assert expiry["ScheduleExpression"] == "rate(10 minutes)" and expiry["ActionAfterCompletion"] == "DELETE"
-    assert (expiry["StartDate"], expiry["EndDate"]) == ("2026-11-21T23:30:00+00:00", "2026-11-28T23:30:00+00:00")
+    # A call that AWS rejects, because the endpoint is still being created, is repeated, without an end.
+    assert expiry["ScheduleExpression"] == "rate(10 minutes)" and "EndDate" not in expiry
+    assert expiry["StartDate"] == "2026-11-21T23:30:00+00:00"
     assert expiry["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 600, "no call is waited for twice"
     china = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn.replace("aws", "aws-cn", 1))
     assert china["Target"]["Arn"] == "arn:aws-cn:scheduler:::aws-sdk:sagemaker:deleteEndpoint"

@@ -18,6 +18,8 @@ import moto.sagemaker.responses as sagemaker_responses
 import moto.sagemakerruntime.responses as runtime_responses
 import moto.scheduler.responses as scheduler_responses
 from aws_script import ACCOUNT, REGION, Script, refuse
+from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
+from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.responses import ActionResult
 from moto.ecr.models import ecr_backends
 from moto.iam.models import iam_backends
@@ -144,8 +146,8 @@ def patch(script: Callable[[], Script]) -> None:
 def tick(now: datetime) -> list[str]:
     """Executes the schedules of that time, which moto never does: calls targets with their roles.
 
-    A schedule with a rate calls at its StartDate and after each interval until its EndDate, regardless of the results
-    of the calls; then it is deleted, if it is to be deleted after its completion.
+    A schedule with a rate calls at its StartDate and after each interval until its EndDate, if it has one, regardless
+    of the results of the calls; then it is deleted, if it is to be deleted after its completion.
 
     Returns:
         The endpoints that were deleted, and the transform jobs that were stopped.
@@ -153,7 +155,9 @@ def tick(now: datetime) -> list[str]:
     group, backend = scheduler_backends[ACCOUNT][REGION].schedule_groups["default"], sagemaker_backends[ACCOUNT][REGION]
     ended = []
     for schedule in list(group.schedules.values()):
-        first, last = (datetime.fromtimestamp(at, timezone.utc) for at in (schedule.start_date, schedule.end_date))
+        first = datetime.fromtimestamp(schedule.start_date, timezone.utc)
+        end = schedule.end_date
+        last = datetime.max.replace(tzinfo=timezone.utc) if end is None else datetime.fromtimestamp(end, timezone.utc)
         [minutes] = re.fullmatch(r"rate\((\d+) minutes\)", schedule.schedule_expression).groups()
         if now >= last and schedule.action_after_completion == "DELETE":
             group.delete_schedule(schedule.name)
@@ -162,9 +166,26 @@ def tick(now: datetime) -> list[str]:
         action, given = schedule.target["Arn"].rpartition(":")[2], json.loads(schedule.target["Input"])
         if action == "deleteEndpoint":
             thing = backend.endpoints.get(given["EndpointName"])
-            if thing is None or thing.endpoint_status == "Creating":
-                continue  # rejected
-            _allowed(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", thing.arn)
+            # With autoscaling, the caller must also be allowed to deregister the variants and to delete the alarms of
+            # their policies; otherwise the endpoint stays (SageMaker's developer guide, endpoint-delete-with-scaling).
+            scaled = [] if thing is None else _scaled(thing.endpoint_name)
+            alarm = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:TargetTracking-endpoint/{given['EndpointName']}/x"
+            if (
+                thing is None
+                or thing.endpoint_status == "Creating"
+                or not all(
+                    _may(schedule.target["RoleArn"], "application-autoscaling:DeregisterScalableTarget", target.arn)
+                    and _may(schedule.target["RoleArn"], "cloudwatch:DeleteAlarms", alarm)
+                    for target in scaled
+                )
+            ):
+                _count_error(now)  # rejected
+                continue
+            assert _may(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", thing.arn)
+            for target in scaled:
+                scaling_backends[ACCOUNT][REGION].deregister_scalable_target(
+                    "sagemaker", target.resource_id, target.scalable_dimension
+                )
             backend.delete_endpoint(thing.endpoint_name)
             ended.append(thing.endpoint_name)
         else:
@@ -172,7 +193,7 @@ def tick(now: datetime) -> list[str]:
             thing = backend.transform_jobs.get(given["TransformJobName"])
             if thing is None or thing.transform_job_status != "InProgress":
                 continue  # rejected
-            _allowed(schedule.target["RoleArn"], "sagemaker:StopTransformJob", thing.arn)
+            assert _may(schedule.target["RoleArn"], "sagemaker:StopTransformJob", thing.arn)
             thing.transform_job_status = "Stopping"
             ended.append(thing.transform_job_name)
     return ended
@@ -194,14 +215,26 @@ def _assumable(arn: str, service: str, script: Script) -> None:
         raise refuse("ValidationException", text)
 
 
-def _allowed(arn: str, action: str, resource: str) -> None:
+def _may(arn: str, action: str, resource: str) -> bool:
     """moto's scheduler calls nothing; AWS calls with the role, which must be allowed to."""
     policies = [json.loads(text) for text in _role(arn).policies.values()]
     statements = [statement for policy in policies for statement in policy["Statement"]]
-    assert any(
+    return any(
         action in each["Action"] and any(fnmatchcase(resource, pattern) for pattern in each["Resource"])
         for each in statements
-    ), statements
+    )
+
+
+def _scaled(endpoint: str) -> list[Any]:
+    targets = scaling_backends[ACCOUNT][REGION].describe_scalable_targets("sagemaker", None, None)
+    return [target for target in targets if target.resource_id.startswith(f"endpoint/{endpoint}/")]
+
+
+def _count_error(now: datetime) -> None:
+    """Scheduler counts each call that its target rejects in CloudWatch, for all schedules of a group together."""
+    datum = {"MetricName": "TargetErrorCount", "Value": 1.0, "Timestamp": now.replace(tzinfo=None)}
+    datum["Dimensions"] = [{"Name": "ScheduleGroup", "Value": "default"}]
+    cloudwatch_backends[ACCOUNT][REGION].put_metric_data("AWS/Scheduler", [datum])
 
 
 def _new(known: dict[str, Any], name: str, what: str) -> None:

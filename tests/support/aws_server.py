@@ -41,6 +41,7 @@ TARGETS = {
     "AmazonEC2ContainerRegistry_V20150921": "ecr",
     "AnyScaleFrontendService": "application-autoscaling",
     "ServiceQuotasV20190624": "service-quotas",
+    "GraniteServiceVersion20100801": "cloudwatch",
 }
 """Services that name the operation in a header."""
 
