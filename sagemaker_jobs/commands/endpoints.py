@@ -165,8 +165,13 @@ def deploy(
         console.note(f"started {item.name}; expires {lifecycle.format_expiry(ends)}; ledger: {ledger.path}")
         if not detach:
             lifecycle.wait(account, item.name, every_s=every, price=item.price, instances=hosting.instances)
-            for call in launch.later:
-                calls.create(account, ledger, call, run)
+            try:
+                for call in launch.later:
+                    calls.create(account, ledger, call, run, new_role=True)
+            except AwsError as error:  # not a reason to roll back
+                raise AwsError(
+                    f"{item.name} is in service, but its autoscaling failed: {error.message}", error.hint
+                ) from error
     status, address = "Creating" if detach else lifecycle.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
     target += " --chat" if image == VLLM else ""
@@ -265,7 +270,7 @@ def extend(
     priced.check(max_usd)
     with session.keep_running(found.run.id, found.name, account.region):
         for call in update_calls:
-            calls.create_with_new_role(account, Ledger(account.site), call, found.run)
+            calls.create(account, Ledger(account.site), call, found.run, new_role=True)
         now = lifecycle.describe(account, found.name)
     if now is None or now["EndpointStatus"] == "Deleting":
         raise AwsError(

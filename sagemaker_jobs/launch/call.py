@@ -1,5 +1,6 @@
 """Request that creates or configures a resource, and its sending with intent and outcome in the ledger."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,8 +15,13 @@ from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.aws.place import Request
 
-ROLE_READY_S = 90.0
-"""Maximum seconds until AWS can assume a new role: AWS documents seconds, users report up to a minute."""
+READY_S = 90.0
+"""Maximum seconds until AWS can use what was just created. For roles AWS documents seconds, users report a minute."""
+RETRY_S = 5
+NOT_VISIBLE = re.compile(r'Could not find (model|endpoint configuration) "')
+"""SageMaker reads from eventually consistent tables, and recommends to retry (documentation of CreateEndpoint)."""
+NOT_ASSUMED = ("FailedResourceAccessException",)
+"""Error code of Application Auto Scaling while its service-linked role, which its first use creates, is new."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,15 @@ def _service(name: str) -> Any:
 
 
 def create(
-    account: Account, ledger: Ledger, call: Call, run: Run, on_send: Callable[[Call], None] = lambda call: None
+    account: Account,
+    ledger: Ledger,
+    call: Call,
+    run: Run,
+    on_send: Callable[[Call], None] = lambda call: None,
+    *,
+    new_role: bool = False,
 ) -> None:
-    """Send a call, and record its intent and outcome in the ledger.
-
-    A name that is taken belongs to this run: names are random, so an earlier attempt whose reply was lost created it.
+    """Send a call, and record its intent and outcome in the ledger; repeats it while AWS lacks what was just created.
 
     Args:
         account: The account to create the resource in.
@@ -97,11 +107,27 @@ def create(
         call: The call to send.
         run: The run that owns the resource.
         on_send: Called with the call, as it is sent, just before each attempt.
+        new_role: Whether its role was just created, so that AWS may not be able to assume it yet.
 
     Raises:
         AwsError: If AWS refuses, which is recorded, or does not answer, which leaves the intent open.
     """
-    call = call.timed()
+
+    def is_early(error: BaseException) -> bool:
+        if not isinstance(error, Refused):
+            return False
+        unassumed = error.code in NOT_ASSUMED or bool(ASSUME_ROLE.search(error.message))
+        return bool(NOT_VISIBLE.search(error.message)) or (new_role and unassumed)
+
+    Retrying(
+        retry=retry_if_exception(is_early), stop=stop_after_delay(READY_S), wait=wait_fixed(RETRY_S), reraise=True
+    )(_create_once, account, ledger, call.timed, run, on_send)
+
+
+def _create_once(
+    account: Account, ledger: Ledger, timed: Callable[[], Call], run: Run, on_send: Callable[[Call], None]
+) -> None:
+    call = timed()
     on_send(call)
     if call.kind is None:
         call.send(account)
@@ -116,24 +142,3 @@ def create(
     except Refused:
         ledger.note("refused", call.kind, call.name, run.id)
         raise
-
-
-def create_with_new_role(
-    account: Account, ledger: Ledger, call: Call, run: Run, on_send: Callable[[Call], None] = lambda call: None
-) -> None:
-    """Like `create`, for a call with a role that was just created, which AWS may not be able to assume yet.
-
-    Args:
-        account: The account to create the resource in.
-        ledger: The account's ledger.
-        call: The call to send.
-        run: The run that owns the resource.
-        on_send: Called with the call, as it is sent, just before each attempt.
-
-    Raises:
-        AwsError: As `create`; for a role that AWS cannot assume, only after ROLE_READY_S.
-    """
-    not_ready = retry_if_exception(lambda error: isinstance(error, Refused) and bool(ASSUME_ROLE.search(error.message)))
-    Retrying(retry=not_ready, stop=stop_after_delay(ROLE_READY_S), wait=wait_fixed(5), reraise=True)(
-        create, account, ledger, call, run, on_send
-    )

@@ -9,7 +9,7 @@ from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.aws.place import Destination, NetworkSecurity, inputs_prefix
 from sagemaker_jobs.launch import bucket
-from sagemaker_jobs.launch.call import Call, create, create_with_new_role
+from sagemaker_jobs.launch.call import Call, create
 from sagemaker_jobs.launch.channels import Channel, upload
 
 
@@ -148,6 +148,5 @@ def start(
         account.copy(copy.place, launch.place.bucket, copy.key, extra)
     for call in launch.role_calls:
         create(account, ledger, call, launch.run)
-    send = create_with_new_role if launch.role_calls else create
     for call in launch.calls:
-        send(account, ledger, call, launch.run, on_send)
+        create(account, ledger, call, launch.run, on_send, new_role=bool(launch.role_calls))

@@ -1,6 +1,7 @@
 """`neuron-sum aws deploy` that fails: wrong input, rejected calls, a failed endpoint, a lost network, Ctrl-C."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aws_faults import hasten
@@ -44,6 +45,38 @@ def test_a_rejected_deployment_is_rolled_back(aws: AwsServer, name: str) -> None
     assert remedy in error and "everything was rolled back" in error
     assert aws.everything() == []
     assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open()} == {"bucket"}
+
+
+SCALED = ("--max-instances", "2", "--invocations-per-instance", "60")
+
+
+@pytest.mark.parametrize("operation", ["RegisterScalableTarget", "PutScalingPolicy"])
+def test_an_endpoint_in_service_is_kept_if_its_scaling_fails(aws: AwsServer, operation: str) -> None:
+    model = archive(Path("model.tar.gz"))
+    aws.script.refusals[f"application-autoscaling.{operation}"] = ("LimitExceededException", "too many targets", 400)
+    result = neuron_sum("aws", "deploy", model, *CPU, *SCALED)
+    error = failed(result)
+    assert "is in service, but its autoscaling failed" in error and "too many targets" in error
+    assert "rolled back" not in result.stderr and "down model-" in error
+    assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule", "model", "endpoint-config"}
+    aws.script.refusals.clear()
+    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
+    assert aws.everything() == []
+
+
+def test_the_service_linked_role_of_autoscaling_is_waited_for(aws: AwsServer) -> None:
+    aws.script.scaling_role_unknown = aws.script.scaling_alarms_unknown = 3
+    told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, *SCALED, "--json"))
+    assert aws.calls.count("application-autoscaling.RegisterScalableTarget") == 4
+    assert aws.calls.count("application-autoscaling.PutScalingPolicy") == 4
+
+
+def test_a_resource_that_sagemaker_does_not_find_yet_is_waited_for(aws: AwsServer) -> None:
+    told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--json"))
+    assert [aws.calls.count(f"sagemaker.Create{each}") for each in ("Model", "EndpointConfig", "Endpoint")] == [1, 2, 2]
+    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
+    told(neuron_sum("aws", "batch", "model.tar.gz", "texts.jsonl", *CPU, "--detach", "--json"))
+    assert aws.calls.count("sagemaker.CreateTransformJob") == 2
 
 
 def test_a_failed_endpoint_is_rolled_back_with_its_reason(aws: AwsServer) -> None:
@@ -110,7 +143,7 @@ def test_ctrl_c_leaves_the_endpoint_to_its_expiry(aws: AwsServer, monkeypatch: p
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time.sleep", interrupted)
+    monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time", SimpleNamespace(sleep=interrupted))
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU), 130)
     assert "stopped waiting for" in error and "AWS deletes it" in error and "aws down" in error
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}

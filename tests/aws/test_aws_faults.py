@@ -318,9 +318,8 @@ def test_two_jobs_never_write_to_the_same_checkpoints(aws: AwsServer, status: st
         assert not [call for call in aws.calls[before:] if "Create" in call or "PUT" in call or "POST" in call]
 
 
-def test_the_command_waits_for_a_new_role(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_waits_for_a_new_role(aws: AwsServer) -> None:
     """SageMaker cannot assume a role in the first seconds after its creation."""
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     aws.script.roles_unknown = 3
     assert neuron_sum(*TRAIN, "--wheelhouse", "wheels").exit_code == 0
     assert aws.calls.count("sagemaker.CreateTrainingJob") == 4

@@ -20,7 +20,7 @@ import moto.scheduler.responses as scheduler_responses
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
 from moto.cloudwatch.models import cloudwatch_backends
-from moto.core.responses import ActionResult
+from moto.core.responses import ActionResult, EmptyResult
 from moto.ecr.models import ecr_backends
 from moto.iam.models import iam_backends
 from moto.logs.models import logs_backends
@@ -63,15 +63,23 @@ def patch(script: Callable[[], Script]) -> None:
             known = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
             if known is None or tag not in {each for image in known.images for each in image.image_tags}:
                 raise refuse("ValidationException", f"Requested image {container['Image']} not found.")
+        script().unseen.add(self._get_param("ModelName"))
         return _create_model(self)
 
     def create_config(self: Any) -> ActionResult:
-        _new(self.sagemaker_backend.endpoint_configs, self._get_param("EndpointConfigName"), "endpoint configuration")
+        name = self._get_param("EndpointConfigName")
+        _new(self.sagemaker_backend.endpoint_configs, name, "endpoint configuration")
+        if "the-test" not in self.headers.get("User-Agent", ""):
+            for variant in self._get_param("ProductionVariants"):
+                find(self.sagemaker_backend._models, variant["ModelName"], "model", script())
+            script().unseen.add(name)
         return _create_config(self)
 
     def create_endpoint(self: Any) -> ActionResult:
         name = self._get_param("EndpointName")
         _new(self.sagemaker_backend.endpoints, name, "endpoint")
+        config = self._get_param("EndpointConfigName")
+        find(self.sagemaker_backend.endpoint_configs, config, "endpoint configuration", script())
         made = _create(self)
         # moto's endpoints are created InService.
         endpoint = self.sagemaker_backend.endpoints[name]
@@ -80,6 +88,10 @@ def patch(script: Callable[[], Script]) -> None:
 
     def describe_endpoint(self: Any) -> ActionResult:
         endpoint = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
+        if endpoint is not None and endpoint.endpoint_status == "Deleting":
+            endpoint.looks += 1
+            if endpoint.looks > script().deleting_looks:
+                self.sagemaker_backend.delete_endpoint(endpoint.endpoint_name)
         if endpoint is not None and endpoint.endpoint_status == "Creating":
             endpoint.looks += 1
             if script().endpoint_looks is not None and endpoint.looks > script().endpoint_looks:
@@ -91,9 +103,13 @@ def patch(script: Callable[[], Script]) -> None:
 
     def delete_endpoint(self: Any) -> ActionResult:
         endpoint = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
-        if endpoint is not None and endpoint.endpoint_status == "Creating":
+        if endpoint is not None and endpoint.endpoint_status in ("Creating", "Deleting"):
             raise refuse("ValidationException", f'Cannot update in-progress endpoint "{endpoint.arn}".')
-        return _delete(self)
+        if endpoint is None or "the-test" in self.headers.get("User-Agent", ""):
+            return _delete(self)
+        # Its instances are removed after the answer: it is described as Deleting meanwhile (DescribeEndpoint).
+        endpoint.endpoint_status, endpoint.looks = "Deleting", 0
+        return EmptyResult()
 
     def create_schedule(self: Any) -> str:
         if "the-test" not in self.headers.get("User-Agent", ""):
@@ -235,6 +251,16 @@ def _count_error(now: datetime) -> None:
     datum = {"MetricName": "TargetErrorCount", "Value": 1.0, "Timestamp": now.replace(tzinfo=None)}
     datum["Dimensions"] = [{"Name": "ScheduleGroup", "Value": "default"}]
     cloudwatch_backends[ACCOUNT][REGION].put_metric_data("AWS/Scheduler", [datum])
+
+
+def find(known: dict[str, Any], name: str, what: str, script: Script) -> None:
+    """Refuses what does not exist, and for the first reader also what was just created.
+
+    SageMaker reads from a table that is eventually consistent, and recommends to retry (botocore, CreateEndpoint).
+    """
+    if name not in known or name in script.unseen:
+        script.unseen.discard(name)
+        raise refuse("ValidationException", f'Could not find {what} "{name}".')
 
 
 def _new(known: dict[str, Any], name: str, what: str) -> None:

@@ -37,6 +37,7 @@ def hasten(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr("sagemaker_jobs.aws.logs.PATIENCE_S", 0)  # a failed network stays down
+    monkeypatch.setattr("sagemaker_jobs.launch.call.RETRY_S", 0)
     monkeypatch.setattr("typer.testing._get_command", command_of)
 
 

@@ -95,6 +95,7 @@ def _serve() -> None:
         if module.name != "sagemaker_jobs.jobs.entry":
             import_module(module.name)
     import_module("s3transfer.manager")
+    import_module("sagemaker_jobs.launch.call").RETRY_S = 0
     load_recipe("tiny")
     boto3.Session = cache(Session)
     account = Account()

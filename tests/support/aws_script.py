@@ -33,6 +33,10 @@ class Script:
         quotas: Quotas by name, as in Service Quotas; None: the service is unavailable.
         transformed: A container's answer to a line of a transform's input.
         roles_unknown: The number of times that an existing role cannot be assumed yet.
+        scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
+        scaling_alarms_unknown: The number of times that this role cannot create the alarms of a policy yet.
+        unseen: The names of models and configurations that the next reader does not find yet.
+        deleting_looks: The number of times a deleted endpoint is still described.
         endpoint_looks: The number of times an endpoint is described as Creating; None: it stays so.
         endpoint_end: InService or Failed.
         build_end: SUCCEEDED, FAILED, TIMED_OUT or FAULT; its reason and log are those of a job.
@@ -50,6 +54,10 @@ class Script:
     quotas: dict[str, float] | None = None
     transformed: Callable[[str], str] = _summarized
     roles_unknown: int = 0
+    scaling_role_unknown: int = 1
+    scaling_alarms_unknown: int = 1
+    unseen: set[str] = field(default_factory=set)
+    deleting_looks: int = 1
     endpoint_looks: int | None = 2
     endpoint_end: str = "InService"
     build_end: str = "SUCCEEDED"

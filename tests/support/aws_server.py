@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import aws_builds
 import aws_endpoints
+import aws_scaling
 import aws_training
 import aws_transforms
 import boto3
@@ -85,6 +86,7 @@ class AwsServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         aws_training.patch(lambda: self.script)
         aws_endpoints.patch(lambda: self.script)
+        aws_scaling.patch(lambda: self.script)
         aws_builds.patch(lambda: self.script)
         aws_transforms.patch(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

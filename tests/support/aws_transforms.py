@@ -5,6 +5,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import moto.sagemaker.responses as sagemaker_responses
+from aws_endpoints import find
 from aws_script import ACCOUNT, Script, refuse
 from aws_training import write_log
 from moto.core.responses import ActionResult
@@ -23,9 +24,7 @@ def patch(script: Callable[[], Script]) -> None:
         # A job's name can be used only once, even after the job has ended; moto replaces it.
         if name in self.sagemaker_backend.transform_jobs:
             raise refuse("ResourceInUse", f"Job name must be unique. The job {name} already exists.")
-        # The model must exist; moto accepts any name.
-        if model not in self.sagemaker_backend._models:
-            raise refuse("ValidationException", f'Could not find model "{model}".')
+        find(self.sagemaker_backend._models, model, "model", script())  # moto accepts any name
         # AWS allows 100 MB in flight in total.
         assert self._get_param("MaxConcurrentTransforms") * self._get_param("MaxPayloadInMB") <= 100
         made = _create(self)
