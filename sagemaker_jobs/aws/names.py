@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+import regex
+
 from neuron_sum.errors import AwsError
 
 PREFIX = "neuron-sum"
@@ -24,6 +26,8 @@ SLUG_LIMIT = 20
 batch, has the 64 characters that Scheduler allows."""
 
 TAG_LIMIT = 256
+NOT_IN_TAGS = r"[^\p{L}\p{Z}\p{N}_.:/=+\-@]"
+"""A character that the values of tags cannot contain, by SageMaker's description of its API."""
 
 REPOSITORY = PREFIX
 """Image repository for all runs."""
@@ -69,8 +73,8 @@ class Run:
 
     @property
     def tags(self) -> list[dict[str, str]]:
-        """The tags in the form of a create request."""
-        return tags({RUN_TAG: self.id, RECIPE_TAG: self.recipe[:TAG_LIMIT]})
+        """The tags in the form of a create request; a hyphen replaces characters that AWS does not allow in a value."""
+        return tags({RUN_TAG: self.id, RECIPE_TAG: regex.sub(NOT_IN_TAGS, "-", self.recipe)[:TAG_LIMIT]})
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def new_run(recipe: str) -> Run:
         recipe: The recipe's name; a hyphen replaces characters that SageMaker does not allow in the id.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", recipe.lower()).strip("-")[:SLUG_LIMIT].strip("-")
-    return Run(f"{slug}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
+    return Run(f"{slug or 'run'}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
 
 
 def role_path(region: str) -> str:

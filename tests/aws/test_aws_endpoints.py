@@ -278,6 +278,13 @@ def test_autoscaling_is_bounded_by_the_plan(aws: AwsServer) -> None:
     assert aws.everything() == []
 
 
+@pytest.mark.parametrize("name", ["model (1)", "größe", "e\u0301te\u0301 💬", "模型", "{a}~b"])
+def test_a_model_file_may_have_any_name(aws: AwsServer, name: str) -> None:
+    made = told(neuron_sum("aws", "deploy", archive(Path(f"{name}.tar.gz")), *CPU, "--json"))
+    assert made["status"] == "InService" and not made["run"].startswith("-")
+    assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
+
+
 def test_status_warns_of_an_endpoint_that_outlives_its_expiry(aws: AwsServer) -> None:
     started = datetime.now(timezone.utc) - timedelta(hours=2)
     made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))

@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import botocore.session
+import regex
 from botocore.validate import ParamValidator
 from hypothesis import strategies as st
 
@@ -28,21 +29,23 @@ def model(service: str) -> Any:
 
 def faults(shape: Any, value: Any, path: str = "") -> list[str]:
     """Checks what botocore's validator leaves to the service: enumerations, patterns and maximum lengths."""
-    import re
-
     found = []
     if shape.type_name == "structure":
         for name, inner in value.items():
             found += faults(shape.members[name], inner, f"{path}.{name}")
+    elif shape.type_name == "map":
+        for name, inner in value.items():
+            found += faults(shape.key, name, f"{path}.{name}") + faults(shape.value, inner, f"{path}.{name}")
     elif shape.type_name == "list":
         for inner in value:
             found += faults(shape.member, inner, f"{path}[]")
     elif shape.type_name == "string":
         limit, pattern = shape.metadata.get("max"), shape.metadata.get("pattern", "")
+        # Java writes characters above U+FFFF as two surrogates.
+        pattern = pattern.replace(r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")
         if limit and len(value) > limit:
             found.append(f"{path}: longer than {limit}: {value}")
-        java = "\\p" in pattern or "\\u" in pattern  # Python does not support these
-        if pattern and not java and not re.fullmatch(pattern, value):
+        if pattern and not regex.fullmatch(pattern, value):
             found.append(f"{path}: {value} is not {pattern}")
         if shape.enum and value not in shape.enum:
             found.append(f"{path}: {value} is not a value of the service")
