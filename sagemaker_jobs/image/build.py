@@ -94,7 +94,9 @@ def pack_context(found: Channel, path: Path) -> Channel:
     """Pack the context into one file for CodeBuild; the same context gives the same bytes on every machine."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, source in sorted(found.files.items()):
-            archive.writestr(zipfile.ZipInfo(name, STORED_DATE), source.read_bytes())
+            entry = zipfile.ZipInfo(name, STORED_DATE)
+            entry.external_attr = 0o644 << 16  # the default is 0600, but the image's user is not root
+            archive.writestr(entry, source.read_bytes())
     return Channel(SOURCE, {ARCHIVE: path})
 
 

@@ -60,7 +60,7 @@ def test_every_version_is_that_of_the_platform_table(contexts: dict[str, Path], 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_folder_contains_everything_that_a_build_needs(contexts: dict[str, Path], target: str) -> None:
     context = contexts[target]
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (context / "Dockerfile").read_text(), re.MULTILINE)
+    copied = re.findall(r"^COPY (?:--chmod=644 )?(?!--)(.+) \S+$", (context / "Dockerfile").read_text(), re.MULTILINE)
     for source in " ".join(copied).split():
         assert (context / source).exists(), source
     assert not [path for path in context.rglob("*") if path.name == "__pycache__" or path.name.startswith(".")]

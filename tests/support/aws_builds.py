@@ -45,6 +45,10 @@ def patch(script: Callable[[], Script]) -> None:
 
     def start(self: Any) -> ActionResult:
         backend, name = self.codebuild_backend, self._get_param("projectName")
+        # New accounts often have no concurrent builds (awslabs/landing-zone-accelerator-on-aws#1013).
+        if script().builds == 0:
+            text = "Cannot have more than 0 builds in queue for the account"
+            raise refuse("AccountLimitExceededException", text)
         # The same token means the same build for five minutes; moto starts another.
         token = self._get_param("idempotencyToken")
         for build in backend.build_metadata_history.get(name, []):
@@ -119,6 +123,12 @@ def _finish(build: dict[str, Any], script: Script) -> None:
     with zipfile.ZipFile(io.BytesIO(found.keys[key].value)) as archive:
         content = hashlib.sha256(b"".join(archive.read(name) for name in archive.namelist())).hexdigest()
         assert "Dockerfile" in archive.namelist()
+        # CodeBuild unpacks with the modes in the archive, COPY keeps them, and the image's user is not root
+        # (aws/bedrock-agentcore-starter-toolkit#407, awslabs/aws-codebuild-jenkins-plugin#125).
+        hidden = [each.filename for each in archive.infolist() if each.external_attr >> 16 & 0o444 != 0o444]
+    if hidden:
+        _end(build, "FAILED", f"a container that is not root may not read {hidden[0]}")
+        return
     commands = json.loads(build["spec"])["phases"]["build"]["commands"]
     [uri] = [command.split()[-1] for command in commands if command.startswith("docker push ")]
     assert any(command.startswith("docker build") and f"--tag {uri} " in command for command in commands)

@@ -30,7 +30,10 @@ class Script:
         log: The job's log lines.
         prices: USD per hour by instance and component, as in the Price List; None: the list is unavailable.
         refusals: The answer of AWS to an operation instead of its effect: (code, message, status).
-        quotas: Quotas by name, as in Service Quotas; None: the service is unavailable.
+        quotas: The account's quotas by name, as ListServiceQuotas returns them: without those that have only a default;
+            None: the service is unavailable.
+        default_quotas: The defaults of all quotas of AWS by name.
+        builds: The number of builds that CodeBuild runs at once.
         transformed: A container's answer to a line of a transform's input.
         roles_unknown: The number of times that an existing role cannot be assumed yet.
         scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
@@ -52,6 +55,8 @@ class Script:
     prices: dict[tuple[str, str], list[float]] | None = None
     refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     quotas: dict[str, float] | None = None
+    default_quotas: dict[str, float] = field(default_factory=dict)
+    builds: int = 1
     transformed: Callable[[str], str] = _summarized
     roles_unknown: int = 0
     scaling_role_unknown: int = 1
