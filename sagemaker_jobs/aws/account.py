@@ -14,6 +14,7 @@ from typing import Any
 from neuron_sum.errors import AwsError, MissingExtraError
 from sagemaker_jobs.aws.errors import (
     ASSUME_ROLE,
+    BUILD_ELSEWHERE,
     DENIED,
     EXPIRED,
     NO_CREDENTIALS,
@@ -277,6 +278,8 @@ class Account:
                 "request a higher quota (Service Quotas, Amazon SageMaker, in this region), or use another --instance "
                 "or --region"
             )
+        if code == "AccountLimitExceededException":  # CodeBuild
+            return f"request a higher quota 'Concurrently running builds for Linux/…', or {BUILD_ELSEWHERE}"
         if code in THROTTLED:
             return f"AWS is still busy after {ATTEMPTS} attempts: try again in a minute"
         if code in ("BucketAlreadyExists", "PermanentRedirect", "301"):

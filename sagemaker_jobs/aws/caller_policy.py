@@ -195,6 +195,7 @@ def caller_policy(
                 "cloudwatch:GetMetricStatistics",
                 "pricing:GetProducts",
                 "servicequotas:ListServiceQuotas",
+                "servicequotas:ListAWSDefaultServiceQuotas",
             ],
             ["*"],
         ),

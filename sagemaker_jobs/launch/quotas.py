@@ -5,9 +5,14 @@ from collections.abc import Iterable, Iterator
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import BUILD_ELSEWHERE
 from sagemaker_jobs.launch.call import Call
 
-SERVICE = "sagemaker"
+LISTINGS = ("list_service_quotas", "list_aws_default_service_quotas")
+"""Operations that list quotas: those of the account, and the defaults of quotas that it leaves out."""
+
+BUILDERS = {"BUILD_GENERAL1_MEDIUM": "Medium", "BUILD_GENERAL1_LARGE": "Large"}
+"""CodeBuild's machines by their names in quotas; new accounts often may run no build."""
 
 
 def needed(calls: Iterable[Call]) -> dict[str, int]:
@@ -40,28 +45,40 @@ def check(account: Account, calls: Iterable[Call]) -> None:
     Raises:
         AwsError: If a quota is too small, with a command that requests a higher one.
     """
-    wanted = needed(calls)
-    if not wanted:
-        return
+    sent = list(calls)
+    builds = {
+        f"Concurrently running builds for Linux/{BUILDERS[call.request['environment']['computeType']]} environment": 1
+        for call in sent
+        if call.operation == "create_project"
+    }
+    for service, wanted in (("sagemaker", needed(sent)), ("codebuild", builds)):
+        try:
+            unchecked = _check(account, service, wanted)
+        except TooSmall:
+            raise
+        except AwsError as error:
+            console.note(f"quotas not checked: {error.message}")
+            return
+        for name in unchecked:
+            console.note(f"quota {name!r} not checked: AWS does not list it in {account.region}")
+
+
+def _check(account: Account, service: str, wanted: dict[str, int]) -> list[str]:
+    """Compare the quotas of a service with the needed numbers, and return those that AWS does not list."""
     unchecked = set(wanted)
-    try:
+    for operation in LISTINGS:
+        if not unchecked:
+            break
         # Quotas cannot be searched by name, and SageMaker has thousands, so pages are read until all are found.
-        for quota in account.pages("service-quotas", "list_service_quotas", "Quotas", ServiceCode=SERVICE):
+        for quota in account.pages("service-quotas", operation, "Quotas", ServiceCode=service):
             name = quota["QuotaName"]
-            if name not in unchecked:
-                continue
-            unchecked.remove(name)
-            if quota["Value"] < wanted[name]:
-                raise TooSmall(name, quota, wanted[name], account.region)
+            if name in unchecked:
+                unchecked.remove(name)
+                if quota["Value"] < wanted[name]:
+                    raise TooSmall(name, service, quota, wanted[name], account.region)
             if not unchecked:
                 break
-    except TooSmall:
-        raise
-    except AwsError as error:
-        console.note(f"quotas not checked: {error.message}")
-        return
-    for name in sorted(unchecked):
-        console.note(f"quota {name!r} not checked: AWS does not list it in {account.region}")
+    return sorted(unchecked)
 
 
 class TooSmall(AwsError):
@@ -69,19 +86,21 @@ class TooSmall(AwsError):
 
     Args:
         name: The quota's name.
+        service: The code of its service.
         quota: The quota as AWS lists it.
-        count: The number of instances that the launch requests.
+        count: The number of instances or builds that the launch requests.
         region: The region of the launch.
     """
 
-    def __init__(self, name: str, quota: dict[str, object], count: int, region: str) -> None:
+    def __init__(self, name: str, service: str, quota: dict[str, object], count: int, region: str) -> None:
         command = (
-            f"aws service-quotas request-service-quota-increase --service-code {SERVICE} --quota-code "
+            f"aws service-quotas request-service-quota-increase --service-code {service} --quota-code "
             f"{quota['QuotaCode']} --desired-value {count} --region {region}"
         )
         super().__init__(
             f"the quota {name!r} is {quota['Value']:g} in {region}, but the launch needs {count}",
-            f"run {command} (takes hours to days), or use another --instance or --region",
+            f"run {command} (takes hours to days), or "
+            + (BUILD_ELSEWHERE if service == "codebuild" else "use another --instance or --region"),
         )
 
 

@@ -233,8 +233,8 @@ class AwsServer:
                 return _refusal(environ, start_response, "ValidationException", "; ".join(found), 400)
             if call == "pricing.GetProducts":
                 answer = self._price_list(environ, body, start_response)
-            elif call == "service-quotas.ListServiceQuotas":
-                answer = self._quotas(environ, body, start_response)
+            elif call in ("service-quotas.ListServiceQuotas", "service-quotas.ListAWSDefaultServiceQuotas"):
+                answer = self._quotas(environ, body, start_response, defaults="Default" in call)
             else:
                 answer = list(self._moto(environ, start_response))
             if faulty and self.fault in ("lost", "killed after"):
@@ -269,16 +269,21 @@ class AwsServer:
         ]
         return _json(start_response, "200 OK", {"FormatVersion": "aws_v1", "PriceList": products})
 
-    def _quotas(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
-        """moto has no SageMaker quotas. AWS returns at most 100 per page, here two; there is no search by name."""
+    def _quotas(self, environ: Any, body: bytes, start_response: Callable[..., Any], *, defaults: bool) -> list[bytes]:
+        """moto has no SageMaker quotas. AWS returns at most 100 per page, here two; there is no search by name.
+
+        "For some quotas, only the default values are available": ListServiceQuotas leaves them out (its documentation).
+        """
         if self.script.quotas is None:
             return _refusal(environ, start_response, "AccessDeniedException", "not authorized to list quotas", 400)
         asked = json.loads(body)
-        assert asked["ServiceCode"] == "sagemaker"
-        first = int(asked.get("NextToken", 0))
+        service, first = asked["ServiceCode"], int(asked.get("NextToken", 0))
         listed = [
-            {"ServiceCode": "sagemaker", "QuotaCode": f"L-{number:08X}", "QuotaName": name, "Value": value}
-            for number, (name, value) in enumerate(self.script.quotas.items())
+            {"ServiceCode": service, "QuotaCode": f"L-{number:08X}", "QuotaName": name, "Value": value}
+            for number, (name, value) in enumerate(
+                (self.script.default_quotas if defaults else self.script.quotas).items()
+            )
+            if ("builds" in name) == (service == "codebuild")
         ]
         more = {"NextToken": str(first + 2)} if first + 2 < len(listed) else {}
         return _json(start_response, "200 OK", {"Quotas": listed[first : first + 2], **more})
