@@ -25,6 +25,10 @@ from sagemaker_jobs.launch.schedules import LATE_S
 COMPARED = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
 """GPU and CPU instances with which a job's cost is compared."""
 
+UPLOAD_S = 600
+"""Allowance in seconds for the upload of model.tar.gz, which is billed after the run time (botocore,
+BillableTimeInSeconds) without a documented limit: about 10 GB at a minute for each GB, which is packed with gzip."""
+
 NOT_COUNTED = "S3 storage, disks and logs, which cost a few cents for a typical run"
 
 
@@ -174,7 +178,7 @@ def job_item(request: Request, price: Price, expected_hours: float | None = None
         price: The price of its instance.
         expected_hours: The expected hours; None if unknown.
     """
-    longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S
+    longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S
     return Item(
         "training-job",
         request["TrainingJobName"],
@@ -182,7 +186,7 @@ def job_item(request: Request, price: Price, expected_hours: float | None = None
         request["ResourceConfig"]["InstanceCount"],
         longest_s / 3600,
         expected_hours,
-        f"MaxRuntimeInSeconds and {STOP_GRACE_S} s to stop",
+        f"MaxRuntimeInSeconds, {STOP_GRACE_S} s to stop and {UPLOAD_S} s to upload",
     )
 
 

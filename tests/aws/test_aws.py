@@ -208,7 +208,7 @@ def test_a_plan_states_the_source_of_its_prices(aws: AwsServer, neuron_sum: Comm
     priced = {item["kind"]: item for item in live["items"] if item["usd_per_hour"]}
     assert priced["endpoint"]["usd_per_hour"] == 1.0
     assert priced["endpoint"]["price_source"].startswith("AWS Price List, us-east-1")
-    jobs, built = 1.5 * (4 + 120 / 3600) + 0.9 * (2 + 120 / 3600), 61 * 0.01
+    jobs, built = 1.5 * (4 + 720 / 3600) + 0.9 * (2 + 720 / 3600), 61 * 0.01
     hosted = 1.0 * (2 + 60 / 3600)  # the scheduler may be a minute late
     assert live["worst_usd"] == pytest.approx(jobs + built + hosted, abs=0.01)
     aws.script.prices[training] = [1.5, 1.6]

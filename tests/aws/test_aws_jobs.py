@@ -17,6 +17,7 @@ from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.names import AwsContext, Run, new_run
 from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity
 from sagemaker_jobs.cost import lifetime
+from sagemaker_jobs.cost.plan import UPLOAD_S
 from sagemaker_jobs.jobs import entry, inputs, requests, training, wheelhouse
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.channels import Channel
@@ -48,7 +49,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
     )
     requests["training-job"] = job = launch.calls[0].request
-    longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S) / 3600
+    longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S) / 3600
     resources = job["ResourceConfig"]
     billed = prices.USD_PER_HOUR[resources["InstanceType"]] * resources["InstanceCount"] * longest_h
     if "endpoint" in requests:
@@ -78,7 +79,7 @@ def test_a_plan_compares_instances_and_what_others_paid() -> None:
         new_run(recipe.name), SITE, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
     )
     made = lifetime.priced(requests, None, 2.0, 0)
-    assert made.worst_usd == pytest.approx(1.54 * (4 + 120 / 3600))
+    assert made.worst_usd == pytest.approx(1.54 * (4 + 720 / 3600))
     assert made.expected_usd == pytest.approx(3.08)
     rows = {(row.instance, row.what.split()[2]): row for row in plan.elsewhere(made, recipe)}
     assert {"ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge"} <= {instance for instance, _ in rows}
