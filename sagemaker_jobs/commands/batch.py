@@ -42,8 +42,9 @@ def batch(
     ],
     output: Annotated[Path | None, typer.Option(help="Folder for the answers. Default: RUN-batch.")] = None,
     instance: Annotated[
-        str, typer.Option(help="SageMaker instance type: ml.inf2.xlarge or a CPU type.")
-    ] = "ml.inf2.xlarge",
+        str,
+        typer.Option(help="SageMaker instance type: a CPU type, or ml.inf2.xlarge, whose driver is not documented."),
+    ] = "ml.c7i.4xlarge",
     instances: Annotated[int, typer.Option(min=1, help="Number of instances; each processes whole input files.")] = 1,
     max_hours: HoursOption = 2.0,
     max_usd: CapOption = None,
@@ -94,6 +95,11 @@ def batch(
     inputs = batch_texts.find_texts(texts, reader, provisional)
     model = endpoint_sources.find_source(source, reader, provisional)
     target = batches.image_target(model, instance)
+    if target == "inf2":
+        console.warn(
+            f"the Neuron driver of SageMaker's hosts of transform jobs on {instance} is not documented, and may be too "
+            "old for the image: try a small input first"
+        )
     run = model.run or new_run("batch")
     attempt = 1 if reader is None or model.run is None else batches.attempts_of(reader, run) + 1
     if image is None:

@@ -72,7 +72,8 @@ def error_of(*words: str) -> dict[str, Any]:
     return {**error, "code": made.exit_code}
 
 
-OURS = ("model.tar.gz", "texts", "--image", IMAGE)
+INF2 = ("--instance", "ml.inf2.xlarge")
+OURS = ("model.tar.gz", "texts", "--image", IMAGE, *INF2)
 
 
 def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: 
     policy = aws.boto3("iam").get_role_policy(RoleName=f"neuron-sum-{run}-role", PolicyName="batch")["PolicyDocument"]
     assert "arn:aws:s3:::theirs/in/*" in json.dumps(policy)
     assert "-2" in result_of(*words[:-1], "again")["job"]
-    wrong = error_of(run, "s3://theirs/in/", "--output", "third")
+    wrong = error_of(run, "s3://theirs/in/", "--output", "third", *INF2)
     assert f"{run} was compiled for cpu, but ml.inf2.xlarge is for inf2" in wrong["message"]
     assert f"neuron-sum aws compile {run} --target inf2" in wrong["hint"]
     assert "s3://theirs/out/ contains no files" in error_of(run, "s3://theirs/out/", *words[2:4])["message"]
@@ -239,7 +240,7 @@ def test_down_stops_a_job(aws: AwsServer) -> None:
 
 
 def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
-    made = result_of("model.tar.gz", "texts", "--dry-run", "--offline")
+    made = result_of("model.tar.gz", "texts", *INF2, "--dry-run", "--offline")
     assert not aws.calls
     assert [each["operation"] for each in made["requests"]] == [
         "create_bucket",
@@ -261,7 +262,7 @@ def test_a_dry_run_sends_nothing(aws: AwsServer) -> None:
     assert job["worst_usd"] == pytest.approx(0.99 * (2 + 180 / 3600), abs=0.01)
     assert (
         "the maximum cost is $"
-        in error_of("model.tar.gz", "texts", "--offline", "--dry-run", "--max-usd", "1")["message"]
+        in error_of("model.tar.gz", "texts", *INF2, "--offline", "--dry-run", "--max-usd", "1")["message"]
     )
 
 
@@ -282,7 +283,7 @@ def test_a_dry_run_shows_the_model_address_of_the_compile_job(
 
 def test_prices_of_transforms_are_requested(aws: AwsServer) -> None:
     aws.script.prices = {("ml.inf2.xlarge", "Hosting"): [1.0], ("ml.inf2.xlarge", "BatchTransform"): [2.0]}
-    words = ("model.tar.gz", "texts", "--dry-run")
+    words = ("model.tar.gz", "texts", *INF2, "--dry-run")
     assert result_of(*words)["plan"]["items"][-1]["usd_per_hour"] == 2.0
     del aws.script.prices["ml.inf2.xlarge", "BatchTransform"]
     told = result_of(*words)["plan"]["items"][-1]
@@ -315,7 +316,7 @@ def test_texts_are_checked_before_anything_is_created(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("model.tar.gz", "texts"), "no serving image for inf2 in us-east-1"),
+        (("model.tar.gz", "texts", *INF2), "no serving image for inf2 in us-east-1"),
         (("texts/one.jsonl", "texts", "--image", IMAGE), "texts/one.jsonl cannot be read"),
         (("model.tar.gz", "texts", "--image", IMAGE, "--instance", "ml.c7i.4xlarge"), "was compiled for inf2"),
         (("frozen.tar.gz", "texts", "--image", IMAGE), "which supports only endpoints"),

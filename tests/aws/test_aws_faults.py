@@ -114,7 +114,7 @@ def trained_already(aws: AwsServer) -> None:
 
 def texts_ready(aws: AwsServer) -> None:
     """A dialogue, a model, and no answers yet."""
-    archive(Path("one.tar.gz"), "inf2")
+    archive(Path("one.tar.gz"))
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
     shutil.rmtree("answers", ignore_errors=True)
     one_look(aws)
@@ -165,7 +165,7 @@ COMMANDS = {
         without=LOG,
     ),
     "batch": Command(
-        ("aws", "batch", "one.tar.gz", "texts.jsonl", *IMAGE, "--output", "answers", "--every", "0.01"),
+        ("aws", "batch", "one.tar.gz", "texts.jsonl", *CPU, "--output", "answers"),
         28,
         frozenset(
             {
