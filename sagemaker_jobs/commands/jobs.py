@@ -9,6 +9,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.console import quote
+from neuron_sum.errors import AwsError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import (
     BucketOption,
@@ -60,6 +61,9 @@ def train(
     subnet: SubnetOption = None,
     security_group: GroupOption = None,
     network_isolation: IsolatedOption = False,
+    encrypt_traffic: Annotated[
+        bool, typer.Option("--encrypt-traffic", help="Encrypt the traffic between several instances, which is slower.")
+    ] = False,
     region: RegionOption = None,
     expected_hours: ExpectedOption = None,
     detach: DetachOption = False,
@@ -77,8 +81,22 @@ def train(
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     isolation = isolation_of(kms_key, subnet, security_group, network_isolation)
     options = options_of(
-        instance, instances, max_hours, max_wait_hours, bucket=bucket, role=role, image=image, isolation=isolation
+        instance,
+        instances,
+        max_hours,
+        max_wait_hours,
+        bucket=bucket,
+        role=role,
+        image=image,
+        isolation=isolation,
+        encrypt_traffic=encrypt_traffic,
     )
+    cache = resolved.train.neuron.cache_url or ""
+    if cache.startswith("s3://") and role is None:
+        raise AwsError(
+            f"the role of the job may not use train.neuron.cache_url={cache}",
+            "Omit it, because the job keeps its graphs with its checkpoints, or use --role with one that may use it.",
+        )
     account, site = session.caller(region, offline=offline, dry_run=dry_run)
     run, attempt = new_run(resolved.name), 1
     if resume is not None:

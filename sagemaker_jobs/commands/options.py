@@ -104,6 +104,7 @@ def options_of(
     role: str | None,
     image: str | None,
     isolation: "NetworkSecurity",
+    encrypt_traffic: bool = False,
 ) -> "Options":
     """The settings of a training job from the options."""
     from sagemaker_jobs.jobs.training import Options
@@ -117,6 +118,7 @@ def options_of(
         role_arn=role,
         image=image,
         isolation=isolation,
+        encrypt_traffic=encrypt_traffic,
     )
 
 

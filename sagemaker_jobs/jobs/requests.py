@@ -16,6 +16,7 @@ from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_
 
 INPUT = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
+GRAPHS = f"{CHECKPOINTS}/graphs"
 CODE, RECIPE, WHEELHOUSE, DATA, MODEL, TRAINED = "code", "recipe", "wheelhouse", "data", "model", "run"
 """Channel names; each channel is a folder of that name below INPUT."""
 
@@ -62,6 +63,7 @@ class Job:
         environment: The environment variables of the container.
         isolation: The encryption and network settings.
         hashes: The SHA-256 of each uploaded channel, which ENTRY verifies.
+        encrypt_traffic: Whether the traffic between its instances is encrypted.
     """
 
     run: Run
@@ -78,6 +80,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
     hashes: Mapping[str, str] = field(default_factory=dict)
+    encrypt_traffic: bool = False
 
     @property
     def name(self) -> str:
@@ -140,6 +143,11 @@ def create_training_job(job: Job, place: Destination) -> Request:
         AwsError: If SageMaker would refuse it.
     """
     check_job(job.instance, job.instances, job.max_runtime_s, job.max_wait_s)
+    if job.encrypt_traffic and job.instances == 1:
+        raise AwsError(
+            "--encrypt-traffic encrypts the traffic between instances, but the job has one",
+            "Omit it, or use --instances 2 or more.",
+        )
     job.isolation.check()
     key = job.isolation.kms_key
     resources: Request = {
@@ -176,7 +184,7 @@ def create_training_job(job: Job, place: Destination) -> Request:
         # Also for on-demand jobs, so that the checkpoints of a job that fails late are not lost.
         "CheckpointConfig": {"S3Uri": place.checkpoints(job.run, job.stage), "LocalPath": CHECKPOINTS},
         "EnableNetworkIsolation": job.isolation.network_isolation,
-        "EnableInterContainerTrafficEncryption": job.instances > 1 and key is not None,
+        "EnableInterContainerTrafficEncryption": job.encrypt_traffic,
         "Environment": {
             **(EFA_ENVIRONMENT if job.instance in EFA_INSTANCES else {}),
             **({"HF_HUB_OFFLINE": "1"} if job.isolation.network_isolation else {}),

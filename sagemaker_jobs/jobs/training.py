@@ -12,7 +12,7 @@ from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, AwsContext, Ru
 from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.follow import TRAINING, TRANSFORM, JobKind
-from sagemaker_jobs.jobs.requests import VERIFY, Job
+from sagemaker_jobs.jobs.requests import GRAPHS, VERIFY, Job
 from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.channels import Channel
@@ -33,6 +33,7 @@ class Options:
         role_arn: The ARN of an existing role; None: a new one.
         image: The image URI; None: the default AWS image.
         isolation: The encryption and network settings.
+        encrypt_traffic: Whether the traffic between instances is encrypted.
     """
 
     instance: str
@@ -43,6 +44,7 @@ class Options:
     role_arn: str | None = None
     image: str | None = None
     isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
+    encrypt_traffic: bool = False
 
 
 def launch(
@@ -62,7 +64,8 @@ def launch(
         AwsError: If SageMaker would refuse the job.
         PlatformError: If AWS has no image in the region.
     """
-    cache = recipe.train.neuron.cache_url
+    # SageMaker restores the checkpoints after a spot interruption, so that no graph is compiled again.
+    cache = recipe.train.neuron.cache_url or (GRAPHS if options.instance.startswith("ml.trn") else None)
     return job_launch(
         run,
         "train",
@@ -123,6 +126,7 @@ def job_launch(
         attempt=attempt,
         environment=environment or {},
         isolation=options.isolation,
+        encrypt_traffic=options.encrypt_traffic,
     )
     roles: tuple[Call, ...] = ()
     if options.role_arn is None:
