@@ -192,7 +192,7 @@ class Account:
             AwsError: As `call`.
         """
         try:
-            self.client("s3").upload_file(str(path), bucket, key, ExtraArgs=dict(extra))
+            self.client("s3").upload_file(str(path), bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256", **extra})
         except self._upload_errors as error:
             cause = error.__context__ if isinstance(error.__context__, self._errors.ClientError) else error
             raise self._translated(cause, "s3 put_object") from error

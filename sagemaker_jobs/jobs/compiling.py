@@ -15,7 +15,7 @@ from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run, new_run
 from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.jobs import training
-from sagemaker_jobs.jobs.inputs import no_way_to
+from sagemaker_jobs.jobs.inputs import model_files, no_way_to
 from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
 from sagemaker_jobs.launch.channels import Channel, files_of
 
@@ -174,7 +174,7 @@ def _base_of(run: RunFolder, recipe: Recipe, isolation: NetworkSecurity) -> list
             f"the adapter's base model {origin} does not exist",
             "Restore the folder, or train from a model id of the Hugging Face Hub.",
         )
-    return [Channel(MODEL, files_of(origin))]
+    return [Channel(MODEL, model_files(origin))]
 
 
 def _check_way(recipe: Recipe, isolation: NetworkSecurity) -> None:

@@ -1,15 +1,18 @@
 """Input channels of a job: the recipe with the container's paths, and folders stored in S3 by their content's hash."""
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from neuron_sum import files
+from neuron_sum.data.hub import DATA_SUFFIXES
+from neuron_sum.data.splits import split_files, split_of
 from neuron_sum.errors import AwsError, DataError
 from neuron_sum.models.gguf import folder_of, is_gguf
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE
-from sagemaker_jobs.launch.channels import Channel, files_of
+from sagemaker_jobs.launch.channels import Channel, files_of, named
 
 LOCAL_FIELDS = {
     "data.path": DATA,
@@ -19,6 +22,13 @@ LOCAL_FIELDS = {
     "train.deepspeed": "deepspeed",
 }
 """Fields of a recipe that may name a local path, and the channel that uploads it for the container."""
+
+MODEL_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt",
+)  # fmt: skip
+"""Patterns of the files of a model and its tokenizer, in a folder that may also contain others."""
 
 HUB_FIELDS = ("data.path", "model.name_or_path", "model.tokenizer")
 
@@ -51,13 +61,36 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: 
                 raise DataError(
                     f"{field}: {path} does not exist", "Use a local file or folder, or an id of the Hugging Face Hub."
                 )
-            found.append(Channel(channel, files_of(path)))
+            found.append(Channel(channel, _used(path, section, recipe)))
             values[section][key] = f"{INPUT}/{channel}" + ("" if path.is_dir() else f"/{path.name}")
         elif field in HUB_FIELDS and isolation.network_isolation:
             raise no_way_to(field, value)
     written = scratch / "recipe.yaml"
     files.write_text(written, Recipe.model_validate_json(json.dumps(values)).to_yaml())
     return [*found, Channel(RECIPE, {"recipe.yaml": written}), *code_channels(wheelhouse)]
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of a model's folder that transformers and PEFT read, by name."""
+    inside = [path for path in folder.iterdir() if path.is_file()]
+    return named(folder, [path for path in inside if any(fnmatchcase(path.name, each) for each in MODEL_FILES)])
+
+
+def _used(path: Path, section: str, recipe: Recipe) -> dict[str, Path]:
+    """The files that the recipe reads of a path that it names; a folder may also contain others."""
+    if path.is_file():
+        return files_of(path)
+    if section != "data":
+        return model_files(path)
+    if recipe.data.source != "hub":
+        used, _ = split_files(path, recipe.data)
+        return named(path, [file for split in used.values() for file in split])
+    # `datasets` reads the files whose names or folders state a split, or else all of its formats.
+    inside = {name: file for name, file in files_of(path).items() if file.suffix.lower() in DATA_SUFFIXES}
+    stated = {name: file for name, file in inside.items() if any(map(split_of, Path(name).with_suffix("").parts))}
+    described = {name: path / name for name in ("README.md", "dataset_dict.json") if (path / name).is_file()}
+    configured = "README.md" in described and "configs:" in described["README.md"].read_text(errors="replace")
+    return {**described, **(inside if configured or not stated else stated)}
 
 
 def code_channels(wheelhouse: Path | None) -> list[Channel]:

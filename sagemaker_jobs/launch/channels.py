@@ -1,16 +1,20 @@
 """Input channels of a job, and their upload to S3."""
 
+import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from neuron_sum import files
+from neuron_sum.errors import DataError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.place import inputs_prefix
 
 DIGEST_DIGITS = 20
+PART_BYTES = 8 << 20
+"""Size of the parts in which boto3 uploads files of this size or more (its TransferConfig)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Channel:
 
 
 def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-    """Upload the files that S3 does not have yet; keys contain the hash, so existing objects are up to date.
+    """Upload the files that S3 does not have yet, by the checksum that S3 itself computed of each object.
 
     Args:
         account: The account that owns the bucket.
@@ -61,21 +65,50 @@ def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[
     """
     prefix = inputs_prefix(channel.name, channel.digest)
     owner = {"ExpectedBucketOwner": account.id}
-    present = {
-        item["Key"]: item["Size"]
-        for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, **owner)
-    }
+    listing = account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, **owner)
+    present = {item["Key"] for item in listing}
     for name, path in sorted(channel.files.items()):
-        size = path.stat().st_size
-        if present.get(prefix + name) != size:
-            account.upload(path, bucket, prefix + name, {**encryption, **owner})
-        yield name, size
+        key = prefix + name
+        request = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **owner}
+        stored = account.find("s3", "head_object", **request) if key in present else None
+        if stored is None or stored.get("ChecksumSHA256") != s3_checksum(path):
+            account.upload(path, bucket, key, {**encryption, **owner})
+        yield name, path.stat().st_size
+
+
+def s3_checksum(path: Path) -> str:
+    """Return the SHA-256 that S3 reports for a file that boto3 uploaded; for a large one, that of its parts' hashes."""
+    hashes = []
+    with path.open("rb") as file:
+        while piece := file.read(PART_BYTES):
+            hashes.append(hashlib.sha256(piece).digest())
+    if path.stat().st_size < PART_BYTES:
+        return base64.b64encode(hashes[0] if hashes else hashlib.sha256().digest()).decode()
+    return f"{base64.b64encode(hashlib.sha256(b''.join(hashes)).digest()).decode()}-{len(hashes)}"
 
 
 def files_of(path: Path) -> dict[str, Path]:
     """Return a file, or all files of a folder except hidden ones, by name."""
     if path.is_file():
         return {path.name: path}
-    inside = (file for file in path.rglob("*") if file.is_file())
-    named = {file.relative_to(path).as_posix(): file for file in sorted(inside)}
-    return {name: file for name, file in named.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    inside = [file for file in path.rglob("*") if file.is_file()]
+    hidden = {file for file in inside if any(part.startswith(".") for part in file.relative_to(path).parts)}
+    return named(path, [file for file in inside if file not in hidden])
+
+
+def named(folder: Path, inside: Collection[Path]) -> dict[str, Path]:
+    """Return files of a folder by name.
+
+    Raises:
+        DataError: If one is a link to a file outside of the folder, other than one of a hub's cache.
+    """
+    root = folder.resolve()
+    # A snapshot in the cache of huggingface_hub links to MODEL/blobs.
+    allowed = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    for file in inside:
+        if not (target := file.resolve()).is_relative_to(root) and not target.is_relative_to(allowed):
+            raise DataError(
+                f"{file} is a link to {target}, outside of the folder that the recipe names",
+                "Copy the file into the folder, or remove the link.",
+            )
+    return {file.relative_to(folder).as_posix(): file for file in sorted(inside)}

@@ -68,6 +68,7 @@ class Launch:
                     "Bucket": self.place.bucket,
                     "Key": inputs_prefix(channel.name, channel.digest) + name,
                     "Body": f"file://{path}",
+                    "ChecksumAlgorithm": "SHA256",
                     "ExpectedBucketOwner": self.place.site.account,
                     **self.encryption,
                 },
