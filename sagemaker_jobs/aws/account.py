@@ -169,6 +169,8 @@ class Account:
         Raises:
             AwsError: As `call`.
         """
+        if service == "sagemaker":
+            request = {"MaxResults": 100, **request}  # the most that AWS accepts; the default is 10
         paginator = self.client(service).get_paginator(operation)
         pages = iter(paginator.paginate(**request))
         while (page := self._send(service, lambda: next(pages, None), f"{service} {operation}")) is not None:

@@ -67,7 +67,7 @@ def caller_policy(
             on_tagged,
         ),
         allow(
-            "LookAtOurs",
+            "Look",
             [
                 *(f"sagemaker:Describe{noun}" for noun in CREATED),
                 "sagemaker:ListTags",
@@ -160,21 +160,21 @@ def caller_policy(
             ],
             [arn("ecr", f"repository/{REPOSITORY}")],
         ),
+        # Target tracking creates its alarms with the caller's permissions, and a service-linked role on first use.
         allow(
-            "Autoscaling",
+            "Scaling",
             [
                 "application-autoscaling:RegisterScalableTarget",
                 "application-autoscaling:DeregisterScalableTarget",
                 "application-autoscaling:PutScalingPolicy",
                 "application-autoscaling:TagResource",
+                "cloudwatch:PutMetricAlarm",
+                "cloudwatch:DeleteAlarms",
             ],
-            [arn("application-autoscaling", "scalable-target/*")],
-        ),
-        # Target tracking creates its alarms with the caller's permissions, and a service-linked role on first use.
-        allow(
-            "ScalingAlarms",
-            ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
-            [arn("cloudwatch", "alarm:TargetTracking-endpoint/*")],
+            [
+                arn("application-autoscaling", "scalable-target/*"),
+                arn("cloudwatch", "alarm:TargetTracking-endpoint/*"),
+            ],
         ),
         allow(
             "ScalingRole",

@@ -164,6 +164,15 @@ def run_of(name: str) -> str | None:
     return match.group(1) if match else None
 
 
+def owner_of(name: str) -> str | None:
+    """Return the run id in the name of any resource; None if it has none.
+
+    A scaling target has the endpoint's name between slashes, a build its project's before a colon, and a log stream its
+    job's before a slash.
+    """
+    return run_of(name.removeprefix("endpoint/").partition("/")[0].partition(":")[0])
+
+
 def parse_run_id(text: str) -> str:
     """Resolve a run id from a run id or from a resource name as `aws status` prints it.
 
@@ -173,8 +182,7 @@ def parse_run_id(text: str) -> str:
     Raises:
         AwsError: If it is neither; a part of an id is not accepted, because several runs may have it.
     """
-    # A scaling target has the endpoint's name between slashes, a build its project's before a colon.
-    if (owner := run_of(text.removeprefix("endpoint/").partition("/")[0].partition(":")[0])) is not None:
+    if (owner := owner_of(text)) is not None:
         return owner
     if re.fullmatch(rf"[a-z0-9-]*{ENDS}", text):
         return text

@@ -10,7 +10,7 @@ from neuron_sum.platform import prices
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Run
+from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Run, owner_of, run_of
 from sagemaker_jobs.aws.place import run_prefix
 
 STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/")
@@ -210,11 +210,14 @@ def _shared_streams(account: Account, run: str | None) -> Iterator[tuple[str, li
             listing = account.pages(
                 "logs", "describe_log_streams", "logStreams", logGroupName=group, logStreamNamePrefix=_name_prefix(run)
             )
-            if names := [stream["logStreamName"] for stream in listing]:
-                yield group, names
+            names = (stream["logStreamName"] for stream in listing)
+            if ours := [name for name in names if owner_of(name) is not None]:  # others may use the same prefix
+                yield group, ours
 
 
 def _own_groups(account: Account, run: str | None) -> Iterator[dict[str, Any]]:
     for prefix in OWN_LOG_GROUPS:
-        prefix += _name_prefix(run)
-        yield from account.pages("logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix)
+        listing = account.pages(
+            "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix + _name_prefix(run)
+        )
+        yield from (group for group in listing if run_of(group["logGroupName"].removeprefix(prefix)) is not None)

@@ -55,17 +55,23 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
         hidden.append((kind, owner))
 
     for kind in KINDS:
-        names = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
-        known = set(names)
+        known = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
+        listed: dict[str, str] = {}
         try:
-            names.update(kind.list_names(account, run))
+            listed.update(kind.list_names(account, run))
         except (Refused, Unreached) as error:
             record_failure(error, kind, None)
-        for name, owner in names.items():
+        for name, owner in {**known, **listed}.items():
             try:
                 thing = kind.describe(account, name, owner)
+                if thing is not None and name not in listed:
+                    kind.check_owner(account, thing)
             except (Refused, Unreached) as error:
                 record_failure(error, kind, owner)
+                continue
+            except (LookupError, TypeError, ValueError) as error:
+                odd = f"{kind.name} {name} is not as neuron-sum creates it ({type(error).__name__}: {error})"
+                record_failure(Refused(odd, "delete it yourself", "Odd"), kind, owner)
                 continue
             if thing is not None:
                 found.append((kind, thing))

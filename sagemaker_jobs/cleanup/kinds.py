@@ -12,11 +12,14 @@ from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached, ignore_missing
-from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, role_path, run_of
+from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, owner_of, role_path, run_of
 from sagemaker_jobs.launch.schedules import LATE_S, time_of
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
 """Service namespace and dimension of Application Auto Scaling for an endpoint's variant."""
+
+TAGGED = ("endpoint", "endpoint-config", "model", "training-job", "transform-job")
+"""Kinds with tags, which are also their names in ARNs of SageMaker."""
 
 RUNNING = ("InProgress", "Stopping")
 ENDS_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
@@ -94,6 +97,23 @@ class ResourceKind:
     needs: tuple[str, ...] = ()
     of: str = ""
 
+    def check_owner(self, account: Account, thing: Resource) -> None:
+        """Raise unless a resource that only the ledger names has the name of its run and, if possible, its tag.
+
+        Raises:
+            Refused: If neuron-sum did not create it.
+            AwsError: If AWS cannot be reached.
+        """
+        ours = owner_of(thing.name) == thing.run
+        if ours and self.name in TAGGED:
+            ours = _tagged_run(account, account.site.arn("sagemaker", f"{self.name}/{thing.name}")) == thing.run
+        if not ours:
+            raise Refused(
+                f"the ledger names {self.name} {thing.name}, which was not created by neuron-sum: kept",
+                "remove its line from the ledger, whose path `neuron-sum aws status` prints",
+                "NotCreated",
+            )
+
 
 def hours_since(then: datetime) -> float:
     """Return the hours since a time reported by AWS."""
@@ -110,14 +130,18 @@ def _sagemaker_lister(
         for status in [{"StatusEquals": state} for state in states] or [{}]:
             listing = account.pages("sagemaker", operation, summaries, NameContains=prefix, **status)
             for item in listing:
-                if not item[name_key].startswith(prefix):
+                if not _is_of(item[name_key], run):
                     continue
-                tags = account.call("sagemaker", "list_tags", ResourceArn=item[arn_key])["Tags"]
-                owner = next((tag["Value"] for tag in tags if tag["Key"] == RUN_TAG), None)
+                owner = _tagged_run(account, item[arn_key])
                 if owner is not None and run in (None, owner):
                     yield item[name_key], owner
 
     return list_names
+
+
+def _tagged_run(account: Account, arn: str) -> str | None:
+    tags = account.call("sagemaker", "list_tags", ResourceArn=arn)["Tags"]
+    return next((tag["Value"] for tag in tags if tag["Key"] == RUN_TAG), None)
 
 
 def _recognized(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
@@ -177,17 +201,17 @@ def _describe_endpoint(account: Account, name: str, run: str) -> Resource | None
     if endpoint is None:
         return None
     config = account.find("sagemaker", "describe_endpoint_config", EndpointConfigName=endpoint["EndpointConfigName"])
-    [variant] = config["ProductionVariants"] if config else [{}]
-    running = next(iter(endpoint.get("ProductionVariants") or [{}]))
-    count = running.get("CurrentInstanceCount") or variant.get("InitialInstanceCount", 1)
+    variants = config["ProductionVariants"] if config else []  # somebody may have added one
+    running = sum(each.get("CurrentInstanceCount") or 0 for each in endpoint.get("ProductionVariants") or [])
+    types = sorted({each["InstanceType"] for each in variants if "InstanceType" in each})
     return Resource(
         "endpoint",
         name,
         run,
         endpoint["EndpointStatus"],
         hours_since(endpoint["CreationTime"]),
-        variant.get("InstanceType"),
-        count,
+        " + ".join(types) or None,
+        running or sum(each.get("InitialInstanceCount", 1) for each in variants) or 1,
         _expiry(account, name),
     )
 
@@ -196,9 +220,9 @@ def _expiry(account: Account, endpoint: str) -> str | None:
     """Return the time at which Scheduler deletes an endpoint (UTC, ISO 8601); None if it does not, or is unreadable."""
     try:
         schedule = account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry")
-    except (Refused, Unreached):  # the listing of schedules reports the error; deletion does not need the time
+        return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}"
+    except (Refused, Unreached, KeyError):  # the search of schedules reports the error; deletion needs no time
         return None
-    return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _list_schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:

@@ -155,6 +155,11 @@ def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:
     """
     name = str(endpoint.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
+    if len(config["ProductionVariants"]) != 1:
+        raise AwsError(
+            f"{endpoint.name} has {len(config['ProductionVariants'])} variants, but neuron-sum creates one",
+            "Change the configuration back, or delete the endpoint with `neuron-sum aws down`.",
+        )
     [variant] = config["ProductionVariants"]
     found = account.call(
         "application-autoscaling", "describe_scalable_targets", ResourceIds=[scaling_target(endpoint.run)], **SCALING

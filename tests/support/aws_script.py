@@ -34,6 +34,7 @@ class Script:
             None: the service is unavailable.
         default_quotas: The defaults of all quotas of AWS by name.
         builds: The number of builds that CodeBuild runs at once.
+        throttled_every: Every n-th call is throttled; None: none is.
         transformed: A container's answer to a line of a transform's input.
         roles_unknown: The number of times that an existing role cannot be assumed yet.
         scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
@@ -57,6 +58,7 @@ class Script:
     quotas: dict[str, float] | None = None
     default_quotas: dict[str, float] = field(default_factory=dict)
     builds: int = 1
+    throttled_every: int | None = None
     transformed: Callable[[str], str] = _summarized
     roles_unknown: int = 0
     scaling_role_unknown: int = 1

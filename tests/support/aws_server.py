@@ -211,8 +211,12 @@ class AwsServer:
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = io.BytesIO(body)
         call = _name_of(environ, body)
+        if call.startswith("sagemaker.List") and call != "sagemaker.ListTags" and b'"MaxResults"' not in body:
+            # "This value defaults to 10" (botocore, ListEndpoints); moto's pages have 100.
+            body = json.dumps({**json.loads(body), "MaxResults": 10}).encode()
+            environ["CONTENT_LENGTH"] = str(len(body))
+        environ["wsgi.input"] = io.BytesIO(body)
         if "the-test" in environ.get("HTTP_USER_AGENT", ""):
             return list(self._moto(environ, start_response))
         with self._lock:  # one after another, so that the n-th request is well-defined
@@ -225,7 +229,8 @@ class AwsServer:
             if dead or (faulty and self.fault in ("before", "killed before")):
                 self._kill()
                 _drop(environ)
-            if faulty and self.fault == "throttled":
+            every = self.script.throttled_every
+            if (faulty and self.fault == "throttled") or (every is not None and number % every == every - 1):
                 return _throttled(environ, start_response)
             if (refusal := self.script.refusals.get(call)) is not None:
                 return _refusal(environ, start_response, *refusal)
