@@ -16,10 +16,10 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import serving
 from neuron_sum import __version__, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.platform.matrix import PLATFORMS, Platform
+from neuron_sum.platform.project import PACKAGES, PROJECT_FILES, REQUIREMENTS, SOURCES, project_root
 from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, local, properties
 
@@ -32,12 +32,6 @@ MARK = "# Made by `neuron-sum dockerfile"
 HOME, PROGRAM, MODEL, TEMPORARY = Path("/opt/djl"), Path("/opt/neuron-sum"), Path("/opt/ml/model"), Path("/tmp")
 PORT = 8080
 USER = "neuron-sum"
-
-REQUIREMENTS = Path("constraints", "images")
-"""Requirements files with hashes, below the root of a checkout; tools/pin_hashes.py writes them."""
-
-PROJECT_FILES = ("pyproject.toml", "README.md")
-PACKAGES = ("neuron_sum", "compile", "serving", "sagemaker_jobs")
 
 ENTRYPOINT = """\
 #!/bin/bash
@@ -78,15 +72,9 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
         platform: The row of the platform matrix.
 
     Raises:
-        ResourceError: If this package is not in a checkout of the project, or if the folder has other content.
+        ResourceError: If the project's files are missing, or if the folder has other content.
     """
-    root = Path(serving.__file__).parent.parent
-    requirements = root / REQUIREMENTS
-    if missing := [path for path in (*(root / name for name in PROJECT_FILES), requirements) if not path.exists()]:
-        raise ResourceError(
-            f"building an image requires a checkout of the project; {missing[0]} does not exist",
-            "clone the project with git, run `make` in it, and run this command there",
-        )
+    root = project_root()
     dockerfile = output / "Dockerfile"
     if output.exists() and not (dockerfile.is_file() and dockerfile.read_text(encoding="utf-8").startswith(MARK)):
         raise ResourceError(
@@ -97,13 +85,13 @@ def write_context(target: Target, output: Path, platform: Platform = PLATFORMS[0
     with files.new_folder(output) as folder:
         (folder / "Dockerfile").write_text(render(target, platform), encoding="utf-8")
         (folder / "entrypoint").write_text(render_entrypoint(target), encoding="utf-8")
-        shutil.copytree(requirements, folder / "requirements")
+        shutil.copytree(root / REQUIREMENTS, folder / "requirements")
         source = folder / "source"
         source.mkdir()
         for name in PROJECT_FILES:
             shutil.copyfile(root / name, source / name)
         for name in PACKAGES:
-            shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            shutil.copytree(SOURCES / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
 
 
 def render(target: Target, platform: Platform = PLATFORMS[0]) -> str:

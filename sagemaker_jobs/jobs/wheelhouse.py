@@ -15,13 +15,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-import sagemaker_jobs
 from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.platform.matrix import PLATFORMS, Platform
-
-REQUIREMENTS = Path("constraints", "images")
-"""Requirements files with hashes, below the root of a checkout."""
+from neuron_sum.platform.project import PACKAGES, PROJECT_FILES, REQUIREMENTS, SOURCES, project_root
 
 PLATFORM_TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "any")
 EPOCH = "1700000000"
@@ -36,14 +33,9 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
         platform: The supported platform.
 
     Raises:
-        ResourceError: If this is not a checkout of the project, or pip fails.
+        ResourceError: If the project's files are missing, or pip fails.
     """
-    requirements = Path(sagemaker_jobs.__file__).parent.parent / REQUIREMENTS
-    if not requirements.is_dir():
-        raise ResourceError(
-            f"a wheelhouse is built from a checkout of the project, but {requirements} does not exist",
-            "Use --wheelhouse FOLDER with a wheelhouse that was built elsewhere.",
-        )
+    requirements = project_root() / REQUIREMENTS
     python = next(image for image in platform.registry_images if image.stage == "train").versions["python"]
     console.note(f"building a wheelhouse for Python {python}")
     tags = [word for tag in PLATFORM_TAGS for word in ("--platform", tag)]
@@ -68,20 +60,18 @@ def build_own(folder: Path) -> Path:
         The path of the wheel.
 
     Raises:
-        ResourceError: If this is not a checkout of the project, or pip fails.
+        ResourceError: If the project's files are missing, or pip fails.
     """
-    root = Path(sagemaker_jobs.__file__).parent.parent
-    if not (root / "pyproject.toml").is_file():
-        raise ResourceError(f"{root} is not a checkout of the project, so no wheel can be built from it")
+    root = project_root()
     with tempfile.TemporaryDirectory(prefix="neuron-sum-wheel-") as scratch:
         sources = Path(scratch) / "neuron-sum"
         sources.mkdir()
         # Build from a copy, because a build writes folders next to its sources and reuses those of earlier builds.
-        for path in root.iterdir():
-            if path.is_dir() and (path / "__init__.py").is_file():
-                shutil.copytree(path, sources / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-            elif path.is_file() and not path.name.startswith("."):
-                shutil.copy(path, sources / path.name)
+        for name in PACKAGES:
+            shutil.copytree(SOURCES / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in PROJECT_FILES:
+            shutil.copy(root / name, sources / name)
+        shutil.copytree(root / REQUIREMENTS, sources / REQUIREMENTS)
         _pip("wheel", "--no-deps", *_isolation(), "--wheel-dir", str(folder), str(sources))
     return next(folder.glob("*.whl"))
 
@@ -104,7 +94,7 @@ def wheels_for(folder_option: Path | None, image: str | None, *, dry_run: bool) 
 
 def _isolation() -> list[str]:
     """The pip options for a build with this environment's tools; none if they are too old, so that pip gets others."""
-    text = (Path(sagemaker_jobs.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    text = (project_root() / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^requires = \["(.+)"\]$', text, re.MULTILINE)
     if found is None:
         return []

@@ -23,6 +23,7 @@ from micro_models import ROOT
 
 from neuron_sum.artifact import Artifact
 from neuron_sum.platform.matrix import PLATFORMS
+from neuron_sum.platform.project import PACKAGES
 from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, dockerfile, local, package, properties
 
@@ -65,7 +66,7 @@ def test_the_folder_contains_everything_that_a_build_needs(contexts: dict[str, P
         assert (context / source).exists(), source
     assert not [path for path in context.rglob("*") if path.name == "__pycache__" or path.name.startswith(".")]
     tracked = subprocess.run(
-        ["git", "ls-files", *dockerfile.PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     for name in tracked:
         if (ROOT / name).exists():
