@@ -118,7 +118,7 @@ def _model_storage(account: "Account", found: "Endpoint") -> tuple[str, str, Any
 
     name = str(found.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
-    [variant] = config["ProductionVariants"]
+    variant, *_ = config["ProductionVariants"]
     model = account.call("sagemaker", "describe_model", ModelName=variant["ModelName"])["PrimaryContainer"]
     if model.get("Mode") != "MultiModel":
         raise AwsError(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from typing import Any
 
 import moto.sagemaker.responses as sagemaker_responses
@@ -35,6 +36,20 @@ def patch(script: Callable[[], Script]) -> None:
         bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
         if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
             raise refuse("ValidationException", f"S3 bucket {bucket} does not exist")
+        # SageMaker looks for every input, with the job's role (awslabs/amazon-sagemaker-examples#2267).
+        arn = self._get_param("RoleArn")
+        for channel in self._get_param("InputDataConfig") or []:
+            uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+            source, _, prefix = uri.removeprefix("s3://").partition("/")
+            known = s3_backends[ACCOUNT]["aws"].buckets.get(source)
+            there = known is not None and any(key.startswith(prefix) for key in known.keys)
+            if not there or not _may_list(arn, source, prefix):
+                text = (
+                    f'No S3 objects found under S3 URL "{uri}" given in input data source. Please ensure that the '
+                    f"bucket exists in the selected region ({REGION}), that objects exist under that S3 prefix, and "
+                    f'that the role "{arn}" has "s3:ListBucket" permissions on bucket "{source}".'
+                )
+                raise refuse("ValidationException", text)
         made = _create(self)
         job = self.sagemaker_backend.training_jobs[name]
         # moto's jobs are created completed, and lose their environment.
@@ -93,6 +108,23 @@ def patch(script: Callable[[], Script]) -> None:
 
 
 _create = _Response.create_training_job
+
+
+def _may_list(arn: str, bucket: str, prefix: str) -> bool:
+    """Whether a role of neuron-sum may list a prefix; other roles are not evaluated."""
+    role = next((each for each in iam_backends[ACCOUNT]["aws"].roles.values() if each.arn == arn), None)
+    if role is None or "/neuron-sum/" not in arn:
+        return True
+    statements = [each for text in role.policies.values() for each in json.loads(text)["Statement"]]
+    return any(
+        "s3:ListBucket" in each["Action"]
+        and any(fnmatchcase(f"arn:aws:s3:::{bucket}", resource) for resource in each["Resource"])
+        and any(
+            fnmatchcase(prefix, pattern)
+            for pattern in each.get("Condition", {}).get("StringLike", {}).get("s3:prefix", ["*"])
+        )
+        for each in statements
+    )
 
 
 def _end(job: Any, status: str, secondary: str) -> None:
