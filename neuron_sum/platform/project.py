@@ -1,4 +1,4 @@
-"""The project's own files, in a checkout or installed from a wheel: images and jobs are built from them."""
+"""The files of the project, in a checkout or installed from a wheel: images and jobs are built from them."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
