@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 from aws_faults import every_point, hasten, modes_of
-from aws_inputs import archive, write_context
+from aws_inputs import BUCKET, archive, write_context
+from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer, Fault
 from in_process import neuron_sum
 
-from sagemaker_jobs.aws.names import Run
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import AwsContext, Run
 
 BEFORE = "tiny-261121-2000-abcd"
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
@@ -91,23 +93,23 @@ ENDPOINT = frozenset(
 
 
 def trained_already(aws: AwsServer) -> None:
-    """An earlier run, trained elsewhere, of which only SageMaker's record is left."""
+    """An earlier run, trained elsewhere, of which SageMaker's record and its model in S3 are left."""
     sagemaker, iam, s3, run = aws.boto3("sagemaker"), aws.boto3("iam"), aws.boto3("s3"), Run(BEFORE, "tiny")
     role = iam.create_role(RoleName="gone", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
-    s3.create_bucket(Bucket="gone")
+    s3.create_bucket(Bucket=BUCKET)
+    Ledger(AwsContext(ACCOUNT, REGION)).note("made", "bucket", BUCKET, "all")
     aws.script.looks = 0
     sagemaker.create_training_job(
         TrainingJobName=run.name("train"),
         RoleArn=role,
         Tags=run.tags,
         AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
-        OutputDataConfig={"S3OutputPath": "s3://gone/"},
+        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/neuron-sum/runs/{run.id}/output"},
         StoppingCondition={"MaxRuntimeInSeconds": 60},
         ResourceConfig={"InstanceType": "ml.c7i.4xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
     )
     sagemaker.describe_training_job(TrainingJobName=run.name("train"))
     iam.delete_role(RoleName="gone")
-    s3.delete_bucket(Bucket="gone")
     aws.script.quotas = {"ml.c7i.4xlarge for training job usage": 1}
     one_look(aws)
 

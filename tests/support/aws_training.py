@@ -77,6 +77,8 @@ def patch(script: Callable[[], Script]) -> None:
                 job.failure_reason = script().reason or None
                 write_log(LOG_GROUP, f"{job.training_job_name}/algo-1-1700000000", script().log)
                 _end(job, script().end, "MaxRuntimeExceeded" if script().end == "Stopped" else script().end)
+                if script().end == "Completed":  # moto writes no results
+                    _write_model(job)
         response = job.response_object
         for key in ("Looks", "Tags"):
             response.pop(key, None)
@@ -108,6 +110,12 @@ def patch(script: Callable[[], Script]) -> None:
 
 
 _create = _Response.create_training_job
+
+
+def _write_model(job: Any) -> None:
+    bucket, _, key = job.model_artifacts["S3ModelArtifacts"].removeprefix("s3://").partition("/")
+    if bucket in s3_backends[ACCOUNT]["aws"].buckets:
+        s3_backends[ACCOUNT]["aws"].put_object(bucket, key, b"packed")
 
 
 def _may_list(arn: str, bucket: str, prefix: str) -> bool:
