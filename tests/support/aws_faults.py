@@ -107,7 +107,7 @@ def every_point(
         if aws.hit is not None and only and aws.hit not in only:
             continue
         if aws.hit is None:  # the command ended before its n-th call: no more points
-            assert code == 0
+            assert code == 0, f"{fault}, without a fault at call {number}: {aws.calls}"
             cleared(aws, "no fault")
             return found
         counted += 1
