@@ -354,7 +354,7 @@ def _name_of(environ: dict[str, Any], body: bytes) -> str:
 def _faults(call: str, body: bytes) -> list[str]:
     """Names and tags that break a pattern or a length of the service's description; moto accepts them."""
     service, _, operation = call.partition(".")
-    if service not in TARGETS.values() or not body.startswith(b"{"):
+    if service not in TARGETS.values() or " " in operation or not body.startswith(b"{"):  # not a REST call
         return []
     return aws_requests.faults(aws_requests.model(service).operation_model(operation).input_shape, json.loads(body))
 
