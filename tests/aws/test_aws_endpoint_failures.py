@@ -1,14 +1,17 @@
 """`neuron-sum aws deploy` that fails: wrong input, rejected calls, a failed endpoint, a lost network, Ctrl-C."""
 
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from aws_endpoints import tick
 from aws_faults import hasten
 from aws_inputs import BUCKET, CHECKPOINT, CPU, IMAGE, RUN, add_images, archive, compiled, failed, told, vllm_archive
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
+from moto.scheduler.models import scheduler_backends
 
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext
@@ -214,3 +217,25 @@ def test_an_unknown_price_and_an_invalid_instance_are_rejected(aws: AwsServer) -
     error = failed(neuron_sum(*words))
     assert "ml.c99.huge" in error and "everything was rolled back" in error
     assert aws.everything() == []
+
+
+@pytest.mark.parametrize("name", ["model (1)", "größe", "e\u0301te\u0301 💬", "模型", "{a}~b"])
+def test_a_model_file_may_have_any_name(aws: AwsServer, name: str) -> None:
+    made = told(neuron_sum("aws", "deploy", archive(Path(f"{name}.tar.gz")), *CPU, "--json"))
+    assert made["status"] == "InService" and not made["run"].startswith("-")
+    assert neuron_sum("aws", "down", made["run"], "--every", "0.01").exit_code == 0
+
+
+def test_status_warns_of_an_endpoint_that_outlives_its_expiry(aws: AwsServer) -> None:
+    started = datetime.now(timezone.utc) - timedelta(hours=2)
+    made = told(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU, "--detach", "--json"))
+    assert "should have been deleted" not in neuron_sum("aws", "status").stderr
+    schedules = scheduler_backends[ACCOUNT][REGION].schedule_groups["default"].schedules
+    for schedule in schedules.values():
+        schedule.start_date = started.timestamp()
+    for minutes in (0, 10):
+        assert tick(datetime.fromtimestamp(started.timestamp(), timezone.utc) + timedelta(minutes=minutes)) == []
+    status = neuron_sum("aws", "status", "--json")
+    assert told(status)["overdue"] == [made["endpoint"]]
+    said = " ".join(status.stderr.split())
+    assert f"{made['endpoint']} should have been deleted" in said and "2 calls" in said and "aws down" in said
