@@ -385,10 +385,10 @@ def test_a_failure_on_another_instance_does_not_replace_a_passed_cell(real: Path
     failed = status.read_text()
     assert " passed on " not in failed
     for cell in content["cells"]:
-        cell |= {"state": "passed", "date": "2026-12-01"}
+        cell |= {"state": "different", "date": "2026-12-01"}
     content["setting"]["instance"] = "inf2.24xlarge"
     real.write_text(json.dumps(content))
-    merge(real, checkout)
+    assert merge(real, checkout).exit_code == 0
     assert " failed on " not in status.read_text(), "an older result of another instance, merged later"
 
 
