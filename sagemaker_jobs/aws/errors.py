@@ -33,6 +33,8 @@ THROTTLED = (
     "SlowDown",
     "RequestLimitExceeded",
 )
+NOT_CREATED = "NotCreated"
+"""Code of a resource that others created."""
 BUILD_ELSEWHERE = "build and push the image with Docker on your own machine (docs/aws.md, The image)"
 """Remedy for an account that may run no build."""
 MISSING = (

@@ -133,7 +133,7 @@ def _entry(content: bytes) -> Entry | None:
         return None
     details = line.get("details") or {}
     texts = [line.get(name) for name in ("kind", "name", "run", "event", "time")]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(details, dict):
+    if not all(isinstance(text, str) and text for text in texts) or not isinstance(details, dict):
         return None
     if line["event"] not in get_args(Event):
         return None

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, Unreached
+from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.cleanup.deletion_order import KINDS
 from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind, hours_since
@@ -52,7 +53,8 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
         if isinstance(error, Unreached) and not any(isinstance(one, Unreached) for one in refused):
             account.call("sts", "get_caller_identity")  # raises if no service can be reached
         refused.append(error)
-        hidden.append((kind, owner))
+        if getattr(error, "code", None) != NOT_CREATED:  # nothing of a run depends on what belongs to others
+            hidden.append((kind, owner))
 
     for kind in KINDS:
         known = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
@@ -69,7 +71,7 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
             except (Refused, Unreached) as error:
                 record_failure(error, kind, owner)
                 continue
-            except (LookupError, TypeError, ValueError) as error:
+            except (AwsError, LookupError, TypeError, ValueError) as error:  # AwsError: botocore rejects it
                 odd = f"{kind.name} {name} is not as neuron-sum creates it ({type(error).__name__}: {error})"
                 record_failure(Refused(odd, "delete it yourself", "Odd"), kind, owner)
                 continue

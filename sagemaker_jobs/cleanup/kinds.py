@@ -11,7 +11,7 @@ from typing import Any
 from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, Unreached, ignore_missing
+from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached, ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, owner_of, role_path, run_of
 from sagemaker_jobs.launch.schedules import LATE_S, time_of
 
@@ -111,7 +111,7 @@ class ResourceKind:
             raise Refused(
                 f"the ledger names {self.name} {thing.name}, which was not created by neuron-sum: kept",
                 "remove its line from the ledger, whose path `neuron-sum aws status` prints",
-                "NotCreated",
+                NOT_CREATED,
             )
 
 

@@ -14,6 +14,7 @@ from moto.sagemaker.models import sagemaker_backends
 
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.cleanup.deletion_order import KINDS
 from sagemaker_jobs.launch.schedules import create_ending
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
@@ -87,7 +88,12 @@ def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer) -> None:
     aws.boto3("scheduler").create_schedule(**at)
     Ledger(AwsContext(ACCOUNT, REGION)).note("made", "endpoint", RUN.name("endpoint"), RUN.id)
     path = Ledger(AwsContext(ACCOUNT, REGION)).path
-    path.write_bytes(b"\n{}\nnot json\n\xef\xbb\xbf[]\n\xff\xfe\n" + path.read_bytes())
+    empty = b"".join(
+        b'{"time": "t", "event": "made", "run": "%s", "kind": "%s", "name": ""}\n'
+        % (RUN.id.encode(), kind.name.encode())
+        for kind in KINDS
+    )
+    path.write_bytes(b"\n{}\nnot json\n\xef\xbb\xbf[]\n\xff\xfe\n" + empty + path.read_bytes())
     shown = neuron_sum("aws", "status", "--json")
     [double] = [item for item in told(shown)["ours"] if item["name"] == RUN.name("endpoint")]
     assert double["instances"] == 2 and "is damaged" in shown.stderr and other.name("expiry") in shown.stderr
