@@ -17,6 +17,7 @@ from neuron_sum.text_files import conversion_of
 STRING, MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL), re.compile(rb"[\[\]{}]|[^\s,:\[\]{}]+")
 MAX_DEPTH = 500
 DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow")
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
 NUMBER = re.compile(r"[-_.]\d{5}-of-\d{5}|(?<=.)[-_.]?\d{1,9}$")
 """The number of one of several files that `datasets` joins in order."""

@@ -5,11 +5,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from neuron_sum import files
-from neuron_sum.data.hub import DATA_SUFFIXES
+from neuron_sum.data.hub import DATA_SUFFIXES, PACKED_SUFFIXES
 from neuron_sum.data.splits import split_files, split_of
 from neuron_sum.errors import AwsError, DataError
 from neuron_sum.models.gguf import folder_of, is_gguf
-from neuron_sum.recipes.schema import Recipe
+from neuron_sum.recipes.schema import Recipe, SplitFiles
 from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE
 from sagemaker_jobs.launch.channels import Channel, files_of, named
@@ -85,12 +85,24 @@ def _used(path: Path, section: str, recipe: Recipe) -> dict[str, Path]:
     if recipe.data.source != "hub":
         used, _ = split_files(path, recipe.data)
         return named(path, [file for split in used.values() for file in split])
-    # `datasets` reads the files whose names or folders state a split, or else all of its formats.
-    inside = {name: file for name, file in files_of(path).items() if file.suffix.lower() in DATA_SUFFIXES}
+    # `datasets` reads the files that the recipe, dataset_dict.json or the README name, or those that state a split, in
+    # their names or folders, or else all of its formats.
+    inside = {name: file for name, file in files_of(path).items() if _is_data(file)}
     stated = {name: file for name, file in inside.items() if any(map(split_of, Path(name).with_suffix("").parts))}
     described = {name: path / name for name in ("README.md", "dataset_dict.json") if (path / name).is_file()}
     configured = "README.md" in described and "configs:" in described["README.md"].read_text(errors="replace")
-    return {**described, **(inside if configured or not stated else stated)}
+    named_elsewhere = configured or recipe.data.files != SplitFiles() or "dataset_dict.json" in described
+    if not inside:
+        raise DataError(
+            f"data.path: {path} has no data files ({', '.join(DATA_SUFFIXES)})", "Use a folder that `datasets` reads."
+        )
+    return {**described, **(inside if named_elsewhere or not stated else stated)}
+
+
+def _is_data(file: Path) -> bool:
+    name = file.name.lower()
+    packed = next((suffix for suffix in PACKED_SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(packed).endswith(DATA_SUFFIXES)
 
 
 def code_channels(wheelhouse: Path | None) -> list[Channel]:

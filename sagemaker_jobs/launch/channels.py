@@ -107,8 +107,9 @@ def named(folder: Path, inside: Collection[Path]) -> dict[str, Path]:
     allowed = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     for file in inside:
         if not (target := file.resolve()).is_relative_to(root) and not target.is_relative_to(allowed):
+            link = f"a link to {target}, " if file.absolute() != target else ""
             raise DataError(
-                f"{file} is a link to {target}, outside of the folder that the recipe names",
+                f"{file} is {link}outside of the folder {folder}",
                 "Copy the file into the folder, or remove the link.",
             )
     return {file.relative_to(folder).as_posix(): file for file in sorted(inside)}

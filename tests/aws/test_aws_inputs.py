@@ -10,6 +10,10 @@ from aws_inputs import BUCKET, failed, told
 from aws_server import AwsServer
 from in_process import neuron_sum
 
+from neuron_sum import load_recipe
+from neuron_sum.errors import DataError
+from sagemaker_jobs.aws.place import NetworkSecurity
+from sagemaker_jobs.jobs import inputs
 from sagemaker_jobs.launch import channels
 
 ROW = json.dumps({"id": "1", "dialogue": "A: hi", "summary": "A says hi."}) + "\n"
@@ -40,8 +44,32 @@ def with_data(source: str = "jsonl") -> tuple[str, ...]:
 def test_only_the_files_of_a_data_set_are_uploaded(aws: AwsServer) -> None:
     told(neuron_sum(*with_data()))
     assert keys(aws, "data") == {"train.jsonl", "dev.jsonl"}
-    told(neuron_sum(*with_data("hub")))
-    assert keys(aws, "data") == {"train.jsonl", "dev.jsonl"}
+
+
+HUB = {
+    "names of splits": (["train.jsonl", "dev.jsonl.gz", "credentials.json"], (), {"train.jsonl", "dev.jsonl.gz"}),
+    "a named file": (["train.jsonl", "sft.jsonl"], ("data.files.train=sft",), {"train.jsonl", "sft.jsonl"}),
+    "saved": (["dataset_dict.json", "train/state.json", "rest/data.arrow"], (), None),
+    "a card": (["README.md", "rest.jsonl", "train.jsonl", "key.pem"], (), {"README.md", "rest.jsonl", "train.jsonl"}),
+}
+
+
+@pytest.mark.parametrize("kind", HUB)
+def test_only_the_files_that_datasets_reads_are_uploaded(kind: str, tmp_path: Path) -> None:
+    written, overrides, expected = HUB[kind]
+    for name in written:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("configs:\n")
+    recipe = load_recipe("tiny", ["data.source=hub", f"data.path={tmp_path}", *overrides])
+    [found] = [each for each in inputs.channels(recipe, tmp_path, None, NetworkSecurity()) if each.name == "data"]
+    assert set(found.files) == (expected or set(written))
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no data")
+    recipe = load_recipe("tiny", ["data.source=hub", f"data.path={tmp_path}"])
+    with pytest.raises(DataError, match="has no data files"):
+        inputs.channels(recipe, tmp_path, None, NetworkSecurity())
 
 
 def test_only_the_files_of_a_model_are_uploaded(aws: AwsServer, micro_run: Path) -> None:
