@@ -30,6 +30,6 @@ def project_root() -> Path:
         if (root / REQUIREMENTS).is_dir() and all((root / name).is_file() for name in PROJECT_FILES):
             return root
     raise ResourceError(
-        f"{PROJECT_FILES[0]}, from which neuron-sum is built for images and jobs, is not in {SOURCES}",
+        f"{SOURCES} lacks {', '.join(PROJECT_FILES)} or {REQUIREMENTS}, from which images and jobs build neuron-sum",
         "install neuron-sum with pip, or run this command in a checkout of the project",
     )

@@ -81,8 +81,11 @@ def failed_calls(account: Account, since: datetime) -> int:
         AwsError: If CloudWatch cannot be reached, or refuses.
     """
     now = datetime.now(timezone.utc)
-    # CloudWatch returns at most 1,440 periods of whole minutes, and counts per group of schedules only.
-    period_s = 60 * (1 + int((now - since) / timedelta(minutes=1440)))
+    # CloudWatch returns at most 1,440 periods, keeps minutes for 15 days and five minutes for 63 (GetMetricStatistics),
+    # and counts per group of schedules only.
+    age = now - since
+    unit_s = 60 if age < timedelta(days=15) else 300 if age < timedelta(days=63) else 3600
+    period_s = unit_s * (1 + int(age / timedelta(seconds=1440 * unit_s)))
     answer = account.call(
         "cloudwatch",
         "get_metric_statistics",
