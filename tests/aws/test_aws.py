@@ -41,12 +41,14 @@ def test_a_run_from_start_to_nothing_left(
     resumed = aws.boto3("sagemaker").describe_training_job(TrainingJobName=second["job"])
     assert resumed["CheckpointConfig"] == job["CheckpointConfig"]
 
+    stored = aws.boto3("s3").list_objects_v2(Bucket=BUCKET)["KeyCount"]
+    assert stored == len(keys) + 1, "the model of the second job"
     assert neuron_sum("aws", "down", "--check").returncode == 14
     down = neuron_sum("aws", "down", result["run"], "--json")
     assert down.returncode == 0, down.stderr
     assert aws.everything() == []
     assert neuron_sum("aws", "down", "--check").returncode == 0
-    assert aws.boto3("s3").list_objects_v2(Bucket=BUCKET)["KeyCount"] == len(keys)
+    assert aws.boto3("s3").list_objects_v2(Bucket=BUCKET)["KeyCount"] == stored
     assert neuron_sum("aws", "down", "--all", "--artifacts").returncode == 0
     assert aws.boto3("s3").list_buckets()["Buckets"] == []
     assert aws.boto3("logs").describe_log_streams(logGroupName="/aws/sagemaker/TrainingJobs")["logStreams"] == []
