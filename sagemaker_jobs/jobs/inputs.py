@@ -24,10 +24,10 @@ LOCAL_FIELDS = {
 """Fields of a recipe that may name a local path, and the channel that uploads it for the container."""
 
 MODEL_FILES = (
-    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt",
-)  # fmt: skip
+    *("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt"),
+)
 """Patterns of the files of a model and its tokenizer, in a folder that may also contain others."""
 
 HUB_FIELDS = ("data.path", "model.name_or_path", "model.tokenizer")

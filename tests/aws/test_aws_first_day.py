@@ -69,8 +69,8 @@ def test_encryption_between_instances_has_an_option_of_its_own() -> None:
 def test_compiled_graphs_survive_a_spot_restart() -> None:
     words = (*NEURON, "--max-wait-hours", "8")
     assert request_of(*words)["Environment"]["NEURON_COMPILE_CACHE_URL"].startswith("/opt/ml/checkpoints/")
-    elsewhere = request_of(*words, "train.neuron.cache_url=/tmp/graphs")["Environment"]
-    assert elsewhere["NEURON_COMPILE_CACHE_URL"] == "/tmp/graphs"
+    elsewhere = request_of(*words, "train.neuron.cache_url=/opt/graphs")["Environment"]
+    assert elsewhere["NEURON_COMPILE_CACHE_URL"] == "/opt/graphs"
 
 
 def test_a_cache_of_graphs_in_s3_needs_a_role_that_may_use_it() -> None:
