@@ -98,7 +98,7 @@ class StepGraph(nn.Module):
 
     Args:
         model: The static model.
-        steps: The number of steps per call.
+        steps: The number of steps per call; several need one beam.
     """
 
     def __init__(self, model: StaticModel, steps: int = 1) -> None:
@@ -114,8 +114,33 @@ class StepGraph(nn.Module):
         constants: list[Tensor],
         state: list[Tensor],
     ) -> list[Tensor]:
-        """See `run_steps`."""
-        return run_steps(self.model, self.steps, tokens, position, ancestors, slot, constants, state)
+        """The next tokens of every beam.
+
+        Args:
+            tokens: See `StaticT5.step`, also for the other arguments.
+            position: (B,) int64, the first step of every example.
+            ancestors: (B, K, T) int64.
+            slot: (B,) int64.
+            constants: The result of `encode`.
+            state: The self-attention cache.
+
+        Returns:
+            The candidates of `select`; of several steps the tokens (B, steps), int64, and their logits (B, steps),
+            float32.
+        """
+        if self.steps == 1:
+            return select(
+                self.model.step(tokens, position, ancestors, slot, constants, state), candidates(tokens.shape[1])
+            )
+        # An example that is at its end repeats the last position, so that it writes only there.
+        last = torch.full_like(position, ancestors.shape[2] - 1)
+        chosen, logits = list[Tensor](), list[Tensor]()
+        for step in range(self.steps):
+            at = torch.minimum(position + step, last)
+            tokens, largest = most_probable(self.model.step(tokens, at, ancestors, slot, constants, state))
+            chosen.append(tokens)
+            logits.append(largest)
+        return [torch.cat(chosen, dim=1), torch.cat(logits, dim=1)]
 
     def example_inputs(self, graph: GraphFile) -> tuple[Any, ...]:
         """Inputs of the graph's shape."""
@@ -133,44 +158,6 @@ class StepGraph(nn.Module):
         ancestors = torch.zeros(batch, beams, target_len, dtype=torch.int64)
         position = torch.zeros(batch, dtype=torch.int64)
         return ids, position, ancestors, slot, [*constants, *cache(source)], cache(target_len * beams)
-
-
-def run_steps(
-    model: StaticModel,
-    steps: int,
-    tokens: Tensor,
-    position: Tensor,
-    ancestors: Tensor,
-    slot: Tensor,
-    constants: list[Tensor],
-    state: list[Tensor],
-) -> list[Tensor]:
-    """The results of a step graph.
-
-    Args:
-        model: The static model.
-        steps: The number of steps; several need one beam.
-        tokens: See `StaticT5.step`, also for the other arguments.
-        position: (B,) int64, the first step of every example.
-        ancestors: (B, K, T) int64.
-        slot: (B,) int64.
-        constants: The result of `encode`.
-        state: The self-attention cache.
-
-    Returns:
-        The candidates of `select`; of several steps the tokens (B, steps), int64, and their logits (B, steps), float32.
-    """
-    if steps == 1:
-        return select(model.step(tokens, position, ancestors, slot, constants, state), candidates(tokens.shape[1]))
-    # An example that is at its end repeats the last position, so that it writes only there.
-    last = torch.full_like(position, ancestors.shape[2] - 1)
-    chosen, logits = list[Tensor](), list[Tensor]()
-    for step in range(steps):
-        at = torch.minimum(position + step, last)
-        tokens, largest = most_probable(model.step(tokens, at, ancestors, slot, constants, state))
-        chosen.append(tokens)
-        logits.append(largest)
-    return [torch.cat(chosen, dim=1), torch.cat(logits, dim=1)]
 
 
 def graph_module(model: StaticModel, graph: GraphFile) -> EncodeGraph | StepGraph:

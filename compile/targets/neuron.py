@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 
 from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import Linear
-from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks, run_steps
+from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Compilation, GraphFile
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
@@ -300,7 +300,9 @@ class DeviceStep(nn.Module):
         if slot is None:
             slot = torch.zeros_like(tokens[:, 0])
         constants, state = ([getattr(self, name) for name in names] for names in (self.constants, self.state))
-        results = run_steps(self.model, self.graph.steps, tokens, position, ancestors, slot, constants, state)
+        results: list[Tensor] = StepGraph(self.model, self.graph.steps)(
+            tokens, position, ancestors, slot, constants, state
+        )
         for name, tensor in zip(self.state, state, strict=True):
             setattr(self, name, tensor)
         return results

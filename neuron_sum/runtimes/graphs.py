@@ -20,7 +20,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 """(input_ids, attention_mask, slot) -> constants; shapes as in compile/graphs/t5.py."""
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], Sequence[Tensor]]
-"""(tokens, position, ancestors, slot, steps) -> the results of `run_steps` in compile/graphs/static.py, bound to the
+"""(tokens, position, ancestors, slot, steps) -> the results of `StepGraph` in compile/graphs/static.py, bound to the
 constants and the state of one batch."""
 OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]
 """(bucket, num_beams, constants) -> the step of a new batch."""
