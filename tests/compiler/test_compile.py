@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from artifacts import assert_adapters_are_swapped_under_load, prompts_of
+from artifacts import assert_adapters_are_swapped_under_load, expected_by_adapter, prompts_of
 from in_process import neuron_sum as in_process
 from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
 from safetensors import safe_open
@@ -34,7 +34,7 @@ from neuron_sum.platform import cpu
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runs.folder import open_run
-from neuron_sum.runs.trained import load_trained, load_untuned
+from neuron_sum.runs.trained import load_trained
 from neuron_sum.runtimes import weights as weight_store
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
@@ -64,9 +64,7 @@ def test_a_compiled_t5_generates_the_tokens_of_transformers(
 ) -> None:
     prompts, asked = prompts_of(lora_artifact, micro_lora_run), GenerateConfig(max_new_tokens=12, num_beams=num_beams)
     generator, _ = load_generator(lora_artifact)
-    for load, adapter in ((load_trained, "default"), (load_untuned, None)):
-        model, tokenizer = load(open_run(micro_lora_run))
-        expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+    for adapter, expected in expected_by_adapter(micro_lora_run, prompts, asked):
         assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
         alone = [generator.generate([prompt], asked, [adapter])[0] for prompt in prompts]
         assert alone == expected, "the graphs of one row"
@@ -96,9 +94,7 @@ def test_several_greedy_steps_per_call_generate_the_tokens_of_transformers(
     generator.runtime.open = recorded
     for least in (0, 4):
         asked = GenerateConfig(max_new_tokens=12, min_new_tokens=least)
-        for load, adapter in ((load_trained, "default"), (load_untuned, None)):
-            model, tokenizer = load(open_run(micro_lora_run))
-            expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+        for adapter, expected in expected_by_adapter(micro_lora_run, prompts, asked):
             assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
             assert calls.count(5) > 0
             calls.clear()

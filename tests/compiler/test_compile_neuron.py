@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from artifacts import assert_adapters_are_swapped_under_load, edited, make_lora, prompts_of
+from artifacts import assert_adapters_are_swapped_under_load, edited, expected_by_adapter, make_lora, prompts_of
 from micro_models import LORA_SHAPE, MICRO, ROOT, SHAPE
 from neuron_packages import ENVIRONMENT, make_packages
 from safetensors import safe_open
@@ -141,9 +141,7 @@ def test_tokens_equal_those_of_transformers_with_and_without_adapter(
     prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
     for num_beams in (1, 2):
         asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
-        for load, adapter in ((load_trained, "default"), (load_untuned, None)):
-            model, tokenizer = load(open_run(micro_lora_run))
-            expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+        for adapter, expected in expected_by_adapter(micro_lora_run, prompts, asked):
             assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
             alone = [generator.generate([prompt], asked, [adapter])[0] for prompt in prompts]
             assert alone == expected, "the graphs of one row"
@@ -173,9 +171,7 @@ def test_several_greedy_steps_per_call_have_equal_tokens(
     single = replace(generator, runtime=replace(generator.runtime, greedy_steps=1))
     for least in (0, 4):
         asked = GenerateConfig(max_new_tokens=12, min_new_tokens=least)
-        for load, adapter in ((load_trained, "default"), (load_untuned, None)):
-            model, tokenizer = load(open_run(micro_lora_run))
-            expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
+        for adapter, expected in expected_by_adapter(micro_lora_run, prompts, asked):
             assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
             assert ran.count(5) > 0
             ran.clear()

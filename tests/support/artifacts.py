@@ -1,6 +1,7 @@
 """Adapters and artifacts that several test files create or change."""
 
 import copy
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def make_lora(base: PreTrainedModel, folder: Path, rank: int, alpha: int, seed: 
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder
+
+
+def expected_by_adapter(
+    run: Path, prompts: list[list[int]], asked: GenerateConfig
+) -> Iterator[tuple[str | None, list[list[int]]]]:
+    """The tokens of transformers with the adapter of a run, `default`, and without an adapter."""
+    for load, adapter in ((load_trained, "default"), (load_untuned, None)):
+        model, tokenizer = load(open_run(run))
+        yield adapter, TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
 
 
 def make_soft_prompt(base: PreTrainedModel, folder: Path, tokens: int) -> Path:
