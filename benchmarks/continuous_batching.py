@@ -26,16 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from generation import END_OF_SEQUENCE, MODELS, VOCABULARY, make_checkpoint
-from peers import once
+from generation import END_OF_SEQUENCE, VOCABULARY, small_artifact
 from torch import Tensor
 
 import serving.batching
-from compile.exporters.own import build, make_plan
 from compile.graphs.selection import candidates
-from compile.source import open_source
 from neuron_sum import console
-from neuron_sum.artifact import Artifact, Bucket, open_artifact
+from neuron_sum.artifact import Bucket
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.generation import StepGenerator
@@ -141,7 +138,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "continuous", help="folder for the artifact")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    runtime = aoti.load(_artifact(options.work.resolve(), options.batches))
+    runtime = aoti.load(small_artifact(options.work.resolve(), options.batches, SOURCE_TOKENS, TARGET_LEN))
     seconds = _graph_seconds(runtime, options.rounds)
     for (kind, batch), value in seconds.items():
         console.note(f"{kind}, batch {batch}: {1000 * value:.1f} ms")
@@ -265,23 +262,6 @@ def _replayed(runtime: GraphRuntime, seconds: dict[tuple[str, int], float], cloc
     assert isinstance(runtime.open, HostState)
     state = HostState(graph, runtime.open.spec)
     return GraphRuntime(runtime.buckets, runtime.num_beams, runtime.tokens, encode, state)
-
-
-def _artifact(work: Path, batches: Sequence[int]) -> Artifact:
-    """The artifact, compiled once into the work folder."""
-    once(work / "checkpoint", partial(make_checkpoint, MODELS["small"]))
-    folder = work / f"fp32-{SOURCE_TOKENS}-{'-'.join(map(str, batches))}"
-    if not folder.exists():
-        changes = [
-            f"compile.batch_sizes={list(batches)}",
-            f"compile.source_lens=[{SOURCE_TOKENS}]",
-            f"compile.target_len={TARGET_LEN}",
-            f"generate.max_new_tokens={TARGET_LEN}",
-            f"data.max_source_length={SOURCE_TOKENS}",
-        ]
-        source = open_source(work / "checkpoint", "tiny", changes)
-        build(source, make_plan(source), folder, overwrite=False, jobs=None)
-    return open_artifact(folder)
 
 
 def _numbers(text: str) -> list[int]:

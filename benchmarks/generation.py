@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -31,13 +32,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 from peers import NEW_TOKENS, SOURCE_TOKENS, SYSTEMS, Job, once
 from rich.table import Table
 
 from neuron_sum import console
+
+if TYPE_CHECKING:
+    from neuron_sum.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints" / "peers.txt"
@@ -164,6 +168,37 @@ def make_checkpoint(dimensions: dict[str, int], folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
+
+
+def small_artifact(
+    work: Path, batches: Sequence[int], source_tokens: int, new_tokens: int, changes: Sequence[str] = ()
+) -> "Artifact":
+    """An artifact with FLAN-T5-small's dimensions and random weights, compiled once into the work folder.
+
+    Args:
+        work: The work folder.
+        batches: The batch sizes.
+        source_tokens: The source length.
+        new_tokens: The target length.
+        changes: More changes to the recipe.
+    """
+    from compile.exporters.own import build, make_plan
+    from compile.source import open_source
+    from neuron_sum.artifact import open_artifact
+
+    once(work / "checkpoint", partial(make_checkpoint, MODELS["small"]))
+    shape = [
+        f"compile.batch_sizes={list(batches)}",
+        f"compile.source_lens=[{source_tokens}]",
+        f"compile.target_len={new_tokens}",
+        f"generate.max_new_tokens={new_tokens}",
+        f"data.max_source_length={source_tokens}",
+    ]
+    folder = work / "-".join(["artifact", *re.findall(r"\w+", " ".join([*shape, *changes]))])
+    if not folder.exists():
+        source = open_source(work / "checkpoint", "tiny", [*shape, *changes])
+        build(source, make_plan(source), folder, overwrite=False, jobs=None)
+    return open_artifact(folder)
 
 
 def inputs(batch: int) -> list[list[int]]:

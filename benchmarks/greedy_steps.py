@@ -18,15 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from generation import MODELS, VOCABULARY, make_checkpoint
-from peers import once
+from generation import VOCABULARY, small_artifact
 from torch import Tensor
 
-from compile.exporters.own import build, make_plan
 from compile.graphs.selection import candidates
-from compile.source import open_source
 from neuron_sum import console
-from neuron_sum.artifact import Artifact, Bucket, open_artifact
+from neuron_sum.artifact import Bucket
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.generation import StepGenerator
@@ -104,7 +101,7 @@ def _host_calls(steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
 
 def _summary_calls(work: Path, batches: Sequence[int], steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
     """Whole summaries of a batch of every size, after a check that both ways have the same tokens."""
-    runtime = aoti.load(_artifact(work, batches, steps))
+    runtime = aoti.load(small_artifact(work, batches, SOURCE_TOKENS, NEW_TOKENS, [f"compile.greedy_steps={steps}"]))
     assert runtime.greedy_steps == steps
     for batch in batches:
         prompts = torch.randint(3, 32000, (batch, SOURCE_TOKENS), generator=torch.Generator().manual_seed(1)).tolist()
@@ -114,23 +111,6 @@ def _summary_calls(work: Path, batches: Sequence[int], steps: int) -> Iterator[t
         assert one == several, "other tokens"
         assert {len(row) for row in one} == {NEW_TOKENS}
         yield batch, list(calls)
-
-
-def _artifact(work: Path, batches: Sequence[int], steps: int) -> Artifact:
-    """The artifact, compiled once into the work folder."""
-    once(work / "checkpoint", partial(make_checkpoint, MODELS["small"]))
-    folder = work / f"fp32-{steps}-{'-'.join(map(str, batches))}"
-    if not folder.exists():
-        changes = [
-            f"compile.batch_sizes={list(batches)}",
-            f"compile.source_lens=[{SOURCE_TOKENS}]",
-            f"compile.greedy_steps={steps}",
-            f"generate.max_new_tokens={NEW_TOKENS}",
-            f"data.max_source_length={SOURCE_TOKENS}",
-        ]
-        source = open_source(work / "checkpoint", "tiny", changes)
-        build(source, make_plan(source), folder, overwrite=False, jobs=None)
-    return open_artifact(folder)
 
 
 if __name__ == "__main__":

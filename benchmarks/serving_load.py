@@ -18,16 +18,13 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import httpx
 import psutil
-from generation import END_OF_SEQUENCE, MODELS, SPECIAL_TOKENS, VOCABULARY, make_checkpoint
-from peers import once
+from generation import END_OF_SEQUENCE, SPECIAL_TOKENS, VOCABULARY, small_artifact
 
 from neuron_sum import console
 from neuron_sum.artifact import Artifact, open_artifact
@@ -70,8 +67,9 @@ def main() -> None:
     if not OTHER_CORES:
         parser.error("two cores are required: one for the worker, one for everything else")
     os.environ["OMP_NUM_THREADS"] = "1"
-    batched = _artifact(options.work, options.dtype, [1, options.batch // 2, options.batch])
-    single = _artifact(options.work, options.dtype, [1])
+    shape = (SOURCE_TOKENS, NEW_TOKENS, [f"compile.dtype={options.dtype}"])
+    batched = small_artifact(options.work, [1, options.batch // 2, options.batch], *shape)
+    single = small_artifact(options.work, [1], *shape)
     rounds = []
     for number in range(options.rounds):
         bare = _bare(batched, options.seconds)
@@ -124,29 +122,6 @@ def main() -> None:
         "",
     )
     console.emit({}, table)
-
-
-def _artifact(work: Path, dtype: str, batches: Sequence[int]) -> Artifact:
-    """The artifact, compiled once into the work folder."""
-    checkpoint = work / "checkpoint"
-    once(checkpoint, partial(make_checkpoint, MODELS["small"]))
-
-    folder = work / f"{dtype}-{'-'.join(map(str, batches))}"
-    if not folder.exists():
-        from compile.exporters.own import build, make_plan
-        from compile.source import open_source
-
-        changes = [
-            f"compile.dtype={dtype}",
-            f"compile.batch_sizes={list(batches)}",
-            f"compile.source_lens=[{SOURCE_TOKENS}]",
-            f"compile.target_len={NEW_TOKENS}",
-            f"generate.max_new_tokens={NEW_TOKENS}",
-            f"data.max_source_length={SOURCE_TOKENS}",
-        ]
-        source = open_source(checkpoint, "tiny", changes)
-        build(source, make_plan(source), folder, overwrite=False, jobs=None)
-    return open_artifact(folder)
 
 
 def _bare(artifact: Artifact, seconds: float) -> float:
