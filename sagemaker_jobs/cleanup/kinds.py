@@ -13,6 +13,7 @@ from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached, ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, owner_of, role_path, run_of
+from sagemaker_jobs.aws.place import Request
 from sagemaker_jobs.launch.schedules import LATE_S, time_of
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
@@ -98,7 +99,7 @@ class ResourceKind:
     of: str = ""
 
     def check_owner(self, account: Account, thing: Resource) -> None:
-        """Raise unless a resource that only the ledger names has the name of its run and, if possible, its tag.
+        """Raise unless a resource that only the ledger names has the name of its run and its tag, or a role's path.
 
         Raises:
             Refused: If neuron-sum did not create it.
@@ -107,6 +108,12 @@ class ResourceKind:
         ours = owner_of(thing.name) == thing.run
         if ours and self.name in TAGGED:
             ours = _tagged_run(account, account.site.arn("sagemaker", f"{self.name}/{thing.name}")) == thing.run
+        elif ours and self.name == "role":
+            role = account.call("iam", "get_role", RoleName=thing.name)["Role"]
+            ours = role["Path"] == role_path(account.region)
+        elif ours and self.name == "build-project":
+            [project] = account.call("codebuild", "batch_get_projects", names=[thing.name])["projects"]
+            ours = _run_of_project(project) == thing.run
         if not ours:
             raise Refused(
                 f"the ledger names {self.name} {thing.name}, which was not created by neuron-sum: kept",
@@ -220,9 +227,14 @@ def _expiry(account: Account, endpoint: str) -> str | None:
     """Return the time at which Scheduler deletes an endpoint (UTC, ISO 8601); None if it does not, or is unreadable."""
     try:
         schedule = account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry")
-        return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}"
+        return _end(schedule)
     except (Refused, Unreached, KeyError):  # the search of schedules reports the error; deletion needs no time
         return None
+
+
+def _end(schedule: Request) -> str | None:
+    """The time of a schedule's first call; None if somebody removed it."""
+    return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}" if "StartDate" in schedule else None
 
 
 def _list_schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
@@ -239,7 +251,7 @@ def _describe_schedule(account: Account, name: str, run: str) -> Resource | None
         run,
         schedule["State"].lower(),
         hours_since(schedule["CreationDate"]),
-        ends=f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}",
+        ends=_end(schedule),
     )
 
 
@@ -284,12 +296,16 @@ def _delete_scaling(account: Account, name: str) -> None:
         )
 
 
+def _run_of_project(project: Mapping[str, Any]) -> str | None:
+    return next((tag["value"] for tag in project.get("tags", []) if tag["key"] == RUN_TAG), None)
+
+
 def _list_projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
     names = [name for name in account.pages("codebuild", "list_projects", "projects") if _is_of(str(name), run)]
     for first in range(0, len(names), BUILDS_ASKED):
         batch = account.call("codebuild", "batch_get_projects", names=names[first : first + BUILDS_ASKED])["projects"]
         for project in batch:
-            owner = next((tag["value"] for tag in project.get("tags", []) if tag["key"] == RUN_TAG), None)
+            owner = _run_of_project(project)
             if owner is not None and run in (None, owner):
                 yield project["name"], owner
 

@@ -142,7 +142,8 @@ def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
     Raises:
         AwsError: If the request fails.
     """
-    if (schedule := account.find("scheduler", "get_schedule", Name=run.name("expiry"))) is None:
+    schedule = account.find("scheduler", "get_schedule", Name=run.name("expiry"))
+    if schedule is None or "StartDate" not in schedule:
         return None
     return time_of(schedule), str(schedule["Target"]["RoleArn"])
 

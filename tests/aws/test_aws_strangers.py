@@ -48,19 +48,34 @@ def endpoints(aws: AwsServer) -> set[str]:
     return {item.split()[1] for item in aws.everything() if item.startswith("endpoint ")}
 
 
+PROJECT: dict[str, Any] = {
+    "name": RUN.name("build"),
+    "source": {"type": "S3", "location": "bucket/context.zip"},
+    "artifacts": {"type": "NO_ARTIFACTS"},
+    "environment": {"type": "LINUX_CONTAINER", "image": "image", "computeType": "BUILD_GENERAL1_SMALL"},
+    "serviceRole": ROLE,
+}
+"""A project of others with the form of neuron-sum's names, but without tags."""
+
+
 def test_a_ledger_that_names_resources_of_others_deletes_nothing(aws: AwsServer) -> None:
     untagged = Run("theirs-261121-2000-abcf", "").name("endpoint")  # has the form of neuron-sum's names
     for name in ("prod-endpoint", untagged):
         make_endpoint(aws, name, [])
-    aws.boto3("iam").create_role(RoleName="AdminRole", AssumeRolePolicyDocument="{}")
+    roles = ("AdminRole", RUN.name("role"))  # the second one is not in neuron-sum's path
+    for role in roles:
+        aws.boto3("iam").create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+    aws.boto3("codebuild").create_project(**PROJECT)
     ledger = Ledger(AwsContext(ACCOUNT, REGION))
-    for kind, name in (("endpoint", "prod-endpoint"), ("role", "AdminRole"), ("endpoint", untagged)):
+    named = [("endpoint", "prod-endpoint"), *(("role", role) for role in roles), ("endpoint", untagged)]
+    for kind, name in (*named, ("build-project", PROJECT["name"])):
         ledger.note("made", kind, name, RUN.id)
     result = neuron_sum(*DOWN)
     assert result.exit_code == 14, result.stdout
     said = " ".join(result.stderr.split())
-    assert "prod-endpoint, which was not created by neuron-sum: kept (and 2 more)" in said
-    assert endpoints(aws) == {"prod-endpoint", untagged} and "role AdminRole" in aws.everything()
+    assert "prod-endpoint, which was not created by neuron-sum: kept (and 4 more)" in said
+    assert endpoints(aws) == {"prod-endpoint", untagged}
+    assert {*(f"role {role}" for role in roles), f"build-project {PROJECT['name']}"} <= set(aws.everything())
 
 
 def test_logs_of_others_are_kept(aws: AwsServer) -> None:
@@ -79,12 +94,17 @@ def test_logs_of_others_are_kept(aws: AwsServer) -> None:
     assert [stream["logStreamName"] for stream in streams] == [f"{theirs}/algo-1-1"]
 
 
-def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer) -> None:
+@pytest.mark.parametrize("odd", [False, True])
+def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, odd: bool) -> None:
+    """A schedule without a start is deleted; one that cannot be described is kept."""
     other = Run("tiny-261121-2000-abce", "tiny")
     make_endpoint(aws, RUN.name("endpoint"), RUN.tags, variants=2)
     make_endpoint(aws, other.name("endpoint"), other.tags)
     at = create_ending(other.name("expiry"), at=_later(), role_arn=ROLE, target="sagemaker:x", arguments={})
-    del at["StartDate"]
+    if odd:
+        monkeypatch.setattr("sagemaker_jobs.cleanup.kinds.time_of", lambda schedule: schedule["renamed"])
+    else:
+        del at["StartDate"]
     aws.boto3("scheduler").create_schedule(**at)
     Ledger(AwsContext(ACCOUNT, REGION)).note("made", "endpoint", RUN.name("endpoint"), RUN.id)
     path = Ledger(AwsContext(ACCOUNT, REGION)).path
@@ -96,10 +116,14 @@ def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer) -> None:
     path.write_bytes(b"\n{}\nnot json\n\xef\xbb\xbf[]\n\xff\xfe\n" + empty + path.read_bytes())
     shown = neuron_sum("aws", "status", "--json")
     [double] = [item for item in told(shown)["ours"] if item["name"] == RUN.name("endpoint")]
-    assert double["instances"] == 2 and "is damaged" in shown.stderr and other.name("expiry") in shown.stderr
+    assert double["instances"] == 2 and "is damaged" in shown.stderr
+    assert (other.name("expiry") in shown.stderr) == odd
     result = neuron_sum(*DOWN)
-    assert result.exit_code == 14 and other.name("expiry") in result.stderr, result.stderr
+    assert (result.exit_code, "is not as neuron-sum creates it" in result.stderr) == (14 if odd else 0, odd), (
+        result.stderr
+    )
     assert endpoints(aws) == set()
+    assert (f"schedule {other.name('expiry')}" in aws.everything()) == odd
 
 
 def _later() -> Any:
