@@ -115,7 +115,7 @@ def verify(
     max_drop: MaxDropOption = 1.0,
 ) -> None:
     """Compare an artifact's summaries with those of transformers; record the result in the manifest."""
-    from compile.verify import ALLOWED_DIFFERENCES
+    from compile.verify import ALLOWED_DIFFERENCES, width
     from compile.verify import verify as check
     from neuron_sum.artifact import open_artifact
     from neuron_sum.data.examples import count_of
@@ -137,7 +137,12 @@ def verify(
         rouge1, *others = (f"{difference:+.2f}" for difference in row.rouge_difference.values())
         interval = "" if row.rouge1_interval is None else "[{:+.1f}, {:+.1f}]".format(*row.rouge1_interval)
         table.add_row(
-            str(row.batch), str(row.num_beams), f"{row.identical} of {record.examples}", rouge1, interval, *others
+            str(row.batch),
+            width(row.num_beams, row.steps),
+            f"{row.identical} of {record.examples}",
+            rouge1,
+            interval,
+            *others,
         )
     untested = f"; not tested, because no prompt is that long: {', '.join(record.unseen)}" if record.unseen else ""
     points = f"{max_drop:g} point{'' if max_drop == 1 else 's'}"

@@ -3,7 +3,7 @@
 import datetime
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compile.source import Source, open_source
@@ -19,7 +19,8 @@ from neuron_sum.models.adapter_config import is_adapter
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import LIMITS, Recipe
 from neuron_sum.runs.fingerprint import differences, model_parts
-from neuron_sum.runtimes.base import Generator
+from neuron_sum.runtimes.base import CompiledGenerator, Generator
+from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 
@@ -37,6 +38,9 @@ WEAKENING = (
     "evaluate.bootstrap_samples=",
 )  # fmt: skip
 """Overrides with which an artifact could pass although its summaries differ."""
+
+WITHOUT_BANS = {"num_beams": 1, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+"""The settings with which the loop calls the graph of several greedy steps for all but the last tokens."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ def verify(
     overrides: Sequence[str] = (),
 ) -> Comparison:
     """Summarizes the same dialogues with transformers and with every batch size and beam width of the artifact.
+
+    The graphs of several greedy steps per call are compared separately, without the bans that the loop cannot combine
+    with them.
 
     An exact artifact passes if almost all summaries are the same. Any other passes if a paired bootstrap shows that it
     loses at most max_drop in ROUGE-1, and fails if it shows that it loses more. The result is recorded in the manifest,
@@ -116,8 +123,15 @@ def verify(
     reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
     compiled, _ = load_generator(artifact)
     checks, drops, differing, truncated = list[Check](), list[Drop](), list[tuple[str, str, str]](), 0
-    for num_beams in manifest.num_beams:
-        changed = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"num_beams": num_beams})})
+    single = replace(compiled, one_step=True) if isinstance(compiled, StepGenerator) else compiled
+    searches: list[tuple[CompiledGenerator, int, dict[str, int]]] = [
+        (single, 1, {"num_beams": num_beams}) for num_beams in manifest.num_beams
+    ]
+    if manifest.greedy_steps > 1:
+        searches.append((compiled, manifest.greedy_steps, WITHOUT_BANS))
+    for tested, steps, changes in searches:
+        settings = recipe.generate.model_copy(update=changes)
+        changed, name = recipe.model_copy(update={"generate": settings}), width(settings.num_beams, steps)
 
         def summarize(generator: Generator, description: str, recipe: Recipe = changed) -> list[Prediction]:
             return summarize_all(generator, tokenizer, recipe, ids, dialogues, description=description)
@@ -125,10 +139,10 @@ def verify(
         def scores(predictions: list[Prediction]) -> Scores:
             return rouge([prediction.summary for prediction in predictions], references, protocol)
 
-        expected = summarize(reference, f"transformers, beams {num_beams}")
+        expected = summarize(reference, f"transformers, beams {settings.num_beams}")
         before = scores(expected)
         for batch in sorted({bucket.batch for bucket in manifest.buckets}):
-            actual = summarize(compiled.with_batch_size(batch), f"artifact, beams {num_beams}, batch {batch}")
+            actual = summarize(tested.with_batch_size(batch), f"artifact, beams {name}, batch {batch}")
             pairs = [
                 (one.id, one.summary, other.summary)
                 for one, other in zip(expected, actual, strict=True)
@@ -140,7 +154,8 @@ def verify(
             checks.append(
                 Check(
                     batch=batch,
-                    num_beams=num_beams,
+                    num_beams=settings.num_beams,
+                    steps=steps,
                     identical=len(ids) - len(pairs),
                     rouge_difference={
                         name: round(float(after[name].mean() - before[name].mean()), 3) for name in before
@@ -166,6 +181,11 @@ def verify(
     )
     write_manifest(artifact.path, manifest.model_copy(update={"verified": record}))
     return Comparison(record, differing, truncated, split, wanted, len(dataset[split]))
+
+
+def width(num_beams: int, steps: int) -> str:
+    """The description of a search, such as "1, 4 steps per call"."""
+    return str(num_beams) if steps == 1 else f"{num_beams}, {steps} steps per call"
 
 
 def _outcome_of_exact(check: Check, count: int) -> Outcome:

@@ -129,6 +129,8 @@ class Check(Section):
 
     batch: int
     num_beams: int
+    steps: int = 1
+    """Greedy steps per call."""
     identical: int
     """Number of generated texts that equal those of transformers."""
     rouge_difference: dict[str, float]

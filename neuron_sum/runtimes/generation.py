@@ -25,6 +25,7 @@ class StepGenerator:
         runtime: The runtime of the graphs.
         default_adapter: The adapter used if none is requested; None for the base model.
         max_prompts: The number of prompts per batch; None for the batch size of the largest bucket.
+        one_step: Whether the graphs of several greedy steps are not used.
         used: See `CompiledGenerator`.
         counts: The steps so far.
     """
@@ -32,6 +33,7 @@ class StepGenerator:
     runtime: StepRuntime
     default_adapter: str | None = None
     max_prompts: int | None = None
+    one_step: bool = False
     used: set[Bucket] = field(default_factory=set, compare=False)
     counts: Counts = field(default_factory=Counts, compare=False)
 
@@ -99,6 +101,8 @@ class StepGenerator:
             self.used.add(bucket)
             with self.lease([names[index] for index in batch]) as leased, self.runtime.turn(), torch.inference_mode():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
+                if self.one_step:
+                    session.greedy = None
                 before = _before(session.start, rows, self.runtime.tokens)
                 outputs = search(session, before, self.ends, settings, self.counts)
             for index, tokens in zip(batch, outputs, strict=True):

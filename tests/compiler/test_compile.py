@@ -98,6 +98,8 @@ def test_several_greedy_steps_per_call_generate_the_tokens_of_transformers(
             assert generator.generate(prompts, asked, [adapter] * len(prompts)) == expected
             assert calls.count(5) > 0
             calls.clear()
+    checks = verify(artifact, None, 8, 1.0).record.checks
+    assert [(check.steps, check.identical) for check in checks] == [(1, 8), (5, 8)]
 
 
 def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
@@ -108,7 +110,9 @@ def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
 
 
 def test_a_compiled_qwen3_generates_the_tokens_of_transformers(qwen3_run: Path, tmp_path: Path) -> None:
-    artifact = compiled(qwen3_run, tmp_path / "qwen3", "compile.num_beams=[1,4]")
+    """Also by several greedy steps per call."""
+    artifact = compiled(qwen3_run, tmp_path / "qwen3", "compile.num_beams=[1,4]", "compile.greedy_steps=3")
+    assert artifact.manifest.greedy_steps == 3
     model, tokenizer = load_trained(open_run(qwen3_run))
     prompts, generator = prompts_of(artifact, qwen3_run), load_generator(artifact)[0]
     for num_beams in (1, 4):

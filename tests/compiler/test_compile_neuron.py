@@ -168,7 +168,7 @@ def test_several_greedy_steps_per_call_have_equal_tokens(
         neuronx._Graph, "run", lambda graph, **inputs: (ran.append(graph.entry.steps), run(graph, **inputs))[1]
     )
     prompts, generator = prompts_of(artifact, micro_lora_run), load_generator(artifact)[0]
-    single = replace(generator, runtime=replace(generator.runtime, greedy_steps=1))
+    single = replace(generator, one_step=True)
     for least in (0, 4):
         asked = GenerateConfig(max_new_tokens=12, min_new_tokens=least)
         for adapter, expected in expected_by_adapter(micro_lora_run, prompts, asked):

@@ -71,6 +71,7 @@ class Case:
         manifest = SimpleNamespace(
             source=SimpleNamespace(path="run"),
             num_beams=(1,),
+            greedy_steps=1,
             buckets=(BUCKET,),
             is_exact=self.exact,
             dtype="fp32" if self.exact else "int8",
