@@ -79,6 +79,22 @@ STEPS = (
         ),
     ),
     Step(
+        "greedy_steps",
+        kind="t5",
+        minutes=120,
+        cells=(
+            Cell("several greedy steps compile", "neuronx-cc accepts four unrolled steps", "docs/compile.md"),
+            Cell(
+                "several greedy steps tokens", "equal to transformers, fp32, several distinct", "the same graphs on CPU"
+            ),
+            Cell(
+                "several greedy steps latency",
+                "a call of four steps is faster than four calls",
+                "docs/compile.md: each call has a fixed cost",
+            ),
+        ),
+    ),
+    Step(
         "base",
         kind="t5",
         minutes=360,
@@ -143,6 +159,7 @@ class Size:
         vocabulary: The size of the trained tokenizer.
         layers: The number of layers per side of the large T5.
         two_layers: Overrides for the two-layer T5; the first source length is short and the last one long.
+        greedy_steps: Overrides for the two-layer T5 with graphs of several greedy steps.
         base: Overrides for the large T5.
         llama_shape: Overrides for the Llama.
         training: Overrides for the training.
@@ -156,6 +173,7 @@ class Size:
     vocabulary: int
     layers: int
     two_layers: tuple[str, ...]
+    greedy_steps: tuple[str, ...]
     base: tuple[str, ...]
     llama_shape: tuple[str, ...]
     training: tuple[str, ...]
@@ -166,6 +184,7 @@ class Size:
 
 _T5 = {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 _SLOTS = "compile.adapters={slots: 2, rank: 4, target_modules: [q, v]}"
+_SEVERAL = "compile.greedy_steps=4"
 _NEURON = ("train.backend=neuron", "train.shapes.plan=fixed", "train.logging_steps=1")
 SIZES: dict[SizeName, Size] = {
     "full": Size(
@@ -186,6 +205,12 @@ SIZES: dict[SizeName, Size] = {
             "compile.batch_sizes=[8]",
             "compile.source_lens=[96,512]",
             _SLOTS,
+        ),
+        greedy_steps=(
+            "data.max_source_length=512",
+            "generate.max_new_tokens=32",
+            "compile.batch_sizes=[8]",
+            _SEVERAL,
         ),
         base=(
             "data.max_source_length=512",
@@ -217,6 +242,7 @@ SIZES: dict[SizeName, Size] = {
             "compile.source_lens=[96,192]",
             _SLOTS,
         ),
+        greedy_steps=("generate.max_new_tokens=6", "compile.batch_sizes=[1]", _SEVERAL),
         base=("generate.max_new_tokens=6", "compile.batch_sizes=[2]", "compile.num_beams=[2]"),
         llama_shape=("generate.max_new_tokens=6", "compile.batch_sizes=[2]"),
         training=(

@@ -121,6 +121,28 @@ def two_layers(context: Context) -> None:
             cell.skip(f"the times do not show the buffers: {shown}")
 
 
+def greedy_steps(context: Context) -> None:
+    """Compiles and runs a T5 of two layers with a graph of several greedy steps per call."""
+    from compile.machine_report import latency
+    from compile.receipt.models import compare_tokens, compile_t5
+    from neuron_sum.runtimes.load import load_generator
+
+    records, size = context.records, context.size
+    with records.cell("several greedy steps compile", needed=True) as cell:
+        artifact = compile_t5("greedy-steps", size, 2, size.greedy_steps)
+        steps = artifact.manifest.greedy_steps
+        cell.observed = f"{len(artifact.manifest.graphs)} graphs, {steps} steps per call"
+    with records.cell("several greedy steps tokens", needed=True) as cell:
+        generator, tokenizer = load_generator(artifact)
+        generator.warm_up()
+        compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
+    with records.cell("several greedy steps latency") as cell:
+        rows = list(latency(generator, artifact, size.rounds))
+        cell.data = {"rows": rows}
+        ratios = [steps * row["step_ms"] / row["greedy_ms"] for row in rows]
+        cell.expect(min(ratios) > 1, f"{min(ratios):.2f} to {max(ratios):.2f} times as fast as single steps")
+
+
 def base(context: Context) -> None:
     """Compiles and measures a T5 of the dimensions of FLAN-T5-base."""
     from compile.receipt.latency import floor_ms, step_times
@@ -266,7 +288,7 @@ def _stop_in_the_middle(command: Sequence[str], run: Path) -> str:
 
 
 FUNCTIONS: dict[str, Callable[[Context], None]] = {
-    function.__name__: function for function in (machine, two_layers, base, cores, host, llama, training)
+    function.__name__: function for function in (machine, two_layers, greedy_steps, base, cores, host, llama, training)
 }
 
 if __name__ == "__main__":
