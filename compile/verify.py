@@ -34,9 +34,12 @@ compared. With 100 dialogues, the interval for SmolLM2-135M in bf16 had 0.75 poi
 
 
 WEAKENING = (
-    "generate.", "data.max_source_length=", "data.max_target_length=", "evaluate.confidence=",
+    "generate.",
+    "data.max_source_length=",
+    "data.max_target_length=",
+    "evaluate.confidence=",
     "evaluate.bootstrap_samples=",
-)  # fmt: skip
+)
 """Overrides with which an artifact could pass although its summaries differ."""
 
 WITHOUT_BANS = {"num_beams": 1, "no_repeat_ngram_size": 0, "min_new_tokens": 0}

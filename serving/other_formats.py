@@ -16,14 +16,40 @@ from pydantic import ValidationError
 from serving.schema import JSON_LINES, Parameters
 
 TEXT_KEYS = (
-    "inputs", "messages", "text_inputs", "prompt", "input", "instances", "contents", "inputText", "text_input",
-    "dialogue", "text", "content", "parts", "data", "article", "document", "message", "question", "sentence",
-)  # fmt: skip
+    "inputs",
+    "messages",
+    "text_inputs",
+    "prompt",
+    "input",
+    "instances",
+    "contents",
+    "inputText",
+    "text_input",
+    "dialogue",
+    "text",
+    "content",
+    "parts",
+    "data",
+    "article",
+    "document",
+    "message",
+    "question",
+    "sentence",
+)
 """The keys that contain the text in other formats, the most specific first."""
 TOKEN_KEYS = (
-    "max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens", "maxTokens", "maxTokenCount",
-    "max_gen_len", "maxOutputTokens", "num_predict", "max_length", "max_tokens_to_sample",
-)  # fmt: skip
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "maxTokens",
+    "maxTokenCount",
+    "max_gen_len",
+    "maxOutputTokens",
+    "num_predict",
+    "max_length",
+    "max_tokens_to_sample",
+)
 """Names of the maximum number of new tokens, the exact one first."""
 SETTING_KEYS = (
     "parameters",

@@ -266,8 +266,13 @@ def _check_layers(values: Mapping[str, Any], source: str) -> None:
     kinds, rotated = values.get("layer_types"), values.get("no_rope_layers")
     if kinds is not None:
         expected = f"{layers} entries, each {FULL} or {SLIDING}"
-        _require(len(kinds) == layers and all(kind in (FULL, SLIDING) for kind in kinds), "layer_types", kinds,
-                 expected, source)  # fmt: skip
+        _require(
+            len(kinds) == layers and all(kind in (FULL, SLIDING) for kind in kinds),
+            "layer_types",
+            kinds,
+            expected,
+            source,
+        )
     if rotated is not None:
         valid = len(rotated) >= layers and all(type(item) is int and item in (0, 1) for item in rotated)
         _require(valid, "no_rope_layers", rotated, f"at least {layers} entries, each 0 or 1", source)

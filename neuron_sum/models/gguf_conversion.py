@@ -23,8 +23,16 @@ ARCHITECTURE = "llama"
 """The only general.architecture whose conversion was compared with the original; Mistral's files have it too."""
 
 PARTS = (
-    "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down",
-)  # fmt: skip
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
 """The tensors of a block."""
 
 SPLITTERS = {

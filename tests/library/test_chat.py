@@ -115,8 +115,10 @@ def test_a_template_that_fails_is_one_error(tokenizer: Any, template: str, messa
 
 def test_an_empty_chain_of_thought_is_part_of_the_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     thinking = gguf_files.TEMPLATE.replace("+ message['content']", "+ think + message['content']")
-    thinking = thinking.replace("{% for message in messages %}", "{% for message in messages %}{% set think = "
-                                "'<think></think>' if message['role'] == 'assistant' else '' %}")  # fmt: skip
+    thinking = thinking.replace(
+        "{% for message in messages %}",
+        "{% for message in messages %}{% set think = '<think></think>' if message['role'] == 'assistant' else '' %}",
+    )
     prompt = rendered(tokenizer, thinking).prompt.rendered
     assert prompt is not None
     assert prompt.endswith("<|im_start|>assistant\n<think></think>")

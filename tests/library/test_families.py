@@ -299,8 +299,9 @@ def test_a_model_that_neuron_cannot_train_is_rejected_before_its_weights_are_rea
 
     monkeypatch.setattr(NeuronBackend, "check", lambda *_: None)
     (tmp_path / "config.json").write_text(json.dumps(values_of("smollm3")))
-    recipe = load_recipe("tiny", [f"model={{name_or_path: '{tmp_path}'}}", "train.backend=neuron",
-                                  "train.shapes.plan=fixed"])  # fmt: skip
+    recipe = load_recipe(
+        "tiny", [f"model={{name_or_path: '{tmp_path}'}}", "train.backend=neuron", "train.shapes.plan=fixed"]
+    )
     with pytest.raises(RecipeError, match="no class for training this family"):
         train(recipe, tmp_path / "run")
 

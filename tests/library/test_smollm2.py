@@ -77,9 +77,16 @@ def test_training_lowers_the_loss_and_the_card_names_the_origin(
 ) -> None:
     recipe = load_recipe(
         "smollm2-lora",
-        ["data.source=sample", "data.max_examples=8", "data.max_source_length=128", "train.max_steps=3",
-         "train.logging_steps=1", "train.warmup_ratio=0", "data.max_validation_examples=2"],
-    )  # fmt: skip
+        [
+            "data.source=sample",
+            "data.max_examples=8",
+            "data.max_source_length=128",
+            "train.max_steps=3",
+            "train.logging_steps=1",
+            "train.warmup_ratio=0",
+            "data.max_validation_examples=2",
+        ],
+    )
     run = train(recipe, tmp_path / "run")
     losses = [entry["loss"] for entry in run.read_log() if "loss" in entry]
     assert losses[-1] < losses[0] - 0.2

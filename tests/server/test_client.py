@@ -99,14 +99,17 @@ def test_a_rejected_request_reports_the_message_of_the_endpoint(far_end: FarEnd)
     assert (caught.value.exit_code, len(far_end.seen)) == (12, 1)
 
 
-@pytest.mark.parametrize(("status", "body", "message"), [
-    (404, "no such page\n", "answered 404: no such page"),
-    (413, "", "answered 413: "),
-    (500, {"error": "other shape"}, "answered 500: "),
-    (301, "", "answered 301: Moved Permanently"),
-    (200, "<html>", "answered no summaries: <html>"),
-    (200, [], "answered 0 of 1 dialogues"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (404, "no such page\n", "answered 404: no such page"),
+        (413, "", "answered 413: "),
+        (500, {"error": "other shape"}, "answered 500: "),
+        (301, "", "answered 301: Moved Permanently"),
+        (200, "<html>", "answered no summaries: <html>"),
+        (200, [], "answered 0 of 1 dialogues"),
+    ],
+)
 def test_other_servers_are_recognized(far_end: FarEnd, status: int, body: Any, message: str) -> None:
     far_end.script += [(status, body, {})]
     with Client(far_end.url) as client, pytest.raises(RequestError, match=message) as caught:

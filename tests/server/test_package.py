@@ -156,23 +156,26 @@ def test_data_after_the_archive_is_detected(packed: Path, into: Path) -> None:
     assert refused(packed, into)
 
 
-@pytest.mark.parametrize(("name", "kind", "headers"), [
-    ("../outside", tarfile.REGTYPE, {}),
-    ("artifact/../../outside", tarfile.REGTYPE, {}),
-    ("/outside", tarfile.REGTYPE, {}),
-    ("", tarfile.REGTYPE, {}),
-    ("serving.properties", tarfile.REGTYPE, {}),
-    ("serving.properties/below", tarfile.REGTYPE, {}),
-    ("link", tarfile.SYMTYPE, {}),
-    ("link", tarfile.LNKTYPE, {}),
-    ("device", tarfile.CHRTYPE, {}),
-    ("pipe", tarfile.FIFOTYPE, {}),
-    ("../folder", tarfile.DIRTYPE, {}),
-    ("/folder", tarfile.DIRTYPE, {}),
-    ("sparse", tarfile.GNUTYPE_SPARSE, {}),
-    ("name", tarfile.REGTYPE, {"path": "a\0b"}),
-    ("name", tarfile.REGTYPE, {"GNU.sparse.map": "a,b"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "headers"),
+    [
+        ("../outside", tarfile.REGTYPE, {}),
+        ("artifact/../../outside", tarfile.REGTYPE, {}),
+        ("/outside", tarfile.REGTYPE, {}),
+        ("", tarfile.REGTYPE, {}),
+        ("serving.properties", tarfile.REGTYPE, {}),
+        ("serving.properties/below", tarfile.REGTYPE, {}),
+        ("link", tarfile.SYMTYPE, {}),
+        ("link", tarfile.LNKTYPE, {}),
+        ("device", tarfile.CHRTYPE, {}),
+        ("pipe", tarfile.FIFOTYPE, {}),
+        ("../folder", tarfile.DIRTYPE, {}),
+        ("/folder", tarfile.DIRTYPE, {}),
+        ("sparse", tarfile.GNUTYPE_SPARSE, {}),
+        ("name", tarfile.REGTYPE, {"path": "a\0b"}),
+        ("name", tarfile.REGTYPE, {"GNU.sparse.map": "a,b"}),
+    ],
+)
 def test_only_files_inside_the_folder_are_unpacked(
     tmp_path: Path, into: Path, name: str, kind: bytes, headers: dict[str, str]
 ) -> None:

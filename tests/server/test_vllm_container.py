@@ -211,25 +211,52 @@ def exported(run: Path, folder: Path, sdk: str | None = PLATFORMS[0].name, **cha
     for rank in range(2):
         (folder / f"optimum/checkpoint/weights/tp{rank}_sharded_checkpoint.safetensors").write_bytes(b"weights")
     neuron = {
-        "_serialized_key": "NxDNeuronConfig", "batch_size": 4, "sequence_length": 204, "tp_degree": 2,
-        "torch_dtype": "bfloat16", "target": "trn1", "continuous_batching": True, "fused_qkv": True,
-        "on_device_sampling": True, "optimum_neuron_version": PLATFORMS[0].optimum_neuron,
+        "_serialized_key": "NxDNeuronConfig",
+        "batch_size": 4,
+        "sequence_length": 204,
+        "tp_degree": 2,
+        "torch_dtype": "bfloat16",
+        "target": "trn1",
+        "continuous_batching": True,
+        "fused_qkv": True,
+        "on_device_sampling": True,
+        "optimum_neuron_version": PLATFORMS[0].optimum_neuron,
         "neuronxcc_version": PLATFORMS[0].vendor_pins["neuronx-cc"],
-    }  # fmt: skip
+    }
     files.write_json(folder / "optimum" / "neuron_config.json", neuron)
     files.write_text(folder / RECIPE, recipe.to_yaml())
     compilation = Compilation(
-        compiler="2.21.33363.0", arguments=(), exporter="optimum", cache_write=None, inline_weights=False,
-        tensor_parallel_size=2, sdk=sdk,
-    )  # fmt: skip
+        compiler="2.21.33363.0",
+        arguments=(),
+        exporter="optimum",
+        cache_write=None,
+        inline_weights=False,
+        tensor_parallel_size=2,
+        sdk=sdk,
+    )
     values: dict[str, Any] = {
-        "neuron_sum": __version__, "model_type": "llama", "runtime": "optimum", "target": "inf2", "dtype": "bf16",
-        "kv_dtype": "bf16", "stack": {}, "compilation": compilation, "prompt": PromptRecord.of(recipe.prompt.resolve()),
+        "neuron_sum": __version__,
+        "model_type": "llama",
+        "runtime": "optimum",
+        "target": "inf2",
+        "dtype": "bf16",
+        "kv_dtype": "bf16",
+        "stack": {},
+        "compilation": compilation,
+        "prompt": PromptRecord.of(recipe.prompt.resolve()),
         "tokens": SpecialTokens(pad=0, ends=(1,), decoder_start=None),
-        "buckets": (Bucket(batch=4, source_len=192, target_len=12),), "num_beams": (1,), "state": None, "graphs": (),
-        "aliases": {}, "adapters": None, "adapter_targets": {}, "adapter_stacks": {}, "default_adapter": None,
-        "source": SourceRecord(path="run", fingerprint={}), "files": hash_files(folder),
-    }  # fmt: skip
+        "buckets": (Bucket(batch=4, source_len=192, target_len=12),),
+        "num_beams": (1,),
+        "state": None,
+        "graphs": (),
+        "aliases": {},
+        "adapters": None,
+        "adapter_targets": {},
+        "adapter_stacks": {},
+        "default_adapter": None,
+        "source": SourceRecord(path="run", fingerprint={}),
+        "files": hash_files(folder),
+    }
     write_manifest(folder, Manifest(**{**values, **changes}))
     return folder
 
@@ -240,12 +267,21 @@ def test_an_export_is_packed_with_its_graphs(llama_run: Path, tmp_path: Path) ->
     assert found["precompiled"] and environment["HF_HUB_OFFLINE"] == "1"
     assert "SM_ON_ALLOW_NON_CACHED_MODEL" not in environment
     neuron = json.loads((tmp_path / "a" / "neuron_config.json").read_text())
-    for name, key in (("BATCH_SIZE", "batch_size"), ("SEQUENCE_LENGTH", "sequence_length"),
-                      ("TENSOR_PARALLEL_SIZE", "tp_degree")):  # fmt: skip
+    for name, key in (
+        ("BATCH_SIZE", "batch_size"),
+        ("SEQUENCE_LENGTH", "sequence_length"),
+        ("TENSOR_PARALLEL_SIZE", "tp_degree"),
+    ):
         assert environment[f"SM_ON_{name}"] == str(neuron[key])
     names = {str(path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    assert {"model.pt", "config.json", "checkpoint/weights/tp1_sharded_checkpoint.safetensors", "chat_template.jinja",
-            "generation_config.json", "tokenizer.json"} < names  # fmt: skip
+    assert {
+        "model.pt",
+        "config.json",
+        "checkpoint/weights/tp1_sharded_checkpoint.safetensors",
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer.json",
+    } < names
 
 
 def test_other_artifacts_are_rejected(llama_run: Path, tmp_path: Path) -> None:
@@ -319,10 +355,17 @@ def test_upstream_reads_the_settings(llama_run: Path, tmp_path: Path) -> None:
     for words in commands:
         made = subprocess.run(
             [XLA_PYTHON, "-c", SERVE, dialogue, json.dumps(words)],
-            env={**os.environ, **XLA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, path)),
-                 "NEURON_STAND_IN_INSTANCE": "inf2.xlarge"},
-            capture_output=True, text=True, check=False, timeout=900,
-        )  # fmt: skip
+            env={
+                **os.environ,
+                **XLA_ENVIRONMENT,
+                "PYTHONPATH": os.pathsep.join(map(str, path)),
+                "NEURON_STAND_IN_INSTANCE": "inf2.xlarge",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
         assert made.returncode == 0, made.stderr[-3000:]
         results.append(json.loads(made.stdout.split("RESULT ")[1].splitlines()[0]))
     recipe = open_run(llama_run).recipe
@@ -330,8 +373,17 @@ def test_upstream_reads_the_settings(llama_run: Path, tmp_path: Path) -> None:
     [prompt] = recipe.prompt.resolve().encode(tokenizer, [dialogue], 1000)
     for result, batch, extra in zip(results, (8, 4), ("allow_non_cached_model", {}), strict=True):
         assert result == {
-            "platform": "OptimumNeuronPlatform", "port": 8080, "served": recipe.name, "dtype": "torch.bfloat16",
-            "length": 204, "batch": batch, "tokens": 2048, "cores": 2, "block": 204, "prefix": False, "extra": extra,
+            "platform": "OptimumNeuronPlatform",
+            "port": 8080,
+            "served": recipe.name,
+            "dtype": "torch.bfloat16",
+            "length": 204,
+            "batch": batch,
+            "tokens": 2048,
+            "cores": 2,
+            "block": 204,
+            "prefix": False,
+            "extra": extra,
             "defaults": {"max_tokens": recipe.generate.max_new_tokens, "temperature": 0.0},
             "prompt": prompt.input_ids,
-        }  # fmt: skip
+        }
