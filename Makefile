@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(BIN)/neuron-sum demo
 
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(VENV)/.smollm2 $(XLA)/.installed $(TRANSFORMERS5)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: export NEURON_SUM_ALL_FAULTS = 1
 test-all: test

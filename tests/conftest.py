@@ -35,6 +35,12 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # the duration o
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests begin first, so that xdist's workers end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The number of injected AWS faults and of leftovers: xdist's workers send them with their reports."""
     found = [
