@@ -44,8 +44,11 @@ LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Variables that silence libraries, because neuron-sum prints the same itself."""
+"""Variables that silence libraries, because neuron-sum prints the same itself, and disable reports of their usage."""
 JOINERS = "\u200c\u200d\u00ad"
 """Format characters of ordinary text: Persian and Hindi words and emoji contain joiners, other texts soft hyphens."""
 

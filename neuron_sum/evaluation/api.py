@@ -306,6 +306,7 @@ def write_comparison(session: "Session", folder: Path, systems: "list[System]") 
     """
     from neuron_sum.evaluation.report import write_report
     from neuron_sum.runs.card import write_model_card
+    from neuron_sum.runs.tracking import log_scores
 
     files.check_writable(folder, 0)
     comparison = session.run(folder)
@@ -324,4 +325,5 @@ def write_comparison(session: "Session", folder: Path, systems: "list[System]") 
                 write_model_card(run, run.read_results(), evaluation.metrics, Path(session.origin).name)
             except ResourceError as error:  # the run may be read-only
                 console.warn(f"the model card is not updated: {error.message}")
+            log_scores(run, evaluation.metrics)
     return comparison

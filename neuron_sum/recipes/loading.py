@@ -105,15 +105,21 @@ def load_resolved(path: Path) -> Recipe:
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two recipes differ, with both values."""
-    first, second = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (one, other))
+    first, second = (dict(leaves(recipe.model_dump(mode="json"))) for recipe in (one, other))
     keys = sorted({*first, *second})
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested dicts with their dotted keys; an empty dict is a value.
+
+    Args:
+        value: The dict, such as that of a recipe.
+        prefix: The dotted key of `value`.
+    """
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else key)
+            yield from leaves(inner, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
 

@@ -273,7 +273,8 @@ class TrainConfig(Section):
     save_steps: int = Field(500, ge=1, le=10**12)
     save_total_limit: int = Field(2, ge=2, le=10**6)
     """At least 2, so that a kill while one checkpoint is written leaves the other."""
-    report_to: tuple[Literal["tensorboard"], ...] = ()
+    report_to: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """tensorboard: files in the run folder. mlflow: the server in MLFLOW_TRACKING_URI, or a file in the run folder."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer state over the processes of torchrun (PyTorch FSDP2)."""
     deepspeed: PathOrHubId | None = None

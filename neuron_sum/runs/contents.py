@@ -27,6 +27,8 @@ RUN_FILES = (
     "checkpoint",
     "adapter",
     "tensorboard",
+    "mlflow.json",
+    "mlflow.db",
     "evaluation",
     "merged",
     "artifacts",

@@ -1,5 +1,8 @@
 """The interface of a training backend."""
 
+import importlib.util
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -7,13 +10,14 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from neuron_sum.data.encoding import Encoded
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.shapes import ShapePlan
+from neuron_sum.errors import MissingExtraError
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training.estimate.memory import Memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
     from neuron_sum.models.base import ParameterCount
 
@@ -81,11 +85,37 @@ class Trainer(Protocol):
         ...
 
     def train(
-        self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
+        self,
+        model: "PreTrainedModel | PeftModel",
+        data: TrainingData,
+        plan: ShapePlan,
+        config: TrainConfig,
+        callbacks: "Sequence[TrainerCallback]" = (),
     ) -> Path | None:
         """Train and save checkpoints; return the folder of the trained weights, or None for a rehearsal without any.
+
+        Args:
+            model: The model with its adapter.
+            data: The examples.
+            plan: The shapes.
+            config: The recipe's train section.
+            callbacks: Further callbacks, called after the line of the log is written; none are called in a rehearsal.
 
         Raises:
             Interrupted: After a signal, as soon as a checkpoint is saved.
         """
         ...
+
+
+def check_reporting(config: TrainConfig) -> None:
+    """Check that the packages of train.report_to are installed.
+
+    Raises:
+        MissingExtraError: If a package is missing; names it.
+    """
+    modules = [(package, package) for package in config.report_to]
+    if "mlflow" in config.report_to and os.environ.get("MLFLOW_TRACKING_URI", "").startswith("arn:"):
+        modules.append(("sagemaker_mlflow", "mlflow"))  # the plugin for addresses of SageMaker
+    for module, extra in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(module, extra)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from neuron_sum import console, files
 from neuron_sum.errors import DivergedError
 from neuron_sum.runs.folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes
+from neuron_sum.runs.tracking import MlflowRun
 
 FINITE = {"loss": "the training loss", "grad_norm": "the norm of the gradients", "eval_loss": "the validation loss"}
 """The logged figures that must be finite, and their names in an error."""
@@ -80,6 +81,24 @@ class Log(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as log:
                 log.write(files.to_json({"step": state.global_step, **logs}) + "\n")
+
+
+class MlflowLog(TrainerCallback):  # type: ignore[misc]
+    """Sends every line of log.jsonl to MLflow; called after Log."""
+
+    def __init__(self, mlflow_run: MlflowRun) -> None:
+        self._mlflow_run = mlflow_run
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Create the MLflow run, or continue that of a resumed run."""
+        self._mlflow_run.start()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Send the line that Log has written."""
+        if "loss" in logs or "eval_loss" in logs:
+            self._mlflow_run.log({"step": state.global_step, **logs})
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]

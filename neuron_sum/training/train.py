@@ -32,10 +32,13 @@ from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
+from neuron_sum.runs.tracking import fingerprint_tags, reporting
 from neuron_sum.training.base import Trainer, TrainingData
+from neuron_sum.training.callbacks import MlflowLog
 from neuron_sum.training.estimate.activations import most_label_positions
 from neuron_sum.training.estimate.steps import Estimate, estimate
 from neuron_sum.training.estimate.timing import seconds_per_step
+from neuron_sum.training.launch import extracts_graphs
 from neuron_sum.training.neuron.backend import NeuronBackend
 from neuron_sum.training.processes import device_count, world_size
 from neuron_sum.training.torch.backend import TorchTrainer
@@ -134,19 +137,25 @@ def _train(prepared: Prepared, started: float, *, resume: bool) -> RunFolder:
             console.warn(f"skipping incomplete checkpoint {folder.name}: {describe_damage(folder)}")
         console.note(f"continuing from {resume_from.name}" if resume_from else "no checkpoint found; starting again")
     trainer = BACKENDS[recipe.train.backend](run, prepared.tokenizer, resume_from)
-    weights = trainer.train(prepared.model, prepared.data, prepared.plan, recipe.train)
-    if weights is None:
-        return run
+    to_mlflow = "mlflow" in recipe.train.report_to and console.is_main_process() and not extracts_graphs()
+    with reporting(run, active=to_mlflow) as mlflow_run:
+        callbacks = [MlflowLog(mlflow_run)] if mlflow_run is not None else []
+        weights = trainer.train(prepared.model, prepared.data, prepared.plan, recipe.train, callbacks)
+        if weights is None:
+            return run
 
-    # Results
-    if console.is_main_process():
-        seconds = time.monotonic() - started
-        results = _results(prepared, seconds)
-        run.write_record({**run.read_record().fingerprint, **of_model(str(run.weights), TRAINED)})
-        write_model_card(run, results)
-        files.write_json(run.results, results)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        console.note(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
+        # Results
+        if console.is_main_process():
+            seconds = time.monotonic() - started
+            results = _results(prepared, seconds)
+            fingerprint = {**run.read_record().fingerprint, **of_model(str(run.weights), TRAINED)}
+            run.write_record(fingerprint)
+            write_model_card(run, results)
+            files.write_json(run.results, results)
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            if mlflow_run is not None:
+                mlflow_run.end("FINISHED", tags=fingerprint_tags(fingerprint))
+            console.note(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
     return run
 
 

@@ -7,11 +7,12 @@ import importlib.util
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.distributed as dist
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum import console
@@ -27,7 +28,7 @@ from neuron_sum.platform.matrix import CORE_MEMORY, INSTANCES, PLATFORMS
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training import launch
-from neuron_sum.training.base import TrainingData
+from neuron_sum.training.base import TrainingData, check_reporting
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnDivergence, StopOnSignal
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.neuron import extraction
@@ -71,6 +72,7 @@ class NeuronBackend:
     @staticmethod
     def check(config: TrainConfig, processes: int | None = None) -> None:
         """Check that this machine has the Neuron SDK, and that the number of processes fits the layout."""
+        check_reporting(config)
         if processes is not None or launch.is_launched():
             _reject(layout_faults(config.neuron, processes or world_size()))
         missing = [name for module, name in REQUIRED_MODULES.items() if not _is_installed(module)]
@@ -109,7 +111,12 @@ class NeuronBackend:
         )
 
     def train(
-        self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
+        self,
+        model: "PreTrainedModel | PeftModel",
+        data: TrainingData,
+        plan: ShapePlan,
+        config: TrainConfig,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> Path | None:
         """Train and save; return the folder of the weights, or None if only graphs were extracted."""
         # Imported here, after `check` found the packages; both import torch_xla and optimum-neuron.
@@ -149,6 +156,7 @@ class NeuronBackend:
             callbacks=[
                 *([] if launch.extracts_graphs() else [divergence, MarkComplete(group)]),
                 Log(self.run),
+                *([] if launch.extracts_graphs() else callbacks),
                 Progress(),
                 stop,
             ],
@@ -216,7 +224,7 @@ class NeuronBackend:
             save_strategy="steps",
             save_steps=config.save_steps,
             save_total_limit=config.save_total_limit,
-            report_to=list(config.report_to) or "none",
+            report_to="tensorboard" if "tensorboard" in config.report_to else "none",
             logging_dir=str(self.run.path / "tensorboard"),
             disable_tqdm=True,
             label_names=["labels"],

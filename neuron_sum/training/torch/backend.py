@@ -4,11 +4,12 @@ import importlib.util
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neuron_sum.data.layouts import Shape
@@ -18,7 +19,7 @@ from neuron_sum.errors import Interrupted, MissingExtraError
 from neuron_sum.models.base import ParameterCount
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
-from neuron_sum.training.base import TrainingData
+from neuron_sum.training.base import TrainingData, check_reporting
 from neuron_sum.training.callbacks import Log, MarkComplete, Progress, StopOnDivergence, StopOnSignal
 from neuron_sum.training.estimate.memory import DeviceMemory, device_memory
 from neuron_sum.training.loss import TokenLoss
@@ -46,9 +47,9 @@ class TorchTrainer:
     @staticmethod
     def check(config: TrainConfig, processes: int | None = None) -> None:
         """Check that the required packages are installed before anything is written."""
-        for package, required in (("tensorboard", "tensorboard" in config.report_to), ("deepspeed", config.deepspeed)):
-            if required and importlib.util.find_spec(package) is None:
-                raise MissingExtraError(package, package)
+        check_reporting(config)
+        if config.deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise MissingExtraError("deepspeed", "deepspeed")
 
     @staticmethod
     def check_model(config: PretrainedConfig, recipe: Recipe) -> None:
@@ -62,7 +63,12 @@ class TorchTrainer:
         return device_memory(config, parameters, shape, recipe, processes=processes)
 
     def train(
-        self, model: "PreTrainedModel | PeftModel", data: TrainingData, plan: ShapePlan, config: TrainConfig
+        self,
+        model: "PreTrainedModel | PeftModel",
+        data: TrainingData,
+        plan: ShapePlan,
+        config: TrainConfig,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> Path:
         """Train and save; return the folder of the weights."""
         on_cpu = not torch.cuda.is_available()
@@ -86,7 +92,8 @@ class TorchTrainer:
             train_dataset=RowSet(data.train, plan),
             eval_dataset=validation,
             processing_class=self.tokenizer,
-            callbacks=[divergence, Log(self.run), Progress(), MarkComplete(), stop],  # Log adds the rate for Progress
+            # Log adds the rate for the callbacks after it
+            callbacks=[divergence, Log(self.run), *callbacks, Progress(), MarkComplete(), stop],
         )
         trainer.remove_callback(PrinterCallback)
         with stop.listening(), warnings.catch_warnings():
@@ -142,7 +149,7 @@ class TorchTrainer:
             save_strategy="steps",
             save_steps=config.save_steps,
             save_total_limit=config.save_total_limit,
-            report_to=list(config.report_to) or "none",
+            report_to="tensorboard" if "tensorboard" in config.report_to else "none",
             logging_dir=str(self.run.path / "tensorboard"),
             disable_tqdm=True,
             dataloader_pin_memory=not on_cpu,
