@@ -41,6 +41,7 @@ ORDER = (
     "request",
     "dockerfile",
     "aws",
+    "watch",
     "explain",
 )
 """The commands in pipeline order; commands of other packages follow, sorted by name."""

@@ -14,7 +14,8 @@
     ├── PlatformError       13   this machine or an instance lacks a required feature, or the instance is unknown
     ├── AwsError            14   AWS rejected a request or is unreachable, a job did not complete, a plan costs too much
     ├── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
-    └── ScoreError          16   a model has a lower score than requested
+    ├── ScoreError          16   a model has a lower score than requested
+    └── DriftError          17   requests differ from the training data
     KeyboardInterrupt
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
@@ -154,6 +155,12 @@ class ScoreError(NeuronSumError):
     """A model has a lower score than requested; the comparison is written."""
 
     exit_code = 16
+
+
+class DriftError(NeuronSumError):
+    """The requests of an endpoint differ from the training data; the comparison is printed."""
+
+    exit_code = 17
 
 
 class Interrupted(_WithHint, KeyboardInterrupt):

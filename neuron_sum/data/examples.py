@@ -92,6 +92,12 @@ class Dataset:
         return lines
 
 
+def invented_tags(summary: str, dialogue: str) -> list[str]:
+    """The tags of a summary that do not occur in its dialogue, in order."""
+    known = set(SPEAKER_TAG.findall(dialogue))
+    return [tag for tag in SPEAKER_TAG.findall(summary) if tag not in known]
+
+
 def count_of(used: int, available: int | None) -> str:
     """A number of examples, and the number that they were selected from if it is larger: "100 of 500"."""
     return f"{used:,}" if available is None or available == used else f"{used:,} of {available:,}"

@@ -3,13 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from neuron_sum.data.examples import SPEAKER_TAG
-
-
-def invented_tags(summary: str, dialogue: str) -> list[str]:
-    """The tags of a summary that do not occur in its dialogue, in order."""
-    known = set(SPEAKER_TAG.findall(dialogue))
-    return [tag for tag in SPEAKER_TAG.findall(summary) if tag not in known]
+from neuron_sum.data.examples import invented_tags
 
 
 def tag_fidelity(summaries: Sequence[str], dialogues: Sequence[str]) -> dict[str, object]:

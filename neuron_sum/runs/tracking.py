@@ -83,8 +83,8 @@ class MlflowRun:
             client = self._send()
             for key, value in (scores or {}).items():
                 client.log_metric(self._id, key, value)
-            for key, value in (tags or {}).items():
-                client.set_tag(self._id, key, value)
+            for key, tag in (tags or {}).items():
+                client.set_tag(self._id, key, tag)
             client.set_terminated(self._id, status)
 
         if not self._attempt(send):

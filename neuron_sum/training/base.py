@@ -113,7 +113,7 @@ def check_reporting(config: TrainConfig) -> None:
     Raises:
         MissingExtraError: If a package is missing; names it.
     """
-    modules = [(package, package) for package in config.report_to]
+    modules: list[tuple[str, str]] = [(package, package) for package in config.report_to]
     if "mlflow" in config.report_to and os.environ.get("MLFLOW_TRACKING_URI", "").startswith("arn:"):
         modules.append(("sagemaker_mlflow", "mlflow"))  # the plugin for addresses of SageMaker
     for module, extra in modules:

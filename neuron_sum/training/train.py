@@ -18,6 +18,7 @@ from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
 from neuron_sum.data.shapes import ShapePlan, ShapeReport, check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
+from neuron_sum.data.statistics import STATISTICS, TextStatistics, training_statistics
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
@@ -151,12 +152,23 @@ def _train(prepared: Prepared, started: float, *, resume: bool) -> RunFolder:
             fingerprint = {**run.read_record().fingerprint, **of_model(str(run.weights), TRAINED)}
             run.write_record(fingerprint)
             write_model_card(run, results)
+            files.write_text(run.weights / STATISTICS, _statistics(prepared).model_dump_json(indent=1) + "\n")
             files.write_json(run.results, results)
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             if mlflow_run is not None:
                 mlflow_run.end("FINISHED", tags=fingerprint_tags(fingerprint))
             console.note(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
     return run
+
+
+def _statistics(prepared: Prepared) -> TextStatistics:
+    """The statistics of the training data, with which `neuron-sum watch` compares requests."""
+    return training_statistics(
+        prepared.dataset["train"],
+        prepared.data.train,
+        prepared.tokenizer,
+        decoder_only=models.is_decoder_only(prepared.model.config),
+    )
 
 
 def check_before_start(recipe: Recipe, output: Path | None, processes: int, *, resume: bool, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_sum import files
-from neuron_sum.data.examples import Example
+from neuron_sum.data.examples import Example, invented_tags
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.baselines import lead, longest
@@ -20,7 +20,7 @@ from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction, read_predictions, write_predictions
 from neuron_sum.evaluation.rouge import RougeProtocol, human_agreement, rouge
-from neuron_sum.evaluation.speaker_tags import invented_tags, tag_fidelity
+from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap, paired_bootstrap
 from neuron_sum.evaluation.systems import parse_systems
 from neuron_sum.models import base as models

@@ -1,0 +1,123 @@
+"""`neuron-sum watch`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuron_sum import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from neuron_sum.monitoring.drift import Measure
+    from neuron_sum.monitoring.watch import Watched
+
+LIMITS = (
+    "not measured: whether a summary is correct, complete or useful, and requests that the capture left out; a model "
+    "can fail without drift, and drift need not harm it"
+)
+
+
+def watch(
+    requests: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="REQUESTS...",
+            help="Files of SageMaker's data capture, inputs of a batch transform next to their .out files, or folders.",
+        ),
+    ],
+    run: Annotated[Path, typer.Option(help="Folder of the run that was deployed.")],
+    fail: Annotated[bool, typer.Option("--fail", help="Exit with 17 if a measure has the verdict drift.")] = False,
+    show: Annotated[
+        int, typer.Option(min=0, help="Number of unusual dialogues to print with their texts; the default prints none.")
+    ] = 0,
+    redact: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Afterwards replace the files by copies in which this function has redacted every text.",
+        ),
+    ] = None,
+) -> None:
+    """Compare captured requests and answers of an endpoint with the training data of its run."""
+    from neuron_sum.errors import DriftError
+    from neuron_sum.monitoring import watch as watching
+    from neuron_sum.monitoring.redaction import load_hook, redact_files
+    from neuron_sum.monitoring.requests import find_files
+    from neuron_sum.runs.folder import open_run
+
+    hook = load_hook(redact) if redact is not None else None
+    opened, paths = open_run(run), find_files(requests)
+    watched = watching.watch(paths, opened, show)
+    redacted = redact_files(paths, hook) if hook is not None else None
+    result = watched.as_dict()
+    lines = [_summary(watched)]
+    if redacted is not None:
+        result["redacted"] = {"files": redacted.files, "emptied_lines": redacted.emptied}
+        lines.append(f"redacted: {redacted.files} files replaced, {redacted.emptied} unreadable lines emptied")
+    if show:
+        result["shown"] = [
+            {
+                "location": each.item.location,
+                "reasons": each.reasons,
+                "dialogue": each.item.dialogue,
+                "summary": each.item.summary,
+            }
+            for each in watched.flagged
+        ]
+    texts = [
+        f"\n{each.item.location}: {', '.join(each.reasons)}\n{each.item.dialogue or ''}\n-> {each.item.summary or ''}"
+        for each in watched.flagged
+    ]
+    console.emit(result, *lines, _table(watched), *texts, LIMITS)
+    if fail and watched.drifted:
+        raise DriftError(
+            "; ".join(_describe(measure) for measure in watched.drifted),
+            "inspect the requests with --show 5, and train with data that is like them",
+        )
+
+
+def _summary(watched: "Watched") -> str:
+    text = (
+        f"{watched.files:,} files: {watched.dialogues:,} dialogues, {watched.answers:,} summaries, "
+        f"{watched.rejected:,} rejected"
+    )
+    if watched.unreadable:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in watched.unreadable.most_common())
+        text += f"\nnot readable: {reasons}; the first is {watched.first_unreadable}"
+    return text
+
+
+def _table(watched: "Watched") -> "Table":
+    table = console.table("measure", "training data", "requests", "of", "difference", "threshold", "p", "verdict")
+    for measure in watched.measures:
+        table.add_row(
+            measure.name,
+            _value(measure, measure.training),
+            _value(measure, measure.requests),
+            f"{measure.count:,}",
+            _difference(measure),
+            f"{measure.threshold:.2f}" if not measure.is_share else f"{100 * measure.threshold:+.0f} points",
+            f"{measure.p_value:.4f}" if measure.requests is not None else "",
+            measure.verdict,
+        )
+    return table
+
+
+def _value(measure: "Measure", value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f} %" if measure.is_share else f"{value:.0f} (median)"
+
+
+def _difference(measure: "Measure") -> str:
+    if measure.requests is None:
+        return ""
+    return f"{100 * measure.difference:+.1f} points" if measure.is_share else f"KS {measure.difference:.2f}"
+
+
+def _describe(measure: "Measure") -> str:
+    values = f"{_value(measure, measure.requests)} in the requests"
+    before = f", {_value(measure, measure.training)} in the training data" if measure.training is not None else ""
+    return f"{measure.name}: {values}{before} ({_difference(measure)})"
