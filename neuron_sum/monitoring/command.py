@@ -80,8 +80,8 @@ def watch(
 
 def _summary(watched: "Watched") -> str:
     text = (
-        f"{watched.files:,} files: {watched.dialogues:,} dialogues, {watched.answers:,} summaries, "
-        f"{watched.rejected:,} rejected"
+        f"{watched.dialogues:,} dialogues, {watched.answers:,} summaries and {watched.rejected:,} rejections "
+        f"in {watched.files:,} {'file' if watched.files == 1 else 'files'}"
     )
     if watched.unreadable:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in watched.unreadable.most_common())
@@ -99,7 +99,7 @@ def _table(watched: "Watched") -> "Table":
             f"{measure.count:,}",
             _difference(measure),
             f"{measure.threshold:.2f}" if not measure.is_share else f"{100 * measure.threshold:+.0f} points",
-            f"{measure.p_value:.4f}" if measure.requests is not None else "",
+            _p_value(measure),
             measure.verdict,
         )
     return table
@@ -115,6 +115,12 @@ def _difference(measure: "Measure") -> str:
     if measure.requests is None:
         return ""
     return f"{100 * measure.difference:+.1f} points" if measure.is_share else f"KS {measure.difference:.2f}"
+
+
+def _p_value(measure: "Measure") -> str:
+    if measure.requests is None:
+        return ""
+    return f"{measure.p_value:.4f}" if measure.p_value >= 0.0001 else "<0.0001"
 
 
 def _describe(measure: "Measure") -> str:

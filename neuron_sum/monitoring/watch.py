@@ -20,7 +20,7 @@ from neuron_sum.data.statistics import (
     training_statistics,
     unknown_ids,
 )
-from neuron_sum.errors import DataError, RunError
+from neuron_sum.errors import DataError, RecipeError, RunError
 from neuron_sum.models import base as models
 from neuron_sum.monitoring.drift import Measure, compare
 from neuron_sum.monitoring.requests import Item, read_items
@@ -32,6 +32,8 @@ from neuron_sum.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from neuron_sum.prompts import EncodedPrompt
 
 BATCH = 256
 """Number of dialogues in memory at a time."""
@@ -78,6 +80,17 @@ class Watched:
     measures: list[Measure] = field(default_factory=list)
     flagged: list[Flagged] = field(default_factory=list)
 
+    def skip(self, location: str, reason: str) -> None:
+        """Count a line that cannot be read.
+
+        Args:
+            location: File and line.
+            reason: The reason.
+        """
+        self.first_unreadable = self.first_unreadable or location
+        is_listed = reason in self.unreadable or len(self.unreadable) < REASONS
+        self.unreadable[reason if is_listed else "other reasons"] += 1
+
     @property
     def drifted(self) -> list[Measure]:
         """The measures with the verdict "drift"."""
@@ -117,12 +130,15 @@ def watch(paths: Sequence[Path], run: RunFolder, shown: int = 0) -> Watched:
     for batch in _batches(_readable(paths, watched)):
         sources = _sources(batch, run, tokenizer)
         targets = _target_tokens(batch, run, tokenizer)
-        for item, (input_ids, cut), tokens in zip(batch, sources, targets, strict=True):
+        for item, prompt, tokens in zip(batch, sources, targets, strict=True):
+            if prompt is None:
+                watched.skip(item.location, "a dialogue that makes a control token together with the prompt")
+                continue
             reasons = []
             if item.dialogue is not None:
                 watched.dialogues += 1
-                truncated = cut if item.truncated is None else item.truncated
-                if counter.add_dialogue(input_ids, truncated=truncated):
+                truncated = prompt.truncated if item.truncated is None else item.truncated
+                if counter.add_dialogue(prompt.input_ids, truncated=truncated):
                     reasons.append("unknown tokens")
                 if letters([item.dialogue]) - known:
                     new_letters += 1
@@ -189,9 +205,7 @@ def _readable(paths: Iterable[Path], watched: Watched) -> Iterator[Item]:
             if isinstance(item, Item):
                 yield item
                 continue
-            watched.first_unreadable = watched.first_unreadable or item.location
-            known = item.reason in watched.unreadable or len(watched.unreadable) < REASONS
-            watched.unreadable[item.reason if known else "other reasons"] += 1
+            watched.skip(item.location, item.reason)
 
 
 def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -201,11 +215,13 @@ def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _sources(
     batch: Sequence[Item], run: RunFolder, tokenizer: "PreTrainedTokenizerFast"
-) -> list[tuple[list[int], bool]]:
-    """The tokens of each prompt as in training, and whether it is cut."""
+) -> "Sequence[EncodedPrompt | None]":
+    """The prompt of each dialogue as in training; None if the end of a dialogue and the prompt make a control token."""
     dialogues = [item.dialogue or "" for item in batch]
-    prompts = run.recipe.prompt.resolve().encode(tokenizer, dialogues, run.recipe.data.max_source_length)
-    return [(prompt.input_ids, prompt.truncated) for prompt in prompts]
+    try:
+        return run.recipe.prompt.resolve().encode(tokenizer, dialogues, run.recipe.data.max_source_length)
+    except RecipeError:
+        return [None] if len(batch) == 1 else [_sources([item], run, tokenizer)[0] for item in batch]
 
 
 def _target_tokens(batch: Sequence[Item], run: RunFolder, tokenizer: "PreTrainedTokenizerFast") -> list[int]:

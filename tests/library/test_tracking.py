@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from micro_models import NEURON, ROOT
+from neuron_packages import make_packages
 from transformers import TrainerCallback
+from xla_environment import XLA_ENVIRONMENT, XLA_PYTHON
 
 from neuron_sum.errors import DivergedError, MissingExtraError
 from neuron_sum.evaluation.api import evaluate
@@ -263,6 +266,30 @@ def test_several_processes_make_one_mlflow_run(
     client, run = mlflow_run(tmp_path / "run", store)
     assert losses(client, run) == logged(tmp_path / "run")
     assert len(MlflowClient(store).search_runs([run.info.experiment_id])) == 1
+
+
+@pytest.mark.slow
+def test_the_neuron_backend_makes_one_mlflow_run(tmp_path: Path, micro: Path, store: str) -> None:
+    import mlflow
+
+    if not XLA_PYTHON.exists():
+        pytest.skip(f"no {XLA_PYTHON}: `make test` installs it")
+    make_packages(tmp_path / "packages")
+    cases = [{"name": "run", "recipe": str(micro), "overrides": [*NEURON, MLFLOW]}]
+    (tmp_path / "cases").write_text(json.dumps(cases))
+    paths = [tmp_path / "packages", ROOT, Path(mlflow.__file__).parents[1]]
+    made = subprocess.run(
+        [XLA_PYTHON, ROOT / "tests/stand_ins/xla/observe.py", "cases", tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, **XLA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr[-3000:]
+    client, run = mlflow_run(tmp_path / "run", store)
+    assert losses(client, run) == logged(tmp_path / "run")
+    assert run.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(
