@@ -99,7 +99,7 @@ class MlflowRun:
             if self._failed_at is None:
                 reason = PASSWORD.sub("//", (str(error).strip() or type(error).__name__).splitlines()[0])
                 console.warn(f"MLflow does not record this run for now ({self._run.log} is complete): {reason:.300}")
-            self._failed_at = time.monotonic()
+            self._failed_at, self._client = time.monotonic(), None  # a call that failed late may have been received
             return False
         return True
 

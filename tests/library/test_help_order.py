@@ -16,7 +16,7 @@ def test_help_lists_commands_in_pipeline_order(neuron_sum: CommandLine) -> None:
     pipeline = "demo doctor recipes data train evaluate compare summarize results merge preflight compile receipt"
     assert listed(neuron_sum("--help").stdout) == [
         *pipeline.split(),
-        *("package", "serve", "request", "dockerfile", "aws", "explain"),
+        *("package", "serve", "request", "dockerfile", "aws", "watch", "explain"),
     ]
     pipeline = "plan rehearse image train compile deploy invoke extend models batch status down iam"
     assert listed(neuron_sum("aws", "--help").stdout) == pipeline.split()

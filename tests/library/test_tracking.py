@@ -246,6 +246,31 @@ def test_a_server_that_stops_in_the_middle_does_not_end_the_training(
     assert "test/ROUGE-1" in run.data.metrics
 
 
+def test_an_outage_that_ends_leaves_no_gap_and_no_duplicate(
+    tmp_path: Path, micro: Path, store: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(tracking, "RETRY_S", 0.0)
+    original = MlflowClient.log_batch
+
+    def log_batch(self: MlflowClient, run_id: str, *args: Any, **options: Any) -> Any:
+        steps = {metric.step for metric in options.get("metrics", ())}
+        if steps & {5, 6} and len(steps) < 3:  # the reply to step 5 is lost, step 6 does not arrive
+            if 5 in steps:
+                original(self, run_id, *args, **options)
+            raise OSError("no route to the server")
+        return original(self, run_id, *args, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    folder = tmp_path / "run"
+    train(load_recipe(str(micro), [MLFLOW, "train.eval_steps=100"]), folder)
+    monkeypatch.undo()
+    client, run = mlflow_run(folder, store)
+    assert losses(client, run) == logged(folder)
+    assert capfd.readouterr().err.count("MLflow does not record") == 1
+
+
 def test_a_server_that_never_answers_costs_one_warning(
     tmp_path: Path, micro: Path, nowhere: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
