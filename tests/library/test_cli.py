@@ -51,6 +51,7 @@ def test_every_error_class_has_a_distinct_exit_code() -> None:
         "AwsError": 14,
         "DivergedError": 15,
         "ScoreError": 16,
+        "DriftError": 17,
         "Interrupted": 130,
     }
     for name, code in codes.items():
