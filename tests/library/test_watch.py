@@ -6,6 +6,7 @@ import shutil
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from neuron_sum.monitoring.drift import Measure, fisher_p_value, ks_distance, ks
 from neuron_sum.monitoring.redaction import load_hook, redact_files
 from neuron_sum.monitoring.requests import Item, Unreadable, find_files, read_items
 from neuron_sum.monitoring.watch import Watched, watch
-from neuron_sum.recipes.schema import ModelConfig
+from neuron_sum.recipes.schema import ModelConfig, PromptConfig
 from neuron_sum.runs.folder import RunFolder, open_run
 
 JSON, LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
@@ -208,6 +209,14 @@ def test_lines_that_cannot_be_read_are_counted(run: RunFolder, tmp_path: Path) -
     assert watched.unreadable.total() == len(BAD) + 2
     assert watched.first_unreadable == f"{path}:65"
     assert set(verdicts(watched).values()) == {"same"}
+
+
+def test_a_dialogue_that_makes_a_control_token_with_the_prompt_is_counted(run: RunFolder, tmp_path: Path) -> None:
+    recipe = run.recipe.model_copy(update={"prompt": PromptConfig(template="{dialogue}s>")})
+    path = captured(tmp_path / "a.jsonl", [("a </", "x"), *training_pairs(run)])
+    watched = watch([path], replace(run, recipe=recipe))
+    assert watched.dialogues == 64
+    assert watched.unreadable == {"a dialogue that makes a control token together with the prompt": 1}
 
 
 def test_only_unreadable_lines_are_an_error(run: RunFolder, tmp_path: Path) -> None:
