@@ -261,10 +261,11 @@ def aws_account() -> "Iterator[AwsServer]":
 
 @pytest.fixture
 def aws(aws_account: "AwsServer", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[AwsServer]":
-    """An empty account; nothing leaves this machine."""
+    """An account in which `aws setup` ran; nothing leaves this machine."""
     from aws_server import only_loopback
 
     aws_account.reset()
+    aws_account.set_up()
     for name, value in aws_account.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")

@@ -284,20 +284,10 @@ class Account:
             return f"request a higher quota 'Concurrently running builds for Linux/…', or {BUILD_ELSEWHERE}"
         if code in THROTTLED:
             return f"AWS is still busy after {ATTEMPTS} attempts: try again in a minute"
-        if code in ("BucketAlreadyExists", "PermanentRedirect", "301"):
-            return "the bucket belongs to another account or region: use --bucket with one of yours in this region"
         if ASSUME_ROLE.search(message):
-            return (
-                "the role must trust sagemaker.amazonaws.com: `neuron-sum aws iam` prints its policies; or omit --role "
-                "to create one"
-            )
+            return "try again in a minute if the stack is new; `neuron-sum aws setup --check` compares its roles"
         if NO_IMAGE.search(message):
             return f"the image is not in {self.region}: use --image with one that is, or another --region"
-        if what.startswith("s3 ") and code in DENIED:
-            return (
-                "use --bucket if this one belongs to another account; `neuron-sum aws iam` prints the policy that the "
-                "caller needs"
-            )
         if code in DENIED:
             return "`neuron-sum aws iam` prints the policy that the caller needs"
         return f"AWS error code: {code}"

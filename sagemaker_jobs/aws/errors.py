@@ -47,6 +47,8 @@ MISSING = (
     "ObjectNotFoundException",
     "RepositoryNotFoundException",
     "ImageNotFoundException",
+    "ChangeSetNotFound",
+    "NotFoundException",
 )
 TAKEN = (
     "ResourceInUse",
@@ -55,7 +57,9 @@ TAKEN = (
     "ConflictException",
     "ResourceAlreadyExistsException",
     "RepositoryAlreadyExistsException",
+    "AlreadyExistsException",
 )
+INVALID = ("ValidationException", "ValidationError")
 UNREACHED = (
     "EndpointConnectionError",
     "ConnectTimeoutError",
@@ -73,7 +77,7 @@ NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
 NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
-"""SageMaker reports a missing resource as an invalid request; only the text tells them apart."""
+"""SageMaker and CloudFormation report a missing resource as an invalid request; only the text tells them apart."""
 ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
 """SageMaker reports a taken name of a model, endpoint or endpoint configuration in the same way."""
 
@@ -94,7 +98,7 @@ class Refused(AwsError):
     @property
     def missing(self) -> bool:
         """Whether the requested resource does not exist."""
-        return self.code in MISSING or (self.code == "ValidationException" and bool(NO_RECORD.search(self.message)))
+        return self.code in MISSING or (self.code in INVALID and bool(NO_RECORD.search(self.message)))
 
     @property
     def taken(self) -> bool:

@@ -1,7 +1,7 @@
 """Names, tags and ARNs of neuron-sum's resources, which distinguish them from others in the account.
 
-Names begin with PREFIX, roles have a path for their region, and every resource that can have tags has RUN_TAG: the
-policies that `aws iam` prints allow nothing else, and `aws down` looks for nothing else.
+Names begin with PREFIX, and every resource that can have tags has RUN_TAG: the policies that `aws iam` prints allow
+nothing else, and `aws down` looks for nothing else.
 """
 
 import re
@@ -19,7 +19,7 @@ RUN_TAG = "neuron-sum-run"
 RECIPE_TAG = "neuron-sum-recipe"
 
 NAME_LIMIT = 63
-"""Maximum length of the name of a training job, model, endpoint or bucket; a role's may have 64 characters."""
+"""Maximum length of the name of a training job, model, endpoint or bucket."""
 
 SLUG_LIMIT = 20
 """Maximum length of the recipe's part of a run id, so that the longest name, that of the schedule for a run's 99th
@@ -29,19 +29,16 @@ TAG_LIMIT = 256
 NOT_IN_TAGS = r"[^\p{L}\p{Z}\p{N}_.:/=+\-@]"
 """A character that the values of tags cannot contain, by SageMaker's description of its API."""
 
-REPOSITORY = PREFIX
-"""Image repository for all runs."""
+REPOSITORY = PROJECT = PREFIX
+"""Image repository and build project of all runs."""
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
-LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP)
-"""Log groups of all jobs in the account, with streams for each job; also the namespaces of the jobs' metrics."""
+BUILD_LOG_GROUP = f"/aws/codebuild/{PROJECT}"
+LOG_GROUPS = (LOG_GROUP, TRANSFORM_LOG_GROUP, BUILD_LOG_GROUP)
+"""Log groups of all jobs and builds, with streams for each; names of streams begin with that of the job or build."""
 ENDPOINT_LOGS = "/aws/sagemaker/Endpoints/"
 """Prefix of an endpoint's log group; the endpoint's name follows."""
-BUILD_LOGS = "/aws/codebuild/"
-"""Prefix of a build project's log group; the project's name follows."""
-OWN_LOG_GROUPS = (ENDPOINT_LOGS, BUILD_LOGS)
-"""Prefixes of the log groups that belong to one endpoint or build project."""
 
 ANY_ACCOUNT = "123456789012"
 """Account id used in a plan, a dry run or a rehearsal if AWS is not called."""
@@ -93,7 +90,7 @@ class AwsContext:
 
     @property
     def bucket(self) -> str:
-        """The default bucket; its name contains the account id, so that other accounts do not use it by accident."""
+        """The stack's bucket; its name contains the account id, so that other accounts do not use it by accident."""
         return f"{PREFIX}-{self.account}-{self.region}"
 
     def arn(self, service: str, resource: str) -> str:
@@ -121,13 +118,13 @@ class AwsContext:
         """
         return f"arn:{self.partition}:iam::{self.account}:{resource}"
 
-    def role_arn(self, name: str) -> str:
-        """Return the ARN of a role that neuron-sum creates for this region.
+    def role_arn(self, kind: str) -> str:
+        """Return the ARN of a role of the region's stack.
 
         Args:
-            name: The role's name from Run.name; * for any.
+            kind: jobs, endpoint, expiry or build; * for any.
         """
-        return self.iam_arn(f"role{role_path(self.region)}{name}")
+        return self.iam_arn(f"role/{PREFIX}-{self.region}-{kind}")
 
 
 def tags(values: Mapping[str, str]) -> list[dict[str, str]]:
@@ -145,13 +142,14 @@ def new_run(recipe: str) -> Run:
     return Run(f"{slug or 'run'}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
 
 
-def role_path(region: str) -> str:
-    """Return the path of a region's roles, so that a cleanup of one region does not delete the roles of another.
+def inputs_prefix(channel: str, digest: str) -> str:
+    """Return the prefix of the keys of a channel's files."""
+    return f"{PREFIX}/inputs/{channel}/{digest}/"
 
-    Args:
-        region: The region in which the role is used.
-    """
-    return f"/{PREFIX}/{region}/"
+
+def run_prefix(run: Run) -> str:
+    """Return the prefix of the keys of everything that a run writes."""
+    return f"{PREFIX}/runs/{run.id}/"
 
 
 def run_of(name: str) -> str | None:
@@ -167,10 +165,9 @@ def run_of(name: str) -> str | None:
 def owner_of(name: str) -> str | None:
     """Return the run id in the name of any resource; None if it has none.
 
-    A scaling target has the endpoint's name between slashes, a build its project's before a colon, and a log stream its
-    job's before a slash.
+    A scaling target has the endpoint's name between slashes, and a log stream its job's before a slash.
     """
-    return run_of(name.removeprefix("endpoint/").partition("/")[0].partition(":")[0])
+    return run_of(name.removeprefix("endpoint/").partition("/")[0])
 
 
 def parse_run_id(text: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.batch.requests import MAX_PAYLOAD_MB
 from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.stack.stack import Stack
 
 CHANNEL = "batch"
 """Channel name of the uploaded texts."""
@@ -31,13 +31,13 @@ class Texts:
     lines: Mapping[str, int] | None = None
 
 
-def find_texts(source: str, account: Account | None, place: Destination) -> Texts:
+def find_texts(source: str, account: Account | None, stack: Stack) -> Texts:
     """Resolve INPUT.
 
     Args:
         source: A .jsonl file, a folder of them, or an S3 prefix.
         account: The account that has the S3 prefix; None in a dry run.
-        place: The destination that local files are uploaded to.
+        stack: The stack with the bucket that local files are uploaded to.
 
     Raises:
         DataError: If a line is invalid, with its number, or there are no lines.
@@ -60,7 +60,7 @@ def find_texts(source: str, account: Account | None, place: Destination) -> Text
             )
     lines = {name: _checked_lines(file) for name, file in found.items()}
     channel = Channel(CHANNEL, found)
-    return Texts(place.inputs(CHANNEL, channel.digest), channel, lines)
+    return Texts(stack.inputs(CHANNEL, channel.digest), channel, lines)
 
 
 def list_keys(account: Account, address: str) -> Iterator[str]:

@@ -3,10 +3,10 @@
 from datetime import datetime
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks, run_prefix
+from sagemaker_jobs.aws.names import Run, run_prefix
 from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.launch.schedules import create_ending
+from sagemaker_jobs.stack.stack import Request, Stack
 
 JSON_LINES = "application/jsonlines"
 OUT = ".out"
@@ -28,46 +28,43 @@ RETRIES = 3
 """SageMaker's maximum number of retries, for a container that reports that it is busy."""
 
 
-def output_address(run: Run, place: Destination, attempt: int) -> str:
+def output_address(run: Run, stack: Stack, attempt: int) -> str:
     """The S3 folder of a transform job's outputs, without the trailing slash, which SageMaker adds."""
-    return f"s3://{place.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "")
+    return f"s3://{stack.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def create_model(
-    run: Run, place: Destination, *, image: str, model_data: str, isolation: NetworkSecurity, attempt: int = 1
+    run: Run, stack: Stack, *, image: str, model_data: str, network_isolation: bool = False, attempt: int = 1
 ) -> Request:
     """CreateModel for a transform job; the model is deleted when the job has ended.
 
     Args:
         run: The run that owns the model.
-        place: The destination of the run.
+        stack: The stack with the bucket and the roles.
         image: The serving image, in a registry of the account.
         model_data: The S3 address of an archive written by `neuron-sum package`.
-        isolation: The network settings.
+        network_isolation: Whether the container has no network access.
         attempt: The attempt number, from 1.
-
-    Raises:
-        AwsError: If SageMaker would refuse the model.
     """
     return endpoint_requests.create_model(
         run,
-        place,
+        stack,
         image=image,
         model_data=model_data,
         environment={},
-        isolation=isolation,
+        role=stack.jobs_role,
+        network_isolation=network_isolation,
         name=run.name("batch-model", attempt),
     )
 
 
 def create_transform_job(
     run: Run,
-    place: Destination,
+    stack: Stack,
     *,
     instance: str,
     instances: int,
     source: str,
-    isolation: NetworkSecurity,
     attempt: int = 1,
 ) -> Request:
     """CreateTransformJob over JSON Lines; inf2 instances are allowed.
@@ -77,11 +74,10 @@ def create_transform_job(
 
     Args:
         run: The run that owns the job; its model must exist.
-        place: The destination of the run.
+        stack: The stack with the bucket and the roles.
         instance: The instance type.
         instances: The number of instances; each processes whole input files.
         source: The S3 prefix of the .jsonl files.
-        isolation: The encryption settings.
         attempt: The attempt number, from 1.
 
     Raises:
@@ -89,8 +85,7 @@ def create_transform_job(
     """
     if not instance.startswith("ml."):
         raise AwsError(f"{instance!r} is not a SageMaker instance type", f"Use an ml. type, such as ml.{instance}.")
-    key = isolation.kms_key
-    volume = key is not None and not has_local_disks(instance)
+    key, volume_key = stack.kms_key, stack.volume_key(instance)
     return {
         "TransformJobName": run.name("batch", attempt),
         "ModelName": run.name("batch-model", attempt),
@@ -104,7 +99,7 @@ def create_transform_job(
             "SplitType": "Line",
         },
         "TransformOutput": {
-            "S3OutputPath": output_address(run, place, attempt),
+            "S3OutputPath": output_address(run, stack, attempt),
             "Accept": JSON_LINES,
             "AssembleWith": "Line",
             **({"KmsKeyId": key} if key is not None else {}),
@@ -112,7 +107,7 @@ def create_transform_job(
         "TransformResources": {
             "InstanceType": instance,
             "InstanceCount": instances,
-            **({"VolumeKmsKeyId": key} if volume else {}),
+            **({"VolumeKmsKeyId": volume_key} if volume_key is not None else {}),
         },
         "Tags": run.tags,
     }

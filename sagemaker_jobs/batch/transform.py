@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -11,23 +11,20 @@ from pathlib import Path
 from neuron_sum import files
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws import policies
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity
+from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.batch.inputs import Texts, count_lines, list_keys
 from sagemaker_jobs.batch.requests import OUT
+from sagemaker_jobs.cleanup.kinds import KINDS
 from sagemaker_jobs.endpoint import sources as endpoint_sources
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.image import registry
-from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.roles import job_role_calls, role_calls
 from sagemaker_jobs.launch.schedules import times_after
-from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
+from sagemaker_jobs.launch.start import Launch
+from sagemaker_jobs.stack.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -38,19 +35,13 @@ class Options:
         instance: The instance type.
         instances: The number of instances.
         max_hours: The maximum run time in hours.
-        bucket: The name of an existing bucket; None: a new one.
-        role_arn: The ARN of an existing role for the job; None: a new one.
-        isolation: The encryption and network settings.
-        expiry_role_arn: The ARN of an existing role for the scheduler; None: a new one.
+        network_isolation: Whether the container has no network access.
     """
 
     instance: str
     instances: int
     max_hours: float
-    bucket: str | None = None
-    role_arn: str | None = None
-    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
-    expiry_role_arn: str | None = None
+    network_isolation: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def launch(
     texts: Texts,
     options: Options,
     image: str,
-    place: Destination,
+    stack: Stack,
     now: datetime,
 ) -> Launch:
     """The launch of a transform job; sends nothing.
@@ -107,80 +98,44 @@ def launch(
         texts: The inputs.
         options: The options of the job.
         image: The serving image.
-        place: The destination of the run.
+        stack: The stack with the bucket and the roles.
         now: The current time with its time zone, for a dry run; otherwise the hours count from sending the schedule.
 
     Raises:
-        AwsError: If SageMaker would refuse the job.
+        AwsError: If SageMaker would refuse the job, or its role may not read an address or pull the image.
     """
-    address, isolation = source.address_in(place), options.isolation
+    address = source.address_in(stack)
+    stack.check_readable((address, texts.address))
+    stack.check_image(image)
     model = batch_requests.create_model(
-        run, place, image=image, model_data=address, isolation=isolation, attempt=attempt
+        run, stack, image=image, model_data=address, network_isolation=options.network_isolation, attempt=attempt
     )
     job = batch_requests.create_transform_job(
         run,
-        place,
+        stack,
         instance=options.instance,
         instances=options.instances,
         source=texts.address,
-        isolation=isolation,
         attempt=attempt,
     )
-    stopper = options.expiry_role_arn or place.site.role_arn(run.name("expiry-role"))
     ends = now + timedelta(hours=options.max_hours)
-    stop = batch_requests.create_stop(run, at=ends, role_arn=stopper, attempt=attempt)
-    jobs = place.site.arn("sagemaker", f"transform-job/{run.name('batch')}*")
+    stop = batch_requests.create_stop(run, at=ends, role_arn=stack.expiry_role, attempt=attempt)
+    late = partial(times_after, options.max_hours)
     return Launch(
         run,
-        place,
+        stack,
         (
-            Call(
-                "scheduler", "create_schedule", stop, "schedule", stop["Name"], partial(times_after, options.max_hours)
-            ),
+            Call("scheduler", "create_schedule", stop, "schedule", stop["Name"], late),
             Call("sagemaker", "create_model", model, "model", model["ModelName"]),
             Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
         ),
         tuple(channel for channel in (source.channel, texts.channel) if channel is not None),
-        () if options.bucket else bucket_calls(place, options.isolation.kms_key),
-        (
-            *(
-                ()
-                if options.role_arn
-                else job_role_calls(
-                    run,
-                    place,
-                    isolation,
-                    stage="batch",
-                    reads=place.not_ours(run, (address, texts.address)),
-                    image=image,
-                )
-            ),
-            *(
-                ()
-                if options.expiry_role_arn
-                else role_calls(
-                    run,
-                    place.site.region,
-                    policies.scheduler_trust(place.site.account),
-                    policies.one_off_policy("sagemaker:StopTransformJob", jobs),
-                    "expiry-role",
-                    policy_name="batch",
-                )
-            ),
-        ),
-        encryption_of(isolation),
     )
-
-
-def place_for(run: Run, options: Options, site: AwsContext) -> Destination:
-    """The destination of a run's transform job."""
-    return place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
 
 
 def unpaid_names(launched: Launch) -> dict[str, str]:
     """The resources that remain, by kind, if the last request is refused; the next attempt has the same number."""
-    stop, model, _ = launched.calls
-    return {"schedule": stop.name, "model": model.name}
+    return {kind: launched[kind].name for kind in ("schedule", "model")}
 
 
 def attempts_of(account: Account, run: Run) -> int:
@@ -190,7 +145,7 @@ def attempts_of(account: Account, run: Run) -> int:
 
 
 def clear(account: Account, ledger: Ledger, launched: Launch) -> None:
-    """Remove the schedule and the model of an ended job; `down` removes its roles, which cost nothing.
+    """Remove the schedule and the model of an ended job.
 
     Args:
         account: The account that has the resources.
@@ -200,15 +155,10 @@ def clear(account: Account, ledger: Ledger, launched: Launch) -> None:
     Raises:
         AwsError: If AWS refuses; `aws down` removes the resources.
     """
-    stop, model, job = launched.calls
-    ledger.note("gone", "transform-job", job.name, launched.run.id)
-    for call, service, operation, request in (
-        (stop, "scheduler", "delete_schedule", {"Name": stop.name}),
-        (model, "sagemaker", "delete_model", {"ModelName": model.name}),
-    ):
-        with ignore_missing():
-            account.call(service, operation, **request)
-        ledger.note("gone", call.kind or "", call.name, launched.run.id)
+    ledger.note("gone", "transform-job", launched["transform-job"].name, launched.run.id)
+    for kind in ("schedule", "model"):
+        KINDS[kind].delete(account, launched[kind].name)
+        ledger.note("gone", kind, launched[kind].name, launched.run.id)
 
 
 def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Answers:
@@ -223,7 +173,7 @@ def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Ans
     Raises:
         AwsError: If a line has no answer; the hint names the location of the other answers.
     """
-    address = f"{launched.calls[-1].request['TransformOutput']['S3OutputPath']}/"
+    address = f"{launched['transform-job'].request['TransformOutput']['S3OutputPath']}/"
     input_lines = Counter(texts.lines) if texts.lines is not None else count_lines(account, texts.address)
     answer_lines: Counter[str] = Counter()
     errors: list[str] = []

@@ -9,15 +9,23 @@ from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, ignore_missing
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import LOG_GROUPS, OWN_LOG_GROUPS, PREFIX, REPOSITORY, RUN_TAG, Run, owner_of, run_of
-from sagemaker_jobs.aws.place import run_prefix
+from sagemaker_jobs.aws.names import (
+    ENDPOINT_LOGS,
+    LOG_GROUPS,
+    PREFIX,
+    REPOSITORY,
+    RUN_TAG,
+    Run,
+    owner_of,
+    run_of,
+    run_prefix,
+)
 
 STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/")
 """Prefixes of the keys of everything that neuron-sum writes; the bucket may also contain the user's objects."""
 
-DELETED_AT_ONCE = 1000
-"""Maximum number of objects in one DeleteObjects call (limit of S3)."""
+DELETED_AT_ONCE, IMAGES_DELETED_AT_ONCE = 1000, 100
+"""Maximum numbers of objects in one DeleteObjects call, and of images in one BatchDeleteImage call."""
 
 
 @dataclass(frozen=True)
@@ -76,48 +84,36 @@ def stored(account: Account, bucket: str, run: str | None) -> list[Stored]:
         found.append(
             Stored(f"log streams in {name}", len(streams), None, None, "AWS reports no size of single streams")
         )
-    for group in _own_groups(account, run):
+    for group in _endpoint_groups(account, run):
         stored_bytes = group.get("storedBytes", 0)
         cost = stored_bytes / 1e9 * prices.LOGS_USD_PER_GB_MONTH
         found.append(Stored(f"log group {group['logGroupName']}", 1, stored_bytes, cost, prices.LOGS_SOURCE))
     return found
 
 
-def remove_artifacts(
-    account: Account, ledger: Ledger, bucket: str, run: str | None, *, whole_bucket: bool
-) -> list[str]:
-    """Delete the artifacts and logs of one run or of all runs.
+def remove_artifacts(account: Account, bucket: str, run: str | None) -> list[str]:
+    """Delete the artifacts and logs of one run or of all runs; the stack keeps the bucket and the repository.
 
     Args:
         account: The account that owns the artifacts.
-        ledger: The account's ledger.
         bucket: The bucket's name.
         run: The only run whose artifacts to delete, without shared ones; None for all runs.
-        whole_bucket: Whether to delete the bucket if it is then empty; for the default bucket only.
 
     Returns:
-        Messages about artifacts that could not be deleted: old versions of objects, a bucket with foreign objects.
+        Messages about artifacts that could not be deleted: old versions of objects.
 
     Raises:
-        AwsError: If AWS refuses; for single objects, after everything else but the bucket is deleted.
+        AwsError: If AWS refuses; for single objects, after everything else is deleted.
     """
     keys = [item["Key"] for prefix in _prefixes(run) for item in _objects(account, bucket, prefix)]
     refused, versions = _delete_objects(account, bucket, keys)
-    remaining = (
-        [
-            f"the old versions of {versions:,} objects, which are still billed: s3://{bucket} keeps them until a "
-            "lifecycle rule (NoncurrentVersionExpiration) deletes them"
-        ]
-        if versions
-        else []
-    )
     for group, streams in _shared_streams(account, run):
         for stream in streams:
             account.call("logs", "delete_log_stream", logGroupName=group, logStreamName=stream)
-    for log_group in list(_own_groups(account, run)):
+    for log_group in list(_endpoint_groups(account, run)):
         account.call("logs", "delete_log_group", logGroupName=log_group["logGroupName"])
     if run is None:
-        _remove_repository(account, ledger)
+        _delete_images(account)
     if refused:
         first = refused[0]
         raise AwsError(
@@ -125,12 +121,47 @@ def remove_artifacts(
             f"{first.get('Code')}, {first.get('Message')}",
             "`neuron-sum aws iam` prints the policy that the caller needs; also check the bucket's policy and locks",
         )
-    if run is None and whole_bucket:
-        if (reason := _delete_bucket(account, bucket)) is None:
-            ledger.note("gone", "bucket", bucket, "all")
+    if not versions:
+        return []
+    return [
+        f"the old versions of {versions:,} objects, which are still billed: s3://{bucket} keeps them until a lifecycle "
+        "rule (NoncurrentVersionExpiration) deletes them"
+    ]
+
+
+def delete_retained(account: Account, bucket: str) -> list[str]:
+    """Delete the bucket and the repository that a deleted stack retained, if they are empty.
+
+    Args:
+        account: The account and region.
+        bucket: The stack's bucket.
+
+    Returns:
+        What was kept, with the reason.
+
+    Raises:
+        AwsError: If AWS refuses.
+    """
+    kept = []
+    owner = {"ExpectedBucketOwner": account.id}
+    try:
+        with ignore_missing():
+            for part in account.pages("s3", "list_multipart_uploads", "Uploads", Bucket=bucket, **owner):
+                account.call(
+                    "s3", "abort_multipart_upload", Bucket=bucket, Key=part["Key"], UploadId=part["UploadId"], **owner
+                )
+            account.call("s3", "delete_bucket", Bucket=bucket, **owner)
+    except Refused as refused:
+        if refused.code != "BucketNotEmpty":
+            raise
+        count = len(list(_objects(account, bucket, "")))
+        kept.append(f"the bucket {bucket}, because it contains {f'{count:,} objects' if count else 'old versions'}")
+    if (images := _images(account)) is not None:
+        if images:
+            kept.append(f"the repository {REPOSITORY}, because it contains {len(images):,} images")
         else:
-            remaining.append(reason)
-    return remaining
+            account.call("ecr", "delete_repository", repositoryName=REPOSITORY)
+    return kept
 
 
 def _delete_objects(account: Account, bucket: str, keys: list[str]) -> tuple[list[dict[str, Any]], int]:
@@ -151,31 +182,16 @@ def _delete_objects(account: Account, bucket: str, keys: list[str]) -> tuple[lis
     return refused, versions
 
 
-def _remove_repository(account: Account, ledger: Ledger) -> None:
-    if _images(account) is not None:
-        account.call("ecr", "delete_repository", repositoryName=REPOSITORY, force=True)
-    for entry in ledger.open():
-        if entry.kind == "repository":
-            ledger.note("gone", entry.kind, entry.name, entry.run)
-
-
-def _delete_bucket(account: Account, bucket: str) -> str | None:
-    """Delete the bucket if it is empty; return a message with the reason if not, else None."""
-    owner = {"ExpectedBucketOwner": account.id}
-    try:
-        with ignore_missing():
-            for part in account.pages("s3", "list_multipart_uploads", "Uploads", Bucket=bucket, **owner):
-                account.call(
-                    "s3", "abort_multipart_upload", Bucket=bucket, Key=part["Key"], UploadId=part["UploadId"], **owner
-                )
-            account.call("s3", "delete_bucket", Bucket=bucket, **owner)
-    except Refused as refused:
-        if refused.code != "BucketNotEmpty":
-            raise
-        other = [item["Key"] for item in _objects(account, bucket, "")]
-        what = f"{len(other):,} objects not created by neuron-sum, the first {other[0]}" if other else "old versions"
-        return f"the bucket {bucket}, because it contains {what}"
-    return None
+def _delete_images(account: Account) -> None:
+    images = [{"imageDigest": image["imageDigest"]} for image in _images(account) or []]
+    for first in range(0, len(images), IMAGES_DELETED_AT_ONCE):
+        chunk = images[first : first + IMAGES_DELETED_AT_ONCE]
+        answer = account.call("ecr", "batch_delete_image", repositoryName=REPOSITORY, imageIds=chunk)
+        if failures := answer.get("failures"):
+            raise AwsError(
+                f"ECR did not delete {len(failures)} of {len(images)} images, the first: {failures[0]}",
+                "run the command again",
+            )
 
 
 def _prefixes(run: str | None) -> tuple[str, ...]:
@@ -215,9 +231,8 @@ def _shared_streams(account: Account, run: str | None) -> Iterator[tuple[str, li
                 yield group, ours
 
 
-def _own_groups(account: Account, run: str | None) -> Iterator[dict[str, Any]]:
-    for prefix in OWN_LOG_GROUPS:
-        listing = account.pages(
-            "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=prefix + _name_prefix(run)
-        )
-        yield from (group for group in listing if run_of(group["logGroupName"].removeprefix(prefix)) is not None)
+def _endpoint_groups(account: Account, run: str | None) -> Iterator[dict[str, Any]]:
+    listing = account.pages(
+        "logs", "describe_log_groups", "logGroups", logGroupNamePrefix=ENDPOINT_LOGS + _name_prefix(run)
+    )
+    yield from (group for group in listing if run_of(group["logGroupName"].removeprefix(ENDPOINT_LOGS)) is not None)

@@ -14,8 +14,6 @@ DELETION_ORDER = (
     "endpoint-config",
     "model",
     "schedule",  # after the endpoint, which it deletes if this machine goes offline before
-    "build-project",
-    "role",  # last, because the others need it
 )
 
 KINDS: tuple[ResourceKind, ...] = tuple(kinds.KINDS[name] for name in DELETION_ORDER)

@@ -69,7 +69,7 @@ def remove(account: Account, ledger: Ledger, run: str | None, *, every_s: float)
     """Delete or stop the resources billed by the hour, wait until they are gone, and delete the others.
 
     A failed deletion, or a service that does not answer, does not stop the others. Resources that a resource needs
-    that may still be running are kept, above all the schedule that deletes it and the schedule's role.
+    that may still be running are kept, above all the schedule that deletes it.
 
     Args:
         account: The account and region.
@@ -136,6 +136,4 @@ def needs(paid: ResourceKind, owner: str | None, thing: Resource) -> bool:
         owner: The run of the other resource; None if AWS did not list that kind.
         thing: The resource that may be needed.
     """
-    return thing.kind in paid.needs and (
-        thing.run == owner if owner is not None else (thing.run or "").startswith(paid.of)
-    )
+    return thing.kind in paid.needs and owner in (None, thing.run)

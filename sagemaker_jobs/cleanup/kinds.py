@@ -12,9 +12,9 @@ from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached, ignore_missing
-from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, owner_of, role_path, run_of
-from sagemaker_jobs.aws.place import Request
+from sagemaker_jobs.aws.names import PREFIX, PROJECT, RUN_TAG, Run, owner_of, run_of
 from sagemaker_jobs.launch.schedules import LATE_S, time_of
+from sagemaker_jobs.stack.stack import Request
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
 """Service namespace and dimension of Application Auto Scaling for an endpoint's variant."""
@@ -24,8 +24,8 @@ TAGGED = ("endpoint", "endpoint-config", "model", "training-job", "transform-job
 
 RUNNING = ("InProgress", "Stopping")
 ENDS_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
-BUILDS_ASKED = 100
-"""Maximum number of names in one BatchGetBuilds or BatchGetProjects call."""
+RUN_VARIABLE = "NEURON_SUM_RUN"
+"""Environment variable of a build that names its run: all builds have the stack's project."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ class ResourceKind:
         paid: Whether it is billed by the hour; then it must be gone before the resources that it needs are deleted.
         needs: Kinds whose resources of the same run are kept while a resource of this kind may exist: those that it
             uses, and those that delete it on time.
-        of: The prefix of the ids of its runs.
     """
 
     name: str
@@ -96,10 +95,9 @@ class ResourceKind:
     delete: Callable[[Account, str], object]
     paid: bool = False
     needs: tuple[str, ...] = ()
-    of: str = ""
 
     def check_owner(self, account: Account, thing: Resource) -> None:
-        """Raise unless a resource that only the ledger names has the name of its run and its tag, or a role's path.
+        """Raise unless a resource that only the ledger names has the name of its run and its tag.
 
         Raises:
             Refused: If neuron-sum did not create it.
@@ -108,12 +106,6 @@ class ResourceKind:
         ours = owner_of(thing.name) == thing.run
         if ours and self.name in TAGGED:
             ours = _tagged_run(account, account.site.arn("sagemaker", f"{self.name}/{thing.name}")) == thing.run
-        elif ours and self.name == "role":
-            role = account.call("iam", "get_role", RoleName=thing.name)["Role"]
-            ours = role["Path"] == role_path(account.region)
-        elif ours and self.name == "build-project":
-            [project] = account.call("codebuild", "batch_get_projects", names=[thing.name])["projects"]
-            ours = _run_of_project(project) == thing.run
         if not ours:
             raise Refused(
                 f"the ledger names {self.name} {thing.name}, which was not created by neuron-sum: kept",
@@ -152,7 +144,7 @@ def _tagged_run(account: Account, arn: str) -> str | None:
 
 
 def _recognized(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the names and runs of resources recognized by name only: they have no tags, or neuron-sum's path."""
+    """Yield the names and runs of resources recognized by name only, because they have no tags."""
     for name in names:
         owner = run_of(name)
         if owner is not None and run in (None, owner):
@@ -296,71 +288,51 @@ def _delete_scaling(account: Account, name: str) -> None:
         )
 
 
-def _run_of_project(project: Mapping[str, Any]) -> str | None:
-    return next((tag["value"] for tag in project.get("tags", []) if tag["key"] == RUN_TAG), None)
-
-
-def _list_projects(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    names = [name for name in account.pages("codebuild", "list_projects", "projects") if _is_of(str(name), run)]
-    for first in range(0, len(names), BUILDS_ASKED):
-        batch = account.call("codebuild", "batch_get_projects", names=names[first : first + BUILDS_ASKED])["projects"]
-        for project in batch:
-            owner = _run_of_project(project)
-            if owner is not None and run in (None, owner):
-                yield project["name"], owner
-
-
 def _is_of(name: str, run: str | None) -> bool:
     owner = run_of(name)
     return owner is not None and run in (None, owner)
 
 
-def _describe_project(account: Account, name: str, run: str) -> Resource | None:
-    found = account.call("codebuild", "batch_get_projects", names=[name])["projects"]
-    return Resource("build-project", name, run, "there", hours_since(found[0]["created"])) if found else None
+def builds_of(account: Account, run: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the run and the description of builds, the newest first; CodeBuild describes 100 at once.
+
+    Args:
+        account: The account and region.
+        run: The only run whose builds to include; None for all runs.
+
+    Raises:
+        AwsError: If the request fails.
+    """
+    with ignore_missing():  # the project does not exist without the stack
+        answer = account.call("codebuild", "list_builds_for_project", projectName=PROJECT, sortOrder="DESCENDING")
+        found = account.call("codebuild", "batch_get_builds", ids=answer["ids"])["builds"] if answer["ids"] else []
+        for build in sorted(found, key=lambda each: answer["ids"].index(each["id"])):
+            variables = build["environment"].get("environmentVariables", [])
+            owner = next((each["value"] for each in variables if each["name"] == RUN_VARIABLE), None)
+            if owner is not None and run in (None, owner):
+                yield owner, build
+
+
+def _running_builds(account: Account, run: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    return (pair for pair in builds_of(account, run) if pair[1]["buildStatus"] == "IN_PROGRESS")
 
 
 def _list_builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    for project, owner in _list_projects(account, run):
-        listing = account.pages("codebuild", "list_builds_for_project", "ids", projectName=project)
-        for identity in listing:
-            yield str(identity), owner
+    for owner, _ in _running_builds(account, run):
+        yield Run(owner, "").name("build"), owner
 
 
 def _describe_build(account: Account, name: str, run: str) -> Resource | None:
-    found = account.call("codebuild", "batch_get_builds", ids=[name])["builds"]
-    if not found or found[0]["buildStatus"] != "IN_PROGRESS":
-        return None
-    [build] = found
-    return Resource(
-        "build",
-        name,
-        run,
-        build.get("currentPhase", "IN_PROGRESS"),
-        hours_since(build["startTime"]),
-        build["environment"]["computeType"],
-    )
+    for _, build in _running_builds(account, run):
+        machine = build["environment"]["computeType"]
+        phase = build.get("currentPhase", "IN_PROGRESS")
+        return Resource("build", name, run, phase, hours_since(build["startTime"]), machine)
+    return None
 
 
-def _list_roles(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    listing = account.pages("iam", "list_roles", "Roles", PathPrefix=role_path(account.region))
-    yield from _recognized((role["RoleName"] for role in listing), run)
-
-
-def _describe_role(account: Account, name: str, run: str) -> Resource | None:
-    if (answer := account.find("iam", "get_role", RoleName=name)) is None:
-        return None
-    return Resource("role", name, run, "there", hours_since(answer["Role"]["CreateDate"]))
-
-
-def _delete_role(account: Account, name: str) -> None:
-    """Delete a role after its policies, as IAM requires; policies that a user attached are detached, not deleted."""
-    with ignore_missing():  # another cleanup may have been faster
-        for policy in list(account.pages("iam", "list_role_policies", "PolicyNames", RoleName=name)):
-            account.call("iam", "delete_role_policy", RoleName=name, PolicyName=policy)
-        for attached in list(account.pages("iam", "list_attached_role_policies", "AttachedPolicies", RoleName=name)):
-            account.call("iam", "detach_role_policy", RoleName=name, PolicyArn=attached["PolicyArn"])
-        account.call("iam", "delete_role", RoleName=name)
+def _stop_build(account: Account, name: str) -> None:
+    for _, build in _running_builds(account, run_of(name)):
+        account.call("codebuild", "stop_build", id=build["id"])
 
 
 _STOP_JOB = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
@@ -372,7 +344,7 @@ KINDS = {kind.name: kind for kind in (
         "endpoint", _sagemaker_lister("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _describe_endpoint,
         # SageMaker refuses while it is Creating or Updating, so the request is repeated until it is gone.
         _deleter("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
-        needs=("endpoint-config", "model", "schedule", "role"),
+        needs=("endpoint-config", "model", "schedule"),
     ),
     ResourceKind(
         "training-job",
@@ -380,7 +352,6 @@ KINDS = {kind.name: kind for kind in (
             "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
         ),
         _job_describer("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOP_JOB, paid=True,
-        needs=("role",),
     ),
     ResourceKind(
         "transform-job",
@@ -389,12 +360,9 @@ KINDS = {kind.name: kind for kind in (
         ),
         _job_describer("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
         _deleter("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
-        needs=("model", "schedule", "role"),
+        needs=("model", "schedule"),
     ),
-    ResourceKind(
-        "build", _list_builds, _describe_build, lambda account, name: account.call("codebuild", "stop_build", id=name),
-        paid=True, needs=("build-project", "role"), of="image-",
-    ),
+    ResourceKind("build", _list_builds, _describe_build, _stop_build, paid=True),
     ResourceKind(
         "endpoint-config",
         _sagemaker_lister("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
@@ -406,10 +374,5 @@ KINDS = {kind.name: kind for kind in (
         _describer("model", "describe_model", "ModelName"), _deleter("delete_model", "ModelName"),
     ),
     ResourceKind("schedule", _list_schedules, _describe_schedule, _delete_schedule),
-    ResourceKind(
-        "build-project", _list_projects, _describe_project,
-        lambda account, name: account.call("codebuild", "delete_project", name=name),
-    ),
-    ResourceKind("role", _list_roles, _describe_role, _delete_role),
 )}  # fmt: skip
-"""All kinds by name. artifacts.py handles the bucket and the repository, which contain artifacts."""
+"""All kinds by name."""

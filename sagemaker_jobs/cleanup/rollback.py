@@ -13,28 +13,27 @@ from sagemaker_jobs.cleanup.deletion_order import KINDS
 from sagemaker_jobs.launch.start import Launch
 
 
-def undo(account: Account, launch: Launch, error: AwsError, *, keep: set[str], every_s: float) -> None:
+def undo(account: Account, launch: Launch, error: AwsError, *, every_s: float) -> None:
     """Roll a launch back after an error, and add the result to the error's hint.
 
     Args:
         account: The account and region.
         launch: The launch, of which all or some calls were sent.
         error: The error that ends the command.
-        keep: The names of roles that existed before.
         every_s: Seconds between two checks whether a billed resource is gone.
     """
     console.note(f"{error.message}: rolling back")
-    ledger = Ledger(launch.place.site)
+    ledger = Ledger(launch.stack.site)
     try:
-        roll_back(account, ledger, launch, keep=keep, every_s=every_s)
+        roll_back(account, ledger, launch, every_s=every_s)
     except AwsError as failure:
         error.hint = f"{error.hint}; the rollback also failed: {failure.message}"
-        errors.add_cleanup_hint(error, launch.run.id, launch.place.site.region)
+        errors.add_cleanup_hint(error, launch.run.id, launch.stack.site.region)
     else:
         error.hint = f"{error.hint} (everything was rolled back)"
 
 
-def roll_back(account: Account, ledger: Ledger, launch: Launch, *, keep: set[str], every_s: float) -> None:
+def roll_back(account: Account, ledger: Ledger, launch: Launch, *, every_s: float) -> None:
     """Delete the resources of a launch in the order of `down`, a schedule only after the resource that it deletes.
 
     Other resources of the run are kept: a batch transform, limited by its schedule, may run next to a failed endpoint.
@@ -43,14 +42,12 @@ def roll_back(account: Account, ledger: Ledger, launch: Launch, *, keep: set[str
         account: The account and region.
         ledger: The account's ledger, which contains the created resources.
         launch: The launch, of which all or some calls were sent.
-        keep: The names of roles that existed before.
         every_s: Seconds between two checks whether a billed resource is gone.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
-    calls = (*launch.role_calls, *launch.calls, *launch.later)
-    planned = {(call.kind, call.name) for call in calls if call.name not in keep}
+    planned = {(call.kind, call.name) for call in (*launch.calls, *launch.later)}
     created = [entry for entry in ledger.open(launch.run.id) if (entry.kind, entry.name) in planned]
     for kind in KINDS:
         for entry in [entry for entry in created if entry.kind == kind.name]:
@@ -82,14 +79,3 @@ def clear_leftovers(account: Account, ledger: Ledger, run: Run, names: Mapping[s
             console.note(f"removing {kind.name} {name}, left by an earlier start of the run")
             kind.delete(account, name)
             ledger.note("gone", kind.name, name, run.id)
-
-
-def existing_roles(account: Account, run: Run) -> set[str]:
-    """Return the names of a run's existing roles, which a rollback keeps for the run's jobs.
-
-    Raises:
-        AwsError: If AWS refuses, or cannot be reached.
-    """
-    [role] = [kind for kind in KINDS if kind.name == "role"]
-    names = (run.name("role"), run.name("expiry-role"))
-    return {name for name in names if role.describe(account, name, run.id) is not None}

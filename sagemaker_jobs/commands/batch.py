@@ -1,32 +1,22 @@
 """`neuron-sum aws batch`: SageMaker Batch Transform over JSON Lines, for inputs too large for an endpoint."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import (
-    BucketOption,
-    CapOption,
-    DetachOption,
-    EveryOption,
-    ExpectedOption,
-    ExpiryRoleOption,
-    GroupOption,
-    HoursOption,
-    IsolatedOption,
-    KeyOption,
-    OfflineOption,
-    RegionOption,
-    RequestsOption,
-    RoleOption,
-    SubnetOption,
-    isolation_of,
-)
+from sagemaker_jobs.commands.options import ExpectedOption, HoursOption, IsolatedOption, StartOptions, expand
+
+if TYPE_CHECKING:
+    from sagemaker_jobs.aws.account import Account
+    from sagemaker_jobs.aws.ledger import Ledger
+    from sagemaker_jobs.batch.transform import Answers
+    from sagemaker_jobs.jobs.follow import Job
 
 
+@expand
 def batch(
     source: Annotated[
         str,
@@ -40,6 +30,7 @@ def batch(
             metavar="INPUT", help='JSON Lines of {"inputs": "a dialogue"}: a .jsonl file, a folder, s3://….'
         ),
     ],
+    start: StartOptions,
     output: Annotated[Path | None, typer.Option(help="Folder for the answers. Default: RUN-batch.")] = None,
     instance: Annotated[
         str,
@@ -47,30 +38,17 @@ def batch(
     ] = "ml.c7i.4xlarge",
     instances: Annotated[int, typer.Option(min=1, help="Number of instances; each processes whole input files.")] = 1,
     max_hours: HoursOption = 2.0,
-    max_usd: CapOption = None,
-    bucket: BucketOption = None,
-    role: RoleOption = None,
-    expiry_role: ExpiryRoleOption = None,
     image: Annotated[
         str | None, typer.Option(help="Image URI. Default: the newest image built by `aws image`.")
     ] = None,
-    kms_key: KeyOption = None,
-    subnet: SubnetOption = None,
-    security_group: GroupOption = None,
     network_isolation: IsolatedOption = False,
-    region: RegionOption = None,
     expected_hours: ExpectedOption = None,
-    detach: DetachOption = False,
-    every: EveryOption = 15.0,
-    offline: OfflineOption = False,
-    dry_run: RequestsOption = False,
 ) -> None:
     """Summarize files of dialogues with a SageMaker batch transform, without an endpoint."""
     from datetime import datetime, timezone
 
-    from sagemaker_jobs.aws.errors import Refused
     from sagemaker_jobs.aws.ledger import Ledger
-    from sagemaker_jobs.aws.names import Run, new_run
+    from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.batch import inputs as batch_texts
     from sagemaker_jobs.batch import transform as batches
     from sagemaker_jobs.cleanup import rollback
@@ -80,20 +58,11 @@ def batch(
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.jobs import follow as following
 
-    options = batches.Options(
-        instance,
-        instances,
-        max_hours,
-        bucket,
-        role,
-        isolation_of(kms_key, subnet, security_group, network_isolation),
-        expiry_role,
-    )
-    account, site = session.caller(region, offline=offline, dry_run=dry_run)
-    reader = None if dry_run else account
-    provisional = batches.place_for(Run(source, ""), options, site)
-    inputs = batch_texts.find_texts(texts, reader, provisional)
-    model = endpoint_sources.find_source(source, reader, provisional)
+    options = batches.Options(instance, instances, max_hours, network_isolation)
+    account, stack = session.caller(start)
+    reader = None if start.dry_run else account
+    inputs = batch_texts.find_texts(texts, reader, stack)
+    model = endpoint_sources.find_source(source, reader, stack)
     target = batches.image_target(model, instance)
     if target == "inf2":
         console.warn(
@@ -106,55 +75,39 @@ def batch(
         image = (
             registry.newest_image(reader, target)
             if reader is not None
-            else registry.image_uri(site, f"{target}-newest")
+            else registry.image_uri(stack.site, f"{target}-newest")
         )
     folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
-    launch = batches.launch(
-        run, attempt, model, inputs, options, image, batches.place_for(run, options, site), datetime.now(timezone.utc)
-    )
-    price = price_list.price_of(instance, price_list.TRANSFORM, None if offline else account)
-    cost_plan = lifetime.transform_plan(launch, options, price, expected_hours)
-    job = launch.calls[-1]
+    launch = batches.launch(run, attempt, model, inputs, options, image, stack, datetime.now(timezone.utc))
+    price = price_list.price_of(instance, price_list.TRANSFORM, None if start.offline else account)
+    job = launch["transform-job"]
     address = job.request["TransformOutput"]["S3OutputPath"]
-    existing_roles: set[str] = set()
     if reader is not None and model.run is not None:
-        rollback.clear_leftovers(reader, Ledger(site), run, batches.unpaid_names(launch))
-        existing_roles = rollback.existing_roles(reader, run)
-    with session.keep_running(run.id, job.name, site.region):
-        try:
-            ledger = session.begin(launch, cost_plan, account, max_usd, dry_run=dry_run)
-        except Refused as refused:
-            if account is not None:
-                rollback.undo(account, launch, refused, keep=existing_roles, every_s=every)
-            raise
-        if ledger is None or account is None:
-            return
-        console.note(f"started {job.name}; ledger: {ledger.path}")
-        details = {
-            "run": run.id,
-            "job": job.name,
-            "region": site.region,
-            "answers": address,
-            "plan": cost_plan.as_dict(),
-        }
-        if detach:
-            console.emit(
-                details,
-                f"started {job.name}; it writes its answers to {address}\n"
-                f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} also removes its model",
-            )
-            return
+        rollback.clear_leftovers(reader, Ledger(stack.site), run, batches.unpaid_names(launch))
+
+    def follow(account: "Account", ledger: "Ledger") -> "tuple[Job, Answers]":
         finished = following.follow(
             account,
             job.name,
-            every_s=every,
+            every_s=start.every,
             price=price,
             kind=following.TRANSFORM,
             on_end=lambda _: batches.clear(account, ledger, launch),
         )
-        answers = batches.fetch(account, launch, inputs, folder)
+        return finished, batches.fetch(account, launch, inputs, folder)
+
+    fields = {"job": job.name, "answers": address}
+    text = (
+        f"started {job.name}; it writes its answers to {address}\n"
+        f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} also removes its model"
+    )
+    plan = lifetime.transform_plan(launch, options, price, expected_hours)
+    result = session.carry_out(launch, plan, account, start, job.name, follow, detached=(fields, text), roll_back=True)
+    if result is None:
+        return
+    details, (finished, answers) = result
     if answers.errors:
         console.warn(
             f"{len(answers.errors):,} of {answers.lines:,} lines have an error instead of a summary; the first is: "
@@ -163,12 +116,12 @@ def batch(
     console.emit(
         {
             **details,
+            **fields,
             "status": finished.status,
             "seconds": finished.seconds,
             "files": [str(path) for path in answers.files],
             "lines": answers.lines,
             "errors": len(answers.errors),
         },
-        f"{answers.lines:,} answers in {console.duration(finished.seconds)}: {folder} and {address}\n"
-        f"next: neuron-sum aws down {run.id} removes the run's roles",
+        f"{answers.lines:,} answers in {console.duration(finished.seconds)}: {folder} and {address}",
     )

@@ -7,7 +7,7 @@ import typer
 from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import BucketOption, EveryOption, RegionOption, RunArgument
+from sagemaker_jobs.commands.options import EveryOption, RegionOption, RunArgument
 
 
 def down(
@@ -19,7 +19,6 @@ def down(
     check: Annotated[
         bool, typer.Option("--check", help="Delete nothing; exit with 14 if any resource remains.")
     ] = False,
-    bucket: BucketOption = None,
     region: RegionOption = None,
     every: EveryOption = 5.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the resources; delete nothing.")] = False,
@@ -40,13 +39,12 @@ def down(
         )
     account = session.account_in(region, short_timeouts=True)
     ledger = Ledger(account.site)
-    default_bucket = account.site.bucket
-    bucket_name = bucket or default_bucket
+    bucket = account.site.bucket
     if run is not None:
-        clearing.check_known(account, ledger, bucket_name, run)
+        clearing.check_known(account, ledger, bucket, run)
     if check or dry_run:
         remaining = clearing.remaining_resources(account, ledger, run)
-        stored = storage.stored(account, bucket_name, run)
+        stored = storage.stored(account, bucket, run)
         report = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in stored]}
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
@@ -55,12 +53,8 @@ def down(
         console.emit(report, shown, *map(str, stored))
         return
     removed = clearing.remove(account, ledger, run, every_s=every)
-    stored = storage.stored(account, bucket_name, run)
-    skipped = (
-        storage.remove_artifacts(account, ledger, bucket_name, run, whole_bucket=bucket_name == default_bucket)
-        if artifacts
-        else []
-    )
+    stored = storage.stored(account, bucket, run)
+    skipped = storage.remove_artifacts(account, bucket, run) if artifacts else []
     remaining = clearing.remaining_resources(account, ledger, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)

@@ -1,45 +1,36 @@
 """`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import AwsError, Interrupted
+from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import (
     MAX_HOURS,
-    BucketOption,
     CapOption,
-    DetachOption,
     EndpointArgument,
-    EveryOption,
-    ExpiryRoleOption,
-    GroupOption,
     IsolatedOption,
-    KeyOption,
     OfflineOption,
     RegionOption,
     RequestsOption,
-    RoleOption,
-    SubnetOption,
-    isolation_of,
+    StartOptions,
+    expand,
 )
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
+    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import AwsContext
     from sagemaker_jobs.endpoint.sources import Source
-    from sagemaker_jobs.launch.call import Call
-    from sagemaker_jobs.launch.start import Launch
 
 HOURS = 2.0
 SHORTEST_H = 0.25
 """Hours; an endpoint takes minutes to start."""
 
 
+@expand
 def deploy(
     sources: Annotated[
         list[str],
@@ -48,6 +39,7 @@ def deploy(
             help="A run with a compile job, s3://…/model.tar.gz, or a model.tar.gz written by `neuron-sum package`.",
         ),
     ],
+    start: StartOptions,
     instance: Annotated[str, typer.Option(help="SageMaker instance type: ml.inf2.* or a CPU type.")] = "ml.inf2.xlarge",
     instances: Annotated[int, typer.Option(min=1, help="Initial and minimum number of instances.")] = 1,
     hours: Annotated[
@@ -75,25 +67,12 @@ def deploy(
             "Default: the newest image built by `aws image`."
         ),
     ] = None,
-    max_usd: CapOption = None,
-    bucket: BucketOption = None,
-    role: RoleOption = None,
-    expiry_role: ExpiryRoleOption = None,
-    kms_key: KeyOption = None,
-    subnet: SubnetOption = None,
-    security_group: GroupOption = None,
     network_isolation: IsolatedOption = False,
-    region: RegionOption = None,
-    detach: DetachOption = False,
-    every: EveryOption = 15.0,
-    offline: OfflineOption = False,
-    dry_run: RequestsOption = False,
 ) -> None:
     """Deploy a compiled model to an endpoint that expires automatically; a failure is rolled back."""
     from neuron_sum.platform.containers import VLLM
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
-    from sagemaker_jobs.aws.place import Destination
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.cost import lifetime
@@ -103,8 +82,8 @@ def deploy(
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.launch import call as calls
 
-    _check_life(keep, hours, max_usd)
-    if detach and max_instances is not None:
+    _check_life(keep, hours, start.max_usd)
+    if start.detach and max_instances is not None:
         raise AwsError(
             "--detach and --max-instances cannot be combined: autoscaling is set once the endpoint is in service",
             "Use one of them.",
@@ -120,25 +99,23 @@ def deploy(
         None if keep else hours or HOURS,
         max_instances,
         invocations_per_instance,
-        bucket,
-        role,
-        isolation_of(kms_key, subnet, security_group, network_isolation),
-        expiry_role,
+        network_isolation,
     )
     hosting.check()
-    account, site = session.caller(region, offline=offline, dry_run=dry_run)
-    reader = None if dry_run and site.account == ANY_ACCOUNT else account
-    provisional = Destination(site, bucket or site.bucket, role or "")
-    models = [endpoint_sources.find_source(text, reader, provisional) for text in sources]
+    account, stack = session.caller(start)
+    reader = None if start.dry_run and stack.site.account == ANY_ACCOUNT else account
+    models = [endpoint_sources.find_source(text, reader, stack) for text in sources]
     if image == VLLM:
         models = [endpoint_sources.inspected(source, reader) for source in models]
         endpoint_sources.check_offline(models, isolated=network_isolation)
     targets = {endpoint_sources.image_target(source, instance, image) for source in models}
     if multi_model:
         _check_several(models, targets)
-    image_name = _image(image, targets.pop(), reader, site)
+    image_name = _image(image, targets.pop(), reader, stack.site)
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
-    existing_roles: set[str] = set()
+    launch = endpoint.launch(
+        run, models, hosting, image_name, stack, now=datetime.now(timezone.utc), multi_model=multi_model
+    )
     if reader is not None and models[0].run is run:
         if lifecycle.describe(reader, run.name("endpoint")) is not None:
             raise AwsError(
@@ -146,33 +123,38 @@ def deploy(
                 f"Extend it with `neuron-sum aws extend {run.id} --hours 2` or delete it with "
                 f"`neuron-sum aws down {run.id}`.",
             )
-        if not dry_run:
-            rollback.clear_leftovers(reader, Ledger(site), run, endpoint.unpaid_names(run))
-            existing_roles = rollback.existing_roles(reader, run)
-    launch = endpoint.launch(
-        run, models, hosting, image_name, site, now=datetime.now(timezone.utc), multi_model=multi_model
+        if not start.dry_run:
+            rollback.clear_leftovers(reader, Ledger(stack.site), run, endpoint.unpaid_names(run))
+    priced = lifetime.priced(
+        endpoint.requests_of(launch), None if start.offline else account, None, hosting.hours or 0.0
     )
-    requests = endpoint.requests_of(launch)
-    priced = lifetime.priced(requests, None if offline else account, None, hosting.hours or 0.0)
     [item] = [item for item in priced.items if item.kind == "endpoint"]
-    assert item.price is not None  # an endpoint always has a price
-    sent: list[Call] = []
-    with _rolled_back_on_failure(account, launch, sent, existing_roles, every):
-        ledger = session.begin(launch, priced, account, max_usd, dry_run=dry_run, on_send=sent.append)
-        if ledger is None or account is None:
-            return
-        ends = endpoint.end_of((*launch.calls, *sent))
-        console.note(f"started {item.name}; expires {lifecycle.format_expiry(ends)}; ledger: {ledger.path}")
-        if not detach:
-            lifecycle.wait(account, item.name, every_s=every, price=item.price, instances=hosting.instances)
-            try:
-                for call in launch.later:
-                    calls.create(account, ledger, call, run, new_role=True)
-            except AwsError as error:  # not a reason to roll back
-                raise AwsError(
-                    f"{item.name} is in service, but its autoscaling failed: {error.message}", error.hint
-                ) from error
-    status, address = "Creating" if detach else lifecycle.IN_SERVICE, f"sagemaker:{item.name}@{site.region}"
+    price = item.price
+    assert price is not None  # an endpoint always has a price
+
+    def follow(account: "Account", ledger: "Ledger") -> str:
+        console.note(f"{item.name} expires {lifecycle.format_expiry(launch.ends)}")
+        if start.detach:
+            return "Creating"
+        lifecycle.wait(account, item.name, every_s=start.every, price=price, instances=hosting.instances)
+        try:
+            for call in launch.later:
+                calls.create(account, ledger, call, run)
+        except AwsError as error:  # not a reason to roll back
+            message = f"{item.name} is in service, but its autoscaling failed: {error.message}"
+            raise AwsError(message, error.hint) from error
+        return lifecycle.IN_SERVICE
+
+    def ends_text() -> str:
+        ends = launch.ends
+        text = f"AWS deletes it {lifecycle.format_expiry(ends)}"
+        return "you are billed for it until you delete it" if ends is None else text
+
+    result = session.carry_out(launch, priced, account, start, item.name, follow, roll_back=True, ends=ends_text)
+    if result is None:
+        return
+    details, status = result
+    ends, address = launch.ends, f"sagemaker:{item.name}@{stack.site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
     target += " --chat" if image == VLLM else ""
     next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
@@ -182,20 +164,18 @@ def deploy(
         )
     console.emit(
         {
-            "run": run.id,
+            **details,
             "endpoint": item.name,
-            "region": site.region,
             "address": address,
             "status": status,
             "expires": None if ends is None else ends.isoformat(),
             "image": image_name,
-            "usd_per_hour": round(item.price.cost(1, hosting.instances), 4),
-            "plan": priced.as_dict(),
+            "usd_per_hour": round(price.cost(1, hosting.instances), 4),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },
         f"{item.name}: {status}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
-        f"${item.price.cost(1, hosting.instances):.2f} an hour"
-        + (f", ${item.price.cost(1, item.instances):.2f} with all instances" if launch.later else ""),
+        f"${price.cost(1, hosting.instances):.2f} an hour"
+        + (f", ${price.cost(1, item.instances):.2f} with all instances" if launch.later else ""),
         f"next: {next_command}",
         f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
     )
@@ -204,7 +184,6 @@ def deploy(
 def extend(
     run: EndpointArgument,
     hours: Annotated[float, typer.Option(min=0.01, max=MAX_HOURS, help="Hours until the endpoint is deleted.")],
-    expiry_role: ExpiryRoleOption = None,
     max_usd: CapOption = None,
     region: RegionOption = None,
     offline: OfflineOption = False,
@@ -221,11 +200,12 @@ def extend(
     from sagemaker_jobs.launch import call as calls
     from sagemaker_jobs.launch.call import Call
     from sagemaker_jobs.launch.schedules import LATE_S
+    from sagemaker_jobs.stack.stack import planned_stack, require_stack
 
     ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, session.offline_context(region), at=ends, role_arn=expiry_role).schedule
+        guess = endpoint.expiry(which, planned_stack(session.offline_context(region)), at=ends)
         requests = [Call("scheduler", "update_schedule", guess.request).as_dict()]
         console.emit({"run": which.id, "requests": requests}, session.as_json(requests))
         return
@@ -249,15 +229,12 @@ def extend(
         f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC, and {LATE_S} s until it calls",
     )
     priced = plan.Plan((item,))
-    update_calls: tuple[Call, ...]
     if current is not None:
-        update_calls = (
-            Call("scheduler", "update_schedule", create_expiry(found.run, at=ends, role_arn=expiry_role or current[1])),
-        )
+        request = create_expiry(found.run, at=ends, role_arn=current[1])
+        call = Call("scheduler", "update_schedule", request)
     else:
-        new_expiry = endpoint.expiry(found.run, account.site, at=ends, role_arn=expiry_role)
-        update_calls = (*new_expiry.role_calls, new_expiry.schedule)
-    requests = [call.as_dict() for call in update_calls]
+        call = endpoint.expiry(found.run, require_stack(account), at=ends)
+    requests = [call.as_dict()]
     if dry_run:
         priced.check(max_usd)
         console.emit(
@@ -268,9 +245,8 @@ def extend(
         return
     console.note_table(tables.plan_tables(priced, f"{found.name} from now")[0])
     priced.check(max_usd)
-    with session.keep_running(found.run.id, found.name, account.region):
-        for call in update_calls:
-            calls.create(account, Ledger(account.site), call, found.run, new_role=True)
+    with session.hint_at_follow(found.run.id, found.name, account.region):
+        calls.create(account, Ledger(account.site), call, found.run)
         now = lifecycle.describe(account, found.name)
     if now is None or now["EndpointStatus"] == "Deleting":
         raise AwsError(
@@ -290,40 +266,6 @@ def extend(
         f"{found.name} expires {lifecycle.format_expiry(ends)}; before: {lifecycle.format_expiry(old_end)}",
         f"maximum cost from now: ${priced.worst_usd:.2f}",
     )
-
-
-@contextmanager
-def _rolled_back_on_failure(
-    account: "Account | None", launch: "Launch", sent: "list[Call]", existing_roles: set[str], every_s: float
-) -> Iterator[None]:
-    """Roll back if AWS refuses a request or the endpoint fails to start; Ctrl-C leaves everything to the expiry."""
-    from sagemaker_jobs.aws import errors
-    from sagemaker_jobs.aws.errors import Refused
-    from sagemaker_jobs.cleanup import rollback
-    from sagemaker_jobs.endpoint import launch as endpoint
-    from sagemaker_jobs.endpoint import lifecycle
-
-    run, region, name = launch.run, launch.place.site.region, launch.run.name("endpoint")
-    try:
-        yield
-    except KeyboardInterrupt:
-        ends = endpoint.end_of((*launch.calls, *sent))
-        until = (
-            "you are billed for it until you delete it"
-            if ends is None
-            else f"AWS deletes it {lifecycle.format_expiry(ends)}"
-        )
-        raise Interrupted(
-            f"stopped waiting for {name}; if it started, it is billed, and {until}",
-            f"Inspect it with `neuron-sum aws status {run.id}` or delete it now with `neuron-sum aws down {run.id}`.",
-        ) from None
-    except (Refused, lifecycle.EndpointFailed) as error:
-        if account is not None:
-            rollback.undo(account, launch, error, keep=existing_roles, every_s=every_s)
-        raise
-    except AwsError as error:
-        errors.add_cleanup_hint(error, run.id, region)
-        raise
 
 
 def _check_life(keep: bool, hours: float | None, max_usd: float | None) -> None:

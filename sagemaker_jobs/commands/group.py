@@ -12,10 +12,12 @@ from sagemaker_jobs.commands.jobs import compile_run, train
 from sagemaker_jobs.commands.models import models
 from sagemaker_jobs.commands.plan import plan
 from sagemaker_jobs.commands.rehearse import rehearse
+from sagemaker_jobs.commands.setup import setup
 from sagemaker_jobs.commands.status import status
 
 aws = typer.Typer(no_args_is_help=True, help="SageMaker: cost estimates, jobs, endpoints and cleanup.")
 
+aws.command()(setup)
 aws.command()(plan)
 aws.command()(rehearse)
 aws.command()(image)

@@ -36,7 +36,6 @@ def models(
 ) -> None:
     """List the models of a multi-model endpoint; add and remove models while it runs."""
     from sagemaker_jobs.aws.names import Run, run_of
-    from sagemaker_jobs.aws.place import Destination, NetworkSecurity
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
@@ -44,26 +43,24 @@ def models(
     from sagemaker_jobs.endpoint.sources import ARCHIVE
     from sagemaker_jobs.launch.call import Call
     from sagemaker_jobs.launch.channels import upload
-    from sagemaker_jobs.launch.start import Copy, Launch, encryption_of
+    from sagemaker_jobs.launch.start import Copy, Launch
+    from sagemaker_jobs.stack.stack import planned_stack, require_stack
 
-    account, site = session.caller(region, offline=offline, dry_run=dry_run and offline)
+    account = None if dry_run and offline else session.account_in(region, dry_run=dry_run)
     existing: dict[str, dict[str, Any]] = {}
     if account is None:
-        target_run, isolation = Run(run_of(run) or run, ""), NetworkSecurity()
-        place = Destination(site, site.bucket, "")
+        target_run, stack = Run(run_of(run) or run, ""), planned_stack(session.offline_context(region))
         prefix = endpoint.models_prefix(target_run)
     else:
-        running = lifecycle.find_ours(account, run)
-        target_run = running.run
-        bucket, prefix, isolation = _model_storage(account, running)
-        place = Destination(site, bucket, "")
-        existing = _list_models(account, bucket, prefix)
+        stack, running = require_stack(account), lifecycle.find_ours(account, run)
+        target_run, prefix = running.run, _models_prefix(account, running)
+        existing = _list_models(account, stack.bucket, prefix)
     if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in existing]:
         raise AwsError(
             f"{target_run.id} has no model {missing[0]}",
             f"Use one of its models: {', '.join(existing) or 'it has none'}.",
         )
-    sources = [endpoint_sources.find_source(text, account, place) for text in add or []]
+    sources = [endpoint_sources.find_source(text, account, stack) for text in add or []]
     for source in sources:
         endpoint_sources.image_target(source, "ml.c7i.4xlarge", None)
         if source.name in existing or [each.name for each in sources].count(source.name) > 1:
@@ -71,40 +68,41 @@ def models(
                 f"{target_run.id} already has a model {source.name}, and an instance may keep the old one loaded",
                 f"Give the new model another name with {source.name}-2=SOURCE.",
             )
-    copies = tuple(Copy(source.address_in(place), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
+    stack.check_readable(source.address_in(stack) for source in sources)
+    copies = tuple(Copy(source.address_in(stack), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
     channels = tuple(source.channel for source in sources if source.channel is not None)
-    owner = {"ExpectedBucketOwner": place.site.account}
+    owner = {"ExpectedBucketOwner": stack.site.account}
     deletes = tuple(
         Call(
             "s3",
             "delete_object",
-            {"Bucket": place.bucket, "Key": f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}", **owner},
+            {"Bucket": stack.bucket, "Key": f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}", **owner},
         )
         for name in remove or []
     )
-    launch = Launch(target_run, place, deletes, channels, encryption=encryption_of(isolation), copies=copies)
+    launch = Launch(target_run, stack, deletes, channels, copies)
     if dry_run or account is None:
         requests = launch.as_dicts()
         console.emit({"run": target_run.id, "requests": requests}, session.as_json(requests))
         return
     with console.progress("uploaded bytes", sum(channel.size for channel in channels), quiet=not channels) as bar:
         for channel in channels:
-            for _, size in upload(account, place.bucket, channel, launch.encryption):
+            for _, size in upload(account, stack.bucket, channel):
                 bar.advance(size)
     for copy in copies:
-        account.copy(copy.place, place.bucket, copy.key, {**launch.encryption, **owner})
+        account.copy(copy.place, stack.bucket, copy.key, owner)
     for call in deletes:
         account.call(call.service, call.operation, **call.request)
     if deletes:
         console.warn(UNLOADING)
-    existing = _list_models(account, place.bucket, prefix)
-    table = console.table("model", "size", "since", title=f"s3://{place.bucket}/{prefix}")
+    existing = _list_models(account, stack.bucket, prefix)
+    table = console.table("model", "size", "since", title=f"s3://{stack.bucket}/{prefix}")
     for name, item in existing.items():
         table.add_row(name, console.size(item["Size"]), f"{item['LastModified']:%Y-%m-%d %H:%M} UTC")
     console.emit(
         {
             "run": target_run.id,
-            "address": f"s3://{place.bucket}/{prefix}",
+            "address": f"s3://{stack.bucket}/{prefix}",
             "models": [{"name": name, "bytes": item["Size"]} for name, item in existing.items()],
         },
         table,
@@ -112,10 +110,8 @@ def models(
     )
 
 
-def _model_storage(account: "Account", found: "Endpoint") -> tuple[str, str, Any]:
-    """The bucket and prefix of an endpoint's models, and their encryption settings."""
-    from sagemaker_jobs.aws.place import NetworkSecurity
-
+def _models_prefix(account: "Account", found: "Endpoint") -> str:
+    """The prefix of an endpoint's models in the stack's bucket."""
     name = str(found.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
     variant, *_ = config["ProductionVariants"]
@@ -125,8 +121,7 @@ def _model_storage(account: "Account", found: "Endpoint") -> tuple[str, str, Any
             f"{found.name} is not a multi-model endpoint",
             "Create one with `neuron-sum aws deploy --multi-model SOURCE...`.",
         )
-    bucket, _, prefix = model["ModelDataUrl"].removeprefix("s3://").partition("/")
-    return bucket, prefix, NetworkSecurity(config.get("KmsKeyId"))
+    return str(model["ModelDataUrl"].removeprefix("s3://").partition("/")[2])
 
 
 def _list_models(account: "Account", bucket: str, prefix: str) -> dict[str, dict[str, Any]]:

@@ -1,14 +1,15 @@
-"""Command-line options shared by the commands of `neuron-sum aws`."""
+"""Command-line options shared by the commands of `neuron-sum aws`, and groups of them."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
     from neuron_sum.recipes.schema import Recipe
-    from sagemaker_jobs.aws.place import NetworkSecurity
-    from sagemaker_jobs.jobs.training import Options
 
 EndpointArgument = Annotated[
     str, typer.Argument(metavar="RUN|ENDPOINT", help="Run id or endpoint name, printed by `aws deploy`.")
@@ -24,10 +25,6 @@ InstancesOption = Annotated[
 MAX_HOURS = 24 * 365
 HoursOption = Annotated[
     float, typer.Option(min=0.01, max=MAX_HOURS, help="Maximum run time in hours; the job is stopped afterwards.")
-]
-SpotOption = Annotated[
-    float | None,
-    typer.Option(max=MAX_HOURS, help="Use spot instances: maximum hours of waiting for capacity and running together."),
 ]
 CapOption = Annotated[
     float | None, typer.Option(min=0, help="Maximum cost in USD; refuse to start if the cost may exceed it.")
@@ -51,75 +48,82 @@ ProjectionOption = Annotated[
 OfflineOption = Annotated[
     bool, typer.Option("--offline", help="Do not query AWS for prices; use the shipped price table.")
 ]
-BucketOption = Annotated[
-    str | None,
-    typer.Option(help="Name of an existing bucket in the region. Default: neuron-sum's bucket, created if needed."),
-]
-RoleOption = Annotated[
-    str | None, typer.Option(help="ARN of an existing role. Default: neuron-sum creates one for the run.")
-]
-ExpiryRoleOption = Annotated[
-    str | None,
-    typer.Option(
-        "--expiry-role",
-        help="ARN of an existing role for EventBridge Scheduler. Default: neuron-sum creates one for the run.",
-    ),
-]
-ImageOption = Annotated[str | None, typer.Option(help="Image URI. Default: the AWS image of the supported platform.")]
-KeyOption = Annotated[str | None, typer.Option(help="ARN of a KMS key for inputs, outputs and volumes.")]
-SubnetOption = Annotated[list[str] | None, typer.Option(help="Id of a VPC subnet; may be repeated.")]
-GroupOption = Annotated[list[str] | None, typer.Option(help="Id of a security group of the same VPC; may be repeated.")]
 IsolatedOption = Annotated[
     bool,
     typer.Option(
         "--network-isolation", help="Run the container without network access; data and model come from this machine."
     ),
 ]
+KeyOption = Annotated[str | None, typer.Option(help="ARN or id of a KMS key for the bucket, outputs and volumes.")]
+BoundaryOption = Annotated[str | None, typer.Option(help="ARN of an IAM policy that limits every role.")]
 EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between status polls.")]
 WheelhouseOption = Annotated[
     Path | None,
     typer.Option(exists=True, file_okay=False, help="Folder of wheels to install. Default: build the wheels now."),
 ]
-DetachOption = Annotated[bool, typer.Option("--detach", help="Return after the start, without waiting for the end.")]
 RequestsOption = Annotated[bool, typer.Option("--dry-run", help="Print every request; send and write nothing.")]
 RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run id, printed by `aws train`.")]
 
 
-def isolation_of(
-    kms_key: str | None, subnets: list[str] | None, groups: list[str] | None, network_isolation: bool
-) -> "NetworkSecurity":
-    """The encryption and network settings from the options."""
-    from sagemaker_jobs.aws.place import NetworkSecurity
+@dataclass(frozen=True)
+class StartOptions:
+    """Options of every command that starts a job, a build or an endpoint."""
 
-    return NetworkSecurity(kms_key, tuple(subnets or ()), tuple(groups or ()), network_isolation)
-
-
-def options_of(
-    instance: str,
-    instances: int,
-    max_hours: float,
-    max_wait_hours: float | None,
-    *,
-    bucket: str | None,
-    role: str | None,
-    image: str | None,
-    isolation: "NetworkSecurity",
-    encrypt_traffic: bool = False,
-) -> "Options":
-    """The settings of a training job from the options."""
-    from sagemaker_jobs.jobs.training import Options
-
-    return Options(
-        instance=instance,
-        instances=instances,
-        max_runtime_s=round(max_hours * 3600),
-        max_wait_s=None if max_wait_hours is None else round(max_wait_hours * 3600),
-        bucket=bucket,
-        role_arn=role,
-        image=image,
-        isolation=isolation,
-        encrypt_traffic=encrypt_traffic,
+    max_usd: CapOption = None
+    region: RegionOption = None
+    detach: Annotated[bool, typer.Option("--detach", help="Return after the start, without waiting for the end.")] = (
+        False
     )
+    every: EveryOption = 15.0
+    offline: OfflineOption = False
+    dry_run: RequestsOption = False
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Options of a training or compile job."""
+
+    max_wait_hours: Annotated[
+        float | None,
+        typer.Option(
+            max=MAX_HOURS, help="Use spot instances: maximum hours of waiting for capacity and running together."
+        ),
+    ] = None
+    image: Annotated[str | None, typer.Option(help="Image URI. Default: the AWS image of the supported platform.")] = (
+        None
+    )
+    wheelhouse: WheelhouseOption = None
+    network_isolation: IsolatedOption = False
+    expected_hours: ExpectedOption = None
+
+
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose options are the fields of its parameters that are groups of options."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = parameter.annotation
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        for field in fields(parameter.annotation):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+                )
+            )
+
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def expected_of(

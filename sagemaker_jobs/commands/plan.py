@@ -54,14 +54,16 @@ def plan(
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.cost import plan as planning
+    from sagemaker_jobs.stack.stack import planned_stack
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
     site = session.offline_context(region) if account is None else account.site
+    stack = planned_stack(site)
     requests = lifetime.planned_requests(
         new_run(resolved.name),
-        site,
+        stack,
         train=(instance, instances, max_hours),
         compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),

@@ -93,7 +93,6 @@ def rehearse(
 
 def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) -> None:
     """Print the requests that a rehearsal would run; nothing is started, built or kept."""
-    from sagemaker_jobs.aws.place import NetworkSecurity
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.jobs import inputs
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
@@ -101,7 +100,7 @@ def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) ->
     if wheelhouse is None:
         console.note("an actual rehearsal first builds neuron-sum's wheel and passes it to the jobs as another channel")
     with tempfile.TemporaryDirectory(prefix="neuron-sum-rehearsal-") as scratch:
-        channels = inputs.channels(recipe, Path(scratch), wheelhouse, NetworkSecurity())
+        channels = inputs.channels(recipe, Path(scratch), wheelhouse, isolated=False)
         launches = Rehearsal(recipe, Path(scratch), instance).launches(channels, inputs.code_channels(wheelhouse))
     requests = [call.as_dict() for launch in launches for call in launch.calls]
     summary = "dry run: nothing was started; the second job resumes the training that the first was killed in"

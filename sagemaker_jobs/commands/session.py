@@ -3,24 +3,29 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import add_cleanup_hint
+from sagemaker_jobs.aws.errors import Refused, add_cleanup_hint
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
+from sagemaker_jobs.cleanup import rollback
 from sagemaker_jobs.commands import tables
+from sagemaker_jobs.commands.options import StartOptions
 from sagemaker_jobs.cost.plan import Plan
+from sagemaker_jobs.endpoint.lifecycle import EndpointFailed
 from sagemaker_jobs.launch import quotas
-from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.start import Launch, start
+from sagemaker_jobs.launch.start import Launch
+from sagemaker_jobs.launch.start import start as send
+from sagemaker_jobs.stack.stack import Stack, find_stack, planned_stack, require_stack
 
+Result = TypeVar("Result")
 DEFAULT_REGION = "us-east-1"
 
 
@@ -46,30 +51,32 @@ def account_or_none(region: str | None) -> Account | None:
     return account
 
 
-def caller(region: str | None, *, offline: bool, dry_run: bool) -> tuple[Account | None, AwsContext]:
-    """The account that starts resources, and its context.
+def caller(start: StartOptions) -> tuple[Account | None, Stack]:
+    """The account that starts resources, and its stack.
 
     Args:
-        region: The region; None: the environment's.
-        offline: Whether to use the shipped prices; a dry run then sends AWS no request at all.
-        dry_run: Whether this is a dry run, which works without credentials.
+        start: The options of the command.
 
     Returns:
-        The account, or None in an offline dry run; and its region and account id, as far as they are known.
+        The account, or None in an offline dry run; and the stack, in a dry run as far as it is known.
 
     Raises:
-        AwsError: If AWS does not accept the credentials, or the region does not exist.
+        AwsError: If AWS does not accept the credentials, the region does not exist, or there is no stack.
     """
-    if offline and dry_run:
-        return None, offline_context(region)
-    account = account_in(region, dry_run=dry_run)
+    if start.offline and start.dry_run:
+        return None, planned_stack(offline_context(start.region))
+    account = account_in(start.region, dry_run=start.dry_run)
+    if not start.dry_run:
+        return account, require_stack(account)
     try:
-        return account, account.site
+        stack = find_stack(account)
+        return account, planned_stack(account.site) if stack is None else stack
     except AwsError as error:
-        if not dry_run:
-            raise
-        console.note(f"using {ANY_ACCOUNT} as the account id: {error.message}")
-        return account, AwsContext(ANY_ACCOUNT, account.region, account.partition)
+        console.note(f"using the names of a new stack: {error.message}")
+    try:
+        return account, planned_stack(account.site)
+    except AwsError:
+        return account, planned_stack(AwsContext(ANY_ACCOUNT, account.region, account.partition))
 
 
 def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContext:
@@ -94,59 +101,88 @@ def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContex
         raise AwsError(f"unknown region {region_name!r}", "Use an AWS region, such as --region us-east-1.") from error
 
 
-def begin(
+def carry_out(
     launch: Launch,
     plan: Plan,
     account: Account | None,
-    max_usd: float | None,
+    start: StartOptions,
+    what: str,
+    follow: Callable[[Account, Ledger], Result],
     *,
-    dry_run: bool,
-    on_send: Callable[[Call], None] = lambda call: None,
-) -> Ledger | None:
-    """Print the maximum cost of a launch, refuse it above the cap, and send it.
+    detached: tuple[dict[str, Any], str] | None = None,
+    roll_back: bool = False,
+    ends: Callable[[], str] | None = None,
+) -> tuple[dict[str, Any], Result] | None:
+    """Print the maximum cost of a launch, refuse it above the cap, send it, and follow it to its end.
 
     Args:
         launch: The requests to send.
         plan: The cost plan of the launch.
         account: The target account; may be None only in a dry run.
-        max_usd: The maximum cost in USD.
-        dry_run: Whether to print every request instead of sending it.
-        on_send: Called with each of the launch's main calls just before each attempt to send it.
+        start: The options of the command.
+        what: The name of what is started.
+        follow: Waits until it has ended.
+        detached: The further fields for --json and the text after the start with --detach; None if `follow` prints it.
+        roll_back: Whether to roll back if AWS refuses a request; a failed endpoint is always rolled back.
+        ends: Returns when AWS deletes what was started, for the message after Ctrl-C.
 
     Returns:
-        The ledger that records the launch; None after a dry run, when the command is finished.
+        The fields for --json and the result of `follow`; None after a dry run or with --detach.
 
     Raises:
-        AwsError: If the maximum cost exceeds `max_usd`, a quota is too small, or AWS refuses.
+        AwsError: If the maximum cost exceeds --max-usd, a quota is too small, AWS refuses, or what was started fails.
+        Interrupted: After Ctrl-C.
     """
-    if dry_run or account is None:
-        plan.check(max_usd)
-        report = {"run": launch.run.id, "plan": plan.as_dict(), "requests": launch.as_dicts()}
-        console.emit(report, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(launch.as_dicts()))
+    if start.dry_run or account is None:
+        plan.check(start.max_usd)
+        requests = launch.as_dicts()
+        report = {"run": launch.run.id, "plan": plan.as_dict(), "requests": requests}
+        console.emit(report, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(requests))
         return None
     console.note_table(tables.plan_tables(plan, f"run {launch.run.id}")[0])
-    plan.check(max_usd)
+    plan.check(start.max_usd)
     quotas.check(account, (*launch.calls, *launch.later))
-    ledger = Ledger(launch.place.site)
-    with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
-        start(account, ledger, launch, bar.advance, on_send)
-    return ledger
+    ledger = Ledger(launch.stack.site)
+    with _explained(launch.run.id, account.region, what, ends):
+        try:
+            with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
+                send(account, ledger, launch, bar.advance)
+        except Refused as refused:
+            if roll_back:
+                rollback.undo(account, launch, refused, every_s=start.every)
+            raise
+        console.note(f"started {what}; ledger: {ledger.path}")
+        details = {"run": launch.run.id, "region": account.region, "plan": plan.as_dict()}
+        if start.detach and detached is not None:
+            console.emit({**details, **detached[0]}, detached[1])
+            return None
+        try:
+            return details, follow(account, ledger)
+        except EndpointFailed as failed:
+            rollback.undo(account, launch, failed, every_s=start.every)
+            raise
 
 
 @contextmanager
-def keep_running(run: str, what: str, region: str) -> Iterator[None]:
-    """Keep a job running on Ctrl-C and print how to follow and stop it; add to an error how to clean up.
+def _explained(run: str, region: str, what: str, ends: Callable[[], str] | None) -> Iterator[None]:
+    """Keep what was started running on Ctrl-C, and print how to follow and stop it; add to an error how to clean up.
 
-    LostContact only means that the job can no longer be observed. Cleaning up would stop the job, so that error
-    explains how to follow it again.
+    LostContact only means that it can no longer be observed: cleaning up would stop it, so that error explains how to
+    follow it again. An endpoint is not followed: it expires.
     """
     try:
-        with hint_at_follow(run, what, region):
+        with hint_at_follow(run, what, region) if ends is None else nullcontext():
             yield
-    except LostContact:
-        raise
+    except KeyboardInterrupt:
+        assert ends is not None  # hint_at_follow handles it otherwise
+        raise Interrupted(
+            f"stopped waiting for {what}; if it started, it is billed, and {ends()}",
+            f"Inspect it with `neuron-sum aws status {run}` or delete it now with `neuron-sum aws down {run}`.",
+        ) from None
     except AwsError as error:
-        add_cleanup_hint(error, run, region)
+        rolled_back = "rolled back)" in (error.hint or "")
+        if not rolled_back and (ends is not None or not isinstance(error, LostContact)):
+            add_cleanup_hint(error, run, region)
         raise
 
 
@@ -156,7 +192,11 @@ def hint_at_follow(run: str, what: str, region: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise left_running(run, what) from None
+        raise Interrupted(
+            f"stopped waiting for {what}; if it has started, it keeps running and is billed",
+            f"Follow it with `neuron-sum aws status {quote(run)} --follow` or stop it with "
+            f"`neuron-sum aws down {quote(run)}`.",
+        ) from None
     except LostContact as error:
         hint = f"{error.hint}; " if error.hint else ""
         error.hint = (
@@ -165,15 +205,6 @@ def hint_at_follow(run: str, what: str, region: str) -> Iterator[None]:
             f"`neuron-sum aws down {quote(run)} --region {quote(region)}`"
         )
         raise
-
-
-def left_running(run: str, what: str) -> Interrupted:
-    """The error after Ctrl-C."""
-    return Interrupted(
-        f"stopped waiting for {what}; if it has started, it keeps running and is billed",
-        f"Follow it with `neuron-sum aws status {quote(run)} --follow` or stop it with "
-        f"`neuron-sum aws down {quote(run)}`.",
-    )
 
 
 def emit_reads(reads: tuple[tuple[str, str], ...]) -> None:

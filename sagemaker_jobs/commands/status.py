@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _STATUS_READS = (
     ("sts", "get_caller_identity"), ("application-autoscaling", "describe_scalable_targets"),
     ("sagemaker", "list_endpoints"), ("sagemaker", "list_training_jobs"), ("sagemaker", "list_transform_jobs"),
-    ("codebuild", "list_projects"), ("codebuild", "batch_get_projects"), ("codebuild", "list_builds_for_project"),
-    ("codebuild", "batch_get_builds"), ("sagemaker", "list_endpoint_configs"), ("sagemaker", "list_models"),
-    ("scheduler", "list_schedules"), ("iam", "list_roles"), ("sagemaker", "list_tags"),
+    ("codebuild", "list_builds_for_project"), ("codebuild", "batch_get_builds"),
+    ("sagemaker", "list_endpoint_configs"), ("sagemaker", "list_models"),
+    ("scheduler", "list_schedules"), ("sagemaker", "list_tags"),
     ("sagemaker", "describe_endpoint"), ("sagemaker", "describe_endpoint_config"),
     ("sagemaker", "describe_training_job"), ("sagemaker", "describe_transform_job"), ("sagemaker", "describe_model"),
-    ("scheduler", "get_schedule"), ("iam", "get_role"), ("sagemaker", "list_notebook_instances"),
+    ("scheduler", "get_schedule"), ("sagemaker", "list_notebook_instances"),
     ("sagemaker", "list_apps"), ("cloudwatch", "get_metric_statistics"),
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def status(
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
             with session.hint_at_follow(run, build, account.region):
                 finished = builds.follow(account, build, every_s=every)
-            emit_built(account, ledger, run, finished, {"run": run, "build": build, "region": account.region})
+            emit_built(account, finished, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
         with session.hint_at_follow(run, name, account.region):

@@ -4,8 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 from neuron_sum.platform.prices import REGION, Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import AwsContext, Run, new_run
-from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity, Request
+from sagemaker_jobs.aws.names import Run, new_run
 from sagemaker_jobs.batch.transform import Options
 from sagemaker_jobs.cost import plan as planning
 from sagemaker_jobs.cost import price_list
@@ -14,13 +13,16 @@ from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.image import build as image
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import requests
+from sagemaker_jobs.jobs.requests import STOP_GRACE_S
 from sagemaker_jobs.launch.schedules import LATE_S
-from sagemaker_jobs.launch.start import Launch, place_of
+from sagemaker_jobs.launch.start import Launch
+from sagemaker_jobs.stack.stack import Request, Stack
+from sagemaker_jobs.stack.template import WITHOUT_BUILDS
 
 
 def planned_requests(
     run: Run,
-    site: AwsContext,
+    stack: Stack,
     *,
     train: tuple[str, int, float],
     compiling: tuple[str, float],
@@ -30,7 +32,7 @@ def planned_requests(
 
     Args:
         run: The run that owns the resources.
-        site: The account and region.
+        stack: The stack with the bucket and the roles.
         train: The instance type, the number of instances and the maximum hours of training.
         compiling: The instance type and the maximum hours of compiling; 0 hours for no compile job.
         endpoint: The instance type and the hours of the endpoint; 0 hours for no endpoint.
@@ -39,8 +41,6 @@ def planned_requests(
         AwsError: If SageMaker would refuse a request.
         PlatformError: If AWS has no image in the region.
     """
-    place = place_of(run, site)
-    isolation = NetworkSecurity()
     instance, instances, hours = train
     jobs = [("train", requests.train_arguments(instance, instances), instance, instances, hours)]
     if compiling[1] > 0:
@@ -48,33 +48,34 @@ def planned_requests(
     planned: dict[str, Request] = {}
     for stage, arguments, machine, count, max_hours in jobs:
         job = requests.Job(
-            run, stage, arguments, {}, machine, count, round(max_hours * 3600), requests.training_image(site.region)
+            run,
+            stage,
+            arguments,
+            {},
+            machine,
+            count,
+            round(max_hours * 3600),
+            requests.training_image(stack.site.region),
         )
-        planned["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, place)
+        planned["training-job" if stage == "train" else "compile-job"] = requests.create_training_job(job, stack)
     if endpoint[1] > 0:
         ends = datetime.now(timezone.utc) + timedelta(hours=endpoint[1])
         target = "inf2" if endpoint[0].startswith("ml.inf") else "cpu"
         tag = f"{target}-newest"
-        planned["build-project"] = image.create_project(
-            new_run(f"image-{target}"),
-            image.Options(target),
-            tag,
-            source=f"{place.bucket}/context.zip",
-            spec={},
-            role_arn=place.role_arn,
-        )
-        model_data = f"{place.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
-        planned["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=place.role_arn)
+        if stack.site.region not in WITHOUT_BUILDS:
+            planned["build"] = image.start_build(new_run(f"image-{target}"), stack, tag, source=f"{stack.bucket}/x.zip")
+        model_data = f"{stack.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
+        planned["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=stack.expiry_role)
         planned["model"] = endpoint_requests.create_model(
             run,
-            place,
-            image=registry.image_uri(site, tag),
+            stack,
+            image=registry.image_uri(stack.site, tag),
             model_data=model_data,
             environment={},
-            isolation=isolation,
+            role=stack.endpoint_role,
         )
         planned["endpoint-config"] = endpoint_requests.create_endpoint_config(
-            run, instance=endpoint[0], instances=1, isolation=isolation, hours=endpoint[1]
+            run, stack, instance=endpoint[0], instances=1, hours=endpoint[1]
         )
         planned["endpoint"] = endpoint_requests.create_endpoint(run)
     return planned
@@ -100,10 +101,10 @@ def priced(
         AwsError: If AWS has no unique price.
         PlatformError: If no source has a price.
     """
-    items: list[Item] = [planning.Item("bucket", "one for all runs"), planning.Item("role", "one for the run")]
-    if "build-project" in planned:
-        build = planning.build_plan(planned["build-project"], account.region if account is not None else region)
-        items += build.items[2:]
+    items: list[Item] = []
+    if "build" in planned:
+        where = account.region if account is not None else region
+        items += planning.build_plan("the serving image", planned["build"], where).items
     for kind in ("training-job", "compile-job"):
         if kind in planned:
             name = planned[kind]["ResourceConfig"]["InstanceType"]
@@ -125,19 +126,16 @@ def transform_plan(launch: Launch, options: Options, price: Price, expected_hour
         price: The price of the instance.
         expected_hours: The expected hours; None if unknown.
     """
-    stop, model, job = launch.calls
     late_s = LATE_S + STOP_GRACE_S
     return Plan(
         (
-            Item("bucket", "one for all runs"),
-            Item("role", "one for the run, one for the schedule"),
-            Item("schedule", stop.name),
-            Item("model", model.name),
+            Item("schedule", launch["schedule"].name),
+            Item("model", launch["model"].name),
             Item(
                 "transform-job",
-                job.name,
+                launch["transform-job"].name,
                 price,
-                job.request["TransformResources"]["InstanceCount"],
+                launch["transform-job"].request["TransformResources"]["InstanceCount"],
                 options.max_hours + late_s / 3600,
                 expected_hours,
                 f"the schedule, {options.max_hours:g} h after its creation, plus up to {late_s} s to stop",

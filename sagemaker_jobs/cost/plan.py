@@ -13,14 +13,15 @@ from neuron_sum.models.dimensions import training_examples
 from neuron_sum.platform import prices
 from neuron_sum.platform.prices import Price
 from neuron_sum.recipes.schema import Recipe
-from sagemaker_jobs.aws.place import STOP_GRACE_S, Request
 from sagemaker_jobs.cost.references import (
     PUBLISHED_COSTS,
     PUBLISHED_SPEEDS,
     PublishedCost,
     forgotten_overnight,
 )
+from sagemaker_jobs.jobs.requests import STOP_GRACE_S
 from sagemaker_jobs.launch.schedules import LATE_S
+from sagemaker_jobs.stack.stack import Request
 
 COMPARED = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
 """GPU and CPU instances with which a job's cost is compared."""
@@ -190,27 +191,20 @@ def job_item(request: Request, price: Price, expected_hours: float | None = None
     )
 
 
-def build_plan(request: Request, region: str = prices.REGION) -> Plan:
+def build_plan(name: str, request: Request, region: str = prices.REGION) -> Plan:
     """Return the plan of an image build, with the bundled prices of CodeBuild.
 
     Args:
-        request: The CreateProject request.
+        name: The build's name.
+        request: The StartBuild request.
         region: The region of the build.
 
     Raises:
         PlatformError: If the table has no price for the build machine.
     """
-    name, max_minutes = request["name"], request["timeoutInMinutes"]
-    price = prices.find_price(request["environment"]["computeType"], region)
-    return Plan(
-        (
-            Item("bucket", "one for all runs"),
-            Item("role", "one for the run"),
-            Item("repository", "one for all images"),
-            Item("build-project", name),
-            Item("build", name, price, 1, (max_minutes + 1) / 60, None, "timeoutInMinutes, plus the started minute"),
-        )
-    )
+    price = prices.find_price(request["computeTypeOverride"], region)
+    hours = (request["timeoutInMinutesOverride"] + 1) / 60
+    return Plan((Item("build", name, price, 1, hours, None, "timeoutInMinutesOverride, plus the started minute"),))
 
 
 def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> list[Item]:

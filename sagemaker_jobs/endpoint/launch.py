@@ -1,24 +1,18 @@
-"""Launch of an endpoint: roles, then the expiry schedule, then model, configuration and endpoint."""
+"""Launch of an endpoint: the expiry schedule, then model, configuration and endpoint."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws import policies
-from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.aws.place import NetworkSecurity, Request, run_prefix
+from sagemaker_jobs.aws.names import Run, run_prefix
 from sagemaker_jobs.endpoint import requests as endpoint_requests
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
-from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.roles import role_calls
-from sagemaker_jobs.launch.schedules import time_of, times_after
-from sagemaker_jobs.launch.start import Copy, Launch, encryption_of, place_of
-
-ENDPOINT_POLICY = "endpoint"
-"""Name of the endpoint's policy in its role, which the run's jobs may share with their own policy."""
+from sagemaker_jobs.launch.schedules import times_after
+from sagemaker_jobs.launch.start import Copy, Launch
+from sagemaker_jobs.stack.stack import Request, Stack
 
 
 @dataclass(frozen=True)
@@ -31,10 +25,7 @@ class EndpointOptions:
         hours: The hours until the expiry; None: no expiry.
         most: The maximum number of instances; None: no autoscaling.
         invocations: The autoscaling target in requests per minute and instance.
-        bucket: The name of an existing bucket; None: a new one.
-        role_arn: The ARN of an existing role; None: a new one.
-        isolation: The encryption and network settings.
-        expiry_role_arn: The ARN of an existing role for the scheduler; None: a new one.
+        network_isolation: Whether the container has no network access.
     """
 
     instance: str
@@ -42,10 +33,7 @@ class EndpointOptions:
     hours: float | None = 2.0
     most: int | None = None
     invocations: float | None = None
-    bucket: str | None = None
-    role_arn: str | None = None
-    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
-    expiry_role_arn: str | None = None
+    network_isolation: bool = False
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -53,7 +41,6 @@ class EndpointOptions:
         Raises:
             AwsError: If the options are invalid; its hint names valid ones.
         """
-        self.isolation.check()
         if (self.most is None) != (self.invocations is None):
             raise AwsError(
                 "autoscaling requires both --max-instances and --invocations-per-instance",
@@ -76,7 +63,7 @@ def launch(
     sources: Sequence[Source],
     hosting: EndpointOptions,
     image: str,
-    site: AwsContext,
+    stack: Stack,
     *,
     now: datetime,
     multi_model: bool = False,
@@ -88,16 +75,17 @@ def launch(
         sources: The models to serve; exactly one unless `multi_model`.
         hosting: The options of the endpoint.
         image: The full name of the image.
-        site: The target account and region.
+        stack: The stack with the bucket and the roles.
         now: The current time, for a dry run; otherwise the hours count from when the schedule is sent.
         multi_model: Whether each request names its model.
 
     Raises:
-        AwsError: If SageMaker would refuse the endpoint.
+        AwsError: If SageMaker would refuse the endpoint, or its role may not read a model or pull the image.
     """
     hosting.check()
-    place = place_of(run, site, bucket=hosting.bucket, role_arn=hosting.role_arn)
-    addresses = [source.address_in(place) for source in sources]
+    addresses = [source.address_in(stack) for source in sources]
+    stack.check_readable(addresses)
+    stack.check_image(image)
     copies: tuple[Copy, ...] = ()
     [*_, data] = addresses
     if multi_model:
@@ -105,28 +93,24 @@ def launch(
             Copy(address, f"{models_prefix(run)}{source.name}{ARCHIVE}")
             for source, address in zip(sources, addresses, strict=True)
         )
-        data = f"s3://{place.bucket}/{models_prefix(run)}"
-    roles: tuple[Call, ...] = ()
-    if hosting.role_arn is None:
-        policy = policies.endpoint_policy(run, site, [data], image=image, isolation=hosting.isolation)
-        roles = role_calls(run, site.region, policies.trust_policy(site.account), policy, policy_name=ENDPOINT_POLICY)
+        data = f"s3://{stack.bucket}/{models_prefix(run)}"
     calls: list[Call] = []
     if hosting.hours is not None:
-        expiring = expiry(run, site, at=now + timedelta(hours=hosting.hours), role_arn=hosting.expiry_role_arn)
         # The uploads may take longer than the requested hours, so the hours count from when the schedule is sent.
-        schedule = replace(expiring.schedule, late=partial(times_after, hosting.hours))
-        roles, calls = (*roles, *expiring.role_calls), [schedule]
+        expiring = expiry(run, stack, at=now + timedelta(hours=hosting.hours))
+        calls = [replace(expiring, late=partial(times_after, hosting.hours))]
     model = endpoint_requests.create_model(
         run,
-        place,
+        stack,
         image=image,
         model_data=data,
         environment={} if multi_model else sources[0].environment,
-        isolation=hosting.isolation,
+        role=stack.endpoint_role,
+        network_isolation=hosting.network_isolation,
         multi_model=multi_model,
     )
     config = endpoint_requests.create_endpoint_config(
-        run, instance=hosting.instance, instances=hosting.instances, isolation=hosting.isolation, hours=hosting.hours
+        run, stack, instance=hosting.instance, instances=hosting.instances, hours=hosting.hours
     )
     calls += [
         Call("sagemaker", "create_model", model, "model", run.name("model")),
@@ -135,46 +119,24 @@ def launch(
     ]
     return Launch(
         run,
-        place,
+        stack,
         tuple(calls),
         tuple(source.channel for source in sources if source.channel is not None),
-        () if hosting.bucket else bucket_calls(place, hosting.isolation.kms_key),
-        roles,
-        encryption_of(hosting.isolation),
         copies,
         _scaling_calls(run, hosting),
     )
 
 
-@dataclass(frozen=True)
-class Expiry:
-    """The expiry of an endpoint.
-
-    Attributes:
-        role_calls: The calls that create the scheduler's role; empty for an existing role.
-        schedule: The call that creates the schedule.
-    """
-
-    role_calls: tuple[Call, ...]
-    schedule: Call
-
-
-def expiry(run: Run, site: AwsContext, *, at: datetime, role_arn: str | None = None) -> Expiry:
-    """The expiry of a run's endpoint.
+def expiry(run: Run, stack: Stack, *, at: datetime) -> Call:
+    """The call that creates the expiry of a run's endpoint.
 
     Args:
         run: The run that owns the endpoint.
-        site: The target account and region.
+        stack: The stack with the role of schedules.
         at: The time of the expiry, with its time zone.
-        role_arn: The ARN of an existing role for the scheduler; None: a new one.
     """
-    kind = "expiry-role"
-    request = endpoint_requests.create_expiry(run, at=at, role_arn=role_arn or site.role_arn(run.name(kind)))
-    trust, policy = policies.scheduler_trust(site.account), policies.expiry_policy(run, site)
-    return Expiry(
-        () if role_arn else role_calls(run, site.region, trust, policy, kind),
-        Call("scheduler", "create_schedule", request, "schedule", run.name("expiry")),
-    )
+    request = endpoint_requests.create_expiry(run, at=at, role_arn=stack.expiry_role)
+    return Call("scheduler", "create_schedule", request, "schedule", run.name("expiry"))
 
 
 def unpaid_names(run: Run) -> dict[str, str]:
@@ -190,16 +152,6 @@ def unpaid_names(run: Run) -> dict[str, str]:
 def requests_of(launched: Launch) -> dict[str, Request]:
     """The requests of a launch by the kind of resource they create, for computing prices."""
     return {call.kind: call.request for call in (*launched.calls, *launched.later) if call.kind is not None}
-
-
-def end_of(calls: Iterable[Call]) -> datetime | None:
-    """The time (UTC) at which AWS deletes an endpoint; None if it never does.
-
-    Args:
-        calls: The planned calls, followed by those that were sent: the last schedule counts.
-    """
-    ends = [time_of(call.request) for call in calls if call.kind == "schedule"]
-    return ends[-1] if ends else None
 
 
 def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks
 from sagemaker_jobs.launch.schedules import create_ending
+from sagemaker_jobs.stack.stack import Request, Stack
 
 VARIANT = "main"
 """Name of the only production variant of an endpoint."""
@@ -32,12 +32,13 @@ SCALE_IN_S, SCALE_OUT_S = 300, 60
 
 def create_model(
     run: Run,
-    place: Destination,
+    stack: Stack,
     *,
     image: str,
     model_data: str,
     environment: Mapping[str, str],
-    isolation: NetworkSecurity,
+    role: str,
+    network_isolation: bool = False,
     name: str | None = None,
     multi_model: bool = False,
 ) -> Request:
@@ -45,31 +46,28 @@ def create_model(
 
     Args:
         run: The run that owns the model.
-        place: The destination of the run.
+        stack: The stack with the bucket and the roles.
         image: The serving image, in a registry of the account.
         model_data: The S3 address of an archive from `neuron-sum package`; with `multi_model`, the prefix of several.
         environment: The environment variables of the container.
-        isolation: The network settings; the endpoint configuration uses the key.
+        role: The ARN of the role of the model's containers.
+        network_isolation: Whether the container has no network access.
         name: The name of the model. Default: the model name of the run.
         multi_model: Whether each request names its model.
-
-    Raises:
-        AwsError: If SageMaker would refuse the model.
     """
-    isolation.check()
     mode = {"Mode": "MultiModel"} if multi_model else {}
     return {
         "ModelName": name or run.name("model"),
         "PrimaryContainer": {"Image": image, "ModelDataUrl": model_data, "Environment": dict(environment), **mode},
-        "ExecutionRoleArn": place.role_arn,
-        "EnableNetworkIsolation": isolation.network_isolation,
+        "ExecutionRoleArn": role,
+        "EnableNetworkIsolation": network_isolation,
         "Tags": run.tags,
-        **isolation.vpc,
+        **stack.vpc,
     }
 
 
 def create_endpoint_config(
-    run: Run, *, instance: str, instances: int, isolation: NetworkSecurity, hours: float | None = None
+    run: Run, stack: Stack, *, instance: str, instances: int, hours: float | None = None
 ) -> Request:
     """CreateEndpointConfig, with timeouts that a compiled model needs to start.
 
@@ -77,13 +75,12 @@ def create_endpoint_config(
 
     Args:
         run: The run that owns the configuration.
+        stack: The stack with the KMS key.
         instance: The instance type.
         instances: The initial number of instances.
-        isolation: The encryption settings.
         hours: The hours until the expiry; None: no expiry.
     """
-    key = isolation.kms_key
-    encrypted = key is not None and not has_local_disks(instance)
+    key = stack.volume_key(instance)
     longest = START_TIMEOUT_S if hours is None else min(START_TIMEOUT_S, int(hours * 3600 / 4))
     return {
         "EndpointConfigName": run.name("config"),
@@ -100,7 +97,7 @@ def create_endpoint_config(
             }
         ],
         "Tags": run.tags,
-        **({"KmsKeyId": key} if encrypted else {}),
+        **({"KmsKeyId": key} if key is not None else {}),
     }
 
 

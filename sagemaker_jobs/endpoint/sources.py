@@ -17,10 +17,10 @@ from neuron_sum.platform.containers import CONTAINERS, ENVIRONMENT_FILE
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import compiling, training
 from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.stack.stack import Stack
 
 ARCHIVE = ".tar.gz"
 ARCHIVES = "archives"
@@ -78,22 +78,22 @@ class Source:
     run: Run | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def address_in(self, place: Destination) -> str:
+    def address_in(self, stack: Stack) -> str:
         """The S3 address of the model, once it is uploaded."""
         if self.channel is not None:
             [name] = self.channel.files
-            return place.inputs(self.channel.name, self.channel.digest) + name
+            return stack.inputs(self.channel.name, self.channel.digest) + name
         assert self.address is not None  # a source has either a channel or an address
         return self.address
 
 
-def find_source(text: str, account: Account | None, place: Destination) -> Source:
+def find_source(text: str, account: Account | None, stack: Stack) -> Source:
     """Resolve SOURCE: s3://BUCKET/KEY, a file, or a run id; NAME=SOURCE gives it a name.
 
     Args:
         text: The command-line argument.
         account: The account to query; None in an offline dry run, which prints a run's default address instead.
-        place: The default destination of jobs, for that address.
+        stack: The stack with the bucket, for that address.
 
     Raises:
         AwsError: If SOURCE is invalid, the run does not exist, or the run has no completed compile job.
@@ -129,7 +129,7 @@ def find_source(text: str, account: Account | None, place: Destination) -> Sourc
         console.note(
             f"an actual start asks AWS for the compiled model of {location}; this is the first compile job's address"
         )
-        output = f"{place.output(run, 'compile')}/{run.name('compile')}/output"
+        output = f"{stack.output(run, 'compile')}/{run.name('compile')}/output"
         return Source(name or location, None, f"{output}/model{ARCHIVE}", run=run)
     run = training.find_run(account, location)
     job = training.Described(compiling.newest(account, run, "compile"))

@@ -9,11 +9,8 @@ from neuron_sum.console import duration, quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import ignore_missing
-from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
-from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.cleanup.deletion_order import KINDS
+from sagemaker_jobs.cleanup.kinds import builds_of
 
 RUNS, SUCCEEDED = "IN_PROGRESS", "SUCCEEDED"
 WHY = {
@@ -25,17 +22,12 @@ NEW_BUILD_POLLS = 20
 
 
 def of_run(account: Account, run: str) -> str | None:
-    """The newest build of a run; None if it has no build or its project was deleted.
+    """The newest build of a run; None if it has no build.
 
     Raises:
         AwsError: If the request fails.
     """
-    listing = account.pages(
-        "codebuild", "list_builds_for_project", "ids", projectName=Run(run, "").name("build"), sortOrder="DESCENDING"
-    )
-    with ignore_missing():
-        return next((str(identity) for identity in listing), None)
-    return None
+    return next((str(build["id"]) for _, build in builds_of(account, run)), None)
 
 
 def started(account: Account, run: str, every_s: float) -> str:
@@ -99,25 +91,6 @@ def follow(account: Account, identity: str, *, every_s: float, price: Price | No
 def minutes(build: dict[str, Any]) -> float:
     """The duration of a build in minutes."""
     return _seconds(build) / 60
-
-
-def clear(account: Account, ledger: Ledger, run: str) -> None:
-    """Delete the project and the role of a run after its image is built, because they are no longer needed.
-
-    Args:
-        account: The account that has the project.
-        ledger: The ledger of that account, which records the deletions.
-        run: The id of the run.
-
-    Raises:
-        AwsError: If AWS refuses; `aws down` deletes the remaining resources.
-    """
-    delete = {kind.name: kind.delete for kind in KINDS}
-    noted = {(entry.kind, entry.name) for entry in ledger.open(run)}  # empty on other machines
-    for kind, name in (("build-project", Run(run, "").name("build")), ("role", Run(run, "").name("build-role"))):
-        delete[kind](account, name)
-        if (kind, name) in noted:
-            ledger.note("gone", kind, name, run)
 
 
 def _seconds(build: dict[str, Any]) -> float:

@@ -13,11 +13,11 @@ from neuron_sum.runs.folder import RunFolder, open_run
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import Run, new_run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity
 from sagemaker_jobs.jobs import training
 from sagemaker_jobs.jobs.inputs import model_files, no_way_to
 from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
 from sagemaker_jobs.launch.channels import Channel, files_of
+from sagemaker_jobs.stack.stack import Stack
 
 LEFT_HERE = ("checkpoints", "tensorboard", "evaluation", "merged", "artifacts", "log.jsonl")
 """Names in a run's folder that a compile job does not read."""
@@ -48,20 +48,21 @@ class Trained:
 def find(
     source: str,
     account: Account | None,
-    place: Destination | None,
+    stack: Stack,
     overrides: Sequence[str],
-    isolation: NetworkSecurity,
     scratch: Path,
+    *,
+    isolated: bool = False,
 ) -> Trained:
     """Resolve SOURCE.
 
     Args:
         source: The folder of a finished local run, the S3 address of a training job's model.tar.gz, or a run id.
         account: The account that has the run; None in a dry run, which prints the default address instead.
-        place: The default destination of a run, for a dry run.
+        stack: The stack with the bucket, for a dry run.
         overrides: Changes to the run's recipe; checked if the recipe can be read.
-        isolation: The network settings; without a network nothing can be downloaded from a hub.
         scratch: A folder for a downloaded recipe.
+        isolated: Whether the container has no network; then nothing can be downloaded from a hub.
 
     Raises:
         RunError: If a folder is not a finished run.
@@ -74,16 +75,16 @@ def find(
         load_recipe("tiny", overrides)  # checks keys and types; the job checks the values with the run's recipe
         return Trained(new_run(_name_of(source)), addresses={TRAINED: source})
     if Path(source).is_dir():
-        return _local(Path(source), overrides, isolation)
+        return _local(Path(source), overrides, isolated)
     if account is None:
         load_recipe("tiny", overrides)
         run = Run(source, "")
         console.note(
             "an actual start asks AWS for the address of the run's model; this is the address of the first attempt"
         )
-        default_address = f"{place.output(run)}/{run.name('train')}/output/model.tar.gz" if place is not None else ""
+        default_address = f"{stack.output(run)}/{run.name('train')}/output/model.tar.gz"
         return Trained(run, addresses={TRAINED: default_address})
-    return _in_account(source, account, overrides, isolation, scratch)
+    return _in_account(source, account, overrides, isolated, scratch)
 
 
 def check_archive(address: str) -> None:
@@ -118,9 +119,7 @@ def newest(account: Account, run: Run, stage: str) -> dict[str, object]:
     return account.call("sagemaker", "describe_training_job", TrainingJobName=names[0])
 
 
-def _in_account(
-    run_id: str, account: Account, overrides: Sequence[str], isolation: NetworkSecurity, scratch: Path
-) -> Trained:
+def _in_account(run_id: str, account: Account, overrides: Sequence[str], isolated: bool, scratch: Path) -> Trained:
     run = training.find_run(account, run_id)
     attempt = training.next_attempt(account, run, "compile")
     job = training.Described(newest(account, run, "train"))
@@ -130,7 +129,7 @@ def _in_account(
         addresses[MODEL] = job.channels[MODEL]
     recipe = _recipe_of(job, account, overrides, scratch)
     if recipe is not None and MODEL not in addresses:
-        _check_way(recipe, isolation)
+        _check_way(recipe, isolated)
     hashes = {name: sha256 for name, sha256 in job.hashes.items() if name in addresses}
     return Trained(run, attempt, addresses=addresses, hashes=hashes)
 
@@ -150,7 +149,7 @@ def _recipe_of(job: "training.Described", account: Account, overrides: Sequence[
     return load_recipe(str(written), overrides)
 
 
-def _local(path: Path, overrides: Sequence[str], isolation: NetworkSecurity) -> Trained:
+def _local(path: Path, overrides: Sequence[str], isolated: bool) -> Trained:
     run = open_run(path)
     recipe = load_recipe(str(run.recipe_path), overrides)
     run_files = {
@@ -158,16 +157,16 @@ def _local(path: Path, overrides: Sequence[str], isolation: NetworkSecurity) -> 
         for name, file in files_of(path).items()
         if (first := name.split("/")[0]) in RUN_FILES and first not in LEFT_HERE
     }
-    return Trained(new_run(recipe.name), channels=(Channel(TRAINED, run_files), *_base_of(run, recipe, isolation)))
+    return Trained(new_run(recipe.name), channels=(Channel(TRAINED, run_files), *_base_of(run, recipe, isolated)))
 
 
-def _base_of(run: RunFolder, recipe: Recipe, isolation: NetworkSecurity) -> list[Channel]:
+def _base_of(run: RunFolder, recipe: Recipe, isolated: bool) -> list[Channel]:
     """The channel of an adapter's base model that is stored on this machine, outside the run's folder."""
     if isinstance(recipe.method, FullMethod) or run.base.is_dir():
         return []
     origin = Path(run.model_source())
     if not origin.is_absolute():
-        _check_way(recipe, isolation)
+        _check_way(recipe, isolated)
         return []
     if not origin.is_dir():
         raise DataError(
@@ -177,10 +176,10 @@ def _base_of(run: RunFolder, recipe: Recipe, isolation: NetworkSecurity) -> list
     return [Channel(MODEL, model_files(origin))]
 
 
-def _check_way(recipe: Recipe, isolation: NetworkSecurity) -> None:
+def _check_way(recipe: Recipe, isolated: bool) -> None:
     """Refuse an adapter whose base model is only on a hub if the container has no network."""
     name = recipe.model.name_or_path
-    if isolation.network_isolation and name and not name.startswith("/") and not isinstance(recipe.method, FullMethod):
+    if isolated and name and not name.startswith("/") and not isinstance(recipe.method, FullMethod):
         raise no_way_to("model.name_or_path", name)
 
 

@@ -10,7 +10,6 @@ from neuron_sum.data.splits import split_files, split_of
 from neuron_sum.errors import AwsError, DataError
 from neuron_sum.models.gguf import folder_of, is_gguf
 from neuron_sum.recipes.schema import Recipe, SplitFiles
-from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE
 from sagemaker_jobs.launch.channels import Channel, files_of, named
 
@@ -33,14 +32,14 @@ MODEL_FILES = (
 HUB_FIELDS = ("data.path", "model.name_or_path", "model.tokenizer")
 
 
-def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: NetworkSecurity) -> list[Channel]:
+def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, *, isolated: bool = False) -> list[Channel]:
     """All input channels of a training job.
 
     Args:
         recipe: The recipe, with paths of this machine.
         scratch: An empty folder for temporary files.
         wheelhouse: A folder of wheels; None: the image has all packages.
-        isolation: The network settings; without a network nothing can be downloaded from a hub.
+        isolated: Whether the container has no network; then nothing can be downloaded from a hub.
 
     Raises:
         DataError: If a path of the recipe does not exist.
@@ -63,7 +62,7 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, isolation: 
                 )
             found.append(Channel(channel, _used(path, section, recipe)))
             values[section][key] = f"{INPUT}/{channel}" + ("" if path.is_dir() else f"/{path.name}")
-        elif field in HUB_FIELDS and isolation.network_isolation:
+        elif field in HUB_FIELDS and isolated:
             raise no_way_to(field, value)
     written = scratch / "recipe.yaml"
     files.write_text(written, Recipe.model_validate_json(json.dumps(values)).to_yaml())

@@ -12,7 +12,7 @@ from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import INSTANCES, PLATFORMS
 from neuron_sum.platform.successors import NEWER_INSTANCES
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity, Request, has_local_disks
+from sagemaker_jobs.stack.stack import Request, Stack
 
 INPUT = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
@@ -35,6 +35,9 @@ change it; SageMaker allows 256 characters."""
 
 VERIFY = "--verify="
 """Start of the arguments of ENTRY that name the SHA-256 of a channel."""
+
+STOP_GRACE_S = 120
+"""Seconds between SIGTERM, which SageMaker sends after the maximum run time, and SIGKILL; they are also billed."""
 
 MAX_RUNTIME_LIMIT_S = 28 * 24 * 3600
 """SageMaker's limit: 28 days."""
@@ -61,7 +64,7 @@ class Job:
         volume_gb: The disk size in GB, on instances without local disks.
         attempt: The attempt number, from 1; a resumed run has a new job.
         environment: The environment variables of the container.
-        isolation: The encryption and network settings.
+        network_isolation: Whether the container has no network access, except to S3 through SageMaker.
         hashes: The SHA-256 of each uploaded channel, which ENTRY verifies.
         encrypt_traffic: Whether the traffic between its instances is encrypted.
     """
@@ -78,7 +81,7 @@ class Job:
     volume_gb: int = 100
     attempt: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
-    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
+    network_isolation: bool = False
     hashes: Mapping[str, str] = field(default_factory=dict)
     encrypt_traffic: bool = False
 
@@ -136,7 +139,7 @@ def check_job(instance: str, instances: int, max_runtime_s: int, max_wait_s: int
         )
 
 
-def create_training_job(job: Job, place: Destination) -> Request:
+def create_training_job(job: Job, stack: Stack) -> Request:
     """CreateTrainingJob.
 
     Raises:
@@ -148,14 +151,12 @@ def create_training_job(job: Job, place: Destination) -> Request:
             "--encrypt-traffic encrypts the traffic between instances, but the job has one",
             "Omit it, or use --instances 2 or more.",
         )
-    job.isolation.check()
-    key = job.isolation.kms_key
     resources: Request = {
         "InstanceType": job.instance,
         "InstanceCount": job.instances,
         "VolumeSizeInGB": job.volume_gb,
     }
-    if key is not None and not has_local_disks(job.instance):
+    if (key := stack.volume_key(job.instance)) is not None:
         resources["VolumeKmsKeyId"] = key
     stopping = {"MaxRuntimeInSeconds": job.max_runtime_s}
     if job.max_wait_s is not None:
@@ -171,27 +172,27 @@ def create_training_job(job: Job, place: Destination) -> Request:
                 *job.arguments,
             ],
         },
-        "RoleArn": place.role_arn,
+        "RoleArn": stack.jobs_role,
         "InputDataConfig": [_channel(name, uri) for name, uri in sorted(job.channels.items())],
         "OutputDataConfig": {
-            "S3OutputPath": place.output(job.run, job.stage),
+            "S3OutputPath": stack.output(job.run, job.stage),
             "CompressionType": "GZIP",
-            **({"KmsKeyId": key} if key is not None else {}),
+            **({"KmsKeyId": stack.kms_key} if stack.kms_key is not None else {}),
         },
         "ResourceConfig": resources,
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": job.max_wait_s is not None,
         # Also for on-demand jobs, so that the checkpoints of a job that fails late are not lost.
-        "CheckpointConfig": {"S3Uri": place.checkpoints(job.run, job.stage), "LocalPath": CHECKPOINTS},
-        "EnableNetworkIsolation": job.isolation.network_isolation,
+        "CheckpointConfig": {"S3Uri": stack.checkpoints(job.run, job.stage), "LocalPath": CHECKPOINTS},
+        "EnableNetworkIsolation": job.network_isolation,
         "EnableInterContainerTrafficEncryption": job.encrypt_traffic,
         "Environment": {
             **(EFA_ENVIRONMENT if job.instance in EFA_INSTANCES else {}),
-            **({"HF_HUB_OFFLINE": "1"} if job.isolation.network_isolation else {}),
+            **({"HF_HUB_OFFLINE": "1"} if job.network_isolation else {}),
             **job.environment,
         },
         "Tags": job.run.tags,
-        **job.isolation.vpc,
+        **stack.vpc,
     }
 
 

@@ -2,22 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, AwsContext, Run
-from sagemaker_jobs.aws.place import NetworkSecurity
+from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.follow import TRAINING, TRANSFORM, JobKind
 from sagemaker_jobs.jobs.requests import GRAPHS, VERIFY, Job
-from sagemaker_jobs.launch.bucket import bucket_calls
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.channels import Channel
-from sagemaker_jobs.launch.roles import job_role_calls
-from sagemaker_jobs.launch.start import Launch, encryption_of, place_of
+from sagemaker_jobs.launch.start import Launch
+from sagemaker_jobs.stack.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,8 @@ class Options:
         instances: The number of instances.
         max_runtime_s: The maximum run time in seconds.
         max_wait_s: The maximum seconds of waiting and running together, for spot; None: on demand.
-        bucket: The name of an existing bucket; None: a new one.
-        role_arn: The ARN of an existing role; None: a new one.
         image: The image URI; None: the default AWS image.
-        isolation: The encryption and network settings.
+        network_isolation: Whether the container has no network access.
         encrypt_traffic: Whether the traffic between instances is encrypted.
     """
 
@@ -40,15 +36,13 @@ class Options:
     instances: int
     max_runtime_s: int
     max_wait_s: int | None = None
-    bucket: str | None = None
-    role_arn: str | None = None
     image: str | None = None
-    isolation: NetworkSecurity = field(default_factory=NetworkSecurity)
+    network_isolation: bool = False
     encrypt_traffic: bool = False
 
 
 def launch(
-    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], site: AwsContext, *, attempt: int = 1
+    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], stack: Stack, *, attempt: int = 1
 ) -> Launch:
     """The launch of a training job; sends nothing.
 
@@ -57,22 +51,24 @@ def launch(
         recipe: The recipe to train.
         options: The options of the job.
         channels: The input channels of the job.
-        site: The target account and region.
+        stack: The stack with the bucket and the roles.
         attempt: The attempt number, from 1.
 
     Raises:
-        AwsError: If SageMaker would refuse the job.
+        AwsError: If SageMaker would refuse the job, or its role may not use the cache of graphs.
         PlatformError: If AWS has no image in the region.
     """
     # SageMaker restores the checkpoints after a spot interruption, so that no graph is compiled again.
     cache = recipe.train.neuron.cache_url or (GRAPHS if options.instance.startswith("ml.trn") else None)
+    if cache and cache.startswith("s3://"):
+        stack.check_writable(cache)
     return job_launch(
         run,
         "train",
         requests.train_arguments(options.instance, options.instances),
         options,
         channels,
-        site,
+        stack,
         environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {},
         attempt=attempt,
     )
@@ -84,14 +80,14 @@ def job_launch(
     arguments: tuple[str, ...],
     options: Options,
     channels: Sequence[Channel],
-    site: AwsContext,
+    stack: Stack,
     *,
     addresses: Mapping[str, str] | None = None,
     hashes: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     attempt: int = 1,
 ) -> Launch:
-    """The launch of a SageMaker training job of any stage, with its uploads and roles; sends nothing.
+    """The launch of a SageMaker training job of any stage, with its uploads; sends nothing.
 
     Args:
         run: The run that owns the job.
@@ -99,19 +95,21 @@ def job_launch(
         arguments: The arguments of the container.
         options: The options of the job.
         channels: The channels to upload.
-        site: The target account and region.
+        stack: The stack with the bucket and the roles.
         addresses: The S3 addresses of further channels that already exist, by name.
         hashes: The SHA-256 of further channels, as far as it is known, by name.
         environment: The environment variables of the container.
         attempt: The attempt number, from 1.
 
     Raises:
-        AwsError: If SageMaker would refuse the job.
+        AwsError: If SageMaker would refuse the job, or its role may not read an address or pull the image.
         PlatformError: If AWS has no image in the region.
     """
     existing = addresses or {}
-    place = place_of(run, site, bucket=options.bucket, role_arn=options.role_arn)
-    uploaded = {channel.name: place.inputs(channel.name, channel.digest) for channel in channels}
+    stack.check_readable(existing.values())
+    if options.image is not None:
+        stack.check_image(options.image)
+    uploaded = {channel.name: stack.inputs(channel.name, channel.digest) for channel in channels}
     job = Job(
         run=run,
         stage=stage,
@@ -122,25 +120,15 @@ def job_launch(
         instances=options.instances,
         max_runtime_s=options.max_runtime_s,
         max_wait_s=options.max_wait_s,
-        image=options.image or requests.training_image(site.region),
+        image=options.image or requests.training_image(stack.site.region),
         attempt=attempt,
         environment=environment or {},
-        isolation=options.isolation,
+        network_isolation=options.network_isolation,
         encrypt_traffic=options.encrypt_traffic,
     )
-    roles: tuple[Call, ...] = ()
-    if options.role_arn is None:
-        reads = place.not_ours(run, existing.values())
-        roles = job_role_calls(run, place, options.isolation, stage=stage, reads=reads, image=options.image)
-    return Launch(
-        run,
-        place,
-        (Call("sagemaker", "create_training_job", requests.create_training_job(job, place), "training-job", job.name),),
-        tuple(channels),
-        () if options.bucket else bucket_calls(place, options.isolation.kms_key),
-        roles,
-        encryption_of(options.isolation),
-    )
+    request = requests.create_training_job(job, stack)
+    call = Call("sagemaker", "create_training_job", request, "training-job", job.name)
+    return Launch(run, stack, (call,), tuple(channels))
 
 
 def attempts_of(account: Account, run: Run, stage: str = "train") -> int:

@@ -13,10 +13,10 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ASSUME_ROLE, Refused
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.aws.place import Request
+from sagemaker_jobs.stack.stack import Request
 
 READY_S = 90.0
-"""Maximum seconds until AWS can use what was just created. For roles AWS documents seconds, users report a minute."""
+"""Maximum seconds until AWS can use what was just created."""
 RETRY_S = 5
 NOT_VISIBLE = re.compile(r'Could not find (model|endpoint configuration) "')
 """SageMaker reads from eventually consistent tables, and recommends to retry (documentation of CreateEndpoint)."""
@@ -96,8 +96,6 @@ def create(
     call: Call,
     run: Run,
     on_send: Callable[[Call], None] = lambda call: None,
-    *,
-    new_role: bool = False,
 ) -> None:
     """Send a call, and record its intent and outcome in the ledger; repeats it while AWS lacks what was just created.
 
@@ -107,7 +105,6 @@ def create(
         call: The call to send.
         run: The run that owns the resource.
         on_send: Called with the call, as it is sent, just before each attempt.
-        new_role: Whether its role was just created, so that AWS may not be able to assume it yet.
 
     Raises:
         AwsError: If AWS refuses, which is recorded, or does not answer, which leaves the intent open.
@@ -117,7 +114,8 @@ def create(
         if not isinstance(error, Refused):
             return False
         unassumed = error.code in NOT_ASSUMED or bool(ASSUME_ROLE.search(error.message))
-        return bool(NOT_VISIBLE.search(error.message)) or (new_role and unassumed)
+        scaling = call.service == "application-autoscaling"
+        return bool(NOT_VISIBLE.search(error.message)) or (scaling and unassumed)
 
     Retrying(
         retry=retry_if_exception(is_early), stop=stop_after_delay(READY_S), wait=wait_fixed(RETRY_S), reraise=True

@@ -10,7 +10,7 @@ from pathlib import Path
 from neuron_sum import files
 from neuron_sum.errors import DataError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.place import inputs_prefix
+from sagemaker_jobs.aws.names import inputs_prefix
 
 DIGEST_DIGITS = 20
 PART_BYTES = 8 << 20
@@ -48,14 +48,13 @@ class Channel:
         return sum(path.stat().st_size for path in self.files.values())
 
 
-def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+def upload(account: Account, bucket: str, channel: Channel) -> Iterator[tuple[str, int]]:
     """Upload the files that S3 does not have yet, by the checksum that S3 itself computed of each object.
 
     Args:
         account: The account that owns the bucket.
         bucket: The bucket's name.
         channel: The channel to upload.
-        encryption: The encryption arguments of put_object for every object.
 
     Yields:
         The name and the size in bytes of each file, after its upload.
@@ -72,7 +71,7 @@ def upload(account: Account, bucket: str, channel: Channel, encryption: Mapping[
         request = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **owner}
         stored = account.find("s3", "head_object", **request) if key in present else None
         if stored is None or stored.get("ChecksumSHA256") != s3_checksum(path):
-            account.upload(path, bucket, key, {**encryption, **owner})
+            account.upload(path, bucket, key, owner)
         yield name, path.stat().st_size
 
 

@@ -47,9 +47,9 @@ def check(account: Account, calls: Iterable[Call]) -> None:
     """
     sent = list(calls)
     builds = {
-        f"Concurrently running builds for Linux/{BUILDERS[call.request['environment']['computeType']]} environment": 1
+        f"Concurrently running builds for Linux/{BUILDERS[call.request['computeTypeOverride']]} environment": 1
         for call in sent
-        if call.operation == "create_project"
+        if call.kind == "build"
     }
     for service, wanted in (("sagemaker", needed(sent)), ("codebuild", builds)):
         try:

@@ -4,7 +4,7 @@ import json
 from datetime import datetime, timedelta, timezone
 
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.place import Request
+from sagemaker_jobs.stack.stack import Request
 
 EVERY_S = 600
 """Seconds between a schedule's calls. It repeats, because it is not documented that Scheduler retries refused calls,

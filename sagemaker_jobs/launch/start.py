@@ -1,16 +1,17 @@
-"""Start of a job or endpoint: create the bucket, upload inputs, create roles and resources, and record them."""
+"""Start of a job, build or endpoint: upload inputs, create resources, and record them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity, inputs_prefix
-from sagemaker_jobs.launch import bucket
+from sagemaker_jobs.aws.names import Run, inputs_prefix
 from sagemaker_jobs.launch.call import Call, create
 from sagemaker_jobs.launch.channels import Channel, upload
+from sagemaker_jobs.launch.schedules import time_of
+from sagemaker_jobs.stack.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Copy:
 
     Attributes:
         source: The source's S3 address.
-        key: The target key in the launch's bucket.
+        key: The target key in the stack's bucket.
     """
 
     source: str
@@ -38,87 +39,64 @@ class Launch:
 
     Attributes:
         run: The run that owns the resources.
-        place: The account, region, bucket and role.
-        calls: The main calls, in order.
+        stack: The stack with the bucket and the roles.
+        calls: The calls that create resources, in order.
         channels: The input channels, which are uploaded first.
-        bucket_calls: The calls that create and configure the bucket; empty for a bucket from --bucket.
-        role_calls: The calls that create roles; empty for existing roles.
-        encryption: The encryption arguments of put_object for every upload.
         copies: The copies from S3 to the bucket, made after the uploads.
         later: The calls for when the resources are in service, which `start` does not send.
+        sent: The calls as they were sent, so far.
     """
 
     run: Run
-    place: Destination
+    stack: Stack
     calls: tuple[Call, ...]
     channels: tuple[Channel, ...] = ()
-    bucket_calls: tuple[Call, ...] = ()
-    role_calls: tuple[Call, ...] = ()
-    encryption: Mapping[str, str] = field(default_factory=dict)
     copies: tuple[Copy, ...] = ()
     later: tuple[Call, ...] = ()
+    sent: list[Call] = field(default_factory=list, compare=False)
+
+    def __getitem__(self, kind: str) -> Call:
+        """The call that creates a kind of resource.
+
+        Raises:
+            KeyError: If the launch creates none.
+        """
+        return {call.kind: call for call in (*self.calls, *self.later)}[kind]
+
+    def __contains__(self, kind: str) -> bool:
+        return any(call.kind == kind for call in (*self.calls, *self.later))
+
+    @property
+    def ends(self) -> datetime | None:
+        """The time (UTC) at which AWS ends what the launch creates; None if it never does."""
+        schedules = [call for call in (*self.calls, *self.sent) if call.kind == "schedule"]
+        return time_of(schedules[-1].request) if schedules else None
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return all requests in order; the body of an upload is the file's path."""
+        common = {"Bucket": self.stack.bucket, "ExpectedBucketOwner": self.stack.site.account}
         uploads = [
             Call(
                 "s3",
                 "put_object",
                 {
-                    "Bucket": self.place.bucket,
+                    **common,
                     "Key": inputs_prefix(channel.name, channel.digest) + name,
                     "Body": f"file://{path}",
                     "ChecksumAlgorithm": "SHA256",
-                    "ExpectedBucketOwner": self.place.site.account,
-                    **self.encryption,
                 },
             )
             for channel in self.channels
             for name, path in sorted(channel.files.items())
         ]
         copies = [
-            Call(
-                "s3",
-                "copy_object",
-                {
-                    "CopySource": copy.source.removeprefix("s3://"),
-                    "Bucket": self.place.bucket,
-                    "Key": copy.key,
-                    "ExpectedBucketOwner": self.place.site.account,
-                    **self.encryption,
-                },
-            )
+            Call("s3", "copy_object", {**common, "CopySource": copy.source.removeprefix("s3://"), "Key": copy.key})
             for copy in self.copies
         ]
-        calls = (*self.bucket_calls, *uploads, *copies, *self.role_calls, *self.calls, *self.later)
-        return [call.as_dict() for call in calls]
+        return [call.as_dict() for call in (*uploads, *copies, *self.calls, *self.later)]
 
 
-def place_of(run: Run, site: AwsContext, *, bucket: str | None = None, role_arn: str | None = None) -> Destination:
-    """Return the destination of a run, with an existing bucket and role or those that are created for it.
-
-    Args:
-        run: The run that owns the resources.
-        site: The account and region.
-        bucket: An existing bucket; None for the default bucket.
-        role_arn: An existing role; None for a new role.
-    """
-    return Destination(site, bucket or site.bucket, role_arn or site.role_arn(run.name("role")))
-
-
-def encryption_of(isolation: NetworkSecurity) -> dict[str, str]:
-    """Return the encryption arguments of put_object for uploads."""
-    key = isolation.kms_key
-    return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
-
-
-def start(
-    account: Account,
-    ledger: Ledger,
-    launch: Launch,
-    on_upload: Callable[[int], None],
-    on_send: Callable[[Call], None] = lambda call: None,
-) -> None:
+def start(account: Account, ledger: Ledger, launch: Launch, on_upload: Callable[[int], None]) -> None:
     """Send a launch; the ledger has every resource before it is created.
 
     Args:
@@ -126,28 +104,15 @@ def start(
         ledger: The account's ledger.
         launch: The launch to send.
         on_upload: Called with each file's size in bytes after its upload.
-        on_send: Called with each of the launch's main calls, as it is sent, just before each attempt.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached; `aws down` deletes the resources created so far.
     """
-    bucket.ready(
-        account,
-        ledger,
-        launch.run,
-        launch.place,
-        launch.bucket_calls,
-        launch.encryption,
-        checkpoints=any("CheckpointConfig" in call.request for call in launch.calls),
-        own_role=bool(launch.role_calls),
-    )
+    bucket, owner = launch.stack.bucket, {"ExpectedBucketOwner": launch.stack.site.account}
     for channel in launch.channels:
-        for _, size in upload(account, launch.place.bucket, channel, launch.encryption):
+        for _, size in upload(account, bucket, channel):
             on_upload(size)
     for copy in launch.copies:
-        extra = {**launch.encryption, "ExpectedBucketOwner": launch.place.site.account}
-        account.copy(copy.place, launch.place.bucket, copy.key, extra)
-    for call in launch.role_calls:
-        create(account, ledger, call, launch.run)
+        account.copy(copy.place, bucket, copy.key, owner)
     for call in launch.calls:
-        create(account, ledger, call, launch.run, on_send, new_role=bool(launch.role_calls))
+        create(account, ledger, call, launch.run, launch.sent.append)

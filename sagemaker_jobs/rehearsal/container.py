@@ -23,11 +23,11 @@ import psutil
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws.place import STOP_GRACE_S, Request
-from sagemaker_jobs.jobs.requests import RECIPE
+from sagemaker_jobs.jobs.requests import RECIPE, STOP_GRACE_S
 from sagemaker_jobs.rehearsal import namespace
 from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.namespace import BASE
+from sagemaker_jobs.stack.stack import Request
 
 HOST = "algo-1"
 """SageMaker's name of the first machine of a job."""

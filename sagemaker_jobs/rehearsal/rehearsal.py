@@ -18,7 +18,6 @@ from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, Resou
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import CHECKPOINT_MARK
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext, new_run
-from sagemaker_jobs.aws.place import NetworkSecurity, Request
 from sagemaker_jobs.jobs import inputs, requests, training, wheelhouse
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.channels import Channel
@@ -28,6 +27,7 @@ from sagemaker_jobs.rehearsal import image as local_image
 from sagemaker_jobs.rehearsal.container import KILLED_S, Container, Ended, running, started
 from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.store import LocalStore, share_graphs
+from sagemaker_jobs.stack.stack import Request, planned_stack
 
 REGION = "us-east-1"
 """Region of the names in the requests; no request is sent to it."""
@@ -40,7 +40,7 @@ BASE = "base"
 
 NEEDS_AWS = {
     "the image": "that the job may pull it, and its contents: Python, torch and the Neuron packages",
-    "IAM": "that the role can be assumed and has the permissions of the job (neuron-sum aws iam)",
+    "IAM": "that the role can be assumed and has the permissions of the job (neuron-sum aws setup)",
     "S3": "uploads and downloads, encryption, access from a VPC",
     "Neuron devices": "doctor on them, training and compiled graphs on NeuronCores",
     "quotas and capacity": "that an instance of that type is available",
@@ -109,7 +109,7 @@ class Rehearsal:
             self._describe(stage, image)
         store = LocalStore(self._new("s3"))
         with self._stage("data") as stage:
-            channels = inputs.channels(self.recipe, self._new("written"), wheels, NetworkSecurity())
+            channels = inputs.channels(self.recipe, self._new("written"), wheels, isolated=False)
             stage.seen = f"{len(channels)} channels ({', '.join(sorted(each.name for each in channels))}), " + (
                 f"{sum(len(each.files) for each in channels)} files, {console.size(sum(c.size for c in channels))}"
             )
@@ -142,10 +142,9 @@ class Rehearsal:
             channels: The input channels of the training.
             code: The channels among them that the compile job also reads.
         """
-        run = new_run(self.recipe.name)
+        run, stack = new_run(self.recipe.name), planned_stack(AwsContext(ANY_ACCOUNT, REGION))
         first, second = (
-            training.launch(run, self.recipe, self._options, channels, AwsContext(ANY_ACCOUNT, REGION), attempt=number)
-            for number in (1, 2)
+            training.launch(run, self.recipe, self._options, channels, stack, attempt=number) for number in (1, 2)
         )
         return first, second, self._compile_launch(second, code)
 
@@ -210,7 +209,7 @@ class Rehearsal:
         return wheel.parent
 
     def _validate(self, stage: Stage, *launches: Launch) -> None:
-        calls = [call for each in launches for call in (*each.bucket_calls, *each.role_calls, *each.calls)]
+        calls = [call for each in launches for call in each.calls]
         try:
             for call in calls:
                 call.validate()
@@ -309,7 +308,7 @@ class Rehearsal:
             requests.compile_arguments("cpu"),
             self._options,
             code,
-            trained.place.site,
+            trained.stack,
             addresses={requests.TRAINED: output, **base},
         )
 

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.aws.place import Request
 from sagemaker_jobs.launch.start import Launch
+from sagemaker_jobs.stack.stack import Request
 
 GRAPHS = "graphs"
 """Folder of the compiled graphs in neuron-sum's cache."""
@@ -30,7 +30,7 @@ class LocalStore:
         """Link the channels of a launch at the addresses it would upload to; containers get copies."""
         for channel in launch.channels:
             for name, file in channel.files.items():
-                link = self.path(launch.place.inputs(channel.name, channel.digest)) / name
+                link = self.path(launch.stack.inputs(channel.name, channel.digest)) / name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.unlink(missing_ok=True)
                 link.symlink_to(file.resolve())

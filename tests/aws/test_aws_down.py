@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run, parse_run_id, role_path, run_of
+from sagemaker_jobs.aws.names import AwsContext, Run, parse_run_id, run_of
 from sagemaker_jobs.cleanup.deletion_order import KINDS as KINDS_OF
 from sagemaker_jobs.cleanup.down import needs
 from sagemaker_jobs.cleanup.inventory import Inventory, look
@@ -34,7 +34,7 @@ def aws(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
 
 def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
     """Creates one resource of each kind with calls to AWS, as another machine would have."""
-    sagemaker, lower = aws.boto3("sagemaker"), [{"key": RUN_TAG, "value": run.id}] if tagged else []
+    sagemaker = aws.boto3("sagemaker")
     tags = run.tags if tagged else []
     sagemaker.create_model(
         ModelName=run.name("model"), ExecutionRoleArn=ROLE, Tags=tags, PrimaryContainer={"Image": "image"}
@@ -65,20 +65,9 @@ def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
     aws.boto3("scheduler").create_schedule(
         **create_expiry(run, at=datetime(2030, 1, 1, tzinfo=timezone.utc), role_arn=ROLE)
     )
-    aws.boto3("iam").create_role(
-        RoleName=run.name("expiry-role"), Path=role_path(REGION), AssumeRolePolicyDocument="{}", Tags=run.tags
-    )
-    aws.boto3("codebuild").create_project(
-        name=run.name("build"),
-        source={"type": "S3", "location": "a/b.zip"},
-        artifacts={"type": "NO_ARTIFACTS"},
-        environment={"type": "LINUX_CONTAINER", "image": "i", "computeType": "BUILD_GENERAL1_MEDIUM"},
-        serviceRole=ROLE,
-        tags=lower,
-    )
 
 
-KINDS = {"scaling-target", "endpoint", "endpoint-config", "model", "schedule", "build-project", "role"}
+KINDS = {"scaling-target", "endpoint", "endpoint-config", "model", "schedule"}
 
 
 def kinds(result: Result, key: str) -> set[str]:
@@ -120,7 +109,7 @@ def test_down_of_one_run_keeps_other_runs_and_foreign_resources(aws: AwsServer) 
     assert [item for item in aws.everything() if theirs.id in item]
 
 
-@pytest.mark.parametrize("call", ["sagemaker.ListModels", "codebuild.ListProjects"])
+@pytest.mark.parametrize("call", ["sagemaker.ListModels", "codebuild.ListBuildsForProject"])
 def test_resources_without_list_permission_are_reported_and_the_rest_is_removed(aws: AwsServer, call: str) -> None:
     make_all(aws, RUN)
     aws.script.refusals[call] = ("AccessDeniedException", "not authorized to perform this", 400)
@@ -144,7 +133,7 @@ def stops(*words: str) -> str:
 
 DENIED = ("AccessDeniedException", "not authorized to perform this", 400)
 DOWN = ("down", RUN.id, "--every", "0.01")
-NEEDED = {"endpoint-config", "model", "schedule", "role"}
+NEEDED = {"endpoint-config", "model", "schedule"}
 
 
 @pytest.mark.parametrize("call", ["sagemaker.DeleteEndpoint", "sagemaker.ListEndpoints"])
@@ -169,9 +158,6 @@ def test_a_running_endpoint_does_not_block_the_cleanup_of_another_run(aws: AwsSe
     running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
     kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if needs(*running[0], thing)}
     assert kept == {(kind, RUN.id) for kind in NEEDED}
-    # Without permission to list builds no run with a build is known; only an image has one.
-    build = next(kind for kind in KINDS_OF if kind.name == "build")
-    assert not [thing for _, thing in look_at_all().found if needs(build, None, thing)]
 
 
 def test_an_unreachable_service_does_not_block_the_rest(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +166,11 @@ def test_an_unreachable_service_does_not_block_the_rest(aws: AwsServer, monkeypa
     for service in ("APPLICATION_AUTO_SCALING", "CODEBUILD", "SCHEDULER"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
     status = neuron_sum("aws", "status", "--json")
-    assert kinds(status, "ours") == KINDS - {"scaling-target", "build-project", "schedule"}
+    assert kinds(status, "ours") == KINDS - {"scaling-target", "schedule"}
     assert status.stderr.count("AWS did not answer") == 3, "each of them once"
     said = stops(*DOWN)
     assert "AWS did not answer application-autoscaling" in said
-    assert {item.split()[0] for item in aws.everything()} == {"scaling-target", "build-project", "schedule"}
+    assert {item.split()[0] for item in aws.everything()} == {"scaling-target", "schedule"}
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
     aws.calls.clear()
     assert "AWS did not answer sts" in stops(*DOWN)
@@ -200,10 +186,9 @@ def test_an_invalid_run_id_changes_nothing(aws: AwsServer, words: tuple[str, ...
 
 
 def test_a_run_may_be_named_by_one_of_its_resources(aws: AwsServer) -> None:
-    for name in ("endpoint", "config", "expiry-role"):
+    for name in ("endpoint", "config", "expiry"):
         assert parse_run_id(RUN.name(name)) == RUN.id
     assert parse_run_id(f"endpoint/{RUN.name('endpoint')}/variant/main") == RUN.id
-    assert parse_run_id(f"{RUN.name('build')}:0123-4567") == RUN.id
     make_all(aws, RUN)
     assert {
         item["run"] for item in json.loads(neuron_sum("aws", "status", RUN.name("endpoint"), "--json").stdout)["ours"]
@@ -224,7 +209,6 @@ def test_an_unknown_run_is_rejected_with_the_known_ones(aws: AwsServer) -> None:
 
 def test_a_run_with_nothing_but_objects_is_known(aws: AwsServer) -> None:
     s3 = aws.boto3("s3")
-    s3.create_bucket(Bucket=BUCKET)
     s3.put_object(Bucket=BUCKET, Key=f"neuron-sum/runs/{RUN.id}/output/model.tar.gz", Body=b"x")
     assert neuron_sum("aws", "down", RUN.id, "--artifacts").exit_code == 0
     assert s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
@@ -232,7 +216,6 @@ def test_a_run_with_nothing_but_objects_is_known(aws: AwsServer) -> None:
 
 def bucket_with(aws: AwsServer, *keys: str, versions: bool = False) -> Any:
     s3 = aws.boto3("s3")
-    s3.create_bucket(Bucket=BUCKET)
     if versions:
         s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     for key in keys:
@@ -245,27 +228,21 @@ WRITTEN = ("neuron-sum/inputs/data/0/train.jsonl", f"neuron-sum/runs/{RUN.id}/ou
 
 def test_other_objects_and_the_bucket_of_the_user_are_kept(aws: AwsServer) -> None:
     s3 = bucket_with(aws, *WRITTEN, "neuron-sum/data.jsonl", "mine")
-    ledger = Ledger(AwsContext(ACCOUNT, REGION))
-    ledger.note("made", "bucket", BUCKET, "all")
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr
-    [stays] = json.loads(gone.stdout)["stays"]
-    assert BUCKET in stays and "2 objects not created by neuron-sum" in stays
+    assert json.loads(gone.stdout)["stays"] == []
     assert [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET)["Contents"]] == ["mine", "neuron-sum/data.jsonl"]
-    assert [entry.name for entry in ledger.open()] == [BUCKET], "it is still there"
-    for key in ("mine", "neuron-sum/data.jsonl"):
-        s3.delete_object(Bucket=BUCKET, Key=key)
-    assert json.loads(neuron_sum("aws", "down", "--all", "--artifacts", "--json").stdout)["stays"] == []
-    assert aws.kept() == [] and ledger.open() == []
 
 
 def test_remaining_object_versions_are_reported(aws: AwsServer) -> None:
     bucket_with(aws, *WRITTEN, versions=True)
     gone = neuron_sum("aws", "down", "--all", "--artifacts", "--json")
     assert gone.exit_code == 0, gone.stderr
-    versions, bucket = json.loads(gone.stdout)["stays"]
-    assert "old versions of 2 objects" in versions and "because it contains old versions" in bucket
-    assert aws.kept() == [f"bucket {BUCKET}"]
+    [versions] = json.loads(gone.stdout)["stays"]
+    assert "old versions of 2 objects" in versions
+    aws.script.policies = None
+    kept = json.loads(neuron_sum("aws", "setup", "--delete", "--every", "0.01", "--json").stdout)["kept"]
+    assert kept == [f"the bucket {BUCKET}, because it contains old versions"]
 
 
 def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
@@ -289,7 +266,7 @@ def test_objects_that_are_not_deleted_are_an_error(aws: AwsServer) -> None:
     )
     told = stops("down", "--all", "--artifacts")
     assert f"did not delete 2 of 2 objects of s3://{BUCKET}, the first: {WRITTEN[0]}: AccessDenied" in told
-    assert aws.kept() == [f"bucket {BUCKET}"]
+    assert len(aws.kept()) == 2
     s3.delete_bucket_policy(Bucket=BUCKET)
     assert neuron_sum("aws", "down", "--all", "--artifacts").exit_code == 0
     assert aws.kept() == []
@@ -317,7 +294,7 @@ def test_foreign_resources_that_cannot_be_listed_are_a_warning(aws: AwsServer, c
 
 
 def test_every_resource_name_contains_the_run_id(tmp_path: Path) -> None:
-    for kind, attempt in (("train", 1), ("batch-model", 3), ("expiry-role", 1), ("config", 12)):
+    for kind, attempt in (("train", 1), ("batch-model", 3), ("expiry", 1), ("config", 12)):
         assert run_of(RUN.name(kind, attempt)) == RUN.id
     assert run_of("neuron-sum-somebody-elses") is None
     assert run_of("other") is None

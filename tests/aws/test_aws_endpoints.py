@@ -195,37 +195,6 @@ def test_the_lifetime_begins_after_the_uploads(aws: AwsServer, monkeypatch: pyte
     assert tick(time_of(schedule)) == [made["job"]] and tick(time_of(schedule) + timedelta(minutes=10)) == []
 
 
-def test_existing_roles_can_be_passed(aws: AwsServer) -> None:
-    iam, arns = aws.boto3("iam"), {}
-    allowed = {
-        "Effect": "Allow",
-        "Action": ["sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob"],
-        "Resource": ["*"],
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
-    for service in ("sagemaker", "scheduler"):
-        trust = json.dumps({"Statement": [{"Principal": {"Service": f"{service}.amazonaws.com"}}]})
-        arns[service] = iam.create_role(RoleName=service, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
-        iam.put_role_policy(RoleName=service, PolicyName="own", PolicyDocument=policy)
-    for refused in ("iam.CreateRole", "iam.PutRolePolicy"):
-        aws.script.refusals[refused] = ("AccessDenied", "not authorized to make a role", 403)
-    model, ended = archive(Path("model.tar.gz")), ("--expiry-role", arns["scheduler"], "--json")
-    brought = ("--role", arns["sagemaker"], *ended)
-    assert "neuron-sum aws iam" in failed(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"]))
-    made = told(neuron_sum("aws", "deploy", model, *CPU, *brought))
-    assert tick(datetime.fromisoformat(made["expires"])) == [made["endpoint"]]
-    kept = told(neuron_sum("aws", "deploy", model, *CPU, "--role", arns["sagemaker"], "--keep", "--json"))
-    extended = told(neuron_sum("aws", "extend", kept["run"], "--hours", "1", *ended))
-    assert tick(datetime.fromisoformat(extended["expires"])) == [kept["endpoint"]]
-    aws.script.looks = None
-    Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
-    job = told(neuron_sum("aws", "batch", model, "texts.jsonl", *CPU, "--image", IMAGE, "--detach", *brought))
-    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{job['run']}-batch-expiry")
-    assert tick(time_of(schedule)) == [job["job"]]
-    roles = [left for left in aws.everything() if left.startswith("role ")]
-    assert sorted(roles) == ["role sagemaker", "role scheduler"], "the caller passes both"
-
-
 def test_arns_have_the_partition_of_the_region(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     Path("texts.jsonl").write_text('{"inputs": "A: hi"}\n')
@@ -252,7 +221,6 @@ def test_keep_must_be_explicit_and_extend_adds_an_expiry(aws: AwsServer) -> None
     assert {entry.kind for entry in Ledger(AwsContext(ACCOUNT, REGION)).open(made["run"])} >= {
         "schedule",
         "endpoint",
-        "role",
     }
     assert tick(datetime.fromisoformat(extended["expires"])) == [made["endpoint"]]
 
@@ -282,9 +250,6 @@ def test_the_frozen_container_is_deployed_with_a_warning(aws: AwsServer) -> None
     made = neuron_sum("aws", "deploy", model, "--image", "djl-0.30-neuronx", "--every", "0.01", "--json")
     assert told(made)["image"].endswith("/djl-inference:0.30.0-neuronx-sdk2.20.1")
     assert "has not been supported since 2025-09-16" in made.stderr
-    [policy] = aws.boto3("iam").list_role_policies(RoleName=f"neuron-sum-{told(made)['run']}-role")["PolicyNames"]
-    allowed = aws.boto3("iam").get_role_policy(RoleName=f"neuron-sum-{told(made)['run']}-role", PolicyName=policy)
-    assert "repository/djl-inference" in json.dumps(allowed["PolicyDocument"])
 
 
 def test_a_llama_is_deployed_with_the_environment_of_its_archive(
@@ -302,11 +267,9 @@ def test_a_llama_is_deployed_with_the_environment_of_its_archive(
     config = sagemaker.describe_endpoint_config(EndpointConfigName=run.name("config"))
     [variant] = config["ProductionVariants"]
     assert variant["InferenceAmiVersion"] == "al2-ami-sagemaker-inference-neuron-2"
-    name = run.name("role")
-    [policy] = aws.boto3("iam").list_role_policies(RoleName=name)["PolicyNames"]
-    allowed = aws.boto3("iam").get_role_policy(RoleName=name, PolicyName=policy)
-    assert f"repository/{repository}" in json.dumps(allowed["PolicyDocument"])
     told(neuron_sum("aws", "down", run.id, "--artifacts", "--json"))
+    aws.reset()
+    aws.set_up(Reads="other/", ListBuckets="other")
     aws.boto3("s3").create_bucket(Bucket="other")
     aws.boto3("s3").upload_file(vllm_archive(Path("llama.tar.gz"), PRECOMPILED), "other", "llama.tar.gz")
     words = ("aws", "deploy", "s3://other/llama.tar.gz", "--image", "hf-vllm", "--network-isolation")
@@ -369,14 +332,6 @@ def test_dry_runs_send_nothing(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, 
     scaled = ("--max-instances", "2", "--invocations-per-instance", "9")
     requests = told(neuron_sum("aws", "deploy", RUN.id, *scaled, *words))["requests"]
     assert [each["operation"] for each in requests] == [
-        "create_bucket",
-        "put_bucket_tagging",
-        "put_public_access_block",
-        "put_bucket_lifecycle_configuration",
-        "create_role",
-        "put_role_policy",
-        "create_role",
-        "put_role_policy",
         "create_schedule",
         "create_model",
         "create_endpoint_config",

@@ -16,12 +16,10 @@ from pathlib import Path
 import pytest
 from aws_faults import every_point, hasten, modes_of
 from aws_inputs import BUCKET, archive, write_context
-from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer, Fault
 from in_process import neuron_sum
 
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import AwsContext, Run
+from sagemaker_jobs.aws.names import Run
 
 BEFORE = "tiny-261121-2000-abcd"
 TRAIN = ["aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--every", "0.01"]
@@ -94,14 +92,11 @@ ENDPOINT = frozenset(
 
 def trained_already(aws: AwsServer) -> None:
     """An earlier run, trained elsewhere, of which SageMaker's record and its model in S3 are left."""
-    sagemaker, iam, s3, run = aws.boto3("sagemaker"), aws.boto3("iam"), aws.boto3("s3"), Run(BEFORE, "tiny")
-    role = iam.create_role(RoleName="gone", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
-    s3.create_bucket(Bucket=BUCKET)
-    Ledger(AwsContext(ACCOUNT, REGION)).note("made", "bucket", BUCKET, "all")
+    sagemaker, run = aws.boto3("sagemaker"), Run(BEFORE, "tiny")
     aws.script.looks = 0
     sagemaker.create_training_job(
         TrainingJobName=run.name("train"),
-        RoleArn=role,
+        RoleArn="arn:aws:iam::123456789012:role/gone",
         Tags=run.tags,
         AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
         OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/neuron-sum/runs/{run.id}/output"},
@@ -109,7 +104,6 @@ def trained_already(aws: AwsServer) -> None:
         ResourceConfig={"InstanceType": "ml.c7i.4xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
     )
     sagemaker.describe_training_job(TrainingJobName=run.name("train"))
-    iam.delete_role(RoleName="gone")
     aws.script.quotas = {"ml.c7i.4xlarge for training job usage": 1}
     one_look(aws)
 
@@ -142,27 +136,19 @@ COMMANDS = {
     "image": Command(
         ("aws", "image", "--context", "context", "--every", "0.01"),
         25,
-        frozenset(
-            {
-                "ecr.CreateRepository",
-                "codebuild.CreateProject",
-                "codebuild.StartBuild",
-                "iam.CreateRole",
-                "codebuild.DeleteProject",
-            }
-        ),
+        frozenset({"codebuild.StartBuild", "cloudformation.DescribeStacks", "codebuild.ListBuildsForProject"}),
         image_ready,
     ),
     "train": Command(
         (*TRAIN, "--wheelhouse", "wheels"),
         20,
-        frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole"}),
+        frozenset({"sagemaker.CreateTrainingJob", "cloudformation.DescribeStacks"}),
         without=LOG,
     ),
     "compile": Command(
         ("aws", "compile", BEFORE, "compile.batch_sizes=[1]", "--wheelhouse", "wheels", "--every", "0.01"),
         20,
-        frozenset({"sagemaker.CreateTrainingJob", "iam.CreateRole", "service-quotas.ListServiceQuotas"}),
+        frozenset({"sagemaker.CreateTrainingJob", "service-quotas.ListServiceQuotas"}),
         trained_already,
         without=LOG,
     ),
@@ -258,6 +244,7 @@ def test_a_build_is_followed_through_network_failures_and_without_its_log(
     done = neuron_sum(*COMMANDS["image"].words)
     assert done.exit_code == 0 and words_of(done.stderr).count("no answer") == 1, done.stderr
     aws.reset()
+    aws.set_up()
     image_ready(aws)
     aws.script.refusals["logs.DescribeLogStreams"] = DENIED
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -318,10 +305,3 @@ def test_two_jobs_never_write_to_the_same_checkpoints(aws: AwsServer, status: st
         assert refused.exit_code == 14 and f"{name} is {status}" in error["message"], error
         assert f"status {run} --follow" in error["hint"] and f"down {run}" in error["hint"]
         assert not [call for call in aws.calls[before:] if "Create" in call or "PUT" in call or "POST" in call]
-
-
-def test_the_command_waits_for_a_new_role(aws: AwsServer) -> None:
-    """SageMaker cannot assume a role in the first seconds after its creation."""
-    aws.script.roles_unknown = 3
-    assert neuron_sum(*TRAIN, "--wheelhouse", "wheels").exit_code == 0
-    assert aws.calls.count("sagemaker.CreateTrainingJob") == 4

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from aws_faults import hasten
-from aws_inputs import failed, told, write_context
-from aws_script import ACCOUNT
+from aws_inputs import BUCKET, failed, told, write_context
 from aws_server import AwsServer
 from in_process import neuron_sum
 
@@ -59,7 +58,7 @@ def test_the_worst_case_includes_the_upload_of_the_results() -> None:
 
 
 def test_encryption_between_instances_has_an_option_of_its_own() -> None:
-    words = ("aws", "train", "tiny", "--instance", "ml.trn1.32xlarge", "--instances", "2", "--kms-key", "k")
+    words = ("aws", "train", "tiny", "--instance", "ml.trn1.32xlarge", "--instances", "2")
     assert not request_of(*words)["EnableInterContainerTrafficEncryption"]
     assert request_of(*words, "--encrypt-traffic")["EnableInterContainerTrafficEncryption"]
     alone = neuron_sum("aws", "train", "tiny", "--encrypt-traffic", "--dry-run", "--offline")
@@ -73,11 +72,15 @@ def test_compiled_graphs_survive_a_spot_restart() -> None:
     assert elsewhere["NEURON_COMPILE_CACHE_URL"] == "/opt/graphs"
 
 
-def test_a_cache_of_graphs_in_s3_needs_a_role_that_may_use_it() -> None:
+def test_a_cache_of_graphs_in_s3_needs_a_role_that_may_use_it(aws: AwsServer) -> None:
     words = (*NEURON, "train.neuron.cache_url=s3://graphs/neuron")
-    assert "--role" in failed(neuron_sum(*words, "--dry-run", "--offline"))
-    role = f"arn:aws:iam::{ACCOUNT}:role/own"
-    assert request_of(*words, "--role", role)["Environment"]["NEURON_COMPILE_CACHE_URL"] == "s3://graphs/neuron"
+    assert "aws setup --writes s3://graphs/neuron" in failed(neuron_sum(*words, "--wheelhouse", "wheels"))
+    aws.set_up(Writes="graphs/", ListBuckets="graphs")
+    aws.script.stacks = aws.script.stacks[-1:]
+    for url in ("s3://graphs/neuron", f"s3://{BUCKET}/neuron-sum/cache/"):
+        made = neuron_sum(*NEURON, f"train.neuron.cache_url={url}", "--dry-run", "--wheelhouse", "wheels", "--json")
+        [job] = [each["request"] for each in told(made)["requests"] if each["operation"] == "create_training_job"]
+        assert job["Environment"]["NEURON_COMPILE_CACHE_URL"] == url
 
 
 def test_batch_runs_on_a_cpu_by_default(aws: AwsServer) -> None:

@@ -13,12 +13,12 @@ import pytest
 from aws_script import ACCOUNT, REGION
 from botocore import xform_name
 from in_process import neuron_sum
+from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY
+from sagemaker_jobs.aws.place import NetworkSecurity
 
 import sagemaker_jobs
 from neuron_sum.recipes.loading import load_recipe
-from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY
 from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.aws.policies import endpoint_policy
 from sagemaker_jobs.jobs import inputs, training
 from sagemaker_jobs.jobs.training import Options

@@ -16,9 +16,10 @@ from in_process import neuron_sum
 
 from neuron_sum.platform.matrix import PLATFORMS
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import BUILD_LOGS, OWN_LOG_GROUPS, RUN_TAG, AwsContext, Run, run_of
+from sagemaker_jobs.aws.names import BUILD_LOG_GROUP, LOG_GROUPS, RUN_TAG, AwsContext, Run, owner_of
 from sagemaker_jobs.image import build as image
 from sagemaker_jobs.image import registry
+from sagemaker_jobs.stack.stack import planned_stack
 
 RUN = Run("image-cpu-261121-2000-abcd", "image-cpu")
 IMAGE = ("aws", "image", "--context", "context", "--every", "0.01")
@@ -71,15 +72,11 @@ def test_an_image_is_built_once_and_only_the_image_remains(aws: AwsServer) -> No
         ("FAULT", "", "a line", "CodeBuild failed internally"),
     ],
 )
-def test_a_failed_build_reports_its_reason_and_is_kept_until_down(
-    aws: AwsServer, end: str, reason: str, log: str, expected: str
-) -> None:
+def test_a_failed_build_reports_its_reason(aws: AwsServer, end: str, reason: str, log: str, expected: str) -> None:
     aws.script.build_end, aws.script.reason, aws.script.log = end, reason, (log,)
     error = said(*IMAGE, code=14)["error"]
     assert end in error["message"] and reason in error["message"] and expected in error["message"]
     assert "aws down image-cpu-" in error["hint"]
-    assert {left.split()[0] for left in aws.everything()} == {"build-project", "role"}
-    assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
     assert aws.everything() == []
 
 
@@ -120,21 +117,19 @@ def test_a_missing_image_after_a_build_is_an_error(aws: AwsServer) -> None:
 
 
 def test_a_foreign_repository_is_not_used(aws: AwsServer) -> None:
-    aws.boto3("ecr").create_repository(repositoryName="neuron-sum")
+    aws.boto3("ecr").untag_resource(
+        resourceArn=f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/neuron-sum", tagKeys=[RUN_TAG]
+    )
     error = said(*IMAGE, code=14)["error"]
     assert "was not created by neuron-sum" in error["message"] and RUN_TAG in error["hint"]
-    assert aws.everything() == [] and aws.kept() == ["repository neuron-sum"]
+    assert aws.everything() == []
 
 
 def test_a_dry_run_prints_every_request_and_sends_none(aws: AwsServer) -> None:
-    told = said(*IMAGE, "--dry-run", "--offline", "--kms-key", f"arn:aws:kms:{REGION}:{ACCOUNT}:key/x")
+    told = said(*IMAGE, "--dry-run", "--offline")
     assert aws.calls == []
     made = [f"{call['service']}.{call['operation']}" for call in told["requests"]]
-    assert made[-3:] == ["ecr.create_repository", "codebuild.create_project", "codebuild.start_build"]
-    by_name = dict(zip(made, (call["request"] for call in told["requests"]), strict=True))
-    assert by_name["s3.put_object"]["ServerSideEncryption"] == "aws:kms"
-    assert by_name["ecr.create_repository"]["encryptionConfiguration"]["encryptionType"] == "KMS"
-    assert "kms:Decrypt" in by_name["iam.put_role_policy"]["PolicyDocument"]
+    assert made == ["s3.put_object", "codebuild.start_build"]
     assert told["plan"]["worst_usd"] == pytest.approx(0.61)
 
 
@@ -154,31 +149,24 @@ def test_a_time_limit_that_codebuild_rejects_is_rejected(aws: AwsServer, minutes
     assert "--max-minutes 5 to 2160" in said(*IMAGE, "--max-minutes", minutes, code=14)["error"]["hint"]
 
 
-def test_requests_are_valid_tagged_and_for_one_repository(aws: AwsServer, tmp_path: Path) -> None:
-    options = image.Options("cpu", "large", 30)
-    found = image.context("cpu", Path("context"), tmp_path)
-    launch = image.launch(
-        RUN, options, found, image.pack_context(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION)
-    )
-    session = botocore.session.get_session()
-    for call in (*launch.bucket_calls, *launch.role_calls, *launch.calls):
-        model = session.get_service_model(call.service)
-        shape = {name.lower(): name for name in model.operation_names}[call.operation.replace("_", "")]
-        validate_parameters(call.request, model.operation_model(shape).input_shape)
-        if call.kind is not None and call.kind != "bucket":
-            assert RUN_TAG in json.dumps(call.request), call.operation
-    project = launch.calls[1].request
-    assert run_of(project["name"]) == RUN.id
-    assert (project["timeoutInMinutes"], project["environment"]["computeType"]) == (30, "BUILD_GENERAL1_LARGE")
-    assert project["logsConfig"]["cloudWatchLogs"]["groupName"] == BUILD_LOGS + project["name"]
-    assert BUILD_LOGS in OWN_LOG_GROUPS, "down --artifacts finds the log there"
-    policy = json.loads(launch.role_calls[1].request["PolicyDocument"])
-    named = {statement["Sid"]: statement["Resource"] for statement in policy["Statement"]}
-    assert [f"arn:aws:s3:::{project['source']['location']}"] == named["ReadContext"]
-    assert named["Push"] == [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/neuron-sum"]
-    trust = json.loads(launch.role_calls[0].request["AssumeRolePolicyDocument"])["Statement"][0]
-    assert trust["Principal"] == {"Service": "codebuild.amazonaws.com"}
-    assert trust["Condition"]["StringEquals"] == {"aws:SourceAccount": ACCOUNT}
+def launched(tmp_path: Path, context: Path, **options: Any) -> dict[str, Any]:
+    """The StartBuild request for a context."""
+    found = image.context("cpu", context, tmp_path)
+    stack = planned_stack(AwsContext(ACCOUNT, REGION))
+    archive = image.pack_context(found, tmp_path / "a.zip")
+    launch = image.launch(RUN, stack, "cpu", found, archive, **{"builder": "large", "max_minutes": 30, **options})
+    return launch["build"].request
+
+
+def test_the_request_is_valid_and_names_its_run(aws: AwsServer, tmp_path: Path) -> None:
+    request = launched(tmp_path, Path("context"))
+    shape = botocore.session.get_session().get_service_model("codebuild").operation_model("StartBuild").input_shape
+    validate_parameters(request, shape)
+    assert (request["timeoutInMinutesOverride"], request["computeTypeOverride"]) == (30, "BUILD_GENERAL1_LARGE")
+    assert "buildspecOverride" not in request, "the caller may not override it"
+    log = request["logsConfigOverride"]["cloudWatchLogs"]
+    assert log["groupName"] == BUILD_LOG_GROUP in LOG_GROUPS, "down --artifacts finds the log there"
+    assert owner_of(f"{log['streamName']}/0123") == RUN.id
 
 
 def test_the_same_context_is_the_same_image_on_every_machine(tmp_path: Path) -> None:
@@ -202,23 +190,15 @@ def test_the_builder_can_pull_the_base_images(tmp_path: Path, target: str) -> No
     found = image.context(target, None, tmp_path)
     froms = image.bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     assert PLATFORMS[0].serving_images[target].name in froms
-    spec = image.buildspec(registry.image_uri(AwsContext(ACCOUNT, REGION), "cpu-x"), REGION, froms)
-    (login,) = spec["phases"]["pre_build"]["commands"]
-    assert login.startswith("aws ecr get-login-password") and login.endswith(
-        f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
-    )
     assert all(name.startswith("public.ecr.aws/") for name in froms)
 
 
-def test_a_private_base_needs_a_login_and_the_right_to_pull(aws: AwsServer, tmp_path: Path) -> None:
-    write_context(tmp_path / "private", "763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.36.0")
-    found = image.context("inf2", tmp_path / "private", tmp_path)
-    options = image.Options("inf2", "medium", 60)
-    launch = image.launch(
-        RUN, options, found, image.pack_context(found, tmp_path / "a.zip"), AwsContext(ACCOUNT, REGION)
-    )
-    assert "--region us-west-2 | docker login" in launch.calls[1].request["source"]["buildspec"]
-    assert "repository/djl-inference" in launch.role_calls[1].request["PolicyDocument"]
+def test_a_private_base_needs_a_login(tmp_path: Path) -> None:
+    base = "763104351884.dkr.ecr.us-west-2.amazonaws.com"
+    write_context(tmp_path / "private", f"{base}/djl-inference:0.36.0")
+    variables = launched(tmp_path, tmp_path / "private")["environmentVariablesOverride"]
+    [hosts] = [each["value"] for each in variables if each["name"] == image.REGISTRIES]
+    assert hosts.split() == [f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com", base]
 
 
 def test_a_folder_without_a_dockerfile_is_rejected(aws: AwsServer, tmp_path: Path) -> None:

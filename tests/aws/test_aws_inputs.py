@@ -12,7 +12,6 @@ from in_process import neuron_sum
 
 from neuron_sum import load_recipe
 from neuron_sum.errors import DataError
-from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.jobs import inputs
 from sagemaker_jobs.launch import channels
 
@@ -61,7 +60,7 @@ def test_only_the_files_that_datasets_reads_are_uploaded(kind: str, tmp_path: Pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("configs:\n")
     recipe = load_recipe("tiny", ["data.source=hub", f"data.path={tmp_path}", *overrides])
-    [found] = [each for each in inputs.channels(recipe, tmp_path, None, NetworkSecurity()) if each.name == "data"]
+    [found] = [each for each in inputs.channels(recipe, tmp_path, None) if each.name == "data"]
     assert set(found.files) == (expected or set(written))
 
 
@@ -69,7 +68,7 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no data")
     recipe = load_recipe("tiny", ["data.source=hub", f"data.path={tmp_path}"])
     with pytest.raises(DataError, match="has no data files"):
-        inputs.channels(recipe, tmp_path, None, NetworkSecurity())
+        inputs.channels(recipe, tmp_path, None)
 
 
 def test_only_the_files_of_a_model_are_uploaded(aws: AwsServer, micro_run: Path) -> None:
@@ -119,7 +118,6 @@ def test_a_large_file_has_the_checksum_of_its_parts(
     """S3 reports the hash of the hashes of an upload's parts, which boto3 sends for larger files."""
     from sagemaker_jobs.aws.account import Account
 
-    aws.boto3("s3").create_bucket(Bucket=BUCKET)
     path = tmp_path / "large"
     path.write_bytes(b"0123456789abcdef" * (1 << 20) + b"end")
     account, seen = Account(), []
@@ -129,7 +127,7 @@ def test_a_large_file_has_the_checksum_of_its_parts(
         seen.append(params["MultipartUpload"]["Parts"])
 
     put.register("before-parameter-build.s3.CompleteMultipartUpload", sent)
-    account.upload(path, BUCKET, "large", {})
+    account.upload(path, BUCKET, "neuron-sum/inputs/large", {})
     put.unregister("before-parameter-build.s3.CompleteMultipartUpload", sent)
     import base64
     import hashlib

@@ -15,16 +15,17 @@ from neuron_sum.errors import AwsError, DataError
 from neuron_sum.platform import prices
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.names import AwsContext, Run, new_run
-from sagemaker_jobs.aws.place import STOP_GRACE_S, NetworkSecurity
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.cost.plan import UPLOAD_S
 from sagemaker_jobs.jobs import entry, inputs, requests, training, wheelhouse
+from sagemaker_jobs.jobs.requests import STOP_GRACE_S
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.launch.schedules import LATE_S
+from sagemaker_jobs.stack.stack import planned_stack
 
 RUN = Run("tiny-261121-2000-abcd", "tiny")
-SITE = AwsContext("123456789012", "us-east-1")
+STACK = planned_stack(AwsContext("123456789012", "us-east-1"))
 TINY = load_recipe("tiny")
 TRAINS = sorted(name for name in prices.USD_PER_HOUR if not name.startswith("ml.inf"))
 
@@ -44,9 +45,9 @@ def wishes(draw: st.DrawFn) -> Options:
 @given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
 def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
     """For any options, a launch is rejected exactly if AWS could bill more than the limit for its requests."""
-    launch = training.launch(RUN, TINY, options, [], SITE)
+    launch = training.launch(RUN, TINY, options, [], STACK)
     requests = lifetime.planned_requests(
-        RUN, SITE, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
+        RUN, STACK, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
     )
     requests["training-job"] = job = launch.calls[0].request
     longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S) / 3600
@@ -58,9 +59,9 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
             prices.USD_PER_HOUR[variant["InstanceType"]] * variant["InitialInstanceCount"] * (hours + LATE_S / 3600)
         )
         assert requests["schedule"]["ScheduleExpression"].startswith("rate(")
-        project = requests["build-project"]
-        machine = prices.BUILD_USD_PER_MINUTE[project["environment"]["computeType"]]
-        billed += machine * (project["timeoutInMinutes"] + 1)  # a started minute is billed
+        build = requests["build"]
+        machine = prices.BUILD_USD_PER_MINUTE[build["computeTypeOverride"]]
+        billed += machine * (build["timeoutInMinutesOverride"] + 1)  # a started minute is billed
     plan = lifetime.priced(requests, None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:
@@ -76,7 +77,7 @@ def test_a_plan_compares_instances_and_what_others_paid() -> None:
 
     recipe = load_recipe("trn1-flan-t5-base-lora")
     requests = lifetime.planned_requests(
-        new_run(recipe.name), SITE, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
+        new_run(recipe.name), STACK, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
     )
     made = lifetime.priced(requests, None, 2.0, 0)
     assert made.worst_usd == pytest.approx(1.54 * (4 + 720 / 3600))
@@ -126,7 +127,7 @@ def test_folders_become_channels_and_the_recipe_has_their_paths(tmp_path: Path) 
     recipe = load_recipe("tiny", ["data.source=jsonl", f"data.path={data}"])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, NetworkSecurity())}
+    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None)}
     assert set(found) == {"code", "recipe", "data"}
     assert set(found["data"].files) == {"train.jsonl"}, "no file that the recipe does not read"
     assert "path: /opt/ml/input/data/data" in found["recipe"].files["recipe.yaml"].read_text()
@@ -144,8 +145,7 @@ def test_a_container_gets_the_folder_of_a_converted_model(monkeypatch: pytest.Mo
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr(inputs, "folder_of", lambda source: str(folder))
     recipe = load_recipe("smollm2-lora", ["data.source=sample"])
-    isolated = NetworkSecurity(network_isolation=True)
-    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, isolated)}
+    found = {channel.name: channel for channel in inputs.channels(recipe, scratch, None, isolated=True)}
     assert set(found["model"].files) == {"config.json"}
     assert "name_or_path: /opt/ml/input/data/model" in found["recipe"].files["recipe.yaml"].read_text()
 
@@ -153,12 +153,12 @@ def test_a_container_gets_the_folder_of_a_converted_model(monkeypatch: pytest.Mo
 def test_unreachable_inputs_are_rejected_before_the_job_starts(tmp_path: Path) -> None:
     hub = load_recipe("flan-t5-base-lora")
     with pytest.raises(AwsError, match="must be downloaded from a hub, but --network-isolation blocks"):
-        inputs.channels(hub, tmp_path, None, NetworkSecurity(network_isolation=True))
+        inputs.channels(hub, tmp_path, None, isolated=True)
     gone = load_recipe("tiny", ["data.source=jsonl", "data.path=/nowhere/at/all"])
     with pytest.raises(DataError, match="/nowhere/at/all does not exist"):
-        inputs.channels(gone, tmp_path, None, NetworkSecurity())
+        inputs.channels(gone, tmp_path, None)
     with pytest.raises(AwsError, match="contains no wheels"):
-        inputs.channels(load_recipe("tiny"), tmp_path, tmp_path, NetworkSecurity())
+        inputs.channels(load_recipe("tiny"), tmp_path, tmp_path)
 
 
 def test_a_wheelhouse_is_verified_and_has_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def _uploaded(base: Path) -> list[str]:
     channel = Channel("recipe", {"recipe.yaml": base / "input/data/recipe/recipe.yaml"})
     (base / "input/data/code").mkdir()
     shutil.copy(entry.__file__, base / "input/data/code" / requests.ENTRY)
-    launch = training.launch(new_run("tiny"), TINY, Options("ml.c7i.4xlarge", 1, 3600), [channel], SITE)
+    launch = training.launch(new_run("tiny"), TINY, Options("ml.c7i.4xlarge", 1, 3600), [channel], STACK)
     specification = launch.calls[0].request["AlgorithmSpecification"]
     assert all(len(word) <= 256 for word in specification["ContainerEntrypoint"])  # SageMaker's limit
     words = [*specification["ContainerEntrypoint"], *specification["ContainerArguments"]]

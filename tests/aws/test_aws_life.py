@@ -47,7 +47,6 @@ def told(*words: str) -> dict[str, Any]:
 def has_image(aws: AwsServer) -> None:
     """An image as `aws image` leaves it: in neuron-sum's repository, tagged with its target."""
     manifest = {"schemaVersion": 2, "config": {}, "layers": []}
-    aws.boto3("ecr").create_repository(repositoryName="neuron-sum", tags=[{"Key": "neuron-sum-run", "Value": "all"}])
     aws.boto3("ecr").put_image(
         repositoryName="neuron-sum",
         imageManifest=json.dumps(manifest),

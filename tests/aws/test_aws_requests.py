@@ -1,16 +1,16 @@
 """Every request compared with the service's model, for any options: valid, tagged, bounded, and repeatable."""
 
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
-from aws_requests import PLACE, check, isolations, model, runs
+from aws_requests import KEY, STACK, check, model, runs, stacks
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from sagemaker_jobs.aws.names import RUN_TAG, Run
-from sagemaker_jobs.aws.place import NetworkSecurity
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.endpoint import launch as endpoint
@@ -21,6 +21,7 @@ from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.requests import Job
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch import schedules as schedule_requests
+from sagemaker_jobs.stack.stack import Stack
 
 RUN = Run("tiny-261121-200000-abcd", "tiny")
 INSTANCES = ("ml.trn1.2xlarge", "ml.trn1.32xlarge", "ml.c7i.4xlarge", "ml.g5.12xlarge")
@@ -35,7 +36,7 @@ def jobs(draw: st.DrawFn) -> Job:
     return Job(
         run=draw(runs),
         stage=stage,
-        channels={"code": PLACE.inputs("code", "0123"), "data": "s3://b/d/"},
+        channels={"code": STACK.inputs("code", "0123"), "data": "s3://b/d/"},
         arguments=requests.train_arguments(instance, instances)
         if stage == "train"
         else requests.compile_arguments("inf2"),
@@ -45,16 +46,16 @@ def jobs(draw: st.DrawFn) -> Job:
         max_wait_s=draw(st.none() | st.integers(runtime, 2 * runtime)),
         attempt=draw(st.integers(1, 99)),
         image=requests.training_image("us-east-1"),
-        isolation=draw(isolations),
+        network_isolation=draw(st.booleans()),
         environment={"A": "b"},
     )
 
 
-@given(jobs())
-def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
-    made = requests.create_training_job(job, PLACE)
+@given(jobs(), stacks)
+def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job, stack: Stack) -> None:
+    made = requests.create_training_job(job, stack)
     check("sagemaker", "CreateTrainingJob", made)
-    assert made == requests.create_training_job(job, PLACE)
+    assert made == requests.create_training_job(job, stack)
     assert {"Key": RUN_TAG, "Value": job.run.id} in made["Tags"]
     assert made["StoppingCondition"]["MaxRuntimeInSeconds"] == job.max_runtime_s
     assert made["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
@@ -68,25 +69,25 @@ def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job) -> None:
         assert "VolumeKmsKeyId" not in made["ResourceConfig"]
 
 
-@given(runs, isolations, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
-def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, isolation: NetworkSecurity, instance: str) -> None:
+@given(runs, stacks, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
+def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, stack: Stack, instance: str) -> None:
     made = [
         (
             "sagemaker",
             "CreateModel",
             endpoint_requests.create_model(
                 run,
-                PLACE,
+                stack,
                 image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1",
                 model_data="s3://b/m.tar.gz",
                 environment={},
-                isolation=isolation,
+                role=stack.endpoint_role,
             ),
         ),
         (
             "sagemaker",
             "CreateEndpointConfig",
-            endpoint_requests.create_endpoint_config(run, instance=instance, instances=1, isolation=isolation),
+            endpoint_requests.create_endpoint_config(run, stack, instance=instance, instances=1),
         ),
         ("sagemaker", "CreateEndpoint", endpoint_requests.create_endpoint(run)),
     ]
@@ -94,20 +95,21 @@ def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, isolation: Netwo
         check(service, operation, request)
         assert {"Key": RUN_TAG, "Value": run.id} in request["Tags"]
     ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
-    expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn)
+    expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=stack.expiry_role)
     check("scheduler", "CreateSchedule", expiry)
     # A call that AWS rejects, because the endpoint is still being created, is repeated, without an end.
     assert expiry["ScheduleExpression"] == "rate(10 minutes)" and "EndDate" not in expiry
     assert expiry["StartDate"] == "2026-11-21T23:30:00+00:00"
     assert expiry["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 600, "no call is waited for twice"
-    china = endpoint_requests.create_expiry(run, at=ends, role_arn=PLACE.role_arn.replace("aws", "aws-cn", 1))
+    china = endpoint_requests.create_expiry(run, at=ends, role_arn=stack.expiry_role.replace("aws", "aws-cn", 1))
     assert china["Target"]["Arn"] == "arn:aws-cn:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
     assert run.name("endpoint") in expiry["Target"]["Input"]
 
 
 @given(
     runs,
-    isolations,
+    stacks,
+    st.booleans(),
     st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]),
     st.integers(1, 4),
     st.none() | st.floats(0.25, 1000),
@@ -117,7 +119,8 @@ def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, isolation: Netwo
 )
 def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     run: Run,
-    isolation: NetworkSecurity,
+    stack: Stack,
+    isolated: bool,
     instance: str,
     instances: int,
     hours: float | None,
@@ -126,13 +129,13 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     several: bool,
 ) -> None:
     most = None if more is None else instances + more
-    hosting = EndpointOptions(instance, instances, hours, most, None if most is None else 60.0, isolation=isolation)
+    hosting = EndpointOptions(instance, instances, hours, most, None if most is None else 60.0, isolated)
     sources = [Source("one", None, "s3://theirs/a/model.tar.gz"), Source("other", None, "s3://theirs/b/model.tar.gz")]
     now = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
     made = endpoint.launch(
-        run, sources if several else sources[:1], hosting, "image", PLACE.site, now=now, multi_model=several
+        run, sources if several else sources[:1], hosting, "image", stack, now=now, multi_model=several
     )
-    for call in (*made.role_calls, *made.calls, *made.later):
+    for call in (*made.calls, *made.later):
         operation = "".join(word.capitalize() for word in call.operation.split("_"))
         check(call.service, operation, call.request)
         if "Tags" in model(call.service).operation_model(operation).input_shape.members:
@@ -163,12 +166,12 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
 
 @given(runs, runs)
 def test_two_runs_share_no_names_or_addresses(one: Run, other: Run) -> None:
-    for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "role"):
+    for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "build"):
         assert one.name(kind) != other.name(kind)
         assert len(one.name(kind, 99)) <= 63
     assert len(one.name("batch-model", 99)) <= 63 and len(one.name("batch-expiry", 99)) <= 64
-    assert not PLACE.output(one).startswith(PLACE.output(other))
-    assert not PLACE.checkpoints(one).startswith(PLACE.checkpoints(other))
+    assert not STACK.output(one).startswith(STACK.output(other))
+    assert not STACK.checkpoints(one).startswith(STACK.checkpoints(other))
 
 
 @pytest.mark.parametrize(
@@ -211,23 +214,12 @@ def test_options_that_sagemaker_rejects_are_rejected(
     + [(f"ml.{name}", False) for name in ("c7i.4xlarge", "c7i-flex.large", "m5.large", "inf2.xlarge", "p3.2xlarge")],
 )
 def test_instances_with_local_disks_get_no_volume_key(instance: str, disks: bool) -> None:
-    key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    config = endpoint_requests.create_endpoint_config(
-        RUN, instance=instance, instances=1, isolation=NetworkSecurity(kms_key=key)
-    )
-    transform = batch_requests.create_transform_job(
-        RUN, PLACE, instance=instance, instances=1, source="s3://b/t/", isolation=NetworkSecurity(kms_key=key)
-    )
+    stack = replace(STACK, kms_key=KEY)
+    config = endpoint_requests.create_endpoint_config(RUN, stack, instance=instance, instances=1)
+    transform = batch_requests.create_transform_job(RUN, stack, instance=instance, instances=1, source="s3://b/t/")
     assert ("KmsKeyId" not in config) == disks
     assert ("VolumeKmsKeyId" not in transform["TransformResources"]) == disks
     if not instance.startswith("ml.inf"):
-        job = Job(
-            RUN, "train", (), {"code": "s3://b/c/"}, instance, 1, 60, "image", isolation=NetworkSecurity(kms_key=key)
-        )
-        made = requests.create_training_job(job, PLACE)
-        assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == key
-
-
-def test_an_incomplete_vpc_configuration_is_rejected() -> None:
-    with pytest.raises(AwsError, match="both subnets and security groups"):
-        NetworkSecurity(subnets=("subnet-1",)).check()
+        job = Job(RUN, "train", (), {"code": "s3://b/c/"}, instance, 1, 60, "image")
+        made = requests.create_training_job(job, stack)
+        assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == KEY

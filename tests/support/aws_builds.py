@@ -3,45 +3,28 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from typing import Any
 
 import moto.codebuild.responses as codebuild_responses
+import yaml
+from aws_iam import role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.core.responses import ActionResult
 from moto.core.utils import iso_8601_datetime_with_milliseconds
 from moto.ecr.models import ecr_backends
-from moto.iam.models import iam_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 
 _Response = codebuild_responses.CodeBuildResponse
-_create, _start, _list = _Response.create_project, _Response.start_build, _Response.list_builds_for_project
+_start, _list = _Response.start_build, _Response.list_builds_for_project
 
 
 def patch(script: Callable[[], Script]) -> None:
     """Makes moto's projects and builds behave as in AWS."""
-
-    def create(self: Any) -> ActionResult:
-        # The role must exist and trust CodeBuild, and cannot be assumed for seconds after its creation.
-        if not _of_a_test(self):
-            arn = self._get_param("serviceRole")
-            role = _role(arn)
-            if (
-                role is None
-                or "codebuild.amazonaws.com" not in role.assume_role_policy_document
-                or script().roles_unknown
-            ):
-                script().roles_unknown = max(script().roles_unknown - 1, 0)
-                raise refuse(
-                    "InvalidInputException",
-                    "CodeBuild is not authorized to perform: sts:AssumeRole on "
-                    f"{arn}. Please verify that: 1) The provided service role exists.",
-                )
-        return _create(self)
 
     def start(self: Any) -> ActionResult:
         backend, name = self.codebuild_backend, self._get_param("projectName")
@@ -57,15 +40,22 @@ def patch(script: Callable[[], Script]) -> None:
         made = _start(self)
         # moto's builds have a fixed environment and source, and a log in the group `null`.
         project, build = backend.codebuild_projects[name].project_metadata, backend.build_metadata_history[name][-1]
+        given = self._get_param
         build.update(
             token=token,
             looks=0,
-            environment=project["environment"],
-            source=project["source"],
+            environment={
+                **project["environment"],
+                "computeType": given("computeTypeOverride"),
+                "environmentVariables": given("environmentVariablesOverride"),
+            },
+            source={**project["source"], "location": given("sourceLocationOverride")},
             logs={},
-            timeoutInMinutes=project["timeoutInMinutes"],
-            spec=project["source"].get("buildspec"),
-            group=project.get("logsConfig", {}).get("cloudWatchLogs", {}).get("groupName"),
+            timeoutInMinutes=given("timeoutInMinutesOverride"),
+            spec=given("buildspecOverride") or project["source"]["buildspec"],
+            serviceRole=given("serviceRoleOverride") or project["serviceRole"],
+            stream=given("logsConfigOverride")["cloudWatchLogs"]["streamName"],
+            group=given("logsConfigOverride")["cloudWatchLogs"]["groupName"],
         )
         return made
 
@@ -104,7 +94,7 @@ def patch(script: Callable[[], Script]) -> None:
         made.result["ids"] = made.result["ids"][::-1]
         return made
 
-    _Response.create_project, _Response.start_build, _Response.stop_build = create, start, stop
+    _Response.start_build, _Response.stop_build = start, stop
     _Response.batch_get_builds, _Response.list_builds_for_project = describe, listed
 
 
@@ -117,7 +107,7 @@ def _finish(build: dict[str, Any], script: Script) -> None:
     arn = build["serviceRole"]
     bucket, _, key = build["source"]["location"].partition("/")
     found = s3_backends[ACCOUNT]["aws"].buckets.get(bucket)
-    if found is None or key not in found.keys or not _may(arn, "s3:GetObject", f"arn:aws:s3:::{bucket}/{key}"):
+    if found is None or key not in found.keys or not role_may(arn, "s3:GetObject", f"arn:aws:s3:::{bucket}/{key}"):
         _end(build, "FAILED", f"Access denied or not found: {key}", "DOWNLOAD_SOURCE")
         return
     with zipfile.ZipFile(io.BytesIO(found.keys[key].value)) as archive:
@@ -129,14 +119,19 @@ def _finish(build: dict[str, Any], script: Script) -> None:
     if hidden:
         _end(build, "FAILED", f"a container that is not root may not read {hidden[0]}")
         return
-    commands = json.loads(build["spec"])["phases"]["build"]["commands"]
-    [uri] = [command.split()[-1] for command in commands if command.startswith("docker push ")]
-    assert any(command.startswith("docker build") and f"--tag {uri} " in command for command in commands)
+    variables = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}
+    phases = yaml.safe_load(build["spec"])["phases"]
+    commands = [
+        re.sub(r"\$(\w+)", lambda match: variables.get(match[1], ""), each) for each in phases["build"]["commands"]
+    ]
+    [uri] = [command.split()[-1].strip('"') for command in commands if command.startswith("docker push ")]
+    assert any(command.startswith("docker build") and f'--tag "{uri}" ' in command for command in commands)
+    assert f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com" in variables["NEURON_SUM_REGISTRIES"].split()
     host, _, rest = uri.partition("/")
     repository, _, tag = rest.partition(":")
     assert host == f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
     there = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
-    if there is None or not _may(arn, "ecr:PutImage", there.arn):
+    if there is None or not role_may(arn, "ecr:PutImage", there.arn):
         _end(build, "FAILED", f"Error while executing command: docker push {uri}. Reason: exit status 1", "BUILD")
         return
     # moto uses the configuration's size for the image's.
@@ -160,28 +155,14 @@ def _end(build: dict[str, Any], status: str, reason: str, phase: str = "BUILD") 
 
 
 def _write_log(build: dict[str, Any], lines: tuple[str, ...]) -> None:
-    logs, group, stream = logs_backends[ACCOUNT][REGION], build["group"], build["id"].partition(":")[2]
+    logs, group = logs_backends[ACCOUNT][REGION], build["group"]
+    stream = f"{build['stream']}/{build['id'].partition(':')[2]}"  # the name and the build's id
     if group not in logs.groups:
         logs.create_log_group(group, {})
     logs.create_log_stream(group, stream)
     now = int(datetime.now(timezone.utc).timestamp() * 1000)
     logs.put_log_events(group, stream, [{"timestamp": now + at, "message": line} for at, line in enumerate(lines)])
     build["logs"] = {"groupName": group, "streamName": stream}
-
-
-def _may(role_arn: str, action: str, resource: str) -> bool:
-    """Whether the role's policies allow the action."""
-    role = _role(role_arn)
-    statements = [each for text in role.policies.values() for each in json.loads(text)["Statement"]] if role else []
-    return any(
-        action in statement["Action"] and any(fnmatchcase(resource, each) for each in statement["Resource"])
-        for statement in statements
-    )
-
-
-def _role(arn: str) -> Any:
-    name = arn.rpartition("/")[2]
-    return next((role for role in iam_backends[ACCOUNT]["aws"].roles.values() if role.name == name), None)
 
 
 def _of_a_test(self: Any) -> bool:

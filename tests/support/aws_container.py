@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sagemaker_jobs.aws.names import AwsContext, new_run
-from sagemaker_jobs.aws.place import Destination
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.requests import INPUT, Job
 from sagemaker_jobs.rehearsal.container import Container
 from sagemaker_jobs.rehearsal.image import LocalImage
+from sagemaker_jobs.stack.stack import planned_stack
 
-PLACE = Destination(
-    AwsContext("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role"
-)
+STACK = planned_stack(AwsContext("123456789012", "us-east-1"))
 
 SIGTERM_NOTED = """
 import pathlib, signal, sys, time
@@ -48,7 +46,7 @@ def request_for(**changes: Any) -> dict[str, Any]:
         3600,
         requests.training_image("us-east-1"),
     )
-    made = requests.create_training_job(job, PLACE)
+    made = requests.create_training_job(job, STACK)
     made["AlgorithmSpecification"]["ContainerEntrypoint"] = ["python3", f"{INPUT}/code/script.py"]
     return {**made, **changes}
 

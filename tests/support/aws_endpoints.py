@@ -10,19 +10,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from fnmatch import fnmatchcase
 from typing import Any
 
 import moto.sagemaker.models as sagemaker_models
 import moto.sagemaker.responses as sagemaker_responses
 import moto.sagemakerruntime.responses as runtime_responses
 import moto.scheduler.responses as scheduler_responses
+from aws_iam import assumable, role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.responses import ActionResult, EmptyResult
 from moto.ecr.models import ecr_backends
-from moto.iam.models import iam_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 from moto.sagemaker.models import sagemaker_backends
@@ -49,8 +48,8 @@ def patch(script: Callable[[], Script]) -> None:
         _new(self.sagemaker_backend._models, self._get_param("ModelName"), "model")
         if "the-test" in self.headers.get("User-Agent", ""):  # a test creates the resources it needs
             return _create_model(self)
-        # The role must exist, trust SageMaker, and cannot be assumed for seconds after its creation; moto accepts any.
-        _assumable(self._get_param("ExecutionRoleArn"), "sagemaker.amazonaws.com", script())
+        # The role must exist, trust SageMaker, and be allowed to read the model; moto accepts any.
+        _assumable(self._get_param("ExecutionRoleArn"), "sagemaker.amazonaws.com")
         container = self._get_param("PrimaryContainer")
         # The model must exist and be readable; with several models only the prefix is named, which may be empty.
         bucket, _, key = container["ModelDataUrl"].removeprefix("s3://").partition("/")
@@ -113,7 +112,7 @@ def patch(script: Callable[[], Script]) -> None:
 
     def create_schedule(self: Any) -> str:
         if "the-test" not in self.headers.get("User-Agent", ""):
-            _assumable(self._get_param("Target")["RoleArn"], "scheduler.amazonaws.com", script())
+            _assumable(self._get_param("Target")["RoleArn"], "scheduler.amazonaws.com")
         return _create_schedule(self)
 
     def update_schedule(self: Any) -> str:
@@ -179,6 +178,7 @@ def tick(now: datetime) -> list[str]:
             group.delete_schedule(schedule.name)
         if not first <= now < last or (now - first) % timedelta(minutes=int(minutes)):
             continue
+        arn = schedule.target["RoleArn"]
         action, given = schedule.target["Arn"].rpartition(":")[2], json.loads(schedule.target["Input"])
         if action == "deleteEndpoint":
             thing = backend.endpoints.get(given["EndpointName"])
@@ -190,40 +190,38 @@ def tick(now: datetime) -> list[str]:
                 thing is None
                 or thing.endpoint_status == "Creating"
                 or not all(
-                    _may(schedule.target["RoleArn"], "application-autoscaling:DeregisterScalableTarget", target.arn)
-                    and _may(schedule.target["RoleArn"], "cloudwatch:DeleteAlarms", alarm)
+                    role_may(arn, "application-autoscaling:DeregisterScalableTarget", target.arn, **_tags(target))
+                    and role_may(arn, "cloudwatch:DeleteAlarms", alarm)
                     for target in scaled
                 )
+                or not role_may(arn, "sagemaker:DeleteEndpoint", thing.arn)
             ):
                 _count_error(now)  # rejected
                 continue
-            assert _may(schedule.target["RoleArn"], "sagemaker:DeleteEndpoint", thing.arn)
             for target in scaled:
                 scaling_backends[ACCOUNT][REGION].deregister_scalable_target(
                     "sagemaker", target.resource_id, target.scalable_dimension
                 )
             backend.delete_endpoint(thing.endpoint_name)
             ended.append(thing.endpoint_name)
-        else:
-            assert action == "stopTransformJob"
+        elif action == "stopTransformJob":
             thing = backend.transform_jobs.get(given["TransformJobName"])
             if thing is None or thing.transform_job_status != "InProgress":
                 continue  # rejected
-            assert _may(schedule.target["RoleArn"], "sagemaker:StopTransformJob", thing.arn)
+            assert role_may(arn, "sagemaker:StopTransformJob", thing.arn)
             thing.transform_job_status = "Stopping"
             ended.append(thing.transform_job_name)
+        else:  # any other call of AWS: what the role may do on any resource
+            service, _, operation = schedule.target["Arn"].split("aws-sdk:")[1].partition(":")
+            if role_may(arn, f"{service}:{operation[0].upper()}{operation[1:]}", "*"):
+                ended.append(action)
+            else:
+                _count_error(now)
     return ended
 
 
-def _role(arn: str) -> Any:
-    return next((each for each in iam_backends[ACCOUNT]["aws"].roles.values() if each.arn == arn), None)
-
-
-def _assumable(arn: str, service: str, script: Script) -> None:
-    role = _role(arn)
-    trusts = role is not None and service in json.dumps(json.loads(role.assume_role_policy_document))
-    if not trusts or script.roles_unknown > 0:
-        script.roles_unknown -= 1
+def _assumable(arn: str, service: str) -> None:
+    if not assumable(arn, service):
         if service.startswith("scheduler"):
             text = "The execution role you provide must allow AWS EventBridge Scheduler to assume the role."
         else:
@@ -231,14 +229,9 @@ def _assumable(arn: str, service: str, script: Script) -> None:
         raise refuse("ValidationException", text)
 
 
-def _may(arn: str, action: str, resource: str) -> bool:
-    """moto's scheduler calls nothing; AWS calls with the role, which must be allowed to."""
-    policies = [json.loads(text) for text in _role(arn).policies.values()]
-    statements = [statement for policy in policies for statement in policy["Statement"]]
-    return any(
-        action in each["Action"] and any(fnmatchcase(resource, pattern) for pattern in each["Resource"])
-        for each in statements
-    )
+def _tags(target: Any) -> dict[str, str]:
+    tags = scaling_backends[ACCOUNT][REGION].list_tags_for_resource(target.arn)
+    return {f"aws:ResourceTag/{key}": value for key, value in tags.items()}
 
 
 def _scaled(endpoint: str) -> list[Any]:

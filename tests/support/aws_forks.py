@@ -21,9 +21,9 @@ import typer.main
 
 SERVICES = (
     "application-autoscaling",
+    "cloudformation",
     "codebuild",
     "ecr",
-    "iam",
     "logs",
     "pricing",
     "s3",

@@ -33,16 +33,11 @@ def archive(path: Path, target: str = "cpu", properties: str = "engine=Python\n"
 
 def compiled(aws: AwsServer, run: Run, target: str, attempt: int = 1, end: str = "Completed") -> None:
     """A run whose compile job is finished."""
-    role, s3 = run.name("role"), aws.boto3("s3")
-    s3.create_bucket(Bucket=BUCKET)
-    roles = [each["RoleName"] for each in aws.boto3("iam").list_roles()["Roles"]]
-    if role not in roles:
-        trust = json.dumps({"Statement": [{"Principal": {"Service": "sagemaker.amazonaws.com"}}]})
-        aws.boto3("iam").create_role(RoleName=role, Path=f"/neuron-sum/{REGION}/", AssumeRolePolicyDocument=trust)
+    s3 = aws.boto3("s3")
     name, sagemaker = run.name("compile", attempt), aws.boto3("sagemaker")
     sagemaker.create_training_job(
         TrainingJobName=name,
-        RoleArn=f"arn:aws:iam::{ACCOUNT}:role/neuron-sum/{REGION}/{role}",
+        RoleArn=f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-jobs",
         Tags=run.tags,
         AlgorithmSpecification={
             "TrainingImage": "image",
@@ -68,7 +63,6 @@ def write_context(folder: Path, base: str = "python:3.11-slim-bookworm") -> None
 def add_images(aws: AwsServer) -> None:
     """Puts neuron-sum's images into the registry."""
     ecr = aws.boto3("ecr")
-    ecr.create_repository(repositoryName="neuron-sum")
     for number, tag in enumerate(("cpu-000000000000", "inf2-0123456789ab", "cpu-0123456789ab")):
         manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": []}
         ecr.put_image(

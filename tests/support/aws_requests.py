@@ -1,5 +1,6 @@
 """Requests checked against the AWS description of the service, and strategies that draw them."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,16 +10,13 @@ from botocore.validate import ParamValidator
 from hypothesis import strategies as st
 
 from sagemaker_jobs.aws.names import AwsContext, new_run
-from sagemaker_jobs.aws.place import Destination, NetworkSecurity
+from sagemaker_jobs.stack.stack import planned_stack
 
-PLACE = Destination(
-    AwsContext("123456789012", "us-east-1"), "a-bucket", "arn:aws:iam::123456789012:role/neuron-sum/a-role"
+STACK = planned_stack(AwsContext("123456789012", "us-east-1"))
+KEY = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+stacks = st.sampled_from(
+    [STACK, replace(STACK, kms_key=KEY), replace(STACK, subnets=("subnet-0a1b2c3d",), security_groups=("sg-0a1b2c3d",))]
 )
-isolations = st.builds(
-    NetworkSecurity,
-    kms_key=st.none() | st.just("arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
-    network_isolation=st.booleans(),
-) | st.just(NetworkSecurity(subnets=("subnet-0a1b2c3d",), security_groups=("sg-0a1b2c3d", "sg-11111111")))
 runs = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,80}", fullmatch=True).map(new_run)
 
 

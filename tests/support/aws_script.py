@@ -36,7 +36,13 @@ class Script:
         builds: The number of builds that CodeBuild runs at once.
         throttled_every: Every n-th call is throttled; None: none is.
         transformed: A container's answer to a line of a transform's input.
-        roles_unknown: The number of times that an existing role cannot be assumed yet.
+        policies: The policies of the caller; None: everything is allowed.
+        stacks: CloudFormation's stacks.
+        stack_looks: The number of times a stack is described before its operation ends.
+        stack_failures: The reason for which a resource of a stack cannot be changed, by its logical id.
+        stack_rollback: The state of a stack whose creation failed.
+        bucket_policies, budgets: What stacks created, by name.
+        spent: The actual spend that budgets report, in USD.
         scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
         scaling_alarms_unknown: The number of times that this role cannot create the alarms of a policy yet.
         unseen: The names of models and configurations that the next reader does not find yet.
@@ -60,7 +66,14 @@ class Script:
     builds: int = 1
     throttled_every: int | None = None
     transformed: Callable[[str], str] = _summarized
-    roles_unknown: int = 0
+    policies: list[dict[str, Any]] | None = None
+    stacks: list[Any] = field(default_factory=list)
+    stack_looks: int = 1
+    stack_failures: dict[str, str] = field(default_factory=dict)
+    stack_rollback: str = "ROLLBACK_COMPLETE"
+    bucket_policies: dict[str, Any] = field(default_factory=dict)
+    budgets: dict[str, Any] = field(default_factory=dict)
+    spent: float = 0.0
     scaling_role_unknown: int = 1
     scaling_alarms_unknown: int = 1
     unseen: set[str] = field(default_factory=set)

@@ -20,13 +20,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import aws_builds
 import aws_endpoints
+import aws_iam
 import aws_requests
 import aws_scaling
+import aws_stacks
 import aws_training
 import aws_transforms
 import boto3
 from aws_forks import Forks
-from aws_script import REGION, Script
+from aws_script import ACCOUNT, REGION, Script
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from moto.core.botocore_stubber import MockRawResponse
@@ -34,6 +36,11 @@ from moto.moto_api._internal import moto_api_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from sagemaker_jobs.aws.names import AwsContext
+from sagemaker_jobs.aws.policies import caller_policy
+from sagemaker_jobs.stack.template import render
+
+TEMPLATE = render(AwsContext(ACCOUNT, REGION))
 Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
 TARGETS = {
     "AWSPriceListService": "pricing",
@@ -44,6 +51,7 @@ TARGETS = {
     "AnyScaleFrontendService": "application-autoscaling",
     "ServiceQuotasV20190624": "service-quotas",
     "GraniteServiceVersion20100801": "cloudwatch",
+    "AWSBudgetServiceGateway": "budgets",
 }
 """Services that name the operation in a header."""
 
@@ -90,6 +98,7 @@ class AwsServer:
         aws_scaling.patch(lambda: self.script)
         aws_builds.patch(lambda: self.script)
         aws_transforms.patch(lambda: self.script)
+        self._stacks = aws_stacks.Stacks(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -108,6 +117,12 @@ class AwsServer:
         moto_api_backend.reset()
         self.script, self.point, self.client, self.hit = Script(), None, None, None
         self.calls.clear()
+
+    def set_up(self, **parameters: str) -> None:
+        """Creates the stack of an earlier `aws setup`; from now on, the caller has the printed policy only."""
+        site = AwsContext(ACCOUNT, REGION)
+        aws_stacks.create(self.script, TEMPLATE, parameters)
+        self.script.policies = [caller_policy(site, site.bucket, kms_key=parameters.get("KmsKey"))]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -175,7 +190,7 @@ class AwsServer:
 
     def everything(self) -> list[str]:
         """Everything in the account except records: the resources that a cleanup must delete, by the ledger's kinds."""
-        sagemaker, iam, builds = self.boto3("sagemaker"), self.boto3("iam"), self.boto3("codebuild")
+        sagemaker, builds = self.boto3("sagemaker"), self.boto3("codebuild")
         found = [
             f"training-job {job['TrainingJobName']} {job['TrainingJobStatus']}"
             for job in sagemaker.list_training_jobs()["TrainingJobSummaries"]
@@ -186,7 +201,6 @@ class AwsServer:
             for job in sagemaker.list_transform_jobs()["TransformJobSummaries"]
             if job["TransformJobStatus"] in ("InProgress", "Stopping")
         ]
-        found += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
         for kind, operation, key in (
             ("model", "list_models", "Model"),
             ("endpoint", "list_endpoints", "Endpoint"),
@@ -196,18 +210,37 @@ class AwsServer:
         found += [f"schedule {item['Name']}" for item in self.boto3("scheduler").list_schedules()["Schedules"]]
         scaling = self.boto3("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
         found += [f"scaling-target {item['ResourceId']}" for item in scaling["ScalableTargets"]]
-        found += [f"build-project {name}" for name in builds.list_projects()["projects"]]
         if ids := builds.list_builds()["ids"]:
-            listed = builds.batch_get_builds(ids=ids)["builds"]
-            found += [f"build {item['id']}" for item in listed if item["buildStatus"] == "IN_PROGRESS"]
+            running = [
+                item for item in builds.batch_get_builds(ids=ids)["builds"] if item["buildStatus"] == "IN_PROGRESS"
+            ]
+            variables = [each for item in running for each in item["environment"]["environmentVariables"]]
+            found += [
+                f"build neuron-sum-{each['value']}-build" for each in variables if each["name"] == "NEURON_SUM_RUN"
+            ]
         return found
 
     def kept(self) -> list[str]:
-        """Resources that are kept unless their deletion is requested."""
+        """The contents of buckets and repositories, which are kept unless their deletion is requested."""
+        s3, ecr = self.boto3("s3"), self.boto3("ecr")
         found = [
-            f"repository {item['repositoryName']}" for item in self.boto3("ecr").describe_repositories()["repositories"]
+            f"object {item['Key']}"
+            for bucket in s3.list_buckets()["Buckets"]
+            for item in s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
         ]
-        return found + [f"bucket {item['Name']}" for item in self.boto3("s3").list_buckets()["Buckets"]]
+        for repository in ecr.describe_repositories()["repositories"]:
+            images = ecr.describe_images(repositoryName=repository["repositoryName"])["imageDetails"]
+            found += [f"image {tag}" for image in images for tag in image.get("imageTags", ["untagged"])]
+        return found
+
+    def stack_resources(self) -> list[str]:
+        """The buckets, repositories, projects and roles in the account."""
+        return [
+            *(f"bucket {item['Name']}" for item in self.boto3("s3").list_buckets()["Buckets"]),
+            *(f"repository {r['repositoryName']}" for r in self.boto3("ecr").describe_repositories()["repositories"]),
+            *(f"project {name}" for name in self.boto3("codebuild").list_projects()["projects"]),
+            *(f"role {role['RoleName']}" for role in self.boto3("iam").list_roles()["Roles"]),
+        ]
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -218,7 +251,7 @@ class AwsServer:
             environ["CONTENT_LENGTH"] = str(len(body))
         environ["wsgi.input"] = io.BytesIO(body)
         if "the-test" in environ.get("HTTP_USER_AGENT", ""):
-            return list(self._moto(environ, start_response))
+            return self._stack(call, body, start_response, of_a_test=True) or list(self._moto(environ, start_response))
         with self._lock:  # one after another, so that the n-th request is well-defined
             number = len(self.calls)
             self.calls.append(call)
@@ -234,18 +267,36 @@ class AwsServer:
                 return _throttled(environ, start_response)
             if (refusal := self.script.refusals.get(call)) is not None:
                 return _refusal(environ, start_response, *refusal)
+            if self.script.policies is not None and (
+                denied := aws_iam.refused(self.script.policies, call, environ, body)
+            ):
+                return _refusal(environ, start_response, "AccessDeniedException", denied, 403)
             if found := _faults(call, body):
                 return _refusal(environ, start_response, "ValidationException", "; ".join(found), 400)
             if call == "pricing.GetProducts":
                 answer = self._price_list(environ, body, start_response)
             elif call in ("service-quotas.ListServiceQuotas", "service-quotas.ListAWSDefaultServiceQuotas"):
                 answer = self._quotas(environ, body, start_response, defaults="Default" in call)
+            elif call == "budgets.DescribeBudget":
+                answer = self._budget(environ, body, start_response)
             else:
-                answer = list(self._moto(environ, start_response))
+                answer = self._stack(call, body, start_response) or list(self._moto(environ, start_response))
             if faulty and self.fault in ("lost", "killed after"):
                 self._kill()
                 _drop(environ)
             return answer
+
+    def _stack(
+        self, call: str, body: bytes, start_response: Callable[..., Any], *, of_a_test: bool = False
+    ) -> list[bytes] | None:
+        """The answer to a call of CloudFormation; None for another service."""
+        service, _, operation = call.partition(".")
+        if service != "cloudformation":
+            return None
+        status, text = self._stacks.answer(operation, body, of_a_test=of_a_test)
+        answer = text.encode()
+        start_response(f"{status} x", [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))])
+        return [answer]
 
     def _kill(self) -> None:
         if self.fault.startswith("killed") and self.client is not None:
@@ -292,6 +343,16 @@ class AwsServer:
         ]
         more = {"NextToken": str(first + 2)} if first + 2 < len(listed) else {}
         return _json(start_response, "200 OK", {"Quotas": listed[first : first + 2], **more})
+
+    def _budget(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
+        """moto's budgets have no filters and no spend."""
+        name = json.loads(body)["BudgetName"]
+        if (found := self.script.budgets.get(name)) is None:
+            return _refusal(environ, start_response, "NotFoundException", f"Unable to get budget: {name}", 400)
+        budget = {key: value for key, value in found.items() if key != "subscribers"}
+        limit = {"Amount": str(budget["BudgetLimit"]["Amount"]), "Unit": "USD"}
+        spend = {"ActualSpend": {"Amount": str(self.script.spent), "Unit": "USD"}}
+        return _json(start_response, "200 OK", {"Budget": {**budget, "BudgetLimit": limit, "CalculatedSpend": spend}})
 
 
 class _Quiet(WSGIRequestHandler):

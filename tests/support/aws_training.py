@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable
 from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from typing import Any
 
 import moto.sagemaker.responses as sagemaker_responses
+from aws_iam import assumable, role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.core.responses import ActionResult
-from moto.iam.models import iam_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 
@@ -22,16 +21,14 @@ def patch(script: Callable[[], Script]) -> None:
     """Makes moto's training jobs behave as in AWS."""
 
     def create(self: Any) -> ActionResult:
-        name, role = self._get_param("TrainingJobName"), self._get_param("RoleArn").rpartition("/")[2]
+        name = self._get_param("TrainingJobName")
         # A job's name can be used only once, even after the job has ended; moto replaces it.
         if name in self.sagemaker_backend.training_jobs:
             raise refuse("ResourceInUse", f"Training job names must be unique. The job {name} already exists.")
-        # The role must exist, and SageMaker able to assume it, seconds after its creation; moto accepts any.
-        known = {each.name for each in iam_backends[ACCOUNT]["aws"].roles.values()}
-        if role not in known or script().roles_unknown > 0:
-            script().roles_unknown -= 1
+        # The role must exist, and trust SageMaker; moto accepts any.
+        if not _of_a_test(self) and not assumable(self._get_param("RoleArn"), "sagemaker.amazonaws.com"):
             told = "that the role exists and allows principal 'sagemaker.amazonaws.com' to assume the role."
-            raise refuse("ValidationException", f"Could not assume role {role}. Please ensure {told}")
+            raise refuse("ValidationException", f"Could not assume role {self._get_param('RoleArn')}. Ensure {told}")
         # Buckets must exist.
         bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
         if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
@@ -43,7 +40,7 @@ def patch(script: Callable[[], Script]) -> None:
             source, _, prefix = uri.removeprefix("s3://").partition("/")
             known = s3_backends[ACCOUNT]["aws"].buckets.get(source)
             there = known is not None and any(key.startswith(prefix) for key in known.keys)
-            if not there or not _may_list(arn, source, prefix):
+            if not there or not role_may(arn, "s3:ListBucket", f"arn:aws:s3:::{source}", **{"s3:prefix": prefix}):
                 text = (
                     f'No S3 objects found under S3 URL "{uri}" given in input data source. Please ensure that the '
                     f"bucket exists in the selected region ({REGION}), that objects exist under that S3 prefix, and "
@@ -118,21 +115,8 @@ def _write_model(job: Any) -> None:
         s3_backends[ACCOUNT]["aws"].put_object(bucket, key, b"packed")
 
 
-def _may_list(arn: str, bucket: str, prefix: str) -> bool:
-    """Whether a role of neuron-sum may list a prefix; other roles are not evaluated."""
-    role = next((each for each in iam_backends[ACCOUNT]["aws"].roles.values() if each.arn == arn), None)
-    if role is None or "/neuron-sum/" not in arn:
-        return True
-    statements = [each for text in role.policies.values() for each in json.loads(text)["Statement"]]
-    return any(
-        "s3:ListBucket" in each["Action"]
-        and any(fnmatchcase(f"arn:aws:s3:::{bucket}", resource) for resource in each["Resource"])
-        and any(
-            fnmatchcase(prefix, pattern)
-            for pattern in each.get("Condition", {}).get("StringLike", {}).get("s3:prefix", ["*"])
-        )
-        for each in statements
-    )
+def _of_a_test(self: Any) -> bool:
+    return "the-test" in self.headers.get("User-Agent", "")
 
 
 def _end(job: Any, status: str, secondary: str) -> None:

@@ -1,0 +1,1 @@
+"""The CloudFormation stack that an account has once per region."""
