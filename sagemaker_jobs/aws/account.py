@@ -32,7 +32,7 @@ ATTEMPTS = 8
 """Maximum attempts per call; botocore waits longer after each one. AWS_MAX_ATTEMPTS overrides it."""
 
 PRICING_REGION = "us-east-1"
-CONVENIENCES = ("pricing", "service-quotas")
+CONVENIENCES = ("pricing", "service-quotas", "budgets")
 """Optional services, which a VPC may not be able to reach: a launch continues without them after a short timeout."""
 ESSENTIAL = ("sts", "sagemaker", "s3")
 """Services that keep the normal timeouts even with `short_timeouts`."""

@@ -11,7 +11,6 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.cleanup.artifacts import stored
-from sagemaker_jobs.cleanup.deletion_order import split_found
 from sagemaker_jobs.cleanup.inventory import look
 from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind
 
@@ -106,10 +105,11 @@ def remove(account: Account, ledger: Ledger, run: str | None, *, every_s: float)
             console.note(f"{kind.name} {thing.name}: {now.state}")
         return now is None
 
-    billed, rest = split_found(inventory.found)
-    for kind, thing in billed:
+    first = [pair for pair in inventory.found if pair[0].name == "scaling-target" or pair[0].paid]
+    rest = [pair for pair in inventory.found if pair not in first]
+    for kind, thing in first:
         console.note(f"removing {kind.name} {thing.name}")
-    waiting = [pair for pair in billed if not is_settled(*pair)]
+    waiting = [pair for pair in first if not is_settled(*pair)]
     while waiting:
         time.sleep(every_s)
         waiting = [pair for pair in waiting if not is_settled(*pair)]

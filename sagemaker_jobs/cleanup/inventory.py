@@ -7,8 +7,7 @@ from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached
 from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.cleanup.deletion_order import KINDS
-from sagemaker_jobs.cleanup.kinds import Resource, ResourceKind, hours_since
+from sagemaker_jobs.cleanup.kinds import KINDS, Resource, ResourceKind, hours_since
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
         if getattr(error, "code", None) != NOT_CREATED:  # nothing of a run depends on what belongs to others
             hidden.append((kind, owner))
 
-    for kind in KINDS:
+    for kind in KINDS.values():
         known = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
         listed: dict[str, str] = {}
         try:

@@ -375,4 +375,5 @@ KINDS = {kind.name: kind for kind in (
     ),
     ResourceKind("schedule", _list_schedules, _describe_schedule, _delete_schedule),
 )}  # fmt: skip
-"""All kinds by name."""
+"""All kinds by name, in the order of deletion: scaling before its endpoint, so that no instance is added meanwhile, and
+a schedule after the endpoint, which it deletes if this machine goes offline before."""

@@ -9,7 +9,7 @@ from sagemaker_jobs.aws import errors
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.cleanup.deletion_order import KINDS
+from sagemaker_jobs.cleanup.kinds import KINDS
 from sagemaker_jobs.launch.start import Launch
 
 
@@ -49,7 +49,7 @@ def roll_back(account: Account, ledger: Ledger, launch: Launch, *, every_s: floa
     """
     planned = {(call.kind, call.name) for call in (*launch.calls, *launch.later)}
     created = [entry for entry in ledger.open(launch.run.id) if (entry.kind, entry.name) in planned]
-    for kind in KINDS:
+    for kind in KINDS.values():
         for entry in [entry for entry in created if entry.kind == kind.name]:
             console.note(f"removing {kind.name} {entry.name}")
             kind.delete(account, entry.name)
@@ -73,7 +73,7 @@ def clear_leftovers(account: Account, ledger: Ledger, run: Run, names: Mapping[s
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
-    for kind in KINDS:
+    for kind in KINDS.values():
         name = names.get(kind.name)
         if name is not None and kind.describe(account, name, run.id) is not None:
             console.note(f"removing {kind.name} {name}, left by an earlier start of the run")

@@ -52,7 +52,7 @@ def plan(
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session, tables
-    from sagemaker_jobs.cost import lifetime
+    from sagemaker_jobs.cost import budget, lifetime
     from sagemaker_jobs.cost import plan as planning
     from sagemaker_jobs.stack.stack import planned_stack
 
@@ -70,11 +70,13 @@ def plan(
     )
     cost_plan = lifetime.priced(requests, account, expected_hours, endpoint_hours, site.region)
     alternatives = planning.elsewhere(cost_plan, resolved)
+    monthly = None if account is None else budget.monthly_budget(account)
     result = {
         "recipe": resolved.name,
         "region": site.region,
         **cost_plan.as_dict(),
         "expected_from": expected_from,
+        "budget": None if monthly is None else monthly.as_dict(),
         "elsewhere": [vars(row) for row in alternatives],
         "published": [vars(row) for row in planning.published()],
         **({"requests": requests} if dry_run else {}),
@@ -93,6 +95,7 @@ def plan(
         result,
         *cost_tables,
         *basis,
+        *([str(monthly)] if monthly is not None else []),
         *tables.comparison_tables(alternatives, planning.published()),
         *extra,
         next_command,

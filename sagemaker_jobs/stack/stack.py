@@ -113,7 +113,7 @@ class Stack:
         """Reject an image in an Amazon ECR registry that the roles may not pull.
 
         Raises:
-            AwsError: If it is in neither neuron-sum's, AWS's nor the allowed repositories.
+            AwsError: If it is neither in a repository of neuron-sum, of AWS, nor in an allowed one.
         """
         match = PRIVATE_IMAGE.match(image)
         if match is None or not self.known:
@@ -198,6 +198,9 @@ def find_stack(account: Account) -> Stack | None:
     def values(name: str) -> tuple[str, ...]:
         return tuple(value for value in parameters.get(name, "").split(",") if value)
 
+    def places(name: str) -> tuple[str, ...]:
+        return tuple(value.rpartition(":")[2].removesuffix("*") for value in values(name))
+
     bucket, jobs, endpoint, expiry = resources
     return Stack(
         account.site,
@@ -208,8 +211,8 @@ def find_stack(account: Account) -> Stack | None:
         kms_key=parameters.get("KmsKey") or None,
         subnets=values("Subnets"),
         security_groups=values("SecurityGroups"),
-        reads=values("Reads"),
-        writes=values("Writes"),
+        reads=places("Reads"),
+        writes=places("Writes"),
         repositories=values("Repositories"),
     )
 

@@ -39,7 +39,7 @@ def render(site: AwsContext) -> dict[str, Any]:
     import yaml
 
     template: dict[str, Any] = yaml.safe_load(files("sagemaker_jobs.stack").joinpath("template.yaml").read_text())
-    registries = {site.region: site.account, **REGISTRY_ACCOUNTS}  # a region without AWS's registry uses the account's
+    registries = {site.region: site.account, **REGISTRY_ACCOUNTS}  # AWS has no registry in some regions
     template["Mappings"] = {"Registry": {region: {"Account": account} for region, account in registries.items()}}
     missing = (*(() if site.region in BUDGET_REGIONS else OPTIONAL["budget"]),)
     missing += OPTIONAL["builds"] if site.region in WITHOUT_BUILDS else ()
@@ -89,8 +89,8 @@ class Settings:
             "PermissionsBoundary": self.permissions_boundary,
             "Subnets": _list(self.subnets),
             "SecurityGroups": _list(self.security_groups),
-            "Reads": _addresses(self.reads, "--reads"),
-            "Writes": _addresses(self.writes, "--writes"),
+            "Reads": _arns(site, self.reads, "--reads"),
+            "Writes": _arns(site, self.writes, "--writes"),
             "Repositories": _list(self.repositories),
             "MonthlyUsd": None if self.monthly_usd is None else f"{self.monthly_usd:g}",
             "Email": self.email,
@@ -128,8 +128,9 @@ class Settings:
             values.pop("MonthlyUsd"), values.pop("Email")
         elif has_budget and not values["Email"]:
             raise AwsError("a budget needs an address for its notifications", "use --email ADDRESS with --monthly-usd")
-        listed = [each.partition("/") for each in f"{values['Reads']},{values['Writes']}".split(",") if each]
-        values["ListBuckets"] = ",".join(dict.fromkeys(bucket for bucket, _, _ in listed))
+        arns = [each.rpartition(":")[2] for each in f"{values['Reads']},{values['Writes']}".split(",") if each]
+        listed = [each.partition("/") for each in arns]
+        values["ListBuckets"] = ",".join(dict.fromkeys(site.s3_arn(bucket) for bucket, _, _ in listed))
         values["ListPrefixes"] = ",".join(dict.fromkeys(prefix for _, _, prefix in listed))
         return values
 
@@ -139,8 +140,6 @@ FORMATS = {
     "PermissionsBoundary": (r"arn:[a-z-]+:iam::(\d{12}|aws):policy/.+", "the ARN of an IAM policy"),
     "Subnets": (r"subnet-[0-9a-z]+", "the id of a subnet"),
     "SecurityGroups": (r"sg-[0-9a-z]+", "the id of a security group"),
-    "Reads": (r"[a-z0-9][a-z0-9.-]+/[^*?|]*", "an S3 address s3://BUCKET/PREFIX"),
-    "Writes": (r"[a-z0-9][a-z0-9.-]+/[^*?|]*", "an S3 address s3://BUCKET/PREFIX"),
     "Repositories": (r"arn:[a-z-]+:ecr:[a-z0-9-]+:\d{12}:repository/.+", "the ARN of an image repository"),
     "Email": (r"[^@\s]+@[^@\s]+", "an e-mail address"),
 }
@@ -170,14 +169,16 @@ def _list(values: Sequence[str] | None) -> str | None:
     return None if values is None else ",".join(value for value in values if value)
 
 
-def _addresses(addresses: Sequence[str] | None, option: str) -> str | None:
-    """Return BUCKET/PREFIX of each S3 address.
+def _arns(site: AwsContext, addresses: Sequence[str] | None, option: str) -> str | None:
+    """Return the ARNs of the objects at S3 addresses.
 
     Raises:
         AwsError: If an address is not one.
     """
-    found = [address for address in addresses or () if address]
-    if invalid := [address for address in found if not re.match("s3://[^/]", address) or "," in address]:
+    if addresses is None:
+        return None
+    found = [address for address in addresses if address]
+    if invalid := [address for address in found if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^*?,]*)?", address)]:
         raise AwsError(f"{option} {invalid[0]} is not an S3 address", f"use {option} s3://BUCKET/PREFIX/")
     places = [address.removeprefix("s3://") for address in found]
-    return None if addresses is None else ",".join(place if "/" in place else f"{place}/" for place in places)
+    return ",".join(site.s3_arn(f"{place if '/' in place else f'{place}/'}*") for place in places)

@@ -113,7 +113,7 @@ def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_
 def test_a_compiled_run_and_texts_in_s3(aws: AwsServer, tmp_path: Path, wheels: Path) -> None:
     """The model of the newest completed compile; inputs in the caller's bucket are counted there."""
     aws.reset()
-    aws.set_up(Reads="theirs/", ListBuckets="theirs")
+    aws.set_up(reads=["s3://theirs/"])
     aws.script.looks = 1
     s3, ecr = aws.boto3("s3"), aws.boto3("ecr")
     s3.create_bucket(Bucket="theirs")

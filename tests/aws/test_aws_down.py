@@ -15,9 +15,9 @@ from typer.testing import Result
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run, parse_run_id, run_of
-from sagemaker_jobs.cleanup.deletion_order import KINDS as KINDS_OF
 from sagemaker_jobs.cleanup.down import needs
 from sagemaker_jobs.cleanup.inventory import Inventory, look
+from sagemaker_jobs.cleanup.kinds import KINDS as KINDS_OF
 from sagemaker_jobs.endpoint.requests import create_expiry
 
 RUN, OTHER = Run("tiny-261121-2000-abcd", "tiny"), Run("tiny-261121-2000-abce", "tiny")
@@ -155,7 +155,7 @@ def look_at_all() -> Inventory:
 def test_a_running_endpoint_does_not_block_the_cleanup_of_another_run(aws: AwsServer) -> None:
     for run in (RUN, OTHER):
         make_all(aws, run)
-    running = [(next(kind for kind in KINDS_OF if kind.name == "endpoint"), RUN.id)]
+    running = [(KINDS_OF["endpoint"], RUN.id)]
     kept = {(thing.kind, thing.run) for kind, thing in look_at_all().found if needs(*running[0], thing)}
     assert kept == {(kind, RUN.id) for kind in NEEDED}
 

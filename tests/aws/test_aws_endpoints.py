@@ -269,7 +269,7 @@ def test_a_llama_is_deployed_with_the_environment_of_its_archive(
     assert variant["InferenceAmiVersion"] == "al2-ami-sagemaker-inference-neuron-2"
     told(neuron_sum("aws", "down", run.id, "--artifacts", "--json"))
     aws.reset()
-    aws.set_up(Reads="other/", ListBuckets="other")
+    aws.set_up(reads=["s3://other/"])
     aws.boto3("s3").create_bucket(Bucket="other")
     aws.boto3("s3").upload_file(vllm_archive(Path("llama.tar.gz"), PRECOMPILED), "other", "llama.tar.gz")
     words = ("aws", "deploy", "s3://other/llama.tar.gz", "--image", "hf-vllm", "--network-isolation")

@@ -75,7 +75,7 @@ def test_compiled_graphs_survive_a_spot_restart() -> None:
 def test_a_cache_of_graphs_in_s3_needs_a_role_that_may_use_it(aws: AwsServer) -> None:
     words = (*NEURON, "train.neuron.cache_url=s3://graphs/neuron")
     assert "aws setup --writes s3://graphs/neuron" in failed(neuron_sum(*words, "--wheelhouse", "wheels"))
-    aws.set_up(Writes="graphs/", ListBuckets="graphs")
+    aws.set_up(writes=["s3://graphs/"])
     aws.script.stacks = aws.script.stacks[-1:]
     for url in ("s3://graphs/neuron", f"s3://{BUCKET}/neuron-sum/cache/"):
         made = neuron_sum(*NEURON, f"train.neuron.cache_url={url}", "--dry-run", "--wheelhouse", "wheels", "--json")

@@ -1,8 +1,9 @@
-"""The policies that `aws iam` prints: sufficient for every call in the code, and hardly more."""
+"""The policies of users and roles: sufficient for every call in the code, and no way to more rights."""
 
 import ast
 import json
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -10,40 +11,36 @@ from typing import Any
 
 import botocore.session
 import pytest
+from aws_endpoints import tick
+from aws_faults import hasten
+from aws_iam import allowed
 from aws_script import ACCOUNT, REGION
+from aws_server import TEMPLATE, AwsServer
+from aws_template import Resolver
 from botocore import xform_name
+from botocore.exceptions import ClientError
 from in_process import neuron_sum
-from sagemaker_jobs.aws.caller_policy import MANAGED_POLICY
-from sagemaker_jobs.aws.place import NetworkSecurity
 
 import sagemaker_jobs
 from neuron_sum.recipes.loading import load_recipe
+from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.aws.policies import endpoint_policy
+from sagemaker_jobs.aws.policies import MANAGED_POLICY
+from sagemaker_jobs.endpoint.requests import create_expiry
 from sagemaker_jobs.jobs import inputs, training
 from sagemaker_jobs.jobs.training import Options
+from sagemaker_jobs.stack.stack import planned_stack
+from sagemaker_jobs.stack.template import Settings
 
 SERVICES = {
-    "sagemaker": "sagemaker",
-    "iam": "iam",
-    "codebuild": "codebuild",
-    "ecr": "ecr",
-    "logs": "logs",
-    "scheduler": "scheduler",
-    "application-autoscaling": "application-autoscaling",
-    "cloudwatch": "cloudwatch",
-    "pricing": "pricing",
-    "service-quotas": "servicequotas",
-}
+    "sagemaker": "sagemaker", "iam": "iam", "codebuild": "codebuild", "ecr": "ecr", "logs": "logs",
+    "scheduler": "scheduler", "application-autoscaling": "application-autoscaling", "cloudwatch": "cloudwatch",
+    "pricing": "pricing", "service-quotas": "servicequotas", "cloudformation": "cloudformation",
+}  # fmt: skip
 """boto3's name of each service, and IAM's prefix."""
 
 S3 = {
-    "head_bucket": "ListBucket", "list_objects_v2": "ListBucket", "create_bucket": "CreateBucket",
-    "put_bucket_tagging": "PutBucketTagging", "put_public_access_block": "PutBucketPublicAccessBlock",
-    "put_bucket_lifecycle_configuration": "PutLifecycleConfiguration",
-    "get_bucket_tagging": "GetBucketTagging", "get_bucket_lifecycle_configuration": "GetLifecycleConfiguration",
-    "get_bucket_encryption": "GetEncryptionConfiguration", "put_bucket_encryption": "PutEncryptionConfiguration",
-    "put_object": "PutObject",
+    "head_bucket": "ListBucket", "list_objects_v2": "ListBucket", "put_object": "PutObject",
     "copy_object": "PutObject", "get_object": "GetObject", "head_object": "GetObject", "delete_object": "DeleteObject",
     "delete_objects": "DeleteObject", "delete_bucket": "DeleteBucket",
     "list_multipart_uploads": "ListBucketMultipartUploads", "abort_multipart_upload": "AbortMultipartUpload",
@@ -52,14 +49,16 @@ S3 = {
 
 FREE = {"get_caller_identity"}
 """Actions that everybody may perform."""
-
-WITHOUT_NAMES = {"Metrics", "RegistryToken", "ListAndPrices"}
+WITHOUT_NAMES = {"ListAndPrices", "ListLogs", "Metrics", "Network", "RegistryToken"}
+RUN = Run("tiny-261121-2000-abcd", "tiny")
+ROLES = {kind: f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-{kind}" for kind in ("jobs", "expiry", "build")}
 
 
 @cache
 def operations() -> dict[str, set[str]]:
     """boto3's methods, each with its possible IAM actions."""
     found: dict[str, set[str]] = {method: {f"s3:{action}"} for method, action in S3.items()}
+    found["describe_budget"] = {"budgets:ViewBudget"}
     for service, prefix in SERVICES.items():
         for name in botocore.session.get_session().get_service_model(service).operation_names:
             found.setdefault(xform_name(name), set()).add(f"{prefix}:{name}")
@@ -74,138 +73,152 @@ def called() -> Iterator[str]:
                 yield node.value
 
 
-def policies() -> dict[str, Any]:
-    made = neuron_sum("aws", "iam", "--account", ACCOUNT, "--region", REGION, "--json")
+def printed(*words: str) -> dict[str, Any]:
+    made = neuron_sum("aws", "iam", "--account", ACCOUNT, "--region", REGION, *words, "--json")
     assert made.exit_code == 0, made.stderr
-    printed: dict[str, Any] = json.loads(made.stdout)
-    return printed
+    [policy] = json.loads(made.stdout).values()
+    found: dict[str, Any] = policy
+    return found
 
 
-def test_the_policy_of_the_caller_allows_every_call_in_the_code() -> None:
-    allowed = {action for statement in policies()["caller"]["Statement"] for action in statement["Action"]}
+def actions(policy: dict[str, Any]) -> set[str]:
+    return {action for statement in policy["Statement"] for action in statement["Action"]}
+
+
+def test_the_policies_allow_every_call_in_the_code() -> None:
+    caller, setup = actions(printed()), actions(printed("--setup"))
     methods = set(called()) - FREE
-    assert {"create_training_job", "create_role", "put_object", "delete_endpoint", "stop_build"} <= methods
-    lacking = {method for method in methods if not operations()[method] & allowed}
+    assert {"create_training_job", "create_change_set", "put_object", "delete_endpoint", "stop_build"} <= methods
+    lacking = {method for method in methods if not operations()[method] & (caller | setup)}
     assert not lacking
     possible = {action for method in methods for action in operations()[method]}
     by_other_ways = {
-        "sagemaker:AddTags",
-        "iam:TagRole",
-        "iam:PassRole",
-        "ecr:TagResource",
-        "iam:CreateServiceLinkedRole",
-        "application-autoscaling:TagResource",
-        "cloudwatch:PutMetricAlarm",
-        "cloudwatch:DeleteAlarms",
-        "cloudwatch:DescribeAlarms",
-        "sagemaker:InvokeEndpoint",
-        "sagemaker:InvokeEndpointWithResponseStream",
-        "sagemaker:UpdateEndpointWeightsAndCapacities",
-    }
+        "sagemaker:AddTags", "iam:PassRole", "application-autoscaling:TagResource", "cloudwatch:PutMetricAlarm",
+        "cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "sagemaker:InvokeEndpoint",
+        "sagemaker:InvokeEndpointWithResponseStream", "sagemaker:UpdateEndpointWeightsAndCapacities",
+    }  # fmt: skip
     """Actions that AWS requires in addition to the call itself, and the calls of `request`."""
-    assert allowed - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
+    assert caller - possible - by_other_ways <= {"s3:GetObject", "s3:PutObject"}, "more than the code needs"
 
 
-def may(policies: list[dict[str, Any]], action: str, resource: str, **context: str) -> bool:
-    """Whether one of the statements allows the action, as IAM evaluates policies without a Deny."""
-    for statement in (each for policy in policies for each in policy["Statement"]):
-        fits = any(fnmatchcase(action, each) for each in statement["Action"])
-        fits = fits and any(fnmatchcase(resource, each) for each in statement["Resource"])
-        for operator, wanted in statement.get("Condition", {}).items():
-            for key, patterns in wanted.items():
-                given = context.get(key.replace(":", "_").replace("/", "_").replace("-", "_"), "")
-                if operator == "Null":
-                    fits = fits and (patterns == "true") == (given == "")
-                else:
-                    assert operator in ("StringLike", "StringEquals")
-                    fits = fits and any(fnmatchcase(given, each) for each in patterns)
-        if fits:
-            return True
-    return False
+def test_the_caller_writes_nothing_in_iam_and_the_policies_fit() -> None:
+    caller = printed()
+    assert {action for action in actions(caller) if action.startswith("iam:")} == {"iam:PassRole"}
+    passed = {arn for each in caller["Statement"] if each["Action"] == ["iam:PassRole"] for arn in each["Resource"]}
+    assert passed == {
+        f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-{kind}" for kind in ("jobs", "endpoint", "expiry")
+    }
+    for policy in (caller, printed("--setup")):
+        assert len(json.dumps(policy, separators=(",", ":"))) <= MANAGED_POLICY
+    bounded = printed("--setup", "--permissions-boundary", f"arn:aws:iam::{ACCOUNT}:policy/limit")
+    [roles] = [each for each in bounded["Statement"] if each["Sid"] == "ChangeRoles"]
+    assert roles["Condition"]["StringEquals"] == {"iam:PermissionsBoundary": f"arn:aws:iam::{ACCOUNT}:policy/limit"}
 
 
-def test_the_role_of_a_job_can_access_only_its_inputs_and_outputs(tmp_path: Path) -> None:
-    """For the actual launch: every channel, its checkpoints and its output, as the container reads and writes them."""
-    own, other = (
-        training.launch(
-            Run(f"tiny-261121-2000-abc{digit}", "tiny"),
-            load_recipe("tiny"),
-            Options("ml.c7i.4xlarge", 1, 3600, image=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/mine:1"),
-            inputs.channels(load_recipe("tiny"), tmp_path, None, NetworkSecurity()),
-            AwsContext(ACCOUNT, REGION),
-        )
-        for digit in "de"
+def role_policies(**options: Any) -> dict[str, dict[str, Any]]:
+    """The policy of each role of the template."""
+    parameters = Settings(**options).parameters(AwsContext(ACCOUNT, REGION), {})
+    resources = Resolver(TEMPLATE, parameters).resources()
+    return {
+        name: each["Properties"]["Policies"][0]["PolicyDocument"]
+        for name, each in resources.items()
+        if each["Type"] == "AWS::IAM::Role"
+    }
+
+
+def test_policies_name_specific_resources() -> None:
+    options = {"subnets": ["subnet-1"], "security_groups": ["sg-1"], "reads": ["s3://theirs/a", "s3://other"]}
+    both = (*role_policies(**options).values(), printed(), printed("--setup"))
+    wildcards = {each["Sid"] for policy in both for each in policy["Statement"] if each["Resource"] == ["*"]}
+    assert wildcards == WITHOUT_NAMES
+    shared = (
+        "*:log-group:/aws/sagemaker/T*", "*:log-group:/aws/codebuild/neuron-sum*", "*:scalable-target/*",
+        "*:role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*", "*:763104351884:repository/*",
+        "arn:aws:s3:::theirs*", "arn:aws:s3:::other*", "*",
+    )  # fmt: skip
+    for policy in both:
+        for each in policy["Statement"]:
+            for arn in each["Resource"]:
+                assert "neuron-sum" in arn or any(fnmatchcase(arn, pattern) for pattern in shared), each
+                assert f":{REGION}:" in arn or arn.split(":")[2] in ("s3", "iam", "budgets", "ecr", ""), each
+
+
+def test_the_roles_reach_the_files_of_a_launch_and_no_others(tmp_path: Path) -> None:
+    """Every channel, its checkpoints and its output, as the container reads and writes them."""
+    launch = training.launch(
+        RUN,
+        load_recipe("tiny"),
+        Options("ml.c7i.4xlarge", 1, 3600),
+        inputs.channels(load_recipe("tiny"), tmp_path, None),
+        planned_stack(AwsContext(ACCOUNT, REGION)),
     )
-    roles = [
-        json.loads(call.request["PolicyDocument"]) for call in own.role_calls if call.operation == "put_role_policy"
-    ]
+    jobs = [role_policies()["JobsRole"]]
 
     def reaches(address: str, action: str) -> bool:
         bucket, _, key = address.removeprefix("s3://").partition("/")
-        listed = may(roles, "s3:ListBucket", f"arn:aws:s3:::{bucket}", s3_prefix=key)
-        return listed and may(roles, action, f"arn:aws:s3:::{bucket}/{key.rstrip('/')}/a-file")
+        listed = allowed(jobs, "s3:ListBucket", f"arn:aws:s3:::{bucket}", {"s3:prefix": key})
+        return listed and allowed(jobs, action, f"arn:aws:s3:::{bucket}/{key.rstrip('/')}/a-file")
 
-    request = own.calls[0].request
+    request = launch["training-job"].request
     channels = [each["DataSource"]["S3DataSource"]["S3Uri"] for each in request["InputDataConfig"]]
     assert len(channels) >= 2
     assert [each for each in channels if not reaches(each, "s3:GetObject")] == []
     written = [request["CheckpointConfig"]["S3Uri"], request["OutputDataConfig"]["S3OutputPath"]]
     assert [each for each in written if not reaches(each, "s3:PutObject")] == []
-    theirs = other.calls[0].request
-    assert not reaches(theirs["CheckpointConfig"]["S3Uri"], "s3:PutObject")
     assert not reaches(channels[0], "s3:PutObject")
     pull = "ecr:BatchGetImage"
-    assert may(roles, pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine")
-    assert not may(roles, pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/another")
+    for policy in role_policies(repositories=[f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine"]).values():
+        if any(each["Sid"] == "Pull" for each in policy["Statement"]):
+            assert allowed([policy], pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine")
+            assert not allowed([policy], pull, f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/another")
 
 
-def test_the_policy_of_the_caller_fits_the_size_limit() -> None:
-    assert len(json.dumps(policies()["caller"], separators=(",", ":"))) <= MANAGED_POLICY
+def test_s3_addresses_of_the_stack_are_readable_and_no_others() -> None:
+    made = role_policies(reads=["s3://theirs/models/"], writes=["s3://graphs/neuron"])
+    for policy in (made["JobsRole"], made["EndpointRole"]):
+        assert allowed([policy], "s3:GetObject", "arn:aws:s3:::theirs/models/model.tar.gz")
+        assert allowed([policy], "s3:ListBucket", "arn:aws:s3:::theirs", {"s3:prefix": "models/"})
+        assert not allowed([policy], "s3:ListBucket", "arn:aws:s3:::theirs", {"s3:prefix": ""})
+        assert not allowed([policy], "s3:GetObject", "arn:aws:s3:::theirs/other/model.tar.gz")
+        assert not allowed([policy], "s3:PutObject", "arn:aws:s3:::theirs/models/x")
+    assert allowed([made["JobsRole"]], "s3:PutObject", "arn:aws:s3:::graphs/neuron/x")
+    assert not allowed([made["EndpointRole"]], "s3:PutObject", "arn:aws:s3:::graphs/neuron/x")
+    assert not allowed([made["EndpointRole"]], "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "others"})
+    metrics = {"cloudwatch:namespace": "/aws/sagemaker/Endpoints"}
+    assert allowed([made["EndpointRole"]], "cloudwatch:PutMetricData", "*", metrics)
 
 
-def resources(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for statement in policy["Statement"]:
-        for resource in statement.get("Resource", []):
-            yield statement["Sid"], resource
+def test_the_expiry_role_only_ends_what_is_neuron_sums() -> None:
+    policy, site = role_policies()["ExpiryRole"], AwsContext(ACCOUNT, REGION)
+    tagged = {"aws:ResourceTag/neuron-sum-run": RUN.id}
+    deregister, target = (
+        "application-autoscaling:DeregisterScalableTarget",
+        site.arn("application-autoscaling", "scalable-target/1"),
+    )
+    assert allowed([policy], "sagemaker:DeleteEndpoint", site.arn("sagemaker", f"endpoint/{RUN.name('endpoint')}"))
+    assert not allowed([policy], "sagemaker:DeleteEndpoint", site.arn("sagemaker", "endpoint/prod"))
+    assert allowed([policy], deregister, target, tagged) and not allowed([policy], deregister, target)
+    assert actions(policy) == {
+        "sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob", deregister, "cloudwatch:DeleteAlarms"
+    }  # fmt: skip
 
 
-def test_policies_name_specific_resources() -> None:
-    made = policies()
-    both = (*(role["policy"] for role in made["roles"].values()), made["caller"])
-    assert {sid for policy in both for sid, arn in resources(policy) if arn == "*"} == WITHOUT_NAMES
-    for sid, arn in resources(made["caller"]):
-        shared = (
-            "*:log-group:/aws/sagemaker/T*",
-            "*:alarm:TargetTracking-endpoint/*",
-            "*:scalable-target/*",
-            "*:role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*",
-        )
-        assert "neuron-sum" in arn or arn == "*" or any(fnmatchcase(arn, each) for each in shared), sid
-
-
-def test_a_key_and_a_role_of_the_caller_are_included() -> None:
-    key, role = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234", f"arn:aws:iam::{ACCOUNT}:role/theirs"
-    words = ("aws", "iam", "--account", ACCOUNT, "--region", REGION, "--json")
-    made = [json.loads(neuron_sum(*words, "--kms-key", key, "--role", role).stdout)["caller"]]
-    assert may(made, "kms:GenerateDataKey", key)
-    assert len(json.dumps(made[0], separators=(",", ":"))) <= MANAGED_POLICY
-    assert may(made, "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
-    assert not may([policies()["caller"]], "iam:PassRole", role, iam_PassedToService="sagemaker.amazonaws.com")
-
-
-def test_s3_addresses_of_the_caller_become_readable() -> None:
-    words = ("aws", "iam", "--account", ACCOUNT, "--region", "cn-north-1", "--reads", "s3://theirs/models", "--json")
-    made = json.loads(neuron_sum(*words).stdout)
-    bucket = "arn:aws-cn:s3:::theirs"
-    for one in (made["caller"], *(made["roles"][name]["policy"] for name in ("jobs", "endpoint"))):
-        assert may([one], "s3:GetObject", f"{bucket}/models/model.tar.gz")
-        assert may([one], "s3:ListBucket", bucket, s3_prefix="models/")
-        assert not may([one], "s3:GetObject", f"{bucket}/other/model.tar.gz")
-    assert "attach its statements as two" not in neuron_sum(*words).stderr
-    assert "attach its statements as two" in neuron_sum(*words, *("--reads", "s3://theirs/others") * 3).stderr
-    for wrong in ("theirs/models/", "s3://"):
-        refused = neuron_sum("aws", "iam", "--account", ACCOUNT, "--reads", wrong)
-        assert refused.exit_code == 14 and f"--reads {wrong} is not an S3 address" in refused.stderr
+def test_the_key_and_the_addresses_of_the_stack_are_in_the_policy_of_the_caller(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasten(aws, monkeypatch)
+    key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    aws.reset()
+    aws.set_up(kms_key=key, reads=["s3://theirs/models/"])
+    made = neuron_sum("aws", "iam", "--json")
+    policy = json.loads(made.stdout)["caller"]
+    assert allowed([policy], "kms:GenerateDataKey", key)
+    assert not allowed([policy], "kms:CreateGrant", key) and allowed(
+        [policy], "kms:CreateGrant", key, {"kms:GrantIsForAWSResource": "true"}
+    )
+    assert allowed([policy], "s3:GetObject", "arn:aws:s3:::theirs/models/m.tar.gz")
+    for role in ("JobsRole", "EndpointRole", "BuildRole"):
+        assert allowed([role_policies(kms_key=key)[role]], "kms:Decrypt", key)
 
 
 def test_without_credentials_policies_use_the_region_of_the_environment(
@@ -214,19 +227,70 @@ def test_without_credentials_policies_use_the_region_of_the_environment(
     monkeypatch.setenv("AWS_PROFILE", "nowhere")
     monkeypatch.setenv("AWS_REGION", "cn-north-1")
     made = neuron_sum("aws", "iam", "--account", ACCOUNT, "--json")
-    assert made.exit_code == 0 and f"arn:aws-cn:iam::{ACCOUNT}:role/neuron-sum/cn-north-1/*" in made.stdout
+    assert made.exit_code == 0 and f"arn:aws-cn:iam::{ACCOUNT}:role/neuron-sum-cn-north-1-jobs" in made.stdout
     planned = neuron_sum("aws", "plan", "tiny", "--offline", "--region", "us-east-1", "--json")
     assert planned.exit_code == 0 and json.loads(planned.stdout)["region"] == "us-east-1"
 
 
-def test_an_endpoint_may_list_only_the_prefixes_it_serves() -> None:
-    site, run = AwsContext(ACCOUNT, REGION), Run("tiny-261121-2000-abcd", "tiny")
-    policy = endpoint_policy(run, site, ["s3://bucket/models/one/", "s3://bucket/a/model.tar.gz", "s3://other/b/"])
+TRUST = json.dumps({"Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}]})
+ALL = json.dumps({"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]})
+ADMIN = f"arn:aws:iam::{ACCOUNT}:role/admin"
+JOBS = f"neuron-sum-{REGION}-jobs"
 
-    def lists(bucket: str, prefix: str) -> bool:
-        return may([policy], "s3:ListBucket", f"arn:aws:s3:::{bucket}", s3_prefix=prefix)
 
-    assert lists("bucket", "models/one/") and lists("bucket", "models/one/x") and lists("other", "b/")
-    assert lists("bucket", "a/model.tar.gz")
-    for bucket, prefix in (("bucket", ""), ("bucket", "models/"), ("bucket", "b/"), ("other", "models/one/")):
-        assert not lists(bucket, prefix), (bucket, prefix)
+def training_job(role: str) -> dict[str, Any]:
+    return {
+        "TrainingJobName": RUN.name("train"), "RoleArn": role, "Tags": RUN.tags,
+        "AlgorithmSpecification": {"TrainingImage": "image", "TrainingInputMode": "File"},
+        "OutputDataConfig": {"S3OutputPath": f"s3://neuron-sum-{ACCOUNT}-{REGION}/neuron-sum/runs/x"},
+        "ResourceConfig": {"InstanceType": "ml.c5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+    }  # fmt: skip
+
+
+def schedule(role: str) -> dict[str, Any]:
+    at = datetime(2030, 1, 1, tzinfo=timezone.utc)
+    request = create_expiry(RUN, at=at, role_arn=role)
+    target = {**request["Target"], "Arn": "arn:aws:scheduler:::aws-sdk:iam:attachRolePolicy"}
+    return {**request, "Target": target}
+
+
+ATTEMPTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "create a role": ("iam", "create_role", {"RoleName": "neuron-sum-mine", "AssumeRolePolicyDocument": TRUST}),
+    "write a role's policy": ("iam", "put_role_policy", {"RoleName": JOBS, "PolicyName": "a", "PolicyDocument": ALL}),
+    "attach a policy": (
+        "iam", "attach_role_policy", {"RoleName": JOBS, "PolicyArn": "arn:aws:iam::aws:policy/AdministratorAccess"}
+    ),
+    "change a trust": ("iam", "update_assume_role_policy", {"RoleName": JOBS, "PolicyDocument": TRUST}),
+    "change the stack": ("cloudformation", "create_change_set", {"StackName": "neuron-sum", "ChangeSetName": "a"}),
+    "pass another role": ("sagemaker", "create_training_job", training_job(ADMIN)),
+    "pass the build role": ("sagemaker", "create_training_job", training_job(ROLES["build"])),
+    "build with another role": (
+        "codebuild", "start_build", {"projectName": "neuron-sum", "serviceRoleOverride": ADMIN}
+    ),
+    "build with other commands": (
+        "codebuild", "start_build", {"projectName": "neuron-sum", "buildspecOverride": "version: 0.2"}
+    ),
+    "schedule another role": ("scheduler", "create_schedule", schedule(ADMIN)),
+    "schedule a job's role": ("scheduler", "create_schedule", schedule(ROLES["jobs"])),
+    "move the expiry to another role": ("scheduler", "update_schedule", schedule(ADMIN)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_the_caller_cannot_get_more_rights(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    hasten(aws, monkeypatch)
+    aws.boto3("iam").create_role(RoleName="admin", AssumeRolePolicyDocument=TRUST)
+    service, operation, request = ATTEMPTS[name]
+    with pytest.raises(ClientError) as refused:
+        getattr(Account(REGION).client(service), operation)(**request)
+    assert refused.value.response["Error"]["Code"] == "AccessDeniedException"
+
+
+def test_a_schedule_with_another_target_cannot_do_more_than_its_role(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller may change the target of an expiry; the call is then made with the role of expiries."""
+    hasten(aws, monkeypatch)
+    Account(REGION).client("scheduler").create_schedule(**schedule(ROLES["expiry"]))
+    assert tick(datetime(2030, 1, 1, tzinfo=timezone.utc)) == []

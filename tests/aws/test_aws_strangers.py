@@ -14,7 +14,7 @@ from moto.sagemaker.models import sagemaker_backends
 
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.cleanup.deletion_order import KINDS
+from sagemaker_jobs.cleanup.kinds import KINDS
 from sagemaker_jobs.launch.schedules import create_ending
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
@@ -96,7 +96,7 @@ def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer, monkeypatch: 
     empty = b"".join(
         b'{"time": "t", "event": "made", "run": "%s", "kind": "%s", "name": ""}\n'
         % (RUN.id.encode(), kind.name.encode())
-        for kind in KINDS
+        for kind in KINDS.values()
     )
     path.write_bytes(b"\n{}\nnot json\n\xef\xbb\xbf[]\n\xff\xfe\n" + empty + path.read_bytes())
     shown = neuron_sum("aws", "status", "--json")

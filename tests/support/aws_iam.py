@@ -1,7 +1,7 @@
 """IAM's evaluation of policies: of the roles in the account, and of the caller for each call.
 
-moto allows every call. The resource of a call and the values of its condition keys are those of AWS's Service
-Authorization Reference.
+moto allows every call. The resource of a call and the values of its condition keys are those of the Service
+Authorization Reference of AWS.
 """
 
 import json
@@ -77,7 +77,7 @@ def assumable(arn: str, service: str) -> bool:
 
 
 def refused(policies: list[Policy], call: str, environ: dict[str, Any], body: bytes) -> str | None:
-    """AWS's message if the caller's policies do not allow a call; None if they do."""
+    """The error message if the caller's policies do not allow a call; None if they do."""
     for action, resource, context in requests(call, environ, body):
         if not allowed(policies, action, resource, context):
             return f"User: caller is not authorized to perform: {action} on resource: {resource}"

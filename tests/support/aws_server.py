@@ -38,8 +38,10 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from sagemaker_jobs.aws.names import AwsContext
 from sagemaker_jobs.aws.policies import caller_policy
-from sagemaker_jobs.stack.template import render
+from sagemaker_jobs.stack.template import Settings, render
 
+READABLE = ("theirs/", "other/")
+"""Further places that the caller may read."""
 TEMPLATE = render(AwsContext(ACCOUNT, REGION))
 Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
 TARGETS = {
@@ -118,11 +120,15 @@ class AwsServer:
         self.script, self.point, self.client, self.hit = Script(), None, None, None
         self.calls.clear()
 
-    def set_up(self, **parameters: str) -> None:
-        """Creates the stack of an earlier `aws setup`; from now on, the caller has the printed policy only."""
+    def set_up(self, **options: Any) -> None:
+        """Creates the stack of an earlier `aws setup`; from now on, the caller has the printed policy only.
+
+        Args:
+            options: The fields of Settings.
+        """
         site = AwsContext(ACCOUNT, REGION)
-        aws_stacks.create(self.script, TEMPLATE, parameters)
-        self.script.policies = [caller_policy(site, site.bucket, kms_key=parameters.get("KmsKey"))]
+        aws_stacks.create(self.script, TEMPLATE, Settings(**options).parameters(site, {}))
+        self.script.policies = [caller_policy(site, site.bucket, kms_key=options.get("kms_key"), reads=READABLE)]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -50,6 +50,8 @@ class Resolver:
         [(function, arguments)] = node.items()
         if function == "Fn::Not":
             return not self.condition(arguments[0])
+        if function == "Fn::And":
+            return all(self.condition(argument) for argument in arguments)
         assert function == "Fn::Equals"
         left, right = (self.value(argument) for argument in arguments)
         return str(left) == str(right)
@@ -76,8 +78,6 @@ class Resolver:
             return self.value(argument[which])
         if name == "Fn::Join":
             return argument[0].join(self.value(argument[1]))
-        if name == "Fn::Split":
-            return self.value(argument[1]).split(argument[0])
         if name == "Fn::FindInMap":
             first, *keys = (self.value(each) for each in argument)
             found = self.template["Mappings"][first]

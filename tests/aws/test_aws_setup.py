@@ -1,0 +1,349 @@
+"""`neuron-sum aws setup`: the stack from its creation to its deletion, in every state, and its template."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_faults import hasten
+from aws_inputs import BUCKET, IMAGE, RUN, add_images, archive, failed, told
+from aws_script import ACCOUNT, REGION
+from aws_server import AwsServer
+from aws_template import Resolver
+from in_process import neuron_sum
+
+from neuron_sum.errors import AwsError
+from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
+from sagemaker_jobs.aws.names import AwsContext
+from sagemaker_jobs.aws.policies import caller_policy, setup_policy
+from sagemaker_jobs.image.build import start_build
+from sagemaker_jobs.stack.stack import planned_stack
+from sagemaker_jobs.stack.template import BUDGET_REGIONS, WITHOUT_BUILDS, Settings, render
+
+SETUP = ("aws", "setup", "--every", "0.01")
+KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+BOUNDARY = f"arn:aws:iam::{ACCOUNT}:policy/limit"
+VPC = ("--subnet", "subnet-0a1b2c3d", "--security-group", "sg-0a1b2c3d")
+
+
+@pytest.fixture
+def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """An account without a stack, whose administrator has the printed policies; the folder `wheels` has wheels."""
+    hasten(aws, monkeypatch)
+    monkeypatch.chdir(wheels.parent)
+    aws.reset()
+    administrator(aws)
+    return aws
+
+
+def administrator(aws: AwsServer) -> None:
+    site = AwsContext(ACCOUNT, REGION)
+    aws.script.policies = [caller_policy(site, BUCKET, kms_key=KEY), setup_policy(site, BUCKET, kms_key=KEY)]
+
+
+def parameters(aws: AwsServer) -> dict[str, str]:
+    return {key: value for key, value in aws.script.stacks[-1].parameters.items() if value not in ("", "0")}
+
+
+def test_a_stack_is_created_once(aws: AwsServer) -> None:
+    assert "no stack neuron-sum" in failed(neuron_sum(*SETUP, "--check"))
+    made = neuron_sum(*SETUP, "--json")
+    assert told(made)["outcome"] == "created"
+    for line in ("Bucket: CREATE_COMPLETE", "JobsRole: CREATE_IN_PROGRESS", "neuron-sum: CREATE_COMPLETE"):
+        assert line in made.stderr
+    roles = [f"role neuron-sum-{REGION}-{kind}" for kind in ("jobs", "endpoint", "expiry", "build")]
+    linked = "role AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+    expected = [f"bucket {BUCKET}", "repository neuron-sum", "project neuron-sum", *roles]
+    assert set(expected) <= set(aws.stack_resources()) <= {*expected, linked}
+    assert aws.script.bucket_policies[BUCKET]["Statement"][0]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert told(neuron_sum(*SETUP, "--json"))["outcome"] == "unchanged"
+    assert neuron_sum(*SETUP, "--check").exit_code == 0
+    assert aws.calls.count("cloudformation.ExecuteChangeSet") == 1
+
+
+def test_settings_are_kept_until_they_are_changed_or_removed(aws: AwsServer) -> None:
+    options = ("--kms-key", KEY, *VPC, "--permissions-boundary", BOUNDARY, "--reads", "s3://theirs/a")
+    told(neuron_sum(*SETUP, *options, "--monthly-usd", "50", "--email", "a@example.com", "--json"))
+    before = parameters(aws)
+    assert before["Reads"] == "arn:aws:s3:::theirs/a*" and before["MonthlyUsd"] == "50"
+    role = aws.boto3("iam").get_role(RoleName=f"neuron-sum-{REGION}-jobs")["Role"]
+    assert role["PermissionsBoundary"]["PermissionsBoundaryArn"] == BOUNDARY
+    encryption = aws.boto3("s3").get_bucket_encryption(Bucket=BUCKET)["ServerSideEncryptionConfiguration"]
+    assert KEY in json.dumps(encryption)
+    assert told(neuron_sum(*SETUP, "--json"))["outcome"] == "unchanged"
+    assert "parameter Email: 'a@example.com' instead of 'b@example.com'" in failed(
+        neuron_sum(*SETUP, "--check", "--email", "b@example.com")
+    )
+    told(neuron_sum(*SETUP, "--email", "b@example.com", "--reads", "s3://theirs/a", "--reads", "s3://other", "--json"))
+    assert parameters(aws) == {
+        **before, "Email": "b@example.com", "Reads": "arn:aws:s3:::theirs/a*,arn:aws:s3:::other/*",
+        "ListBuckets": "arn:aws:s3:::theirs,arn:aws:s3:::other", "ListPrefixes": "a*,*",
+    }  # fmt: skip
+    job = told(neuron_sum("aws", "train", "tiny", "--wheelhouse", "wheels", "--dry-run", "--json"))["requests"][-1]
+    assert job["request"]["VpcConfig"] == {"SecurityGroupIds": ["sg-0a1b2c3d"], "Subnets": ["subnet-0a1b2c3d"]}
+    assert job["request"]["OutputDataConfig"]["KmsKeyId"] == KEY
+    removed = ("--kms-key", "", "--subnet", "", "--security-group", "", "--reads", "", "--monthly-usd", "0")
+    told(neuron_sum(*SETUP, *removed, "--json"))
+    assert parameters(aws) == {"PermissionsBoundary": BOUNDARY, "Email": "b@example.com"}
+    assert aws.script.budgets == {}
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "a key": (("--kms-key", "arn:aws:s3:::x"), "is not the ARN or id of a KMS key"),
+    "a boundary": (("--permissions-boundary", "limit"), "is not the ARN of an IAM policy"),
+    "half a VPC": (VPC[:2], "--security-group"),
+    "an address": (("--reads", "theirs/models"), "--reads theirs/models is not an S3 address"),
+    "a wildcard": (("--writes", "s3://b/*"), "is not an S3 address"),
+    "a repository": (("--repository", "mine"), "is not the ARN of an image repository"),
+    "a budget without an address": (("--monthly-usd", "5"), "--email ADDRESS"),
+    "an address of mail": (("--email", "nobody"), "is not an e-mail address"),
+    "two actions": (("--check", "--delete"), "cannot be combined"),
+    "artifacts": (("--artifacts",), "requires --delete"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_options_are_rejected_before_anything_is_sent(aws: AwsServer, name: str) -> None:
+    words, told_ = WRONG[name]
+    assert told_ in failed(neuron_sum(*SETUP, *words))
+    assert not [call for call in aws.calls if call.endswith("ChangeSet") and "Describe" not in call]
+
+
+def test_a_budget_needs_a_region_in_which_cloudformation_has_budgets() -> None:
+    site = AwsContext(ACCOUNT, "eu-north-1")
+    settings = Settings(monthly_usd=5, email="a@example.com")
+    with pytest.raises(AwsError, match="no budgets in eu-north-1"):
+        settings.parameters(site, {})
+    template = render(site)
+    assert "Budget" not in template["Resources"] and "MonthlyUsd" not in template["Parameters"]
+    assert set(Settings().parameters(site, {})) == set(template["Parameters"])
+    assert set(Settings().parameters(AwsContext(ACCOUNT, REGION), {})) == set(
+        render(AwsContext(ACCOUNT, REGION))["Parameters"]
+    )
+
+
+@pytest.mark.parametrize("region", WITHOUT_BUILDS)
+def test_a_region_without_codebuild_has_the_rest_of_the_stack(region: str) -> None:
+    template = render(AwsContext(ACCOUNT, region))
+    assert not {"BuildProject", "BuildRole", "BuildLogs"} & set(template["Resources"])
+    assert "JobsRole" in Resolver(template, region=region).resources()
+    with pytest.raises(AwsError, match=f"no build project in {region}"):
+        start_build(RUN, planned_stack(AwsContext(ACCOUNT, region)), "cpu-x", source="b/k")
+
+
+def test_a_failed_creation_names_the_first_cause_and_is_repeated_with_its_settings(aws: AwsServer) -> None:
+    aws.script.stack_failures["Repository"] = "the repository is denied"
+    error = failed(neuron_sum(*SETUP, "--kms-key", KEY))
+    assert "ROLLBACK_COMPLETE: Repository CREATE_FAILED: the repository is denied" in error
+    assert aws.stack_resources() == []
+    assert "the stack is ROLLBACK_COMPLETE" in failed(neuron_sum(*SETUP, "--check"))
+    assert "is ROLLBACK_COMPLETE" in failed(neuron_sum("aws", "train", "tiny", "--wheelhouse", "wheels"))
+    aws.script.stack_failures.clear()
+    assert told(neuron_sum(*SETUP, "--json"))["outcome"] == "created"
+    assert parameters(aws) == {"KmsKey": KEY}
+
+
+def test_a_failed_update_keeps_the_stack(aws: AwsServer) -> None:
+    told(neuron_sum(*SETUP, "--json"))
+    aws.script.stack_failures["JobsRole"] = "the role is denied"
+    error = failed(neuron_sum(*SETUP, "--reads", "s3://theirs/"))
+    assert "UPDATE_ROLLBACK_COMPLETE: JobsRole UPDATE_FAILED: the role is denied" in error
+    assert neuron_sum(*SETUP, "--check").exit_code == 0
+    aws.script.stack_failures.clear()
+    assert told(neuron_sum(*SETUP, "--reads", "s3://theirs/", "--json"))["outcome"] == "updated"
+
+
+@pytest.mark.parametrize("state", ["ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"])
+def test_a_broken_stack_is_replaced_or_deleted(aws: AwsServer, state: str) -> None:
+    for words in ((), ("--delete",)):
+        aws.reset()
+        aws.set_up(kms_key=KEY)
+        administrator(aws)
+        aws.script.stacks[-1].status = state
+        assert f"the stack is {state}" in failed(neuron_sum(*SETUP, "--check"))
+        made = told(neuron_sum(*SETUP, *words, "--json"))
+        if words:
+            assert made["deleted"] and made["kept"] == [] and aws.stack_resources() == []
+        else:
+            assert made["outcome"] == "created" and parameters(aws) == {"KmsKey": KEY}
+
+
+def test_an_interrupted_setup_is_repeated(aws: AwsServer) -> None:
+    """A change set that was not executed: the stack has no resources and no description, but its parameters."""
+    aws.script.refusals["cloudformation.ExecuteChangeSet"] = ("AccessDenied", "not authorized", 403)
+    failed(neuron_sum(*SETUP, "--kms-key", KEY))
+    assert aws.script.stacks[-1].status == "REVIEW_IN_PROGRESS"
+    assert "the stack is REVIEW_IN_PROGRESS" in failed(neuron_sum(*SETUP, "--check"))
+    aws.script.refusals.clear()
+    assert told(neuron_sum(*SETUP, "--json"))["outcome"] == "created" and parameters(aws) == {"KmsKey": KEY}
+    aws.script.refusals["cloudformation.ExecuteChangeSet"] = ("AccessDenied", "not authorized", 403)
+    failed(neuron_sum(*SETUP, "--reads", "s3://theirs/"))
+    aws.script.refusals.clear()
+    assert told(neuron_sum(*SETUP, "--reads", "s3://theirs/", "--json"))["outcome"] == "updated"
+
+
+def test_an_update_that_cannot_be_rolled_back_is_reported(aws: AwsServer) -> None:
+    aws.set_up()
+    administrator(aws)
+    aws.script.stacks[-1].status = "UPDATE_ROLLBACK_FAILED"
+    assert "aws cloudformation continue-update-rollback" in failed(neuron_sum(*SETUP))
+
+
+def test_an_operation_in_progress_is_waited_for(aws: AwsServer) -> None:
+    aws.set_up()
+    administrator(aws)
+    stack = aws.script.stacks[-1]
+    stack.become("UPDATE_IN_PROGRESS")
+    stack.pending = lambda: stack.become("UPDATE_COMPLETE")
+    made = neuron_sum(*SETUP, "--json")
+    assert told(made)["outcome"] == "unchanged" and "is UPDATE_IN_PROGRESS: waiting" in made.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--check",), ("--delete",), ("train",)])
+@pytest.mark.parametrize("state", ["CREATE_COMPLETE", "REVIEW_IN_PROGRESS", "ROLLBACK_COMPLETE"])
+def test_a_foreign_stack_of_that_name_is_not_touched(aws: AwsServer, words: tuple[str, ...], state: str) -> None:
+    aws.set_up()
+    administrator(aws)
+    stack = aws.script.stacks[-1]
+    stack.template, stack.status = {**stack.template, "Description": "theirs"}, state
+    command = ("aws", "train", "tiny", "--wheelhouse", "wheels") if words == ("train",) else (*SETUP, *words)
+    assert "is not from neuron-sum's template" in failed(neuron_sum(*command))
+    assert stack.status == state and not [call for call in aws.calls if "CreateChangeSet" in call or "Delete" in call]
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "--context", "."),
+    "train": ("train", "tiny", "--wheelhouse", "wheels"),
+    "compile": ("compile", RUN.id, "--wheelhouse", "wheels"),
+    "deploy": ("deploy", "model.tar.gz", "--instance", "ml.c7i.4xlarge", "--image", "other/image:1"),
+    "batch": ("batch", "model.tar.gz", "texts.jsonl", "--image", "other/image:1"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_without_a_stack_name_setup_and_create_nothing(aws: AwsServer, name: str) -> None:
+    archive(Path("model.tar.gz"))
+    error = failed(neuron_sum("aws", *COMMANDS[name], "--every", "0.01"))
+    assert f"no stack neuron-sum in account {ACCOUNT}, {REGION}" in error and "neuron-sum aws setup" in error
+    assert set(aws.calls) <= {"sts.GetCallerIdentity", "cloudformation.DescribeStacks"}
+
+
+def test_a_stack_in_use_is_not_deleted_and_what_is_not_empty_is_kept(aws: AwsServer) -> None:
+    told(neuron_sum(*SETUP, "--json"))
+    aws.script.looks = None
+    job = told(
+        neuron_sum(
+            "aws", "train", "tiny", "--instance", "ml.c7i.4xlarge", "--wheelhouse", "wheels", "--detach", "--json"
+        )
+    )
+    error = failed(neuron_sum(*SETUP, "--delete"))
+    assert f"training-job {job['job']}" in error and "neuron-sum aws down --all" in error
+    told(neuron_sum("aws", "down", "--all", "--every", "0.01", "--json"))
+    add_images(aws)
+    kept = told(neuron_sum(*SETUP, "--delete", "--json"))["kept"]
+    assert f"the bucket {BUCKET}, because it contains" in kept[0] and "3 images" in kept[1]
+    assert aws.stack_resources()[:2] == [f"bucket {BUCKET}", "repository neuron-sum"]
+    objects = aws.kept()
+    made = told(neuron_sum(*SETUP, "--json"))
+    assert made["outcome"] == "created" and aws.kept() == objects, "the retained ones are adopted"
+    gone = told(neuron_sum(*SETUP, "--delete", "--artifacts", "--json"))
+    assert gone["kept"] == [] and not [each for each in aws.stack_resources() if "AutoScaling" not in each]
+    assert told(neuron_sum(*SETUP, "--delete", "--json"))["deleted"] is False
+
+
+@pytest.mark.parametrize("fault", ["before", "lost"])
+def test_a_setup_that_fails_at_any_call_is_repeated(aws: AwsServer, fault: str) -> None:
+    number = 0
+    while True:
+        aws.reset()
+        administrator(aws)
+        aws.fault, aws.point = fault, number
+        code = neuron_sum(*SETUP).exit_code
+        if aws.hit is None:
+            assert code == 0 and number >= 8
+            return
+        assert code == 14, aws.hit
+        aws.point = None
+        made = neuron_sum(*SETUP, "--json")
+        assert told(made)["outcome"] in ("created", "unchanged"), aws.hit
+        assert neuron_sum(*SETUP, "--check").exit_code == 0, aws.hit
+        number += 1
+
+
+def test_plan_shows_what_counts_against_the_budget(aws: AwsServer) -> None:
+    plan = ("aws", "plan", "tiny", "--instance", "ml.c7i.4xlarge", "--json")
+    assert told(neuron_sum(*plan))["budget"] is None
+    told(neuron_sum(*SETUP, "--monthly-usd", "50", "--email", "a@example.com", "--json"))
+    budget = aws.script.budgets[f"neuron-sum-{REGION}"]
+    assert budget["CostFilters"] == {"Service": ["Amazon SageMaker"], "Region": [REGION]}
+    aws.script.spent = 12.5
+    assert told(neuron_sum(*plan))["budget"] == {"name": f"neuron-sum-{REGION}", "limit_usd": 50, "spent_usd": 12.5}
+    assert f"budget neuron-sum-{REGION}: $12.50 of $50.00 spent this month" in neuron_sum(*plan[:-1]).stdout
+    aws.script.refusals["budgets.DescribeBudget"] = ("AccessDeniedException", "not authorized", 400)
+    made = neuron_sum(*plan)
+    assert told(made)["budget"] is None and "budget not read" in made.stderr
+
+
+def test_a_private_image_must_be_allowed(aws: AwsServer) -> None:
+    repository = f"arn:aws:ecr:{REGION}:210987654321:repository/theirs"
+    words = ("aws", "train", "tiny", "--wheelhouse", "wheels", "--instance", "ml.c7i.4xlarge", "--dry-run", "--json")
+    image = f"210987654321.dkr.ecr.{REGION}.amazonaws.com/theirs:1"
+    told(neuron_sum(*SETUP, "--json"))
+    assert f"aws setup --repository {repository}" in failed(neuron_sum(*words, "--image", image))
+    told(neuron_sum(*SETUP, "--repository", repository, "--json"))
+    for allowed in (image, IMAGE, f"763104351884.dkr.ecr.{REGION}.amazonaws.com/any:1"):
+        told(neuron_sum(*words, "--image", allowed))
+
+
+def test_a_dry_run_and_the_template_send_nothing(aws: AwsServer) -> None:
+    template = told(neuron_sum(*SETUP, "--template", "--region", "cn-north-1", "--json"))
+    [request] = told(neuron_sum(*SETUP, "--dry-run", "--reads", "s3://theirs/a", "--json"))["requests"]
+    assert aws.calls == [] and request["operation"] == "create_change_set"
+    assert json.loads(request["request"]["TemplateBody"])["Resources"] == template["Resources"]
+    outputs = Resolver(template, region="cn-north-1", partition="aws-cn").outputs()
+    assert outputs["JobsRole"] == f"arn:aws-cn:iam::{ACCOUNT}:role/neuron-sum-cn-north-1-jobs"
+    text = json.dumps(template)
+    assert "arn:aws:" not in text and "amazonaws.com/" not in text
+    assert {region: each["Account"] for region, each in template["Mappings"]["Registry"].items()} == REGISTRY_ACCOUNTS
+
+
+COMBINATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no options": (REGION, {}),
+    "a key, a boundary and a VPC": (
+        "eu-west-1",
+        {"kms_key": KEY.replace(REGION, "eu-west-1"), "permissions_boundary": BOUNDARY, "subnets": ["subnet-0a1b2c3d"],
+         "security_groups": ["sg-0a1b2c3d"]},
+    ),
+    "addresses, repositories and a budget": (
+        REGION,
+        {"reads": ["s3://theirs/a", "s3://other"], "writes": ["s3://graphs/"], "monthly_usd": 50,
+         "email": "a@example.com", "repositories": [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine"]},
+    ),
+    "no budgets and no builds": ("mx-central-1", {}),
+    "another partition": ("cn-north-1", {}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_cfn_lint_finds_nothing(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("cfnlint")
+    region, options = COMBINATIONS[name]
+    site = AwsContext(ACCOUNT, region, "aws-cn" if region.startswith("cn-") else "aws")
+    parameters, path = Settings(**options).parameters(site, {}), tmp_path / "template.json"
+    path.write_text(json.dumps(render(site)), encoding="utf-8")
+    given = [f"{key}={value}" for key, value in parameters.items() if value]
+    words = [*(("--parameters", *given) if given else ()), "--regions", region, "--template", str(path)]
+    linted = subprocess.run(
+        [sys.executable, "-c", "import sys; from cfnlint.runner import main; sys.exit(main())", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_budgets_and_builds_are_in_the_regions_of_the_registry() -> None:
+    assert set(BUDGET_REGIONS) | set(WITHOUT_BUILDS) <= set(REGISTRY_ACCOUNTS)
