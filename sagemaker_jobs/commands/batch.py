@@ -53,7 +53,7 @@ def batch(
     from sagemaker_jobs.batch import transform as batches
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session
-    from sagemaker_jobs.cost import lifetime, price_list
+    from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.jobs import follow as following
@@ -81,7 +81,7 @@ def batch(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
     launch = batches.launch(run, attempt, model, inputs, options, image, stack, datetime.now(timezone.utc))
-    price = price_list.price_of(instance, price_list.TRANSFORM, None if start.offline else account)
+    plan = lifetime.priced(launch.requests, None if start.offline else account, expected_hours, max_hours)
     job = launch["transform-job"]
     address = job.request["TransformOutput"]["S3OutputPath"]
     if reader is not None and model.run is not None:
@@ -92,7 +92,7 @@ def batch(
             account,
             job.name,
             every_s=start.every,
-            price=price,
+            price=plan["transform-job"].price,
             kind=following.TRANSFORM,
             on_end=lambda _: batches.clear(account, ledger, launch),
         )
@@ -103,7 +103,6 @@ def batch(
         f"started {job.name}; it writes its answers to {address}\n"
         f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} also removes its model"
     )
-    plan = lifetime.transform_plan(launch, options, price, expected_hours)
     result = session.carry_out(launch, plan, account, start, job.name, follow, detached=(fields, text), roll_back=True)
     if result is None:
         return

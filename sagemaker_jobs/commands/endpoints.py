@@ -125,10 +125,8 @@ def deploy(
             )
         if not start.dry_run:
             rollback.clear_leftovers(reader, Ledger(stack.site), run, endpoint.unpaid_names(run))
-    priced = lifetime.priced(
-        endpoint.requests_of(launch), None if start.offline else account, None, hosting.hours or 0.0
-    )
-    [item] = [item for item in priced.items if item.kind == "endpoint"]
+    plan = lifetime.priced(launch.requests, None if start.offline else account, None, hosting.hours or 0.0)
+    item = plan["endpoint"]
     price = item.price
     assert price is not None  # an endpoint always has a price
 
@@ -150,7 +148,7 @@ def deploy(
         text = f"AWS deletes it {lifecycle.format_expiry(ends)}"
         return "you are billed for it until you delete it" if ends is None else text
 
-    result = session.carry_out(launch, priced, account, start, item.name, follow, roll_back=True, ends=ends_text)
+    result = session.carry_out(launch, plan, account, start, item.name, follow, roll_back=True, ends=ends_text)
     if result is None:
         return
     details, status = result

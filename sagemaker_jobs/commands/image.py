@@ -39,7 +39,7 @@ def image(
     """Build the serving image with CodeBuild and store it in an ECR repository; an existing image is not rebuilt."""
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session
-    from sagemaker_jobs.cost import plan as planning
+    from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.image import build as images
     from sagemaker_jobs.image import follow as builds
     from sagemaker_jobs.image import registry
@@ -55,11 +55,11 @@ def image(
         run = new_run(f"image-{target}")
         launch = images.launch(run, stack, target, build_context, archive, builder=builder, max_minutes=max_minutes)
         name = launch["build"].name
-        plan = planning.build_plan(name, launch["build"].request, stack.site.region)
+        plan = lifetime.priced(launch.requests, None, region=stack.site.region)
 
         def follow(account: "Account", ledger: "Ledger") -> dict[str, Any]:
             identity = builds.started(account, run.id, start.every)
-            build = builds.follow(account, identity, every_s=start.every, price=plan.items[-1].price)
+            build = builds.follow(account, identity, every_s=start.every, price=plan["build"].price)
             ledger.note("gone", "build", name, run.id)
             return build
 

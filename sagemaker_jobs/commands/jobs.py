@@ -170,13 +170,13 @@ def _carry_out(
     from sagemaker_jobs.jobs import follow as following
 
     call = launch["training-job"]
-    plan = lifetime.priced({"training-job": call.request}, None if start.offline else account, expected_hours, 0)
+    plan = lifetime.priced(launch.requests, None if start.offline else account, expected_hours)
 
     def follow(account: "Account", ledger: Ledger) -> "Job":
         def note_end(job: "Job") -> None:
             ledger.note("gone", "training-job", job.name, launch.run.id)
 
-        price = plan.items[-1].price
+        price = plan["training-job"].price
         return following.follow(account, call.name, every_s=start.every, price=price, on_end=note_end)
 
     detached = {"job": call.name}, f"started {call.name}\nnext: neuron-sum aws status {quote(launch.run.id)} --follow"

@@ -174,7 +174,8 @@ def _explained(run: str, region: str, what: str, ends: Callable[[], str] | None)
         with hint_at_follow(run, what, region) if ends is None else nullcontext():
             yield
     except KeyboardInterrupt:
-        assert ends is not None  # hint_at_follow handles it otherwise
+        if ends is None:
+            raise
         raise Interrupted(
             f"stopped waiting for {what}; if it started, it is billed, and {ends()}",
             f"Inspect it with `neuron-sum aws status {run}` or delete it now with `neuron-sum aws down {run}`.",

@@ -1,12 +1,11 @@
 """Priced plan of a recipe's lifecycle: the requests for the given options, and the price of each instance."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 
-from neuron_sum.platform.prices import REGION, Price
+from neuron_sum.platform.prices import REGION, find_price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import Run, new_run
-from sagemaker_jobs.batch.transform import Options
-from sagemaker_jobs.cost import plan as planning
 from sagemaker_jobs.cost import price_list
 from sagemaker_jobs.cost.plan import Item, Plan
 from sagemaker_jobs.endpoint import requests as endpoint_requests
@@ -15,9 +14,24 @@ from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.requests import STOP_GRACE_S
 from sagemaker_jobs.launch.schedules import LATE_S
-from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Request, Stack
 from sagemaker_jobs.stack.template import WITHOUT_BUILDS
+
+UPLOAD_S = 600
+"""Allowance in seconds for the upload of model.tar.gz, which is billed after the run time (botocore,
+BillableTimeInSeconds) without a documented limit: about 10 GB at a minute for each GB, which is packed with gzip."""
+
+NAMES = {
+    "training-job": "TrainingJobName",
+    "compile-job": "TrainingJobName",
+    "transform-job": "TransformJobName",
+    "schedule": "Name",
+    "model": "ModelName",
+    "endpoint-config": "EndpointConfigName",
+    "endpoint": "EndpointName",
+    "scaling-target": "ResourceId",
+}
+"""The member of each kind's request that names the resource."""
 
 
 def planned_requests(
@@ -82,63 +96,58 @@ def planned_requests(
 
 
 def priced(
-    planned: dict[str, Request],
+    planned: Mapping[str, Request],
     account: Account | None,
-    expected_hours: float | None,
-    endpoint_hours: float,
+    expected_hours: float | None = None,
+    hours: float = 0.0,
     region: str = REGION,
 ) -> Plan:
-    """Return the plan with the prices of requests.
+    """Return the plan of requests, with their prices and their longest durations.
 
     Args:
-        planned: The planned requests by kind.
+        planned: The planned requests by kind, in the order of creation.
         account: The account to request prices with; None for the bundled price table.
-        expected_hours: The expected hours of training; None if unknown.
-        endpoint_hours: The hours until the endpoint's expiry.
+        expected_hours: The expected hours of training or of the batch transform; None if unknown.
+        hours: The hours until a schedule ends the endpoint or the transform job.
         region: The region if there is no account.
 
     Raises:
         AwsError: If AWS has no unique price.
         PlatformError: If no source has a price.
     """
-    items: list[Item] = []
-    if "build" in planned:
-        where = account.region if account is not None else region
-        items += planning.build_plan("the serving image", planned["build"], where).items
-    for kind in ("training-job", "compile-job"):
-        if kind in planned:
-            name = planned[kind]["ResourceConfig"]["InstanceType"]
-            price = price_list.price_of(name, price_list.TRAINING, account, region)
-            items.append(planning.job_item(planned[kind], price, expected_hours if kind == "training-job" else None))
-    if "endpoint" in planned:
-        [variant] = planned["endpoint-config"]["ProductionVariants"]
-        price = price_list.price_of(variant["InstanceType"], price_list.HOSTING, account, region)
-        items += planning.endpoint_items(planned, price, endpoint_hours)
-    return planning.Plan(tuple(items))
+    region = account.region if account is not None else region
+    scheduled = "schedule" in planned
+    after = f"the schedule, {hours:g} h after its creation, plus up to"
 
+    def item(kind: str, request: Request) -> Item:
+        if kind == "build":
+            price = find_price(request["computeTypeOverride"], region)
+            name = request["logsConfigOverride"]["cloudWatchLogs"]["streamName"]
+            longest_h = (request["timeoutInMinutesOverride"] + 1) / 60
+            return Item(kind, name, price, 1, longest_h, None, "timeoutInMinutesOverride, plus the started minute")
+        name = request[NAMES[kind]]
+        if kind in ("training-job", "compile-job"):
+            resources = request["ResourceConfig"]
+            price = price_list.price_of(resources["InstanceType"], price_list.TRAINING, account, region)
+            longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S
+            limit = f"MaxRuntimeInSeconds, {STOP_GRACE_S} s to stop and {UPLOAD_S} s to upload"
+            expected = expected_hours if kind == "training-job" else None
+            return Item("training-job", name, price, resources["InstanceCount"], longest_s / 3600, expected, limit)
+        if kind == "transform-job":
+            resources = request["TransformResources"]
+            price = price_list.price_of(resources["InstanceType"], price_list.TRANSFORM, account, region)
+            late_s = LATE_S + STOP_GRACE_S
+            limit = f"{after} {late_s} s to stop"
+            count = resources["InstanceCount"]
+            return Item(kind, name, price, count, hours + late_s / 3600, expected_hours, limit)
+        if kind == "endpoint":
+            [variant] = planned["endpoint-config"]["ProductionVariants"]
+            price = price_list.price_of(variant["InstanceType"], price_list.HOSTING, account, region)
+            most = planned["scaling-target"]["MaxCapacity"] if "scaling-target" in planned else 0
+            count = max(variant["InitialInstanceCount"], most)
+            if not scheduled:
+                return Item(kind, name, price, count, bounded_by="only aws down", unbounded=True)
+            return Item(kind, name, price, count, hours + LATE_S / 3600, hours, f"{after} {LATE_S} s")
+        return Item(kind, name)
 
-def transform_plan(launch: Launch, options: Options, price: Price, expected_hours: float | None) -> Plan:
-    """Return the plan of a batch transform, with its maximum cost.
-
-    Args:
-        launch: The launch of the batch transform.
-        options: The options, with the hours until the job is stopped.
-        price: The price of the instance.
-        expected_hours: The expected hours; None if unknown.
-    """
-    late_s = LATE_S + STOP_GRACE_S
-    return Plan(
-        (
-            Item("schedule", launch["schedule"].name),
-            Item("model", launch["model"].name),
-            Item(
-                "transform-job",
-                launch["transform-job"].name,
-                price,
-                launch["transform-job"].request["TransformResources"]["InstanceCount"],
-                options.max_hours + late_s / 3600,
-                expected_hours,
-                f"the schedule, {options.max_hours:g} h after its creation, plus up to {late_s} s to stop",
-            ),
-        )
-    )
+    return Plan(tuple(item(kind, request) for kind, request in planned.items()))

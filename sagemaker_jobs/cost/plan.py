@@ -19,16 +19,9 @@ from sagemaker_jobs.cost.references import (
     PublishedCost,
     forgotten_overnight,
 )
-from sagemaker_jobs.jobs.requests import STOP_GRACE_S
-from sagemaker_jobs.launch.schedules import LATE_S
-from sagemaker_jobs.stack.stack import Request
 
 COMPARED = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
 """GPU and CPU instances with which a job's cost is compared."""
-
-UPLOAD_S = 600
-"""Allowance in seconds for the upload of model.tar.gz, which is billed after the run time (botocore,
-BillableTimeInSeconds) without a documented limit: about 10 GB at a minute for each GB, which is packed with gzip."""
 
 NOT_COUNTED = "S3 storage, disks and logs, which cost a few cents for a typical run"
 
@@ -130,6 +123,10 @@ class Plan:
         expected = [item.expected_usd for item in self.items]
         return None if None in expected else sum(usd for usd in expected if usd is not None)
 
+    def __getitem__(self, kind: str) -> Item:
+        """The item of a kind of resource."""
+        return next(item for item in self.items if item.kind == kind)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for --json."""
         expected = self.expected_usd
@@ -169,70 +166,6 @@ class Plan:
             f"{dearest.kind} {dearest.name} (${dearest.worst_usd:.2f})",
             "lower the hours or the instances, use another instance, or raise --max-usd",
         )
-
-
-def job_item(request: Request, price: Price, expected_hours: float | None = None) -> Item:
-    """Return the item of a training job.
-
-    Args:
-        request: The CreateTrainingJob request.
-        price: The price of its instance.
-        expected_hours: The expected hours; None if unknown.
-    """
-    longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S
-    return Item(
-        "training-job",
-        request["TrainingJobName"],
-        price,
-        request["ResourceConfig"]["InstanceCount"],
-        longest_s / 3600,
-        expected_hours,
-        f"MaxRuntimeInSeconds, {STOP_GRACE_S} s to stop and {UPLOAD_S} s to upload",
-    )
-
-
-def build_plan(name: str, request: Request, region: str = prices.REGION) -> Plan:
-    """Return the plan of an image build, with the bundled prices of CodeBuild.
-
-    Args:
-        name: The build's name.
-        request: The StartBuild request.
-        region: The region of the build.
-
-    Raises:
-        PlatformError: If the table has no price for the build machine.
-    """
-    price = prices.find_price(request["computeTypeOverride"], region)
-    hours = (request["timeoutInMinutesOverride"] + 1) / 60
-    return Plan((Item("build", name, price, 1, hours, None, "timeoutInMinutesOverride, plus the started minute"),))
-
-
-def endpoint_items(requests: dict[str, Request], price: Price, hours: float) -> list[Item]:
-    """Return the items of an endpoint and its resources.
-
-    Args:
-        requests: The requests by kind: model, endpoint-config and endpoint; optionally schedule, without which the cost
-            has no limit, and scaling-target, whose maximum number of instances then counts.
-        price: The price of the instance.
-        hours: The hours until the expiry.
-    """
-    variants = requests["endpoint-config"]["ProductionVariants"]
-    instances = sum(variant["InitialInstanceCount"] for variant in variants)
-    name = requests["endpoint"]["EndpointName"]
-    if "scaling-target" in requests:
-        instances = max(instances, requests["scaling-target"]["MaxCapacity"])
-    if "schedule" in requests:
-        limit = f"the schedule, {hours:g} h after its creation, plus up to {LATE_S} s"
-        endpoint = Item("endpoint", name, price, instances, hours + LATE_S / 3600, hours, limit)
-    else:
-        endpoint = Item("endpoint", name, price, instances, bounded_by="only aws down", unbounded=True)
-    return [
-        *([Item("schedule", requests["schedule"]["Name"])] if "schedule" in requests else []),
-        Item("model", requests["model"]["ModelName"]),
-        Item("endpoint-config", requests["endpoint-config"]["EndpointConfigName"]),
-        endpoint,
-        *([Item("scaling-target", requests["scaling-target"]["ResourceId"])] if "scaling-target" in requests else []),
-    ]
 
 
 def elsewhere(plan: Plan, recipe: Recipe) -> list[Elsewhere]:

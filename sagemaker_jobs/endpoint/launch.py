@@ -12,7 +12,7 @@ from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.schedules import times_after
 from sagemaker_jobs.launch.start import Copy, Launch
-from sagemaker_jobs.stack.stack import Request, Stack
+from sagemaker_jobs.stack.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,6 @@ def unpaid_names(run: Run) -> dict[str, str]:
         "model": run.name("model"),
         "schedule": run.name("expiry"),
     }
-
-
-def requests_of(launched: Launch) -> dict[str, Request]:
-    """The requests of a launch by the kind of resource they create, for computing prices."""
-    return {call.kind: call.request for call in (*launched.calls, *launched.later) if call.kind is not None}
 
 
 def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:

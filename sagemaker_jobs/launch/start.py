@@ -11,7 +11,7 @@ from sagemaker_jobs.aws.names import Run, inputs_prefix
 from sagemaker_jobs.launch.call import Call, create
 from sagemaker_jobs.launch.channels import Channel, upload
 from sagemaker_jobs.launch.schedules import time_of
-from sagemaker_jobs.stack.stack import Stack
+from sagemaker_jobs.stack.stack import Request, Stack
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Launch:
     copies: tuple[Copy, ...] = ()
     later: tuple[Call, ...] = ()
     sent: list[Call] = field(default_factory=list, compare=False)
+
+    @property
+    def requests(self) -> dict[str, Request]:
+        """The requests by the kind of resource they create."""
+        return {call.kind: call.request for call in (*self.calls, *self.later) if call.kind is not None}
 
     def __getitem__(self, kind: str) -> Call:
         """The call that creates a kind of resource.

@@ -211,7 +211,7 @@ def create_scaling_role(account: Account) -> None:
     try:
         account.call("iam", "create_service_linked_role", AWSServiceName=SCALING_SERVICE)
     except Refused as refused:
-        if "has been taken" not in refused.message:
+        if not refused.taken and "has been taken" not in refused.message:
             raise
 
 

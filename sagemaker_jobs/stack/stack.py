@@ -227,7 +227,6 @@ def require_stack(account: Account) -> Stack:
     if stack is None:
         raise AwsError(
             f"no stack {NAME} in account {account.id}, {account.region}",
-            f"run neuron-sum aws setup --region {account.region}, once; an administrator can deploy the template that "
-            "neuron-sum aws setup --template prints",
+            "run neuron-sum aws setup once; an administrator can deploy the template of neuron-sum aws setup --template",
         )
     return stack

@@ -163,7 +163,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "a GPU": (("cpu.tar.gz", "--instance", "ml.g5.2xlarge"), "neuron-sum cannot serve on"),
     "no file": (("nowhere.tar.gz", *CPU), "does not exist"),
     "a folder": ((".", *CPU), "neuron-sum package"),
-    "no object": ((f"s3://{BUCKET}/no/model.tar.gz", *CPU), "aws s3 ls"),
+    "no object": ((f"s3://{BUCKET}/neuron-sum/no/model.tar.gz", *CPU), "aws s3 ls"),
     "no archive in S3": ((f"s3://{BUCKET}/model", *CPU), "is not the S3 address of an archive"),
     "two": (("cpu.tar.gz", "cpu.tar.gz", *CPU), "--multi-model"),
     "several on inf2": (("inf2.tar.gz", "--multi-model"), "do not run on Inferentia2"),

@@ -50,7 +50,7 @@ def test_an_image_is_built_once_and_only_the_image_remains(aws: AwsServer) -> No
     assert told["built"] and told["bytes"] > 1e9 and told["usd_per_month"] == pytest.approx(0.2, abs=0.01)
     assert told["image"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-")
     assert told["pinned"].endswith("@" + told["digest"])
-    for heard in ("PROVISIONING (IN_PROGRESS)", "at most $0.0", "Step 1/2 : FROM python", "COMPLETED (SUCCEEDED)"):
+    for heard in ("BUILD (IN_PROGRESS)", "at most $0.0", "Step 1/2 : FROM python", "COMPLETED (SUCCEEDED)"):
         assert heard in " ".join(built.stderr.split()), heard
     assert aws.everything() == []
     assert neuron_sum("aws", "down", "--check").exit_code == 0

@@ -144,7 +144,7 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
             assert tags[RUN_TAG] == run.id
     kinds = [call.kind for call in made.calls]
     assert kinds == [*(["schedule"] if hours else []), "model", "endpoint-config", "endpoint"]
-    requests = endpoint.requests_of(made)
+    requests = made.requests
     [variant] = requests["endpoint-config"]["ProductionVariants"]
     waits = variant["ModelDataDownloadTimeoutInSeconds"] + variant["ContainerStartupHealthCheckTimeoutInSeconds"]
     # The driver is the host's, and the default host's may be older than the container's runtime.

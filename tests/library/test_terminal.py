@@ -175,7 +175,7 @@ def test_suggested_commands_are_quoted() -> None:
 
 PLAIN = r"""
     (\w+\.)*(target_)?run\.id | needed | (next_)?command | target | stage | argument | suggestion | several | arn
-    | ended | log\.(group|prefix) | job\.name | job\.kind\.log_group | BUILD_LOGS | build\['projectName'\] | [A-Z_.]+
+    | ended | log\.(group|prefix) | job\.name | job\.kind\.log_group | option | [A-Z_.]+
     | registry\.ENDED | container | max_hours | offers | cached | package | extra | packages | pins | words\[0\]
     | platform\.neuron_sdk | run\.resume_command | quote\(.*\) | console\.quote\(.*\)
 """

@@ -96,11 +96,15 @@ def requests(call: str, environ: dict[str, Any], body: bytes) -> Iterator[Reques
     elif service in ("iam", "cloudformation"):
         given = {key: values[0] for key, values in parse_qs(body.decode()).items()}
         if service == "cloudformation":
-            yield f"{service}:{operation}", _arn("cloudformation", f"stack/{given.get('StackName')}/1"), {}
+            name = given["StackName"]
+            arn = name if name.startswith("arn:") else _arn("cloudformation", f"stack/{name}/1")
+            yield f"{service}:{operation}", arn, {}
         elif operation.startswith("List"):
             yield f"iam:{operation}", "*", {}
         else:
-            yield f"iam:{operation}", f"arn:aws:iam::{ACCOUNT}:role/{given.get('RoleName')}", {}
+            linked = f"aws-service-role/{given.get('AWSServiceName')}/x"
+            name = given.get("RoleName", linked)
+            yield f"iam:{operation}", f"arn:aws:iam::{ACCOUNT}:role/{name}", {}
 
 
 def _arn(service: str, resource: str) -> str:

@@ -240,12 +240,13 @@ class AwsServer:
         return found
 
     def stack_resources(self) -> list[str]:
-        """The buckets, repositories, projects and roles in the account."""
+        """The buckets, repositories, projects and roles in the account, without the service-linked role."""
+        roles = self.boto3("iam").list_roles()["Roles"]
         return [
             *(f"bucket {item['Name']}" for item in self.boto3("s3").list_buckets()["Buckets"]),
             *(f"repository {r['repositoryName']}" for r in self.boto3("ecr").describe_repositories()["repositories"]),
             *(f"project {name}" for name in self.boto3("codebuild").list_projects()["projects"]),
-            *(f"role {role['RoleName']}" for role in self.boto3("iam").list_roles()["Roles"]),
+            *(f"role {role['RoleName']}" for role in roles if "aws-service-role" not in role["Path"]),
         ]
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

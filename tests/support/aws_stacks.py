@@ -158,6 +158,8 @@ class Stacks:
         change, stack.change_set = stack.change_set, None
         action = "UPDATE" if stack.resources else "CREATE"
         stack.looks = 0
+        if action == "CREATE":  # an update that fails keeps the old ones
+            stack.template, stack.parameters = change["template"], change["parameters"]
         stack.become(f"{action}_IN_PROGRESS", "User Initiated")
         stack.pending = lambda: self.apply(stack, change, action)
         return None
@@ -165,8 +167,6 @@ class Stacks:
     def apply(self, stack: Stack, change: dict[str, Any], action: str) -> None:
         resolver = Resolver(change["template"], change["parameters"])
         wanted, before = resolver.resources(), stack.resources
-        if action == "CREATE":  # an update that fails keeps the old ones
-            stack.template, stack.parameters = change["template"], change["parameters"]
         done: dict[str, dict[str, Any]] = {}
         for logical, resource in wanted.items():
             verb = "UPDATE" if logical in before else "CREATE"
