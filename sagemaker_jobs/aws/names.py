@@ -170,6 +170,11 @@ def owner_of(name: str) -> str | None:
     return run_of(name.removeprefix("endpoint/").partition("/")[0])
 
 
+def is_run_id(text: str) -> bool:
+    """Return whether a text has the form of a run id."""
+    return re.fullmatch(rf"[a-z0-9-]*{ENDS}", text) is not None
+
+
 def parse_run_id(text: str) -> str:
     """Resolve a run id from a run id or from a resource name as `aws status` prints it.
 
@@ -181,7 +186,7 @@ def parse_run_id(text: str) -> str:
     """
     if (owner := owner_of(text)) is not None:
         return owner
-    if re.fullmatch(rf"[a-z0-9-]*{ENDS}", text):
+    if is_run_id(text):
         return text
     raise AwsError(
         f"{text!r} is not a run: a run id ends like tiny-261121-2000-abcd",

@@ -183,7 +183,8 @@ def _delete_objects(account: Account, bucket: str, keys: list[str]) -> tuple[lis
 
 
 def _delete_images(account: Account) -> None:
-    images = [{"imageDigest": image["imageDigest"]} for image in _images(account) or []]
+    digests = sorted({image["imageDigest"] for image in _images(account) or []})
+    images = [{"imageDigest": digest} for digest in digests]
     for first in range(0, len(images), IMAGES_DELETED_AT_ONCE):
         chunk = images[first : first + IMAGES_DELETED_AT_ONCE]
         answer = account.call("ecr", "batch_delete_image", repositoryName=REPOSITORY, imageIds=chunk)

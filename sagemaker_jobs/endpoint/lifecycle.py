@@ -11,7 +11,7 @@ from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
-from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, run_of
+from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, is_run_id
 from sagemaker_jobs.cleanup.kinds import hours_since
 from sagemaker_jobs.endpoint.requests import SCALING, VARIANT, scaling_target
 from sagemaker_jobs.launch.schedules import time_of
@@ -63,12 +63,11 @@ def find(account: Account, run_or_name: str) -> Endpoint:
     Raises:
         AwsError: If the endpoint does not exist.
     """
-    names = [run_or_name] if run_of(run_or_name) else [Run(run_or_name, "").name("endpoint"), run_or_name]
-    for name in names:
-        if (found := describe(account, name)) is not None:
-            tags = account.call("sagemaker", "list_tags", ResourceArn=found["EndpointArn"])["Tags"]
-            values = {tag["Key"]: tag["Value"] for tag in tags}
-            return Endpoint(found, Run(values.get(RUN_TAG, ""), values.get(RECIPE_TAG, "")))
+    name = Run(run_or_name, "").name("endpoint") if is_run_id(run_or_name) else run_or_name
+    if (found := describe(account, name)) is not None:
+        tags = account.call("sagemaker", "list_tags", ResourceArn=found["EndpointArn"])["Tags"]
+        values = {tag["Key"]: tag["Value"] for tag in tags}
+        return Endpoint(found, Run(values.get(RUN_TAG, ""), values.get(RECIPE_TAG, "")))
     raise AwsError(
         f"no endpoint of {run_or_name!r} in {account.region}: it was never created, or it has expired",
         "Run `neuron-sum aws status` to list the resources, or "

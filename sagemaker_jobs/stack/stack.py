@@ -227,6 +227,6 @@ def require_stack(account: Account) -> Stack:
     if stack is None:
         raise AwsError(
             f"no stack {NAME} in account {account.id}, {account.region}",
-            "run neuron-sum aws setup once; an administrator can deploy the template of neuron-sum aws setup --template",
+            "run neuron-sum aws setup once; for an administrator, neuron-sum aws setup --template prints its template",
         )
     return stack

@@ -230,8 +230,7 @@ def _assumable(arn: str, service: str) -> None:
 
 
 def _tags(target: Any) -> dict[str, str]:
-    tags = scaling_backends[ACCOUNT][REGION].list_tags_for_resource(target.arn)
-    return {f"aws:ResourceTag/{key}": value for key, value in tags.items()}
+    return {f"aws:ResourceTag/{key}": value for key, value in target.tags.items()}
 
 
 def _scaled(endpoint: str) -> list[Any]:

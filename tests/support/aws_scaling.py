@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import moto.applicationautoscaling.responses as scaling_responses
-from aws_script import ACCOUNT, Script, refuse
+from aws_script import ACCOUNT, REGION, Script, refuse
+from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
 
 _Response = scaling_responses.ApplicationAutoScalingResponse
 _register, _put = _Response.register_scalable_target, _Response.put_scaling_policy
@@ -20,7 +21,12 @@ def patch(script: Callable[[], Script]) -> None:
         if not _of_a_test(self) and script().scaling_role_unknown > 0:
             script().scaling_role_unknown -= 1
             raise refuse("ValidationException", f"Unable to assume IAM role: {_ROLE}")
-        return _register(self)
+        made = _register(self)
+        name, tags = self._get_param("ResourceId"), self._get_param("Tags") or {}
+        for target in scaling_backends[ACCOUNT][REGION].describe_scalable_targets("sagemaker", None, None):
+            if target.resource_id == name:
+                target.tags = tags  # moto keeps none
+        return made
 
     def put(self: Any) -> str:
         # The policy's alarms are created with that role; Terraform's provider repeats the call for these messages
