@@ -122,7 +122,7 @@ LOG = frozenset({"logs.DescribeLogStreams", "logs.GetLogEvents"})
 COMMANDS = {
     "deploy": Command(
         ("aws", "deploy", "one.tar.gz", "--max-instances", "2", "--invocations-per-instance", "60", *CPU),
-        25,
+        20,
         ENDPOINT,
         endpoint_ready,
     ),
@@ -135,26 +135,26 @@ COMMANDS = {
     ),
     "image": Command(
         ("aws", "image", "--context", "context", "--every", "0.01"),
-        25,
+        12,
         frozenset({"codebuild.StartBuild", "cloudformation.DescribeStacks", "codebuild.ListBuildsForProject"}),
         image_ready,
     ),
     "train": Command(
         (*TRAIN, "--wheelhouse", "wheels"),
-        20,
+        12,
         frozenset({"sagemaker.CreateTrainingJob", "cloudformation.DescribeStacks"}),
         without=LOG,
     ),
     "compile": Command(
         ("aws", "compile", BEFORE, "compile.batch_sizes=[1]", "--wheelhouse", "wheels", "--every", "0.01"),
-        20,
+        12,
         frozenset({"sagemaker.CreateTrainingJob", "service-quotas.ListServiceQuotas"}),
         trained_already,
         without=LOG,
     ),
     "batch": Command(
         ("aws", "batch", "one.tar.gz", "texts.jsonl", *CPU, "--output", "answers"),
-        28,
+        20,
         frozenset(
             {
                 "scheduler.POST /schedules",

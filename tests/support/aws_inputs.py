@@ -64,7 +64,8 @@ def add_images(aws: AwsServer) -> None:
     """Puts neuron-sum's images into the registry."""
     ecr = aws.boto3("ecr")
     for number, tag in enumerate(("cpu-000000000000", "inf2-0123456789ab", "cpu-0123456789ab")):
-        manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": []}
+        layers = [{"size": 1, "digest": f"sha256:{number:064}"}]
+        manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{number:064}"}, "layers": layers}
         ecr.put_image(
             repositoryName="neuron-sum",
             imageManifest=json.dumps(manifest),
