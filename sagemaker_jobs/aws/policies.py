@@ -206,8 +206,9 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
                 "s3:DeleteBucket",
                 "s3:ListBucket",
                 "s3:ListBucketMultipartUploads",
-                *(f"s3:{verb}{noun}" for verb in ("Get", "Put") for noun in BUCKET_SETTINGS),
                 "s3:DeleteBucketPolicy",
+                # CloudFormation reads all settings of a bucket that it adopts.
+                *(f"s3:{verb}{noun}" for verb in ("Get", "Put") for noun in ("Bucket*", "*Configuration")),
             ],
             [s3],
         ),
@@ -217,6 +218,8 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
                 "ecr:CreateRepository",
                 "ecr:DeleteRepository",
                 "ecr:DescribeRepositories",
+                "ecr:GetLifecyclePolicy",
+                "ecr:GetRepositoryPolicy",
                 "ecr:ListTagsForResource",
                 "ecr:PutImageScanningConfiguration",
                 "ecr:PutImageTagMutability",
@@ -248,16 +251,6 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
         ),
         *_key_statements(kms_key),
     )
-
-
-BUCKET_SETTINGS = (
-    "BucketPolicy",
-    "BucketPublicAccessBlock",
-    "BucketTagging",
-    "EncryptionConfiguration",
-    "LifecycleConfiguration",
-)
-"""Nouns of the IAM actions for the settings of the stack's bucket."""
 
 
 def _to(service: str) -> Policy:
