@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aws_faults import hasten
+from aws_inputs import BUCKET
 from aws_requests import check
 from aws_server import AwsServer
 from in_process import neuron_sum
@@ -26,6 +27,7 @@ from sagemaker_jobs.jobs.requests import compile_arguments
 from serving import properties
 
 QUICK = ("--every", "0.01", "--json")
+OURS = f"s3://{BUCKET}/neuron-sum/model.tar.gz"
 
 
 @pytest.fixture
@@ -144,13 +146,13 @@ def test_a_model_at_any_s3_address(aws: AwsServer) -> None:
     [
         (("nobodys-run",), "no run 'nobodys-run'"),
         (("s3://b/folder/",), "is not the address of a model.tar.gz"),
-        (("s3://b/model.tar.gz", "train.learning_rate=1"), "changes a setting that the run was trained with"),
-        (("s3://b/model.tar.gz", "compile.batch_size=[1]"), "most similar: batch_sizes"),
+        ((OURS, "train.learning_rate=1"), "changes a setting that the run was trained with"),
+        ((OURS, "compile.batch_size=[1]"), "most similar: batch_sizes"),
         (
-            ("s3://b/model.tar.gz", "--instance", "ml.inf2.xlarge"),
+            (OURS, "--instance", "ml.inf2.xlarge"),
             "SageMaker does not run training jobs on ml.inf2.xlarge",
         ),
-        (("s3://b/model.tar.gz", "--target", "cpu", "compile.neuron.opt_level=1"), "1 error"),
+        ((OURS, "--target", "cpu", "compile.neuron.opt_level=1"), "1 error"),
         ((".",), "is not a run"),
     ],
 )
