@@ -178,7 +178,8 @@ def _explained(run: str, region: str, what: str, ends: Callable[[], str] | None)
             raise
         raise Interrupted(
             f"stopped waiting for {what}; if it started, it is billed, and {ends()}",
-            f"Inspect it with `neuron-sum aws status {run}` or delete it now with `neuron-sum aws down {run}`.",
+            f"Inspect it with `neuron-sum aws status {quote(run)}` or delete it now with "
+            f"`neuron-sum aws down {quote(run)}`.",
         ) from None
     except AwsError as error:
         rolled_back = "rolled back)" in (error.hint or "")
