@@ -19,6 +19,7 @@ from sagemaker_jobs.aws.errors import (
     EXPIRED,
     NO_CREDENTIALS,
     NO_IMAGE,
+    SETUP_CALL,
     THROTTLED,
     UNKNOWN_KEY,
     UNREACHED,
@@ -288,6 +289,8 @@ class Account:
             return "try again in a minute if the stack is new; `neuron-sum aws setup --check` compares its roles"
         if NO_IMAGE.search(message):
             return f"the image is not in {self.region}: use --image with one that is, or another --region"
+        if code in DENIED and SETUP_CALL.match(what):
+            return "`neuron-sum aws iam --setup` prints the policy that the administrator needs"
         if code in DENIED:
             return "`neuron-sum aws iam` prints the policy that the caller needs"
         return f"AWS error code: {code}"

@@ -48,6 +48,8 @@ MISSING = (
     "RepositoryNotFoundException",
     "ImageNotFoundException",
     "ChangeSetNotFound",
+    "QueueDoesNotExist",
+    "AWS.SimpleQueueService.NonExistentQueue",
     "NotFoundException",
 )
 TAKEN = (
@@ -73,6 +75,11 @@ UNREACHED = (
 ASSUME_ROLE = re.compile(
     r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
 )
+SETUP_CALL = re.compile(
+    r"cloudformation (?!describe_stacks|get_template)|iam |budgets (create|delete)|ecr put_|"
+    r"s3 (get|put)_(bucket|public_access)"
+)
+"""Calls that only `aws setup` makes."""
 NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )

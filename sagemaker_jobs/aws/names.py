@@ -31,6 +31,8 @@ NOT_IN_TAGS = r"[^\p{L}\p{Z}\p{N}_.:/=+\-@]"
 
 REPOSITORY = PROJECT = PREFIX
 """Image repository and build project of all runs."""
+EXPIRY_QUEUE = f"{PREFIX}-expiry"
+"""Queue of the stack for calls of schedules that AWS rejected."""
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"

@@ -4,10 +4,20 @@ They contain a wildcard only where AWS does not support names, prefixes or tags.
 project or stack; an administrator needs the policy of `aws setup` once.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
-from sagemaker_jobs.aws.names import ENDPOINT_LOGS, LOG_GROUPS, PREFIX, PROJECT, REPOSITORY, RUN_TAG, AwsContext
+from sagemaker_jobs.aws.names import (
+    ENDPOINT_LOGS,
+    EXPIRY_QUEUE,
+    LOG_GROUPS,
+    PREFIX,
+    PROJECT,
+    REPOSITORY,
+    RUN_TAG,
+    AwsContext,
+)
 
 Policy = dict[str, Any]
 MANAGED_POLICY = 6144
@@ -17,13 +27,30 @@ CREATED = ("TrainingJob", "TransformJob", "Model", "EndpointConfig", "Endpoint")
 SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpoint")
 
 
-def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, reads: Iterable[str] = ()) -> Policy:
+NO_OVERRIDE = (
+    *("source.buildspec", "source.auth.type", "secondarySources", "artifacts", "environment.image"),
+    *("environment.fleet.fleetArn", "serviceRole", "logsConfig.s3Logs"),
+)
+"""Condition keys of CodeBuild for settings of a build that a caller must take from the project."""
+BUILD_VARIABLES = ("NEURON_SUM_TAG", "NEURON_SUM_REGISTRIES", "NEURON_SUM_RUN")
+BUILD_MACHINES = ("BUILD_GENERAL1_MEDIUM", "BUILD_GENERAL1_LARGE")
+
+
+def caller_policy(
+    site: AwsContext,
+    bucket: str,
+    *,
+    kms_key: str | None = None,
+    old_keys: Iterable[str] = (),
+    reads: Iterable[str] = (),
+) -> Policy:
     """Return the policy of the user who runs `neuron-sum aws`, once the stack exists.
 
     Args:
         site: The account and region of the runs.
         bucket: The stack's bucket.
         kms_key: The ARN of the stack's KMS key.
+        old_keys: The ARNs of earlier keys, with which objects in the bucket are encrypted.
         reads: BUCKET/PREFIX of further objects that the roles may read.
     """
     arn, s3 = site.arn, site.s3_arn(bucket)
@@ -31,7 +58,8 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
     groups = [*LOG_GROUPS, f"{ENDPOINT_LOGS}{PREFIX}-*"]
     with_tag = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
     on_tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
-    return policy(
+    of_sagemaker = {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}}
+    return document(
         allow("CreateTagged", [*(f"sagemaker:Create{noun}" for noun in CREATED), "sagemaker:AddTags"], ours, with_tag),
         allow(
             "EndOurs",
@@ -62,7 +90,11 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
             "PassToSageMaker", ["iam:PassRole"], [site.role_arn("jobs"), site.role_arn("endpoint")], _to("sagemaker")
         ),
         allow("PassToScheduler", ["iam:PassRole"], [site.role_arn("expiry")], _to("scheduler")),
-        allow("Stack", ["cloudformation:DescribeStacks"], [arn("cloudformation", f"stack/{PREFIX}/*")]),
+        allow(
+            "Stack",
+            ["cloudformation:DescribeStacks", "cloudformation:GetTemplate"],
+            [arn("cloudformation", f"stack/{PREFIX}/*")],
+        ),
         allow("Bucket", ["s3:ListBucket"], [s3]),
         allow(
             "Objects",
@@ -71,9 +103,13 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
         ),
         allow(
             "Logs",
-            ["logs:DescribeLogStreams", "logs:GetLogEvents", "logs:DeleteLogStream"],
-            [arn("logs", f"log-group:{group}:*") for group in groups],
+            ["logs:GetLogEvents", "logs:DeleteLogStream"],
+            [
+                *(arn("logs", f"log-group:{group}:log-stream:{PREFIX}-*") for group in LOG_GROUPS),
+                arn("logs", f"log-group:{ENDPOINT_LOGS}{PREFIX}-*:log-stream:*"),
+            ],
         ),
+        allow("ListLogs", ["logs:DescribeLogStreams"], [arn("logs", f"log-group:{group}:*") for group in groups]),
         allow("EndpointLogs", ["logs:DeleteLogGroup"], [arn("logs", f"log-group:{ENDPOINT_LOGS}{PREFIX}-*:*")]),
         allow(
             "Expiry",
@@ -85,13 +121,20 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
             ],
             [arn("scheduler", f"schedule/default/{PREFIX}-*")],
         ),
-        # Another build specification would run other commands; another role needs iam:PassRole (CodeBuild's user
-        # guide, action-context-keys).
+        # A caller chooses the Dockerfile, its tag and the size of the machine. Condition keys of StartBuild: Service
+        # Authorization Reference, CodeBuild.
         allow(
             "StartBuild",
             ["codebuild:StartBuild"],
             [arn("codebuild", f"project/{PROJECT}")],
-            {"Null": {"codebuild:source.buildspec": "true"}},
+            {
+                "StringLike": {"codebuild:source.location": f"{bucket}/{PREFIX}/inputs/image/*"},
+                "StringEquals": {"codebuild:environment.computeType": [*BUILD_MACHINES]},
+                "ForAllValues:StringEquals": {
+                    "codebuild:environment.environmentVariables.name": [*BUILD_VARIABLES],
+                },
+                "Null": {f"codebuild:{key}": "true" for key in NO_OVERRIDE},
+            },
         ),
         allow(
             "Builds",
@@ -103,21 +146,34 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
             ["ecr:DescribeRepositories", "ecr:ListTagsForResource", "ecr:DescribeImages", "ecr:BatchDeleteImage"],
             [arn("ecr", f"repository/{REPOSITORY}")],
         ),
-        # Target tracking creates its alarms with the caller's permissions.
+        allow(
+            "NewScaling",
+            ["application-autoscaling:RegisterScalableTarget"],
+            [arn("application-autoscaling", "scalable-target/*")],
+            {**with_tag, **of_sagemaker},
+        ),
+        allow(
+            "TagScaling",
+            ["application-autoscaling:TagResource"],
+            [arn("application-autoscaling", "scalable-target/*")],
+            with_tag,
+        ),
         allow(
             "Scaling",
-            [
-                "application-autoscaling:RegisterScalableTarget",
-                "application-autoscaling:DeregisterScalableTarget",
-                "application-autoscaling:PutScalingPolicy",
-                "application-autoscaling:TagResource",
-                "cloudwatch:PutMetricAlarm",
-                "cloudwatch:DeleteAlarms",
-            ],
-            [
-                arn("application-autoscaling", "scalable-target/*"),
-                arn("cloudwatch", f"alarm:TargetTracking-endpoint/{PREFIX}-*"),
-            ],
+            ["application-autoscaling:DeregisterScalableTarget", "application-autoscaling:PutScalingPolicy"],
+            [arn("application-autoscaling", "scalable-target/*")],
+            {**on_tagged, **of_sagemaker},
+        ),
+        # Target tracking creates its alarms with the caller's permissions.
+        allow(
+            "Alarms",
+            ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
+            [arn("cloudwatch", f"alarm:TargetTracking-endpoint/{PREFIX}-*")],
+        ),
+        allow(
+            "RejectedCalls",
+            ["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"],
+            [arn("sqs", EXPIRY_QUEUE)],
         ),
         allow("Budget", ["budgets:ViewBudget"], [f"arn:{site.partition}:budgets::{site.account}:budget/{PREFIX}-*"]),
         # None of these accepts the name of a resource.
@@ -129,7 +185,6 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
                 "logs:DescribeLogGroups",
                 "application-autoscaling:DescribeScalableTargets",
                 "cloudwatch:DescribeAlarms",
-                "cloudwatch:GetMetricStatistics",
                 "pricing:GetProducts",
                 "servicequotas:ListServiceQuotas",
                 "servicequotas:ListAWSDefaultServiceQuotas",
@@ -137,6 +192,7 @@ def caller_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, 
             ["*"],
         ),
         *_key_statements(kms_key),
+        *([allow("OldKeys", ["kms:Decrypt"], [*old_keys])] if (old_keys := [*old_keys]) else []),
         *_read_statements(site, reads),
     )
 
@@ -153,15 +209,16 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
     arn, s3, roles = site.arn, site.s3_arn(bucket), [site.role_arn("*")]
     logs = arn("logs", f"log-group:/aws/codebuild/{PROJECT}")
     within = {"StringEquals": {"iam:PermissionsBoundary": boundary}} if boundary else None
-    return policy(
+    return document(
         allow(
             "Stack",
             [
                 *(f"cloudformation:{verb}ChangeSet" for verb in ("Create", "Describe", "Execute", "Delete")),
-                "cloudformation:DescribeStacks",
+                "cloudformation:ListChangeSets",
+                "cloudformation:DescribeEvents",
                 "cloudformation:DescribeStackEvents",
+                "cloudformation:ContinueUpdateRollback",
                 "cloudformation:DeleteStack",
-                "cloudformation:GetTemplate",
             ],
             [arn("cloudformation", f"stack/{PREFIX}/*")],
         ),
@@ -171,6 +228,7 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
                 "iam:CreateRole",
                 "iam:PutRolePolicy",
                 "iam:DeleteRolePolicy",
+                "iam:DetachRolePolicy",
                 "iam:PutRolePermissionsBoundary",
             ],
             roles,
@@ -204,11 +262,15 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
             [
                 "s3:CreateBucket",
                 "s3:DeleteBucket",
-                "s3:ListBucket",
                 "s3:ListBucketMultipartUploads",
+                "s3:GetBucketAcl",
+                *(f"s3:{verb}{noun}" for verb in ("Get", "Put") for noun in BUCKET_SETTINGS),
                 "s3:DeleteBucketPolicy",
-                # CloudFormation reads all settings of a bucket that it adopts.
-                *(f"s3:{verb}{noun}" for verb in ("Get", "Put") for noun in ("Bucket*", "*Configuration")),
+                "s3:DeleteBucketEncryption",
+                "s3:DeleteBucketLifecycle",
+                "s3:TagResource",
+                "s3:UntagResource",
+                "s3:ListTagsForResource",
             ],
             [s3],
         ),
@@ -217,10 +279,8 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
             [
                 "ecr:CreateRepository",
                 "ecr:DeleteRepository",
-                "ecr:DescribeRepositories",
                 "ecr:GetLifecyclePolicy",
                 "ecr:GetRepositoryPolicy",
-                "ecr:ListTagsForResource",
                 "ecr:PutImageScanningConfiguration",
                 "ecr:PutImageTagMutability",
                 "ecr:TagResource",
@@ -240,17 +300,49 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
         ),
         allow(
             "BuildLogs",
-            ["logs:CreateLogGroup", "logs:DeleteLogGroup", "logs:PutRetentionPolicy", "logs:DeleteRetentionPolicy"],
+            [
+                "logs:CreateLogGroup",
+                "logs:DeleteLogGroup",
+                "logs:PutRetentionPolicy",
+                "logs:DeleteRetentionPolicy",
+                "logs:TagResource",
+                "logs:UntagResource",
+                "logs:ListTagsForResource",
+            ],
             [logs, f"{logs}:*"],
         ),
-        allow("ListLogs", ["logs:DescribeLogGroups", "logs:ListTagsForResource"], ["*"]),
         allow(
-            "Budget",
-            ["budgets:ViewBudget", "budgets:ModifyBudget"],
-            [f"arn:{site.partition}:budgets::{site.account}:budget/{PREFIX}-*"],
+            "Queue",
+            [
+                *(f"sqs:{verb}Queue" for verb in ("Create", "Delete", "Tag", "Untag")),
+                "sqs:SetQueueAttributes",
+                "sqs:ListQueueTags",
+            ],
+            [arn("sqs", EXPIRY_QUEUE)],
         ),
+        allow("Budget", ["budgets:ModifyBudget"], [f"arn:{site.partition}:budgets::{site.account}:budget/{PREFIX}-*"]),
         *_key_statements(kms_key),
     )
+
+
+BUCKET_SETTINGS = (
+    "BucketPolicy",
+    "BucketPublicAccessBlock",
+    "BucketTagging",
+    "EncryptionConfiguration",
+    "LifecycleConfiguration",
+)
+"""Nouns of the IAM actions for the settings of the stack's bucket."""
+
+
+def documents(policy: Policy) -> list[Policy]:
+    """Return a policy as the fewest documents that fit into managed policies, in the order of its statements."""
+    found: list[list[Policy]] = [[]]
+    for statement in policy["Statement"]:
+        if len(json.dumps(document(*found[-1], statement), separators=(",", ":"))) > MANAGED_POLICY:
+            found.append([])
+        found[-1].append(statement)
+    return [document(*statements) for statements in found]
 
 
 def _to(service: str) -> Policy:
@@ -291,6 +383,6 @@ def allow(sid: str, actions: list[str], resources: list[str], condition: Policy 
     return {**statement, "Condition": condition} if condition else statement
 
 
-def policy(*statements: Policy) -> Policy:
+def document(*statements: Policy) -> Policy:
     """Return a policy document."""
     return {"Version": "2012-10-17", "Statement": list(statements)}

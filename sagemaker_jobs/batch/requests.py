@@ -113,19 +113,19 @@ def create_transform_job(
     }
 
 
-def create_stop(run: Run, *, at: datetime, role_arn: str, attempt: int = 1) -> Request:
+def create_stop(run: Run, stack: Stack, *, at: datetime, attempt: int = 1) -> Request:
     """CreateSchedule to stop a transform job, because SageMaker has no maximum run time for such jobs.
 
     Args:
         run: The run that owns the job.
+        stack: The stack with the role and the queue of schedules.
         at: The time of the first attempt, with its time zone.
-        role_arn: The role of the scheduler, which may stop the job.
         attempt: The attempt number, from 1.
     """
     return create_ending(
         run.name("batch-expiry", attempt),
+        stack,
         at=at,
-        role_arn=role_arn,
         target=STOP_TARGET,
         arguments={"TransformJobName": run.name("batch", attempt)},
     )

@@ -119,7 +119,7 @@ def launch(
         attempt=attempt,
     )
     ends = now + timedelta(hours=options.max_hours)
-    stop = batch_requests.create_stop(run, at=ends, role_arn=stack.expiry_role, attempt=attempt)
+    stop = batch_requests.create_stop(run, stack, at=ends, attempt=attempt)
     late = partial(times_after, options.max_hours)
     return Launch(
         run,

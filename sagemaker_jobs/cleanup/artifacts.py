@@ -20,8 +20,9 @@ from sagemaker_jobs.aws.names import (
     run_of,
     run_prefix,
 )
+from sagemaker_jobs.stack.storage import bucket_is_ours
 
-STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/")
+STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/", f"{PREFIX}/cache/")
 """Prefixes of the keys of everything that neuron-sum writes; the bucket may also contain the user's objects."""
 
 DELETED_AT_ONCE, IMAGES_DELETED_AT_ONCE = 1000, 100
@@ -143,14 +144,12 @@ def delete_retained(account: Account, bucket: str) -> list[str]:
         AwsError: If AWS refuses.
     """
     kept = []
-    owner = {"ExpectedBucketOwner": account.id}
     try:
-        with ignore_missing():
-            for part in account.pages("s3", "list_multipart_uploads", "Uploads", Bucket=bucket, **owner):
-                account.call(
-                    "s3", "abort_multipart_upload", Bucket=bucket, Key=part["Key"], UploadId=part["UploadId"], **owner
-                )
-            account.call("s3", "delete_bucket", Bucket=bucket, **owner)
+        if bucket_is_ours(account):
+            owner = {"Bucket": bucket, "ExpectedBucketOwner": account.id}
+            for part in account.pages("s3", "list_multipart_uploads", "Uploads", **owner):
+                account.call("s3", "abort_multipart_upload", Key=part["Key"], UploadId=part["UploadId"], **owner)
+            account.call("s3", "delete_bucket", **owner)
     except Refused as refused:
         if refused.code != "BucketNotEmpty":
             raise

@@ -214,7 +214,7 @@ def extend(
             f"{found.name} is {found.status} and cannot be extended",
             f"Run `neuron-sum aws down {found.run.id}` to remove the remaining resources.",
         )
-    current = lifecycle.expiry_at(account, found.run)
+    stack, current = require_stack(account), lifecycle.expiry_at(account, found.run)
     instance, most = lifecycle.most_instances(account, found)
     price = price_list.price_of(instance, price_list.HOSTING, None if offline else account)
     item = plan.Item(
@@ -228,10 +228,10 @@ def extend(
     )
     priced = plan.Plan((item,))
     if current is not None:
-        request = create_expiry(found.run, at=ends, role_arn=current[1])
+        request = create_expiry(found.run, stack, at=ends)
         call = Call("scheduler", "update_schedule", request)
     else:
-        call = endpoint.expiry(found.run, require_stack(account), at=ends)
+        call = endpoint.expiry(found.run, stack, at=ends)
     requests = [call.as_dict()]
     if dry_run:
         priced.check(max_usd)
@@ -251,8 +251,7 @@ def extend(
             f"{found.name} was deleted while its expiry was being moved",
             f"Run `neuron-sum aws deploy {found.run.id}` to deploy it again.",
         )
-    old_end = None if current is None else current[0]
-    old_end_text = None if old_end is None else old_end.isoformat()
+    old_end_text = None if current is None else current.isoformat()
     console.emit(
         {
             "run": found.run.id,
@@ -261,7 +260,7 @@ def extend(
             "expires": ends.isoformat(),
             "worst_usd": round(priced.worst_usd, 2),
         },
-        f"{found.name} expires {lifecycle.format_expiry(ends)}; before: {lifecycle.format_expiry(old_end)}",
+        f"{found.name} expires {lifecycle.format_expiry(ends)}; before: {lifecycle.format_expiry(current)}",
         f"maximum cost from now: ${priced.worst_usd:.2f}",
     )
 

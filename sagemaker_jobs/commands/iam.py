@@ -1,6 +1,5 @@
 """`neuron-sum aws iam`: print the least-privilege policies of users; the template contains those of the roles."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ def iam(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="No effect; this command is read-only.")] = False,
 ) -> None:
     """Print the least-privilege policy of the user who runs these commands."""
-    from sagemaker_jobs.aws.policies import MANAGED_POLICY, caller_policy, setup_policy
+    from sagemaker_jobs.aws.policies import MANAGED_POLICY, caller_policy, documents, setup_policy
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.stack.stack import find_stack, planned_stack
     from sagemaker_jobs.stack.template import Settings
@@ -38,15 +37,22 @@ def iam(
         except AwsError as error:
             console.note(f"without the settings of the stack: {error.message}")
     given = Settings(kms_key=kms_key, permissions_boundary=permissions_boundary).given(stack.site)
-    key, boundary = given.get("KmsKey") or stack.kms_key, given.get("PermissionsBoundary")
+    key = given.get("KmsKey") or stack.kms_key
+    boundary = given.get("PermissionsBoundary") or stack.permissions_boundary
     policy = (
         setup_policy(stack.site, stack.bucket, kms_key=key, boundary=boundary)
         if setup
-        else caller_policy(stack.site, stack.bucket, kms_key=key, reads=(*stack.reads, *stack.writes))
-    )
-    if (length := len(json.dumps(policy, separators=(",", ":")))) > MANAGED_POLICY:
-        console.warn(
-            f"the policy has {length:,} characters, but a managed policy may have at most {MANAGED_POLICY:,}: attach "
-            "its statements as two policies"
+        else caller_policy(
+            stack.site, stack.bucket, kms_key=key, old_keys=stack.old_keys, reads=(*stack.reads, *stack.writes)
         )
-    console.emit({"setup" if setup else "caller": policy}, session.as_json(policy))
+    )
+    if setup and boundary is None:
+        console.note("without --permissions-boundary, this policy is equivalent to that of an administrator")
+    parts = documents(policy)
+    if len(parts) > 1:
+        console.note(
+            f"a managed policy may have {MANAGED_POLICY:,} characters: attach each of the {len(parts)} documents"
+        )
+    name = "setup" if setup else "caller"
+    named = {name: policy} if len(parts) == 1 else {f"{name}-{number}": part for number, part in enumerate(parts, 1)}
+    console.emit(named, *map(session.as_json, parts))

@@ -1,6 +1,5 @@
 """`neuron-sum aws status`: list the resources of a run or an account, or follow a job."""
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,11 +7,11 @@ import typer
 from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
+from sagemaker_jobs.aws.names import EXPIRY_QUEUE
 from sagemaker_jobs.commands.options import EveryOption, RegionOption, RunArgument
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
-    from sagemaker_jobs.cleanup.kinds import Resource
 
 _STATUS_READS = (
     ("sts", "get_caller_identity"), ("application-autoscaling", "describe_scalable_targets"),
@@ -23,7 +22,8 @@ _STATUS_READS = (
     ("sagemaker", "describe_endpoint"), ("sagemaker", "describe_endpoint_config"),
     ("sagemaker", "describe_training_job"), ("sagemaker", "describe_transform_job"), ("sagemaker", "describe_model"),
     ("scheduler", "get_schedule"), ("sagemaker", "list_notebook_instances"),
-    ("sagemaker", "list_apps"), ("cloudwatch", "get_metric_statistics"),
+    ("sagemaker", "list_apps"), ("sqs", "get_queue_url"), ("sqs", "get_queue_attributes"),
+    ("sqs", "receive_message"),
 )  # fmt: skip
 
 
@@ -81,7 +81,11 @@ def status(
         console.warn(f"the list is incomplete: {message}")
     overdue = [(item, since) for item in ours if item.kind == "endpoint" and (since := item.overdue_since) is not None]
     for item, since in overdue:
-        _warn_overdue(account, item, since)
+        console.warn(
+            f"{item.name} should have been deleted at {since:%Y-%m-%d %H:%M} UTC and is still billed; "
+            f"run `neuron-sum aws down {quote(item.run or item.name)}`"
+        )
+    rejected = _rejected(account, {item.name for item in ours if item.kind == "schedule"})
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
     unknown = [f"{item.kind} {item.name}" for item in [*ours, *others] if item.usd_per_hour is None]
     total = (
@@ -106,22 +110,26 @@ def status(
             "usd_per_hour_at_least": round(per_hour, 4),
             "no_price_known": unknown,
             "overdue": [item.name for item, _ in overdue],
+            "rejected_calls": rejected,
             "ledger": str(ledger.path),
         },
         *lines,
     )
 
 
-def _warn_overdue(account: "Account", endpoint: "Resource", since: datetime) -> None:
-    """Warn about an endpoint that its schedule should have deleted, with the number of calls that AWS rejected."""
-    from sagemaker_jobs.launch.schedules import failed_calls
+def _rejected(account: "Account", schedules: set[str]) -> dict[str, str]:
+    """Warn about schedules whose calls AWS rejects; return the reason by the schedule's name."""
+    from sagemaker_jobs.launch.schedules import rejected_calls
 
     try:
-        count = failed_calls(account, since)
-        calls = f"AWS has rejected {count} calls of this account's schedules since then (CloudWatch, TargetErrorCount)"
+        found = rejected_calls(account)
     except AwsError as error:
-        calls = f"the rejected calls of its schedule are unknown: {error.message}"
-    console.warn(
-        f"{endpoint.name} should have been deleted at {endpoint.ends} and is still billed; {calls}; "
-        f"run `neuron-sum aws down {quote(endpoint.run or endpoint.name)}`"
-    )
+        console.note(f"rejected calls of schedules not read: {error.message}")
+        return {}
+    reasons = {name: reason for name, reason in found.reasons.items() if name in schedules}
+    for name, reason in reasons.items():
+        console.warn(
+            f"AWS rejected calls of the schedule {name}: {reason} (the queue {EXPIRY_QUEUE} has {found.count} rejected "
+            "calls; if the resource is gone, `neuron-sum aws down` deletes its schedule)"
+        )
+    return reasons

@@ -79,7 +79,7 @@ def planned_requests(
         if stack.site.region not in WITHOUT_BUILDS:
             planned["build"] = image.start_build(new_run(f"image-{target}"), stack, tag, source=f"{stack.bucket}/x.zip")
         model_data = f"{stack.output(run, 'compile')}/{run.name('compile')}/output/model.tar.gz"
-        planned["schedule"] = endpoint_requests.create_expiry(run, at=ends, role_arn=stack.expiry_role)
+        planned["schedule"] = endpoint_requests.create_expiry(run, stack, at=ends)
         planned["model"] = endpoint_requests.create_model(
             run,
             stack,

@@ -135,7 +135,7 @@ def expiry(run: Run, stack: Stack, *, at: datetime) -> Call:
         stack: The stack with the role of schedules.
         at: The time of the expiry, with its time zone.
     """
-    request = endpoint_requests.create_expiry(run, at=at, role_arn=stack.expiry_role)
+    request = endpoint_requests.create_expiry(run, stack, at=at)
     return Call("scheduler", "create_schedule", request, "schedule", run.name("expiry"))
 
 

@@ -135,8 +135,8 @@ def _failure(name: str, found: dict[str, Any], log: Log) -> EndpointFailed:
     )
 
 
-def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
-    """The expiry of a run's endpoint in UTC, and the role of its schedule; None if it has no expiry.
+def expiry_at(account: Account, run: Run) -> datetime | None:
+    """The expiry of a run's endpoint in UTC; None if it has no expiry.
 
     Raises:
         AwsError: If the request fails.
@@ -144,7 +144,7 @@ def expiry_at(account: Account, run: Run) -> tuple[datetime, str] | None:
     schedule = account.find("scheduler", "get_schedule", Name=run.name("expiry"))
     if schedule is None or "StartDate" not in schedule:
         return None
-    return time_of(schedule), str(schedule["Target"]["RoleArn"])
+    return time_of(schedule)
 
 
 def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:

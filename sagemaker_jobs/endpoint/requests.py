@@ -106,18 +106,18 @@ def create_endpoint(run: Run) -> Request:
     return {"EndpointName": run.name("endpoint"), "EndpointConfigName": run.name("config"), "Tags": run.tags}
 
 
-def create_expiry(run: Run, *, at: datetime, role_arn: str) -> Request:
+def create_expiry(run: Run, stack: Stack, *, at: datetime) -> Request:
     """CreateSchedule for the expiry of an endpoint, which works even if this machine is offline.
 
     Args:
         run: The run that owns the endpoint.
+        stack: The stack with the role and the queue of schedules.
         at: The time of the first attempt, with its time zone.
-        role_arn: The role of the scheduler, which may delete the endpoint.
     """
     return create_ending(
         run.name("expiry"),
+        stack,
         at=at,
-        role_arn=role_arn,
         target=EXPIRY_TARGET,
         arguments={"EndpointName": run.name("endpoint")},
     )

@@ -147,11 +147,13 @@ def launch(
         max_minutes: The maximum build time in minutes.
 
     Raises:
-        AwsError: If CodeBuild would refuse the build.
+        AwsError: If CodeBuild would refuse the build, or its role may not pull a base image.
     """
     froms = bases(found.files["Dockerfile"].read_text(encoding="utf-8"))
     tag = tag_of(target, found)
     private = [name.partition("/")[0] for name in froms if PRIVATE_IMAGE.match(name)]
+    for name in froms:
+        stack.check_image(name)
     request = start_build(
         run,
         stack,

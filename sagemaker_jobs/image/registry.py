@@ -9,7 +9,8 @@ from neuron_sum.platform.containers import CONTAINERS
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ignore_missing
-from sagemaker_jobs.aws.names import PREFIX, RUN_TAG, AwsContext
+from sagemaker_jobs.aws.names import PREFIX, AwsContext
+from sagemaker_jobs.stack.storage import repository_is_ours
 
 ENDED = "djl-0.30-neuronx"
 """The last DJL container with Neuron that AWS published; it serves archives written by `package --container`."""
@@ -56,7 +57,7 @@ def look(account: Account, tag: str) -> Image | None:
     Raises:
         AwsError: If the repository was not created by neuron-sum, or the request fails.
     """
-    if not _is_ours(account):
+    if not repository_is_ours(account):
         return None
     answer = account.find("ecr", "describe_images", repositoryName=PREFIX, imageIds=[{"imageTag": tag}])
     if answer is None:
@@ -109,18 +110,3 @@ def _pushed(image: dict[str, Any]) -> datetime:
 def _image(account: Account, found: dict[str, Any], tag: str) -> Image:
     uri, digest = image_uri(account.site, tag), str(found["imageDigest"])
     return Image(uri, f"{uri.removesuffix(':' + tag)}@{digest}", digest, int(found.get("imageSizeInBytes", 0)))
-
-
-def _is_ours(account: Account) -> bool:
-    """Whether the repository exists; one without neuron-sum's tag belongs to somebody else and is not used."""
-    answer = account.find("ecr", "describe_repositories", repositoryNames=[PREFIX])
-    if answer is None:
-        return False
-    [found] = answer["repositories"]
-    arn = found["repositoryArn"]
-    if not any(tag["Key"] == RUN_TAG for tag in account.call("ecr", "list_tags_for_resource", resourceArn=arn)["tags"]):
-        raise AwsError(
-            f"the repository {PREFIX} in {account.region} was not created by neuron-sum: it has no tag {RUN_TAG}",
-            f"To use it, run `aws ecr tag-resource --resource-arn {arn} --tags Key={RUN_TAG},Value=all`.",
-        )
-    return True

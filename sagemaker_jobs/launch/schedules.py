@@ -1,10 +1,12 @@
 """EventBridge schedules that delete an endpoint or stop a job, and repeat the call until the schedule is deleted."""
 
 import json
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.stack.stack import Request
+from sagemaker_jobs.aws.names import EXPIRY_QUEUE
+from sagemaker_jobs.stack.stack import Request, Stack
 
 EVERY_S = 600
 """Seconds between a schedule's calls. It repeats, because it is not documented that Scheduler retries refused calls,
@@ -18,7 +20,7 @@ RETRIES = {"MaximumEventAgeInSeconds": EVERY_S, "MaximumRetryAttempts": 185}
 """Undelivered calls are retried until the next call; 185 is the largest number of retries."""
 
 
-def create_ending(name: str, *, at: datetime, role_arn: str, target: str, arguments: Request) -> Request:
+def create_ending(name: str, stack: Stack, *, at: datetime, target: str, arguments: Request) -> Request:
     """Return a CreateSchedule request that calls AWS repeatedly, without an end, to delete or stop a resource.
 
     A schedule cannot have tags (its group can), so its name contains the run. UpdateSchedule takes the same request,
@@ -26,22 +28,22 @@ def create_ending(name: str, *, at: datetime, role_arn: str, target: str, argume
 
     Args:
         name: The schedule's name.
+        stack: The stack with the role of the calls, and with the queue for rejected ones.
         at: The time of the first call, with its time zone.
-        role_arn: The role with which the scheduler makes the call.
         target: The call's name as a universal target of Scheduler, such as sagemaker:deleteEndpoint.
         arguments: The call's arguments.
     """
-    partition = role_arn.split(":")[1]  # the partition of a role is that of its account
     return {
         "Name": name,
         "ScheduleExpression": f"rate({EVERY_S // 60} minutes)",
         **times(at),
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "Target": {
-            "Arn": f"arn:{partition}:scheduler:::aws-sdk:{target}",
-            "RoleArn": role_arn,
+            "Arn": f"arn:{stack.site.partition}:scheduler:::aws-sdk:{target}",
+            "RoleArn": stack.expiry_role,
             "Input": json.dumps(arguments),
             "RetryPolicy": RETRIES,
+            "DeadLetterConfig": {"Arn": stack.expiry_queue},
         },
     }
 
@@ -70,31 +72,38 @@ def time_of(schedule: Request) -> datetime:
     return (datetime.fromisoformat(first) if isinstance(first, str) else first).astimezone(timezone.utc)
 
 
-def failed_calls(account: Account, since: datetime) -> int:
-    """Return how many calls of the account's schedules their targets have rejected.
+@dataclass(frozen=True)
+class RejectedCalls:
+    """Calls of schedules that AWS rejected in the last 14 days.
+
+    Attributes:
+        count: The approximate number of all of them.
+        reasons: The error message by the schedule's name, of at most ten calls.
+    """
+
+    count: int
+    reasons: dict[str, str]
+
+
+def rejected_calls(account: Account) -> RejectedCalls:
+    """Return the calls of schedules that AWS rejected; they stay in the queue.
 
     Args:
         account: The account and region.
-        since: The start of the counted period, with its time zone.
 
     Raises:
-        AwsError: If CloudWatch cannot be reached, or refuses.
+        AwsError: If SQS cannot be reached, or refuses.
     """
-    now = datetime.now(timezone.utc)
-    # CloudWatch returns at most 1,440 periods, keeps minutes for 15 days and five minutes for 63 (GetMetricStatistics),
-    # and counts per group of schedules only.
-    age = now - since
-    unit_s = 60 if age < timedelta(days=15) else 300 if age < timedelta(days=63) else 3600
-    period_s = unit_s * (1 + int(age / timedelta(seconds=1440 * unit_s)))
-    answer = account.call(
-        "cloudwatch",
-        "get_metric_statistics",
-        Namespace="AWS/Scheduler",
-        MetricName="TargetErrorCount",
-        Dimensions=[{"Name": "ScheduleGroup", "Value": "default"}],
-        StartTime=since,
-        EndTime=now,
-        Period=period_s,
-        Statistics=["Sum"],
-    )
-    return sum(int(point["Sum"]) for point in answer["Datapoints"])
+    found = account.find("sqs", "get_queue_url", QueueName=EXPIRY_QUEUE)
+    if found is None:
+        return RejectedCalls(0, {})
+    queue = {"QueueUrl": found["QueueUrl"]}
+    counted = "ApproximateNumberOfMessages"
+    count = account.call("sqs", "get_queue_attributes", AttributeNames=[counted], **queue)["Attributes"][counted]
+    # The attributes of a message are those of Scheduler's user guide (configuring-schedule-dlq).
+    given = {"MaxNumberOfMessages": 10, "VisibilityTimeout": 0, "MessageAttributeNames": ["All"]}
+    reasons = {}
+    for message in account.call("sqs", "receive_message", **queue, **given).get("Messages", []):
+        values = {key: each.get("StringValue", "") for key, each in message.get("MessageAttributes", {}).items()}
+        reasons[values.get("SCHEDULE_ARN", "").rpartition("/")[2]] = values.get("ERROR_MESSAGE", "no reason is known")
+    return RejectedCalls(int(count), reasons)

@@ -3,18 +3,19 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import PREFIX, AwsContext, Run, inputs_prefix, run_prefix
+from sagemaker_jobs.aws.names import EXPIRY_QUEUE, PREFIX, AwsContext, Run, inputs_prefix, run_prefix
 from sagemaker_jobs.stack.template import DESCRIPTION
 
 Request = dict[str, Any]
 NAME = PREFIX
-"""Name of the stack, and of the change set with which `aws setup` creates and updates it."""
+"""Name of the stack; the names of the change sets of `aws setup` begin with it."""
 REVIEW = "REVIEW_IN_PROGRESS"
 """Status of a stack without resources: its first change set was not executed."""
 COMPLETE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")
@@ -40,6 +41,8 @@ class Stack:
         endpoint_role: The ARN of the role of endpoints.
         expiry_role: The ARN of the role of schedules that end endpoints and transform jobs.
         kms_key: The ARN of the KMS key for outputs and volumes; None for keys managed by AWS.
+        old_keys: The ARNs of earlier keys, with which objects in the bucket are encrypted.
+        permissions_boundary: The ARN of the permissions boundary of every role; None without one.
         subnets: The subnets of a VPC; empty for the default network of SageMaker.
         security_groups: The security groups of the VPC.
         reads: BUCKET/PREFIX of further objects that jobs and endpoints may read.
@@ -54,12 +57,19 @@ class Stack:
     endpoint_role: str
     expiry_role: str
     kms_key: str | None = None
+    old_keys: tuple[str, ...] = ()
+    permissions_boundary: str | None = None
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
     known: bool = True
+
+    @property
+    def expiry_queue(self) -> str:
+        """The ARN of the queue for calls of schedules that AWS rejected."""
+        return self.site.arn("sqs", EXPIRY_QUEUE)
 
     @property
     def vpc(self) -> Request:
@@ -88,9 +98,11 @@ class Stack:
         """Reject S3 addresses that the roles may not read.
 
         Raises:
-            AwsError: If an address is neither in the bucket below neuron-sum/ nor in `reads` or `writes`.
+            AwsError: If an address is neither in the bucket below neuron-sum/inputs/ or neuron-sum/runs/, nor in
+                `reads` or `writes`.
         """
-        self._check(addresses, (f"{self.bucket}/{PREFIX}/", *self.reads, *self.writes), "read", "--reads")
+        ours = [f"{self.bucket}/{PREFIX}/{folder}/" for folder in ("inputs", "runs")]
+        self._check(addresses, (*ours, *self.reads, *self.writes), "read", "--reads")
 
     def check_writable(self, address: str) -> None:
         """Reject an S3 address that the role of jobs may not write.
@@ -122,7 +134,7 @@ class Stack:
         arn = AwsContext(account, region, self.site.partition).arn("ecr", f"repository/{repository}")
         ours = arn.startswith(self.site.arn("ecr", f"repository/{PREFIX}"))
         published = account == REGISTRY_ACCOUNTS.get(self.site.region) and region == self.site.region
-        if not (ours or published or arn in self.repositories):
+        if not (ours or published or any(fnmatchcase(arn, each) for each in self.repositories)):
             raise AwsError(
                 f"neuron-sum's roles may not pull {image}",
                 f"run neuron-sum aws setup --repository {arn}, with the repositories already allowed",
@@ -144,6 +156,9 @@ def planned_stack(site: AwsContext) -> Stack:
 def describe(account: Account) -> dict[str, Any] | None:
     """Return the description of the stack, in any state; None if there is none.
 
+    A stack in REVIEW_IN_PROGRESS has no description and no resources: it is neuron-sum's unless it has another's change
+    set, which `lifecycle` checks.
+
     Raises:
         AwsError: If a stack of that name was not created from neuron-sum's template, or the request fails.
     """
@@ -151,24 +166,17 @@ def describe(account: Account) -> dict[str, Any] | None:
     if answer is None:
         return None
     [stack] = answer["Stacks"]
-    ours = stack.get("Description") == DESCRIPTION
-    if not ours and stack["StackStatus"] == REVIEW:  # it has no description yet
-        ours = change_set(account) is not None
-    if not ours:
-        raise AwsError(
-            f"the stack {NAME} in {account.region} is not from neuron-sum's template: it is not used or changed",
-            "use another account or --region, or delete that stack yourself",
-        )
+    if stack.get("Description") != DESCRIPTION and stack["StackStatus"] != REVIEW:
+        raise foreign(account)
     return dict(stack)
 
 
-def change_set(account: Account) -> dict[str, Any] | None:
-    """Return the change set of an earlier `aws setup` that was not executed; None if there is none.
-
-    Raises:
-        AwsError: If the request fails.
-    """
-    return account.find("cloudformation", "describe_change_set", StackName=NAME, ChangeSetName=NAME)
+def foreign(account: Account) -> AwsError:
+    """Return the error for a stack that is not neuron-sum's."""
+    return AwsError(
+        f"the stack {NAME} in {account.region} is not from neuron-sum's template: it is not used or changed",
+        "use another account or --region, or delete that stack yourself",
+    )
 
 
 def parameters_of(described: dict[str, Any]) -> dict[str, str]:
@@ -192,7 +200,10 @@ def find_stack(account: Account) -> Stack | None:
     except KeyError:
         resources = []
     if not resources or (status not in COMPLETE and not status.startswith("UPDATE_")):
-        raise AwsError(f"the stack {NAME} in {account.region} is {status}", "run neuron-sum aws setup")
+        raise AwsError(
+            f"the stack {NAME} in {account.region} is {status}",
+            f"an administrator can run neuron-sum aws setup --region {account.region}",
+        )
     parameters = parameters_of(described)
 
     def values(name: str) -> tuple[str, ...]:
@@ -209,6 +220,8 @@ def find_stack(account: Account) -> Stack | None:
         endpoint,
         expiry,
         kms_key=parameters.get("KmsKey") or None,
+        old_keys=values("OldKeys"),
+        permissions_boundary=parameters.get("PermissionsBoundary") or None,
         subnets=values("Subnets"),
         security_groups=values("SecurityGroups"),
         reads=places("Reads"),
@@ -227,6 +240,7 @@ def require_stack(account: Account) -> Stack:
     if stack is None:
         raise AwsError(
             f"no stack {NAME} in account {account.id}, {account.region}",
-            "run neuron-sum aws setup once; for an administrator, neuron-sum aws setup --template prints its template",
+            f"an administrator can run neuron-sum aws setup --region {account.region} once, or deploy the template of "
+            "neuron-sum aws setup --template",
         )
     return stack

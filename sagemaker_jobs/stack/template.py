@@ -14,39 +14,48 @@ from sagemaker_jobs.aws.names import AwsContext
 DESCRIPTION = "neuron-sum: bucket, image repository, build project and roles of one account and region"
 """The template's description, by which a stack is recognized: CloudFormation reports it in every state."""
 
-BUDGET_REGIONS = (
-    *("ap-northeast-1", "ap-northeast-2", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),
-    *("cn-north-1", "cn-northwest-1", "eu-central-1", "eu-west-1", "eu-west-2", "eu-west-3", "sa-east-1"),
-    *("us-east-1", "us-east-2", "us-west-1", "us-west-2"),
-)
 WITHOUT_BUILDS = ("ap-east-2", "ca-west-1", "mx-central-1")
-"""Regions in which CloudFormation has AWS::Budgets::Budget, and those in which it lacks AWS::CodeBuild::Project (the
-resource schemas of cfn-lint 1.58.0). Elsewhere it would reject a template with such a resource, even a disabled one."""
-
-OPTIONAL = {
-    "budget": ("Budget", "HasBudget", "MonthlyUsd", "Email"),
-    "builds": ("BuildProject", "BuildLogs", "BuildRole"),
-}
-"""Resources, conditions and parameters that a region may lack."""
+"""Regions in which CloudFormation lacks AWS::CodeBuild::Project (the resource schemas of cfn-lint 1.58.0). It would
+reject a template with such a resource."""
+BUILDS = ("BuildProject", "BuildLogs", "BuildRole")
 
 
-def render(site: AwsContext) -> dict[str, Any]:
-    """Return the template for a region.
+def render(site: AwsContext, parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Return the template for a region; its defaults are the parameters.
 
     Args:
         site: The account and region of the stack.
+        parameters: All parameters of the template.
     """
     import yaml
 
-    template: dict[str, Any] = yaml.safe_load(files("sagemaker_jobs.stack").joinpath("template.yaml").read_text())
-    registries = {site.region: site.account, **REGISTRY_ACCOUNTS}  # AWS has no registry in some regions
-    template["Mappings"] = {"Registry": {region: {"Account": account} for region, account in registries.items()}}
-    missing = (*(() if site.region in BUDGET_REGIONS else OPTIONAL["budget"]),)
-    missing += OPTIONAL["builds"] if site.region in WITHOUT_BUILDS else ()
-    for section in ("Parameters", "Conditions", "Resources"):
-        for name in missing:
-            template[section].pop(name, None)
+    registry = REGISTRY_ACCOUNTS.get(site.region)  # AWS has none in some regions
+    text = _source().replace("REGISTRY", registry or "")
+    template: dict[str, Any] = yaml.safe_load(text)
+    for name, parameter in template["Parameters"].items():
+        parameter["Default"] = parameters[name]
+    resources = template["Resources"]
+    if site.region in WITHOUT_BUILDS:
+        for name in BUILDS:
+            del resources[name]
+    for name in {"JobsRole", "EndpointRole", "BuildRole"} & set(resources):
+        document = resources[name]["Properties"]["Policies"][0]["PolicyDocument"]
+        if registry is None:
+            document["Statement"] = [each for each in document["Statement"] if each.get("Sid") != "PullPublished"]
+        if name != "BuildRole":
+            document["Statement"] = document["Statement"] + list_statements(parameters)
     return template
+
+
+def list_statements(parameters: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a statement for each further address in S3, which allows to list it."""
+    statements = []
+    for number, address in enumerate(filter(None, f"{parameters['Reads']},{parameters['Writes']}".split(",")), 1):
+        bucket, _, prefix = address.partition("/")
+        condition = {"StringLike": {"s3:prefix": [prefix]}}
+        statement = {"Sid": f"List{number}", "Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [bucket]}
+        statements.append({**statement, "Condition": condition})
+    return statements
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,6 @@ class Settings:
         reads: S3 addresses that jobs and endpoints may read.
         writes: S3 addresses that jobs may write.
         repositories: ARNs of further image repositories.
-        monthly_usd: The monthly budget in USD.
-        email: The address for the notifications of the budget.
     """
 
     kms_key: str | None = None
@@ -72,8 +79,6 @@ class Settings:
     reads: Sequence[str] | None = None
     writes: Sequence[str] | None = None
     repositories: Sequence[str] | None = None
-    monthly_usd: float | None = None
-    email: str | None = None
 
     def given(self, site: AwsContext) -> dict[str, str]:
         """Return the template's parameters that the options set.
@@ -92,18 +97,19 @@ class Settings:
             "Reads": _arns(site, self.reads, "--reads"),
             "Writes": _arns(site, self.writes, "--writes"),
             "Repositories": _list(self.repositories),
-            "MonthlyUsd": None if self.monthly_usd is None else f"{self.monthly_usd:g}",
-            "Email": self.email,
         }
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
             pattern, example = FORMATS.get(name, (".*", ""))
+            pattern = pattern.replace("REGION", re.escape(site.region))
             if wrong := [each for each in value.split(",") if each and not re.fullmatch(pattern, each)]:
                 raise AwsError(f"{wrong[0]!r} is not {example}", f"correct {OPTIONS[name]}")
         return given
 
     def parameters(self, site: AwsContext, previous: Mapping[str, str]) -> dict[str, str]:
         """Return all parameters of the template.
+
+        A key that another one replaces is kept in OldKeys, because objects in S3 keep the key they were written with.
 
         Args:
             site: The account and region of the stack.
@@ -112,36 +118,26 @@ class Settings:
         Raises:
             AwsError: If a value is invalid, or parameters that belong together are incomplete.
         """
-        given = self.given(site)
         known = _defaults()
         kept = {name: value for name, value in previous.items() if name in known}
-        values = {**known, **kept, **given}
+        values = {**known, **kept, **self.given(site)}
         if bool(values["Subnets"]) != bool(values["SecurityGroups"]):
             raise AwsError("a VPC needs both subnets and security groups", "use both --subnet and --security-group")
-        has_budget = float(values["MonthlyUsd"]) > 0
-        if site.region not in BUDGET_REGIONS:
-            if has_budget:
-                raise AwsError(
-                    f"CloudFormation has no budgets in {site.region}",
-                    f"omit --monthly-usd, or use one of {', '.join(BUDGET_REGIONS)}",
-                )
-            values.pop("MonthlyUsd"), values.pop("Email")
-        elif has_budget and not values["Email"]:
-            raise AwsError("a budget needs an address for its notifications", "use --email ADDRESS with --monthly-usd")
-        arns = [each.rpartition(":")[2] for each in f"{values['Reads']},{values['Writes']}".split(",") if each]
-        listed = [each.partition("/") for each in arns]
-        values["ListBuckets"] = ",".join(dict.fromkeys(site.s3_arn(bucket) for bucket, _, _ in listed))
-        values["ListPrefixes"] = ",".join(dict.fromkeys(prefix for _, _, prefix in listed))
+        keys = dict.fromkeys([*values["OldKeys"].split(","), kept.get("KmsKey", "")])
+        values["OldKeys"] = ",".join(key for key in keys if key not in ("", values["KmsKey"]))
         return values
 
 
 FORMATS = {
-    "KmsKey": (r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:(key|alias)/.+", "the ARN or id of a KMS key"),
+    # A policy cannot name a key by its alias (KMS developer guide, cmks-in-iam-policies).
+    "KmsKey": (
+        r"arn:[a-z-]+:kms:REGION:\d{12}:key/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})",
+        "the ARN or id of a KMS key in the stack's region; an alias is invalid",
+    ),
     "PermissionsBoundary": (r"arn:[a-z-]+:iam::(\d{12}|aws):policy/.+", "the ARN of an IAM policy"),
     "Subnets": (r"subnet-[0-9a-z]+", "the id of a subnet"),
     "SecurityGroups": (r"sg-[0-9a-z]+", "the id of a security group"),
     "Repositories": (r"arn:[a-z-]+:ecr:[a-z0-9-]+:\d{12}:repository/.+", "the ARN of an image repository"),
-    "Email": (r"[^@\s]+@[^@\s]+", "an e-mail address"),
 }
 """Pattern of each value of a parameter, and its name in errors."""
 
@@ -150,18 +146,21 @@ OPTIONS = {
     "PermissionsBoundary": "--permissions-boundary",
     "Subnets": "--subnet",
     "SecurityGroups": "--security-group",
-    "Reads": "--reads",
-    "Writes": "--writes",
     "Repositories": "--repository",
-    "MonthlyUsd": "--monthly-usd",
-    "Email": "--email",
 }
 """The option of `aws setup` that sets a parameter."""
 
 
 @cache
+def _source() -> str:
+    return files("sagemaker_jobs.stack").joinpath("template.yaml").read_text(encoding="utf-8")
+
+
+@cache
 def _defaults() -> dict[str, str]:
-    parameters = render(AwsContext("", BUDGET_REGIONS[0]))["Parameters"]
+    import yaml
+
+    parameters = yaml.safe_load(_source())["Parameters"]
     return {name: str(parameter["Default"]) for name, parameter in parameters.items()}
 
 

@@ -233,6 +233,10 @@ def test_status_warns_of_an_endpoint_that_outlives_its_expiry(aws: AwsServer) ->
     for minutes in (0, 10):
         assert tick(datetime.fromtimestamp(started.timestamp(), timezone.utc) + timedelta(minutes=minutes)) == []
     status = neuron_sum("aws", "status", "--json")
+    assert list(told(status)["rejected_calls"]) == [f"neuron-sum-{made['run']}-expiry"]
     assert told(status)["overdue"] == [made["endpoint"]]
     said = " ".join(status.stderr.split())
-    assert f"{made['endpoint']} should have been deleted" in said and "2 calls" in said and "aws down" in said
+    assert f"{made['endpoint']} should have been deleted" in said and "aws down" in said
+    assert "Could not delete the endpoint (the queue neuron-sum-expiry has 2 rejected calls" in said
+    told(neuron_sum("aws", "down", made["run"], "--every", "0.01", "--json"))
+    assert told(neuron_sum("aws", "status", "--json"))["rejected_calls"] == {}, "those of a deleted schedule"

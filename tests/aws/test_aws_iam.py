@@ -2,7 +2,9 @@
 
 import ast
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from functools import cache
@@ -15,7 +17,7 @@ from aws_endpoints import tick
 from aws_faults import hasten
 from aws_iam import allowed
 from aws_script import ACCOUNT, REGION
-from aws_server import TEMPLATE, AwsServer
+from aws_server import AwsServer
 from aws_template import Resolver
 from botocore import xform_name
 from botocore.exceptions import ClientError
@@ -25,17 +27,17 @@ import sagemaker_jobs
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import AwsContext, Run
-from sagemaker_jobs.aws.policies import MANAGED_POLICY
+from sagemaker_jobs.aws.policies import MANAGED_POLICY, documents
 from sagemaker_jobs.endpoint.requests import create_expiry
 from sagemaker_jobs.jobs import inputs, training
 from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.stack.stack import planned_stack
-from sagemaker_jobs.stack.template import Settings
+from sagemaker_jobs.stack.template import Settings, render
 
 SERVICES = {
     "sagemaker": "sagemaker", "iam": "iam", "codebuild": "codebuild", "ecr": "ecr", "logs": "logs",
     "scheduler": "scheduler", "application-autoscaling": "application-autoscaling", "cloudwatch": "cloudwatch",
-    "pricing": "pricing", "service-quotas": "servicequotas", "cloudformation": "cloudformation",
+    "pricing": "pricing", "service-quotas": "servicequotas", "cloudformation": "cloudformation", "sqs": "sqs",
 }  # fmt: skip
 """boto3's name of each service, and IAM's prefix."""
 
@@ -43,15 +45,22 @@ S3 = {
     "head_bucket": "ListBucket", "list_objects_v2": "ListBucket", "put_object": "PutObject",
     "copy_object": "PutObject", "get_object": "GetObject", "head_object": "GetObject", "delete_object": "DeleteObject",
     "delete_objects": "DeleteObject", "delete_bucket": "DeleteBucket",
+    "get_bucket_encryption": "GetEncryptionConfiguration", "put_bucket_encryption": "PutEncryptionConfiguration",
+    "put_public_access_block": "PutBucketPublicAccessBlock", "put_bucket_policy": "PutBucketPolicy",
+    "get_bucket_policy": "GetBucketPolicy", "get_bucket_tagging": "GetBucketTagging",
+    "get_bucket_lifecycle_configuration": "GetLifecycleConfiguration",
+    "put_bucket_lifecycle_configuration": "PutLifecycleConfiguration",
     "list_multipart_uploads": "ListBucketMultipartUploads", "abort_multipart_upload": "AbortMultipartUpload",
 }  # fmt: skip
 """Methods whose IAM action has a different name."""
 
 FREE = {"get_caller_identity"}
 """Actions that everybody may perform."""
-WITHOUT_NAMES = {"ListAndPrices", "ListLogs", "Metrics", "Network", "RegistryToken"}
+WITHOUT_NAMES = {"ListAndPrices", "Metrics", "Network", "RegistryToken"}
 RUN = Run("tiny-261121-2000-abcd", "tiny")
-ROLES = {kind: f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-{kind}" for kind in ("jobs", "expiry", "build")}
+ROLES = {
+    kind: f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-{kind}" for kind in ("jobs", "endpoint", "expiry", "build")
+}
 
 
 @cache
@@ -59,6 +68,7 @@ def operations() -> dict[str, set[str]]:
     """boto3's methods, each with its possible IAM actions."""
     found: dict[str, set[str]] = {method: {f"s3:{action}"} for method, action in S3.items()}
     found["describe_budget"] = {"budgets:ViewBudget"}
+    found["create_budget"] = found["delete_budget"] = {"budgets:ModifyBudget"}
     for service, prefix in SERVICES.items():
         for name in botocore.session.get_session().get_service_model(service).operation_names:
             found.setdefault(xform_name(name), set()).add(f"{prefix}:{name}")
@@ -76,9 +86,12 @@ def called() -> Iterator[str]:
 def printed(*words: str) -> dict[str, Any]:
     made = neuron_sum("aws", "iam", "--account", ACCOUNT, "--region", REGION, *words, "--json")
     assert made.exit_code == 0, made.stderr
-    [policy] = json.loads(made.stdout).values()
-    found: dict[str, Any] = policy
-    return found
+    return merged(made.stdout)
+
+
+def merged(text: str) -> dict[str, Any]:
+    """The printed documents as one policy."""
+    return {"Statement": [each for part in json.loads(text).values() for each in part["Statement"]]}
 
 
 def actions(policy: dict[str, Any]) -> set[str]:
@@ -108,8 +121,9 @@ def test_the_caller_writes_nothing_in_iam_and_the_policies_fit() -> None:
     assert passed == {
         f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-{kind}" for kind in ("jobs", "endpoint", "expiry")
     }
-    for policy in (caller, printed("--setup")):
-        assert len(json.dumps(policy, separators=(",", ":"))) <= MANAGED_POLICY
+    for part in documents(caller):
+        assert len(json.dumps(part, separators=(",", ":"))) <= MANAGED_POLICY
+    assert [each for part in documents(caller) for each in part["Statement"]] == caller["Statement"]
     bounded = printed("--setup", "--permissions-boundary", f"arn:aws:iam::{ACCOUNT}:policy/limit")
     [roles] = [each for each in bounded["Statement"] if each["Sid"] == "ChangeRoles"]
     assert roles["Condition"]["StringEquals"] == {"iam:PermissionsBoundary": f"arn:aws:iam::{ACCOUNT}:policy/limit"}
@@ -118,7 +132,7 @@ def test_the_caller_writes_nothing_in_iam_and_the_policies_fit() -> None:
 def role_policies(**options: Any) -> dict[str, dict[str, Any]]:
     """The policy of each role of the template."""
     parameters = Settings(**options).parameters(AwsContext(ACCOUNT, REGION), {})
-    resources = Resolver(TEMPLATE, parameters).resources()
+    resources = Resolver(render(AwsContext(ACCOUNT, REGION), parameters), parameters).resources()
     return {
         name: each["Properties"]["Policies"][0]["PolicyDocument"]
         for name, each in resources.items()
@@ -184,6 +198,9 @@ def test_s3_addresses_of_the_stack_are_readable_and_no_others() -> None:
         assert not allowed([policy], "s3:PutObject", "arn:aws:s3:::theirs/models/x")
     assert allowed([made["JobsRole"]], "s3:PutObject", "arn:aws:s3:::graphs/neuron/x")
     assert not allowed([made["EndpointRole"]], "s3:PutObject", "arn:aws:s3:::graphs/neuron/x")
+    both = [role_policies(reads=["s3://theirs/models/", "s3://other"])["JobsRole"]]
+    assert allowed(both, "s3:ListBucket", "arn:aws:s3:::other", {"s3:prefix": ""})
+    assert not allowed(both, "s3:ListBucket", "arn:aws:s3:::theirs", {"s3:prefix": "secret/"})
     assert not allowed([made["EndpointRole"]], "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "others"})
     metrics = {"cloudwatch:namespace": "/aws/sagemaker/Endpoints"}
     assert allowed([made["EndpointRole"]], "cloudwatch:PutMetricData", "*", metrics)
@@ -200,7 +217,8 @@ def test_the_expiry_role_only_ends_what_is_neuron_sums() -> None:
     assert not allowed([policy], "sagemaker:DeleteEndpoint", site.arn("sagemaker", "endpoint/prod"))
     assert allowed([policy], deregister, target, tagged) and not allowed([policy], deregister, target)
     assert actions(policy) == {
-        "sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob", deregister, "cloudwatch:DeleteAlarms"
+        "sagemaker:DeleteEndpoint", "sagemaker:StopTransformJob", deregister, "cloudwatch:DeleteAlarms",
+        "sqs:SendMessage",
     }  # fmt: skip
 
 
@@ -212,7 +230,7 @@ def test_the_key_and_the_addresses_of_the_stack_are_in_the_policy_of_the_caller(
     aws.reset()
     aws.set_up(kms_key=key, reads=["s3://theirs/models/"])
     made = neuron_sum("aws", "iam", "--json")
-    policy = json.loads(made.stdout)["caller"]
+    policy = merged(made.stdout)
     assert allowed([policy], "kms:GenerateDataKey", key)
     assert not allowed([policy], "kms:CreateGrant", key) and allowed(
         [policy], "kms:CreateGrant", key, {"kms:GrantIsForAWSResource": "true"}
@@ -251,11 +269,20 @@ def training_job(role: str) -> dict[str, Any]:
 
 def schedule(role: str) -> dict[str, Any]:
     at = datetime(2030, 1, 1, tzinfo=timezone.utc)
-    request = create_expiry(RUN, at=at, role_arn=role)
+    request = create_expiry(RUN, replace(planned_stack(AwsContext(ACCOUNT, REGION)), expiry_role=role), at=at)
     target = {**request["Target"], "Arn": "arn:aws:scheduler:::aws-sdk:iam:attachRolePolicy"}
     return {**request, "Target": target}
 
 
+BUILD = {
+    "projectName": "neuron-sum", "sourceLocationOverride": f"neuron-sum-{ACCOUNT}-{REGION}/neuron-sum/inputs/image/a/b",
+    "computeTypeOverride": "BUILD_GENERAL1_LARGE",
+    "environmentVariablesOverride": [{"name": "NEURON_SUM_TAG", "value": "a"}],
+}  # fmt: skip
+TABLE = {
+    "ServiceNamespace": "dynamodb", "ResourceId": "table/theirs",
+    "ScalableDimension": "dynamodb:table:ReadCapacityUnits",
+}  # fmt: skip
 ATTEMPTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "create a role": ("iam", "create_role", {"RoleName": "neuron-sum-mine", "AssumeRolePolicyDocument": TRUST}),
     "write a role's policy": ("iam", "put_role_policy", {"RoleName": JOBS, "PolicyName": "a", "PolicyDocument": ALL}),
@@ -266,11 +293,61 @@ ATTEMPTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "change the stack": ("cloudformation", "create_change_set", {"StackName": "neuron-sum", "ChangeSetName": "a"}),
     "pass another role": ("sagemaker", "create_training_job", training_job(ADMIN)),
     "pass the build role": ("sagemaker", "create_training_job", training_job(ROLES["build"])),
-    "build with another role": (
-        "codebuild", "start_build", {"projectName": "neuron-sum", "serviceRoleOverride": ADMIN}
+    **{
+        f"a build with {member}": ("codebuild", "start_build", {**BUILD, member: value})
+        for member, value in {
+            "serviceRoleOverride": ADMIN,
+            "buildspecOverride": "version: 0.2",
+            "imageOverride": "theirs",
+            "sourceLocationOverride": "https://github.com/theirs/private",
+            "sourceAuthOverride": {"type": "CODECONNECTIONS", "resource": "arn:x"},
+            "secondarySourcesOverride": [{"type": "S3", "location": "b/k", "sourceIdentifier": "a"}],
+            "artifactsOverride": {"type": "S3", "location": "theirs"},
+            "computeTypeOverride": "BUILD_GENERAL1_2XLARGE",
+            "fleetOverride": {"fleetArn": "arn:x"},
+            "environmentVariablesOverride": [{"name": "BASH_ENV", "value": "x"}],
+            "logsConfigOverride": {"s3Logs": {"status": "ENABLED", "location": "theirs/logs"}},
+        }.items()
+    },
+    "a build of a private repository": (
+        "codebuild",
+        "start_build",
+        {**BUILD, "sourceTypeOverride": "GITHUB", "sourceLocationOverride": "https://github.com/theirs/private"},
     ),
-    "build with other commands": (
-        "codebuild", "start_build", {"projectName": "neuron-sum", "buildspecOverride": "version: 0.2"}
+    "schedule with the endpoints' role": ("scheduler", "create_schedule", schedule(ROLES["endpoint"])),
+    "scale another service": (
+        "application-autoscaling",
+        "register_scalable_target",
+        {**TABLE, "MinCapacity": 1, "MaxCapacity": 2, "Tags": {"neuron-sum-run": "x"}},
+    ),
+    "end the scaling of another service": ("application-autoscaling", "deregister_scalable_target", TABLE),
+    "end the scaling of another endpoint": (
+        "application-autoscaling",
+        "deregister_scalable_target",
+        {
+            "ServiceNamespace": "sagemaker",
+            "ResourceId": "endpoint/prod/variant/main",
+            "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+        },
+    ),
+    "read another job's log": (
+        "logs", "get_log_events", {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": "prod/algo-1"}
+    ),
+    "delete another job's log": (
+        "logs", "delete_log_stream", {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": "prod/algo-1"}
+    ),
+    "tag another resource": (
+        "sagemaker",
+        "add_tags",
+        {"ResourceArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/prod", "Tags": RUN.tags},
+    ),
+    "delete the stack": ("cloudformation", "delete_stack", {"StackName": "neuron-sum"}),
+    "execute a change set": (
+        "cloudformation", "execute_change_set", {"StackName": "neuron-sum", "ChangeSetName": "neuron-sum-1"}
+    ),
+    "assume a role": ("sts", "assume_role", {"RoleArn": ROLES["build"], "RoleSessionName": "a"}),
+    "delete another object": (
+        "s3", "delete_objects", {"Bucket": f"neuron-sum-{ACCOUNT}-{REGION}", "Delete": {"Objects": [{"Key": "theirs"}]}}
     ),
     "schedule another role": ("scheduler", "create_schedule", schedule(ADMIN)),
     "schedule a job's role": ("scheduler", "create_schedule", schedule(ROLES["jobs"])),
@@ -286,6 +363,41 @@ def test_the_caller_cannot_get_more_rights(aws: AwsServer, monkeypatch: pytest.M
     with pytest.raises(ClientError) as refused:
         getattr(Account(REGION).client(service), operation)(**request)
     assert refused.value.response["Error"]["Code"] == "AccessDeniedException"
+
+
+def test_the_usual_build_is_allowed(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same request without one of the overrides."""
+    hasten(aws, monkeypatch)
+    logs = {"cloudWatchLogs": {"status": "ENABLED", "groupName": "/aws/codebuild/neuron-sum", "streamName": "a"}}
+    Account(REGION).client("codebuild").start_build(**BUILD, logsConfigOverride=logs)
+
+
+NEEDLESS = {
+    "AWS::S3::Bucket": r"Abac|Analytics|CORS|Cors|Inventory|Metrics|Notification|Replication|Website|Accelerate|"
+    r"ObjectAcl|ObjectLock|Logging|Versioning|OwnershipControls|IntelligentTiering|MetadataTable|Annotation|Journal|"
+    r"s3tables:|iam:PassRole|s3:DeleteObject|PutBucketAcl",
+    "AWS::ECR::Repository": r"(Put|Set|Delete)(Lifecycle|Repository)Policy|kms:",
+    "AWS::IAM::Role": r"iam:AttachRolePolicy",
+    "AWS::Logs::LogGroup": r"DataProtection|LogDelivery|s3:REST|firehose|ResourcePolic|IndexPolic|Bearer|KmsKey|"
+    r"DeletionProtection",
+}
+"""Permissions in the resource schemas for properties that the template does not use."""
+
+
+def test_the_administrators_policy_is_sufficient_for_every_resource_of_the_stack() -> None:
+    """CloudFormation creates resources with the permissions of the caller; they are in the resource schemas."""
+    manager = pytest.importorskip("cfnlint.schema").PROVIDER_SCHEMA_MANAGER
+    both = actions(printed()) | actions(printed("--setup"))
+    site = AwsContext(ACCOUNT, REGION)
+    resources = render(site, Settings().parameters(site, {}))["Resources"]
+    for kind in sorted({each["Type"] for each in resources.values()}):
+        schema = manager.get_resource_schema(REGION, kind).schema
+        handlers = schema.get("handlers", {})
+        assert handlers or kind == "AWS::CodeBuild::Project", "its schema has no permissions"
+        needed = {each for name, given in handlers.items() if name != "list" for each in given["permissions"]}
+        needed |= set(schema.get("tagging", {}).get("permissions", []))
+        lacking = {each for each in needed - both if not (kind in NEEDLESS and re.search(NEEDLESS[kind], each))}
+        assert not lacking, kind
 
 
 def test_a_schedule_with_another_target_cannot_do_more_than_its_role(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
-from sagemaker_jobs.aws.names import RUN_TAG, Run
+from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run
 from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.endpoint import launch as endpoint
@@ -21,7 +21,7 @@ from sagemaker_jobs.jobs import requests
 from sagemaker_jobs.jobs.requests import Job
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch import schedules as schedule_requests
-from sagemaker_jobs.stack.stack import Stack
+from sagemaker_jobs.stack.stack import Stack, planned_stack
 
 RUN = Run("tiny-261121-200000-abcd", "tiny")
 INSTANCES = ("ml.trn1.2xlarge", "ml.trn1.32xlarge", "ml.c7i.4xlarge", "ml.g5.12xlarge")
@@ -95,13 +95,15 @@ def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, stack: Stack, in
         check(service, operation, request)
         assert {"Key": RUN_TAG, "Value": run.id} in request["Tags"]
     ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
-    expiry = endpoint_requests.create_expiry(run, at=ends, role_arn=stack.expiry_role)
+    expiry = endpoint_requests.create_expiry(run, stack, at=ends)
     check("scheduler", "CreateSchedule", expiry)
     # A call that AWS rejects, because the endpoint is still being created, is repeated, without an end.
     assert expiry["ScheduleExpression"] == "rate(10 minutes)" and "EndDate" not in expiry
     assert expiry["StartDate"] == "2026-11-21T23:30:00+00:00"
     assert expiry["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 600, "no call is waited for twice"
-    china = endpoint_requests.create_expiry(run, at=ends, role_arn=stack.expiry_role.replace("aws", "aws-cn", 1))
+    assert expiry["Target"]["DeadLetterConfig"]["Arn"].endswith(":neuron-sum-expiry")
+    other = planned_stack(AwsContext(stack.site.account, "cn-north-1", "aws-cn"))
+    china = endpoint_requests.create_expiry(run, other, at=ends)
     assert china["Target"]["Arn"] == "arn:aws-cn:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
     assert run.name("endpoint") in expiry["Target"]["Input"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aws_faults import hasten
 from aws_inputs import RUN, told
+from aws_requests import STACK
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
@@ -85,7 +86,7 @@ def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer, monkeypatch: 
     other = Run("tiny-261121-2000-abce", "tiny")
     make_endpoint(aws, RUN.name("endpoint"), RUN.tags, variants=2)
     make_endpoint(aws, other.name("endpoint"), other.tags)
-    at = create_ending(other.name("expiry"), at=_later(), role_arn=ROLE, target="sagemaker:x", arguments={})
+    at = create_ending(other.name("expiry"), STACK, at=_later(), target="sagemaker:x", arguments={})
     if odd:
         monkeypatch.setattr("sagemaker_jobs.cleanup.kinds.time_of", lambda schedule: schedule["renamed"])
     else:

@@ -19,13 +19,13 @@ import moto.scheduler.responses as scheduler_responses
 from aws_iam import assumable, role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
-from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.responses import ActionResult, EmptyResult
 from moto.ecr.models import ecr_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 from moto.sagemaker.models import sagemaker_backends
 from moto.scheduler.models import scheduler_backends
+from moto.sqs.models import sqs_backends
 
 _Response = sagemaker_responses.SageMakerResponse
 _create_model, _create_config, _create = (
@@ -196,7 +196,7 @@ def tick(now: datetime) -> list[str]:
                 )
                 or not role_may(arn, "sagemaker:DeleteEndpoint", thing.arn)
             ):
-                _count_error(now)  # rejected
+                _reject(schedule, "Could not delete the endpoint")
                 continue
             for target in scaled:
                 scaling_backends[ACCOUNT][REGION].deregister_scalable_target(
@@ -207,7 +207,8 @@ def tick(now: datetime) -> list[str]:
         elif action == "stopTransformJob":
             thing = backend.transform_jobs.get(given["TransformJobName"])
             if thing is None or thing.transform_job_status != "InProgress":
-                continue  # rejected
+                _reject(schedule, "Could not stop the transform job")
+                continue
             assert role_may(arn, "sagemaker:StopTransformJob", thing.arn)
             thing.transform_job_status = "Stopping"
             ended.append(thing.transform_job_name)
@@ -216,7 +217,7 @@ def tick(now: datetime) -> list[str]:
             if role_may(arn, f"{service}:{operation[0].upper()}{operation[1:]}", "*"):
                 ended.append(action)
             else:
-                _count_error(now)
+                _reject(schedule, f"not authorized to perform {service}:{operation}")
     return ended
 
 
@@ -238,11 +239,15 @@ def _scaled(endpoint: str) -> list[Any]:
     return [target for target in targets if target.resource_id.startswith(f"endpoint/{endpoint}/")]
 
 
-def _count_error(now: datetime) -> None:
-    """Scheduler counts each call that its target rejects in CloudWatch, for all schedules of a group together."""
-    datum = {"MetricName": "TargetErrorCount", "Value": 1.0, "Timestamp": now.replace(tzinfo=None)}
-    datum["Dimensions"] = [{"Name": "ScheduleGroup", "Value": "default"}]
-    cloudwatch_backends[ACCOUNT][REGION].put_metric_data("AWS/Scheduler", [datum])
+def _reject(schedule: Any, reason: str) -> None:
+    """Scheduler sends a call that its target rejects to the dead-letter queue (configuring-schedule-dlq)."""
+    if not (queue := (schedule.target.get("DeadLetterConfig") or {}).get("Arn")):
+        return
+    assert role_may(schedule.target["RoleArn"], "sqs:SendMessage", queue)
+    values = {"SCHEDULE_ARN": schedule.arn, "TARGET_ARN": schedule.target["Arn"], "ERROR_CODE": "ValidationException",
+              "ERROR_MESSAGE": reason}  # fmt: skip
+    attributes = {key: {"data_type": "String", "string_value": value} for key, value in values.items()}
+    sqs_backends[ACCOUNT][REGION].send_message(queue.rpartition(":")[2], schedule.target["Input"], attributes)
 
 
 def find(known: dict[str, Any], name: str, what: str, script: Script) -> None:

@@ -5,12 +5,15 @@ Authorization Reference of AWS.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs
+from xml.sax.saxutils import unescape
 
 from aws_script import ACCOUNT, REGION
+from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
 from moto.core.exceptions import JsonRESTError
 from moto.iam.models import iam_backends
 from moto.sagemaker.models import sagemaker_backends
@@ -19,6 +22,15 @@ Policy = dict[str, Any]
 Request = tuple[str, str, dict[str, str]]
 """An action, its resource, and the values of condition keys."""
 TAG = "neuron-sum-run"
+WITHOUT_RESOURCES = ("pricing", "service-quotas", "cloudwatch")
+BUILD_KEYS = {
+    "buildspecOverride": "source.buildspec", "sourceLocationOverride": "source.location",
+    "sourceAuthOverride": "source.auth.type", "secondarySourcesOverride": "secondarySources",
+    "artifactsOverride": "artifacts", "imageOverride": "environment.image",
+    "fleetOverride": "environment.fleet.fleetArn",
+    "computeTypeOverride": "environment.computeType", "serviceRoleOverride": "serviceRole",
+}  # fmt: skip
+"""StartBuild's condition keys by the request's member."""
 KINDS = {
     "TrainingJob": "training-job", "TransformJob": "transform-job", "Model": "model",
     "EndpointConfig": "endpoint-config", "Endpoint": "endpoint",
@@ -42,6 +54,9 @@ def _holds(conditions: dict[str, dict[str, Any]], context: Mapping[str, str]) ->
             given = context.get(key)
             if operator == "Null":
                 if (str(wanted) == "true") != (given is None):
+                    return False
+            elif operator == "ForAllValues:StringEquals":
+                if not {*filter(None, (given or "").split(","))} <= {*_several(wanted)}:
                     return False
             else:
                 assert operator in ("StringLike", "StringEquals", "Bool"), operator
@@ -88,14 +103,17 @@ def requests(call: str, environ: dict[str, Any], body: bytes) -> Iterator[Reques
     """The actions of a call, as AWS checks them."""
     service, _, operation = call.partition(".")
     if service == "s3":
-        yield from _s3(environ)
+        yield from _s3(environ, body)
     elif service == "scheduler":
         yield from _scheduler(environ, body)
     elif environ.get("HTTP_X_AMZ_TARGET"):
         yield from _json(service, operation, json.loads(body or b"{}"))
-    elif service in ("iam", "cloudformation"):
+    elif service in ("iam", "cloudformation", "sts"):
         given = {key: values[0] for key, values in parse_qs(body.decode()).items()}
-        if service == "cloudformation":
+        if service == "sts":
+            if operation != "GetCallerIdentity":  # which needs no permission
+                yield f"sts:{operation}", given.get("RoleArn", "*"), {}
+        elif service == "cloudformation":
             name = given["StackName"]
             arn = name if name.startswith("arn:") else _arn("cloudformation", f"stack/{name}/1")
             yield f"{service}:{operation}", arn, {}
@@ -105,6 +123,10 @@ def requests(call: str, environ: dict[str, Any], body: bytes) -> Iterator[Reques
             linked = f"aws-service-role/{given.get('AWSServiceName')}/x"
             name = given.get("RoleName", linked)
             yield f"iam:{operation}", f"arn:aws:iam::{ACCOUNT}:role/{name}", {}
+    elif service == "sagemaker":  # the runtime
+        yield "sagemaker:InvokeEndpoint", _arn("sagemaker", f"endpoint/{environ['PATH_INFO'].split('/')[2]}"), {}
+    else:
+        raise AssertionError(f"unknown actions of {call}")
 
 
 def _arn(service: str, resource: str) -> str:
@@ -120,10 +142,14 @@ def _json(service: str, operation: str, given: dict[str, Any]) -> Iterator[Reque
     action, context = f"{prefix}:{operation}", {}
     resource = "*"
     if service == "sagemaker":
-        verb = next(each for each in ("Create", "Describe", "Delete", "Stop", "List", "Invoke") if each in operation)
+        verbs = ("Create", "Describe", "Delete", "Stop", "List", "Add")
+        verb = next(each for each in verbs if operation.startswith(each))
         kind = KINDS.get(operation.removeprefix(verb))
         if operation == "ListTags":
             resource = given["ResourceArn"]
+        elif operation == "AddTags":
+            resource = given["ResourceArn"]
+            context = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in given["Tags"]}
         elif kind is not None:
             name = given[f"{operation.removeprefix(verb)}Name"]
             resource = _arn("sagemaker", f"{kind}/{name}")
@@ -137,8 +163,14 @@ def _json(service: str, operation: str, given: dict[str, Any]) -> Iterator[Reque
     elif service == "codebuild":
         project = given.get("projectName") or given.get("name") or (given.get("ids") or [given.get("id")])[0]
         resource = _arn("codebuild", f"project/{str(project).partition(':')[0]}")
-        if "buildspecOverride" in given:
-            context["codebuild:source.buildspec"] = "true"
+        for name, key in BUILD_KEYS.items():
+            if name in given:
+                context[f"codebuild:{key}"] = str(given[name])
+        if variables := given.get("environmentVariablesOverride"):
+            names = ",".join(each["name"] for each in variables)
+            context["codebuild:environment.environmentVariables.name"] = names
+        if "s3Logs" in given.get("logsConfigOverride", {}):
+            context["codebuild:logsConfig.s3Logs"] = "true"
         for key in ("serviceRoleOverride", "serviceRole"):
             if key in given:
                 yield _pass(given[key], "codebuild")
@@ -146,13 +178,38 @@ def _json(service: str, operation: str, given: dict[str, Any]) -> Iterator[Reque
         name = given.get("repositoryName") or (given.get("repositoryNames") or [None])[0]
         resource = given.get("resourceArn") or _arn("ecr", f"repository/{name}")
     elif service == "logs" and "logGroupName" in given:
-        resource = _arn("logs", f"log-group:{given['logGroupName']}:{given.get('logStreamName', '')}")
+        stream = f"log-stream:{given['logStreamName']}" if "logStreamName" in given else ""
+        resource = _arn("logs", f"log-group:{given['logGroupName']}:{stream}")
     elif service == "application-autoscaling" and not operation.startswith("Describe"):
-        resource = _arn("application-autoscaling", "scalable-target/0123")
+        target = _arn("application-autoscaling", "scalable-target/0123")
+        resource, context = target, {"application-autoscaling:service-namespace": given["ServiceNamespace"]}
+        if operation == "RegisterScalableTarget":
+            tags = {f"aws:RequestTag/{key}": value for key, value in given.get("Tags", {}).items()}
+            context |= tags
+            if tags:
+                yield "application-autoscaling:TagResource", target, tags
+        else:
+            context |= _target_tags(given)
+    elif service == "sqs":
+        name = given.get("QueueName") or given["QueueUrl"].rpartition("/")[2]
+        resource = _arn("sqs", name)
     elif service == "budgets":
-        action = "budgets:ViewBudget"
-        resource = f"arn:aws:budgets::{ACCOUNT}:budget/{given.get('BudgetName')}"
+        action = "budgets:ViewBudget" if operation.startswith("Describe") else "budgets:ModifyBudget"
+        name = given.get("BudgetName") or given["Budget"]["BudgetName"]
+        resource = f"arn:aws:budgets::{ACCOUNT}:budget/{name}"
+    elif service not in WITHOUT_RESOURCES:
+        assert operation.startswith(("List", "Describe")), f"unknown resource of {service}:{operation}"
     yield action, resource, context
+
+
+def _target_tags(given: dict[str, Any]) -> dict[str, str]:
+    """The tags of a scalable target, as condition keys."""
+    backend = scaling_backends[ACCOUNT][REGION]
+    return {
+        f"aws:ResourceTag/{key}": value
+        for target in backend.describe_scalable_targets(given["ServiceNamespace"], [given["ResourceId"]], None)
+        for key, value in backend.list_tags_for_resource(target.arn).items()
+    }
 
 
 def _tags(arn: str) -> list[dict[str, str]]:
@@ -174,10 +231,11 @@ def _scheduler(environ: dict[str, Any], body: bytes) -> Iterator[Request]:
         yield _pass(json.loads(body)["Target"]["RoleArn"], "scheduler")
 
 
-def _s3(environ: dict[str, Any]) -> Iterator[Request]:
+def _s3(environ: dict[str, Any], body: bytes) -> Iterator[Request]:
     method, query = environ["REQUEST_METHOD"], parse_qs(environ["QUERY_STRING"] or "", keep_blank_values=True)
     bucket, _, key = environ["PATH_INFO"].strip("/").partition("/")
     arn = f"arn:aws:s3:::{bucket}"
+    setting = next((noun for name, noun in SETTINGS.items() if name in query), None)
     if key:
         verb = {"GET": "Get", "HEAD": "Get", "PUT": "Put", "POST": "Put", "DELETE": "Delete"}[method]
         if source := environ.get("HTTP_X_AMZ_COPY_SOURCE"):
@@ -185,7 +243,10 @@ def _s3(environ: dict[str, Any]) -> Iterator[Request]:
         abort = method == "DELETE" and "uploadId" in query
         yield "s3:AbortMultipartUpload" if abort else f"s3:{verb}Object", f"{arn}/{key}", {}
     elif method == "POST":  # DeleteObjects
-        yield "s3:DeleteObject", f"{arn}/neuron-sum/x", {}
+        for name in re.findall(r"<Key>(.*?)</Key>", body.decode()):
+            yield "s3:DeleteObject", f"{arn}/{unescape(name)}", {}
+    elif setting is not None:
+        yield f"s3:{'Get' if method == 'GET' else 'Put'}{setting}", arn, {}
     elif "uploads" in query:
         yield "s3:ListBucketMultipartUploads", arn, {}
     elif method in ("GET", "HEAD"):
@@ -193,3 +254,10 @@ def _s3(environ: dict[str, Any]) -> Iterator[Request]:
         yield "s3:ListBucket", arn, {"s3:prefix": prefix}
     else:
         yield "s3:DeleteBucket" if method == "DELETE" else "s3:CreateBucket", arn, {}
+
+
+SETTINGS = {
+    "tagging": "BucketTagging", "encryption": "EncryptionConfiguration", "publicAccessBlock": "BucketPublicAccessBlock",
+    "policy": "BucketPolicy", "lifecycle": "LifecycleConfiguration",
+}  # fmt: skip
+"""The noun of the action for each setting of a bucket."""

@@ -42,7 +42,6 @@ from sagemaker_jobs.stack.template import Settings, render
 
 READABLE = ("theirs/", "other/")
 """Further places that the caller may read."""
-TEMPLATE = render(AwsContext(ACCOUNT, REGION))
 Fault = Literal["before", "lost", "throttled", "killed before", "killed after"]
 TARGETS = {
     "AWSPriceListService": "pricing",
@@ -54,6 +53,7 @@ TARGETS = {
     "ServiceQuotasV20190624": "service-quotas",
     "GraniteServiceVersion20100801": "cloudwatch",
     "AWSBudgetServiceGateway": "budgets",
+    "AmazonSQS": "sqs",
 }
 """Services that name the operation in a header."""
 
@@ -127,7 +127,8 @@ class AwsServer:
             options: The fields of Settings.
         """
         site = AwsContext(ACCOUNT, REGION)
-        aws_stacks.create(self.script, TEMPLATE, Settings(**options).parameters(site, {}))
+        parameters = Settings(**options).parameters(site, {})
+        aws_stacks.create(self.script, render(site, parameters), parameters)
         self.script.policies = [caller_policy(site, site.bucket, kms_key=options.get("kms_key"), reads=READABLE)]
 
     @property
@@ -284,8 +285,8 @@ class AwsServer:
                 answer = self._price_list(environ, body, start_response)
             elif call in ("service-quotas.ListServiceQuotas", "service-quotas.ListAWSDefaultServiceQuotas"):
                 answer = self._quotas(environ, body, start_response, defaults="Default" in call)
-            elif call == "budgets.DescribeBudget":
-                answer = self._budget(environ, body, start_response)
+            elif call.startswith("budgets."):
+                answer = self._budget(environ, body, start_response, call.partition(".")[2])
             else:
                 answer = self._stack(call, body, start_response) or list(self._moto(environ, start_response))
             if faulty and self.fault in ("lost", "killed after"):
@@ -351,15 +352,23 @@ class AwsServer:
         more = {"NextToken": str(first + 2)} if first + 2 < len(listed) else {}
         return _json(start_response, "200 OK", {"Quotas": listed[first : first + 2], **more})
 
-    def _budget(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
+    def _budget(self, environ: Any, body: bytes, start_response: Callable[..., Any], operation: str) -> list[bytes]:
         """moto's budgets have no filters and no spend."""
-        name = json.loads(body)["BudgetName"]
-        if (found := self.script.budgets.get(name)) is None:
+        given, budgets = json.loads(body), self.script.budgets
+        name = given.get("BudgetName") or given["Budget"]["BudgetName"]
+        if operation == "CreateBudget":
+            if name in budgets:
+                return _refusal(environ, start_response, "DuplicateRecordException", "the budget already exists", 400)
+            budgets[name] = {**given["Budget"], "subscribers": given["NotificationsWithSubscribers"]}
+            return _json(start_response, "200 OK", {})
+        if (found := budgets.get(name)) is None:
             return _refusal(environ, start_response, "NotFoundException", f"Unable to get budget: {name}", 400)
+        if operation == "DeleteBudget":
+            del budgets[name]
+            return _json(start_response, "200 OK", {})
         budget = {key: value for key, value in found.items() if key != "subscribers"}
-        limit = {"Amount": str(budget["BudgetLimit"]["Amount"]), "Unit": "USD"}
         spend = {"ActualSpend": {"Amount": str(self.script.spent), "Unit": "USD"}}
-        return _json(start_response, "200 OK", {"Budget": {**budget, "BudgetLimit": limit, "CalculatedSpend": spend}})
+        return _json(start_response, "200 OK", {"Budget": {**budget, "CalculatedSpend": spend}})
 
 
 class _Quiet(WSGIRequestHandler):

@@ -1,8 +1,8 @@
 """CloudFormation in the tests' account: change sets and stacks as in AWS, with resources in moto's services.
 
 moto's CloudFormation imports all of its services with their packages, executes a change set within its request, reports
-no failures, and lacks build projects, budgets, bucket policies and the adoption of existing resources. Here an
-operation takes as many looks as the script says, and each resource has its events.
+no failures, and lacks build projects and bucket policies. Here an operation takes as many looks as the script says, and
+each resource has its events.
 """
 
 import json
@@ -22,8 +22,9 @@ from moto.ecr.models import ecr_backends
 from moto.iam.models import iam_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import cfn_to_api_encryption, s3_backends
+from moto.sqs.models import sqs_backends
 
-RETAINED = ("AWS::S3::Bucket", "AWS::ECR::Repository")
+RETAINED = ("AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::ECR::Repository")
 UPDATABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")
 
 
@@ -37,7 +38,7 @@ class Stack:
         self.parameters: dict[str, str] = {}
         self.resources: dict[str, dict[str, Any]] = {}
         self.outputs: dict[str, str] = {}
-        self.change_set: dict[str, Any] | None = None
+        self.change_sets: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.looks, self.pending = 0, None  # what the last look executes
 
@@ -128,34 +129,51 @@ class Stacks:
             raise refuse("ValidationError", f"Stack [{name}] already exists and cannot be created again")
         if kind == "UPDATE" and stack.status not in UPDATABLE:
             raise refuse("ValidationError", f"Stack:{stack.id} is in {stack.status} state and can not be updated.")
-        if stack.change_set is not None:
-            raise refuse("AlreadyExistsException", f"ChangeSet {given.get('ChangeSetName')} already exists")
+        if given["ChangeSetName"] in stack.change_sets:
+            raise refuse("AlreadyExistsException", f"ChangeSet {given['ChangeSetName']} already exists")
         same = (template, parameters) == (stack.template, stack.parameters)
-        stack.change_set = {
-            "template": template, "parameters": parameters, "looks": 0, "same": same,
-            "adopt": str(given.get('ImportExistingResources')).lower() == "true",
+        stack.change_sets[given["ChangeSetName"]] = {
+            "template": template, "parameters": parameters, "looks": 0, "same": same, "execution": "AVAILABLE",
         }  # fmt: skip
         return {"Id": f"{stack.id}/change", "StackId": stack.id}
 
-    def describe_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
+    def change(self, given: dict[str, Any]) -> tuple[Stack, dict[str, Any]]:
         stack = self.find(given.get("StackName"))
-        if (change := stack.change_set) is None:
-            raise refuse("ChangeSetNotFound", f"ChangeSet [{given.get('ChangeSetName')}] does not exist")
+        if (change := stack.change_sets.get(given["ChangeSetName"])) is None:
+            raise refuse("ChangeSetNotFound", f"ChangeSet [{given['ChangeSetName']}] does not exist")
+        return stack, change
+
+    def list_change_sets(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        return {"Summaries": [{"ChangeSetName": name} for name in self.find(given.get("StackName")).change_sets]}
+
+    def describe_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        stack, change = self.change(given)
         change["looks"] += 1
-        status = "CREATE_IN_PROGRESS" if change["looks"] == 1 else "FAILED" if change["same"] else "CREATE_COMPLETE"
-        reason = "The submitted information didn't contain changes." if status == "FAILED" else ""
+        failed = change["same"] or self.script().rejected is not None
+        status = "CREATE_IN_PROGRESS" if change["looks"] == 1 else "FAILED" if failed else "CREATE_COMPLETE"
+        reason = self.script().rejected or "The submitted information didn't contain changes."
         pairs = [{"ParameterKey": key, "ParameterValue": value} for key, value in change["parameters"].items()]
-        return {"Status": status, "StatusReason": reason, "Parameters": pairs, "StackId": stack.id}
+        return {
+            "Status": status, "StatusReason": reason if status == "FAILED" else "", "Parameters": pairs,
+            "StackId": stack.id, "ExecutionStatus": change["execution"],
+        }  # fmt: skip
+
+    def describe_events(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """The reasons of a rejection by CloudFormation's early validation."""
+        failed = {"EventId": "1", "ValidationStatus": "FAILED", "ValidationStatusReason": "the name is taken"}
+        return {"OperationEvents": [failed]}
 
     def delete_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        self.find(given.get("StackName")).change_set = None
+        self.find(given.get("StackName")).change_sets.pop(given["ChangeSetName"], None)
         return None
 
     def execute_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        stack = self.find(given.get("StackName"))
-        if stack.change_set is None:
-            raise refuse("ChangeSetNotFound", "ChangeSet does not exist")
-        change, stack.change_set = stack.change_set, None
+        stack, change = self.change(given)
+        if change["execution"] != "AVAILABLE" or change["same"] or stack.pending is not None:
+            raise refuse("InvalidChangeSetStatus", "ChangeSet cannot be executed in its current status")
+        # The others of the stack are deleted (ExecuteChangeSet).
+        stack.change_sets = {given["ChangeSetName"]: change}
+        change["execution"] = "EXECUTE_COMPLETE"
         action = "UPDATE" if stack.resources else "CREATE"
         stack.looks = 0
         if action == "CREATE":  # an update that fails keeps the old ones
@@ -174,7 +192,7 @@ class Stacks:
                 continue
             stack.note(logical, resource["Type"], f"{verb}_IN_PROGRESS")
             failure = self.script().stack_failures.get(logical)
-            if failure is None and verb == "CREATE" and not change["adopt"] and exists(resource):
+            if failure is None and verb == "CREATE" and exists(resource):
                 failure = f"{name_of(resource)} already exists"
             if failure is not None:
                 stack.note(logical, resource["Type"], f"{verb}_FAILED", failure)
@@ -274,8 +292,7 @@ def create(script: Script, template: dict[str, Any], parameters: dict[str, str])
 
 
 def name_of(resource: dict[str, Any]) -> str:
-    name = resource["Properties"][NAMES[resource["Type"]]]
-    return str(name["BudgetName"] if isinstance(name, dict) else name)
+    return str(resource["Properties"][NAMES[resource["Type"]]])
 
 
 def exists(resource: dict[str, Any]) -> bool:
@@ -319,8 +336,9 @@ def put(script: Script, resource: dict[str, Any]) -> None:
             project["queuedTimeoutInMinutes"], None, project["logsConfig"], None,
         )  # fmt: skip
     else:
-        assert kind == "AWS::Budgets::Budget", kind
-        script.budgets[name] = {**given["Budget"], "subscribers": given["NotificationsWithSubscribers"]}
+        assert kind == "AWS::SQS::Queue", kind
+        if name not in sqs_backends[ACCOUNT][REGION].queues:
+            sqs_backends[ACCOUNT][REGION].create_queue(name, {each["Key"]: each["Value"] for each in given["Tags"]})
 
 
 def remove(script: Script, resource: dict[str, Any]) -> None:
@@ -340,7 +358,7 @@ def remove(script: Script, resource: dict[str, Any]) -> None:
     elif kind == "AWS::CodeBuild::Project":
         codebuild_backends[ACCOUNT][REGION].delete_project(name)
     else:
-        script.budgets.pop(name, None)
+        sqs_backends[ACCOUNT][REGION].queues.pop(name)
 
 
 def _s3() -> Any:

@@ -13,7 +13,7 @@ NAMES = {
     "AWS::Logs::LogGroup": "LogGroupName",
     "AWS::CodeBuild::Project": "Name",
     "AWS::S3::BucketPolicy": "Bucket",
-    "AWS::Budgets::Budget": "Budget",
+    "AWS::SQS::Queue": "QueueName",
 }
 """The property that names a resource of each type."""
 REMOVED = object()
@@ -78,12 +78,6 @@ class Resolver:
             return self.value(argument[which])
         if name == "Fn::Join":
             return argument[0].join(self.value(argument[1]))
-        if name == "Fn::FindInMap":
-            first, *keys = (self.value(each) for each in argument)
-            found = self.template["Mappings"][first]
-            for key in keys:
-                found = found[key]
-            return found
         assert name == "Fn::Sub", name
         text, given = (argument, {}) if isinstance(argument, str) else argument
 
@@ -98,6 +92,7 @@ class Resolver:
         pseudo = {
             "AWS::Region": self.region, "AWS::AccountId": self.account, "AWS::Partition": self.partition,
             "AWS::NoValue": REMOVED,
+            "AWS::URLSuffix": "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com",
         }  # fmt: skip
         if name in pseudo:
             return pseudo[name]
@@ -114,12 +109,9 @@ class Resolver:
     def attribute(self, logical: str, attribute: str) -> str:
         kind, name = self.template["Resources"][logical]["Type"], self.name(logical)
         site = f"{self.region}:{self.account}"
-        if attribute == "RepositoryUri":
-            return f"{self.account}.dkr.ecr.{self.region}.amazonaws.com/{name}"
         assert attribute == "Arn"
         return {
-            "AWS::S3::Bucket": f"arn:{self.partition}:s3:::{name}",
-            "AWS::ECR::Repository": f"arn:{self.partition}:ecr:{site}:repository/{name}",
+            "AWS::SQS::Queue": f"arn:{self.partition}:sqs:{site}:{name}",
             "AWS::IAM::Role": f"arn:{self.partition}:iam::{self.account}:role/{name}",
             "AWS::Logs::LogGroup": f"arn:{self.partition}:logs:{site}:log-group:{name}:*",
         }[kind]

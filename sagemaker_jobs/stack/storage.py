@@ -1,0 +1,147 @@
+"""A bucket and a repository that exist outside of the stack: retained by an earlier stack, or of an earlier version.
+
+CloudFormation would fail to create them, and importing them into a stack does not change their settings. The stack
+leaves them out, and `aws setup` writes their settings with S3 and ECR.
+"""
+
+import json
+from typing import Any
+
+from neuron_sum.errors import AwsError
+from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import Refused, ignore_missing
+from sagemaker_jobs.aws.names import REPOSITORY, RUN_TAG
+
+
+def existing(account: Account) -> dict[str, bool]:
+    """Return whether the bucket and the repository exist, by the template's parameters that create them.
+
+    Raises:
+        AwsError: If one exists without neuron-sum's tag, or a request fails.
+    """
+    return {"CreateBucket": bucket_is_ours(account), "CreateRepository": repository_is_ours(account)}
+
+
+def bucket_is_ours(account: Account) -> bool:
+    """Return whether the bucket exists.
+
+    Raises:
+        AwsError: If it was not created by neuron-sum, or a request fails.
+    """
+    bucket = account.site.bucket
+    try:
+        if account.find("s3", "head_bucket", **_bucket(account)) is None:
+            return False
+        with ignore_missing("NoSuchTagSet"):
+            found = account.call("s3", "get_bucket_tagging", **_bucket(account))["TagSet"]
+            if any(tag["Key"] == RUN_TAG for tag in found):
+                return True
+    except Refused as refused:
+        if refused.code != "403":
+            raise
+        raise AwsError(
+            f"the bucket {bucket} belongs to another account, or you may not read it",
+            "`neuron-sum aws iam --setup` prints the policy that the administrator needs",
+        ) from None
+    raise AwsError(
+        f"the bucket {bucket} was not created by neuron-sum: it has no tag {RUN_TAG}",
+        f"to use it, run `aws s3api put-bucket-tagging --bucket {bucket} "
+        f"--tagging 'TagSet=[{{Key={RUN_TAG},Value=all}}]'`",
+    )
+
+
+def repository_is_ours(account: Account) -> bool:
+    """Return whether the image repository exists.
+
+    Raises:
+        AwsError: If it was not created by neuron-sum, or a request fails.
+    """
+    answer = account.find("ecr", "describe_repositories", repositoryNames=[REPOSITORY])
+    if answer is None:
+        return False
+    arn = answer["repositories"][0]["repositoryArn"]
+    if not any(tag["Key"] == RUN_TAG for tag in account.call("ecr", "list_tags_for_resource", resourceArn=arn)["tags"]):
+        raise AwsError(
+            f"the repository {REPOSITORY} in {account.region} was not created by neuron-sum: it has no tag {RUN_TAG}",
+            f"to use it, run `aws ecr tag-resource --resource-arn {arn} --tags Key={RUN_TAG},Value=all`",
+        )
+    return True
+
+
+def configure(account: Account, parameters: dict[str, str]) -> None:
+    """Write the settings of a bucket and a repository that are not in the stack, as the template has them.
+
+    A bucket policy and lifecycle rules that exist are kept, because they may contain rules of the user.
+
+    Args:
+        account: The account and region.
+        parameters: The parameters of the stack.
+
+    Raises:
+        AwsError: If AWS refuses.
+    """
+    if parameters["CreateBucket"] == "false":
+        key = parameters["KmsKey"]
+        default = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key} if key else {"SSEAlgorithm": "AES256"}
+        closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+        _put(
+            account,
+            "put_bucket_encryption",
+            ServerSideEncryptionConfiguration={
+                "Rules": [{"ApplyServerSideEncryptionByDefault": default, "BucketKeyEnabled": bool(key)}]
+            },
+        )
+        _put(account, "put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
+        arn = account.site.s3_arn(account.site.bucket)
+        only_tls = {
+            "Sid": "OnlyTls",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [arn, f"{arn}/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+        parts = {
+            "ID": "parts-of-killed-uploads",
+            "Status": "Enabled",
+            "Filter": {"Prefix": ""},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+        }
+        if not _has(account, "get_bucket_policy"):
+            policy = {"Version": "2012-10-17", "Statement": [only_tls]}
+            _put(account, "put_bucket_policy", Policy=json.dumps(policy))
+        if not _has(account, "get_bucket_lifecycle_configuration"):
+            _put(account, "put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [parts]})
+    if parameters["CreateRepository"] == "false":
+        mutability = {"repositoryName": REPOSITORY, "imageTagMutability": "IMMUTABLE"}
+        account.call("ecr", "put_image_tag_mutability", **mutability)
+
+
+def differences(account: Account, parameters: dict[str, str]) -> list[str]:
+    """Return how the encryption of a bucket that is not in the stack differs.
+
+    Raises:
+        AwsError: If a request fails.
+    """
+    if parameters["CreateBucket"] == "true":
+        return []
+    found = account.find("s3", "get_bucket_encryption", **_bucket(account)) or {}
+    rules = found.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+    keys = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
+    if keys == [parameters["KmsKey"]]:
+        return []
+    return [f"bucket {account.site.bucket}: encrypted with {keys} instead of {parameters['KmsKey']!r}"]
+
+
+def _bucket(account: Account) -> dict[str, str]:
+    return {"Bucket": account.site.bucket, "ExpectedBucketOwner": account.id}
+
+
+def _put(account: Account, operation: str, **setting: Any) -> None:
+    account.call("s3", operation, **_bucket(account), **setting)
+
+
+def _has(account: Account, operation: str) -> bool:
+    with ignore_missing("NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"):
+        return bool(account.call("s3", operation, **_bucket(account)))
+    return False
