@@ -286,7 +286,7 @@ class Account:
         if code in THROTTLED:
             return f"AWS is still busy after {ATTEMPTS} attempts: try again in a minute"
         if ASSUME_ROLE.search(message):
-            return "try again in a minute if the stack is new; `neuron-sum aws setup --check` compares its roles"
+            return "try again in a minute if the stack is new; `neuron-sum aws setup --check` compares its template"
         if NO_IMAGE.search(message):
             return f"the image is not in {self.region}: use --image with one that is, or another --region"
         if code in DENIED and SETUP_CALL.match(what):

@@ -95,7 +95,7 @@ def caller_policy(
             ["cloudformation:DescribeStacks", "cloudformation:GetTemplate"],
             [arn("cloudformation", f"stack/{PREFIX}/*")],
         ),
-        allow("Bucket", ["s3:ListBucket"], [s3]),
+        allow("Bucket", ["s3:ListBucket", "s3:GetEncryptionConfiguration"], [s3]),
         allow(
             "Objects",
             ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
@@ -241,6 +241,7 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
                 "iam:GetRolePolicy",
                 "iam:ListRolePolicies",
                 "iam:ListAttachedRolePolicies",
+                "iam:ListRoleTags",
                 "iam:DeleteRole",
                 "iam:TagRole",
                 "iam:UntagRole",

@@ -345,7 +345,7 @@ ATTEMPTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "execute a change set": (
         "cloudformation", "execute_change_set", {"StackName": "neuron-sum", "ChangeSetName": "neuron-sum-1"}
     ),
-    "assume a role": ("sts", "assume_role", {"RoleArn": ROLES["build"], "RoleSessionName": "a"}),
+    "assume a role": ("sts", "assume_role", {"RoleArn": ROLES["build"], "RoleSessionName": "ab"}),
     "delete another object": (
         "s3", "delete_objects", {"Bucket": f"neuron-sum-{ACCOUNT}-{REGION}", "Delete": {"Objects": [{"Key": "theirs"}]}}
     ),
@@ -375,7 +375,7 @@ def test_the_usual_build_is_allowed(aws: AwsServer, monkeypatch: pytest.MonkeyPa
 NEEDLESS = {
     "AWS::S3::Bucket": r"Abac|Analytics|CORS|Cors|Inventory|Metrics|Notification|Replication|Website|Accelerate|"
     r"ObjectAcl|ObjectLock|Logging|Versioning|OwnershipControls|IntelligentTiering|MetadataTable|Annotation|Journal|"
-    r"s3tables:|iam:PassRole|s3:DeleteObject|PutBucketAcl",
+    r"s3tables:|iam:PassRole|s3:DeleteObject|PutBucketAcl|DeleteBucketTagging",
     "AWS::ECR::Repository": r"(Put|Set|Delete)(Lifecycle|Repository)Policy|kms:",
     "AWS::IAM::Role": r"iam:AttachRolePolicy",
     "AWS::Logs::LogGroup": r"DataProtection|LogDelivery|s3:REST|firehose|ResourcePolic|IndexPolic|Bearer|KmsKey|"

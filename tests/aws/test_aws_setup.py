@@ -48,7 +48,14 @@ def administrator(aws: AwsServer) -> None:
 
 
 def parameters(aws: AwsServer) -> dict[str, str]:
-    return {key: value for key, value in aws.script.stacks[-1].parameters.items() if value not in ("", "true")}
+    """Those with a value, without the two that say what exists."""
+    return {key: value for key, value in aws.script.stacks[-1].parameters.items() if value not in ("", "true", "false")}
+
+
+def created(aws: AwsServer) -> tuple[str, str]:
+    """Whether the stack creates the bucket and the repository."""
+    given = aws.script.stacks[-1].parameters
+    return given["CreateBucket"], given["CreateRepository"]
 
 
 def test_a_stack_is_created_once(aws: AwsServer) -> None:
@@ -157,6 +164,7 @@ def test_a_broken_stack_is_replaced_or_deleted(aws: AwsServer, state: str) -> No
         aws.set_up(kms_key=KEY)
         administrator(aws)
         aws.script.stacks[-1].status = state
+        aws.script.stacks[-1].outputs = {}
         assert f"the stack is {state}" in failed(neuron_sum(*SETUP, "--check"))
         made = told(neuron_sum(*SETUP, *words, "--json"))
         if words:
@@ -308,7 +316,7 @@ def test_a_stack_in_use_is_not_deleted_and_what_is_not_empty_is_kept(aws: AwsSer
     objects = aws.kept()
     made = told(neuron_sum(*SETUP, "--json"))
     assert made["outcome"] == "created" and aws.kept() == objects, "the retained ones are used"
-    assert parameters(aws) == {"CreateBucket": "false", "CreateRepository": "false"}
+    assert created(aws) == ("false", "false")
     assert BUCKET in aws.script.bucket_policies
     assert told(neuron_sum(*SETUP, "--json"))["outcome"] == "unchanged"
     told(neuron_sum(*SETUP, "--kms-key", KEY, "--json"))
@@ -337,9 +345,9 @@ def test_an_earlier_bucket_and_repository_are_used_only_with_the_tag(aws: AwsSer
     assert "the repository neuron-sum in" in failed(neuron_sum(*SETUP))
     ecr.delete_repository(repositoryName="neuron-sum")
     told(neuron_sum(*SETUP, "--json"))
-    assert parameters(aws) == {"CreateBucket": "false"}
+    assert created(aws) == ("false", "true")
     assert s3.get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"]["BlockPublicPolicy"]
-    assert "aws:SecureTransport" in s3.get_bucket_policy(Bucket=BUCKET)["Policy"]
+    assert "aws:SecureTransport" in json.dumps(aws.script.bucket_policies[BUCKET])
     [rule] = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
 
@@ -368,7 +376,7 @@ def test_the_role_of_autoscaling_is_not_required(aws: AwsServer) -> None:
     assert told(made)["outcome"] == "created" and "create-service-linked-role" in made.stderr
 
 
-@pytest.mark.parametrize("fault", ["before", "lost"])
+@pytest.mark.parametrize("fault", [pytest.param("before", marks=pytest.mark.slow), "lost"])
 @pytest.mark.parametrize("start", ["broken", "update", "delete"])
 def test_a_change_that_fails_at_any_call_keeps_the_settings(aws: AwsServer, fault: Any, start: str) -> None:
     words = {"broken": (), "update": ("--reads", "s3://theirs/"), "delete": ("--delete",)}[start]
@@ -391,10 +399,7 @@ def test_a_change_that_fails_at_any_call_keeps_the_settings(aws: AwsServer, faul
         else:
             stack = aws.script.stacks[-1]
             assert stack.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"), hit
-            assert {key: value for key, value in parameters(aws).items() if value != "false"} == {
-                **before, **({"Reads": "arn:aws:s3:::theirs/*"} if words else {})
-            }, hit  # fmt: skip
-            assert neuron_sum(*SETUP, "--check").exit_code == 0, hit
+            assert parameters(aws) == {**before, **({"Reads": "arn:aws:s3:::theirs/*"} if words else {})}, hit
         if hit is None:
             assert number >= 8
             return
@@ -486,8 +491,7 @@ def test_cfn_lint_finds_nothing(tmp_path: Path, name: str) -> None:
     site = AwsContext(ACCOUNT, region, "aws-cn" if region.startswith("cn-") else "aws")
     parameters, path = Settings(**options).parameters(site, {}), tmp_path / "template.json"
     path.write_text(json.dumps(render(site, parameters)), encoding="utf-8")
-    given = [f"{key}={value}" for key, value in parameters.items() if value]
-    words = [*(("--parameters", *given) if given else ()), "--regions", region, "--template", str(path)]
+    words = ["--regions", region, "--template", str(path)]
     linted = subprocess.run(
         [sys.executable, "-c", "import sys; from cfnlint.runner import main; sys.exit(main())", *words],
         capture_output=True,

@@ -246,7 +246,7 @@ def _reject(schedule: Any, reason: str) -> None:
     assert role_may(schedule.target["RoleArn"], "sqs:SendMessage", queue)
     values = {"SCHEDULE_ARN": schedule.arn, "TARGET_ARN": schedule.target["Arn"], "ERROR_CODE": "ValidationException",
               "ERROR_MESSAGE": reason}  # fmt: skip
-    attributes = {key: {"data_type": "String", "string_value": value} for key, value in values.items()}
+    attributes = {key: {"DataType": "String", "StringValue": value} for key, value in values.items()}
     sqs_backends[ACCOUNT][REGION].send_message(queue.rpartition(":")[2], schedule.target["Input"], attributes)
 
 

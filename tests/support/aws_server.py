@@ -285,6 +285,8 @@ class AwsServer:
                 answer = self._price_list(environ, body, start_response)
             elif call in ("service-quotas.ListServiceQuotas", "service-quotas.ListAWSDefaultServiceQuotas"):
                 answer = self._quotas(environ, body, start_response, defaults="Default" in call)
+            elif call.endswith(" Bucket ?policy"):
+                answer = self._bucket_policy(environ, body, start_response)
             elif call.startswith("budgets."):
                 answer = self._budget(environ, body, start_response, call.partition(".")[2])
             else:
@@ -351,6 +353,16 @@ class AwsServer:
         ]
         more = {"NextToken": str(first + 2)} if first + 2 < len(listed) else {}
         return _json(start_response, "200 OK", {"Quotas": listed[first : first + 2], **more})
+
+    def _bucket_policy(self, environ: Any, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
+        """moto does not evaluate the condition of a bucket's policy."""
+        policies, bucket = self.script.bucket_policies, environ["PATH_INFO"].strip("/")
+        if environ["REQUEST_METHOD"] == "PUT":
+            policies[bucket] = json.loads(body)
+            return _json(start_response, "204 No Content", {})
+        if bucket not in policies:
+            return _refusal(environ, start_response, "NoSuchBucketPolicy", "The bucket policy does not exist", 404)
+        return _json(start_response, "200 OK", policies[bucket])
 
     def _budget(self, environ: Any, body: bytes, start_response: Callable[..., Any], operation: str) -> list[bytes]:
         """moto's budgets have no filters and no spend."""

@@ -222,6 +222,7 @@ class Stacks:
             if stack.looks > self.script().stack_looks:
                 pending, stack.pending = stack.pending, None
                 pending()
+                self.find(given.get("StackName"))  # a deleted stack has only its id
         return {"Stacks": [stack.described()]}
 
     def describe_stack_events(self, given: dict[str, Any]) -> dict[str, Any] | None:
@@ -232,6 +233,8 @@ class Stacks:
 
     def delete_stack(self, given: dict[str, Any]) -> dict[str, Any] | None:
         stack = self.find(given.get("StackName"))
+        if stack.status == "DELETE_COMPLETE":
+            return None
         stack.looks = 0
         stack.become("DELETE_IN_PROGRESS", "User Initiated")
 
