@@ -264,8 +264,10 @@ def setup_policy(site: AwsContext, bucket: str, *, kms_key: str | None = None, b
                 "s3:CreateBucket",
                 "s3:DeleteBucket",
                 "s3:ListBucketMultipartUploads",
-                "s3:GetBucketAcl",
-                *(f"s3:{verb}{noun}" for verb in ("Get", "Put") for noun in BUCKET_SETTINGS),
+                # CloudFormation reads all settings of a bucket.
+                "s3:GetBucket*",
+                "s3:Get*Configuration",
+                *(f"s3:Put{noun}" for noun in BUCKET_SETTINGS),
                 "s3:DeleteBucketPolicy",
                 "s3:DeleteBucketEncryption",
                 "s3:DeleteBucketLifecycle",

@@ -207,8 +207,9 @@ def _target_tags(given: dict[str, Any]) -> dict[str, str]:
     backend = scaling_backends[ACCOUNT][REGION]
     return {
         f"aws:ResourceTag/{key}": value
-        for target in backend.describe_scalable_targets(given["ServiceNamespace"], [given["ResourceId"]], None)
-        for key, value in backend.list_tags_for_resource(target.arn).items()
+        for target in backend.describe_scalable_targets(given["ServiceNamespace"], None, None)
+        if target.resource_id == given["ResourceId"]
+        for key, value in target.tags.items()
     }
 
 
