@@ -22,6 +22,8 @@ Policy = dict[str, Any]
 Request = tuple[str, str, dict[str, str]]
 """An action, its resource, and the values of condition keys."""
 TAG = "neuron-sum-run"
+THE_JOB = "the-job"
+"""A part of the user agent of calls that a job makes, with the permissions of its role."""
 WITHOUT_RESOURCES = ("pricing", "service-quotas", "cloudwatch")
 BUILD_KEYS = {
     "buildspecOverride": "source.buildspec", "sourceLocationOverride": "source.location",
@@ -81,8 +83,17 @@ def role_may(arn: str, action: str, resource: str, **context: str) -> bool:
         return False
     if not found.name.startswith("neuron-sum-"):
         return True
-    policies = [json.loads(text) if isinstance(text, str) else text for text in found.policies.values()]
-    return allowed(policies, action, resource, context)
+    return allowed(policies_of(found), action, resource, context)
+
+
+def policies_of(found: Any) -> list[Policy]:
+    """The policies of a role."""
+    return [json.loads(text) if isinstance(text, str) else text for text in found.policies.values()]
+
+
+def policies_of_jobs() -> list[Policy]:
+    """The policies of the stack's role for jobs."""
+    return policies_of(role(f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-jobs"))
 
 
 def assumable(arn: str, service: str) -> bool:

@@ -2,12 +2,15 @@
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
+from aws_iam import THE_JOB
 from aws_script import REGION
 from aws_training import LOG_GROUP
+from botocore.config import Config
 
 from neuron_sum import files
 from sagemaker_jobs.rehearsal.container import Container, Ended
@@ -29,7 +32,12 @@ class Runner:
         self._jobs: dict[str, _Job] = {}
         self._clients = {
             service: boto3.client(
-                service, endpoint_url=url, region_name=REGION, aws_access_key_id="none", aws_secret_access_key="none"
+                service,
+                endpoint_url=url,
+                region_name=REGION,
+                aws_access_key_id="none",
+                aws_secret_access_key="none",
+                config=Config(user_agent_extra=THE_JOB),
             )
             for service in ("s3", "logs")
         }
@@ -71,7 +79,7 @@ class _Job(threading.Thread):
 
     def _run(self) -> Ended:
         logs = self._clients["logs"]
-        if not logs.describe_log_groups(logGroupNamePrefix=LOG_GROUP)["logGroups"]:
+        with suppress(logs.exceptions.ResourceAlreadyExistsException):
             logs.create_log_group(logGroupName=LOG_GROUP)
         logs.create_log_stream(**self._log)
         kept, output = self._request["CheckpointConfig"]["S3Uri"], self._request["OutputDataConfig"]["S3OutputPath"]

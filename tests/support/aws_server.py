@@ -275,9 +275,10 @@ class AwsServer:
                 return _throttled(environ, start_response)
             if (refusal := self.script.refusals.get(call)) is not None:
                 return _refusal(environ, start_response, *refusal)
-            if self.script.policies is not None and (
-                denied := aws_iam.refused(self.script.policies, call, environ, body)
-            ):
+            policies = self.script.policies
+            if aws_iam.THE_JOB in environ.get("HTTP_USER_AGENT", ""):
+                policies = aws_iam.policies_of_jobs()
+            if policies is not None and (denied := aws_iam.refused(policies, call, environ, body)):
                 return _refusal(environ, start_response, "AccessDeniedException", denied, 403)
             if found := _faults(call, body):
                 return _refusal(environ, start_response, "ValidationException", "; ".join(found), 400)
