@@ -51,6 +51,7 @@ def train(
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    inputs.check_reporting(resolved)
     options = _options(instance, instances, max_hours, job, encrypt_traffic=encrypt_traffic)
     account, stack = session.caller(start)
     run, attempt = new_run(resolved.name), 1

@@ -55,8 +55,10 @@ def plan(
     from sagemaker_jobs.cost import budget, lifetime
     from sagemaker_jobs.cost import plan as planning
     from sagemaker_jobs.stack.stack import planned_stack
+    from sagemaker_jobs.jobs.inputs import check_reporting
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    check_reporting(resolved)
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
     site = session.offline_context(region) if account is None else account.site

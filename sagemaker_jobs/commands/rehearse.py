@@ -42,6 +42,7 @@ def rehearse(
 ) -> None:
     """Run the requests of a launch on this machine, in the container's layout: train, kill, resume, compile, serve."""
     from neuron_sum.recipes.loading import load_recipe
+    from sagemaker_jobs.jobs.inputs import check_reporting
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
     if instance.startswith(("ml.trn", "ml.inf")):
@@ -50,6 +51,7 @@ def rehearse(
             "Omit --instance; to check what depends on the devices, run `neuron-sum preflight RECIPE`.",
         )
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    check_reporting(resolved)
     if resolved.train.backend == "neuron":
         raise AwsError(
             f"{resolved.name} has train.backend=neuron, which requires Neuron devices",

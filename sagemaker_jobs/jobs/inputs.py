@@ -69,6 +69,22 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, *, isolated
     return [*found, Channel(RECIPE, {"recipe.yaml": written}), *code_channels(wheelhouse)]
 
 
+def check_reporting(recipe: Recipe) -> None:
+    """Reject a recipe that reports to MLflow, whose packages and address its job does not have.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        AwsError: If it does.
+    """
+    if "mlflow" in recipe.train.report_to:
+        raise AwsError(
+            "train.report_to contains mlflow: a job can report neither to an MLflow server nor to SageMaker's MLflow",
+            'Add "train.report_to=[]" to the command; the losses are in the log of the job.',
+        )
+
+
 def model_files(folder: Path) -> dict[str, Path]:
     """The files of a model's folder that transformers and PEFT read, by name."""
     inside = [path for path in folder.iterdir() if path.is_file()]
