@@ -29,6 +29,7 @@ RUN_FILES = (
     "tensorboard",
     "mlflow.json",
     "mlflow.db",
+    "mlflow.db-journal",
     "evaluation",
     "merged",
     "artifacts",

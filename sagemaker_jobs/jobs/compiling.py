@@ -19,7 +19,10 @@ from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
 from sagemaker_jobs.launch.channels import Channel, files_of
 from sagemaker_jobs.stack.stack import Stack
 
-LEFT_HERE = ("checkpoints", "tensorboard", "evaluation", "merged", "artifacts", "log.jsonl")
+LEFT_HERE = (
+    *("checkpoints", "tensorboard", "evaluation", "merged", "artifacts", "log.jsonl"),
+    *("mlflow.json", "mlflow.db", "mlflow.db-journal"),
+)
 """Names in a run's folder that a compile job does not read."""
 
 CHANGEABLE = ("compile.", "generate.", "serve.", "data.max_source_length")

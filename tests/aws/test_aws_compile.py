@@ -21,8 +21,10 @@ from micro_models import SHAPE
 from compile.source import open_source
 from neuron_sum.artifact import open_artifact
 from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.runs.contents import MARK, RUN_FILES
 from neuron_sum.runs.fingerprint import model_parts
 from sagemaker_jobs.jobs import entry
+from sagemaker_jobs.jobs.compiling import LEFT_HERE
 from sagemaker_jobs.jobs.requests import compile_arguments
 from serving import properties
 
@@ -335,3 +337,10 @@ def test_an_archive_without_a_run_is_rejected(
     assert made.returncode == 1
     assert told in (tmp_path / "ml" / "output" / "failure").read_text()
     assert not (tmp_path / "ml" / "outside").exists() and not (tmp_path / "ml" / "work" / "outside").exists()
+
+
+def test_a_compile_job_reads_or_leaves_every_file_of_a_run() -> None:
+    """Not the history of an MLflow store, which changes with every evaluation."""
+    read = {"recipe.yaml", "all_results.json", "base", "checkpoint", "adapter", MARK}
+    temporary = {name for name in RUN_FILES if name.endswith(".tmp")}
+    assert set(RUN_FILES) == read | temporary | set(LEFT_HERE)
