@@ -13,6 +13,7 @@ from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import MissingExtraError
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.runs.folder import RunFolder
+from neuron_sum.runs.tracking import DATABASES
 from neuron_sum.training.estimate.memory import Memory
 
 if TYPE_CHECKING:
@@ -114,8 +115,12 @@ def check_reporting(config: TrainConfig) -> None:
         MissingExtraError: If a package is missing; names it.
     """
     modules: list[tuple[str, str]] = [(package, package) for package in config.report_to]
-    if "mlflow" in config.report_to and os.environ.get("MLFLOW_TRACKING_URI", "").startswith("arn:"):
-        modules.append(("sagemaker_mlflow", "mlflow"))  # the plugin for addresses of SageMaker
+    if "mlflow" in config.report_to:
+        address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite"  # the local store
+        if address.startswith("arn:"):
+            modules.append(("sagemaker_mlflow", "mlflow"))  # the plugin for addresses of SageMaker
+        if address.startswith(DATABASES):
+            modules += [("sqlalchemy", "mlflow"), ("alembic", "mlflow")]
     for module, extra in modules:
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(module, extra)

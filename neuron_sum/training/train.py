@@ -33,7 +33,7 @@ from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
-from neuron_sum.runs.tracking import fingerprint_tags, reporting
+from neuron_sum.runs.tracking import reporting
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.callbacks import MlflowLog
 from neuron_sum.training.estimate.activations import most_label_positions
@@ -149,14 +149,13 @@ def _train(prepared: Prepared, started: float, *, resume: bool) -> RunFolder:
         if console.is_main_process():
             seconds = time.monotonic() - started
             results = _results(prepared, seconds)
-            fingerprint = {**run.read_record().fingerprint, **of_model(str(run.weights), TRAINED)}
-            run.write_record(fingerprint)
+            run.write_record({**run.read_record().fingerprint, **of_model(str(run.weights), TRAINED)})
             write_model_card(run, results)
             files.write_text(run.weights / STATISTICS, _statistics(prepared).model_dump_json(indent=1) + "\n")
             files.write_json(run.results, results)
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             if mlflow_run is not None:
-                mlflow_run.end("FINISHED", tags=fingerprint_tags(fingerprint))
+                mlflow_run.end("FINISHED")
             console.note(f"{weights} ({console.size(files.folder_size(weights))}) in {console.duration(seconds)}")
     return run
 

@@ -6,20 +6,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from micro_models import NEURON, ROOT
 from neuron_packages import make_packages
-from transformers import TrainerCallback
 from xla_environment import XLA_ENVIRONMENT, XLA_PYTHON
 
-from neuron_sum.errors import DivergedError, MissingExtraError
+from neuron_sum.errors import DivergedError, MissingExtraError, RunError
 from neuron_sum.evaluation.api import evaluate
-from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.loading import leaves, load_recipe
 from neuron_sum.runs import tracking
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training import callbacks
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # SQLAlchemy's, of MLflow's models
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed database in <sqlite3:ResourceWarning"),  # MLflow's engines
+    pytest.mark.filterwarnings("ignore:.*sqlite3.Connection:pytest.PytestUnraisableExceptionWarning"),
 ]
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 MLFLOW = "train.report_to=[mlflow]"
@@ -98,23 +99,21 @@ def test_no_text_of_the_data_is_sent(tmp_path: Path, micro: Path, store: str) ->
     evaluate(train(load_recipe(str(micro), [MLFLOW]), folder))
     content = Path(store.removeprefix("sqlite:///")).read_bytes().decode("latin-1")
     predictions = [json.loads(line) for line in (folder / "evaluation/test/summaries.jsonl").read_text().splitlines()]
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     for entry in predictions:
-        for line in entry["dialogue"].splitlines():
-            assert line.partition(": ")[2] not in content
+        texts = [line.partition(": ")[2] for line in entry["dialogue"].splitlines()]
+        texts += [*entry["references"], *(made["text"] for made in entry["summaries"].values())]
+        assert not [text for text in texts if len(text) > 3 and text in content]
 
 
 def test_the_default_store_is_in_the_run_folder(tmp_path: Path, micro: Path, empty_store: Path) -> None:
     folder = tmp_path / "run"
     recipe = load_recipe(str(micro), [MLFLOW])
 
-    class Copy(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            shutil.copy(empty_store, folder / "mlflow.db")
-
     original = callbacks.Log.on_train_begin
 
     def begin(self: callbacks.Log, *args: Any, **options: Any) -> None:
-        Copy().on_train_begin()
+        shutil.copy(empty_store, folder / "mlflow.db")
         original(self, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -150,7 +149,7 @@ def test_a_resumed_run_continues_its_mlflow_run(
         train(recipe, folder)
     first, run = mlflow_run(folder, store)
     assert run.info.status == "KILLED"
-    # What a kill after step 7 leaves: a line that the resumed run writes again.
+    # A kill after step 7 leaves its loss, and the resumed run sends another one.
     first.log_metric(run.info.run_id, "loss", 99.0, step=7)
     stopped(99)
     train(recipe, folder, resume=True)
@@ -194,9 +193,8 @@ def server(empty_store: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen
         "_MLFLOW_SERVER_ARTIFACT_ROOT": str(tmp_path / "artifacts"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, stderr=(tmp_path / "server.log").open("wb")
-    )
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment}, stderr=log)
     for _ in range(600):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -318,7 +316,13 @@ def test_the_neuron_backend_makes_one_mlflow_run(tmp_path: Path, micro: Path, st
 
 
 @pytest.mark.parametrize(
-    ("missing", "address"), [("mlflow", ""), ("sagemaker_mlflow", "arn:aws:sagemaker:us-east-1:1:mlflow-app/a")]
+    ("missing", "address"),
+    [
+        ("mlflow", ""),
+        ("sqlalchemy", ""),
+        ("alembic", "postgresql://host/mlflow"),
+        ("sagemaker_mlflow", "arn:aws:sagemaker:us-east-1:1:mlflow-app/a"),
+    ],
 )
 def test_a_missing_package_is_named_before_anything_is_loaded(
     tmp_path: Path, micro: Path, monkeypatch: pytest.MonkeyPatch, missing: str, address: str
@@ -334,7 +338,187 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.new_interpreter
 def test_a_run_that_does_not_report_to_mlflow_does_not_import_it(micro_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(micro_run, tmp_path / "run")
-    evaluate(RunFolder(run, load_recipe(str(run / "recipe.yaml"))))
-    assert not (run / "mlflow.json").exists()
+    code = (
+        "import sys, neuron_sum; neuron_sum.evaluate(sys.argv[1]); "
+        "sys.exit(any(name.startswith('mlflow') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, run], cwd=tmp_path, check=False).returncode == 0
+    assert (run / "evaluation/test/metrics.json").exists() and not (run / "mlflow.json").exists()
+
+
+def finished(micro_run: Path, folder: Path, *overrides: str) -> RunFolder:
+    """A finished run that has not reported to MLflow yet, although its recipe says so."""
+    shutil.copytree(micro_run, folder)
+    return RunFolder(folder, load_recipe(str(folder / "recipe.yaml"), [MLFLOW, *overrides]))
+
+
+def content_of(client: "MlflowClient", run: Any) -> tuple[dict[str, str], dict[str, float], dict[str, str]]:
+    data = client.get_run(run.info.run_id).data
+    return data.params, data.metrics, {key: tag for key, tag in data.tags.items() if key.startswith("neuron_sum.")}
+
+
+def test_a_failure_of_any_call_loses_nothing(
+    tmp_path: Path, micro_run: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, log, scores and tags: the next evaluation sends what the failed call did not."""
+    from mlflow import MlflowClient
+
+    names = ("create_run", "log_batch", "get_metric_history", "set_terminated")
+    originals = {name: getattr(MlflowClient, name) for name in names}
+    whole = finished(micro_run, tmp_path / "whole")
+    calls = list[str]()
+
+    def counted(name: str, fails_at: int | None) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            if len(calls) - 1 == fails_at:
+                raise OSError("connection reset")
+            return originals[name](*arguments, **options)
+
+        return call
+
+    def end(run: RunFolder, fails_at: int | None) -> None:
+        calls.clear()
+        for name in names:
+            monkeypatch.setattr(MlflowClient, name, counted(name, fails_at))
+        tracking.MlflowRun(run).end("FINISHED", {"test/x": 1.0})
+
+    end(whole, None)
+    client, expected = mlflow_run(whole.path, store)
+    assert len(content_of(client, expected)[0]) > 100
+    assert losses(client, expected) == logged(whole.path)
+    for number in range(len(list(calls))):
+        run = finished(micro_run, tmp_path / str(number) / "whole")
+        end(run, number)
+        end(run, None)
+        client, found = mlflow_run(run.path, store)
+        assert content_of(client, found) == content_of(client, expected), number
+        assert (losses(client, found), found.info.status) == (logged(run.path), "FINISHED")
+
+
+def test_a_run_with_other_parameters_keeps_them(
+    tmp_path: Path, micro_run: Path, store: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    created = client.create_run("0")
+    client.log_param(created.info.run_id, "name", "job-7")
+    monkeypatch.setenv("MLFLOW_RUN_ID", created.info.run_id)
+    run = finished(micro_run, tmp_path / "run")
+    tracking.MlflowRun(run).end("FINISHED")
+    parameters = client.get_run(created.info.run_id).data.params
+    assert parameters["name"] == "job-7"
+    assert parameters.keys() == {key for key, _ in leaves(run.recipe.model_dump(mode="json"))}
+    assert "the MLflow run keeps its earlier value of name" in capfd.readouterr().err
+
+
+def test_an_evaluation_does_not_change_what_the_training_recorded(
+    tmp_path: Path, micro_run: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(micro_run, tmp_path / "run")
+    tracking.MlflowRun(run).end("FINISHED")
+    client, before = mlflow_run(run.path, store)
+    assert before.info.end_time == run.results.stat().st_mtime_ns // 1_000_000
+    monkeypatch.setattr("neuron_sum.__version__", "9")
+    tracking.MlflowRun(run).end("FINISHED", {"test/x": 1.0})
+    after = client.get_run(before.info.run_id)
+    assert after.info == before.info or vars(after.info) == vars(before.info)
+    assert after.data.tags == before.data.tags
+    assert after.data.metrics == before.data.metrics | {"test/x": 1.0}
+
+
+def test_the_address_of_another_store_does_not_replace_the_recorded_one(
+    tmp_path: Path, micro_run: Path, store: str, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(micro_run, tmp_path / "run")
+    tracking.MlflowRun(run).end("FINISHED")
+    record = (run.path / "mlflow.json").read_text()
+    other = shutil.copy(empty_store, tmp_path / "other.db")
+    for number, address in enumerate((f"sqlite:///{other}", "")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        tracking.MlflowRun(run).end("FINISHED", {f"test/{number}": 1.0})
+        assert (run.path / "mlflow.json").read_text() == record
+    assert {"test/0", "test/1"} <= mlflow_run(run.path, store)[1].data.metrics.keys()
+
+
+def test_a_relative_address_is_found_from_another_folder(
+    tmp_path: Path, micro_run: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    run = finished(micro_run, tmp_path / "run")
+    tracking.MlflowRun(run).end("FINISHED")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    tracking.MlflowRun(run).end("FINISHED", {"test/x": 1.0})
+    assert not list(Path().iterdir())
+    assert "test/x" in mlflow_run(run.path, f"sqlite:///{tmp_path / 'mlflow.db'}")[1].data.metrics
+
+
+def test_a_damaged_record_is_an_error_of_this_machine(tmp_path: Path, micro_run: Path, store: str) -> None:
+    run = finished(micro_run, tmp_path / "run")
+    (run.path / "mlflow.json").write_text("{")
+    with pytest.raises(RunError, match=r"mlflow\.json") as raised:
+        tracking.MlflowRun(run)
+    assert raised.value.hint == "remove the file; another MLflow run is then created"
+
+
+def test_an_evaluation_without_the_package_names_the_extra(
+    tmp_path: Path, micro_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", None)
+    tracking.MlflowRun(finished(micro_run, tmp_path / "run")).end("FINISHED")
+    output = " ".join(capfd.readouterr().err.split())
+    assert "run `pip install 'neuron-sum[mlflow]'`" in output
+    assert "the next `neuron-sum evaluate` sends what is missing" in output
+
+
+@pytest.mark.parametrize(
+    ("address", "clean"),
+    [
+        ("http://u:p@ss@h:5000/x", "http://h:5000/x"),
+        ("https://h/users/a@b", "https://h/users/a@b"),
+        ("postgresql://u:se/cret@db/m", "postgresql://db/m"),
+        ("postgresql://db/m?user=u&password=secret", "postgresql://db/m"),
+        ("mysql+pymysql://u:s@c:r@t/@db:3306/m?a=b", "mysql+pymysql://db:3306/m"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("arn:aws:sagemaker:us-east-1:1:mlflow-app/a", "arn:aws:sagemaker:us-east-1:1:mlflow-app/a"),
+    ],
+)
+def test_secrets_of_addresses_are_removed(address: str, clean: str) -> None:
+    assert tracking.SECRETS.sub("", address) == clean
+
+
+def test_a_store_that_cannot_be_used_does_not_stop_the_training_for_long(
+    tmp_path: Path, micro_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.send_header("Retry-After", "40")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 1000)
+    run = finished(micro_run, tmp_path / "run")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        busy = f"http://127.0.0.1:{server.server_port}"
+        for address in (f"sqlite:///{tmp_path}", f"sqlite:///{tmp_path}/damaged.db", busy):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            started = time.monotonic()
+            tracking.MlflowRun(run).start()
+            assert time.monotonic() - started < 20, address
+        server.shutdown()

@@ -156,7 +156,7 @@ class NeuronBackend:
             callbacks=[
                 *([] if launch.extracts_graphs() else [divergence, MarkComplete(group)]),
                 Log(self.run),
-                *([] if launch.extracts_graphs() else callbacks),
+                *callbacks,
                 Progress(),
                 stop,
             ],
