@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from neuron_sum.monitoring.drift import Measure
+    from neuron_sum.monitoring.redaction import Redacted
     from neuron_sum.monitoring.watch import Watched
 
 LIMITS = (
@@ -40,22 +41,36 @@ def watch(
         ),
     ] = None,
 ) -> None:
-    """Compare captured requests and answers of an endpoint with the training data of its run."""
-    from neuron_sum.errors import DriftError
+    """Compare captured requests of an endpoint with the training data of its run, and answers with its evaluation."""
+    from neuron_sum.errors import DataError, DriftError
     from neuron_sum.monitoring import watch as watching
     from neuron_sum.monitoring.redaction import load_hook, redact_files
     from neuron_sum.monitoring.requests import find_files
     from neuron_sum.runs.folder import open_run
 
     hook = load_hook(redact) if redact is not None else None
-    opened, paths = open_run(run), find_files(requests)
-    watched = watching.watch(paths, opened, show)
-    redacted = redact_files(paths, hook) if hook is not None else None
-    result = watched.as_dict()
+    opened, found = open_run(run), find_files(requests)
+    if hook is not None and found.other:
+        raise DataError(
+            f"{found.describe_other()} would not be redacted",
+            "delete them, move them out of the folder, or put the .out files of a batch next to their inputs",
+        )
+    try:
+        watched = watching.watch(found.captured, opened, show)
+    except DataError:
+        if hook is not None:  # the files contain text also if nothing can be compared
+            console.note(_redacted(redact_files(found.captured, hook)))
+        raise
+    result = {**watched.as_dict(), "other_files": len(found.other)}
     lines = [_summary(watched)]
-    if redacted is not None:
+    if found.other:
+        lines.append(f"not read: {found.describe_other()}")
+    if not watched.evaluated:
+        lines.append(f"answers are not compared: run `neuron-sum evaluate {console.quote(run)}` for their baseline")
+    if hook is not None:
+        redacted = redact_files(found.captured, hook)
         result["redacted"] = {"files": redacted.files, "emptied_lines": redacted.emptied}
-        lines.append(f"redacted: {redacted.files} files replaced, {redacted.emptied} unreadable lines emptied")
+        lines.append(_redacted(redacted))
     if show:
         result["shown"] = [
             {
@@ -78,6 +93,10 @@ def watch(
         )
 
 
+def _redacted(redacted: "Redacted") -> str:
+    return f"redacted: {redacted.files} files replaced, {redacted.emptied} unreadable lines emptied"
+
+
 def _summary(watched: "Watched") -> str:
     text = (
         f"{watched.dialogues:,} dialogues, {watched.answers:,} summaries and {watched.rejected:,} rejections "
@@ -90,15 +109,15 @@ def _summary(watched: "Watched") -> str:
 
 
 def _table(watched: "Watched") -> "Table":
-    table = console.table("measure", "training data", "requests", "of", "difference", "threshold", "p", "verdict")
+    table = console.table("measure", "compared with", "baseline", "requests", "of", "difference", "p", "verdict")
     for measure in watched.measures:
         table.add_row(
             measure.name,
-            _value(measure, measure.training),
+            measure.source or "",
+            _value(measure, measure.baseline),
             _value(measure, measure.requests),
             f"{measure.count:,}",
             _difference(measure),
-            f"{measure.threshold:.2f}" if not measure.is_share else f"{100 * measure.threshold:+.0f} points",
             _p_value(measure),
             measure.verdict,
         )
@@ -125,5 +144,5 @@ def _p_value(measure: "Measure") -> str:
 
 def _describe(measure: "Measure") -> str:
     values = f"{_value(measure, measure.requests)} in the requests"
-    before = f", {_value(measure, measure.training)} in the training data" if measure.training is not None else ""
+    before = f", {_value(measure, measure.baseline)} in the {measure.source}" if measure.source is not None else ""
     return f"{measure.name}: {values}{before} ({_difference(measure)})"

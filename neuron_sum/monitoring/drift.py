@@ -1,42 +1,62 @@
-"""Comparison of requests with the training data: effect sizes, tests, and the verdict for each measure."""
+"""Comparison of requests with those before: effect sizes, tests, and the verdict for each measure."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neuron_sum.data.statistics import TextCounter, TextStatistics
+from neuron_sum.data.statistics import DialogueCounter, DialogueStatistics
 
 Verdict = Literal["same", "drift", "undecided", "not measured"]
 
 LENGTH_THRESHOLD = 0.2
 """Kolmogorov-Smirnov distance of two length distributions, from 0 to 1, from which they count as different."""
 SHARE_THRESHOLD = 0.05
-"""Increase of a share from which it counts as different."""
+"""Increase of a share from which it counts as different, and the accepted share of what has no baseline."""
 ALPHA = 0.001
-"""The highest p-value of a difference that counts: about 0.01 for the table of eight measures (Bonferroni)."""
+"""The highest p-value of a difference that counts: about 0.01 for the table of seven measures (Bonferroni)."""
 TERMS = 100
 """Terms of Kolmogorov's series, which converges faster for every p-value below 0.99."""
+TRAINING, EVALUATION = "training data", "evaluation"
+"""The baselines: the dialogues of the training data, and the summaries of the run's own evaluation."""
+
+
+@dataclass
+class Answers:
+    """Numbers of summaries.
+
+    Attributes:
+        tokens: The number of summaries for each number of tokens.
+        invented: Summaries with a speaker tag that is not in the dialogue.
+        paired: Summaries whose dialogue is known.
+    """
+
+    tokens: Counter[int] = field(default_factory=Counter)
+    invented: int = 0
+    paired: int = 0
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of the requests next to that of the training data.
+    """One measure of the requests next to its baseline.
 
     Attributes:
         name: The name of the measure.
-        training: A median length, or a share from 0 to 1; None if the training data has none.
+        source: TRAINING or EVALUATION; None for a share that needs no baseline.
+        baseline: A median length, or a share from 0 to 1; None if there is none.
         requests: The same for the requests; None if nothing was measured.
-        count: The number of dialogues or summaries that were measured.
+        count: The number of dialogues, summaries or lines that were measured.
         difference: The Kolmogorov-Smirnov distance, or the increase of the share.
-        p_value: The probability of at least this difference if both came from the same source.
+        p_value: The probability of at least this difference if both came from the same source; without a baseline, of
+            at least this share if the true one is the threshold.
         threshold: The difference from which the measure counts as different.
         is_share: Whether the values are shares.
     """
 
     name: str
-    training: float | None
+    source: str | None
+    baseline: float | None
     requests: float | None
     count: int
     difference: float
@@ -55,9 +75,10 @@ class Measure:
 
     def as_dict(self) -> dict[str, Any]:
         """The entry in --json."""
-        figures = {"training": self.training, "requests": self.requests, "difference": self.difference}
+        figures = {"baseline": self.baseline, "requests": self.requests, "difference": self.difference}
         return {
             "measure": self.name,
+            "compared_with": self.source,
             "count": self.count,
             **{key: value if value is None else round(value, 4) for key, value in figures.items()},
             "p_value": self.p_value,
@@ -67,55 +88,75 @@ class Measure:
 
 
 def compare(
-    training: TextStatistics, found: TextCounter, *, paired: int, new_letters: int, rejected: int, answered: int
+    training: DialogueStatistics,
+    evaluated: Answers | None,
+    dialogues: DialogueCounter,
+    answers: Answers,
+    *,
+    rejected: int,
+    answered: int,
+    unreadable: int,
+    entries: int,
 ) -> list[Measure]:
-    """Compare the requests with the training data.
+    """Compare the requests with the training data, and the answers with those of the evaluation.
 
     Args:
         training: The statistics of the training data.
-        found: The counts of the requests.
-        paired: Number of summaries whose dialogue is known.
-        new_letters: Number of dialogues with a letter that no training dialogue has.
+        evaluated: The answers of the run's evaluation; None if it was not evaluated.
+        dialogues: The counts of the requests.
+        answers: The counts of their answers.
         rejected: Number of rejected dialogues.
         answered: Number of dialogues with a summary or an error.
+        unreadable: Number of lines that cannot be read.
+        entries: Number of these and of the dialogues and answers.
     """
-    dialogues, summaries = found.source_tokens.total(), found.target_tokens.total()
-    has_unknown = training.unknown is not None and bool(found.unknown_ids)
+    count = dialogues.source_tokens.total()
+    before, now = evaluated or Answers(), answers if evaluated is not None else Answers()
     return [
-        _length("tokens per dialogue", training.source_tokens, found.source_tokens),
-        _length("tokens per summary", training.target_tokens, found.target_tokens),
-        _share("dialogues truncated", training.truncated, training.dialogues, found.truncated, dialogues),
+        _length("tokens per dialogue", TRAINING, training.source_tokens, dialogues.source_tokens),
+        _share("dialogues truncated", TRAINING, training.truncated, training.dialogues, dialogues.truncated, count),
         _share(
             "dialogues with unknown tokens",
+            TRAINING,
             training.unknown or 0,
-            training.dialogues,
-            found.unknown,
-            dialogues if has_unknown else 0,
+            training.dialogues if training.unknown is not None else 0,
+            dialogues.unknown,
+            count,
         ),
-        _share("dialogues with new letters", 0, training.dialogues, new_letters, dialogues),
-        _share("summaries with invented tags", training.invented, training.summaries, found.invented, paired),
-        _share("empty summaries", training.empty, training.summaries, found.empty, summaries),
-        _share("dialogues rejected", 0, None, rejected, answered),
+        _length("tokens per summary", EVALUATION, before.tokens, now.tokens),
+        _share("summaries with invented tags", EVALUATION, before.invented, before.paired, now.invented, now.paired),
+        _rate("dialogues rejected", rejected, answered),
+        _rate("lines not readable", unreadable, entries),
     ]
 
 
-def _length(name: str, training: Mapping[int, int], found: Mapping[int, int]) -> Measure:
-    count = sum(found.values())
-    if not count:
-        return Measure(name, _median(training), None, 0, 0.0, 1.0, LENGTH_THRESHOLD, is_share=False)
-    distance = ks_distance(training, found)
-    p_value = ks_p_value(distance, sum(training.values()), count)
-    return Measure(name, _median(training), _median(found), count, distance, p_value, LENGTH_THRESHOLD, is_share=False)
+def _length(name: str, source: str, before: Mapping[int, int], found: Mapping[int, int]) -> Measure:
+    count, total = sum(found.values()), sum(before.values())
+    baseline = _median(before)
+    if not count or not total:
+        return Measure(name, source, baseline, None, 0, 0.0, 1.0, LENGTH_THRESHOLD, is_share=False)
+    distance = ks_distance(before, found)
+    p_value = ks_p_value(distance, total, count)
+    return Measure(name, source, baseline, _median(found), count, distance, p_value, LENGTH_THRESHOLD, is_share=False)
 
 
-def _share(name: str, training: int, total: int | None, found: int, count: int) -> Measure:
-    """A share, of which only an increase counts; without a total it is 0 in the training data by definition."""
-    expected = training / total if total else None
+def _share(name: str, source: str, before: int, total: int, found: int, count: int) -> Measure:
+    """A share, of which only an increase counts."""
+    baseline = before / total if total else None
+    if not count or baseline is None:
+        return Measure(name, source, baseline, None, 0, 0.0, 1.0, SHARE_THRESHOLD, is_share=True)
+    p_value = fisher_p_value(found, count, before, total)
+    return Measure(
+        name, source, baseline, found / count, count, found / count - baseline, p_value, SHARE_THRESHOLD, is_share=True
+    )
+
+
+def _rate(name: str, found: int, count: int) -> Measure:
+    """A share that should be zero."""
     if not count:
-        return Measure(name, expected, None, 0, 0.0, 1.0, SHARE_THRESHOLD, is_share=True)
-    increase = found / count - (expected or 0.0)
-    p_value = fisher_p_value(found, count, training, total) if total else float(not found)
-    return Measure(name, expected, found / count, count, increase, p_value, SHARE_THRESHOLD, is_share=True)
+        return Measure(name, None, None, None, 0, 0.0, 1.0, SHARE_THRESHOLD, is_share=True)
+    p_value = binomial_p_value(found, count, SHARE_THRESHOLD)
+    return Measure(name, None, None, found / count, count, found / count, p_value, SHARE_THRESHOLD, is_share=True)
 
 
 def ks_distance(one: Mapping[int, int], other: Mapping[int, int]) -> float:
@@ -158,17 +199,33 @@ def fisher_p_value(found: int, count: int, training: int, total: int) -> float:
         training: The number of cases in the training data.
         total: The size of the training data.
     """
-
-    def choose(number: int, of: int) -> float:
-        return math.lgamma(of + 1) - math.lgamma(number + 1) - math.lgamma(of - number + 1)
-
     cases = found + training
-    every = choose(cases, count + total)
+    every = _log_choose(cases, count + total)
     tail = sum(
-        math.exp(choose(number, count) + choose(cases - number, total) - every)
+        math.exp(_log_choose(number, count) + _log_choose(cases - number, total) - every)
         for number in range(max(found, cases - total), min(count, cases) + 1)
     )
     return min(tail, 1.0)
+
+
+def binomial_p_value(found: int, count: int, rate: float) -> float:
+    """The probability of at least this many cases.
+
+    Args:
+        found: The number of cases.
+        count: The number of requests.
+        rate: The probability of a case.
+    """
+    logs = math.log(rate), math.log1p(-rate)
+    tail = sum(
+        math.exp(_log_choose(number, count) + number * logs[0] + (count - number) * logs[1])
+        for number in range(found, count + 1)
+    )
+    return min(tail, 1.0)
+
+
+def _log_choose(number: int, of: int) -> float:
+    return math.lgamma(of + 1) - math.lgamma(number + 1) - math.lgamma(of - number + 1)
 
 
 def _median(counts: Mapping[int, int]) -> float | None:

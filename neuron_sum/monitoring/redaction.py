@@ -16,6 +16,9 @@ from neuron_sum.monitoring.requests import CAPTURE, INPUT, OUT, OUTPUT, decode, 
 from neuron_sum.text_files import numbered, open_lines
 
 Hook = Callable[[str], str]
+HINT = "use a function in a module of the current folder, such as redaction:without_addresses"
+MAX_DEPTH = 100
+"""Levels of nested lists and objects of a line that is redacted; a line with more becomes {}."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ def load_hook(name: str) -> Hook:
         RecipeError: If it cannot be imported, or is not a function.
     """
     module, _, function = name.partition(":")
+    if not module or not function:
+        raise RecipeError(f"--redact {name} is not MODULE:FUNCTION", HINT)
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
-        with reading(f"--redact {name}", RecipeError, "use MODULE:FUNCTION, such as redaction:without_names"):
+        with reading(f"--redact {name}", RecipeError, HINT):
             hook = getattr(importlib.import_module(module), function)
     finally:
         sys.path.remove(folder)
@@ -56,42 +61,57 @@ def load_hook(name: str) -> Hook:
 def redact_files(paths: Sequence[Path], hook: Hook) -> Redacted:
     """Replace captured files, and the outputs of a batch, by redacted ones.
 
-    Every string of requests and answers is passed to the hook, as are the custom attributes of a request. Other
-    metadata (event id, inference id, time) stay. A line that cannot be read becomes {}, because it may contain text.
+    Every string of requests and answers is passed to the hook, as are the custom attributes of a request; keys and
+    numbers stay, as do other metadata (event id, inference id, time). A line that cannot be read becomes {}, because
+    it may contain text.
 
     Args:
         paths: The files.
         hook: Takes a text and returns the redacted text.
 
     Raises:
-        DataError: If the hook fails; the file of that line and all later ones are unchanged.
+        DataError: If the hook fails, or a file is not text or has another hard link; no file is changed.
     """
     outputs = [path.with_name(path.name + OUT) for path in paths]
-    every = [*paths, *(path for path in outputs if path.exists())]
-    return Redacted(len(every), sum(_redact_file(path, hook) for path in every))
-
-
-def _redact_file(path: Path, hook: Hook) -> int:
-    """Replace one file; returns the number of lines that cannot be read."""
-    temporary, emptied = path.with_name(f".{path.name}.tmp-{os.getpid()}"), 0
+    every = dict.fromkeys(path.resolve() for path in [*paths, *outputs] if path.exists())
+    temporaries: dict[Path, Path] = {}
     try:
-        with (
-            files.writing(path),
-            open_lines(path, "utf-8", DataError) as lines,
-            temporary.open("w", encoding="utf-8") as output,
-        ):
-            temporary.chmod(path.stat().st_mode & 0o777)
-            for number, line in numbered(lines):
-                redacted: Any = {}
+        emptied = 0
+        for path in every:
+            if path.stat().st_nlink > 1:
+                raise DataError(f"{path} has another hard link, which would keep the texts", "delete all but one link")
+            temporaries[path] = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+            emptied += _write_redacted(path, temporaries[path], hook)
+        for path, temporary in temporaries.items():
+            with files.writing(path):
+                temporary.replace(path)
+    finally:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink()
+    return Redacted(len(every), emptied)
+
+
+def _write_redacted(path: Path, target: Path, hook: Hook) -> int:
+    """Write the redacted copy of a file; returns the number of lines that cannot be read."""
+    emptied = 0
+    with (
+        files.writing(path),
+        open_lines(path, "utf-8", DataError) as lines,
+        target.open("w", encoding="utf-8") as output,
+    ):
+        target.chmod(path.stat().st_mode & 0o777)
+        for number, line in numbered(lines):
+            text = "{}"
+            if line is not None and not line.strip():
+                text = ""
+            else:
                 try:
                     redacted = _redact_line(parse_json(line or ""), _Checked(hook, f"{path}:{number}"))
-                except ValueError:
+                    text = files.to_json(redacted, ascii_only=True)
+                except (ValueError, RecursionError):
                     emptied += 1
-                output.write(files.to_json(redacted, ascii_only=True) + "\n")
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+            output.write(text + "\n")
     return emptied
 
 
@@ -107,12 +127,12 @@ class _Checked:
         except Exception as error:
             raise DataError(
                 f"{self._location}: the function of --redact failed with {type(error).__name__}",
-                "correct the function, and run the command again; this file is unchanged",
+                "correct the function, and run the command again; no file is changed",
             ) from error
         if not isinstance(redacted, str):
             raise DataError(
                 f"{self._location}: the function of --redact returned {type(redacted).__name__} instead of str",
-                "return the redacted text; this file is unchanged",
+                "return the redacted text; no file is changed",
             )
         return redacted
 
@@ -144,12 +164,18 @@ def _redact_body(text: str, kind: str, hook: Hook) -> str:
     return files.to_json(_redact_strings(parse_json(text), hook))
 
 
-def _redact_strings(value: Any, hook: Hook) -> Any:
-    """Every string in nested lists and objects; keys stay."""
+def _redact_strings(value: Any, hook: Hook, depth: int = MAX_DEPTH) -> Any:
+    """Every string in nested lists and objects; keys stay.
+
+    Raises:
+        ValueError: If the lists and objects are nested too deeply.
+    """
     if isinstance(value, str):
         return hook(value)
+    if isinstance(value, list | dict) and not depth:
+        raise ValueError("nested too deeply")
     if isinstance(value, list):
-        return [_redact_strings(each, hook) for each in value]
+        return [_redact_strings(each, hook, depth - 1) for each in value]
     if isinstance(value, dict):
-        return {key: _redact_strings(each, hook) for key, each in value.items()}
+        return {key: _redact_strings(each, hook, depth - 1) for key, each in value.items()}
     return value

@@ -7,9 +7,10 @@ may be missing. A line of a batch is {"inputs": "a dialogue"}, and the same line
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Item:
 
     Attributes:
         location: File and line.
-        dialogue: The dialogue; None if only the answer was captured.
+        dialogue: The dialogue; None if only the answer was captured, or if the rejected request has another form.
         summary: The summary; None if the dialogue was rejected, or if only the request was captured.
         truncated: Whether the endpoint truncated the dialogue; None without an answer that says so.
         rejected: Whether the answer is an error.
@@ -55,26 +56,50 @@ class Unreadable:
     reason: str
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The .jsonl files of paths, without outputs of a batch, which belong to their input.
+@dataclass(frozen=True)
+class Found:
+    """The files of paths.
+
+    Attributes:
+        captured: The .jsonl files, without outputs of a batch, which belong to their input.
+        other: Files of the folders that are not read.
+    """
+
+    captured: Sequence[Path]
+    other: Sequence[Path]
+
+    def describe_other(self) -> str:
+        """The number and the first names of the files that are not read."""
+        names = ", ".join(str(path) for path in self.other[:3])
+        return f"{len(self.other):,} other {'file' if len(self.other) == 1 else 'files'} ({names:.300})"
+
+
+def find_files(paths: Sequence[Path]) -> Found:
+    """The files to read, each once.
 
     Args:
         paths: Files, and folders that are searched with their subfolders.
 
     Raises:
-        DataError: If a path does not exist, or there is no such file.
+        DataError: If a path does not exist, or there is no .jsonl file.
     """
-    found: dict[Path, None] = {}
+    captured: dict[Path, Path] = {}
+    other: list[Path] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{path} does not exist", "use a .jsonl file or a folder with such files")
-        found.update(dict.fromkeys(sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]))
-    if not found:
+        inside = [each for each in sorted(path.rglob("*")) if each.is_symlink() or not each.is_dir()]
+        found = [each for each in inside if each.suffix == ".jsonl"] if path.is_dir() else [path]
+        outputs = {each.with_name(each.name + OUT) for each in found}
+        other += [each for each in inside if each not in outputs and each.suffix != ".jsonl"]
+        for each in found:
+            captured.setdefault(each.resolve(), each)
+    if not captured:
         raise DataError(
             f"{', '.join(map(str, paths))}: no .jsonl file",
             "copy the captured files first: `aws s3 sync s3://BUCKET/PREFIX FOLDER`",
         )
-    return list(found)
+    return Found(list(captured.values()), other)
 
 
 def read_items(path: Path) -> Iterator[Item | Unreadable]:
@@ -102,7 +127,7 @@ def read_items(path: Path) -> Iterator[Item | Unreadable]:
                         continue
                     if has_answers and answer is None:
                         raise ValueError("the request has no answer in the .out file")
-                    yield from _checked(_items(location, parse_json(request[1]), answer and answer[1]))
+                    yield from _items(location, request[1], answer and answer[1])
                 except ValueError as error:
                     yield Unreadable(location, str(error))
     except DataError as error:
@@ -124,28 +149,34 @@ def parse_json(text: str) -> Any:
         raise ValueError("not valid JSON") from None
 
 
-def _items(location: str, content: Any, answer: str | None) -> Iterator[Item]:
+def _items(location: str, request: str, answer: str | None) -> Iterator[Item | Unreadable]:
     """The items of a line.
 
     Raises:
         ValueError: If it has another form; the message contains no text of it.
     """
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    if CAPTURE not in content:
-        dialogues: list[str] | None = _dialogues_of(content)
-        results = None if answer is None else _results(answer, "application/json")
-    else:
+    read: Callable[[], list[str | None]] | None = partial(_dialogues, request, "application/json")
+    results = None
+    if answer is not None:
+        results = _results(answer, "application/json")
+    elif CAPTURE in (content := _object(parse_json(request))):
         parts = content[CAPTURE] if isinstance(content[CAPTURE], dict) else {}
         if not {INPUT, OUTPUT} & parts.keys():
             raise ValueError("neither endpointInput nor endpointOutput")
-        dialogues = _dialogues(*decode(parts[INPUT])) if INPUT in parts else None
+        read = partial(_captured_dialogues, parts[INPUT]) if INPUT in parts else None
         results = _results(*decode(parts[OUTPUT])) if OUTPUT in parts else None
-    if dialogues is None:
-        yield from (_item(location, None, result) for result in results or ())
-    elif results is None:
-        yield from (Item(location, dialogue) for dialogue in dialogues)
-    elif len(results) == 1 and "error" in results[0]:  # the whole request was rejected
+    is_rejected = results is not None and len(results) == 1 and "error" in results[0]
+    dialogues = None
+    try:
+        dialogues = read() if read is not None else None
+    except ValueError:  # the reason for the rejection
+        if not is_rejected:
+            raise
+    if results is None:
+        yield from (_item(location, dialogue, None) for dialogue in dialogues or ())
+    elif dialogues is None:
+        yield from (_item(location, None, result) for result in results)
+    elif is_rejected:
         yield from (_item(location, dialogue, results[0]) for dialogue in dialogues)
     elif len(results) != len(dialogues):
         raise ValueError("another number of answers than of dialogues")
@@ -153,16 +184,14 @@ def _items(location: str, content: Any, answer: str | None) -> Iterator[Item]:
         yield from (_item(location, *pair) for pair in zip(dialogues, results, strict=True))
 
 
-def _checked(items: Iterator[Item]) -> list[Item]:
-    """All items of a line, or none of them.
+def _object(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
 
-    Raises:
-        ValueError: If a text is not valid Unicode, which no tokenizer reads.
-    """
-    checked = list(items)
-    if any(SURROGATE.search(f"{item.dialogue or ''}{item.summary or ''}") for item in checked):
-        raise ValueError("not valid UTF-8, or half a character in an escape")
-    return checked
+
+def _captured_dialogues(part: Any) -> list[str | None]:
+    return _dialogues(*decode(part))
 
 
 def decode(part: Any) -> tuple[str, str]:
@@ -190,20 +219,25 @@ def is_json_lines(kind: str) -> bool:
     return "jsonl" in kind or "ndjson" in kind
 
 
-def _dialogues(text: str, kind: str) -> list[str]:
+def _dialogues(text: str, kind: str) -> list[str | None]:
+    """The dialogues of a request; None for a line of JSON Lines that has none, for which the answer has an error."""
     if is_json_lines(kind):
-        return [each for line in text.split("\n") if line.strip() for each in _dialogues_of(parse_json(line))]
+        return [_dialogue_of(line) for line in text.split("\n") if line.strip()]
     if kind == "text/plain":
         return [text]
-    return _dialogues_of(parse_json(text))
-
-
-def _dialogues_of(content: Any) -> list[str]:
-    inputs = content.get("inputs") if isinstance(content, dict) else None
+    inputs = _object(parse_json(text)).get("inputs")
     dialogues = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(dialogues, list) or not all(isinstance(each, str) for each in dialogues):
+    if not isinstance(dialogues, list) or not dialogues or not all(isinstance(each, str) for each in dialogues):
         raise ValueError("a request without inputs")
     return dialogues
+
+
+def _dialogue_of(line: str) -> str | None:
+    try:
+        (dialogue,) = _dialogues(line, "application/json")
+    except ValueError:
+        return None
+    return dialogue
 
 
 def _results(text: str, kind: str) -> list[dict[str, Any]]:
@@ -220,8 +254,12 @@ def _results(text: str, kind: str) -> list[dict[str, Any]]:
     return results
 
 
-def _item(location: str, dialogue: str | None, result: dict[str, Any]) -> Item:
-    if "error" in result:
-        return Item(location, dialogue, rejected=True)
-    truncated = result.get("truncated")
-    return Item(location, dialogue, result["summary_text"], truncated if isinstance(truncated, bool) else None)
+def _item(location: str, dialogue: str | None, result: dict[str, Any] | None) -> Item | Unreadable:
+    is_rejected = result is not None and "error" in result
+    summary = None if result is None or is_rejected else result["summary_text"]
+    if dialogue is None and result is None:
+        return Unreadable(location, "a line of a request without inputs")
+    if SURROGATE.search(f"{dialogue or ''}{summary or ''}"):  # which no tokenizer reads
+        return Unreadable(location, "not valid UTF-8, or half a character in an escape")
+    truncated = None if result is None or is_rejected else result.get("truncated")
+    return Item(location, dialogue, summary, truncated if isinstance(truncated, bool) else None, is_rejected)

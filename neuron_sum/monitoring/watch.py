@@ -5,29 +5,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from neuron_sum import console
-from neuron_sum.data.encoding import encode
-from neuron_sum.data.sources import load_dataset
-from neuron_sum.data.statistics import (
-    STATISTICS,
-    TextCounter,
-    TextStatistics,
-    letters,
-    training_statistics,
-    unknown_ids,
-)
-from neuron_sum.errors import DataError, RecipeError, RunError
+from neuron_sum import files
+from neuron_sum.console import quote
+from neuron_sum.data.examples import invented_tags
+from neuron_sum.data.statistics import STATISTICS, DialogueCounter, DialogueStatistics, unknown_ids
+from neuron_sum.errors import DataError, RecipeError, RunError, reading
 from neuron_sum.models import base as models
-from neuron_sum.monitoring.drift import Measure, compare
+from neuron_sum.monitoring.drift import Answers, Measure, compare
 from neuron_sum.monitoring.requests import Item, read_items
 from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, start_of
 from neuron_sum.recipes.schema import ModelConfig
 from neuron_sum.runs.contents import DAMAGED
-from neuron_sum.runs.fingerprint import check_data
 from neuron_sum.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -35,6 +27,7 @@ if TYPE_CHECKING:
 
     from neuron_sum.prompts import EncodedPrompt
 
+T = TypeVar("T")
 BATCH = 256
 """Number of dialogues in memory at a time."""
 REASONS = 20
@@ -43,7 +36,7 @@ REASONS = 20
 
 @dataclass(frozen=True)
 class Flagged:
-    """An item that is not as in the training data.
+    """An unusual item.
 
     Attributes:
         item: The item.
@@ -67,7 +60,8 @@ class Watched:
         unreadable: The number of unreadable lines for each reason.
         first_unreadable: File and line of the first of them.
         measures: The comparison.
-        flagged: The first items that are not as in the training data.
+        evaluated: The number of summaries of the run's evaluation; 0 if it was not evaluated.
+        flagged: The first unusual items.
     """
 
     run: str
@@ -78,6 +72,7 @@ class Watched:
     unreadable: Counter[str] = field(default_factory=Counter)
     first_unreadable: str | None = None
     measures: list[Measure] = field(default_factory=list)
+    evaluated: int = 0
     flagged: list[Flagged] = field(default_factory=list)
 
     def skip(self, location: str, reason: str) -> None:
@@ -104,6 +99,7 @@ class Watched:
             "dialogues": self.dialogues,
             "answers": self.answers,
             "rejected": self.rejected,
+            "evaluated": self.evaluated,
             "unreadable": dict(self.unreadable),
             "first_unreadable": self.first_unreadable,
             "measures": [measure.as_dict() for measure in self.measures],
@@ -121,81 +117,106 @@ def watch(paths: Sequence[Path], run: RunFolder, shown: int = 0) -> Watched:
 
     Raises:
         DataError: If not a single line can be read.
-        RunError: If the run has no statistics and its data has changed.
+        RunError: If the run has no statistics, or its statistics or predictions are damaged.
     """
+    training = read_statistics(run)
     tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(run.weights)))
-    training = read_statistics(run, tokenizer)
-    watched, counter = Watched(str(run.path), files=len(paths)), TextCounter(unknown_ids(tokenizer))
-    known, new_letters, paired = set(training.letters), 0, 0
+    evaluated = read_evaluated(run, tokenizer)
+    watched, counter = Watched(str(run.path), files=len(paths)), DialogueCounter(unknown_ids(tokenizer))
+    answers, entries = Answers(), 0
+    watched.evaluated = evaluated.tokens.total() if evaluated is not None else 0
     for batch in _batches(_readable(paths, watched)):
         sources = _sources(batch, run, tokenizer)
-        targets = _target_tokens(batch, run, tokenizer)
+        targets = _target_tokens([item.summary or "" for item in batch], run, tokenizer)
         for item, prompt, tokens in zip(batch, sources, targets, strict=True):
             if prompt is None:
                 watched.skip(item.location, "a dialogue that makes a control token together with the prompt")
                 continue
+            entries += 1
             reasons = []
             if item.dialogue is not None:
                 watched.dialogues += 1
                 truncated = prompt.truncated if item.truncated is None else item.truncated
-                if counter.add_dialogue(prompt.input_ids, truncated=truncated):
+                if counter.add(prompt.input_ids, truncated=truncated):
                     reasons.append("unknown tokens")
-                if letters([item.dialogue]) - known:
-                    new_letters += 1
-                    reasons.append("new letters")
             if item.summary is not None:
                 watched.answers += 1
-                paired += item.dialogue is not None
-                if counter.add_summary(tokens, item.summary, item.dialogue):
-                    reasons.append("invented tags")
-                if not item.summary.strip():
-                    reasons.append("empty summary")
+                answers.tokens[tokens] += 1
+                if item.dialogue is not None:
+                    answers.paired += 1
+                    if invented_tags(item.summary, item.dialogue):
+                        answers.invented += 1
+                        reasons.append("invented tags")
             if item.rejected:
                 watched.rejected += 1
                 reasons.append("rejected")
             if reasons and len(watched.flagged) < shown:
                 watched.flagged.append(Flagged(item, tuple(reasons)))
-    if not watched.dialogues + watched.answers + watched.rejected:
+    unreadable = watched.unreadable.total()
+    if not entries:
         reason = next(iter(watched.unreadable), "they are empty")
+        where = f" ({watched.first_unreadable})" if watched.first_unreadable else ""
         raise DataError(
-            f"no line of {len(paths)} files can be read; the first reason ({watched.first_unreadable}): {reason}",
+            f"no line of {', '.join(map(str, paths)):.200} can be read{where}: {reason}",
             "use files of SageMaker's data capture, or inputs of a batch transform next to their .out files",
         )
     watched.measures = compare(
         training,
+        evaluated,
         counter,
-        paired=paired,
-        new_letters=new_letters,
+        answers,
         rejected=watched.rejected,
         answered=watched.answers + watched.rejected,
+        unreadable=unreadable,
+        entries=entries + unreadable,
     )
     return watched
 
 
-def read_statistics(run: RunFolder, tokenizer: "PreTrainedTokenizerFast") -> TextStatistics:
-    """The statistics of a run's training data: those that training has written, or else computed from the data.
+def read_statistics(run: RunFolder) -> DialogueStatistics:
+    """The statistics of a run's training data, which training has written.
+
+    Args:
+        run: The finished run.
+
+    Raises:
+        RunError: If the file is missing or damaged.
+    """
+    path = run.weights / STATISTICS
+    try:
+        return DialogueStatistics.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} does not exist", f"train again: neuron-sum train {quote(run.recipe_path)} --output FOLDER"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RunError(f"{path} cannot be read: {first['msg']}", DAMAGED) from error
+
+
+def read_evaluated(run: RunFolder, tokenizer: "PreTrainedTokenizerFast") -> Answers | None:
+    """The answers of a run's evaluation on evaluate.split; None if there is none.
 
     Args:
         run: The finished run.
         tokenizer: Its tokenizer.
 
     Raises:
-        RunError: If the file is damaged, or if there is none and the data has changed since the training.
+        RunError: If the files are damaged, or of an evaluation that did not finish.
     """
-    path = run.weights / STATISTICS
-    if path.is_file():
-        try:
-            return TextStatistics.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RunError(f"{path} cannot be read: {first['msg']}", DAMAGED) from error
-    console.note(f"{path} does not exist (older versions did not write it); reading the training data")
-    dataset = load_dataset(run.recipe.data)
-    check_data(run.read_record().fingerprint, dataset, "train", run.path)
-    decoder_only = models.is_decoder_only(models.load_config(ModelConfig(name_or_path=run.model_source())))
-    prompt = run.recipe.prompt.resolve()
-    encoded = encode(dataset["train"], tokenizer, prompt, run.recipe.data, decoder_only=decoder_only)
-    return training_statistics(dataset["train"], encoded, tokenizer, decoder_only=decoder_only)
+    folder = run.path / "evaluation" / run.recipe.evaluate.split
+    if not (folder / "metrics.json").is_file():
+        return None
+    hint = f"run `neuron-sum evaluate {quote(run.path)}`"
+    metrics = files.read_json(folder / "metrics.json", hint=hint)
+    with reading(folder, RunError, hint):
+        summaries = [entry["summary"] for entry in files.read_jsonl(folder / "predictions.jsonl", hint=hint)]
+        faithful, count = metrics["speaker_tags"]["faithful_percent"], metrics["examples"]
+    if len(summaries) != count:
+        raise RunError(f"{folder} has {len(summaries)} predictions and metrics of {count}", hint)
+    tokens = Counter(length for batch in _batches(iter(summaries)) for length in _target_tokens(batch, run, tokenizer))
+    paired = count if faithful is not None else 0  # without dialogues
+    return Answers(tokens, round(paired * (1 - (faithful or 0) / 100)), paired)
 
 
 def _readable(paths: Iterable[Path], watched: Watched) -> Iterator[Item]:
@@ -208,7 +229,7 @@ def _readable(paths: Iterable[Path], watched: Watched) -> Iterator[Item]:
             watched.skip(item.location, item.reason)
 
 
-def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+def _batches(items: Iterator[T]) -> Iterator[list[T]]:
     while batch := list(islice(items, BATCH)):
         yield batch
 
@@ -224,9 +245,9 @@ def _sources(
         return [None] if len(batch) == 1 else [_sources([item], run, tokenizer)[0] for item in batch]
 
 
-def _target_tokens(batch: Sequence[Item], run: RunFolder, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """The number of tokens of each summary with its end token, limited as in training."""
-    limit = run.recipe.data.max_target_length
-    texts = [start_of(item.summary or "", MAX_CHARACTERS_PER_TOKEN * limit) for item in batch]
+def _target_tokens(summaries: Sequence[str], run: RunFolder, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """The number of tokens of each summary with its end token, at most generate.max_new_tokens."""
+    limit = run.recipe.generate.max_new_tokens
+    texts = [start_of(summary, MAX_CHARACTERS_PER_TOKEN * limit) for summary in summaries]
     rows = tokenizer(text_target=texts, add_special_tokens=False)["input_ids"]
     return [min(len(row) + 1, limit) for row in rows]

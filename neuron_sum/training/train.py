@@ -18,7 +18,7 @@ from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import RowSet
 from neuron_sum.data.shapes import ShapePlan, ShapeReport, check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
-from neuron_sum.data.statistics import STATISTICS, TextStatistics, training_statistics
+from neuron_sum.data.statistics import STATISTICS, DialogueStatistics, training_statistics
 from neuron_sum.errors import DataError
 from neuron_sum.models import adapters
 from neuron_sum.models import base as models
@@ -160,7 +160,7 @@ def _train(prepared: Prepared, started: float, *, resume: bool) -> RunFolder:
     return run
 
 
-def _statistics(prepared: Prepared) -> TextStatistics:
+def _statistics(prepared: Prepared) -> DialogueStatistics:
     """The statistics of the training data, with which `neuron-sum watch` compares requests."""
     return training_statistics(
         prepared.dataset["train"],
