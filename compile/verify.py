@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compile.source import Source, open_source
-from neuron_sum.artifact import RECIPE, Artifact, Check, Verification, write_manifest
+from neuron_sum.artifact import RECIPE, Artifact, Check, Manifest, Verification, write_manifest
 from neuron_sum.data.examples import evenly_spaced
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, DataError, RecipeError
@@ -41,9 +41,6 @@ WEAKENING = (
     "evaluate.bootstrap_samples=",
 )
 """Overrides with which an artifact could pass although its summaries differ."""
-
-WITHOUT_BANS = {"num_beams": 1, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-"""The settings with which the loop calls the graph of several greedy steps for all but the last tokens."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,8 @@ def verify(
         (single, 1, {"num_beams": num_beams}) for num_beams in manifest.num_beams
     ]
     if manifest.greedy_steps > 1:
-        searches.append((compiled, manifest.greedy_steps, WITHOUT_BANS))
+        searches.append((compiled, manifest.greedy_steps, several_steps(manifest)))
+    summarized: dict[str, list[Prediction]] = {}
     for tested, steps, changes in searches:
         settings = recipe.generate.model_copy(update=changes)
         changed, name = recipe.model_copy(update={"generate": settings}), width(settings.num_beams, steps)
@@ -142,7 +140,10 @@ def verify(
         def scores(predictions: list[Prediction]) -> Scores:
             return rouge([prediction.summary for prediction in predictions], references, protocol)
 
-        expected = summarize(reference, f"transformers, beams {settings.num_beams}")
+        key = settings.model_dump_json()
+        if key not in summarized:
+            summarized[key] = summarize(reference, f"transformers, beams {settings.num_beams}")
+        expected = summarized[key]
         before = scores(expected)
         for batch in sorted({bucket.batch for bucket in manifest.buckets}):
             actual = summarize(tested.with_batch_size(batch), f"artifact, beams {name}, batch {batch}")
@@ -184,6 +185,16 @@ def verify(
     )
     write_manifest(artifact.path, manifest.model_copy(update={"verified": record}))
     return Comparison(record, differing, truncated, split, wanted, len(dataset[split]))
+
+
+def several_steps(manifest: Manifest) -> dict[str, int]:
+    """The settings with which the loop calls the graph of several greedy steps for all but the last tokens.
+
+    Args:
+        manifest: The manifest of an artifact with such a graph.
+    """
+    target_len = min(bucket.target_len for bucket in manifest.buckets)
+    return {"num_beams": 1, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "max_new_tokens": target_len}
 
 
 def width(num_beams: int, steps: int) -> str:

@@ -14,6 +14,7 @@ from compile import api
 from compile.receipt.cells import Size
 from compile.receipt.latency import BYTES, inputs
 from compile.receipt.records import Finding
+from compile.verify import several_steps
 from neuron_sum.artifact import WEIGHTS, Artifact
 from neuron_sum.data.examples import evenly_spaced
 from neuron_sum.data.sources import load_dataset
@@ -91,7 +92,8 @@ def compare_tokens(
 ) -> None:
     """Compares the tokens of all batches and beam widths with those of transformers.
 
-    Equal tokens decide nothing if they are the same for all dialogues.
+    Equal tokens decide nothing if they are the same for all dialogues. If there is a graph of several greedy steps,
+    greedy search uses the settings with which it is called.
 
     Args:
         cell: The cell.
@@ -108,7 +110,8 @@ def compare_tokens(
     model = load_base(ModelConfig(name_or_path=str(source)), tokenizer)
     compared, equal, distinct = 0, 0, len(prompts)
     for num_beams in manifest.num_beams:
-        asked = recipe.generate.model_copy(update={"num_beams": num_beams})
+        several = manifest.greedy_steps > 1 and num_beams == 1
+        asked = recipe.generate.model_copy(update=several_steps(manifest) if several else {"num_beams": num_beams})
         expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
         distinct = min(distinct, len(set(map(tuple, expected))))
         for batch in sorted({bucket.batch for bucket in manifest.buckets}):

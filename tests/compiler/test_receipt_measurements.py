@@ -95,20 +95,25 @@ def test_graphs_that_do_not_load_fail_one_cell(tmp_path: Path, monkeypatch: pyte
     assert found["FLAN-T5-base runs"]["observed"] == "out of memory"
 
 
+@pytest.mark.parametrize("greedy_steps", [1, 4])
 @pytest.mark.parametrize(("distinct", "state"), [(2, "passed"), (1, "different")])
 def test_equal_tokens_count_only_if_the_summaries_differ(
-    monkeypatch: pytest.MonkeyPatch, distinct: int, state: str
+    monkeypatch: pytest.MonkeyPatch, distinct: int, state: str, greedy_steps: int
 ) -> None:
     """Counted for each beam width: different widths may have different summaries."""
     summaries = [[number % distinct] for number in range(4)]
     buckets = [Bucket(batch=1, source_len=length, target_len=8) for length in (64, 512)]
     monkeypatch.setattr(models, "load_dataset", lambda _: {"test": []})
     monkeypatch.setattr(models, "load_base", lambda *_: None)
-    reference = SimpleNamespace(generate=lambda *_: summaries)
+    asked = list[GenerateConfig]()
+    reference = SimpleNamespace(generate=lambda _, settings: asked.append(settings) or summaries)
     monkeypatch.setattr(models, "TransformersGenerator", lambda *_: reference)
     encoded = SimpleNamespace(encode=lambda *_: [SimpleNamespace(input_ids=[1])] * 4)
-    recipe = SimpleNamespace(data=None, prompt=SimpleNamespace(resolve=lambda: encoded), generate=GenerateConfig())
-    artifact: Any = SimpleNamespace(recipe=recipe, manifest=SimpleNamespace(buckets=buckets, num_beams=[1, 4]))
+    recipe = SimpleNamespace(
+        data=None, prompt=SimpleNamespace(resolve=lambda: encoded), generate=GenerateConfig(no_repeat_ngram_size=3)
+    )
+    manifest = SimpleNamespace(buckets=buckets, num_beams=[1, 4], greedy_steps=greedy_steps)
+    artifact: Any = SimpleNamespace(recipe=recipe, manifest=manifest)
     generator: Any = SimpleNamespace(used={buckets[1]}, with_batch_size=lambda _: reference)
     cell, tokenizer = Finding(), cast(Any, None)
     models.compare_tokens(cell, generator, tokenizer, artifact, Path("model"), 4)
@@ -116,3 +121,8 @@ def test_equal_tokens_count_only_if_the_summaries_differ(
         state,
         f"8 of 8 equal, distinct summaries: {distinct}; not used: 1x64x8",
     )
+    # With a ban, the loop would not call the graph of several steps.
+    assert {(each.num_beams, each.no_repeat_ngram_size) for each in asked} == {
+        (1, 0 if greedy_steps > 1 else 3),
+        (4, 3),
+    }

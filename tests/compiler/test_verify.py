@@ -13,7 +13,7 @@ from neuron_sum.data.examples import Example
 from neuron_sum.errors import ArtifactError, DataError, RecipeError
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import DataConfig
+from neuron_sum.recipes.schema import DataConfig, GenerateConfig
 
 BUCKET = Bucket(batch=1, source_len=8, target_len=8)
 WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "looked", "at", "the", "dog"]
@@ -32,10 +32,13 @@ class Case:
         kept: The words that each summary of the artifact keeps.
         exact: Whether the artifact is fp32.
         reference: The human summary.
+        greedy_steps: The number of greedy steps per call of a further graph.
     """
 
-    def __init__(self, kept: list[int], *, exact: bool = False, reference: str = REFERENCE) -> None:
-        self.kept, self.exact = kept, exact
+    def __init__(
+        self, kept: list[int], *, exact: bool = False, reference: str = REFERENCE, greedy_steps: int = 1
+    ) -> None:
+        self.kept, self.exact, self.greedy_steps = kept, exact, greedy_steps
         self.examples = tuple(Example(f"e{number}", "a: b", (reference,)) for number in range(len(kept)))
         self.written: list[Any] = []
 
@@ -71,7 +74,7 @@ class Case:
         manifest = SimpleNamespace(
             source=SimpleNamespace(path="run"),
             num_beams=(1,),
-            greedy_steps=1,
+            greedy_steps=self.greedy_steps,
             buckets=(BUCKET,),
             is_exact=self.exact,
             dtype="fp32" if self.exact else "int8",
@@ -185,6 +188,33 @@ def test_the_dialogues_are_evenly_spaced(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     case.verify(10)
     assert seen[0] == [f"e{number}" for number in range(0, 20, 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference"),
+    [
+        (["max_new_tokens=8", "num_beams=1"], 1),  # the usual case: one summary of transformers for both graphs
+        (["max_new_tokens=2", "num_beams=1"], 2),
+        (["max_new_tokens=8", "no_repeat_ngram_size=3"], 2),
+    ],
+)
+def test_a_graph_of_several_steps_is_compared_with_settings_that_use_it(
+    settings: list[str], reference: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, asked = Case([5] * 12, exact=True, greedy_steps=4).install(monkeypatch), list[tuple[str, GenerateConfig]]()
+    summarize, changes = module.summarize_all, [f"generate.{change}" for change in settings]
+    monkeypatch.setattr(
+        module,
+        "summarize_all",
+        lambda *words, **options: asked.append((words[0], words[2].generate)) or summarize(*words, **options),
+    )
+    monkeypatch.setattr(module, "load_recipe", lambda _, overrides: load_recipe("tiny", [*changes, *overrides]))
+    checks = case.verify().checks
+    assert [check.steps for check in checks] == [1, 4]
+    assert [name for name, _ in asked].count("transformers") == reference
+    several = asked[-1][1]
+    assert several.max_new_tokens == BUCKET.target_len, "the loop calls the graph only if all of its steps are wanted"
+    assert not several.no_repeat_ngram_size and not several.min_new_tokens
 
 
 def test_another_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
