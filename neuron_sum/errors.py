@@ -15,7 +15,7 @@
     ├── AwsError            14   AWS rejected a request or is unreachable, a job did not complete, a plan costs too much
     ├── DivergedError       15   a loss, a gradient or a weight of a training run is not a finite number
     ├── ScoreError          16   a model has a lower score than requested
-    └── DriftError          17   requests differ from the training data
+    └── DriftError          17   requests or answers differ from the training data or the evaluation
     KeyboardInterrupt
     └── Interrupted        130   stopped on request (Ctrl-C, SIGTERM) after saving
 
@@ -158,7 +158,7 @@ class ScoreError(NeuronSumError):
 
 
 class DriftError(NeuronSumError):
-    """The requests of an endpoint differ from the training data; the comparison is printed."""
+    """The requests or answers of an endpoint differ from those before; the comparison is printed."""
 
     exit_code = 17
 

@@ -19,7 +19,7 @@ ALPHA = 0.001
 TERMS = 100
 """Terms of Kolmogorov's series, which converges faster for every p-value below 0.99."""
 TRAINING, EVALUATION = "training data", "evaluation"
-"""The baselines: the dialogues of the training data, and the summaries of the run's own evaluation."""
+"""The baselines: the dialogues of the training data, and the summaries of the run's evaluation."""
 
 
 @dataclass
