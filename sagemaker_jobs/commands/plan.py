@@ -54,8 +54,8 @@ def plan(
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.cost import budget, lifetime
     from sagemaker_jobs.cost import plan as planning
-    from sagemaker_jobs.stack.stack import planned_stack
     from sagemaker_jobs.jobs.inputs import check_reporting
+    from sagemaker_jobs.stack.stack import planned_stack
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     check_reporting(resolved)
