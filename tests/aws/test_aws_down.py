@@ -7,6 +7,7 @@ from typing import Any
 import boto3
 import pytest
 from aws_faults import hasten
+from aws_requests import STACK
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
@@ -60,10 +61,11 @@ def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
         MinCapacity=1,
         MaxCapacity=2,
     )
-    from datetime import datetime, timezone
+    from dataclasses import replace
+from datetime import datetime, timezone
 
     aws.boto3("scheduler").create_schedule(
-        **create_expiry(run, at=datetime(2030, 1, 1, tzinfo=timezone.utc), role_arn=ROLE)
+        **create_expiry(run, replace(STACK, expiry_role=ROLE), at=datetime(2030, 1, 1, tzinfo=timezone.utc))
     )
 
 
