@@ -29,7 +29,7 @@ from sagemaker_jobs.jobs.requests import compile_arguments
 from serving import properties
 
 QUICK = ("--every", "0.01", "--json")
-OURS = f"s3://{BUCKET}/neuron-sum/model.tar.gz"
+OURS = f"s3://{BUCKET}/neuron-sum/runs/model.tar.gz"
 
 
 @pytest.fixture

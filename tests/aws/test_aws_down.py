@@ -1,6 +1,8 @@
 """`status` and `down` for every kind of resource that the commands create; foreign resources are kept."""
 
 import json
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,6 @@ def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
         MinCapacity=1,
         MaxCapacity=2,
     )
-    from dataclasses import replace
-from datetime import datetime, timezone
-
     aws.boto3("scheduler").create_schedule(
         **create_expiry(run, replace(STACK, expiry_role=ROLE), at=datetime(2030, 1, 1, tzinfo=timezone.utc))
     )
