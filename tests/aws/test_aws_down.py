@@ -62,6 +62,7 @@ def make_all(aws: AwsServer, run: Run, *, tagged: bool = True) -> None:
         ScalableDimension="sagemaker:variant:DesiredInstanceCount",
         MinCapacity=1,
         MaxCapacity=2,
+        Tags={tag["Key"]: tag["Value"] for tag in tags},
     )
     aws.boto3("scheduler").create_schedule(
         **create_expiry(run, replace(STACK, expiry_role=ROLE), at=datetime(2030, 1, 1, tzinfo=timezone.utc))
