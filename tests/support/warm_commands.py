@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from unittest.mock import patch
 
 LIBRARIES = [
     "datasets",
@@ -26,9 +28,12 @@ LIBRARIES = [
 
 
 def context() -> ForkServerContext:
-    """The process is started at first use, once per process of the tests."""
+    """The process is started at first use, once per process of the tests, without the settings of that test."""
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(LIBRARIES)
+    with patch.dict(os.environ):
+        os.environ.pop("TMPDIR", None)
+        forkserver.ensure_running()
     return made
 
 
