@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from neuron_sum.errors import RecipeError
@@ -20,7 +20,11 @@ PRESETS = {
     "course": "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ",
     "summarize": "summarize: {dialogue}",
     "tinyllama-chat": "<|user|>\nSummarize the following conversation.\n\n{dialogue}</s>\n<|assistant|>\n",
+    "claim": "{dialogue}\n\nClaim: {claim}\nTrue?\n",
+    "minicheck": "predict: {dialogue}</s>{claim}",
 }
+"""`claim` and `minicheck` ask whether a claim is true; the latter is that of MiniCheck-Flan-T5-Large (Tang et al. 2024,
+arXiv:2404.10774; minicheck/inference.py of github.com/Liyan06/MiniCheck)."""
 
 
 CHARACTERS_PER_TOKEN = 2
@@ -51,12 +55,19 @@ class Prompt:
     """The text around a dialogue.
 
     Attributes:
-        template: Text that contains {dialogue} once.
+        template: Text that contains {dialogue} once, and {claim} once if it asks about a claim.
         is_chat: Whether the template already has all special tokens, so that the tokenizer adds none.
+        claim: The text for {claim}.
     """
 
     template: str
     is_chat: bool = False
+    claim: str | None = None
+
+    @property
+    def has_claim(self) -> bool:
+        """Whether the prompt asks about a claim."""
+        return "{claim}" in self.template
 
     @property
     def sha256(self) -> str:
@@ -64,9 +75,33 @@ class Prompt:
         return hashlib.sha256(f"{self.template}{CHAT if self.is_chat else ''}".encode()).hexdigest()
 
     def render(self, dialogue: str) -> str:
-        """The text of the prompt. Braces in the dialogue are unchanged."""
-        before, after = self.template.split("{dialogue}")
+        """The text of the prompt. Braces in the dialogue and the claim are unchanged."""
+        parts = self.template.split("{dialogue}")
+        before, after = (part.replace("{claim}", self.claim) if self.claim is not None else part for part in parts)
         return f"{before}{dialogue}{after}"
+
+    def encode_claims(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        dialogues: Sequence[str],
+        claims: Sequence[str],
+        max_source_length: int,
+    ) -> list[EncodedPrompt]:
+        """Tokenizes prompts with a claim about each dialogue as `encode` does; the claim is never cut.
+
+        Args:
+            tokenizer: A fast tokenizer.
+            dialogues: The dialogues.
+            claims: One claim for each dialogue.
+            max_source_length: Maximum number of tokens of a prompt.
+
+        Raises:
+            RecipeError: If the template and a claim have more than max_source_length tokens.
+        """
+        return [
+            replace(self, claim=without_control(tokenizer, claim)).encode(tokenizer, [dialogue], max_source_length)[0]
+            for dialogue, claim in zip(dialogues, claims, strict=True)
+        ]
 
     def encode(
         self, tokenizer: "PreTrainedTokenizerBase", dialogues: Sequence[str], max_source_length: int
@@ -83,8 +118,13 @@ class Prompt:
             max_source_length: Maximum number of tokens of a prompt.
 
         Raises:
-            RecipeError: If the template itself has more than max_source_length tokens.
+            RecipeError: If the template itself has more than max_source_length tokens, or asks about a claim.
         """
+        if self.has_claim and self.claim is None:
+            raise RecipeError(
+                "the prompt has {claim}: this model checks claims and writes no summaries",
+                "use it with --set evaluate.claims.model=RUN, and a summarizer's recipe here",
+            )
         if not dialogues:
             return []
         starts = {
@@ -129,7 +169,7 @@ class Prompt:
             if len(input_ids) <= max_source_length:
                 return input_ids
         raise RecipeError(
-            f"data.max_source_length = {max_source_length}: the prompt template itself has more tokens",
+            f"data.max_source_length = {max_source_length}: the prompt without the dialogue has more tokens",
             "raise data.max_source_length or shorten the prompt",
         )
 

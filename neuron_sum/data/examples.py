@@ -23,6 +23,7 @@ class Example:
         references: One or more human summaries.
         topic: A short topic, if the source has one.
         location: File and line of the example, for messages.
+        claim: For the training of a checker: the claim about the dialogue; `references` is then its answer.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Example:
     references: tuple[str, ...]
     topic: str | None = None
     location: str = field(default="", compare=False)
+    claim: str | None = None
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Collator:
     them); with a soft prompt, prompt_slots (batch, source_len) contains the positions of its vectors. A decoder-only
     model receives an additive attention_mask (batch, 1, source_len, source_len), position_ids (batch, source_len) that
     restart with each example, and no label for an example's first token, which the previous example cannot predict.
+    Rows with branches (`share_prefix` in encoding.py) have the same additional tensors in every plan.
 
     A row without examples has no labels. Unless rows are packed, it attends to one padding token, because a row that
     attends to nothing is NaN under autocast.
@@ -79,8 +80,8 @@ class Collator:
             batch: Rows of one shape.
         """
         shape = batch[0].shape or self._widest([features for row in batch for features in row.examples])
-        sources, segments, slots = (
-            np.full((len(batch), shape.source_len), fill) for fill in (self._padding, 0, NO_SLOT)
+        sources, segments, slots, branches, positions = (
+            np.full((len(batch), shape.source_len), fill) for fill in (self._padding, 0, NO_SLOT, 0, 0)
         )
         targets, target_segments = (
             np.full((len(batch), shape.target_len or shape.source_len), fill) for fill in (IGNORED, 0)
@@ -94,9 +95,15 @@ class Collator:
                 target = slice(target_at, target_at + len(features["labels"]))
                 sources[row, source], targets[row, target] = features["input_ids"], features["labels"]
                 segments[row, source_at : source.stop], target_segments[row, target] = segment, segment
+                branches[row, source] = features.get("branches", 0)
+                positions[row, source] = features.get("position_ids", range(len(features["input_ids"])))
                 source_at, target_at = source.stop, target.stop
-        tensors = self._decoder_only_batch if self._decoder_only else self._seq2seq_batch
-        arrays = tensors(sources, segments, targets, target_segments)
+        if not self._decoder_only:
+            arrays = self._seq2seq_batch(sources, segments, targets, target_segments)
+        elif self._plan.packed or branches.any():
+            arrays = _masked_batch(sources, segments, targets, branches, positions)
+        else:
+            arrays = {"input_ids": sources, "labels": targets, "attention_mask": _plain_mask(segments)}
         if virtual:
             arrays["prompt_slots"] = slots
         return {name: torch.from_numpy(value) for name, value in arrays.items()}
@@ -118,23 +125,6 @@ class Collator:
             return {**arrays, "attention_mask": segments, "decoder_attention_mask": target_segments}
         return {**arrays, "attention_mask": _plain_mask(segments)}
 
-    def _decoder_only_batch(
-        self, sources: Integers, segments: Integers, targets: Integers, target_segments: Integers
-    ) -> dict[str, npt.NDArray[Any]]:
-        if not self._plan.packed:
-            return {"input_ids": sources, "labels": targets, "attention_mask": _plain_mask(segments)}
-        first = _first_of_segment(segments)
-        positions = np.arange(sources.shape[1])[None, :]
-        position_ids = positions - np.maximum.accumulate(np.where(first, positions, 0), axis=1)
-        keep = np.tril(segments[:, :, None] == segments[:, None, :])  # padding attends to padding, never to nothing
-        mask = np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32)[:, None]
-        return {
-            "input_ids": sources,
-            "labels": np.where(first, IGNORED, targets),
-            "attention_mask": mask,
-            "position_ids": np.where(segments > 0, position_ids, 0),
-        }
-
 
 def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The input tokens of a batch without padding; transformers would add up segment ids and masks.
@@ -142,7 +132,9 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     Args:
         batch: A batch of Collator.
     """
-    if "position_ids" in batch:  # 0, 1, 2, … for every example of at least two tokens; 0 for padding
+    if (
+        "position_ids" in batch
+    ):  # from 0, each value up to 1 once, for every example of at least two tokens; 0 for padding
         position_ids = batch["position_ids"]
         return (position_ids > 0).sum() + (position_ids == 1).sum()
     return (batch["attention_mask"] > 0).sum()
@@ -153,6 +145,21 @@ def _first_of_segment(segments: Integers) -> npt.NDArray[np.bool_]:
     first = np.ones_like(segments, dtype=bool)
     first[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return first
+
+
+def _masked_batch(
+    sources: Integers, segments: Integers, targets: Integers, branches: Integers, positions: Integers
+) -> dict[str, npt.NDArray[Any]]:
+    """Rows of a decoder-only model with several examples or branches."""
+    keep = np.tril(segments[:, :, None] == segments[:, None, :])  # padding attends to padding, never to nothing
+    if branches.any():
+        keep &= (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+    return {
+        "input_ids": sources,
+        "labels": np.where(_first_of_segment(segments), IGNORED, targets),
+        "attention_mask": np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32)[:, None],
+        "position_ids": positions,
+    }
 
 
 def _plain_mask(segments: Integers) -> Integers:

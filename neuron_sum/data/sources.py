@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum.data.checks import Problem, merge_references, near_overlap, remove_duplicate_ids, remove_overlap
+from neuron_sum.data.claims import generate_claims
 from neuron_sum.data.examples import Dataset, Example, evenly_spaced
 from neuron_sum.data.readers import Rows, read_rows
 from neuron_sum.data.splits import is_folder, split_files
@@ -52,6 +53,9 @@ def load_dataset(config: DataConfig) -> Dataset:
     for problem in problems:
         skipped[problem.kind] = skipped.get(problem.kind, 0) + 1
     used = {split: evenly_spaced(examples, config.limit(split)) for split, examples in splits.items()}
+    overlap = near_overlap(used.get("train", ()), (*used.get("validation", ()), *used.get("test", ())))
+    if config.claims is not None:
+        used = {split: generate_claims(examples, config.claims) for split, examples in used.items()}
     return Dataset(
         splits=used,
         origin=ORIGINS.get(config.source, str(config.path)),
@@ -59,7 +63,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         skipped=skipped,
         unused=tuple(unused),
         available={split: len(examples) for split, examples in splits.items()},
-        near_overlap=near_overlap(used.get("train", ()), (*used.get("validation", ()), *used.get("test", ()))),
+        near_overlap=overlap,
     )
 
 

@@ -1,6 +1,7 @@
 """The chat template of a tokenizer as a prompt: rendered once, then stored as text in the recipe of the run."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -71,7 +72,7 @@ def token_warnings(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, config: P
         config: The configuration of the base model.
     """
     found = []
-    ids, begin = prompt.encode(tokenizer, [""], sys.maxsize)[0].input_ids, tokenizer.bos_token_id
+    ids, begin = replace(prompt, claim="").encode(tokenizer, [""], sys.maxsize)[0].input_ids, tokenizer.bos_token_id
     if begin is not None and ids[:2] == [begin, begin]:
         found.append(
             f"every prompt starts with two begin tokens {tokenizer.bos_token!r}, one of the tokenizer and one of the "

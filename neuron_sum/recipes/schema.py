@@ -55,6 +55,22 @@ class Columns(Section):
     topic: str | None = None
 
 
+Perturbation = Literal["speakers", "number", "name", "negation", "other", "time", "antonym", "detail"]
+"""The changes by which neuron_sum/data/perturbations.py makes a true text false."""
+
+
+class ClaimsConfig(Section):
+    """True and false claims made of the summaries, on which a checker of claims is trained."""
+
+    kinds: tuple[Perturbation, ...] = Field(("speakers", "number", "name", "negation", "other"), min_length=1)
+    """The changes that make a true claim false."""
+    per_sentence: int = Field(2, ge=1, le=8)
+    """Maximum number of false claims per sentence of a summary."""
+    answers: tuple[str, str] = ("yes", "no")
+    """The model's answers to a true and to a false claim; their first tokens must differ."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
 class DataConfig(Section):
     """The source of the dialogues, and the part of them that is used."""
 
@@ -86,6 +102,8 @@ class DataConfig(Section):
     """Maximum tokens of the summary, including the end token."""
     skip_bad: bool = False
     """Leave out bad rows and count them, instead of stopping."""
+    claims: ClaimsConfig | None = None
+    """Train a checker of claims instead of a summarizer; the prompt then contains {claim}."""
 
     @model_validator(mode="after")
     def _check_path(self) -> "DataConfig":
@@ -107,7 +125,7 @@ class PromptConfig(Section):
     preset: str | None = None
     """The name of a template; `chat` is the chat template of the model's tokenizer."""
     template: str | None = None
-    """Text with exactly one {dialogue}."""
+    """Text with exactly one {dialogue}; and for a checker of claims, one {claim}."""
     rendered: str | None = None
     """For `chat`: the text of the chat template with {dialogue}; written by training, and not set by hand."""
 
@@ -418,8 +436,29 @@ class ServeConfig(Section):
     """Write dialogues and summaries into the log."""
 
 
+class CheckerConfig(Section):
+    """The model that scores the claims of every summary against its dialogue (docs/evaluation.md)."""
+
+    model: PathOrHubId
+    """A run or artifact of a recipe with data.claims; or a T5 or Llama that answers, as a folder or a hub id such as
+    lytang/MiniCheck-Flan-T5-Large."""
+    prompt: PromptConfig = PromptConfig(preset="minicheck")
+    """The question, with {dialogue} and {claim}; a run or artifact has its own."""
+    answers: tuple[str, str] = ("1", "0")
+    """The answers to a true and a false claim, whose first tokens are compared; a run or artifact has its own."""
+    max_source_length: int | None = Field(None, ge=8, le=1_000_000)
+    """Maximum tokens of a prompt; a longer dialogue is checked in parts. Default: that of the run, or else 512."""
+    batch_size: int = Field(8, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> "CheckerConfig":
+        if self.prompt.needs_tokenizer or not self.prompt.resolve().has_claim:
+            raise ValueError("prompt must contain {claim}; valid presets: claim, minicheck")
+        return self
+
+
 class EvaluateConfig(Section):
-    """The ROUGE protocol, printed with every result, because every part of it changes the score."""
+    """The ROUGE protocol, printed with every result, because every part of it changes the score; and the checker."""
 
     split: Split = "test"
     tokenizer: Literal["ascii", "unicode"] = "ascii"
@@ -433,6 +472,8 @@ class EvaluateConfig(Section):
     bootstrap_samples: int = Field(1000, ge=100, le=1_000_000)
     confidence: float = Field(0.95, gt=0, lt=1)
     seed: int = Field(42, ge=0, le=2**32 - 1)
+    claims: CheckerConfig | None = None
+    """Score the claims of the summaries with a model; `--set evaluate.claims.model=RUN`."""
 
 
 class Recipe(Section):
@@ -450,6 +491,16 @@ class Recipe(Section):
     compile: CompileConfig = CompileConfig()
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check_claims(self) -> "Recipe":
+        has_claim = not self.prompt.needs_tokenizer and self.prompt.resolve().has_claim
+        if (self.data.claims is not None) != has_claim:
+            given, missing = ("data.claims", "a prompt with {claim}, such as preset 'claim'")
+            if has_claim:
+                given, missing = "a prompt with {claim}", "data.claims, such as data.claims={}"
+            raise ValueError(f"{given} requires {missing}")
+        return self
 
     @model_validator(mode="after")
     def _check_fsdp(self) -> "Recipe":

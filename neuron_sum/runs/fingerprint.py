@@ -90,8 +90,13 @@ def of_data(dataset: Dataset, *splits: Split) -> Fingerprint:
 
 
 def of_examples(examples: Iterable[Example]) -> str:
-    """The hash of ids, dialogues and summaries, in their order."""
-    return digest([[example.id, example.dialogue, example.references] for example in examples])
+    """The hash of ids, dialogues, summaries and claims, in their order."""
+    return digest(
+        [
+            [example.id, example.dialogue, example.references, *([example.claim] if example.claim else [])]
+            for example in examples
+        ]
+    )
 
 
 def of_recipe(recipe: Recipe) -> Fingerprint:

@@ -267,10 +267,15 @@ def prepare(
         train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
         validation=validation if len(validation) else None,
     )
-    console.note(
-        f"truncated: {data.train.sources_cut} of {len(dataset['train']):,} training dialogues at "
-        f"{recipe.data.max_source_length} tokens, {data.train.targets_cut} summaries at {recipe.data.max_target_length}"
-    )
+    total, limit, cut = len(dataset["train"]), recipe.data.max_source_length, data.train.sources_cut
+    if prompt.has_claim:
+        rows = len(data.train)
+        console.note(f"left out: {cut:,} of {total:,} claims, whose dialogues exceed {limit} tokens; {rows:,} rows")
+    else:
+        console.note(
+            f"truncated: {cut} of {total:,} training dialogues at {limit} tokens, "
+            f"{data.train.targets_cut} summaries at {recipe.data.max_target_length}"
+        )
 
     for line in token_warnings(prompt, tokenizer, settings):
         console.warn(line)
