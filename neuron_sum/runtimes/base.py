@@ -135,6 +135,17 @@ class Generator(Protocol):
             settings: Lengths, beams and penalties; `batch_size` is ignored.
         """
 
+    def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> "NDArray[np.float32]":
+        """The logits of some tokens as the first new token of each prompt, (prompts, tokens).
+
+        Args:
+            prompts: Token ids, any number of rows.
+            tokens: The tokens to compare.
+
+        Raises:
+            ArtifactError: If no bucket fits, or the graphs return no logits.
+        """
+
 
 class RunningBatch(Protocol):
     """A batch that prompts join while others run. All have the same settings, and each has its adapter."""
@@ -207,6 +218,9 @@ class CompiledGenerator(Shapes, Protocol):
 
     def warm_up(self) -> None:
         """Run every graph once, so that the first request is not slow."""
+
+    def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> "NDArray[np.float32]":
+        """See `Generator.first_logits`."""
 
     def roll(self, settings: GenerateConfig) -> RunningBatch | None:
         """An empty running batch for prompts with these settings; None if prompts cannot join a running batch.

@@ -109,6 +109,23 @@ class StepGenerator:
                 results[index] = tokens
         return results
 
+    def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """See `Generator.first_logits`. The prompts use the default adapter."""
+        settings = GenerateConfig(max_new_tokens=1, num_beams=min(self.num_beams))
+        results = np.zeros((len(prompts), len(tokens)), dtype=np.float32)
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            rows = [prompts[index] for index in batch]
+            bucket = choose_bucket(self, len(rows), max(map(len, rows)), settings)
+            self.used.add(bucket)
+            names = [self.default_adapter] * len(batch)
+            with self.lease(names) as leased, self.runtime.turn(), torch.inference_mode():
+                session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
+                candidates = session.step(session.start, np.zeros_like(session.start))
+                results[batch] = candidates.all_logits()[:, 0, list(tokens)]
+        return results
+
     def roll(self, settings: GenerateConfig) -> RollingBatch | None:
         """See `CompiledGenerator`."""
         choose_bucket(self, 1, 1, settings)

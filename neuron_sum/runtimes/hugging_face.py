@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from neuron_sum.models.base import is_decoder_only
@@ -43,6 +45,22 @@ class TransformersGenerator:
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
         """See `Generator.generate`."""
+        # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
+        outputs, skipped = self._run(prompts, settings)
+        return [until_end(row, self.ends) for row in outputs.sequences[:, skipped:].tolist()]
+
+    def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """See `Generator.first_logits`."""
+        results = np.zeros((len(prompts), len(tokens)), dtype=np.float32)
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            outputs, _ = self._run([prompts[index] for index in batch], GenerateConfig(max_new_tokens=1))
+            results[batch] = outputs.logits[0][:, list(tokens)].float().cpu().numpy()
+        return results
+
+    def _run(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> tuple[Any, int]:
+        """The output of transformers' generate() with logits, and the number of tokens before the first new one."""
         model, config = self._model, self._model.config
         decoder_only = is_decoder_only(config)
         batch = self._tokenizer.pad(
@@ -55,6 +73,8 @@ class TransformersGenerator:
         generation = GenerationConfig(
             **settings.model_dump(exclude={"batch_size", *unused}),
             do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=settings.max_new_tokens == 1,
             pad_token_id=config.pad_token_id,
             eos_token_id=self.ends,
             bos_token_id=config.bos_token_id,
@@ -66,10 +86,8 @@ class TransformersGenerator:
             inputs, generator = _soft_prompt_inputs(model, **inputs), model.base_model
         with torch.inference_mode():
             # Otherwise the checkpoint's defaults (sampling, penalties) replace values equal to transformers' defaults.
-            rows = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
-        # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
-        skipped = (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
-        return [until_end(row, self.ends) for row in rows[:, skipped:].tolist()]
+            outputs = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
+        return outputs, (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
 
 
 def _soft_prompt_inputs(

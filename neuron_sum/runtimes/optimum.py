@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig
@@ -172,6 +172,17 @@ class OptimumGenerator:
             for index, tokens in zip(batch, self._run(rows, settings, self.tokens.ends), strict=True):
                 results[index] = tokens
         return results
+
+    def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> NoReturn:
+        """See `Generator.first_logits`.
+
+        Raises:
+            ArtifactError: Always: upstream's graphs return tokens and no logits.
+        """
+        raise ArtifactError(
+            "graphs of optimum-neuron return no logits, with which claims are checked",
+            "use the run, or an artifact with --set compile.target=cpu",
+        )
 
     def _run(self, rows: Sequence[Sequence[int]], settings: GenerateConfig, ends: Sequence[int]) -> list[list[int]]:
         """Generate one batch that fits the bucket."""
