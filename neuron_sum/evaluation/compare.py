@@ -6,7 +6,7 @@ from typing import Any
 
 from neuron_sum.data.examples import Example
 from neuron_sum.evaluation.evaluate import Evaluation
-from neuron_sum.evaluation.rouge import RougeProtocol
+from neuron_sum.evaluation.rouge import RougeProtocol, Scores
 from neuron_sum.evaluation.statistics import Difference, paired_bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System
 from neuron_sum.recipes.schema import EvaluateConfig
@@ -47,7 +47,7 @@ class Comparison:
         }
 
     def texts(self) -> Iterator[dict[str, Any]]:
-        """The content of summaries.jsonl: every dialogue with its human summaries, and each system's with ROUGE-1."""
+        """The content of summaries.jsonl: every dialogue, its human summaries, and each system's."""
         systems = [evaluation for evaluation in self.evaluations if evaluation.system.builtin != HUMAN]
         for index, example in enumerate(self.examples):
             yield {
@@ -58,10 +58,25 @@ class Comparison:
                     evaluation.system.name: {
                         "text": evaluation.predictions[index].summary,
                         "ROUGE-1": round(float(evaluation.scores["ROUGE-1"][index]), 2),
+                        **_faithfulness(evaluation, index),
                     }
                     for evaluation in systems
                 },
             }
+
+
+def _all_scores(evaluation: Evaluation) -> Scores:
+    return {**evaluation.scores, **evaluation.faithfulness}
+
+
+def _faithfulness(evaluation: Evaluation, index: int) -> dict[str, Any]:
+    """The scores, findings and claims of one summary."""
+    entry: dict[str, Any] = {name: round(float(values[index]), 2) for name, values in evaluation.faithfulness.items()}
+    if (checked := evaluation.checks[index]) is not None:
+        entry["findings"] = [finding.as_dict() for finding in checked.findings]
+    if evaluation.claims is not None:
+        entry["claim_scores"] = [claim.as_dict() for claim in evaluation.claims[index]]
+    return entry
 
 
 def reference_of(systems: Sequence[System]) -> System:
@@ -81,10 +96,12 @@ def compare(examples: Sequence[Example], evaluations: Sequence[Evaluation], conf
     """
     by_name = {evaluation.system.name: evaluation for evaluation in evaluations}
     reference = reference_of([evaluation.system for evaluation in evaluations]).name
+    baseline = _all_scores(by_name[reference])
     differences = {
         name: {
-            score: paired_bootstrap(values, by_name[reference].scores[score], config)
-            for score, values in evaluation.scores.items()
+            score: paired_bootstrap(values, baseline[score], config)
+            for score, values in _all_scores(evaluation).items()
+            if score in baseline
         }
         for name, evaluation in by_name.items()
         if name != reference and evaluation.system.builtin != HUMAN  # human summaries are not an improved system

@@ -1,4 +1,4 @@
-"""The metrics of one system: ROUGE with intervals, speaker-tag fidelity, lengths, and truncation."""
+"""The metrics of one system: ROUGE and faithfulness with intervals, speaker-tag fidelity, lengths, and truncation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from neuron_sum import files
 from neuron_sum.artifact import Artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
+from neuron_sum.evaluation.claims import CLAIMS, Checker, Claim, claim_scores
+from neuron_sum.evaluation.faithfulness import Checked, check_summary, count_findings, rule_scores
 from neuron_sum.evaluation.generate import read_fingerprint
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction
@@ -34,12 +36,18 @@ class Evaluation:
         predictions: One prediction per example; for `human`, the first references.
         scores: ROUGE in points, per example.
         metrics: The content of metrics.json.
+        checks: The findings of the rules; None for a summary without a dialogue.
+        claims: The claims of each summary; None without a checker, or without dialogues.
+        faithfulness: The scores of the rules and of the checker in points, per example; empty without dialogues.
     """
 
     system: System
     predictions: Sequence[Prediction]
     scores: Scores
     metrics: dict[str, Any]
+    checks: Sequence[Checked | None]
+    claims: Sequence[Sequence[Claim]] | None
+    faithfulness: Scores
 
 
 def evaluate_system(
@@ -51,6 +59,7 @@ def evaluate_system(
     base: RunFolder | None = None,
     data: str = "",
     available: int | None = None,
+    checker: Checker | None = None,
 ) -> Evaluation:
     """Predict if necessary, score, and write predictions.jsonl (models) and metrics.json into a folder.
 
@@ -63,6 +72,7 @@ def evaluate_system(
         base: For `untuned`: a run that started from it.
         data: The origin of the examples, recorded with the metrics.
         available: The number of examples that `examples` were selected from, also recorded.
+        checker: The model that scores the claims of the summaries.
 
     Raises:
         DataError: For `human`, if an example has only one reference; if the tokenizer drops letters of the references.
@@ -81,6 +91,13 @@ def evaluate_system(
     else:
         predictions = predict(system, recipe, examples, columns, folder, base)
         scores = rouge([prediction.summary for prediction in predictions], references, protocol)
+    summaries, dialogues = [prediction.summary for prediction in predictions], [each.dialogue for each in examples]
+    checks = [check_summary(*pair) for pair in zip(summaries, dialogues, strict=True)]
+    faithfulness = rule_scores(checks)
+    claims = None
+    if checker is not None and faithfulness:
+        claims = checker.check(summaries, dialogues)
+        faithfulness[CLAIMS] = claim_scores(claims)
     has_model = system.file is None and system.builtin in (None, UNTUNED)
     fingerprint = {
         **(read_fingerprint(folder) if has_model else {}),
@@ -92,10 +109,14 @@ def evaluate_system(
         "available": available,
         "fingerprint": fingerprint,
         **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate, base),
+        "faithfulness": {
+            "scores": {name: bootstrap(values, recipe.evaluate).as_dict() for name, values in faithfulness.items()},
+            "findings": count_findings(checks),
+        },
     }
     if folder.is_dir():
         files.write_json(folder / "metrics.json", metrics)
-    return Evaluation(system, predictions, scores, metrics)
+    return Evaluation(system, predictions, scores, metrics, checks, claims, faithfulness)
 
 
 def _metrics(

@@ -3,11 +3,16 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from neuron_sum.errors import RecipeError, ScoreError
+from neuron_sum.evaluation.claims import CLAIMS
 from neuron_sum.evaluation.compare import Comparison, reference_of
+from neuron_sum.evaluation.faithfulness import FACTS, SUPPORT
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
 from neuron_sum.evaluation.systems import System
+
+SCORES = (*ROUGE_TYPES.values(), FACTS, SUPPORT, CLAIMS)
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,9 @@ def parse_minimum(text: str) -> Minimum:
         value = float(points)
     except ValueError:
         value = math.nan
-    if score not in ROUGE_TYPES.values() or not math.isfinite(value):
+    if score not in SCORES or not math.isfinite(value):
         raise RecipeError(
-            f"--fail-below {text}: not SCORE=POINTS with a score of {', '.join(ROUGE_TYPES.values())}",
+            f"--fail-below {text}: not SCORE=POINTS with a score of {', '.join(SCORES)}",
             "use --fail-below ROUGE-1=35, or --fail-below ROUGE-1=-0.5 for a difference to the first system",
         )
     return Minimum(score, value, points[0] in "+-")
@@ -67,7 +72,15 @@ def check_minima(comparison: Comparison, minima: Sequence[Minimum]) -> None:
 
     Raises:
         ScoreError: If a model has a lower score; names all of them.
+        RecipeError: If a model has no such score.
     """
+    for minimum in minima:
+        for each in comparison.evaluations:
+            if each.system.builtin is None and minimum.score not in (*each.scores, *each.faithfulness):
+                raise RecipeError(
+                    f"--fail-below {minimum}: {each.system.name} has no score {minimum.score}",
+                    f"use data with dialogues, and for {CLAIMS} also --set evaluate.claims.model=RUN",
+                )
     if missed := list(_missed(comparison, minima)):
         raise ScoreError("; ".join(missed), "keep the previous model; report.html shows the summaries of both")
 
@@ -88,5 +101,10 @@ def _missed(comparison: Comparison, minima: Sequence[Minimum]) -> Iterator[str]:
                 if value < minimum.points:
                     relative = f"{value:+.2f} relative to {reference.name}"
                     yield f"{name} has {minimum.score} {relative}, below {minimum.points:+g}"
-            elif (value := each.metrics["scores"][minimum.score]["value"]) < minimum.points:
+            elif (value := _value(each.metrics, minimum.score)) < minimum.points:
                 yield f"{name} has {minimum.score} {value:.2f}, below {minimum.points:g}"
+
+
+def _value(metrics: dict[str, Any], score: str) -> float:
+    scores = {**metrics["scores"], **metrics["faithfulness"]["scores"]}
+    return float(scores[score]["value"])

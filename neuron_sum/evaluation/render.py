@@ -6,7 +6,9 @@ from rich.text import Text
 
 from neuron_sum import console
 from neuron_sum.data.examples import count_of
+from neuron_sum.evaluation.claims import CLAIMS
 from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
+from neuron_sum.evaluation.faithfulness import FACTS
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
 
 SHOWN = 2
@@ -29,7 +31,8 @@ def render(comparison: Comparison) -> RenderableType:
 
 
 def _scores(comparison: Comparison) -> Table:
-    table = console.table("system", *ROUGE_TYPES.values(), "words", "tags right", "cut", "trainable", "size")
+    names = _faithfulness(comparison)
+    table = console.table("system", *ROUGE_TYPES.values(), *names, "words", "tags right", "cut", "trainable", "size")
     for evaluation in comparison.evaluations:
         metrics, run = evaluation.metrics, evaluation.metrics.get("run")
         size = (run or {}).get("weights_bytes") or metrics.get("artifact", {}).get("bytes")
@@ -37,6 +40,7 @@ def _scores(comparison: Comparison) -> Table:
         table.add_row(
             evaluation.system.name,
             *(f"{score['value']:.2f}" for score in metrics["scores"].values()),
+            *(_points(metrics["faithfulness"]["scores"].get(name)) for name in names),
             f"{metrics['words_mean']:.0f}",
             "" if tags_right is None else f"{tags_right:.0f} %",
             str(metrics["dialogues_cut"]),
@@ -46,13 +50,25 @@ def _scores(comparison: Comparison) -> Table:
     return table
 
 
+def _faithfulness(comparison: Comparison) -> list[str]:
+    """The scores `facts` and `claims`, if a system has them; the report also has `support`."""
+    return [name for name in (FACTS, CLAIMS) if any(name in each.faithfulness for each in comparison.evaluations)]
+
+
+def _points(score: dict[str, float] | None) -> str:
+    return "" if score is None else f"{score['value']:.1f}"
+
+
 def _improvements(comparison: Comparison) -> Table:
-    table = console.table(f"points above {comparison.reference}", *ROUGE_TYPES.values())
+    columns = (*ROUGE_TYPES.values(), *_faithfulness(comparison))
+    table = console.table(f"points above {comparison.reference}", *columns)
     for name, by_score in comparison.differences.items():
         cells = [
             f"{difference.interval.value:+.2f}{'*' if difference.p_value < SIGNIFICANT else ' '} "
             f"[{difference.interval.low:+.1f}, {difference.interval.high:+.1f}]"
-            for difference in by_score.values()
+            if (difference := by_score.get(column)) is not None
+            else ""
+            for column in columns
         ]
         table.add_row(name, *cells)
     return table

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from markupsafe import Markup, escape
 from neuron_sum import __version__, console, files
 from neuron_sum.data.examples import SPEAKER_TAG, count_of
 from neuron_sum.evaluation import charts
+from neuron_sum.evaluation.claims import CLAIMS, UNSUPPORTED, Claim
 from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
+from neuron_sum.evaluation.faithfulness import FACTS, SUPPORT, Checked
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
 from neuron_sum.evaluation.systems import HUMAN
 
@@ -46,6 +49,11 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
         version=__version__,
         comparison=comparison,
         kinds=list(ROUGE_TYPES.values()),
+        faithfulness=[
+            name
+            for name in (FACTS, SUPPORT, CLAIMS)
+            if any(name in evaluation.faithfulness for evaluation in comparison.evaluations)
+        ],
         protocol=comparison.evaluations[0].metrics["protocol"]["text"],
         significant=SIGNIFICANT,
         rouge_chart=Markup(charts.rouge_chart(comparison)),
@@ -56,24 +64,69 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
     files.write_text(path, page)
 
 
-def mark_speaker_tags(summary: str, dialogue: str, reference: str) -> Markup:
-    """A summary with marks on differing speaker tags.
+@dataclass(frozen=True)
+class Mark:
+    """A marked part of a summary.
 
-    Red: the tag does not occur in the dialogue. Yellow: a different speaker than in the reference at this position.
+    Attributes:
+        start: The position of its first character.
+        end: The position after its last character.
+        kind: The CSS class.
+        title: The explanation.
     """
-    if not dialogue:
-        return Markup(escape(summary))
-    known, expected = set(SPEAKER_TAG.findall(dialogue)), iter(SPEAKER_TAG.findall(reference))
-    pieces: list[str] = []
-    end = 0
+
+    start: int
+    end: int
+    kind: str
+    title: str
+
+
+def marks_of(summary: str, reference: str, checked: Checked | None, claims: Sequence[Claim] = ()) -> list[Mark]:
+    """The marks of a summary: unsupported facts, other speakers than in a reference, and improbable claims.
+
+    Args:
+        summary: The summary.
+        reference: A human summary, whose speaker tags are expected at the same positions.
+        checked: The findings of the rules; None without a dialogue, which gives no marks.
+        claims: The claims of the summary with their scores.
+    """
+    if checked is None:
+        return []
+    marks = [Mark(each.start, each.end, "invented", each.message) for each in checked.findings]
+    found = {(mark.start, mark.end) for mark in marks}
+    expected = iter(SPEAKER_TAG.findall(reference))
     for match in SPEAKER_TAG.finditer(summary):
-        tag, expected_tag = match.group(), next(expected, None)
-        kind = "invented" if tag not in known else "other" if tag != expected_tag else ""
-        pieces += [escape(summary[end : match.start()]), escape(tag)]
-        if kind:
-            pieces[-1] = Markup('<mark class="{}">{}</mark>').format(kind, tag)
-        end = match.end()
-    return Markup("").join([*pieces, escape(summary[end:])])
+        if match.group() != next(expected, None) and match.span() not in found:
+            marks.append(Mark(*match.span(), "other", "another speaker than in the human summary"))
+    marks += [
+        Mark(claim.start, claim.end, "claim", f"probability {claim.probability:.2f}")
+        for claim in claims
+        if claim.probability < UNSUPPORTED
+    ]
+    return marks
+
+
+def mark_summary(summary: str, marks: Sequence[Mark]) -> Markup:
+    """A summary with its marks, of which some contain others."""
+    ordered = sorted(marks, key=lambda mark: (mark.start, -mark.end))
+    pieces: list[Markup] = []
+    position, open_ends = 0, list[int]()
+
+    def close_until(at: int) -> None:
+        nonlocal position
+        while open_ends and open_ends[-1] <= at:
+            end = open_ends.pop()
+            pieces.append(escape(summary[position:end]) + Markup("</mark>"))
+            position = end
+
+    for mark in ordered:
+        close_until(mark.start)
+        pieces.append(escape(summary[position : mark.start]))
+        pieces.append(Markup('<mark class="{}" title="{}">').format(mark.kind, mark.title))
+        position = mark.start
+        open_ends.append(min(mark.end, open_ends[-1]) if open_ends else mark.end)
+    close_until(len(summary))
+    return Markup("").join([*pieces, escape(summary[position:])])
 
 
 def _spread(count: int) -> Sequence[int]:
@@ -91,7 +144,15 @@ def _text(comparison: Comparison, index: int) -> dict[str, Any]:
         "summaries": [
             (
                 evaluation.system.name,
-                mark_speaker_tags(evaluation.predictions[index].summary, example.dialogue, example.references[0]),
+                mark_summary(
+                    summary := evaluation.predictions[index].summary,
+                    marks_of(
+                        summary,
+                        example.references[0],
+                        evaluation.checks[index],
+                        evaluation.claims[index] if evaluation.claims is not None else (),
+                    ),
+                ),
                 evaluation.scores["ROUGE-1"][index],
             )
             for evaluation in comparison.evaluations

@@ -8,6 +8,7 @@ from neuron_sum import console, files
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
+from neuron_sum.evaluation.claims import Checker
 from neuron_sum.evaluation.compare import Comparison, compare
 from neuron_sum.evaluation.evaluate import evaluate_system
 from neuron_sum.evaluation.prediction_files import PredictionColumns
@@ -97,6 +98,8 @@ class Session:
     def run(self, folder: Path) -> Comparison:
         """Evaluate every system; a run's predictions are stored in the run folder and reused from there."""
         evaluations = []
+        checking = self._recipe.evaluate.claims
+        checker = Checker(checking) if checking is not None else None
         for system in self._systems:
             recipe = self._recipe
             predictions_folder = folder if len(self._systems) == 1 else folder / system.name
@@ -117,6 +120,7 @@ class Session:
                     base,
                     self.origin,
                     self.available,
+                    checker,
                 )
             )
         return compare(self._examples, evaluations, self._recipe.evaluate)

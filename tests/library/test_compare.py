@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard
 from markupsafe import Markup
 
 from neuron_sum.errors import RecipeError
+from neuron_sum.evaluation.claims import Claim
+from neuron_sum.evaluation.faithfulness import check_summary
 from neuron_sum.evaluation.minimum import parse_minimum
-from neuron_sum.evaluation.report import mark_speaker_tags
+from neuron_sum.evaluation.report import mark_summary, marks_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -56,6 +58,11 @@ def test_compare_reports_every_system_and_the_human_summaries(runs: Path, neuron
     assert {"value", "low", "high", "p_value"} == set(systems["lora"]["improvement"]["ROUGE-1"])
     gain = systems["lead-3"]["scores"]["ROUGE-1"]["value"] - systems["untuned"]["scores"]["ROUGE-1"]["value"]
     assert systems["lead-3"]["improvement"]["ROUGE-1"]["value"] == pytest.approx(gain, abs=1e-3)
+    assert systems["lead-3"]["faithfulness"]["scores"]["facts"]["value"] == 100.0, "it quotes the dialogue"
+    assert {"facts", "support"} < set(systems["lead-3"]["improvement"])
+    first = json.loads((runs / "comparison" / "summaries.jsonl").read_text().splitlines()[0])["summaries"]["lead-3"]
+    assert first["facts"] == 100.0
+    assert first["findings"] == []
 
     predictions = runs / "full" / "evaluation" / "test" / "predictions.jsonl"
     assert len(predictions.read_text().splitlines()) == 12
@@ -130,6 +137,9 @@ def test_a_score_below_the_minimum_stops_a_script(tmp_path: Path, neuron_sum: Co
     code, error = compare("ROUGE-1=+1", systems=("peft",))
     assert code == 3
     assert "--fail-below ROUGE-1=+1: no model other than the first system or untuned is among the systems" in error
+    code, error = compare("facts=90")
+    assert code == 3
+    assert "--fail-below facts=90: original has no score facts" in error, "the file has no dialogues"
     for wrong in ("ROUGE-9=1", "ROUGE-1", "ROUGE-1=", "ROUGE-1=nan", "ROUGE-1=a", "=1"):
         with pytest.raises(
             RecipeError, match=f"--fail-below {wrong}: not SCORE=POINTS with a score of ROUGE-1, ROUGE-2"
@@ -194,14 +204,21 @@ def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: Comman
     assert neuron_sum("summarize", "nowhere", stdin="x").returncode == 8
 
 
-def test_differing_speaker_tags_are_marked() -> None:
+def marked(summary: str, dialogue: str, reference: str, claims: tuple[Claim, ...] = ()) -> Markup:
+    return mark_summary(summary, marks_of(summary, reference, check_summary(summary, dialogue), claims))
+
+
+def test_unsupported_parts_of_a_summary_are_marked() -> None:
     dialogue = "#Person1#: a\n#Person2#: b"
-    assert (
-        mark_speaker_tags("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.")
-        == "#Person1# asks #Person2#."
-    )
-    swapped = mark_speaker_tags("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#")
-    assert swapped == Markup('<mark class="other">#Person2#</mark> &amp; <mark class="invented">#Pork1#</mark>')
+    invented = '<mark class="invented" title="the dialogue has no such speaker">#Pork1#</mark>'
+    other = '<mark class="other" title="another speaker than in the human summary">#Person2#</mark>'
+    assert marked("#Person1# asks #Person2#.", dialogue, "#Person1# asks #Person2#.") == "#Person1# asks #Person2#."
+    assert marked("#Person2# & #Pork1#", dialogue, "#Person1# and #Person2#") == f"{other} &amp; {invented}"
+    assert marked("#Pork1#", "", "#Person1#") == "#Pork1#", "nothing is known without a dialogue"
+    summary = "#Person2# sings. <b>"
+    claim = Claim("#Person2# sings.", 0, 16, 0.25)
+    nested = f'<mark class="claim" title="probability 0.25">{other} sings.</mark> &lt;b&gt;'
+    assert marked(summary, dialogue, "#Person1# sings.", (claim,)) == nested
 
 
 @pytest.mark.parametrize(("width", "height"), [(375, 812), (1440, 900)], ids=["phone", "desktop"])
@@ -221,7 +238,7 @@ def test_the_report_in_a_browser(
     assert [request for request in requests if not request.startswith("data:")] == [url], "the report needs a network"
     assert faults == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-    assert page.locator("#scores tbody tr").count() == 4
+    assert page.locator("#scores tbody tr").count() == page.locator("#faithfulness tbody tr").count() == 4
     assert page.locator("figure svg").count() == 3
     assert page.locator("article").count() == 12
     smallest = page.evaluate(
