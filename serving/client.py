@@ -30,7 +30,7 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-from serving.schema import ErrorAnswer, ErrorBody, Summary
+from serving.schema import Check, ErrorAnswer, ErrorBody, Summary
 from serving.transport import FEWER, Reply, Unanswered, Unavailable, connect, without_credentials
 
 MAX_MESSAGE = 2000
@@ -60,6 +60,7 @@ class Answer:
         truncated: Whether the end of the dialogue was cut to fit the longest bucket.
         input_tokens: Number of tokens in the prompt, after the cut.
         output_tokens: Number of tokens in the summary.
+        checks: The parts of the summary that the dialogue does not support, if the request asked for them.
         error: The reason for a missing summary. A field `inputs[7]` means the eighth dialogue.
         answered: Whether the endpoint summarized or refused this dialogue. False if it was busy (503) at every
             attempt, if the whole request failed, or if the dialogue was not sent because an earlier request failed.
@@ -69,6 +70,7 @@ class Answer:
     truncated: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
+    checks: tuple[Check, ...] | None = None
     error: ErrorBody | None = None
     answered: bool = True
 
@@ -81,6 +83,7 @@ class Answer:
             "truncated": self.truncated,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
+            **({} if self.checks is None else {"checks": [check.model_dump() for check in self.checks]}),
         }
 
 
@@ -154,7 +157,7 @@ class Client:
 
         Args:
             dialogues: The dialogues, one turn per line.
-            parameters: Fields of serving.schema.Parameters: max_new_tokens, num_beams, adapter…; None is left out.
+            parameters: Fields of serving.schema.Parameters: max_new_tokens, num_beams, checks…; None is left out.
             on_answers: Called after each request with the number of dialogues that it answered.
 
         Raises:
@@ -239,7 +242,13 @@ class Client:
         return {
             place: _relocated(item.error, index, place)
             if isinstance(item, ErrorAnswer)
-            else Answer(item.summary_text, item.truncated, item.input_tokens, item.output_tokens)
+            else Answer(
+                item.summary_text,
+                item.truncated,
+                item.input_tokens,
+                item.output_tokens,
+                tuple(item.checks) if item.checks is not None else None,
+            )
             for index, (place, item) in enumerate(zip(batch, items, strict=True))
         }
 

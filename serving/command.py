@@ -251,6 +251,9 @@ def request(
         int | None, typer.Option(help="Maximum new tokens, up to the compiled target length.")
     ] = None,
     num_beams: Annotated[int | None, typer.Option(help="Beam width; must be one of the compiled widths.")] = None,
+    checks: Annotated[
+        bool, typer.Option("--checks", help="Also print what the summary states and the dialogue does not (English).")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Dialogues per request.")] = BATCH_SIZE,
     concurrency: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests.")] = CONCURRENCY,
     output: Annotated[
@@ -283,6 +286,7 @@ def request(
             "--adapter": adapter is not None,
             "--max-new-tokens": max_new_tokens is not None,
             "--num-beams": num_beams is not None,
+            "--checks": checks,
             "--batch-size": batch_size != BATCH_SIZE,
             "--concurrency": concurrency != CONCURRENCY,
             "--output": output is not None,
@@ -297,7 +301,9 @@ def request(
     dialogues = _read_lines(file) if many else [read_dialogue(file)]
     if output is not None:
         files.check_writable(output.parent, 0)
-    parameters = {"adapter": adapter, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    parameters = {
+        "adapter": adapter, "max_new_tokens": max_new_tokens, "num_beams": num_beams, "checks": checks or None
+    }  # fmt: skip
     with (
         _client(endpoint, target_model, batch_size, concurrency, chat=chat, live=live) as client,
         console.progress("dialogues", len(dialogues), quiet=not many) as bar,
@@ -332,7 +338,8 @@ def request(
     elif many:
         console.emit({**counts, "answers": results}, *map(Text, lines))
     else:
-        console.emit(results[0], Text("" if live else answers[0].summary_text))
+        found = [f"{check.text}: {check.message}" for check in answers[0].checks or ()]
+        console.emit(results[0], Text("" if live else answers[0].summary_text), *map(Text, found))
     messages = [
         f"{len(errors)} of {len(answers)} dialogues were {outcome}; the first: {errors[0].message}"
         for outcome, errors in (("not answered", failures), ("refused", refusals))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from neuron_sum import __version__
 from neuron_sum.artifact import ADAPTER_NAME
+from neuron_sum.evaluation.faithfulness import FindingKind
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
@@ -56,10 +57,12 @@ class Parameters(_Model):
     early_stopping: bool | None = None
     adapter: Annotated[str, Field(pattern=f"^{ADAPTER_NAME.pattern}$")] | None = None
     """An adapter's name; null for the model's default."""
+    checks: bool | None = None
+    """Whether the answer lists the facts of the summary that do not occur in the dialogue (English)."""
 
     def settings(self, default: GenerateConfig) -> GenerateConfig:
         """The default settings with the request's changes."""
-        changes = self.model_dump(exclude_none=True, exclude={"adapter"})
+        changes = self.model_dump(exclude_none=True, exclude={"adapter", "checks"})
         if "max_new_tokens" in changes and "min_new_tokens" not in changes:
             changes["min_new_tokens"] = min(default.min_new_tokens, changes["max_new_tokens"])
         return GenerateConfig.model_validate({**default.model_dump(), **changes})
@@ -73,6 +76,17 @@ class Request(_Model):
     parameters: Parameters = Parameters()
 
 
+class Check(BaseModel):
+    """A part of a summary that the dialogue does not support, found by rules."""
+
+    kind: FindingKind
+    text: str
+    start: int
+    """Position of the first character in summary_text, in Unicode code points."""
+    end: int
+    message: str
+
+
 class Summary(BaseModel):
     """The answer to one dialogue."""
 
@@ -82,6 +96,8 @@ class Summary(BaseModel):
     input_tokens: int
     """Number of tokens in the prompt, after the cut."""
     output_tokens: int
+    checks: list[Check] | None = None
+    """What the rules found; only if the request has parameters.checks."""
 
 
 class ErrorBody(BaseModel):
@@ -127,7 +143,8 @@ def answer_type(accept: str | None, kind: str, items: int) -> str:
 def render(answers: Sequence[Summary | ServiceError], kind: str) -> str:
     """The body of a response."""
     bodies = [
-        {"error": answer.body()} if isinstance(answer, ServiceError) else answer.model_dump() for answer in answers
+        {"error": answer.body()} if isinstance(answer, ServiceError) else answer.model_dump(exclude_none=True)
+        for answer in answers
     ]
     if kind == JSON_LINES:
         return "".join(json.dumps(body, ensure_ascii=False) + "\n" for body in bodies)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.evaluation.faithfulness import check_summary
 from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
@@ -24,7 +25,7 @@ from serving.adapters import BASE, Adapters
 from serving.batching import Batcher, Work, as_service_error
 from serving.limits import Item
 from serving.parsing import check_media_type, parse
-from serving.schema import TEXT, ServiceError, Summary, answer_type, render
+from serving.schema import TEXT, Check, ServiceError, Summary, answer_type, render
 
 HANG_FACTOR = 3
 """Number of deadlines after which a batch counts as hanging: the worker exits, and the server starts another one."""
@@ -173,6 +174,7 @@ class Service:
             self._batcher.submit(record.works)
             await self._wait(record.works, deadline)
         results = [self._summary(answer) if isinstance(answer, Work) else answer for answer in answers]
+        await self._check(items, results, deadline)
         record.errors = sum(isinstance(result, ServiceError) for result in results)
         record.output_tokens = sum(result.output_tokens for result in results if isinstance(result, Summary))
         if self._limits.log_text:
@@ -198,6 +200,22 @@ class Service:
             except asyncio.TimeoutError as error:
                 raise self._late() from error
         return prompts
+
+    async def _check(self, items: Sequence[Item], results: Sequence[Summary | ServiceError], deadline: float) -> None:
+        """Add the findings of the rules to the summaries whose request asks for them, outside this thread.
+
+        Raises:
+            ServiceError: 503 at the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        for item, result in zip(items, results, strict=True):
+            if item.parameters.checks and isinstance(result, Summary):
+                checking = loop.run_in_executor(self._tokenizers, check_summary, result.summary_text, item.text)
+                try:
+                    checked = await asyncio.wait_for(checking, deadline - time.monotonic())
+                except asyncio.TimeoutError as error:
+                    raise self._late() from error
+                result.checks = [Check(**finding.as_dict()) for finding in checked.findings] if checked else []
 
     def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
         """An item for the queue, or the error if its parameters were not compiled."""
