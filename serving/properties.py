@@ -34,7 +34,16 @@ REMEDY = "run `neuron-sum package` again"
 
 
 def render(artifact: Artifact, limits: ServeConfig) -> str:
-    """The text of a model's serving.properties in the layout of package.py."""
+    """The text of a model's serving.properties in the layout of package.py.
+
+    Raises:
+        ArtifactError: If the artifact checks claims and writes no summaries.
+    """
+    if artifact.recipe.data.claims is not None:
+        raise ArtifactError(
+            f"{artifact.path} checks claims and writes no summaries, so that it cannot be served",
+            "use it with --set evaluate.claims.model=ARTIFACT",
+        )
     values: dict[str, Any] = {
         "engine": "Python",
         **_worker_settings(limits.workers or (1 if artifact.manifest.target == "cpu" else None)),

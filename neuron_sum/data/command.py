@@ -1,6 +1,6 @@
 """The command `neuron-sum data`, which inspects a recipe's data before training."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,11 +53,14 @@ def data(
     if first is None:
         raise DataError(f"{dataset.origin} contains no examples", "check data.path and data.files")
     shapes, unknown, ids = None, {}, []
-    text = first.dialogue if loaded.prompt.needs_tokenizer else loaded.prompt.resolve().render(first.dialogue)
+    text = first.dialogue
+    if not loaded.prompt.needs_tokenizer:
+        text = replace(loaded.prompt.resolve(), claim=first.claim).render(first.dialogue)
     try:
         loaded, tokenizer, config = _model(loaded, dataset)
-        encoded = loaded.prompt.resolve().encode(tokenizer, [first.dialogue], loaded.data.max_source_length)
-        ids, text = encoded[0].input_ids, loaded.prompt.resolve().render(first.dialogue)
+        prompt = replace(loaded.prompt.resolve(), claim=first.claim)
+        ids = prompt.encode(tokenizer, [first.dialogue], loaded.data.max_source_length)[0].input_ids
+        text = prompt.render(first.dialogue)
         shapes, unknown = _tokens(loaded, dataset, tokenizer, config) if dataset["train"] else (None, {})
         shapes_line = str(shapes) if shapes else "shapes: no training examples"
     except ModelError as error:  # the command is about the data; the model may be unreachable from this machine

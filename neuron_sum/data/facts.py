@@ -21,7 +21,7 @@ UNITS = {word: value for value, word in enumerate(UNIT_WORDS.split())}
 TENS = {word: 10 * value for value, word in enumerate(TEN_WORDS.split(), 2)}
 ORDINALS = {word: value for value, word in enumerate(ORDINAL_WORDS.split(), 1)}
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-NUMBER_WORDS = {**UNITS, **TENS, **ORDINALS, "once": 1, "twice": 2, "fourty": 40}
+NUMBER_WORDS = {**UNITS, **TENS, **ORDINALS, "once": 1, "twice": 2}
 LETTER_SCALES = {"k": 1000, "m": 10**6, "bn": 10**9}
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -43,14 +43,14 @@ DAY_PARTS = {
 DATES = {
     **{day: day for day in WEEKDAYS},
     **{day[:3]: day for day in WEEKDAYS},
-    **{short: day for short, day in (("tues", "tuesday"), ("thur", "thursday"), ("thurs", "thursday"))},
+    **{short: day for short, day in (("tues", "tuesday"), ("thurs", "thursday"))},
     **{month: month for month in MONTHS},
     **{month[:3]: month for month in MONTHS},
     "sept": "september",
     **DAY_PARTS,
 }
 """Words of dates, and their value. Abbreviations, March and May count only with a capital letter."""
-CAPITALIZED = {day[:3] for day in WEEKDAYS} | {month[:3] for month in MONTHS} | {"march", "may", "tues", "thur"}
+CAPITALIZED = {day[:3] for day in WEEKDAYS} | {month[:3] for month in MONTHS} | {"march", "may", "tues", "thurs"}
 
 NUMBER_WORD = "|".join(sorted({*NUMBER_WORDS, *SCALES}, key=len, reverse=True))
 NUMBER = re.compile(
@@ -88,7 +88,7 @@ something sometimes soon still students such than that the their them then there
 though through thus to together too two ultimately until upon usually was we were what when whenever where whether which
 while who whose why with within without yes yet you your"""
 NO_NAMES = frozenset((*TITLES.split(), *STARTERS.split(), *NUMBER_WORDS, *DATES))
-"""Words that are no names although they are written with a capital letter, or begin a sentence."""
+"""Words with a capital letter, such as those that begin sentences, which do not count as names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,10 +310,17 @@ def check_packing(recipe: Recipe, *, decoder_only: bool) -> None:
     """Checks that examples can be packed, before a model is loaded.
 
     Raises:
-        RecipeError: For packed rows of a decoder-only model with a soft prompt.
+        RecipeError: For packed rows, or rows of several claims, of a decoder-only model with a soft prompt.
     """
     packed = recipe.train.shapes.plan == "packed"
-    if packed and decoder_only and isinstance(recipe.method, PromptTuningMethod):
+    if not decoder_only or not isinstance(recipe.method, PromptTuningMethod):
+        return
+    if recipe.data.claims is not None:
+        raise RecipeError(
+            "data.claims with prompt_tuning: PEFT drops the position_ids of the rows of a decoder-only model",
+            "use method=lora",
+        )
+    if packed:
         # PEFT joins its mask to a two-dimensional one, and drops the position_ids that packed rows need.
         raise RecipeError(
             "train.shapes.plan = 'packed' with prompt_tuning: PEFT cannot put a soft prompt before each example of a "

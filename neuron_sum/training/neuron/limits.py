@@ -56,6 +56,14 @@ def neuron_faults(config: PretrainedConfig, recipe: Recipe) -> list[Fault]:
                     "method.target_modules=null",
                 )
             )
+    if decoder_only and recipe.data.claims is not None:
+        faults.append(
+            Fault(
+                "data.claims",
+                "the rows of several claims about one dialogue were not tested with optimum-neuron",
+                "train.backend=torch",
+            )
+        )
     if not decoder_only and neuron.tensor_parallel_size > 1:
         faults.append(
             Fault(
