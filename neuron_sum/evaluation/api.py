@@ -49,12 +49,14 @@ class Report:
 
     @property
     def scores(self) -> "dict[str, dict[str, Interval]]":
-        """The scores in points, each a mean with its interval: by system, then by score (ROUGE-1, …)."""
+        """The scores in points, each a mean with its interval: by system, then by score (ROUGE-1, facts, …)."""
         from neuron_sum.evaluation.statistics import Interval
 
         return {
             evaluation.system.name: {
-                name: Interval(**interval) for name, interval in evaluation.metrics["scores"].items()
+                name: Interval(**interval)
+                for scores in (evaluation.metrics["scores"], evaluation.metrics["faithfulness"]["scores"])
+                for name, interval in scores.items()
             }
             for evaluation in self.comparison.evaluations
         }

@@ -11,23 +11,25 @@ import numpy as np
 import pytest
 import torch
 from micro_models import LLAMA_CONFIG, MICRO, MICRO_LLAMA, compiled
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from neuron_sum.artifact import SpecialTokens
 from neuron_sum.data.encoding import IGNORED, encode, share_prefix
 from neuron_sum.data.perturbations import PERTURBATIONS, perturb
 from neuron_sum.data.rows import Collator, FilledRow
-from neuron_sum.data.shapes import choose_plan
+from neuron_sum.data.shapes import check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RecipeError, RunError
 from neuron_sum.evaluation.claims import Checker, claim_scores
 from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import CheckerConfig, Perturbation, PromptConfig, Recipe
+from neuron_sum.recipes.schema import CheckerConfig, Perturbation, PromptConfig, PromptTuningMethod, Recipe, ServeConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained
 from neuron_sum.runtimes.optimum import OptimumGenerator
+from neuron_sum.training.neuron.limits import neuron_faults
+from serving import properties
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 DIALOGUE = "Ann: I bought four red apples on Monday.\nBob: I don't like fruit. Rosa sells it."
@@ -199,6 +201,8 @@ def test_an_artifact_scores_as_its_run_does(checkers: dict[str, Path], family: s
         for path in (checkers[family], artifact.path)
     )
     np.testing.assert_allclose(one, other, atol=1e-4)
+    with pytest.raises(ArtifactError, match="writes no summaries"):
+        properties.render(artifact, ServeConfig())
 
 
 def answers_of(base: Path) -> tuple[str, str]:
@@ -222,7 +226,7 @@ def test_any_model_that_answers_can_check(bases: Path, checkers: dict[str, Path]
         Checker(CheckerConfig(model=str(bases / "t5"), answers=("same", "same")))
     with pytest.raises(RecipeError, match="cannot be set for"):
         Checker(CheckerConfig(model=str(checkers["t5"]), answers=("a", "b")))
-    generator = OptimumGenerator(None, (), (), SpecialTokens(pad=0, ends=[1], decoder_start=0))
+    generator = OptimumGenerator(None, (), (), SpecialTokens(pad=0, ends=(1,), decoder_start=0))
     with pytest.raises(ArtifactError, match="return no logits"):
         generator.first_logits([[1]], [2])
 
@@ -244,6 +248,8 @@ def test_compare_with_a_checker(checkers: dict[str, Path], tmp_path: Path, neuro
     assert '<mark class="claim"' in (tmp_path / "comparison" / "report.html").read_text() or all(
         claim["probability"] >= 0.5 for claim in scored
     )
+    data = neuron_sum("data", "checker/recipe.yaml", "--json")
+    assert data.returncode == 0, data.stderr
     refused = neuron_sum("summarize", "checker", stdin=DIALOGUE)
     assert refused.returncode == 3
     assert "this model checks claims and writes no summaries" in refused.stderr
@@ -262,3 +268,14 @@ def test_recipes_of_checkers_are_checked(overrides: list[str], expected: str) ->
     with pytest.raises(RecipeError) as error:
         load_recipe("tiny", overrides)
     assert expected in error.value.message
+
+
+def test_backends_and_methods_that_cannot_train_on_claims_reject_it(tmp_path: Path) -> None:
+    config = load_recipe("smollm2-claims", ["data.source=sample"])
+    check_packing(config, decoder_only=True)
+    soft = config.model_copy(update={"method": PromptTuningMethod()})
+    with pytest.raises(RecipeError, match=r"data\.claims with prompt_tuning"):
+        check_packing(soft, decoder_only=True)
+    check_packing(soft, decoder_only=False)
+    llama = LlamaConfig(**{name: value for name, value in LLAMA_CONFIG.items() if name != "model_type"})
+    assert "data.claims" in {fault.field for fault in neuron_faults(llama, config)}

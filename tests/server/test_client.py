@@ -233,6 +233,17 @@ def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd
     }
 
 
+def test_the_findings_of_an_answer_are_printed(neuron_sum: CommandLine, far_end: FarEnd) -> None:
+    check = {"kind": "name", "text": "Anna", "start": 0, "end": 4, "message": "the name does not occur in the dialogue"}
+    answer = {"summary_text": "Anna.", "truncated": False, "input_tokens": 6, "output_tokens": 3, "checks": [check]}
+    far_end.script += [(200, [answer], {})] * 2
+    made = neuron_sum("request", far_end.url, "--checks", stdin="Hello.")
+    assert (made.returncode, made.stdout) == (0, "Anna.\nAnna: the name does not occur in the dialogue\n")
+    assert far_end.seen[0][1]["parameters"] == {"checks": True}
+    machine = neuron_sum("request", far_end.url, "--checks", "--json", stdin="Hello.")
+    assert json.loads(machine.stdout) == answer
+
+
 def test_many_dialogues_from_a_file(neuron_sum: CommandLine, far_end: FarEnd, tmp_path: Path) -> None:
     rows = [{"inputs": "one"}, {"dialogue": "two", "summary": "of a data set"}, {"inputs": " "}]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -203,6 +203,26 @@ def test_a_summary_is_never_rendered_as_markup(url: str, open_page: OpenPage, fa
     assert faults == []
 
 
+def test_findings_are_marked_in_the_summary(url: str, open_page: OpenPage, faults: list[str]) -> None:
+    check = {"kind": "name", "text": "<b>Zoe</b>", "start": 2, "end": 12, "message": "the name does not occur"}
+    answer = {"summary_text": "🙂 <b>Zoe</b> comes.", "truncated": False, "input_tokens": 3, "output_tokens": 4}
+    page = open_page(url)
+    bodies: list[dict[str, Any]] = []
+
+    def fulfill(route: Route) -> None:
+        bodies.append(route.request.post_data_json)
+        route.fulfill(json=[{**answer, "checks": [check]}])
+
+    page.route("**/invoke", fulfill)
+    choose(page, BASE)
+    summarize(page, DIALOGUE)
+    assert bodies[0]["parameters"]["checks"] is True
+    expect(page.locator(".card .text")).to_have_text(str(answer["summary_text"]))
+    expect(page.locator(".card mark")).to_have_text("<b>Zoe</b>")
+    expect(page.locator(".card .cut")).to_have_text("<b>Zoe</b>: the name does not occur")
+    assert faults == []
+
+
 def test_a_pending_request_can_be_stopped(url: str, open_page: OpenPage, faults: list[str]) -> None:
     page = open_page(url)
     page.route("**/invoke", lambda route: None)

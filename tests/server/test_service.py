@@ -101,6 +101,26 @@ def test_parameters_override_and_the_header_names_an_adapter(ask: Callable[..., 
     assert ask({"inputs": DIALOGUE, "parameters": {"adapter": "default"}}, adapter="base").body == tuned
 
 
+def test_an_answer_lists_unsupported_facts_if_asked(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = {"inputs": DIALOGUE, "parameters": {"checks": True}}
+    summary = json.loads(ask(checked).body)[0]
+    assert isinstance(summary["checks"], list)
+    service: Service = ask.service  # type: ignore[attr-defined]
+    monkeypatch.setattr(service._tokenizer, "decode", lambda *_, **__: "🙂 #Person3# comes at nine with Anna.")
+    found = json.loads(ask(checked).body)[0]["checks"]
+    assert [(check["kind"], check["text"], check["start"]) for check in found] == [
+        ("tag", "#Person3#", 2),
+        ("number", "nine", 21),
+        ("name", "Anna", 31),
+    ]
+    assert found[0]["message"] == "the dialogue has no such speaker"
+    assert "checks" not in json.loads(ask({"inputs": DIALOGUE, "parameters": {"checks": False}}).body)[0]
+    lines = ask((json.dumps(checked) + "\n").encode(), JSON_LINES).body
+    assert json.loads(lines)["checks"] == found
+
+
 def test_a_request_uses_an_adapter_that_another_worker_has_registered(
     lora_artifact: Artifact, micro_lora_run: Path, tmp_path: Path
 ) -> None:
