@@ -89,8 +89,10 @@ class Checker:
         parts = [self._parts(claim, dialogue) for claim, dialogue in zip(claims, dialogues, strict=True)]
         prompts, counts = [prompt.input_ids for each in parts for prompt in each], [len(each) for each in parts]
         logits = np.zeros((len(prompts), 2), dtype=np.float64)
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        size = self._generator.batch_size
+        # By length, and those of one dialogue next to each other: a model may compute their common tokens once.
+        owners = [dialogue for each, dialogue in zip(parts, dialogues, strict=True) for _ in each]
+        order = sorted(range(len(prompts)), key=lambda index: (-len(owners[index]), owners[index], prompts[index]))
+        size = 2 * self._generator.batch_size
         with console.progress("checking claims", len(prompts)) as bar:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]

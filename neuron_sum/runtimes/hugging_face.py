@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+MAX_ALIKE = 16
+"""The most prompts that are computed in one row."""
+
 
 class TransformersGenerator:
     """See `neuron_sum.runtimes.base.Generator`.
@@ -50,14 +53,49 @@ class TransformersGenerator:
         return [until_end(row, self.ends) for row in outputs.sequences[:, skipped:].tolist()]
 
     def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """See `Generator.first_logits`."""
+        """See `Generator.first_logits`. Prompts of a decoder-only model that begin alike share these tokens."""
         results = np.zeros((len(prompts), len(tokens)), dtype=np.float32)
+        if self._can_share:
+            for group in _alike(prompts):
+                results[group] = self._shared_logits([prompts[index] for index in group])[:, list(tokens)]
+            return results
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
             outputs, _ = self._run([prompts[index] for index in batch], GenerateConfig(max_new_tokens=1))
             results[batch] = outputs.logits[0][:, list(tokens)].float().cpu().numpy()
         return results
+
+    @property
+    def _can_share(self) -> bool:
+        """Whether the model accepts a mask of its own: not with a soft prompt or a sliding window."""
+        adapter = getattr(self._model, "active_peft_config", None)
+        has_soft_prompt = adapter is not None and adapter.is_prompt_learning
+        config = self._model.config
+        return is_decoder_only(config) and not has_soft_prompt and getattr(config, "sliding_window", None) is None
+
+    def _shared_logits(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The logits after each prompt, (prompts, vocabulary), from one row in which the common tokens occur once."""
+        shared = _common(prompts)
+        ids, positions, branches, ends = list(prompts[0][:shared]), list(range(shared)), [0] * shared, []
+        for branch, prompt in enumerate(prompts, 1):
+            ids += prompt[shared:]
+            positions += range(shared, len(prompt))
+            branches += [branch] * (len(prompt) - shared)
+            ends.append(len(ids) - 1)
+        device, dtype = self._model.device, self._model.dtype
+        branch_ids = torch.tensor(branches)
+        sees = ((branch_ids == 0)[None, :] | (branch_ids[:, None] == branch_ids[None, :])).tril()
+        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=torch.tensor([ids], device=device),
+                attention_mask=mask[None, None].to(device),
+                position_ids=torch.tensor([positions], device=device),
+                logits_to_keep=torch.tensor(ends, device=device),
+            ).logits[0]
+        result: NDArray[np.float32] = logits.float().cpu().numpy()
+        return result
 
     def _run(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> tuple[Any, int]:
         """The output of transformers' generate() with logits, and the number of tokens before the first new one."""
@@ -88,6 +126,25 @@ class TransformersGenerator:
             # Otherwise the checkpoint's defaults (sampling, penalties) replace values equal to transformers' defaults.
             outputs = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
         return outputs, (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """The number of first tokens that all prompts have in common, without the last token of any."""
+    limit = min(map(len, prompts)) - 1
+    return next((at for at in range(limit) if len({prompt[at] for prompt in prompts}) > 1), limit)
+
+
+def _alike(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The indices of the prompts, in groups that have most of their tokens in common."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: list(prompts[index])):
+        if groups and len(groups[-1]) < MAX_ALIKE:
+            first = prompts[groups[-1][0]]
+            if 2 * _common([first, prompts[index]]) > len(prompts[index]):
+                groups[-1].append(index)
+                continue
+        groups.append([index])
+    return groups
 
 
 def _soft_prompt_inputs(
