@@ -137,14 +137,25 @@ def test_a_score_below_the_minimum_stops_a_script(tmp_path: Path, neuron_sum: Co
     code, error = compare("ROUGE-1=+1", systems=("peft",))
     assert code == 3
     assert "--fail-below ROUGE-1=+1: no model other than the first system or untuned is among the systems" in error
-    code, error = compare("facts=90")
-    assert code == 3
-    assert "--fail-below facts=90: original has no score facts" in error, "the file has no dialogues"
     for wrong in ("ROUGE-9=1", "ROUGE-1", "ROUGE-1=", "ROUGE-1=nan", "ROUGE-1=a", "=1"):
         with pytest.raises(
             RecipeError, match=f"--fail-below {wrong}: not SCORE=POINTS with a score of ROUGE-1, ROUGE-2"
         ):
             parse_minimum(wrong)
+
+
+def test_a_minimum_of_a_score_that_a_system_lacks_is_an_error(tmp_path: Path, neuron_sum: CommandLine) -> None:
+    (tmp_path / "results.csv").write_text(RESULTS)
+    command = ("compare", "results.csv#original", "--reference-column", "human", "--fail-below")
+    for score in ("facts", "support", "claims"):
+        made = neuron_sum(*command, f"{score}=90")
+        assert made.returncode == 3
+        assert f"--fail-below {score}=90: original has no score {score}" in made.stderr, "the file has no dialogues"
+    dialogues = "dialogue,human,original\nA: Hi.,A says hi.,A says hi to Bo.\n"
+    (tmp_path / "results.csv").write_text(dialogues)
+    made = neuron_sum(*command, "facts=1")
+    assert made.returncode == 16
+    assert "original has facts 0.00, below 1" in made.stderr
 
 
 def test_checkpoints_and_adapters_are_systems_too(runs: Path, neuron_sum: CommandLine) -> None:
