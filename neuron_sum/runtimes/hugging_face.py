@@ -68,7 +68,7 @@ class TransformersGenerator:
 
     @property
     def _can_share(self) -> bool:
-        """Whether the model accepts a mask of its own: not with a soft prompt or a sliding window."""
+        """Whether the model accepts a custom mask: not with a soft prompt or a sliding window."""
         adapter = getattr(self._model, "active_peft_config", None)
         has_soft_prompt = adapter is not None and adapter.is_prompt_learning
         config = self._model.config
