@@ -371,6 +371,7 @@ def test_plain_transformers_and_peft_load_the_files(observed: Path, name: str) -
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "training_statistics.json",
     }
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
         ["all_results.json", "base", run.weights.name, "log.jsonl", "recipe.yaml", "run.json"]
