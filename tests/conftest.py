@@ -31,7 +31,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub; read when huggingfa
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # the duration of an example depends on the machine
+# The duration of an example depends on the machine.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
