@@ -1,7 +1,7 @@
-r"""The faithfulness scores on perturbed human summaries and on human labels, with each target as held or missed.
+"""The faithfulness scores on perturbed human summaries and on human labels, with each target as held or missed.
 
-    python benchmarks/faithfulness.py --data data.source=dialogsum data.path=DIALOGSUM [--checker RUN] [--claims 150] \
-        [--labels FacEval_human_result.csv] [--labelled 750]
+    python benchmarks/faithfulness.py --data data.source=dialogsum data.path=DIALOGSUM [--checker RUN]
+        [--dialogues 80] [--claims 150] [--labels FacEval_human_result.csv] [--labelled 750]
 
 Every human summary of the test split is compared with its changed versions (neuron_sum/data/perturbations.py): the
 area under the ROC curve (AUC) is the share of pairs of a true and a changed text in which the true one has the higher
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuron_sum import console, load_recipe
-from neuron_sum.data.examples import Example
+from neuron_sum.data.examples import Example, evenly_spaced
 from neuron_sum.data.perturbations import PERTURBATIONS, perturb
 from neuron_sum.data.sentences import split_claims
 from neuron_sum.data.sources import load_dataset
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, nargs="+", help="KEY=VALUE settings of the data")
     parser.add_argument("--checker", help="a run, an artifact, a folder or a hub id, as in evaluate.claims.model")
     parser.add_argument("--length", type=int, default=448, help="maximum tokens of the checker's prompts")
+    parser.add_argument("--dialogues", type=int, default=500, help="number of dialogues that the claims are about")
     parser.add_argument("--claims", type=int, default=150, help="number of true claims, and of false ones of each kind")
     parser.add_argument("--labels", type=Path, help="FacEval_human_result.csv")
     parser.add_argument("--labelled", type=int, default=750, help="number of its summaries that the checker scores")
@@ -58,7 +59,9 @@ def main() -> None:
     checker = None
     if options.checker:
         checker = Checker(CheckerConfig(model=options.checker, max_source_length=options.length))
-        results["checker"] = measure_checker(checker, examples, options.claims, options.seed)
+        results["checker"] = measure_checker(
+            checker, evenly_spaced(examples, options.dialogues), options.claims, options.seed
+        )
     if options.labels:
         results["people"] = measure_agreement(options.labels, checker, options.labelled, options.seed)
     table = console.table("kind of change", *(f"{name}: AUC" for name in TUNED if name in results))
