@@ -62,8 +62,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hides the caller's hub, cache and distributed settings from every test, and blocks hubs."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Hides the caller's hub, cache and distributed settings, blocks hubs, and removes what a test's code adds."""
+    before = set(os.environ)
     for name in list(os.environ):
         if name.startswith(("HF_", "TRANSFORMERS_", "ACCELERATE_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             monkeypatch.delenv(name)
@@ -71,6 +72,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     monkeypatch.setenv("NEURON_SUM_CORE_LOCKS", str(tmp_path))  # tests that run at the same time share no cores
+    yield
+    for name in set(os.environ) - before - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

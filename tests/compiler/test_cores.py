@@ -13,6 +13,7 @@ import pytest
 
 from neuron_sum.artifact import Compilation, Manifest
 from neuron_sum.errors import ArtifactError, NeuronSumError, PlatformError
+from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import ServeConfig
 from neuron_sum.runtimes import device
 from serving import dockerfile, properties
@@ -180,7 +181,7 @@ def manifest(target: str, cores: int = 1) -> Manifest:
 def test_the_settings_contain_the_number_of_workers_unless_the_machine_decides(
     tmp_path: Path, target: str, workers: int | None, expected: str | None
 ) -> None:
-    artifact: Any = SimpleNamespace(manifest=manifest(target))
+    artifact: Any = SimpleNamespace(manifest=manifest(target), recipe=load_recipe("tiny"))
     limits, file = ServeConfig(workers=workers), tmp_path / properties.FILE
     file.write_text(properties.render(artifact, limits))
     read = properties.read(file)
