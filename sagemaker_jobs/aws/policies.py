@@ -6,8 +6,10 @@ project or stack; an administrator needs the policy of `aws setup` once.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
 from sagemaker_jobs.aws.names import (
     ENDPOINT_LOGS,
     EXPIRY_QUEUE,
@@ -43,6 +45,7 @@ def caller_policy(
     kms_key: str | None = None,
     old_keys: Iterable[str] = (),
     reads: Iterable[str] = (),
+    repositories: Iterable[str] = (),
 ) -> Policy:
     """Return the policy of the user who runs `neuron-sum aws`, once the stack exists.
 
@@ -52,10 +55,12 @@ def caller_policy(
         kms_key: The ARN of the stack's KMS key.
         old_keys: The ARNs of earlier keys, with which objects in the bucket are encrypted.
         reads: BUCKET/PREFIX of further objects that the roles may read.
+        repositories: The ARNs of further image repositories that the roles may pull from.
     """
     arn, s3 = site.arn, site.s3_arn(bucket)
     ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
     groups = [*LOG_GROUPS, f"{ENDPOINT_LOGS}{PREFIX}-*"]
+    published = [REGISTRY_ACCOUNTS[site.region]] if site.region in REGISTRY_ACCOUNTS else []
     with_tag = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
     on_tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
     of_sagemaker = {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}}
@@ -145,6 +150,15 @@ def caller_policy(
             "Repository",
             ["ecr:DescribeRepositories", "ecr:ListTagsForResource", "ecr:DescribeImages", "ecr:BatchDeleteImage"],
             [arn("ecr", f"repository/{REPOSITORY}")],
+        ),
+        allow(
+            "Digests",
+            ["ecr:BatchGetImage"],
+            [
+                arn("ecr", f"repository/{PREFIX}*"),
+                *(replace(site, account=registry).arn("ecr", "repository/*") for registry in published),
+                *repositories,
+            ],
         ),
         allow(
             "NewScaling",

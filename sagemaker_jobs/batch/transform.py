@@ -97,16 +97,15 @@ def launch(
         source: The packaged model.
         texts: The inputs.
         options: The options of the job.
-        image: The serving image.
+        image: The serving image, which `registry.pin` returned.
         stack: The stack with the bucket and the roles.
         now: The current time with its time zone, for a dry run; otherwise the hours count from sending the schedule.
 
     Raises:
-        AwsError: If SageMaker would refuse the job, or its role may not read an address or pull the image.
+        AwsError: If SageMaker would refuse the job, or its role may not read an address.
     """
     address = source.address_in(stack)
     stack.check_readable((address, texts.address))
-    stack.check_image(image)
     model = batch_requests.create_model(
         run, stack, image=image, model_data=address, network_isolation=options.network_isolation, attempt=attempt
     )

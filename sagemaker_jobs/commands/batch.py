@@ -77,6 +77,7 @@ def batch(
             if reader is not None
             else registry.image_uri(stack.site, f"{target}-newest")
         )
+    image = registry.pin(reader, stack, image)
     folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")

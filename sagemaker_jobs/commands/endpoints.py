@@ -112,9 +112,10 @@ def deploy(
     if multi_model:
         _check_several(models, targets)
     image_name = _image(image, targets.pop(), reader, stack.site)
+    pinned = registry.pin(reader, stack, image_name)
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
     launch = endpoint.launch(
-        run, models, hosting, image_name, stack, now=datetime.now(timezone.utc), multi_model=multi_model
+        run, models, hosting, pinned, stack, now=datetime.now(timezone.utc), multi_model=multi_model
     )
     if reader is not None and models[0].run is run:
         if lifecycle.describe(reader, run.name("endpoint")) is not None:
@@ -168,6 +169,7 @@ def deploy(
             "status": status,
             "expires": None if ends is None else ends.isoformat(),
             "image": image_name,
+            "pinned": pinned,
             "usd_per_hour": round(price.cost(1, hosting.instances), 4),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },

@@ -43,7 +43,12 @@ def iam(
         setup_policy(stack.site, stack.bucket, kms_key=key, boundary=boundary)
         if setup
         else caller_policy(
-            stack.site, stack.bucket, kms_key=key, old_keys=stack.old_keys, reads=(*stack.reads, *stack.writes)
+            stack.site,
+            stack.bucket,
+            kms_key=key,
+            old_keys=stack.old_keys,
+            reads=(*stack.reads, *stack.writes),
+            repositories=stack.repositories,
         )
     )
     if setup and boundary is None:

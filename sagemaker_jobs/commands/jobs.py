@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sagemaker_jobs.jobs.follow import Job
     from sagemaker_jobs.jobs.training import Options
     from sagemaker_jobs.launch.start import Launch
+    from sagemaker_jobs.stack.stack import Stack
 
 
 @expand
@@ -52,8 +53,10 @@ def train(
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     inputs.check_reporting(resolved)
-    options = _options(instance, instances, max_hours, job, encrypt_traffic=encrypt_traffic)
     account, stack = session.caller(start)
+    options = _options(
+        instance, instances, max_hours, job, None if start.dry_run else account, stack, encrypt_traffic=encrypt_traffic
+    )
     run, attempt = new_run(resolved.name), 1
     if resume is not None:
         if account is None or start.dry_run:
@@ -106,8 +109,8 @@ def compile_run(
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     changes = (*(overrides or ()), *(sets or ()))
-    options = _options(instance, 1, max_hours, job)
     account, stack = session.caller(start)
+    options = _options(instance, 1, max_hours, job, None if start.dry_run else account, stack)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         trained = compiling.find(
             source,
@@ -142,8 +145,17 @@ def compile_run(
 
 
 def _options(
-    instance: str, instances: int, max_hours: float, job: JobOptions, *, encrypt_traffic: bool = False
+    instance: str,
+    instances: int,
+    max_hours: float,
+    job: JobOptions,
+    account: "Account | None",
+    stack: "Stack",
+    *,
+    encrypt_traffic: bool = False,
 ) -> "Options":
+    from sagemaker_jobs.image import registry
+    from sagemaker_jobs.jobs.requests import training_image
     from sagemaker_jobs.jobs.training import Options
 
     return Options(
@@ -151,7 +163,7 @@ def _options(
         instances=instances,
         max_runtime_s=round(max_hours * 3600),
         max_wait_s=None if job.max_wait_hours is None else round(job.max_wait_hours * 3600),
-        image=job.image,
+        image=registry.pin(account, stack, job.image or training_image(stack.site.region)),
         network_isolation=job.network_isolation,
         encrypt_traffic=encrypt_traffic,
     )

@@ -74,18 +74,17 @@ def launch(
         run: A new run, or the run that compiled the model.
         sources: The models to serve; exactly one unless `multi_model`.
         hosting: The options of the endpoint.
-        image: The full name of the image.
+        image: The full name of the image, which `registry.pin` returned.
         stack: The stack with the bucket and the roles.
         now: The current time, for a dry run; otherwise the hours count from when the schedule is sent.
         multi_model: Whether each request names its model.
 
     Raises:
-        AwsError: If SageMaker would refuse the endpoint, or its role may not read a model or pull the image.
+        AwsError: If SageMaker would refuse the endpoint, or its role may not read a model.
     """
     hosting.check()
     addresses = [source.address_in(stack) for source in sources]
     stack.check_readable(addresses)
-    stack.check_image(image)
     copies: tuple[Copy, ...] = ()
     [*_, data] = addresses
     if multi_model:

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from neuron_sum import console
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.containers import CONTAINERS
 from neuron_sum.platform.matrix import ENDED_CONTAINERS, RegistryImage
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.names import PREFIX, AwsContext
+from sagemaker_jobs.stack.stack import PRIVATE_IMAGE, Stack
 from sagemaker_jobs.stack.storage import repository_is_ours
 
 ENDED = "djl-0.30-neuronx"
@@ -17,6 +19,15 @@ ENDED = "djl-0.30-neuronx"
 
 PUBLISHED = (ENDED, *CONTAINERS)
 """The values of --image that name a published container instead of an image that `aws image` built."""
+
+
+MANIFESTS = (
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+)
+"""Media types of manifests: without them, ECR may convert one, and the digest would be that of another form."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,48 @@ def newest_image(account: Account, target: str) -> str:
             f"Run `neuron-sum aws image --target {target}`, or use --image URI.",
         )
     return image_uri(account.site, max(found)[1])
+
+
+def pin(account: Account | None, stack: Stack, uri: str) -> str:
+    """The name of an image with its digest instead of its tag, which a later push may move to another image.
+
+    CreateModel and CreateTrainingJob accept both forms (botocore, ContainerDefinition and AlgorithmSpecification).
+
+    Args:
+        account: The account that asks the registry; None in a dry run without one, which prints the tag.
+        stack: The stack with the roles that pull the image.
+        uri: The full name of the image.
+
+    Returns:
+        REPOSITORY@sha256:…; for an image outside of Amazon ECR in this region, its name, with a warning.
+
+    Raises:
+        AwsError: If the roles may not pull the image, it does not exist, or the request fails.
+    """
+    stack.check_image(uri)
+    if "@" in uri:
+        return uri
+    match = PRIVATE_IMAGE.match(uri)
+    if match is None or match["region"] != stack.site.region:
+        console.warn(f"{uri} is not pinned to a digest: only tags in Amazon ECR in {stack.site.region} are resolved")
+        return uri
+    if account is None:
+        console.note(f"an actual start replaces the tag of {uri} by its digest")
+        return uri
+    answer = account.find(
+        "ecr",
+        "batch_get_image",
+        registryId=match["account"],
+        repositoryName=match["repository"],
+        imageIds=[{"imageTag": uri[match.end() :].removeprefix(":") or "latest"}],
+        acceptedMediaTypes=[*MANIFESTS],
+    )
+    if answer is None or not answer["images"]:
+        raise AwsError(
+            f"the image {uri} was not found",
+            "Run `neuron-sum aws image` to build one, or use --image with an image of this registry.",
+        )
+    return f"{match.group()}@{answer['images'][0]['imageId']['imageDigest']}"
 
 
 def ended_image(region: str) -> str:

@@ -102,13 +102,11 @@ def job_launch(
         attempt: The attempt number, from 1.
 
     Raises:
-        AwsError: If SageMaker would refuse the job, or its role may not read an address or pull the image.
+        AwsError: If SageMaker would refuse the job, or its role may not read an address.
         PlatformError: If AWS has no image in the region.
     """
     existing = addresses or {}
     stack.check_readable(existing.values())
-    if options.image is not None:
-        stack.check_image(options.image)
     uploaded = {channel.name: stack.inputs(channel.name, channel.digest) for channel in channels}
     job = Job(
         run=run,

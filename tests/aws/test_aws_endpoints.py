@@ -19,6 +19,7 @@ from aws_inputs import (
     add_images,
     archive,
     compiled,
+    digest_of,
     failed,
     told,
     vllm_archive,
@@ -76,7 +77,8 @@ def test_deploy_serves_the_newest_completed_compile_job(aws: AwsServer, deployed
     assert result["plan"]["worst_usd"] == pytest.approx((3 + 1 / 60) * 0.857, abs=0.01)
     assert "Creating" in stderr and "InService" in stderr and "Model server started." in stderr
     model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
-    assert model["Image"] == IMAGE, "the newest for this target"
+    assert model["Image"] == result["pinned"] == digest_of(aws), "the newest for this target"
+    assert result["image"] == IMAGE
     assert model["ModelDataUrl"].startswith(f"s3://{BUCKET}/neuron-sum/runs/{RUN.id}/output/{RUN.name('compile')}/")
     assert "already has an endpoint" in failed(neuron_sum("aws", "deploy", RUN.id, *CPU))
 
@@ -147,9 +149,10 @@ def test_an_expired_endpoint_is_gone(aws: AwsServer) -> None:
 
 @pytest.mark.usefixtures("expired")
 def test_deploy_replaces_the_remains_of_an_expired_endpoint(aws: AwsServer) -> None:
-    told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--image", IMAGE.replace("0123456789ab", "000000000000"), "--json"))
+    older = IMAGE.replace("0123456789ab", "000000000000")
+    told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--image", older, "--json"))
     model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
-    assert model["Image"].endswith(":cpu-000000000000")
+    assert model["Image"] == digest_of(aws, older) != digest_of(aws)
     assert neuron_sum("aws", "down", RUN.id, "--every", "0.01").exit_code == 0
     assert aws.everything() == []
 

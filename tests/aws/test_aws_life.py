@@ -58,7 +58,7 @@ def has_image(aws: AwsServer) -> None:
 def loaded(aws: AwsServer, model: str, folder: Path) -> Model:
     """Downloads and unpacks the model's data, as SageMaker does for an endpoint or a transform."""
     container = aws.boto3("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
-    assert container["Image"] == f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum:cpu-0123456789ab"
+    assert container["Image"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum@sha256:")
     bucket, _, key = container["ModelDataUrl"].removeprefix("s3://").partition("/")
     aws.boto3("s3").download_file(bucket, key, str(folder / "model.tar.gz"))
     (folder / "model").mkdir()

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import moto.codebuild.responses as codebuild_responses
+import moto.ecr.responses as ecr_responses
 import yaml
 from aws_iam import role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
@@ -19,8 +20,29 @@ from moto.ecr.models import ecr_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 
+from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
+
 _Response = codebuild_responses.CodeBuildResponse
 _start, _list = _Response.start_build, _Response.list_builds_for_project
+_Registry = ecr_responses.ECRResponse
+_batch_get_image = _Registry.batch_get_image
+
+
+def published_digest(name: str) -> str:
+    """The digest of an image in the registry of AWS."""
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def image_exists(uri: str) -> bool:
+    """Whether an image in the account's registry exists, by its tag or its digest; True for other registries."""
+    host, _, name = uri.partition("/")
+    if not host.startswith(f"{ACCOUNT}.dkr.ecr.{REGION}."):
+        return True
+    repository, _, digest = name.partition("@")
+    repository, _, tag = repository.partition(":")
+    known = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
+    images = [] if known is None else known.images
+    return any(digest == each.get_image_digest() if digest else tag in each.image_tags for each in images)
 
 
 def patch(script: Callable[[], Script]) -> None:
@@ -94,6 +116,16 @@ def patch(script: Callable[[], Script]) -> None:
         made.result["ids"] = made.result["ids"][::-1]
         return made
 
+    def batch_get_image(self: Any) -> ActionResult:
+        """moto knows one registry. The images of AWS can be pulled by every account (their repositories' policies)."""
+        registry = self._get_param("registryId")
+        if registry in REGISTRY_ACCOUNTS.values():
+            name, [image] = self._get_param("repositoryName"), self._get_param("imageIds")
+            digest = published_digest(f"{name}:{image['imageTag']}")
+            return ActionResult({"images": [{"imageId": {**image, "imageDigest": digest}}], "failures": []})
+        return _batch_get_image(self)
+
+    _Registry.batch_get_image = batch_get_image
     _Response.start_build, _Response.stop_build = start, stop
     _Response.batch_get_builds, _Response.list_builds_for_project = describe, listed
 

@@ -16,11 +16,11 @@ import moto.sagemaker.models as sagemaker_models
 import moto.sagemaker.responses as sagemaker_responses
 import moto.sagemakerruntime.responses as runtime_responses
 import moto.scheduler.responses as scheduler_responses
+from aws_builds import image_exists
 from aws_iam import assumable, role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.applicationautoscaling.models import applicationautoscaling_backends as scaling_backends
 from moto.core.responses import ActionResult, EmptyResult
-from moto.ecr.models import ecr_backends
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 from moto.sagemaker.models import sagemaker_backends
@@ -57,11 +57,8 @@ def patch(script: Callable[[], Script]) -> None:
         if found is None or (container.get("Mode") != "MultiModel" and key not in found.keys):
             raise refuse("ValidationException", f"Could not find model data at {container['ModelDataUrl']}.")
         # An image in a registry of the account must exist.
-        repository, _, tag = container["Image"].partition("/")[2].partition(":")
-        if container["Image"].startswith(f"{ACCOUNT}.dkr.ecr.{REGION}."):
-            known = ecr_backends[ACCOUNT][REGION].repositories.get(repository)
-            if known is None or tag not in {each for image in known.images for each in image.image_tags}:
-                raise refuse("ValidationException", f"Requested image {container['Image']} not found.")
+        if not image_exists(container["Image"]):
+            raise refuse("ValidationException", f"Requested image {container['Image']} not found.")
         script().unseen.add(self._get_param("ModelName"))
         return _create_model(self)
 

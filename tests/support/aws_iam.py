@@ -187,7 +187,8 @@ def _json(service: str, operation: str, given: dict[str, Any]) -> Iterator[Reque
                 yield _pass(given[key], "codebuild")
     elif service == "ecr":
         name = given.get("repositoryName") or (given.get("repositoryNames") or [None])[0]
-        resource = given.get("resourceArn") or _arn("ecr", f"repository/{name}")
+        registry = given.get("registryId", ACCOUNT)
+        resource = given.get("resourceArn") or f"arn:aws:ecr:{REGION}:{registry}:repository/{name}"
     elif service == "logs" and "logGroupName" in given:
         stream = f"log-stream:{given['logStreamName']}" if "logStreamName" in given else ""
         resource = _arn("logs", f"log-group:{given['logGroupName']}:{stream}")

@@ -74,6 +74,13 @@ def add_images(aws: AwsServer) -> None:
         )
 
 
+def digest_of(aws: AwsServer, uri: str = IMAGE) -> str:
+    """The name with a digest of an image in the account's registry."""
+    name, _, tag = uri.rpartition(":")
+    found = aws.boto3("ecr").describe_images(repositoryName="neuron-sum", imageIds=[{"imageTag": tag}])
+    return f"{name}@{found['imageDetails'][0]['imageDigest']}"
+
+
 def told(result: Result) -> dict[str, Any]:
     """The JSON that a successful command printed."""
     assert result.exit_code == 0, result.stderr

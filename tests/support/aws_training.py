@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import moto.sagemaker.responses as sagemaker_responses
+from aws_builds import image_exists
 from aws_iam import assumable, role_may
 from aws_script import ACCOUNT, REGION, Script, refuse
 from moto.core.responses import ActionResult
@@ -29,6 +30,9 @@ def patch(script: Callable[[], Script]) -> None:
         if not _of_a_test(self) and not assumable(self._get_param("RoleArn"), "sagemaker.amazonaws.com"):
             told = "that the role exists and allows principal 'sagemaker.amazonaws.com' to assume the role."
             raise refuse("ValidationException", f"Could not assume role {self._get_param('RoleArn')}. Ensure {told}")
+        image = self._get_param("AlgorithmSpecification")["TrainingImage"]
+        if not _of_a_test(self) and not image_exists(image):
+            raise refuse("ValidationException", f"Requested image {image} not found.")
         # Buckets must exist.
         bucket = self._get_param("OutputDataConfig")["S3OutputPath"].split("/")[2]
         if bucket not in s3_backends[ACCOUNT]["aws"].buckets:
