@@ -83,6 +83,14 @@ SETUP_CALL = re.compile(
 NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
+SHORTAGE = re.compile(
+    r"CapacityError|Insufficient(Instance)?Capacity|Unable to provision requested (ML )?compute capacity", re.IGNORECASE
+)
+"""AWS has no free instances: "CapacityError: Unable to provision requested ML compute capacity. Please retry using a
+different ML instance type." is the reason of a failed job (AWS Batch's user guide, sm_job_stuck_in_runnable_capacity;
+grand-challenge.org#2631), InsufficientInstanceCapacity that of a failed endpoint (deep-learning-containers#6411)."""
+OF_THE_CODE = "AlgorithmError"
+"""Start of the failure reason of a job whose container failed; the rest is its output."""
 NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE)
 """SageMaker and CloudFormation report a missing resource as an invalid request; only the text tells them apart."""
 ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
@@ -111,6 +119,15 @@ class Refused(AwsError):
     def taken(self) -> bool:
         """Whether a resource of that name already exists."""
         return self.code in TAKEN or (self.code == "ValidationException" and bool(ALREADY_THERE.search(self.message)))
+
+
+class NoCapacity(AwsError):
+    """AWS has no free instances of a type; nothing is left of the attempt to start them."""
+
+
+def is_shortage(reason: str) -> bool:
+    """Return whether the failure reason of a job or endpoint, or an error of AWS, is a lack of free instances."""
+    return not reason.startswith(OF_THE_CODE) and SHORTAGE.search(reason) is not None
 
 
 @contextmanager

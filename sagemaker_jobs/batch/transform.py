@@ -132,9 +132,9 @@ def launch(
     )
 
 
-def unpaid_names(launched: Launch) -> dict[str, str]:
+def unpaid_names(run: Run, attempt: int) -> dict[str, str]:
     """The resources that remain, by kind, if the last request is refused; the next attempt has the same number."""
-    return {kind: launched[kind].name for kind in ("schedule", "model")}
+    return {"schedule": run.name("batch-expiry", attempt), "model": run.name("batch-model", attempt)}
 
 
 def attempts_of(account: Account, run: Run) -> int:

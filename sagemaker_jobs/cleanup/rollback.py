@@ -13,7 +13,7 @@ from sagemaker_jobs.cleanup.kinds import KINDS
 from sagemaker_jobs.launch.start import Launch
 
 
-def undo(account: Account, launch: Launch, error: AwsError, *, every_s: float) -> None:
+def undo(account: Account, launch: Launch, error: AwsError, *, every_s: float) -> bool:
     """Roll a launch back after an error, and add the result to the error's hint.
 
     Args:
@@ -21,6 +21,9 @@ def undo(account: Account, launch: Launch, error: AwsError, *, every_s: float) -
         launch: The launch, of which all or some calls were sent.
         error: The error that ends the command.
         every_s: Seconds between two checks whether a billed resource is gone.
+
+    Returns:
+        Whether nothing is left.
     """
     console.note(f"{error.message}: rolling back")
     ledger = Ledger(launch.stack.site)
@@ -29,8 +32,9 @@ def undo(account: Account, launch: Launch, error: AwsError, *, every_s: float) -
     except AwsError as failure:
         error.hint = f"{error.hint}; the rollback also failed: {failure.message}"
         errors.add_cleanup_hint(error, launch.run.id, launch.stack.site.region)
-    else:
-        error.hint = f"{error.hint} (everything was rolled back)"
+        return False
+    error.hint = f"{error.hint} (everything was rolled back)"
+    return True
 
 
 def roll_back(account: Account, ledger: Ledger, launch: Launch, *, every_s: float) -> None:

@@ -1,5 +1,6 @@
 """`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,9 @@ import typer
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.commands.options import (
+    IN_ORDER,
     MAX_HOURS,
+    CapacityOption,
     CapOption,
     EndpointArgument,
     IsolatedOption,
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import AwsContext
+    from sagemaker_jobs.cost.plan import Item
     from sagemaker_jobs.endpoint.sources import Source
+    from sagemaker_jobs.launch.start import Launch
 
 HOURS = 2.0
 SHORTEST_H = 0.25
@@ -40,7 +45,9 @@ def deploy(
         ),
     ],
     start: StartOptions,
-    instance: Annotated[str, typer.Option(help="SageMaker instance type: ml.inf2.* or a CPU type.")] = "ml.inf2.xlarge",
+    instance: Annotated[
+        str, typer.Option(help=f"SageMaker instance type: ml.inf2.* or a CPU type. {IN_ORDER}")
+    ] = "ml.inf2.xlarge",
     instances: Annotated[int, typer.Option(min=1, help="Initial and minimum number of instances.")] = 1,
     hours: Annotated[
         float | None,
@@ -68,6 +75,7 @@ def deploy(
         ),
     ] = None,
     network_isolation: IsolatedOption = False,
+    capacity_wait_hours: CapacityOption = 0.0,
 ) -> None:
     """Deploy a compiled model to an endpoint that expires automatically; a failure is rolled back."""
     from neuron_sum.platform.containers import VLLM
@@ -75,6 +83,7 @@ def deploy(
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session
+    from sagemaker_jobs.commands.capacity import Attempt, Candidates, instance_types
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
@@ -93,8 +102,9 @@ def deploy(
             f"one endpoint cannot serve {len(sources)} models without --multi-model",
             "Use --multi-model, or deploy each model separately.",
         )
+    types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
     hosting = endpoint.EndpointOptions(
-        instance,
+        types[0],
         instances,
         None if keep else hours or HOURS,
         max_instances,
@@ -108,15 +118,13 @@ def deploy(
     if image == VLLM:
         models = [endpoint_sources.inspected(source, reader) for source in models]
         endpoint_sources.check_offline(models, isolated=network_isolation)
-    targets = {endpoint_sources.image_target(source, instance, image) for source in models}
+    targets = [endpoint_sources.image_target(source, each, image) for source in models for each in types]
     if multi_model:
-        _check_several(models, targets)
-    image_name = _image(image, targets.pop(), reader, stack.site)
+        _check_several(models, {*targets})
+    target = endpoint_sources.common_target(targets[: len(types)], types)
+    image_name = _image(image, target, reader, stack.site)
     pinned = registry.pin(reader, stack, image_name)
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
-    launch = endpoint.launch(
-        run, models, hosting, pinned, stack, now=datetime.now(timezone.utc), multi_model=multi_model
-    )
     if reader is not None and models[0].run is run:
         if lifecycle.describe(reader, run.name("endpoint")) is not None:
             raise AwsError(
@@ -126,33 +134,42 @@ def deploy(
             )
         if not start.dry_run:
             rollback.clear_leftovers(reader, Ledger(stack.site), run, endpoint.unpaid_names(run))
-    plan = lifetime.priced(launch.requests, None if start.offline else account, None, hosting.hours or 0.0)
-    item = plan["endpoint"]
-    price = item.price
-    assert price is not None  # an endpoint always has a price
 
-    def follow(account: "Account", ledger: "Ledger") -> str:
-        console.note(f"{item.name} expires {lifecycle.format_expiry(launch.ends)}")
-        if start.detach:
-            return "Creating"
-        lifecycle.wait(account, item.name, every_s=start.every, price=price, instances=hosting.instances)
-        try:
-            for call in launch.later:
-                calls.create(account, ledger, call, run)
-        except AwsError as error:  # not a reason to roll back
-            message = f"{item.name} is in service, but its autoscaling failed: {error.message}"
-            raise AwsError(message, error.hint) from error
-        return lifecycle.IN_SERVICE
+    def prepare(instance: str, _: int) -> "Attempt[tuple[Launch, Item, str]]":
+        chosen, now = replace(hosting, instance=instance), datetime.now(timezone.utc)
+        launch = endpoint.launch(run, models, chosen, pinned, stack, now=now, multi_model=multi_model)
+        plan = lifetime.priced(launch.requests, None if start.offline else account, None, hosting.hours or 0.0)
+        item = plan["endpoint"]
+        price = item.price
+        assert price is not None  # an endpoint always has a price
 
-    def ends_text() -> str:
+        def follow(account: "Account", ledger: "Ledger") -> "tuple[Launch, Item, str]":
+            console.note(f"{item.name} expires {lifecycle.format_expiry(launch.ends)}")
+            if start.detach:
+                return launch, item, "Creating"
+            lifecycle.wait(account, item.name, every_s=start.every, price=price, instances=hosting.instances)
+            try:
+                for call in launch.later:
+                    calls.create(account, ledger, call, run)
+            except AwsError as error:  # not a reason to roll back
+                message = f"{item.name} is in service, but its autoscaling failed: {error.message}"
+                raise AwsError(message, error.hint) from error
+            return launch, item, lifecycle.IN_SERVICE
+
+        return Attempt(launch, plan, item.name, follow)
+
+    def ends_text(launch: "Launch") -> str:
         ends = launch.ends
         text = f"AWS deletes it {lifecycle.format_expiry(ends)}"
         return "you are billed for it until you delete it" if ends is None else text
 
-    result = session.carry_out(launch, plan, account, start, item.name, follow, roll_back=True, ends=ends_text)
+    candidates = Candidates(prepare, types, capacity_wait_hours)
+    result = session.carry_out(candidates, account, start, roll_back=True, ends=ends_text)
     if result is None:
         return
-    details, status = result
+    details, (launch, item, status) = result
+    price = item.price
+    assert price is not None  # an endpoint always has a price
     ends, address = launch.ends, f"sagemaker:{item.name}@{stack.site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
     target += " --chat" if image == VLLM else ""
@@ -166,6 +183,7 @@ def deploy(
             **details,
             "endpoint": item.name,
             "address": address,
+            "instance": price.instance,
             "status": status,
             "expires": None if ends is None else ends.isoformat(),
             "image": image_name,
@@ -173,7 +191,7 @@ def deploy(
             "usd_per_hour": round(price.cost(1, hosting.instances), 4),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },
-        f"{item.name}: {status}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
+        f"{item.name}: {status} on {price.instance}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
         f"${price.cost(1, hosting.instances):.2f} an hour"
         + (f", ${price.cost(1, item.instances):.2f} with all instances" if launch.later else ""),
         f"next: {next_command}",

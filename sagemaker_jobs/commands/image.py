@@ -39,6 +39,7 @@ def image(
     """Build the serving image with CodeBuild and store it in an ECR repository; an existing image is not rebuilt."""
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session
+    from sagemaker_jobs.commands.capacity import Attempt, Candidates
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.image import build as images
     from sagemaker_jobs.image import follow as builds
@@ -64,7 +65,8 @@ def image(
             return build
 
         detached = {"build": name}, f"started {name}\nnext: neuron-sum aws status {run.id} --follow"
-        result = session.carry_out(launch, plan, account, start, name, follow, detached=detached)
+        candidates = Candidates(lambda *_: Attempt(launch, plan, name, follow))
+        result = session.carry_out(candidates, account, start, detached=detached)
         if result is not None and account is not None:
             details, build = result
             emit_built(account, build, {**details, "build": build["id"]})

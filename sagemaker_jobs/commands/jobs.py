@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,9 +12,10 @@ from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.commands.options import (
+    CapacityOption,
     HoursOption,
-    InstanceOption,
     InstancesOption,
+    InstanceTypesOption,
     JobOptions,
     StartOptions,
     expand,
@@ -34,9 +36,10 @@ def train(
     start: StartOptions,
     overrides: Overrides = None,
     sets: SetOption = None,
-    instance: InstanceOption = "ml.trn1.2xlarge",
+    instance: InstanceTypesOption = "ml.trn1.2xlarge",
     instances: InstancesOption = 1,
     max_hours: HoursOption = 4.0,
+    capacity_wait_hours: CapacityOption = 0.0,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Id of a run to resume from its last checkpoint.")
     ] = None,
@@ -48,14 +51,16 @@ def train(
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import Run, new_run
     from sagemaker_jobs.commands import session
+    from sagemaker_jobs.commands.capacity import instance_types
     from sagemaker_jobs.jobs import inputs, training
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     inputs.check_reporting(resolved)
+    types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
     account, stack = session.caller(start)
     options = _options(
-        instance, instances, max_hours, job, None if start.dry_run else account, stack, encrypt_traffic=encrypt_traffic
+        types[0], instances, max_hours, job, None if start.dry_run else account, stack, encrypt_traffic=encrypt_traffic
     )
     run, attempt = new_run(resolved.name), 1
     if resume is not None:
@@ -67,9 +72,15 @@ def train(
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         wheels = wheels_for(job.wheelhouse, job.image, dry_run=start.dry_run)
         channels = inputs.channels(resolved, Path(scratch), wheels, isolated=job.network_isolation)
-        launch = training.launch(run, resolved, options, channels, stack, attempt=attempt)
+
+        def launch(instance: str, failures: int) -> "Launch":
+            chosen = replace(options, instance=instance)
+            return training.launch(run, resolved, chosen, channels, stack, attempt=attempt + failures)
+
         _carry_out(
             launch,
+            types,
+            capacity_wait_hours,
             account,
             start,
             job.expected_hours,
@@ -100,17 +111,20 @@ def compile_run(
     target: Annotated[
         Literal["cpu", "inf2", "trn1"], typer.Option(help="Hardware that the model will run on.")
     ] = "inf2",
-    instance: InstanceOption = "ml.c7i.4xlarge",
+    instance: InstanceTypesOption = "ml.c7i.4xlarge",
     max_hours: HoursOption = 2.0,
+    capacity_wait_hours: CapacityOption = 0.0,
 ) -> None:
     """Compile a trained run on SageMaker into the model.tar.gz that an endpoint loads."""
     from sagemaker_jobs.commands import session
+    from sagemaker_jobs.commands.capacity import instance_types
     from sagemaker_jobs.jobs import compiling, inputs, requests, training
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     changes = (*(overrides or ()), *(sets or ()))
+    types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
     account, stack = session.caller(start)
-    options = _options(instance, 1, max_hours, job, None if start.dry_run else account, stack)
+    options = _options(types[0], 1, max_hours, job, None if start.dry_run else account, stack)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         trained = compiling.find(
             source,
@@ -121,19 +135,24 @@ def compile_run(
             isolated=job.network_isolation,
         )
         wheels = wheels_for(job.wheelhouse, job.image, dry_run=start.dry_run)
-        launch = training.job_launch(
-            trained.run,
-            "compile",
-            requests.compile_arguments(target, changes),
-            options,
-            [*trained.channels, *inputs.code_channels(wheels)],
-            stack,
-            addresses=trained.addresses,
-            hashes=trained.hashes,
-            attempt=trained.attempt,
-        )
+
+        def launch(instance: str, failures: int) -> "Launch":
+            return training.job_launch(
+                trained.run,
+                "compile",
+                requests.compile_arguments(target, changes),
+                replace(options, instance=instance),
+                [*trained.channels, *inputs.code_channels(wheels)],
+                stack,
+                addresses=trained.addresses,
+                hashes=trained.hashes,
+                attempt=trained.attempt + failures,
+            )
+
         _carry_out(
             launch,
+            types,
+            capacity_wait_hours,
             account,
             start,
             job.expected_hours,
@@ -170,31 +189,51 @@ def _options(
 
 
 def _carry_out(
-    launch: "Launch",
+    prepare: "Callable[[str, int], Launch]",
+    types: tuple[str, ...],
+    wait_hours: float,
     account: "Account | None",
     start: StartOptions,
     expected_hours: float | None,
     done: "Callable[[Job], str]",
 ) -> None:
-    """Price, send and follow a launch of one training job; `done` returns the text for the completed job."""
+    """Price, send and follow a training job on the first instance type for which AWS has capacity.
+
+    Args:
+        prepare: Returns the launch on an instance type, after a number of failed attempts.
+        types: The instance types, in order of preference.
+        wait_hours: The hours during which they are tried again.
+        account: The target account; may be None only in a dry run.
+        start: The options of the command.
+        expected_hours: The expected hours; None if unknown.
+        done: Returns the text for the completed job.
+    """
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.commands import session
+    from sagemaker_jobs.commands.capacity import Attempt, Candidates
     from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.jobs import follow as following
 
-    call = launch["training-job"]
-    plan = lifetime.priced(launch.requests, None if start.offline else account, expected_hours)
+    def attempt(instance: str, failures: int) -> "Attempt[Job]":
+        launch = prepare(instance, failures)
+        name = launch["training-job"].name
+        plan = lifetime.priced(launch.requests, None if start.offline else account, expected_hours)
 
-    def follow(account: "Account", ledger: Ledger) -> "Job":
-        def note_end(job: "Job") -> None:
-            ledger.note("gone", "training-job", job.name, launch.run.id)
+        def follow(account: "Account", ledger: Ledger) -> "Job":
+            def note_end(job: "Job") -> None:
+                ledger.note("gone", "training-job", job.name, launch.run.id)
 
-        price = plan["training-job"].price
-        return following.follow(account, call.name, every_s=start.every, price=price, on_end=note_end)
+            price = plan["training-job"].price
+            return following.follow(account, name, every_s=start.every, price=price, on_end=note_end)
 
-    detached = {"job": call.name}, f"started {call.name}\nnext: neuron-sum aws status {quote(launch.run.id)} --follow"
-    result = session.carry_out(launch, plan, account, start, call.name, follow, detached=detached)
+        return Attempt(launch, plan, name, follow)
+
+    first = prepare(types[0], 0)
+    name = first["training-job"].name
+    detached = {"job": name}, f"started {name}\nnext: neuron-sum aws status {quote(first.run.id)} --follow"
+    result = session.carry_out(Candidates(attempt, types, wait_hours), account, start, detached=detached)
     if result is not None:
         details, job = result
-        ended = {"status": job.status, "seconds": job.seconds, "model": job.model}
-        console.emit({**details, "job": call.name, **ended}, done(job))
+        instance = job.described["ResourceConfig"]["InstanceType"]
+        ended = {"instance": instance, "status": job.status, "seconds": job.seconds, "model": job.model}
+        console.emit({**details, "job": job.name, **ended}, done(job))

@@ -19,10 +19,19 @@ RegionOption = Annotated[str | None, typer.Option(help="AWS region. Default: AWS
 InstanceOption = Annotated[
     str, typer.Option(help="SageMaker instance type: ml.trn1.2xlarge, ml.trn1.32xlarge or a CPU type.")
 ]
+MAX_HOURS = 24 * 365
+IN_ORDER = "Several, separated by commas, are tried in this order if AWS has no capacity."
+InstanceTypesOption = Annotated[
+    str,
+    typer.Option(help=f"SageMaker instance type: ml.trn1.2xlarge, ml.trn1.32xlarge or a CPU type. {IN_ORDER}"),
+]
+CapacityOption = Annotated[
+    float,
+    typer.Option(min=0, max=MAX_HOURS, help="Hours during which the types are tried again if AWS has no capacity."),
+]
 InstancesOption = Annotated[
     int, typer.Option(min=1, help="Number of instances; only ml.trn1.32xlarge supports more than one.")
 ]
-MAX_HOURS = 24 * 365
 HoursOption = Annotated[
     float, typer.Option(min=0.01, max=MAX_HOURS, help="Maximum run time in hours; the job is stopped afterwards.")
 ]

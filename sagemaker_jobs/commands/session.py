@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, TypeVar
@@ -11,14 +11,14 @@ from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, add_cleanup_hint
+from sagemaker_jobs.aws.errors import NoCapacity, Refused, add_cleanup_hint, is_shortage
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
 from sagemaker_jobs.cleanup import rollback
 from sagemaker_jobs.commands import tables
+from sagemaker_jobs.commands.capacity import Attempt, Candidates
 from sagemaker_jobs.commands.options import StartOptions
-from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.endpoint.lifecycle import EndpointFailed
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch.start import Launch
@@ -102,27 +102,22 @@ def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContex
 
 
 def carry_out(
-    launch: Launch,
-    plan: Plan,
+    candidates: Candidates[Result],
     account: Account | None,
     start: StartOptions,
-    what: str,
-    follow: Callable[[Account, Ledger], Result],
     *,
     detached: tuple[dict[str, Any], str] | None = None,
     roll_back: bool = False,
-    ends: Callable[[], str] | None = None,
+    ends: Callable[[Launch], str] | None = None,
 ) -> tuple[dict[str, Any], Result] | None:
     """Print the maximum cost of a launch, refuse it above the cap, send it, and follow it to its end.
 
     Args:
-        launch: The requests to send.
-        plan: The cost plan of the launch.
+        candidates: The launch on each instance type; every one of them is priced and checked before any is sent.
         account: The target account; may be None only in a dry run.
         start: The options of the command.
-        what: The name of what is started.
-        follow: Waits until it has ended.
-        detached: The further fields for --json and the text after the start with --detach; None if `follow` prints it.
+        detached: The further fields for --json and the text after the start with --detach; None if the attempt's
+            `follow` prints it.
         roll_back: Whether to roll back if AWS refuses a request; a failed endpoint is always rolled back.
         ends: Returns when AWS deletes what was started, for the message after Ctrl-C.
 
@@ -130,46 +125,80 @@ def carry_out(
         The fields for --json and the result of `follow`; None after a dry run or with --detach.
 
     Raises:
+        NoCapacity: If AWS has no free instances of any type.
         AwsError: If the maximum cost exceeds --max-usd, a quota is too small, AWS refuses, or what was started fails.
         Interrupted: After Ctrl-C.
     """
+    attempts = [candidates.prepare(instance, 0) for instance in candidates.instances]
     if start.dry_run or account is None:
-        plan.check(start.max_usd)
-        requests = launch.as_dicts()
-        report = {"run": launch.run.id, "plan": plan.as_dict(), "requests": requests}
-        console.emit(report, *tables.plan_tables(plan, "dry run: nothing was sent"), as_json(requests))
+        _print_requests(attempts, start)
         return None
-    console.note_table(tables.plan_tables(plan, f"run {launch.run.id}")[0])
-    plan.check(start.max_usd)
-    quotas.check(account, (*launch.calls, *launch.later))
-    ledger = Ledger(launch.stack.site)
-    with _explained(launch.run.id, account.region, what, ends):
+    for attempt in attempts:
+        console.note_table(tables.plan_tables(attempt.plan, f"run {attempt.launch.run.id}")[0])
+        attempt.plan.check(start.max_usd)
+        quotas.check(account, (*attempt.launch.calls, *attempt.launch.later))
+
+    def carried_out(attempt: Attempt[Result]) -> tuple[dict[str, Any], Result] | None:
+        attempt.plan.check(start.max_usd)
+        return _send(attempt, account, start, detached=detached, roll_back=roll_back, ends=ends)
+
+    return candidates.first_available(carried_out, account.region)
+
+
+def _print_requests(attempts: Sequence[Attempt[Any]], start: StartOptions) -> None:
+    """Print the requests of a dry run, which are those of the first instance type, and then of the others."""
+    reports, blocks = [], []
+    for attempt in attempts:
+        attempt.plan.check(start.max_usd)
+        requests = attempt.launch.as_dicts()
+        reports.append({"run": attempt.launch.run.id, "plan": attempt.plan.as_dict(), "requests": requests})
+        blocks += [*tables.plan_tables(attempt.plan, "dry run: nothing was sent"), as_json(requests)]
+    others = {"alternatives": reports[1:]} if len(reports) > 1 else {}
+    console.emit({**reports[0], **others}, *blocks)
+
+
+def _send(
+    attempt: Attempt[Result],
+    account: Account,
+    start: StartOptions,
+    *,
+    detached: tuple[dict[str, Any], str] | None,
+    roll_back: bool,
+    ends: Callable[[Launch], str] | None,
+) -> tuple[dict[str, Any], Result] | None:
+    """Send a launch and follow it; the arguments and the result are those of `carry_out`."""
+    launch, ledger = attempt.launch, Ledger(attempt.launch.stack.site)
+    with _explained(launch, account.region, attempt.what, ends):
         try:
             with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
                 send(account, ledger, launch, bar.advance)
         except Refused as refused:
-            if roll_back:
-                rollback.undo(account, launch, refused, every_s=start.every)
+            clean = not roll_back or rollback.undo(account, launch, refused, every_s=start.every)
+            if clean and is_shortage(f"{refused.code}: {refused.message}"):
+                raise NoCapacity(refused.message, refused.hint) from refused
             raise
-        console.note(f"started {what}; ledger: {ledger.path}")
-        details = {"run": launch.run.id, "region": account.region, "plan": plan.as_dict()}
+        console.note(f"started {attempt.what}; ledger: {ledger.path}")
+        details = {"run": launch.run.id, "region": account.region, "plan": attempt.plan.as_dict()}
         if start.detach and detached is not None:
             console.emit({**details, **detached[0]}, detached[1])
             return None
         try:
-            return details, follow(account, ledger)
+            return details, attempt.follow(account, ledger)
         except EndpointFailed as failed:
-            rollback.undo(account, launch, failed, every_s=start.every)
+            clean = rollback.undo(account, launch, failed, every_s=start.every)
+            if clean and failed.shortage:
+                raise NoCapacity(failed.message, failed.hint) from failed
             raise
 
 
 @contextmanager
-def _explained(run: str, region: str, what: str, ends: Callable[[], str] | None) -> Iterator[None]:
+def _explained(launch: Launch, region: str, what: str, ends: Callable[[Launch], str] | None) -> Iterator[None]:
     """Keep what was started running on Ctrl-C, and print how to follow and stop it; add to an error how to clean up.
 
     LostContact only means that it can no longer be observed: cleaning up would stop it, so that error explains how to
     follow it again. An endpoint is not followed: it expires.
     """
+    run = launch.run.id
     try:
         with hint_at_follow(run, what, region) if ends is None else nullcontext():
             yield
@@ -177,10 +206,12 @@ def _explained(run: str, region: str, what: str, ends: Callable[[], str] | None)
         if ends is None:
             raise
         raise Interrupted(
-            f"stopped waiting for {what}; if it started, it is billed, and {ends()}",
+            f"stopped waiting for {what}; if it started, it is billed, and {ends(launch)}",
             f"Inspect it with `neuron-sum aws status {quote(run)}` or delete it now with "
             f"`neuron-sum aws down {quote(run)}`.",
         ) from None
+    except NoCapacity:
+        raise
     except AwsError as error:
         rolled_back = "rolled back)" in (error.hint or "")
         if not rolled_back and (ends is not None or not isinstance(error, LostContact)):

@@ -10,6 +10,7 @@ from neuron_sum.console import duration, quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import is_shortage
 from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, is_run_id
 from sagemaker_jobs.cleanup.kinds import hours_since
@@ -22,7 +23,13 @@ FAILED = ("Failed", "OutOfService")
 
 
 class EndpointFailed(AwsError):
-    """An endpoint failed to start and will not recover."""
+    """An endpoint failed to start and will not recover.
+
+    Attributes:
+        shortage: Whether AWS had no free instances for it.
+    """
+
+    shortage = False
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,11 @@ def _failure(name: str, found: dict[str, Any], log: Log) -> EndpointFailed:
     reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS reports no reason"
     cause = known_cause(reason, log.lines)
     known = f"; {cause.name}: {cause.cause}" if cause else ""
-    return EndpointFailed(
+    failed = EndpointFailed(
         f"{name} failed: {reason}{known}", cause.remedy if cause else f"Run `aws logs tail {log.group}`."
     )
+    failed.shortage = is_shortage(reason)
+    return failed
 
 
 def expiry_at(account: Account, run: Run) -> datetime | None:

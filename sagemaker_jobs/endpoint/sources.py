@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -265,6 +265,25 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
             f"Use {fitting}, or run {recompile}." if fitting else f"Run {recompile}.",
         )
     return requested or offers
+
+
+def common_target(targets: Sequence[str], instances: Sequence[str]) -> str:
+    """The kind of image for all instance types of a list.
+
+    Args:
+        targets: The result of `image_target` for each instance type.
+        instances: The instance types.
+
+    Raises:
+        AwsError: If the types need different images: one model runs on all of them only if none was compiled for it.
+    """
+    if len(set(targets)) > 1:
+        listing = ", ".join(f"{instance} ({target})" for instance, target in zip(instances, targets, strict=True))
+        raise AwsError(
+            f"--instance names types that need different images and models: {listing}",
+            "Use types of one kind, such as --instance ml.inf2.xlarge,ml.inf2.8xlarge.",
+        )
+    return targets[0]
 
 
 def _check_exists(account: Account, address: str) -> None:

@@ -12,6 +12,7 @@ from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
+from sagemaker_jobs.aws.errors import NoCapacity, is_shortage
 from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
 from sagemaker_jobs.aws.names import LOG_GROUP, TRANSFORM_LOG_GROUP
 
@@ -136,6 +137,7 @@ def follow(
         The completed job.
 
     Raises:
+        NoCapacity: If AWS had no free instances for the job, so that it never ran.
         LostContact: If AWS cannot be reached any more while the job runs.
         AwsError: If the job failed, with the reason and the known cause from its log, or if it was stopped.
     """
@@ -165,6 +167,12 @@ def _unsuccessful(job: Job, log: "Log") -> AwsError:
     known = f"; {cause.name}: {cause.cause}" if cause else ""
     if records:
         known += f"; {len(records)} records failed; the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
+    # A spot job that waited in vain has no time at which its instances started.
+    waited = job.stage == "MaxWaitTimeExceeded" and "TrainingStartTime" not in job.described
+    if is_shortage(reason) or waited:
+        return NoCapacity(
+            f"{job.name} found no free instances: {reason or 'the maximum wait passed before it started'}", None
+        )
     if job.status == "Stopped":
         why = reason or {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}.get(
             job.stage, "a request to stop"

@@ -90,6 +90,25 @@ ENDPOINT = frozenset(
 )
 
 
+ROLLED_BACK = frozenset(
+    {
+        "sagemaker.DeleteEndpoint",
+        "sagemaker.DeleteEndpointConfig",
+        "sagemaker.DeleteModel",
+        "scheduler.DELETE /schedules",
+        "scheduler.POST /schedules",
+        "sagemaker.CreateEndpoint",
+    }
+)
+
+
+def no_capacity(aws: AwsServer) -> None:
+    """AWS has no capacity for the first instance type."""
+    endpoint_ready(aws)
+    archive(Path("one.tar.gz"), "inf2")
+    aws.script.shortages = {"ml.inf2.xlarge": 1}
+
+
 def trained_already(aws: AwsServer) -> None:
     """An earlier run, trained elsewhere, of which SageMaker's record and its model in S3 are left."""
     sagemaker, run = aws.boto3("sagemaker"), Run(BEFORE, "tiny")
@@ -132,6 +151,13 @@ COMMANDS = {
         COPIES,
         endpoint_ready,
         COPIES,
+    ),
+    "deploy on the second type": Command(
+        ("aws", "deploy", "one.tar.gz", "--instance", "ml.inf2.xlarge,ml.inf2.8xlarge", *IMAGE, "--every", "0.01"),
+        8,
+        ROLLED_BACK,
+        no_capacity,
+        ROLLED_BACK,
     ),
     "image": Command(
         ("aws", "image", "--context", "context", "--every", "0.01"),

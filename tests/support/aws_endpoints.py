@@ -76,10 +76,12 @@ def patch(script: Callable[[], Script]) -> None:
         _new(self.sagemaker_backend.endpoints, name, "endpoint")
         config = self._get_param("EndpointConfigName")
         find(self.sagemaker_backend.endpoint_configs, config, "endpoint configuration", script())
+        [variant] = self.sagemaker_backend.endpoint_configs[config].production_variants
+        short = script().lacks(variant["InstanceType"])
         made = _create(self)
         # moto's endpoints are created InService.
         endpoint = self.sagemaker_backend.endpoints[name]
-        endpoint.endpoint_status, endpoint.looks = "Creating", 0
+        endpoint.endpoint_status, endpoint.looks, endpoint.short = "Creating", 0, short
         return made
 
     def describe_endpoint(self: Any) -> ActionResult:
@@ -90,7 +92,14 @@ def patch(script: Callable[[], Script]) -> None:
                 self.sagemaker_backend.delete_endpoint(endpoint.endpoint_name)
         if endpoint is not None and endpoint.endpoint_status == "Creating":
             endpoint.looks += 1
-            if script().endpoint_looks is not None and endpoint.looks > script().endpoint_looks:
+            if endpoint.short:
+                # The reason of an endpoint without capacity (aws/deep-learning-containers#6411).
+                endpoint.endpoint_status = "Failed"
+                endpoint.failure_reason = (
+                    "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error. "
+                    "Please retry using a different ML instance type or after some time."
+                )
+            elif script().endpoint_looks is not None and endpoint.looks > script().endpoint_looks:
                 endpoint.endpoint_status = script().endpoint_end
                 if script().endpoint_end == "Failed":
                     endpoint.failure_reason = script().reason or None

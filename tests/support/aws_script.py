@@ -24,6 +24,9 @@ class Script:
 
     Attributes:
         runner: The runner of training jobs; None: jobs only end, as the next four attributes define.
+        shortages: The number of launches for which AWS has no capacity, by instance type.
+        shortage_at: create: the request is rejected; start: the job or endpoint fails; wait: a spot job waits in vain.
+        launched: The instance type of each launch so far.
         looks: The number of times a job is described as running before it ends; None: it runs until it is stopped.
         end: The job's final status.
         reason: The failure reason.
@@ -57,6 +60,9 @@ class Script:
     """
 
     runner: "Runner | None" = None
+    shortages: dict[str, int] = field(default_factory=dict)
+    shortage_at: str = "start"
+    launched: list[str] = field(default_factory=list)
     looks: int | None = 2
     end: str = "Completed"
     reason: str = ""
@@ -86,6 +92,21 @@ class Script:
     build_end: str = "SUCCEEDED"
     serving: dict[str, str] = field(default_factory=dict)
     apps: list[dict[str, Any]] = field(default_factory=list)
+
+    def lacks(self, instance: str) -> bool:
+        """Whether AWS has no capacity for a launch on an instance type, which is counted."""
+        self.launched.append(instance)
+        left = self.shortages.get(instance, 0)
+        self.shortages[instance] = max(left - 1, 0)
+        if left and self.shortage_at == "create":
+            raise refuse("CapacityError", NO_CAPACITY.removeprefix("CapacityError: "))
+        return left > 0
+
+
+NO_CAPACITY = (
+    "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance type."
+)
+"""The failure reason of a job (DIAGNijmegen/rse-grand-challenge#2631)."""
 
 
 def refuse(code: str, message: str) -> JsonRESTError:

@@ -8,7 +8,7 @@ from typing import Any
 import moto.sagemaker.responses as sagemaker_responses
 from aws_builds import image_exists
 from aws_iam import assumable, role_may
-from aws_script import ACCOUNT, REGION, Script, refuse
+from aws_script import ACCOUNT, NO_CAPACITY, REGION, Script, refuse
 from moto.core.responses import ActionResult
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
@@ -51,8 +51,10 @@ def patch(script: Callable[[], Script]) -> None:
                     f'that the role "{arn}" has "s3:ListBucket" permissions on bucket "{source}".'
                 )
                 raise refuse("ValidationException", text)
+        short = script().lacks(self._get_param("ResourceConfig")["InstanceType"])
         made = _create(self)
         job = self.sagemaker_backend.training_jobs[name]
+        job.short = short
         # moto's jobs are created completed, and lose their environment.
         job.training_job_status, job.secondary_status, job.training_end_time = "InProgress", "Starting", None
         job.environment, job.looks, job.failure_reason = self._get_param("Environment"), 0, None
@@ -65,7 +67,13 @@ def patch(script: Callable[[], Script]) -> None:
         if job is None:
             raise refuse("ValidationException", "Requested resource not found.")
         job.looks += 1
-        if (runner := script().runner) is not None and job.training_job_status in ("InProgress", "Stopping"):
+        if job.short and job.training_job_status == "InProgress":
+            if script().shortage_at == "wait":
+                _end(job, "Stopped", "MaxWaitTimeExceeded")
+            else:
+                job.failure_reason = NO_CAPACITY
+                _end(job, "Failed", "Failed")
+        elif (runner := script().runner) is not None and job.training_job_status in ("InProgress", "Stopping"):
             job.secondary_status = "Training" if job.training_job_status == "InProgress" else "Stopping"
             if (ended := runner.ended(job.training_job_name)) is not None:
                 job.failure_reason = ended.reason
@@ -81,7 +89,7 @@ def patch(script: Callable[[], Script]) -> None:
                 if script().end == "Completed":  # moto writes no results
                     _write_model(job)
         response = job.response_object
-        for key in ("Looks", "Tags"):
+        for key in ("Looks", "Tags", "Short", *(["TrainingStartTime"] if job.short else [])):
             response.pop(key, None)
         if job.training_job_status != "Completed":  # model.tar.gz does not exist before
             response.pop("ModelArtifacts", None)

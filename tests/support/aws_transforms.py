@@ -6,7 +6,7 @@ from typing import Any
 
 import moto.sagemaker.responses as sagemaker_responses
 from aws_endpoints import find
-from aws_script import ACCOUNT, Script, refuse
+from aws_script import ACCOUNT, NO_CAPACITY, Script, refuse
 from aws_training import write_log
 from moto.core.responses import ActionResult
 from moto.s3.models import s3_backends
@@ -27,11 +27,12 @@ def patch(script: Callable[[], Script]) -> None:
         find(self.sagemaker_backend._models, model, "model", script())  # moto accepts any name
         # AWS allows 100 MB in flight in total.
         assert self._get_param("MaxConcurrentTransforms") * self._get_param("MaxPayloadInMB") <= 100
+        short = script().lacks(self._get_param("TransformResources")["InstanceType"])
         made = _create(self)
         job = self.sagemaker_backend.transform_jobs[name]
         # moto's jobs are created completed.
         job.transform_job_status, job.transform_end_time, job.failure_reason = "InProgress", None, None
-        job.looks = 0
+        job.looks, job.short = 0, short
         return made
 
     def describe(self: Any) -> ActionResult:
@@ -41,7 +42,10 @@ def patch(script: Callable[[], Script]) -> None:
             raise refuse("ValidationException", f"Could not find transform job '{name}'.")
         job.looks += 1
         looks = script().looks
-        if job.transform_job_status == "Stopping":
+        if job.short and job.transform_job_status == "InProgress":
+            job.failure_reason = NO_CAPACITY
+            _end(job, "Failed")
+        elif job.transform_job_status == "Stopping":
             _end(job, "Stopped")
         elif job.transform_job_status == "InProgress" and looks is not None and job.looks > looks:
             job.failure_reason = script().reason or None
@@ -50,7 +54,7 @@ def patch(script: Callable[[], Script]) -> None:
                 _answer(job, script().transformed)
             _end(job, script().end)
         response = job.response_object
-        for key in ("Looks", "Tags", "LabelingJobArn", "AutoMlJobArn"):
+        for key in ("Looks", "Short", "Tags", "LabelingJobArn", "AutoMlJobArn"):
             response.pop(key, None)
         return ActionResult(response)
 
