@@ -31,6 +31,15 @@ SOURCE_ONLY = ("rouge-score",)
 BUILDER = ("markdown-it-py", "mdurl", "pygments", "rich")
 """What serving/djl.py imports, with its dependencies."""
 
+TENSORBOARD = ("grpcio", "markdown", "setuptools", "tensorboard", "tensorboard-data-server", "werkzeug")
+MLFLOW = (
+    *("boto3", "botocore", "cachetools", "cffi", "cryptography", "databricks-sdk", "fastapi", "gitdb", "gitpython"),
+    *("google-auth", "importlib-metadata", "jmespath", "mlflow-skinny", "opentelemetry-api", "opentelemetry-proto"),
+    *("opentelemetry-sdk", "opentelemetry-semantic-conventions", "pyasn1", "pyasn1-modules", "pycparser"),
+    *("python-dotenv", "s3transfer", "sagemaker-mlflow", "smmap", "sqlparse", "starlette", "uvicorn", "zipp"),
+)
+"""What the values of train.report_to need in addition to common.txt, with its dependencies; versions of dev.txt."""
+
 RELEASE = tuple(int(part) for part in PYTHON.split("."))
 MACHINES = [*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64"]
 TAGS = frozenset([*cpython_tags(RELEASE, platforms=MACHINES), *compatible_tags(RELEASE, platforms=MACHINES)])
@@ -96,12 +105,19 @@ def main(index: str) -> None:
     neuron = pins((CONSTRAINTS / "xla.txt").read_text(encoding="utf-8"))
     source = {name: common.pop(name) for name in SOURCE_ONLY}
     builder = {name: common[name] for name in BUILDER}
+    dev = {
+        name.replace("_", "-"): version
+        for name, version in pins((CONSTRAINTS / "dev.txt").read_text(encoding="utf-8")).items()
+    }
+    tensorboard, mlflow = ({name: dev[name] for name in names} for names in (TENSORBOARD, MLFLOW))
     FOLDER.mkdir(exist_ok=True)
     with httpx.Client(timeout=60, follow_redirects=True) as client:
         for file, versions, suffix, content in (
             ("common.txt", common, ".whl", "wheels of every image and job"),
             ("neuron.txt", neuron, ".whl", "wheels of images and jobs for Neuron"),
             ("source.txt", source, ".tar.gz", "source archives, because no wheel is published"),
+            ("tensorboard.txt", tensorboard, ".whl", "wheels of jobs that report to TensorBoard"),
+            ("mlflow.txt", mlflow, ".whl", "wheels of jobs that report to the MLflow of SageMaker"),
             ("builder.txt", builder, ".whl", "wheels for building DJL Serving in an image"),
         ):
             (FOLDER / file).write_text(

@@ -1,6 +1,6 @@
 """Instance types in order of preference: if AWS has no free instances of one type, the next one is tried.
 
-The request fields of SageMaker for such lists, InstancePreferences of a training job and InstancePools of an endpoint, are
+The request fields of SageMaker for such lists (InstancePreferences of a training job, InstancePools of an endpoint) are
 not used; docs/aws.md gives the reasons.
 """
 

@@ -43,6 +43,10 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Id of a run to resume from its last checkpoint.")
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="ARN", help="MLflow tracking server of SageMaker, for train.report_to=[mlflow]."),
+    ] = None,
     encrypt_traffic: Annotated[
         bool, typer.Option("--encrypt-traffic", help="Encrypt the traffic between several instances, which is slower.")
     ] = False,
@@ -56,9 +60,9 @@ def train(
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    inputs.check_reporting(resolved)
     types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
     account, stack = session.caller(start)
+    environment = inputs.reporting(resolved, mlflow, stack, isolated=job.network_isolation)
     options = _options(
         types[0], instances, max_hours, job, None if start.dry_run else account, stack, encrypt_traffic=encrypt_traffic
     )
@@ -70,12 +74,14 @@ def train(
             run = training.find_run(account, resume)
             attempt = training.next_attempt(account, run)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
-        wheels = wheels_for(job.wheelhouse, job.image, dry_run=start.dry_run)
+        wheels = wheels_for(job.wheelhouse, job.image, dry_run=start.dry_run, report_to=resolved.train.report_to)
         channels = inputs.channels(resolved, Path(scratch), wheels, isolated=job.network_isolation)
 
         def launch(instance: str, failures: int) -> "Launch":
             chosen = replace(options, instance=instance)
-            return training.launch(run, resolved, chosen, channels, stack, attempt=attempt + failures)
+            return training.launch(
+                run, resolved, chosen, channels, stack, attempt=attempt + failures, environment=environment
+            )
 
         _carry_out(
             launch,

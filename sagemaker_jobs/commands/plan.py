@@ -54,11 +54,9 @@ def plan(
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.cost import budget, lifetime
     from sagemaker_jobs.cost import plan as planning
-    from sagemaker_jobs.jobs.inputs import check_reporting
     from sagemaker_jobs.stack.stack import planned_stack
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    check_reporting(resolved)
     expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
     site = session.offline_context(region) if account is None else account.site

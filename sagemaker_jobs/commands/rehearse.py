@@ -42,7 +42,6 @@ def rehearse(
 ) -> None:
     """Run the requests of a launch on this machine, in the container's layout: train, kill, resume, compile, serve."""
     from neuron_sum.recipes.loading import load_recipe
-    from sagemaker_jobs.jobs.inputs import check_reporting
     from sagemaker_jobs.rehearsal.rehearsal import Rehearsal
 
     if instance.startswith(("ml.trn", "ml.inf")):
@@ -51,7 +50,11 @@ def rehearse(
             "Omit --instance; to check what depends on the devices, run `neuron-sum preflight RECIPE`.",
         )
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    check_reporting(resolved)
+    if "mlflow" in resolved.train.report_to:
+        raise AwsError(
+            "train.report_to contains mlflow, but a rehearsal has no network",
+            f'Run `neuron-sum aws rehearse {quote(recipe)} "train.report_to=[]"`.',
+        )
     if resolved.train.backend == "neuron":
         raise AwsError(
             f"{resolved.name} has train.backend=neuron, which requires Neuron devices",

@@ -51,6 +51,10 @@ def setup(
         list[str] | None,
         typer.Option(metavar="ARN", help="ARN of an image repository that may be pulled; may be repeated."),
     ] = None,
+    mlflow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARN", help="ARN of an MLflow tracking server for training jobs; may be repeated."),
+    ] = None,
     monthly_usd: Annotated[
         float | None, typer.Option(min=0, help="Monthly AWS Budget in USD, which sends e-mails; 0: none.")
     ] = None,
@@ -75,7 +79,7 @@ def setup(
         raise AwsError("--artifacts requires --delete", "Use both.")
     if (monthly_usd is None and email) or (monthly_usd and not email):
         raise AwsError("a budget needs --monthly-usd USD and --email ADDRESS", "Use both, or --monthly-usd 0.")
-    settings = Settings(kms_key, permissions_boundary, subnet, security_group, reads, writes, repository)
+    settings = Settings(kms_key, permissions_boundary, subnet, security_group, reads, writes, repository, mlflow)
     if monthly_usd is not None and (template or check or delete):
         raise AwsError("--monthly-usd cannot be combined with --template, --check or --delete", "Omit it.")
     if delete and settings != Settings():

@@ -12,6 +12,8 @@ from neuron_sum.models.gguf import folder_of, is_gguf
 from neuron_sum.recipes.schema import Recipe, SplitFiles
 from sagemaker_jobs.jobs.requests import CODE, DATA, ENTRY, INPUT, MODEL, RECIPE, WHEELHOUSE
 from sagemaker_jobs.launch.channels import Channel, files_of, named
+from sagemaker_jobs.stack.stack import Stack
+from sagemaker_jobs.stack.template import Settings
 
 LOCAL_FIELDS = {
     "data.path": DATA,
@@ -69,20 +71,39 @@ def channels(recipe: Recipe, scratch: Path, wheelhouse: Path | None, *, isolated
     return [*found, Channel(RECIPE, {"recipe.yaml": written}), *code_channels(wheelhouse)]
 
 
-def check_reporting(recipe: Recipe) -> None:
-    """Reject a recipe that reports to MLflow, whose packages and address its job does not have.
+def reporting(recipe: Recipe, server: str | None, stack: Stack, *, isolated: bool = False) -> dict[str, str]:
+    """The environment variables of a training job that reports to MLflow; empty if its recipe does not.
+
+    MlflowConfig of CreateTrainingJob is not used: AWS does not document which variables a container gets.
 
     Args:
         recipe: The recipe.
+        server: The ARN of an MLflow tracking server of SageMaker.
+        stack: The stack with the role that reports.
+        isolated: Whether the container has no network.
 
     Raises:
-        AwsError: If it does.
+        AwsError: If the recipe and the server contradict each other, or the job cannot reach the server.
     """
-    if "mlflow" in recipe.train.report_to:
+    if "mlflow" not in recipe.train.report_to:
+        if server is not None:
+            raise AwsError(
+                f"--mlflow {server}, but train.report_to does not contain mlflow",
+                'Add "train.report_to=[mlflow]" to the command, or omit --mlflow.',
+            )
+        return {}
+    if server is None:
         raise AwsError(
-            "train.report_to contains mlflow: a job can report neither to an MLflow server nor to SageMaker's MLflow",
-            'Add "train.report_to=[]" to the command; the losses are in the log of the job.',
+            "train.report_to contains mlflow, but the job has no server to report to",
+            'Add --mlflow ARN of a tracking server of SageMaker, or "train.report_to=[]"; the losses are in the log.',
         )
+    Settings(mlflow_servers=[server]).given(stack.site)
+    stack.check_mlflow(server)
+    if isolated:
+        raise AwsError(
+            "a job with --network-isolation cannot reach an MLflow server", "Omit --network-isolation or --mlflow."
+        )
+    return {"MLFLOW_TRACKING_URI": server}
 
 
 def model_files(folder: Path) -> dict[str, Path]:

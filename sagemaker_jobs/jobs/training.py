@@ -42,7 +42,14 @@ class Options:
 
 
 def launch(
-    run: Run, recipe: Recipe, options: Options, channels: Sequence[Channel], stack: Stack, *, attempt: int = 1
+    run: Run,
+    recipe: Recipe,
+    options: Options,
+    channels: Sequence[Channel],
+    stack: Stack,
+    *,
+    attempt: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> Launch:
     """The launch of a training job; sends nothing.
 
@@ -53,6 +60,7 @@ def launch(
         channels: The input channels of the job.
         stack: The stack with the bucket and the roles.
         attempt: The attempt number, from 1.
+        environment: Further environment variables of the container.
 
     Raises:
         AwsError: If SageMaker would refuse the job, or its role may not use the cache of graphs.
@@ -69,7 +77,7 @@ def launch(
         options,
         channels,
         stack,
-        environment={"NEURON_COMPILE_CACHE_URL": cache} if cache else {},
+        environment={**({"NEURON_COMPILE_CACHE_URL": cache} if cache else {}), **(environment or {})},
         attempt=attempt,
     )
 

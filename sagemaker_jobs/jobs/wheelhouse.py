@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,12 +26,13 @@ EPOCH = "1700000000"
 """Date of all files in a wheel, so that the same source gives the same bytes and is uploaded only once."""
 
 
-def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
+def build(folder: Path, platform: Platform = PLATFORMS[0], report_to: Sequence[str] = ()) -> Path:
     """Build neuron-sum's wheel and download the other wheels for the image's Python.
 
     Args:
         folder: The target folder, replaced only when the wheelhouse is complete.
         platform: The supported platform.
+        report_to: The values of train.report_to, whose packages are added.
 
     Raises:
         ResourceError: If the project's files are missing, or pip fails.
@@ -44,7 +46,8 @@ def build(folder: Path, platform: Platform = PLATFORMS[0]) -> Path:
         build_own(temporary)
         source = ["--requirement", str(requirements / "source.txt")]
         _pip("wheel", *verified, *_isolation(), "--wheel-dir", str(temporary), *source)
-        wheels = ["--requirement", str(requirements / "common.txt"), "--requirement", str(requirements / "neuron.txt")]
+        names = ("common", "neuron", *report_to)
+        wheels = [word for name in names for word in ("--requirement", str(requirements / f"{name}.txt"))]
         binary = ["--only-binary=:all:", "--python-version", python, *tags]
         _pip("download", *verified, *binary, "--dest", str(temporary), *wheels)
     return folder
@@ -76,8 +79,16 @@ def build_own(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def wheels_for(folder_option: Path | None, image: str | None, *, dry_run: bool) -> Path | None:
+def wheels_for(
+    folder_option: Path | None, image: str | None, *, dry_run: bool, report_to: Sequence[str] = ()
+) -> Path | None:
     """The wheelhouse of a job: the one from the command line, none for a custom image, or one built into the cache.
+
+    Args:
+        folder_option: The folder from the command line.
+        image: The image from the command line.
+        dry_run: Whether nothing is built.
+        report_to: The values of train.report_to, whose packages a job needs.
 
     Raises:
         ResourceError: As for `build`.
@@ -89,7 +100,7 @@ def wheels_for(folder_option: Path | None, image: str | None, *, dry_run: bool) 
         return None
     folder = files.cache_folder() / "wheelhouse" / __version__
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return build(folder)
+    return build(folder, report_to=report_to)
 
 
 def _isolation() -> list[str]:

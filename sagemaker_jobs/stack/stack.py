@@ -48,6 +48,7 @@ class Stack:
         reads: BUCKET/PREFIX of further objects that jobs and endpoints may read.
         writes: BUCKET/PREFIX of further objects that jobs may write.
         repositories: The ARNs of further image repositories that may be pulled.
+        mlflow_servers: The ARNs of MLflow tracking servers that training jobs may report to.
         known: Whether the stack exists; otherwise it is not known what its roles may do.
     """
 
@@ -64,6 +65,7 @@ class Stack:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
+    mlflow_servers: tuple[str, ...] = ()
     known: bool = True
 
     @property
@@ -111,6 +113,18 @@ class Stack:
             AwsError: If the address is neither in the bucket below neuron-sum/cache/ nor in `writes`.
         """
         self._check([address], (f"{self.bucket}/{PREFIX}/cache/", *self.writes), "write", "--writes")
+
+    def check_mlflow(self, server: str) -> None:
+        """Reject an MLflow tracking server that the role of jobs may not report to.
+
+        Raises:
+            AwsError: If it is not one of `mlflow_servers`.
+        """
+        if self.known and server not in self.mlflow_servers:
+            raise AwsError(
+                f"neuron-sum's roles may not report to {server}; allowed: {', '.join(self.mlflow_servers) or 'none'}",
+                f"run neuron-sum aws setup --mlflow {quote(server)}, with the servers already allowed",
+            )
 
     def _check(self, addresses: Iterable[str], allowed: tuple[str, ...], action: str, option: str) -> None:
         for address in addresses:
@@ -227,6 +241,7 @@ def find_stack(account: Account) -> Stack | None:
         reads=places("Reads"),
         writes=places("Writes"),
         repositories=values("Repositories"),
+        mlflow_servers=values("MlflowServers"),
     )
 
 

@@ -70,6 +70,7 @@ class Settings:
         reads: S3 addresses that jobs and endpoints may read.
         writes: S3 addresses that jobs may write.
         repositories: ARNs of further image repositories.
+        mlflow_servers: ARNs of MLflow tracking servers that training jobs may report to.
     """
 
     kms_key: str | None = None
@@ -79,6 +80,7 @@ class Settings:
     reads: Sequence[str] | None = None
     writes: Sequence[str] | None = None
     repositories: Sequence[str] | None = None
+    mlflow_servers: Sequence[str] | None = None
 
     def given(self, site: AwsContext) -> dict[str, str]:
         """Return the template's parameters that the options set.
@@ -97,6 +99,7 @@ class Settings:
             "Reads": _arns(site, self.reads, "--reads"),
             "Writes": _arns(site, self.writes, "--writes"),
             "Repositories": _list(self.repositories),
+            "MlflowServers": _list(self.mlflow_servers),
         }
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
@@ -138,6 +141,11 @@ FORMATS = {
     "Subnets": (r"subnet-[0-9a-z]+", "the id of a subnet"),
     "SecurityGroups": (r"sg-[0-9a-z]+", "the id of a security group"),
     "Repositories": (r"arn:[a-z-]+:ecr:[a-z0-9-]+:\d{12}:repository/.+", "the ARN of an image repository"),
+    # The actions of an MLflow app are not in the Service Authorization Reference.
+    "MlflowServers": (
+        r"arn:[a-z-]+:sagemaker:REGION:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+",
+        "the ARN of an MLflow tracking server in the stack's region; an MLflow app is not supported",
+    ),
 }
 """Pattern of each value of a parameter, and its name in errors."""
 
@@ -147,6 +155,7 @@ OPTIONS = {
     "Subnets": "--subnet",
     "SecurityGroups": "--security-group",
     "Repositories": "--repository",
+    "MlflowServers": "--mlflow",
 }
 """The option of `aws setup` that sets a parameter."""
 

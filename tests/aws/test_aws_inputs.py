@@ -64,16 +64,6 @@ def test_only_the_files_that_datasets_reads_are_uploaded(kind: str, tmp_path: Pa
     assert set(found.files) == (expected or set(written))
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "rehearse"])
-def test_a_recipe_that_reports_to_mlflow_is_rejected_before_anything_is_created(aws: AwsServer, command: str) -> None:
-    before = len(aws.calls)
-    made = neuron_sum("aws", command, "tiny", "train.report_to=[mlflow]", "--instance", "ml.c7i.4xlarge", "--json")
-    assert made.exit_code == 14
-    error = json.loads(made.stderr.splitlines()[-1])["error"]
-    assert "train.report_to contains mlflow" in error["message"] and "train.report_to=[]" in error["hint"]
-    assert len(aws.calls) == before
-
-
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no data")
     recipe = load_recipe("tiny", ["data.source=hub", f"data.path={tmp_path}"])

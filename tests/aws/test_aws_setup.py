@@ -476,7 +476,8 @@ COMBINATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "addresses and repositories": (
         REGION,
         {"reads": ["s3://theirs/a", "s3://other"], "writes": ["s3://graphs/"],
-         "repositories": [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine"]},
+         "repositories": [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/mine"],
+         "mlflow_servers": [f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:mlflow-tracking-server/ours"]},
     ),
     "no builds": ("mx-central-1", {}),
     "another partition": ("cn-north-1", {}),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from neuron_sum.runs import tracking
 from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training import callbacks
 from neuron_sum.training.train import train
+from sagemaker_jobs.aws.names import AwsContext
+from sagemaker_jobs.stack.template import Settings, render
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -242,6 +245,32 @@ def test_a_server_that_stops_in_the_middle_does_not_end_the_training(
     assert losses(client, run) == logged(folder)
     assert run.info.status == "FINISHED"
     assert "test/ROUGE-1" in run.data.metrics
+
+
+def test_the_plugin_of_sagemaker_reports_with_the_rights_of_a_job(
+    tmp_path: Path, micro: Path, server: tuple[subprocess.Popen[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sagemaker-mlflow signs the calls; its custom endpoint is MLflow's real server. The role allows each call."""
+    pytest.importorskip("sagemaker_mlflow")
+    arn = "arn:aws:sagemaker:us-east-1:123456789012:mlflow-tracking-server/ours"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", arn)
+    monkeypatch.setenv("SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT", server[1])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    train(load_recipe(str(micro), [MLFLOW]), tmp_path / "run")
+    client, run = mlflow_run(tmp_path / "run", arn)
+    assert losses(client, run) == logged(tmp_path / "run") and run.info.status == "FINISHED"
+    assert json.loads((tmp_path / "run" / "mlflow.json").read_text())["tracking_uri"] == arn
+    called = set(re.findall(r'"(?:GET|POST) /api/2.0/mlflow/([a-z-]+/[a-z-]+)', (tmp_path / "server.log").read_text()))
+    actions = {
+        "experiments/get-by-name": "GetExperimentByName", "experiments/create": "CreateExperiment",
+        "runs/create": "CreateRun", "runs/get": "GetRun", "runs/update": "UpdateRun", "runs/log-batch": "LogBatch",
+        "metrics/get-history": "GetMetricHistory",
+    }  # fmt: skip
+    site = AwsContext("123456789012", "us-east-1")
+    template = json.dumps(render(site, Settings(mlflow_servers=[arn]).parameters(site, {})))
+    allowed = set(re.findall(r"sagemaker-mlflow:(\w+)", template))
+    assert called >= {"runs/create", "runs/log-batch"} and {actions[path] for path in called} == allowed
 
 
 def test_an_outage_that_ends_leaves_no_gap_and_no_duplicate(
