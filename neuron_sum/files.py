@@ -197,6 +197,36 @@ def _object(text: str, *, nan: bool = True) -> dict[str, Any]:
     return value
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a file, and returns once it is on disk; other processes may append at the same time.
+
+    Removes an incomplete last line, cut by a kill or a full disk, so that the new one does not continue it.
+
+    Args:
+        path: The file; it is created if it does not exist.
+        line: The line without its newline.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if (end := file.seek(0, os.SEEK_END)) and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1
+            file.truncate(end)
+        content = f"{line}\n".encode()
+        if file.write(content) < len(content):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(file.fileno())
+    directory = os.open(path.parent, os.O_RDONLY)  # so that the name of a new file survives a crash
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that replaces `path` if its block succeeds, and is removed if it fails."""

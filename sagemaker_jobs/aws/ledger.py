@@ -5,7 +5,6 @@ The file is in JSON Lines, one event per line, and append-only. A resource with 
 ~/.local/state/neuron-sum.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.errors import ResourceError
 from sagemaker_jobs.aws.names import AwsContext
 
@@ -85,17 +84,7 @@ class Ledger:
             line["details"] = details
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                _cut_broken_tail(file)
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            directory = os.open(self.path.parent, os.O_RDONLY)  # so that the name of a new file survives a crash
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            files.append_line(self.path, json.dumps(line, ensure_ascii=False))
         except OSError as error:
             raise ResourceError(
                 f"the ledger {self.path} cannot be written: {error.strerror}", f"set {STATE} to a writable folder"
@@ -145,18 +134,6 @@ def state_folder() -> Path:
     if folder := os.environ.get(STATE):
         return Path(folder)
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "neuron-sum"
-
-
-def _cut_broken_tail(file: BinaryIO) -> None:
-    """Remove an incomplete last line, cut by a kill or a full disk, so that the next one does not continue it."""
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _now() -> str:

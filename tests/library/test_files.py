@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,3 +59,28 @@ def test_a_damaged_graph_in_the_cache_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match=r"graph\.pt2 is damaged") as error:
         cache.copy(tmp_path / "graph.pt2", tmp_path / "copy.pt2")
     assert "compile it again" in str(error.value.hint)
+
+
+def test_lines_are_appended_by_several_processes_and_after_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"cut')
+    code = "import sys\nfrom pathlib import Path\nfrom neuron_sum.files import append_line\n"
+    code += "for number in range(50):\n    append_line(Path(sys.argv[1]), f'{sys.argv[2]} {number} ' + 'x' * 5000)\n"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "pq"]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    first, *lines = path.read_text().splitlines()
+    assert first == '{"a": 1}'
+    assert sorted(lines) == sorted(f"{name} {number} {'x' * 5000}" for name in "pq" for number in range(50))
+
+
+def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("a\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large|No space left"):
+            files.append_line(path, "too long")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "a\n"
