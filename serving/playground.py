@@ -5,34 +5,23 @@
     POST /TOKEN/playground/stream {"inputs": "dialogue"} -> one JSON object per line: {"text": …}, last the answer or an
                                   error
 
-TOKEN is new at each start: other users of the machine must not send requests with the credentials of this process. A
-browser cannot call a SageMaker endpoint, nor an endpoint on another host that does not allow it.
+A browser cannot call a SageMaker endpoint, nor an endpoint on another host that does not allow it.
 """
 
 import json
-import secrets
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from neuron_sum import console
-from neuron_sum.errors import RequestError, ServerError
+from neuron_sum.errors import RequestError
+from neuron_sum.local_page import PageHandler, PageServer, wait_for_interrupt
 from serving.chat import ChatClient
-from serving.schema import JSON, JSON_LINES
+from serving.schema import JSON_LINES
 
 PAGE = Path(__file__).with_name("playground.html")
 KNOWN = '<script type="application/json" id="known">{}</script>'
-HOSTS = ("127.0.0.1", "localhost", "[::1]")
-MAX_BODY_BYTES = 6 << 20
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""The content security policy, the same as in Page.java."""
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
 def page_with(known: Mapping[str, Any]) -> str:
@@ -59,10 +48,7 @@ def show(endpoint: str, port: int, *, chat: bool) -> None:
         raise RequestError("--playground requires --chat", hint)
     with playground(endpoint, port) as url:
         console.emit({"url": url}, f"open {url}/ in a browser; press Ctrl-C to stop")
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            console.note("stopped")
+        wait_for_interrupt()
 
 
 @contextmanager
@@ -82,70 +68,31 @@ def playground(endpoint: str, port: int) -> Iterator[str]:
     """
     with ChatClient(endpoint) as client:
         name = client.endpoint
-    try:
-        server = _Server(endpoint, name, port)
-    except OSError as error:
-        hint = "use another --port, or --port 0 for any free port"
-        raise ServerError(f"port {port} of 127.0.0.1 is in use: {error.strerror}", hint) from error
-    with server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}{server.root}"
-        finally:
-            server.shutdown()
+    with _Server(endpoint, name, port).running() as url:
+        yield url
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-
+class _Server(PageServer):
     def __init__(self, endpoint: str, name: str, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.endpoint, self.name, self.root = endpoint, name, f"/{secrets.token_urlsafe(24)}"
-        self.page = page_with({name: {"default": None, "adapters": [], "streams": True}}).encode()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a browser that has left."""
+        page = page_with({name: {"default": None, "adapters": [], "streams": True}})
+        super().__init__(_Handler, page, port, "neuron-sum request")
+        self.endpoint, self.name = endpoint, name
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(PageHandler):
     server: _Server
+    posts = ("/playground/stream",)
+    max_body_bytes = 6 << 20
 
-    def do_GET(self) -> None:
-        if not self._is_allowed():
-            return
-        if self._place == "":  # the page finds the other places from the folder of its URL
-            self._send(308, JSON, b"", Location=f"{self.server.root}/")
-        elif self._place == "/":
-            self._send(200, "text/html; charset=utf-8", self.server.page, **{"Content-Security-Policy": POLICY})
-        elif self._place == "/playground/models":
-            self._send(200, JSON, json.dumps({self.server.name: None}).encode())
-        else:
-            self._refuse(404, f"{self._place[:80]} does not exist")
+    def get(self, place: str) -> Any:
+        return {self.server.name: None} if place == "/playground/models" else None
 
-    def do_POST(self) -> None:
-        if not self._is_allowed():
+    def post(self, place: str, content: Any) -> None:
+        dialogue = content.get("inputs") if isinstance(content, dict) else None
+        if not isinstance(dialogue, str):
+            self.refuse(400, 'send {"inputs": "dialogue"}')
             return
-        length = self.headers.get("Content-Length", "")
-        if self._place != "/playground/stream":
-            self._refuse(404, f"{self._place[:80]} does not exist")
-        elif self.headers.get_content_type() != JSON:
-            self._refuse(415, f"send {JSON}")
-        elif not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            self._refuse(413, f"send at most {MAX_BODY_BYTES} bytes with a Content-Length")
-        else:
-            self._answer(self.rfile.read(int(length)))
-
-    def _answer(self, body: bytes) -> None:
-        try:
-            dialogue = json.loads(body)["inputs"]
-            if not isinstance(dialogue, str):
-                raise TypeError("inputs")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            self._refuse(400, 'send {"inputs": "dialogue"}')
-            return
-        self._head(200, JSON_LINES)
+        self.head(200, JSON_LINES)
         self.end_headers()
         try:
             with ChatClient(
@@ -159,42 +106,3 @@ class _Handler(BaseHTTPRequestHandler):
     def _line(self, content: Mapping[str, Any]) -> None:
         self.wfile.write(json.dumps(content).encode() + b"\n")
         self.wfile.flush()
-
-    @property
-    def _place(self) -> str:
-        """The path after the token."""
-        return self.path.removeprefix(self.server.root)
-
-    def _is_allowed(self) -> bool:
-        """Whether this page caused a request; another site's pages may not, also under a name that leads here."""
-        root = self.server.root
-        if not secrets.compare_digest(self.path[: len(root)].encode(), root.encode()):
-            self._refuse(403, "open the URL that `neuron-sum request` printed")
-            return False
-        host = self.headers.get("Host", "")
-        origin = self.headers.get("Origin", f"http://{host}")
-        site = self.headers.get("Sec-Fetch-Site", "same-origin")
-        known = host in HOSTS or host.rpartition(":")[0] in HOSTS
-        if known and origin == f"http://{host}" and site in ("same-origin", "none"):
-            return True
-        self._refuse(403, "only this server's page may send requests")
-        return False
-
-    def _refuse(self, status: int, message: str) -> None:
-        error = {"error": {"code": status, "message": message, "field": None}}
-        self._send(status, JSON, json.dumps(error).encode())
-
-    def _send(self, status: int, kind: str, content: bytes, **headers: str) -> None:
-        self._head(status, kind)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _head(self, status: int, kind: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, **HEADERS}.items():
-            self.send_header(name, value)
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing."""

@@ -100,7 +100,7 @@ def test_the_command_serves_the_page_until_ctrl_c(server: ChatServer) -> None:
         assert refused.exit_code == 12 and f"does not use {name}" in refused.stderr
     assert "does not use FILE" in neuron_sum("request", server.url, "d.txt", "--chat", "--playground").stderr
     taken = neuron_sum("request", server.url, "--chat", "--playground", "--port", server.url.rpartition(":")[2])
-    assert "is in use" in taken.stderr
+    assert "already in use" in taken.stderr
     command = [sys.executable, "-m", "neuron_sum", "request", server.url, "--chat", "--playground", "--port", "0"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
