@@ -81,20 +81,26 @@ def perturb(
 
 
 def _swap_speakers(text: str, dialogue: str, others: Sequence[str], generator: random.Random) -> str | None:
-    names = sorted(speakers(dialogue), key=lambda name: -len(re.findall(re.escape(name), text)))
-    if len(names) < 2 or names[0] not in text:
+    counts = {name: len(re.findall(_as_word(name), text)) for name in speakers(dialogue)}
+    names = sorted(counts, key=lambda name: -counts[name])
+    if len(names) < 2 or not counts[names[0]]:
         return None
-    mentioned = [name for name in names if name in text]
+    mentioned = [name for name in names if counts[name]]
     first, second = mentioned[:2] if len(mentioned) > 1 else (names[0], generator.choice(names[1:]))
-    both = "|".join(re.escape(name) for name in (first, second))
+    both = "|".join(_as_word(name) for name in sorted((first, second), key=len, reverse=True))
     pair = re.compile(rf"(?:{both})\s+(?:and|or)\s+(?:{both})|({both})")
     if not any(match[1] for match in pair.finditer(text)):
         return None  # "Tom and Ann meet" stays true
     return pair.sub(lambda match: {first: second, second: first}[match[1]] if match[1] else match[0], text)
 
 
+def _as_word(name: str) -> str:
+    """A pattern for a speaker as a whole word; a tag such as #Person1# may be followed by a letter."""
+    return re.escape(name) if name[-1] == "#" else rf"(?<!\w){re.escape(name)}(?!\w)"
+
+
 def _change_number(text: str, dialogue: str, others: Sequence[str], generator: random.Random) -> str | None:
-    facts = [fact for fact in find_facts(text) if fact.kind == "number" and fact.value not in (0, 1)]
+    facts = [fact for fact in find_facts(text) if fact.kind == "number" and 1 < float(fact.value) < 10**12]
     present = {fact.value for fact in find_facts(dialogue)}
     if not facts:
         return None
@@ -116,7 +122,7 @@ def _change_name(text: str, dialogue: str, others: Sequence[str], generator: ran
     if not facts:
         return None
     fact = generator.choice(facts)
-    pool = [each.text for other in generator.sample(list(others), min(20, len(others))) for each in find_facts(other)
+    pool = [each.text for other in generator.sample(others, min(20, len(others))) for each in find_facts(other)
             if each.kind == "name" and each.start > 0 and other[each.start - 1] == " "]  # fmt: skip
     pool = [name for name in (*pool, *generator.sample(NAMES, 10)) if normalized_name(name) not in known]
     same = re.compile(rf"(?<!\w){re.escape(fact.text)}(?!\w)")
@@ -188,7 +194,7 @@ def _oppose(text: str, dialogue: str, others: Sequence[str], generator: random.R
 def _change_noun(text: str, dialogue: str, others: Sequence[str], generator: random.Random) -> str | None:
     places = list(NOUN.finditer(text))
     known = set(re.findall(r"[a-z]+", dialogue.lower()))
-    sample = generator.sample(list(others), min(20, len(others)))
+    sample = generator.sample(others, min(20, len(others)))
     pool = [match[1] for other in sample for match in NOUN.finditer(other) if match[1] not in known]
     if not places or not pool:
         return None

@@ -3,6 +3,8 @@
 import re
 
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.$")
+LONGEST = 5
+"""Characters of the longest abbreviation; a search in the whole sentence would take quadratic time."""
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’']?\s+(?=[\"“'‘#]?[A-Z\d#])|\n+")
 
 
@@ -20,7 +22,7 @@ def claim_spans(summary: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 0
     for match in SENTENCE_END.finditer(summary):
-        if ABBREVIATION.search(summary[start : match.start()]) and "\n" not in match[0]:
+        if ABBREVIATION.search(summary, max(start, match.start() - LONGEST), match.start()) and "\n" not in match[0]:
             continue
         spans.append((start, match.end()))
         start = match.end()

@@ -15,7 +15,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neuron_sum.data.facts import SPEAKER, TAG, Fact, FactKind, find_facts, normalized_name, normalized_tag
+from neuron_sum.data.facts import (
+    NO_NAMES,
+    SPEAKER,
+    TAG,
+    WEEKDAYS,
+    Fact,
+    FactKind,
+    day_parts,
+    find_facts,
+    normalized_name,
+    normalized_tag,
+)
 from neuron_sum.data.sentences import claim_spans
 
 FindingKind = FactKind | Literal["speaker"]
@@ -28,7 +39,8 @@ MESSAGES: dict[FindingKind, str] = {
     "speaker": "the words of this sentence are those of another speaker",
 }
 FACTS, SUPPORT = "facts", "support"
-"""The scores: 100 for a summary without a finding and else 0; and the share of its words that the dialogue supports."""
+"""The scores: 100 for a summary without a finding and else 0; and the share of its words that the dialogue supports.
+An empty summary has 0 in both."""
 
 COUNTED = (0.0, 1.0, 2.0)
 """Small numbers count things ("two reasons") more often than they quote the dialogue; as words they are not checked."""
@@ -42,14 +54,26 @@ SIMILAR = 0.8
 """The similarity (difflib) from which a name counts as another spelling of a word of the dialogue."""
 FOREIGN_WORDS = 4
 """A sentence with this many words that only other speakers use, and none that only its speaker uses, is a finding."""
+FRACTIONS = {25.0: "quarter", 50.0: "half", 75.0: "quarters"}
+"""Percentages, and their words."""
+ARTICLES = ("A", "I")
+"""Labels of speakers that are also words, so that a sentence may begin with them and not be about the speaker."""
 MAX_SPEAKERS = 50
 """Speakers beyond which sentences are not compared with the words of each."""
 LONGEST_NAME = 30
 """Characters up to which the similarity of names is computed."""
+MAX_SIMILAR = 300
+"""Names of a dialogue with one first letter up to which their similarity is computed."""
+GREETINGS = (
+    "hello hi hey thank thanks good great sure well oh yeah yep wow sorry welcome excuse hmm right fine really let"
+)
+"""Words with a capital letter that are not spellings of a name."""
 SMOOTHING = 2
 """Words added to those of a summary, so that one missing word weighs less in a short summary."""
 
 WORD = re.compile(r"[^\W_]+(?:['’.&-][^\W_]+)*")
+DIGITS = re.compile(r"\d+(?:[ ().,:/-]{1,3}\d+)*")
+"""Digits that one number may be written in, such as 617-555 1234."""
 SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|ings|ing|edly|ies|ied|ed|es|ly|s)$")
 FUNCTION_WORD_LIST = """about after all also and any are ask asks because been before being both but can could did
 does doing don't for from get gets going had has have having her here hers him his how into
@@ -102,22 +126,38 @@ class Evidence:
             for word in _content_words(line[turn.end() :] if turn else line):
                 self._users.setdefault(word, set()).add(turn[1].strip() if turn else "")
         names = sorted({match[1].strip() for match in SPEAKER.finditer(dialogue)}, key=len, reverse=True)
+        subjects = [name for name in names if name not in ARTICLES]
         alternatives = (
-            "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names) if len(names) <= MAX_SPEAKERS else ""
+            "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in subjects) if len(subjects) <= MAX_SPEAKERS else ""
         )
         self._speaker = re.compile(alternatives or r"(?!)")
         self._tags = {fact.value for fact in facts if fact.kind == "tag"} | {normalized_tag(name) for name in names}
         self._numbers = {float(fact.value) for fact in facts if fact.kind == "number"}
         self._times = {float(fact.value) for fact in facts if fact.kind == "time"}
         self._dates = {fact.value for fact in facts if fact.kind == "date"}
-        self._digits = "".join(re.findall(r"\d+", dialogue))
-        self._spelled = "".join(
-            f"{float(fact.value):g}" for fact in facts if fact.kind == "number" and float(fact.value) < 100
-        )
+        for fact in facts:
+            if fact.kind == "time":
+                self._dates |= day_parts(fact)
+            elif fact.text.lower() in ("noon", "midnight"):
+                self._times.add(0.0)
+        self._digits = [re.sub(r"\D", "", run) for run in DIGITS.findall(dialogue)]
+        self._digits.append(_spelled_digits(facts))
         words = WORD.findall(dialogue)
-        self._words = {normalized_name(part) for word in words for part in (word, *re.split(r"['’.&-]", word)) if part}
-        self._joined = "".join(normalized_name(word) for word in words)
+        normalized = [normalized_name(word) for word in words]
+        parts = [part for word in words for part in re.split(r"['’.&-]", word) if part]
+        self._words = {*normalized, *(normalized_name(part) for part in parts)}
+        following = [*normalized[1:], "", ""]
+        self._joined = {
+            text
+            for first, second, third in zip(normalized, following, following[1:], strict=False)
+            for text in (first + second, first + second + third)
+        }
         self._initials = "".join(word[0].lower() for word in words)
+        self._capital_initials = "".join(word[0].lower() if word[0].isupper() else " " for word in words)
+        lower = {word.lower() for word in words if word[0].islower()} | NO_NAMES | set(GREETINGS.split())
+        self._names: dict[str, set[str]] = {}
+        for name in {normalized_name(part) for part in parts if not part[0].islower()} - lower:
+            self._names.setdefault(name[:1], set()).add(name)
 
     def supports(self, fact: Fact) -> bool:
         """Whether a fact of a summary occurs in the dialogue."""
@@ -125,7 +165,7 @@ class Evidence:
         if fact.kind == "tag":
             return value in self._tags
         if fact.kind == "date":
-            return self._supports_date(str(value))
+            return self._supports_date(str(value), fact.text.lower())
         if fact.kind == "time":
             hour, minute = divmod(float(value), 60)
             spoken = {hour or 12.0, hour + 12, minute}
@@ -134,10 +174,12 @@ class Evidence:
             )
         if fact.kind == "number":
             return self._supports_number(float(value), fact.text)
-        return self._supports_name(str(value))
+        return self._supports_name(str(value), is_acronym=fact.text.isupper())
 
-    def _supports_date(self, value: str) -> bool:
+    def _supports_date(self, value: str, word: str) -> bool:
         related = {"night": {"afternoon"}, "noon": {"afternoon"}}.get(value, set())
+        if value in WEEKDAYS and word != value and word in self._words:  # "the Sun"
+            return True
         return value in self._dates or bool(related & self._dates)
 
     def _supports_number(self, value: float, text: str) -> bool:
@@ -145,25 +187,35 @@ class Evidence:
             return True
         if value in COUNTED and not text[0].isdigit():
             return True
-        if any(value * scale in self._numbers or value / scale in self._numbers for scale in (12.0, 100.0, 1000.0)):
+        if value % 1 and (
+            value * 100 in self._numbers or (value % 1 == 0.5 and value // 1 in self._numbers and "half" in self._words)
+        ):
             return True
-        digits = f"{value:g}"
-        if len(digits) >= 3 and (digits in self._digits or digits in self._spelled):
+        if (value / 100) % 1 and value / 100 in self._numbers:
+            return True
+        if FRACTIONS.get(value, "") in self._words:
+            return True
+        if text.endswith("s") and any(value % 100 == each % 100 for each in self._numbers):  # a decade
+            return True
+        digits = re.sub(r"\D", "", text) if text[-1].isdigit() else f"{value:.0f}"
+        if len(digits) >= 3 and any(digits in run for run in self._digits):
             return True
         return any(value in (time // 60, time % 60, time // 60 + 12) for time in self._times)
 
-    def _supports_name(self, name: str) -> bool:
+    def _supports_name(self, name: str, *, is_acronym: bool) -> bool:
         parts = [part for part in re.split(r"['’&-]", name) if part]
-        return name in self._joined or all(self._supports_word(part) for part in parts)
+        joined = "".join(parts)
+        if is_acronym and joined in (self._initials if 3 <= len(joined) <= 5 else self._capital_initials):
+            return True
+        return joined in self._joined or all(self._supports_word(part) for part in parts)
 
     def _supports_word(self, word: str) -> bool:
         if word in self._words or word.rstrip("s") in self._words or f"{word}s" in self._words:
             return True
         if any(word in alias and alias & self._words for alias in ALIASES):
             return True
-        if 2 <= len(word) <= 5 and word in self._initials:  # an acronym
-            return True
-        return any(word[:1] == other[:1] and _is_like(word, other) for other in self._words)
+        names = self._names.get(word[:1], set())
+        return any(_is_like(word, other, is_fast=len(names) > MAX_SIMILAR) for other in names)
 
     def foreign_words(self, sentence: str) -> tuple[re.Match[str] | None, int, int]:
         """The speaker that a sentence begins with, and the words about them by who uses them in the dialogue.
@@ -193,6 +245,8 @@ class Evidence:
 
     def check(self, summary: str) -> "Checked":
         """The findings in a summary, and how much of it the dialogue supports."""
+        if not summary.strip():
+            return Checked((), 0.0)
         findings = [
             Finding(fact.kind, fact.text, fact.start, fact.end)
             for fact in find_facts(summary)
@@ -208,8 +262,7 @@ class Evidence:
             return Checked(tuple(sorted(findings, key=lambda finding: finding.start)), 0.0)
         words = _content_words(summary)
         supported = sum(word in self._users for word in words)
-        share = (supported + SMOOTHING - foreign / 2) / (len(words) + SMOOTHING)
-        return Checked((), max(0.0, share))
+        return Checked((), (supported + SMOOTHING - foreign / 2) / (len(words) + SMOOTHING))
 
 
 @dataclass(frozen=True)
@@ -218,8 +271,8 @@ class Checked:
 
     Attributes:
         findings: The parts that the dialogue does not support, in order.
-        support: 0 with a finding. Otherwise the share of the words (without function words, after removing endings)
-            that occur in the dialogue; words that only other speakers use count as half.
+        support: 0 with a finding, or for an empty summary. Otherwise the share of the words (without function words,
+            after removing endings) that occur in the dialogue; words that only other speakers use count as half.
     """
 
     findings: tuple[Finding, ...]
@@ -245,7 +298,7 @@ def rule_scores(checked: Sequence[Checked | None]) -> dict[str, NDArray[np.float
     if len(present) < len(checked):
         return {}
     return {
-        FACTS: np.array([0.0 if each.findings else 100.0 for each in present]),
+        FACTS: np.array([100.0 if each.support else 0.0 for each in present]),
         SUPPORT: np.array([100 * each.support for each in present]),
     }
 
@@ -262,10 +315,22 @@ def _content_words(text: str) -> list[str]:
     return [stem[:-1] if len(stem) > 4 and stem[-1] in "ey" else stem for stem in stems]
 
 
-def _is_like(word: str, other: str) -> bool:
-    """Whether two words begin alike, as China and Chinese or Rob and Robert, or are spelled alike."""
+def _spelled_digits(facts: Sequence[Fact]) -> str:
+    """The numbers below 100 that follow each other, such as "six one seven", with a space between groups."""
+    digits, end = "", -1
+    for fact in facts:
+        if fact.kind == "number" and float(fact.value) < 100:
+            digits += f"{'' if fact.start <= end + 2 else ' '}{float(fact.value):g}"
+            end = fact.end
+    return digits
+
+
+def _is_like(word: str, other: str, *, is_fast: bool = False) -> bool:
+    """Whether two names begin alike, as China and Chinese or Rob and Robert, or, unless is_fast, are spelled alike."""
     longer, shorter = max(len(word), len(other)), min(len(word), len(other))
     common = next((at for at in range(shorter) if word[at] != other[at]), shorter)
     if common >= 4 or (common == shorter >= 3 and longer <= shorter + 4):
         return True
-    return longer <= min(LONGEST_NAME, shorter + 2) and SequenceMatcher(None, word, other).ratio() >= SIMILAR
+    if is_fast or longer > min(LONGEST_NAME, shorter + 2):
+        return False
+    return SequenceMatcher(None, word, other).ratio() >= SIMILAR

@@ -57,6 +57,14 @@ def test_a_change_makes_a_true_text_false(kind: Perturbation, text: str, expecte
     assert perturb(text, DIALOGUE, kind, OTHERS, random.Random(0)) in expected
 
 
+def test_speakers_are_swapped_as_whole_words() -> None:
+    dialogue = "Ann: hi\nAnna: hello"
+    assert perturb("Ann annoys Anna.", dialogue, "speakers", OTHERS, random.Random(0)) == "Anna annoys Ann."
+    assert perturb("Annette comes.", dialogue, "speakers", OTHERS, random.Random(0)) is None
+    huge = f"Ann has {'9' * 400} apples."
+    assert perturb(huge, dialogue, "number", OTHERS, random.Random(0)) is None
+
+
 def test_changed_facts_do_not_occur_in_the_dialogue() -> None:
     text = "Ann bought four apples from Rosa on Monday at half past five."
     for seed in range(20):
