@@ -30,6 +30,7 @@ ORDER = (
     "train",
     "evaluate",
     "compare",
+    "rate",
     "summarize",
     "results",
     "merge",

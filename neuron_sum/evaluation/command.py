@@ -1,4 +1,4 @@
-"""`neuron-sum evaluate`, `compare` and `summarize`."""
+"""`neuron-sum evaluate`, `compare`, `rate` and `summarize`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,6 +85,50 @@ def compare(
     _print(report)
     if minima:
         check_minima(report.comparison, minima)
+
+
+def rate(
+    comparison: Annotated[Path, typer.Argument(metavar="COMPARISON", help="Output folder of `compare`.")] = Path(
+        "comparison"
+    ),
+    systems: Annotated[
+        list[str] | None, typer.Option("--system", help="System to rate; repeat it for each. Default: all.")
+    ] = None,
+    dialogues: Annotated[int, typer.Option(min=1, help="Number of dialogues to rate.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the dialogues, their order and the sides.")] = 42,
+    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1; 0 for any free port.")] = 8082,
+    results: Annotated[
+        bool, typer.Option("--results", help="Print the results so far; do not serve the page.")
+    ] = False,
+) -> None:
+    """Serve a page on which people choose between summaries of hidden systems; `compare` then shows the results."""
+    from neuron_sum.evaluation.preferences import preferences_of
+    from neuron_sum.evaluation.rating_page import rating_page
+    from neuron_sum.evaluation.ratings import RatingSession, choose_pairs, current_ratings, pairs_of, read_texts
+    from neuron_sum.evaluation.render import render_ratings
+    from neuron_sum.local_page import wait_for_interrupt
+    from neuron_sum.recipes.schema import EvaluateConfig
+
+    entries = read_texts(comparison)
+    command = f"`neuron-sum rate {console.quote(comparison)}"
+    if results:
+        found = preferences_of(comparison, entries, EvaluateConfig())
+        shown = render_ratings(found) if found and found.ratings else f"no ratings of these summaries; run {command}`"
+        console.emit({"ratings": found and found.as_dict()}, shown)
+        return
+    all_pairs = pairs_of(entries)
+    pairs = choose_pairs(all_pairs, systems or (), dialogues, seed)
+    ratings, _ = current_ratings(comparison, all_pairs)
+    session = RatingSession(comparison, pairs, seed)
+    number = len({pair.dialogue for pair in pairs})
+    with rating_page(session, port) as url:
+        console.emit(
+            {"url": url, "pairs": len(pairs), "dialogues": number, "ratings": len(ratings)},
+            f"{len(pairs)} pairs of summaries of {number} dialogues; {len(ratings)} choices are in {session.path}",
+            f"open {url}/ in a browser; press Ctrl-C to stop",
+        )
+        wait_for_interrupt()
+    console.note(f"run {command} --results` to see the results; `neuron-sum compare` adds them to the report")
 
 
 def summarize(

@@ -6,6 +6,7 @@ from typing import Any
 
 from neuron_sum.data.examples import Example
 from neuron_sum.evaluation.evaluate import Evaluation
+from neuron_sum.evaluation.preferences import Preferences
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores
 from neuron_sum.evaluation.statistics import Difference, paired_bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System
@@ -23,12 +24,14 @@ class Comparison:
         evaluations: The evaluations in the order of the command line.
         reference: The name of the system relative to which improvements are measured.
         differences: The improvements by system name, then by score, without the reference system.
+        ratings: The results of human ratings of these texts; None if there are none.
     """
 
     examples: Sequence[Example]
     evaluations: Sequence[Evaluation]
     reference: str
     differences: dict[str, dict[str, Difference]]
+    ratings: Preferences | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of comparison.json and --json."""
@@ -44,6 +47,7 @@ class Comparison:
                 }
                 for evaluation in self.evaluations
             ],
+            "ratings": self.ratings and self.ratings.as_dict(),
         }
 
     def texts(self) -> Iterator[dict[str, Any]]:
@@ -57,8 +61,7 @@ class Comparison:
                 "summaries": {
                     evaluation.system.name: {
                         "text": evaluation.predictions[index].summary,
-                        "ROUGE-1": round(float(evaluation.scores["ROUGE-1"][index]), 2),
-                        **_faithfulness(evaluation, index),
+                        **_scores(evaluation, index),
                     }
                     for evaluation in systems
                 },
@@ -69,9 +72,10 @@ def _all_scores(evaluation: Evaluation) -> Scores:
     return {**evaluation.scores, **evaluation.faithfulness}
 
 
-def _faithfulness(evaluation: Evaluation, index: int) -> dict[str, Any]:
+def _scores(evaluation: Evaluation, index: int) -> dict[str, Any]:
     """The scores, findings and claims of one summary."""
-    entry: dict[str, Any] = {name: round(float(values[index]), 2) for name, values in evaluation.faithfulness.items()}
+    scores = _all_scores(evaluation)
+    entry: dict[str, Any] = {name: round(float(values[index]), 2) for name, values in scores.items()}
     if (checked := evaluation.checks[index]) is not None:
         entry["findings"] = [finding.as_dict() for finding in checked.findings]
     if evaluation.claims is not None:

@@ -8,11 +8,8 @@ from typing import Any
 from neuron_sum.errors import RecipeError, ScoreError
 from neuron_sum.evaluation.claims import CLAIMS
 from neuron_sum.evaluation.compare import Comparison, reference_of
-from neuron_sum.evaluation.faithfulness import FACTS, SUPPORT
-from neuron_sum.evaluation.rouge import ROUGE_TYPES
+from neuron_sum.evaluation.preferences import SCORES
 from neuron_sum.evaluation.systems import System
-
-SCORES = (*ROUGE_TYPES.values(), FACTS, SUPPORT, CLAIMS)
 
 
 @dataclass(frozen=True)

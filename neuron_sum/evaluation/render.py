@@ -1,5 +1,7 @@
 """Comparisons as tables and texts for the terminal."""
 
+import math
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,7 +11,9 @@ from neuron_sum.data.examples import count_of
 from neuron_sum.evaluation.claims import CLAIMS
 from neuron_sum.evaluation.compare import SIGNIFICANT, Comparison
 from neuron_sum.evaluation.faithfulness import FACTS
+from neuron_sum.evaluation.preferences import Preferences
 from neuron_sum.evaluation.rouge import ROUGE_TYPES
+from neuron_sum.evaluation.statistics import Difference, Interval
 
 SHOWN = 2
 
@@ -24,6 +28,8 @@ def render(comparison: Comparison) -> RenderableType:
     ]
     if comparison.differences:
         parts += [Text(), _improvements(comparison), Text(f"paired bootstrap; * p < {SIGNIFICANT}", style="dim")]
+    if comparison.ratings is not None and comparison.ratings.ratings:
+        parts += [Text(), render_ratings(comparison.ratings)]
     step = max(1, len(comparison.examples) // SHOWN)
     for index in range(0, min(len(comparison.examples), SHOWN * step), step):
         parts += [Text(), *_side_by_side(comparison, index)]
@@ -63,15 +69,42 @@ def _improvements(comparison: Comparison) -> Table:
     columns = (*ROUGE_TYPES.values(), *_faithfulness(comparison))
     table = console.table(f"points above {comparison.reference}", *columns)
     for name, by_score in comparison.differences.items():
-        cells = [
-            f"{difference.interval.value:+.2f}{'*' if difference.p_value < SIGNIFICANT else ' '} "
-            f"[{difference.interval.low:+.1f}, {difference.interval.high:+.1f}]"
-            if (difference := by_score.get(column)) is not None
-            else ""
-            for column in columns
-        ]
-        table.add_row(name, *cells)
+        table.add_row(name, *(_difference(by_score.get(column)) for column in columns))
     return table
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    star = "*" if difference.p_value < SIGNIFICANT else " "
+    return f"{difference.interval.value:+.2f}{star} [{difference.interval.low:+.1f}, {difference.interval.high:+.1f}]"
+
+
+def render_ratings(ratings: Preferences) -> RenderableType:
+    """The win rates, the agreement of the raters, and the correlations of the scores with the ratings."""
+    rates = console.table(
+        "human ratings, %", "first better", "second better", "difference", "equal", "both bad", "dialogues", "ratings"
+    )
+    for each in ratings.win_rates:
+        rates.add_row(
+            f"{each.systems[0]} : {each.systems[1]}",
+            *(_interval(value, 1) for value in each.preferred),
+            _difference(each.difference),
+            f"{each.equal:.1f}",
+            f"{each.both_bad:.1f}",
+            str(each.dialogues),
+            str(each.ratings),
+        )
+    correlations = console.table("rank correlation", *ratings.correlations)
+    correlations.add_row("with the ratings", *(_interval(value, 2) for value in ratings.correlations.values()))
+    return Group(rates, Text(ratings.agreement.describe(ratings.raters), style="dim"), Text(), correlations)
+
+
+def _interval(interval: Interval, digits: int) -> str:
+    if math.isnan(interval.value):
+        return ""
+    bounds = "" if math.isnan(interval.low) else f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    return f"{interval.value:.{digits}f}{bounds}"
 
 
 def _side_by_side(comparison: Comparison, index: int) -> list[RenderableType]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from neuron_sum import console, files
@@ -13,6 +14,8 @@ from neuron_sum.evaluation.compare import Comparison, compare
 from neuron_sum.evaluation.evaluate import evaluate_system
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import read_predictions
+from neuron_sum.evaluation.preferences import preferences_of
+from neuron_sum.evaluation.ratings import read_ratings
 from neuron_sum.evaluation.systems import UNTUNED, System
 from neuron_sum.recipes.loading import NAME_RECIPE, RecipeSource, load_recipe
 from neuron_sum.recipes.schema import LIMITS, Recipe, Split
@@ -96,7 +99,11 @@ class Session:
             yield
 
     def run(self, folder: Path) -> Comparison:
-        """Evaluate every system; a run's predictions are stored in the run folder and reused from there."""
+        """Evaluate every system; a run's predictions are stored in the run folder and reused from there.
+
+        Several systems are also compared by the human ratings in the folder.
+        """
+        read_ratings(folder)  # a damaged file is reported before the work
         evaluations = []
         checking = self._recipe.evaluate.claims
         checker = Checker(checking) if checking is not None else None
@@ -123,7 +130,10 @@ class Session:
                     checker,
                 )
             )
-        return compare(self._examples, evaluations, self._recipe.evaluate)
+        comparison = compare(self._examples, evaluations, self._recipe.evaluate)
+        if len(self._systems) == 1:
+            return comparison
+        return replace(comparison, ratings=preferences_of(folder, comparison.texts(), self._recipe.evaluate))
 
     def _read_examples_from(self, system: System) -> None:
         assert system.file is not None

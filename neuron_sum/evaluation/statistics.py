@@ -1,6 +1,7 @@
 """Intervals and significance by a seeded bootstrap over examples."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from neuron_sum.recipes.schema import EvaluateConfig
 
 Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Outcome = Literal["passed", "failed", "undecided"]
 MIN_EXAMPLES = 10
 """Fewer examples are too few for a bootstrap, which knows no other values than theirs."""
@@ -101,11 +103,53 @@ def measure_drop(values: Values, baseline: Values, margin: float, config: Evalua
     return Drop(interval, "undecided", max(needed, least))
 
 
+def rank_correlation(values: Values, preferences: Values) -> float:
+    """Spearman's rank correlation of paired differences.
+
+    Each pair also counts with its systems exchanged, so that the result does not depend on which one is the first.
+
+    Args:
+        values: The differences (pairs,) of a score.
+        preferences: The differences (pairs,) of the preferences, in the same order.
+
+    Returns:
+        The correlation; NaN if all differences of one kind are 0.
+    """
+    first, second = (_centred_ranks(np.concatenate([each, -each])) for each in (values, preferences))
+    scale = math.sqrt(float(first @ first) * float(second @ second))
+    return float(first @ second) / scale if scale else math.nan
+
+
+def bootstrap_statistic(statistic: Callable[[Indices], float], count: int, config: EvaluateConfig) -> Interval:
+    """A statistic of examples, with its interval.
+
+    Args:
+        statistic: The statistic of the examples with these indices, which can repeat; NaN if it is not defined.
+        count: The number of examples.
+        config: The number of samples, confidence and seed.
+    """
+    value = statistic(np.arange(count))
+    if math.isnan(value) or count < MIN_EXAMPLES:
+        return Interval(value, math.nan, math.nan)
+    samples = _resampled(statistic, count, config)
+    return _interval(value, samples[np.isfinite(samples)], config)
+
+
+def _centred_ranks(values: Values) -> Values:
+    """Ranks with mean 0; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[inverse]
+    return np.asarray(ranks - ranks.mean(), dtype=np.float64)
+
+
 def _resampled_means(values: Values, config: EvaluateConfig) -> Values:
-    """(bootstrap_samples,) means; drawn one by one, because the whole matrix of indices can be large."""
+    return _resampled(lambda chosen: float(values[chosen].mean()), len(values), config)
+
+
+def _resampled(statistic: Callable[[Indices], float], count: int, config: EvaluateConfig) -> Values:
+    """(bootstrap_samples,) values; drawn one by one, because the whole matrix of indices can be large."""
     generator = np.random.default_rng(config.seed)
-    count = len(values)
-    return np.array([values[generator.integers(0, count, count)].mean() for _ in range(config.bootstrap_samples)])
+    return np.array([statistic(generator.integers(0, count, count)) for _ in range(config.bootstrap_samples)])
 
 
 def _interval(value: float, means: Values, config: EvaluateConfig) -> Interval:

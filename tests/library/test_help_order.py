@@ -13,7 +13,7 @@ def listed(shown: str) -> list[str]:
 
 
 def test_help_lists_commands_in_pipeline_order(neuron_sum: CommandLine) -> None:
-    pipeline = "demo doctor recipes data train evaluate compare summarize results merge preflight compile receipt"
+    pipeline = "demo doctor recipes data train evaluate compare rate summarize results merge preflight compile receipt"
     assert listed(neuron_sum("--help").stdout) == [
         *pipeline.split(),
         *("package", "serve", "request", "dockerfile", "aws", "watch", "explain"),

@@ -1,0 +1,234 @@
+"""The results of human ratings: win rates, agreement of the raters, and correlation with the scores."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nltk.metrics.agreement import AnnotationTask
+
+from neuron_sum.evaluation.claims import CLAIMS
+from neuron_sum.evaluation.faithfulness import FACTS, SUPPORT
+from neuron_sum.evaluation.ratings import Pair, Rating, current_ratings, pairs_of
+from neuron_sum.evaluation.rouge import ROUGE_TYPES
+from neuron_sum.evaluation.statistics import (
+    MIN_EXAMPLES,
+    Difference,
+    Indices,
+    Interval,
+    Values,
+    bootstrap_statistic,
+    paired_bootstrap,
+    rank_correlation,
+)
+from neuron_sum.recipes.schema import EvaluateConfig
+
+SCORES = (*ROUGE_TYPES.values(), FACTS, SUPPORT, CLAIMS)
+FIRST, SECOND = "first", "second"
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often raters prefer each of two systems; the raters of a dialogue are averaged.
+
+    Attributes:
+        systems: The two systems.
+        dialogues: The number of rated dialogues.
+        ratings: The number of ratings.
+        preferred: For each system, the percentage of the ratings that prefer it, with its interval over dialogues.
+        equal: The percentage of `equal`.
+        both_bad: The percentage of `both bad`.
+        difference: The first percentage minus the second; None for fewer than ten dialogues.
+    """
+
+    systems: tuple[str, str]
+    dialogues: int
+    ratings: int
+    preferred: tuple[Interval, Interval]
+    equal: float
+    both_bad: float
+    difference: Difference | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry in comparison.json."""
+        difference = self.difference
+        return {
+            "systems": list(self.systems),
+            "dialogues": self.dialogues,
+            "ratings": self.ratings,
+            "preferred": {name: value.as_dict() for name, value in zip(self.systems, self.preferred, strict=True)},
+            "equal": round(self.equal, 4),
+            "both_bad": round(self.both_bad, 4),
+            "difference": difference and {**difference.interval.as_dict(), "p_value": difference.p_value},
+        }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of the raters on the pairs that several of them rated.
+
+    Attributes:
+        pairs: The number of these pairs.
+        same: The percentage of two ratings of a pair that are the same; None without such pairs.
+        alpha: Krippendorff's alpha for nominal values (one system, the other, equal, both bad), for any number of
+            raters per pair; None without such pairs, or if all ratings are the same.
+    """
+
+    pairs: int
+    same: float | None
+    alpha: float | None
+
+    def describe(self, raters: int) -> str:
+        """The agreement in one line."""
+        text = f"{raters} rater{'s' if raters != 1 else ''}, {self.pairs} pairs with several ratings"
+        same = "" if self.same is None else f", of which {self.same:.0f} % are the same"
+        return f"{text}{same}" + ("" if self.alpha is None else f", Krippendorff's alpha {self.alpha:.2f}")
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """The results of the ratings of a comparison.
+
+    Attributes:
+        raters: The number of raters whose ratings count.
+        ratings: The number of ratings that count.
+        other_texts: The number of ratings of other texts or systems, which do not count.
+        win_rates: One entry for each rated pair of systems.
+        agreement: Agreement of the raters.
+        correlations: By score, the rank correlation of its differences between two systems with the preferences.
+    """
+
+    raters: int
+    ratings: int
+    other_texts: int
+    win_rates: Sequence[WinRate]
+    agreement: Agreement
+    correlations: dict[str, Interval]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry in comparison.json."""
+        return {
+            "raters": self.raters,
+            "ratings": self.ratings,
+            "other_texts": self.other_texts,
+            "win_rates": [each.as_dict() for each in self.win_rates],
+            "agreement": vars(self.agreement),
+            "correlations": {name: interval.as_dict() for name, interval in self.correlations.items()},
+        }
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """A pair with its ratings, each as the preferred system (FIRST, SECOND) or another choice, by rater."""
+
+    pair: Pair
+    values: Mapping[str, str]
+
+    def share(self, value: str) -> float:
+        """The percentage of the ratings with this value."""
+        return 100 * sum(each == value for each in self.values.values()) / len(self.values)
+
+    @property
+    def preference(self) -> float:
+        """The mean of 100 for the first system and -100 for the second."""
+        return self.share(FIRST) - self.share(SECOND)
+
+
+def preferences_of(folder: Path, entries: Iterable[Mapping[str, Any]], config: EvaluateConfig) -> Preferences | None:
+    """The results of the ratings in a folder.
+
+    Args:
+        folder: The folder of the comparison.
+        entries: The lines of its summaries.jsonl.
+        config: The settings of the bootstrap over dialogues.
+
+    Returns:
+        The results; None if there are no ratings.
+
+    Raises:
+        DataError: If ratings.jsonl is damaged.
+    """
+    pairs = pairs_of(entries)
+    ratings, other_texts = current_ratings(folder, pairs)
+    if not ratings and not other_texts:
+        return None
+    rated = list(_rated(pairs, ratings))
+    by_systems: dict[tuple[str, str], list[_Rated]] = {}
+    for each in rated:
+        by_systems.setdefault(each.pair.systems, []).append(each)
+    return Preferences(
+        raters=len({rater for each in rated for rater in each.values}),
+        ratings=len(ratings),
+        other_texts=other_texts,
+        win_rates=[_win_rate(systems, group, config) for systems, group in by_systems.items()],
+        agreement=_agreement(rated),
+        correlations=_correlations(rated, config),
+    )
+
+
+def _rated(pairs: Iterable[Pair], ratings: Mapping[tuple[str, str], Rating]) -> Iterable[_Rated]:
+    by_key: dict[str, dict[str, Rating]] = {}
+    for (rater, key), rating in ratings.items():
+        by_key.setdefault(key, {})[rater] = rating
+    for pair in pairs:
+        if found := by_key.get(pair.key):
+            yield _Rated(pair, {rater: _value(pair, rating) for rater, rating in found.items()})
+
+
+def _value(pair: Pair, rating: Rating) -> str:
+    if rating.choice in ("equal", "both bad"):
+        return rating.choice
+    preferred = rating.left if rating.choice == "left" else rating.right
+    return FIRST if preferred == pair.systems[0] else SECOND
+
+
+def _win_rate(systems: tuple[str, str], rated: Sequence[_Rated], config: EvaluateConfig) -> WinRate:
+    first, second = (np.array([each.share(value) for each in rated]) for value in (FIRST, SECOND))
+    return WinRate(
+        systems=systems,
+        dialogues=len(rated),
+        ratings=sum(len(each.values) for each in rated),
+        preferred=(_mean(first, config), _mean(second, config)),
+        equal=float(np.mean([each.share("equal") for each in rated])),
+        both_bad=float(np.mean([each.share("both bad") for each in rated])),
+        difference=paired_bootstrap(first, second, config) if len(rated) >= MIN_EXAMPLES else None,
+    )
+
+
+def _mean(values: Values, config: EvaluateConfig) -> Interval:
+    return bootstrap_statistic(lambda chosen: float(values[chosen].mean()), len(values), config)
+
+
+def _agreement(rated: Iterable[_Rated]) -> Agreement:
+    """See Krippendorff (2011), Computing Krippendorff's Alpha-Reliability."""
+    several = [each for each in rated if len(each.values) > 1]
+    twos = [two for each in several for two in combinations(each.values.values(), 2)]
+    same = 100 * sum(first == second for first, second in twos) / len(twos) if twos else None
+    data = [(rater, each.pair.key, value) for each in several for rater, value in each.values.items()]
+    alpha = AnnotationTask(data).alpha() if len({value for *_, value in data}) > 1 else None
+    return Agreement(len(several), same, alpha)
+
+
+def _correlations(rated: Sequence[_Rated], config: EvaluateConfig) -> dict[str, Interval]:
+    found = {}
+    for score in SCORES:
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for each in rated:
+            first, second = (entry.get(score) for entry in each.pair.entries)
+            if isinstance(first, int | float) and isinstance(second, int | float):
+                groups.setdefault(each.pair.dialogue, []).append((first - second, each.preference))
+        if groups:
+            found[score] = _correlation([np.array(group) for group in groups.values()], config)
+    return found
+
+
+def _correlation(groups: Sequence[Values], config: EvaluateConfig) -> Interval:
+    """The correlation in (pairs, 2) differences and preferences; the pairs of a dialogue are drawn together."""
+
+    def statistic(chosen: Indices) -> float:
+        rows = np.concatenate([groups[index] for index in chosen])
+        return rank_correlation(rows[:, 0], rows[:, 1])
+
+    return bootstrap_statistic(statistic, len(groups), config)
