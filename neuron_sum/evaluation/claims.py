@@ -6,20 +6,22 @@ which the best counts, also as there; the parts are halves, where MiniCheck coun
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.data.sentences import claim_spans
 from neuron_sum.errors import RecipeError, RunError
-from neuron_sum.evaluation.systems import UNTUNED, System, load_system, parse_systems
+from neuron_sum.evaluation.reuse import Reusable
+from neuron_sum.evaluation.systems import UNTUNED, System, load_system, parse_systems, parts_of
 from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import CheckerConfig, ClaimsConfig, DataConfig, GenerateConfig, ModelConfig, Recipe
+from neuron_sum.runs.fingerprint import digest, of_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,6 +33,7 @@ CLAIMS = "claims"
 UNSUPPORTED = 0.5
 """The probability below which a claim is marked."""
 DEFAULT_LENGTH = 512
+KEPT = Reusable("claim scores", "claims.json", "claims.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,9 @@ class Checker:
     Args:
         config: The model, its prompt and answers.
 
+    Attributes:
+        parts: The hash of each part of the model and the settings that the scores depend on.
+
     Raises:
         NeuronSumError: If the model cannot be loaded, or is not a checker.
     """
@@ -70,14 +76,21 @@ class Checker:
         self._generator: Generator = generator
         self._tokenizer: PreTrainedTokenizerFast = tokenizer
         self._prompt = self._recipe.prompt.resolve()
-        self._length = config.max_source_length or self._recipe.data.max_source_length
-        ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-        if not all(ids) or ids[0][0] == ids[1][0]:
+        self._length = self._recipe.data.max_source_length
+        ids = [tokenizer(answer, add_special_tokens=False)["input_ids"][:1] for answer in answers]
+        if not all(ids) or ids[0] == ids[1] or [tokenizer.unk_token_id] in ids:
             raise RecipeError(
-                f"answers {answers[0]!r} and {answers[1]!r} begin with the same token of the tokenizer, or with none",
+                f"answers {answers[0]!r} and {answers[1]!r} begin with the same token of the tokenizer, or with an "
+                "unknown one or none",
                 "set other answers, such as --set 'evaluate.claims.answers=[yes, no]'",
             )
         self._answers = [ids[0][0], ids[1][0]]
+        self.parts = {
+            **parts_of(system, self._recipe),
+            **of_recipe(self._recipe),
+            "evaluate.claims.max_source_length": str(self._length),
+            "evaluate.claims.answers": digest(list(answers)),
+        }
 
     def probabilities(self, claims: Sequence[str], dialogues: Sequence[str]) -> NDArray[np.float64]:
         """The probability that each claim is true, (claims,).
@@ -119,14 +132,52 @@ class Checker:
         return [tuple(each) for each in claims]
 
     def _parts(self, claim: str, dialogue: str) -> list[EncodedPrompt]:
-        """The prompts of a claim: one, or those of both halves of a dialogue that is too long."""
-        prompt = self._prompt.encode_claims(self._tokenizer, [dialogue], [claim], self._length)[0]
-        turns = dialogue.splitlines()
-        if not prompt.truncated or len(turns) < 2:
+        """The prompts of a claim: one, or those of both halves of a dialogue that is too long.
+
+        Raises:
+            RecipeError: If a claim is too long for a prompt.
+        """
+        try:
+            prompt = self._prompt.encode_claims(self._tokenizer, [dialogue], [claim], self._length)[0]
+        except RecipeError as error:
+            raise RecipeError(
+                f"a claim of {len(claim.split())} words does not fit into {self._length} tokens: {claim[:60]!r}…",
+                "raise evaluate.claims.max_source_length, and for an artifact compile a longer bucket",
+            ) from error
+        if not prompt.truncated:
             return [prompt]
-        middle = len(turns) // 2
-        halves = ("\n".join(turns[:middle]), "\n".join(turns[middle:]))
+        separator, pieces = "\n", dialogue.splitlines()
+        if len(pieces) < 2:
+            separator, pieces = " ", dialogue.split()
+        if len(pieces) < 2:
+            return [prompt]
+        middle = len(pieces) // 2
+        halves = (separator.join(pieces[:middle]), separator.join(pieces[middle:]))
         return [part for half in halves for part in self._parts(claim, half)]
+
+
+def score_claims(
+    checker: Checker, summaries: Sequence[str], dialogues: Sequence[str], folder: Path
+) -> list[tuple[Claim, ...]]:
+    """The claims of each summary with their scores, which are reused if the model, settings and texts are the same.
+
+    Args:
+        checker: The model.
+        summaries: The summaries.
+        dialogues: The dialogue of each summary, one turn per line.
+        folder: The folder of claims.json and claims.jsonl.
+
+    Raises:
+        RunError: If claims.json is damaged.
+    """
+    texts = {"summaries": digest(list(summaries)), "dialogues": digest(list(dialogues))}
+    parts = {**checker.parts, **texts}
+    if (entries := KEPT.read(folder, parts)) is not None:
+        return [tuple(Claim(**claim) for claim in entry["claims"]) for entry in entries]
+    files.check_writable(folder, 0)
+    claims = checker.check(summaries, dialogues)
+    KEPT.write(folder, parts, (files.to_json({"claims": [asdict(claim) for claim in each]}) for each in claims))
+    return claims
 
 
 def claim_scores(claims: Sequence[Sequence[Claim]]) -> NDArray[np.float64]:
@@ -146,7 +197,7 @@ def _checker_of(config: CheckerConfig) -> tuple[System, Recipe, tuple[str, str]]
         return (
             system,
             Recipe(name="checker", model=model, prompt=config.prompt, data=data, generate=generate),
-            (config.answers),
+            config.answers,
         )
     recipe = load_recipe(str(system.recipe_path))
     if recipe.data.claims is None:
@@ -154,10 +205,14 @@ def _checker_of(config: CheckerConfig) -> tuple[System, Recipe, tuple[str, str]]
             f"{config.model} was not trained to check claims: its recipe has no data.claims",
             "train a checker with `neuron-sum train smollm2-claims`",
         )
+    length = config.max_source_length or recipe.data.max_source_length
+    if system.artifact is not None:
+        length = min(length, max(bucket.source_len for bucket in system.artifact.manifest.buckets))
+    data = recipe.data.model_copy(update={"max_source_length": length})
     defaults = CheckerConfig.model_fields
     if config.prompt != defaults["prompt"].default or config.answers != defaults["answers"].default:
         raise RecipeError(
             f"evaluate.claims.prompt and .answers cannot be set for {config.model}, which has its own",
             "leave them out",
         )
-    return system, recipe.model_copy(update={"generate": generate}), recipe.data.claims.answers
+    return system, recipe.model_copy(update={"generate": generate, "data": data}), recipe.data.claims.answers

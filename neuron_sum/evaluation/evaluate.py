@@ -11,9 +11,9 @@ from neuron_sum import files
 from neuron_sum.artifact import Artifact
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
-from neuron_sum.evaluation.claims import CLAIMS, Checker, Claim, claim_scores
+from neuron_sum.evaluation.claims import CLAIMS, Checker, Claim, claim_scores, score_claims
 from neuron_sum.evaluation.faithfulness import Checked, check_summary, count_findings, rule_scores
-from neuron_sum.evaluation.generate import read_fingerprint
+from neuron_sum.evaluation.generate import KEPT
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, rouge
@@ -67,7 +67,7 @@ def evaluate_system(
         system: The system to evaluate.
         recipe: The recipe, for prompt, generation and the ROUGE protocol.
         examples: The split's examples.
-        folder: The output folder; nothing is written for built-in systems that need no model.
+        folder: The output folder. For systems without a model, only the scores of a checker are written.
         columns: The columns of a predictions file.
         base: For `untuned`: a run that started from it.
         data: The origin of the examples, recorded with the metrics.
@@ -96,11 +96,11 @@ def evaluate_system(
     faithfulness = rule_scores(checks)
     claims = None
     if checker is not None and faithfulness:
-        claims = checker.check(summaries, dialogues)
+        claims = score_claims(checker, summaries, dialogues, folder)
         faithfulness[CLAIMS] = claim_scores(claims)
     has_model = system.file is None and system.builtin in (None, UNTUNED)
     fingerprint = {
-        **(read_fingerprint(folder) if has_model else {}),
+        **(KEPT.fingerprint(folder) if has_model else {}),
         "examples": of_examples(examples),
         "evaluation protocol": digest(recipe.evaluate.model_dump(mode="json")),
     }

@@ -7,13 +7,15 @@ from transformers import PreTrainedTokenizerFast
 
 from neuron_sum import console, files
 from neuron_sum.errors import RunError, reading
-from neuron_sum.evaluation.predictions import Prediction, write_predictions
+from neuron_sum.evaluation.predictions import Prediction
+from neuron_sum.evaluation.reuse import Reusable
 from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runs.fingerprint import digest, of_recipe
 from neuron_sum.runtimes.base import Generator
 
-RECORD, PREDICTIONS = "generation.json", "predictions.jsonl"
+PREDICTIONS = "predictions.jsonl"
+KEPT = Reusable("predictions", "generation.json", PREDICTIONS)
 
 
 def fingerprint(
@@ -36,21 +38,6 @@ def fingerprint(
     }
 
 
-def read_fingerprint(folder: Path) -> dict[str, str]:
-    """The parts that the predictions in a folder depend on; empty without predictions of a model.
-
-    Raises:
-        RunError: If the record is damaged.
-    """
-    record = folder / RECORD
-    found = files.read_json(record, hint=_hint(folder)).get("fingerprint") if record.is_file() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def _hint(folder: Path) -> str:
-    return f"remove {folder}; the predictions are then generated again"
-
-
 def read_kept(folder: Path, parts: Mapping[str, str]) -> list[Prediction] | None:
     """The predictions in a folder; None without predictions, or if something that they depend on has changed.
 
@@ -61,17 +48,8 @@ def read_kept(folder: Path, parts: Mapping[str, str]) -> list[Prediction] | None
     Raises:
         RunError: If generation.json is damaged.
     """
-    record, finished = folder / RECORD, folder / PREDICTIONS
-    if not record.is_file():
-        return None
-    recorded = read_fingerprint(folder)
-    changed = [part for part in {**recorded, **parts} if recorded.get(part) != parts.get(part)]
-    if not finished.is_file() or files.sha256(finished) != files.read_json(record).get("sha256"):
-        changed.append(PREDICTIONS)
-    if changed:
-        console.note(f"the predictions in {folder} are not reused; changed: {', '.join(changed)}")
-        return None
-    return [Prediction(**entry) for entry in files.read_jsonl(finished)]
+    entries = KEPT.read(folder, parts)
+    return None if entries is None else [Prediction(**entry) for entry in entries]
 
 
 def keep(folder: Path, parts: Mapping[str, str], predictions: Sequence[Prediction], settings: GenerateConfig) -> None:
@@ -83,11 +61,8 @@ def keep(folder: Path, parts: Mapping[str, str], predictions: Sequence[Predictio
         predictions: One prediction per dialogue.
         settings: The generation settings, for the reader of the file.
     """
-    record, finished = folder / RECORD, folder / PREDICTIONS
-    record.unlink(missing_ok=True)
-    write_predictions(finished, predictions)
-    content = {"fingerprint": dict(parts), "sha256": files.sha256(finished), "generate": settings.model_dump()}
-    files.write_json(record, content)
+    lines = (prediction.to_json() for prediction in predictions)
+    KEPT.write(folder, parts, lines, generate=settings.model_dump())
 
 
 def summarize_all(
@@ -115,7 +90,7 @@ def summarize_all(
     prompts = recipe.prompt.resolve().encode(tokenizer, dialogues, recipe.data.max_source_length)
     done: dict[str, Prediction] = {}
     if partial is not None:
-        with reading(partial, RunError, _hint(partial)):
+        with reading(partial, RunError, KEPT.hint(partial)):
             done = {entry["id"]: Prediction(**entry) for entry in files.read_jsonl(partial)}
     if partial is not None:  # removes a line that a kill left incomplete
         files.write_text(partial, "".join(prediction.to_json() + "\n" for prediction in done.values()))

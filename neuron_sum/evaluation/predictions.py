@@ -3,12 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuron_sum import console, files
+from neuron_sum import console
 from neuron_sum.data.examples import Example
 from neuron_sum.errors import DataError
 from neuron_sum.evaluation.prediction_files import PredictionColumns, Row, read_rows
@@ -100,11 +100,6 @@ def read_predictions(
     if unused := [row_id for row_id in predictions if row_id not in known]:
         console.warn(f"{path.name}: {len(unused)} predictions are not used, because the data has no {_listed(unused)}")
     return list(examples), [predictions[example.id] for example in examples]
-
-
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions.jsonl."""
-    files.write_text(path, "".join(prediction.to_json() + "\n" for prediction in predictions))
 
 
 def _check_values(path: Path, rows: Sequence[Row], columns: PredictionColumns) -> None:

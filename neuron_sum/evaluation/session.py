@@ -106,6 +106,15 @@ class Session:
         read_ratings(folder)  # a damaged file is reported before the work
         evaluations = []
         checking = self._recipe.evaluate.claims
+        if missing := sum(not example.dialogue.strip() for example in self._examples):
+            lacking = f"{missing:,} of {len(self._examples):,} examples have no dialogue"
+            if checking is not None:
+                raise DataError(
+                    f"evaluate.claims: {lacking}, with which claims are compared",
+                    "set the column of the dialogues with --dialogue-column, or the data with --recipe",
+                )
+            if missing < len(self._examples):
+                console.warn(f"{lacking}, so that there are no scores of faithfulness")
         checker = Checker(checking) if checking is not None else None
         for system in self._systems:
             recipe = self._recipe

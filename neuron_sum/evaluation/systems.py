@@ -156,7 +156,7 @@ def _predict_with_model(
 
     recipe = rendered(system, recipe, base)
     ids, dialogues = [example.id for example in examples], [example.dialogue for example in examples]
-    parts = fingerprint(recipe, ids, dialogues, _model_parts(system, recipe, base))
+    parts = fingerprint(recipe, ids, dialogues, parts_of(system, recipe, base))
     if (kept := read_kept(folder, parts)) is not None:
         return kept
     files.check_writable(folder, 0)
@@ -183,8 +183,14 @@ def rendered(system: System, recipe: Recipe, base: RunFolder | None = None) -> R
     return render_chat(recipe, _tokenizer(system, recipe, base)) if recipe.prompt.needs_tokenizer else recipe
 
 
-def _model_parts(system: System, recipe: Recipe, base: RunFolder | None) -> dict[str, str]:
-    """The hash of each part of a system's model."""
+def parts_of(system: System, recipe: Recipe, base: RunFolder | None = None) -> dict[str, str]:
+    """The hash of each part of a system's model.
+
+    Args:
+        system: A run, an artifact, a checkpoint, an adapter, or `untuned`.
+        recipe: The recipe, whose model is that of `untuned` without a base.
+        base: For `untuned`: a run that started from it.
+    """
     from neuron_sum.runs import fingerprint as fingerprints
 
     if system.artifact is not None:

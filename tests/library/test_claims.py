@@ -20,7 +20,7 @@ from neuron_sum.data.rows import Collator, FilledRow
 from neuron_sum.data.shapes import check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError, RecipeError, RunError
-from neuron_sum.evaluation.claims import Checker, claim_scores
+from neuron_sum.evaluation.claims import Checker, claim_scores, score_claims
 from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_recipe
@@ -195,9 +195,42 @@ def test_a_trained_checker_scores_claims(checkers: dict[str, Path], family: str)
     assert [claim.probability for claim in checked] == pytest.approx([scores[0], scores[2]], abs=1e-5)
     assert empty == ()
     assert claim_scores([checked, empty]).tolist() == pytest.approx([50 * (scores[0] + scores[2]), 0])
-    long = "\n".join([DIALOGUE] * 40)
-    halves = checker.probabilities(["Rosa sells fruit."], [long])
-    assert 0 < halves[0] < 1
+    for long in ("\n".join([DIALOGUE] * 40), " ".join([DIALOGUE.replace("\n", " ")] * 40)):
+        parts = checker._parts("Rosa sells fruit.", long)
+        assert len(parts) > 1
+        assert not any(part.truncated for part in parts), "every word is in one of the parts"
+        assert 0 < checker.probabilities(["Rosa sells fruit."], [long])[0] < 1
+    with pytest.raises(RecipeError, match=r"a claim of 2000 words does not fit into 320 tokens: 'no no"):
+        checker.check(["no " * 2000], [DIALOGUE])
+
+
+def test_claim_scores_are_reused_until_something_changes(
+    checkers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Checker(CheckerConfig(model=str(checkers["t5"])))
+    summaries, dialogues, folder = ["Ann bought apples. Rosa sells fruit.", ""], [DIALOGUE] * 2, tmp_path / "system"
+    scored = score_claims(first, summaries, dialogues, folder)
+    assert [len(each) for each in scored] == [2, 0]
+
+    def refuse(*_: object) -> None:
+        pytest.fail("the claims were scored again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checker, "probabilities", refuse)
+        again = Checker(CheckerConfig(model=str(checkers["t5"]), batch_size=3))
+        assert score_claims(again, summaries, dialogues, folder) == scored
+    for checker, texts, part in (
+        (first, ["Ann bought apples.", ""], "summaries"),
+        (Checker(CheckerConfig(model=str(checkers["t5"]), max_source_length=200)), summaries, "max_source_length"),
+        (Checker(CheckerConfig(model=str(checkers["llama"]))), summaries, "weights of the trained model"),
+    ):
+        capsys.readouterr()
+        score_claims(checker, texts, dialogues, folder)
+        assert part in capsys.readouterr().err
+        assert score_claims(first, summaries, dialogues, folder) == scored
+    content = folder / "claims.jsonl"
+    content.write_text(content.read_text().replace("Ann", "Bob"))
+    assert score_claims(first, summaries, dialogues, folder) == scored
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
@@ -209,6 +242,8 @@ def test_an_artifact_scores_as_its_run_does(checkers: dict[str, Path], family: s
         for path in (checkers[family], artifact.path)
     )
     np.testing.assert_allclose(one, other, atol=1e-4)
+    long = Checker(CheckerConfig(model=str(artifact.path), max_source_length=4000))
+    assert 0 < long.probabilities(claims[:1], ["\n".join([DIALOGUE] * 40)])[0] < 1, "in parts that fit the bucket"
     with pytest.raises(ArtifactError, match="writes no summaries"):
         properties.render(artifact, ServeConfig())
 
@@ -232,6 +267,8 @@ def test_any_model_that_answers_can_check(bases: Path, checkers: dict[str, Path]
         Checker(CheckerConfig(model=str(micro_run)))
     with pytest.raises(RecipeError, match="begin with the same token"):
         Checker(CheckerConfig(model=str(bases / "t5"), answers=("same", "same")))
+    with pytest.raises(RecipeError, match="or with an unknown one or none"):
+        Checker(CheckerConfig(model=str(bases / "t5"), answers=(answers_of(bases / "t5")[0], "\u4e2d")))
     with pytest.raises(RecipeError, match="cannot be set for"):
         Checker(CheckerConfig(model=str(checkers["t5"]), answers=("a", "b")))
     generator = OptimumGenerator(None, (), (), SpecialTokens(pad=0, ends=(1,), decoder_start=0))
@@ -250,12 +287,27 @@ def test_compare_with_a_checker(checkers: dict[str, Path], tmp_path: Path, neuro
     for system in systems:
         assert 0 < system["faithfulness"]["scores"]["claims"]["value"] < 100
     assert "claims" in systems[1]["improvement"]
+    scores = tmp_path / "comparison" / "lead-3" / "claims.jsonl"
+    before = scores.stat().st_mtime_ns
+    assert json.loads(neuron_sum("compare", "lead-3", "longest-3", *checking, "--json").stdout)["systems"] == systems
+    assert scores.stat().st_mtime_ns == before, "the claims are not scored again"
+    (tmp_path / "own.csv").write_text("id,prediction,human\n1,Hi,Hello\n")
+    own = ("compare", "own.csv", "--reference-column", "human", *checking[2:])
+    refused = neuron_sum(*own)
+    assert refused.returncode == 4
+    assert "evaluate.claims: 1 of 1 examples have no dialogue" in refused.stderr
     line = json.loads((tmp_path / "comparison" / "summaries.jsonl").read_text().splitlines()[0])
     scored = line["summaries"]["lead-3"]["claim_scores"]
     assert scored[0]["text"] in line["dialogue"]
-    assert '<mark class="claim"' in (tmp_path / "comparison" / "report.html").read_text() or all(
-        claim["probability"] >= 0.5 for claim in scored
-    )
+    shown = [json.loads(line) for line in (tmp_path / "comparison" / "summaries.jsonl").read_text().splitlines()]
+    probabilities = [
+        claim["probability"]
+        for text in shown
+        for summary in text["summaries"].values()
+        for claim in summary["claim_scores"]
+    ]
+    marks = (tmp_path / "comparison" / "report.html").read_text().count('<mark class="claim" title="probability')
+    assert marks == sum(probability < 0.5 for probability in probabilities)
     data = neuron_sum("data", "checker/recipe.yaml", "--json")
     assert data.returncode == 0, data.stderr
     refused = neuron_sum("summarize", "checker", stdin=DIALOGUE)

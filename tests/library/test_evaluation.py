@@ -18,7 +18,7 @@ from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.baselines import lead, longest
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.prediction_files import PredictionColumns
-from neuron_sum.evaluation.predictions import Prediction, read_predictions, write_predictions
+from neuron_sum.evaluation.predictions import Prediction, read_predictions
 from neuron_sum.evaluation.rouge import RougeProtocol, human_agreement, rouge
 from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap, paired_bootstrap
@@ -251,7 +251,7 @@ def test_generation_resumes_after_a_kill(tmp_path: Path) -> None:
 
 def test_unusual_line_ends_in_a_summary_are_kept(tmp_path: Path) -> None:
     odd = Prediction("a", "one\u2028two\x85three")
-    write_predictions(tmp_path / "p.jsonl", [odd, odd])
+    (tmp_path / "p.jsonl").write_text(2 * f"{odd.to_json()}\n", encoding="utf-8")
     assert [Prediction(**entry) for entry in files.read_jsonl(tmp_path / "p.jsonl")] == [odd, odd]
 
 

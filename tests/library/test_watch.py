@@ -22,7 +22,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.data.statistics import STATISTICS, DialogueStatistics, unknown_ids
 from neuron_sum.errors import DataError, RecipeError, RunError
 from neuron_sum.evaluation.api import evaluate
-from neuron_sum.evaluation.predictions import Prediction, write_predictions
+from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.models.base import load_tokenizer
 from neuron_sum.monitoring.drift import Measure, binomial_p_value, fisher_p_value, ks_distance, ks_p_value
 from neuron_sum.monitoring.redaction import load_hook, redact_files
@@ -78,7 +78,8 @@ def run(micro_run: Path, tmp_path: Path) -> RunFolder:
 def evaluated(run: RunFolder, summaries: Sequence[str], faithful: float = 100.0) -> None:
     folder = run.path / "evaluation" / "test"
     folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / "predictions.jsonl", [Prediction(str(n), text) for n, text in enumerate(summaries)])
+    lines = [f"{Prediction(str(number), text).to_json()}\n" for number, text in enumerate(summaries)]
+    (folder / "predictions.jsonl").write_text("".join(lines))
     metrics = {"examples": len(summaries), "speaker_tags": {"faithful_percent": faithful}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
