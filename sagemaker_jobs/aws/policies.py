@@ -27,7 +27,8 @@ MANAGED_POLICY = 6144
 
 CREATED = ("TrainingJob", "TransformJob", "Model", "EndpointConfig", "Endpoint")
 SAGEMAKER = ("training-job", "transform-job", "model", "endpoint-config", "endpoint")
-
+LISTED = ("NotebookInstance", "App", "ModelPackageGroup", "ModelPackage")
+"""Further nouns of SageMaker whose resources are listed."""
 
 NO_OVERRIDE = (
     *("source.buildspec", "source.auth.type", "secondarySources", "artifacts", "environment.image"),
@@ -60,6 +61,7 @@ def caller_policy(
     arn, s3 = site.arn, site.s3_arn(bucket)
     ours = [arn("sagemaker", f"{kind}/{PREFIX}-*") for kind in SAGEMAKER]
     groups = [*LOG_GROUPS, f"{ENDPOINT_LOGS}{PREFIX}-*"]
+    groups_of_models = [arn("sagemaker", f"model-package-group/{PREFIX}-*")]
     published = [REGISTRY_ACCOUNTS[site.region]] if site.region in REGISTRY_ACCOUNTS else []
     with_tag = {"Null": {f"aws:RequestTag/{RUN_TAG}": "false"}}
     on_tagged = {"Null": {f"aws:ResourceTag/{RUN_TAG}": "false"}}
@@ -160,6 +162,18 @@ def caller_policy(
                 *repositories,
             ],
         ),
+        # A version of a model package group has the tags of its group.
+        allow("NewGroup", ["sagemaker:CreateModelPackageGroup", "sagemaker:AddTags"], groups_of_models, with_tag),
+        allow(
+            "Registry",
+            [
+                "sagemaker:CreateModelPackage",
+                "sagemaker:DescribeModelPackage",
+                "sagemaker:DescribeModelPackageGroup",
+                "sagemaker:ListTags",
+            ],
+            [*groups_of_models, arn("sagemaker", f"model-package/{PREFIX}-*")],
+        ),
         allow(
             "NewScaling",
             ["application-autoscaling:RegisterScalableTarget"],
@@ -194,7 +208,7 @@ def caller_policy(
         allow(
             "ListAndPrices",
             [
-                *(f"sagemaker:List{noun}s" for noun in (*CREATED, "NotebookInstance", "App")),
+                *(f"sagemaker:List{noun}s" for noun in (*CREATED, *LISTED)),
                 "scheduler:ListSchedules",
                 "logs:DescribeLogGroups",
                 "application-autoscaling:DescribeScalableTargets",

@@ -20,6 +20,7 @@ from sagemaker_jobs.aws.names import (
     run_of,
     run_prefix,
 )
+from sagemaker_jobs.cleanup.registered import image_digests
 from sagemaker_jobs.stack.storage import bucket_is_ours
 
 STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/", f"{PREFIX}/cache/")
@@ -182,7 +183,9 @@ def _delete_objects(account: Account, bucket: str, keys: list[str]) -> tuple[lis
 
 
 def _delete_images(account: Account) -> None:
-    digests = sorted({image["imageDigest"] for image in _images(account) or []})
+    """Delete the images of neuron-sum's repository, except those of registered models."""
+    found = {image["imageDigest"] for image in _images(account) or []}
+    digests = sorted(found - image_digests(account)) if found else []
     images = [{"imageDigest": digest} for digest in digests]
     for first in range(0, len(images), IMAGES_DELETED_AT_ONCE):
         chunk = images[first : first + IMAGES_DELETED_AT_ONCE]

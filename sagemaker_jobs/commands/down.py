@@ -28,6 +28,7 @@ def down(
     from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
+    from sagemaker_jobs.cleanup.registered import known_entries
     from sagemaker_jobs.commands import session, tables
 
     run = None if run is None else parse_run_id(run)
@@ -42,15 +43,20 @@ def down(
     bucket = account.site.bucket
     if run is not None:
         clearing.check_known(account, ledger, bucket, run)
+    entries = known_entries(account, run)
     if check or dry_run:
         remaining = clearing.remaining_resources(account, ledger, run)
         stored = storage.stored(account, bucket, run)
-        report = {"left": [item.as_dict() for item in remaining], "artifacts": [each.as_dict() for each in stored]}
+        report = {
+            "left": [item.as_dict() for item in remaining],
+            "artifacts": [each.as_dict() for each in stored],
+            "registered": [entry.as_dict() for entry in entries],
+        }
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
             raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}`.")
         shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
-        console.emit(report, shown, *map(str, stored))
+        console.emit(report, shown, *map(str, stored), *(f"stays: {entry}" for entry in entries))
         return
     removed = clearing.remove(account, ledger, run, every_s=every)
     stored = storage.stored(account, bucket, run)
@@ -66,8 +72,10 @@ def down(
             "artifacts": [each.as_dict() for each in stored],
             "artifacts_deleted": artifacts,
             "stays": skipped,
+            "registered": [entry.as_dict() for entry in entries],
         },
         f"removed {len(removed)}; no resources of {run or 'any run'} remain in {account.region}",
         *(f"{action}: {each}" for each in stored),
         *(f"not deleted: {each}" for each in skipped),
+        *(f"stays: {entry}" for entry in entries),
     )

@@ -122,7 +122,7 @@ def deploy(
     if multi_model:
         _check_several(models, {*targets})
     target = endpoint_sources.common_target(targets[: len(types)], types)
-    image_name = _image(image, target, reader, stack.site)
+    image_name = image_uri_of(image, target, reader, stack.site)
     pinned = registry.pin(reader, stack, image_name)
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
     if reader is not None and models[0].run is run:
@@ -307,7 +307,18 @@ def _check_several(sources: "list[Source]", targets: set[str]) -> None:
         )
 
 
-def _image(requested: str | None, target: str, account: "Account | None", site: "AwsContext") -> str:
+def image_uri_of(requested: str | None, target: str, account: "Account | None", site: "AwsContext") -> str:
+    """The full name of a serving image.
+
+    Args:
+        requested: The value of --image.
+        target: The kind of image that the model needs.
+        account: The account that has the newest image; None in a dry run without one, which prints a placeholder.
+        site: The account and region of the registry.
+
+    Raises:
+        AwsError: If there is no image, or the request fails.
+    """
     from neuron_sum.platform.containers import CONTAINERS
     from neuron_sum.platform.matrix import ENDED_CONTAINERS
     from sagemaker_jobs.image import registry

@@ -11,6 +11,7 @@ from sagemaker_jobs.commands.invoke import invoke
 from sagemaker_jobs.commands.jobs import compile_run, train
 from sagemaker_jobs.commands.models import models
 from sagemaker_jobs.commands.plan import plan
+from sagemaker_jobs.commands.register import register
 from sagemaker_jobs.commands.rehearse import rehearse
 from sagemaker_jobs.commands.setup import setup
 from sagemaker_jobs.commands.status import status
@@ -28,6 +29,7 @@ aws.command()(invoke)
 aws.command()(extend)
 aws.command()(models)
 aws.command()(batch)
+aws.command()(register)
 aws.command()(status)
 aws.command()(down)
 aws.command()(iam)

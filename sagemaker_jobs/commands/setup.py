@@ -163,6 +163,7 @@ def _delete(account: "Account", *, artifacts: bool, every_s: float, dry_run: boo
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down
+    from sagemaker_jobs.cleanup.registered import known_entries
     from sagemaker_jobs.cost import budget
     from sagemaker_jobs.stack import lifecycle
     from sagemaker_jobs.stack.stack import NAME, describe
@@ -183,10 +184,12 @@ def _delete(account: "Account", *, artifacts: bool, every_s: float, dry_run: boo
     again = lifecycle.command(account, "--delete", *(["--artifacts"] if artifacts else []))
     bucket = account.site.bucket
     report: dict[str, Any] = {"stack": NAME, "region": account.region}
+    entries = [str(entry) for entry in known_entries(account)]
     if dry_run:
         stored, there = storage.stored(account, bucket, None), describe(account) is not None
-        report |= {"stack_exists": there, "artifacts": [each.as_dict() for each in stored]}
-        console.emit(report, "would delete the stack" if there else "there is no stack", *map(str, stored))
+        report |= {"stack_exists": there, "artifacts": [each.as_dict() for each in stored], "registered": entries}
+        text = "would delete the stack" if there else "there is no stack"
+        console.emit(report, text, *map(str, stored), *(f"stays: {entry}" for entry in entries))
         return
     described = lifecycle.settled(account, again, every_s=every_s)
     kept = storage.remove_artifacts(account, bucket, None) if artifacts else []
@@ -196,8 +199,9 @@ def _delete(account: "Account", *, artifacts: bool, every_s: float, dry_run: boo
     budget.delete(account)
     kept += storage.delete_retained(account, bucket)
     console.emit(
-        {**report, "deleted": described is not None, "kept": kept},
+        {**report, "deleted": described is not None, "kept": kept, "registered": entries},
         f"the stack {NAME} in {account.region} {'was deleted' if described else 'does not exist'}",
         *(f"kept: {each}" for each in kept),
+        *(f"stays: {entry}" for entry in entries),
         *([f"`{lifecycle.command(account, '--delete', '--artifacts')}` deletes the contents"] if kept else []),
     )

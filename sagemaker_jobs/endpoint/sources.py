@@ -159,6 +159,47 @@ def inspected(source: Source, account: Account | None) -> Source:
     return replace(source, target=target, environment=environment)
 
 
+def with_manifest(source: Source, account: Account | None) -> tuple[Source, dict[str, Any]]:
+    """A source with the target and the environment in its archive, and the manifest or the record of its container.
+
+    Args:
+        source: The source.
+        account: The account to query; None in a dry run without one, which does not read an archive in S3.
+
+    Raises:
+        AwsError: If the object cannot be read.
+        ArtifactError: If it is not an archive written by `neuron-sum package`.
+    """
+    if source.channel is not None:
+        [path] = source.channel.files.values()
+        return source, _record(path, source.name)
+    if account is None:
+        console.note(f"an actual start reads the manifest in {source.address}")
+        return source, {}
+    assert source.address is not None  # a source has either a channel or an address
+    bucket, _, key = source.address.removeprefix("s3://").partition("/")
+    with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:
+        record = _record(body, source.address)
+    return inspected(source, account), record
+
+
+def _record(archive: Path | IO[bytes], name: str) -> dict[str, Any]:
+    """The manifest in an archive, or the record of the container that it was packaged for; reads only its first files.
+
+    Raises:
+        ArtifactError: If the file contains neither.
+    """
+    with (
+        reading(name, ArtifactError, PACKAGE),
+        gzip.open(archive) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as members,
+    ):
+        for member in members:
+            if member.name.removeprefix("./") in (MANIFEST, ENVIRONMENT_FILE):
+                return dict(json.loads(_text(members.extractfile(member))))
+    raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
+
+
 def check_offline(sources: Iterable[Source], *, isolated: bool) -> None:
     """Refuse a checkpoint for the vLLM image without internet access: it reads Hugging Face's cache of graphs.
 

@@ -100,10 +100,10 @@ class Stack:
         """Reject S3 addresses that the roles may not read.
 
         Raises:
-            AwsError: If an address is neither in the bucket below neuron-sum/inputs/ or neuron-sum/runs/, nor in
-                `reads` or `writes`.
+            AwsError: If an address is neither in the bucket below neuron-sum/inputs/, neuron-sum/runs/ or
+                neuron-sum/registry/, nor in `reads` or `writes`.
         """
-        ours = [f"{self.bucket}/{PREFIX}/{folder}/" for folder in ("inputs", "runs")]
+        ours = [f"{self.bucket}/{PREFIX}/{folder}/" for folder in ("inputs", "runs", "registry")]
         self._check(addresses, (*ours, *self.reads, *self.writes), "read", "--reads")
 
     def check_writable(self, address: str) -> None:

@@ -161,6 +161,14 @@ def _json(service: str, operation: str, given: dict[str, Any]) -> Iterator[Reque
         elif operation == "AddTags":
             resource = given["ResourceArn"]
             context = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in given["Tags"]}
+        elif operation == "CreateModelPackage":
+            yield action, _arn("sagemaker", f"model-package-group/{given['ModelPackageGroupName']}"), {}
+            resource = _arn("sagemaker", f"model-package/{given['ModelPackageGroupName']}/1")
+        elif operation == "DescribeModelPackage":
+            resource = given["ModelPackageName"]
+        elif operation.endswith("ModelPackageGroup"):
+            resource = _arn("sagemaker", f"model-package-group/{given['ModelPackageGroupName']}")
+            context = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in given.get("Tags", [])}
         elif kind is not None:
             name = given[f"{operation.removeprefix(verb)}Name"]
             resource = _arn("sagemaker", f"{kind}/{name}")

@@ -36,6 +36,7 @@ class Script:
         quotas: The account's quotas by name, as ListServiceQuotas returns them: without those that have only a default;
             None: the service is unavailable.
         default_quotas: The defaults of all quotas of AWS by name.
+        package_failure: The reason for which a model package fails; empty: it does not.
         builds: The number of builds that CodeBuild runs at once.
         throttled_every: Every n-th call is throttled; None: none is.
         transformed: A container's answer to a line of a transform's input.
@@ -72,6 +73,7 @@ class Script:
     quotas: dict[str, float] | None = None
     default_quotas: dict[str, float] = field(default_factory=dict)
     builds: int = 1
+    package_failure: str = ""
     throttled_every: int | None = None
     transformed: Callable[[str], str] = _summarized
     policies: list[dict[str, Any]] | None = None

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import aws_builds
 import aws_endpoints
 import aws_iam
+import aws_registry
 import aws_requests
 import aws_scaling
 import aws_stacks
@@ -100,6 +101,7 @@ class AwsServer:
         aws_scaling.patch(lambda: self.script)
         aws_builds.patch(lambda: self.script)
         aws_transforms.patch(lambda: self.script)
+        aws_registry.patch(lambda: self.script)
         self._stacks = aws_stacks.Stacks(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
