@@ -93,5 +93,5 @@ def register(
         },
         f"registered {name} version {package['ModelPackageVersion']}: {package['ModelApprovalStatus']}",
         f"files: {address}",
-        f"next: neuron-sum aws deploy {address}model.tar.gz --instance {instance}",
+        f"next: neuron-sum aws deploy {console.quote(f'{address}model.tar.gz')} --instance {console.quote(instance)}",
     )
