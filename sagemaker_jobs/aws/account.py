@@ -27,7 +27,8 @@ from sagemaker_jobs.aws.errors import (
     Unreached,
     ignore_missing,
 )
-from sagemaker_jobs.aws.names import AwsContext
+from sagemaker_jobs.aws.ledger import Ledger
+from sagemaker_jobs.aws.names import AwsContext, bucket_and_key
 
 ATTEMPTS = 8
 """Maximum attempts per call; botocore waits longer after each one. AWS_MAX_ATTEMPTS overrides it."""
@@ -48,19 +49,21 @@ class Account:
         region: The region; None for boto3's default (AWS_REGION, the profile).
         short_timeouts: Use short timeouts for all services but ESSENTIAL, and give up a service after one failed
             connection. For commands that call many services, and must delete what they can if one does not answer.
+        every_s: Seconds between two polls of what runs or is being deleted.
 
     Raises:
         MissingExtraError: If boto3 is not installed.
         AwsError: If the region does not exist, or none is set.
     """
 
-    def __init__(self, region: str | None = None, *, short_timeouts: bool = False) -> None:
+    def __init__(self, region: str | None = None, *, short_timeouts: bool = False, every_s: float = 15.0) -> None:
+        self.every_s = every_s
         try:
             boto3, botocore = import_module("boto3"), import_module("botocore")
         except ImportError as error:
             raise MissingExtraError("boto3", "aws") from error
         self._errors = import_module("botocore.exceptions")
-        self._upload_errors = (import_module("boto3.exceptions").Boto3Error, OSError)
+        self._upload_error = import_module("boto3.exceptions").Boto3Error
         try:
             self._session = boto3.Session(region_name=region)
         except self._errors.BotoCoreError as error:
@@ -75,18 +78,7 @@ class Account:
                 f"{self.region!r} is not a region with SageMaker",
                 f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(regions))}",
             )
-        attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))
-        self._settings = botocore.config.Config(
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            connect_timeout=10,
-            read_timeout=60,
-        )
-        self._optional = botocore.config.Config(
-            retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=5, read_timeout=10
-        )
-        self._brief = botocore.config.Config(
-            retries={"mode": "standard", "total_max_attempts": min(attempts, BRIEF_ATTEMPTS)}, connect_timeout=3
-        )
+        self._config = botocore.config.Config
         self._clients: dict[str, Any] = {}
         self._short_timeouts = short_timeouts
         self._unreachable: dict[str, Unreached] = {}
@@ -109,6 +101,15 @@ class Account:
         """
         return AwsContext(self.id, self.region, self.partition)
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger of the resources that were created in the account and region.
+
+        Raises:
+            AwsError: If AWS does not accept the credentials.
+        """
+        return Ledger(self.site)
+
     @property
     def partition(self) -> str:
         """The partition, which ARNs contain after the first colon."""
@@ -123,9 +124,13 @@ class Account:
         if service not in self._clients:
             # Only a few regions have an endpoint for the Price List, which covers all regions.
             fixed_region = {"region_name": PRICING_REGION} if service == "pricing" else {}
-            settings = self._settings.merge(self._optional) if service in CONVENIENCES else self._settings
-            if self._short_timeouts and service not in ESSENTIAL:
-                settings = settings.merge(self._brief)
+            attempts, connect_s, read_s = int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS)), 10, 60
+            if service in CONVENIENCES:
+                attempts, connect_s, read_s = 2, 5, 10
+            elif self._short_timeouts and service not in ESSENTIAL:
+                attempts, connect_s = min(attempts, BRIEF_ATTEMPTS), 3
+            retries = {"mode": "standard", "total_max_attempts": attempts}
+            settings = self._config(retries=retries, connect_timeout=connect_s, read_timeout=read_s)
             try:
                 self._clients[service] = self._session.client(service, config=settings, **fixed_region)
             except (self._errors.BotoCoreError, ValueError) as error:
@@ -194,19 +199,16 @@ class Account:
         Raises:
             AwsError: As `call`.
         """
-        try:
-            self.client("s3").upload_file(str(path), bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256", **extra})
-        except self._upload_errors as error:
-            cause = error.__context__ if isinstance(error.__context__, self._errors.ClientError) else error
-            raise self._translated(cause, "s3 put_object") from error
-        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
-            raise self._translated(error, "s3 put_object") from error
+        arguments = {"ChecksumAlgorithm": "SHA256", **extra}
+        self.translated(
+            lambda: self.client("s3").upload_file(str(path), bucket, key, ExtraArgs=arguments), "s3 put_object"
+        )
 
-    def copy(self, source: tuple[str, str], bucket: str, key: str, extra: Mapping[str, Any]) -> None:
+    def copy(self, source: str, bucket: str, key: str, extra: Mapping[str, Any]) -> None:
         """Copy an object within S3, in parts if it is large, without downloading it.
 
         Args:
-            source: Bucket and key of the source.
+            source: The source's S3 address.
             bucket: The target bucket.
             key: The target key.
             extra: Further arguments of copy_object.
@@ -214,18 +216,18 @@ class Account:
         Raises:
             AwsError: As `call`.
         """
-        copied = {"Bucket": source[0], "Key": source[1]}
+        copied = dict(zip(("Bucket", "Key"), bucket_and_key(source), strict=True))
         self.translated(lambda: self.client("s3").copy(copied, bucket, key, ExtraArgs=dict(extra)), "s3 copy_object")
 
-    def read(self, bucket: str, key: str) -> bytes:
-        """Return the content of an object in S3.
+    def read(self, address: str) -> bytes:
+        """Return the content of the object at an S3 address.
 
         Raises:
             AwsError: As `call`.
         """
-        request = {"Bucket": bucket, "Key": key}
+        bucket, key = bucket_and_key(address)
         client = self.client("s3")
-        body: bytes = self.translated(lambda: client.get_object(**request)["Body"].read(), "s3 get_object")
+        body: bytes = self.translated(lambda: client.get_object(Bucket=bucket, Key=key)["Body"].read(), "s3 get_object")
         return body
 
     def translated(self, send: Callable[[], Any], what: str) -> Any:
@@ -240,8 +242,10 @@ class Account:
         """
         try:
             return send()
-        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
-            raise self._translated(error, what) from error
+        except (self._errors.ClientError, self._errors.BotoCoreError, self._upload_error, OSError) as error:
+            # The error of an upload in parts says only that it failed.
+            part = error.__context__ if isinstance(error, self._upload_error) else None
+            raise self._translated(part if isinstance(part, self._errors.ClientError) else error, what) from error
 
     def _translated(self, error: Exception, what: str) -> AwsError:
         response = getattr(error, "response", None)

@@ -8,69 +8,29 @@ from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 
 EXPIRED = (
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "RequestExpired",
-    "UnauthorizedSSOTokenError",
-    "SSOTokenLoadError",
-    "TokenRetrievalError",
+    *("ExpiredToken", "ExpiredTokenException", "RequestExpired"),
+    *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
 )
 UNKNOWN_KEY = (
-    "InvalidClientTokenId",
-    "UnrecognizedClientException",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "AuthFailure",
-    "IncompleteSignature",
+    *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId"),
+    *("SignatureDoesNotMatch", "AuthFailure", "IncompleteSignature"),
 )
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
 THROTTLED = (
-    "Throttling",
-    "ThrottlingException",
-    "ThrottledException",
-    "TooManyRequestsException",
-    "SlowDown",
-    "RequestLimitExceeded",
+    *("Throttling", "ThrottlingException", "ThrottledException"),
+    *("TooManyRequestsException", "SlowDown", "RequestLimitExceeded"),
 )
 NOT_CREATED = "NotCreated"
 """Code of a resource that others created."""
 BUILD_ELSEWHERE = "build and push the image with Docker on your own machine (docs/aws.md, The image)"
 """Remedy for an account that may run no build."""
-MISSING = (
-    "404",
-    "NoSuchBucket",
-    "NoSuchKey",
-    "NoSuchEntity",
-    "ResourceNotFound",
-    "ResourceNotFoundException",
-    "ObjectNotFoundException",
-    "RepositoryNotFoundException",
-    "ImageNotFoundException",
-    "ChangeSetNotFound",
-    "QueueDoesNotExist",
-    "AWS.SimpleQueueService.NonExistentQueue",
-    "NotFoundException",
-)
-TAKEN = (
-    "ResourceInUse",
-    "EntityAlreadyExists",
-    "BucketAlreadyOwnedByYou",
-    "ConflictException",
-    "ResourceAlreadyExistsException",
-    "RepositoryAlreadyExistsException",
-    "AlreadyExistsException",
-)
+MISSING = re.compile(r"404|NoSuch(Bucket|Key)|\w*NotFound(Exception)?|QueueDoesNotExist|.*NonExistentQueue")
+TAKEN = ("ResourceInUse", "ConflictException")
 INVALID = ("ValidationException", "ValidationError")
 UNREACHED = (
-    "EndpointConnectionError",
-    "ConnectTimeoutError",
-    "ReadTimeoutError",
-    "ConnectionClosedError",
-    "ConnectionError",
-    "HTTPClientError",
-    "ProxyConnectionError",
-    "SSLError",
+    *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
+    *("ConnectionError", "HTTPClientError", "ProxyConnectionError", "SSLError"),
 )
 ASSUME_ROLE = re.compile(
     r"could not assume role|unable to assume|cannot be assumed|AssumeRole|to assume the role", re.IGNORECASE
@@ -113,7 +73,7 @@ class Refused(AwsError):
     @property
     def missing(self) -> bool:
         """Whether the requested resource does not exist."""
-        return self.code in MISSING or (self.code in INVALID and bool(NO_RECORD.search(self.message)))
+        return bool(MISSING.fullmatch(self.code)) or (self.code in INVALID and bool(NO_RECORD.search(self.message)))
 
     @property
     def taken(self) -> bool:

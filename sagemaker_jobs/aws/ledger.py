@@ -7,12 +7,10 @@ The file is in JSON Lines, one event per line, and append-only. A resource with 
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from neuron_sum import console, files
 from neuron_sum.errors import ResourceError
@@ -33,7 +31,6 @@ class Entry:
         run: The id of the run that owns the resource.
         event: The last event.
         time: The time of that event (UTC).
-        details: Details recorded with the intent.
     """
 
     kind: str
@@ -41,7 +38,6 @@ class Entry:
     run: str
     event: Event
     time: str
-    details: dict[str, Any]
 
     @property
     def open(self) -> bool:
@@ -60,28 +56,14 @@ class Ledger:
     def __init__(self, site: AwsContext, folder: Path | None = None) -> None:
         self.path = (folder or state_folder()) / "aws" / f"{site.account}-{site.region}.jsonl"
 
-    @contextmanager
-    def creating(self, kind: str, name: str, run: str, **details: Any) -> Iterator[None]:
-        """Record the intent before the block and the outcome after it.
-
-        A block that raises leaves the intent open, because the resource may exist; the caller records a refusal.
-
-        Raises:
-            ResourceError: If the ledger cannot be written; then nothing is created.
-        """
-        self.note("intent", kind, name, run, **details)
-        yield
-        self.note("made", kind, name, run)
-
-    def note(self, event: Event, kind: str, name: str, run: str, **details: Any) -> None:
+    def note(self, event: Event, kind: str, name: str, run: str) -> None:
         """Append an event, and return once it is on disk.
 
         Raises:
             ResourceError: If the ledger cannot be written.
         """
-        line: dict[str, Any] = {"time": _now(), "event": event, "run": run, "kind": kind, "name": name}
-        if details:
-            line["details"] = details
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        line = {"time": now, "event": event, "run": run, "kind": kind, "name": name}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.append_line(self.path, json.dumps(line, ensure_ascii=False))
@@ -97,10 +79,8 @@ class Ledger:
         for number, content in enumerate(lines, 1):
             if (entry := _entry(content)) is None:
                 console.warn(f"{self.path}:{number} is damaged; a resource that only this line records is not found")
-                continue
-            earlier = known.get((entry.kind, entry.name))
-            details = entry.details or (earlier.details if earlier else {})
-            known[entry.kind, entry.name] = replace(entry, details=details)
+            else:
+                known[entry.kind, entry.name] = entry
         return list(known.values())
 
     def open(self, run: str | None = None) -> list[Entry]:
@@ -120,13 +100,10 @@ def _entry(content: bytes) -> Entry | None:
         return None
     if not isinstance(line, dict):
         return None
-    details = line.get("details") or {}
     texts = [line.get(name) for name in ("kind", "name", "run", "event", "time")]
-    if not all(isinstance(text, str) and text for text in texts) or not isinstance(details, dict):
+    if not all(isinstance(text, str) and text for text in texts) or line["event"] not in get_args(Event):
         return None
-    if line["event"] not in get_args(Event):
-        return None
-    return Entry(line["kind"], line["name"], line["run"], line["event"], line["time"], details)
+    return Entry(line["kind"], line["name"], line["run"], line["event"], line["time"])
 
 
 def state_folder() -> Path:
@@ -134,7 +111,3 @@ def state_folder() -> Path:
     if folder := os.environ.get(STATE):
         return Path(folder)
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "neuron-sum"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

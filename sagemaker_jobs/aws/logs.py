@@ -1,7 +1,9 @@
-"""CloudWatch logs of a job or build, known causes in them, and waiting through AWS failures."""
+"""Follow what runs in AWS until it ends: its state, its log in CloudWatch, known causes, and AWS failures meanwhile."""
 
 import io
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
@@ -11,6 +13,7 @@ from neuron_sum.console import duration
 from neuron_sum.doctor.explain import explain
 from neuron_sum.doctor.known_failures import Cause
 from neuron_sum.errors import AwsError
+from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import THROTTLED, Refused, Unreached, ignore_missing
 
@@ -25,13 +28,13 @@ class LostContact(AwsError):
     """AWS does not answer any more about a job, build or endpoint that keeps running."""
 
 
-def read_with_retry(read: Callable[[], Answer], what: str, every_s: float) -> Answer:
+def read_with_retry(account: Account, read: Callable[[], Answer], what: str) -> Answer:
     """Return the state of something that runs; without an answer, retry for PATIENCE_S.
 
     Args:
+        account: The account that it runs in.
         read: Requests the state from AWS.
         what: The name of the job, build or endpoint.
-        every_s: Seconds between two requests.
 
     Raises:
         LostContact: If AWS does not answer in that time, or refuses the request.
@@ -46,7 +49,7 @@ def read_with_retry(read: Callable[[], Answer], what: str, every_s: float) -> An
     retry = Retrying(
         retry=retry_if_exception(_is_temporary),
         stop=stop_after_delay(PATIENCE_S),
-        wait=wait_fixed(every_s),
+        wait=wait_fixed(account.every_s),
         before_sleep=log_first_failure,
         reraise=True,
     )
@@ -141,3 +144,70 @@ class Log:
             yield from lines
             if page["nextForwardToken"] == token:  # CloudWatch repeats the token at the end
                 return
+
+
+@dataclass(frozen=True)
+class State:
+    """State of a job, a build or an endpoint.
+
+    Attributes:
+        text: The state, each change of which is printed.
+        ended: Whether the state is final.
+        seconds: Seconds from the start until the end, or until now.
+        log: The log group and the prefix of its streams; None until it has a log.
+        instances: The number of billed instances.
+    """
+
+    text: str
+    ended: bool
+    seconds: float
+    log: tuple[str, str] | None
+    instances: int = 1
+
+
+def watch(
+    account: Account, name: str, read: Callable[[], tuple[Answer, State]], *, price: Price | None = None
+) -> tuple[Answer, State, Log | None]:
+    """Wait until something has ended; print each change of its state, its cost so far and the lines of its log.
+
+    Args:
+        account: The account that it runs in.
+        name: Its name in messages.
+        read: Requests its description from AWS, and returns it with its state.
+        price: The price of its instances; None prints no cost.
+
+    Returns:
+        The last description and state, and the log.
+
+    Raises:
+        LostContact: If AWS cannot be reached any more while it runs.
+        AwsError: If it does not exist.
+    """
+    log: Log | None = None
+    before = ""
+    while True:
+        found, state = read_with_retry(account, read, name)
+        if state.text != before:
+            before = state.text
+            cost = f", at most ${price.cost(state.seconds / 3600, state.instances):.2f} by now" if price else ""
+            console.note(f"{name}: {state.text} after {duration(state.seconds)}{cost}")
+        if log is None and state.log is not None:
+            log = Log(account, *state.log)
+        if log is not None:
+            log.print_new()
+        if state.ended:
+            return found, state, log
+        time.sleep(account.every_s)
+
+
+def explained(message: str, reason: str, log: Log | None, otherwise: str) -> tuple[str, str]:
+    """Return the message and the hint of a failure, with the known cause in its reason and its log.
+
+    Args:
+        message: The message without a cause.
+        reason: The failure reason that AWS reports.
+        log: The log; None without one.
+        otherwise: The hint if the cause is not known.
+    """
+    cause = known_cause(reason, log.lines if log is not None else [])
+    return (message, otherwise) if cause is None else (f"{message}; {cause.name}: {cause.cause}", cause.remedy)

@@ -144,6 +144,12 @@ def new_run(recipe: str) -> Run:
     return Run(f"{slug or 'run'}-{datetime.now(timezone.utc):%y%m%d-%H%M}-{secrets.token_hex(2)}", recipe)
 
 
+def bucket_and_key(address: str) -> tuple[str, str]:
+    """Return the bucket and the key, or the prefix, of an S3 address."""
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
 def inputs_prefix(channel: str, digest: str) -> str:
     """Return the prefix of the keys of a channel's files."""
     return f"{PREFIX}/inputs/{channel}/{digest}/"

@@ -8,12 +8,15 @@ from pathlib import Path
 from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.batch.requests import MAX_PAYLOAD_MB
+from sagemaker_jobs.aws.names import bucket_and_key
 from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.stack.stack import Stack
 
 CHANNEL = "batch"
 """Channel name of the uploaded texts."""
+
+MAX_PAYLOAD_MB = 6
+"""Maximum size of a record; the server accepts the same size (serve.max_body_bytes)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def find_texts(source: str, account: Account | None, stack: Stack) -> Texts:
         AwsError: If the S3 prefix has no files.
     """
     if source.startswith("s3://"):
-        if account is not None and not list(list_keys(account, source)):
+        if account is not None and not list(list_objects(account, source)):
             raise AwsError(
                 f"{source} contains no files", "Use an S3 prefix with .jsonl files, or a local file or folder."
             )
@@ -63,21 +66,20 @@ def find_texts(source: str, account: Account | None, stack: Stack) -> Texts:
     return Texts(stack.inputs(CHANNEL, channel.digest), channel, lines)
 
 
-def list_keys(account: Account, address: str) -> Iterator[str]:
-    """The keys below an S3 address, without empty objects, which represent folders."""
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+def list_objects(account: Account, address: str) -> Iterator[str]:
+    """The addresses of the objects below an S3 address, without empty objects, which represent folders."""
+    bucket, prefix = bucket_and_key(address)
     for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix):
         if item["Size"]:
-            yield item["Key"]
+            yield f"s3://{bucket}/{item['Key']}"
 
 
 def count_lines(account: Account, address: str) -> Counter[str]:
     """The number of lines of the objects below an S3 address, by file name."""
-    bucket = address.removeprefix("s3://").partition("/")[0]
     found: Counter[str] = Counter()
-    for key in list_keys(account, address):
-        lines = account.read(bucket, key).decode().split("\n")
-        found[key.rpartition("/")[2]] += sum(1 for line in lines if line.strip())
+    for each in list_objects(account, address):
+        lines = account.read(each).decode().split("\n")
+        found[each.rpartition("/")[2]] += sum(1 for line in lines if line.strip())
     return found
 
 

@@ -1,47 +1,40 @@
-"""Launch of a batch transform and its stop schedule, cleanup after its end, and download of the answers."""
+"""Batch transform: requests of its launch, cleanup after its end, and download of the answers."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 from neuron_sum import files
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import Run
-from sagemaker_jobs.batch import requests as batch_requests
-from sagemaker_jobs.batch.inputs import Texts, count_lines, list_keys
-from sagemaker_jobs.batch.requests import OUT
-from sagemaker_jobs.cleanup.kinds import KINDS
+from sagemaker_jobs.aws.names import Run, run_prefix
+from sagemaker_jobs.batch.inputs import MAX_PAYLOAD_MB, Texts, count_lines, list_objects
 from sagemaker_jobs.endpoint import sources as endpoint_sources
+from sagemaker_jobs.endpoint.launch import model_call
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.schedules import times_after
+from sagemaker_jobs.launch.options import TransformOptions
+from sagemaker_jobs.launch.schedules import ending
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Stack
 
+JSON_LINES = "application/jsonlines"
+OUT = ".out"
+"""Suffix that SageMaker adds to the name of an input file for its output file."""
 
-@dataclass(frozen=True)
-class Options:
-    """The command-line options of a transform job.
+CONCURRENT = 16
+"""Number of concurrent requests, which the server groups into batches of the compiled sizes. The product of CONCURRENT
+and MAX_PAYLOAD_MB must be at most 100, and at most serve.queue_size requests may wait."""
 
-    Attributes:
-        instance: The instance type.
-        instances: The number of instances.
-        max_hours: The maximum run time in hours.
-        network_isolation: Whether the container has no network access.
-    """
+INVOCATION_S = 60
+"""Seconds; longer than any serve.deadline_s, after which the container itself sends an answer."""
 
-    instance: str
-    instances: int
-    max_hours: float
-    network_isolation: bool = False
+RETRIES = 3
+"""SageMaker's maximum number of retries, for a container that reports that it is busy."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +71,14 @@ def image_target(source: Source, instance: str) -> str:
 
 
 def launch(
-    run: Run,
-    attempt: int,
-    source: Source,
-    texts: Texts,
-    options: Options,
-    image: str,
-    stack: Stack,
-    now: datetime,
+    run: Run, attempt: int, source: Source, texts: Texts, options: TransformOptions, image: str, stack: Stack
 ) -> Launch:
     """The launch of a transform job; sends nothing.
 
-    The stop schedule is created before the job, because the request of a transform job has no maximum run time.
+    The stop schedule is created before the job, because the request of a transform job has no maximum run time. Each
+    request to the container has one line: with MultiRecord, SageMaker would fill a request up to MaxPayloadInMB, in
+    whole megabytes: thousands of dialogues, but the container accepts serve.max_items and answers within
+    serve.deadline_s.
 
     Args:
         run: A new run, or the run that compiled the model.
@@ -99,65 +88,61 @@ def launch(
         options: The options of the job.
         image: The serving image, which `registry.pin` returned.
         stack: The stack with the bucket and the roles.
-        now: The current time with its time zone, for a dry run; otherwise the hours count from sending the schedule.
 
     Raises:
-        AwsError: If SageMaker would refuse the job, or its role may not read an address.
+        AwsError: If the role of jobs may not read an address.
     """
     address = source.address_in(stack)
     stack.check_readable((address, texts.address))
-    model = batch_requests.create_model(
-        run, stack, image=image, model_data=address, network_isolation=options.network_isolation, attempt=attempt
-    )
-    job = batch_requests.create_transform_job(
+    name, key, volume_key = run.name("batch", attempt), stack.kms_key, stack.volume_key(options.instance)
+    model = model_call(
         run,
         stack,
-        instance=options.instance,
-        instances=options.instances,
-        source=texts.address,
-        attempt=attempt,
+        run.name("batch-model", attempt),
+        image=image,
+        model_data=address,
+        role=stack.site.role_arn("jobs"),
+        network_isolation=options.network_isolation,
     )
-    ends = now + timedelta(hours=options.max_hours)
-    stop = batch_requests.create_stop(run, stack, at=ends, attempt=attempt)
-    late = partial(times_after, options.max_hours)
-    return Launch(
-        run,
-        stack,
-        (
-            Call("scheduler", "create_schedule", stop, "schedule", stop["Name"], late),
-            Call("sagemaker", "create_model", model, "model", model["ModelName"]),
-            Call("sagemaker", "create_transform_job", job, "transform-job", job["TransformJobName"]),
-        ),
-        tuple(channel for channel in (source.channel, texts.channel) if channel is not None),
+    job = {
+        "TransformJobName": name,
+        "ModelName": model.name,
+        "MaxConcurrentTransforms": CONCURRENT,
+        "ModelClientConfig": {"InvocationsTimeoutInSeconds": INVOCATION_S, "InvocationsMaxRetries": RETRIES},
+        "MaxPayloadInMB": MAX_PAYLOAD_MB,
+        "BatchStrategy": "SingleRecord",
+        "TransformInput": {
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": texts.address}},
+            "ContentType": JSON_LINES,
+            "SplitType": "Line",
+        },
+        "TransformOutput": {
+            # SageMaker adds the trailing slash.
+            "S3OutputPath": f"s3://{stack.bucket}/{run_prefix(run)}batch" + (f"-{attempt}" if attempt > 1 else ""),
+            "Accept": JSON_LINES,
+            "AssembleWith": "Line",
+            **({"KmsKeyId": key} if key is not None else {}),
+        },
+        "TransformResources": {
+            "InstanceType": options.instance,
+            "InstanceCount": options.instances,
+            **({"VolumeKmsKeyId": volume_key} if volume_key is not None else {}),
+        },
+        "Tags": run.tags,
+    }
+    target, arguments = "sagemaker:stopTransformJob", {"TransformJobName": name}
+    calls = (
+        ending(run.name("batch-expiry", attempt), stack, target, arguments, hours=options.max_hours),
+        model,
+        Call("sagemaker", "create_transform_job", job, "transform-job", name),
     )
-
-
-def unpaid_names(run: Run, attempt: int) -> dict[str, str]:
-    """The resources that remain, by kind, if the last request is refused; the next attempt has the same number."""
-    return {"schedule": run.name("batch-expiry", attempt), "model": run.name("batch-model", attempt)}
+    return Launch(run, stack, calls, tuple(each for each in (source.channel, texts.channel) if each is not None))
 
 
 def attempts_of(account: Account, run: Run) -> int:
     """The number of transform jobs that a run has had, with any status."""
     listing = account.pages("sagemaker", "list_transform_jobs", "TransformJobSummaries", NameContains=run.name("batch"))
     return sum(1 for _ in listing)
-
-
-def clear(account: Account, ledger: Ledger, launched: Launch) -> None:
-    """Remove the schedule and the model of an ended job.
-
-    Args:
-        account: The account that has the resources.
-        ledger: The ledger of that account.
-        launched: The launch of the job.
-
-    Raises:
-        AwsError: If AWS refuses; `aws down` removes the resources.
-    """
-    ledger.note("gone", "transform-job", launched["transform-job"].name, launched.run.id)
-    for kind in ("schedule", "model"):
-        KINDS[kind].delete(account, launched[kind].name)
-        ledger.note("gone", kind, launched[kind].name, launched.run.id)
 
 
 def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Answers:
@@ -178,11 +163,10 @@ def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Ans
     errors: list[str] = []
     written = []
     folder.mkdir(parents=True, exist_ok=True)
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    for key in list_keys(account, address):
+    for each in list_objects(account, address):
         # AWS adds a newline to each answer, which already ends with one, so that every second line is empty.
-        lines = [line for line in account.read(bucket, key).decode().split("\n") if line.strip()]
-        target = folder / key.removeprefix(prefix).removesuffix(OUT)
+        lines = [line for line in account.read(each).decode().split("\n") if line.strip()]
+        target = folder / each.removeprefix(address).removesuffix(OUT)
         target.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(target, "".join(f"{line}\n" for line in lines))
         written.append(target)

@@ -1,13 +1,12 @@
 """Inventory of neuron-sum's resources in an account, found by ledger, name and tag, and of other billed resources."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.cleanup.kinds import KINDS, Resource, ResourceKind, hours_since
+from sagemaker_jobs.cleanup.kinds import KINDS, Kind, Resource, hours_since
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,9 @@ class Inventory:
         hidden: The kind and run of resources that could not be read; None as the run if the listing of the kind failed.
     """
 
-    found: tuple[tuple[ResourceKind, Resource], ...]
-    refused: tuple[Refused | Unreached, ...]
-    hidden: tuple[tuple[ResourceKind, str | None], ...] = ()
+    found: tuple[tuple[Kind, Resource], ...]
+    refused: tuple[Refused | Unreached, ...] = ()
+    hidden: tuple[tuple[Kind, str | None], ...] = ()
 
     @property
     def things(self) -> list[Resource]:
@@ -30,25 +29,24 @@ class Inventory:
         return [resource for _, resource in self.found]
 
 
-def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
+def look(account: Account, run: str | None = None) -> Inventory:
     """Return neuron-sum's resources that AWS lists or the ledger contains, without artifacts.
 
     A service that refuses, or does not answer, does not prevent the search in the others.
 
     Args:
         account: The account and region.
-        ledger: The account's ledger; resources that are missing or have ended are recorded as gone.
         run: The only run to include; None for all runs.
 
     Raises:
         Unreached: If no service can be reached.
     """
-    recorded = ledger.open(run)
-    found: list[tuple[ResourceKind, Resource]] = []
+    recorded = account.ledger.open(run)
+    found: list[tuple[Kind, Resource]] = []
     refused: list[Refused | Unreached] = []
-    hidden: list[tuple[ResourceKind, str | None]] = []
+    hidden: list[tuple[Kind, str | None]] = []
 
-    def record_failure(error: Refused | Unreached, kind: ResourceKind, owner: str | None) -> None:
+    def record_failure(error: Refused | Unreached, kind: Kind, owner: str | None) -> None:
         if isinstance(error, Unreached) and not any(isinstance(one, Unreached) for one in refused):
             account.call("sts", "get_caller_identity")  # raises if no service can be reached
         refused.append(error)
@@ -77,7 +75,7 @@ def look(account: Account, ledger: Ledger, run: str | None = None) -> Inventory:
             if thing is not None:
                 found.append((kind, thing))
             elif name in known:
-                ledger.note("gone", kind.name, name, owner)
+                account.ledger.note("gone", kind.name, name, owner)
     return Inventory(tuple(found), tuple(refused), tuple(hidden))
 
 
@@ -89,8 +87,7 @@ def not_ours(account: Account) -> tuple[list[Resource], list[Refused | Unreached
     """
     found: list[Resource] = []
     refused: list[Refused | Unreached] = []
-    listings: tuple[Callable[[Account], Iterator[Resource]], ...] = (_notebooks, _apps)
-    for listing in listings:
+    for listing in (_notebooks, _apps):
         try:
             found += listing(account)
         except (Refused, Unreached) as error:
@@ -99,27 +96,14 @@ def not_ours(account: Account) -> tuple[list[Resource], list[Refused | Unreached
 
 
 def _notebooks(account: Account) -> Iterator[Resource]:
-    listing = account.pages("sagemaker", "list_notebook_instances", "NotebookInstances", StatusEquals="InService")
-    for item in listing:
-        yield Resource(
-            "notebook-instance",
-            item["NotebookInstanceName"],
-            None,
-            item["NotebookInstanceStatus"],
-            hours_since(item["LastModifiedTime"]),
-            item["InstanceType"],
-        )
+    for item in account.pages("sagemaker", "list_notebook_instances", "NotebookInstances", StatusEquals="InService"):
+        name, hours = item["NotebookInstanceName"], hours_since(item["LastModifiedTime"])
+        yield Resource("notebook-instance", name, None, item["NotebookInstanceStatus"], hours, item["InstanceType"])
 
 
 def _apps(account: Account) -> Iterator[Resource]:
     for item in account.pages("sagemaker", "list_apps", "Apps"):
         instance = (item.get("ResourceSpec") or {}).get("InstanceType")
         if item["Status"] in ("InService", "Pending") and instance != "system":  # system instances are free
-            yield Resource(
-                "studio-app",
-                f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}",
-                None,
-                item["Status"],
-                hours_since(item["CreationTime"]),
-                instance,
-            )
+            name = f"{item.get('UserProfileName') or item.get('SpaceName') or '?'}/{item['AppName']}"
+            yield Resource("studio-app", name, None, item["Status"], hours_since(item["CreationTime"]), instance)

@@ -3,7 +3,9 @@
 A listed resource is one of neuron-sum's if its name and, where the kind supports tags, its tag match.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -12,15 +14,12 @@ from neuron_sum.errors import PlatformError
 from neuron_sum.platform.prices import find_price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NOT_CREATED, Refused, Unreached, ignore_missing
-from sagemaker_jobs.aws.names import PREFIX, PROJECT, RUN_TAG, Run, owner_of, run_of
+from sagemaker_jobs.aws.names import LOG_GROUP, PREFIX, PROJECT, RUN_TAG, TRANSFORM_LOG_GROUP, Run, owner_of, run_of
 from sagemaker_jobs.launch.schedules import LATE_S, time_of
 from sagemaker_jobs.stack.stack import Request
 
-NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
-"""Service namespace and dimension of Application Auto Scaling for an endpoint's variant."""
-
-TAGGED = ("endpoint", "endpoint-config", "model", "training-job", "transform-job")
-"""Kinds with tags, which are also their names in ARNs of SageMaker."""
+SCALING = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+"""Identification of a variant's number of instances in Application Auto Scaling."""
 
 RUNNING = ("InProgress", "Stopping")
 ENDS_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
@@ -75,26 +74,37 @@ class Resource:
         return {**asdict(self), "usd_per_hour": self.usd_per_hour}
 
 
-@dataclass(frozen=True)
-class ResourceKind:
+class Kind(ABC):
     """Kind of resource.
 
     Attributes:
         name: The kind's name in the ledger.
-        list_names: Yields the names and runs of the resources that AWS lists, optionally of one run only.
-        describe: Returns the current state of a resource; None if it is missing, or has ended and is free.
-        delete: Deletes a resource, or stops one that cannot be deleted.
         paid: Whether it is billed by the hour; then it must be gone before the resources that it needs are deleted.
         needs: Kinds whose resources of the same run are kept while a resource of this kind may exist: those that it
             uses, and those that delete it on time.
+        reads: The services and operations that list and describe resources.
     """
 
     name: str
-    list_names: Callable[[Account, str | None], Iterator[tuple[str, str]]]
-    describe: Callable[[Account, str, str], Resource | None]
-    delete: Callable[[Account, str], object]
     paid: bool = False
     needs: tuple[str, ...] = ()
+    reads: tuple[tuple[str, str], ...]
+
+    @abstractmethod
+    def list_names(self, account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+        """Yield the names and runs of the resources that AWS lists, optionally of one run only."""
+
+    @abstractmethod
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        """Return the current state of a resource; None if it is missing, or has ended and is free."""
+
+    @abstractmethod
+    def delete(self, account: Account, name: str) -> None:
+        """Delete a resource, or stop one that cannot be deleted; not an error if it is gone or cannot end yet."""
+
+    def tagged_run(self, account: Account, name: str) -> str | None:
+        """Return the run in a resource's tag; for a kind without tags, that in its name."""
+        return owner_of(name)
 
     def check_owner(self, account: Account, thing: Resource) -> None:
         """Raise unless a resource that only the ledger names has the name of its run and its tag.
@@ -103,10 +113,7 @@ class ResourceKind:
             Refused: If neuron-sum did not create it.
             AwsError: If AWS cannot be reached.
         """
-        ours = owner_of(thing.name) == thing.run
-        if ours and self.name in TAGGED:
-            ours = _tagged_run(account, account.site.arn("sagemaker", f"{self.name}/{thing.name}")) == thing.run
-        if not ours:
+        if owner_of(thing.name) != thing.run or self.tagged_run(account, thing.name) != thing.run:
             raise Refused(
                 f"the ledger names {self.name} {thing.name}, which was not created by neuron-sum: kept",
                 "remove its line from the ledger, whose path `neuron-sum aws status` prints",
@@ -119,107 +126,117 @@ def hours_since(then: datetime) -> float:
     return max((datetime.now(timezone.utc) - then).total_seconds(), 0.0) / 3600
 
 
-def _sagemaker_lister(
-    operation: str, summaries: str, name_key: str, arn_key: str, states: tuple[str, ...] = ()
-) -> Callable[[Account, str | None], Iterator[tuple[str, str]]]:
-    """Return a function that lists SageMaker resources with neuron-sum's names and tags."""
+def _is_of(name: str, run: str | None) -> bool:
+    owner = run_of(name)
+    return owner is not None and run in (None, owner)
 
-    def list_names(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+
+class _SageMakerKind(Kind):
+    """Kind of SageMaker resource, whose operations and fields all contain its noun.
+
+    Args:
+        noun: The noun, such as EndpointConfig.
+    """
+
+    end = "delete"
+    summaries = "s"
+    states: tuple[dict[str, str], ...] = ({},)
+
+    def __init__(self, noun: str) -> None:
+        self.noun, self.snake = noun, re.sub(r"(?<!^)(?=[A-Z])", "_", noun).lower()
+        self.name = self.snake.replace("_", "-")
+        self.reads = tuple(("sagemaker", each) for each in (f"list_{self.snake}s", f"describe_{self.snake}"))
+
+    def list_names(self, account: Account, run: str | None) -> Iterator[tuple[str, str]]:
         prefix = f"{PREFIX}-" if run is None else f"{PREFIX}-{run}-"
-        for status in [{"StatusEquals": state} for state in states] or [{}]:
-            listing = account.pages("sagemaker", operation, summaries, NameContains=prefix, **status)
-            for item in listing:
-                if not _is_of(item[name_key], run):
-                    continue
-                owner = _tagged_run(account, item[arn_key])
-                if owner is not None and run in (None, owner):
-                    yield item[name_key], owner
+        for state in self.states:
+            listing = account.pages(
+                "sagemaker", f"list_{self.snake}s", self.noun + self.summaries, NameContains=prefix, **state
+            )
+            for name in (item[f"{self.noun}Name"] for item in listing):
+                if _is_of(name, run) and (owner := self.tagged_run(account, name)) and run in (None, owner):
+                    yield name, owner
 
-    return list_names
+    def find(self, account: Account, name: str) -> dict[str, Any] | None:
+        """Return the response of the describing operation; None if the resource does not exist."""
+        return account.find("sagemaker", f"describe_{self.snake}", **{f"{self.noun}Name": name})
 
-
-def _tagged_run(account: Account, arn: str) -> str | None:
-    tags = account.call("sagemaker", "list_tags", ResourceArn=arn)["Tags"]
-    return next((tag["Value"] for tag in tags if tag["Key"] == RUN_TAG), None)
-
-
-def _recognized(names: Iterator[str], run: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the names and runs of resources recognized by name only, because they have no tags."""
-    for name in names:
-        owner = run_of(name)
-        if owner is not None and run in (None, owner):
-            yield name, owner
-
-
-def _describer(
-    kind: str, operation: str, key: str, state: Callable[[Mapping[str, Any]], str] = lambda _: "there"
-) -> Callable[[Account, str, str], Resource | None]:
-    def describe(account: Account, name: str, run: str) -> Resource | None:
-        if (answer := account.find("sagemaker", operation, **{key: name})) is None:
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        if (found := self.find(account, name)) is None:
             return None
-        return Resource(kind, name, run, state(answer), hours_since(answer["CreationTime"]))
+        return Resource(self.name, name, run, "there", hours_since(found["CreationTime"]))
 
-    return describe
+    def delete(self, account: Account, name: str) -> None:
+        # SageMaker refuses to delete an endpoint that is Creating or Updating, and to stop a job that has ended, as
+        # invalid; the request is repeated until the resource is gone.
+        with ignore_missing(*(["ValidationException"] if self.paid else [])):
+            account.call("sagemaker", f"{self.end}_{self.snake}", **{f"{self.noun}Name": name})
+
+    def tagged_run(self, account: Account, name: str) -> str | None:
+        arn = account.site.arn("sagemaker", f"{self.name}/{name}")
+        tags = account.call("sagemaker", "list_tags", ResourceArn=arn)["Tags"]
+        return next((tag["Value"] for tag in tags if tag["Key"] == RUN_TAG), None)
 
 
-def _job_describer(
-    kind: str, operation: str, noun: str, resources: str
-) -> Callable[[Account, str, str], Resource | None]:
-    """Return a function that describes a job while it runs; an ended job is a free record."""
+class JobKind(_SageMakerKind):
+    """Kind of SageMaker job, an ended one of which is a free record.
 
-    def describe(account: Account, name: str, run: str) -> Resource | None:
-        answer = account.find("sagemaker", operation, **{f"{noun}Name": name})
-        if answer is None or answer[f"{noun}Status"] not in RUNNING:
+    Args:
+        noun: TrainingJob, which also compiles, or TransformJob.
+        resources: The field of the instances in the description.
+        log_group: The log group in CloudWatch.
+        needs: The kinds that a running job needs.
+    """
+
+    paid = True
+    end = "stop"
+    summaries = "Summaries"
+    states = tuple({"StatusEquals": state} for state in RUNNING)
+
+    def __init__(self, noun: str, resources: str, log_group: str, needs: tuple[str, ...] = ()) -> None:
+        super().__init__(noun)
+        self.resources, self.log_group, self.needs = resources, log_group, needs
+
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        """Return the current state of a job; None if it is missing or has ended."""
+        found = self.find(account, name)
+        if found is None or found[f"{self.noun}Status"] not in RUNNING:
             return None
-        cluster = answer[resources]
+        state, cluster = found.get("SecondaryStatus", found[f"{self.noun}Status"]), found[self.resources]
+        hours = hours_since(found["CreationTime"])
+        return Resource(self.name, name, run, state, hours, cluster["InstanceType"], cluster["InstanceCount"])
+
+
+class _EndpointKind(_SageMakerKind):
+    """Endpoints, with the instances of their variants and the time of their expiry."""
+
+    paid = True
+    needs = ("endpoint-config", "model", "schedule")
+
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        endpoint = self.find(account, name)
+        if endpoint is None:
+            return None
+        config = CONFIG.find(account, endpoint["EndpointConfigName"])
+        variants = config["ProductionVariants"] if config else []  # somebody may have added one
+        running = sum(each.get("CurrentInstanceCount") or 0 for each in endpoint.get("ProductionVariants") or [])
+        types = sorted({each["InstanceType"] for each in variants if "InstanceType" in each})
         return Resource(
-            kind,
+            self.name,
             name,
             run,
-            answer.get("SecondaryStatus", answer[f"{noun}Status"]),
-            hours_since(answer["CreationTime"]),
-            cluster["InstanceType"],
-            cluster["InstanceCount"],
+            endpoint["EndpointStatus"],
+            hours_since(endpoint["CreationTime"]),
+            " + ".join(types) or None,
+            running or sum(each.get("InitialInstanceCount", 1) for each in variants) or 1,
+            _expiry(account, name),
         )
-
-    return describe
-
-
-def _deleter(operation: str, key: str, *ignored: str) -> Callable[[Account, str], None]:
-    """Return a function that deletes or stops a resource, and ignores that it has ended or cannot be deleted yet."""
-
-    def delete(account: Account, name: str) -> None:
-        with ignore_missing(*ignored):
-            account.call("sagemaker", operation, **{key: name})
-
-    return delete
-
-
-def _describe_endpoint(account: Account, name: str, run: str) -> Resource | None:
-    endpoint = account.find("sagemaker", "describe_endpoint", EndpointName=name)
-    if endpoint is None:
-        return None
-    config = account.find("sagemaker", "describe_endpoint_config", EndpointConfigName=endpoint["EndpointConfigName"])
-    variants = config["ProductionVariants"] if config else []  # somebody may have added one
-    running = sum(each.get("CurrentInstanceCount") or 0 for each in endpoint.get("ProductionVariants") or [])
-    types = sorted({each["InstanceType"] for each in variants if "InstanceType" in each})
-    return Resource(
-        "endpoint",
-        name,
-        run,
-        endpoint["EndpointStatus"],
-        hours_since(endpoint["CreationTime"]),
-        " + ".join(types) or None,
-        running or sum(each.get("InitialInstanceCount", 1) for each in variants) or 1,
-        _expiry(account, name),
-    )
 
 
 def _expiry(account: Account, endpoint: str) -> str | None:
     """Return the time at which Scheduler deletes an endpoint (UTC, ISO 8601); None if it does not, or is unreadable."""
     try:
-        schedule = account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry")
-        return _end(schedule)
+        return _end(account.call("scheduler", "get_schedule", Name=endpoint.removesuffix("endpoint") + "expiry"))
     except (Refused, Unreached, KeyError):  # the search of schedules reports the error; deletion needs no time
         return None
 
@@ -229,68 +246,49 @@ def _end(schedule: Request) -> str | None:
     return f"{time_of(schedule):%Y-%m-%dT%H:%M:%SZ}" if "StartDate" in schedule else None
 
 
-def _list_schedules(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    listing = account.pages("scheduler", "list_schedules", "Schedules", NamePrefix=f"{PREFIX}-")
-    yield from _recognized((item["Name"] for item in listing), run)
+class _ScheduleKind(Kind):
+    """Schedules, which cannot have tags."""
+
+    name = "schedule"
+    reads = (("scheduler", "list_schedules"), ("scheduler", "get_schedule"))
+
+    def list_names(self, account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+        for item in account.pages("scheduler", "list_schedules", "Schedules", NamePrefix=f"{PREFIX}-"):
+            if _is_of(item["Name"], run):
+                yield item["Name"], owner_of(item["Name"]) or ""
+
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        if (found := account.find("scheduler", "get_schedule", Name=name)) is None:
+            return None
+        hours = hours_since(found["CreationDate"])
+        return Resource(self.name, name, run, found["State"].lower(), hours, ends=_end(found))
+
+    def delete(self, account: Account, name: str) -> None:
+        with ignore_missing():
+            account.call("scheduler", "delete_schedule", Name=name)
 
 
-def _describe_schedule(account: Account, name: str, run: str) -> Resource | None:
-    if (schedule := account.find("scheduler", "get_schedule", Name=name)) is None:
-        return None
-    return Resource(
-        "schedule",
-        name,
-        run,
-        schedule["State"].lower(),
-        hours_since(schedule["CreationDate"]),
-        ends=_end(schedule),
-    )
+class _ScalingKind(Kind):
+    """Scaling targets; deleting one also deletes its policies and their alarms."""
 
+    name = "scaling-target"
+    service = "application-autoscaling"
+    reads = ((service, "describe_scalable_targets"),)
 
-def _delete_schedule(account: Account, name: str) -> None:
-    with ignore_missing():
-        account.call("scheduler", "delete_schedule", Name=name)
+    def list_names(self, account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+        for target in account.pages(self.service, "describe_scalable_targets", "ScalableTargets", **SCALING):
+            name = target["ResourceId"]
+            if (owner := owner_of(name)) is not None and run in (None, owner):
+                yield name, owner
 
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        request = {"ResourceIds": [name], **SCALING}
+        found = account.call(self.service, "describe_scalable_targets", **request)["ScalableTargets"]
+        return Resource(self.name, name, run, "there", hours_since(found[0]["CreationTime"])) if found else None
 
-def _list_scaling_targets(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    listing = account.pages(
-        "application-autoscaling",
-        "describe_scalable_targets",
-        "ScalableTargets",
-        ServiceNamespace=NAMESPACE,
-        ScalableDimension=DIMENSION,
-    )
-    for target in listing:
-        for _, owner in _recognized(iter([target["ResourceId"].split("/")[1]]), run):
-            yield target["ResourceId"], owner
-
-
-def _describe_scaling(account: Account, name: str, run: str) -> Resource | None:
-    targets = account.call(
-        "application-autoscaling",
-        "describe_scalable_targets",
-        ServiceNamespace=NAMESPACE,
-        ResourceIds=[name],
-        ScalableDimension=DIMENSION,
-    )["ScalableTargets"]
-    return Resource("scaling-target", name, run, "there", hours_since(targets[0]["CreationTime"])) if targets else None
-
-
-def _delete_scaling(account: Account, name: str) -> None:
-    """Delete a scaling target, which also deletes its policies and their alarms."""
-    with ignore_missing():
-        account.call(
-            "application-autoscaling",
-            "deregister_scalable_target",
-            ServiceNamespace=NAMESPACE,
-            ResourceId=name,
-            ScalableDimension=DIMENSION,
-        )
-
-
-def _is_of(name: str, run: str | None) -> bool:
-    owner = run_of(name)
-    return owner is not None and run in (None, owner)
+    def delete(self, account: Account, name: str) -> None:
+        with ignore_missing():
+            account.call(self.service, "deregister_scalable_target", ResourceId=name, **SCALING)
 
 
 def builds_of(account: Account, run: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -313,67 +311,38 @@ def builds_of(account: Account, run: str | None) -> Iterator[tuple[str, dict[str
                 yield owner, build
 
 
-def _running_builds(account: Account, run: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    return (pair for pair in builds_of(account, run) if pair[1]["buildStatus"] == "IN_PROGRESS")
+class _BuildKind(Kind):
+    """Running builds."""
+
+    name = "build"
+    paid = True
+    reads = (("codebuild", "list_builds_for_project"), ("codebuild", "batch_get_builds"))
+
+    def _running(self, account: Account, run: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        return (pair for pair in builds_of(account, run) if pair[1]["buildStatus"] == "IN_PROGRESS")
+
+    def list_names(self, account: Account, run: str | None) -> Iterator[tuple[str, str]]:
+        for owner, _ in self._running(account, run):
+            yield Run(owner, "").name("build"), owner
+
+    def describe(self, account: Account, name: str, run: str) -> Resource | None:
+        for _, build in self._running(account, run):
+            phase, machine = build.get("currentPhase", "IN_PROGRESS"), build["environment"]["computeType"]
+            return Resource(self.name, name, run, phase, hours_since(build["startTime"]), machine)
+        return None
+
+    def delete(self, account: Account, name: str) -> None:
+        for _, build in self._running(account, run_of(name)):
+            account.call("codebuild", "stop_build", id=build["id"])
 
 
-def _list_builds(account: Account, run: str | None) -> Iterator[tuple[str, str]]:
-    for owner, _ in _running_builds(account, run):
-        yield Run(owner, "").name("build"), owner
-
-
-def _describe_build(account: Account, name: str, run: str) -> Resource | None:
-    for _, build in _running_builds(account, run):
-        machine = build["environment"]["computeType"]
-        phase = build.get("currentPhase", "IN_PROGRESS")
-        return Resource("build", name, run, phase, hours_since(build["startTime"]), machine)
-    return None
-
-
-def _stop_build(account: Account, name: str) -> None:
-    for _, build in _running_builds(account, run_of(name)):
-        account.call("codebuild", "stop_build", id=build["id"])
-
-
-_STOP_JOB = _deleter("stop_training_job", "TrainingJobName", "ValidationException")
-"""AWS rejects a request to stop a job that has ended or is stopping as invalid."""
-
-KINDS = {kind.name: kind for kind in (
-    ResourceKind("scaling-target", _list_scaling_targets, _describe_scaling, _delete_scaling),
-    ResourceKind(
-        "endpoint", _sagemaker_lister("list_endpoints", "Endpoints", "EndpointName", "EndpointArn"), _describe_endpoint,
-        # SageMaker refuses while it is Creating or Updating, so the request is repeated until it is gone.
-        _deleter("delete_endpoint", "EndpointName", "ValidationException"), paid=True,
-        needs=("endpoint-config", "model", "schedule"),
-    ),
-    ResourceKind(
-        "training-job",
-        _sagemaker_lister(
-            "list_training_jobs", "TrainingJobSummaries", "TrainingJobName", "TrainingJobArn", RUNNING
-        ),
-        _job_describer("training-job", "describe_training_job", "TrainingJob", "ResourceConfig"), _STOP_JOB, paid=True,
-    ),
-    ResourceKind(
-        "transform-job",
-        _sagemaker_lister(
-            "list_transform_jobs", "TransformJobSummaries", "TransformJobName", "TransformJobArn", RUNNING,
-        ),
-        _job_describer("transform-job", "describe_transform_job", "TransformJob", "TransformResources"),
-        _deleter("stop_transform_job", "TransformJobName", "ValidationException"), paid=True,
-        needs=("model", "schedule"),
-    ),
-    ResourceKind("build", _list_builds, _describe_build, _stop_build, paid=True),
-    ResourceKind(
-        "endpoint-config",
-        _sagemaker_lister("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", "EndpointConfigArn"),
-        _describer("endpoint-config", "describe_endpoint_config", "EndpointConfigName"),
-        _deleter("delete_endpoint_config", "EndpointConfigName"),
-    ),
-    ResourceKind(
-        "model", _sagemaker_lister("list_models", "Models", "ModelName", "ModelArn"),
-        _describer("model", "describe_model", "ModelName"), _deleter("delete_model", "ModelName"),
-    ),
-    ResourceKind("schedule", _list_schedules, _describe_schedule, _delete_schedule),
-)}  # fmt: skip
+CONFIG = _SageMakerKind("EndpointConfig")
+TRAINING = JobKind("TrainingJob", "ResourceConfig", LOG_GROUP)
+TRANSFORM = JobKind("TransformJob", "TransformResources", TRANSFORM_LOG_GROUP, ("model", "schedule"))
+ALL: tuple[Kind, ...] = (
+    *(_ScalingKind(), _EndpointKind("Endpoint"), TRAINING, TRANSFORM),
+    *(_BuildKind(), CONFIG, _SageMakerKind("Model"), _ScheduleKind()),
+)
+KINDS = {kind.name: kind for kind in ALL}
 """All kinds by name, in the order of deletion: scaling before its endpoint, so that no instance is added meanwhile, and
 a schedule after the endpoint, which it deletes if this machine goes offline before."""

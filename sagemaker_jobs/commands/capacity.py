@@ -14,8 +14,7 @@ from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NoCapacity
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.cost.plan import Plan
+from sagemaker_jobs.cost.plan import Item
 from sagemaker_jobs.launch.start import Launch
 
 Result = TypeVar("Result")
@@ -31,15 +30,11 @@ class Attempt(Generic[Result]):
 
     Attributes:
         launch: The requests to send.
-        plan: Their cost plan.
-        what: The name of what is started.
-        follow: Waits until it has ended, or is in service.
+        follow: Waits until it has ended, or is in service, with its item of the plan.
     """
 
     launch: Launch
-    plan: Plan
-    what: str
-    follow: Callable[[Account, Ledger], Result]
+    follow: Callable[[Account, Item], Result]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import typer
 from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import EveryOption, RegionOption, RunArgument
+from sagemaker_jobs.launch.options import EveryOption, RegionOption, RunArgument
 
 
 def down(
@@ -24,7 +24,6 @@ def down(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the resources; delete nothing.")] = False,
 ) -> None:
     """Stop and delete the resources of a run; trained models are kept unless you pass --artifacts."""
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
@@ -38,15 +37,13 @@ def down(
         raise AwsError(
             "missing argument RUN", "Run `neuron-sum aws down RUN`, or use --all for every run in this region."
         )
-    account = session.account_in(region, short_timeouts=True)
-    ledger = Ledger(account.site)
-    bucket = account.site.bucket
+    account = session.account_in(region, short_timeouts=True, every_s=every)
     if run is not None:
-        clearing.check_known(account, ledger, bucket, run)
+        clearing.check_known(account, run)
     entries = known_entries(account, run)
     if check or dry_run:
-        remaining = clearing.remaining_resources(account, ledger, run)
-        stored = storage.stored(account, bucket, run)
+        remaining = clearing.remaining_resources(account, run)
+        stored = storage.stored(account, run)
         report = {
             "left": [item.as_dict() for item in remaining],
             "artifacts": [each.as_dict() for each in stored],
@@ -58,10 +55,10 @@ def down(
         shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
         console.emit(report, shown, *map(str, stored), *(f"stays: {entry}" for entry in entries))
         return
-    removed = clearing.remove(account, ledger, run, every_s=every)
-    stored = storage.stored(account, bucket, run)
-    skipped = storage.remove_artifacts(account, bucket, run) if artifacts else []
-    remaining = clearing.remaining_resources(account, ledger, run)
+    removed = clearing.remove(account, run)
+    stored = storage.stored(account, run)
+    skipped = storage.remove_artifacts(stored) if artifacts else []
+    remaining = clearing.remaining_resources(account, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
         raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}` again.")

@@ -1,20 +1,17 @@
 """`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import (
-    IN_ORDER,
+from sagemaker_jobs.launch.options import (
     MAX_HOURS,
-    CapacityOption,
     CapOption,
     EndpointArgument,
-    IsolatedOption,
+    EndpointOptions,
     OfflineOption,
     RegionOption,
     RequestsOption,
@@ -24,15 +21,10 @@ from sagemaker_jobs.commands.options import (
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import AwsContext
     from sagemaker_jobs.cost.plan import Item
     from sagemaker_jobs.endpoint.sources import Source
     from sagemaker_jobs.launch.start import Launch
-
-HOURS = 2.0
-SHORTEST_H = 0.25
-"""Hours; an endpoint takes minutes to start."""
 
 
 @expand
@@ -45,28 +37,10 @@ def deploy(
         ),
     ],
     start: StartOptions,
-    instance: Annotated[
-        str, typer.Option(help=f"SageMaker instance type: ml.inf2.* or a CPU type. {IN_ORDER}")
-    ] = "ml.inf2.xlarge",
-    instances: Annotated[int, typer.Option(min=1, help="Initial and minimum number of instances.")] = 1,
-    hours: Annotated[
-        float | None,
-        typer.Option(
-            min=SHORTEST_H,
-            max=MAX_HOURS,
-            help=f"Hours after which EventBridge Scheduler deletes the endpoint. Default: {HOURS:g}.",
-        ),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="No expiry: you are billed until you delete it.")] = False,
+    hosting: EndpointOptions,
     multi_model: Annotated[
         bool, typer.Option("--multi-model", help="Several models on one CPU endpoint; each request names its model.")
     ] = False,
-    max_instances: Annotated[
-        int | None, typer.Option(min=1, help="Turn on autoscaling, up to this many instances.")
-    ] = None,
-    invocations_per_instance: Annotated[
-        float | None, typer.Option(min=1, help="Autoscaling target: requests per minute and instance.")
-    ] = None,
     image: Annotated[
         str | None,
         typer.Option(
@@ -74,25 +48,26 @@ def deploy(
             "Default: the newest image built by `aws image`."
         ),
     ] = None,
-    network_isolation: IsolatedOption = False,
-    capacity_wait_hours: CapacityOption = 0.0,
 ) -> None:
     """Deploy a compiled model to an endpoint that expires automatically; a failure is rolled back."""
     from neuron_sum.platform.containers import VLLM
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import Attempt, Candidates, instance_types
-    from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.launch import call as calls
 
-    _check_life(keep, hours, start.max_usd)
-    if start.detach and max_instances is not None:
+    hosting.check()
+    if hosting.keep and start.max_usd is not None:
+        raise AwsError(
+            f"--keep sets no expiry, so --max-usd {start.max_usd:g} cannot be enforced",
+            "Use --hours instead of --keep.",
+        )
+    if start.detach and hosting.max_instances is not None:
         raise AwsError(
             "--detach and --max-instances cannot be combined: autoscaling is set once the endpoint is in service",
             "Use one of them.",
@@ -102,22 +77,13 @@ def deploy(
             f"one endpoint cannot serve {len(sources)} models without --multi-model",
             "Use --multi-model, or deploy each model separately.",
         )
-    types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
-    hosting = endpoint.EndpointOptions(
-        types[0],
-        instances,
-        None if keep else hours or HOURS,
-        max_instances,
-        invocations_per_instance,
-        network_isolation,
-    )
-    hosting.check()
+    types = instance_types(hosting.instance, detach=start.detach, wait_hours=hosting.capacity_wait_hours)
     account, stack = session.caller(start)
     reader = None if start.dry_run and stack.site.account == ANY_ACCOUNT else account
     models = [endpoint_sources.find_source(text, reader, stack) for text in sources]
     if image == VLLM:
         models = [endpoint_sources.inspected(source, reader) for source in models]
-        endpoint_sources.check_offline(models, isolated=network_isolation)
+        endpoint_sources.check_offline(models, isolated=hosting.network_isolation)
     targets = [endpoint_sources.image_target(source, each, image) for source in models for each in types]
     if multi_model:
         _check_several(models, {*targets})
@@ -133,67 +99,62 @@ def deploy(
                 f"`neuron-sum aws down {run.id}`.",
             )
         if not start.dry_run:
-            rollback.clear_leftovers(reader, Ledger(stack.site), run, endpoint.unpaid_names(run))
+            rollback.clear_leftovers(reader, run, endpoint.unpaid_names(run))
+    name = run.name("endpoint")
 
     def prepare(instance: str, _: int) -> "Attempt[tuple[Launch, Item, str]]":
-        chosen, now = replace(hosting, instance=instance), datetime.now(timezone.utc)
-        launch = endpoint.launch(run, models, chosen, pinned, stack, now=now, multi_model=multi_model)
-        plan = lifetime.priced(launch.requests, None if start.offline else account, None, hosting.hours or 0.0)
-        item = plan["endpoint"]
-        price = item.price
-        assert price is not None  # an endpoint always has a price
+        chosen = replace(hosting, instance=instance)
+        launch = endpoint.launch(run, models, chosen, pinned, stack, multi_model=multi_model)
 
-        def follow(account: "Account", ledger: "Ledger") -> "tuple[Launch, Item, str]":
-            console.note(f"{item.name} expires {lifecycle.format_expiry(launch.ends)}")
+        def follow(account: "Account", item: "Item") -> "tuple[Launch, Item, str]":
+            console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")
             if start.detach:
                 return launch, item, "Creating"
-            lifecycle.wait(account, item.name, every_s=start.every, price=price, instances=hosting.instances)
+            lifecycle.wait(account, name, price=item.price, instances=hosting.instances)
             try:
                 for call in launch.later:
-                    calls.create(account, ledger, call, run)
+                    calls.create(account, call, run)
             except AwsError as error:  # not a reason to roll back
-                message = f"{item.name} is in service, but its autoscaling failed: {error.message}"
+                message = f"{name} is in service, but its autoscaling failed: {error.message}"
                 raise AwsError(message, error.hint) from error
             return launch, item, lifecycle.IN_SERVICE
 
-        return Attempt(launch, plan, item.name, follow)
+        return Attempt(launch, follow)
 
     def ends_text(launch: "Launch") -> str:
-        ends = launch.ends
-        text = f"AWS deletes it {lifecycle.format_expiry(ends)}"
-        return "you are billed for it until you delete it" if ends is None else text
+        if launch.ends is None:
+            return "you are billed for it until you delete it"
+        return f"AWS deletes it {lifecycle.format_expiry(launch.ends)}"
 
-    candidates = Candidates(prepare, types, capacity_wait_hours)
-    result = session.carry_out(candidates, account, start, roll_back=True, ends=ends_text)
+    candidates = Candidates(prepare, types, hosting.capacity_wait_hours)
+    hours = hosting.lifetime_h or 0.0
+    result = session.carry_out(candidates, "endpoint", account, start, hours=hours, roll_back=True, ends=ends_text)
     if result is None:
         return
     details, (launch, item, status) = result
-    price = item.price
-    assert price is not None  # an endpoint always has a price
-    ends, address = launch.ends, f"sagemaker:{item.name}@{stack.site.region}"
+    instance, hourly = item.price.instance if item.price else "", item.usd_per_hour / item.instances
+    ends, address = launch.ends, f"sagemaker:{name}@{stack.site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
     target += " --chat" if image == VLLM else ""
     next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
     if image == registry.ENDED:
-        next_command = (
-            f"aws sagemaker-runtime invoke-endpoint --endpoint-name {item.name}, with complete prompts as inputs"
-        )
+        next_command = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {name}, with complete prompts as inputs"
     console.emit(
         {
             **details,
-            "endpoint": item.name,
+            "endpoint": name,
             "address": address,
-            "instance": price.instance,
+            "instance": instance,
             "status": status,
             "expires": None if ends is None else ends.isoformat(),
             "image": image_name,
             "pinned": pinned,
-            "usd_per_hour": round(price.cost(1, hosting.instances), 4),
+            "usd_per_hour": round(hourly * hosting.instances, 4),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },
-        f"{item.name}: {status} on {price.instance}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
-        f"${price.cost(1, hosting.instances):.2f} an hour"
-        + (f", ${price.cost(1, item.instances):.2f} with all instances" if launch.later else ""),
+        f"{name}: {status} on {instance}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
+        f"${hourly * hosting.instances:.2f} an hour"
+        + (f", ${item.usd_per_hour:.2f} with all instances" if launch.later else ""),
         f"next: {next_command}",
         f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
     )
@@ -208,23 +169,19 @@ def extend(
     dry_run: RequestsOption = False,
 ) -> None:
     """Move the expiry of an endpoint to a number of hours from now, or add one to an endpoint kept with --keep."""
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import Run, run_of
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.cost import plan, price_list
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
-    from sagemaker_jobs.endpoint.requests import create_expiry
     from sagemaker_jobs.launch import call as calls
-    from sagemaker_jobs.launch.call import Call
-    from sagemaker_jobs.launch.schedules import LATE_S
+    from sagemaker_jobs.launch.schedules import LATE_S, time_of
     from sagemaker_jobs.stack.stack import planned_stack, require_stack
 
-    ends = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=hours)
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
-        guess = endpoint.expiry(which, planned_stack(session.offline_context(region)), at=ends)
-        requests = [Call("scheduler", "update_schedule", guess.request).as_dict()]
+        guess = endpoint.expiry(which, planned_stack(session.offline_context(region)), hours=hours)
+        requests = [replace(guess, operation="update_schedule").as_dict()]
         console.emit({"run": which.id, "requests": requests}, session.as_json(requests))
         return
     account = session.account_in(region, dry_run=dry_run)
@@ -235,6 +192,10 @@ def extend(
             f"Run `neuron-sum aws down {found.run.id}` to remove the remaining resources.",
         )
     stack, current = require_stack(account), lifecycle.expiry_at(account, found.run)
+    call = replace(endpoint.expiry(found.run, stack, hours=hours), late=None)
+    if current is not None:
+        call = replace(call, operation="update_schedule", kind=None)
+    ends, requests = time_of(call.request), [call.as_dict()]
     instance, most = lifecycle.most_instances(account, found)
     price = price_list.price_of(instance, price_list.HOSTING, None if offline else account)
     item = plan.Item(
@@ -247,12 +208,6 @@ def extend(
         f"the schedule, at {ends:%Y-%m-%dT%H:%M:%S} UTC, and {LATE_S} s until it calls",
     )
     priced = plan.Plan((item,))
-    if current is not None:
-        request = create_expiry(found.run, stack, at=ends)
-        call = Call("scheduler", "update_schedule", request)
-    else:
-        call = endpoint.expiry(found.run, stack, at=ends)
-    requests = [call.as_dict()]
     if dry_run:
         priced.check(max_usd)
         console.emit(
@@ -264,7 +219,7 @@ def extend(
     console.note_table(tables.plan_tables(priced, f"{found.name} from now")[0])
     priced.check(max_usd)
     with session.hint_at_follow(found.run.id, found.name, account.region):
-        calls.create(account, Ledger(account.site), call, found.run)
+        calls.create(account, call, found.run)
         now = lifecycle.describe(account, found.name)
     if now is None or now["EndpointStatus"] == "Deleting":
         raise AwsError(
@@ -283,15 +238,6 @@ def extend(
         f"{found.name} expires {lifecycle.format_expiry(ends)}; before: {lifecycle.format_expiry(current)}",
         f"maximum cost from now: ${priced.worst_usd:.2f}",
     )
-
-
-def _check_life(keep: bool, hours: float | None, max_usd: float | None) -> None:
-    if keep and hours is not None:
-        raise AwsError(f"--keep and --hours {hours:g} cannot be combined", "Use one of them; --keep sets no expiry.")
-    if keep and max_usd is not None:
-        raise AwsError(
-            f"--keep sets no expiry, so --max-usd {max_usd:g} cannot be enforced", "Use --hours instead of --keep."
-        )
 
 
 def _check_several(sources: "list[Source]", targets: set[str]) -> None:

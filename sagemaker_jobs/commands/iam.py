@@ -6,7 +6,8 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import BoundaryOption, KeyOption, RegionOption
+from sagemaker_jobs.launch.options import RegionOption
+from sagemaker_jobs.stack.template import BoundaryOption, KeyOption, Settings
 
 
 def iam(
@@ -25,7 +26,6 @@ def iam(
     from sagemaker_jobs.aws.policies import MANAGED_POLICY, caller_policy, documents, setup_policy
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.stack.stack import find_stack, planned_stack
-    from sagemaker_jobs.stack.template import Settings
 
     if account_id is not None:
         stack = planned_stack(session.offline_context(region, account_id))
@@ -40,11 +40,10 @@ def iam(
     key = given.get("KmsKey") or stack.kms_key
     boundary = given.get("PermissionsBoundary") or stack.permissions_boundary
     policy = (
-        setup_policy(stack.site, stack.bucket, kms_key=key, boundary=boundary)
+        setup_policy(stack.site, kms_key=key, boundary=boundary)
         if setup
         else caller_policy(
             stack.site,
-            stack.bucket,
             kms_key=key,
             old_keys=stack.old_keys,
             reads=(*stack.reads, *stack.writes),

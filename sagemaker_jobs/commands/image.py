@@ -8,12 +8,12 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import StartOptions, expand
 from sagemaker_jobs.image.build import BUILD_MINUTES, BUILDER
+from sagemaker_jobs.launch.options import StartOptions, expand
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
-    from sagemaker_jobs.aws.ledger import Ledger
+    from sagemaker_jobs.cost.plan import Item
 
 
 @expand
@@ -40,7 +40,6 @@ def image(
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import Attempt, Candidates
-    from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.image import build as images
     from sagemaker_jobs.image import follow as builds
     from sagemaker_jobs.image import registry
@@ -56,28 +55,28 @@ def image(
         run = new_run(f"image-{target}")
         launch = images.launch(run, stack, target, build_context, archive, builder=builder, max_minutes=max_minutes)
         name = launch["build"].name
-        plan = lifetime.priced(launch.requests, None, region=stack.site.region)
 
-        def follow(account: "Account", ledger: "Ledger") -> dict[str, Any]:
-            identity = builds.started(account, run.id, start.every)
-            build = builds.follow(account, identity, every_s=start.every, price=plan["build"].price)
-            ledger.note("gone", "build", name, run.id)
-            return build
+        def follow(account: "Account", item: "Item") -> tuple[dict[str, Any], float]:
+            identity = builds.started(account, run.id)
+            built = builds.follow(account, identity, price=item.price)
+            account.ledger.note("gone", "build", name, run.id)
+            return built
 
+        candidates = Candidates(lambda *_: Attempt(launch, follow))
         detached = {"build": name}, f"started {name}\nnext: neuron-sum aws status {run.id} --follow"
-        candidates = Candidates(lambda *_: Attempt(launch, plan, name, follow))
-        result = session.carry_out(candidates, account, start, detached=detached)
+        result = session.carry_out(candidates, "build", account, start, detached=detached)
         if result is not None and account is not None:
-            details, build = result
-            emit_built(account, build, {**details, "build": build["id"]})
+            details, (build, seconds) = result
+            emit_built(account, build, seconds, {**details, "build": build["id"]})
 
 
-def emit_built(account: "Account", build: dict[str, Any], details: dict[str, Any]) -> None:
+def emit_built(account: "Account", build: dict[str, Any], seconds: float, details: dict[str, Any]) -> None:
     """Print the image of a successful build, after checking that the repository has it.
 
     Args:
         account: The account that the build ran in.
         build: The build as `builds.follow` returns it.
+        seconds: The duration of the build.
         details: Further fields of the --json output.
 
     Raises:
@@ -85,12 +84,10 @@ def emit_built(account: "Account", build: dict[str, Any], details: dict[str, Any
     """
     from neuron_sum.platform.prices import ECR_SOURCE, ECR_USD_PER_GB_MONTH
     from sagemaker_jobs.aws.names import BUILD_LOG_GROUP, REPOSITORY
-    from sagemaker_jobs.image import follow as builds
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.image.build import TAG
 
-    environment = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}
-    tag = environment[TAG]
+    tag = {each["name"]: each["value"] for each in build["environment"]["environmentVariables"]}[TAG]
     image = registry.look(account, tag)
     if image is None:
         raise AwsError(
@@ -103,10 +100,10 @@ def emit_built(account: "Account", build: dict[str, Any], details: dict[str, Any
             **details,
             **image.as_dict(),
             "built": True,
-            "minutes": round(builds.minutes(build), 1),
+            "minutes": round(seconds / 60, 1),
             "usd_per_month": round(month, 4),
         },
-        f"built {image.uri} in {console.duration(60 * builds.minutes(build))}: {console.size(image.size)}, "
+        f"built {image.uri} in {console.duration(seconds)}: {console.size(image.size)}, "
         f"${month:.2f} a month to store ({ECR_SOURCE})",
         "neuron-sum aws down --all --artifacts also deletes the image",
     )

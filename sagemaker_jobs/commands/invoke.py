@@ -8,7 +8,7 @@ import typer
 from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import EndpointArgument, RegionOption
+from sagemaker_jobs.launch.options import EndpointArgument, RegionOption
 
 
 def invoke(

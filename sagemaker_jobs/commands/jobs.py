@@ -11,20 +11,12 @@ import typer
 from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
-from sagemaker_jobs.commands.options import (
-    CapacityOption,
-    HoursOption,
-    InstancesOption,
-    InstanceTypesOption,
-    JobOptions,
-    StartOptions,
-    expand,
-)
+from sagemaker_jobs.launch.options import JobOptions, StartOptions, TrainOptions, expand
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
+    from sagemaker_jobs.cost.plan import Item
     from sagemaker_jobs.jobs.follow import Job
-    from sagemaker_jobs.jobs.training import Options
     from sagemaker_jobs.launch.start import Launch
     from sagemaker_jobs.stack.stack import Stack
 
@@ -32,14 +24,10 @@ if TYPE_CHECKING:
 @expand
 def train(
     recipe: RecipeArgument,
-    job: JobOptions,
+    job: TrainOptions,
     start: StartOptions,
     overrides: Overrides = None,
     sets: SetOption = None,
-    instance: InstanceTypesOption = "ml.trn1.2xlarge",
-    instances: InstancesOption = 1,
-    max_hours: HoursOption = 4.0,
-    capacity_wait_hours: CapacityOption = 0.0,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Id of a run to resume from its last checkpoint.")
     ] = None,
@@ -47,9 +35,6 @@ def train(
         str | None,
         typer.Option(metavar="ARN", help="MLflow tracking server of SageMaker, for train.report_to=[mlflow]."),
     ] = None,
-    encrypt_traffic: Annotated[
-        bool, typer.Option("--encrypt-traffic", help="Encrypt the traffic between several instances, which is slower.")
-    ] = False,
 ) -> None:
     """Train a recipe on SageMaker and follow the job until it ends."""
     from neuron_sum.recipes.loading import load_recipe
@@ -60,12 +45,10 @@ def train(
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
+    types = instance_types(job.instance, detach=start.detach, wait_hours=job.capacity_wait_hours)
     account, stack = session.caller(start)
     environment = inputs.reporting(resolved, mlflow, stack, isolated=job.network_isolation)
-    options = _options(
-        types[0], instances, max_hours, job, None if start.dry_run else account, stack, encrypt_traffic=encrypt_traffic
-    )
+    image = _image(job, None if start.dry_run else account, stack)
     run, attempt = new_run(resolved.name), 1
     if resume is not None:
         if account is None or start.dry_run:
@@ -78,18 +61,15 @@ def train(
         channels = inputs.channels(resolved, Path(scratch), wheels, isolated=job.network_isolation)
 
         def launch(instance: str, failures: int) -> "Launch":
-            chosen = replace(options, instance=instance)
-            return training.launch(
-                run, resolved, chosen, channels, stack, attempt=attempt + failures, environment=environment
-            )
+            chosen, number = replace(job, instance=instance, image=image), attempt + failures
+            return training.launch(run, resolved, chosen, channels, stack, attempt=number, environment=environment)
 
         _carry_out(
             launch,
             types,
-            capacity_wait_hours,
             account,
             start,
-            job.expected_hours,
+            job,
             lambda ended: (
                 f"trained {run.id} in {console.duration(ended.seconds)}: {ended.model}\n"
                 f"next: neuron-sum aws compile {run.id}"
@@ -117,9 +97,6 @@ def compile_run(
     target: Annotated[
         Literal["cpu", "inf2", "trn1"], typer.Option(help="Hardware that the model will run on.")
     ] = "inf2",
-    instance: InstanceTypesOption = "ml.c7i.4xlarge",
-    max_hours: HoursOption = 2.0,
-    capacity_wait_hours: CapacityOption = 0.0,
 ) -> None:
     """Compile a trained run on SageMaker into the model.tar.gz that an endpoint loads."""
     from sagemaker_jobs.commands import session
@@ -128,9 +105,9 @@ def compile_run(
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
     changes = (*(overrides or ()), *(sets or ()))
-    types = instance_types(instance, detach=start.detach, wait_hours=capacity_wait_hours)
+    types = instance_types(job.instance, detach=start.detach, wait_hours=job.capacity_wait_hours)
     account, stack = session.caller(start)
-    options = _options(types[0], 1, max_hours, job, None if start.dry_run else account, stack)
+    image = _image(job, None if start.dry_run else account, stack)
     with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
         trained = compiling.find(
             source,
@@ -147,7 +124,7 @@ def compile_run(
                 trained.run,
                 "compile",
                 requests.compile_arguments(target, changes),
-                replace(options, instance=instance),
+                replace(job, instance=instance, image=image),
                 [*trained.channels, *inputs.code_channels(wheels)],
                 stack,
                 addresses=trained.addresses,
@@ -158,10 +135,9 @@ def compile_run(
         _carry_out(
             launch,
             types,
-            capacity_wait_hours,
             account,
             start,
-            job.expected_hours,
+            job,
             lambda ended: (
                 f"compiled {trained.run.id} for {target} in {console.duration(ended.seconds)}: {ended.model}\n"
                 f"next: neuron-sum aws deploy {quote(trained.run.id)}"
@@ -169,38 +145,20 @@ def compile_run(
         )
 
 
-def _options(
-    instance: str,
-    instances: int,
-    max_hours: float,
-    job: JobOptions,
-    account: "Account | None",
-    stack: "Stack",
-    *,
-    encrypt_traffic: bool = False,
-) -> "Options":
+def _image(job: JobOptions, account: "Account | None", stack: "Stack") -> str:
+    """The image of a job, by its digest."""
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.jobs.requests import training_image
-    from sagemaker_jobs.jobs.training import Options
 
-    return Options(
-        instance=instance,
-        instances=instances,
-        max_runtime_s=round(max_hours * 3600),
-        max_wait_s=None if job.max_wait_hours is None else round(job.max_wait_hours * 3600),
-        image=registry.pin(account, stack, job.image or training_image(stack.site.region)),
-        network_isolation=job.network_isolation,
-        encrypt_traffic=encrypt_traffic,
-    )
+    return registry.pin(account, stack, job.image or training_image(stack.site.region))
 
 
 def _carry_out(
     prepare: "Callable[[str, int], Launch]",
     types: tuple[str, ...],
-    wait_hours: float,
     account: "Account | None",
     start: StartOptions,
-    expected_hours: float | None,
+    options: JobOptions,
     done: "Callable[[Job], str]",
 ) -> None:
     """Price, send and follow a training job on the first instance type for which AWS has capacity.
@@ -208,36 +166,30 @@ def _carry_out(
     Args:
         prepare: Returns the launch on an instance type, after a number of failed attempts.
         types: The instance types, in order of preference.
-        wait_hours: The hours during which they are tried again.
         account: The target account; may be None only in a dry run.
         start: The options of the command.
-        expected_hours: The expected hours; None if unknown.
+        options: The options of the job.
         done: Returns the text for the completed job.
     """
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import Attempt, Candidates
-    from sagemaker_jobs.cost import lifetime
     from sagemaker_jobs.jobs import follow as following
 
     def attempt(instance: str, failures: int) -> "Attempt[Job]":
         launch = prepare(instance, failures)
-        name = launch["training-job"].name
-        plan = lifetime.priced(launch.requests, None if start.offline else account, expected_hours)
 
-        def follow(account: "Account", ledger: Ledger) -> "Job":
-            def note_end(job: "Job") -> None:
-                ledger.note("gone", "training-job", job.name, launch.run.id)
+        def follow(account: "Account", item: "Item") -> "Job":
+            return following.follow(account, item.name, price=item.price, launch=launch)
 
-            price = plan["training-job"].price
-            return following.follow(account, name, every_s=start.every, price=price, on_end=note_end)
-
-        return Attempt(launch, plan, name, follow)
+        return Attempt(launch, follow)
 
     first = prepare(types[0], 0)
     name = first["training-job"].name
     detached = {"job": name}, f"started {name}\nnext: neuron-sum aws status {quote(first.run.id)} --follow"
-    result = session.carry_out(Candidates(attempt, types, wait_hours), account, start, detached=detached)
+    candidates = Candidates(attempt, types, options.capacity_wait_hours)
+    result = session.carry_out(
+        candidates, "training-job", account, start, expected_hours=options.expected_hours, detached=detached
+    )
     if result is not None:
         details, job = result
         instance = job.described["ResourceConfig"]["InstanceType"]

@@ -6,7 +6,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import OfflineOption, RegionOption, RequestsOption
+from sagemaker_jobs.launch.options import OfflineOption, RegionOption, RequestsOption
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
@@ -42,8 +42,8 @@ def models(
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.endpoint.sources import ARCHIVE
     from sagemaker_jobs.launch.call import Call
-    from sagemaker_jobs.launch.channels import upload
-    from sagemaker_jobs.launch.start import Copy, Launch
+    from sagemaker_jobs.launch.start import Launch
+    from sagemaker_jobs.launch.start import start as send
     from sagemaker_jobs.stack.stack import planned_stack, require_stack
 
     account = None if dry_run and offline else session.account_in(region, dry_run=dry_run)
@@ -69,30 +69,18 @@ def models(
                 f"Give the new model another name with {source.name}-2=SOURCE.",
             )
     stack.check_readable(source.address_in(stack) for source in sources)
-    copies = tuple(Copy(source.address_in(stack), f"{prefix}{source.name}{ARCHIVE}") for source in sources)
+    copies = {f"{prefix}{source.name}{ARCHIVE}": source.address_in(stack) for source in sources}
     channels = tuple(source.channel for source in sources if source.channel is not None)
-    owner = {"ExpectedBucketOwner": stack.site.account}
-    deletes = tuple(
-        Call(
-            "s3",
-            "delete_object",
-            {"Bucket": stack.bucket, "Key": f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}", **owner},
-        )
-        for name in remove or []
-    )
+    place = {"Bucket": stack.bucket, "ExpectedBucketOwner": stack.site.account}
+    keys = [f"{prefix}{name.removesuffix(ARCHIVE)}{ARCHIVE}" for name in remove or []]
+    deletes = tuple(Call("s3", "delete_object", {**place, "Key": key}) for key in keys)
     launch = Launch(target_run, stack, deletes, channels, copies)
     if dry_run or account is None:
         requests = launch.as_dicts()
         console.emit({"run": target_run.id, "requests": requests}, session.as_json(requests))
         return
     with console.progress("uploaded bytes", sum(channel.size for channel in channels), quiet=not channels) as bar:
-        for channel in channels:
-            for _, size in upload(account, stack.bucket, channel):
-                bar.advance(size)
-    for copy in copies:
-        account.copy(copy.place, stack.bucket, copy.key, owner)
-    for call in deletes:
-        account.call(call.service, call.operation, **call.request)
+        send(account, launch, bar.advance)
     if deletes:
         console.warn(UNLOADING)
     existing = _list_models(account, stack.bucket, prefix)
@@ -112,6 +100,8 @@ def models(
 
 def _models_prefix(account: "Account", found: "Endpoint") -> str:
     """The prefix of an endpoint's models in the stack's bucket."""
+    from sagemaker_jobs.aws.names import bucket_and_key
+
     name = str(found.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
     variant, *_ = config["ProductionVariants"]
@@ -121,7 +111,7 @@ def _models_prefix(account: "Account", found: "Endpoint") -> str:
             f"{found.name} is not a multi-model endpoint",
             "Create one with `neuron-sum aws deploy --multi-model SOURCE...`.",
         )
-    return str(model["ModelDataUrl"].removeprefix("s3://").partition("/")[2])
+    return bucket_and_key(model["ModelDataUrl"])[1]
 
 
 def _list_models(account: "Account", bucket: str, prefix: str) -> dict[str, dict[str, Any]]:

@@ -1,13 +1,15 @@
 """`neuron-sum aws plan`: the maximum and the expected cost of running a recipe on AWS."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
 from neuron_sum.console import quote
+from neuron_sum.errors import AwsError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
-from sagemaker_jobs.commands.options import (
+from sagemaker_jobs.launch.options import (
     CapOption,
     ExpectedOption,
     HoursOption,
@@ -16,8 +18,12 @@ from sagemaker_jobs.commands.options import (
     OfflineOption,
     ProjectionOption,
     RegionOption,
-    expected_of,
 )
+
+if TYPE_CHECKING:
+    from neuron_sum.recipes.schema import Recipe
+
+BUDGET = "budget {name}: ${spent_usd:.2f} of ${limit_usd:.2f} spent this month"
 
 
 def plan(
@@ -52,33 +58,33 @@ def plan(
     from neuron_sum.recipes.loading import load_recipe
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session, tables
-    from sagemaker_jobs.cost import budget, lifetime
-    from sagemaker_jobs.cost import plan as planning
+    from sagemaker_jobs.cost import budget, lifetime, references
     from sagemaker_jobs.stack.stack import planned_stack
 
     resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    expected_hours, expected_from = expected_of(expected_hours, projection, resolved, instance, instances)
+    expected_hours, expected_from = _expected(expected_hours, projection, resolved, instance, instances)
     account = None if offline else session.account_or_none(region)
     site = session.offline_context(region) if account is None else account.site
     stack = planned_stack(site)
-    requests = lifetime.planned_requests(
+    calls = lifetime.planned_calls(
         new_run(resolved.name),
         stack,
         train=(instance, instances, max_hours),
         compiling=(compile_instance, compile_hours),
         endpoint=(endpoint_instance, endpoint_hours),
     )
-    cost_plan = lifetime.priced(requests, account, expected_hours, endpoint_hours, site.region)
-    alternatives = planning.elsewhere(cost_plan, resolved)
+    requests = [call.as_dict() for call in calls]
+    cost_plan = lifetime.priced(calls, account, expected_hours, endpoint_hours, site.region)
+    alternatives, published = references.elsewhere(cost_plan, resolved), references.published()
     monthly = None if account is None else budget.monthly_budget(account)
     result = {
         "recipe": resolved.name,
         "region": site.region,
         **cost_plan.as_dict(),
         "expected_from": expected_from,
-        "budget": None if monthly is None else monthly.as_dict(),
+        "budget": monthly,
         "elsewhere": [vars(row) for row in alternatives],
-        "published": [vars(row) for row in planning.published()],
+        "published": [vars(row) for row in published],
         **({"requests": requests} if dry_run else {}),
     }
     cost_tables = tables.plan_tables(cost_plan, f"{resolved.name} in {site.region}")
@@ -95,8 +101,22 @@ def plan(
         result,
         *cost_tables,
         *basis,
-        *([str(monthly)] if monthly is not None else []),
-        *tables.comparison_tables(alternatives, planning.published()),
+        *([BUDGET.format(**monthly)] if monthly else []),
+        tables.comparison_table(alternatives, "the same on other instances"),
+        tables.comparison_table(published, "published costs"),
         *extra,
         next_command,
     )
+
+
+def _expected(
+    hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int
+) -> tuple[float | None, str | None]:
+    """The expected hours of a training from the options, and the source of that number."""
+    from sagemaker_jobs.cost.expected import training_hours
+
+    if projection is None:
+        return hours, None if hours is None else "--expected-hours"
+    if hours is not None:
+        raise AwsError("--expected-hours and --projection cannot be combined", "Use one of them.")
+    return training_hours(projection, recipe, instance, instances)

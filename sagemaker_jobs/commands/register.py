@@ -7,7 +7,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import EveryOption, OfflineOption, RegionOption, RequestsOption, StartOptions
+from sagemaker_jobs.launch.options import EveryOption, OfflineOption, RegionOption, RequestsOption, StartOptions
 
 
 def register(

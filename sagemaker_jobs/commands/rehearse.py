@@ -12,7 +12,7 @@ from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
-from sagemaker_jobs.commands.options import RequestsOption, WheelhouseOption
+from sagemaker_jobs.launch.options import RequestsOption, WheelhouseOption
 
 if TYPE_CHECKING:
     from rich.table import Table

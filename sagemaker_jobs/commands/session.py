@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -12,15 +13,16 @@ from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NoCapacity, Refused, add_cleanup_hint, is_shortage
-from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
 from sagemaker_jobs.cleanup import rollback
 from sagemaker_jobs.commands import tables
 from sagemaker_jobs.commands.capacity import Attempt, Candidates
-from sagemaker_jobs.commands.options import StartOptions
+from sagemaker_jobs.cost import lifetime
+from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.endpoint.lifecycle import EndpointFailed
 from sagemaker_jobs.launch import quotas
+from sagemaker_jobs.launch.options import StartOptions
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.launch.start import start as send
 from sagemaker_jobs.stack.stack import Stack, find_stack, planned_stack, require_stack
@@ -29,11 +31,13 @@ Result = TypeVar("Result")
 DEFAULT_REGION = "us-east-1"
 
 
-def account_in(region: str | None, *, dry_run: bool = False, short_timeouts: bool = False) -> Account:
+def account_in(
+    region: str | None, *, dry_run: bool = False, short_timeouts: bool = False, every_s: float = 15.0
+) -> Account:
     """The account in a region; without one, in the environment's region, or in DEFAULT_REGION for a dry run."""
     if dry_run and region is None and _environments_region() is None:
         region = DEFAULT_REGION
-    return Account(region, short_timeouts=short_timeouts)
+    return Account(region, short_timeouts=short_timeouts, every_s=every_s)
 
 
 def _environments_region() -> str | None:
@@ -65,7 +69,7 @@ def caller(start: StartOptions) -> tuple[Account | None, Stack]:
     """
     if start.offline and start.dry_run:
         return None, planned_stack(offline_context(start.region))
-    account = account_in(start.region, dry_run=start.dry_run)
+    account = account_in(start.region, dry_run=start.dry_run, every_s=start.every)
     if not start.dry_run:
         return account, require_stack(account)
     try:
@@ -103,9 +107,12 @@ def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContex
 
 def carry_out(
     candidates: Candidates[Result],
+    kind: str,
     account: Account | None,
     start: StartOptions,
     *,
+    expected_hours: float | None = None,
+    hours: float = 0.0,
     detached: tuple[dict[str, Any], str] | None = None,
     roll_back: bool = False,
     ends: Callable[[Launch], str] | None = None,
@@ -114,8 +121,11 @@ def carry_out(
 
     Args:
         candidates: The launch on each instance type; every one of them is priced and checked before any is sent.
+        kind: The kind of the resource that is followed.
         account: The target account; may be None only in a dry run.
         start: The options of the command.
+        expected_hours: The expected hours of a job; None if unknown.
+        hours: The hours until a schedule ends the resource.
         detached: The further fields for --json and the text after the start with --detach; None if the attempt's
             `follow` prints it.
         roll_back: Whether to roll back if AWS refuses a request; a failed endpoint is always rolled back.
@@ -129,36 +139,45 @@ def carry_out(
         AwsError: If the maximum cost exceeds --max-usd, a quota is too small, AWS refuses, or what was started fails.
         Interrupted: After Ctrl-C.
     """
-    attempts = [candidates.prepare(instance, 0) for instance in candidates.instances]
+
+    def priced(launch: Launch) -> Plan:
+        pricing = None if start.offline else account
+        return lifetime.priced(launch.all_calls, pricing, expected_hours, hours, launch.stack.site.region)
+
+    launches = [candidates.prepare(instance, 0).launch for instance in candidates.instances]
     if start.dry_run or account is None:
-        _print_requests(attempts, start)
+        _print_requests([(launch, priced(launch)) for launch in launches], start.max_usd)
         return None
-    for attempt in attempts:
-        console.note_table(tables.plan_tables(attempt.plan, f"run {attempt.launch.run.id}")[0])
-        attempt.plan.check(start.max_usd)
-        quotas.check(account, (*attempt.launch.calls, *attempt.launch.later))
+    for launch in launches:
+        plan = priced(launch)
+        console.note_table(tables.plan_tables(plan, f"run {launch.run.id}")[0])
+        plan.check(start.max_usd)
+        quotas.check(account, launch.all_calls)
 
     def carried_out(attempt: Attempt[Result]) -> tuple[dict[str, Any], Result] | None:
-        attempt.plan.check(start.max_usd)
-        return _send(attempt, account, start, detached=detached, roll_back=roll_back, ends=ends)
+        plan = priced(attempt.launch)
+        plan.check(start.max_usd)
+        return _send(attempt, plan, kind, account, start, detached=detached, roll_back=roll_back, ends=ends)
 
     return candidates.first_available(carried_out, account.region)
 
 
-def _print_requests(attempts: Sequence[Attempt[Any]], start: StartOptions) -> None:
+def _print_requests(planned: Sequence[tuple[Launch, Plan]], max_usd: float | None) -> None:
     """Print the requests of a dry run, which are those of the first instance type, and then of the others."""
     reports, blocks = [], []
-    for attempt in attempts:
-        attempt.plan.check(start.max_usd)
-        requests = attempt.launch.as_dicts()
-        reports.append({"run": attempt.launch.run.id, "plan": attempt.plan.as_dict(), "requests": requests})
-        blocks += [*tables.plan_tables(attempt.plan, "dry run: nothing was sent"), as_json(requests)]
+    for launch, plan in planned:
+        plan.check(max_usd)
+        requests = launch.as_dicts()
+        reports.append({"run": launch.run.id, "plan": plan.as_dict(), "requests": requests})
+        blocks += [*tables.plan_tables(plan, "dry run: nothing was sent"), as_json(requests)]
     others = {"alternatives": reports[1:]} if len(reports) > 1 else {}
     console.emit({**reports[0], **others}, *blocks)
 
 
 def _send(
     attempt: Attempt[Result],
+    plan: Plan,
+    kind: str,
     account: Account,
     start: StartOptions,
     *,
@@ -167,87 +186,70 @@ def _send(
     ends: Callable[[Launch], str] | None,
 ) -> tuple[dict[str, Any], Result] | None:
     """Send a launch and follow it; the arguments and the result are those of `carry_out`."""
-    launch, ledger = attempt.launch, Ledger(attempt.launch.stack.site)
-    with _explained(launch, account.region, attempt.what, ends):
-        try:
-            with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
-                send(account, ledger, launch, bar.advance)
-        except Refused as refused:
-            clean = not roll_back or rollback.undo(account, launch, refused, every_s=start.every)
-            if clean and is_shortage(f"{refused.code}: {refused.message}"):
-                raise NoCapacity(refused.message, refused.hint) from refused
-            raise
-        console.note(f"started {attempt.what}; ledger: {ledger.path}")
-        details = {"run": launch.run.id, "region": account.region, "plan": attempt.plan.as_dict()}
-        if start.detach and detached is not None:
-            console.emit({**details, **detached[0]}, detached[1])
-            return None
-        try:
-            return details, attempt.follow(account, ledger)
-        except EndpointFailed as failed:
-            clean = rollback.undo(account, launch, failed, every_s=start.every)
-            if clean and failed.shortage:
-                raise NoCapacity(failed.message, failed.hint) from failed
-            raise
-
-
-@contextmanager
-def _explained(launch: Launch, region: str, what: str, ends: Callable[[Launch], str] | None) -> Iterator[None]:
-    """Keep what was started running on Ctrl-C, and print how to follow and stop it; add to an error how to clean up.
-
-    LostContact only means that it can no longer be observed: cleaning up would stop it, so that error explains how to
-    follow it again. An endpoint is not followed: it expires.
-    """
-    run = launch.run.id
+    launch, what = attempt.launch, attempt.launch[kind].name
+    until = None if ends is None else partial(ends, launch)
     try:
-        with hint_at_follow(run, what, region) if ends is None else nullcontext():
-            yield
-    except KeyboardInterrupt:
-        if ends is None:
-            raise
-        raise Interrupted(
-            f"stopped waiting for {what}; if it started, it is billed, and {ends(launch)}",
-            f"Inspect it with `neuron-sum aws status {quote(run)}` or delete it now with "
-            f"`neuron-sum aws down {quote(run)}`.",
-        ) from None
+        with hint_at_follow(launch.run.id, what, account.region, until):
+            try:
+                with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
+                    send(account, launch, bar.advance)
+            except Refused as refused:
+                clean = not roll_back or rollback.undo(account, launch, refused)
+                if clean and is_shortage(f"{refused.code}: {refused.message}"):
+                    raise NoCapacity(refused.message, refused.hint) from refused
+                raise
+            console.note(f"started {what}; ledger: {account.ledger.path}")
+            details = {"run": launch.run.id, "region": account.region, "plan": plan.as_dict()}
+            if start.detach and detached is not None:
+                console.emit({**details, **detached[0]}, detached[1])
+                return None
+            try:
+                return details, attempt.follow(account, plan[kind])
+            except EndpointFailed as failed:
+                clean = rollback.undo(account, launch, failed)
+                if clean and failed.shortage:
+                    raise NoCapacity(failed.message, failed.hint) from failed
+                raise
     except NoCapacity:
         raise
     except AwsError as error:
+        # LostContact only means that it can no longer be observed: cleaning up would stop it, so that error explains
+        # how to follow it again. An endpoint is not followed: it expires.
         rolled_back = "rolled back)" in (error.hint or "")
         if not rolled_back and (ends is not None or not isinstance(error, LostContact)):
-            add_cleanup_hint(error, run, region)
+            add_cleanup_hint(error, launch.run.id, account.region)
         raise
 
 
 @contextmanager
-def hint_at_follow(run: str, what: str, region: str) -> Iterator[None]:
-    """Add to Ctrl-C and LostContact how to follow the resource again and how to stop it."""
+def hint_at_follow(run: str, what: str, region: str, ends: Callable[[], str] | None = None) -> Iterator[None]:
+    """Keep what was started running on Ctrl-C and LostContact, and add how to follow it again and how to stop it.
+
+    Args:
+        run: The run that owns the resource.
+        what: The name of the resource.
+        region: The region of the resource.
+        ends: Returns when AWS deletes an endpoint, which is not followed again.
+    """
     try:
         yield
     except KeyboardInterrupt:
+        what_now = "keeps running and is billed" if ends is None else f"is billed, and {ends()}"
+        flag = " --follow" if ends is None else ""
         raise Interrupted(
-            f"stopped waiting for {what}; if it has started, it keeps running and is billed",
-            f"Follow it with `neuron-sum aws status {quote(run)} --follow` or stop it with "
+            f"stopped waiting for {what}; if it has started, it {what_now}",
+            f"Follow it with `neuron-sum aws status {quote(run)}{flag}` or stop it with "
             f"`neuron-sum aws down {quote(run)}`.",
         ) from None
     except LostContact as error:
-        hint = f"{error.hint}; " if error.hint else ""
-        error.hint = (
-            f"{hint}{what} keeps running and is billed: follow it with "
-            f"`neuron-sum aws status {quote(run)} --follow --region {quote(region)}` or stop it with "
-            f"`neuron-sum aws down {quote(run)} --region {quote(region)}`"
-        )
+        if ends is None:
+            hint = f"{error.hint}; " if error.hint else ""
+            error.hint = (
+                f"{hint}{what} keeps running and is billed: follow it with "
+                f"`neuron-sum aws status {quote(run)} --follow --region {quote(region)}` or stop it with "
+                f"`neuron-sum aws down {quote(run)} --region {quote(region)}`"
+            )
         raise
-
-
-def emit_reads(reads: tuple[tuple[str, str], ...]) -> None:
-    """Print the requests of a read-only command.
-
-    Args:
-        reads: The service and operation of each call.
-    """
-    requests = [{"service": service, "operation": operation} for service, operation in reads]
-    console.emit({"requests": requests}, "read-only requests:", as_json(requests))
 
 
 def as_json(value: Any) -> str:

@@ -7,18 +7,20 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.commands.options import BoundaryOption, EveryOption, KeyOption, RegionOption, RequestsOption
+from sagemaker_jobs.launch.options import EveryOption, RegionOption, RequestsOption, expand
+from sagemaker_jobs.stack.template import Settings
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
-    from sagemaker_jobs.stack.template import Settings
 
 ROLE_IN_USE = timedelta(minutes=5)
 """Time after the deletion of an endpoint in which its role is kept: SageMaker deletes network interfaces with it
 (DeleteEndpoint)."""
 
 
+@expand
 def setup(
+    settings: Settings,
     template: Annotated[
         bool, typer.Option("--template", help="Print the CloudFormation template for an administrator.")
     ] = False,
@@ -31,30 +33,6 @@ def setup(
     artifacts: Annotated[
         bool, typer.Option("--artifacts", help="With --delete: first delete all models, inputs, images and logs.")
     ] = False,
-    kms_key: KeyOption = None,
-    permissions_boundary: BoundaryOption = None,
-    subnet: Annotated[
-        list[str] | None, typer.Option(help="Id of a VPC subnet for jobs and endpoints; may be repeated.")
-    ] = None,
-    security_group: Annotated[
-        list[str] | None, typer.Option(help="Id of a security group of the same VPC; may be repeated.")
-    ] = None,
-    reads: Annotated[
-        list[str] | None,
-        typer.Option(metavar="S3", help="S3 address, s3://…, that jobs and endpoints may read; may be repeated."),
-    ] = None,
-    writes: Annotated[
-        list[str] | None,
-        typer.Option(metavar="S3", help="S3 address, s3://…, that jobs may read and write; may be repeated."),
-    ] = None,
-    repository: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ARN", help="ARN of an image repository that may be pulled; may be repeated."),
-    ] = None,
-    mlflow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ARN", help="ARN of an MLflow tracking server for training jobs; may be repeated."),
-    ] = None,
     monthly_usd: Annotated[
         float | None, typer.Option(min=0, help="Monthly AWS Budget in USD, which sends e-mails; 0: none.")
     ] = None,
@@ -71,7 +49,6 @@ def setup(
     from sagemaker_jobs.cost import budget
     from sagemaker_jobs.stack import lifecycle
     from sagemaker_jobs.stack.stack import NAME
-    from sagemaker_jobs.stack.template import Settings
 
     if sum((template, check, delete)) > 1:
         raise AwsError("--template, --check and --delete cannot be combined", "Use one of them.")
@@ -79,32 +56,31 @@ def setup(
         raise AwsError("--artifacts requires --delete", "Use both.")
     if (monthly_usd is None and email) or (monthly_usd and not email):
         raise AwsError("a budget needs --monthly-usd USD and --email ADDRESS", "Use both, or --monthly-usd 0.")
-    settings = Settings(kms_key, permissions_boundary, subnet, security_group, reads, writes, repository, mlflow)
     if monthly_usd is not None and (template or check or delete):
         raise AwsError("--monthly-usd cannot be combined with --template, --check or --delete", "Omit it.")
     if delete and settings != Settings():
         raise AwsError("--delete uses no settings of the stack", "Omit them.")
     if template:
-        if kms_key and not kms_key.startswith("arn:"):
+        if (kms_key := settings.kms_key) and not kms_key.startswith("arn:"):
             raise AwsError(f"--template needs the ARN of the key, not its id {kms_key!r}", "Use --kms-key ARN.")
         _print_template(region, settings)
         return
     if dry_run and not (check or delete):
         site = session.offline_context(region)
         parameters = settings.parameters(site, {})
-        request = lifecycle.request_of(site, "CREATE", parameters)
-        requests = [{"service": lifecycle.SERVICE, "operation": "create_change_set", "request": request}]
+        request = lifecycle.request_of(site, parameters)
+        requests = [{"service": lifecycle.SERVICE, "operation": "create_stack", "request": request}]
         if monthly_usd:
             limit = budget.request_of(site, monthly_usd, email or "")
             requests.insert(0, {"service": "budgets", "operation": "create_budget", "request": limit})
         console.emit({"stack": NAME, "requests": requests}, session.as_json(requests))
         return
-    account = session.account_in(region)
+    account = session.account_in(region, every_s=every)
     if check:
         _check(account, settings)
         return
     if delete:
-        _delete(account, artifacts=artifacts, every_s=every, dry_run=dry_run)
+        _delete(account, artifacts=artifacts, dry_run=dry_run)
         return
     if monthly_usd:
         limit = budget.request_of(account.site, monthly_usd, email or "")
@@ -112,7 +88,7 @@ def setup(
         budget.replace(account, limit)
     elif monthly_usd is not None:
         budget.delete(account)
-    outcome, parameters = lifecycle.deploy(account, settings, every_s=every)
+    outcome, parameters = lifecycle.deploy(account, settings)
     lifecycle.create_scaling_role(account)
     given = {key: value for key, value in parameters.items() if value not in ("", "true")}
     console.emit(
@@ -124,7 +100,7 @@ def setup(
     )
 
 
-def _print_template(region: str | None, settings: "Settings") -> None:
+def _print_template(region: str | None, settings: Settings) -> None:
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.stack.lifecycle import SCALING_SERVICE
     from sagemaker_jobs.stack.stack import NAME
@@ -140,7 +116,7 @@ def _print_template(region: str | None, settings: "Settings") -> None:
     console.emit(rendered, session.as_json(rendered))
 
 
-def _check(account: "Account", settings: "Settings") -> None:
+def _check(account: "Account", settings: Settings) -> None:
     from sagemaker_jobs.stack import lifecycle
     from sagemaker_jobs.stack.stack import NAME, describe, parameters_of
 
@@ -158,9 +134,8 @@ def _check(account: "Account", settings: "Settings") -> None:
     )
 
 
-def _delete(account: "Account", *, artifacts: bool, every_s: float, dry_run: bool) -> None:
+def _delete(account: "Account", *, artifacts: bool, dry_run: bool) -> None:
     """Delete the stack if nothing that uses it exists, then what is empty of the bucket and the repository."""
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down
     from sagemaker_jobs.cleanup.registered import known_entries
@@ -168,13 +143,12 @@ def _delete(account: "Account", *, artifacts: bool, every_s: float, dry_run: boo
     from sagemaker_jobs.stack import lifecycle
     from sagemaker_jobs.stack.stack import NAME, describe
 
-    ledger = Ledger(account.site)
-    if remaining := down.remaining_resources(account, ledger, None):
+    if remaining := down.remaining_resources(account, None):
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
         raise AwsError(f"resources still use the stack: {listing}", "Run `neuron-sum aws down --all` first.")
     now = datetime.now(timezone.utc)
     since, until = ((now - age).isoformat(timespec="milliseconds") for age in (ROLE_IN_USE, timedelta()))
-    gone = [entry for entry in ledger.entries() if entry.kind == "endpoint" and entry.event == "gone"]
+    gone = [entry for entry in account.ledger.entries() if entry.kind == "endpoint" and entry.event == "gone"]
     if recent := [entry.name for entry in gone if since < entry.time <= until]:
         raise AwsError(
             f"{recent[0]} was deleted less than {ROLE_IN_USE.seconds // 60} minutes ago, and SageMaker may still use "
@@ -182,22 +156,21 @@ def _delete(account: "Account", *, artifacts: bool, every_s: float, dry_run: boo
             "Run the command again in a few minutes.",
         )
     again = lifecycle.command(account, "--delete", *(["--artifacts"] if artifacts else []))
-    bucket = account.site.bucket
     report: dict[str, Any] = {"stack": NAME, "region": account.region}
     entries = [str(entry) for entry in known_entries(account)]
     if dry_run:
-        stored, there = storage.stored(account, bucket, None), describe(account) is not None
+        stored, there = storage.stored(account, None), describe(account) is not None
         report |= {"stack_exists": there, "artifacts": [each.as_dict() for each in stored], "registered": entries}
         text = "would delete the stack" if there else "there is no stack"
         console.emit(report, text, *map(str, stored), *(f"stays: {entry}" for entry in entries))
         return
-    described = lifecycle.settled(account, again, every_s=every_s)
-    kept = storage.remove_artifacts(account, bucket, None) if artifacts else []
+    described = lifecycle.settled(account, again)
+    kept = storage.remove_artifacts(storage.stored(account, None)) if artifacts else []
     if described is not None:
-        lifecycle.delete(account, described, again, every_s=every_s)
+        lifecycle.delete(account, described, again)
     lifecycle.forget(account)
     budget.delete(account)
-    kept += storage.delete_retained(account, bucket)
+    kept += storage.delete_retained(account)
     console.emit(
         {**report, "deleted": described is not None, "kept": kept, "registered": entries},
         f"the stack {NAME} in {account.region} {'was deleted' if described else 'does not exist'}",

@@ -8,23 +8,21 @@ from neuron_sum import console
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.names import EXPIRY_QUEUE
-from sagemaker_jobs.commands.options import EveryOption, RegionOption, RunArgument
+from sagemaker_jobs.launch.options import EveryOption, RegionOption, RunArgument
 
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
 
-_STATUS_READS = (
-    ("sts", "get_caller_identity"), ("application-autoscaling", "describe_scalable_targets"),
-    ("sagemaker", "list_endpoints"), ("sagemaker", "list_training_jobs"), ("sagemaker", "list_transform_jobs"),
-    ("codebuild", "list_builds_for_project"), ("codebuild", "batch_get_builds"),
-    ("sagemaker", "list_endpoint_configs"), ("sagemaker", "list_models"),
-    ("scheduler", "list_schedules"), ("sagemaker", "list_tags"),
-    ("sagemaker", "describe_endpoint"), ("sagemaker", "describe_endpoint_config"),
-    ("sagemaker", "describe_training_job"), ("sagemaker", "describe_transform_job"), ("sagemaker", "describe_model"),
-    ("scheduler", "get_schedule"), ("sagemaker", "list_notebook_instances"),
-    ("sagemaker", "list_apps"), ("sqs", "get_queue_url"), ("sqs", "get_queue_attributes"),
-    ("sqs", "receive_message"),
-)  # fmt: skip
+OTHER_READS = (
+    *(("sts", "get_caller_identity"), ("sagemaker", "list_tags"), ("sagemaker", "list_notebook_instances")),
+    *(
+        ("sagemaker", "list_apps"),
+        ("sqs", "get_queue_url"),
+        ("sqs", "get_queue_attributes"),
+        ("sqs", "receive_message"),
+    ),
+)
+"""The requests of `status` besides those of each kind."""
 
 
 def status(
@@ -35,9 +33,9 @@ def status(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests; send nothing.")] = False,
 ) -> None:
     """List neuron-sum's resources with age and hourly cost, and other resources billed by the hour."""
-    from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import parse_run_id
     from sagemaker_jobs.cleanup import inventory
+    from sagemaker_jobs.cleanup.kinds import KINDS
     from sagemaker_jobs.commands import session, tables
     from sagemaker_jobs.commands.image import emit_built
     from sagemaker_jobs.image import follow as builds
@@ -46,21 +44,22 @@ def status(
 
     run = None if run is None else parse_run_id(run)
     if dry_run:
-        session.emit_reads(_STATUS_READS)
+        reads = [*OTHER_READS, *(read for kind in KINDS.values() for read in kind.reads)]
+        requests = [{"service": service, "operation": operation} for service, operation in reads]
+        console.emit({"requests": requests}, "read-only requests:", session.as_json(requests))
         return
-    account = session.account_in(region, short_timeouts=not follow)
-    ledger = Ledger(account.site)
+    account = session.account_in(region, short_timeouts=not follow, every_s=every)
     if follow:
         if run is None:
             raise AwsError("missing argument RUN for --follow", "Run `neuron-sum aws status RUN --follow`.")
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
             with session.hint_at_follow(run, build, account.region):
-                finished = builds.follow(account, build, every_s=every)
-            emit_built(account, finished, {"run": run, "build": build, "region": account.region})
+                finished, seconds = builds.follow(account, build)
+            emit_built(account, finished, seconds, {"run": run, "build": build, "region": account.region})
             return
         name, kind = training.last_job(account, run)
         with session.hint_at_follow(run, name, account.region):
-            job = following.follow(account, name, every_s=every, kind=kind)
+            job = following.follow(account, name, kind=kind)
         next_step = f"neuron-sum aws down {quote(run)} removes the run's remaining resources"
         console.emit(
             {
@@ -74,7 +73,7 @@ def status(
             f"{job.name} completed: {job.output}\nnext: {next_step}",
         )
         return
-    found = inventory.look(account, ledger, run)
+    found = inventory.look(account, run)
     ours = found.things
     others, not_listed = ([], []) if run is not None else inventory.not_ours(account)
     for message in dict.fromkeys(refused.message for refused in [*found.refused, *not_listed]):
@@ -98,7 +97,7 @@ def status(
         if ours
         else f"no neuron-sum resources in {account.region}",
         *([tables.resource_table(others, "other resources billed by the hour")] if others else []),
-        f"{total}; ledger: {ledger.path}",
+        f"{total}; ledger: {account.ledger.path}",
     ]
     console.emit(
         {
@@ -111,7 +110,7 @@ def status(
             "no_price_known": unknown,
             "overdue": [item.name for item, _ in overdue],
             "rejected_calls": rejected,
-            "ledger": str(ledger.path),
+            "ledger": str(account.ledger.path),
         },
         *lines,
     )
@@ -122,14 +121,14 @@ def _rejected(account: "Account", schedules: set[str]) -> dict[str, str]:
     from sagemaker_jobs.launch.schedules import rejected_calls
 
     try:
-        found = rejected_calls(account)
+        count, found = rejected_calls(account)
     except AwsError as error:
         console.note(f"rejected calls of schedules not read: {error.message}")
         return {}
-    reasons = {name: reason for name, reason in found.reasons.items() if name in schedules}
+    reasons = {name: reason for name, reason in found.items() if name in schedules}
     for name, reason in reasons.items():
         console.warn(
-            f"AWS rejected calls of the schedule {name}: {reason} (the queue {EXPIRY_QUEUE} has {found.count} rejected "
+            f"AWS rejected calls of the schedule {name}: {reason} (the queue {EXPIRY_QUEUE} has {count} rejected "
             "calls; if the resource is gone, `neuron-sum aws down` deletes its schedule)"
         )
     return reasons

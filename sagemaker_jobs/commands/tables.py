@@ -1,6 +1,6 @@
 """Tables that the commands of `neuron-sum aws` print: cost plans, comparisons and resources."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
@@ -8,8 +8,8 @@ from rich.table import Table
 from neuron_sum import console
 from sagemaker_jobs.aws.names import PREFIX
 from sagemaker_jobs.cleanup.kinds import Resource
-from sagemaker_jobs.cost.plan import NOT_COUNTED, Elsewhere, Plan
-from sagemaker_jobs.cost.references import PublishedCost
+from sagemaker_jobs.cost.plan import NOT_COUNTED, Plan
+from sagemaker_jobs.cost.references import Cost
 
 
 def plan_tables(plan: Plan, title: str) -> list[Any]:
@@ -45,28 +45,19 @@ def plan_tables(plan: Plan, title: str) -> list[Any]:
     return [table, f"worst case: {worst}", *(f"prices: {source}" for source in sources), f"not counted: {NOT_COUNTED}"]
 
 
-def comparison_tables(alternatives: Iterable[Elsewhere], published: Sequence[PublishedCost]) -> Iterator[Table]:
-    """The tables that a plan is compared with.
+def comparison_table(costs: Iterable[Cost], title: str) -> Table:
+    """The table of costs that a plan is compared with.
 
     Args:
-        alternatives: The cost of the same work on other instances.
-        published: Published costs of similar work.
+        costs: The costs of the same or similar work.
+        title: The title of the table.
     """
-    elsewhere = console.table(
-        "instance", "what", "hours", "$", "cheaper if under", "source", title="\nthe same on other instances"
-    )
-    elsewhere.columns[1].justify = elsewhere.columns[-1].justify = "left"
-    for row in alternatives:
-        even = "" if row.even_hours is None else f"{row.even_hours:.2f} h"
-        elsewhere.add_row(row.instance, row.what, f"{row.hours:.2f}", f"{row.usd:.2f}", even, row.source)
-    references = console.table("work", "on", "hours", "$", "source", title="\npublished costs")
-    references.columns[1].justify = references.columns[-1].justify = "left"
-    for cost in published:
-        references.add_row(
-            cost.what, cost.instance, "" if cost.hours is None else f"{cost.hours:.1f}", f"{cost.usd:.2f}", cost.source
-        )
-    yield elsewhere
-    yield references
+    table = console.table("instance", "what", "hours", "$", "cheaper if under", "source", title=f"\n{title}")
+    table.columns[1].justify = table.columns[-1].justify = "left"
+    for row in costs:
+        hours, even = ("" if each is None else f"{each:.2f}" for each in (row.hours, row.even_hours))
+        table.add_row(row.instance, row.what, hours, f"{row.usd:.2f}", even and f"{even} h", row.source)
+    return table
 
 
 def resource_table(found: Iterable[Resource], title: str) -> Table:

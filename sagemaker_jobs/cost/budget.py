@@ -5,7 +5,6 @@ budget that has a name (aws-cloudformation/cloudformation-coverage-roadmap#365).
 """
 
 import re
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from neuron_sum import console
@@ -13,28 +12,6 @@ from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.names import PREFIX, AwsContext
-
-
-@dataclass(frozen=True)
-class Budget:
-    """AWS Budget of a stack.
-
-    Attributes:
-        name: The budget's name.
-        limit_usd: The monthly limit in USD.
-        spent_usd: The costs of this month so far in USD, which AWS updates a few times a day.
-    """
-
-    name: str
-    limit_usd: float
-    spent_usd: float
-
-    def __str__(self) -> str:
-        return f"budget {self.name}: ${self.spent_usd:.2f} of ${self.limit_usd:.2f} spent this month"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for --json."""
-        return asdict(self)
 
 
 def name_in(region: str) -> str:
@@ -99,8 +76,11 @@ def replace(account: Account, request: dict[str, Any]) -> None:
             raise
 
 
-def monthly_budget(account: Account) -> Budget | None:
-    """Return the budget of the account's stack; None if there is none, or, with a note, if it cannot be read."""
+def monthly_budget(account: Account) -> dict[str, Any] | None:
+    """Return the budget of the account's stack: name, limit_usd and spent_usd, the costs of this month so far.
+
+    AWS updates the costs a few times a day. Returns None if there is no budget, or, with a note, if it cannot be read.
+    """
     name = name_in(account.region)
     try:
         answer = account.find("budgets", "describe_budget", AccountId=account.id, BudgetName=name)
@@ -111,4 +91,4 @@ def monthly_budget(account: Account) -> Budget | None:
         return None
     found = answer["Budget"]
     spent = found.get("CalculatedSpend", {}).get("ActualSpend", {}).get("Amount", "0")
-    return Budget(name, float(found["BudgetLimit"]["Amount"]), float(spent))
+    return {"name": name, "limit_usd": float(found["BudgetLimit"]["Amount"]), "spent_usd": float(spent)}

@@ -1,7 +1,6 @@
 """Projected training time of a recipe, from the output of `neuron-sum preflight RECIPE --json`."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from neuron_sum.console import quote
@@ -12,20 +11,7 @@ from neuron_sum.recipes.schema import Recipe
 NOT_INCLUDED = "without downloads, compiling and saving"
 
 
-@dataclass(frozen=True)
-class Projection:
-    """Projected training time.
-
-    Attributes:
-        hours: The hours; None if the preflight has no projection, or the instance has no NeuronCores.
-        reason: The assumptions, or the reason why there is no projection.
-    """
-
-    hours: float | None
-    reason: str
-
-
-def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) -> Projection:
+def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) -> tuple[float | None, str]:
     """Return the projected time of all epochs or steps, scaled from the preflight's epoch to the given instances.
 
     Args:
@@ -33,6 +19,10 @@ def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) 
         recipe: The recipe to train, whose name must be that in the report.
         instance: The instance type.
         instances: The number of instances.
+
+    Returns:
+        The hours, or None if the preflight has no projection, or the instance has no NeuronCores; and the assumptions,
+        or the reason why there is no projection.
 
     Raises:
         AwsError: If the file is not a preflight report, or is for another recipe.
@@ -48,15 +38,13 @@ def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) 
     if name != recipe.name:
         raise AwsError(f"{report} is the preflight report of {name}, but the recipe is {recipe.name}", remedy)
     if instance not in INSTANCES:
-        return Projection(None, f"projections are for Trainium, which {instance} does not have")
+        return None, f"projections are for Trainium, which {instance} does not have"
     if seconds is None or not rows:
-        return Projection(None, f"the preflight has no projection: {epoch['rows_are']}")
+        return None, f"the preflight has no projection: {epoch['rows_are']}"
     cores = INSTANCES[instance].neuron_cores * instances
     train = recipe.train
     trained = rows * train.num_train_epochs
     if train.max_steps is not None:
         trained = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps * cores
     hours = trained * seconds / rows * measured.neuron_cores / cores / 3600
-    return Projection(
-        hours, f"{trained:,.0f} rows on {cores} cores at an assumed {share:.0%} of their peak rate, {NOT_INCLUDED}"
-    )
+    return (hours, f"{trained:,.0f} rows on {cores} cores at an assumed {share:.0%} of their peak rate, {NOT_INCLUDED}")

@@ -4,24 +4,11 @@ The maximum is computed from the requests that will be sent, so that the limits 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from neuron_sum.errors import AwsError
-from neuron_sum.models.dimensions import training_examples
-from neuron_sum.platform import prices
 from neuron_sum.platform.prices import Price
-from neuron_sum.recipes.schema import Recipe
-from sagemaker_jobs.cost.references import (
-    PUBLISHED_COSTS,
-    PUBLISHED_SPEEDS,
-    PublishedCost,
-    forgotten_overnight,
-)
-
-COMPARED = ("ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge")
-"""GPU and CPU instances with which a job's cost is compared."""
 
 NOT_COUNTED = "S3 storage, disks and logs, which cost a few cents for a typical run"
 
@@ -49,6 +36,11 @@ class Item:
     expected_hours: float | None = None
     bounded_by: str = ""
     unbounded: bool = False
+
+    @property
+    def usd_per_hour(self) -> float:
+        """The cost in USD per hour of all instances."""
+        return self.price.cost(1, self.instances) if self.price else 0.0
 
     @property
     def worst_usd(self) -> float:
@@ -79,27 +71,6 @@ class Item:
             "worst_usd": _json_usd(self.worst_usd),
             "expected_usd": None if self.expected_usd is None else round(self.expected_usd, 2),
         }
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Cost of the training on another instance.
-
-    Attributes:
-        instance: The instance type.
-        what: The compared quantity: the same hours, or the same examples.
-        hours: The hours on that instance.
-        usd: The cost in USD.
-        source: The source of the price and of the speed, if any.
-        even_hours: The hours below which the instance is cheaper than the plan's training; None for the same work.
-    """
-
-    instance: str
-    what: str
-    hours: float
-    usd: float
-    source: str
-    even_hours: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,45 +137,6 @@ class Plan:
             f"{dearest.kind} {dearest.name} (${dearest.worst_usd:.2f})",
             "lower the hours or the instances, use another instance, or raise --max-usd",
         )
-
-
-def elsewhere(plan: Plan, recipe: Recipe) -> list[Elsewhere]:
-    """Return the cost of the plan's training on GPUs and a CPU: for the same hours and, with a published speed, work.
-
-    Args:
-        plan: The plan.
-        recipe: The recipe to train.
-    """
-    jobs = [item for item in plan.items if item.kind == "training-job" and item.price]
-    if not jobs:
-        return []
-    hours, usd = jobs[0].worst_hours, jobs[0].worst_usd
-    found = []
-    for name in COMPARED:
-        price = prices.find_price(name)
-        even = usd / price.usd_per_hour
-        found.append(Elsewhere(name, "the same hours", hours, price.cost(hours), price.source, even))
-    if (examples := examples_of(recipe)) is not None:
-        for speed in PUBLISHED_SPEEDS:
-            if speed.model == recipe.model.name_or_path:
-                speed_hours = examples / speed.examples_per_s / 3600
-                what = f"the same {examples:,.0f} examples"
-                found.append(Elsewhere(speed.instance, what, speed_hours, speed_hours * speed.price, speed.source))
-    return found
-
-
-def examples_of(recipe: Recipe) -> float | None:
-    """Return the number of training examples times epochs; None if it depends on the data."""
-    train = recipe.train
-    if train.max_steps is not None:
-        return None  # rows of a packed batch contain several examples
-    count = training_examples(recipe.data)
-    return None if count is None else count * train.num_train_epochs
-
-
-def published() -> Sequence[PublishedCost]:
-    """Return published costs, and the cost of a machine that runs overnight by mistake."""
-    return (*PUBLISHED_COSTS, forgotten_overnight("ml.g5.12xlarge"), forgotten_overnight("ml.g6.xlarge"))
 
 
 def _json_usd(usd: float) -> float | None:

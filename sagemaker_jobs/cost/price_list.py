@@ -11,8 +11,7 @@ from neuron_sum.platform.prices import REGION, Price, find_price
 from sagemaker_jobs.aws.account import Account
 
 SERVICE = "AmazonSageMaker"
-TRAINING, HOSTING, TRANSFORM = "Training", "Hosting", "Batch Transform"
-"""Components: the list has a separate product for each use of an instance, and their prices may differ."""
+HOSTING, TRANSFORM = "Hosting", "Batch Transform"
 
 
 def price_of(instance: str, component: str, account: Account | None, region: str = REGION) -> Price:
@@ -20,7 +19,7 @@ def price_of(instance: str, component: str, account: Account | None, region: str
 
     Args:
         instance: The SageMaker instance type.
-        component: The use of the instance: TRAINING, HOSTING or TRANSFORM.
+        component: The use of the instance: Training, Hosting or Batch Transform. The list has a product for each.
         account: The account to request the price with; None for the table.
         region: The region if there is no account.
 

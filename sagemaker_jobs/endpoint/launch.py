@@ -1,61 +1,52 @@
-"""Launch of an endpoint: the expiry schedule, then model, configuration and endpoint."""
+"""Requests of an endpoint: the expiry schedule, then model, configuration, endpoint and autoscaling; sends nothing."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import partial
+from collections.abc import Mapping, Sequence
 
-from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.names import Run, run_prefix
-from sagemaker_jobs.endpoint import requests as endpoint_requests
+from sagemaker_jobs.cleanup.kinds import SCALING
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.launch.call import Call
-from sagemaker_jobs.launch.schedules import times_after
-from sagemaker_jobs.launch.start import Copy, Launch
+from sagemaker_jobs.launch.options import EndpointOptions
+from sagemaker_jobs.launch.schedules import ending
+from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Stack
 
+VARIANT = "main"
+"""Name of the only production variant of an endpoint."""
 
-@dataclass(frozen=True)
-class EndpointOptions:
-    """The command-line options of an endpoint.
+NEURON_HOST = "al2-ami-sagemaker-inference-neuron-2"
+"""Host AMI for ml.inf2.*, with version 2.19 of the Neuron driver: SageMaker's default may have an older driver than the
+container's runtime needs, and a container cannot bring its own driver."""
 
-    Attributes:
-        instance: The instance type.
-        instances: The initial and minimum number of instances.
-        hours: The hours until the expiry; None: no expiry.
-        most: The maximum number of instances; None: no autoscaling.
-        invocations: The autoscaling target in requests per minute and instance.
-        network_isolation: Whether the container has no network access.
-    """
+START_TIMEOUT_S = 1800
+"""Timeouts of download and of start-up: a compiled model has several GB and takes minutes to load onto NeuronCores.
+The default of SageMaker for the start-up is 10 minutes."""
 
-    instance: str
-    instances: int = 1
-    hours: float | None = 2.0
-    most: int | None = None
-    invocations: float | None = None
-    network_isolation: bool = False
+SHORTEST_TIMEOUT_S = 60
+"""SageMaker's minimum."""
 
-    def check(self) -> None:
-        """Refuse options that contradict each other.
-
-        Raises:
-            AwsError: If the options are invalid; its hint names valid ones.
-        """
-        if (self.most is None) != (self.invocations is None):
-            raise AwsError(
-                "autoscaling requires both --max-instances and --invocations-per-instance",
-                "Use both, such as --max-instances 2 --invocations-per-instance 60 (requests per minute).",
-            )
-        if self.most is not None and self.most < self.instances:
-            raise AwsError(
-                f"--max-instances {self.most} is less than --instances {self.instances}",
-                f"Use --max-instances {self.instances} or more.",
-            )
+SCALE_IN_S, SCALE_OUT_S = 300, 60
+"""Seconds between two changes of the number of instances; a new instance takes minutes to start."""
 
 
 def models_prefix(run: Run) -> str:
     """The S3 key prefix of the models of a multi-model endpoint."""
     return f"{run_prefix(run)}models/"
+
+
+def scaling_target(run: Run) -> str:
+    """The resource id of a run's endpoint variant in Application Auto Scaling."""
+    return f"endpoint/{run.name('endpoint')}/variant/{VARIANT}"
+
+
+def unpaid_names(run: Run) -> dict[str, str]:
+    """The resources that remain after an expiry, by kind, because the schedule deletes only the endpoint."""
+    return {
+        "scaling-target": scaling_target(run),
+        "endpoint-config": run.name("config"),
+        "model": run.name("model"),
+        "schedule": run.name("expiry"),
+    }
 
 
 def launch(
@@ -65,10 +56,9 @@ def launch(
     image: str,
     stack: Stack,
     *,
-    now: datetime,
     multi_model: bool = False,
 ) -> Launch:
-    """The launch of an endpoint; sends nothing.
+    """The launch of an endpoint.
 
     Args:
         run: A new run, or the run that compiled the model.
@@ -76,7 +66,6 @@ def launch(
         hosting: The options of the endpoint.
         image: The full name of the image, which `registry.pin` returned.
         stack: The stack with the bucket and the roles.
-        now: The current time, for a dry run; otherwise the hours count from when the schedule is sent.
         multi_model: Whether each request names its model.
 
     Raises:
@@ -85,80 +74,141 @@ def launch(
     hosting.check()
     addresses = [source.address_in(stack) for source in sources]
     stack.check_readable(addresses)
-    copies: tuple[Copy, ...] = ()
+    copies: dict[str, str] = {}
     [*_, data] = addresses
     if multi_model:
-        copies = tuple(
-            Copy(address, f"{models_prefix(run)}{source.name}{ARCHIVE}")
-            for source, address in zip(sources, addresses, strict=True)
-        )
+        names = [f"{models_prefix(run)}{source.name}{ARCHIVE}" for source in sources]
+        copies = dict(zip(names, addresses, strict=True))
         data = f"s3://{stack.bucket}/{models_prefix(run)}"
-    calls: list[Call] = []
-    if hosting.hours is not None:
-        # The uploads may take longer than the requested hours, so the hours count from when the schedule is sent.
-        expiring = expiry(run, stack, at=now + timedelta(hours=hosting.hours))
-        calls = [replace(expiring, late=partial(times_after, hosting.hours))]
-    model = endpoint_requests.create_model(
-        run,
-        stack,
-        image=image,
-        model_data=data,
-        environment={} if multi_model else sources[0].environment,
-        role=stack.endpoint_role,
-        network_isolation=hosting.network_isolation,
-        multi_model=multi_model,
+    endpoint = {"EndpointName": run.name("endpoint"), "EndpointConfigName": run.name("config"), "Tags": run.tags}
+    calls = (
+        *([] if hosting.lifetime_h is None else [expiry(run, stack, hours=hosting.lifetime_h)]),
+        model_call(
+            run,
+            stack,
+            run.name("model"),
+            image=image,
+            model_data=data,
+            environment={} if multi_model else sources[0].environment,
+            role=stack.site.role_arn("endpoint"),
+            network_isolation=hosting.network_isolation,
+            multi_model=multi_model,
+        ),
+        _config(run, hosting, stack),
+        Call("sagemaker", "create_endpoint", endpoint, "endpoint", run.name("endpoint")),
     )
-    config = endpoint_requests.create_endpoint_config(
-        run, stack, instance=hosting.instance, instances=hosting.instances, hours=hosting.hours
-    )
-    calls += [
-        Call("sagemaker", "create_model", model, "model", run.name("model")),
-        Call("sagemaker", "create_endpoint_config", config, "endpoint-config", run.name("config")),
-        Call("sagemaker", "create_endpoint", endpoint_requests.create_endpoint(run), "endpoint", run.name("endpoint")),
-    ]
-    return Launch(
-        run,
-        stack,
-        tuple(calls),
-        tuple(source.channel for source in sources if source.channel is not None),
-        copies,
-        _scaling_calls(run, hosting),
-    )
+    channels = tuple(source.channel for source in sources if source.channel is not None)
+    return Launch(run, stack, calls, channels, copies, _scaling(run, hosting))
 
 
-def expiry(run: Run, stack: Stack, *, at: datetime) -> Call:
-    """The call that creates the expiry of a run's endpoint.
+def expiry(run: Run, stack: Stack, *, hours: float) -> Call:
+    """The call that creates the expiry of a run's endpoint, which works even if this machine is offline.
 
     Args:
         run: The run that owns the endpoint.
-        stack: The stack with the role of schedules.
-        at: The time of the expiry, with its time zone.
+        stack: The stack with the role and the queue of schedules.
+        hours: The hours until the expiry.
     """
-    request = endpoint_requests.create_expiry(run, stack, at=at)
-    return Call("scheduler", "create_schedule", request, "schedule", run.name("expiry"))
+    arguments = {"EndpointName": run.name("endpoint")}
+    return ending(run.name("expiry"), stack, "sagemaker:deleteEndpoint", arguments, hours=hours)
 
 
-def unpaid_names(run: Run) -> dict[str, str]:
-    """The resources that remain after an expiry, by kind, because the schedule deletes only the endpoint."""
-    return {
-        "scaling-target": endpoint_requests.scaling_target(run),
-        "endpoint-config": run.name("config"),
-        "model": run.name("model"),
-        "schedule": run.name("expiry"),
+def model_call(
+    run: Run,
+    stack: Stack,
+    name: str,
+    *,
+    image: str,
+    model_data: str,
+    role: str,
+    environment: Mapping[str, str] | None = None,
+    network_isolation: bool = False,
+    multi_model: bool = False,
+) -> Call:
+    """The call that creates the model of an endpoint or a transform job.
+
+    Args:
+        run: The run that owns the model.
+        stack: The stack with the VPC.
+        name: The name of the model.
+        image: The serving image, in a registry of the account.
+        model_data: The S3 address of an archive from `neuron-sum package`; with `multi_model`, the prefix of several.
+        role: The ARN of the role of the model's containers.
+        environment: The environment variables of the container.
+        network_isolation: Whether the container has no network access.
+        multi_model: Whether each request names its model.
+    """
+    mode = {"Mode": "MultiModel"} if multi_model else {}
+    request = {
+        "ModelName": name,
+        "PrimaryContainer": {
+            "Image": image,
+            "ModelDataUrl": model_data,
+            "Environment": dict(environment or {}),
+            **mode,
+        },
+        "ExecutionRoleArn": role,
+        "EnableNetworkIsolation": network_isolation,
+        "Tags": run.tags,
+        **stack.vpc,
     }
+    return Call("sagemaker", "create_model", request, "model", name)
 
 
-def _scaling_calls(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:
-    if hosting.most is None or hosting.invocations is None:
+def _config(run: Run, hosting: EndpointOptions, stack: Stack) -> Call:
+    """The call that creates the configuration, with timeouts that a compiled model needs to start.
+
+    An endpoint cannot be deleted while it is being created. The timeouts let it start or fail within half of its hours.
+    """
+    key = stack.volume_key(hosting.instance)
+    longest = (
+        START_TIMEOUT_S if hosting.lifetime_h is None else min(START_TIMEOUT_S, int(hosting.lifetime_h * 3600 / 4))
+    )
+    request = {
+        "EndpointConfigName": run.name("config"),
+        "ProductionVariants": [
+            {
+                "VariantName": VARIANT,
+                "ModelName": run.name("model"),
+                "InstanceType": hosting.instance,
+                "InitialInstanceCount": hosting.instances,
+                "InitialVariantWeight": 1.0,
+                "ModelDataDownloadTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+                "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+                **({"InferenceAmiVersion": NEURON_HOST} if hosting.instance.startswith("ml.inf2.") else {}),
+            }
+        ],
+        "Tags": run.tags,
+        **({"KmsKeyId": key} if key is not None else {}),
+    }
+    return Call("sagemaker", "create_endpoint_config", request, "endpoint-config", run.name("config"))
+
+
+def _scaling(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:
+    """The calls that adjust the number of instances to a target request rate; the endpoint must be in service."""
+    if hosting.max_instances is None or hosting.invocations_per_instance is None:
         return ()
-    service, name = "application-autoscaling", endpoint_requests.scaling_target(run)
+    service, name = "application-autoscaling", scaling_target(run)
+    register = {
+        **SCALING,
+        "ResourceId": name,
+        "MinCapacity": hosting.instances,
+        "MaxCapacity": hosting.max_instances,
+        "Tags": {tag["Key"]: tag["Value"] for tag in run.tags},  # this service takes tags as a mapping
+    }
+    policy = {
+        **SCALING,
+        "ResourceId": name,
+        "PolicyName": run.name("scaling"),
+        "PolicyType": "TargetTrackingScaling",
+        "TargetTrackingScalingPolicyConfiguration": {
+            "TargetValue": hosting.invocations_per_instance,
+            "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
+            "ScaleInCooldown": SCALE_IN_S,
+            "ScaleOutCooldown": SCALE_OUT_S,
+        },
+    }
     return (
-        Call(
-            service,
-            "register_scalable_target",
-            endpoint_requests.register_scaling(run, least=hosting.instances, most=hosting.most),
-            "scaling-target",
-            name,
-        ),
-        Call(service, "put_scaling_policy", endpoint_requests.put_scaling(run, invocations=hosting.invocations)),
+        Call(service, "register_scalable_target", register, "scaling-target", name),
+        Call(service, "put_scaling_policy", policy),
     )

@@ -1,20 +1,18 @@
 """Lifecycle of an endpoint: find it, wait until it is in service, read its expiry and size."""
 
-import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from neuron_sum import console
-from neuron_sum.console import duration, quote
+from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import is_shortage
-from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
+from sagemaker_jobs.aws.logs import State, explained, watch
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, is_run_id
-from sagemaker_jobs.cleanup.kinds import hours_since
-from sagemaker_jobs.endpoint.requests import SCALING, VARIANT, scaling_target
+from sagemaker_jobs.cleanup.kinds import SCALING, hours_since
+from sagemaker_jobs.endpoint.launch import VARIANT, scaling_target
 from sagemaker_jobs.launch.schedules import time_of
 
 IN_SERVICE = "InService"
@@ -96,13 +94,12 @@ def find_ours(account: Account, run_or_name: str) -> Endpoint:
     return found
 
 
-def wait(account: Account, name: str, *, every_s: float, price: Price, instances: int) -> None:
+def wait(account: Account, name: str, *, price: Price | None, instances: int) -> None:
     """Wait until an endpoint is in service; log each change of its status and each line of its containers' log.
 
     Args:
         account: The account that has the endpoint.
         name: The name of the endpoint.
-        every_s: Seconds between status polls.
         price: The price of the endpoint's instance.
         instances: The number of instances.
 
@@ -110,38 +107,27 @@ def wait(account: Account, name: str, *, every_s: float, price: Price, instances
         EndpointFailed: If the endpoint fails, with the reason and the known cause from its log.
         AwsError: If the endpoint is deleted meanwhile, or AWS cannot be reached; it may still start in that case.
     """
-    log = Log(account, f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/")
-    before = ""
-    while True:
-        found = read_with_retry(lambda: describe(account, name), name, every_s)
-        if found is None or found["EndpointStatus"] == "Deleting":
-            raise AwsError(
-                f"{name} was deleted before it was in service",
-                "Check whether it expired or somebody ran `neuron-sum aws down`.",
-            )
-        hours, status = hours_since(found["CreationTime"]), found["EndpointStatus"]
-        if status != before:
-            before = status
-            console.note(
-                f"{name}: {status} after {duration(hours * 3600)}, at most ${price.cost(hours, instances):.2f} by now"
-            )
-        log.print_new()
-        if status in FAILED:
-            raise _failure(name, found, log)
-        if status in ANSWERS:
-            return
-        time.sleep(every_s)
-
-
-def _failure(name: str, found: dict[str, Any], log: Log) -> EndpointFailed:
-    reason = " ".join(str(found.get("FailureReason", "")).split()) or "AWS reports no reason"
-    cause = known_cause(reason, log.lines)
-    known = f"; {cause.name}: {cause.cause}" if cause else ""
-    failed = EndpointFailed(
-        f"{name} failed: {reason}{known}", cause.remedy if cause else f"Run `aws logs tail {log.group}`."
+    gone = AwsError(
+        f"{name} was deleted before it was in service",
+        "Check whether it expired or somebody ran `neuron-sum aws down`.",
     )
-    failed.shortage = is_shortage(reason)
-    return failed
+
+    def read() -> tuple[dict[str, Any], State]:
+        if (found := describe(account, name)) is None:
+            raise gone
+        status, seconds = found["EndpointStatus"], hours_since(found["CreationTime"]) * 3600
+        ended = status in (*ANSWERS, *FAILED, "Deleting")
+        return found, State(status, ended, seconds, (f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/"), instances)
+
+    endpoint, state, log = watch(account, name, read, price=price)
+    if state.text == "Deleting":
+        raise gone
+    if state.text in FAILED:
+        reason = " ".join(str(endpoint.get("FailureReason", "")).split()) or "AWS reports no reason"
+        tail = f"Run `aws logs tail {ENDPOINT_LOGS}{name}`."
+        failed = EndpointFailed(*explained(f"{name} failed: {reason}", reason, log, tail))
+        failed.shortage = is_shortage(reason)
+        raise failed
 
 
 def expiry_at(account: Account, run: Run) -> datetime | None:

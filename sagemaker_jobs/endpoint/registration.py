@@ -12,7 +12,7 @@ from typing import Any
 from neuron_sum import files
 from neuron_sum.errors import AwsError, DataError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import NAME_LIMIT, PREFIX, RUN_TAG, Run, tags
+from sagemaker_jobs.aws.names import NAME_LIMIT, PREFIX, RUN_TAG, Run, bucket_and_key, tags
 from sagemaker_jobs.cleanup.registered import REGISTRY, is_ours
 from sagemaker_jobs.endpoint.sources import Source
 from sagemaker_jobs.stack.stack import Request, Stack
@@ -122,7 +122,7 @@ def digest_of(source: Source, account: Account | None) -> str:
     assert source.address is not None  # a source has either a channel or an address
     text = source.address
     if account is not None:
-        bucket, _, key = source.address.removeprefix("s3://").partition("/")
+        bucket, key = bucket_and_key(source.address)
         found = account.call("s3", "head_object", Bucket=bucket, Key=key)
         text = f"{found['ETag']} {found['ContentLength']}"
     return hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -259,8 +259,7 @@ def register(account: Account, stack: Stack, registration: Registration, *, ever
         [path] = source.channel.files.values()
         account.upload(path, bucket, f"{prefix}model.tar.gz", owner)
     else:
-        place, _, key = source.address_in(stack).removeprefix("s3://").partition("/")
-        account.copy((place, key), bucket, f"{prefix}model.tar.gz", owner)
+        account.copy(source.address_in(stack), bucket, f"{prefix}model.tar.gz", owner)
     text = json.dumps(dict(registration.manifest), indent=2).encode()
     account.call("s3", "put_object", Bucket=bucket, Key=f"{prefix}manifest.json", Body=text, **owner)
     for scores in registration.scores:

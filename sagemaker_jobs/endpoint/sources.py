@@ -16,9 +16,9 @@ from neuron_sum.errors import ArtifactError, AwsError, reading
 from neuron_sum.platform.containers import CONTAINERS, ENVIRONMENT_FILE
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
-from sagemaker_jobs.aws.names import Run
+from sagemaker_jobs.aws.names import Run, bucket_and_key
 from sagemaker_jobs.image import registry
-from sagemaker_jobs.jobs import compiling, training
+from sagemaker_jobs.jobs import training
 from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.stack.stack import Stack
 
@@ -129,10 +129,9 @@ def find_source(text: str, account: Account | None, stack: Stack) -> Source:
         console.note(
             f"an actual start asks AWS for the compiled model of {location}; this is the first compile job's address"
         )
-        output = f"{stack.output(run, 'compile')}/{run.name('compile')}/output"
-        return Source(name or location, None, f"{output}/model{ARCHIVE}", run=run)
+        return Source(name or location, None, stack.model(run, "compile"), run=run)
     run = training.find_run(account, location)
-    job = training.Described(compiling.newest(account, run, "compile"))
+    job = training.newest(account, run, "compile")
     target = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
     return Source(name or location, target, job.model, run=run)
 
@@ -153,7 +152,7 @@ def inspected(source: Source, account: Account | None) -> Source:
     if account is None:
         console.note(f"an actual start reads the container's environment from {source.address}")
         return source
-    bucket, _, key = source.address.removeprefix("s3://").partition("/")
+    bucket, key = bucket_and_key(source.address)
     with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:
         target, environment = inspect(body, source.address)
     return replace(source, target=target, environment=environment)
@@ -177,7 +176,7 @@ def with_manifest(source: Source, account: Account | None) -> tuple[Source, dict
         console.note(f"an actual start reads the manifest in {source.address}")
         return source, {}
     assert source.address is not None  # a source has either a channel or an address
-    bucket, _, key = source.address.removeprefix("s3://").partition("/")
+    bucket, key = bucket_and_key(source.address)
     with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:
         record = _record(body, source.address)
     return inspected(source, account), record
@@ -328,7 +327,7 @@ def common_target(targets: Sequence[str], instances: Sequence[str]) -> str:
 
 
 def _check_exists(account: Account, address: str) -> None:
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+    bucket, key = bucket_and_key(address)
     try:
         account.call("s3", "head_object", Bucket=bucket, Key=key)
     except Refused as refused:

@@ -12,21 +12,19 @@ from typing import Literal
 
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.errors import BUILD_ELSEWHERE
-from sagemaker_jobs.aws.names import BUILD_LOG_GROUP, PROJECT, AwsContext, Run, inputs_prefix
+from sagemaker_jobs.aws.names import BUILD_LOG_GROUP, PROJECT, Run, inputs_prefix
 from sagemaker_jobs.cleanup.kinds import RUN_VARIABLE
 from sagemaker_jobs.image.registry import image_uri
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.launch.start import Launch
-from sagemaker_jobs.stack.stack import PRIVATE_IMAGE, Request, Stack
+from sagemaker_jobs.stack.stack import PRIVATE_IMAGE, Stack
 from sagemaker_jobs.stack.template import WITHOUT_BUILDS
 
 BUILDER: Literal["medium", "large"] = "medium"
 BUILD_MINUTES = 60
-"""Defaults of a build: the CodeBuild machine, and the maximum build time in minutes."""
-
-BUILDERS = {"medium": "BUILD_GENERAL1_MEDIUM", "large": "BUILD_GENERAL1_LARGE"}
-"""CodeBuild machines: 4 CPUs and 8 GB, 8 CPUs and 16 GB; both with 128 GB of disk, which the inf2 base image needs."""
+"""Defaults of a build: the CodeBuild machine, which has the 128 GB of disk that the inf2 base image needs, and the
+maximum build time in minutes."""
 
 MINUTES = (5, 2160)
 """CodeBuild's limits of the build time in minutes."""
@@ -93,8 +91,8 @@ def start_build(
     registries: str = "",
     builder: str = BUILDER,
     max_minutes: int = BUILD_MINUTES,
-) -> Request:
-    """StartBuild of the stack's project.
+) -> Call:
+    """The call that starts a build of the stack's project.
 
     Args:
         run: The run that owns the build.
@@ -102,7 +100,7 @@ def start_build(
         tag: The tag of the image.
         source: The bucket/key of the archive.
         registries: The hosts that need a login.
-        builder: A key of BUILDERS.
+        builder: medium or large.
         max_minutes: The maximum build time in minutes.
 
     Raises:
@@ -117,10 +115,10 @@ def start_build(
     if stack.site.region in WITHOUT_BUILDS:
         raise AwsError(f"the stack has no build project in {stack.site.region}", BUILD_ELSEWHERE)
     variables = {TAG: tag, RUN_VARIABLE: run.id, REGISTRIES: registries}
-    return {
+    request = {
         "projectName": PROJECT,
         "sourceLocationOverride": source,
-        "computeTypeOverride": BUILDERS[builder],
+        "computeTypeOverride": f"BUILD_GENERAL1_{builder.upper()}",
         "timeoutInMinutesOverride": max_minutes,
         "environmentVariablesOverride": [{"name": name, "value": value} for name, value in variables.items()],
         # The name of the log stream begins with that of the build, by which `down --artifacts` finds it.
@@ -130,6 +128,7 @@ def start_build(
         # If the response is lost, a retry must not start a second build: CodeBuild keeps the token for five minutes.
         "idempotencyToken": run.id,
     }
+    return Call("codebuild", "start_build", request, "build", run.name("build"))
 
 
 def launch(
@@ -143,7 +142,7 @@ def launch(
         target: cpu or inf2.
         found: The build context.
         archive: The build context as one file.
-        builder: A key of BUILDERS.
+        builder: medium or large.
         max_minutes: The maximum build time in minutes.
 
     Raises:
@@ -154,21 +153,16 @@ def launch(
     private = [name.partition("/")[0] for name in froms if PRIVATE_IMAGE.match(name)]
     for name in froms:
         stack.check_image(name)
-    request = start_build(
+    call = start_build(
         run,
         stack,
         tag,
         builder=builder,
         max_minutes=max_minutes,
         source=f"{stack.bucket}/{inputs_prefix(archive.name, archive.digest)}{ARCHIVE}",
-        registries=" ".join(dict.fromkeys([registry_of(stack.site), *private])),
+        registries=" ".join(dict.fromkeys([image_uri(stack.site, "").partition("/")[0], *private])),
     )
-    return Launch(run, stack, (Call("codebuild", "start_build", request, "build", run.name("build")),), (archive,))
-
-
-def registry_of(site: AwsContext) -> str:
-    """The host of the account's registry."""
-    return image_uri(site, "").partition("/")[0]
+    return Launch(run, stack, (call,), (archive,))
 
 
 def tag_of(target: str, found: Channel) -> str:

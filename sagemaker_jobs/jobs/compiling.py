@@ -12,8 +12,9 @@ from neuron_sum.runs.contents import RUN_FILES
 from neuron_sum.runs.folder import RunFolder, open_run
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused
-from sagemaker_jobs.aws.names import Run, new_run
+from sagemaker_jobs.aws.names import Run, bucket_and_key, new_run
 from sagemaker_jobs.jobs import training
+from sagemaker_jobs.jobs.follow import Job
 from sagemaker_jobs.jobs.inputs import model_files, no_way_to
 from sagemaker_jobs.jobs.requests import MODEL, RECIPE, TRAINED
 from sagemaker_jobs.launch.channels import Channel, files_of
@@ -72,9 +73,17 @@ def find(
         RecipeError: If an override is invalid.
         AwsError: If the run does not exist, or none of its training jobs has completed.
     """
-    _check_overrides(overrides)
+    if fixed := [override for override in overrides if not override.startswith(CHANGEABLE)]:
+        raise RecipeError(
+            f"{fixed[0]!r} changes a setting that the run was trained with",
+            f"Change only {', '.join(CHANGEABLE)}, such as compile.batch_sizes=[1,8].",
+        )
     if source.startswith("s3://"):
-        check_archive(source)
+        if not all(bucket_and_key(source)) or not source.endswith(".tar.gz"):
+            raise AwsError(
+                f"{source} is not the address of a model.tar.gz",
+                "Use s3://BUCKET/…/model.tar.gz from the last output line of the training job.",
+            )
         load_recipe("tiny", overrides)  # checks keys and types; the job checks the values with the run's recipe
         return Trained(new_run(_name_of(source)), addresses={TRAINED: source})
     if Path(source).is_dir():
@@ -85,48 +94,15 @@ def find(
         console.note(
             "an actual start asks AWS for the address of the run's model; this is the address of the first attempt"
         )
-        default_address = f"{stack.output(run)}/{run.name('train')}/output/model.tar.gz"
-        return Trained(run, addresses={TRAINED: default_address})
+        return Trained(run, addresses={TRAINED: stack.model(run, "train")})
     return _in_account(source, account, overrides, isolated, scratch)
-
-
-def check_archive(address: str) -> None:
-    """Refuse an S3 address that is not an archive.
-
-    Raises:
-        AwsError: If the address does not end with .tar.gz.
-    """
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    if not bucket or not key.endswith(".tar.gz"):
-        raise AwsError(
-            f"{address} is not the address of a model.tar.gz",
-            "Use s3://BUCKET/…/model.tar.gz from the last output line of the training job.",
-        )
-
-
-def newest(account: Account, run: Run, stage: str) -> dict[str, object]:
-    """The description of the newest completed job of a run's stage.
-
-    Raises:
-        AwsError: If no job has completed.
-    """
-    names = training.jobs_of(account, run, stage, StatusEquals="Completed")
-    if not names:
-        others = training.attempts_of(account, run, stage)
-        found = f"none of its {others} jobs has completed" if others else "the run has no such job"
-        argument = "RECIPE" if stage == "train" else run.id
-        raise AwsError(
-            f"no completed {stage} job of run {run.id}: {found}",
-            f"Run `neuron-sum aws {stage} {argument}`, or follow a job with `neuron-sum aws status {run.id} --follow`.",
-        )
-    return account.call("sagemaker", "describe_training_job", TrainingJobName=names[0])
 
 
 def _in_account(run_id: str, account: Account, overrides: Sequence[str], isolated: bool, scratch: Path) -> Trained:
     run = training.find_run(account, run_id)
     attempt = training.next_attempt(account, run, "compile")
-    job = training.Described(newest(account, run, "train"))
-    addresses = {TRAINED: job.model}
+    job = training.newest(account, run, "train")
+    addresses = {TRAINED: job.model or ""}
     # An adapter's base from a local folder is in the training job's channel; one from a hub is downloaded again.
     if MODEL in job.channels:
         addresses[MODEL] = job.channels[MODEL]
@@ -137,13 +113,12 @@ def _in_account(run_id: str, account: Account, overrides: Sequence[str], isolate
     return Trained(run, attempt, addresses=addresses, hashes=hashes)
 
 
-def _recipe_of(job: "training.Described", account: Account, overrides: Sequence[str], scratch: Path) -> Recipe | None:
+def _recipe_of(job: Job, account: Account, overrides: Sequence[str], scratch: Path) -> Recipe | None:
     """The recipe of a training job; None if it was deleted."""
     if RECIPE not in job.channels:
         return None
-    bucket, _, prefix = job.channels[RECIPE].removeprefix("s3://").partition("/")
     try:
-        text = account.read(bucket, f"{prefix.rstrip('/')}/recipe.yaml")
+        text = account.read(f"{job.channels[RECIPE].rstrip('/')}/recipe.yaml")
     except Refused as refused:
         console.note(f"the overrides will be checked by the job: {refused.message}")
         return None
@@ -184,15 +159,6 @@ def _check_way(recipe: Recipe, isolated: bool) -> None:
     name = recipe.model.name_or_path
     if isolated and name and not name.startswith("/") and not isinstance(recipe.method, FullMethod):
         raise no_way_to("model.name_or_path", name)
-
-
-def _check_overrides(overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if not override.startswith(CHANGEABLE):
-            raise RecipeError(
-                f"{override!r} changes a setting that the run was trained with",
-                f"Change only {', '.join(CHANGEABLE)}, such as compile.batch_sizes=[1,8].",
-            )
 
 
 def _name_of(address: str) -> str:

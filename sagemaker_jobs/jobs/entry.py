@@ -152,18 +152,8 @@ def _compile(base: Path, target: str, overrides: list[str]) -> None:
     neuron_sum = [sys.executable, "-m", "neuron_sum"]
     artifact, archive = work / "artifact", work / "model.tar.gz"
     _run([*neuron_sum, "doctor"])
-    _run(
-        [
-            *neuron_sum,
-            "compile",
-            str(run),
-            "--target",
-            target,
-            "--output",
-            str(artifact),
-            *(f"--set={override}" for override in overrides),
-        ]
-    )
+    sets = [f"--set={override}" for override in overrides]
+    _run([*neuron_sum, "compile", str(run), "--target", target, "--output", str(artifact), *sets])
     _run([*neuron_sum, "package", str(artifact), "--output", str(archive)])
     _unpack(archive, base / "model")
 

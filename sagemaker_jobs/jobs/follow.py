@@ -1,22 +1,23 @@
-"""Follow a SageMaker job until it ends: print its status and log, and explain a failure."""
+"""Follow a SageMaker job until it ends, and explain a failure."""
 
 import re
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from neuron_sum import console
-from neuron_sum.console import duration
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NoCapacity, is_shortage
-from sagemaker_jobs.aws.logs import Log, known_cause, read_with_retry
-from sagemaker_jobs.aws.names import LOG_GROUP, TRANSFORM_LOG_GROUP
+from sagemaker_jobs.aws.logs import Log, State, explained, watch
+from sagemaker_jobs.cleanup.kinds import TRAINING, JobKind
+from sagemaker_jobs.cleanup.rollback import roll_back
+from sagemaker_jobs.launch.start import Launch
 
 ENDED = ("Completed", "Failed", "Stopped")
+
+VERIFY = "--verify="
+"""Start of the arguments of a job's container that name the SHA-256 of a channel."""
 
 DATA_LOG = "[sagemaker logs]:"
 """Start of SageMaker's messages about a transform's records, in the log stream whose name ends with data-log."""
@@ -30,31 +31,6 @@ AGAIN = {
 
 
 @dataclass(frozen=True)
-class JobKind:
-    """The differences between training jobs, which also compile, and transform jobs.
-
-    Attributes:
-        operation: The operation that describes a job.
-        noun: The first part of the field names in the description.
-        resources: The name of the field for the instances.
-        end: The name of the field for the end time.
-        log_group: The log group in CloudWatch.
-    """
-
-    operation: str
-    noun: str
-    resources: str
-    end: str
-    log_group: str
-
-
-TRAINING = JobKind("describe_training_job", "TrainingJob", "ResourceConfig", "TrainingEndTime", LOG_GROUP)
-TRANSFORM = JobKind(
-    "describe_transform_job", "TransformJob", "TransformResources", "TransformEndTime", TRANSFORM_LOG_GROUP
-)
-
-
-@dataclass(frozen=True)
 class Job:
     """A job as AWS describes it.
 
@@ -64,7 +40,7 @@ class Job:
     """
 
     described: dict[str, Any]
-    kind: JobKind = field(default=TRAINING)
+    kind: JobKind = TRAINING
 
     @property
     def name(self) -> str:
@@ -80,6 +56,25 @@ class Job:
     def stage(self) -> str:
         """The secondary status, such as Downloading."""
         return str(self.described.get("SecondaryStatus", self.status))
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """The S3 address of each input channel of a training job."""
+        return {
+            channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+            for channel in self.described.get("InputDataConfig") or []
+        }
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of a training job's container."""
+        return list(self.described.get("AlgorithmSpecification", {}).get("ContainerArguments") or [])
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each channel that was uploaded for a training job."""
+        given = (word.removeprefix(VERIFY).partition("=") for word in self.arguments if word.startswith(VERIFY))
+        return {name: sha256 for name, _, sha256 in given}
 
     @property
     def ended(self) -> bool:
@@ -100,7 +95,7 @@ class Job:
     @property
     def seconds(self) -> float:
         """Seconds from the creation of the job until its end, or until now."""
-        end = self.described.get(self.kind.end) if self.ended else None
+        end = self.described.get(f"{self.kind.noun.removesuffix('Job')}EndTime") if self.ended else None
         passed: float = ((end or datetime.now(timezone.utc)) - self.described["CreationTime"]).total_seconds()
         return max(passed, 0.0)
 
@@ -111,27 +106,25 @@ def describe(account: Account, name: str, kind: JobKind = TRAINING) -> Job:
     Raises:
         AwsError: If the job does not exist, or the request fails.
     """
-    return Job(account.call("sagemaker", kind.operation, **{f"{kind.noun}Name": name}), kind)
+    return Job(account.call("sagemaker", f"describe_{kind.snake}", **{f"{kind.noun}Name": name}), kind)
 
 
 def follow(
     account: Account,
     name: str,
     *,
-    every_s: float,
     price: Price | None = None,
     kind: JobKind = TRAINING,
-    on_end: Callable[[Job], None] = lambda job: None,
+    launch: Launch | None = None,
 ) -> Job:
     """Wait for a job to end and log its progress.
 
     Args:
         account: The account that the job runs in.
         name: The name of the job.
-        every_s: Seconds between status polls.
         price: The price of the job's instance, to log the cost so far.
         kind: The kind of the job.
-        on_end: Called with the job when it has ended, with any status.
+        launch: The launch of the job; its other resources are deleted when the job has ended, with any status.
 
     Returns:
         The completed job.
@@ -141,32 +134,25 @@ def follow(
         LostContact: If AWS cannot be reached any more while the job runs.
         AwsError: If the job failed, with the reason and the known cause from its log, or if it was stopped.
     """
-    log = Log(account, kind.log_group, f"{name}/")  # each host has a log stream with this prefix
-    before = ""
-    while True:
-        job = read_with_retry(lambda: describe(account, name, kind), name, every_s)
-        if (now := f"{job.status}, {job.stage}") != before:
-            before = now
-            count = job.described[kind.resources]["InstanceCount"]
-            cost = f", at most ${price.cost(job.seconds / 3600, count):.2f} by now" if price else ""
-            console.note(f"{name}: {job.stage} ({job.status}) after {duration(job.seconds)}{cost}")
-        log.print_new()
-        if job.ended:
-            break
-        time.sleep(every_s)
-    on_end(job)
-    if job.status == "Completed":
-        return job
-    raise _unsuccessful(job, log)
+
+    def read() -> tuple[Job, State]:
+        job = describe(account, name, kind)
+        text, instances = f"{job.stage} ({job.status})", job.described[kind.resources]["InstanceCount"]
+        # Each host has a log stream with this prefix.
+        return job, State(text, job.ended, job.seconds, (kind.log_group, f"{name}/"), instances)
+
+    job, _, log = watch(account, name, read, price=price)
+    if launch is not None:
+        account.ledger.note("gone", kind.name, name, launch.run.id)
+        roll_back(account, launch)
+    if job.status != "Completed":
+        raise _unsuccessful(job, log)
+    return job
 
 
-def _unsuccessful(job: Job, log: "Log") -> AwsError:
+def _unsuccessful(job: Job, log: Log | None) -> AwsError:
     reason = " ".join(str(job.described.get("FailureReason", "")).split())
-    records = [line for line in log.lines if DATA_LOG in line and "rror" in line]
-    cause = known_cause(reason, log.lines)
-    known = f"; {cause.name}: {cause.cause}" if cause else ""
-    if records:
-        known += f"; {len(records)} records failed; the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
+    stage, hint = re.search(r"-([a-z]+)(-\d+)?$", job.name), None
     # A spot job that waited in vain has no time at which its instances started.
     waited = job.stage == "MaxWaitTimeExceeded" and "TrainingStartTime" not in job.described
     if is_shortage(reason) or waited:
@@ -174,13 +160,13 @@ def _unsuccessful(job: Job, log: "Log") -> AwsError:
             f"{job.name} found no free instances: {reason or 'the maximum wait passed before it started'}", None
         )
     if job.status == "Stopped":
-        why = reason or {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}.get(
-            job.stage, "a request to stop"
-        )
-        stage = re.search(r"-([a-z]+)(-\d+)?$", job.name)
-        return AwsError(
-            f"{job.name} was stopped by {why} before it completed{known}", AGAIN.get(stage.group(1)) if stage else None
-        )
+        limits = {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}
+        why = reason or limits.get(job.stage, "a request to stop")
+        message, hint = f"{job.name} was stopped by {why} before it completed", AGAIN.get(stage[1]) if stage else None
+        return AwsError(explained(message, reason, log, "")[0], hint)
     tail = f"Run `aws logs tail {job.kind.log_group} --log-stream-name-prefix {job.name}/`."
-    hint = cause.remedy if cause else tail
-    return AwsError(f"{job.name} failed: {reason or 'AWS reports no reason'}{known}", hint)
+    message, hint = explained(f"{job.name} failed: {reason or 'AWS reports no reason'}", reason, log, tail)
+    records = [line for line in (log.lines if log else []) if DATA_LOG in line and "rror" in line]
+    if records:
+        message += f"; {len(records)} records failed; the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
+    return AwsError(message, hint)

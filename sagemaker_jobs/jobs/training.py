@@ -2,49 +2,39 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run
-from sagemaker_jobs.jobs import requests
-from sagemaker_jobs.jobs.follow import TRAINING, TRANSFORM, JobKind
-from sagemaker_jobs.jobs.requests import GRAPHS, VERIFY, Job
+from sagemaker_jobs.cleanup.kinds import TRAINING, TRANSFORM, JobKind
+from sagemaker_jobs.jobs.follow import VERIFY, Job, describe
+from sagemaker_jobs.jobs.requests import (
+    CHECKPOINTS,
+    CODE,
+    EFA_ENVIRONMENT,
+    EFA_INSTANCES,
+    ENTRY,
+    ENTRY_SHA256,
+    GRAPHS,
+    INPUT,
+    LAUNCHER,
+    VOLUME_GB,
+    check_job,
+    train_arguments,
+    training_image,
+)
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.launch.options import JobOptions, TrainOptions
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Stack
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command-line options of a training job.
-
-    Attributes:
-        instance: The instance type.
-        instances: The number of instances.
-        max_runtime_s: The maximum run time in seconds.
-        max_wait_s: The maximum seconds of waiting and running together, for spot; None: on demand.
-        image: The image URI; None: the default AWS image.
-        network_isolation: Whether the container has no network access.
-        encrypt_traffic: Whether the traffic between instances is encrypted.
-    """
-
-    instance: str
-    instances: int
-    max_runtime_s: int
-    max_wait_s: int | None = None
-    image: str | None = None
-    network_isolation: bool = False
-    encrypt_traffic: bool = False
 
 
 def launch(
     run: Run,
     recipe: Recipe,
-    options: Options,
+    options: TrainOptions,
     channels: Sequence[Channel],
     stack: Stack,
     *,
@@ -73,12 +63,14 @@ def launch(
     return job_launch(
         run,
         "train",
-        requests.train_arguments(options.instance, options.instances),
+        train_arguments(options.instance, options.instances),
         options,
         channels,
         stack,
         environment={**({"NEURON_COMPILE_CACHE_URL": cache} if cache else {}), **(environment or {})},
         attempt=attempt,
+        instances=options.instances,
+        encrypt_traffic=options.encrypt_traffic,
     )
 
 
@@ -86,7 +78,7 @@ def job_launch(
     run: Run,
     stage: str,
     arguments: tuple[str, ...],
-    options: Options,
+    options: JobOptions,
     channels: Sequence[Channel],
     stack: Stack,
     *,
@@ -94,8 +86,12 @@ def job_launch(
     hashes: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     attempt: int = 1,
+    instances: int = 1,
+    encrypt_traffic: bool = False,
 ) -> Launch:
     """The launch of a SageMaker training job of any stage, with its uploads; sends nothing.
+
+    The same arguments produce the same request, so `--dry-run` prints exactly what would be sent.
 
     Args:
         run: The run that owns the job.
@@ -107,39 +103,83 @@ def job_launch(
         addresses: The S3 addresses of further channels that already exist, by name.
         hashes: The SHA-256 of further channels, as far as it is known, by name.
         environment: The environment variables of the container.
-        attempt: The attempt number, from 1.
+        attempt: The attempt number, from 1; a resumed run has a new job.
+        instances: The number of instances.
+        encrypt_traffic: Whether the traffic between the instances is encrypted.
 
     Raises:
         AwsError: If SageMaker would refuse the job, or its role may not read an address.
         PlatformError: If AWS has no image in the region.
     """
+    instance, runtime, name = options.instance, round(options.max_hours * 3600), run.name(stage, attempt)
+    wait = None if options.max_wait_hours is None else round(options.max_wait_hours * 3600)
+    check_job(instance, instances, runtime, wait)
+    if encrypt_traffic and instances == 1:
+        raise AwsError(
+            "--encrypt-traffic encrypts the traffic between instances, but the job has one",
+            "Omit it, or use --instances 2 or more.",
+        )
     existing = addresses or {}
     stack.check_readable(existing.values())
-    uploaded = {channel.name: stack.inputs(channel.name, channel.digest) for channel in channels}
-    job = Job(
-        run=run,
-        stage=stage,
-        arguments=arguments,
-        channels={**uploaded, **existing},
-        hashes={**{channel.name: channel.sha256 for channel in channels}, **(hashes or {})},
-        instance=options.instance,
-        instances=options.instances,
-        max_runtime_s=options.max_runtime_s,
-        max_wait_s=options.max_wait_s,
-        image=options.image or requests.training_image(stack.site.region),
-        attempt=attempt,
-        environment=environment or {},
-        network_isolation=options.network_isolation,
-        encrypt_traffic=options.encrypt_traffic,
-    )
-    request = requests.create_training_job(job, stack)
-    call = Call("sagemaker", "create_training_job", request, "training-job", job.name)
+    inputs = {channel.name: stack.inputs(channel.name, channel.digest) for channel in channels} | {**existing}
+    verified = {channel.name: channel.sha256 for channel in channels} | {**(hashes or {})}
+    key, volume_key = stack.kms_key, stack.volume_key(instance)
+    request = {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {
+            "TrainingImage": options.image or training_image(stack.site.region),
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["python3", "-c", LAUNCHER, f"{INPUT}/{CODE}/{ENTRY}", ENTRY_SHA256],
+            "ContainerArguments": [
+                *(f"{VERIFY}{channel}={sha256}" for channel, sha256 in sorted(verified.items())),
+                *arguments,
+            ],
+        },
+        "RoleArn": stack.site.role_arn("jobs"),
+        "InputDataConfig": [
+            {
+                "ChannelName": channel,
+                "DataSource": {
+                    "S3DataSource": {
+                        "S3DataType": "S3Prefix",
+                        "S3Uri": uri,
+                        "S3DataDistributionType": "FullyReplicated",
+                    }
+                },
+                "InputMode": "File",
+            }
+            for channel, uri in sorted(inputs.items())
+        ],
+        "OutputDataConfig": {
+            "S3OutputPath": stack.output(run, stage),
+            "CompressionType": "GZIP",
+            **({"KmsKeyId": key} if key is not None else {}),
+        },
+        "ResourceConfig": {
+            "InstanceType": instance,
+            "InstanceCount": instances,
+            "VolumeSizeInGB": VOLUME_GB,
+            **({"VolumeKmsKeyId": volume_key} if volume_key is not None else {}),
+        },
+        "StoppingCondition": {
+            "MaxRuntimeInSeconds": runtime,
+            **({"MaxWaitTimeInSeconds": wait} if wait is not None else {}),
+        },
+        "EnableManagedSpotTraining": wait is not None,
+        # Also for on-demand jobs, so that the checkpoints of a job that fails late are not lost.
+        "CheckpointConfig": {"S3Uri": stack.checkpoints(run, stage), "LocalPath": CHECKPOINTS},
+        "EnableNetworkIsolation": options.network_isolation,
+        "EnableInterContainerTrafficEncryption": encrypt_traffic,
+        "Environment": {
+            **(EFA_ENVIRONMENT if instance in EFA_INSTANCES else {}),
+            **({"HF_HUB_OFFLINE": "1"} if options.network_isolation else {}),
+            **(environment or {}),
+        },
+        "Tags": run.tags,
+        **stack.vpc,
+    }
+    call = Call("sagemaker", "create_training_job", request, "training-job", name)
     return Launch(run, stack, (call,), tuple(channels))
-
-
-def attempts_of(account: Account, run: Run, stage: str = "train") -> int:
-    """The number of training jobs that a run has had for a stage, with any status."""
-    return len(jobs_of(account, run, stage))
 
 
 def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
@@ -156,7 +196,7 @@ def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
                 f"Wait for it with `neuron-sum aws status {run.id} --follow` or stop it with "
                 f"`neuron-sum aws down {run.id}`.",
             )
-    return attempts_of(account, run, stage) + 1
+    return len(jobs_of(account, run, stage)) + 1
 
 
 def jobs_of(account: Account, run: Run, stage: str, **filters: str) -> list[str]:
@@ -174,6 +214,23 @@ def jobs_of(account: Account, run: Run, stage: str, **filters: str) -> list[str]
     return [job["TrainingJobName"] for job in sorted(matching, key=lambda job: job["CreationTime"], reverse=True)]
 
 
+def newest(account: Account, run: Run, stage: str) -> Job:
+    """The newest completed job of a run's stage.
+
+    Raises:
+        AwsError: If no job has completed.
+    """
+    if names := jobs_of(account, run, stage, StatusEquals="Completed"):
+        return describe(account, names[0])
+    others = len(jobs_of(account, run, stage))
+    found = f"none of its {others} jobs has completed" if others else "the run has no such job"
+    argument = "RECIPE" if stage == "train" else run.id
+    raise AwsError(
+        f"no completed {stage} job of run {run.id}: {found}",
+        f"Run `neuron-sum aws {stage} {argument}`, or follow a job with `neuron-sum aws status {run.id} --follow`.",
+    )
+
+
 def last_job(account: Account, run_id: str) -> tuple[str, JobKind]:
     """The name and kind of a run's newest training, compile or batch job, with any status.
 
@@ -183,8 +240,8 @@ def last_job(account: Account, run_id: str) -> tuple[str, JobKind]:
     prefix = f"{PREFIX}-{run_id}-"
     found = [
         (job["CreationTime"], job[f"{kind.noun}Name"], kind)
-        for operation, kind in (("list_training_jobs", TRAINING), ("list_transform_jobs", TRANSFORM))
-        for job in account.pages("sagemaker", operation, f"{kind.noun}Summaries", NameContains=prefix)
+        for kind in (TRAINING, TRANSFORM)
+        for job in account.pages("sagemaker", f"list_{kind.snake}s", f"{kind.noun}Summaries", NameContains=prefix)
     ]
     if not found:
         raise AwsError(
@@ -209,38 +266,3 @@ def find_run(account: Account, run_id: str) -> Run:
         if values.get(RUN_TAG) == run_id:
             return Run(run_id, values.get(RECIPE_TAG, ""))
     raise AwsError(f"no run {run_id!r} in {account.region}", "Run `neuron-sum aws status` to list the resources.")
-
-
-@dataclass(frozen=True)
-class Described:
-    """The inputs and the output of a completed training job.
-
-    Attributes:
-        answer: The response of DescribeTrainingJob.
-    """
-
-    answer: Mapping[str, Any]
-
-    @property
-    def model(self) -> str:
-        """The S3 address of the job's model.tar.gz."""
-        return str(self.answer["ModelArtifacts"]["S3ModelArtifacts"])
-
-    @property
-    def channels(self) -> dict[str, str]:
-        """The S3 address of each input channel."""
-        return {
-            channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
-            for channel in self.answer.get("InputDataConfig") or []
-        }
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each channel that was uploaded for the job."""
-        given = (word.removeprefix(VERIFY).partition("=") for word in self.arguments if word.startswith(VERIFY))
-        return {name: sha256 for name, _, sha256 in given}
-
-    @property
-    def arguments(self) -> list[str]:
-        """The arguments of the job's container."""
-        return list(self.answer.get("AlgorithmSpecification", {}).get("ContainerArguments") or [])

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
-from neuron_sum.platform.matrix import PLATFORMS, Platform
+from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.platform.project import PACKAGES, PROJECT_FILES, REQUIREMENTS, SOURCES, project_root
 
 PLATFORM_TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "any")
@@ -26,19 +26,18 @@ EPOCH = "1700000000"
 """Date of all files in a wheel, so that the same source gives the same bytes and is uploaded only once."""
 
 
-def build(folder: Path, platform: Platform = PLATFORMS[0], report_to: Sequence[str] = ()) -> Path:
+def build(folder: Path, report_to: Sequence[str] = ()) -> Path:
     """Build neuron-sum's wheel and download the other wheels for the image's Python.
 
     Args:
         folder: The target folder, replaced only when the wheelhouse is complete.
-        platform: The supported platform.
         report_to: The values of train.report_to, whose packages are added.
 
     Raises:
         ResourceError: If the project's files are missing, or pip fails.
     """
     requirements = project_root() / REQUIREMENTS
-    python = next(image for image in platform.registry_images if image.stage == "train").versions["python"]
+    python = next(image for image in PLATFORMS[0].registry_images if image.stage == "train").versions["python"]
     console.note(f"building a wheelhouse for Python {python}")
     tags = [word for tag in PLATFORM_TAGS for word in ("--platform", tag)]
     verified = ["--no-deps", "--require-hashes"]

@@ -11,7 +11,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from neuron_sum.errors import AwsError, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ASSUME_ROLE, Refused
-from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import Run
 from sagemaker_jobs.stack.stack import Request
 
@@ -92,7 +91,6 @@ def _service(name: str) -> Any:
 
 def create(
     account: Account,
-    ledger: Ledger,
     call: Call,
     run: Run,
     on_send: Callable[[Call], None] = lambda call: None,
@@ -101,7 +99,6 @@ def create(
 
     Args:
         account: The account to create the resource in.
-        ledger: The account's ledger.
         call: The call to send.
         run: The run that owns the resource.
         on_send: Called with the call, as it is sent, just before each attempt.
@@ -119,24 +116,20 @@ def create(
 
     Retrying(
         retry=retry_if_exception(is_early), stop=stop_after_delay(READY_S), wait=wait_fixed(RETRY_S), reraise=True
-    )(_create_once, account, ledger, call.timed, run, on_send)
+    )(_create_once, account, call.timed, run, on_send)
 
 
-def _create_once(
-    account: Account, ledger: Ledger, timed: Callable[[], Call], run: Run, on_send: Callable[[Call], None]
-) -> None:
+def _create_once(account: Account, timed: Callable[[], Call], run: Run, on_send: Callable[[Call], None]) -> None:
     call = timed()
     on_send(call)
     if call.kind is None:
         call.send(account)
         return
+    account.ledger.note("intent", call.kind, call.name, run.id)
     try:
-        with ledger.creating(call.kind, call.name, run.id):
-            try:
-                call.send(account)
-            except Refused as refused:
-                if not refused.taken:
-                    raise
-    except Refused:
-        ledger.note("refused", call.kind, call.name, run.id)
-        raise
+        call.send(account)
+    except Refused as refused:
+        if not refused.taken:
+            account.ledger.note("refused", call.kind, call.name, run.id)
+            raise
+    account.ledger.note("made", call.kind, call.name, run.id)

@@ -1,6 +1,7 @@
-"""Service quotas of the account, compared with the instances of a launch before it creates anything."""
+"""The billed instances of a launch, and the account's quotas for them, compared before it creates anything."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
@@ -11,24 +12,63 @@ from sagemaker_jobs.launch.call import Call
 LISTINGS = ("list_service_quotas", "list_aws_default_service_quotas")
 """Operations that list quotas: those of the account, and the defaults of quotas that it leaves out."""
 
-BUILDERS = {"BUILD_GENERAL1_MEDIUM": "Medium", "BUILD_GENERAL1_LARGE": "Large"}
-"""CodeBuild's machines by their names in quotas; new accounts often may run no build."""
 
+@dataclass(frozen=True)
+class Use:
+    """Billed instances that a call starts.
 
-def needed(calls: Iterable[Call]) -> dict[str, int]:
-    """Return the number of instances that a launch requests, by the name of SageMaker's quota.
-
-    Args:
-        calls: The calls of the launch; those without an instance are ignored.
+    Attributes:
+        kind: The kind of the resource that is billed.
+        name: The name of the resource in AWS.
+        instance: The instance type.
+        instances: The maximum number of instances.
+        quota: The name of the quota.
+        component: The name of this use in the AWS Price List; empty for builds.
+        service: The code of the quota's service.
     """
+
+    kind: str
+    name: str
+    instance: str
+    instances: int
+    quota: str
+    component: str
+    service: str = "sagemaker"
+
+
+def uses(calls: Iterable[Call]) -> Iterator[Use]:
+    """Yield what each call of a launch starts; autoscaling counts with its maximum."""
     sent = list(calls)
-    most = max(
-        (call.request["MaxCapacity"] for call in sent if call.operation == "register_scalable_target"), default=0
-    )
-    counts: dict[str, int] = {}
+    endpoint = next((call.name for call in sent if call.kind == "endpoint"), "")
+    most = max((call.request["MaxCapacity"] for call in sent if call.kind == "scaling-target"), default=0)
     for call in sent:
-        for name, count in _instances(call, most):
-            counts[name] = counts.get(name, 0) + count
+        request = call.request
+        if call.kind == "training-job":
+            instance, count = request["ResourceConfig"]["InstanceType"], request["ResourceConfig"]["InstanceCount"]
+            spot = "spot " if request.get("EnableManagedSpotTraining") else ""
+            yield Use(call.kind, call.name, instance, count, f"{instance} for {spot}training job usage", "Training")
+        elif call.kind == "transform-job":
+            resources = request["TransformResources"]
+            instance, count = resources["InstanceType"], resources["InstanceCount"]
+            quota = f"{instance} for transform job usage"
+            yield Use(call.kind, call.name, instance, count, quota, "Batch Transform")
+        elif call.kind == "endpoint-config":
+            for variant in request["ProductionVariants"]:
+                instance, count = variant["InstanceType"], max(variant["InitialInstanceCount"], most)
+                yield Use("endpoint", endpoint, instance, count, f"{instance} for endpoint usage", "Hosting")
+        elif call.kind == "build":
+            machine = request["computeTypeOverride"]
+            size = machine.rpartition("_")[2].capitalize()  # new accounts often may run no build
+            quota = f"Concurrently running builds for Linux/{size} environment"
+            yield Use(call.kind, call.name, machine, 1, quota, "", "codebuild")
+
+
+def needed(calls: Iterable[Call]) -> dict[str, dict[str, int]]:
+    """Return the number of instances that a launch requests, by the quota's service and name."""
+    counts: dict[str, dict[str, int]] = {}
+    for use in uses(calls):
+        of_service = counts.setdefault(use.service, {})
+        of_service[use.quota] = of_service.get(use.quota, 0) + use.instances
     return counts
 
 
@@ -45,13 +85,7 @@ def check(account: Account, calls: Iterable[Call]) -> None:
     Raises:
         AwsError: If a quota is too small, with a command that requests a higher one.
     """
-    sent = list(calls)
-    builds = {
-        f"Concurrently running builds for Linux/{BUILDERS[call.request['computeTypeOverride']]} environment": 1
-        for call in sent
-        if call.kind == "build"
-    }
-    for service, wanted in (("sagemaker", needed(sent)), ("codebuild", builds)):
+    for service, wanted in needed(calls).items():
         try:
             unchecked = _check(account, service, wanted)
         except TooSmall:
@@ -82,15 +116,7 @@ def _check(account: Account, service: str, wanted: dict[str, int]) -> list[str]:
 
 
 class TooSmall(AwsError):
-    """A quota is too small for a launch.
-
-    Args:
-        name: The quota's name.
-        service: The code of its service.
-        quota: The quota as AWS lists it.
-        count: The number of instances or builds that the launch requests.
-        region: The region of the launch.
-    """
+    """A quota, as AWS lists it, is too small for the number of instances or builds of a launch."""
 
     def __init__(self, name: str, service: str, quota: dict[str, object], count: int, region: str) -> None:
         command = (
@@ -102,18 +128,3 @@ class TooSmall(AwsError):
             f"run {command} (takes hours to days), or "
             + (BUILD_ELSEWHERE if service == "codebuild" else "use another --instance or --region"),
         )
-
-
-def _instances(call: Call, most: int) -> Iterator[tuple[str, int]]:
-    """Yield the quota name and number of instances of a call; autoscaling may grow an endpoint to `most` instances."""
-    request = call.request
-    if call.operation == "create_training_job":
-        resources = request["ResourceConfig"]
-        use = "spot training job usage" if request.get("EnableManagedSpotTraining") else "training job usage"
-        yield f"{resources['InstanceType']} for {use}", resources["InstanceCount"]
-    elif call.operation == "create_transform_job":
-        resources = request["TransformResources"]
-        yield f"{resources['InstanceType']} for transform job usage", resources["InstanceCount"]
-    elif call.operation == "create_endpoint_config":
-        for variant in request["ProductionVariants"]:
-            yield f"{variant['InstanceType']} for endpoint usage", max(variant["InitialInstanceCount"], most)

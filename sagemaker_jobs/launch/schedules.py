@@ -1,11 +1,12 @@
 """EventBridge schedules that delete an endpoint or stop a job, and repeat the call until the schedule is deleted."""
 
 import json
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import EXPIRY_QUEUE
+from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.stack.stack import Request, Stack
 
 EVERY_S = 600
@@ -20,83 +21,64 @@ RETRIES = {"MaximumEventAgeInSeconds": EVERY_S, "MaximumRetryAttempts": 185}
 """Undelivered calls are retried until the next call; 185 is the largest number of retries."""
 
 
-def create_ending(name: str, stack: Stack, *, at: datetime, target: str, arguments: Request) -> Request:
-    """Return a CreateSchedule request that calls AWS repeatedly, without an end, to delete or stop a resource.
+def ending(name: str, stack: Stack, target: str, arguments: Request, *, hours: float) -> Call:
+    """Return the call that creates a schedule, which repeats a call, without an end, to delete or stop a resource.
 
     A schedule cannot have tags (its group can), so its name contains the run. UpdateSchedule takes the same request,
-    and resets omitted parameters to their defaults.
+    and resets omitted parameters to their defaults. The uploads before it may take hours, so the time of the first call
+    is set again when it is sent.
 
     Args:
         name: The schedule's name.
         stack: The stack with the role of the calls, and with the queue for rejected ones.
-        at: The time of the first call, with its time zone.
         target: The call's name as a universal target of Scheduler, such as sagemaker:deleteEndpoint.
         arguments: The call's arguments.
+        hours: The hours until the first call.
     """
-    return {
+    request = {
         "Name": name,
         "ScheduleExpression": f"rate({EVERY_S // 60} minutes)",
-        **times(at),
+        **starting_in(hours),
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "Target": {
             "Arn": f"arn:{stack.site.partition}:scheduler:::aws-sdk:{target}",
-            "RoleArn": stack.expiry_role,
+            "RoleArn": stack.site.role_arn("expiry"),
             "Input": json.dumps(arguments),
             "RetryPolicy": RETRIES,
             "DeadLetterConfig": {"Arn": stack.expiry_queue},
         },
     }
+    return Call("scheduler", "create_schedule", request, "schedule", name, partial(starting_in, hours))
 
 
-def times(at: datetime) -> Request:
-    """Return the time-dependent parameter of a schedule: its start.
-
-    Args:
-        at: The time of the first call, with its time zone.
-    """
-    return {"StartDate": at.astimezone(timezone.utc).replace(microsecond=0).isoformat()}
-
-
-def times_after(hours: float) -> Request:
-    """Return the same for a first call the given number of hours from now."""
-    return times(datetime.now(timezone.utc) + timedelta(hours=hours))
+def starting_in(hours: float) -> Request:
+    """Return the parameter of a schedule whose first call is the given number of hours from now."""
+    first = datetime.now(timezone.utc) + timedelta(hours=hours)
+    return {"StartDate": first.replace(microsecond=0).isoformat()}
 
 
 def time_of(schedule: Request) -> datetime:
     """Return the time of a schedule's first call (UTC).
 
     Args:
-        schedule: A request from `create_ending`, or the answer of GetSchedule.
+        schedule: A request from `ending`, or the answer of GetSchedule.
     """
     first = schedule["StartDate"]
     return (datetime.fromisoformat(first) if isinstance(first, str) else first).astimezone(timezone.utc)
 
 
-@dataclass(frozen=True)
-class RejectedCalls:
-    """Calls of schedules that AWS rejected in the last 14 days.
+def rejected_calls(account: Account) -> tuple[int, dict[str, str]]:
+    """Return the calls of schedules that AWS rejected in the last 14 days; they stay in the queue.
 
-    Attributes:
-        count: The approximate number of all of them.
-        reasons: The error message by the schedule's name, of at most ten calls.
-    """
-
-    count: int
-    reasons: dict[str, str]
-
-
-def rejected_calls(account: Account) -> RejectedCalls:
-    """Return the calls of schedules that AWS rejected; they stay in the queue.
-
-    Args:
-        account: The account and region.
+    Returns:
+        The approximate number of all of them, and the error message by the schedule's name, of at most ten calls.
 
     Raises:
         AwsError: If SQS cannot be reached, or refuses.
     """
     found = account.find("sqs", "get_queue_url", QueueName=EXPIRY_QUEUE)
     if found is None:
-        return RejectedCalls(0, {})
+        return 0, {}
     queue = {"QueueUrl": found["QueueUrl"]}
     counted = "ApproximateNumberOfMessages"
     count = account.call("sqs", "get_queue_attributes", AttributeNames=[counted], **queue)["Attributes"][counted]
@@ -106,4 +88,4 @@ def rejected_calls(account: Account) -> RejectedCalls:
     for message in account.call("sqs", "receive_message", **queue, **given).get("Messages", []):
         values = {key: each.get("StringValue", "") for key, each in message.get("MessageAttributes", {}).items()}
         reasons[values.get("SCHEDULE_ARN", "").rpartition("/")[2]] = values.get("ERROR_MESSAGE", "no reason is known")
-    return RejectedCalls(int(count), reasons)
+    return int(count), reasons

@@ -1,36 +1,16 @@
 """Start of a job, build or endpoint: upload inputs, create resources, and record them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.ledger import Ledger
-from sagemaker_jobs.aws.names import Run, inputs_prefix
+from sagemaker_jobs.aws.names import Run, bucket_and_key, inputs_prefix
 from sagemaker_jobs.launch.call import Call, create
 from sagemaker_jobs.launch.channels import Channel, upload
 from sagemaker_jobs.launch.schedules import time_of
-from sagemaker_jobs.stack.stack import Request, Stack
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Object that S3 copies.
-
-    Attributes:
-        source: The source's S3 address.
-        key: The target key in the stack's bucket.
-    """
-
-    source: str
-    key: str
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The source's bucket and key."""
-        bucket, _, key = self.source.removeprefix("s3://").partition("/")
-        return bucket, key
+from sagemaker_jobs.stack.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -42,7 +22,7 @@ class Launch:
         stack: The stack with the bucket and the roles.
         calls: The calls that create resources, in order.
         channels: The input channels, which are uploaded first.
-        copies: The copies from S3 to the bucket, made after the uploads.
+        copies: The S3 addresses of objects that S3 copies after the uploads, by their new keys in the bucket.
         later: The calls for when the resources are in service, which `start` does not send.
         sent: The calls as they were sent, so far.
     """
@@ -51,14 +31,14 @@ class Launch:
     stack: Stack
     calls: tuple[Call, ...]
     channels: tuple[Channel, ...] = ()
-    copies: tuple[Copy, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
     later: tuple[Call, ...] = ()
     sent: list[Call] = field(default_factory=list, compare=False)
 
     @property
-    def requests(self) -> dict[str, Request]:
-        """The requests by the kind of resource they create."""
-        return {call.kind: call.request for call in (*self.calls, *self.later) if call.kind is not None}
+    def all_calls(self) -> tuple[Call, ...]:
+        """The calls that create and configure the resources, in order."""
+        return (*self.calls, *self.later)
 
     def __getitem__(self, kind: str) -> Call:
         """The call that creates a kind of resource.
@@ -66,10 +46,7 @@ class Launch:
         Raises:
             KeyError: If the launch creates none.
         """
-        return {call.kind: call for call in (*self.calls, *self.later)}[kind]
-
-    def __contains__(self, kind: str) -> bool:
-        return any(call.kind == kind for call in (*self.calls, *self.later))
+        return {call.kind: call for call in self.all_calls}[kind]
 
     @property
     def ends(self) -> datetime | None:
@@ -81,32 +58,26 @@ class Launch:
         """Return all requests in order; the body of an upload is the file's path."""
         common = {"Bucket": self.stack.bucket, "ExpectedBucketOwner": self.stack.site.account}
         uploads = [
-            Call(
-                "s3",
-                "put_object",
-                {
-                    **common,
-                    "Key": inputs_prefix(channel.name, channel.digest) + name,
-                    "Body": f"file://{path}",
-                    "ChecksumAlgorithm": "SHA256",
-                },
-            )
+            {"Key": inputs_prefix(channel.name, channel.digest) + name, "Body": f"file://{path}"}
             for channel in self.channels
             for name, path in sorted(channel.files.items())
         ]
-        copies = [
-            Call("s3", "copy_object", {**common, "CopySource": copy.source.removeprefix("s3://"), "Key": copy.key})
-            for copy in self.copies
+        calls = [
+            *(Call("s3", "put_object", {**common, **each, "ChecksumAlgorithm": "SHA256"}) for each in uploads),
+            *(
+                Call("s3", "copy_object", {**common, "CopySource": "/".join(bucket_and_key(source)), "Key": key})
+                for key, source in self.copies.items()
+            ),
+            *self.all_calls,
         ]
-        return [call.as_dict() for call in (*uploads, *copies, *self.calls, *self.later)]
+        return [call.as_dict() for call in calls]
 
 
-def start(account: Account, ledger: Ledger, launch: Launch, on_upload: Callable[[int], None]) -> None:
+def start(account: Account, launch: Launch, on_upload: Callable[[int], None]) -> None:
     """Send a launch; the ledger has every resource before it is created.
 
     Args:
         account: The account and region.
-        ledger: The account's ledger.
         launch: The launch to send.
         on_upload: Called with each file's size in bytes after its upload.
 
@@ -117,7 +88,7 @@ def start(account: Account, ledger: Ledger, launch: Launch, on_upload: Callable[
     for channel in launch.channels:
         for _, size in upload(account, bucket, channel):
             on_upload(size)
-    for copy in launch.copies:
-        account.copy(copy.place, bucket, copy.key, owner)
+    for key, source in launch.copies.items():
+        account.copy(source, bucket, key, owner)
     for call in launch.calls:
-        create(account, ledger, call, launch.run, launch.sent.append)
+        create(account, call, launch.run, launch.sent.append)

@@ -14,10 +14,9 @@ import tarfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -31,6 +30,10 @@ from sagemaker_jobs.stack.stack import Request
 
 HOST = "algo-1"
 """SageMaker's name of the first machine of a job."""
+
+GROUP = "homogeneousCluster"
+INPUT = {"S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
+"""SageMaker's name of the group of all machines, and the values of a channel that jobs do not set."""
 
 JOB_VARIABLE = "TRAINING_JOB_NAME"
 
@@ -100,29 +103,42 @@ class Container:
     def __enter__(self) -> "Container":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self) -> None:
-        """Prepare /opt/ml and start the entrypoint."""
+    def start(self) -> "Container":
+        """Prepare /opt/ml, start the entrypoint, and return the container."""
         shutil.rmtree(self._folder, ignore_errors=True)
         for name in ("input/config", "input/data", "model", "output", "checkpoints"):
             (self._folder / name).mkdir(parents=True)
         self._checkpoints.mkdir(parents=True, exist_ok=True)
-        config = self._folder / "input" / "config"
+        config, instance = self._folder / "input" / "config", self._request["ResourceConfig"]["InstanceType"]
         channels = self._request.get("InputDataConfig", [])
+        group = {"instance_group_name": GROUP, "instance_type": instance, "hosts": [HOST]}
+        resources = {
+            "current_host": HOST,
+            "current_instance_type": instance,
+            "current_group_name": GROUP,
+            "hosts": [HOST],
+            "instance_groups": [group],
+            "network_interface_name": "eth0",
+        }
+        inputs = {each["ChannelName"]: {"TrainingInputMode": "File", **INPUT} for each in channels}
         files.write_json(config / "hyperparameters.json", self._request.get("HyperParameters", {}))
-        files.write_json(config / "inputdataconfig.json", {each["ChannelName"]: _described(each) for each in channels})
-        files.write_json(config / "resourceconfig.json", _resources(self._request["ResourceConfig"]["InstanceType"]))
+        files.write_json(config / "inputdataconfig.json", inputs)
+        files.write_json(config / "resourceconfig.json", resources)
         for each in channels:
             into = self._folder / "input" / "data" / each["ChannelName"]
             into.mkdir()
             self._fetch(each, into)
         algorithm = self._request["AlgorithmSpecification"]
         command = [*algorithm["ContainerEntrypoint"], *algorithm.get("ContainerArguments", [])]
-        environment = {**self._image.environment, **_documented(self._request), **self._request.get("Environment", {})}
+        # The guide documents these two variables; SageMaker's training toolkit sets SM_HOSTS and others.
+        account, registry = self._request["RoleArn"].split(":")[4], algorithm["TrainingImage"]
+        region = found[1] if (found := re.search(r"\.ecr\.([a-z0-9-]+)\.", registry)) else "us-east-1"
+        arn = f"arn:aws:sagemaker:{region}:{account}:training-job/{self.name}"
+        documented = {JOB_VARIABLE: self.name, "TRAINING_JOB_ARN": arn}
+        environment = {**self._image.environment, **documented, **self._request.get("Environment", {})}
         if self._image.unshare is not None:
             command = namespace.inside(
                 self._image.unshare, self._folder, self._checkpoints, self._image.folder / "opt", command
@@ -145,6 +161,7 @@ class Container:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        return self
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> Ended | None:
         """Wait until the container ends; it is stopped after the request's MaxRuntimeInSeconds.
@@ -253,41 +270,3 @@ def running(name: str, variable: str = JOB_VARIABLE) -> list[psutil.Process]:
             if matches and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-@contextlib.contextmanager
-def started(container: Container) -> Iterator[Container]:
-    """Run a container during a `with` block."""
-    with container:
-        container.start()
-        yield container
-
-
-def _documented(request: Request) -> dict[str, str]:
-    """The two variables that the guide documents; SageMaker's training toolkit sets SM_HOSTS and others."""
-    account = request["RoleArn"].split(":")[4]
-    image = re.search(r"\.ecr\.([a-z0-9-]+)\.", request["AlgorithmSpecification"]["TrainingImage"])
-    region = image[1] if image else "us-east-1"
-    arn = f"arn:aws:sagemaker:{region}:{account}:training-job/{request['TrainingJobName']}"
-    return {JOB_VARIABLE: request["TrainingJobName"], "TRAINING_JOB_ARN": arn}
-
-
-def _described(channel: Request) -> Request:
-    source = channel["DataSource"]["S3DataSource"]
-    return {
-        "TrainingInputMode": channel.get("InputMode", "File"),
-        "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
-        "RecordWrapperType": channel.get("RecordWrapperType", "None"),
-    }
-
-
-def _resources(instance: str) -> Request:
-    group = {"instance_group_name": "homogeneousCluster", "instance_type": instance, "hosts": [HOST]}
-    return {
-        "current_host": HOST,
-        "current_instance_type": instance,
-        "current_group_name": "homogeneousCluster",
-        "hosts": [HOST],
-        "instance_groups": [group],
-        "network_interface_name": "eth0",
-    }

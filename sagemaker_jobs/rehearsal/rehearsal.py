@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -19,21 +20,23 @@ from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import CHECKPOINT_MARK
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext, new_run
 from sagemaker_jobs.jobs import inputs, requests, training, wheelhouse
-from sagemaker_jobs.jobs.training import Options
+from sagemaker_jobs.jobs.follow import Job
 from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.launch.options import TrainOptions
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.rehearsal import commands as own_commands
 from sagemaker_jobs.rehearsal import image as local_image
-from sagemaker_jobs.rehearsal.container import KILLED_S, Container, Ended, running, started
+from sagemaker_jobs.rehearsal.container import KILLED_S, Container, Ended, running
 from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.store import LocalStore, share_graphs
 from sagemaker_jobs.stack.stack import Request, planned_stack
 
+Result = TypeVar("Result")
 REGION = "us-east-1"
 """Region of the names in the requests; no request is sent to it."""
 
-LIMIT_S = 4 * 3600
-"""MaxRuntimeInSeconds of the requests, which the rehearsal also applies."""
+LIMIT_H = 4.0
+"""Maximum run time of the requests in hours, which the rehearsal also applies."""
 
 BASE = "base"
 """Folder of the base model in a run, which has priority over the path that the run records."""
@@ -102,38 +105,23 @@ class Rehearsal:
         Raises:
             NeuronSumError: If a stage fails, with its name.
         """
-        with self._stage("wheelhouse") as stage:
-            wheels = self._wheels(stage, wheels)
-        with self._stage("container") as stage:
-            image = local_image.make(self._new("image"), namespaces=namespaces, checkout=wheels is None)
-            self._describe(stage, image)
+        wheels = self._do("wheelhouse", lambda stage: self._wheels(stage, wheels))
+        image = self._do("container", lambda stage: self._image(stage, namespaces, checkout=wheels is None))
         store = LocalStore(self._new("s3"))
-        with self._stage("data") as stage:
-            channels = inputs.channels(self.recipe, self._new("written"), wheels, isolated=False)
-            stage.seen = f"{len(channels)} channels ({', '.join(sorted(each.name for each in channels))}), " + (
-                f"{sum(len(each.files) for each in channels)} files, {console.size(sum(c.size for c in channels))}"
-            )
-        with self._stage("requests") as stage:
-            code = inputs.code_channels(wheels)
-            first, second, compiling = self.launches(channels, code)
-            self._validate(stage, first, second, compiling)
-            store.upload(first)
-        with self._stage("kill") as stage:
-            ended = self._train_and_kill(stage, first, store, image)
-        if not ended:
-            with self._stage("resume") as stage:
-                self._resume(stage, second, store, image)
+        channels = self._do("data", lambda stage: self._channels(stage, wheels))
+        code = inputs.code_channels(wheels)
+        first, second, compiling = self._do("requests", lambda stage: self._requests(stage, channels, code, store))
+        ended = self._do("kill", lambda stage: self._train_and_kill(stage, first, store, image))
         trained = first if ended else second
-        with self._stage("evaluate") as stage:
-            self._evaluate(stage, store.model(_job(trained)))
-        with self._stage("compile") as stage:
-            launch = self._compile_launch(trained, code)
-            store.upload(launch)
-            archive = self._compile(stage, launch, store, image)
-        with self._stage("package") as stage:
-            model = self._package(stage, archive)
-        with self._stage("serve") as stage:
-            self._serve(stage, model)
+        if ended:
+            compiling = self._compile_launch(first, code, 1)
+        else:
+            self._do("resume", lambda stage: self._resume(stage, second, store, image))
+        self._do("evaluate", lambda stage: self._evaluate(stage, store.model(_job(trained))))
+        store.upload(compiling)
+        archive = self._do("compile", lambda stage: self._compile(stage, compiling, store, image))
+        model = self._do("package", lambda stage: self._package(stage, archive))
+        self._do("serve", lambda stage: self._serve(stage, model))
 
     def launches(self, channels: list[Channel], code: list[Channel]) -> tuple[Launch, Launch, Launch]:
         """The launches of the rehearsal: a training, the attempt that resumes it, and the compile job of its model.
@@ -143,14 +131,9 @@ class Rehearsal:
             code: The channels among them that the compile job also reads.
         """
         run, stack = new_run(self.recipe.name), planned_stack(AwsContext(ANY_ACCOUNT, REGION))
-        first, second = (
-            training.launch(run, self.recipe, self._options, channels, stack, attempt=number) for number in (1, 2)
-        )
-        return first, second, self._compile_launch(second, code)
-
-    @property
-    def _options(self) -> Options:
-        return Options(self.instance, 1, LIMIT_S)
+        options = TrainOptions(self.instance, LIMIT_H)
+        first, second = (training.launch(run, self.recipe, options, channels, stack, attempt=each) for each in (1, 2))
+        return first, second, self._compile_launch(second, code, 2)
 
     def count_processes(self) -> int:
         """The number of processes of the containers, the server and the commands that still run."""
@@ -159,15 +142,14 @@ class Rehearsal:
         _, alive = psutil.wait_procs(processes, timeout=KILLED_S)  # a killed process is still listed for a moment
         return len(alive)
 
-    @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[Stage]:
-        """Print the start and the result of a stage; add its name to an error."""
+    def _do(self, name: str, step: Callable[[Stage], Result]) -> Result:
+        """Run a stage, print its start and its result, and return its value; add its name to an error."""
         stage = Stage(name)
         self.stages.append(stage)
         console.note(f"\n== {name}")
         begun = time.monotonic()
         try:
-            yield stage
+            value = step(stage)
         except MissingExtraError:
             raise
         except NeuronSumError as error:
@@ -175,6 +157,7 @@ class Rehearsal:
             raise
         stage.seconds = time.monotonic() - begun
         console.note(f"   {(stage.skipped and 'not rehearsed: ' + stage.skipped) or stage.seen}")
+        return value
 
     def _new(self, name: str) -> Path:
         folder = self.folder / name
@@ -182,7 +165,8 @@ class Rehearsal:
         folder.mkdir(parents=True)
         return folder
 
-    def _describe(self, stage: Stage, image: LocalImage) -> None:
+    def _image(self, stage: Stage, namespaces: bool, *, checkout: bool) -> LocalImage:
+        image = local_image.make(self._new("image"), namespaces=namespaces, checkout=checkout)
         if image.isolated:
             stage.seen = "a real /opt/ml, isolated processes and no network except the loopback (tested)"
         else:
@@ -194,6 +178,7 @@ class Rehearsal:
         named = [self.recipe.data.path, self.recipe.model.name_or_path]
         if any(name is not None and not Path(name).is_absolute() for name in named):
             self.unproven["the hub"] = "its models and data came from this machine's cache"
+        return image
 
     def _wheels(self, stage: Stage, wheels: Path | None) -> Path | None:
         if wheels is not None:
@@ -208,19 +193,31 @@ class Rehearsal:
         stage.seen = f"{wheel.name}, for the entry script to install; its dependencies are from this environment"
         return wheel.parent
 
-    def _validate(self, stage: Stage, *launches: Launch) -> None:
+    def _channels(self, stage: Stage, wheels: Path | None) -> list[Channel]:
+        channels = inputs.channels(self.recipe, self._new("written"), wheels)
+        names, total = ", ".join(sorted(each.name for each in channels)), sum(each.size for each in channels)
+        count = sum(len(each.files) for each in channels)
+        stage.seen = f"{len(channels)} channels ({names}), {count} files, {console.size(total)}"
+        return channels
+
+    def _requests(
+        self, stage: Stage, channels: list[Channel], code: list[Channel], store: LocalStore
+    ) -> tuple[Launch, Launch, Launch]:
+        launches = self.launches(channels, code)
         calls = [call for each in launches for call in each.calls]
         try:
             for call in calls:
                 call.validate()
+            stage.seen = f"{len(calls)} requests of {launches[0].run.id} are valid by the AWS service models"
         except MissingExtraError as error:
             stage.skipped = f"no request was validated: {error.message} ({error.hint})"
-            return
-        stage.seen = f"{len(calls)} requests of {launches[0].run.id} are valid by the AWS service models"
+        store.upload(launches[0])
+        return launches
 
+    @contextlib.contextmanager
     def _container(
         self, request: Request, store: LocalStore, image: LocalImage, lines: list[str]
-    ) -> contextlib.AbstractContextManager[Container]:
+    ) -> Iterator[Container]:
         """Run the container of a job; print its output and write it to a log file in the folder."""
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
@@ -236,7 +233,8 @@ class Rehearsal:
 
         checkpoints = store.checkpoints(request)
         # All jobs use the same folder, so that without a real /opt/ml the paths in one job's files work in the next.
-        return started(Container(request, store.fetch, image, self.folder / "ml", checkpoints, on_line))
+        with Container(request, store.fetch, image, self.folder / "ml", checkpoints, on_line).start() as container:
+            yield container
 
     def _train_and_kill(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> bool:
         """Run the first attempt and kill it after a checkpoint; return whether it ended before that."""
@@ -295,21 +293,18 @@ class Rehearsal:
         stage.seen = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
         stage.seen += f" on {report['systems'][0]['examples']} dialogues, from the unpacked model.tar.gz"
 
-    def _compile_launch(self, trained: Launch, code: list[Channel]) -> Launch:
+    def _compile_launch(self, trained: Launch, code: list[Channel], attempt: int) -> Launch:
         """The launch that `aws compile RUN --target cpu` would send after that training."""
-        addresses = {
-            c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in _job(trained)["InputDataConfig"]
-        }
-        output = f"{_job(trained)['OutputDataConfig']['S3OutputPath']}/{trained.calls[0].name}/output/model.tar.gz"
-        base = {requests.MODEL: addresses[requests.MODEL]} if requests.MODEL in addresses else {}
+        job = Job(_job(trained))
+        base = {name: address for name, address in job.channels.items() if name == requests.MODEL}
         return training.job_launch(
             trained.run,
             "compile",
             requests.compile_arguments("cpu"),
-            self._options,
+            TrainOptions(self.instance, LIMIT_H),
             code,
             trained.stack,
-            addresses={requests.TRAINED: output, **base},
+            addresses={requests.TRAINED: trained.stack.model(trained.run, "train", attempt), **base},
         )
 
     def _compile(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from neuron_sum.errors import AwsError
@@ -12,19 +13,19 @@ GRAPHS = "graphs"
 """Folder of the compiled graphs in neuron-sum's cache."""
 
 
+@dataclass(frozen=True)
 class LocalStore:
     """Files that represent S3 objects, by their s3:// addresses.
 
-    Args:
+    Attributes:
         folder: The folder of the files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    folder: Path
 
     def path(self, uri: str) -> Path:
         """The path of an address in the folder."""
-        return self._folder / uri.removeprefix("s3://")
+        return self.folder / uri.removeprefix("s3://")
 
     def upload(self, launch: Launch) -> None:
         """Link the channels of a launch at the addresses it would upload to; containers get copies."""
@@ -61,14 +62,9 @@ class LocalStore:
 
 
 def share_graphs(source: Path, target: Path) -> int:
-    """Share the compiled graphs of one cache with another; graphs are named by their content and never change.
+    """Share the compiled graphs of one cache with another, and return how many were missing there.
 
-    Args:
-        source: The folder of the source cache.
-        target: The folder of the target cache.
-
-    Returns:
-        The number of graphs that were missing in the target.
+    Graphs are named by their content and never change.
     """
     folder = target / GRAPHS
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The stack of an account and region: its bucket, roles and settings, and the addresses of a run's files in it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,10 +15,8 @@ from sagemaker_jobs.stack.template import DESCRIPTION
 
 Request = dict[str, Any]
 NAME = PREFIX
-"""Name of the stack; the names of the change sets of `aws setup` begin with it."""
-REVIEW = "REVIEW_IN_PROGRESS"
-"""Status of a stack without resources: its first change set was not executed."""
-COMPLETE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")
+"""Name of the stack."""
+COMPLETE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 LOCAL_DISKS = re.compile(r"ml\.([a-z]+\d+[a-z]*d[a-z]*|trn\d+[a-z]*|g5|g6e?|gr6|p5[a-z]*|i\d+[a-z]*)\.")
 """Instance families with local disks: those with a d after the generation number (EC2's naming conventions), such as
@@ -36,10 +34,6 @@ class Stack:
 
     Attributes:
         site: The account and the region.
-        bucket: The bucket for inputs and outputs.
-        jobs_role: The ARN of the role of training, compile and transform jobs.
-        endpoint_role: The ARN of the role of endpoints.
-        expiry_role: The ARN of the role of schedules that end endpoints and transform jobs.
         kms_key: The ARN of the KMS key for outputs and volumes; None for keys managed by AWS.
         old_keys: The ARNs of earlier keys, with which objects in the bucket are encrypted.
         permissions_boundary: The ARN of the permissions boundary of every role; None without one.
@@ -53,10 +47,6 @@ class Stack:
     """
 
     site: AwsContext
-    bucket: str
-    jobs_role: str
-    endpoint_role: str
-    expiry_role: str
     kms_key: str | None = None
     old_keys: tuple[str, ...] = ()
     permissions_boundary: str | None = None
@@ -67,6 +57,11 @@ class Stack:
     repositories: tuple[str, ...] = ()
     mlflow_servers: tuple[str, ...] = ()
     known: bool = True
+
+    @property
+    def bucket(self) -> str:
+        """The bucket for inputs and outputs."""
+        return self.site.bucket
 
     @property
     def expiry_queue(self) -> str:
@@ -91,6 +86,10 @@ class Stack:
     def output(self, run: Run, stage: str = "train") -> str:
         """Return the S3 address of a run's results."""
         return f"s3://{self.bucket}/{_stage_prefix(run, stage)}output"
+
+    def model(self, run: Run, stage: str, attempt: int = 1) -> str:
+        """Return the S3 address of the model of a stage's job, which SageMaker packs."""
+        return f"{self.output(run, stage)}/{run.name(stage, attempt)}/output/model.tar.gz"
 
     def checkpoints(self, run: Run, stage: str = "train") -> str:
         """Return the S3 address of the checkpoints from which an interrupted run resumes; all its attempts share it."""
@@ -162,16 +161,11 @@ def _stage_prefix(run: Run, stage: str) -> str:
 
 def planned_stack(site: AwsContext) -> Stack:
     """Return the stack that `aws setup` creates without options, for plans and dry runs."""
-    return Stack(
-        site, site.bucket, site.role_arn("jobs"), site.role_arn("endpoint"), site.role_arn("expiry"), known=False
-    )
+    return Stack(site, known=False)
 
 
 def describe(account: Account) -> dict[str, Any] | None:
     """Return the description of the stack, in any state; None if there is none.
-
-    A stack in REVIEW_IN_PROGRESS has no description and no resources: it is neuron-sum's unless it has another's change
-    set, which `lifecycle` checks.
 
     Raises:
         AwsError: If a stack of that name was not created from neuron-sum's template, or the request fails.
@@ -180,21 +174,16 @@ def describe(account: Account) -> dict[str, Any] | None:
     if answer is None:
         return None
     [stack] = answer["Stacks"]
-    if stack.get("Description") != DESCRIPTION and stack["StackStatus"] != REVIEW:
-        raise foreign(account)
+    if stack.get("Description") != DESCRIPTION:
+        raise AwsError(
+            f"the stack {NAME} in {account.region} is not from neuron-sum's template: it is not used or changed",
+            "use another account or --region, or delete that stack yourself",
+        )
     return dict(stack)
 
 
-def foreign(account: Account) -> AwsError:
-    """Return the error for a stack that is not neuron-sum's."""
-    return AwsError(
-        f"the stack {NAME} in {account.region} is not from neuron-sum's template: it is not used or changed",
-        "use another account or --region, or delete that stack yourself",
-    )
-
-
-def parameters_of(described: dict[str, Any]) -> dict[str, str]:
-    """Return the parameters in the description of a stack or change set."""
+def parameters_of(described: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters in the description of a stack."""
     return {each["ParameterKey"]: each["ParameterValue"] for each in described.get("Parameters") or []}
 
 
@@ -208,12 +197,7 @@ def find_stack(account: Account) -> Stack | None:
     if described is None:
         return None
     status = described["StackStatus"]
-    outputs = {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs") or []}
-    try:
-        resources = [outputs[key] for key in ("Bucket", "JobsRole", "EndpointRole", "ExpiryRole")]
-    except KeyError:
-        resources = []
-    if not resources or (status not in COMPLETE and not status.startswith("UPDATE_")):
+    if status != "CREATE_COMPLETE" and not status.startswith("UPDATE_"):
         raise AwsError(
             f"the stack {NAME} in {account.region} is {status}",
             f"an administrator can run neuron-sum aws setup --region {account.region}",
@@ -226,13 +210,8 @@ def find_stack(account: Account) -> Stack | None:
     def places(name: str) -> tuple[str, ...]:
         return tuple(value.rpartition(":")[2].removesuffix("*") for value in values(name))
 
-    bucket, jobs, endpoint, expiry = resources
     return Stack(
         account.site,
-        bucket,
-        jobs,
-        endpoint,
-        expiry,
         kms_key=parameters.get("KmsKey") or None,
         old_keys=values("OldKeys"),
         permissions_boundary=parameters.get("PermissionsBoundary") or None,

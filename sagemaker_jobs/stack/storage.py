@@ -30,10 +30,10 @@ def bucket_is_ours(account: Account) -> bool:
     """
     bucket = account.site.bucket
     try:
-        if account.find("s3", "head_bucket", **_bucket(account)) is None:
+        if account.find("s3", "head_bucket", **owned_bucket(account)) is None:
             return False
         with ignore_missing("NoSuchTagSet"):
-            found = account.call("s3", "get_bucket_tagging", **_bucket(account))["TagSet"]
+            found = account.call("s3", "get_bucket_tagging", **owned_bucket(account))["TagSet"]
             if any(tag["Key"] == RUN_TAG for tag in found):
                 return True
     except Refused as refused:
@@ -125,7 +125,7 @@ def differences(account: Account, parameters: dict[str, str]) -> list[str]:
     """
     if parameters["CreateBucket"] == "true":
         return []
-    found = account.find("s3", "get_bucket_encryption", **_bucket(account)) or {}
+    found = account.find("s3", "get_bucket_encryption", **owned_bucket(account)) or {}
     rules = found.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
     keys = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
     if keys == [parameters["KmsKey"]]:
@@ -133,15 +133,16 @@ def differences(account: Account, parameters: dict[str, str]) -> list[str]:
     return [f"bucket {account.site.bucket}: encrypted with {keys} instead of {parameters['KmsKey']!r}"]
 
 
-def _bucket(account: Account) -> dict[str, str]:
+def owned_bucket(account: Account) -> dict[str, str]:
+    """Return the parameters of a request that name the stack's bucket and its owner."""
     return {"Bucket": account.site.bucket, "ExpectedBucketOwner": account.id}
 
 
 def _put(account: Account, operation: str, **setting: Any) -> None:
-    account.call("s3", operation, **_bucket(account), **setting)
+    account.call("s3", operation, **owned_bucket(account), **setting)
 
 
 def _has(account: Account, operation: str) -> bool:
     with ignore_missing("NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"):
-        return bool(account.call("s3", operation, **_bucket(account)))
+        return bool(account.call("s3", operation, **owned_bucket(account)))
     return False

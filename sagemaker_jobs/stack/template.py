@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
-from sagemaker_jobs.aws.names import AwsContext
+from sagemaker_jobs.aws.names import RUN_TAG, AwsContext
+from sagemaker_jobs.aws.policies import document
 
 DESCRIPTION = "neuron-sum: bucket, image repository, build project and roles of one account and region"
 """The template's description, by which a stack is recognized: CloudFormation reports it in every state."""
@@ -31,20 +34,56 @@ def render(site: AwsContext, parameters: Mapping[str, str]) -> dict[str, Any]:
 
     registry = REGISTRY_ACCOUNTS.get(site.region)  # AWS has none in some regions
     text = _source().replace("REGISTRY", registry or "")
+    for token, meaning in TOKENS.items():
+        text = text.replace(token, meaning)
     template: dict[str, Any] = yaml.safe_load(text)
     for name, parameter in template["Parameters"].items():
         parameter["Default"] = parameters[name]
-    resources = template["Resources"]
+    for name, role in template.pop("Roles").items():
+        further = list_statements(parameters) if name in ("JobsRole", "EndpointRole") else []
+        statements = [each for each in role["Statements"] if registry or each["Sid"] != "PullPublished"]
+        template["Resources"][name] = _role(role, [*map(_statement, statements), *further])
     if site.region in WITHOUT_BUILDS:
         for name in BUILDS:
-            del resources[name]
-    for name in {"JobsRole", "EndpointRole", "BuildRole"} & set(resources):
-        document = resources[name]["Properties"]["Policies"][0]["PolicyDocument"]
-        if registry is None:
-            document["Statement"] = [each for each in document["Statement"] if each.get("Sid") != "PullPublished"]
-        if name != "BuildRole":
-            document["Statement"] = document["Statement"] + list_statements(parameters)
+            del template["Resources"][name]
     return template
+
+
+TOKENS = {
+    "OBJECTS": "ARN:s3:::neuron-sum-${AWS::AccountId}-${AWS::Region}",
+    "ARN:": "arn:${AWS::Partition}:",
+    "HERE": "${AWS::Region}:${AWS::AccountId}",
+}
+"""Abbreviations in template.yaml, in the order of their replacement."""
+
+
+def _role(role: dict[str, Any], statements: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the resource of a role that one service may assume, in this account."""
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Service": f"{role['Service']}.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+        "Condition": {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}},
+    }
+    properties = {
+        "RoleName": {"Fn::Sub": f"neuron-sum-${{AWS::Region}}-{role['Name']}"},
+        "Description": role["Description"],
+        "Tags": [{"Key": RUN_TAG, "Value": "all"}],
+        "PermissionsBoundary": {"Fn::If": ["HasBoundary", {"Ref": "PermissionsBoundary"}, {"Ref": "AWS::NoValue"}]},
+        "AssumeRolePolicyDocument": document(trust),
+        "Policies": [{"PolicyName": "neuron-sum", "PolicyDocument": document(*statements)}],
+    }
+    return {"Type": "AWS::IAM::Role", "Properties": properties}
+
+
+def _statement(short: dict[str, Any]) -> dict[str, Any]:
+    """Return a statement of template.yaml as CloudFormation reads it."""
+    resources = short["Resource"]
+    if isinstance(resources, list):
+        resources = [{"Fn::Sub": each} if "${" in each else each for each in resources]
+    statement = {"Effect": "Allow", **short, "Resource": resources}
+    condition = statement.pop("If", None)
+    return {"Fn::If": [condition, statement, {"Ref": "AWS::NoValue"}]} if condition else statement
 
 
 def list_statements(parameters: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -58,29 +97,36 @@ def list_statements(parameters: Mapping[str, str]) -> list[dict[str, Any]]:
     return statements
 
 
+def _many(option: str, metavar: str, what: str) -> Any:
+    return typer.Option(option, metavar=metavar, help=f"{what}; may be repeated.")
+
+
+KeyOption = Annotated[str | None, typer.Option(help="ARN or id of a KMS key for the bucket, outputs and volumes.")]
+BoundaryOption = Annotated[str | None, typer.Option(help="ARN of an IAM policy that limits every role.")]
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The options of `aws setup`; None keeps the present value, and an empty value removes it.
+    """The options of `aws setup`; None keeps the present value, and an empty value removes it."""
 
-    Attributes:
-        kms_key: The ARN or id of the KMS key.
-        permissions_boundary: The ARN of the permissions boundary of every role.
-        subnets: The subnets of the VPC.
-        security_groups: The security groups of the VPC.
-        reads: S3 addresses that jobs and endpoints may read.
-        writes: S3 addresses that jobs may write.
-        repositories: ARNs of further image repositories.
-        mlflow_servers: ARNs of MLflow tracking servers that training jobs may report to.
-    """
-
-    kms_key: str | None = None
-    permissions_boundary: str | None = None
-    subnets: Sequence[str] | None = None
-    security_groups: Sequence[str] | None = None
-    reads: Sequence[str] | None = None
-    writes: Sequence[str] | None = None
-    repositories: Sequence[str] | None = None
-    mlflow_servers: Sequence[str] | None = None
+    kms_key: KeyOption = None
+    permissions_boundary: BoundaryOption = None
+    subnets: Annotated[list[str] | None, _many("--subnet", "ID", "Id of a VPC subnet for jobs and endpoints")] = None
+    security_groups: Annotated[
+        list[str] | None, _many("--security-group", "ID", "Id of a security group of the same VPC")
+    ] = None
+    reads: Annotated[
+        list[str] | None, _many("--reads", "S3", "S3 address, s3://…, that jobs and endpoints may read")
+    ] = None
+    writes: Annotated[list[str] | None, _many("--writes", "S3", "S3 address, s3://…, that jobs may read and write")] = (
+        None
+    )
+    repositories: Annotated[
+        list[str] | None, _many("--repository", "ARN", "ARN of an image repository that may be pulled")
+    ] = None
+    mlflow_servers: Annotated[
+        list[str] | None, _many("--mlflow", "ARN", "ARN of an MLflow tracking server for training jobs")
+    ] = None
 
     def given(self, site: AwsContext) -> dict[str, str]:
         """Return the template's parameters that the options set.
@@ -103,10 +149,10 @@ class Settings:
         }
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
-            pattern, example = FORMATS.get(name, (".*", ""))
+            pattern, example, option = FORMATS.get(name, (".*", "", ""))
             pattern = pattern.replace("REGION", re.escape(site.region))
             if wrong := [each for each in value.split(",") if each and not re.fullmatch(pattern, each)]:
-                raise AwsError(f"{wrong[0]!r} is not {example}", f"correct {OPTIONS[name]}")
+                raise AwsError(f"{wrong[0]!r} is not {example}", f"correct {option}")
         return given
 
     def parameters(self, site: AwsContext, previous: Mapping[str, str]) -> dict[str, str]:
@@ -136,28 +182,28 @@ FORMATS = {
     "KmsKey": (
         r"arn:[a-z-]+:kms:REGION:\d{12}:key/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})",
         "the ARN or id of a KMS key in the stack's region; an alias is invalid",
+        "--kms-key",
     ),
-    "PermissionsBoundary": (r"arn:[a-z-]+:iam::(\d{12}|aws):policy/.+", "the ARN of an IAM policy"),
-    "Subnets": (r"subnet-[0-9a-z]+", "the id of a subnet"),
-    "SecurityGroups": (r"sg-[0-9a-z]+", "the id of a security group"),
-    "Repositories": (r"arn:[a-z-]+:ecr:[a-z0-9-]+:\d{12}:repository/.+", "the ARN of an image repository"),
+    "PermissionsBoundary": (
+        r"arn:[a-z-]+:iam::(\d{12}|aws):policy/.+",
+        "the ARN of an IAM policy",
+        "--permissions-boundary",
+    ),
+    "Subnets": (r"subnet-[0-9a-z]+", "the id of a subnet", "--subnet"),
+    "SecurityGroups": (r"sg-[0-9a-z]+", "the id of a security group", "--security-group"),
+    "Repositories": (
+        r"arn:[a-z-]+:ecr:[a-z0-9-]+:\d{12}:repository/.+",
+        "the ARN of an image repository",
+        "--repository",
+    ),
     # The actions of an MLflow app are not in the Service Authorization Reference.
     "MlflowServers": (
         r"arn:[a-z-]+:sagemaker:REGION:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+",
         "the ARN of an MLflow tracking server in the stack's region; an MLflow app is not supported",
+        "--mlflow",
     ),
 }
-"""Pattern of each value of a parameter, and its name in errors."""
-
-OPTIONS = {
-    "KmsKey": "--kms-key",
-    "PermissionsBoundary": "--permissions-boundary",
-    "Subnets": "--subnet",
-    "SecurityGroups": "--security-group",
-    "Repositories": "--repository",
-    "MlflowServers": "--mlflow",
-}
-"""The option of `aws setup` that sets a parameter."""
+"""Pattern of each value of a parameter, its name in errors, and the option of `aws setup` that sets it."""
 
 
 @cache

@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from in_process import neuron_sum
 
-from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import ServeConfig
 from sagemaker_jobs.aws.names import RUN_TAG, Run, new_run
 from sagemaker_jobs.batch import inputs as batch_texts
-from sagemaker_jobs.batch import requests as batch_requests
 from sagemaker_jobs.batch import transform as batch
 from sagemaker_jobs.endpoint.sources import Source
+from sagemaker_jobs.launch.options import TransformOptions
 from sagemaker_jobs.launch.schedules import time_of
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Stack
@@ -39,7 +38,6 @@ MANIFEST = {
     "layers": [],
 }
 MODEL = Source("m", None, "s3://b/m.tar.gz")
-NOW = datetime(2026, 11, 21, 20, 30, tzinfo=timezone.utc)
 
 
 @pytest.fixture
@@ -102,8 +100,8 @@ def test_local_texts_are_transformed_and_answers_downloaded(aws: AwsServer, tmp_
         "scheduler.POST /schedules",
         "sagemaker.CreateModel",
         "sagemaker.CreateTransformJob",
-        "scheduler.DELETE /schedules",
         "sagemaker.DeleteModel",
+        "scheduler.DELETE /schedules",
     ]
     assert neuron_sum("aws", "down", made["run"]).exit_code == 0
     assert aws.everything() == []
@@ -161,7 +159,8 @@ def test_a_rejected_job_is_rolled_back(aws: AwsServer) -> None:
 def test_a_retried_batch_reuses_nothing_of_the_rejected_one(aws: AwsServer) -> None:
     """Its attempt has the same number: a used name would count as created, with the old expiry and model."""
     run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
-    aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, "sagemaker.DeleteModel": denied})
+    deletes = ("sagemaker.DeleteModel", "scheduler.DELETE /schedules")
+    aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, **dict.fromkeys(deletes, denied)})
     assert "the rollback also failed" in error_of(run, *ON_CPU, "--max-hours", "9")["hint"]
     assert {line.split()[0] for line in aws.everything()} == {"schedule", "model"}
     aws.script.refusals.clear()
@@ -338,8 +337,8 @@ def test_invalid_options_are_rejected_before_anything_is_created(
 def test_requests_are_valid_tagged_and_bounded(
     run: Run, stack: Stack, isolated: bool, instance: str, hours: float, attempt: int
 ) -> None:
-    options = batch.Options(instance, 1, hours, isolated)
-    made = batch.launch(run, attempt, MODEL, batch_texts.Texts("s3://b/in/"), options, IMAGE, stack, NOW)
+    options = TransformOptions(instance, 1, hours, network_isolation=isolated)
+    made = batch.launch(run, attempt, MODEL, batch_texts.Texts("s3://b/in/"), options, IMAGE, stack)
     for call in made.calls:
         operation = "".join(word.title() for word in call.operation.split("_"))
         check(call.service, operation, call.request)
@@ -348,13 +347,13 @@ def test_requests_are_valid_tagged_and_bounded(
     stop, model, job = (call.request for call in made.calls)
     assert job["ModelName"] == model["ModelName"] and len(model["ModelName"]) <= 63
     assert json.loads(stop["Target"]["Input"]) == {"TransformJobName": job["TransformJobName"]}
-    assert time_of(stop) <= NOW + timedelta(hours=hours)
-    assert stop["Target"]["RoleArn"] == stack.expiry_role
+    assert time_of(stop) <= datetime.now(timezone.utc) + timedelta(hours=hours)
+    assert stop["Target"]["RoleArn"] == stack.site.role_arn("expiry")
 
 
 def _made(hours: float) -> Launch:
-    texts, options = batch_texts.Texts("s3://b/in/"), batch.Options("ml.inf2.xlarge", 1, hours)
-    return batch.launch(new_run("batch"), 1, MODEL, texts, options, IMAGE, STACK, NOW)
+    texts, options = batch_texts.Texts("s3://b/in/"), TransformOptions("ml.inf2.xlarge", 1, hours)
+    return batch.launch(new_run("batch"), 1, MODEL, texts, options, IMAGE, STACK)
 
 
 def test_the_container_answers_the_requests_of_a_transform() -> None:
@@ -375,8 +374,3 @@ def test_the_container_answers_the_requests_of_a_transform() -> None:
     assert len(lines) < 1024 * 1024
     with pytest.raises(Exception, match="the request has 100 items; at most 64 are allowed"):
         parse(lines, JSON_LINES, limits)
-
-
-def test_an_instance_must_have_its_sagemaker_name() -> None:
-    with pytest.raises(AwsError, match="not a SageMaker instance type"):
-        batch_requests.create_transform_job(Run("a", "a"), STACK, instance="inf2.xlarge", instances=1, source="s3://b/")

@@ -220,12 +220,12 @@ def test_spot_and_batch_have_separate_quotas() -> None:
     resources = {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 2}
     variants = [{"InstanceType": "ml.inf2.xlarge", "InitialInstanceCount": 3}]
     calls = [
-        Call("sagemaker", "create_training_job", {"ResourceConfig": resources, "EnableManagedSpotTraining": True}),
-        Call("sagemaker", "create_transform_job", {"TransformResources": resources}),
-        Call("sagemaker", "create_endpoint_config", {"ProductionVariants": variants}),
-        Call("sagemaker", "create_model", {}),
+        Call("sagemaker", "", {"ResourceConfig": resources, "EnableManagedSpotTraining": True}, "training-job"),
+        Call("sagemaker", "", {"TransformResources": resources}, "transform-job"),
+        Call("sagemaker", "", {"ProductionVariants": variants}, "endpoint-config"),
+        Call("sagemaker", "", {}, "model"),
     ]
-    assert quotas.needed(calls) == {
+    assert quotas.needed(calls)["sagemaker"] == {
         "ml.trn1.2xlarge for spot training job usage": 2,
         "ml.trn1.2xlarge for transform job usage": 2,
         "ml.inf2.xlarge for endpoint usage": 3,

@@ -91,7 +91,7 @@ def test_a_failed_endpoint_is_rolled_back_with_its_reason(aws: AwsServer) -> Non
     assert "failed: The primary container did not pass" in error and "compiler-killed" in error
     assert "everything was rolled back" in error
     assert aws.everything() == []
-    assert result.stderr.index("removing endpoint ") < result.stderr.index("removing schedule ")
+    assert result.stderr.index("deleting endpoint ") < result.stderr.index("deleting schedule ")
 
 
 def test_a_rejected_deploy_keeps_the_schedule_of_a_batch_job(aws: AwsServer) -> None:
@@ -147,7 +147,7 @@ def test_ctrl_c_leaves_the_endpoint_to_its_expiry(aws: AwsServer, monkeypatch: p
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sagemaker_jobs.endpoint.lifecycle.time", SimpleNamespace(sleep=interrupted))
+    monkeypatch.setattr("sagemaker_jobs.aws.logs.time", SimpleNamespace(sleep=interrupted))
     error = failed(neuron_sum("aws", "deploy", archive(Path("model.tar.gz")), *CPU), 130)
     assert "stopped waiting for" in error and "AWS deletes it" in error and "aws down" in error
     assert {left.split()[0] for left in aws.everything()} >= {"endpoint", "schedule"}

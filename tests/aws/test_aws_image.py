@@ -104,7 +104,7 @@ def test_ctrl_c_leaves_the_build_and_prints_how_to_follow_and_stop_it(
         raise KeyboardInterrupt
 
     aws.script.looks = None
-    monkeypatch.setattr("sagemaker_jobs.image.follow.time.sleep", interrupted)
+    monkeypatch.setattr("sagemaker_jobs.aws.logs.time.sleep", interrupted)
     error = said(*IMAGE, code=130)["error"]
     assert "stopped waiting for" in error["message"]
     [run] = {item["run"] for item in said("aws", "status")["ours"]}

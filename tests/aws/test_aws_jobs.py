@@ -19,8 +19,8 @@ from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.cost.lifetime import UPLOAD_S
 from sagemaker_jobs.jobs import entry, inputs, requests, training, wheelhouse
 from sagemaker_jobs.jobs.requests import STOP_GRACE_S
-from sagemaker_jobs.jobs.training import Options
 from sagemaker_jobs.launch.channels import Channel
+from sagemaker_jobs.launch.options import TrainOptions
 from sagemaker_jobs.launch.schedules import LATE_S
 from sagemaker_jobs.stack.stack import planned_stack
 
@@ -31,25 +31,26 @@ TRAINS = sorted(name for name in prices.USD_PER_HOUR if not name.startswith("ml.
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Options:
+def wishes(draw: st.DrawFn) -> TrainOptions:
     instance = draw(st.sampled_from(TRAINS))
     runtime_s = draw(st.integers(36, 28 * 24 * 3600))
-    return Options(
+    wait_s = draw(st.none() | st.integers(runtime_s, 2 * runtime_s))
+    return TrainOptions(
         instance,
-        draw(st.integers(1, 8)) if instance == "ml.trn1.32xlarge" else 1,
-        runtime_s,
-        draw(st.none() | st.integers(runtime_s, 2 * runtime_s)),
+        runtime_s / 3600,
+        None if wait_s is None else wait_s / 3600,
+        instances=draw(st.integers(1, 8)) if instance == "ml.trn1.32xlarge" else 1,
     )
 
 
 @given(wishes(), st.floats(0, 20_000), st.floats(0, 1000), st.sampled_from(sorted(prices.USD_PER_HOUR)))
-def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: float, hosts: str) -> None:
+def test_no_request_can_exceed_the_cap(options: TrainOptions, cap: float, hours: float, hosts: str) -> None:
     """For any options, a launch is rejected exactly if AWS could bill more than the limit for its requests."""
     launch = training.launch(RUN, TINY, options, [], STACK)
-    requests = lifetime.planned_requests(
+    _, *others = lifetime.planned_calls(
         RUN, STACK, train=(options.instance, 1, 1.0), compiling=(options.instance, 0), endpoint=(hosts, hours)
     )
-    requests["training-job"] = job = launch.calls[0].request
+    job, requests = launch.calls[0].request, {call.kind: call.request for call in others}
     longest_h = (job["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S) / 3600
     resources = job["ResourceConfig"]
     billed = prices.USD_PER_HOUR[resources["InstanceType"]] * resources["InstanceCount"] * longest_h
@@ -62,7 +63,7 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
         build = requests["build"]
         machine = prices.BUILD_USD_PER_MINUTE[build["computeTypeOverride"]]
         billed += machine * (build["timeoutInMinutesOverride"] + 1)  # a started minute is billed
-    plan = lifetime.priced(requests, None, None, hours)
+    plan = lifetime.priced([*launch.calls, *others], None, None, hours)
     assert plan.worst_usd == pytest.approx(billed)
     try:
         plan.check(cap)
@@ -73,24 +74,24 @@ def test_no_request_can_exceed_the_cap(options: Options, cap: float, hours: floa
 
 
 def test_a_plan_compares_instances_and_what_others_paid() -> None:
-    from sagemaker_jobs.cost import plan
+    from sagemaker_jobs.cost import references
 
     recipe = load_recipe("trn1-flan-t5-base-lora")
-    requests = lifetime.planned_requests(
+    calls = lifetime.planned_calls(
         new_run(recipe.name), STACK, train=("ml.trn1.2xlarge", 1, 4.0), compiling=("", 0), endpoint=("", 0)
     )
-    made = lifetime.priced(requests, None, 2.0, 0)
+    made = lifetime.priced(calls, None, 2.0, 0)
     assert made.worst_usd == pytest.approx(1.54 * (4 + 720 / 3600))
     assert made.expected_usd == pytest.approx(3.08)
-    rows = {(row.instance, row.what.split()[2]): row for row in plan.elsewhere(made, recipe)}
+    rows = {(row.instance, row.what.split()[2]): row for row in references.elsewhere(made, recipe)}
     assert {"ml.g5.2xlarge", "ml.g5.12xlarge", "ml.c7i.4xlarge"} <= {instance for instance, _ in rows}
     same_hours = rows["ml.g5.12xlarge", "hours"]
     assert same_hours.even_hours == pytest.approx(made.worst_usd / 7.09)
     # The run of the published report: five epochs in 84 minutes; here with the recipe's number of examples.
     assert any(row.instance == "ml.g6.xlarge" and "examples" in row.what for row in rows.values())
-    paid = {round(cost.usd, 2) for cost in plan.published()}
+    paid = {round(cost.usd, 2) for cost in references.published()}
     assert {7.0, 8.98, 15.65, round(12 * 7.09, 2)} <= paid
-    assert all(cost.source for cost in plan.published())
+    assert all(cost.source for cost in references.published())
 
 
 def test_the_expected_cost_uses_the_projection_of_preflight(tmp_path: Path) -> None:
@@ -103,13 +104,13 @@ def test_the_expected_cost_uses_the_projection_of_preflight(tmp_path: Path) -> N
     report = tmp_path / "preflight.json"
     report.write_text(json.dumps({"recipe": "tiny", "training": epoch.as_dict()}))
     assert epoch.projected_s
-    one = training_hours(report, recipe, "ml.trn1.2xlarge", 1)
-    assert one.hours == pytest.approx(3 * epoch.projected_s / 3600)
-    assert training_hours(report, recipe, "ml.trn1.32xlarge", 2).hours == pytest.approx(one.hours / 32)
-    assert training_hours(report, recipe, "ml.c7i.4xlarge", 1).hours is None
+    one, _ = training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+    assert one is not None and one == pytest.approx(3 * epoch.projected_s / 3600)
+    assert training_hours(report, recipe, "ml.trn1.32xlarge", 2)[0] == pytest.approx(one / 32)
+    assert training_hours(report, recipe, "ml.c7i.4xlarge", 1)[0] is None
     # A step takes the same time on every core, regardless of their number.
     steps = load_recipe("tiny", ["train.max_steps=10", "train.shapes.plan=fixed"])
-    few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1).hours for size in (2, 32))
+    few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1)[0] for size in (2, 32))
     assert few == pytest.approx(many)
     with pytest.raises(AwsError, match="is the preflight report of tiny, but the recipe is tiny-lora"):
         training_hours(report, load_recipe("tiny-lora"), "ml.trn1.2xlarge", 1)
@@ -185,7 +186,7 @@ def _container(folder: Path, overrides: list[str]) -> Path:
 
 
 def _run_entry(base: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, entry.__file__, *training.requests.train_arguments("ml.c7i.4xlarge", 1)]
+    command = [sys.executable, entry.__file__, *requests.train_arguments("ml.c7i.4xlarge", 1)]
     return subprocess.run(
         command,
         capture_output=True,
@@ -211,7 +212,7 @@ def _uploaded(base: Path) -> list[str]:
     channel = Channel("recipe", {"recipe.yaml": base / "input/data/recipe/recipe.yaml"})
     (base / "input/data/code").mkdir()
     shutil.copy(entry.__file__, base / "input/data/code" / requests.ENTRY)
-    launch = training.launch(new_run("tiny"), TINY, Options("ml.c7i.4xlarge", 1, 3600), [channel], STACK)
+    launch = training.launch(new_run("tiny"), TINY, TrainOptions("ml.c7i.4xlarge", 1), [channel], STACK)
     specification = launch.calls[0].request["AlgorithmSpecification"]
     assert all(len(word) <= 256 for word in specification["ContainerEntrypoint"])  # SageMaker's limit
     words = [*specification["ContainerEntrypoint"], *specification["ContainerArguments"]]

@@ -24,7 +24,7 @@ from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.rehearsal import commands as own_commands
 from sagemaker_jobs.rehearsal import image as local_image
 from sagemaker_jobs.rehearsal import namespace
-from sagemaker_jobs.rehearsal.container import Container, running, started
+from sagemaker_jobs.rehearsal.container import Container, running
 from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.store import LocalStore
 
@@ -77,7 +77,7 @@ def test_a_container_has_the_inputs_and_outputs_of_sagemaker(image: LocalImage, 
     lines: list[str] = []
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "from before").touch()
-    with started(container(SEES, image, tmp_path, lines.append, Environment={"MINE": "1"})) as made:
+    with container(SEES, image, tmp_path, lines.append, Environment={"MINE": "1"}).start() as made:
         ended = made.wait()
         made.write_model(tmp_path / "out" / "model.tar.gz")
     assert ended is not None and ended.status == "Completed", lines
@@ -105,7 +105,7 @@ def test_a_container_has_the_inputs_and_outputs_of_sagemaker(image: LocalImage, 
 
 def test_a_failure_is_reported_like_in_sagemaker(images: dict[str, LocalImage], tmp_path: Path) -> None:
     script = "open(BASE + '/output/failure', 'w').write('no such data' * 200); print('a line'); raise SystemExit(3)"
-    with started(container(script, images["namespaces"], tmp_path)) as made:
+    with container(script, images["namespaces"], tmp_path).start() as made:
         ended = made.wait()
     assert ended is not None and (ended.status, ended.code, ended.last_lines) == ("Failed", 3, ("a line",))
     assert ended.reason is not None and ended.reason.startswith("AlgorithmError: no such data")
@@ -118,14 +118,14 @@ def ready(made: Container, lines: list[str]) -> None:
 
 def test_stopping_is_sigterm_then_sigkill(image: LocalImage, tmp_path: Path) -> None:
     lines: list[str] = []
-    with started(container(SIGTERM_NOTED, image, tmp_path, lines.append)) as made:
+    with container(SIGTERM_NOTED, image, tmp_path, lines.append).start() as made:
         ready(made, lines)
         made.stop()
         ended = made.wait()
     assert ended is not None and (ended.status, ended.code) == ("Stopped", 0)
     assert (tmp_path / "ml" / "model" / "saved").read_text() == "in time"
     lines.clear()
-    with started(container(DEAF, image, tmp_path, lines.append)) as made:
+    with container(DEAF, image, tmp_path, lines.append).start() as made:
         ready(made, lines)
         assert running(made.name)
         made.stop(grace_s=0)
@@ -137,7 +137,7 @@ def test_stopping_is_sigterm_then_sigkill(image: LocalImage, tmp_path: Path) -> 
 def test_the_time_limit_is_that_of_the_request(images: dict[str, LocalImage], tmp_path: Path) -> None:
     lines: list[str] = []
     limit = {"MaxRuntimeInSeconds": 0}
-    with started(container(SIGTERM_NOTED, images["folders"], tmp_path, lines.append, StoppingCondition=limit)) as made:
+    with container(SIGTERM_NOTED, images["folders"], tmp_path, lines.append, StoppingCondition=limit).start() as made:
         while "ready" not in lines:
             threading.Event().wait(0.01)
         ended = made.wait()

@@ -1,7 +1,7 @@
 """Every request compared with the service's model, for any options: valid, tagged, bounded, and repeatable."""
 
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from aws_requests import KEY, STACK, check, model, runs, stacks
@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from neuron_sum.errors import AwsError
 from neuron_sum.platform import prices
 from sagemaker_jobs.aws.names import RUN_TAG, AwsContext, Run
-from sagemaker_jobs.batch import requests as batch_requests
+from sagemaker_jobs.batch import transform as batch
+from sagemaker_jobs.batch.inputs import Texts
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.endpoint import launch as endpoint
-from sagemaker_jobs.endpoint import requests as endpoint_requests
-from sagemaker_jobs.endpoint.launch import EndpointOptions
 from sagemaker_jobs.endpoint.sources import Source
-from sagemaker_jobs.jobs import requests
-from sagemaker_jobs.jobs.requests import Job
+from sagemaker_jobs.jobs import requests, training
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch import schedules as schedule_requests
+from sagemaker_jobs.launch.call import Call
+from sagemaker_jobs.launch.options import EndpointOptions, TrainOptions, TransformOptions
 from sagemaker_jobs.stack.stack import Stack, planned_stack
 
 RUN = Run("tiny-261121-200000-abcd", "tiny")
@@ -28,82 +28,74 @@ INSTANCES = ("ml.trn1.2xlarge", "ml.trn1.32xlarge", "ml.c7i.4xlarge", "ml.g5.12x
 
 
 @st.composite
-def jobs(draw: st.DrawFn) -> Job:
+def jobs(draw: st.DrawFn) -> tuple[str, TrainOptions]:
     instance = draw(st.sampled_from(INSTANCES))
-    instances = draw(st.integers(1, 16)) if instance == "ml.trn1.32xlarge" else 1
     runtime = draw(st.integers(1, requests.MAX_RUNTIME_LIMIT_S))
-    stage = draw(st.sampled_from(["train", "compile"]))
-    return Job(
-        run=draw(runs),
-        stage=stage,
-        channels={"code": STACK.inputs("code", "0123"), "data": "s3://b/d/"},
-        arguments=requests.train_arguments(instance, instances)
-        if stage == "train"
-        else requests.compile_arguments("inf2"),
-        instance=instance,
-        instances=instances,
-        max_runtime_s=runtime,
-        max_wait_s=draw(st.none() | st.integers(runtime, 2 * runtime)),
-        attempt=draw(st.integers(1, 99)),
-        image=requests.training_image("us-east-1"),
+    wait = draw(st.none() | st.integers(runtime, 2 * runtime))
+    return draw(st.sampled_from(["train", "compile"])), TrainOptions(
+        instance,
+        runtime / 3600,
+        None if wait is None else wait / 3600,
         network_isolation=draw(st.booleans()),
-        environment={"A": "b"},
+        instances=draw(st.integers(1, 16)) if instance == "ml.trn1.32xlarge" else 1,
     )
 
 
-@given(jobs(), stacks)
-def test_a_job_is_valid_tagged_bounded_and_the_same_twice(job: Job, stack: Stack) -> None:
-    made = requests.create_training_job(job, stack)
+@given(runs, jobs(), stacks, st.integers(1, 99))
+def test_a_job_is_valid_tagged_bounded_and_the_same_twice(
+    run: Run, job: tuple[str, TrainOptions], stack: Stack, attempt: int
+) -> None:
+    stage, options = job
+    arguments = requests.train_arguments(options.instance, options.instances)
+    if stage == "compile":
+        arguments = requests.compile_arguments("inf2")
+    inputs = {"code": STACK.inputs("code", "0123"), "data": "s3://b/d/"}
+
+    def launched() -> Call:
+        made = training.job_launch(
+            run,
+            stage,
+            arguments,
+            options,
+            [],
+            stack,
+            addresses=inputs,
+            environment={"A": "b"},
+            attempt=attempt,
+            instances=options.instances,
+        )
+        return made["training-job"]
+
+    made = launched().request
     check("sagemaker", "CreateTrainingJob", made)
-    assert made == requests.create_training_job(job, stack)
-    assert {"Key": RUN_TAG, "Value": job.run.id} in made["Tags"]
-    assert made["StoppingCondition"]["MaxRuntimeInSeconds"] == job.max_runtime_s
+    assert made == launched().request
+    assert {"Key": RUN_TAG, "Value": run.id} in made["Tags"]
+    assert made["StoppingCondition"]["MaxRuntimeInSeconds"] == round(options.max_hours * 3600)
     assert made["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
-    assert job.run.id in made["CheckpointConfig"]["S3Uri"] and job.run.id in made["OutputDataConfig"]["S3OutputPath"]
+    assert run.id in made["CheckpointConfig"]["S3Uri"] and run.id in made["OutputDataConfig"]["S3OutputPath"]
     waits = made["StoppingCondition"].get("MaxWaitTimeInSeconds")
     assert made["EnableManagedSpotTraining"] == (waits is not None)
-    assert waits is None or waits >= job.max_runtime_s
-    if job.instance == "ml.trn1.32xlarge":
+    assert waits is None or waits >= round(options.max_hours * 3600)
+    if options.instance == "ml.trn1.32xlarge":
         assert made["Environment"]["FI_PROVIDER"] == "efa"
-    if job.instance.startswith("ml.trn1"):
+    if options.instance.startswith("ml.trn1"):
         assert "VolumeKmsKeyId" not in made["ResourceConfig"]
 
 
-@given(runs, stacks, st.sampled_from(["ml.inf2.xlarge", "ml.c7i.4xlarge"]))
-def test_requests_of_an_endpoint_are_valid_and_tagged(run: Run, stack: Stack, instance: str) -> None:
-    made = [
-        (
-            "sagemaker",
-            "CreateModel",
-            endpoint_requests.create_model(
-                run,
-                stack,
-                image="123456789012.dkr.ecr.us-east-1.amazonaws.com/neuron-sum:1",
-                model_data="s3://b/m.tar.gz",
-                environment={},
-                role=stack.endpoint_role,
-            ),
-        ),
-        (
-            "sagemaker",
-            "CreateEndpointConfig",
-            endpoint_requests.create_endpoint_config(run, stack, instance=instance, instances=1),
-        ),
-        ("sagemaker", "CreateEndpoint", endpoint_requests.create_endpoint(run)),
-    ]
-    for service, operation, request in made:
-        check(service, operation, request)
-        assert {"Key": RUN_TAG, "Value": run.id} in request["Tags"]
-    ends = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
-    expiry = endpoint_requests.create_expiry(run, stack, at=ends)
+@given(runs, stacks)
+def test_an_expiry_is_repeated_without_an_end(run: Run, stack: Stack) -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    call = endpoint.expiry(run, stack, hours=2)
+    expiry = call.request
     check("scheduler", "CreateSchedule", expiry)
     # A call that AWS rejects, because the endpoint is still being created, is repeated, without an end.
     assert expiry["ScheduleExpression"] == "rate(10 minutes)" and "EndDate" not in expiry
-    assert expiry["StartDate"] == "2026-11-21T23:30:00+00:00"
+    assert before + timedelta(hours=2) <= schedule_requests.time_of(expiry) <= before + timedelta(hours=2, minutes=1)
+    assert expiry["StartDate"].endswith("+00:00")
     assert expiry["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 600, "no call is waited for twice"
     assert expiry["Target"]["DeadLetterConfig"]["Arn"].endswith(":neuron-sum-expiry")
     other = planned_stack(AwsContext(stack.site.account, "cn-north-1", "aws-cn"))
-    china = endpoint_requests.create_expiry(run, other, at=ends)
+    china = endpoint.expiry(run, other, hours=2).request
     assert china["Target"]["Arn"] == "arn:aws-cn:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
     assert run.name("endpoint") in expiry["Target"]["Input"]
 
@@ -131,12 +123,11 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     several: bool,
 ) -> None:
     most = None if more is None else instances + more
-    hosting = EndpointOptions(instance, instances, hours, most, None if most is None else 60.0, isolated)
+    rate = None if most is None else 60.0
+    hosting = EndpointOptions(instance, instances, hours, hours is None, most, rate, isolated)
     sources = [Source("one", None, "s3://theirs/a/model.tar.gz"), Source("other", None, "s3://theirs/b/model.tar.gz")]
-    now = datetime(2026, 11, 21, 23, 30, tzinfo=timezone.utc)
-    made = endpoint.launch(
-        run, sources if several else sources[:1], hosting, "image", stack, now=now, multi_model=several
-    )
+    now = datetime.now(timezone.utc)
+    made = endpoint.launch(run, sources if several else sources[:1], hosting, "image", stack, multi_model=several)
     for call in (*made.calls, *made.later):
         operation = "".join(word.capitalize() for word in call.operation.split("_"))
         check(call.service, operation, call.request)
@@ -146,15 +137,14 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
             assert tags[RUN_TAG] == run.id
     kinds = [call.kind for call in made.calls]
     assert kinds == [*(["schedule"] if hours else []), "model", "endpoint-config", "endpoint"]
-    requests = made.requests
-    [variant] = requests["endpoint-config"]["ProductionVariants"]
+    [variant] = made["endpoint-config"].request["ProductionVariants"]
     waits = variant["ModelDataDownloadTimeoutInSeconds"] + variant["ContainerStartupHealthCheckTimeoutInSeconds"]
     # The driver is the host's, and the default host's may be older than the container's runtime.
     assert ("InferenceAmiVersion" in variant) == instance.startswith("ml.inf2")
-    [needed] = quotas.needed((*made.calls, *made.later)).values()
+    [needed] = quotas.needed((*made.calls, *made.later))["sagemaker"].values()
     assert needed == (most or instances), "what autoscaling may start counts against the quota"
     assert hours is None or waits <= hours * 3600 / 2, "it has come up, or failed, before it is to be deleted"
-    plan = lifetime.priced(requests, None, None, hours or 0.0)
+    plan = lifetime.priced((*made.calls, *made.later), None, None, hours or 0.0)
     try:
         plan.check(cap)
     except AwsError:
@@ -162,8 +152,8 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
     else:
         # Scheduler calls within a minute of its time.
         assert hours is not None and prices.USD_PER_HOUR[instance] * (most or instances) * (hours + 1 / 60) <= cap
-        ends = schedule_requests.time_of(requests["schedule"])
-        assert (ends - now).total_seconds() <= hours * 3600 + 1e-6  # the precision of timedelta
+        ends = schedule_requests.time_of(made["schedule"].request)
+        assert (ends - now).total_seconds() <= hours * 3600 + 60
 
 
 @given(runs, runs)
@@ -217,11 +207,11 @@ def test_options_that_sagemaker_rejects_are_rejected(
 )
 def test_instances_with_local_disks_get_no_volume_key(instance: str, disks: bool) -> None:
     stack = replace(STACK, kms_key=KEY)
-    config = endpoint_requests.create_endpoint_config(RUN, stack, instance=instance, instances=1)
-    transform = batch_requests.create_transform_job(RUN, stack, instance=instance, instances=1, source="s3://b/t/")
-    assert ("KmsKeyId" not in config) == disks
-    assert ("VolumeKmsKeyId" not in transform["TransformResources"]) == disks
+    model = Source("one", None, "s3://theirs/a/model.tar.gz")
+    hosted = endpoint.launch(RUN, [model], EndpointOptions(instance), "image", stack)
+    transform = batch.launch(RUN, 1, model, Texts("s3://b/t/"), TransformOptions(instance, 1, 1.0), "image", stack)
+    assert ("KmsKeyId" not in hosted["endpoint-config"].request) == disks
+    assert ("VolumeKmsKeyId" not in transform["transform-job"].request["TransformResources"]) == disks
     if not instance.startswith("ml.inf"):
-        job = Job(RUN, "train", (), {"code": "s3://b/c/"}, instance, 1, 60, "image")
-        made = requests.create_training_job(job, stack)
+        made = training.job_launch(RUN, "train", (), TrainOptions(instance, 1), [], stack)["training-job"].request
         assert ("VolumeKmsKeyId" not in made["ResourceConfig"]) == disks and made["OutputDataConfig"]["KmsKeyId"] == KEY

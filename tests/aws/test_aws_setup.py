@@ -17,11 +17,12 @@ from in_process import neuron_sum
 
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
+from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext
 from sagemaker_jobs.aws.policies import caller_policy, setup_policy
 from sagemaker_jobs.image.build import start_build
-from sagemaker_jobs.stack import lifecycle
+from sagemaker_jobs.stack import lifecycle, storage
 from sagemaker_jobs.stack.stack import planned_stack
 from sagemaker_jobs.stack.template import WITHOUT_BUILDS, Settings, render
 
@@ -44,7 +45,7 @@ def aws(aws: AwsServer, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> AwsSer
 
 def administrator(aws: AwsServer) -> None:
     site = AwsContext(ACCOUNT, REGION)
-    aws.script.policies = [caller_policy(site, BUCKET, kms_key=KEY), setup_policy(site, BUCKET, kms_key=KEY)]
+    aws.script.policies = [caller_policy(site, kms_key=KEY), setup_policy(site, kms_key=KEY)]
 
 
 def parameters(aws: AwsServer) -> dict[str, str]:
@@ -70,7 +71,7 @@ def test_a_stack_is_created_once(aws: AwsServer) -> None:
     assert aws.script.bucket_policies[BUCKET]["Statement"][0]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
     assert told(neuron_sum(*SETUP, "--json"))["outcome"] == "unchanged"
     assert neuron_sum(*SETUP, "--check").exit_code == 0
-    assert aws.calls.count("cloudformation.ExecuteChangeSet") == 1
+    assert aws.calls.count("cloudformation.CreateStack") == 1
 
 
 def test_settings_are_kept_until_they_are_changed_or_removed(aws: AwsServer) -> None:
@@ -122,7 +123,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 def test_wrong_options_are_rejected_before_anything_is_sent(aws: AwsServer, name: str) -> None:
     words, told_ = WRONG[name]
     assert told_ in failed(neuron_sum(*SETUP, *words))
-    assert not [call for call in aws.calls if call.endswith("ChangeSet") and "Describe" not in call]
+    assert not {"cloudformation.CreateStack", "cloudformation.UpdateStack"} & set(aws.calls)
     assert not [call for call in aws.calls if call.startswith("budgets")]
 
 
@@ -164,7 +165,6 @@ def test_a_broken_stack_is_replaced_or_deleted(aws: AwsServer, state: str) -> No
         aws.set_up(kms_key=KEY)
         administrator(aws)
         aws.script.stacks[-1].status = state
-        aws.script.stacks[-1].outputs = {}
         assert f"the stack is {state}" in failed(neuron_sum(*SETUP, "--check"))
         made = told(neuron_sum(*SETUP, *words, "--json"))
         if words:
@@ -174,22 +174,15 @@ def test_a_broken_stack_is_replaced_or_deleted(aws: AwsServer, state: str) -> No
 
 
 def test_an_interrupted_setup_is_repeated(aws: AwsServer) -> None:
-    """A change set that was not executed: the stack has no resources and no description, but its parameters."""
-    for elsewhere in (False, True):
-        aws.reset()
-        administrator(aws)
-        aws.script.refusals["cloudformation.ExecuteChangeSet"] = ("AccessDenied", "not authorized", 403)
-        assert "aws iam --setup" in failed(neuron_sum(*SETUP, "--kms-key", KEY))
-        assert aws.script.stacks[-1].status == "REVIEW_IN_PROGRESS"
-        assert "the stack is REVIEW_IN_PROGRESS" in failed(neuron_sum(*SETUP, "--check"))
-        aws.script.refusals.clear()
-        if elsewhere:  # another administrator's machine has only the change set
-            unfinished().unlink()
-        made = neuron_sum(*SETUP, "--json")
-        assert told(made)["outcome"] == "created" and parameters(aws) == {"KmsKey": KEY}
-        assert f"continuing with the settings of an unfinished setup: KmsKey={KEY}" in " ".join(made.stderr.split())
-        assert not unfinished().exists()
-    aws.script.refusals["cloudformation.ExecuteChangeSet"] = ("AccessDenied", "not authorized", 403)
+    denied = ("AccessDenied", "not authorized", 403)
+    aws.script.refusals["cloudformation.CreateStack"] = denied
+    assert "aws iam --setup" in failed(neuron_sum(*SETUP, "--kms-key", KEY))
+    aws.script.refusals.clear()
+    made = neuron_sum(*SETUP, "--json")
+    assert told(made)["outcome"] == "created" and parameters(aws) == {"KmsKey": KEY}
+    assert f"continuing with the settings of an unfinished setup: KmsKey={KEY}" in " ".join(made.stderr.split())
+    assert not unfinished().exists()
+    aws.script.refusals["cloudformation.UpdateStack"] = denied
     failed(neuron_sum(*SETUP, "--reads", "s3://theirs/"))
     aws.script.refusals.clear()
     assert told(neuron_sum(*SETUP, "--reads", "s3://theirs/", "--json"))["outcome"] == "updated"
@@ -199,35 +192,29 @@ def unfinished() -> Path:
     return Ledger(AwsContext(ACCOUNT, REGION)).path.with_suffix(".setup.json")
 
 
-@pytest.mark.parametrize("words", [(), ("--delete",)])
-def test_a_rejected_first_change_set_leaves_nothing_in_the_way(aws: AwsServer, words: tuple[str, ...]) -> None:
-    aws.script.rejected = "The following hook(s)/validation failed: [AWS::EarlyValidation::ResourceExistenceCheck]"
-    error = failed(neuron_sum(*SETUP))
-    assert "rejected the changes of the stack neuron-sum: the name is taken" in error
-    assert f"neuron-sum aws setup --region {REGION} again" in error
-    assert "is REVIEW_IN_PROGRESS" in failed(neuron_sum("aws", "train", "tiny", "--wheelhouse", "wheels"))
-    aws.script.rejected = None
-    made = told(neuron_sum(*SETUP, *words, "--json"))
-    assert made["deleted"] if words else made["outcome"] == "created"
-
-
-def test_two_administrators_do_not_execute_each_others_settings(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("exists", [False, True])
+def test_one_of_two_administrators_at_the_same_time_gets_an_error(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch, exists: bool
 ) -> None:
-    """The second one executes its change set between the first one's proposal and its execution."""
-    propose, nested = lifecycle._propose, False
+    """The second one starts between the first one's look at the stack and its change."""
+    if exists:
+        told(neuron_sum(*SETUP, "--json"))
+    existing, nested = storage.existing, False
 
-    def proposed(*words: Any, **options: Any) -> Any:
+    def looked(account: Account) -> Any:
         nonlocal nested
-        found = propose(*words, **options)
+        found = existing(account)
         if not nested:
             nested = True
-            told(neuron_sum(*SETUP, "--reads", "s3://second/", "--json"))
+            if exists:
+                aws.script.stacks[-1].become("UPDATE_IN_PROGRESS")
+            else:
+                told(neuron_sum(*SETUP, "--reads", "s3://second/", "--json"))
         return found
 
-    monkeypatch.setattr(lifecycle, "_propose", proposed)
-    assert "another `neuron-sum aws setup` has changed" in failed(neuron_sum(*SETUP, "--reads", "s3://first/"))
-    assert parameters(aws) == {"Reads": "arn:aws:s3:::second/*"}
+    monkeypatch.setattr(storage, "existing", looked)
+    assert "another `neuron-sum aws setup` changes the stack" in failed(neuron_sum(*SETUP, "--reads", "s3://first/"))
+    assert parameters(aws) == ({} if exists else {"Reads": "arn:aws:s3:::second/*"})
 
 
 @pytest.mark.parametrize("options", [("--delete",), ()])
@@ -272,13 +259,10 @@ def test_a_foreign_stack_of_that_name_is_not_touched(aws: AwsServer, words: tupl
     stack = aws.script.stacks[-1]
     stack.template, stack.status = {**stack.template, "Description": "theirs"}, state
     command = ("aws", "train", "tiny", "--wheelhouse", "wheels") if words == ("train",) else (*SETUP, *words)
-    if state == "REVIEW_IN_PROGRESS":  # the caller may not list change sets
-        stack.change_sets = {"theirs": {"parameters": {}}}
-        if "train" in words or "--check" in words:
-            assert "is REVIEW_IN_PROGRESS" in failed(neuron_sum(*command))
-            return
     assert "is not from neuron-sum's template" in failed(neuron_sum(*command))
-    assert stack.status == state and not [call for call in aws.calls if "CreateChangeSet" in call or "Delete" in call]
+    assert stack.status == state and not [
+        call for call in aws.calls if "CreateStack" in call or "Update" in call or "Delete" in call
+    ]
 
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -453,10 +437,11 @@ def test_a_private_image_must_be_allowed(aws: AwsServer) -> None:
 def test_a_dry_run_and_the_template_send_nothing(aws: AwsServer) -> None:
     template = told(neuron_sum(*SETUP, "--template", "--region", "cn-north-1", "--json"))
     [request] = told(neuron_sum(*SETUP, "--dry-run", "--reads", "s3://theirs/a", "--json"))["requests"]
-    assert aws.calls == [] and request["operation"] == "create_change_set"
+    assert aws.calls == [] and request["operation"] == "create_stack"
     assert len(request["request"]["TemplateBody"]) < 51_200
-    outputs = Resolver(template, region="cn-north-1", partition="aws-cn").outputs()
-    assert outputs["JobsRole"] == f"arn:aws-cn:iam::{ACCOUNT}:role/neuron-sum-cn-north-1-jobs"
+    roles = Resolver(template, region="cn-north-1", partition="aws-cn").resources()
+    assert roles["JobsRole"]["Properties"]["RoleName"] == "neuron-sum-cn-north-1-jobs"
+    assert f"arn:aws-cn:s3:::neuron-sum-{ACCOUNT}-cn-north-1/" in json.dumps(roles)
     text = json.dumps(template["Resources"])
     assert "arn:aws:" not in text and "amazonaws.com/" not in text
     assert f":{REGISTRY_ACCOUNTS['cn-north-1']}:repository/*" in text.replace("${AWS::Region}", "")

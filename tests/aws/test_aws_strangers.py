@@ -16,7 +16,7 @@ from moto.sagemaker.models import sagemaker_backends
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, Run
 from sagemaker_jobs.cleanup.kinds import KINDS
-from sagemaker_jobs.launch.schedules import create_ending
+from sagemaker_jobs.launch.schedules import ending
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/x"
 DOWN = ("aws", "down", "--all", "--every", "0.01")
@@ -86,7 +86,7 @@ def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer, monkeypatch: 
     other = Run("tiny-261121-2000-abce", "tiny")
     make_endpoint(aws, RUN.name("endpoint"), RUN.tags, variants=2)
     make_endpoint(aws, other.name("endpoint"), other.tags)
-    at = create_ending(other.name("expiry"), STACK, at=_later(), target="sagemaker:x", arguments={})
+    at = ending(other.name("expiry"), STACK, "sagemaker:x", {}, hours=24).request
     if odd:
         monkeypatch.setattr("sagemaker_jobs.cleanup.kinds.time_of", lambda schedule: schedule["renamed"])
     else:
@@ -110,12 +110,6 @@ def test_one_odd_resource_does_not_stop_the_others(aws: AwsServer, monkeypatch: 
     )
     assert endpoints(aws) == set()
     assert (f"schedule {other.name('expiry')}" in aws.everything()) == odd
-
-
-def _later() -> Any:
-    from datetime import datetime, timezone
-
-    return datetime(2030, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize("name", ["prod-{}", "team-neuron-sum-{}", "neuron-sum-prod-{}"])

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sagemaker_jobs.aws.names import AwsContext, new_run
-from sagemaker_jobs.jobs import requests
-from sagemaker_jobs.jobs.requests import INPUT, Job
+from sagemaker_jobs.jobs.requests import INPUT
+from sagemaker_jobs.jobs.training import job_launch
+from sagemaker_jobs.launch.options import JobOptions
 from sagemaker_jobs.rehearsal.container import Container
 from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.stack.stack import planned_stack
@@ -36,17 +37,16 @@ BASE = "import os; BASE = os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml')\n"
 
 def request_for(**changes: Any) -> dict[str, Any]:
     """The request of a new job with the channels code and recipe, which runs script.py of the channel code."""
-    job = Job(
+    launch = job_launch(
         new_run("tiny"),
         "train",
         ("--an", f"{INPUT}/recipe"),
-        {"code": "s3://a-bucket/c/", "recipe": "s3://b/r/"},
-        "ml.c7i.4xlarge",
-        1,
-        3600,
-        requests.training_image("us-east-1"),
+        JobOptions("ml.c7i.4xlarge", 1),
+        [],
+        STACK,
+        addresses={"code": "s3://a-bucket/c/", "recipe": "s3://b/r/"},
     )
-    made = requests.create_training_job(job, STACK)
+    made = launch["training-job"].request
     made["AlgorithmSpecification"]["ContainerEntrypoint"] = ["python3", f"{INPUT}/code/script.py"]
     return {**made, **changes}
 

@@ -47,7 +47,6 @@ class Script:
         stack_rollback: The state of a stack whose creation failed.
         bucket_policies: The policies of buckets that stacks created, by name.
         budgets: The budgets, by name.
-        rejected: The reason for which CloudFormation rejects a change set; None: it does not.
         spent: The actual spend that budgets report, in USD.
         scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
         scaling_alarms_unknown: The number of times that this role cannot create the alarms of a policy yet.
@@ -80,7 +79,6 @@ class Script:
     stacks: list[Any] = field(default_factory=list)
     stack_looks: int = 1
     stack_failures: dict[str, str] = field(default_factory=dict)
-    rejected: str | None = None
     stack_rollback: str = "ROLLBACK_COMPLETE"
     bucket_policies: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Any] = field(default_factory=dict)

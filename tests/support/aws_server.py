@@ -131,7 +131,7 @@ class AwsServer:
         site = AwsContext(ACCOUNT, REGION)
         parameters = Settings(**options).parameters(site, {})
         aws_stacks.create(self.script, render(site, parameters), parameters)
-        self.script.policies = [caller_policy(site, site.bucket, kms_key=options.get("kms_key"), reads=READABLE)]
+        self.script.policies = [caller_policy(site, kms_key=options.get("kms_key"), reads=READABLE)]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""CloudFormation in the tests' account: change sets and stacks as in AWS, with resources in moto's services.
+"""CloudFormation in the tests' account: stacks as in AWS, with resources in moto's services.
 
-moto's CloudFormation imports all of its services with their packages, executes a change set within its request, reports
+moto's CloudFormation imports all of its services with their packages, executes an operation within its request, reports
 no failures, and lacks build projects and bucket policies. Here an operation takes as many looks as the script says, and
 each resource has its events.
 """
@@ -25,20 +25,18 @@ from moto.s3.models import cfn_to_api_encryption, s3_backends
 from moto.sqs.models import sqs_backends
 
 RETAINED = ("AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::ECR::Repository")
-UPDATABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")
+UPDATABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 
 class Stack:
     """One stack, and what CloudFormation is doing with it."""
 
     def __init__(self, name: str, number: int) -> None:
-        self.name, self.status, self.reason = name, "REVIEW_IN_PROGRESS", ""
+        self.name, self.status, self.reason, self.token = name, "", "", ""
         self.id = f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/{name}/{number:08x}-0000-4000-8000-000000000000"
         self.template: dict[str, Any] = {}
         self.parameters: dict[str, str] = {}
         self.resources: dict[str, dict[str, Any]] = {}
-        self.outputs: dict[str, str] = {}
-        self.change_sets: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.looks, self.pending = 0, None  # what the last look executes
 
@@ -51,6 +49,7 @@ class Stack:
             "ResourceType": kind,
             "Timestamp": datetime.now(timezone.utc),
             "ResourceStatus": status,
+            "ClientRequestToken": self.token,
         }
         self.events.append({**event, **({"ResourceStatusReason": reason} if reason else {})})
 
@@ -67,11 +66,7 @@ class Stack:
             "StackStatusReason": self.reason,
             "Tags": [],
         }
-        if self.status == "REVIEW_IN_PROGRESS":
-            return told
-        pairs = [("Parameter", self.parameters), ("Output", self.outputs)]
-        for noun, values in pairs:
-            told[f"{noun}s"] = [{f"{noun}Key": key, f"{noun}Value": value} for key, value in values.items()]
+        told["Parameters"] = [{"ParameterKey": key, "ParameterValue": each} for key, each in self.parameters.items()]
         return {**told, "Description": self.template.get("Description", "")}
 
 
@@ -104,9 +99,33 @@ class Stacks:
                 return stack
         raise refuse("ValidationError", f"Stack with id {name} does not exist")
 
-    def create_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        name, kind, body = (given[key] for key in ("StackName", "ChangeSetType", "TemplateBody"))
-        template, pairs = json.loads(body), given.get("Parameters", [])
+    def create_stack(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        change = self.change(given)
+        try:
+            stack = self.find(given["StackName"])
+        except JsonRESTError:
+            stack = Stack(given["StackName"], len(self.script().stacks))
+            self.script().stacks.append(stack)
+        else:
+            if stack.token == given["ClientRequestToken"]:
+                return {"StackId": stack.id}
+            raise refuse("AlreadyExistsException", f"Stack [{stack.name}] already exists")
+        stack.template, stack.parameters = change["template"], change["parameters"]
+        return self.start(stack, change, "CREATE", given)
+
+    def update_stack(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        change, stack = self.change(given), self.find(given["StackName"])
+        if stack.token == given["ClientRequestToken"]:
+            return {"StackId": stack.id}
+        if stack.status not in UPDATABLE:
+            raise refuse("ValidationError", f"Stack:{stack.id} is in {stack.status} state and can not be updated.")
+        if (change["template"], change["parameters"]) == (stack.template, stack.parameters):
+            raise refuse("ValidationError", "No updates are to be performed.")
+        return self.start(stack, change, "UPDATE", given)
+
+    def change(self, given: dict[str, Any]) -> dict[str, Any]:
+        body, pairs = given["TemplateBody"], given.get("Parameters", [])
+        template = json.loads(body)
         parameters = {each["ParameterKey"]: each["ParameterValue"] for each in pairs}
         if len(body) > 51_200:  # CloudFormation's quota
             raise refuse("ValidationError", "Member must have length less than or equal to 51200")
@@ -118,69 +137,13 @@ class Stacks:
                 raise refuse("ValidationError", f"Parameter {key} failed to satisfy constraint: {pattern}")
         if "CAPABILITY_NAMED_IAM" not in given.get("Capabilities", []):
             raise refuse("InsufficientCapabilitiesException", "Requires capabilities : [CAPABILITY_NAMED_IAM]")
-        try:
-            stack = self.find(name)
-        except Exception:
-            if kind == "UPDATE":
-                raise
-            stack = Stack(name, len(self.script().stacks))
-            self.script().stacks.append(stack)
-        if kind == "CREATE" and stack.status != "REVIEW_IN_PROGRESS":
-            raise refuse("ValidationError", f"Stack [{name}] already exists and cannot be created again")
-        if kind == "UPDATE" and stack.status not in UPDATABLE:
-            raise refuse("ValidationError", f"Stack:{stack.id} is in {stack.status} state and can not be updated.")
-        if given["ChangeSetName"] in stack.change_sets:
-            raise refuse("AlreadyExistsException", f"ChangeSet {given['ChangeSetName']} already exists")
-        same = (template, parameters) == (stack.template, stack.parameters)
-        stack.change_sets[given["ChangeSetName"]] = {
-            "template": template, "parameters": parameters, "looks": 0, "same": same, "execution": "AVAILABLE",
-        }  # fmt: skip
-        return {"Id": f"{stack.id}/change", "StackId": stack.id}
+        return {"template": template, "parameters": parameters}
 
-    def change(self, given: dict[str, Any]) -> tuple[Stack, dict[str, Any]]:
-        stack = self.find(given.get("StackName"))
-        if (change := stack.change_sets.get(given["ChangeSetName"])) is None:
-            raise refuse("ChangeSetNotFound", f"ChangeSet [{given['ChangeSetName']}] does not exist")
-        return stack, change
-
-    def list_change_sets(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        return {"Summaries": [{"ChangeSetName": name} for name in self.find(given.get("StackName")).change_sets]}
-
-    def describe_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        stack, change = self.change(given)
-        change["looks"] += 1
-        failed = change["same"] or self.script().rejected is not None
-        status = "CREATE_IN_PROGRESS" if change["looks"] == 1 else "FAILED" if failed else "CREATE_COMPLETE"
-        reason = self.script().rejected or "The submitted information didn't contain changes."
-        pairs = [{"ParameterKey": key, "ParameterValue": value} for key, value in change["parameters"].items()]
-        return {
-            "Status": status, "StatusReason": reason if status == "FAILED" else "", "Parameters": pairs,
-            "StackId": stack.id, "ExecutionStatus": change["execution"],
-        }  # fmt: skip
-
-    def describe_events(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        """The reasons of a rejection by CloudFormation's early validation."""
-        failed = {"EventId": "1", "ValidationStatus": "FAILED", "ValidationStatusReason": "the name is taken"}
-        return {"OperationEvents": [failed]}
-
-    def delete_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        self.find(given.get("StackName")).change_sets.pop(given["ChangeSetName"], None)
-        return None
-
-    def execute_change_set(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        stack, change = self.change(given)
-        if change["execution"] != "AVAILABLE" or change["same"] or stack.pending is not None:
-            raise refuse("InvalidChangeSetStatus", "ChangeSet cannot be executed in its current status")
-        # The others of the stack are deleted (ExecuteChangeSet).
-        stack.change_sets = {given["ChangeSetName"]: change}
-        change["execution"] = "EXECUTE_COMPLETE"
-        action = "UPDATE" if stack.resources else "CREATE"
-        stack.looks = 0
-        if action == "CREATE":  # an update that fails keeps the old ones
-            stack.template, stack.parameters = change["template"], change["parameters"]
+    def start(self, stack: Stack, change: dict[str, Any], action: str, given: dict[str, Any]) -> dict[str, Any]:
+        stack.looks, stack.token = 0, given["ClientRequestToken"]
         stack.become(f"{action}_IN_PROGRESS", "User Initiated")
         stack.pending = lambda: self.apply(stack, change, action)
-        return None
+        return {"StackId": stack.id}
 
     def apply(self, stack: Stack, change: dict[str, Any], action: str) -> None:
         resolver = Resolver(change["template"], change["parameters"])
@@ -204,7 +167,7 @@ class Stacks:
         for logical in set(before) - set(wanted):
             remove(self.script(), before[logical])
         stack.template, stack.parameters = change["template"], change["parameters"]
-        stack.resources, stack.outputs = wanted, resolver.outputs()
+        stack.resources = wanted
         stack.become(f"{action}_COMPLETE")
 
     def undo(self, stack: Stack, done: dict[str, dict[str, Any]], action: str) -> None:
@@ -235,7 +198,7 @@ class Stacks:
         stack = self.find(given.get("StackName"))
         if stack.status == "DELETE_COMPLETE":
             return None
-        stack.looks = 0
+        stack.looks, stack.token = 0, given["ClientRequestToken"]
         stack.become("DELETE_IN_PROGRESS", "User Initiated")
 
         def finish() -> None:
@@ -287,7 +250,7 @@ def create(script: Script, template: dict[str, Any], parameters: dict[str, str])
     """A stack that an earlier `aws setup` created."""
     resolver, stack = Resolver(template, parameters), Stack("neuron-sum", len(script.stacks))
     stack.template, stack.parameters = template, parameters
-    stack.resources, stack.outputs = resolver.resources(), resolver.outputs()
+    stack.resources = resolver.resources()
     for resource in stack.resources.values():
         put(script, resource)
     stack.become("CREATE_COMPLETE")

@@ -43,9 +43,6 @@ class Resolver:
             if "Condition" not in each or self.condition(self.template["Conditions"][each["Condition"]])
         }
 
-    def outputs(self) -> dict[str, str]:
-        return {name: self.value(each["Value"]) for name, each in self.template["Outputs"].items()}
-
     def condition(self, node: dict[str, Any]) -> bool:
         [(function, arguments)] = node.items()
         if function == "Fn::Not":

@@ -4,12 +4,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-if TYPE_CHECKING:
-    from neuron_sum.recipes.schema import Recipe
+from neuron_sum.errors import AwsError
 
 EndpointArgument = Annotated[
     str, typer.Argument(metavar="RUN|ENDPOINT", help="Run id or endpoint name, printed by `aws deploy`.")
@@ -19,18 +18,20 @@ RegionOption = Annotated[str | None, typer.Option(help="AWS region. Default: AWS
 InstanceOption = Annotated[
     str, typer.Option(help="SageMaker instance type: ml.trn1.2xlarge, ml.trn1.32xlarge or a CPU type.")
 ]
-MAX_HOURS = 24 * 365
 IN_ORDER = "Several, separated by commas, are tried in this order if AWS has no capacity."
 InstanceTypesOption = Annotated[
     str,
     typer.Option(help=f"SageMaker instance type: ml.trn1.2xlarge, ml.trn1.32xlarge or a CPU type. {IN_ORDER}"),
 ]
+InstancesOption = Annotated[
+    int, typer.Option(min=1, help="Number of instances; only ml.trn1.32xlarge supports more than one.")
+]
+MAX_HOURS = 24 * 365
+DEFAULT_H, SHORTEST_H = 2.0, 0.25
+"""Default and shortest lifetime of an endpoint in hours; an endpoint takes minutes to start."""
 CapacityOption = Annotated[
     float,
     typer.Option(min=0, max=MAX_HOURS, help="Hours during which the types are tried again if AWS has no capacity."),
-]
-InstancesOption = Annotated[
-    int, typer.Option(min=1, help="Number of instances; only ml.trn1.32xlarge supports more than one.")
 ]
 HoursOption = Annotated[
     float, typer.Option(min=0.01, max=MAX_HOURS, help="Maximum run time in hours; the job is stopped afterwards.")
@@ -63,8 +64,6 @@ IsolatedOption = Annotated[
         "--network-isolation", help="Run the container without network access; data and model come from this machine."
     ),
 ]
-KeyOption = Annotated[str | None, typer.Option(help="ARN or id of a KMS key for the bucket, outputs and volumes.")]
-BoundaryOption = Annotated[str | None, typer.Option(help="ARN of an IAM policy that limits every role.")]
 EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between status polls.")]
 WheelhouseOption = Annotated[
     Path | None,
@@ -92,6 +91,9 @@ class StartOptions:
 class JobOptions:
     """Options of a training or compile job."""
 
+    instance: InstanceTypesOption = "ml.c7i.4xlarge"
+    max_hours: HoursOption = 2.0
+    capacity_wait_hours: CapacityOption = 0.0
     max_wait_hours: Annotated[
         float | None,
         typer.Option(
@@ -104,6 +106,89 @@ class JobOptions:
     wheelhouse: WheelhouseOption = None
     network_isolation: IsolatedOption = False
     expected_hours: ExpectedOption = None
+
+
+@dataclass(frozen=True)
+class TrainOptions(JobOptions):
+    """Options of a training job."""
+
+    instance: InstanceTypesOption = "ml.trn1.2xlarge"
+    max_hours: HoursOption = 4.0
+    instances: InstancesOption = 1
+    encrypt_traffic: Annotated[
+        bool, typer.Option("--encrypt-traffic", help="Encrypt the traffic between several instances, which is slower.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class TransformOptions:
+    """Options of a transform job."""
+
+    instance: Annotated[
+        str,
+        typer.Option(
+            help=f"SageMaker instance type: a CPU type, or ml.inf2.xlarge, whose driver is not documented. {IN_ORDER}"
+        ),
+    ] = "ml.c7i.4xlarge"
+    instances: Annotated[int, typer.Option(min=1, help="Number of instances; each processes whole input files.")] = 1
+    max_hours: HoursOption = 2.0
+    capacity_wait_hours: CapacityOption = 0.0
+    image: Annotated[str | None, typer.Option(help="Image URI. Default: the newest image built by `aws image`.")] = None
+    network_isolation: IsolatedOption = False
+    expected_hours: ExpectedOption = None
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """Options of an endpoint."""
+
+    instance: Annotated[str, typer.Option(help=f"SageMaker instance type: ml.inf2.* or a CPU type. {IN_ORDER}")] = (
+        "ml.inf2.xlarge"
+    )
+    instances: Annotated[int, typer.Option(min=1, help="Initial and minimum number of instances.")] = 1
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            min=SHORTEST_H,
+            max=MAX_HOURS,
+            help=f"Hours after which EventBridge Scheduler deletes the endpoint. Default: {DEFAULT_H:g}.",
+        ),
+    ] = None
+    keep: Annotated[bool, typer.Option("--keep", help="No expiry: you are billed until you delete it.")] = False
+    max_instances: Annotated[
+        int | None, typer.Option(min=1, help="Turn on autoscaling, up to this many instances.")
+    ] = None
+    invocations_per_instance: Annotated[
+        float | None, typer.Option(min=1, help="Autoscaling target: requests per minute and instance.")
+    ] = None
+    network_isolation: IsolatedOption = False
+    capacity_wait_hours: CapacityOption = 0.0
+
+    @property
+    def lifetime_h(self) -> float | None:
+        """The hours until the expiry; None without one."""
+        return None if self.keep else self.hours or DEFAULT_H
+
+    def check(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            AwsError: If the options are invalid; its hint names valid ones.
+        """
+        if self.keep and self.hours is not None:
+            raise AwsError(
+                f"--keep and --hours {self.hours:g} cannot be combined", "Use one of them; --keep sets no expiry."
+            )
+        if (self.max_instances is None) != (self.invocations_per_instance is None):
+            raise AwsError(
+                "autoscaling requires both --max-instances and --invocations-per-instance",
+                "Use both, such as --max-instances 2 --invocations-per-instance 60 (requests per minute).",
+            )
+        if self.max_instances is not None and self.max_instances < self.instances:
+            raise AwsError(
+                f"--max-instances {self.max_instances} is less than --instances {self.instances}",
+                f"Use --max-instances {self.instances} or more.",
+            )
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
@@ -133,22 +218,3 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def expected_of(
-    hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int
-) -> tuple[float | None, str | None]:
-    """The expected hours of a training from the options, and the source of that number.
-
-    Raises:
-        AwsError: If both options are given, or the projection is of another recipe or other instances.
-    """
-    from neuron_sum.errors import AwsError
-    from sagemaker_jobs.cost.expected import training_hours
-
-    if projection is None:
-        return hours, None if hours is None else "--expected-hours"
-    if hours is not None:
-        raise AwsError("--expected-hours and --projection cannot be combined", "Use one of them.")
-    projected = training_hours(projection, recipe, instance, instances)
-    return projected.hours, projected.reason
