@@ -234,12 +234,13 @@ def hint_at_follow(run: str, what: str, region: str, ends: Callable[[], str] | N
     try:
         yield
     except KeyboardInterrupt:
-        what_now = "keeps running and is billed" if ends is None else f"is billed, and {ends()}"
-        flag = " --follow" if ends is None else ""
+        billed = "keeps running and is billed" if ends is None else f"is billed, and {ends()}"
+        look = f"Inspect it with `neuron-sum aws status {quote(run)}`"
+        if ends is None:
+            look = f"Follow it with `neuron-sum aws status {quote(run)} --follow`"
         raise Interrupted(
-            f"stopped waiting for {what}; if it has started, it {what_now}",
-            f"Follow it with `neuron-sum aws status {quote(run)}{flag}` or stop it with "
-            f"`neuron-sum aws down {quote(run)}`.",
+            f"stopped waiting for {what}; if it has started, it {billed}",
+            f"{look} or stop it with `neuron-sum aws down {quote(run)}`.",
         ) from None
     except LostContact as error:
         if ends is None:

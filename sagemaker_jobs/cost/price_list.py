@@ -66,14 +66,10 @@ def _products(instance: str, account: Account) -> Iterator[dict[str, Any]]:
 def _prices(product: dict[str, Any], component: str) -> Iterator[float]:
     """Yield the on-demand prices in USD per hour of a product if it is for the component."""
     attributes = product.get("product", {}).get("attributes", {})
-    if _plain(str(attributes.get("component", ""))) != _plain(component):
+    # AWS spells components in several ways.
+    if str(attributes.get("component", "")).lower().replace(" ", "") != component.lower().replace(" ", ""):
         return
     for offer in product.get("terms", {}).get("OnDemand", {}).values():
         for dimension in offer["priceDimensions"].values():
             if dimension.get("unit", "").lower() in ("hrs", "hours", "hour"):
                 yield float(dimension["pricePerUnit"]["USD"])
-
-
-def _plain(component: str) -> str:
-    """Return a component's name in lower case and without spaces, because AWS spells it in several ways."""
-    return component.lower().replace(" ", "")

@@ -1,7 +1,7 @@
 """Serving images in the account's ECR registry, which `neuron-sum aws image` builds."""
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from neuron_sum import console
@@ -74,7 +74,8 @@ def look(account: Account, tag: str) -> Image | None:
     if answer is None:
         return None
     [found] = answer["imageDetails"]
-    return _image(account, found, tag)
+    uri, digest = image_uri(account.site, tag), str(found["imageDigest"])
+    return Image(uri, f"{uri.removesuffix(':' + tag)}@{digest}", digest, int(found.get("imageSizeInBytes", 0)))
 
 
 def newest_image(account: Account, target: str) -> str:
@@ -93,7 +94,7 @@ def newest_image(account: Account, target: str) -> str:
             "ecr", "describe_images", "imageDetails", repositoryName=PREFIX, filter={"tagStatus": "TAGGED"}
         )
         for image in listing:
-            found += [(_pushed(image), tag) for tag in image["imageTags"] if tag.startswith(f"{target}-")]
+            found += [(image["imagePushedAt"], tag) for tag in image["imageTags"] if tag.startswith(f"{target}-")]
     if not found:
         raise AwsError(
             f"no serving image for {target} in {account.region}: the repository {PREFIX} has no tag {target}-…",
@@ -153,13 +154,3 @@ def ended_image(region: str) -> str:
     ended = ENDED_CONTAINERS[ENDED]
     repository, _, tag = ended.name.partition(":")
     return RegistryImage(repository, tag, "serve", ended.versions, ended.source, ended.checked).uri(region)
-
-
-def _pushed(image: dict[str, Any]) -> datetime:
-    pushed: datetime = image["imagePushedAt"]
-    return pushed if pushed.tzinfo is not None else pushed.replace(tzinfo=timezone.utc)
-
-
-def _image(account: Account, found: dict[str, Any], tag: str) -> Image:
-    uri, digest = image_uri(account.site, tag), str(found["imageDigest"])
-    return Image(uri, f"{uri.removesuffix(':' + tag)}@{digest}", digest, int(found.get("imageSizeInBytes", 0)))

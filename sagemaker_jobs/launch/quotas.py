@@ -1,7 +1,8 @@
 """The billed instances of a launch, and the account's quotas for them, compared before it creates anything."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
@@ -87,44 +88,29 @@ def check(account: Account, calls: Iterable[Call]) -> None:
     """
     for service, wanted in needed(calls).items():
         try:
-            unchecked = _check(account, service, wanted)
-        except TooSmall:
-            raise
+            quotas = _quotas(account, service, wanted)
         except AwsError as error:
             console.note(f"quotas not checked: {error.message}")
             return
-        for name in unchecked:
-            console.note(f"quota {name!r} not checked: AWS does not list it in {account.region}")
+        for name, count in sorted(wanted.items()):
+            if (quota := quotas.get(name)) is None:
+                console.note(f"quota {name!r} not checked: AWS does not list it in {account.region}")
+            elif quota["Value"] < count:
+                raise AwsError(
+                    f"the quota {name!r} is {quota['Value']:g} in {account.region}, but the launch needs {count}",
+                    f"run aws service-quotas request-service-quota-increase --service-code {service} --quota-code "
+                    f"{quota['QuotaCode']} --desired-value {count} --region {account.region} (takes hours to days), or "
+                    + (BUILD_ELSEWHERE if service == "codebuild" else "use another --instance or --region"),
+                )
 
 
-def _check(account: Account, service: str, wanted: dict[str, int]) -> list[str]:
-    """Compare the quotas of a service with the needed numbers, and return those that AWS does not list."""
-    unchecked = set(wanted)
+def _quotas(account: Account, service: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the quotas of a service by name; they cannot be searched, so pages are read until all are found."""
+    found: dict[str, dict[str, Any]] = {}
     for operation in LISTINGS:
-        if not unchecked:
-            break
-        # Quotas cannot be searched by name, and SageMaker has thousands, so pages are read until all are found.
         for quota in account.pages("service-quotas", operation, "Quotas", ServiceCode=service):
-            name = quota["QuotaName"]
-            if name in unchecked:
-                unchecked.remove(name)
-                if quota["Value"] < wanted[name]:
-                    raise TooSmall(name, service, quota, wanted[name], account.region)
-            if not unchecked:
-                break
-    return sorted(unchecked)
-
-
-class TooSmall(AwsError):
-    """A quota, as AWS lists it, is too small for the number of instances or builds of a launch."""
-
-    def __init__(self, name: str, service: str, quota: dict[str, object], count: int, region: str) -> None:
-        command = (
-            f"aws service-quotas request-service-quota-increase --service-code {service} --quota-code "
-            f"{quota['QuotaCode']} --desired-value {count} --region {region}"
-        )
-        super().__init__(
-            f"the quota {name!r} is {quota['Value']:g} in {region}, but the launch needs {count}",
-            f"run {command} (takes hours to days), or "
-            + (BUILD_ELSEWHERE if service == "codebuild" else "use another --instance or --region"),
-        )
+            if quota["QuotaName"] in names:
+                found.setdefault(quota["QuotaName"], quota)
+            if len(found) == len(names):
+                return found
+    return found

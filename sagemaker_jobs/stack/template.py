@@ -216,7 +216,7 @@ def _defaults() -> dict[str, str]:
     import yaml
 
     parameters = yaml.safe_load(_source())["Parameters"]
-    return {name: str(parameter["Default"]) for name, parameter in parameters.items()}
+    return {name: str(parameter.get("Default", "")) for name, parameter in parameters.items()}
 
 
 def _list(values: Sequence[str] | None) -> str | None:
