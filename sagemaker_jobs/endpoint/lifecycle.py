@@ -124,7 +124,7 @@ def wait(account: Account, name: str, *, price: Price | None, instances: int) ->
         raise gone
     if state.text in FAILED:
         reason = " ".join(str(endpoint.get("FailureReason", "")).split()) or "AWS reports no reason"
-        tail = f"Run `aws logs tail {ENDPOINT_LOGS}{name}`."
+        tail = f"Run `aws logs tail {quote(f'{ENDPOINT_LOGS}{name}')}`."
         failed = EndpointFailed(*explained(f"{name} failed: {reason}", reason, log, tail))
         failed.shortage = is_shortage(reason)
         raise failed

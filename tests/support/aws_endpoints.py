@@ -76,8 +76,8 @@ def patch(script: Callable[[], Script]) -> None:
         _new(self.sagemaker_backend.endpoints, name, "endpoint")
         config = self._get_param("EndpointConfigName")
         find(self.sagemaker_backend.endpoint_configs, config, "endpoint configuration", script())
-        [variant] = self.sagemaker_backend.endpoint_configs[config].production_variants
-        short = script().lacks(variant["InstanceType"])
+        variants = self.sagemaker_backend.endpoint_configs[config].production_variants
+        short = any(script().lacks(variant["InstanceType"]) for variant in variants)
         made = _create(self)
         # moto's endpoints are created InService.
         endpoint = self.sagemaker_backend.endpoints[name]
