@@ -27,8 +27,8 @@ def register(
         bool, typer.Option("--approve", help="Register as approved. Default: approval is pending.")
     ] = False,
     instance: Annotated[
-        str, typer.Option(help="SageMaker instance type that decides the image: ml.inf2.* or a CPU type.")
-    ] = "ml.inf2.xlarge",
+        str | None, typer.Option(help="SageMaker instance type that the model must fit. Default: by its target.")
+    ] = None,
     image: Annotated[
         str | None,
         typer.Option(help="Image URI, or hf-vllm. Default: the newest image built by `aws image`."),
@@ -56,6 +56,7 @@ def register(
     model = sources.find_source(source, reader, stack)
     stack.check_readable([model.address_in(stack)])
     model, manifest = sources.with_manifest(model, reader)
+    instance = instance or ("ml.c7i.4xlarge" if model.target == "cpu" else "ml.inf2.xlarge")
     target = sources.image_target(model, instance, image)
     pinned = images.pin(reader, stack, image_uri_of(image, target, reader, stack.site))
     registration = registry.Registration(

@@ -157,7 +157,8 @@ def _unsuccessful(job: Job, log: Log | None) -> AwsError:
     waited = job.stage == "MaxWaitTimeExceeded" and "TrainingStartTime" not in job.described
     if is_shortage(reason) or waited:
         return NoCapacity(
-            f"{job.name} found no free instances: {reason or 'the maximum wait passed before it started'}", None
+            f"{job.name} found no free instances: {reason or 'the maximum wait passed before it started'}",
+            "Start it again with further types, such as --instance A,B.",
         )
     if job.status == "Stopped":
         limits = {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}

@@ -85,6 +85,13 @@ def test_a_compile_job_uses_the_second_type(aws: AwsServer) -> None:
     assert told(neuron_sum("aws", "deploy", run, "--instance", FIRST, "--every", "0.01", "--json"))["run"] == run
 
 
+def test_status_follow_reports_a_shortage_with_a_hint(aws: AwsServer) -> None:
+    aws.script.shortages = {FIRST: 1}
+    run = told(neuron_sum(*TRAIN, "--instance", FIRST, "--detach", "--json"))["run"]
+    error = failed(neuron_sum("aws", "status", run, "--follow", "--every", "0.01"))
+    assert "found no free instances: CapacityError" in error and "--instance A,B" in error
+
+
 def test_a_spot_job_that_waited_in_vain_is_a_shortage(aws: AwsServer) -> None:
     aws.script.shortages, aws.script.shortage_at = {FIRST: 1}, "wait"
     result = told(neuron_sum(*TRAIN, *BOTH, "--max-wait-hours", "5", "--json"))

@@ -13,8 +13,8 @@ from in_process import neuron_sum
 
 SCORES = {"ROUGE-1": {"value": 42.1, "low": 41.0, "high": 43.2}, "ROUGE-2": {"value": 18.0, "low": 17.0, "high": 19.0}}
 METRICS = {"system": "tiny", "data": "DialogSum", "split": "test", "examples": 500, "scores": SCORES}
-INSTANCE = ("--instance", "ml.c7i.4xlarge", "--every", "0.01")
-REGISTER = ("aws", "register", "model.tar.gz", "--group", "summaries", *INSTANCE)
+QUICK = ("--every", "0.01")
+REGISTER = ("aws", "register", "model.tar.gz", "--group", "summaries", *QUICK)
 GROUP = "neuron-sum-summaries"
 
 
@@ -103,7 +103,7 @@ def test_a_registered_model_survives_down_and_can_be_deployed(aws: AwsServer) ->
     model = aws.boto3("sagemaker").describe_training_job(TrainingJobName=RUN.name("compile"))
     key = model["ModelArtifacts"]["S3ModelArtifacts"].split("/", 3)[3]
     aws.boto3("s3").upload_file("model.tar.gz", BUCKET, key)
-    made = told(neuron_sum("aws", "register", RUN.id, "--group", "summaries", *INSTANCE, "--json"))
+    made = told(neuron_sum("aws", "register", RUN.id, "--group", "summaries", *QUICK, "--json"))
     assert made["run"] == RUN.id
     down = told(neuron_sum("aws", "down", RUN.id, "--artifacts", "--every", "0.01", "--json"))
     assert [(each["group"], each["version"], each["run"]) for each in down["registered"]] == [(GROUP, 1, RUN.id)]
@@ -144,7 +144,7 @@ def foreign_group(aws: AwsServer) -> None:
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str, int]] = {
-    "a group's name": ((*REGISTER[:4], "a_b", *INSTANCE), "'a_b' is not the name of a model package group", 14),
+    "a group's name": ((*REGISTER[:4], "a_b", *QUICK), "'a_b' is not the name of a model package group", 14),
     "no scores": ((*REGISTER, "--scores", "nothing.json"), "nothing.json contains no scores", 4),
     "other scores": ((*REGISTER, "--scores", "other.json"), "other.json contains no scores", 4),
     "another instance": ((*REGISTER, "--instance", "ml.inf2.xlarge"), "was compiled for cpu", 14),
